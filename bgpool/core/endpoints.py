@@ -1,0 +1,95 @@
+"""The names of RDS and Aurora endpoints: what a name says about itself, and how it changes in a switchover."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from bgpool.core.limits import NAME_CHARS
+
+__all__ = ["EndpointName", "Kind", "normalise_host", "parse_endpoint"]
+
+
+class Kind(Enum):
+    """What an endpoint leads to. The value is the label's prefix before the account's DNS id."""
+
+    WRITER = "cluster-"
+    READER = "cluster-ro-"
+    CUSTOM = "cluster-custom-"
+    PROXY = "proxy-"
+    GLOBAL = "global-"
+    INSTANCE = ""
+
+
+_ENDPOINT = re.compile(
+    r"""
+    (?P<name>[^.]+)\.
+    (?P<kind>cluster-ro-|cluster-custom-|cluster-|proxy-|global-)?(?P<id>[^.]+)\.
+    (?P<zone>
+        [a-z0-9-]+\.rds\.amazonaws\.com(?:\.cn)?
+      | rds\.[a-z0-9-]+\.(?:amazonaws\.com\.cn|c2s\.ic\.gov|sc2s\.sgov\.gov)
+    )
+    """,
+    re.VERBOSE,
+)
+_GREEN = re.compile(r"(?P<base>.+)-green-[0-9a-z]{6}")
+_OLD = re.compile(r"(?P<base>.+)-old[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointName:
+    """The parts of ``<name>.<kind><id>.<zone>``, all lower-case.
+
+    Source: endpoint shapes of behaviour.md §2; the China and the two isolated partitions have zones of their own.
+    """
+
+    name: str
+    kind: Kind
+    id: str
+    zone: str
+
+    @property
+    def host(self) -> str:
+        """The whole host name."""
+        return f"{self.name}.{self.kind.value}{self.id}.{self.zone}"
+
+    @property
+    def is_green(self) -> bool:
+        """Whether the name carries ``-green-`` and six of [0-9a-z]."""
+        return _GREEN.fullmatch(self.name) is not None
+
+    @property
+    def is_old(self) -> bool:
+        """Whether this is old blue after a switchover, ``<name>-old1``."""
+        return _OLD.fullmatch(self.name) is not None
+
+    @property
+    def base(self) -> str:
+        """The name that blue and green have in common: without ``-green-xxxxxx`` or ``-oldN``."""
+        match = _GREEN.fullmatch(self.name) or _OLD.fullmatch(self.name)
+        return match["base"] if match else self.name
+
+    @property
+    def reader(self) -> EndpointName | None:
+        """The reader endpoint of the same cluster; None unless this is a writer endpoint."""
+        return EndpointName(self.name, Kind.READER, self.id, self.zone) if self.kind is Kind.WRITER else None
+
+    def instance(self, server_id: str) -> EndpointName:
+        """The instance endpoint of the server *server_id* in the same account, region and partition."""
+        return EndpointName(server_id.lower(), Kind.INSTANCE, self.id, self.zone)
+
+
+def normalise_host(host: str) -> str:
+    """*host* as names are compared: lower-case, no trailing dot, no surrounding blanks."""
+    return host.strip().rstrip(".").lower()
+
+
+def parse_endpoint(host: str) -> EndpointName | None:
+    """The parts of an RDS or Aurora endpoint; None for any other host name, an address, or an over-long name."""
+    if len(host) > NAME_CHARS + 1:
+        return None
+    match = _ENDPOINT.fullmatch(normalise_host(host))
+    if match is None:
+        return None
+    return EndpointName(match["name"], Kind(match["kind"] or ""), match["id"], match["zone"])

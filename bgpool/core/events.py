@@ -1,0 +1,92 @@
+"""What can happen to the state machine. Every event says when; nothing in the core asks a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bgpool.core.phase import Role
+
+__all__ = [
+    "Event",
+    "Instant",
+    "MetadataAbsent",
+    "ProbeFailed",
+    "Resolved",
+    "StatusRead",
+    "StatusRow",
+    "Tick",
+]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Instant:
+    """A moment on two clocks: *mono_ns* for every deadline, *wall_ns* (since 1970, UTC) for display alone."""
+
+    mono_ns: int
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRow:
+    """One row of the metadata, as the server gave it."""
+
+    endpoint: str
+    port: int
+    role: str
+    status: str
+    version: str = "1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. Nothing else has to happen for the switchover timer to run out."""
+
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRead:
+    """The metadata as the server of *role* tells it. No rows is an empty table, which is not an absent one.
+
+    Attributes:
+        servers: Ids of the servers of that side's topology (Aurora), the writer first; empty on RDS.
+    """
+
+    at: Instant
+    role: Role
+    rows: tuple[StatusRow, ...]
+    servers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataAbsent:
+    """The server of *role* answers, but has no metadata to be seen: no function, no table or no grant.
+
+    Attributes:
+        remedy: What was looked for and what would help, for a person.
+    """
+
+    at: Instant
+    role: Role
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """The server of *role* could not be reached or did not answer. That is no news: it never moves the phase."""
+
+    at: Instant
+    role: Role
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What names resolve to now. No addresses means that the name does not exist; a look-up that failed is left out."""
+
+    at: Instant
+    addresses: Mapping[str, tuple[str, ...]]
+
+
+Event = Tick | StatusRead | MetadataAbsent | ProbeFailed | Resolved

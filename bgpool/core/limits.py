@@ -1,0 +1,72 @@
+"""Every bound of bgpool: value, unit, and where the number comes from.
+
+Anything that waits, queues, stores or repeats ends at one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# -- what the segment may hold -----------------------------------------------------------------------------------
+
+#: A switchover has a dozen events and a process sees a few switchovers between restarts.
+TIMELINE_EVENTS: Final = 64
+
+#: Log lines kept in the snapshot for the process that relays them; a switchover writes fewer than ten.
+NOTICES: Final = 16
+
+#: Characters of one notice: a readiness line with a map of a dozen endpoints fits, and so does a summary table.
+NOTICE_CHARS: Final = 4000
+
+#: Endpoints of both roles. Aurora allows 15 readers a cluster, custom endpoints come on top.
+ENDPOINTS: Final = 64
+
+#: Addresses kept for one name; a reader endpoint resolves to one address at a time, a dual-stack name to a few.
+ADDRESSES_PER_NAME: Final = 16
+
+#: RFC 1035: a host name is at most 253 characters.
+NAME_CHARS: Final = 253
+
+# -- monitoring --------------------------------------------------------------------------------------------------
+
+#: The connect and statement timeout of a monitoring connection unless the user says otherwise, in seconds.
+#: Source: the AWS wrapper's default for its monitoring connections.
+MONITOR_CONNECT_TIMEOUT_S: Final = 10
+MONITOR_STATEMENT_TIMEOUT_S: Final = 10
+
+#: One look-up of one name, in seconds. The resolver runs apart from the status queries and never delays a phase.
+RESOLVE_TIMEOUT_S: Final = 5.0
+
+#: Shortest time between two look-ups of the same names, in seconds. The RDS zones have a TTL of 5 s, so a
+#: tenth of a second is already 50 times finer than what a cache lets through.
+RESOLVE_INTERVAL_S: Final = 0.1
+
+#: The monitor's heartbeat, in seconds; readers call a monitor silent after HEARTBEAT_STALE_S, and another may
+#: fence it off after HEARTBEAT_HUNG_S. Source: behaviour.md §5, replacement within 2 s, hang 5 s.
+HEARTBEAT_S: Final = 0.2
+HEARTBEAT_STALE_S: Final = 0.8
+HEARTBEAT_HUNG_S: Final = 4.0
+
+#: How long a monitor goes on when no process on the host uses its bg_id, in seconds. Longer than the pause
+#: between two workers of a server that recycles them.
+LINGER_S: Final = 10.0
+
+#: How long the starter of a monitor waits for its first heartbeat, in seconds: an interpreter's start on a
+#: machine where two hundred workers start at once.
+MONITOR_START_S: Final = 10.0
+
+# -- workers -----------------------------------------------------------------------------------------------------
+
+#: How often a worker's watcher looks whether monitor and segment are still there, in seconds.
+WATCH_INTERVAL_S: Final = 0.25
+
+#: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
+POLL_INTERVAL_S: Final = 0.01
+
+#: Pause between two attempts to connect while a switchover is under way, in seconds. A driver's own back-off
+#: starts at a second, which would be the longest part of the gap.
+RECONNECT_INTERVAL_S: Final = 0.02
+
+#: How often a reader tries again to read a slot that was rewritten under its eyes. A writer publishes a few
+#: times a second and a read takes microseconds, so a second attempt is already rare.
+READ_ATTEMPTS: Final = 32

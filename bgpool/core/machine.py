@@ -1,0 +1,360 @@
+"""The state machine of a switchover: ``step(snapshot, event) → snapshot``, a function and a table.
+
+Facts come in as events, with the time of each. The phase moves only along TRANSITIONS; a fact that does not fit the
+phase is remembered where it matters later and changes nothing else. What the monitor should do next (how often to
+poll, whom, which names to resolve) is not an effect of a step but follows from the snapshot: see core/plan.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from bgpool.core import topology
+from bgpool.core.endpoints import parse_endpoint
+from bgpool.core.events import Event, Instant, MetadataAbsent, ProbeFailed, Resolved, StatusRead, Tick
+from bgpool.core.limits import ADDRESSES_PER_NAME, ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
+from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
+from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
+from bgpool.core.timeline import CREATED_AGAIN, summary_table
+
+__all__ = ["TRANSITIONS", "Rules", "Signal", "step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The parameters that a step depends on.
+
+    Attributes:
+        switchover_timeout_ms: From PREPARATION, how long until a switchover counts as over. Positive.
+        release_on_blue_dns_update: Whether moved DNS alone ends IN_PROGRESS.
+    """
+
+    switchover_timeout_ms: int = 180_000
+    release_on_blue_dns_update: bool = True
+
+
+class Signal(Enum):
+    """What a fact says about the phase."""
+
+    AVAILABLE = "a role reads AVAILABLE"
+    INITIATED = "a role reads SWITCHOVER_INITIATED"
+    STARTED = "a role reads SWITCHOVER_IN_PROGRESS"
+    PROMOTED = "a role reads SWITCHOVER_IN_POST_PROCESSING"
+    FINISHED = "a role reads SWITCHOVER_COMPLETED, and no inventory says otherwise"
+    REVERTED = "green reads AVAILABLE again"
+    WITHDRAWN = "blue answers and has no deployment to tell of"
+    BLUE_MOVED = "every blue endpoint resolves to a new address"
+    SETTLED = "blue's names have moved and green's are gone"
+    TIMED_OUT = "the switchover timer has run out"
+
+
+_REPORTED: Final = {
+    Phase.CREATED: Signal.AVAILABLE,
+    Phase.PREPARATION: Signal.INITIATED,
+    Phase.IN_PROGRESS: Signal.STARTED,
+    Phase.POST: Signal.PROMOTED,
+}
+
+#: Where a signal leads from each phase. A pair that is not listed changes nothing: silence, an error or an old
+#: reading never undoes a switchover, and only green itself can say that it was rolled back, and only before POST.
+TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
+    (Phase.NOT_CREATED, Signal.AVAILABLE): Phase.CREATED,
+    (Phase.NOT_CREATED, Signal.INITIATED): Phase.PREPARATION,
+    (Phase.NOT_CREATED, Signal.STARTED): Phase.IN_PROGRESS,
+    (Phase.NOT_CREATED, Signal.PROMOTED): Phase.POST,
+    (Phase.NOT_CREATED, Signal.FINISHED): Phase.COMPLETED,
+    (Phase.CREATED, Signal.INITIATED): Phase.PREPARATION,
+    (Phase.CREATED, Signal.STARTED): Phase.IN_PROGRESS,
+    (Phase.CREATED, Signal.PROMOTED): Phase.POST,
+    (Phase.CREATED, Signal.FINISHED): Phase.COMPLETED,
+    (Phase.CREATED, Signal.WITHDRAWN): Phase.NOT_CREATED,
+    (Phase.PREPARATION, Signal.STARTED): Phase.IN_PROGRESS,
+    (Phase.PREPARATION, Signal.PROMOTED): Phase.POST,
+    (Phase.PREPARATION, Signal.FINISHED): Phase.COMPLETED,
+    (Phase.PREPARATION, Signal.REVERTED): Phase.CREATED,
+    (Phase.PREPARATION, Signal.TIMED_OUT): Phase.COMPLETED,
+    (Phase.IN_PROGRESS, Signal.PROMOTED): Phase.POST,
+    (Phase.IN_PROGRESS, Signal.BLUE_MOVED): Phase.POST,
+    (Phase.IN_PROGRESS, Signal.FINISHED): Phase.COMPLETED,
+    (Phase.IN_PROGRESS, Signal.REVERTED): Phase.CREATED,
+    (Phase.IN_PROGRESS, Signal.TIMED_OUT): Phase.COMPLETED,
+    (Phase.POST, Signal.SETTLED): Phase.COMPLETED,
+    (Phase.POST, Signal.FINISHED): Phase.COMPLETED,
+    (Phase.POST, Signal.TIMED_OUT): Phase.COMPLETED,
+    (Phase.COMPLETED, Signal.AVAILABLE): Phase.CREATED,
+    (Phase.COMPLETED, Signal.INITIATED): Phase.PREPARATION,
+    (Phase.COMPLETED, Signal.WITHDRAWN): Phase.NOT_CREATED,
+}
+
+
+def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
+    """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
+    snapshot = _check_timer(snapshot, event.at, rules)
+    match event:
+        case Tick():
+            return snapshot
+        case StatusRead():
+            return _status_read(snapshot, event, rules)
+        case MetadataAbsent():
+            return _metadata_absent(snapshot, event, rules)
+        case ProbeFailed():
+            return _probe_failed(snapshot, event)
+        case Resolved():
+            return _resolved(snapshot, event, rules)
+
+
+# -- facts -------------------------------------------------------------------------------------------------------
+
+
+def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    if snapshot.phase not in SWITCHING or at.mono_ns < snapshot.deadline_ns:
+        return snapshot
+    text = (
+        f"switchover still {snapshot.phase.name} after bg_switchover_timeout_ms="
+        f"{rules.switchover_timeout_ms}; taking it as completed"
+    )
+    return _signal(_notice(snapshot, logging.WARNING, "switchover", text), Signal.TIMED_OUT, at, rules)
+
+
+def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapshot:
+    if not event.rows:
+        return _withdrawn(snapshot, event.role, event.at, rules)
+    row = topology.counting_row(event.rows, event.role)
+    if row is None:
+        return snapshot
+    if row.version != "1.0":
+        text = f"metadata version {row.version!r} is not known, reading it as 1.0"
+        snapshot = _notice(snapshot, logging.WARNING, "monitor", text)
+    reading = PHASE_OF_STATUS.get(row.status.strip().upper())
+    if reading is None:
+        text = f"status {row.status!r} is not known and changes nothing; known are {', '.join(PHASE_OF_STATUS)}"
+        return _notice(snapshot, logging.WARNING, "monitor", text)
+    # The phase first: a deployment's first reading clears what an earlier deployment left.
+    before = snapshot.reading(event.role)
+    snapshot = _with_reading(snapshot, event.role, reading)
+    if reading is not before:
+        snapshot = _news(snapshot, event.role, before, reading, event.at, rules)
+    snapshot = _take_inventory(snapshot, event)
+    return _green_renamed(snapshot, event, row.endpoint)
+
+
+def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, at: Instant, rules: Rules) -> Snapshot:
+    """A role reads something else than it did. A reading that stays (frozen metadata) is never news again."""
+    if reading is Phase.COMPLETED:
+        # DNS has the last word where there is an inventory to compare it with.
+        known = snapshot.phase is Phase.POST and snapshot.ready
+        return snapshot if known else _signal(snapshot, Signal.FINISHED, at, rules)
+    if reading is Phase.CREATED and snapshot.phase in SWITCHING:
+        # "Again": green itself must have left AVAILABLE, or both sides must agree on it.
+        again = before is not None if role is Role.TARGET else snapshot.target_reading is Phase.CREATED
+        return _signal(snapshot, Signal.REVERTED, at, rules) if again else snapshot
+    return _signal(snapshot, _REPORTED[reading], at, rules)
+
+
+def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) -> Snapshot:
+    if snapshot.phase is Phase.NOT_CREATED:
+        snapshot = _notice(snapshot, logging.INFO, "monitor", event.remedy)
+    return _withdrawn(snapshot, event.role, event.at, rules)
+
+
+def _probe_failed(snapshot: Snapshot, event: ProbeFailed) -> Snapshot:
+    """No news. Worth a line only where it is not expected: a switchover cuts every connection."""
+    if snapshot.phase in SWITCHING:
+        return snapshot
+    text = f"{event.role.colour} does not answer the monitor: {event.error}"
+    return _notice(snapshot, logging.WARNING, "monitor", text)
+
+
+def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Snapshot:
+    """Blue's word alone counts, and never while traffic depends on what was recorded."""
+    if role is Role.TARGET or snapshot.pinned:
+        return snapshot
+    return _signal(snapshot, Signal.WITHDRAWN, at, rules)
+
+
+def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
+    if snapshot.phase is Phase.CREATED or (snapshot.phase in SWITCHING and not snapshot.ready):
+        return _check_ready(_record_addresses(snapshot, event))
+    if snapshot.phase <= Phase.PREPARATION:
+        return snapshot
+    if not snapshot.blue_moved and _moved(snapshot, event):
+        snapshot = _timeline(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
+        if rules.release_on_blue_dns_update:
+            snapshot = _signal(snapshot, Signal.BLUE_MOVED, event.at, rules)
+    green = [host.name for host in snapshot.hosts_of(Role.TARGET)]
+    gone = bool(green) and all(event.addresses.get(name) == () for name in green)
+    if gone and not snapshot.green_gone and snapshot.phase >= Phase.POST:
+        snapshot = _timeline(replace(snapshot, green_gone=True), event.at, "Green DNS removed")
+    return _unpin(snapshot, event.at, rules)
+
+
+# -- what facts mean ---------------------------------------------------------------------------------------------
+
+
+def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
+    phase = TRANSITIONS.get((snapshot.phase, signal))
+    return snapshot if phase is None else _enter(snapshot, phase, signal, at, rules)
+
+
+def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
+    before = snapshot.phase
+    if phase is Phase.NOT_CREATED:
+        return Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices)
+    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase))
+    if signal is Signal.REVERTED:
+        snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
+        return _summarise(_timeline(snapshot, at, CREATED_AGAIN))
+    if phase in (Phase.CREATED, Phase.PREPARATION):
+        snapshot = _begin_anew(snapshot, before)
+    if phase in SWITCHING and snapshot.deadline_ns == 0:
+        snapshot = replace(snapshot, deadline_ns=at.mono_ns + rules.switchover_timeout_ms * 1_000_000)
+    if phase is Phase.POST:
+        snapshot = replace(snapshot, pinned=True)
+    if phase is Phase.COMPLETED:
+        # Without evidence of a promotion (the timer, a cold start) there is nothing to pin to.
+        pinned = snapshot.pinned and not snapshot.blue_moved
+        snapshot = replace(snapshot, pinned=pinned, deadline_ns=0)
+    snapshot = _timeline(snapshot, at, phase.name)
+    return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
+
+
+def _makes_unfit(before: Phase, phase: Phase) -> int:
+    """1 where connections opened before must not be used after: at the drain, and at the release."""
+    drained = phase is Phase.IN_PROGRESS
+    released = phase in (Phase.POST, Phase.COMPLETED) and before < Phase.POST
+    return int(drained or released)
+
+
+def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
+    """Forget the last switchover's story and, after a completed one, its inventory too."""
+    if before is Phase.COMPLETED:
+        return Snapshot(
+            snapshot.bg_id,
+            snapshot.phase,
+            snapshot.epoch,
+            source_reading=snapshot.source_reading,
+            target_reading=snapshot.target_reading,
+            notices=snapshot.notices,
+        )
+    if snapshot.rolled_back:
+        return replace(snapshot, rolled_back=False, timeline=(), deadline_ns=0)
+    return snapshot
+
+
+def _take_inventory(snapshot: Snapshot, event: StatusRead) -> Snapshot:
+    """Record who belongs to which side, until the record is complete and a switchover begins."""
+    frozen = snapshot.ready and snapshot.phase is not Phase.CREATED
+    if frozen or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
+        return snapshot
+    hosts: list[Host] = []
+    for role in Role:
+        found = topology.hosts_from(event.rows, event.servers if role is event.role else (), role)
+        known = snapshot.hosts_of(role)
+        # Rows name both sides, but only a side's own server knows its topology.
+        found = found if role is event.role or not known else known
+        hosts += [replace(host, addresses=_addresses(snapshot, host.name)) for host in found or known]
+    hosts = hosts[:ENDPOINTS]
+    if tuple(hosts) == snapshot.hosts:
+        return _check_ready(snapshot)
+    blue = [host for host in hosts if host.role is Role.SOURCE]
+    green = [host for host in hosts if host.role is Role.TARGET]
+    twins = topology.correspondence(blue, green)
+    return _check_ready(replace(snapshot, hosts=tuple(hosts), twins=twins))
+
+
+def _addresses(snapshot: Snapshot, name: str) -> tuple[str, ...]:
+    host = snapshot.host(name)
+    return host.addresses if host is not None else ()
+
+
+def _record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
+    hosts = tuple(
+        replace(host, addresses=found[:ADDRESSES_PER_NAME])
+        if (found := event.addresses.get(host.name)) and found[:ADDRESSES_PER_NAME] != host.addresses
+        else host
+        for host in snapshot.hosts
+    )
+    return snapshot if hosts == snapshot.hosts else replace(snapshot, hosts=hosts)
+
+
+def _check_ready(snapshot: Snapshot) -> Snapshot:
+    """Readiness: both sides have spoken, every host has an address, every blue endpoint a counterpart."""
+    blue = snapshot.hosts_of(Role.SOURCE)
+    ready = (
+        bool(blue)
+        and bool(snapshot.hosts_of(Role.TARGET))
+        and len(snapshot.twins) == len(blue)
+        and None not in (snapshot.source_reading, snapshot.target_reading)
+        and all(host.addresses for host in snapshot.hosts)
+    )
+    if ready is snapshot.ready:
+        return snapshot
+    snapshot = replace(snapshot, ready=ready)
+    if not ready:
+        return snapshot
+    pairs = "; ".join(
+        f"{name} ({', '.join(_addresses(snapshot, name))}) -> {twin} ({', '.join(_addresses(snapshot, twin))})"
+        for name, twin in snapshot.twins
+    )
+    return _notice(snapshot, logging.INFO, "switchover", f"ready for a switchover: {pairs}")
+
+
+def _moved(snapshot: Snapshot, event: Resolved) -> bool:
+    """Whether every blue endpoint resolves, and to none of the addresses recorded for it."""
+    blue = [host for host in snapshot.hosts_of(Role.SOURCE) if host.addresses]
+    return bool(blue) and all(
+        (now := event.addresses.get(host.name, ())) and not set(now) & set(host.addresses) for host in blue
+    )
+
+
+def _green_renamed(snapshot: Snapshot, event: StatusRead, endpoint: str) -> Snapshot:
+    name = parse_endpoint(endpoint)
+    if event.role is not Role.TARGET or snapshot.renamed or snapshot.phase < Phase.POST:
+        return snapshot
+    if name is None or name.is_green:
+        return snapshot
+    return _timeline(replace(snapshot, renamed=True), event.at, "Green topology changed")
+
+
+def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    """Back to names, once blue's lead to green and green has taken them; COMPLETED once green's are gone too."""
+    if snapshot.pinned and snapshot.blue_moved and (snapshot.renamed or snapshot.green_gone):
+        snapshot = replace(snapshot, pinned=False)
+    if snapshot.blue_moved and snapshot.green_gone:
+        snapshot = _signal(snapshot, Signal.SETTLED, at, rules)
+    return snapshot
+
+
+# -- records -----------------------------------------------------------------------------------------------------
+
+
+def _with_reading(snapshot: Snapshot, role: Role, reading: Phase) -> Snapshot:
+    if snapshot.reading(role) is reading:
+        return snapshot
+    if role is Role.SOURCE:
+        return replace(snapshot, source_reading=reading)
+    return replace(snapshot, target_reading=reading)
+
+
+def _timeline(snapshot: Snapshot, at: Instant, event: str) -> Snapshot:
+    entry = TimelineEntry(at.mono_ns, at.wall_ns, event)
+    return replace(snapshot, timeline=(*snapshot.timeline, entry)[-TIMELINE_EVENTS:])
+
+
+def _summarise(snapshot: Snapshot) -> Snapshot:
+    table = summary_table(snapshot.timeline)
+    return _notice(snapshot, logging.INFO, "switchover", "\n" + table, once=False)
+
+
+def _notice(snapshot: Snapshot, level: int, logger: str, text: str, *, once: bool = True) -> Snapshot:
+    """Have *text* logged; with *once*, unless it is among the last lines already."""
+    text = text[:NOTICE_CHARS]
+    if once and any(notice.text == text for notice in snapshot.notices):
+        return snapshot
+    number = snapshot.notices[-1].number + 1 if snapshot.notices else 1
+    notice = Notice(number, level, f"bgpool.{logger}", text)
+    return replace(snapshot, notices=(*snapshot.notices, notice)[-NOTICES:])

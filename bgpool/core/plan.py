@@ -1,0 +1,86 @@
+"""What the monitor should be doing, as a function of what is true. A monitor that takes over does the same at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.snapshot import Snapshot
+
+__all__ = ["Intervals", "Plan", "Target", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """How often to read the status, in ms: nothing going on, a deployment exists, a switchover is under way."""
+
+    baseline_ms: int = 60_000
+    increased_ms: int = 1_000
+    high_ms: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a role's monitoring connection goes.
+
+    Attributes:
+        addresses: Recorded addresses to use instead of resolving *host*; empty to go by name.
+    """
+
+    host: str
+    port: int
+    addresses: tuple[str, ...] = ()
+
+    def supersedes(self, other: Target | None) -> bool:
+        """Whether a connection opened for *other* leads elsewhere: another name, or a name that may have moved."""
+        if other is None or (self.host, self.port) != (other.host, other.port):
+            return True
+        return bool(other.addresses) and not self.addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to watch, and how closely.
+
+    Attributes:
+        interval_ms: Between two readings of a role that answers.
+        retry_ms: Between two attempts to reach a role that does not.
+        source: Blue's monitoring connection; None to use the application's own endpoint.
+        target: Green's; None while there is no green to watch.
+        names: What to resolve, in every interval; empty while DNS has nothing to tell.
+    """
+
+    interval_ms: int
+    retry_ms: int
+    source: Target | None = None
+    target: Target | None = None
+    names: tuple[str, ...] = ()
+
+
+def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
+    """The plan for *snapshot*.
+
+    Source: behaviour.md §2, "Poll intervals" and "Inventory".
+    """
+    names = tuple(host.name for host in snapshot.hosts)
+    if snapshot.phase is Phase.NOT_CREATED:
+        return Plan(intervals.baseline_ms, intervals.increased_ms)
+    if snapshot.phase is Phase.COMPLETED:
+        # By name from here on: blue's endpoint now leads to the host that the next deployment starts from.
+        settled = snapshot.green_gone and not snapshot.pinned
+        return Plan(intervals.baseline_ms, intervals.increased_ms, names=() if settled else names)
+    switching = snapshot.phase in SWITCHING
+    return Plan(
+        intervals.high_ms if switching else intervals.increased_ms,
+        intervals.high_ms,
+        source=_target(snapshot, Role.SOURCE, by_address=switching),
+        target=_target(snapshot, Role.TARGET, by_address=switching),
+        names=names,
+    )
+
+
+def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | None:
+    hosts = snapshot.hosts_of(role)
+    if not hosts:
+        return None
+    return Target(hosts[0].name, hosts[0].port, hosts[0].addresses if by_address else ())

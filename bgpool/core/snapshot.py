@@ -1,0 +1,105 @@
+"""The snapshot: the whole state of a deployment as the monitor knows it, and as every worker reads it.
+
+There is no state beside it. A monitor that takes over goes on from the snapshot it finds; a reader that wonders
+whether the timer has run out steps the same snapshot with its own clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bgpool.core.phase import Phase, Role
+
+__all__ = ["Host", "Notice", "Snapshot", "TimelineEntry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One endpoint of the deployment, as inventoried before the switchover.
+
+    Attributes:
+        addresses: IP addresses recorded before the switchover; empty while not resolved.
+    """
+
+    name: str
+    port: int
+    role: Role
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    """Something that happened in a switchover; the rows of the summary table."""
+
+    mono_ns: int
+    wall_ns: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A log line for the application's own logs; the monitor is a process of its own, with logs nobody reads.
+
+    Attributes:
+        number: Counts from 1 and never falls, so that a line is relayed once.
+        level: A level of the logging module.
+    """
+
+    number: int
+    level: int
+    logger: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A deployment at one moment.
+
+    Attributes:
+        phase: Where the deployment stands.
+        epoch: Counts the decisions that make older connections unfit: up at IN_PROGRESS (drain) and up at the
+            release. A connection carries the epoch that it was about to be opened under; never falls.
+        ready: Inventory, addresses and the blue → green map are complete.
+        rolled_back: The last switchover went back to blue.
+        pinned: Blue endpoints lead to green's recorded addresses, because DNS has not followed yet.
+        blue_moved: Every blue endpoint resolves to a new address.
+        green_gone: The green names no longer resolve.
+        renamed: The green hosts have taken blue's names.
+        source_reading, target_reading: The last status that each role reported; a reading is news when it differs.
+        hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
+        twins: Blue name → green name, for every blue endpoint that has a counterpart.
+        deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
+    """
+
+    bg_id: str
+    phase: Phase = Phase.NOT_CREATED
+    epoch: int = 1
+    ready: bool = False
+    rolled_back: bool = False
+    pinned: bool = False
+    blue_moved: bool = False
+    green_gone: bool = False
+    renamed: bool = False
+    source_reading: Phase | None = None
+    target_reading: Phase | None = None
+    hosts: tuple[Host, ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
+    deadline_ns: int = 0
+    timeline: tuple[TimelineEntry, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+    def host(self, name: str) -> Host | None:
+        """The host called *name*; None if it takes no part."""
+        return next((host for host in self.hosts if host.name == name), None)
+
+    def hosts_of(self, role: Role) -> tuple[Host, ...]:
+        """The endpoints of one side."""
+        return tuple(host for host in self.hosts if host.role is role)
+
+    def twin(self, blue: str) -> Host | None:
+        """The green host that corresponds to the blue endpoint *blue*; None if there is none."""
+        return next((self.host(green) for name, green in self.twins if name == blue), None)
+
+    def reading(self, role: Role) -> Phase | None:
+        """The last status that *role* reported."""
+        return self.source_reading if role is Role.SOURCE else self.target_reading

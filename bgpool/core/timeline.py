@@ -1,0 +1,38 @@
+"""The summary of a switchover, in the form that users of the AWS wrappers know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import TimelineEntry
+
+__all__ = ["CREATED_AGAIN", "summary_table"]
+
+#: The last event of a switchover that went back to blue.
+CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
+
+_RULE = "-" * 82
+
+
+def summary_table(timeline: Sequence[TimelineEntry]) -> str:
+    """The events as a table: timestamp (UTC), offset in ms, event.
+
+    Time zero is IN_PROGRESS; in a rollback, and where IN_PROGRESS was never seen, it is PREPARATION, and failing
+    that the first event. Offsets come from the monotonic clock: a stepped wall clock bends the timestamps alone.
+
+    Source: the summary table of the AWS wrapper's Blue/Green page.
+    """
+    if not timeline:
+        return ""
+    rolled_back = timeline[-1].event == CREATED_AGAIN
+    order = (Phase.PREPARATION.name,) if rolled_back else (Phase.IN_PROGRESS.name, Phase.PREPARATION.name)
+    zero = next((e.mono_ns for name in order for e in timeline if e.event == name), timeline[0].mono_ns)
+    rows = [_RULE, f"{'timestamp':<26}{'time offset (ms)':>24}{'event':>32}", _RULE]
+    for entry in timeline:
+        stamp = datetime.fromtimestamp(entry.wall_ns / 1e9, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
+        offset = f"{round((entry.mono_ns - zero) / 1e6)} ms"
+        rows.append(f"{stamp:>26}{offset:>24}{entry.event:>32}")
+    rows.append(_RULE)
+    return "\n".join(rows)

@@ -1,0 +1,96 @@
+"""From metadata rows to the endpoints of both sides, and from a blue endpoint to its green counterpart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bgpool.core.endpoints import Kind, normalise_host, parse_endpoint
+from bgpool.core.events import StatusRow
+from bgpool.core.phase import Role
+from bgpool.core.snapshot import Host
+
+__all__ = ["correspondence", "counting_row", "hosts_from"]
+
+#: An instance endpoint, or a host name of no known shape, which can only be one host.
+_INSTANCES = (Kind.INSTANCE, None)
+
+
+def counting_row(rows: Iterable[StatusRow], role: Role) -> StatusRow | None:
+    """The row that speaks for *role*: its writer cluster endpoint, else an instance endpoint, never old blue.
+
+    Source: behaviour.md §2; RDS lists one instance per role, Aurora the cluster and its instances.
+    """
+    mine = _rows_of(rows, role)
+    return next(
+        (row for row in mine if _kind(row.endpoint) is Kind.WRITER),
+        next((row for row in mine if _kind(row.endpoint) in _INSTANCES), None),
+    )
+
+
+def hosts_from(rows: Sequence[StatusRow], servers: Sequence[str], role: Role) -> tuple[Host, ...]:
+    """Every endpoint of *role* that the metadata and the topology name, each once, the counting one first.
+
+    Args:
+        rows: The metadata of either side; rows of the other role are passed over.
+        servers: Server ids of this side's topology; empty where the rows name the instances themselves.
+        role: The side asked for.
+    """
+    first = counting_row(rows, role)
+    if first is None:
+        return ()
+    names = [normalise_host(first.endpoint)]
+    endpoint = parse_endpoint(first.endpoint)
+    if endpoint is not None:
+        names += [endpoint.reader.host] if endpoint.reader is not None else []
+        names += [endpoint.instance(server).host for server in servers]
+    names += [normalise_host(row.endpoint) for row in _rows_of(rows, role)]
+    return tuple(Host(name, first.port, role) for name in dict.fromkeys(names))
+
+
+def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[str, str], ...]:
+    """Blue name → green name for every blue endpoint, as far as green has anything to offer.
+
+    Writer to writer; cluster, reader and custom endpoints to their twins by base name; a blue instance to the
+    green one with the same base name, else the rest in sorted order round-robin over green's readers, else to
+    green's writer. Both sides come with the counting endpoint first and the writer before other instances.
+
+    Source: behaviour.md §2, "Correspondence".
+    """
+    if not green:
+        return ()
+    by_base = {_base_key(host.name): host.name for host in reversed(green)}
+    instances = [host.name for host in green if _kind(host.name) in _INSTANCES]
+    readers = sorted(instances[1:])
+    pairs: list[tuple[str, str]] = []
+    unmatched = 0
+    for host in (*blue[:1], *sorted(blue[1:], key=lambda host: host.name)):
+        twin = green[0].name if host is blue[0] else by_base.get(_base_key(host.name))
+        if twin is None and readers and _kind(host.name) in _INSTANCES:
+            twin = readers[unmatched % len(readers)]
+            unmatched += 1
+        pairs.append((host.name, twin or green[0].name))
+    return tuple(pairs)
+
+
+def _rows_of(rows: Iterable[StatusRow], role: Role) -> list[StatusRow]:
+    """The rows of *role* that count: with an endpoint, and not old blue's."""
+    return [
+        row
+        for row in rows
+        if row.role.strip().upper() == role.value and row.endpoint.strip() and not _is_old(row.endpoint)
+    ]
+
+
+def _base_key(host: str) -> tuple[str, Kind | None]:
+    name = parse_endpoint(host)
+    return (name.base, name.kind) if name is not None else (host, None)
+
+
+def _kind(host: str) -> Kind | None:
+    name = parse_endpoint(host)
+    return name.kind if name is not None else None
+
+
+def _is_old(host: str) -> bool:
+    name = parse_endpoint(host)
+    return name is not None and name.is_old

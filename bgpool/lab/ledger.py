@@ -1,0 +1,149 @@
+"""A table that applications write to, and the judge that finds every lost, doubled or split-brain row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from psycopg import sql
+
+from bgpool.lab.pair import DATABASE, ROLE, Pair
+from bgpool.lab.postgres import PostgresServer
+
+Key = tuple[int, int, int]
+"""Worker, thread and that thread's own running number: what a client knows of its row."""
+
+INSERT_SQL = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
+"""What a client executes, with a `Key` as parameters; psycopg's and PyMySQL's placeholders alike."""
+
+MOST_EXAMPLES = 20
+
+# Deliberately no unique key on (worker, thread, n): a row that was written twice must be found, not refused.
+_CREATE = """
+CREATE TABLE ledger (
+    seq bigserial PRIMARY KEY,
+    worker integer NOT NULL,
+    thread integer NOT NULL,
+    n integer NOT NULL,
+    at timestamptz DEFAULT clock_timestamp()
+)
+"""
+
+
+class Row(NamedTuple):
+    """A row as a server holds it. *seq* and *at* tell two writes of one key apart."""
+
+    seq: int
+    worker: int
+    thread: int
+    n: int
+    at: datetime
+
+    @property
+    def key(self) -> Key:
+        """The part that the client chose."""
+        return self.worker, self.thread, self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the rows. Counts are exact; the examples are the first `MOST_EXAMPLES`, in order."""
+
+    acknowledged: int
+    """Distinct keys whose commit was reported to a client."""
+
+    lost: int
+    """Acknowledged keys that the surviving primary does not hold."""
+
+    doubled: int
+    """Keys that it holds more than once: a statement was replayed."""
+
+    split: int
+    """Rows of the other server that it does not hold: written on a primary that was no longer one."""
+
+    landed: int
+    """Of the keys whose outcome the client could not know, those that were written. Either is right."""
+
+    unexplained: int
+    """Keys that are there though no client reported them, as acknowledged or unknown.
+
+    A client that was killed leaves some."""
+
+    lost_examples: tuple[Key, ...] = ()
+    doubled_examples: tuple[Key, ...] = ()
+    split_examples: tuple[Row, ...] = ()
+    unexplained_examples: tuple[Key, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Nothing lost, doubled or split."""
+        return not (self.lost or self.doubled or self.split)
+
+
+def create(pair: Pair) -> None:
+    """Create the empty table on blue, owned by the application's role; a ledger that is there goes."""
+    with pair.blue.superuser(DATABASE) as connection, connection.transaction():
+        connection.execute("DROP TABLE IF EXISTS ledger")
+        connection.execute(_CREATE)
+        connection.execute(sql.SQL("ALTER TABLE ledger OWNER TO {}").format(sql.Identifier(ROLE)))
+
+
+def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
+    """Judge a switchover: green holds every acknowledged row once, and blue none that green does not hold.
+
+    Clients must be done. No cut-off is needed: green is a physical copy of blue, so what was replicated is
+    there with the same seq and time, and a row of blue that differs in any of these was written after the
+    cut.
+
+    Args:
+        pair: With both servers running.
+        acknowledged: Keys whose commit a client saw.
+        unknown: Keys of statements that were cut before an answer.
+
+    Raises:
+        psycopg.Error: A server does not answer.
+    """
+    return _verdict(read(pair.green), read(pair.blue), acknowledged, unknown)
+
+
+def judge_rollback(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
+    """Judge a rollback: blue holds every acknowledged row once, and green none that blue does not hold.
+
+    Arguments and errors as for `judge`. Green may lag behind; that is no fault.
+    """
+    # Green first: a row that reaches it between the two readings must not look like one that blue lacks.
+    green = read(pair.green)
+    return _verdict(read(pair.blue), green, acknowledged, unknown)
+
+
+def read(server: PostgresServer) -> list[Row]:
+    """Every row of the ledger on *server*, in the order of seq."""
+    rows = server.execute("SELECT seq, worker, thread, n, at FROM ledger ORDER BY seq", database=DATABASE)
+    return [Row(*row) for row in rows]
+
+
+def _verdict(
+    survivor: list[Row], other: list[Row], acknowledged: Iterable[Key], unknown: Iterable[Key]
+) -> Verdict:
+    reported, uncertain = set(acknowledged), set(unknown)
+    held = Counter(row.key for row in survivor)
+    identities = set(survivor)
+    lost = sorted(reported - held.keys())
+    doubled = sorted(key for key, count in held.items() if count > 1)
+    split = [row for row in other if row not in identities]
+    unexplained = sorted(held.keys() - reported - uncertain)
+    return Verdict(
+        acknowledged=len(reported),
+        lost=len(lost),
+        doubled=len(doubled),
+        split=len(split),
+        landed=len((uncertain - reported) & held.keys()),
+        unexplained=len(unexplained),
+        lost_examples=tuple(lost[:MOST_EXAMPLES]),
+        doubled_examples=tuple(doubled[:MOST_EXAMPLES]),
+        split_examples=tuple(split[:MOST_EXAMPLES]),
+        unexplained_examples=tuple(unexplained[:MOST_EXAMPLES]),
+    )

@@ -1,0 +1,1 @@
+"""What each engine's metadata looks like, and how to ask for it."""

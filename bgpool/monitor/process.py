@@ -1,0 +1,141 @@
+"""The monitor's main loop, the only endless one: events in, snapshot out, and a sign of life in between."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bgpool.core.events import Event, Tick
+from bgpool.core.limits import HEARTBEAT_S, LINGER_S, MONITOR_STATEMENT_TIMEOUT_S
+from bgpool.core.machine import step
+from bgpool.core.phase import Role
+from bgpool.core.plan import Target, plan
+from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.monitor import election
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.dialects.postgres import PostgresSession
+from bgpool.monitor.lookup import Lookup
+from bgpool.monitor.probe import Probe, Session, now
+from bgpool.resolver import Resolver, make_resolver
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import anybody_present
+from bgpool.segment.writer import Writer
+
+__all__ = ["Monitor", "run_monitor"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
+
+
+def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> bool:
+    """Be the monitor until nobody needs one.
+
+    Args:
+        config: What to watch.
+        linger_s: How long to go on when no process uses the bg_id, in seconds; None for ever.
+
+    Returns:
+        Whether this process was the monitor; False if another one lives.
+
+    Raises:
+        SegmentError: The run directory or the segment cannot be used.
+    """
+    directory = Path(config.run_dir)
+    prepare_run_dir(directory)
+    files = RunFiles.of(directory, config.bg_id)
+    tenure = election.claim(files, config.bg_id)
+    if tenure is None:
+        return False
+    writer = Writer(files, tenure.term, tenure.snapshot)
+    _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term)
+    Monitor(config, files, writer, tenure.snapshot).run(linger_s)
+    tenure.lock.release()
+    return True
+
+
+class Monitor:
+    """Turns what probes and look-ups tell into published snapshots."""
+
+    def __init__(self, config: MonitorConfig, files: RunFiles, writer: Writer, snapshot: Snapshot) -> None:
+        self._config: Final = config
+        self._files: Final = files
+        self._writer: Final = writer
+        self._snapshot = snapshot
+        self._events: Final[queue.Queue[Event]] = queue.Queue()
+        self._probes: Final = {role: Probe(role, self._connector(), self._events) for role in Role}
+        self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
+        self._stopping: Final = threading.Event()
+
+    def stop(self) -> None:
+        """End run() within a heartbeat."""
+        self._stopping.set()
+
+    def run(self, linger_s: float | None) -> None:
+        """Watch until stopped, replaced, or unneeded for *linger_s* seconds."""
+        self._replan()
+        for thread in (*self._probes.values(), self._lookup):
+            thread.start()
+        needed_at = beat_at = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                self._take(self._events.get(timeout=max(0.0, beat_at + HEARTBEAT_S - time.monotonic())))
+            except queue.Empty:
+                self._take(Tick(now()))
+            if time.monotonic() < beat_at + HEARTBEAT_S:
+                continue
+            beat_at = time.monotonic()
+            if not self._writer.is_in_place():
+                _logger.warning("another monitor has taken over, or the segment was removed; leaving")
+                return
+            self._writer.beat()
+            for probe in self._probes.values():
+                probe.cut_if_stuck(MONITOR_STATEMENT_TIMEOUT_S)
+            if linger_s is None or anybody_present(self._files):
+                needed_at = beat_at
+            elif beat_at - needed_at > linger_s:
+                _logger.info("nobody has used bg_id %r for %.0f s; leaving", self._config.bg_id, linger_s)
+                return
+
+    def _take(self, event: Event) -> None:
+        """One event; what changes is published before anything else is done about it."""
+        before = self._snapshot
+        after = step(before, event, self._config.rules)
+        if after == before:
+            return
+        self._snapshot = after
+        self._writer.publish(after)
+        for notice in after.notices:
+            if not before.notices or notice.number > before.notices[-1].number:
+                _log(notice)
+        if after.phase is not before.phase:
+            _logger.info("phase %s -> %s", before.phase.name, after.phase.name)
+        self._replan()
+
+    def _replan(self) -> None:
+        todo = plan(self._snapshot, self._config.intervals)
+        targets = {Role.SOURCE: todo.source or self._config.entrance, Role.TARGET: todo.target}
+        for role, target in targets.items():
+            self._probes[role].assign(target, interval_ms=todo.interval_ms, retry_ms=todo.retry_ms)
+        self._lookup.assign(todo.names, interval_ms=todo.interval_ms)
+
+    def _connector(self) -> Callable[[Target], Session]:
+        resolver = make_resolver(self._config.resolver)
+        return lambda target: PostgresSession(self._config.params, _resolved(target, resolver, self._config))
+
+
+def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:
+    """*target* with an address, where bgpool's own resolver is to find it and not the system's."""
+    if target.addresses or config.resolver == "system" or not target.host or target.host.startswith("/"):
+        return target
+    addresses = resolver.resolve(target.host)
+    if not addresses:
+        raise OSError(f"{target.host} does not exist")
+    return Target(target.host, target.port, addresses)
+
+
+def _log(notice: Notice) -> None:
+    logging.getLogger(notice.logger).log(notice.level, "%s", notice.text)

@@ -1,0 +1,128 @@
+"""A snapshot as msgpack and back. What comes back was in a file, so it is believed only as far as it fits."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgpack
+
+from bgpool.core.limits import (
+    ADDRESSES_PER_NAME,
+    ENDPOINTS,
+    NAME_CHARS,
+    NOTICE_CHARS,
+    NOTICES,
+    TIMELINE_EVENTS,
+)
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
+from bgpool.errors import SegmentError
+
+__all__ = ["decode", "encode"]
+
+_ROLES: Final = tuple(Role)
+_KEYS: Final = (
+    "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
+    "source_reading", "target_reading", "hosts", "twins", "deadline_ns", "timeline", "notices",
+)  # fmt: skip
+_MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """*snapshot* as a msgpack map, field by field."""
+    fields = {key: getattr(snapshot, key) for key in _KEYS}
+    fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
+    fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event) for e in snapshot.timeline]
+    fields["notices"] = [(n.number, n.level, n.logger, n.text) for n in snapshot.notices]
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def decode(payload: bytes) -> Snapshot:
+    """The snapshot in *payload*.
+
+    Raises:
+        SegmentError: It is not one: not msgpack, a key too many or too few, a value of a wrong type or size.
+    """
+    try:
+        fields = msgpack.unpackb(
+            payload,
+            use_list=False,
+            max_map_len=len(_KEYS),
+            max_array_len=_MAX_ITEMS,
+            max_str_len=4 * NOTICE_CHARS,
+            max_bin_len=0,
+            max_ext_len=0,
+        )
+        return _snapshot(fields)
+    # Whatever msgpack or an unpacking of tuples makes of hostile bytes, it is one thing to the reader.
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise SegmentError(f"snapshot cannot be decoded: {error}") from None
+    except msgpack.UnpackException as error:
+        raise SegmentError(f"snapshot cannot be decoded: {type(error).__name__}") from None
+
+
+def _snapshot(fields: Any) -> Snapshot:
+    if not isinstance(fields, dict) or set(fields) != set(_KEYS):
+        raise ValueError("its fields are not those of a snapshot")
+    return Snapshot(
+        bg_id=_text(fields["bg_id"], NAME_CHARS),
+        phase=Phase(_integer(fields["phase"])),
+        epoch=_integer(fields["epoch"]),
+        ready=_flag(fields["ready"]),
+        rolled_back=_flag(fields["rolled_back"]),
+        pinned=_flag(fields["pinned"]),
+        blue_moved=_flag(fields["blue_moved"]),
+        green_gone=_flag(fields["green_gone"]),
+        renamed=_flag(fields["renamed"]),
+        source_reading=_reading(fields["source_reading"]),
+        target_reading=_reading(fields["target_reading"]),
+        hosts=tuple(_host(*item) for item in _items(fields["hosts"])),
+        twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),
+        deadline_ns=_integer(fields["deadline_ns"]),
+        timeline=tuple(
+            TimelineEntry(_integer(mono), _integer(wall), _text(event, NAME_CHARS))
+            for mono, wall, event in _items(fields["timeline"])
+        ),
+        notices=tuple(
+            Notice(_integer(number), _integer(level), _text(logger, NAME_CHARS), _text(text, NOTICE_CHARS))
+            for number, level, logger, text in _items(fields["notices"])
+        ),
+    )
+
+
+def _host(name: object, port: object, role: object, addresses: object) -> Host:
+    return Host(
+        _text(name, NAME_CHARS),
+        _integer(port),
+        _ROLES[_integer(role)],
+        tuple(_text(address, NAME_CHARS) for address in _items(addresses)),
+    )
+
+
+def _reading(value: object) -> Phase | None:
+    return None if value is None else Phase(_integer(value))
+
+
+def _items(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, tuple):
+        raise TypeError(f"an array was expected, not {type(value).__name__}")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"a whole number was expected, not {type(value).__name__}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false was expected, not {type(value).__name__}")
+    return value
+
+
+def _text(value: object, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise TypeError(f"a text of at most {most} characters was expected")
+    return value

@@ -1,0 +1,142 @@
+"""The run directory and its files: where they are, whose they must be, and how they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bgpool.errors import SegmentError
+
+__all__ = ["RunFiles", "default_run_dir", "open_checked", "prepare_run_dir"]
+
+_PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The files of one bg_id in one run directory.
+
+    Attributes:
+        directory: The run directory; private to the user.
+        stem: The bg_id, or a digest of it where it would not do as a file name.
+    """
+
+    directory: Path
+    stem: str
+
+    @classmethod
+    def of(cls, directory: Path, bg_id: str) -> RunFiles:
+        """The files of *bg_id* in *directory*; nothing is touched."""
+        plain = _PLAIN_ID.fullmatch(bg_id)
+        # The tilde keeps a digest from ever being somebody's bg_id.
+        digest = hashlib.sha256(bg_id.encode()).hexdigest()[:32]
+        return cls(directory, bg_id if plain else f"~{digest}")
+
+    @property
+    def segment(self) -> Path:
+        """The mapped file that the monitor writes."""
+        return self.directory / f"{self.stem}.segment"
+
+    @property
+    def presence(self) -> Path:
+        """The file on which every process that uses the bg_id holds a shared lock."""
+        return self.directory / f"{self.stem}.presence"
+
+    @property
+    def spawning(self) -> Path:
+        """The lock of the process that is starting a monitor."""
+        return self.directory / f"{self.stem}.spawning.lock"
+
+    @property
+    def relay(self) -> Path:
+        """The lock of the process that relays the monitor's notices into its own logs."""
+        return self.directory / f"{self.stem}.relay.lock"
+
+    @property
+    def log(self) -> Path:
+        """The monitor's own log file."""
+        return self.directory / f"{self.stem}.log"
+
+    def tenure(self, term: int) -> Path:
+        """The lock that the monitor of *term* holds for as long as it lives."""
+        return self.directory / f"{self.stem}.term-{term}.lock"
+
+
+def default_run_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the segment lives unless the user says otherwise.
+
+    ``$BGPOOL_RUN_DIR``, else ``bgpool`` in ``$XDG_RUNTIME_DIR``, else ``bgpool-<uid>`` in /dev/shm, which is memory,
+    else in the temporary directory.
+    """
+    if chosen := environ.get("BGPOOL_RUN_DIR"):
+        return Path(chosen)
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "bgpool"
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return parent / f"bgpool-{os.geteuid()}"
+
+
+def prepare_run_dir(directory: Path) -> None:
+    """Make *directory* if it is not there, and make sure that nobody else can write to it.
+
+    Raises:
+        SegmentError: It cannot be made, is a link or no directory, has another owner, or is open to others.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except OSError as error:
+        raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise SegmentError(f"run directory {directory} is not a directory")
+    _check_private(found, f"run directory {directory}")
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise SegmentError(f"run directory {directory} cannot be written by user {os.geteuid()}")
+
+
+def open_checked(path: Path, flags: int) -> int:
+    """Open a file of the run directory without following a link or waiting for a FIFO's other end.
+
+    Args:
+        path: The file.
+        flags: As for os.open; with O_CREAT the file is made private to the user.
+
+    Returns:
+        A file descriptor that is not inherited.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SegmentError: It is not a regular file, has another owner, or others can read or write it.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SegmentError(f"{path} cannot be opened: {error.strerror}") from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise SegmentError(f"{path} is not a regular file")
+        _check_private(found, str(path))
+    except SegmentError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_private(found: os.stat_result, what: str) -> None:
+    if found.st_uid != os.geteuid():
+        raise SegmentError(f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if found.st_mode & 0o077:
+        raise SegmentError(
+            f"{what} has mode {stat.S_IMODE(found.st_mode):04o}; no rights for group and others are allowed"
+        )

@@ -1,0 +1,179 @@
+"""The workers' side of a segment: one comparison of a mapped word while nothing changes.
+
+A reader never waits for the writer, never takes a lock, and keeps its last good snapshot whatever it finds.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import mmap
+import os
+import time
+from typing import Final, NamedTuple
+
+from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import SegmentError
+from bgpool.segment import layout, wake
+from bgpool.segment.boot import boot_id
+from bgpool.segment.codec import decode
+from bgpool.segment.paths import RunFiles, open_checked
+
+__all__ = ["Reader", "Reading", "SegmentMap"]
+
+_logger: Final = logging.getLogger("bgpool.segment")
+_NOTHING: Final = memoryview(array.array("Q", [0]))
+
+
+class SegmentMap:
+    """One segment file, mapped.
+
+    Attributes:
+        word: The sequence, live: ``word[0]`` is what the writer last published.
+        beat: The heartbeat, live, in ns on the monotonic clock.
+        inode: Device and inode of the file, to tell whether the path still leads to it.
+    """
+
+    def __init__(self, files: RunFiles, *, write: bool = False) -> None:
+        """Map the segment of *files*.
+
+        Raises:
+            FileNotFoundError: There is none.
+            SegmentError: It is not to be trusted or not of this boot.
+        """
+        fd = open_checked(files.segment, os.O_RDWR if write else os.O_RDONLY)
+        try:
+            found = os.fstat(fd)
+            if found.st_size != layout.FILE_BYTES:
+                raise SegmentError(f"{files.segment} has {found.st_size} bytes instead of {layout.FILE_BYTES}")
+            access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
+            self.memory: Final = mmap.mmap(fd, layout.FILE_BYTES, access=access)
+        finally:
+            os.close(fd)
+        self.view: Final = memoryview(self.memory)
+        self.inode: Final = (found.st_dev, found.st_ino)
+        self.header: Final = layout.unpack_header(bytes(self.view[: layout.SEQUENCE_OFFSET]))
+        if self.header.boot_id != boot_id():
+            raise SegmentError(f"{files.segment} is of another boot")
+        words = self.view[: layout.HEADER_BYTES].cast("Q")
+        self.word: Final = words[layout.SEQUENCE_OFFSET // 8 :]
+        self.beat: Final = words[layout.HEARTBEAT_OFFSET // 8 :]
+        self.address: Final = wake.address_of(self.memory, layout.SEQUENCE_OFFSET)
+
+    def read(self) -> tuple[int, Snapshot] | None:
+        """The newest snapshot and its sequence; None before the first one and after the segment was superseded.
+
+        Raises:
+            SegmentError: The slot does not hold what the word announces.
+        """
+        for attempt in range(READ_ATTEMPTS):
+            sequence = self.word[0]
+            if sequence in (0, layout.SUPERSEDED):
+                return None
+            offset = layout.slot_offset(sequence)
+            payload = layout.unpack_slot(self.view[offset : offset + layout.SLOT_BYTES], sequence)
+            if payload is not None:
+                return sequence, decode(payload)
+            # Rewritten under our eyes, or the bytes are not visible yet: let the writer's processor catch up.
+            time.sleep(0.0001 * (attempt > 1))
+        raise SegmentError(f"segment holds no whole snapshot {sequence} after {READ_ATTEMPTS} attempts")
+
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the monitor's last sign of life; infinite for one that lies in the future."""
+        age = time.monotonic_ns() - self.beat[0]
+        return age / 1e9 if age >= 0 else float("inf")
+
+
+class Reading(NamedTuple):
+    """What was read, and where: all of it from one mapping.
+
+    Attributes:
+        word: The live sequence word. After a change of monitor there is a new one, and the old never matches again.
+        sequence: What the word said; 0 while there is no segment.
+        snapshot: The last good snapshot; None before the first.
+        mapped: The mapping; None while there is no segment.
+    """
+
+    word: memoryview
+    sequence: int
+    snapshot: Snapshot | None
+    mapped: SegmentMap | None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was published since."""
+        return self.mapped is not None and bool(self.word[0] == self.sequence)
+
+    def wait_changed(self, timeout_s: float) -> bool:
+        """Wait until something else is published, at most *timeout_s* seconds; whether it was."""
+        address = self.mapped.address if self.mapped is not None else 0
+        return wake.wait_changed(self.word, address, self.sequence, timeout_s)
+
+
+class Reader:
+    """What a process knows of a deployment: the newest snapshot, kept up to date without blocking.
+
+    Safe to use from any number of threads: the reading is replaced as a whole.
+    """
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files: Final = files
+        self._complained = ""
+        self._reading = Reading(_NOTHING, 0, None, None)
+
+    def __repr__(self) -> str:
+        phase = self._reading.snapshot.phase.name if self._reading.snapshot else None
+        return f"<Reader {self._files.segment} sequence={self._reading.sequence} phase={phase}>"
+
+    def refresh(self) -> Reading:
+        """The newest snapshot; the last good one if there is nothing better. Never raises, never blocks."""
+        reading = self._reading
+        if reading.is_current:
+            return reading
+        if reading.mapped is None or reading.word[0] == layout.SUPERSEDED:
+            reading = self._remap(reading)
+        if reading.mapped is None:
+            return reading
+        sequence = reading.word[0]
+        snapshot = reading.snapshot
+        try:
+            if (found := reading.mapped.read()) is not None:
+                sequence, snapshot = found
+        except SegmentError as error:
+            # Not to be read again before it is written again: a broken slot must not make every checkout slow.
+            self._complain(error)
+        self._reading = Reading(reading.word, sequence, snapshot, reading.mapped)
+        return self._reading
+
+    def check_path(self) -> None:
+        """Map anew if the path leads to another file than the one mapped, or to one at last."""
+        try:
+            found = self._files.segment.stat()
+        except OSError:
+            return
+        mapped = self._reading.mapped
+        if mapped is None or (found.st_dev, found.st_ino) != mapped.inode:
+            self._reading = self._remap(self._reading)
+
+    def monitor_is_silent(self) -> bool:
+        """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""
+        mapped = self._reading.mapped
+        return mapped is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S
+
+    def _remap(self, reading: Reading) -> Reading:
+        try:
+            mapped = SegmentMap(self._files)
+        except FileNotFoundError:
+            return reading
+        except SegmentError as error:
+            self._complain(error)
+            return reading
+        # Sequence 0 is never published: the next look reads the slot.
+        return Reading(mapped.word, 0, reading.snapshot, mapped)
+
+    def _complain(self, error: SegmentError) -> None:
+        """Say once what is wrong with the file; the last good snapshot, or a plain pool, goes on."""
+        if str(error) != self._complained:
+            self._complained = str(error)
+            _logger.warning("segment refused: %s", error)

@@ -1,0 +1,122 @@
+"""Sleeping in the kernel until a word of the mapping changes, and waking all who do, in every process of the host.
+
+Where the kernel cannot help (no futex, or threads are gevent's, which a sleeping kernel call would stop), waiting
+is a loop of short sleeps with the ``time.sleep`` in force, which gevent has made its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bgpool.core.limits import POLL_INTERVAL_S
+
+__all__ = ["address_of", "wait_changed", "wake_all"]
+
+#: The futex system call by machine. Source: asm/unistd.h of the kernel; elsewhere waiting polls.
+_SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
+_FUTEX_WAIT: Final = 0
+_FUTEX_WAKE: Final = 1
+_EVERYBODY: Final = 2**31 - 1
+#: The futex sees 32 bits: the half of the word that counts.
+_LOW_HALF: Final = 0 if sys.byteorder == "little" else 4
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _PyBuffer(ctypes.Structure):
+    """CPython's Py_buffer: the one way to the address of a mapping that is mapped for reading alone."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def _find_futex() -> Callable[..., int] | None:
+    if sys.platform != "linux" or _SYS_FUTEX is None:
+        return None
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    return syscall  # type: ignore[no-any-return]  # ctypes functions have no static type
+
+
+_FUTEX: Final = _find_futex()
+
+
+def address_of(mapping: mmap.mmap, offset: int) -> int:
+    """The address of *offset* in *mapping*; good for as long as the mapping lives."""
+    view = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(view), 0)
+    address = int(view.buf)
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+    return address + offset
+
+
+def wait_changed(word: memoryview, address: int, seen: int, timeout_s: float) -> bool:
+    """Wait until ``word[0]`` is no longer *seen*.
+
+    Args:
+        word: The mapped word as a view of one unsigned 64-bit integer.
+        address: Where it is, see address_of; 0 polls.
+        seen: The value last seen.
+        timeout_s: Longest wait in seconds, >= 0.
+
+    Returns:
+        Whether the word has changed.
+    """
+    deadline = time.monotonic() + timeout_s
+    while word[0] == seen:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        if _FUTEX is not None and address and not _green_threads():
+            limit = _Timespec(int(left), int(left % 1 * 1e9))
+            # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
+            _FUTEX(
+                ctypes.c_long(_SYS_FUTEX or 0),
+                ctypes.c_void_p(address + _LOW_HALF),
+                ctypes.c_long(_FUTEX_WAIT),
+                ctypes.c_uint32(seen & 0xFFFFFFFF),
+                ctypes.byref(limit),
+                None,
+                ctypes.c_long(0),
+            )
+        else:
+            time.sleep(min(left, POLL_INTERVAL_S))
+    return True
+
+
+def wake_all(address: int) -> None:
+    """Wake every thread of every process that waits on the word at *address*."""
+    if _FUTEX is not None:
+        _FUTEX(
+            ctypes.c_long(_SYS_FUTEX or 0),
+            ctypes.c_void_p(address + _LOW_HALF),
+            ctypes.c_long(_FUTEX_WAKE),
+            ctypes.c_uint32(_EVERYBODY),
+            None,
+            None,
+            ctypes.c_long(0),
+        )
+
+
+def _green_threads() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("time"))

@@ -1,0 +1,44 @@
+"""Cutting a connection from another thread: at the socket, and only if the descriptor is still that socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+__all__ = ["cut", "identity"]
+
+
+def identity(fd: int) -> tuple[int, int]:
+    """What tells the socket behind *fd* from every other; descriptors are numbers that are used again.
+
+    Raises:
+        OSError: *fd* is not open.
+    """
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def cut(fd: int, expected: tuple[int, int]) -> bool:
+    """Shut the socket *fd* down in both directions, so that whoever waits on it sees its end at once.
+
+    The owner still has the descriptor and closes it; nothing is sent beyond TCP's own FIN. A duplicate is taken
+    first and compared with *expected*, because the owner may close, and the number be used again, at any moment.
+
+    Returns:
+        Whether the socket was there to be cut.
+    """
+    try:
+        duplicate = os.dup(fd)
+    except OSError:
+        return False
+    try:
+        if identity(duplicate) != expected:
+            return False
+        with socket.socket(fileno=os.dup(duplicate)) as sock, contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(duplicate)
