@@ -1,1 +1,45 @@
-"""A multiprocess-safe connection pool that carries applications through an RDS/Aurora Blue/Green switchover."""
+"""A multiprocess-safe connection pool that carries applications through an RDS/Aurora Blue/Green switchover.
+
+>>> pool = bgpool.get_pool("postgresql://app@ledger.c0.eu-west-1.rds.amazonaws.com/app", bg_id="ledger")
+>>> with pool.connection() as conn:
+...     conn.execute("SELECT 1")
+"""
+
+from __future__ import annotations
+
+import logging
+
+from bgpool._version import __version__
+from bgpool.core.phase import Phase
+from bgpool.errors import (
+    CommitOutcomeUnknown,
+    ConfigurationError,
+    Error,
+    GreenHostRejected,
+    InheritedConnection,
+    SegmentError,
+    SwitchoverError,
+    SwitchoverHoldTimeout,
+    SwitchoverInterrupted,
+)
+from bgpool.pools.postgres import PoolStats, PostgresPool
+from bgpool.registry import get_pool
+
+__all__ = [
+    "get_pool",
+    "PostgresPool",
+    "PoolStats",
+    "Phase",
+    "Error",
+    "ConfigurationError",
+    "SegmentError",
+    "SwitchoverError",
+    "SwitchoverHoldTimeout",
+    "GreenHostRejected",
+    "SwitchoverInterrupted",
+    "CommitOutcomeUnknown",
+    "InheritedConnection",
+    "__version__",
+]
+
+logging.getLogger("bgpool").addHandler(logging.NullHandler())

@@ -179,7 +179,7 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     Raises:
         ConfigurationError: Anything that cannot be used; the text never holds the password.
     """
-    if not isinstance(dsn, str) or not dsn.strip():
+    if not dsn or not dsn.strip():
         raise ConfigurationError("dsn: a postgresql:// URL or a libpq connection string is allowed, not an empty one")
     url, given = _split_url(dsn.strip())
     left = dict(options)

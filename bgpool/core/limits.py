@@ -70,3 +70,10 @@ RECONNECT_INTERVAL_S: Final = 0.02
 #: How often a reader tries again to read a slot that was rewritten under its eyes. A writer publishes a few
 #: times a second and a read takes microseconds, so a second attempt is already rare.
 READ_ATTEMPTS: Final = 32
+
+#: The longest pause between two such attempts, in seconds; a refused password is not to be tried 50 times a second.
+RECONNECT_INTERVAL_MAX_S: Final = 0.25
+
+#: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
+#: connecting to a dead host ends when that fails, and what it brings home is closed.
+RETIRE_TIMEOUT_S: Final = 0.2

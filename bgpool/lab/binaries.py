@@ -74,9 +74,7 @@ class Programs:
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{program} did not end within {timeout_s:g} s") from error
         except subprocess.CalledProcessError as error:
-            raise LabError(
-                f"{program} failed ({error.returncode}): {error.output.strip()[-2000:]}"
-            ) from error
+            raise LabError(f"{program} failed ({error.returncode}): {error.output.strip()[-2000:]}") from error
         except OSError as error:
             raise LabError(f"{self.bin_dir / program} cannot be run: {error}") from error
 

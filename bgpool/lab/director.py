@@ -98,9 +98,7 @@ class Director:
 
     # -- a scenario's tools --------------------------------------------------------------------------------
 
-    def change(
-        self, name: str, *, at_s: float | None = None, action: Callable[[], None] | None = None
-    ) -> None:
+    def change(self, name: str, *, at_s: float | None = None, action: Callable[[], None] | None = None) -> None:
         """Give the step *name* another time, another action, or both.
 
         Raises:
@@ -295,9 +293,7 @@ class Director:
         # The reader endpoint has no row of its own: clients derive it from the writer's.
         names = dict.fromkeys((side.primary, side.instance))
         return [
-            TopologyRow(
-                id=f"{role[-6:].lower()}-{n}", endpoint=name, port=self.pair.port, role=role, status=status
-            )
+            TopologyRow(id=f"{role[-6:].lower()}-{n}", endpoint=name, port=self.pair.port, role=role, status=status)
             for n, name in enumerate(names, start=1)
         ]
 

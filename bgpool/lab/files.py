@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(
-    path: Path, text: str, *, mode: int, prepare: Callable[[Path], None] | None = None
-) -> None:
+def write_atomically(path: Path, text: str, *, mode: int, prepare: Callable[[Path], None] | None = None) -> None:
     """Write *text* beside *path* and rename it there: a reader gets the old text or the new, never a part.
 
     Args:

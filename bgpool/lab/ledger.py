@@ -125,9 +125,7 @@ def read(server: PostgresServer) -> list[Row]:
     return [Row(*row) for row in rows]
 
 
-def _verdict(
-    survivor: list[Row], other: list[Row], acknowledged: Iterable[Key], unknown: Iterable[Key]
-) -> Verdict:
+def _verdict(survivor: list[Row], other: list[Row], acknowledged: Iterable[Key], unknown: Iterable[Key]) -> Verdict:
     reported, uncertain = set(acknowledged), set(unknown)
     held = Counter(row.key for row in survivor)
     identities = set(survivor)

@@ -234,9 +234,7 @@ class Pair:
     def __repr__(self) -> str:
         if self._guard is None:
             return f"<Pair {self.flavour} closed>"
-        return (
-            f"<Pair {self.flavour} blue={self.blue!r} green={self.green!r} in {os.fspath(self._guard.base)}>"
-        )
+        return f"<Pair {self.flavour} blue={self.blue!r} green={self.green!r} in {os.fspath(self._guard.base)}>"
 
 
 def free_addresses() -> tuple[str, str, int]:

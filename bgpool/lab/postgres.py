@@ -57,9 +57,7 @@ class PostgresServer:
     socket as the superuser and pass whatever clients are refused; clients come over TCP with a password.
     """
 
-    def __init__(
-        self, name: str, home: Path, *, address: str, port: int, socket_dir: Path, programs: Programs
-    ) -> None:
+    def __init__(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path, programs: Programs) -> None:
         """Describe a server; `init` or `clone_from`, then `start`, bring it to life.
 
         Args:
@@ -182,9 +180,7 @@ class PostgresServer:
         try:
             self._process.wait(KILL_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
-            raise LabError(
-                f"{self.name} (process {pid}) survived SIGKILL for {KILL_TIMEOUT_S:g} s"
-            ) from error
+            raise LabError(f"{self.name} (process {pid}) survived SIGKILL for {KILL_TIMEOUT_S:g} s") from error
         watchdog.remove_shared_memory(segments)
 
     def freeze(self) -> None:
@@ -365,9 +361,7 @@ class PostgresServer:
                 row = connection.execute(query, (lsn,)).fetchone()
                 return row is not None and bool(row[0])
 
-            wait_until(
-                replayed, timeout_s=timeout_s, what=f"{self.name} replays {lsn}", abort=abort, poll_s=0.005
-            )
+            wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {lsn}", abort=abort, poll_s=0.005)
 
     # -- inside --------------------------------------------------------------------------------------------
 

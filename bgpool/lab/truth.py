@@ -125,9 +125,7 @@ class TruthProbe(threading.Thread):
         Raises:
             LabError: It did not within *timeout_s* seconds.
         """
-        wait_until(
-            lambda: self._first_green_write_s is not None, timeout_s=timeout_s, what="green takes a write"
-        )
+        wait_until(lambda: self._first_green_write_s is not None, timeout_s=timeout_s, what="green takes a write")
         assert self._first_green_write_s is not None
         return self._first_green_write_s
 
@@ -207,7 +205,6 @@ def create_table(pair: Pair) -> None:
     """Create the table ``truth`` on blue, owned by the application's role; one that is there is fine."""
     with pair.blue.superuser(DATABASE) as connection:
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS truth "
-            "(id bigserial, side text, at timestamptz DEFAULT clock_timestamp())"
+            "CREATE TABLE IF NOT EXISTS truth (id bigserial, side text, at timestamptz DEFAULT clock_timestamp())"
         )
         connection.execute(sql.SQL("ALTER TABLE truth OWNER TO {}").format(sql.Identifier(ROLE)))

@@ -1,4 +1,4 @@
-"""Who is there: a shared lock per process that uses a bg_id. The kernel releases it, whatever becomes of the process."""
+"""Who is there: a shared lock per process that uses a bg_id. The kernel releases it, whatever happens."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _find_futex() -> Callable[..., int] | None:
         return None
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
-    return syscall  # type: ignore[no-any-return]  # ctypes functions have no static type
+    return syscall
 
 
 _FUTEX: Final = _find_futex()

@@ -1,0 +1,104 @@
+"""A psycopg connection that knows its generation: it holds new transactions, and says what a cut has done.
+
+Everything that a psycopg connection exchanges with its server goes through ``wait``. That one method is where a
+statement is stopped before it is sent, and where the driver's error becomes one that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from bgpool.pools.fork import keep_forever
+
+if TYPE_CHECKING:
+    from bgpool.pools.generation import Generation
+
+    _Base = psycopg.Connection[Any]
+else:
+    _Base = object
+
+__all__ = ["SwitchoverAware", "aware"]
+
+RV = TypeVar("RV")
+
+#: Generators of psycopg after whose failure nothing can have been committed. Any other one may have been a commit:
+#: a name that a new psycopg brings errs on the side of "unknown", which is never run again by mistake.
+_NEVER_COMMITS: Final = frozenset(
+    {
+        "_execute_gen", "_executemany_gen_no_pipeline", "_start_copy_gen", "_stream_send_gen",
+        "_stream_fetchone_gen", "_declare_gen", "_scroll_gen", "_close_gen", "_rollback_gen", "_enter_gen",
+        "copy_to", "copy_from", "copy_end",
+    }
+)  # fmt: skip
+#: Generators that send nothing while no transaction is open.
+_SENDS_NOTHING: Final = frozenset({"_commit_gen", "_rollback_gen", "_set_autocommit_gen", "_set_isolation_level_gen"})
+
+
+class SwitchoverAware(_Base):
+    """Mixed in before a psycopg connection class.
+
+    Attributes:
+        bgpool_generation: What the connection was opened under. A returned connection goes back to it.
+        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+    """
+
+    bgpool_generation: Generation
+    bgpool_unfit: bool = False
+
+    def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
+        """Exchange with the server, unless the connection must not be used for that any more."""
+        try:
+            generation = self.bgpool_generation
+        except AttributeError:
+            # Still being set up by the connect that makes it; nobody else has it yet.
+            return super().wait(gen, *args, **kwargs)
+        if not generation.live:
+            self._before_sending(gen, generation)
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except psycopg.OperationalError as error:
+            if not self.broken:
+                raise
+            raise generation.explain_cut(error, may_have_committed=self._may_have_committed(gen)) from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            self.bgpool_unfit = True
+            raise generation.explain_read_only(error) from error
+
+    def close(self) -> None:
+        """Close, unless the connection is the parent's of a fork."""
+        generation = getattr(self, "bgpool_generation", None)
+        if generation is not None and generation.inherited:
+            keep_forever(self)
+            return
+        super().close()
+
+    def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
+        if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
+            return
+        try:
+            if generation.inherited or self.pgconn.transaction_status == TransactionStatus.IDLE:
+                generation.wait_usable()
+        except psycopg.Error:
+            # Nothing was sent, so nothing is left to wait for.
+            gen.close()
+            raise
+
+    def _may_have_committed(self, gen: Generator[Any, Any, Any]) -> bool:
+        in_transaction = not self._autocommit or self._num_transactions > 0
+        return not (in_transaction and self._pipeline is None and _name(gen) in _NEVER_COMMITS)
+
+
+@cache
+def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAware]:
+    """*connection_class* with SwitchoverAware mixed in."""
+    bases = (SwitchoverAware, connection_class)
+    return type(connection_class.__name__, bases, {"__module__": connection_class.__module__})
+
+
+def _name(gen: object) -> str:
+    return str(getattr(gen, "__name__", ""))

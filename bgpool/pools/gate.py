@@ -1,0 +1,122 @@
+"""The gate before every checkout and every new connection: pass, wait, go to a recorded address, or be refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+from bgpool.core.events import Instant, Tick
+from bgpool.core.machine import Rules, step
+from bgpool.core.phase import Phase
+from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import GreenHostRejected, SwitchoverHoldTimeout
+from bgpool.segment.reader import Reader, Reading
+from bgpool.settings import Settings
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """What the segment means for one endpoint, for callers who can wait. Holds no lock while anybody waits.
+
+    Attributes:
+        held: Callers waiting now.
+    """
+
+    def __init__(self, reader: Reader, settings: Settings, host: str) -> None:
+        """A gate for *host*, the endpoint's name as the metadata spells names."""
+        self._reader: Final = reader
+        self._settings: Final = settings
+        self._host: Final = host
+        self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
+        self._count = threading.Lock()
+        self.held = 0
+
+    def __repr__(self) -> str:
+        return f"<Gate {self._host} held={self.held} {self._reader!r}>"
+
+    def reset(self) -> None:
+        """After a fork, in the child: nobody waits here yet."""
+        self._count = threading.Lock()
+        self.held = 0
+
+    def snapshot(self, reading: Reading) -> Snapshot | None:
+        """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
+        if reading.snapshot is None:
+            return None
+        at = Instant(time.monotonic_ns(), time.time_ns())
+        return step(reading.snapshot, Tick(at), self._rules)
+
+    def decide(self, reading: Reading, purpose: Purpose) -> Decision:
+        """What *purpose* may do by *reading*."""
+        snapshot = self.snapshot(reading)
+        if snapshot is None:
+            return PASS
+        suspend = self._settings.bg_suspend_new_blue_connections
+        return decide(snapshot, self._host, purpose, suspend_new=suspend)
+
+    def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
+        """Hold until *purpose* may proceed; return the reading that let it through, and how.
+
+        Takes no lock that a return needs: a held caller never blocks a drain. Whoever has waited decides again.
+
+        Args:
+            purpose: Checking out, or opening a connection.
+            timeout_s: Longest hold in seconds, >= 0; never more than bg_connect_timeout_ms.
+
+        Raises:
+            SwitchoverHoldTimeout: Still held when the time is up.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+        """
+        started = time.monotonic()
+        deadline = started + min(timeout_s, self._settings.bg_connect_timeout_ms / 1000)
+        waiting = False
+        try:
+            while True:
+                reading = self._reader.refresh()
+                decision = self.decide(reading, purpose)
+                if decision.action is Action.REJECT:
+                    raise GreenHostRejected(self._text(reading, "is a green host and the switchover is over; "))
+                if decision.action is not Action.HOLD:
+                    return reading, decision
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
+                    raise SwitchoverHoldTimeout(self._text(reading, waited))
+                if not waiting:
+                    waiting = True
+                    self._add(1)
+                reading.wait_changed(min(left_s, self._until_timer_s(reading)))
+        finally:
+            if waiting:
+                self._add(-1)
+
+    def switching(self) -> bool:
+        """Whether a switchover is under way that this endpoint takes part in."""
+        snapshot = self.snapshot(self._reader.refresh())
+        if snapshot is None or snapshot.host(self._host) is None:
+            return False
+        return Phase.PREPARATION <= snapshot.phase <= Phase.POST
+
+    def describe(self, what: str) -> str:
+        """*what*, with everything that an error of this endpoint should say around it."""
+        return self._text(self._reader.refresh(), what)
+
+    def _text(self, reading: Reading, what: str) -> str:
+        phase = reading.snapshot.phase.name if reading.snapshot else "unknown"
+        advice = {
+            "is a": "connect to the blue endpoint's name",
+            "was ": "try again, or allow a longer hold with bg_connect_timeout_ms",
+        }.get(what[:4], "")
+        return f"[bg_id: {self._settings.bg_id!r}] {self._host} {what}{advice} (phase {phase})"
+
+    def _until_timer_s(self, reading: Reading) -> float:
+        """Until the switchover timer runs out, so that no hold outlasts it even where no monitor lives."""
+        deadline_ns = reading.snapshot.deadline_ns if reading.snapshot else 0
+        return max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else 3600.0
+
+    def _add(self, number: int) -> None:
+        with self._count:
+            self.held += number

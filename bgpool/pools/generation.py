@@ -1,0 +1,204 @@
+"""A generation: a psycopg pool and the connections opened for it, good for one epoch and then replaced as a whole.
+
+psycopg_pool cannot tell a connection that was still being opened to blue when it was drained, and backs off for
+seconds after a failed attempt. A new pool has neither problem: what the old one still brings home is closed, and
+the new one's first attempt is its first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from bgpool import sockets
+from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.routing import Action, Purpose
+from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
+from bgpool.pools.connection import SwitchoverAware, aware
+from bgpool.pools.gate import Gate
+from bgpool.resolver import Resolver
+from bgpool.settings import Dsn, Settings
+
+__all__ = ["Generation", "Recipe"]
+
+
+class Recipe:
+    """How the generations of one pool are made.
+
+    Attributes:
+        options: psycopg_pool's own options, passed on as they are.
+        resolver: Who finds addresses where connections go by name; None leaves it to libpq.
+    """
+
+    def __init__(
+        self, dsn: Dsn, settings: Settings, gate: Gate, resolver: Resolver | None, options: Mapping[str, Any]
+    ) -> None:
+        self.dsn: Final = dsn
+        self.settings: Final = settings
+        self.gate: Final = gate
+        self.resolver: Final = resolver
+        self.options: Final = {name: value for name, value in options.items() if name != "connection_class"}
+        self.connection_class: Final = aware(options.get("connection_class", psycopg.Connection))
+
+    def make_inner(self, connector: object) -> ConnectionPool[Any]:
+        """A psycopg pool, not open yet, whose connections *connector* makes.
+
+        Raises:
+            ValueError, TypeError: As psycopg_pool raises them for its options.
+        """
+        options = {**self.options, "open": False}
+        # Of a connection class the pool uses nothing but connect().
+        return ConnectionPool("", connection_class=cast(Any, connector), **options)
+
+
+class Generation:
+    """One epoch's connections.
+
+    Attributes:
+        epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
+        live: False once a statement must stop and think before it is sent.
+        inherited: Made by the parent of a fork: nothing of it may be touched.
+        inner: The psycopg pool.
+    """
+
+    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool) -> None:
+        """A new generation; *follows* another one, which a switchover has made unfit."""
+        self._recipe: Final = recipe
+        self._follows: Final = follows
+        self._born: Final = time.monotonic()
+        self._members: Final[weakref.WeakSet[SwitchoverAware]] = weakref.WeakSet()
+        self._lock: Final = threading.Lock()
+        self.epoch = epoch
+        self.live = True
+        self.retired = False
+        self.inherited = False
+        self.inner: Final = recipe.make_inner(self)
+
+    def __repr__(self) -> str:
+        state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live else "draining"
+        return f"<Generation epoch={self.epoch} {state} connections={self.connections()}>"
+
+    def connections(self) -> int:
+        """Connections that are open, in use ones included."""
+        with self._lock:
+            return sum(not member.closed for member in self._members)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def connect(self, conninfo: str = "", **kwargs: Any) -> SwitchoverAware:
+        """Open a connection; called by the psycopg pool's workers in place of a connection class.
+
+        Waits where the gate holds, and tries again at once while a switchover is being gone through: a failure
+        would be answered with a back-off of a second and more.
+        """
+        pause_s = RECONNECT_INTERVAL_S
+        while True:
+            try:
+                return self._connect_once(conninfo, kwargs)
+            except (psycopg.OperationalError, OSError):
+                if not self._worth_trying_again():
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
+
+    def _connect_once(self, conninfo: str, kwargs: Mapping[str, Any]) -> SwitchoverAware:
+        recipe = self._recipe
+        hold_s = recipe.settings.bg_connect_timeout_ms / 1000
+        _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
+        place: dict[str, Any] = {}
+        if decision.action is Action.ROUTE:
+            place = {"hostaddr": decision.addresses[0]}
+        elif recipe.resolver is not None:
+            addresses = recipe.resolver.resolve(recipe.dsn.host)
+            if not addresses:
+                raise psycopg.OperationalError(f"{recipe.dsn.host} does not exist")
+            place = {"hostaddr": addresses[0]}
+        connection = recipe.connection_class.connect(conninfo, **{**recipe.dsn.params, **kwargs, **place})
+        connection.bgpool_generation = self
+        with self._lock:
+            self._members.add(connection)
+        return connection
+
+    def _worth_trying_again(self) -> bool:
+        age_s = time.monotonic() - self._born
+        recent = self._follows and age_s < self._recipe.settings.bg_connect_timeout_ms / 1000
+        return recent and not self.retired
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def retire(self, *, drain: bool) -> None:
+        """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
+
+        Args:
+            drain: Because of a switchover: a new transaction on a connection in use is held.
+        """
+        self.retired = True
+        if drain:
+            self.live = False
+        self.inner.close(timeout=RETIRE_TIMEOUT_S)
+
+    def cut(self) -> int:
+        """Cut the connections that are still in use, at the socket; how many."""
+        with self._lock:
+            members = [member for member in self._members if not member.closed]
+        count = 0
+        for member in members:
+            with contextlib.suppress(psycopg.Error, OSError):
+                fd = member.pgconn.socket
+                count += sockets.cut(fd, sockets.identity(fd))
+        return count
+
+    # -- what a connection asks ----------------------------------------------------------------------------------
+
+    def wait_usable(self) -> None:
+        """Hold a new transaction on a connection in use until it is known what becomes of it.
+
+        Raises:
+            InheritedConnection: The connection is the parent's.
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            SwitchoverInterrupted: The switchover has passed and the connection is not fit any more.
+        """
+        gate = self._recipe.gate
+        if self.inherited:
+            raise InheritedConnection(
+                gate.describe("connection was checked out before a fork and belongs to the parent; ")
+            )
+        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=self._recipe.settings.bg_connect_timeout_ms / 1000)
+        raise SwitchoverInterrupted(
+            gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
+        )
+
+    def explain_cut(self, error: psycopg.Error, *, may_have_committed: bool) -> psycopg.Error:
+        """What a broken connection means for the caller; *error* itself outside of a switchover."""
+        gate = self._recipe.gate
+        if self.live and not gate.switching():
+            return error
+        if may_have_committed:
+            return _like(
+                error, CommitOutcomeUnknown, gate.describe("was cut during COMMIT; find out whether it took effect")
+            )
+        return _like(
+            error, SwitchoverInterrupted, gate.describe("cut the transaction; it did not commit, run it again")
+        )
+
+    def explain_read_only(self, error: psycopg.Error) -> psycopg.Error:
+        """What a write refused by a read-only server means; *error* itself outside of a switchover."""
+        gate = self._recipe.gate
+        if self.live and not gate.switching():
+            return error
+        text = gate.describe("takes no writes any more; the transaction did not commit, run it again")
+        return _like(error, SwitchoverInterrupted, text)
+
+
+def _like(error: psycopg.Error, kind: Callable[[str], psycopg.Error], text: str) -> psycopg.Error:
+    """A *kind* of error that still answers for the SQLSTATE of *error*."""
+    new = kind(text)
+    new.sqlstate = error.sqlstate
+    return new

@@ -1,0 +1,179 @@
+"""A process's part in a deployment: it is present, it watches the segment, and it tells its pools what has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from filelock import FileLock, Timeout
+
+from bgpool.core.limits import WATCH_INTERVAL_S
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import SegmentError
+from bgpool.pools import fork
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import Presence
+from bgpool.segment.reader import Reader, Reading
+
+__all__ = ["Member", "Participant"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+
+class Member(Protocol):
+    """A pool, as its participant sees it."""
+
+    def apply(self, reading: Reading) -> None:
+        """Act on a new snapshot."""
+        ...
+
+    def tick(self) -> None:
+        """Do what is due by time."""
+        ...
+
+
+class Participant:
+    """One per process, run directory and bg_id; shared by all pools with these. One watcher thread while it has any.
+
+    Attributes:
+        reader: The segment; says nothing where the run directory cannot be used.
+    """
+
+    def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
+        self._bg_id: Final = bg_id
+        self._directory: Final = directory
+        self._ensure_monitor: Final = ensure_monitor
+        self._files: Final = RunFiles.of(directory, bg_id)
+        self.reader = Reader(self._files)
+        self._reset()
+        fork.call_in_child(self)
+
+    def __repr__(self) -> str:
+        return f"<Participant bg_id={self._bg_id!r} {self.reader!r}>"
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._starter: threading.Thread | None = None
+        self._presence: Presence | None = None
+        self._relay: FileLock | None = None
+        self._relayed = 0
+
+    def after_fork_in_child(self) -> None:
+        """The watcher stayed with the parent, and so did the right to count as present."""
+        if self._presence is not None:
+            self._presence.close()
+        self._reset()
+
+    def join(self, member: Member) -> None:
+        """Take *member* on; the first one makes the process present and starts the watcher."""
+        with self._lock:
+            self._members.add(member)
+            if self._watcher is not None:
+                return
+            self._stopping = threading.Event()
+            self._watcher = threading.Thread(
+                target=self._watch, args=(self._stopping,), name=f"bgpool-watch-{self._bg_id}", daemon=True
+            )
+        try:
+            prepare_run_dir(self._directory)
+        except SegmentError as error:
+            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self._bg_id, error)
+            return
+        self.reader.check_path()
+        known = self.reader.refresh().snapshot
+        self._relayed = known.notices[-1].number if known and known.notices else 0
+        self._be_present()
+        self._watcher.start()
+
+    def leave(self, member: Member) -> None:
+        """Let *member* go; the last one ends the process's presence."""
+        with self._lock:
+            self._members.discard(member)
+            if self._members or self._watcher is None:
+                return
+            self._stopping.set()
+            self._watcher = None
+            presence, self._presence = self._presence, None
+            relay, self._relay = self._relay, None
+        if presence is not None:
+            presence.close()
+        if relay is not None:
+            relay.release()
+
+    def _watch(self, stopping: threading.Event) -> None:
+        """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
+        while not stopping.is_set():
+            try:
+                self._round()
+            except Exception:
+                _logger.exception("[bg_id: %r] watching failed, trying again", self._bg_id)
+                stopping.wait(WATCH_INTERVAL_S)
+
+    def _round(self) -> None:
+        reading = self.reader.refresh()
+        for member in list(self._members):
+            member.apply(reading)
+            member.tick()
+        if reading.snapshot is not None:
+            self._relay_notices(reading.snapshot)
+        if not reading.wait_changed(WATCH_INTERVAL_S):
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """Nothing was published for a while: is everything still in its place?"""
+        self.reader.check_path()
+        self._be_present()
+        if self._relay is None:
+            self._relay = _try_lock(self._files.relay)
+        silent = self.reader.monitor_is_silent()
+        if silent and (self._starter is None or not self._starter.is_alive()):
+            # Apart from the watcher: the start of a process takes longer than a release may.
+            self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
+            self._starter.start()
+
+    def _start_monitor(self) -> None:
+        try:
+            self._ensure_monitor(self._files)
+        except Exception:
+            _logger.exception("[bg_id: %r] the monitor cannot be started", self._bg_id)
+
+    def _be_present(self) -> None:
+        if self._presence is not None:
+            return
+        try:
+            # Missed for a moment it is caught up in the next round.
+            with contextlib.suppress(BlockingIOError):
+                self._presence = Presence(self._files)
+        except SegmentError as error:
+            _logger.warning("[bg_id: %r] %s", self._bg_id, error)
+
+    def _relay_notices(self, snapshot: Snapshot) -> None:
+        """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
+        news = [notice for notice in snapshot.notices if notice.number > self._relayed]
+        if not news:
+            return
+        if self._relay is None:
+            self._relay = _try_lock(self._files.relay)
+        self._relayed = news[-1].number
+        if self._relay is not None:
+            for notice in news:
+                logging.getLogger(notice.logger).log(
+                    notice.level, "[bg_id: %r] %s", self._bg_id, notice.text, extra={"bg_id": self._bg_id}
+                )
+
+
+def _try_lock(path: Path) -> FileLock | None:
+    lock = FileLock(str(path), mode=0o600, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return None
+    return lock

@@ -1,0 +1,309 @@
+"""The PostgreSQL pool: psycopg_pool behind the gate."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from bgpool.core.phase import Phase
+from bgpool.core.routing import Purpose
+from bgpool.core.snapshot import Snapshot
+from bgpool.pools import fork
+from bgpool.pools.connection import SwitchoverAware
+from bgpool.pools.gate import Gate
+from bgpool.pools.generation import Generation, Recipe
+from bgpool.pools.participant import Participant
+from bgpool.resolver import make_resolver
+from bgpool.segment.reader import Reading
+from bgpool.settings import Dsn, Settings
+
+__all__ = ["Checkout", "PoolStats", "PostgresPool"]
+
+#: A word that no sequence equals: the quick way is shut.
+_SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), 1, None)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool at one moment.
+
+    Attributes:
+        phase: The deployment's phase as this process knows it; None while no snapshot was seen.
+        epoch: The epoch of the pool's connections.
+        held: Callers that wait for the switchover to pass.
+        size: Connections of the pool, idle, in use and being opened.
+        idle: Those ready to be checked out.
+        waiting: Callers that wait for a connection.
+        driver: psycopg_pool's own figures since the pool's last generation began.
+    """
+
+    phase: Phase | None
+    epoch: int | None
+    held: int
+    size: int
+    idle: int
+    waiting: int
+    driver: Mapping[str, int]
+
+
+class PostgresPool:
+    """A pool of psycopg connections that goes through Blue/Green switchovers. Made by get_pool.
+
+    Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
+    """
+
+    def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
+        """A pool for *dsn*; *options* are psycopg_pool's.
+
+        Raises:
+            ValueError, TypeError: As psycopg_pool raises them for its options.
+        """
+        self._settings: Final = settings
+        self._participant: Final = participant
+        self._gate: Final = Gate(participant.reader, settings, dsn.endpoint)
+        resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
+        by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
+        self._recipe: Final = Recipe(dsn, settings, self._gate, resolver if by_name else None, options)
+        probe = self._recipe.make_inner(object())
+        self.timeout: Final[float] = probe.timeout
+        self._name: Final = f"{dsn.host}:{dsn.port}"
+        self._closed = False
+        self._reset()
+        fork.call_in_child(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._generation: Generation | None = None
+        self._cuts: list[tuple[float, Generation]] = []
+        # The mapped word, what it said when the generation was found good, and the generation: read as one.
+        self._quick: tuple[memoryview, int, Any] = _SHUT
+        self._joined = False
+        self._drained = False
+
+    def __repr__(self) -> str:
+        return f"<PostgresPool {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
+
+    def __enter__(self) -> PostgresPool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- checkout and return -------------------------------------------------------------------------------------
+
+    def connection(self, timeout: float | None = None) -> Checkout:
+        """A connection for a ``with`` block, which commits at its end, or rolls back, and returns the connection.
+
+        Args:
+            timeout: Longest wait for it in seconds, hold included; None for the pool's own.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+            psycopg_pool.PoolTimeout: No connection became free in time.
+        """
+        return Checkout(self, timeout)
+
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+        """A connection, to be given back with putconn. Arguments and errors as for connection()."""
+        word, admitted, generation = self._quick
+        if word[0] == admitted:
+            try:
+                connection: psycopg.Connection[Any] = generation.inner.getconn(timeout)
+            except PoolClosed:
+                pass  # Retired while we waited; what is true now is found out below.
+            else:
+                return connection
+        return self._getconn_gated(self.timeout if timeout is None else timeout)
+
+    def putconn(self, conn: psycopg.Connection[Any]) -> None:
+        """Give a connection back; closed instead of kept if a switchover has made it unfit.
+
+        Raises:
+            ValueError: *conn* was not checked out from a pool of this process.
+        """
+        if not isinstance(conn, SwitchoverAware):
+            raise ValueError(f"{conn!r} was not checked out from {self!r}")
+        generation = conn.bgpool_generation
+        if generation.inherited:
+            return
+        if conn.bgpool_unfit:
+            conn.close()
+        generation.inner.putconn(conn)
+
+    def _getconn_gated(self, timeout_s: float) -> psycopg.Connection[Any]:
+        deadline = time.monotonic() + timeout_s
+        self._join()
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
+            generation = self._adopt(reading)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
+            try:
+                connection: psycopg.Connection[Any] = generation.inner.getconn(left_s)
+            except PoolClosed:
+                if self._closed:
+                    raise
+                continue
+            return connection
+
+    # -- following the segment -----------------------------------------------------------------------------------
+
+    def apply(self, reading: Reading) -> None:
+        """Act on a new snapshot: drain what it makes unfit."""
+        generation = self._generation
+        snapshot = self._gate.snapshot(reading)
+        if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
+            return
+        with self._lock:
+            if self._generation is not generation:
+                return
+            self._put_away(generation)
+        generation.retire(drain=True)
+
+    def tick(self) -> None:
+        """Cut what is still in use after its grace."""
+        now = time.monotonic()
+        with self._lock:
+            due = [generation for at, generation in self._cuts if at <= now]
+            self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
+        for generation in due:
+            generation.cut()
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones at once, those in use when they are returned."""
+        with self._lock:
+            old, self._generation = self._generation, None
+            self._quick = _SHUT
+        if old is not None:
+            old.retire(drain=False)
+
+    def _adopt(self, reading: Reading) -> Generation:
+        """The generation that is good by *reading*, open; made if there is none."""
+        snapshot = self._gate.snapshot(reading)
+        old: Generation | None = None
+        with self._lock:
+            if self._closed:
+                raise PoolClosed(f"the pool {self._name!r} is already closed")
+            generation = self._generation
+            if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
+                old, generation = generation, None
+                self._put_away(old)
+            if generation is None:
+                follows = self._drained or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
+                self._generation = generation
+        generation.inner.open()
+        if old is not None:
+            old.retire(drain=True)
+        with self._lock:
+            if self._generation is generation and reading.is_current:
+                self._quick = (reading.word, reading.sequence, generation)
+        return generation
+
+    def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
+        """Whether the connections of *generation* must not be handed out under *snapshot*."""
+        epoch = self._epoch(snapshot)
+        if epoch is None and generation.epoch is None:
+            return False
+        if generation.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
+            # Opened before the first snapshot was there; nothing has moved since.
+            generation.epoch = snapshot.epoch
+            return False
+        return generation.epoch != snapshot.epoch
+
+    def _epoch(self, snapshot: Snapshot | None) -> int | None:
+        if snapshot is None or snapshot.host(self._recipe.dsn.endpoint) is None:
+            return None
+        return snapshot.epoch
+
+    def _put_away(self, generation: Generation) -> None:
+        """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
+        self._generation = None
+        self._quick = _SHUT
+        self._drained = True
+        if self._settings.bg_drop_blue_connections:
+            self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        with self._lock:
+            joined, self._joined = self._joined, True
+        if not joined:
+            self._participant.join(self)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close idle connections and refuse further checkouts; those in use are closed when returned.
+
+        Args:
+            timeout: Longest wait for the pool's threads, in seconds.
+        """
+        with self._lock:
+            self._closed = True
+            generation, self._generation = self._generation, None
+            self._quick = _SHUT
+        if generation is not None:
+            generation.inner.close(timeout)
+        self._participant.leave(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
+    def stats(self) -> PoolStats:
+        """The pool at this moment."""
+        generation = self._generation
+        driver = generation.inner.get_stats() if generation is not None else {}
+        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        return PoolStats(
+            phase=snapshot.phase if snapshot is not None else None,
+            epoch=generation.epoch if generation is not None else None,
+            held=self._gate.held,
+            size=driver.get("pool_size", 0),
+            idle=driver.get("pool_available", 0),
+            waiting=driver.get("requests_waiting", 0),
+            driver=driver,
+        )
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone and begin anew."""
+        for generation in [self._generation, *(generation for _, generation in self._cuts)]:
+            if generation is not None:
+                generation.inherited, generation.live = True, False
+                fork.keep_forever(generation)
+        self._gate.reset()
+        self._reset()
+
+
+class Checkout:
+    """A connection for one ``with`` block."""
+
+    __slots__ = ("_connection", "_pool", "_timeout")
+
+    def __init__(self, pool: PostgresPool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> psycopg.Connection[Any]:
+        self._connection = connection = self._pool.getconn(self._timeout)
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        connection = self._connection
+        try:
+            connection.__exit__(kind, error, trace)
+        finally:
+            self._pool.putconn(connection)

@@ -1,0 +1,108 @@
+"""get_pool: one pool per process for the same DSN and options, and the wiring between pools and monitor."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from psycopg_pool import ConnectionPool
+
+from bgpool.errors import ConfigurationError
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.spawn import ensure_monitor
+from bgpool.pools.participant import Participant
+from bgpool.pools.postgres import PostgresPool
+from bgpool.resolver import make_resolver
+from bgpool.segment.paths import default_run_dir
+from bgpool.settings import Settings, parse
+
+__all__ = ["get_pool"]
+
+_POOL_OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).parameters) - {
+    "self",
+    "conninfo",
+    "open",
+}
+
+_pools: dict[object, PostgresPool] = {}
+_participants: dict[tuple[Path, str], Participant] = {}
+_lock = threading.Lock()
+
+
+def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> PostgresPool:
+    """The pool for *dsn*; the same one for the same arguments, made at the first call and opened at first use.
+
+    Safe before and after a fork: a child builds its own connections and leaves the parent's alone.
+
+    Args:
+        dsn: A ``postgresql://`` URL, with ``bg_`` parameters in its query if you like, or a libpq connection string.
+        bg_id: Which Blue/Green Deployment; the same for every connection to it. Default ``1``.
+        options: Any other ``bg_`` parameter of docs/parameters.md, ``monitoring={...}`` for the monitoring
+            connections alone, and every option of psycopg_pool's ConnectionPool but ``open``.
+
+    Raises:
+        ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
+    """
+    if bg_id is not None:
+        options["bg_id"] = bg_id
+    key = (dsn, _frozen(options))
+    with _lock:
+        pool = _pools.get(key)
+        if pool is None or pool.closed:
+            pool = _pools[key] = _make_pool(dsn, options)
+        return pool
+
+
+def _make_pool(dsn: str, options: Mapping[str, Any]) -> PostgresPool:
+    place, settings, left = parse(dsn, options)
+    for name in left:
+        if name not in _POOL_OPTIONS:
+            raise ConfigurationError(
+                f"unknown parameter {name!r}: allowed are the bg_ parameters, monitoring, and psycopg_pool's "
+                f"{', '.join(sorted(_POOL_OPTIONS))}"
+            )
+    make_resolver(settings.bg_resolver)
+    directory = settings.bg_run_dir or default_run_dir().absolute()
+    config = MonitorConfig.of(place, settings, directory)
+    try:
+        return PostgresPool(place, settings, _participant(settings, directory, config), left)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"psycopg_pool refuses its options: {error}") from None
+
+
+def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
+    key = (directory, settings.bg_id)
+    if key not in _participants:
+        _participants[key] = Participant(settings.bg_id, directory, lambda files: ensure_monitor(config, files))
+    return _participants[key]
+
+
+def _frozen(value: object) -> object:
+    """*value* as a key: what is equal stays equal, what cannot be compared counts by identity."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    return value if isinstance(value, (str, int, float, bool, type(None))) else id(value)
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_pools.values()):
+        pool.close(timeout=1.0)
+
+
+def _after_fork_in_child() -> None:
+    # Another thread may have been inside get_pool.
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
