@@ -7,6 +7,7 @@ import os
 import secrets
 import string
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class HostsFile:
         """Let *name* resolve no more; a name that is not there is fine."""
         self.update({name: None})
 
-    def update(self, changes: dict[str, str | None]) -> None:
+    def update(self, changes: Mapping[str, str | None]) -> None:
         """Set names (None removes) in one replacement of the file, so that they change at one moment."""
         for name, address in changes.items():
             if not name or name.split() != [name]:

@@ -2,7 +2,7 @@
 
 ::
 
-    0    header   magic 8, format u32, slot bytes u32, term u64, boot id 16, CRC-32 u32, zero to 64
+    0    header   magic 8, format u32, slot bytes u32, term u64, pid u64, boot id 16, CRC-32 u32, zero to 64
     64   sequence u64    alone on its cache line; 0 before the first publish, SUPERSEDED once another file took over
     128  heartbeat u64   alone on its cache line; CLOCK_MONOTONIC in ns
     4096 slot 0   length u32, CRC-32 u32 (of sequence, length and payload), sequence u64, payload
@@ -49,7 +49,7 @@ FILE_BYTES: Final = HEADER_BYTES + 2 * SLOT_BYTES
 #: The sequence word of a segment that another monitor has replaced: look the file up by name again.
 SUPERSEDED: Final = 2**64 - 1
 
-_HEADER: Final = struct.Struct("<8sIIQ16s")
+_HEADER: Final = struct.Struct("<8sIIQQ16s")
 _CRC: Final = struct.Struct("<I")
 SLOT_HEADER: Final = struct.Struct("<IIQ")
 _CHECKED: Final = struct.Struct("<QI")
@@ -62,16 +62,18 @@ class Header:
 
     Attributes:
         term: Counts the tenures of monitors. One term, one file, one writer.
+        pid: The monitor's process id, for a person to read; never for telling whether it lives.
         boot_id: The boot whose monotonic clock the file's times are on; 16 bytes.
     """
 
     term: int
+    pid: int
     boot_id: bytes
 
 
 def pack_header(header: Header) -> bytes:
     """The first 64 bytes of a segment."""
-    fields = _HEADER.pack(MAGIC, FORMAT, SLOT_BYTES, header.term, header.boot_id)
+    fields = _HEADER.pack(MAGIC, FORMAT, SLOT_BYTES, header.term, header.pid, header.boot_id)
     return (fields + _CRC.pack(zlib.crc32(fields))).ljust(SEQUENCE_OFFSET, b"\0")
 
 
@@ -83,7 +85,7 @@ def unpack_header(data: bytes) -> Header:
     """
     if len(data) < SEQUENCE_OFFSET or data[: len(MAGIC)] != MAGIC:
         raise SegmentError("not a bgpool segment: wrong magic")
-    _, version, slot_bytes, term, boot_id = _HEADER.unpack_from(data)
+    _, version, slot_bytes, term, pid, boot_id = _HEADER.unpack_from(data)
     if version != FORMAT:
         raise SegmentError(f"segment format {version} is not the format {FORMAT} that this version reads")
     fields = data[: _HEADER.size]
@@ -93,7 +95,7 @@ def unpack_header(data: bytes) -> Header:
         raise SegmentError("segment header has a wrong checksum")
     if slot_bytes != SLOT_BYTES:
         raise SegmentError(f"segment has slots of {slot_bytes} bytes instead of {SLOT_BYTES}")
-    return Header(term, boot_id)
+    return Header(term, pid, boot_id)
 
 
 def slot_offset(sequence: int) -> int:

@@ -44,7 +44,7 @@ class Writer:
         fd = open_checked(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
-            os.posix_fallocate(fd, 0, layout.FILE_BYTES)
+            _reserve(fd)
             found = os.fstat(fd)
             self._memory = mmap.mmap(fd, layout.FILE_BYTES)
         except OSError as error:
@@ -57,7 +57,7 @@ class Writer:
         self._word = words[layout.SEQUENCE_OFFSET // 8 :]
         self._beat = words[layout.HEARTBEAT_OFFSET // 8 :]
         self._address = wake.address_of(self._memory, layout.SEQUENCE_OFFSET)
-        self._memory[: layout.SEQUENCE_OFFSET] = layout.pack_header(layout.Header(term, boot_id()))
+        self._memory[: layout.SEQUENCE_OFFSET] = layout.pack_header(layout.Header(term, os.getpid(), boot_id()))
         self.sequence = old.word[0] if old is not None and old.word[0] != layout.SUPERSEDED else 0
         self.beat()
         self.publish(snapshot)
@@ -100,3 +100,10 @@ class Writer:
             return SegmentMap(self._files, write=True)
         except (FileNotFoundError, SegmentError):
             return None
+
+
+def _reserve(fd: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, layout.FILE_BYTES)
+    else:  # macOS
+        os.ftruncate(fd, layout.FILE_BYTES)

@@ -1,0 +1,81 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import bgpool
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.process import run_monitor
+from bgpool.segment.paths import default_run_dir
+from bgpool.settings import parse
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Carry Python applications through an RDS/Aurora Blue/Green switchover.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(bgpool.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, forked after the pool was made.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, max=16, help="Threads in each of them.")] = 2,
+    kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
+) -> None:
+    """Send real PostgreSQL servers through a switchover under load and judge what became of every row.
+
+    Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 130 after Ctrl-C.
+    """
+    try:
+        from bgpool.cli import demo as show
+    except ModuleNotFoundError as error:
+        sys.exit(f"the demo needs {error.name}: pip install 'bgpool[demo]'")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        clean = show.run(workers, threads, kill_monitor=kill_monitor)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if clean else 1)
+
+
+@app.command()
+def monitor(
+    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    bg_id: Annotated[str, typer.Option(help="Which Blue/Green Deployment.")] = "1",
+) -> None:
+    """Be the monitor of this host in the foreground, for systemd and containers, until stopped.
+
+    Exit status: 0 when stopped or replaced, 1 if another monitor lives or the parameters cannot be used.
+    """
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        place, settings, _ = parse(sys.stdin.readline() if dsn == "-" else dsn, {"bg_id": bg_id})
+        config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
+        if not run_monitor(config, linger_s=None):
+            sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
+    except bgpool.Error as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,114 @@
+"""``bgpool demo``: a trial, shown while it runs, and its verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bgpool.core.timeline import summary_table
+from bgpool.lab import Event
+from bgpool.lab.trial import Report, Trial
+
+__all__ = ["run"]
+
+_COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED": "green", "PREPARATION": "yellow"}
+
+
+def run(workers: int, threads: int, *, kill_monitor: bool) -> bool:
+    """Run a trial and show it; whether the ledger's verdict is clean."""
+    console = Console(highlight=False)
+    began = time.monotonic()
+    console.print("Starting a blue and a green PostgreSQL, green a streaming replica of blue ...")
+    trial = Trial(workers=workers, threads=threads)
+    story = _Story(console, trial, began, kill_monitor=kill_monitor)
+    trial.on_event.append(story.tell)
+    with trial:
+        console.print(f"Both are up. {workers} pre-forked workers x {threads} threads write a ledger.")
+        with story.live():
+            report = trial.run()
+        _show(console, report, workers * threads)
+    return report.verdict.clean
+
+
+class _Story:
+    """What happens, as it happens: a table that is redrawn on a terminal, lines elsewhere."""
+
+    def __init__(self, console: Console, trial: Trial, began: float, *, kill_monitor: bool) -> None:
+        self._console = console
+        self._trial = trial
+        self._began = began
+        self._kill_monitor = kill_monitor
+
+    def tell(self, event: Event) -> None:
+        """One step of the director, and what the workers say at that moment."""
+        held = sum(worker.held for worker in self._trial.crew)
+        rate = sum(worker.rate(0.5) for worker in self._trial.crew)
+        self._console.print(
+            f"[dim]{event.monotonic_s - self._began:6.2f} s[/]  database: {event.name.replace('_', ' '):<22} "
+            f"[dim]rows/s {rate:5.0f}  held {held}[/]"
+        )
+        if self._kill_monitor and event.name == "in_progress":
+            time.sleep(0.2)
+            pid = self._trial.monitor_pid()
+            os.kill(pid, signal.SIGKILL)
+            self._console.print(f"          killed the monitor, process {pid}")
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Redraw the workers while the block runs."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._draw, console=self._console, refresh_per_second=10, transient=True):
+            yield
+
+    def _draw(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for title in ("worker", "phase", "rows/s", "held", "rows", "errors"):
+            table.add_column(title, justify="left" if title in ("worker", "phase") else "right")
+        for worker in self._trial.crew:
+            table.add_row(
+                f"{worker.number} (pid {worker.pid})",
+                Text(worker.phase or "-", style=_COLOURS.get(worker.phase, "")),
+                f"{worker.rate():.0f}",
+                str(worker.held),
+                str(len(worker.acknowledged)),
+                str(len(worker.errors)),
+            )
+        return Group(Text(""), table)
+
+
+def _show(console: Console, report: Report, threads: int) -> None:
+    verdict = report.verdict
+    if report.snapshot is not None:
+        console.print(summary_table(report.snapshot.timeline), soft_wrap=True)
+    rows = [
+        ("rows acknowledged", f"{verdict.acknowledged}"),
+        ("  of these missing on green (lost)", f"{verdict.lost}"),
+        ("rows on old blue that green has not (split)", f"{verdict.split}"),
+        ("rows written twice (doubled)", f"{verdict.doubled}"),
+        (f"errors seen by the {threads} threads", f"{report.errors}"),
+        ("database down, for a client that knows both addresses", f"{report.down_s:.3f} s"),
+        ("longest gap between two writes of a thread", f"{report.longest_gap_s:.3f} s"),
+        ("  excess of that over the down time", f"{report.excess_s:.3f} s"),
+        ("monitoring connections on the pair", f"{report.monitoring_connections}"),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+    for example in report.error_examples:
+        console.print(f"  {example}", style="dim", soft_wrap=True)
+    if verdict.clean:
+        console.print("CLEAN: nothing lost, nothing doubled, nothing split.", style="bold green")
+    else:
+        console.print(f"NOT CLEAN: {verdict!r}", style="bold red", soft_wrap=True)

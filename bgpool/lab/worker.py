@@ -1,0 +1,182 @@
+"""A worker of a trial: a forked process whose threads write the ledger through an inherited pool, and report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgpack
+import psycopg
+import psycopg_pool
+
+import bgpool
+from bgpool.lab.errors import LabError
+from bgpool.lab.ledger import INSERT_SQL, Key
+
+__all__ = ["Worker"]
+
+PAUSE_S: Final = 0.005
+REPORT_EVERY_S: Final = 0.05
+
+
+class Worker:
+    """The parent's side: what the worker has reported so far.
+
+    Attributes:
+        acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
+        errors: Transactions that failed, as text.
+        phase, held: What its pool says now.
+    """
+
+    def __init__(self, number: int, pool: bgpool.PostgresPool, threads: int, close_first: Iterable[Worker]) -> None:
+        """Fork. The child closes what it would otherwise hold open of the workers before it."""
+        self.number: Final = number
+        self.acknowledged: list[Key] = []
+        self.unknown: list[Key] = []
+        self.errors: list[str] = []
+        self.phase = ""
+        self.held = 0
+        self._writes: dict[int, list[float]] = {thread: [] for thread in range(threads)}
+        self._reports, reports = os.pipe()
+        orders, self._orders = os.pipe()
+        self.pid: Final = os.fork()
+        if self.pid == 0:
+            _child(
+                number,
+                pool,
+                threads,
+                reports,
+                orders,
+                [fd for w in (self, *close_first) for fd in (w._reports, w._orders)],
+            )
+        os.close(reports)
+        os.close(orders)
+        self._collector = threading.Thread(target=self._collect, name=f"bgpool-trial-worker-{number}", daemon=True)
+        self._collector.start()
+
+    def stop(self) -> None:
+        """Have it end after the transactions at hand."""
+        orders, self._orders = self._orders, -1
+        if orders >= 0:
+            os.close(orders)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for its end and its last report.
+
+        Raises:
+            LabError: It did not end in time; it was killed.
+        """
+        self._collector.join(timeout_s)
+        if self._collector.is_alive():
+            self.kill()
+            raise LabError(f"worker {self.number} did not end within {timeout_s:g} s")
+        self.kill()
+
+    def kill(self) -> None:
+        """Make sure that it is gone; idempotent."""
+        self.stop()
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                # The collector has seen the end of its reports, or nobody waits for them any more.
+                self._collector.join(1.0)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+
+    def longest_gap_s(self, since_s: float) -> float:
+        """Longest time without an acknowledged write of any of its threads, counted from *since_s* on."""
+        longest = 0.0
+        for writes in self._writes.values():
+            times = [max(since_s, at) for at in writes if at >= since_s] or [float("inf")]
+            longest = max(longest, *(b - a for a, b in zip([since_s, *times], times, strict=False)))
+        return longest
+
+    def rate(self, window_s: float = 1.0) -> float:
+        """Acknowledged writes per second, over the last *window_s* seconds."""
+        since = time.monotonic() - window_s
+        return sum(1 for writes in self._writes.values() for at in writes[-2000:] if at >= since) / window_s
+
+    def _collect(self) -> None:
+        unpacker = msgpack.Unpacker()
+        with os.fdopen(self._reports, "rb", buffering=0) as pipe:
+            while data := pipe.read(65536):
+                unpacker.feed(data)
+                for kind, *values in unpacker:
+                    self._take(kind, values)
+
+    def _take(self, kind: str, values: list[Any]) -> None:
+        if kind == "state":
+            self.phase, self.held = values
+            return
+        thread, n, at, text = values
+        key = (self.number, thread, n)
+        if kind == "acknowledged":
+            self.acknowledged.append(key)
+            self._writes[thread].append(at)
+            return
+        if kind == "unknown":
+            self.unknown.append(key)
+        self.errors.append(text)
+
+
+def _child(
+    number: int, pool: bgpool.PostgresPool, threads: int, reports: int, orders: int, to_close: list[int]
+) -> None:
+    """The child's life; never returns."""
+    status = 1
+    try:
+        for fd in to_close:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        # A Ctrl-C is for the parent, which tells us when to stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stopping = threading.Event()
+        lock = threading.Lock()
+
+        def report(*what: Any) -> None:
+            with lock, contextlib.suppress(BrokenPipeError):
+                os.write(reports, msgpack.packb(what))
+
+        crew = [
+            threading.Thread(target=_write, args=(number, thread, pool, stopping, report), daemon=True)
+            for thread in range(threads)
+        ]
+        for thread in crew:
+            thread.start()
+        # The other end of this pipe is closed when the parent says so, and when the parent dies.
+        while not select.select([orders], [], [], REPORT_EVERY_S)[0]:
+            stats = pool.stats()
+            report("state", stats.phase.name if stats.phase is not None else "", stats.held)
+        stopping.set()
+        for thread in crew:
+            thread.join(40.0)
+        pool.close(timeout=1.0)
+        status = 0
+    except BaseException as error:
+        sys.stderr.write(f"worker {number}: {error!r}\n")
+    finally:
+        os._exit(status)
+
+
+def _write(number: int, thread: int, pool: bgpool.PostgresPool, stopping: threading.Event, report: Any) -> None:
+    n = 0
+    while not stopping.wait(PAUSE_S):
+        n += 1
+        try:
+            with pool.connection() as connection:
+                connection.execute(INSERT_SQL, (number, thread, n))
+        except bgpool.CommitOutcomeUnknown as error:
+            report("unknown", thread, n, time.monotonic(), repr(error))
+        except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
+            # Before the deployment is known nobody can say more than that the statement failed.
+            kind = "failed" if isinstance(error, bgpool.SwitchoverError) else "unknown"
+            report(kind, thread, n, time.monotonic(), repr(error))
+        else:
+            report("acknowledged", thread, n, time.monotonic(), "")
