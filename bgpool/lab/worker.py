@@ -98,6 +98,10 @@ class Worker:
             longest = max(longest, *(b - a for a, b in zip([since_s, *times], times, strict=False)))
         return longest
 
+    def write_times(self) -> list[list[float]]:
+        """When each thread's writes were acknowledged, on the monotonic clock."""
+        return [list(times) for times in self._writes.values()]
+
     def rate(self, window_s: float = 1.0) -> float:
         """Acknowledged writes per second, over the last *window_s* seconds."""
         since = time.monotonic() - window_s

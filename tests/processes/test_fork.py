@@ -1,0 +1,142 @@
+"""A fork at any moment: the child leaves the parent's connections alone, and both go on."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import bgpool
+from bgpool.lab import Pair
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with Pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.PostgresPool]:
+    pool = bgpool.get_pool(
+        pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1, max_size=2
+    )
+    yield pool
+    pool.close()
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """The exit status of a child that runs *function* and ends as a forked worker does."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def backend(pool: bgpool.PostgresPool) -> int:
+    with pool.connection() as conn:
+        row = conn.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_made_before_the_fork_used_on_both_sides(pool: bgpool.PostgresPool) -> None:
+    parents = backend(pool)
+
+    def child() -> None:
+        assert backend(pool) != parents
+
+    assert in_child(child) == 0
+    assert backend(pool) == parents or backend(pool)
+
+
+def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.PostgresPool) -> None:
+    with pool.connection() as conn:
+        conn.execute("CREATE TEMP TABLE mine (n int)")
+        for n in range(100):
+            assert in_child(lambda: None) == 0
+            conn.execute("INSERT INTO mine VALUES (%s)", (n,))
+        row = conn.execute("SELECT count(*) FROM mine").fetchone()
+        assert row == (100,)
+
+
+def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_parent(
+    pool: bgpool.PostgresPool,
+) -> None:
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+
+        def child() -> None:
+            with pytest.raises(bgpool.InheritedConnection, match="belongs to the parent"):
+                conn.execute("SELECT 2")
+            conn.close()
+            pool.putconn(conn)
+            assert backend(pool) > 0
+
+        assert in_child(child) == 0
+        assert conn.execute("SELECT 3").fetchone() == (3,)
+
+
+def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.PostgresPool) -> None:
+    stopping = threading.Event()
+    failures: list[BaseException] = []
+
+    def busy() -> None:
+        try:
+            while not stopping.is_set():
+                backend(pool)
+        except BaseException as error:
+            failures.append(error)
+
+    crew = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in crew:
+        thread.start()
+    try:
+        statuses = [in_child(lambda: backend(pool)) for _ in range(10)]
+    finally:
+        stopping.set()
+        for thread in crew:
+            thread.join(20)
+    assert statuses == [0] * 10
+    assert failures == []
+
+
+def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path: Path) -> None:
+    """Exit handlers and the collection of what was inherited run in such a child, too."""
+    import subprocess
+    import sys
+
+    script = f"""
+import os, sys, bgpool
+pool = bgpool.get_pool({pair.dsn!r}, bg_resolver={pair.resolver!r}, bg_run_dir={str(tmp_path / "run")!r}, min_size=2)
+with pool.connection() as conn:
+    conn.execute("SELECT 1")
+pid = os.fork()
+if pid == 0:
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+with pool.connection() as conn:
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
