@@ -90,7 +90,11 @@ def _frozen(value: object) -> object:
         return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_frozen, value))
-    return value if isinstance(value, (str, int, float, bool, type(None))) else id(value)
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
 
 
 @atexit.register

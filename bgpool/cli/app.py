@@ -43,6 +43,7 @@ def demo(
     """
     try:
         from bgpool.cli import demo as show
+        from bgpool.lab import LabError
     except ModuleNotFoundError as error:
         sys.exit(f"the demo needs {error.name}: pip install 'bgpool[demo]'")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -50,6 +51,8 @@ def demo(
         clean = show.run(workers, threads, kill_monitor=kill_monitor)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except LabError as error:
+        sys.exit(f"the demo failed: {error}")
     raise typer.Exit(0 if clean else 1)
 
 

@@ -69,7 +69,7 @@ def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., PostgresPool
     def make(dsn: str | None = None, **options: Any) -> PostgresPool:
         options = {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 2, "timeout": 5.0} | options
         place, settings, left = parse(dsn or pair.dsn, options)
-        participant = Participant(settings.bg_id, tmp_path / "run", lambda files: None)
+        participant = Participant(settings.bg_id, tmp_path / "run", lambda _files: None)
         pool = PostgresPool(place, settings, participant, left)
         made.append(pool)
         return pool

@@ -53,7 +53,8 @@ class Caller(threading.Thread):
         return self.result
 
 
-def test_passes_by_name_while_created(pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+@pytest.mark.usefixtures("hand")
+def test_passes_by_name_while_created(pair: Pair, make_pool: MakePool) -> None:
     pool = make_pool()
     with pool.connection() as conn:
         assert where(conn) == pair.blue.address
@@ -242,16 +243,16 @@ def test_old_connections_are_never_handed_out_after_the_release(pair: Pair, hand
         assert where(conn) == pair.green.address
 
 
-def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(
-    pair: Pair, hand: Hand, make_pool: MakePool
-) -> None:
+@pytest.mark.usefixtures("hand")
+def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(pair: Pair, make_pool: MakePool) -> None:
     pool = make_pool()
     with pytest.raises(psycopg.errors.AdminShutdown), pool.connection() as conn:
         pair.blue.execute(f"SELECT pg_terminate_backend({conn.info.backend_pid})")
         conn.execute("SELECT 1")
 
 
-def test_drain_replaces_connections_and_disturbs_nobody(hand: Hand, make_pool: MakePool) -> None:
+@pytest.mark.usefixtures("hand")
+def test_drain_replaces_connections_and_disturbs_nobody(make_pool: MakePool) -> None:
     pool = make_pool()
     conn = pool.getconn()
     before = conn.info.backend_pid

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,8 +112,16 @@ def test_rollback_from_in_progress_goes_on_on_blue() -> None:
     assert snapshot.timeline[-1].event == "CREATED (rollback)"
 
 
-def test_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary directory whose name leaves room for the servers' Unix sockets, and which they can enter."""
+    with tempfile.TemporaryDirectory(prefix="bg") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_interrupted_demo_leaves_nothing_behind(short_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(short_path)}
     demo = subprocess.Popen(
         [sys.executable, "-c", "from bgpool.cli import main; main()", "demo"],
         env=environment,
@@ -125,15 +135,15 @@ def test_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
             if "in progress" in line:
                 break
         demo.send_signal(signal.SIGINT)
-        demo.stdout.read()
-        assert demo.wait(20) == 130
+        rest = demo.stdout.read()
+        assert demo.wait(20) == 130, rest
     finally:
         demo.kill()
-        demo.wait()
-    assert list(tmp_path.iterdir()) == []
+        demo.communicate()
+    assert list(short_path.iterdir()) == []
     deadline = time.monotonic() + 5
-    while _commands_with(str(tmp_path)):
-        assert time.monotonic() < deadline, _commands_with(str(tmp_path))
+    while _commands_with(str(short_path)):
+        assert time.monotonic() < deadline, _commands_with(str(short_path))
         time.sleep(0.1)
 
 
