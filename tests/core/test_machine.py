@@ -1,0 +1,178 @@
+"""The state machine: every pair of the table, and properties under random events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgpool.core.events import Event, Instant, MetadataAbsent, ProbeFailed, Resolved, StatusRead, StatusRow, Tick
+from bgpool.core.machine import TRANSITIONS, Rules, Signal, step
+from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
+from bgpool.core.routing import Action, Purpose, decide
+from bgpool.core.snapshot import Host, Snapshot
+from bgpool.core.timeline import summary_table
+from tests.core.test_transcripts import BLUE, GREEN, OLD
+
+RULES = Rules(switchover_timeout_ms=180_000)
+SECOND = 1_000_000_000
+
+
+def at(seconds: float) -> Instant:
+    return Instant(int(seconds * SECOND), int(seconds * SECOND))
+
+
+def rows(status: str, version: str = "1.0") -> tuple[StatusRow, ...]:
+    return (
+        StatusRow(BLUE, 5432, Role.SOURCE.value, status, version),
+        StatusRow(GREEN, 5432, Role.TARGET.value, status, version),
+    )
+
+
+def ready(phase: Phase = Phase.CREATED, **changes: object) -> Snapshot:
+    snapshot = Snapshot(
+        "1",
+        phase,
+        ready=True,
+        source_reading=Phase.CREATED,
+        target_reading=Phase.CREATED,
+        hosts=(Host(BLUE, 5432, Role.SOURCE, ("10.0.0.1",)), Host(GREEN, 5432, Role.TARGET, ("10.0.0.2",))),
+        twins=((BLUE, GREEN),),
+        deadline_ns=180 * SECOND if phase in SWITCHING else 0,
+    )
+    return replace(snapshot, **changes)  # type: ignore[arg-type]  # any field of a snapshot
+
+
+STATUS_SIGNALS = {
+    Signal.AVAILABLE: "AVAILABLE",
+    Signal.INITIATED: "SWITCHOVER_INITIATED",
+    Signal.STARTED: "SWITCHOVER_IN_PROGRESS",
+    Signal.PROMOTED: "SWITCHOVER_IN_POST_PROCESSING",
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("signal", STATUS_SIGNALS)
+def test_every_status_in_every_phase(phase: Phase, signal: Signal) -> None:
+    before = ready(phase, source_reading=None, target_reading=None)
+    after = step(before, StatusRead(at(1), Role.SOURCE, rows(STATUS_SIGNALS[signal])), RULES)
+    assert after.phase is TRANSITIONS.get((phase, signal), phase)
+
+
+@pytest.mark.parametrize("phase", sorted(SWITCHING))
+@pytest.mark.parametrize(
+    "event",
+    [
+        StatusRead(at(1), Role.SOURCE, ()),
+        StatusRead(at(1), Role.TARGET, ()),
+        MetadataAbsent(at(1), Role.SOURCE, "gone"),
+        MetadataAbsent(at(1), Role.TARGET, "gone"),
+        ProbeFailed(at(1), Role.SOURCE, "refused"),
+        ProbeFailed(at(1), Role.TARGET, "refused"),
+        StatusRead(at(1), Role.TARGET, rows("SOMETHING_NEW")),
+        Resolved(at(1), {}),
+    ],
+    ids=repr,
+)
+def test_no_news_never_moves_a_switchover(phase: Phase, event: Event) -> None:
+    before = ready(phase, pinned=phase is Phase.POST)
+    after = step(before, event, RULES)
+    assert replace(after, notices=()) == before
+
+
+def test_an_unknown_status_and_a_new_version_are_said_once() -> None:
+    snapshot = ready()
+    for second in range(3):
+        snapshot = step(snapshot, StatusRead(at(second), Role.SOURCE, rows("ODD", "2.0")), RULES)
+    texts = [notice.text for notice in snapshot.notices]
+    assert len(texts) == 2
+    assert "'2.0'" in texts[0]
+    assert "'ODD'" in texts[1]
+
+
+def test_only_a_green_that_left_available_rolls_back() -> None:
+    snapshot = ready(Phase.IN_PROGRESS, source_reading=Phase.IN_PROGRESS, target_reading=None)
+    first = step(snapshot, StatusRead(at(1), Role.TARGET, rows("AVAILABLE")), RULES)
+    assert first.phase is Phase.IN_PROGRESS
+    again = step(first, StatusRead(at(2), Role.SOURCE, rows("AVAILABLE")), RULES)
+    assert again.phase is Phase.CREATED
+    assert again.rolled_back
+
+
+@pytest.mark.parametrize("phase", sorted(SWITCHING))
+def test_time_alone_ends_every_phase_of_a_switchover(phase: Phase) -> None:
+    snapshot = ready(phase, pinned=phase is Phase.POST)
+    assert step(snapshot, Tick(at(179.9)), RULES) is snapshot
+    after = step(snapshot, Tick(at(180)), RULES)
+    assert after.phase is Phase.COMPLETED
+    # With evidence that green was promoted, traffic goes on to green's address until DNS has followed.
+    decision = decide(after, BLUE, Purpose.CONNECT)
+    assert decision.addresses == (("10.0.0.2",) if phase is Phase.POST else ())
+
+
+def test_inventory_is_frozen_once_complete() -> None:
+    snapshot = ready(Phase.PREPARATION)
+    moved = step(snapshot, Resolved(at(1), {BLUE: ("10.9.9.9",), GREEN: ("10.9.9.8",)}), RULES)
+    assert moved.hosts == snapshot.hosts
+
+
+def test_summary_counts_from_in_progress() -> None:
+    snapshot = step(ready(), StatusRead(at(10), Role.SOURCE, rows("SWITCHOVER_INITIATED")), RULES)
+    snapshot = step(snapshot, StatusRead(at(12), Role.SOURCE, rows("SWITCHOVER_IN_PROGRESS")), RULES)
+    snapshot = step(snapshot, StatusRead(at(14.5), Role.SOURCE, rows("SWITCHOVER_IN_POST_PROCESSING")), RULES)
+    table = [line.split() for line in summary_table(snapshot.timeline).splitlines()]
+    assert [(line[2], line[4]) for line in table if len(line) == 5 and line[3] == "ms"] == [
+        ("-2000", "PREPARATION"),
+        ("0", "IN_PROGRESS"),
+        ("2500", "POST"),
+    ]
+
+
+statuses = st.sampled_from([*PHASE_OF_STATUS, "ODD"])
+roles = st.sampled_from(list(Role))
+addresses = st.sampled_from([(), ("10.0.0.1",), ("10.0.0.2",)])
+
+
+@st.composite
+def events(draw: st.DrawFn, moment: Instant) -> Event:
+    role = draw(roles)
+    kind = draw(st.integers(0, 5))
+    if kind <= 1:
+        names = draw(st.sampled_from([(BLUE, GREEN), (OLD, BLUE)]))
+        status = draw(statuses)
+        both = tuple(StatusRow(name, 5432, side.value, status) for name, side in zip(names, Role, strict=True))
+        return StatusRead(moment, role, draw(st.sampled_from([both, both[:1], both[1:], ()])))
+    if kind == 2:
+        return Resolved(moment, {BLUE: draw(addresses), GREEN: draw(addresses)})
+    if kind == 3:
+        return MetadataAbsent(moment, role, "gone")
+    return Tick(moment) if kind == 4 else ProbeFailed(moment, role, "refused")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_happens(data: st.DataObject) -> None:
+    snapshot = Snapshot("1")
+    seconds = 1.0
+    for _ in range(data.draw(st.integers(1, 40))):
+        seconds += data.draw(st.sampled_from([0.1, 1.0, 100.0]))
+        event = data.draw(events(at(seconds)))
+        after = step(snapshot, event, RULES)
+        assert after.epoch >= snapshot.epoch
+        assert step(after, Tick(at(seconds)), RULES) is after
+        if after.phase in SWITCHING:
+            assert after.deadline_ns > 0
+            assert step(after, Tick(Instant(after.deadline_ns, 0)), RULES).phase is Phase.COMPLETED
+        if snapshot.ready and snapshot.phase in SWITCHING and after.phase in SWITCHING:
+            assert after.hosts == snapshot.hosts
+        if after.phase in (Phase.IN_PROGRESS, Phase.POST):
+            for host in after.hosts_of(Role.TARGET):
+                assert decide(after, host.name, Purpose.CHECKOUT).action in (Action.HOLD, Action.REJECT)
+        if after.phase is Phase.IN_PROGRESS:
+            for host in after.hosts_of(Role.SOURCE):
+                assert decide(after, host.name, Purpose.CHECKOUT).action is Action.HOLD
+        if after.phase is Phase.NOT_CREATED:
+            assert not after.hosts
+        snapshot = after
