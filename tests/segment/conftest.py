@@ -1,0 +1,36 @@
+"""A segment in a directory of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    directory = tmp_path / "run"
+    prepare_run_dir(directory)
+    return RunFiles.of(directory, "orders")
+
+
+@pytest.fixture
+def snapshot() -> Snapshot:
+    """One with something in every field."""
+    return Snapshot(
+        bg_id="orders",
+        phase=Phase.POST,
+        epoch=3,
+        ready=True,
+        pinned=True,
+        source_reading=Phase.IN_PROGRESS,
+        hosts=(Host("blue", 5432, Role.SOURCE, ("10.0.0.1",)), Host("green", 5432, Role.TARGET, ("::1", "10.0.0.2"))),
+        twins=(("blue", "green"),),
+        deadline_ns=123,
+        timeline=(TimelineEntry(1, 2, "CREATED"),),
+        notices=(Notice(1, 20, "bgpool.switchover", "ready"),),
+    )

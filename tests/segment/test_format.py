@@ -1,0 +1,188 @@
+"""Format 1, byte for byte, and what becomes of bytes that are not as they should be."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import SegmentError
+from bgpool.segment import layout
+from bgpool.segment.boot import boot_id
+from bgpool.segment.codec import decode, encode
+from bgpool.segment.paths import RunFiles, default_run_dir, open_checked, prepare_run_dir
+from bgpool.segment.reader import Reader, SegmentMap
+from bgpool.segment.writer import Writer
+
+# Changing these means that the format has changed, and with it the number in the header.
+GOLDEN_HEADER = (
+    "4247504f4f4c0d0a 01000000 00000400 0700000000000000 2a00000000000000"
+    "000102030405060708090a0b0c0d0e0f 7978bd8e 000000000000000000000000"
+)
+GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
+GOLDEN_PAYLOAD_START = "de0010a562675f6964a66f7264657273a57068617365"
+
+
+def test_golden_header() -> None:
+    packed = layout.pack_header(layout.Header(term=7, pid=42, boot_id=bytes(range(16))))
+    assert packed.hex() == GOLDEN_HEADER.replace(" ", "")
+    assert layout.unpack_header(packed) == layout.Header(7, 42, bytes(range(16)))
+
+
+def test_golden_slot() -> None:
+    packed = layout.pack_slot(9, b"hello")
+    assert packed.hex() == GOLDEN_SLOT.replace(" ", "")
+    assert layout.unpack_slot(memoryview(packed), 9) == b"hello"
+    assert layout.unpack_slot(memoryview(packed), 10) is None
+
+
+def test_golden_payload(snapshot: Snapshot) -> None:
+    assert encode(snapshot).hex().startswith(GOLDEN_PAYLOAD_START)
+    assert decode(encode(snapshot)) == snapshot
+
+
+def test_a_future_format_is_refused() -> None:
+    packed = bytearray(layout.pack_header(layout.Header(1, 1, bytes(16))))
+    packed[8] = 2
+    with pytest.raises(SegmentError, match="format 2"):
+        layout.unpack_header(bytes(packed))
+
+
+def test_too_large_a_snapshot_is_refused() -> None:
+    with pytest.raises(SegmentError, match="does not fit"):
+        layout.pack_slot(1, b"x" * layout.SLOT_BYTES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_snapshot(data: bytes) -> None:
+    with pytest.raises(SegmentError):
+        decode(data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(msgpack.unpackb(encode(Snapshot("1"))))),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.binary(max_size=5),
+        lambda inner: st.lists(inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+def test_a_wrong_value_is_refused_or_harmless(key: str, value: object) -> None:
+    fields = msgpack.unpackb(encode(Snapshot("1")))
+    fields[key] = value
+    try:
+        found = decode(msgpack.packb(fields))
+    except SegmentError:
+        return
+    assert encode(found)
+
+
+def test_bombs_are_refused() -> None:
+    for bomb in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\x91" * 100_000):
+        with pytest.raises(SegmentError):
+            decode(bomb)
+
+
+def test_no_flipped_byte_makes_another_snapshot(files: RunFiles, snapshot: Snapshot) -> None:
+    """Every byte of header, words and payload, and every 997th of the rest."""
+    writer = Writer(files, 1, Snapshot("orders"))
+    writer.publish(snapshot)
+    good = files.segment.read_bytes()
+    slot = layout.slot_offset(writer.sequence)
+    used = layout.SLOT_HEADER.size + len(encode(snapshot))
+    offsets = [*range(256), *range(slot, slot + used + 8), *range(256, layout.FILE_BYTES, 997)]
+    rng = random.Random(1)
+    refused = 0
+    for offset in offsets:
+        broken = bytearray(good)
+        broken[offset] ^= rng.randrange(1, 256)
+        with files.segment.open("r+b") as file:
+            file.write(broken)
+        found = Reader(files).refresh().snapshot
+        assert found in (None, snapshot), f"byte {offset} flipped makes {found}"
+        refused += found is None
+    # The whole of the header, the sequence word and the slot in use are covered.
+    assert refused >= 64 + 8 + used
+
+
+@pytest.mark.parametrize("size", [0, 100, layout.FILE_BYTES - 1, layout.FILE_BYTES + 1])
+def test_a_file_of_another_size_is_refused(
+    files: RunFiles, snapshot: Snapshot, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    Writer(files, 1, snapshot)
+    os.truncate(files.segment, size)
+    reader = Reader(files)
+    for _ in range(3):
+        assert reader.refresh().snapshot is None
+    assert len([r for r in caplog.records if "segment refused" in r.getMessage()]) == 1
+
+
+def test_a_segment_of_another_boot_is_refused(
+    files: RunFiles, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Writer(files, 1, snapshot)
+    monkeypatch.setattr("bgpool.segment.reader.boot_id", lambda: bytes(16))
+    with pytest.raises(SegmentError, match="another boot"):
+        SegmentMap(files)
+
+
+def test_boot_id_is_stable() -> None:
+    assert boot_id() == boot_id()
+    assert len(boot_id()) == 16
+
+
+def test_links_fifos_modes_and_owners_are_refused(files: RunFiles, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch(0o600)
+    files.segment.symlink_to(elsewhere)
+    with pytest.raises(SegmentError, match="cannot be opened"):
+        open_checked(files.segment, os.O_RDONLY)
+    files.segment.unlink()
+    os.mkfifo(files.segment, 0o600)
+    with pytest.raises(SegmentError, match="not a regular file"):
+        open_checked(files.segment, os.O_RDONLY)
+    files.segment.unlink()
+    files.segment.touch()
+    files.segment.chmod(0o644)
+    with pytest.raises(SegmentError, match="mode 0644"):
+        open_checked(files.segment, os.O_RDONLY)
+    if os.geteuid() == 0:
+        files.segment.chmod(0o600)
+        os.chown(files.segment, 12345, 12345)
+        with pytest.raises(SegmentError, match="belongs to user 12345"):
+            open_checked(files.segment, os.O_RDONLY)
+
+
+def test_run_directory_must_be_private(tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o755)
+    with pytest.raises(SegmentError, match="mode 0755"):
+        prepare_run_dir(open_to_all)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(SegmentError, match="not a directory"):
+        prepare_run_dir(link)
+    with pytest.raises(SegmentError, match="cannot be used"):
+        prepare_run_dir(Path("/proc/nothing/here"))
+
+
+def test_default_run_directory(tmp_path: Path) -> None:
+    assert default_run_dir({"BGPOOL_RUN_DIR": str(tmp_path)}) == tmp_path
+    assert default_run_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path("/run/user/7/bgpool")
+    assert default_run_dir({}).name == f"bgpool-{os.geteuid()}"
+
+
+def test_any_bg_id_makes_a_file_name(tmp_path: Path) -> None:
+    assert RunFiles.of(tmp_path, "orders-1").segment.name == "orders-1.segment"
+    strange = RunFiles.of(tmp_path, "../../etc/passwd")
+    assert strange.segment.parent == tmp_path
+    assert strange.stem.startswith("~")
