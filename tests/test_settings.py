@@ -1,0 +1,168 @@
+"""Parameters: every one in keywords and in a URL, its bounds, and what the errors say."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgpool.errors import ConfigurationError
+from bgpool.settings import Settings, parse
+
+URL = "postgresql://app:s3cret@db.example.com:6000/app"
+
+VALUES: list[tuple[str, str, object, object]] = [
+    ("bg_id", "%20Orders-1%20", " Orders-1 ", "orders-1"),
+    ("bg_connect_timeout_ms", "5000", 5000, 5000),
+    ("bg_interval_baseline_ms", "30000", 30000, 30000),
+    ("bg_interval_increased_ms", "700", 700, 700),
+    ("bg_interval_high_ms", "60", 60, 60),
+    ("bg_switchover_timeout_ms", "90000", 90000, 90000),
+    ("bg_suspend_new_blue_connections", "true", True, True),
+    ("bg_drop_blue_connections", "off", False, False),
+    ("bg_drain_timeout_ms", "0", 0, 0),
+    ("bg_release_on_blue_dns_update", "0", False, False),
+    ("bg_resolver", "dns://127.0.0.1:53", "dns://127.0.0.1:53", "dns://127.0.0.1:53"),
+    ("bg_run_dir", "/run/x", "/run/x", Path("/run/x")),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value", "expected"), VALUES, ids=[value[0] for value in VALUES])
+def test_keyword_and_url(name: str, text: str, value: object, expected: object) -> None:
+    assert getattr(parse(f"{URL}?{name}={text}", {})[1], name) == expected
+    assert getattr(parse(URL, {name: value})[1], name) == expected
+    other = dict(VALUES_OTHER).get(name)
+    if other is not None:
+        assert getattr(parse(f"{URL}?{name}={text}", {name: other})[1], name) == other, "a keyword wins"
+
+
+VALUES_OTHER = [("bg_connect_timeout_ms", 7), ("bg_drain_timeout_ms", 8), ("bg_id", "other")]
+
+
+def test_every_parameter_is_tested_and_documented() -> None:
+    names = set(Settings.__dataclass_fields__)
+    assert {value[0] for value in VALUES} == names
+    documented = (Path(__file__).parent.parent / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in documented] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bg_id", "  "),
+        ("bg_id", True),
+        ("bg_id", 1.5),
+        ("bg_connect_timeout_ms", -1),
+        ("bg_connect_timeout_ms", "soon"),
+        ("bg_connect_timeout_ms", 1.5),
+        ("bg_connect_timeout_ms", True),
+        ("bg_interval_high_ms", 0),
+        ("bg_switchover_timeout_ms", 10**12),
+        ("bg_drop_blue_connections", "maybe"),
+        ("bg_drop_blue_connections", 2),
+        ("bg_resolver", "bind"),
+        ("bg_run_dir", 7),
+    ],
+)
+def test_out_of_domain(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match="allowed") as caught:
+        parse(URL, {name: value})
+    assert name in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_unknown_parameter() -> None:
+    for dsn, options in ((URL, {"bg_conect_timeout_ms": 1}), (f"{URL}?bg_conect_timeout_ms=1", {})):
+        with pytest.raises(ConfigurationError, match=r"'bg_conect_timeout_ms'.*bg_connect_timeout_ms"):
+            parse(dsn, options)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "options"),
+    [
+        (f"{URL}?connect_timeout=0", {}),
+        (f"{URL}?connect_timeout=never", {}),
+        (URL, {"kwargs": {"connect_timeout": 0}}),
+        (URL, {"monitoring": {"connect_timeout": 0}}),
+        (f"{URL}?blue-green-monitoring-connect_timeout=0", {}),
+        ("host=db connect_timeout=0", {}),
+    ],
+)
+def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"connect_timeout=.*above 0"):
+        parse(dsn, options)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "",
+        "   ",
+        "mysql://app:s3cret@db/app",
+        "postgresql://app:s3cret@[::1/app",
+        "postgresql://app:s3cret@db:port/app",
+        "host=db password='s3cret",
+        "nonsense",
+        "postgresql://app:s3cret@one,two/app",
+        "postgresql://app:s3cret@db:70000/app",
+        "postgresql://app:s3cret@db/app?no_such_option=1",
+    ],
+)
+def test_a_bad_dsn_is_refused_without_its_password(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="allowed") as caught:
+        parse(dsn, {})
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_forms_of_dsn() -> None:
+    for dsn in (
+        "postgresql://app:p%40ss@DB.example.com:6000/app?sslmode=require&bg_id=x&options=-c%20geqo%3Doff",
+        "postgres://app:p%40ss@DB.example.com:6000/app?sslmode=require&options=-c%20geqo%3Doff",
+        "host=DB.example.com port=6000 user=app password=p@ss dbname=app sslmode=require options='-c geqo=off'",
+    ):
+        place, _, left = parse(dsn, {})
+        assert (place.host, place.port, place.endpoint) == ("DB.example.com", 6000, "db.example.com")
+        assert place.params["password"] == "p@ss"
+        assert place.params["options"] == "-c geqo=off"
+        assert "p@ss" not in repr(place)
+        assert left == {}
+
+
+def test_monitoring_connections_have_their_own_parameters() -> None:
+    dsn = f"{URL}?target_session_attrs=primary&blue-green-monitoring-user=watcher"
+    place, _, left = parse(dsn, {"monitoring": {"password": "other"}, "min_size": 2})
+    assert place.params["user"] == "app"
+    assert place.monitoring["user"] == "watcher"
+    assert place.monitoring["password"] == "other"
+    assert place.monitoring["connect_timeout"] == 10
+    assert "target_session_attrs" not in place.monitoring
+    assert "statement_timeout=10s" in place.monitoring["options"]
+    assert "blue-green-monitoring-user" not in place.params
+    assert left == {"min_size": 2}
+    with pytest.raises(ConfigurationError, match="blue-green-monitoring-usr"):
+        parse(f"{URL}?blue-green-monitoring-usr=x", {})
+
+
+def test_a_connect_timeout_is_always_set() -> None:
+    assert parse(URL, {})[0].params["connect_timeout"] == 10
+    assert parse(f"{URL}?connect_timeout=3", {})[0].params["connect_timeout"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bg_interval_baseline_ms", 900_001), ("bg_interval_increased_ms", 100), ("bg_interval_high_ms", 501)],
+)
+def test_unusual_intervals_are_warned_about(name: str, value: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="bgpool.settings"):
+        parse(URL, {name: value})
+    assert name in caplog.text
+
+
+def test_the_environment_names_a_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BGPOOL_RESOLVER", "hosts:/tmp/hosts")
+    assert parse(URL, {})[1].bg_resolver == "hosts:/tmp/hosts"
+    assert parse(URL, {"bg_resolver": "system"})[1].bg_resolver == "system"
