@@ -55,6 +55,9 @@ LINGER_S: Final = 10.0
 #: machine where two hundred workers start at once.
 MONITOR_START_S: Final = 10.0
 
+#: Pause before a monitor that could not be started is tried again, in seconds.
+RESTART_INTERVAL_S: Final = 5.0
+
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether monitor and segment are still there, in seconds.

@@ -13,7 +13,7 @@ from typing import Final
 from bgpool.core.events import Event, Tick
 from bgpool.core.limits import HEARTBEAT_S, LINGER_S, MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.core.machine import step
-from bgpool.core.phase import Role
+from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.monitor import election
@@ -98,6 +98,8 @@ class Monitor:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 _logger.info("nobody has used bg_id %r for %.0f s; leaving", self._config.bg_id, linger_s)
+                if self._snapshot.phase not in SWITCHING:
+                    self._writer.remove()
                 return
 
     def _take(self, event: Event) -> None:

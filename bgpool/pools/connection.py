@@ -62,11 +62,13 @@ class SwitchoverAware(_Base):
         try:
             return super().wait(gen, *args, **kwargs)
         except psycopg.OperationalError as error:
-            if not self.broken:
+            if not self.broken or not generation.is_switching():
                 raise
             raise generation.explain_cut(error, may_have_committed=self._may_have_committed(gen)) from error
         except psycopg.errors.ReadOnlySqlTransaction as error:
             self.bgpool_unfit = True
+            if not generation.is_switching():
+                raise
             raise generation.explain_read_only(error) from error
 
     def close(self) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed
 
 from bgpool import sockets
 from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
+from bgpool.core.snapshot import Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
 from bgpool.pools.connection import SwitchoverAware, aware
 from bgpool.pools.gate import Gate
@@ -85,6 +87,18 @@ class Generation:
         state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live else "draining"
         return f"<Generation epoch={self.epoch} {state} connections={self.connections()}>"
 
+    def open(self) -> None:
+        """Start connecting; idempotent.
+
+        Raises:
+            psycopg_pool.PoolClosed: Retired already.
+        """
+        # Under the lock, so that a pool is never opened after it was closed for good.
+        with self._lock:
+            if self.retired:
+                raise PoolClosed("the generation is retired")
+            self.inner.open()
+
     def connections(self) -> int:
         """Connections that are open, in use ones included."""
         with self._lock:
@@ -139,7 +153,8 @@ class Generation:
         Args:
             drain: Because of a switchover: a new transaction on a connection in use is held.
         """
-        self.retired = True
+        with self._lock:
+            self.retired = True
         if drain:
             self.live = False
         self.inner.close(timeout=RETIRE_TIMEOUT_S)
@@ -170,30 +185,35 @@ class Generation:
             raise InheritedConnection(
                 gate.describe("connection was checked out before a fork and belongs to the parent; ")
             )
-        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=self._recipe.settings.bg_connect_timeout_ms / 1000)
+        hold_s = self._recipe.settings.bg_connect_timeout_ms / 1000
+        reading, _ = gate.wait_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
+        if self._was_rolled_back(reading.snapshot):
+            return
         raise SwitchoverInterrupted(
             gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
         )
 
+    def _was_rolled_back(self, snapshot: Snapshot | None) -> bool:
+        """Whether the switchover that drained this generation, and no other since, went back to blue."""
+        if snapshot is None or self.epoch is None:
+            return False
+        return snapshot.rolled_back and snapshot.epoch == self.epoch + 1 and snapshot.phase is Phase.CREATED
+
+    def is_switching(self) -> bool:
+        """Whether an error on one of these connections is the switchover's doing."""
+        return not self.live or self._recipe.gate.switching()
+
     def explain_cut(self, error: psycopg.Error, *, may_have_committed: bool) -> psycopg.Error:
-        """What a broken connection means for the caller; *error* itself outside of a switchover."""
-        gate = self._recipe.gate
-        if self.live and not gate.switching():
-            return error
+        """What a connection broken by a switchover means for the caller."""
+        describe = self._recipe.gate.describe
         if may_have_committed:
-            return _like(
-                error, CommitOutcomeUnknown, gate.describe("was cut during COMMIT; find out whether it took effect")
-            )
-        return _like(
-            error, SwitchoverInterrupted, gate.describe("cut the transaction; it did not commit, run it again")
-        )
+            text = describe("was cut during COMMIT; find out whether it took effect")
+            return _like(error, CommitOutcomeUnknown, text)
+        return _like(error, SwitchoverInterrupted, describe("cut the transaction; it did not commit, run it again"))
 
     def explain_read_only(self, error: psycopg.Error) -> psycopg.Error:
-        """What a write refused by a read-only server means; *error* itself outside of a switchover."""
-        gate = self._recipe.gate
-        if self.live and not gate.switching():
-            return error
-        text = gate.describe("takes no writes any more; the transaction did not commit, run it again")
+        """What a write refused by a read-only server means in a switchover."""
+        text = self._recipe.gate.describe("takes no writes any more; the transaction did not commit, run it again")
         return _like(error, SwitchoverInterrupted, text)
 
 

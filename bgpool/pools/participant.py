@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from filelock import FileLock, Timeout
 
-from bgpool.core.limits import WATCH_INTERVAL_S
+from bgpool.core.limits import RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
 from bgpool.pools import fork
@@ -65,6 +65,7 @@ class Participant:
         self._presence: Presence | None = None
         self._relay: FileLock | None = None
         self._relayed = 0
+        self._complaint = ""
 
     def after_fork_in_child(self) -> None:
         """The watcher stayed with the parent, and so did the right to count as present."""
@@ -113,8 +114,8 @@ class Participant:
         while not stopping.is_set():
             try:
                 self._round()
-            except Exception:
-                _logger.exception("[bg_id: %r] watching failed, trying again", self._bg_id)
+            except Exception as error:
+                self._complain(f"watching failed and goes on: {error!r}")
                 stopping.wait(WATCH_INTERVAL_S)
 
     def _round(self) -> None:
@@ -129,6 +130,10 @@ class Participant:
 
     def _look_after(self) -> None:
         """Nothing was published for a while: is everything still in its place?"""
+        if self._presence is not None and not self._presence.is_in_place(self._files):
+            self._presence.close()
+            self._presence = None
+            prepare_run_dir(self._directory)
         self.reader.check_path()
         self._be_present()
         if self._relay is None:
@@ -142,8 +147,9 @@ class Participant:
     def _start_monitor(self) -> None:
         try:
             self._ensure_monitor(self._files)
-        except Exception:
-            _logger.exception("[bg_id: %r] the monitor cannot be started", self._bg_id)
+        except Exception as error:
+            self._complain(f"the monitor cannot be started: {error!r}")
+            self._stopping.wait(RESTART_INTERVAL_S)
 
     def _be_present(self) -> None:
         if self._presence is not None:
@@ -153,7 +159,13 @@ class Participant:
             with contextlib.suppress(BlockingIOError):
                 self._presence = Presence(self._files)
         except SegmentError as error:
-            _logger.warning("[bg_id: %r] %s", self._bg_id, error)
+            self._complain(str(error))
+
+    def _complain(self, text: str) -> None:
+        """Say it, once for as long as it stays the same: the watcher looks four times a second."""
+        if text != self._complaint:
+            self._complaint = text
+            _logger.warning("[bg_id: %r] %s", self._bg_id, text)
 
     def _relay_notices(self, snapshot: Snapshot) -> None:
         """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""

@@ -144,11 +144,11 @@ class PostgresPool:
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
-            generation = self._adopt(reading)
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
             try:
+                generation = self._adopt(reading)
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
                 connection: psycopg.Connection[Any] = generation.inner.getconn(left_s)
             except PoolClosed:
                 if self._closed:
@@ -202,7 +202,7 @@ class PostgresPool:
                 follows = self._drained or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
                 self._generation = generation
-        generation.inner.open()
+        generation.open()
         if old is not None:
             old.retire(drain=True)
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
 
 from bgpool.segment.paths import RunFiles, open_checked
 
@@ -22,13 +21,19 @@ class Presence:
             BlockingIOError: The monitor is looking at the file at this very moment; try again.
         """
         self._fd = open_checked(files.presence, os.O_RDWR | os.O_CREAT)
-        self._pid: Final = os.getpid()
         try:
             # Never wait: a monitor that was stopped while it looked must not stop a worker.
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise
+
+    def is_in_place(self, files: RunFiles) -> bool:
+        """Whether the path still leads to the locked file; if not, nobody can see that we are here."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), files.presence.stat())
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Be gone. In a forked child this closes the inherited descriptor; the parent stays present."""

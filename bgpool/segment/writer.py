@@ -95,6 +95,11 @@ class Writer:
             return False
         return (found.st_dev, found.st_ino) == self._inode
 
+    def remove(self) -> None:
+        """Remove the file, if it is still in place: nobody needs it and the next monitor should begin afresh."""
+        if self.is_in_place():
+            self._files.segment.unlink(missing_ok=True)
+
     def _old_map(self) -> SegmentMap | None:
         try:
             return SegmentMap(self._files, write=True)

@@ -224,6 +224,29 @@ def test_a_new_transaction_on_a_drained_connection_is_held(hand: Hand, make_pool
     pool.putconn(conn)
 
 
+def test_a_held_transaction_goes_on_after_a_rollback(hand: Hand, make_pool: MakePool) -> None:
+    pool = make_pool(bg_drop_blue_connections=False)
+    with pool.connection() as conn:
+        hand.publish(Phase.IN_PROGRESS)
+        wait_until(lambda: pool.stats().size == 0)
+        caller = Caller(lambda: conn.execute("SELECT 2").fetchone())
+        wait_until(lambda: pool.stats().held == 1)
+        hand.publish(Phase.CREATED, rolled_back=True)
+        assert caller.wait() == (2,)
+
+
+def test_a_write_refused_as_read_only_is_interrupted_and_the_connection_not_used_again(
+    hand: Hand, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_size=1)
+    hand.publish(Phase.PREPARATION)
+    with pytest.raises(bgpool.SwitchoverInterrupted) as caught, pool.connection() as conn:
+        conn.execute("SET TRANSACTION READ ONLY")
+        conn.execute("CREATE TABLE refused (n int)")
+    assert caught.value.sqlstate == "25006"
+    assert conn.closed
+
+
 def test_finished_autocommit_work_is_not_held_at_the_end_of_its_block(hand: Hand, make_pool: MakePool) -> None:
     pool = make_pool(kwargs={"autocommit": True}, bg_drop_blue_connections=False)
     with pool.connection() as conn:
@@ -238,7 +261,7 @@ def test_old_connections_are_never_handed_out_after_the_release(pair: Pair, hand
     hand.publish(Phase.IN_PROGRESS)
     hand.publish(Phase.POST, pinned=True)
     pool.putconn(old)
-    assert old.closed
+    wait_until(lambda: old.closed)
     with pool.connection() as conn:
         assert where(conn) == pair.green.address
 
