@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Interpreters that pyenv keeps, for tox to find beside those on PATH.
-export TOX_DISCOVER := $(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python3)
+space := $(subst ,, )
+export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python3))
 
 .PHONY: demo test bench clean
 
