@@ -256,7 +256,12 @@ def _take_inventory(snapshot: Snapshot, event: StatusRead) -> Snapshot:
         known = snapshot.hosts_of(role)
         # Rows name both sides, but only a side's own server knows its topology.
         found = found if role is event.role or not known else known
-        hosts += [replace(host, addresses=_addresses(snapshot, host.name)) for host in found or known]
+        taken = {host.name for host in hosts}
+        hosts += [
+            replace(host, addresses=_addresses(snapshot, host.name))
+            for host in found or known
+            if host.name not in taken
+        ]
     hosts = hosts[:ENDPOINTS]
     if tuple(hosts) == snapshot.hosts:
         return _check_ready(snapshot)

@@ -44,7 +44,7 @@ def hosts_from(rows: Sequence[StatusRow], servers: Sequence[str], role: Role) ->
         names += [endpoint.reader.host] if endpoint.reader is not None else []
         names += [endpoint.instance(server).host for server in servers]
     names += [normalise_host(row.endpoint) for row in _rows_of(rows, role)]
-    return tuple(Host(name, first.port, role) for name in dict.fromkeys(names))
+    return tuple(Host(name, first.port, role) for name in dict.fromkeys(names) if _may_be(name, role))
 
 
 def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[str, str], ...]:
@@ -70,6 +70,12 @@ def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[s
             unmatched += 1
         pairs.append((host.name, twin or green[0].name))
     return tuple(pairs)
+
+
+def _may_be(host: str, role: Role) -> bool:
+    """Green's endpoints carry ``-green-``; one that does not has blue's name already, and blue's pools are on it."""
+    name = parse_endpoint(host)
+    return role is Role.SOURCE or name is None or name.is_green
 
 
 def _rows_of(rows: Iterable[StatusRow], role: Role) -> list[StatusRow]:

@@ -135,7 +135,8 @@ class PostgresPool:
         if generation.inherited:
             return
         if conn.bgpool_unfit:
-            conn.close()
+            # Not close(), which with close_returns would give it back instead.
+            conn.pgconn.finish()
         generation.inner.putconn(conn)
 
     def _getconn_gated(self, timeout_s: float) -> psycopg.Connection[Any]:
