@@ -128,6 +128,31 @@ def test_a_green_that_has_taken_blues_name_is_not_inventoried_as_green() -> None
     assert step(ready(), StatusRead(at(1), Role.TARGET, late), RULES).hosts == ready().hosts
 
 
+@pytest.mark.parametrize("phase", [Phase.CREATED, Phase.COMPLETED])
+def test_only_blue_can_withdraw_a_deployment(phase: Phase) -> None:
+    for event in (StatusRead(at(1), Role.TARGET, ()), MetadataAbsent(at(1), Role.TARGET, "gone")):
+        assert step(ready(phase), event, RULES).phase is phase
+    for event in (StatusRead(at(1), Role.SOURCE, ()), MetadataAbsent(at(1), Role.SOURCE, "gone")):
+        after = step(ready(phase), event, RULES)
+        assert (after.phase, after.hosts, after.ready) == (Phase.NOT_CREATED, (), False)
+
+
+def test_the_epoch_rises_at_the_drain_and_at_the_release_and_nowhere_else() -> None:
+    snapshot, epochs = ready(), []
+    for second, status in enumerate(PHASE_OF_STATUS):
+        snapshot = step(snapshot, StatusRead(at(second), Role.SOURCE, rows(status)), RULES)
+        epochs.append(snapshot.epoch)
+    assert epochs == [1, 1, 2, 3, 3]
+    missed = step(ready(), StatusRead(at(1), Role.SOURCE, rows("SWITCHOVER_IN_POST_PROCESSING")), RULES)
+    assert missed.epoch == 2
+    rolled_back = step(
+        ready(Phase.IN_PROGRESS, epoch=2, target_reading=Phase.IN_PROGRESS),
+        StatusRead(at(1), Role.TARGET, rows("AVAILABLE")),
+        RULES,
+    )
+    assert (rolled_back.phase, rolled_back.epoch) == (Phase.CREATED, 2)
+
+
 def test_summary_counts_from_in_progress() -> None:
     snapshot = step(ready(), StatusRead(at(10), Role.SOURCE, rows("SWITCHOVER_INITIATED")), RULES)
     snapshot = step(snapshot, StatusRead(at(12), Role.SOURCE, rows("SWITCHOVER_IN_PROGRESS")), RULES)
