@@ -1,0 +1,62 @@
+"""The life of a monitor that has nobody to watch for, and of one that is not the only one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.process import run_monitor
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.reader import Reader
+from bgpool.settings import parse
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> MonitorConfig:
+    """A deployment that nobody answers for: a closed port on loopback."""
+    place, settings, _ = parse("postgresql://app:s3cret@127.0.0.1:1/app", {"bg_id": "lonely"})
+    return MonitorConfig.of(place, settings, tmp_path / "run")
+
+
+def test_it_leaves_when_nobody_uses_its_bg_id(config: MonitorConfig, tmp_path: Path) -> None:
+    assert run_monitor(config, linger_s=0.3)
+    files = RunFiles.of(tmp_path / "run", "lonely")
+    assert not files.segment.exists()
+    # And the next one begins afresh.
+    assert run_monitor(config, linger_s=0.3)
+
+
+def test_its_configuration_survives_the_pipe_and_hides_the_password(config: MonitorConfig) -> None:
+    assert MonitorConfig.load(config.dump()) == config
+    assert config.params["password"] == "s3cret"
+    assert "s3cret" not in repr(config)
+
+
+def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
+    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}\n"
+    first = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        first.stdin.write(dsn)
+        first.stdin.flush()
+        assert "monitoring bg_id '1' in term 1" in first.stdout.readline()
+        second = subprocess.run(command, input=dsn, capture_output=True, text=True, timeout=30)
+        assert second.returncode == 1
+        assert "another monitor of bg_id '1' lives" in second.stderr
+        assert Reader(RunFiles.of(tmp_path / "run", "1")).refresh().snapshot is not None
+        first.terminate()
+        assert first.wait(10) == 0
+    finally:
+        first.kill()
+        output = first.communicate()[0]
+    assert "s3cret" not in output
