@@ -8,7 +8,7 @@ from enum import Enum
 
 from bgpool.core.limits import NAME_CHARS
 
-__all__ = ["EndpointName", "Kind", "normalise_host", "parse_endpoint"]
+__all__ = ["EndpointName", "Kind", "name_after", "normalise_host", "parse_endpoint"]
 
 
 class Kind(Enum):
@@ -93,3 +93,9 @@ def parse_endpoint(host: str) -> EndpointName | None:
     if match is None:
         return None
     return EndpointName(match["name"], Kind(match["kind"] or ""), match["id"], match["zone"])
+
+
+def name_after(host: str) -> str:
+    """The name that the green host *host* has once the switchover is over; *host* itself if it is not green's."""
+    name = parse_endpoint(host)
+    return EndpointName(name.base, name.kind, name.id, name.zone).host if name is not None and name.is_green else host

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from bgpool.core.phase import Role
 
 __all__ = [
+    "Answered",
+    "CertificateRenewed",
     "Event",
     "Instant",
     "MetadataAbsent",
+    "MetadataFailed",
     "ProbeFailed",
     "Resolved",
     "StatusRead",
@@ -46,6 +49,19 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The server of *role* answers, whatever its metadata say.
+
+    Attributes:
+        read_only: It takes no writes: in recovery, or read-only by default.
+    """
+
+    at: Instant
+    role: Role
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StatusRead:
     """The metadata as the server of *role* tells it. No rows is an empty table, which is not an absent one.
 
@@ -73,8 +89,17 @@ class MetadataAbsent:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataFailed:
+    """The server of *role* answers, but the question for its metadata failed. That is no news."""
+
+    at: Instant
+    role: Role
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The server of *role* could not be reached or did not answer. That is no news: it never moves the phase."""
+    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase."""
 
     at: Instant
     role: Role
@@ -89,4 +114,12 @@ class Resolved:
     addresses: Mapping[str, tuple[str, ...]]
 
 
-Event = Tick | StatusRead | MetadataAbsent | ProbeFailed | Resolved
+@dataclass(frozen=True, slots=True)
+class CertificateRenewed:
+    """The green host *host* lets us in under the name that it has after the switchover."""
+
+    at: Instant
+    host: str
+
+
+Event = Tick | Answered | StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed | Resolved | CertificateRenewed

@@ -13,13 +13,24 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bgpool.core import topology
+from bgpool.core import inventory, topology
 from bgpool.core.endpoints import parse_endpoint
-from bgpool.core.events import Event, Instant, MetadataAbsent, ProbeFailed, Resolved, StatusRead, Tick
-from bgpool.core.limits import ADDRESSES_PER_NAME, ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
+from bgpool.core.events import (
+    Answered,
+    CertificateRenewed,
+    Event,
+    Instant,
+    MetadataAbsent,
+    MetadataFailed,
+    ProbeFailed,
+    Resolved,
+    StatusRead,
+    Tick,
+)
+from bgpool.core.limits import ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
-from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
-from bgpool.core.timeline import CREATED_AGAIN, summary_table
+from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
+from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, summary_table
 
 __all__ = ["TRANSITIONS", "Rules", "Signal", "step"]
 
@@ -31,10 +42,13 @@ class Rules:
     Attributes:
         switchover_timeout_ms: From PREPARATION, how long until a switchover counts as over. Positive.
         release_on_blue_dns_update: Whether moved DNS alone ends IN_PROGRESS.
+        await_certificates: Whether hosts are connected to under names that they must prove, so that blue's names
+            are of no use before green has certificates for them.
     """
 
     switchover_timeout_ms: int = 180_000
     release_on_blue_dns_update: bool = True
+    await_certificates: bool = False
 
 
 class Signal(Enum):
@@ -47,6 +61,7 @@ class Signal(Enum):
     FINISHED = "a role reads SWITCHOVER_COMPLETED, and no inventory says otherwise"
     REVERTED = "green reads AVAILABLE again"
     WITHDRAWN = "blue answers and has no deployment to tell of"
+    TOOK_OVER = "green, which was read-only, takes writes, and blue does not"
     BLUE_MOVED = "every blue endpoint resolves to a new address"
     SETTLED = "blue's names have moved and green's are gone"
     TIMED_OUT = "the switchover timer has run out"
@@ -57,6 +72,16 @@ _REPORTED: Final = {
     Phase.PREPARATION: Signal.INITIATED,
     Phase.IN_PROGRESS: Signal.STARTED,
     Phase.POST: Signal.PROMOTED,
+}
+
+#: What the timeline says told of a phase that several things can tell of.
+_EVIDENCE: Final[Mapping[Signal, str]] = {
+    Signal.PROMOTED: METADATA,
+    Signal.FINISHED: METADATA,
+    Signal.TOOK_OVER: "green promoted",
+    Signal.BLUE_MOVED: "blue DNS updated",
+    Signal.SETTLED: DNS,
+    Signal.TIMED_OUT: "timer",
 }
 
 #: Where a signal leads from each phase. A pair that is not listed changes nothing: silence, an error or an old
@@ -74,10 +99,12 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.CREATED, Signal.WITHDRAWN): Phase.NOT_CREATED,
     (Phase.PREPARATION, Signal.STARTED): Phase.IN_PROGRESS,
     (Phase.PREPARATION, Signal.PROMOTED): Phase.POST,
+    (Phase.PREPARATION, Signal.TOOK_OVER): Phase.POST,
     (Phase.PREPARATION, Signal.FINISHED): Phase.COMPLETED,
     (Phase.PREPARATION, Signal.REVERTED): Phase.CREATED,
     (Phase.PREPARATION, Signal.TIMED_OUT): Phase.COMPLETED,
     (Phase.IN_PROGRESS, Signal.PROMOTED): Phase.POST,
+    (Phase.IN_PROGRESS, Signal.TOOK_OVER): Phase.POST,
     (Phase.IN_PROGRESS, Signal.BLUE_MOVED): Phase.POST,
     (Phase.IN_PROGRESS, Signal.FINISHED): Phase.COMPLETED,
     (Phase.IN_PROGRESS, Signal.REVERTED): Phase.CREATED,
@@ -87,6 +114,9 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.POST, Signal.TIMED_OUT): Phase.COMPLETED,
     (Phase.COMPLETED, Signal.AVAILABLE): Phase.CREATED,
     (Phase.COMPLETED, Signal.INITIATED): Phase.PREPARATION,
+    (Phase.COMPLETED, Signal.PROMOTED): Phase.POST,
+    (Phase.COMPLETED, Signal.TOOK_OVER): Phase.POST,
+    (Phase.COMPLETED, Signal.BLUE_MOVED): Phase.POST,
     (Phase.COMPLETED, Signal.WITHDRAWN): Phase.NOT_CREATED,
 }
 
@@ -97,12 +127,18 @@ def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     match event:
         case Tick():
             return snapshot
+        case Answered():
+            return _answered(snapshot, event, rules)
         case StatusRead():
             return _status_read(snapshot, event, rules)
         case MetadataAbsent():
             return _metadata_absent(snapshot, event, rules)
+        case MetadataFailed():
+            return _metadata_failed(snapshot, event)
         case ProbeFailed():
-            return _probe_failed(snapshot, event)
+            return _probe_failed(snapshot, event, rules)
+        case CertificateRenewed():
+            return _certificate_renewed(snapshot, event, rules)
         case Resolved():
             return _resolved(snapshot, event, rules)
 
@@ -118,6 +154,21 @@ def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
         f"{rules.switchover_timeout_ms}; taking it as completed"
     )
     return _signal(_notice(snapshot, logging.WARNING, "switchover", text), Signal.TIMED_OUT, at, rules)
+
+
+def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
+    snapshot = _with_read_only(snapshot, event.role, event.read_only)
+    if event.role is Role.TARGET:
+        # A green that takes writes beforehand can give no evidence by taking them later.
+        if event.read_only and snapshot.phase <= Phase.IN_PROGRESS:
+            snapshot = _changed(snapshot, green_was_read_only=True)
+        elif snapshot.phase <= Phase.CREATED:
+            snapshot = _changed(snapshot, green_was_read_only=False)
+    return _look_for_takeover(snapshot, event.at, rules)
+
+
+def _look_for_takeover(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    return _signal(snapshot, Signal.TOOK_OVER, at, rules) if snapshot.green_took_over else snapshot
 
 
 def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapshot:
@@ -138,16 +189,16 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
     snapshot = _with_reading(snapshot, event.role, reading)
     if reading is not before:
         snapshot = _news(snapshot, event.role, before, reading, event.at, rules)
-    snapshot = _take_inventory(snapshot, event)
+    snapshot = _check_ready(inventory.record_hosts(snapshot, event))
     return _green_renamed(snapshot, event, row.endpoint)
 
 
 def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, at: Instant, rules: Rules) -> Snapshot:
     """A role reads something else than it did. A reading that stays (frozen metadata) is never news again."""
     if reading is Phase.COMPLETED:
-        # DNS has the last word where there is an inventory to compare it with.
-        known = snapshot.phase is Phase.POST and snapshot.ready
-        return snapshot if known else _signal(snapshot, Signal.FINISHED, at, rules)
+        # DNS has the last word where there is an inventory to compare it with: until then it is as good as POST.
+        signal = Signal.PROMOTED if snapshot.ready else Signal.FINISHED
+        return _signal(snapshot, signal, at, rules)
     if reading is Phase.CREATED and snapshot.phase in SWITCHING:
         # "Again": green itself must have left AVAILABLE, or both sides must agree on it.
         again = before is not None if role is Role.TARGET else snapshot.target_reading is Phase.CREATED
@@ -161,30 +212,47 @@ def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) ->
     return _withdrawn(snapshot, event.role, event.at, rules)
 
 
-def _probe_failed(snapshot: Snapshot, event: ProbeFailed) -> Snapshot:
+def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
+    """No news, of a server that is there."""
+    text = f"{event.role.colour} does not tell the monitor its metadata: {event.error}"
+    return _notice(snapshot, logging.WARNING, "monitor", text)
+
+
+def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snapshot:
     """No news. Worth a line only where it is not expected: a switchover cuts every connection."""
+    snapshot = _look_for_takeover(_with_read_only(snapshot, event.role, None), event.at, rules)
     if snapshot.phase in SWITCHING:
         return snapshot
     text = f"{event.role.colour} does not answer the monitor: {event.error}"
     return _notice(snapshot, logging.WARNING, "monitor", text)
 
 
+def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: Rules) -> Snapshot:
+    if event.host in snapshot.certified or snapshot.phase < Phase.POST:
+        return snapshot
+    snapshot = replace(snapshot, certified=(*snapshot.certified, event.host)[-ENDPOINTS:])
+    if snapshot.all_certified:
+        snapshot = _timeline(snapshot, event.at, "Green host certificates changed")
+    return _unpin(snapshot, event.at, rules)
+
+
 def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Snapshot:
     """Blue's word alone counts, and never while traffic depends on what was recorded."""
-    if role is Role.TARGET or snapshot.pinned:
+    if role is Role.TARGET or snapshot.pinned or snapshot.is_overdue:
         return snapshot
     return _signal(snapshot, Signal.WITHDRAWN, at, rules)
 
 
 def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.CREATED or (snapshot.phase in SWITCHING and not snapshot.ready):
-        return _check_ready(_record_addresses(snapshot, event))
+        return _check_ready(inventory.record_addresses(snapshot, event))
     if snapshot.phase <= Phase.PREPARATION:
         return snapshot
-    if not snapshot.blue_moved and _moved(snapshot, event):
-        snapshot = _timeline(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
+    if not snapshot.blue_moved and inventory.has_moved(snapshot, event):
         if rules.release_on_blue_dns_update:
+            # Before it is recorded: overdue is a switchover of which nothing was.
             snapshot = _signal(snapshot, Signal.BLUE_MOVED, event.at, rules)
+        snapshot = _timeline(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
     green = [host.name for host in snapshot.hosts_of(Role.TARGET)]
     gone = bool(green) and all(event.addresses.get(name) == () for name in green)
     if gone and not snapshot.green_gone and snapshot.phase >= Phase.POST:
@@ -197,7 +265,9 @@ def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
 
 def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
     phase = TRANSITIONS.get((snapshot.phase, signal))
-    return snapshot if phase is None else _enter(snapshot, phase, signal, at, rules)
+    if phase is None or (phase is Phase.POST and snapshot.phase is Phase.COMPLETED and not snapshot.is_overdue):
+        return snapshot
+    return _enter(snapshot, phase, signal, at, rules)
 
 
 def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
@@ -218,14 +288,15 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
         # Without evidence of a promotion (the timer, a cold start) there is nothing to pin to.
         pinned = snapshot.pinned and not snapshot.blue_moved
         snapshot = replace(snapshot, pinned=pinned, deadline_ns=0)
-    snapshot = _timeline(snapshot, at, phase.name)
+    evidence = _EVIDENCE.get(signal, "") if phase >= Phase.POST else ""
+    snapshot = _timeline(snapshot, at, phase.name, evidence)
     return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
 
 
 def _makes_unfit(before: Phase, phase: Phase) -> int:
     """1 where connections opened before must not be used after: at the drain, and at the release."""
     drained = phase is Phase.IN_PROGRESS
-    released = phase in (Phase.POST, Phase.COMPLETED) and before < Phase.POST
+    released = phase is Phase.POST or (phase is Phase.COMPLETED and before < Phase.POST)
     return int(drained or released)
 
 
@@ -238,6 +309,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
             snapshot.epoch,
             source_reading=snapshot.source_reading,
             target_reading=snapshot.target_reading,
+            source_read_only=snapshot.source_read_only,
             notices=snapshot.notices,
         )
     if snapshot.rolled_back:
@@ -245,75 +317,19 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
     return snapshot
 
 
-def _take_inventory(snapshot: Snapshot, event: StatusRead) -> Snapshot:
-    """Record who belongs to which side, until the record is complete and a switchover begins."""
-    frozen = snapshot.ready and snapshot.phase is not Phase.CREATED
-    if frozen or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
-        return snapshot
-    hosts: list[Host] = []
-    for role in Role:
-        found = topology.hosts_from(event.rows, event.servers if role is event.role else (), role)
-        known = snapshot.hosts_of(role)
-        # Rows name both sides, but only a side's own server knows its topology.
-        found = found if role is event.role or not known else known
-        taken = {host.name for host in hosts}
-        hosts += [
-            replace(host, addresses=_addresses(snapshot, host.name))
-            for host in found or known
-            if host.name not in taken
-        ]
-    hosts = hosts[:ENDPOINTS]
-    if tuple(hosts) == snapshot.hosts:
-        return _check_ready(snapshot)
-    blue = [host for host in hosts if host.role is Role.SOURCE]
-    green = [host for host in hosts if host.role is Role.TARGET]
-    twins = topology.correspondence(blue, green)
-    return _check_ready(replace(snapshot, hosts=tuple(hosts), twins=twins))
-
-
-def _addresses(snapshot: Snapshot, name: str) -> tuple[str, ...]:
-    host = snapshot.host(name)
-    return host.addresses if host is not None else ()
-
-
-def _record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
-    hosts = tuple(
-        replace(host, addresses=found[:ADDRESSES_PER_NAME])
-        if (found := event.addresses.get(host.name)) and found[:ADDRESSES_PER_NAME] != host.addresses
-        else host
-        for host in snapshot.hosts
-    )
-    return snapshot if hosts == snapshot.hosts else replace(snapshot, hosts=hosts)
-
-
 def _check_ready(snapshot: Snapshot) -> Snapshot:
-    """Readiness: both sides have spoken, every host has an address, every blue endpoint a counterpart."""
-    blue = snapshot.hosts_of(Role.SOURCE)
-    ready = (
-        bool(blue)
-        and bool(snapshot.hosts_of(Role.TARGET))
-        and len(snapshot.twins) == len(blue)
-        and None not in (snapshot.source_reading, snapshot.target_reading)
-        and all(host.addresses for host in snapshot.hosts)
-    )
+    ready = inventory.is_complete(snapshot)
     if ready is snapshot.ready:
         return snapshot
     snapshot = replace(snapshot, ready=ready)
     if not ready:
         return snapshot
     pairs = "; ".join(
-        f"{name} ({', '.join(_addresses(snapshot, name))}) -> {twin} ({', '.join(_addresses(snapshot, twin))})"
+        f"{name} ({', '.join(inventory.addresses(snapshot, name))}) -> "
+        f"{twin} ({', '.join(inventory.addresses(snapshot, twin))})"
         for name, twin in snapshot.twins
     )
     return _notice(snapshot, logging.INFO, "switchover", f"ready for a switchover: {pairs}")
-
-
-def _moved(snapshot: Snapshot, event: Resolved) -> bool:
-    """Whether every blue endpoint resolves, and to none of the addresses recorded for it."""
-    blue = [host for host in snapshot.hosts_of(Role.SOURCE) if host.addresses]
-    return bool(blue) and all(
-        (now := event.addresses.get(host.name, ())) and not set(now) & set(host.addresses) for host in blue
-    )
 
 
 def _green_renamed(snapshot: Snapshot, event: StatusRead, endpoint: str) -> Snapshot:
@@ -327,6 +343,8 @@ def _green_renamed(snapshot: Snapshot, event: StatusRead, endpoint: str) -> Snap
 
 def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
     """Back to names, once blue's lead to green and green has taken them; COMPLETED once green's are gone too."""
+    if rules.await_certificates and not snapshot.all_certified:
+        return snapshot
     if snapshot.pinned and snapshot.blue_moved and (snapshot.renamed or snapshot.green_gone):
         snapshot = replace(snapshot, pinned=False)
     if snapshot.blue_moved and snapshot.green_gone:
@@ -345,8 +363,20 @@ def _with_reading(snapshot: Snapshot, role: Role, reading: Phase) -> Snapshot:
     return replace(snapshot, target_reading=reading)
 
 
-def _timeline(snapshot: Snapshot, at: Instant, event: str) -> Snapshot:
-    entry = TimelineEntry(at.mono_ns, at.wall_ns, event)
+def _with_read_only(snapshot: Snapshot, role: Role, read_only: bool | None) -> Snapshot:
+    if role is Role.SOURCE:
+        return _changed(snapshot, source_read_only=read_only)
+    return _changed(snapshot, target_read_only=read_only)
+
+
+def _changed(snapshot: Snapshot, **changes: bool | None) -> Snapshot:
+    """*snapshot* with *changes*; the same object where they change nothing."""
+    same = all(getattr(snapshot, name) is value for name, value in changes.items())
+    return snapshot if same else replace(snapshot, **changes)  # type: ignore[arg-type]  # fields that are flags
+
+
+def _timeline(snapshot: Snapshot, at: Instant, event: str, evidence: str = "") -> Snapshot:
+    entry = TimelineEntry(at.mono_ns, at.wall_ns, event, evidence)
     return replace(snapshot, timeline=(*snapshot.timeline, entry)[-TIMELINE_EVENTS:])
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bgpool.core.endpoints import name_after
 from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.routing import names_now
 from bgpool.core.snapshot import Snapshot
 
 __all__ = ["Intervals", "Plan", "Target", "plan"]
@@ -25,11 +27,13 @@ class Target:
 
     Attributes:
         addresses: Recorded addresses to use instead of resolving *host*; empty to go by name.
+        names: The names that the host may go by now, in the order to be tried where they matter; empty for *host*.
     """
 
     host: str
     port: int
     addresses: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def supersedes(self, other: Target | None) -> bool:
         """Whether a connection opened for *other* leads elsewhere: another name, or a name that may have moved."""
@@ -47,14 +51,19 @@ class Plan:
         retry_ms: Between two attempts to reach a role that does not.
         source: Blue's monitoring connection; None to use the application's own endpoint.
         target: Green's; None while there is no green to watch.
-        names: What to resolve, in every interval; empty while DNS has nothing to tell.
+        names: What to resolve; empty while DNS has nothing to tell.
+        resolve_ms: How often.
+        renewals: Green hosts to be asked, where certificates matter, whether they let us in under the name that
+            they have after the switchover, in every interval_ms of CREATED.
     """
 
     interval_ms: int
     retry_ms: int
+    resolve_ms: int
     source: Target | None = None
     target: Target | None = None
     names: tuple[str, ...] = ()
+    renewals: tuple[Target, ...] = ()
 
 
 def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
@@ -62,20 +71,25 @@ def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
 
     Source: behaviour.md §2, "Poll intervals" and "Inventory".
     """
-    names = tuple(host.name for host in snapshot.hosts)
+    baseline, increased, high = intervals.baseline_ms, intervals.increased_ms, intervals.high_ms
     if snapshot.phase is Phase.NOT_CREATED:
-        return Plan(intervals.baseline_ms, intervals.increased_ms)
-    if snapshot.phase is Phase.COMPLETED:
+        return Plan(baseline, increased, baseline)
+    names = tuple(host.name for host in snapshot.hosts)
+    if snapshot.phase is Phase.COMPLETED and not snapshot.is_overdue:
         # By name from here on: blue's endpoint now leads to the host that the next deployment starts from.
         settled = snapshot.green_gone and not snapshot.pinned
-        return Plan(intervals.baseline_ms, intervals.increased_ms, names=() if settled else names)
+        return Plan(baseline, increased, increased, names=() if settled else names, renewals=_renewals(snapshot))
     switching = snapshot.phase in SWITCHING
+    by_address = switching or snapshot.is_overdue
+    interval = high if switching else increased
     return Plan(
-        intervals.high_ms if switching else intervals.increased_ms,
-        intervals.high_ms,
-        source=_target(snapshot, Role.SOURCE, by_address=switching),
-        target=_target(snapshot, Role.TARGET, by_address=switching),
+        interval,
+        high,
+        interval,
+        source=_target(snapshot, Role.SOURCE, by_address=by_address),
+        target=_target(snapshot, Role.TARGET, by_address=by_address),
         names=names,
+        renewals=_renewals(snapshot),
     )
 
 
@@ -83,4 +97,16 @@ def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | Non
     hosts = snapshot.hosts_of(role)
     if not hosts:
         return None
-    return Target(hosts[0].name, hosts[0].port, hosts[0].addresses if by_address else ())
+    host = hosts[0]
+    names = names_now(snapshot, host) if snapshot.phase >= Phase.POST else (host.name,)
+    return Target(host.name, host.port, host.addresses if by_address else (), names)
+
+
+def _renewals(snapshot: Snapshot) -> tuple[Target, ...]:
+    if not snapshot.pinned:
+        return ()
+    return tuple(
+        Target(host.name, host.port, host.addresses, (name_after(host.name),))
+        for host in snapshot.hosts_of(Role.TARGET)
+        if host.addresses and host.name not in snapshot.certified
+    )

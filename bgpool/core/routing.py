@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from bgpool.core.endpoints import name_after
 from bgpool.core.phase import Phase, Role
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import Host, Snapshot
 
-__all__ = ["PASS", "Action", "Decision", "Purpose", "decide"]
+__all__ = ["PASS", "Action", "Decision", "Purpose", "decide", "names_now"]
 
 
 class Purpose(Enum):
@@ -42,13 +43,14 @@ class Decision:
         action: PASS goes by name, ROUTE to *addresses*, HOLD waits and asks again, REJECT gives up.
         epoch: What a connection opened now is stamped with; None where the endpoint takes no part.
         addresses: For ROUTE, the recorded IP addresses in order of preference; never empty.
-        host: For ROUTE, the name that the addresses were recorded under.
+        names: For ROUTE, the names that the host there may go by now (certificates and tokens are for names), in
+            the order to be tried. Else empty: the endpoint's own.
     """
 
     action: Action
     epoch: int | None = None
     addresses: tuple[str, ...] = ()
-    host: str = ""
+    names: tuple[str, ...] = ()
 
 
 #: The decision of a pool that takes no part.
@@ -113,5 +115,15 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
         return Decision(Action.PASS, snapshot.epoch)
     target = mine if rule is _Rule.TO_BLUE else snapshot.twin(host)
     if target is not None and target.addresses:
-        return Decision(Action.ROUTE, snapshot.epoch, target.addresses, target.name)
+        return Decision(Action.ROUTE, snapshot.epoch, target.addresses, names_now(snapshot, target, mine.name))
     return Decision(Action.HOLD if rule is _Rule.TO_GREEN else Action.PASS, snapshot.epoch)
+
+
+def names_now(snapshot: Snapshot, host: Host, *others: str) -> tuple[str, ...]:
+    """The names that *host* may go by after the release, the likeliest first, and *others* that it stands in for.
+
+    A green host carries its green name until its certificate is regenerated, and blue's from there on.
+    """
+    before, after = host.name, name_after(host.name)
+    order = (after, *others, before) if before in snapshot.certified else (before, after, *others)
+    return tuple(dict.fromkeys(order))

@@ -29,11 +29,16 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
-    """Something that happened in a switchover; the rows of the summary table."""
+    """Something that happened in a switchover; the rows of the summary table.
+
+    Attributes:
+        evidence: What told of it, for a phase that several things can tell of; else empty.
+    """
 
     mono_ns: int
     wall_ns: int
     event: str
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,10 @@ class Snapshot:
         blue_moved: Every blue endpoint resolves to a new address.
         green_gone: The green names no longer resolve.
         renamed: The green hosts have taken blue's names.
+        certified: Green hosts that let the monitor in under the names they have after the switchover.
         source_reading, target_reading: The last status that each role reported; a reading is news when it differs.
+        source_read_only, target_read_only: Whether each role takes no writes; None while it does not answer.
+        green_was_read_only: Green took no writes before the switchover, so that its taking some tells something.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
@@ -80,8 +88,12 @@ class Snapshot:
     blue_moved: bool = False
     green_gone: bool = False
     renamed: bool = False
+    certified: tuple[str, ...] = ()
     source_reading: Phase | None = None
     target_reading: Phase | None = None
+    source_read_only: bool | None = None
+    target_read_only: bool | None = None
+    green_was_read_only: bool = False
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0
@@ -99,6 +111,24 @@ class Snapshot:
     def twin(self, blue: str) -> Host | None:
         """The green host that corresponds to the blue endpoint *blue*; None if there is none."""
         return next((self.host(green) for name, green in self.twins if name == blue), None)
+
+    @property
+    def green_took_over(self) -> bool:
+        """Whether the servers themselves show that green was promoted, whatever the metadata say.
+
+        Source: behaviour.md §3, "Early release".
+        """
+        return self.green_was_read_only and self.target_read_only is False and self.source_read_only is not False
+
+    @property
+    def all_certified(self) -> bool:
+        """Whether every green host lets the monitor in under the name that it has after the switchover."""
+        return all(host.name in self.certified for host in self.hosts_of(Role.TARGET))
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the timer ended a switchover of which nothing has shown yet that green took over."""
+        return self.phase is Phase.COMPLETED and self.ready and not self.pinned and not self.blue_moved
 
     def reading(self, role: Role) -> Phase | None:
         """The last status that *role* reported."""

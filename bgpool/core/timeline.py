@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import Final
 
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 
-__all__ = ["CREATED_AGAIN", "summary_table"]
+__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "describe", "summary_table"]
 
 #: The last event of a switchover that went back to blue.
 CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
 
+#: The evidence that a switchover of which everything can be seen goes by.
+METADATA: Final = "metadata"
+DNS: Final = "DNS"
+
 _RULE = "-" * 82
+
+
+def describe(entry: TimelineEntry) -> str:
+    """The event, and where the metadata did not tell of it, what did: ``POST (green promoted)``."""
+    told_otherwise = entry.evidence not in ("", METADATA, DNS)
+    return f"{entry.event} ({entry.evidence})" if told_otherwise else entry.event
 
 
 def summary_table(timeline: Sequence[TimelineEntry]) -> str:
@@ -33,6 +44,6 @@ def summary_table(timeline: Sequence[TimelineEntry]) -> str:
     for entry in timeline:
         stamp = datetime.fromtimestamp(entry.wall_ns / 1e9, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
         offset = f"{round((entry.mono_ns - zero) / 1e6)} ms"
-        rows.append(f"{stamp:>26}{offset:>24}{entry.event:>32}")
+        rows.append(f"{stamp:>26}{offset:>24}{describe(entry):>32}")
     rows.append(_RULE)
     return "\n".join(rows)

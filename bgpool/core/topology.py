@@ -50,26 +50,27 @@ def hosts_from(rows: Sequence[StatusRow], servers: Sequence[str], role: Role) ->
 def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[str, str], ...]:
     """Blue name → green name for every blue endpoint, as far as green has anything to offer.
 
-    Writer to writer; cluster, reader and custom endpoints to their twins by base name; a blue instance to the
-    green one with the same base name, else the rest in sorted order round-robin over green's readers, else to
-    green's writer. Both sides come with the counting endpoint first and the writer before other instances.
+    Writer to writer; cluster, reader and custom endpoints to their twins by base name; a blue reader to the green
+    reader with the same base name, else in sorted order round-robin over green's readers, else to green's writer.
+    Both sides come with the counting endpoint first and the writer before other instances.
 
     Source: behaviour.md §2, "Correspondence".
     """
     if not green:
         return ()
-    by_base = {_base_key(host.name): host.name for host in reversed(green)}
-    instances = [host.name for host in green if _kind(host.name) in _INSTANCES]
-    readers = sorted(instances[1:])
-    pairs: list[tuple[str, str]] = []
-    unmatched = 0
-    for host in (*blue[:1], *sorted(blue[1:], key=lambda host: host.name)):
-        twin = green[0].name if host is blue[0] else by_base.get(_base_key(host.name))
-        if twin is None and readers and _kind(host.name) in _INSTANCES:
-            twin = readers[unmatched % len(readers)]
-            unmatched += 1
-        pairs.append((host.name, twin or green[0].name))
-    return tuple(pairs)
+    writer, *readers = _instances(green) or [green[0].name]
+    blue_writer, *blue_readers = _instances(blue) or [""]
+    by_base = {_base_key(name): name for name in reversed([host.name for host in green])}
+    reader_by_base = {_base_key(name): name for name in readers}
+    unmatched = sorted(name for name in blue_readers if _base_key(name) not in reader_by_base)
+    twins = {name: readers[n % len(readers)] if readers else writer for n, name in enumerate(unmatched)}
+    twins |= {name: reader_by_base[key] for name in blue_readers if (key := _base_key(name)) in reader_by_base}
+    twins |= {blue_writer: writer}
+    return tuple((host.name, twins.get(host.name) or by_base.get(_base_key(host.name), green[0].name)) for host in blue)
+
+
+def _instances(hosts: Sequence[Host]) -> list[str]:
+    return [host.name for host in hosts if _kind(host.name) in _INSTANCES]
 
 
 def _may_be(host: str, role: Role) -> bool:

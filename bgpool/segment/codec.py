@@ -23,7 +23,8 @@ __all__ = ["decode", "encode"]
 _ROLES: Final = tuple(Role)
 _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
-    "source_reading", "target_reading", "hosts", "twins", "deadline_ns", "timeline", "notices",
+    "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
+    "hosts", "twins", "deadline_ns", "timeline", "notices",
 )  # fmt: skip
 _MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME)
 
@@ -32,7 +33,7 @@ def encode(snapshot: Snapshot) -> bytes:
     """*snapshot* as a msgpack map, field by field."""
     fields = {key: getattr(snapshot, key) for key in _KEYS}
     fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
-    fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event) for e in snapshot.timeline]
+    fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
     fields["notices"] = [(n.number, n.level, n.logger, n.text) for n in snapshot.notices]
     packed: bytes = msgpack.packb(fields)
     return packed
@@ -75,14 +76,18 @@ def _snapshot(fields: Any) -> Snapshot:
         blue_moved=_flag(fields["blue_moved"]),
         green_gone=_flag(fields["green_gone"]),
         renamed=_flag(fields["renamed"]),
+        certified=tuple(_text(name, NAME_CHARS) for name in _items(fields["certified"])),
         source_reading=_reading(fields["source_reading"]),
         target_reading=_reading(fields["target_reading"]),
+        source_read_only=_perhaps(fields["source_read_only"]),
+        target_read_only=_perhaps(fields["target_read_only"]),
+        green_was_read_only=_flag(fields["green_was_read_only"]),
         hosts=tuple(_host(*item) for item in _items(fields["hosts"])),
         twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),
         deadline_ns=_integer(fields["deadline_ns"]),
         timeline=tuple(
-            TimelineEntry(_integer(mono), _integer(wall), _text(event, NAME_CHARS))
-            for mono, wall, event in _items(fields["timeline"])
+            TimelineEntry(_integer(mono), _integer(wall), _text(event, NAME_CHARS), _text(evidence, NAME_CHARS))
+            for mono, wall, event, evidence in _items(fields["timeline"])
         ),
         notices=tuple(
             Notice(_integer(number), _integer(level), _text(logger, NAME_CHARS), _text(text, NOTICE_CHARS))
@@ -120,6 +125,10 @@ def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"true or false was expected, not {type(value).__name__}")
     return value
+
+
+def _perhaps(value: object) -> bool | None:
+    return None if value is None else _flag(value)
 
 
 def _text(value: object, most: int) -> str:

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgpool.core.events import Event, Instant, MetadataAbsent, ProbeFailed, Resolved, StatusRead, StatusRow, Tick
+from bgpool.core.events import (
+    Answered,
+    CertificateRenewed,
+    Event,
+    Instant,
+    MetadataAbsent,
+    MetadataFailed,
+    ProbeFailed,
+    Resolved,
+    StatusRead,
+    StatusRow,
+    Tick,
+)
 from bgpool.core.machine import TRANSITIONS, Rules, Signal, step
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Purpose, decide
@@ -133,7 +145,7 @@ def test_only_blue_can_withdraw_a_deployment(phase: Phase) -> None:
     for event in (StatusRead(at(1), Role.TARGET, ()), MetadataAbsent(at(1), Role.TARGET, "gone")):
         assert step(ready(phase), event, RULES).phase is phase
     for event in (StatusRead(at(1), Role.SOURCE, ()), MetadataAbsent(at(1), Role.SOURCE, "gone")):
-        after = step(ready(phase), event, RULES)
+        after = step(ready(phase, blue_moved=phase is Phase.COMPLETED), event, RULES)
         assert (after.phase, after.hosts, after.ready) == (Phase.NOT_CREATED, (), False)
 
 
@@ -173,7 +185,7 @@ addresses = st.sampled_from([(), ("10.0.0.1",), ("10.0.0.2",)])
 @st.composite
 def events(draw: st.DrawFn, moment: Instant) -> Event:
     role = draw(roles)
-    kind = draw(st.integers(0, 5))
+    kind = draw(st.integers(0, 8))
     if kind <= 1:
         names = draw(st.sampled_from([(BLUE, GREEN), (OLD, BLUE)]))
         status = draw(statuses)
@@ -183,6 +195,12 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
         return Resolved(moment, {BLUE: draw(addresses), GREEN: draw(addresses)})
     if kind == 3:
         return MetadataAbsent(moment, role, "gone")
+    if kind == 6:
+        return Answered(moment, role, draw(st.booleans()))
+    if kind == 7:
+        return CertificateRenewed(moment, GREEN)
+    if kind == 8:
+        return MetadataFailed(moment, role, "invalid input")
     return Tick(moment) if kind == 4 else ProbeFailed(moment, role, "refused")
 
 
@@ -213,3 +231,18 @@ def test_whatever_happens(data: st.DataObject) -> None:
         if after.phase is Phase.NOT_CREATED:
             assert not after.hosts
         snapshot = after
+
+
+def test_blues_name_is_not_gone_back_to_before_green_can_prove_it() -> None:
+    rules = Rules(await_certificates=True)
+    snapshot = ready(Phase.POST, pinned=True, deadline_ns=180 * SECOND)
+    settled = Resolved(at(1), {BLUE: ("10.0.0.2",), GREEN: ()})
+    assert step(snapshot, settled, RULES).phase is Phase.COMPLETED
+    waiting = step(snapshot, settled, rules)
+    assert (waiting.phase, waiting.pinned) == (Phase.POST, True)
+    assert decide(waiting, BLUE, Purpose.CONNECT).names == (GREEN, BLUE)
+    renewed = step(waiting, CertificateRenewed(at(2), GREEN), rules)
+    assert (renewed.phase, renewed.pinned) == (Phase.COMPLETED, False)
+    assert [entry.event for entry in renewed.timeline][-2:] == ["Green host certificates changed", "COMPLETED"]
+    still = step(replace(snapshot, certified=(GREEN,)), Tick(at(1)), rules)
+    assert decide(still, BLUE, Purpose.CONNECT).names == (BLUE, GREEN)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from bgpool.core.events import (
+    Answered,
+    CertificateRenewed,
     Event,
     Instant,
     MetadataAbsent,
@@ -26,7 +28,9 @@ BLUE = "db.c0.us-east-1.rds.amazonaws.com"
 GREEN = "db-green-abc123.c0.us-east-1.rds.amazonaws.com"
 OLD = "db-old1.c0.us-east-1.rds.amazonaws.com"
 HERE = Path(__file__).parent / "transcripts"
-LINE = re.compile(r"(?P<at>[\d.]+)\s+(?P<event>.+?)\s+->\s+(?P<phase>\w+)(?P<ready> ready)?\s*(?P<hosts>.*)")
+LINE = re.compile(
+    r"(?P<at>[\d.]+)\s+(?P<event>.+?)\s+->\s+(?P<phase>\w+)(?P<ready> ready)?(?: \((?P<evidence>.+)\))?\s*(?P<hosts>.*)"
+)
 
 
 def event_of(text: str, at: Instant) -> Event:
@@ -46,6 +50,10 @@ def event_of(text: str, at: Instant) -> Event:
         return MetadataAbsent(at, role, "nothing to be seen")
     if what == "empty":
         return StatusRead(at, role, ())
+    if what in ("reads-only", "takes-writes"):
+        return Answered(at, role, what == "reads-only")
+    if what == "certificate":
+        return CertificateRenewed(at, GREEN)
     names = (OLD, BLUE) if who == "green-renamed" else (BLUE, GREEN)
     return StatusRead(
         at, role, tuple(StatusRow(name, 5432, side.value, what) for name, side in zip(names, Role, strict=True))
@@ -72,6 +80,8 @@ def test_transcript(path: Path) -> None:
         where = f"{path.name}:{number}: {line.strip()}\n{snapshot}"
         assert snapshot.phase is Phase[match["phase"]], where
         assert snapshot.epoch >= epoch, where
+        if match["evidence"]:
+            assert [e.evidence for e in snapshot.timeline if e.event == snapshot.phase.name][-1] == match["evidence"]
         if match["ready"]:
             assert snapshot.ready, where
         for expected in match["hosts"].split():

@@ -1,0 +1,82 @@
+"""The inventory: who belongs to which side, under which addresses, recorded while nothing has moved yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bgpool.core import topology
+from bgpool.core.events import Resolved, StatusRead
+from bgpool.core.limits import ADDRESSES_PER_NAME, ENDPOINTS
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Snapshot
+
+__all__ = ["addresses", "has_moved", "is_complete", "record_addresses", "record_hosts"]
+
+
+def record_hosts(snapshot: Snapshot, event: StatusRead) -> Snapshot:
+    """Record who belongs to which side, until the record is complete and a switchover begins."""
+    frozen = snapshot.ready and snapshot.phase is not Phase.CREATED
+    if frozen or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
+        return snapshot
+    hosts: list[Host] = []
+    for role in Role:
+        found = topology.hosts_from(event.rows, event.servers if role is event.role else (), role)
+        known = snapshot.hosts_of(role)
+        # Rows name both sides, but only a side's own server knows its topology.
+        found = found if role is event.role or not known else known
+        taken = {host.name for host in hosts}
+        hosts += [
+            replace(host, addresses=addresses(snapshot, host.name)) for host in found or known if host.name not in taken
+        ]
+    hosts = hosts[:ENDPOINTS]
+    if tuple(hosts) == snapshot.hosts:
+        return snapshot
+    blue = [host for host in hosts if host.role is Role.SOURCE]
+    green = [host for host in hosts if host.role is Role.TARGET]
+    twins = topology.correspondence(blue, green)
+    return replace(snapshot, hosts=tuple(hosts), twins=twins)
+
+
+def addresses(snapshot: Snapshot, name: str) -> tuple[str, ...]:
+    """The addresses recorded for *name*; none if it takes no part."""
+    host = snapshot.host(name)
+    return host.addresses if host is not None else ()
+
+
+def record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
+    """Record where the hosts are; a name that was not found keeps what is known of it."""
+    hosts = tuple(
+        replace(host, addresses=found[:ADDRESSES_PER_NAME])
+        if (found := event.addresses.get(host.name)) and found[:ADDRESSES_PER_NAME] != host.addresses
+        else host
+        for host in snapshot.hosts
+    )
+    return snapshot if hosts == snapshot.hosts else replace(snapshot, hosts=hosts)
+
+
+def is_complete(snapshot: Snapshot) -> bool:
+    """Readiness: both sides have spoken, every host has an address, every blue endpoint a counterpart."""
+    blue = snapshot.hosts_of(Role.SOURCE)
+    return (
+        bool(blue)
+        and bool(snapshot.hosts_of(Role.TARGET))
+        and len(snapshot.twins) == len(blue)
+        and None not in (snapshot.source_reading, snapshot.target_reading)
+        and all(host.addresses for host in snapshot.hosts)
+    )
+
+
+def has_moved(snapshot: Snapshot, event: Resolved) -> bool:
+    """Whether blue's names lead to none of the addresses recorded for them.
+
+    The first, where writes go, must lead somewhere. Another one may be gone: a reader without a counterpart is
+    renamed and leaves its name to nobody.
+    """
+    blue = [host for host in snapshot.hosts_of(Role.SOURCE) if host.addresses]
+    return (
+        bool(blue)
+        and bool(event.addresses.get(blue[0].name))
+        and all(
+            host.name in event.addresses and not set(event.addresses[host.name]) & set(host.addresses) for host in blue
+        )
+    )
