@@ -34,12 +34,32 @@ NAME_CHARS: Final = 253
 MONITOR_CONNECT_TIMEOUT_S: Final = 10
 MONITOR_STATEMENT_TIMEOUT_S: Final = 10
 
+#: The same while a switchover is under way, in seconds: what hangs then hangs on a host that went away, and TCP's
+#: own retransmissions (1, 2, 4 s ...) would find it back late. libpq takes no less than 2.
+SWITCHING_TIMEOUT_S: Final = 2
+
+#: How long a question may be unanswered in a switchover before the host counts as not answering, in seconds.
+#: Source: measured answers take milliseconds, and the polls come ten times a second.
+SILENCE_S: Final = 0.5
+
 #: One look-up of one name, in seconds. The resolver runs apart from the status queries and never delays a phase.
 RESOLVE_TIMEOUT_S: Final = 5.0
 
 #: Shortest time between two look-ups of the same names, in seconds. The RDS zones have a TTL of 5 s, so a
 #: tenth of a second is already 50 times finer than what a cache lets through.
 RESOLVE_INTERVAL_S: Final = 0.1
+
+#: Names looked up at a time; a stalled one must not keep the others waiting.
+RESOLVE_THREADS: Final = 8
+
+#: Between two attempts to connect to green under its new name, in seconds. A renewal takes seconds to minutes.
+RENEWAL_INTERVAL_S: Final = 0.5
+
+#: Switchovers of which a record is kept in the run directory.
+HISTORY_RECORDS: Final = 20
+
+#: The largest history file that is read, in bytes: as many records of as many events as there may be, and room.
+HISTORY_BYTES: Final = 1_000_000
 
 #: The monitor's heartbeat, in seconds; readers call a monitor silent after HEARTBEAT_STALE_S, and another may
 #: fence it off after HEARTBEAT_HUNG_S. Source: behaviour.md §5, replacement within 2 s, hang 5 s.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpool.core.endpoints import name_after
+from bgpool.core.limits import SWITCHING_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import names_now
 from bgpool.core.snapshot import Snapshot
@@ -28,12 +29,14 @@ class Target:
     Attributes:
         addresses: Recorded addresses to use instead of resolving *host*; empty to go by name.
         names: The names that the host may go by now, in the order to be tried where they matter; empty for *host*.
+        timeout_s: Longest wait for a connection and for an answer; 0 for the connection parameters' own.
     """
 
     host: str
     port: int
     addresses: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    timeout_s: int = 0
 
     def supersedes(self, other: Target | None) -> bool:
         """Whether a connection opened for *other* leads elsewhere: another name, or a name that may have moved."""
@@ -99,14 +102,16 @@ def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | Non
         return None
     host = hosts[0]
     names = names_now(snapshot, host) if snapshot.phase >= Phase.POST else (host.name,)
-    return Target(host.name, host.port, host.addresses if by_address else (), names)
+    if not by_address:
+        return Target(host.name, host.port, (), names)
+    return Target(host.name, host.port, host.addresses, names, SWITCHING_TIMEOUT_S)
 
 
 def _renewals(snapshot: Snapshot) -> tuple[Target, ...]:
     if not snapshot.pinned:
         return ()
     return tuple(
-        Target(host.name, host.port, host.addresses, (name_after(host.name),))
+        Target(host.name, host.port, host.addresses, (name_after(host.name),), SWITCHING_TIMEOUT_S)
         for host in snapshot.hosts_of(Role.TARGET)
         if host.addresses and host.name not in snapshot.certified
     )

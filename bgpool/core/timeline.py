@@ -9,7 +9,7 @@ from typing import Final
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 
-__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "describe", "summary_table"]
+__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "describe", "summary_table", "zero_ns"]
 
 #: The last event of a switchover that went back to blue.
 CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
@@ -27,6 +27,13 @@ def describe(entry: TimelineEntry) -> str:
     return f"{entry.event} ({entry.evidence})" if told_otherwise else entry.event
 
 
+def zero_ns(timeline: Sequence[TimelineEntry]) -> int:
+    """The moment that offsets count from, on the monotonic clock; *timeline* is not empty."""
+    rolled_back = timeline[-1].event == CREATED_AGAIN
+    order = (Phase.PREPARATION.name,) if rolled_back else (Phase.IN_PROGRESS.name, Phase.PREPARATION.name)
+    return next((e.mono_ns for name in order for e in timeline if e.event == name), timeline[0].mono_ns)
+
+
 def summary_table(timeline: Sequence[TimelineEntry]) -> str:
     """The events as a table: timestamp (UTC), offset in ms, event.
 
@@ -37,9 +44,7 @@ def summary_table(timeline: Sequence[TimelineEntry]) -> str:
     """
     if not timeline:
         return ""
-    rolled_back = timeline[-1].event == CREATED_AGAIN
-    order = (Phase.PREPARATION.name,) if rolled_back else (Phase.IN_PROGRESS.name, Phase.PREPARATION.name)
-    zero = next((e.mono_ns for name in order for e in timeline if e.event == name), timeline[0].mono_ns)
+    zero = zero_ns(timeline)
     rows = [_RULE, f"{'timestamp':<26}{'time offset (ms)':>24}{'event':>32}", _RULE]
     for entry in timeline:
         stamp = datetime.fromtimestamp(entry.wall_ns / 1e9, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -1,24 +1,26 @@
-"""DNS, apart from the status queries: a thread that may be stalled by a resolver without anybody waiting for it."""
+"""DNS, apart from the status queries: threads that may be stalled by a resolver without anybody waiting for them."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
+import time
 from typing import Final
 
 from bgpool.core.events import Event, Resolved
-from bgpool.core.limits import RESOLVE_INTERVAL_S
+from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
 from bgpool.monitor.probe import now
 from bgpool.resolver import Resolver
 
 __all__ = ["Lookup"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
+_Found = tuple[str, tuple[str, ...] | None]
 
 
 class Lookup(threading.Thread):
-    """Resolves the names it is assigned in every interval and tells the main loop what it found."""
+    """Resolves the names it is assigned in every interval, side by side, and tells the main loop what it found."""
 
     def __init__(self, resolver: Resolver, events: queue.Queue[Event]) -> None:
         super().__init__(name="bgpool-lookup", daemon=True)
@@ -27,6 +29,11 @@ class Lookup(threading.Thread):
         self._nudged: Final = threading.Event()
         self._names: tuple[str, ...] = ()
         self._interval_s = 1.0
+        # Owned by this thread: what is being looked up, by helpers that a stalled resolver may keep for minutes.
+        self._asked: Final[queue.SimpleQueue[str]] = queue.SimpleQueue()
+        self._found: Final[queue.SimpleQueue[_Found]] = queue.SimpleQueue()
+        self._pending: Final[set[str]] = set()
+        self._helpers = 0
 
     def assign(self, names: tuple[str, ...], *, interval_ms: int) -> None:
         """Look *names* up from now on; a change counts at once."""
@@ -40,12 +47,38 @@ class Lookup(threading.Thread):
         """Look up for ever."""
         while True:
             self._nudged.clear()
-            found: dict[str, tuple[str, ...]] = {}
-            for name in self._names:
-                try:
-                    found[name] = self._resolver.resolve(name)
-                except OSError as error:
-                    _logger.debug("%s cannot be resolved: %s", name, error)
+            found = self._look_up(self._names)
             if found:
                 self._events.put(Resolved(now(), found))
             self._nudged.wait(self._interval_s)
+
+    def _look_up(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """What could be found out about *names* within RESOLVE_TIMEOUT_S; a name not in it remains unknown."""
+        for name in names:
+            if name not in self._pending:
+                self._pending.add(name)
+                self._asked.put(name)
+        while self._helpers < min(len(names), RESOLVE_THREADS):
+            self._helpers += 1
+            threading.Thread(target=self._help, name=f"bgpool-lookup-{self._helpers}", daemon=True).start()
+        found: dict[str, tuple[str, ...]] = {}
+        deadline = time.monotonic() + RESOLVE_TIMEOUT_S
+        while self._pending.intersection(names):
+            try:
+                name, addresses = self._found.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            self._pending.discard(name)
+            if addresses is not None and name in names:
+                found[name] = addresses
+        return found
+
+    def _help(self) -> None:
+        while True:
+            name = self._asked.get()
+            addresses = None
+            try:
+                addresses = self._resolver.resolve(name)
+            except Exception as error:
+                _logger.debug("%s cannot be resolved: %s", name, error)
+            self._found.put((name, addresses))

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
-
-import psycopg
+from typing import Final
 
 from bgpool import sockets
-from bgpool.core.events import Event, Instant, MetadataAbsent, ProbeFailed, StatusRead, StatusRow
+from bgpool.core.events import Answered, Event, Instant, MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
+from bgpool.core.limits import MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
-from bgpool.monitor.dialects.postgres import MissingMetadata
+from bgpool.monitor.session import Answer, Session, SessionError
 
-__all__ = ["Probe", "Session", "now"]
+__all__ = ["Probe", "now"]
 
 
 def now() -> Instant:
     """This moment on both clocks."""
     return Instant(time.monotonic_ns(), time.time_ns())
-
-
-class Session(Protocol):
-    """A monitoring connection, whatever the engine."""
-
-    @property
-    def socket(self) -> int:
-        """Its descriptor."""
-        ...
-
-    def read(self) -> tuple[tuple[StatusRow, ...], tuple[str, ...]]:
-        """Status rows and server ids."""
-        ...
-
-    def close(self) -> None:
-        """Close it."""
-        ...
 
 
 class Probe(threading.Thread):
@@ -66,10 +47,16 @@ class Probe(threading.Thread):
         if sooner:
             self._nudged.set()
 
-    def cut_if_stuck(self, limit_s: float) -> None:
-        """Cut the connection if a question has been unanswered for *limit_s*; a stopped host never answers."""
-        asked_at, socket = self._asked_at, self._socket
-        if asked_at and socket is not None and time.monotonic() - asked_at > limit_s:
+    def unanswered_s(self) -> float:
+        """For how long the question at hand has been unanswered, connecting included; 0 while there is none."""
+        asked_at = self._asked_at
+        return time.monotonic() - asked_at if asked_at else 0.0
+
+    def cut_if_stuck(self) -> None:
+        """Cut the connection if a question has been unanswered for too long; a stopped host never answers."""
+        target, socket = self._target, self._socket
+        limit_s = target.timeout_s if target is not None and target.timeout_s else MONITOR_STATEMENT_TIMEOUT_S
+        if socket is not None and self.unanswered_s() > limit_s:
             sockets.cut(*socket)
 
     def run(self) -> None:
@@ -88,36 +75,37 @@ class Probe(threading.Thread):
         """One question; whether it was answered."""
         if self._session is not None and target.supersedes(self._opened):
             self._close()
-        at = now()
+        self._asked_at = time.monotonic()
         try:
-            if self._session is None:
-                self._open(target)
-            assert self._session is not None
-            self._asked_at = time.monotonic()
-            rows, servers = self._session.read()
-        except MissingMetadata as missing:
-            self._events.put(MetadataAbsent(at, self._role, str(missing)))
-        except (psycopg.Error, OSError) as error:
+            session = self._session or self._open(target)
+            answer = session.ask()
+        except (SessionError, OSError) as error:
             self._close()
-            self._events.put(ProbeFailed(at, self._role, _first_line(error)))
+            self._events.put(ProbeFailed(now(), self._role, str(error)))
             return False
-        else:
-            self._events.put(StatusRead(at, self._role, rows, servers))
         finally:
             self._asked_at = 0.0
+        self._tell(answer)
         return True
 
-    def _open(self, target: Target) -> None:
+    def _tell(self, answer: Answer) -> None:
+        at = now()
+        self._events.put(Answered(at, self._role, answer.read_only))
+        if answer.rows is not None:
+            self._events.put(StatusRead(at, self._role, answer.rows, answer.servers))
+        elif answer.missing:
+            self._events.put(MetadataAbsent(at, self._role, answer.missing))
+        else:
+            self._events.put(MetadataFailed(at, self._role, answer.failure))
+
+    def _open(self, target: Target) -> Session:
         session = self._connect(target)
         self._session, self._opened = session, target
         self._socket = (session.socket, sockets.identity(session.socket))
+        self._asked_at = time.monotonic()
+        return session
 
     def _close(self) -> None:
         session, self._session, self._socket = self._session, None, None
         if session is not None:
-            with contextlib.suppress(psycopg.Error, OSError):
-                session.close()
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            session.close()

@@ -7,20 +7,23 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bgpool.core.events import Event, Tick
-from bgpool.core.limits import HEARTBEAT_S, LINGER_S, MONITOR_STATEMENT_TIMEOUT_S
+from bgpool.core.events import Event, ProbeFailed, Tick
+from bgpool.core.limits import HEARTBEAT_S, LINGER_S, SILENCE_S
 from bgpool.core.machine import step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
-from bgpool.monitor import election
+from bgpool.monitor import election, history
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.lookup import Lookup
-from bgpool.monitor.probe import Probe, Session, now
+from bgpool.monitor.probe import Probe, now
+from bgpool.monitor.renewal import Renewal
+from bgpool.monitor.session import Session
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present
@@ -67,6 +70,7 @@ class Monitor:
         self._snapshot = snapshot
         self._events: Final[queue.Queue[Event]] = queue.Queue()
         self._probes: Final = {role: Probe(role, self._connector(), self._events) for role in Role}
+        self._renewal: Final = Renewal(self._connector(), self._events)
         self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
         self._stopping: Final = threading.Event()
 
@@ -76,8 +80,10 @@ class Monitor:
 
     def run(self, linger_s: float | None) -> None:
         """Watch until stopped, replaced, or unneeded for *linger_s* seconds."""
+        # What the monitor before could not write down any more.
+        self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
         self._replan()
-        for thread in (*self._probes.values(), self._lookup):
+        for thread in (*self._probes.values(), self._renewal, self._lookup):
             thread.start()
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
@@ -85,6 +91,7 @@ class Monitor:
                 self._take(self._events.get(timeout=max(0.0, beat_at + HEARTBEAT_S - time.monotonic())))
             except queue.Empty:
                 self._take(Tick(now()))
+            self._note_silence()
             if time.monotonic() < beat_at + HEARTBEAT_S:
                 continue
             beat_at = time.monotonic()
@@ -93,7 +100,7 @@ class Monitor:
                 return
             self._writer.beat()
             for probe in self._probes.values():
-                probe.cut_if_stuck(MONITOR_STATEMENT_TIMEOUT_S)
+                probe.cut_if_stuck()
             if linger_s is None or anybody_present(self._files):
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
@@ -101,6 +108,14 @@ class Monitor:
                 if self._snapshot.phase not in SWITCHING:
                     self._writer.remove()
                 return
+
+    def _note_silence(self) -> None:
+        """A host that went away without a word fails no question; in a switchover its silence tells as much."""
+        if self._snapshot.phase not in SWITCHING:
+            return
+        for role, probe in self._probes.items():
+            if probe.unanswered_s() > SILENCE_S:
+                self._take(ProbeFailed(now(), role, f"no answer for {SILENCE_S} s"))
 
     def _take(self, event: Event) -> None:
         """One event; what changes is published before anything else is done about it."""
@@ -110,6 +125,7 @@ class Monitor:
             return
         self._snapshot = after
         self._writer.publish(after)
+        self._keep_history(before, after)
         for notice in after.notices:
             if not before.notices or notice.number > before.notices[-1].number:
                 _log(notice)
@@ -117,12 +133,21 @@ class Monitor:
             _logger.info("phase %s -> %s", before.phase.name, after.phase.name)
         self._replan()
 
+    def _keep_history(self, before: Snapshot, after: Snapshot) -> None:
+        if after.timeline == before.timeline:
+            return
+        try:
+            history.keep(self._files, after)
+        except OSError as error:
+            _logger.warning("the timeline cannot be kept: %s", error)
+
     def _replan(self) -> None:
         todo = plan(self._snapshot, self._config.intervals)
         targets = {Role.SOURCE: todo.source or self._config.entrance, Role.TARGET: todo.target}
         for role, target in targets.items():
             self._probes[role].assign(target, interval_ms=todo.interval_ms, retry_ms=todo.retry_ms)
-        self._lookup.assign(todo.names, interval_ms=todo.interval_ms)
+        self._lookup.assign(todo.names, interval_ms=todo.resolve_ms)
+        self._renewal.assign(todo.renewals if self._config.rules.await_certificates else ())
 
     def _connector(self) -> Callable[[Target], Session]:
         resolver = make_resolver(self._config.resolver)
@@ -136,7 +161,7 @@ def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Targ
     addresses = resolver.resolve(target.host)
     if not addresses:
         raise OSError(f"{target.host} does not exist")
-    return Target(target.host, target.port, addresses)
+    return replace(target, addresses=addresses)
 
 
 def _log(notice: Notice) -> None:

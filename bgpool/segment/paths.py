@@ -64,6 +64,11 @@ class RunFiles:
         """The monitor's own log file."""
         return self.directory / f"{self.stem}.log"
 
+    @property
+    def history(self) -> Path:
+        """The timelines of the last switchovers, as JSON."""
+        return self.directory / f"{self.stem}.history.json"
+
     def tenure(self, term: int) -> Path:
         """The lock that the monitor of *term* holds for as long as it lives."""
         return self.directory / f"{self.stem}.term-{term}.lock"

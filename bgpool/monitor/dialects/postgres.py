@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import getpass
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,11 +13,12 @@ import psycopg
 from bgpool._version import __version__
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
+from bgpool.monitor.session import Answer, SessionError
 
-__all__ = ["AURORA", "RDS", "Dialect", "MissingMetadata", "PostgresSession"]
+__all__ = ["AURORA", "RDS", "Dialect", "Password", "PostgresSession"]
 
 
-class MissingMetadata(Exception):
+class _Missing(Exception):
     """The server answers but offers no metadata; the text says what would help."""
 
 
@@ -66,57 +69,74 @@ _LOOK: Final = """
 """
 
 
-class PostgresSession:
-    """One monitoring connection: opened, asked and closed by one thread."""
+# Recovery implies a read-only transaction; asked for all the same, should a session ever set itself otherwise.
+_READ_ONLY: Final = "pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::bool"
 
-    def __init__(self, params: Mapping[str, Any], target: Target) -> None:
-        """Connect to *target*.
+Password = Callable[[str, int, str], str]
+
+
+class PostgresSession:
+    """One monitoring connection to a PostgreSQL server."""
+
+    def __init__(self, params: Mapping[str, Any], target: Target, password: Password | None = None) -> None:
+        """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
+
+        Args:
+            params: Connection parameters by libpq's names.
+            target: Where to.
+            password: Makes the password for a host name, port and user; None where *params* have all it takes.
 
         Raises:
-            psycopg.Error: It cannot be reached, or does not let us in.
+            SessionError: It cannot be reached, or does not let us in.
         """
-        place: dict[str, Any] = {"host": target.host, "port": target.port}
-        if target.addresses:
-            place["hostaddr"] = target.addresses[0]
-        self._connection: Final = psycopg.connect("", **{**params, **place}, autocommit=True, prepare_threshold=None)
+        self._connection: Final = _connect(params, target, password)
         self._dialect: Dialect | None = None
 
     @property
     def socket(self) -> int:
-        """The connection's descriptor, for cutting it."""
+        """As Session says."""
         return self._connection.pgconn.socket
 
-    def read(self) -> tuple[tuple[StatusRow, ...], tuple[str, ...]]:
-        """The metadata's rows, and the ids of this side's servers.
+    def ask(self) -> Answer:
+        """As Session says."""
+        try:
+            try:
+                return self._read()
+            except _Missing as missing:
+                return Answer(self._is_read_only(), missing=str(missing))
+            except psycopg.Error as error:
+                if self._connection.broken:
+                    raise
+                return Answer(self._is_read_only(), failure=first_line(error))
+        except (psycopg.Error, OSError) as error:
+            raise SessionError(first_line(error)) from None
 
-        Raises:
-            MissingMetadata: There is none to be seen.
-            psycopg.Error: The question was not answered.
-        """
+    def close(self) -> None:
+        """As Session says."""
+        with contextlib.suppress(psycopg.Error, OSError):
+            self._connection.close()
+
+    def _read(self) -> Answer:
         if self._dialect is None:
             self._dialect = self._find_dialect()
         dialect = self._dialect
         try:
-            rows = self._connection.execute(
-                "SELECT version, endpoint, port, role, status"
-                f" FROM {dialect.schema}.{dialect.function}('bgpool-{__version__}')"
+            # One question: a server without metadata still says whether it takes writes.
+            found = self._connection.execute(
+                f"SELECT {_READ_ONLY}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
+                f" LEFT JOIN {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true"
             ).fetchall()
+            rows = tuple(_row(*columns) for _, *columns in found if any(column is not None for column in columns))
             servers = self._connection.execute(dialect.topology).fetchall() if dialect.topology and rows else []
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
             # Dropped or revoked since it was found: say so, and look again the next time.
             self._dialect = None
-            raise MissingMetadata(self._remedy(dialect, f"{dialect.function} is gone")) from None
-        return (
-            tuple(
-                StatusRow(str(endpoint or ""), int(port or 0), str(role or ""), str(status or ""), str(version))
-                for version, endpoint, port, role, status in rows
-            ),
-            tuple(str(server) for (server,) in servers),
-        )
+            raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
+        return Answer(bool(found[0][0]), rows, tuple(str(server) for (server,) in servers))
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    def _is_read_only(self) -> bool:
+        row = self._connection.execute(f"SELECT {_READ_ONLY}").fetchone()
+        return bool(row and row[0])
 
     def _find_dialect(self) -> Dialect:
         found = {(schema, name): usable for schema, name, usable in self._connection.execute(_LOOK)}
@@ -126,7 +146,7 @@ class PostgresSession:
         if usable:
             return dialect
         missing = "does not exist" if usable is None else "may not be used by this user"
-        raise MissingMetadata(self._remedy(dialect, f"{dialect.schema}.{dialect.function} {missing}"))
+        raise _Missing(self._remedy(dialect, f"{dialect.schema}.{dialect.function} {missing}"))
 
     def _remedy(self, dialect: Dialect, missing: str) -> str:
         user = self._connection.info.user
@@ -134,3 +154,34 @@ class PostgresSession:
             "no blue/green metadata, pools work as plain pools: "
             f"{dialect.name}: {missing}; {dialect.remedy.format(user=user)}"
         )
+
+
+def _row(version: object, endpoint: object, port: Any, role: object, status: object) -> StatusRow:
+    return StatusRow(str(endpoint or ""), int(port or 0), str(role or ""), str(status or ""), str(version))
+
+
+def _connect(params: Mapping[str, Any], target: Target, password: Password | None) -> psycopg.Connection[Any]:
+    own = dict(params)
+    if target.timeout_s:
+        own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
+    # Names are worth trying only where they have to be proved.
+    proved = password is not None or own.get("sslmode") == "verify-full"
+    names = target.names if proved and target.names else (target.host,)
+    failure: psycopg.Error | OSError | None = None
+    for address in target.addresses or ("",):
+        for name in names:
+            place: dict[str, Any] = {"host": name, "port": target.port}
+            if address:
+                place["hostaddr"] = address
+            try:
+                if password is not None:
+                    place["password"] = password(name, target.port, str(own.get("user") or getpass.getuser()))
+                return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
+            except (psycopg.Error, OSError) as error:
+                failure = error
+    raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
+
+
+def first_line(error: BaseException) -> str:
+    """*error* in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,60 @@
+"""After the release: watching for the moment at which green can prove blue's names.
+
+A certificate (and an IAM token) is for a name, and green's are regenerated some time after it took blue's names. The
+monitor finds out once for the whole host, so that no worker has to try in vain.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from bgpool.core.events import CertificateRenewed, Event
+from bgpool.core.limits import RENEWAL_INTERVAL_S
+from bgpool.core.plan import Target
+from bgpool.monitor.probe import now
+from bgpool.monitor.session import Session, SessionError
+
+__all__ = ["Renewal"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
+
+
+class Renewal(threading.Thread):
+    """Tries green hosts under their new names, one connection at a time, until each has let it in."""
+
+    def __init__(self, connect: Callable[[Target], Session], events: queue.Queue[Event]) -> None:
+        super().__init__(name="bgpool-renewal", daemon=True)
+        self._connect: Final = connect
+        self._events: Final = events
+        self._nudged: Final = threading.Event()
+        self._targets: tuple[Target, ...] = ()
+
+    def assign(self, targets: tuple[Target, ...]) -> None:
+        """Try *targets* from now on, in every RENEWAL_INTERVAL_S; none to rest."""
+        self._targets = targets
+        if targets:
+            self._nudged.set()
+
+    def run(self) -> None:
+        """Try for ever; sleeps while there is nothing to try."""
+        while self._nudged.wait():
+            targets = self._targets
+            if not targets:
+                self._nudged.clear()
+                continue
+            for target in targets:
+                if self._is_renewed(target):
+                    self._events.put(CertificateRenewed(now(), target.host))
+            threading.Event().wait(RENEWAL_INTERVAL_S)
+
+    def _is_renewed(self, target: Target) -> bool:
+        try:
+            self._connect(target).close()
+        except (SessionError, OSError) as error:
+            _logger.debug("%s is not yet %s: %s", target.host, target.names, error)
+            return False
+        return True

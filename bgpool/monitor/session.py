@@ -1,0 +1,54 @@
+"""What a monitoring connection is to the monitor, whatever the engine: something that can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bgpool.core.events import StatusRow
+
+__all__ = ["Answer", "Session", "SessionError"]
+
+
+class SessionError(Exception):
+    """The server cannot be reached, or has not answered. The text is one line and holds no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said.
+
+    Attributes:
+        read_only: It takes no writes.
+        rows: Its metadata; None where it has none to show or the question for them failed.
+        servers: Ids of the servers of its side, the writer first; empty where the rows name the instances.
+        missing: What was looked for and what would help, where there are no metadata to be seen.
+        failure: What the server said against the question for its metadata.
+    """
+
+    read_only: bool
+    rows: tuple[StatusRow, ...] | None = None
+    servers: tuple[str, ...] = ()
+    missing: str = ""
+    failure: str = ""
+
+
+class Session(Protocol):
+    """A monitoring connection: opened, asked and closed by one thread."""
+
+    @property
+    def socket(self) -> int:
+        """Its descriptor, for cutting it."""
+        ...
+
+    def ask(self) -> Answer:
+        """Ask the server for everything that the monitor wants to know.
+
+        Raises:
+            SessionError: It did not answer; the session is of no more use.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it; never raises."""
+        ...
