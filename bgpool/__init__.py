@@ -23,10 +23,12 @@ from bgpool.errors import (
     SwitchoverInterrupted,
 )
 from bgpool.pools.postgres import PoolStats, PostgresPool
+from bgpool.pools.units import transactional
 from bgpool.registry import get_pool
 
 __all__ = [
     "get_pool",
+    "transactional",
     "PostgresPool",
     "PoolStats",
     "Phase",

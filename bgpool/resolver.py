@@ -18,7 +18,7 @@ class Resolver(Protocol):
     """Anything that knows addresses."""
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """The IP addresses of *name* in order of preference; none if there is no such name.
+        """The IP addresses of *name* in order of preference; none if there is no such name. An address is its own.
 
         Raises:
             OSError: It could not be found out, which says nothing about the name.
@@ -50,6 +50,8 @@ class HostsResolver:
 
     def resolve(self, name: str) -> tuple[str, ...]:
         """As Resolver says; a name that the file does not hold does not exist."""
+        if _is_address(name):
+            return (name,)
         wanted = normalise_host(name)
         found: list[str] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
@@ -84,6 +86,8 @@ class DnsResolver:
         import dns.exception
         import dns.resolver
 
+        if _is_address(name):
+            return (name,)
         found: list[str] = []
         try:
             for kind in ("A", "AAAA"):

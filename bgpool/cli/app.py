@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Annotated
 
 import typer
@@ -54,6 +54,51 @@ def demo(
     except LabError as error:
         sys.exit(f"the demo failed: {error}")
     raise typer.Exit(0 if clean else 1)
+
+
+_lab = typer.Typer(no_args_is_help=True, help="Real servers in blue/green pairs: the catalogue of switchovers.")
+app.add_typer(_lab, name="lab")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@_lab.command("scenarios")
+def lab_scenarios(json: _Json = False) -> None:
+    """List the catalogue."""
+    _lab_commands().list_scenarios(as_json=json)
+
+
+@_lab.command("run")
+def lab_run(
+    names: Annotated[list[str] | None, typer.Argument(help="Scenarios by name; all of them if none is given.")] = None,
+    json: _Json = False,
+) -> None:
+    """Play scenarios on real servers, about seven seconds each, and judge them.
+
+    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known; 130 after Ctrl-C.
+    """
+    commands = _lab_commands()
+    from bgpool.lab.scenarios import CATALOGUE, find
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        scenarios = [find(name) for name in names or CATALOGUE]
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    try:
+        clean = commands.play_scenarios(scenarios, as_json=json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if clean else 1)
+
+
+def _lab_commands() -> ModuleType:
+    try:
+        from bgpool.cli import lab
+    except ModuleNotFoundError as error:
+        sys.exit(f"the lab needs {error.name}: pip install 'bgpool[demo]'")
+    return lab
 
 
 @app.command()

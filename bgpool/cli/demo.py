@@ -16,7 +16,8 @@ from rich.text import Text
 
 from bgpool.core.timeline import summary_table
 from bgpool.lab import Event
-from bgpool.lab.trial import Report, Trial
+from bgpool.lab.report import Report
+from bgpool.lab.trial import Trial
 
 __all__ = ["run"]
 

@@ -54,11 +54,13 @@ class Answered:
 
     Attributes:
         read_only: It takes no writes: in recovery, or read-only by default.
+        replica: It is a physical replica, in recovery.
     """
 
     at: Instant
     role: Role
     read_only: bool
+    replica: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,17 @@ READ_ATTEMPTS: Final = 32
 #: The longest pause between two such attempts, in seconds; a refused password is not to be tried 50 times a second.
 RECONNECT_INTERVAL_MAX_S: Final = 0.25
 
+#: How often one unit of work is begun, at most. A switchover cuts it once or twice.
+UNIT_ATTEMPTS: Final = 20
+
+#: The pause before a unit of work is begun again, in seconds: doubled from the first to the second.
+UNIT_PAUSE_S: Final = 0.02
+UNIT_PAUSE_MAX_S: Final = 0.5
+
+#: How long a unit of work is begun again after cuts that no switchover explains yet, in seconds: the monitor of a
+#: deployment that exists polls once a second.
+UNIT_UNEXPLAINED_S: Final = 2.0
+
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.
 RETIRE_TIMEOUT_S: Final = 0.2

@@ -161,9 +161,9 @@ def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
     if event.role is Role.TARGET:
         # A green that takes writes beforehand can give no evidence by taking them later.
         if event.read_only and snapshot.phase <= Phase.IN_PROGRESS:
-            snapshot = _changed(snapshot, green_was_read_only=True)
+            snapshot = _changed(snapshot, green_was_read_only=True, green_was_replica=event.replica)
         elif snapshot.phase <= Phase.CREATED:
-            snapshot = _changed(snapshot, green_was_read_only=False)
+            snapshot = _changed(snapshot, green_was_read_only=False, green_was_replica=False)
     return _look_for_takeover(snapshot, event.at, rules)
 
 

@@ -73,6 +73,7 @@ class Snapshot:
         certified: Green hosts that let the monitor in under the names they have after the switchover.
         source_reading, target_reading: The last status that each role reported; a reading is news when it differs.
         source_read_only, target_read_only: Whether each role takes no writes; None while it does not answer.
+        green_was_replica: Green was a physical replica before it was promoted, so that it has blue's transaction ids.
         green_was_read_only: Green took no writes before the switchover, so that its taking some tells something.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
@@ -94,6 +95,7 @@ class Snapshot:
     source_read_only: bool | None = None
     target_read_only: bool | None = None
     green_was_read_only: bool = False
+    green_was_replica: bool = False
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0

@@ -32,11 +32,11 @@ log_timezone = UTC
 log_line_prefix = '%m [%p] %q%u@%d %a %h '
 """
 
-_HBA_LAB = """\
+HBA_LAB = """\
 # The lab's own sessions and replication: the socket's directory is closed to others.
 local all         postgres trust
 local replication postgres trust
 """
 
-HBA_ADMIT = _HBA_LAB + "host  all all 127.0.0.0/8 scram-sha-256\n"
-HBA_REFUSE = _HBA_LAB + "host  all all 127.0.0.0/8 reject\n"
+HBA_ADMIT = "host  all all 127.0.0.0/8 scram-sha-256\n"
+HBA_REFUSE = "host  all {role} 127.0.0.0/8 reject\n"

@@ -44,6 +44,12 @@ class Schedule:
     blue_dns_moved_s: float = 4.0
     green_dns_gone_s: float = 7.0
     completed_s: float = 7.5
+    certificates_renewed_s: float | None = None
+    """When green's certificates are for its new names; None for together with the names, as for *tokens_renamed_s*."""
+
+    tokens_renamed_s: float | None = None
+    """When green accepts tokens for its new names, and no others."""
+
     emptied_s: float | None = None
     """When the metadata becomes an empty table; None leaves it at COMPLETED."""
 
@@ -127,8 +133,8 @@ class Director:
 
     def create_deployment(self) -> None:
         """Publish the deployment as AVAILABLE on both servers."""
-        self._publish_replicas(self.pair.blue, self.pair.names.blue)
-        self._publish_replicas(self.pair.green, self.pair.names.green)
+        self._publish_replicas("blue", self.pair.names.blue)
+        self._publish_replicas("green", self.pair.names.green)
         self.publish(metadata.AVAILABLE)
         self._record("available")
 
@@ -152,7 +158,7 @@ class Director:
         never = {"green_promoted", "green_open", "post"}
         before = [step for step in self.steps if step.at_s <= due_s and step.name not in never]
         back = [
-            Step("green_open", due_s, self.pair.green.admit_clients),
+            Step("green_open", due_s, lambda: self._admit("green")),
             Step("blue_open", due_s, self._open_blue),
             Step("rolled_back", due_s, lambda: self.publish(metadata.AVAILABLE)),
         ]
@@ -181,14 +187,18 @@ class Director:
         Once `change_names` was run, rows carry the new names; at COMPLETED, only the target's are left, as
         on AWS.
         """
-        rows = [] if status == metadata.COMPLETED else self._rows(self._source, metadata.SOURCE, status)
-        rows += self._rows(self._target, metadata.TARGET, status)
-        for server in (to,) if to else (self.pair.blue, self.pair.green):
+        rows = self.rows(status)
+        for server in (to,) if to else self.pair.servers:
             metadata.publish(server, rows)
 
+    def rows(self, status: str) -> list[TopologyRow]:
+        """The rows that tell *status* now."""
+        rows = [] if status == metadata.COMPLETED else self._rows(self._source, metadata.SOURCE, status)
+        return rows + self._rows(self._target, metadata.TARGET, status)
+
     def empty(self) -> None:
-        """Show an empty table on both servers."""
-        for server in (self.pair.blue, self.pair.green):
+        """Show an empty table on all servers."""
+        for server in self.pair.servers:
             metadata.publish(server, [])
 
     def stop_writes(self) -> None:
@@ -196,10 +206,10 @@ class Director:
         self.pair.blue.set_read_only(True)
 
     def drop_connections(self) -> None:
-        """Refuse new clients on both servers, then cut those that are there."""
-        for server in (self.pair.blue, self.pair.green):
+        """Refuse new clients on all servers, then cut those that are there."""
+        for server in self.pair.servers:
             server.refuse_clients()
-        for server in (self.pair.blue, self.pair.green):
+        for server in self.pair.servers:
             server.cut_clients()
 
     def catch_up(self) -> None:
@@ -216,7 +226,7 @@ class Director:
     def open_old_blue(self) -> None:
         """Let clients in to old blue, which stays read-only and keeps its address."""
         self.pair.blue.set_read_only(True)
-        self.pair.blue.admit_clients()
+        self._admit("blue")
 
     def restart_old_blue(self) -> None:
         """As `open_old_blue`, after a restart."""
@@ -226,17 +236,30 @@ class Director:
 
     def change_names(self) -> None:
         """Let metadata show green under blue's names, and blue under ``-old`` names; DNS stays."""
-        self._source, self._target = self.pair.names.old, self.pair.names.blue
-        self._publish_replicas(self.pair.blue, self._source)
-        self._publish_replicas(self.pair.green, self._target)
+        self._source, self._target = self.pair.names.old, self.pair.names.promoted
+        self._publish_replicas("blue", self._source)
+        self._publish_replicas("green", self._target)
         self.publish(metadata.POST)
 
+    def renew_certificates(self) -> None:
+        """Give every server a certificate for the names that it has after the switchover, and no others."""
+        self.pair.certify("green", self.pair.names.promoted)
+        self.pair.certify("blue", self.pair.names.old)
+
+    def rename_tokens(self) -> None:
+        """Accept tokens for the names that servers have after the switchover, and for no others."""
+        self.pair.accept_tokens("green", self.pair.names.promoted)
+        self.pair.accept_tokens("blue", self.pair.names.old)
+
     def move_blue_dns(self) -> None:
-        """Move blue's names to green's address, and give blue's address its ``-old`` names."""
-        names, blue, green = self.pair.names, self.pair.blue, self.pair.green
-        self.pair.hosts.update(
-            dict.fromkeys(names.blue.all, green.address) | dict.fromkeys(names.old.all, blue.address)
-        )
+        """Move blue's names to green's addresses, and give blue's addresses their ``-old`` names.
+
+        A reader of blue for which green has none leaves its name to nobody.
+        """
+        names = self.pair.names
+        gone: dict[str, str | None] = dict.fromkeys(names.blue.all)
+        moved = self.pair.addresses(names.promoted, "green") | self.pair.addresses(names.old, "blue")
+        self.pair.hosts.update(gone | moved)
 
     def remove_green_dns(self) -> None:
         """Let green's names resolve no more."""
@@ -254,14 +277,18 @@ class Director:
             Step("connections_dropped", at.connections_dropped_s, self.drop_connections),
             Step("caught_up", at.caught_up_s, self.catch_up),
             Step("green_promoted", at.green_promoted_s, self.promote_green),
-            Step("green_open", at.green_promoted_s, self.pair.green.admit_clients),
+            Step("green_open", at.green_promoted_s, lambda: self._admit("green")),
             Step("post", at.green_promoted_s, lambda: self.publish(metadata.POST)),
             Step("old_blue_open", at.old_blue_open_s, self.open_old_blue),
             Step("names_changed", at.names_changed_s, self.change_names),
+            Step("certificates_renewed", _or(at.certificates_renewed_s, at.names_changed_s), self.renew_certificates),
+            Step("tokens_renamed", _or(at.tokens_renamed_s, at.names_changed_s), self.rename_tokens),
             Step("blue_dns_moved", at.blue_dns_moved_s, self.move_blue_dns),
             Step("green_dns_gone", at.green_dns_gone_s, self.remove_green_dns),
             Step("completed", at.completed_s, lambda: self.publish(metadata.COMPLETED)),
         ]
+        if not self.pair.tls:
+            steps = [step for step in steps if step.name not in ("certificates_renewed", "tokens_renamed")]
         return steps if at.emptied_s is None else [*steps, Step("emptied", at.emptied_s, self.empty)]
 
     def _run(self, steps: list[Step]) -> None:
@@ -287,19 +314,26 @@ class Director:
 
     def _open_blue(self) -> None:
         self.pair.blue.set_read_only(False)
-        self.pair.blue.admit_clients()
+        self._admit("blue")
+
+    def _admit(self, colour: str) -> None:
+        for server in self.pair.side(colour):
+            server.admit_clients()
 
     def _rows(self, side: SideNames, role: str, status: str) -> list[TopologyRow]:
         # The reader endpoint has no row of its own: clients derive it from the writer's.
-        names = dict.fromkeys((side.primary, side.instance))
+        names = [name for name in side.all if name != side.reader]
         return [
             TopologyRow(id=f"{role[-6:].lower()}-{n}", endpoint=name, port=self.pair.port, role=role, status=status)
             for n, name in enumerate(names, start=1)
         ]
 
-    def _publish_replicas(self, server: PostgresServer, side: SideNames) -> None:
-        if self.pair.flavour == "aurora":
-            metadata.publish_replicas(server, [ReplicaRow(side.server_id)])
+    def _publish_replicas(self, colour: str, side: SideNames) -> None:
+        if self.pair.flavour != "aurora":
+            return
+        rows = [ReplicaRow(server_id, is_writer=n == 0) for n, server_id in enumerate(side.server_ids)]
+        for server in self.pair.side(colour):
+            metadata.publish_replicas(server, rows)
 
     def _place(self, name: str) -> int:
         for place, step in enumerate(self.steps):
@@ -310,3 +344,7 @@ class Director:
     def __repr__(self) -> str:
         last = self.events[-1].name if self.events else "nothing yet"
         return f"<Director of {self.pair!r}: {last}>"
+
+
+def _or(at_s: float | None, default_s: float) -> float:
+    return default_s if at_s is None else at_s

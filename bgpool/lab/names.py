@@ -7,73 +7,112 @@ import os
 import secrets
 import string
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from bgpool.lab.files import write_atomically
 
 DOMAIN = "us-east-1.rds.amazonaws.com"
 BASE_NAME = "ledger"
+CUSTOM_NAME = "analytics"
 _LETTERS = string.ascii_lowercase + string.digits
 
 
 @dataclass(frozen=True, slots=True)
 class SideNames:
-    """The endpoint names of one side: an RDS instance, or an Aurora cluster of one instance."""
+    """The endpoint names of one side: an RDS instance and its read replicas, or an Aurora cluster."""
 
     primary: str
     """Where applications connect: the instance's endpoint on RDS, the writer cluster endpoint on Aurora."""
 
     instance: str
-    """The same as *primary* on RDS."""
+    """The writer's instance endpoint; the same as *primary* on RDS."""
 
     reader: str | None = None
+    """Aurora's reader endpoint."""
+
+    replicas: tuple[str, ...] = ()
+    """The instance endpoints of the readers."""
+
+    custom: str | None = None
+    """A custom endpoint of Aurora, which leads to a reader."""
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every name once, *primary* first."""
-        return tuple(dict.fromkeys(n for n in (self.primary, self.reader, self.instance) if n))
+        names = (self.primary, self.reader, self.instance, *self.replicas, self.custom)
+        return tuple(dict.fromkeys(name for name in names if name))
 
     @property
-    def server_id(self) -> str:
-        """The instance's name without its domain, as Aurora's SERVER_ID."""
-        return self.instance.partition(".")[0]
+    def server_ids(self) -> tuple[str, ...]:
+        """The instances' names without their domain, as Aurora's SERVER_ID, the writer first."""
+        return tuple(name.partition(".")[0] for name in (self.instance, *self.replicas))
+
+    def addresses(self, writer: str, replicas: tuple[str, ...]) -> dict[str, str]:
+        """Where the names lead to when the side's servers have these addresses."""
+        first = replicas[0] if replicas else writer
+        found = {self.primary: writer, self.instance: writer}
+        found |= dict.fromkeys((name for name in (self.reader, self.custom) if name), first)
+        return found | dict(zip(self.replicas, replicas, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names of a deployment: blue's, green's while it is green, and old blue's after the switchover."""
+    """The names of a deployment.
+
+    Attributes:
+        blue: Blue's until the switchover.
+        green: Green's until then.
+        old: Old blue's from then on.
+        promoted: Green's from then on: blue's names, as far as green has servers for them.
+    """
 
     blue: SideNames
     green: SideNames
     old: SideNames
+    promoted: SideNames
 
-    def with_new_green(self) -> Names:
-        """The names of the next deployment: a fresh green; ``-old1`` is free again when old blue was deleted."""
-        account = self.blue.instance.split(".")[1]
-        aurora = self.blue.reader is not None
-        return replace(
-            self,
-            green=_side(account, aurora, *(f"-green-{_random(6)}" for _ in range(2))),
-            old=_side(account, aurora, "-old1", "-old1"),
-        )
+    def with_new_green(self, replicas: int) -> Names:
+        """The names of the next deployment: what was promoted is blue, green is fresh, and ``-old1`` is free again."""
+        return _names(self.promoted, replicas)
 
 
-def make_names(*, aurora: bool) -> Names:
-    """Names of a first deployment, with a random account part and random green suffixes."""
-    blue = _side(_random(12), aurora, "", "")
-    return Names(blue, blue, blue).with_new_green()
+def make_names(*, aurora: bool, replicas: tuple[int, int] = (0, 0), custom: bool = False) -> Names:
+    """Names of a first deployment, with a random account part and random green suffixes.
+
+    Args:
+        aurora: A cluster instead of an instance.
+        replicas: How many readers blue has, and green.
+        custom: With a custom endpoint (Aurora).
+    """
+    blue = _side(_random(12), aurora, replicas[0], custom, lambda: "")
+    return _names(blue, replicas[1])
 
 
-def _side(account: str, aurora: bool, suffix: str, instance_suffix: str) -> SideNames:
+def _names(blue: SideNames, green_replicas: int) -> Names:
+    account = blue.instance.split(".")[1]
+    aurora, custom = blue.reader is not None, blue.custom is not None
+    return Names(
+        blue=blue,
+        green=_side(account, aurora, green_replicas, custom, lambda: f"-green-{_random(6)}"),
+        old=_side(account, aurora, len(blue.replicas), custom, lambda: "-old1"),
+        promoted=_side(account, aurora, green_replicas, custom, lambda: ""),
+    )
+
+
+def _side(account: str, aurora: bool, replicas: int, custom: bool, suffix: Callable[[], str]) -> SideNames:
+    others = tuple(f"{BASE_NAME}-{n}{suffix()}.{account}.{DOMAIN}" for n in range(2, replicas + 2))
+    cluster = suffix()
     if not aurora:
-        endpoint = f"{BASE_NAME}{suffix}.{account}.{DOMAIN}"
-        return SideNames(primary=endpoint, instance=endpoint)
+        endpoint = f"{BASE_NAME}{cluster}.{account}.{DOMAIN}"
+        return SideNames(primary=endpoint, instance=endpoint, replicas=others)
     return SideNames(
-        primary=f"{BASE_NAME}{suffix}.cluster-{account}.{DOMAIN}",
-        instance=f"{BASE_NAME}-1{instance_suffix}.{account}.{DOMAIN}",
-        reader=f"{BASE_NAME}{suffix}.cluster-ro-{account}.{DOMAIN}",
+        primary=f"{BASE_NAME}{cluster}.cluster-{account}.{DOMAIN}",
+        instance=f"{BASE_NAME}-1{suffix()}.{account}.{DOMAIN}",
+        reader=f"{BASE_NAME}{cluster}.cluster-ro-{account}.{DOMAIN}",
+        replicas=others,
+        custom=f"{CUSTOM_NAME}{suffix()}.cluster-custom-{account}.{DOMAIN}" if custom else None,
     )
 
 

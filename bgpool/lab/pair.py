@@ -1,13 +1,15 @@
-"""A blue and a green server, the names they are known by, and everything's end."""
+"""Blue and green servers, the names they are known by, and everything's end."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
-import random
 import secrets
-import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -15,30 +17,37 @@ import psycopg
 from psycopg import sql
 
 from bgpool.lab import metadata
-from bgpool.lab.binaries import find_programs, make_usable
+from bgpool.lab.addresses import free_addresses
+from bgpool.lab.binaries import Programs, find_programs, make_usable
+from bgpool.lab.certificates import Authority
+from bgpool.lab.dns import DnsServer
 from bgpool.lab.errors import LabError
 from bgpool.lab.guard import Guard
+from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.metadata import Flavour
-from bgpool.lab.names import HostsFile, Names, make_names
+from bgpool.lab.names import HostsFile, Names, SideNames, make_names
 from bgpool.lab.postgres import PostgresServer
 
 log = logging.getLogger("bgpool.lab")
 
 DATABASE = "app"
 ROLE = "app"
+"""The applications' role."""
+
+MONITOR_ROLE = "monitor"
+"""A role that sees the metadata, for scenarios in which the monitor has its own."""
+
+TRUTH_ROLE = "truth"
+"""The oracle's role, which has a password however applications are let in."""
+
 MONITOR_PREFIX = "bgpool-monitor"
 
 CONNECT_TIMEOUT_S = 5
 """The connect timeout in the applications' DSN."""
 
-PORTS = range(20000, 32000)
-"""Below the kernel's ephemeral ports (32768 and up): no outgoing connection can take a chosen port away."""
-
-ADDRESS_TRIES = 50
-
 
 class Pair:
-    """Blue and its streaming replica green, on two loopback addresses and one port.
+    """Blue and its streaming replica green, each with readers if wanted, on loopback addresses and one port.
 
     A context manager; `open` and `close` do the same by hand. After the lab's end, however it comes about,
     no process, directory or shared memory is left. Not safe to use from several threads while it opens or
@@ -48,29 +57,46 @@ class Pair:
         blue: The production server. After a switchover this is still the *same server*, old blue; see
             `renew`.
         green: The staging server, which a switchover promotes.
+        blue_readers, green_readers: Their streaming replicas.
         names: Every endpoint name.
         hosts: The hosts file that stands for DNS.
-        app_password: The password of the role ``app``.
+        dns: The DNS server that tells it, if the pair has one.
+        iam: The checker of tokens, if the pair has one.
+        app_password: The password of the role ``app``; the roles ``monitor`` and ``truth`` have another.
     """
 
     blue: PostgresServer
     green: PostgresServer
+    blue_readers: list[PostgresServer]
+    green_readers: list[PostgresServer]
     names: Names
     hosts: HostsFile
+    dns: DnsServer | None
+    iam: TokenCheck | None
     app_password: str
+    lab_password: str
 
     def __init__(
         self,
         flavour: Flavour = "rds",
         *,
+        readers: int | tuple[int, int] = 0,
+        custom: bool = False,
+        tls: bool = False,
+        iam: bool = False,
+        dns: bool = False,
         postgres: str | Path | None = None,
         base_dir: Path | None = None,
     ) -> None:
         """Describe a pair; nothing starts before `open`.
 
         Args:
-            flavour: ``"rds"``, a DB instance with the rds_tools functions, or ``"aurora"``, a cluster of
-                one instance.
+            flavour: ``"rds"``, a DB instance with the rds_tools functions, or ``"aurora"``, a cluster.
+            readers: How many readers each side has, or blue and green.
+            custom: With a custom endpoint (Aurora).
+            tls: With certificates for the servers' names, and DSNs that verify them.
+            iam: With tokens instead of a password for the role ``app``; implies *tls*.
+            dns: With a DNS server instead of a hosts file.
             postgres: As in `bgpool.lab.binaries.find_programs`.
             base_dir: Where to make the temporary directory; the servers' account must be able to pass
                 through.
@@ -78,9 +104,15 @@ class Pair:
         if flavour not in ("rds", "aurora"):
             raise ValueError(f"flavour must be 'rds' or 'aurora', not {flavour!r}")
         self.flavour: Flavour = flavour
+        self._readers = (readers, readers) if isinstance(readers, int) else readers
+        self._custom = custom
+        self.tls = tls or iam
+        self._with_iam = iam
+        self._with_dns = dns
         self._postgres = postgres
         self._base_dir = base_dir
         self._guard: Guard | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Pair:
         self.open()
@@ -92,7 +124,7 @@ class Pair:
         self.close()
 
     def open(self) -> None:
-        """Start both servers, replicating; takes about a second.
+        """Start the servers, replicating; takes about a second, and another one with readers.
 
         Raises:
             LabError: PostgreSQL was not found or did not start, or no free address was found; nothing is
@@ -105,76 +137,97 @@ class Pair:
         atexit.register(self.close)
         try:
             programs = make_usable(programs, guard.base / "programs")
-            self.names = make_names(aurora=self.flavour == "aurora")
-            self.app_password = secrets.token_urlsafe(12)
-            blue_address, green_address, port = free_addresses()
-            self.blue, self.green = (
-                PostgresServer(
-                    name,
-                    guard.base / home,
-                    address=address,
-                    port=port,
-                    socket_dir=guard.sockets / f"s-{home}",
-                    programs=programs,
-                )
-                # Directories have names that stay true when roles swap.
-                for name, home, address in (("blue", "one", blue_address), ("green", "two", green_address))
-            )
-            self._start_blue()
-            self._start_green()
+            self.names = make_names(aurora=self.flavour == "aurora", replicas=self._readers, custom=self._custom)
+            self.app_password, self.lab_password = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
+            self._describe_servers(programs, guard)
             self.hosts = HostsFile(guard.base / "hosts")
             self._publish_names()
+            self._start_services(guard)
+            self._start_blue()
+            self._start_replicas()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """End both servers and remove every file; idempotent, silent, without effect in a forked child."""
+        """End the servers and remove every file; idempotent, silent, without effect in a forked child."""
         guard = self._guard
         if guard is None or not guard.is_owner:
             return
         atexit.unregister(self.close)
-        servers = [s for s in (getattr(self, "blue", None), getattr(self, "green", None)) if s is not None]
+        servers = self.servers if hasattr(self, "blue") else []
         try:
-            for server in servers:  # both at once, then wait for both
+            for server in servers:  # all at once, then wait for all
                 server.begin_stop("immediate")
             for server in servers:
                 server.stop("immediate")
         except LabError as error:
             log.warning("%s", error)
         finally:
+            self._stack.close()
             guard.close()
             self._guard = None
 
     # -- what an application is given ----------------------------------------------------------------------
 
     @property
+    def servers(self) -> list[PostgresServer]:
+        """Every server, blue's side first."""
+        return [*self.side("blue"), *self.side("green")]
+
+    def side(self, colour: str) -> list[PostgresServer]:
+        """The servers of ``blue`` or ``green``, the writer first."""
+        if colour == "blue":
+            return [self.blue, *self.blue_readers]
+        return [self.green, *self.green_readers]
+
+    @property
     def port(self) -> int:
-        """The one TCP port of both servers."""
+        """The one TCP port of all servers."""
         return self.blue.port
 
     @property
     def dsn(self) -> str:
-        """The application's DSN, with blue's name as host, which `resolver` resolves and the system does not."""
-        return self._dsn(self.names.blue.primary)
+        """The application's DSN, with blue's name as host, which `resolver` resolves and the system does not.
+
+        Without a password where tokens are wanted: see `tokens`.
+        """
+        return self.dsn_of(self.names.blue.primary)
+
+    def dsn_of(self, name: str) -> str:
+        """The application's DSN with the host *name*."""
+        return self._dsn(name)
 
     @property
     def resolver(self) -> str:
-        """The resolver to give bgpool: ``hosts:FILE``."""
+        """The resolver to give bgpool: ``hosts:FILE``, or the DNS server."""
+        if self.dns is not None:
+            return f"dns://{self.dns.address}:{self.dns.port}"
         return f"hosts:{self.hosts.path}"
+
+    @property
+    def tokens(self) -> Tokens:
+        """The password callable for applications.
+
+        Raises:
+            LabError: The pair has no tokens.
+        """
+        if self.iam is None:
+            raise LabError("this pair lets applications in by password")
+        return self.iam.tokens
 
     def direct_dsn(self, server: PostgresServer) -> str:
         """The application's DSN for *server* by its address, for clients that do not know the hosts file."""
         return self._dsn(server.address)
 
     def monitoring_connections(self) -> int:
-        """Sessions, on both servers together, whose application_name starts with `MONITOR_PREFIX`.
+        """Sessions, on all servers together, whose application_name starts with `MONITOR_PREFIX`.
 
         A server that does not answer counts as having none.
         """
         query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
         count = 0
-        for server in (self.blue, self.green):
+        for server in self.servers:
             try:
                 count += int(server.execute(query, (MONITOR_PREFIX,))[0][0])
             except psycopg.OperationalError as error:
@@ -182,7 +235,7 @@ class Pair:
         return count
 
     def renew(self) -> None:
-        """Make ready for the next switchover: the promoted server is blue, and old blue becomes a new green.
+        """Make ready for the next switchover: the promoted servers are blue, and old blue's become a new green.
 
         Old blue's data is replaced by a clone, green gets fresh names, and the hosts file and the metadata
         are as before a deployment was created.
@@ -193,67 +246,143 @@ class Pair:
         if self.green.is_in_recovery():
             raise LabError("green was not promoted: there is no switchover to follow")
         self.blue, self.green = self.green, self.blue
-        self.blue.name, self.green.name = "blue", "green"
-        self.green.stop("immediate")
-        metadata.withdraw(self.blue)
-        self._start_green()
+        self.blue_readers, self.green_readers = self.green_readers, self.blue_readers
+        for server in self.side("green"):
+            server.stop("immediate")
+        for server in self.side("blue"):
+            metadata.withdraw(server)
         former = self.names
-        self.names = former.with_new_green()
+        self.names = former.with_new_green(len(self.green_readers))
         self.hosts.update(dict.fromkeys((*former.green.all, *former.old.all)))
         self._publish_names()
+        self._start_replicas(blue_readers=False)
+
+    # -- names, certificates and tokens --------------------------------------------------------------------
+
+    def addresses(self, names: SideNames, colour: str) -> dict[str, str]:
+        """Where *names* lead to when the servers of *colour* have them."""
+        writer, *readers = [server.address for server in self.side(colour)]
+        return names.addresses(writer, tuple(readers[: len(names.replicas)]))
+
+    def certify(self, colour: str, names: SideNames) -> None:
+        """Give the servers of *colour* certificates for *names*; those that run take them at once."""
+        for server, mine in self._names_by_server(colour, names):
+            if self.authority is not None:
+                self.authority.certify(server, mine)
+                if server.pid is not None:
+                    server.reload()
+
+    def accept_tokens(self, colour: str, names: SideNames) -> None:
+        """Have the servers of *colour* accept tokens for *names* from now on, and for no others."""
+        for server, mine in self._names_by_server(colour, names):
+            if self.iam is not None:
+                self.iam.rename(server.key, mine)
 
     # -- inside --------------------------------------------------------------------------------------------
 
+    def _names_by_server(self, colour: str, names: SideNames) -> list[tuple[PostgresServer, list[str]]]:
+        addresses = self.addresses(names, colour)
+        return [
+            (server, [name for name, address in addresses.items() if address == server.address])
+            for server in self.side(colour)
+        ]
+
     def _dsn(self, host: str) -> str:
+        password = "" if self._with_iam else f":{self.app_password}"
+        tls = f"&sslmode=verify-full&sslrootcert={self.authority.ca_file}" if self.authority is not None else ""
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
-        return f"postgresql://{ROLE}:{self.app_password}@{host}:{self.port}/{DATABASE}?{timeout}"
+        return f"postgresql://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
+
+    def _describe_servers(self, programs: Programs, guard: Guard) -> None:
+        blue_readers, green_readers = self._readers
+        addresses, port = free_addresses(2 + blue_readers + green_readers)
+
+        def describe(name: str, number: int) -> PostgresServer:
+            # Directories have names that stay true when roles swap.
+            return PostgresServer(
+                name,
+                guard.base / f"server-{number}",
+                address=addresses[number],
+                port=port,
+                socket_dir=guard.sockets / f"s-{number}",
+                programs=programs,
+                tls=self.tls,
+            )
+
+        self.blue, self.green = describe("blue", 0), describe("green", 1)
+        self.blue_readers = [describe(f"blue-{n + 2}", 2 + n) for n in range(blue_readers)]
+        self.green_readers = [describe(f"green-{n + 2}", 2 + blue_readers + n) for n in range(green_readers)]
+
+    def _start_services(self, guard: Guard) -> None:
+        self.authority = Authority(guard.base) if self.tls else None
+        self.dns = self.iam = None
+        if self._with_dns:
+            self.dns = DnsServer(self.hosts, self.blue.address)
+            self._stack.callback(self.dns.close)
+        if self._with_iam:
+            self.iam = TokenCheck(self.blue.address, self.port)
+            self.iam.start()
+            self._stack.callback(self.iam.close)
+            for server in self.servers:
+                server.clients = self.iam.hba(ROLE, server.key) + server.clients
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Certificates and tokens for the names of before the switchover."""
+        self.accept_tokens("blue", self.names.blue)
+        self.accept_tokens("green", self.names.green)
 
     def _start_blue(self) -> None:
         self.blue.init()
+        self.certify("blue", self.names.blue)
         self.blue.start()
-        name, password = sql.Identifier(ROLE), sql.Literal(self.app_password)
+        for role, password in (
+            (ROLE, self.app_password),
+            (MONITOR_ROLE, self.lab_password),
+            (TRUTH_ROLE, self.lab_password),
+        ):
+            with self.blue.superuser() as connection:
+                name, secret = sql.Identifier(role), sql.Literal(password)
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, secret))
         with self.blue.superuser() as connection:
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, password))
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
         with self.blue.superuser(DATABASE) as connection:
-            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(name))
+            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(ROLE)))
         metadata.install(self.blue, self.flavour, DATABASE)
         if self.flavour == "rds":
-            metadata.grant(self.blue, ROLE, DATABASE)
+            for role in (ROLE, MONITOR_ROLE):
+                metadata.grant(self.blue, role, DATABASE)
 
-    def _start_green(self) -> None:
-        self.green.clone_from(self.blue)
-        self.green.start()
+    def _start_replicas(self, *, blue_readers: bool = True) -> None:
+        """Clone blue for every replica, side by side; green's readers follow green."""
+        jobs = [partial(self._replicate, self.green, self.blue)]
+        jobs += [partial(self._replicate, server, self.green) for server in self.green_readers]
+        if blue_readers:
+            jobs += [partial(self._replicate, server, self.blue) for server in self.blue_readers]
+        _side_by_side(jobs)
+        self.certify("green", self.names.green)
+        self.accept_tokens("green", self.names.green)
+        if blue_readers:
+            self.certify("blue", self.names.blue)
+
+    def _replicate(self, server: PostgresServer, upstream: PostgresServer) -> None:
+        server.clone_from(self.blue, follow=upstream)
+        if self.authority is not None:
+            self.authority.certify(server, [server.name])
+        server.start()
 
     def _publish_names(self) -> None:
-        self.hosts.update(
-            dict.fromkeys(self.names.blue.all, self.blue.address)
-            | dict.fromkeys(self.names.green.all, self.green.address)
-        )
+        self.hosts.update(self.addresses(self.names.blue, "blue") | self.addresses(self.names.green, "green"))
 
     def __repr__(self) -> str:
         if self._guard is None:
             return f"<Pair {self.flavour} closed>"
-        return f"<Pair {self.flavour} blue={self.blue!r} green={self.green!r} in {os.fspath(self._guard.base)}>"
+        return f"<Pair {self.flavour} {self.servers!r} in {os.fspath(self._guard.base)}>"
 
 
-def free_addresses() -> tuple[str, str, int]:
-    """Two loopback addresses and a port that can be bound on both.
-
-    Raises:
-        LabError: None was found; on systems other than Linux, loopback has 127.0.0.1 alone by default.
-    """
-    source = random.SystemRandom()
-    reason: OSError | None = None
-    for _ in range(ADDRESS_TRIES):
-        block = source.randrange(1, 255)
-        blue, green, port = f"127.0.{block}.1", f"127.0.{block}.2", source.choice(PORTS)
-        try:
-            for address in (blue, green):
-                with socket.socket() as probe:
-                    probe.bind((address, port))
-        except OSError as error:
-            reason = error
-            continue
-        return blue, green, port
-    raise LabError(f"no free port on two loopback addresses (127.0.x.1 and 127.0.x.2): {reason}")
+def _side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run *jobs* in threads; raise what the first that failed raised, once all have ended."""
+    with ThreadPoolExecutor(max_workers=max(1, len(jobs))) as executor:
+        futures = [executor.submit(job) for job in jobs]
+    for future in futures:
+        future.result()

@@ -16,7 +16,7 @@ import psycopg
 
 from bgpool.lab import watchdog
 from bgpool.lab.binaries import Programs
-from bgpool.lab.conf import HBA_ADMIT, HBA_REFUSE, POSTGRESQL_CONF, SUPERUSER
+from bgpool.lab.conf import HBA_ADMIT, HBA_LAB, HBA_REFUSE, POSTGRESQL_CONF, SUPERUSER
 from bgpool.lab.errors import LabError
 from bgpool.lab.files import write_atomically
 from bgpool.lab.waiting import wait_until
@@ -53,11 +53,25 @@ CUT = """
 class PostgresServer:
     """A PostgreSQL server with its own address, data directory, socket directory and log file.
 
+    Attributes:
+        key: What tells it from the others, whatever it is called.
+        clients: The lines of pg_hba.conf that let clients in.
+
     The server runs as a child process in a session of its own. Sessions of the lab come through the unix
     socket as the superuser and pass whatever clients are refused; clients come over TCP with a password.
     """
 
-    def __init__(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path, programs: Programs) -> None:
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        *,
+        address: str,
+        port: int,
+        socket_dir: Path,
+        programs: Programs,
+        tls: bool = False,
+    ) -> None:
         """Describe a server; `init` or `clone_from`, then `start`, bring it to life.
 
         Args:
@@ -67,8 +81,14 @@ class PostgresServer:
             port: TCP port; also part of the socket's name.
             socket_dir: Directory of its socket, made if missing; at most 85 bytes long.
             programs: What to run and as whom.
+            tls: Serve TLS too, with ``server.crt`` and ``server.key`` in the data directory.
         """
         self.name = name
+        self.key = home.name
+        self.clients = HBA_ADMIT
+        self._tls = tls
+        self._refuses_all = False
+        self._refused_roles: set[str] = set()
         self.address = address
         self.port = port
         self.socket_dir = socket_dir
@@ -98,13 +118,13 @@ class PostgresServer:
         )  # fmt: skip
         conf = self.data_dir / "postgresql.conf"
         self.write_file(conf.name, conf.read_text(encoding="utf-8") + POSTGRESQL_CONF)
-        self.write_file("pg_hba.conf", HBA_ADMIT)
+        self._write_hba()
 
-    def clone_from(self, primary: PostgresServer) -> None:
-        """Fill the data directory with a copy of *primary*, which must run, as its streaming replica.
+    def clone_from(self, primary: PostgresServer, *, follow: PostgresServer | None = None) -> None:
+        """Fill the data directory with a copy of *primary*, which must run, as the streaming replica of *follow*.
 
-        What was in the data directory goes. Replication runs through the primary's socket, so that refused
-        clients and black-holed addresses do not stop it.
+        What was in the data directory goes. Replication runs through the socket of *follow*, by default the
+        primary, so that refused clients and black-holed addresses do not stop it.
 
         Raises:
             LabError: This server runs, or pg_basebackup failed.
@@ -118,6 +138,12 @@ class PostgresServer:
             "-U", SUPERUSER, "-R", "-X", "fetch", "-c", "fast", "--no-sync", "--no-manifest",
             timeout_s=CLONE_TIMEOUT_S,
         )  # fmt: skip
+        if follow is not None:
+            auto = self.data_dir / "postgresql.auto.conf"
+            upstream = f"primary_conninfo = 'host={follow.socket_dir} port={follow.port} user={SUPERUSER}'\n"
+            self.write_file(auto.name, auto.read_text(encoding="utf-8") + upstream)
+        self._refuses_all, self._refused_roles = False, set()
+        self._write_hba()
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the server and wait until it accepts sessions; one that runs already is fine.
@@ -131,7 +157,7 @@ class PostgresServer:
             self._process = self._programs.popen(
                 "postgres", "-D", str(self.data_dir), "-c", f"listen_addresses={self.address}",
                 "-c", f"port={self.port}", "-c", f"unix_socket_directories={self.socket_dir}",
-                "-c", f"cluster_name={self.name}", output=output,
+                "-c", f"cluster_name={self.name}", "-c", f"ssl={'on' if self._tls else 'off'}", output=output,
             )  # fmt: skip
         try:
             wait_until(self._ready_or_dead, timeout_s=timeout_s, what=f"{self.name} accepts sessions")
@@ -257,13 +283,22 @@ class PostgresServer:
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
         """
-        self.write_file("pg_hba.conf", HBA_REFUSE)
+        self._refuses_all = True
+        self._write_hba()
         self.reload()
 
     def admit_clients(self) -> None:
         """Let TCP clients in again; the opposite of `refuse_clients`, with the same error."""
-        self.write_file("pg_hba.conf", HBA_ADMIT)
+        self._refuses_all = False
+        self._write_hba()
         self.reload()
+
+    def lock_out(self, role: str) -> None:
+        """Reject new sessions of *role* for good, and terminate those that it has."""
+        self._refused_roles.add(role)
+        self._write_hba()
+        self.reload()
+        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (role,))
 
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
         """Terminate every TCP client's backend (57P01) and wait until none is left; return how many it took.
@@ -364,6 +399,12 @@ class PostgresServer:
             wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {lsn}", abort=abort, poll_s=0.005)
 
     # -- inside --------------------------------------------------------------------------------------------
+
+    def _write_hba(self) -> None:
+        """The file as it should be now; whoever is listed first has the word."""
+        refused = ["all"] if self._refuses_all else sorted(self._refused_roles)
+        lines = "".join(HBA_REFUSE.format(role=role) for role in refused)
+        self.write_file("pg_hba.conf", HBA_LAB + lines + self.clients)
 
     def _load_time(self) -> object:
         return self.execute("SELECT pg_conf_load_time()")[0][0]

@@ -11,26 +11,30 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import bgpool
+from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab import ledger
 from bgpool.lab.director import Director, Event, Schedule
 from bgpool.lab.errors import LabError
-from bgpool.lab.ledger import Key, Verdict
-from bgpool.lab.pair import Pair
+from bgpool.lab.ledger import Key
+from bgpool.lab.pair import MONITOR_ROLE, Pair
+from bgpool.lab.report import MOST_EXAMPLES, Report, Stray, release_of, resume_s, strays
 from bgpool.lab.truth import TruthProbe
 from bgpool.lab.waiting import wait_until
-from bgpool.lab.worker import Worker
+from bgpool.lab.worker import Job, Worker
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, SegmentMap
 
-__all__ = ["MEASURED", "Report", "Trial"]
+__all__ = ["MEASURED", "Trial"]
+
+T = TypeVar("T")
 
 #: A switchover as it was measured on Aurora MySQL (2026-07-30), a quarter as long: read-only 0.5 s after
 #: IN_PROGRESS, green writable at 4.6 s, names changed at 11.5 s, DNS moved at 18.6 s, gone at 30.8 s.
@@ -50,35 +54,8 @@ MEASURED: Final = Schedule(
 
 READY_TIMEOUT_S: Final = 20.0
 SETTLE_S: Final = 1.0
-STOP_TIMEOUT_S: Final = 15.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a trial came to.
-
-    Attributes:
-        verdict: The ledger's.
-        errors: Transactions that an application saw fail.
-        error_examples: The first few of them, by worker.
-        longest_gap_s: Longest time that a thread was without an acknowledged write, through the switchover.
-        down_s: From the last write that blue took to the first that green took, for a client that knows both.
-        monitoring_connections: Most that were open on both servers together, while the deployment was watched.
-        snapshot: The last one published; its timeline is the summary.
-    """
-
-    verdict: Verdict
-    errors: int
-    error_examples: tuple[str, ...]
-    longest_gap_s: float
-    down_s: float
-    monitoring_connections: int
-    snapshot: Snapshot | None
-
-    @property
-    def excess_s(self) -> float:
-        """The part of the longest gap that the database did not cause."""
-        return self.longest_gap_s - self.down_s
+STOP_TIMEOUT_S: Final = 45.0
+GLANCE_S: Final = 0.02
 
 
 @dataclass
@@ -86,35 +63,47 @@ class Trial:
     """One trial; a context manager, inside which run() may be called once.
 
     Attributes:
-        workers: Processes, forked after the pool was made.
+        workers: Processes, forked after the pool was made, on the endpoint where applications write.
         threads: In each of them.
+        job: What their threads do.
         schedule: The switchover's times.
+        pair_options: More keywords for Pair.
         pool_options: More keywords for get_pool.
+        own_monitor: Whether the monitor logs in under a role of its own.
+        evidence_event: The director's step from whose end on a release is possible.
         on_event: Called with every step of the director, in its thread.
+        on_ready: Called once the deployment is ready for a switchover.
+        settle_s: How long the application goes on after the last step, in seconds.
     """
 
     workers: int = 4
     threads: int = 2
+    job: Job = "write"
     schedule: Schedule = MEASURED
     flavour: Any = "rds"
+    pair_options: dict[str, Any] = field(default_factory=dict)
     pool_options: dict[str, Any] = field(default_factory=dict)
+    own_monitor: bool = False
+    evidence_event: str = "green_open"
     on_event: list[Callable[[Event], None]] = field(default_factory=list)
     on_ready: Callable[[], None] | None = None
+    settle_s: float = SETTLE_S
 
     def __enter__(self) -> Trial:
         self.run_dir = Path(tempfile.mkdtemp(prefix="bgpool-trial-"))
         self._stack = contextlib.ExitStack()
+        self._released: Snapshot | None = None
+        self._connections = 0
         try:
             self._stack.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
-            self.pair = self._stack.enter_context(Pair(self.flavour))
+            self.pair = self._stack.enter_context(Pair(self.flavour, **self.pair_options))
             self.director = Director(self.pair, self.schedule)
             self.director.on_event += self.on_event
             ledger.create(self.pair)
-            self.pool = bgpool.get_pool(self.pair.dsn, **self._options())
-            self._stack.callback(self.pool.close)
             self.crew: list[Worker] = []
-            for number in range(self.workers):
-                self.add_worker(number)
+            self.pool = self.make_pool(self.pair.dsn)
+            for _ in range(self.workers):
+                self.add_worker()
         except BaseException:
             self._stack.close()
             raise
@@ -132,34 +121,113 @@ class Trial:
             if previous is not None:
                 signal.signal(signal.SIGINT, previous)
 
-    def add_worker(self, number: int) -> Worker:
-        """Fork one more worker; it starts to write at once."""
-        worker = Worker(number, self.pool, self.threads, close_first=self.crew)
+    # -- the application -----------------------------------------------------------------------------------------
+
+    def make_pool(self, dsn: str, **options: Any) -> bgpool.PostgresPool:
+        """A pool of this trial on *dsn*, closed at the trial's end."""
+        pool = bgpool.get_pool(dsn, **self._options(), **options)
+        self._stack.callback(pool.close)
+        return pool
+
+    def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
+        """Enter *resource* and leave it at the trial's end, after the workers."""
+        return self._stack.enter_context(resource)
+
+    def add_worker(
+        self, *, pool: bgpool.PostgresPool | None = None, job: Job | None = None, threads: int = 0, endpoint: str = ""
+    ) -> Worker:
+        """Fork one more worker; it starts at once.
+
+        Args:
+            pool: What it uses; None for the trial's own.
+            job: What it does; None for the trial's own.
+            threads: In how many threads; 0 for as many as the others.
+            endpoint: The host name of its pool, for the report; empty for where applications write.
+        """
+        worker = Worker(
+            len(self.crew),
+            pool or self.pool,
+            threads or self.threads,
+            close_first=self.crew,
+            job=job or self.job,
+            endpoint=endpoint or self.pair.names.blue.primary,
+        )
         self._stack.callback(worker.kill)
         self.crew.append(worker)
         return worker
 
-    def run(self) -> Report:
-        """Create the deployment, wait until it is ready, switch over, let the application go on, and judge.
+    def stop_workers(self) -> None:
+        """Have every worker end after the call at hand, and take its figures in.
+
+        Raises:
+            LabError: One did not end.
+        """
+        for worker in self.crew:
+            worker.stop()
+        for worker in self.crew:
+            worker.wait(STOP_TIMEOUT_S)
+
+    # -- the switchover ------------------------------------------------------------------------------------------
+
+    def run(self, play: Callable[[Trial], None] | None = None, *, rolled_back: bool = False) -> Report:
+        """Direct, let the application go on, and judge.
+
+        Args:
+            play: What is directed; None for `switch_over`.
+            rolled_back: Whether blue is to survive.
 
         Raises:
             LabError: The deployment did not become ready, or a worker did not end.
         """
-        self.director.create_deployment()
         with TruthProbe(self.pair) as truth:
             truth.wait_writing()
-            wait_until(self._is_ready, timeout_s=READY_TIMEOUT_S, what="the deployment to be ready")
-            if self.on_ready is not None:
-                self.on_ready()
-            connections = self.pair.monitoring_connections()
             began_s = time.monotonic()
-            self._direct()
-            connections = max(connections, self.pair.monitoring_connections())
-            time.sleep(SETTLE_S)
+            (play or Trial.switch_over)(self)
+            time.sleep(self.settle_s)
             self.stop_workers()
-        if truth.down_s is None:
+        if truth.down_s is None and not rolled_back:
             raise LabError("green never took a write")
-        return self._report(began_s, truth.down_s, connections)
+        return self._report(began_s, truth, rolled_back)
+
+    def switch_over(self) -> None:
+        """Create the deployment, wait until it is ready, and run the director's steps."""
+        self.director.create_deployment()
+        self.wait_ready()
+        if self.on_ready is not None:
+            self.on_ready()
+        self.direct(self.director.run)
+
+    def wait_ready(self) -> None:
+        """Wait until the monitor says that a switchover may begin.
+
+        Raises:
+            LabError: It did not within READY_TIMEOUT_S.
+        """
+        wait_until(self._is_ready, timeout_s=READY_TIMEOUT_S, what="the deployment to be ready")
+        self._connections = max(self._connections, self.pair.monitoring_connections())
+
+    def direct(self, run: Callable[[], object]) -> None:
+        """Let the director *run* beside us, so that an interrupt is heard at once; raises what it raises."""
+        failures: list[BaseException] = []
+
+        def direct() -> None:
+            try:
+                run()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=direct, name="bgpool-director", daemon=True)
+        thread.start()
+        reader = Reader(self._files())
+        while thread.is_alive():
+            thread.join(GLANCE_S)
+            # Now: a deployment that is deleted takes its timeline along.
+            snapshot = reader.refresh().snapshot
+            if release_of(snapshot) is not None:
+                self._released = snapshot
+        if failures:
+            raise failures[0]
+        self._connections = max(self._connections, self.pair.monitoring_connections())
 
     def snapshot(self) -> Snapshot | None:
         """What the monitor publishes now."""
@@ -176,29 +244,52 @@ class Trial:
         except (FileNotFoundError, bgpool.SegmentError) as error:
             raise LabError(f"no monitor: {error}") from None
 
-    def stop_workers(self) -> None:
-        """Have every worker end after its transaction, and take its figures in."""
-        for worker in self.crew:
-            worker.stop()
-        for worker in self.crew:
-            worker.wait(STOP_TIMEOUT_S)
+    # -- the verdict ---------------------------------------------------------------------------------------------
 
-    def _direct(self) -> None:
-        """Run the director beside us, so that an interrupt is heard at once."""
-        failures: list[BaseException] = []
+    def _report(self, began_s: float, truth: TruthProbe, rolled_back: bool) -> Report:
+        acknowledged: list[Key] = [key for worker in self.crew for key in worker.acknowledged]
+        unknown: list[Key] = [key for worker in self.crew for key in worker.unknown]
+        judge = ledger.judge_rollback if rolled_back else ledger.judge
+        outages = [outage.down_s for outage in truth.outages]
+        snapshot = self.snapshot()
+        entry = release_of(snapshot) or release_of(self._released)
+        released_s = entry.mono_ns / 1e9 if entry is not None else None
+        evidence_s = self._evidence_s()
+        writers = [worker for worker in self.crew if worker.job != "read unit"]
+        errors = [f"worker {worker.number}: {error}" for worker in self.crew for error in worker.errors]
+        return Report(
+            verdict=judge(self.pair, acknowledged, unknown),
+            errors=len(errors),
+            error_examples=tuple(errors[:MOST_EXAMPLES]),
+            calls=sum(len(worker.calls) for worker in self.crew),
+            longest_call_s=max(worker.longest_call_s for worker in self.crew),
+            longest_gap_s=max(worker.longest_gap_s(began_s) for worker in writers),
+            down_s=max(outages, default=0.0),
+            evidence=entry.evidence if entry is not None else "",
+            release_s=released_s - evidence_s if released_s is not None and evidence_s is not None else None,
+            resume_s=resume_s(writers, evidence_s) if evidence_s is not None else None,
+            strays=tuple(self._strays(released_s))[:MOST_EXAMPLES],
+            monitoring_connections=self._connections,
+            snapshot=snapshot,
+        )
 
-        def direct() -> None:
-            try:
-                self.director.run()
-            except BaseException as error:
-                failures.append(error)
+    def _evidence_s(self) -> float | None:
+        try:
+            return self.director.event(self.evidence_event).monotonic_s
+        except KeyError:
+            return None
 
-        thread = threading.Thread(target=direct, name="bgpool-director", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-        if failures:
-            raise failures[0]
+    def _strays(self, released_s: float | None) -> list[Stray]:
+        blue = {server.address for server in self.pair.side("blue")}
+        green = {server.address for server in self.pair.side("green")}
+        entries = (self.snapshot() or Snapshot("")).timeline
+        drained = [entry.mono_ns / 1e9 for entry in entries if entry.event == Phase.IN_PROGRESS.name]
+        if released_s is None:
+            # Rolled back, or never begun: green is nobody's at any time.
+            return strays(self.crew, set(), green, 0.0, float("inf"))
+        return strays(self.crew, blue, green, drained[-1] if drained else released_s, released_s)
+
+    # -- inside --------------------------------------------------------------------------------------------------
 
     def _options(self) -> dict[str, Any]:
         usual = {
@@ -209,31 +300,19 @@ class Trial:
             "min_size": self.threads,
             "max_size": self.threads,
         }
+        if self.own_monitor:
+            usual["monitoring"] = {"user": MONITOR_ROLE, "password": self.pair.lab_password}
+        if self.pair.iam is not None:
+            usual["password"] = self.pair.tokens
         return usual | self.pool_options
 
     def _files(self) -> RunFiles:
-        return RunFiles.of(self.run_dir, str(self._options()["bg_id"]))
+        options = self._options()
+        return RunFiles.of(Path(options["bg_run_dir"]), str(options["bg_id"]))
 
     def _is_ready(self) -> bool:
         snapshot = self.snapshot()
         return snapshot is not None and snapshot.ready
-
-    def _report(self, began_s: float, down_s: float, connections: int) -> Report:
-        acknowledged: list[Key] = [key for worker in self.crew for key in worker.acknowledged]
-        unknown: list[Key] = [key for worker in self.crew for key in worker.unknown]
-        return Report(
-            verdict=ledger.judge(self.pair, acknowledged, unknown),
-            errors=sum(len(worker.errors) for worker in self.crew),
-            error_examples=_examples(self.crew),
-            longest_gap_s=max(worker.longest_gap_s(began_s) for worker in self.crew),
-            down_s=down_s,
-            monitoring_connections=connections,
-            snapshot=self.snapshot(),
-        )
-
-
-def _examples(crew: Sequence[Worker]) -> tuple[str, ...]:
-    return tuple(f"worker {worker.number}: {error}" for worker in crew for error in worker.errors)[:20]
 
 
 def _in_main_thread() -> bool:

@@ -15,7 +15,7 @@ from typing import Literal
 from psycopg import sql
 
 from bgpool.lab.errors import LabError
-from bgpool.lab.pair import DATABASE, ROLE, Pair
+from bgpool.lab.pair import DATABASE, TRUTH_ROLE, Pair
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import Wire, WireError
 
@@ -53,7 +53,7 @@ class TruthProbe(threading.Thread):
     """Writes to blue until it fails, tries both sides in turn until one takes a write, and goes on there.
 
     A context manager that starts, and stops. It writes every `WRITE_EVERY_S` to the table ``truth``, over
-    TCP with the application's credentials, under the application_name ``bgpool-truth``. Times are on the
+    TCP under the role `TRUTH_ROLE` and the application_name ``bgpool-truth``. Times are on the
     monotonic clock.
     """
 
@@ -182,8 +182,8 @@ class TruthProbe(threading.Thread):
             timeout_s=CONNECT_LIMIT_S,
             host=self._address[side],
             port=self._pair.port,
-            user=ROLE,
-            password=self._pair.app_password,
+            user=TRUTH_ROLE,
+            password=self._pair.lab_password,
             dbname=DATABASE,
             sslmode="disable",
             gssencmode="disable",
@@ -207,4 +207,4 @@ def create_table(pair: Pair) -> None:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS truth (id bigserial, side text, at timestamptz DEFAULT clock_timestamp())"
         )
-        connection.execute(sql.SQL("ALTER TABLE truth OWNER TO {}").format(sql.Identifier(ROLE)))
+        connection.execute(sql.SQL("ALTER TABLE truth OWNER TO {}").format(sql.Identifier(TRUTH_ROLE)))

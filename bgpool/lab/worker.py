@@ -1,4 +1,4 @@
-"""A worker of a trial: a forked process whose threads write the ledger through an inherited pool, and report."""
+"""A worker of a trial: a forked process whose threads use an inherited pool, and report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple
 
 import msgpack
 import psycopg
@@ -20,27 +20,62 @@ import bgpool
 from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import INSERT_SQL, Key
 
-__all__ = ["Worker"]
+__all__ = ["Call", "Job", "Worker"]
+
+Job = Literal["write", "write unit", "slow unit", "read unit"]
+"""``write`` a row in a ``with`` block, or in a unit of work (`PostgresPool.run`); a slow one takes `SLOW_S`."""
 
 PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
+SLOW_S: Final = 0.6
+
+
+class Call(NamedTuple):
+    """One use of the pool that was answered; times are on the monotonic clock.
+
+    Attributes:
+        checked_out_s: When the connection that served it was in hand.
+        address: The IP address of the server that served it.
+    """
+
+    thread: int
+    n: int
+    began_s: float
+    checked_out_s: float
+    ended_s: float
+    address: str
 
 
 class Worker:
     """The parent's side: what the worker has reported so far.
 
     Attributes:
+        endpoint: The host name of its pool.
+        calls: Every use of the pool that was answered.
         acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
-        errors: Transactions that failed, as text.
+        errors: Calls that failed, as text.
+        longest_call_s: The longest that one call took, failed ones included.
         phase, held: What its pool says now.
     """
 
-    def __init__(self, number: int, pool: bgpool.PostgresPool, threads: int, close_first: Iterable[Worker]) -> None:
+    def __init__(
+        self,
+        number: int,
+        pool: bgpool.PostgresPool,
+        threads: int,
+        close_first: Iterable[Worker],
+        job: Job = "write",
+        endpoint: str = "",
+    ) -> None:
         """Fork. The child closes what it would otherwise hold open of the workers before it."""
         self.number: Final = number
+        self.job: Final = job
+        self.endpoint: Final = endpoint
+        self.calls: list[Call] = []
         self.acknowledged: list[Key] = []
         self.unknown: list[Key] = []
         self.errors: list[str] = []
+        self.longest_call_s = 0.0
         self.phase = ""
         self.held = 0
         self._writes: dict[int, list[float]] = {thread: [] for thread in range(threads)}
@@ -48,14 +83,8 @@ class Worker:
         orders, self._orders = os.pipe()
         self.pid: Final = os.fork()
         if self.pid == 0:
-            _child(
-                number,
-                pool,
-                threads,
-                reports,
-                orders,
-                [fd for w in (self, *close_first) for fd in (w._reports, w._orders)],
-            )
+            others = [fd for w in (self, *close_first) for fd in (w._reports, w._orders)]
+            _child(number, pool, threads, job, reports, orders, others)
         os.close(reports)
         os.close(orders)
         self._collector = threading.Thread(target=self._collect, name=f"bgpool-trial-worker-{number}", daemon=True)
@@ -119,11 +148,14 @@ class Worker:
         if kind == "state":
             self.phase, self.held = values
             return
-        thread, n, at, text = values
+        thread, n, began_s, checked_out_s, ended_s, text = values
+        self.longest_call_s = max(self.longest_call_s, ended_s - began_s)
         key = (self.number, thread, n)
-        if kind == "acknowledged":
-            self.acknowledged.append(key)
-            self._writes[thread].append(at)
+        if kind == "done":
+            self.calls.append(Call(thread, n, began_s, checked_out_s, ended_s, text))
+            self._writes[thread].append(ended_s)
+            if self.job != "read unit":
+                self.acknowledged.append(key)
             return
         if kind == "unknown":
             self.unknown.append(key)
@@ -131,7 +163,7 @@ class Worker:
 
 
 def _child(
-    number: int, pool: bgpool.PostgresPool, threads: int, reports: int, orders: int, to_close: list[int]
+    number: int, pool: bgpool.PostgresPool, threads: int, job: Job, reports: int, orders: int, to_close: list[int]
 ) -> None:
     """The child's life; never returns."""
     status = 1
@@ -149,7 +181,7 @@ def _child(
                 os.write(reports, msgpack.packb(what))
 
         crew = [
-            threading.Thread(target=_write, args=(number, thread, pool, stopping, report), daemon=True)
+            threading.Thread(target=_use, args=(number, thread, pool, job, stopping, report), daemon=True)
             for thread in range(threads)
         ]
         for thread in crew:
@@ -169,18 +201,54 @@ def _child(
         os._exit(status)
 
 
-def _write(number: int, thread: int, pool: bgpool.PostgresPool, stopping: threading.Event, report: Any) -> None:
+Served = tuple[str, float]
+
+
+def _use(number: int, thread: int, pool: bgpool.PostgresPool, job: Job, stopping: threading.Event, report: Any) -> None:
+    call = _JOBS[job]
     n = 0
     while not stopping.wait(PAUSE_S):
         n += 1
+        began_s = time.monotonic()
         try:
-            with pool.connection() as connection:
-                connection.execute(INSERT_SQL, (number, thread, n))
+            address, checked_out_s = call(pool, (number, thread, n))
         except bgpool.CommitOutcomeUnknown as error:
-            report("unknown", thread, n, time.monotonic(), repr(error))
+            report("unknown", thread, n, began_s, 0.0, time.monotonic(), repr(error))
         except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
             # Before the deployment is known nobody can say more than that the statement failed.
             kind = "failed" if isinstance(error, bgpool.SwitchoverError) else "unknown"
-            report(kind, thread, n, time.monotonic(), repr(error))
+            report(kind, thread, n, began_s, 0.0, time.monotonic(), repr(error))
         else:
-            report("acknowledged", thread, n, time.monotonic(), "")
+            report("done", thread, n, began_s, checked_out_s, time.monotonic(), address)
+
+
+def _write(pool: bgpool.PostgresPool, key: Key) -> Served:
+    with pool.connection() as connection:
+        return _insert(connection, key)
+
+
+def _insert(connection: psycopg.Connection[Any], key: Key) -> Served:
+    checked_out_s = time.monotonic()
+    connection.execute(INSERT_SQL, key)
+    return connection.info.hostaddr, checked_out_s
+
+
+def _insert_slowly(connection: psycopg.Connection[Any], key: Key) -> Served:
+    served = _insert(connection, key)
+    time.sleep(SLOW_S / 2)
+    connection.execute("SELECT pg_sleep(%s)", (SLOW_S / 2,))
+    return served
+
+
+def _select(connection: psycopg.Connection[Any]) -> Served:
+    checked_out_s = time.monotonic()
+    connection.execute("SELECT max(seq) FROM ledger")
+    return connection.info.hostaddr, checked_out_s
+
+
+_JOBS: Final[dict[Job, Callable[[bgpool.PostgresPool, Key], Served]]] = {
+    "write": _write,
+    "slow unit": lambda pool, key: pool.run(_insert_slowly, key),
+    "write unit": lambda pool, key: pool.run(_insert, key),
+    "read unit": lambda pool, _key: pool.run(_select),
+}

@@ -20,6 +20,7 @@ class Answer:
 
     Attributes:
         read_only: It takes no writes.
+        replica: It is a physical replica.
         rows: Its metadata; None where it has none to show or the question for them failed.
         servers: Ids of the servers of its side, the writer first; empty where the rows name the instances.
         missing: What was looked for and what would help, where there are no metadata to be seen.
@@ -27,6 +28,7 @@ class Answer:
     """
 
     read_only: bool
+    replica: bool = False
     rows: tuple[StatusRow, ...] | None = None
     servers: tuple[str, ...] = ()
     missing: str = ""

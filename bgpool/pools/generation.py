@@ -68,6 +68,7 @@ class Generation:
         live: False once a statement must stop and think before it is sent.
         inherited: Made by the parent of a fork: nothing of it may be touched.
         inner: The psycopg pool.
+        lineage: The identifier of the database cluster behind the connections; None until it was asked for.
     """
 
     def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool) -> None:
@@ -81,6 +82,7 @@ class Generation:
         self.live = True
         self.retired = False
         self.inherited = False
+        self.lineage: str | None = None
         self.inner: Final = recipe.make_inner(self)
 
     def __repr__(self) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -20,11 +20,14 @@ from bgpool.pools.connection import SwitchoverAware
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation, Recipe
 from bgpool.pools.participant import Participant
+from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.settings import Dsn, Settings
 
 __all__ = ["Checkout", "PoolStats", "PostgresPool"]
+
+R = TypeVar("R")
 
 #: A word that no sequence equals: the quick way is shut.
 _SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), 1, None)
@@ -156,6 +159,63 @@ class PostgresPool:
                     raise
                 continue
             return connection
+
+    # -- units of work -------------------------------------------------------------------------------------------
+
+    def run(self, fn: Callable[..., R], *args: object, timeout: float | None = None, idempotent: bool = False) -> R:
+        """Call ``fn(conn, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+
+        *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
+        times. It must not end the transaction. Keywords for it: functools.partial, or a lambda.
+
+        Args:
+            fn: What is to be done in one transaction.
+            args: Its arguments after the connection.
+            timeout: Longest time until the last call begins, in seconds; None for the pool's timeout after the
+                longest hold.
+            idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+
+        Returns:
+            What *fn* returned.
+
+        Raises:
+            CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
+            SwitchoverInterrupted: Cut again and again, until the time was used up.
+            Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
+
+        Source: docs/units-of-work.md.
+        """
+        timeout_s = self._settings.bg_connect_timeout_ms / 1000 + self.timeout if timeout is None else timeout
+
+        def call(connection: psycopg.Connection[Any]) -> R:
+            return fn(connection, *args)
+
+        return Unit(self, call, timeout_s=timeout_s, idempotent=idempotent).run()
+
+    def is_switching(self) -> bool:
+        """Whether a switchover is under way that this pool takes part in."""
+        return self._gate.switching()
+
+    def takes_part(self) -> bool:
+        """Whether there is a deployment that this pool's endpoint belongs to."""
+        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        return self._epoch(snapshot) is not None
+
+    def green_was_replica(self) -> bool:
+        """Whether green was a physical replica before it was promoted."""
+        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        return snapshot is not None and snapshot.green_was_replica
+
+    def describe(self, what: str) -> str:
+        """*what*, with everything that an error of this pool should say around it."""
+        return self._gate.describe(what)
+
+    def lineage(self, conn: psycopg.Connection[Any], ask: Callable[[psycopg.Connection[Any]], str]) -> str:
+        """What *ask* says of the server of *conn*, asked once for all the connections of an epoch."""
+        generation = cast(SwitchoverAware, conn).bgpool_generation
+        if generation.lineage is None:
+            generation.lineage = ask(conn)
+        return str(generation.lineage)
 
     # -- following the segment -----------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.lab import Event, ledger
-from bgpool.lab.trial import MEASURED, Report, Trial
+from bgpool.lab.report import Report
+from bgpool.lab.trial import MEASURED, Trial
 from bgpool.lab.worker import Worker
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -51,7 +52,7 @@ def test_worker_started_in_progress_is_held_and_released_with_the_others() -> No
 
     def start_late(event: Event) -> None:
         if event.name == "connections_dropped":
-            late.append((trial.add_worker(4), time.monotonic()))
+            late.append((trial.add_worker(), time.monotonic()))
 
     with Trial(on_event=[start_late]) as trial:
         report = trial.run()

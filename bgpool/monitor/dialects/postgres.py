@@ -69,8 +69,7 @@ _LOOK: Final = """
 """
 
 
-# Recovery implies a read-only transaction; asked for all the same, should a session ever set itself otherwise.
-_READ_ONLY: Final = "pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::bool"
+_STATE: Final = "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool"
 
 Password = Callable[[str, int, str], str]
 
@@ -103,11 +102,11 @@ class PostgresSession:
             try:
                 return self._read()
             except _Missing as missing:
-                return Answer(self._is_read_only(), missing=str(missing))
+                return Answer(*self._state(), missing=str(missing))
             except psycopg.Error as error:
                 if self._connection.broken:
                     raise
-                return Answer(self._is_read_only(), failure=first_line(error))
+                return Answer(*self._state(), failure=first_line(error))
         except (psycopg.Error, OSError) as error:
             raise SessionError(first_line(error)) from None
 
@@ -123,20 +122,23 @@ class PostgresSession:
         try:
             # One question: a server without metadata still says whether it takes writes.
             found = self._connection.execute(
-                f"SELECT {_READ_ONLY}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
+                f"SELECT {_STATE}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
                 f" LEFT JOIN {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true"
             ).fetchall()
-            rows = tuple(_row(*columns) for _, *columns in found if any(column is not None for column in columns))
+            rows = tuple(_row(*columns) for _, _, *columns in found if any(column is not None for column in columns))
             servers = self._connection.execute(dialect.topology).fetchall() if dialect.topology and rows else []
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
             # Dropped or revoked since it was found: say so, and look again the next time.
             self._dialect = None
             raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
-        return Answer(bool(found[0][0]), rows, tuple(str(server) for (server,) in servers))
+        replica, read_only, *_ = found[0]
+        return Answer(replica or read_only, replica, rows, tuple(str(server) for (server,) in servers))
 
-    def _is_read_only(self) -> bool:
-        row = self._connection.execute(f"SELECT {_READ_ONLY}").fetchone()
-        return bool(row and row[0])
+    def _state(self) -> tuple[bool, bool]:
+        """Whether the server takes no writes, and whether it is a replica."""
+        row = self._connection.execute(f"SELECT {_STATE}").fetchone()
+        replica, read_only = row or (False, False)
+        return replica or read_only, replica
 
     def _find_dialect(self) -> Dialect:
         found = {(schema, name): usable for schema, name, usable in self._connection.execute(_LOOK)}

@@ -1,0 +1,78 @@
+"""``bgpool lab``: the catalogue of switchovers, played on real servers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bgpool.lab.errors import LabError
+from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
+
+__all__ = ["list_scenarios", "play_scenarios"]
+
+
+def list_scenarios(*, as_json: bool) -> None:
+    """Print the catalogue."""
+    if as_json:
+        print(json.dumps([{"name": s.name, "story": s.story, "evidence": s.evidence} for s in CATALOGUE.values()]))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("scenario", no_wrap=True)
+    table.add_column("what happens")
+    for scenario in CATALOGUE.values():
+        table.add_row(scenario.name, scenario.story)
+    Console(highlight=False).print(table)
+
+
+def play_scenarios(scenarios: Sequence[Scenario], *, as_json: bool) -> bool:
+    """Play *scenarios* one after the other and print what each came to; whether nothing was wrong."""
+    console = Console(highlight=False, stderr=as_json)
+    results = []
+    for scenario in scenarios:
+        began = time.monotonic()
+        try:
+            result = _summary(play(scenario))
+        except LabError as error:
+            result = {"name": scenario.name, "findings": [f"the lab failed: {error}"]}
+        results.append(result)
+        _show(console, result, time.monotonic() - began)
+    if as_json:
+        print(json.dumps(results))
+    return not any(result["findings"] for result in results)
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    report = outcome.report
+    return {
+        "name": outcome.scenario.name,
+        "findings": list(outcome.findings),
+        "rows": report.verdict.acknowledged,
+        "lost": report.verdict.lost,
+        "doubled": report.verdict.doubled,
+        "split": report.verdict.split,
+        "errors": report.errors,
+        "evidence": report.evidence,
+        "release_s": report.release_s,
+        "resume_s": report.resume_s,
+        "down_s": report.down_s,
+        "longest_gap_s": report.longest_gap_s,
+        "longest_call_s": report.longest_call_s,
+        "monitoring_connections": report.monitoring_connections,
+    }
+
+
+def _show(console: Console, result: dict[str, Any], took_s: float) -> None:
+    colour, word = ("bold red", "BROKEN") if result["findings"] else ("green", "clean")
+    line = f"[{colour}]{word:6}[/] {result['name']:30} {took_s:5.1f} s"
+    if "rows" in result:
+        line += f"  {result['rows']:6} rows, {result['errors']} errors, down {result['down_s']:.2f} s"
+    if result.get("release_s") is not None and result["evidence"]:
+        line += f", released after {result['release_s'] * 1000:.0f} ms by {result['evidence']}"
+    console.print(line, soft_wrap=True)
+    for finding in result["findings"]:
+        console.print(f"         {finding}", soft_wrap=True, markup=False)

@@ -1,0 +1,141 @@
+"""What the monitor can go by, one thing at a time, and the metadata in every state that was seen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Final
+
+from bgpool.core.phase import Phase
+from bgpool.lab import faults, metadata
+from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.trial import Trial
+
+__all__ = ["SCENARIOS", "silence_metadata"]
+
+PROMOTED: Final = ("green promoted",)
+#: Once blue's name leads to green, metadata that are gone there mean that the deployment is gone.
+OVER: Final = (Phase.COMPLETED, Phase.NOT_CREATED)
+
+
+def silence_metadata(trial: Trial) -> None:
+    """Let the metadata stay as they are at IN_PROGRESS for good."""
+    trial.director.drop("post", "names_changed", "completed")
+
+
+def _metadata_alone(trial: Trial) -> None:
+    # Blue still tells, and green, which would show that it was promoted, does not let the monitor in.
+    trial.director.add("locked", -0.1, lambda: faults.lock_out_monitor(trial.pair, "green"))
+
+
+def _dns_alone(trial: Trial) -> None:
+    silence_metadata(trial)
+    trial.director.add("locked", -0.1, lambda: faults.lock_out_monitor(trial.pair, "green"))
+
+
+def _frozen(trial: Trial) -> None:
+    silence_metadata(trial)
+    trial.director.add("frozen", 0.3, lambda: faults.freeze_metadata(trial.director))
+
+
+def _deleted(trial: Trial) -> None:
+    silence_metadata(trial)
+    trial.director.add("deleted", 0.3, lambda: faults.delete_metadata(trial.director))
+
+
+def _absent(trial: Trial) -> None:
+    silence_metadata(trial)
+    # On blue, before green has caught up: it is gone from both.
+    trial.director.add("absent", 0.3, lambda: faults.drop_function(trial.pair))
+
+
+def _error(trial: Trial) -> None:
+    silence_metadata(trial)
+
+    trial.director.add("broken", 0.1, lambda: faults.break_metadata(trial.director))
+
+
+def _late(trial: Trial) -> None:
+    time.sleep(2.0)
+    trial.switch_over()
+
+
+def _unknown_words(trial: Trial) -> None:
+    director = trial.director
+    director.add("odd status", -0.2, lambda: director.publish("SWITCHOVER_BEING_CONSIDERED"))
+    director.add("odd version", 0.1, lambda: faults.publish_version(director, metadata.IN_PROGRESS, "2.0"))
+    director.add("odd status again", 0.6, lambda: director.publish("SWITCHOVER_ALMOST_DONE"))
+
+
+def _locked_out_of_blue(trial: Trial) -> None:
+    trial.director.add("locked", -0.35, lambda: faults.lock_out_monitor(trial.pair, "blue"))
+
+
+SCENARIOS: Final = (
+    Scenario(
+        "evidence-metadata-alone",
+        "only blue's metadata tell of the release: the monitor is locked out of green",
+        evidence=("metadata",),
+        evidence_event="old_blue_open",
+        trial={"own_monitor": True},
+        stage=_metadata_alone,
+    ),
+    Scenario(
+        "evidence-dns-alone",
+        "the metadata stay at IN_PROGRESS and the monitor is locked out of green: DNS tells",
+        evidence=("blue DNS updated",),
+        evidence_event="blue_dns_moved",
+        trial={"own_monitor": True},
+        stage=_dns_alone,
+    ),
+    Scenario(
+        "evidence-promotion-alone",
+        "the metadata stay at IN_PROGRESS on both sides and DNS moves late: green itself tells",
+        evidence=PROMOTED,
+        trial={"schedule": replace(FAST, blue_dns_moved_s=3.5, green_dns_gone_s=3.7)},
+        stage=silence_metadata,
+    ),
+    Scenario(
+        "metadata-frozen",
+        "RDS: blue's rows stay at IN_PROGRESS, green's are deleted",
+        evidence=PROMOTED,
+        last_phases=OVER,
+        stage=_frozen,
+    ),
+    Scenario(
+        "metadata-deleted",
+        "the rows of both sides are deleted in IN_PROGRESS",
+        evidence=PROMOTED,
+        last_phases=OVER,
+        stage=_deleted,
+    ),
+    Scenario(
+        "metadata-absent",
+        "the function that tells the status is dropped in IN_PROGRESS",
+        evidence=PROMOTED,
+        last_phases=OVER,
+        stage=_absent,
+    ),
+    Scenario(
+        "metadata-error",
+        "every question for the status fails from IN_PROGRESS on",
+        evidence=PROMOTED,
+        stage=_error,
+    ),
+    Scenario(
+        "metadata-late",
+        "the deployment shows up in the metadata long after the workers started",
+        play=_late,
+    ),
+    Scenario(
+        "metadata-unknown-words",
+        "statuses and a version that nobody knows, in between",
+        stage=_unknown_words,
+    ),
+    Scenario(
+        "monitor-locked-out-of-blue",
+        "blue lets the monitor in no more once the switchover is prepared: green tells",
+        trial={"own_monitor": True},
+        stage=_locked_out_of_blue,
+    ),
+)

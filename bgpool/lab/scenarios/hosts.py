@@ -1,0 +1,136 @@
+"""What hosts do in a switchover: cut, refuse or swallow connections, restart, stall, and take their time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from typing import Final
+
+from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.scenarios.evidence import silence_metadata
+from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.trial import Trial
+
+__all__ = ["SCENARIOS"]
+
+
+def _cut_alone(trial: Trial) -> None:
+    """Connections are cut but never refused: clients that come back at once find a read-only blue."""
+
+    def cut() -> None:
+        for server in trial.pair.servers:
+            server.cut_clients()
+
+    trial.director.change("connections_dropped", action=cut)
+
+
+def _refused(trial: Trial) -> None:
+    """Blue restarts: for a while nothing listens there, not even to refuse in words."""
+
+    def restart() -> None:
+        trial.director.drop_connections()
+        trial.pair.blue.stop()
+        trial.pair.blue.start()
+
+    trial.director.change("connections_dropped", action=restart)
+
+
+def _black_hole_blue(trial: Trial) -> None:
+    """Connections are never cut: blue goes away without a word, and the metadata stay at what they were."""
+    silence_metadata(trial)
+    blue = trial.pair.blue
+    # Green has caught up before: a stopped blue replicates nothing.
+    trial.director.change("connections_dropped", action=blue.refuse_clients)
+    trial.director.add("blue frozen", 0.4, blue.freeze)
+
+    def wake() -> None:
+        blue.thaw()
+        trial.director.open_old_blue()
+
+    trial.director.change("old_blue_open", at_s=2.4, action=wake)
+
+
+def _black_hole_green(trial: Trial) -> None:
+    green = trial.pair.green
+    trial.director.add("green frozen", 0.36, green.freeze)
+    trial.director.add("green thawed", 0.95, green.thaw)
+
+
+def _slow(trial: Trial) -> None:
+    """Both servers get a tenth of the time that they want, in slices."""
+    stop = threading.Event()
+
+    def stutter(server: PostgresServer) -> None:
+        while not stop.wait(0.02):
+            server.freeze()
+            stop.wait(0.08)
+            server.thaw()
+
+    threads = [threading.Thread(target=stutter, args=(server,), daemon=True) for server in trial.pair.servers]
+
+    def begin() -> None:
+        for thread in threads:
+            thread.start()
+
+    def end() -> None:
+        stop.set()
+        for thread in threads:
+            thread.join(5.0)
+            assert not thread.is_alive()
+
+    trial.director.add("slow", -0.3, begin)
+    trial.director.add("fast again", 0.9, end)
+
+
+def _kill_monitor(trial: Trial) -> None:
+    trial.director.add("monitor gone", 0.25, lambda: os.kill(trial.monitor_pid(), signal.SIGKILL))
+
+
+def _start_in_progress(trial: Trial) -> None:
+    def start() -> None:
+        trial.add_worker()
+
+    trial.director.add("another worker", 0.5, start)
+
+
+def _leave_in_use(trial: Trial) -> None:
+    """A pool whose connections are checked out for longer than the grace."""
+    pool = trial.make_pool(trial.pair.dsn, name="slow", bg_drain_timeout_ms=100)
+    trial.add_worker(pool=pool, job="slow unit")
+
+
+SLOW_PROMOTION: Final = replace(
+    FAST, green_promoted_s=5.0, old_blue_open_s=5.2, names_changed_s=5.4, blue_dns_moved_s=5.6, green_dns_gone_s=5.8,
+    completed_s=6.0,
+)  # fmt: skip
+
+SCENARIOS: Final = (
+    Scenario("connections-cut", "57P01 on every connection, and no refusal", stage=_cut_alone),
+    Scenario("connections-refused", "blue restarts in IN_PROGRESS: nothing listens for a while", stage=_refused),
+    Scenario(
+        "black-hole-blue",
+        "blue goes away without a word (SIGSTOP: no answer, no RST) and its metadata with it",
+        evidence=("green promoted",),
+        stage=_black_hole_blue,
+    ),
+    Scenario("black-hole-green", "green goes away without a word until it is promoted", stage=_black_hole_green),
+    Scenario("slow-hosts", "both servers answer, slowly", stage=_slow),
+    Scenario("slow-promotion", "green takes five seconds to be promoted", trial={"schedule": SLOW_PROMOTION}),
+    Scenario(
+        "beyond-timeout",
+        "green is promoted long after bg_switchover_timeout_ms: by name meanwhile, and to green at once when it shows",
+        trial={"schedule": replace(SLOW_PROMOTION, green_promoted_s=4.0)},
+        pool_options={"bg_switchover_timeout_ms": 2500},
+    ),
+    Scenario(
+        "monitor-killed",
+        "kill -9 of the monitor when connections are cut",
+        # A dead monitor is replaced within this time.
+        release_s=2.0,
+        stage=_kill_monitor,
+    ),
+    Scenario("started-in-progress", "a worker starts while connections are refused", stage=_start_in_progress),
+    Scenario("long-transactions", "transactions longer than the grace are cut and run again", stage=_leave_in_use),
+)

@@ -1,0 +1,133 @@
+"""Names: DNS that is slow, failing or stale, certificates and tokens that are renewed late, and aliases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from bgpool.lab.dns import DnsServer
+from bgpool.lab.errors import LabError
+from bgpool.lab.pair import Pair
+from bgpool.lab.scenarios.evidence import silence_metadata
+from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.trial import Trial
+
+__all__ = ["SCENARIOS"]
+
+ALIAS: Final = "db.shop.example"
+#: A second and a half after green's first write: as long as DNS was stale in the measured switchovers, scaled.
+LATE: Final = replace(FAST, certificates_renewed_s=2.6, tokens_renamed_s=2.6)
+
+
+def dns_of(pair: Pair) -> DnsServer:
+    """The DNS server of *pair*."""
+    if pair.dns is None:
+        raise LabError("this pair has no DNS server")
+    return pair.dns
+
+
+def _slow(trial: Trial) -> None:
+    dns_of(trial.pair).delay_s = 0.4
+
+
+def _failing(trial: Trial) -> None:
+    dns = dns_of(trial.pair)
+
+    def fail() -> None:
+        dns.failing = True
+
+    def recover() -> None:
+        dns.failing = False
+
+    trial.director.add("dns fails", -0.3, fail)
+    trial.director.add("dns works again", 2.5, recover)
+
+
+def _silent(trial: Trial) -> None:
+    """The metadata tell nothing and DNS does not answer: green is the only one to go by."""
+    silence_metadata(trial)
+    dns = dns_of(trial.pair)
+
+    def fall_silent() -> None:
+        dns.silent = True
+
+    def speak() -> None:
+        dns.silent = False
+
+    trial.director.add("dns silent", 0.1, fall_silent)
+    trial.director.add("dns speaks", 2.5, speak)
+
+
+def _stale(trial: Trial) -> None:
+    dns = dns_of(trial.pair)
+    trial.director.add("dns stale", 0.1, dns.freeze)
+    trial.director.add("dns fresh", 6.0, dns.thaw)
+
+
+def _alias(trial: Trial) -> None:
+    dns_of(trial.pair).alias("db.internal.example", trial.pair.names.blue.primary)
+    dns_of(trial.pair).alias(ALIAS, "db.internal.example")
+    trial.add_worker(pool=trial.make_pool(trial.pair.dsn_of(ALIAS)), endpoint=ALIAS)
+
+
+def _stated_endpoint(trial: Trial) -> None:
+    """An alias that no CNAME tells of: the same address under a name of the user's own."""
+    trial.pair.hosts.set(ALIAS, trial.pair.blue.address)
+    trial.director.add("alias moved", FAST.blue_dns_moved_s, lambda: _move_alias(trial.pair))
+    pool = trial.make_pool(trial.pair.dsn_of(ALIAS), endpoint=trial.pair.names.blue.primary)
+    trial.add_worker(pool=pool, endpoint=ALIAS)
+
+
+def _move_alias(pair: Pair) -> None:
+    pair.hosts.set(ALIAS, pair.green.address)
+
+
+SCENARIOS: Final = (
+    Scenario(
+        "dns-slow",
+        "every look-up takes 0.4 s",
+        trial={"pair_options": {"dns": True}},
+        stage=_slow,
+    ),
+    Scenario(
+        "dns-failing",
+        "SERVFAIL from before PREPARATION until after the switchover",
+        trial={"pair_options": {"dns": True}, "settle_s": 1.0},
+        stage=_failing,
+    ),
+    Scenario(
+        "dns-silent",
+        "no answer to any look-up, and the metadata stay at IN_PROGRESS",
+        evidence=("green promoted",),
+        trial={"pair_options": {"dns": True}, "settle_s": 5.0},
+        stage=_silent,
+    ),
+    Scenario(
+        "dns-stale",
+        "DNS tells blue's old addresses for long after the metadata say COMPLETED",
+        trial={"pair_options": {"dns": True}, "settle_s": 1.0},
+        stage=_stale,
+    ),
+    Scenario(
+        "tls-renewed-late",
+        "sslmode=verify-full, and green's certificate is for its green name long after it took blue's",
+        trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
+    ),
+    Scenario(
+        "iam-renamed-late",
+        "tokens instead of a password, each good for one name, and green's names change late",
+        trial={"pair_options": {"iam": True}, "schedule": LATE, "settle_s": 1.5},
+    ),
+    Scenario(
+        "alias",
+        "a CNAME of a CNAME of the endpoint: it is followed, and takes part",
+        trial={"pair_options": {"dns": True}, "workers": 2},
+        stage=_alias,
+    ),
+    Scenario(
+        "stated-endpoint",
+        "a name that leads to blue without a CNAME: endpoint= says what it stands for",
+        trial={"workers": 2},
+        stage=_stated_endpoint,
+    ),
+)

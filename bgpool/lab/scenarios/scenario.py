@@ -1,0 +1,148 @@
+"""What a scenario is, how it is played, and what it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bgpool.core.phase import Phase
+from bgpool.lab.director import Schedule
+from bgpool.lab.report import Report
+from bgpool.lab.trial import Trial
+
+__all__ = ["FAST", "Outcome", "Scenario", "play"]
+
+#: A short switchover: what takes AWS a minute takes two seconds, in the same order.
+FAST: Final = Schedule(
+    initiated_s=-0.4,
+    writes_stopped_s=0.2,
+    connections_dropped_s=0.3,
+    caught_up_s=0.35,
+    green_promoted_s=1.0,
+    old_blue_open_s=1.2,
+    names_changed_s=1.5,
+    blue_dns_moved_s=1.8,
+    green_dns_gone_s=2.1,
+    completed_s=2.2,
+    rolled_back_s=0.9,
+)
+
+#: The pools of a scenario, unless it says otherwise. Nobody waits longer than HOLD_S.
+HOLD_S: Final = 10.0
+_POOL_OPTIONS: Final[Mapping[str, Any]] = {
+    "bg_connect_timeout_ms": int(HOLD_S * 1000),
+    "bg_interval_baseline_ms": 500,
+    "bg_interval_high_ms": 50,
+    "timeout": HOLD_S,
+}
+
+RELEASE_S: Final = 0.25
+"""From the evidence to the release, as promised."""
+
+RESUME_S: Final = 1.0
+"""From the evidence to the first answer of the last thread: wide, because it has the machine's load in it."""
+
+GRACE_S: Final = 1.0
+"""How much longer than its bound a call may take: a hold ends on time, and then the call fails or connects."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One switchover, or what came of it.
+
+    Attributes:
+        name: What it is called on the command line.
+        story: What happens, in one line.
+        evidence: What may release the callers, as the timeline names it; empty where nobody is to be released.
+        evidence_event: The director's step after which the release is due.
+        last_phases: Where the deployment may stand at the end.
+        rolled_back: Blue is to survive.
+        trial: More keywords for Trial.
+        pool_options: More keywords for get_pool, over those of all scenarios.
+        stage: Called before the deployment is created: alters the director's steps, adds workers.
+        play: What is directed; None for a deployment, a wait until it is ready, and one switchover.
+        check: Called after the workers have ended: more findings.
+        hold_s: Longest that a caller may wait.
+        release_s: Longest from the evidence to the release, in seconds.
+    """
+
+    name: str
+    story: str
+    evidence: tuple[str, ...] = ("metadata", "green promoted")
+    evidence_event: str = "green_open"
+    last_phases: tuple[Phase, ...] = (Phase.COMPLETED,)
+    rolled_back: bool = False
+    trial: Mapping[str, Any] = field(default_factory=dict)
+    pool_options: Mapping[str, Any] = field(default_factory=dict)
+    stage: Callable[[Trial], None] | None = None
+    play: Callable[[Trial], None] | None = None
+    check: Callable[[Trial], list[str]] | None = None
+    hold_s: float = HOLD_S
+    release_s: float = RELEASE_S
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scenario came to, and what was wrong with it."""
+
+    scenario: Scenario
+    report: Report
+    findings: tuple[str, ...]
+
+
+def play(scenario: Scenario) -> Outcome:
+    """Play *scenario* on servers of its own; takes about seven seconds.
+
+    Raises:
+        LabError: The lab failed, or a worker did not end.
+    """
+    options: dict[str, Any] = {
+        "workers": 3,
+        "threads": 2,
+        "job": "write unit",
+        "schedule": FAST,
+        "settle_s": 0.5,
+        "evidence_event": scenario.evidence_event,
+        **scenario.trial,
+        "pool_options": {**_POOL_OPTIONS, **scenario.pool_options},
+    }
+    with Trial(**options) as trial:
+        if scenario.stage is not None:
+            scenario.stage(trial)
+        report = trial.run(scenario.play, rolled_back=scenario.rolled_back)
+        more = scenario.check(trial) if scenario.check is not None else []
+    return Outcome(scenario, report, (*_findings(scenario, report), *more))
+
+
+def _findings(scenario: Scenario, report: Report) -> list[str]:
+    found = []
+    if not report.verdict.clean:
+        found.append(f"rows: {report.verdict}")
+    if report.errors:
+        found.append(f"{report.errors} callers saw an error: {report.error_examples}")
+    if report.strays:
+        found.append(f"connections to the wrong side: {report.strays}")
+    if report.longest_call_s > scenario.hold_s + GRACE_S:
+        found.append(f"a caller waited {report.longest_call_s:.1f} s, the bound is {scenario.hold_s:g} s")
+    phase = report.snapshot.phase if report.snapshot is not None else None
+    if phase not in scenario.last_phases:
+        found.append(f"the phase at the end is {phase!r}")
+    if report.snapshot is not None and report.snapshot.rolled_back is not scenario.rolled_back:
+        found.append(f"rolled_back is {report.snapshot.rolled_back}")
+    return found + _release_findings(scenario, report)
+
+
+def _release_findings(scenario: Scenario, report: Report) -> list[str]:
+    if not scenario.evidence:
+        return [f"released, on the evidence of {report.evidence}"] if report.evidence else []
+    if report.release_s is None or report.resume_s is None:
+        return [f"never released, or a thread never went on ({report.release_s}, {report.resume_s})"]
+    found = []
+    if report.evidence not in scenario.evidence:
+        found.append(f"released on the evidence of {report.evidence}, not of {' or '.join(scenario.evidence)}")
+    if report.release_s > scenario.release_s:
+        found.append(f"released {report.release_s:.3f} s after the evidence, the bound is {scenario.release_s:g} s")
+    if report.resume_s > scenario.release_s + RESUME_S:
+        found.append(f"the last thread went on {report.resume_s:.3f} s after the evidence")
+    return found

@@ -1,0 +1,84 @@
+"""Deployments of every shape, with pools on every kind of endpoint, and on a host that takes no part."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bgpool.lab import ledger
+from bgpool.lab.pair import Pair
+from bgpool.lab.scenarios.scenario import Scenario
+from bgpool.lab.trial import Trial
+
+__all__ = ["SCENARIOS"]
+
+NOT_HELD_S: Final = 0.5
+"""Half of what a held caller waits."""
+
+
+def _read_everywhere(trial: Trial) -> None:
+    """One reading worker on every other endpoint of blue."""
+    names = trial.pair.names.blue
+    for endpoint in names.all:
+        if endpoint != names.primary:
+            pool = trial.make_pool(trial.pair.dsn_of(endpoint))
+            trial.add_worker(pool=pool, job="read unit", threads=1, endpoint=endpoint)
+
+
+def _outsider(trial: Trial) -> None:
+    """A worker on a server that belongs to no deployment, in a pool of the same bg_id."""
+    other = trial.keep(Pair())
+    ledger.create(other)
+    pool = trial.make_pool(other.direct_dsn(other.blue))
+    trial.add_worker(pool=pool, job="read unit", threads=1, endpoint=other.blue.address)
+
+
+def _was_never_held(trial: Trial) -> list[str]:
+    longest_s = trial.crew[-1].longest_call_s
+    return [] if longest_s < NOT_HELD_S else [f"a host that takes no part was held for {longest_s:.3f} s"]
+
+
+def _target_session_attrs(trial: Trial) -> None:
+    """A pool that asks libpq for a writable server."""
+    pool = trial.make_pool(f"{trial.pair.dsn}&target_session_attrs=read-write")
+    trial.add_worker(pool=pool)
+
+
+SCENARIOS: Final = (
+    Scenario("rds", "an RDS instance; metadata, DNS and green itself all tell"),
+    Scenario(
+        "rds-replicas",
+        "an RDS instance with two read replicas, and pools on each",
+        trial={"pair_options": {"readers": 2}, "workers": 2},
+        stage=_read_everywhere,
+    ),
+    Scenario(
+        "aurora",
+        "an Aurora cluster of a writer and two readers; pools on writer, reader, custom and instance endpoints",
+        trial={"flavour": "aurora", "pair_options": {"readers": 2, "custom": True}, "workers": 2},
+        stage=_read_everywhere,
+    ),
+    Scenario(
+        "aurora-fewer-green-readers",
+        "two readers on blue, one on green, which stands in for both",
+        trial={"flavour": "aurora", "pair_options": {"readers": (2, 1)}, "workers": 2},
+        stage=_read_everywhere,
+    ),
+    Scenario(
+        "aurora-no-green-readers",
+        "one reader on blue, none on green: the writer stands in",
+        trial={"flavour": "aurora", "pair_options": {"readers": (1, 0)}, "workers": 2},
+        stage=_read_everywhere,
+    ),
+    Scenario(
+        "outsider",
+        "a pool of the same bg_id on a host that takes no part: it notices nothing",
+        trial={"workers": 2},
+        stage=_outsider,
+        check=_was_never_held,
+    ),
+    Scenario(
+        "target-session-attrs",
+        "target_session_attrs=read-write in the DSN: the pools keep it, the monitor does not",
+        stage=_target_session_attrs,
+    ),
+)

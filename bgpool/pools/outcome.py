@@ -1,0 +1,114 @@
+"""What became of a COMMIT that was cut: asked of the server where it can tell, never guessed.
+
+A physical replica has blue's transaction ids, so once it is promoted ``pg_xact_status`` tells what became of each. But
+only of those that reached it: an id that blue had given out and that never got there is given out again, to somebody
+else, and then the same question has an answer that is about another transaction. A receipt therefore carries, beside
+the id, a place in blue's log behind the transaction's last write. What was replayed that far knows the transaction;
+what was not cannot hold its commit, which lies further on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import tuple_row
+
+__all__ = ["Outcome", "Receipt", "lineage_of", "outcome_of", "take_receipt"]
+
+
+class Outcome(Enum):
+    """What became of a transaction."""
+
+    COMMITTED = "committed"
+    NOT_COMMITTED = "not committed"
+    PENDING = "the server is still at it"
+    UNKNOWN = "the server cannot tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a transaction is known by once its connection is gone; taken in it, before its COMMIT.
+
+    Attributes:
+        xid: Its id; None if it has written nothing.
+        lsn: A place in the server's log behind everything that it has written.
+        taken_at: When, on the server's clock, in seconds since 1970.
+        address: The server's IP address.
+        lineage: The identifier of the database cluster, the same on a primary and its physical replicas.
+    """
+
+    xid: str | None
+    lsn: str
+    taken_at: float
+    address: str
+    lineage: str
+
+
+_LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+# On a replica, which has neither an id nor a place of its own, both are null.
+_RECEIPT: Final = """
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id_if_assigned()::text END,
+           CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
+           extract(epoch FROM clock_timestamp())::float8
+"""
+# A server that was restarted since has replayed other things than the receipt's server wrote.
+_SAME_LIFE: Final = """
+    SELECT pg_is_in_recovery(),
+           extract(epoch FROM pg_postmaster_start_time())::float8 < %s,
+           pg_last_wal_replay_lsn() >= %s::pg_lsn
+"""
+_STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
+
+
+def lineage_of(connection: psycopg.Connection[Any]) -> str:
+    """The identifier of the database cluster; empty where this user may not know it. Ends a transaction at hand."""
+    try:
+        return str(_row(connection, _LINEAGE)[0])
+    except psycopg.errors.InsufficientPrivilege:
+        return ""
+    finally:
+        if not connection.autocommit and not connection.broken:
+            connection.rollback()
+
+
+def take_receipt(connection: psycopg.Connection[Any], lineage: str) -> Receipt:
+    """The receipt of the transaction at hand on *connection*, whose server is of *lineage*."""
+    xid, lsn, taken_at = _row(connection, _RECEIPT)
+    return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage)
+
+
+def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promoted: bool) -> Outcome:
+    """What the server of *connection* knows of the transaction of *receipt*.
+
+    Args:
+        receipt: Of a transaction whose COMMIT was sent and not answered.
+        connection: To the server that is the primary now, in autocommit.
+        promoted: The server was a physical replica when the receipt was taken.
+    """
+    if receipt.xid is None or not receipt.lineage or lineage_of(connection) != receipt.lineage:
+        return Outcome.UNKNOWN
+    same_server = connection.info.hostaddr == receipt.address
+    if not same_server:
+        in_recovery, same_life, replayed = _row(connection, _SAME_LIFE, (receipt.taken_at, receipt.lsn))
+        if not promoted or in_recovery or not same_life or replayed is None:
+            return Outcome.UNKNOWN
+        if not replayed:
+            # The commit is further on in a log of which this server has seen less.
+            return Outcome.NOT_COMMITTED
+    try:
+        (status,) = _row(connection, _STATUS, (receipt.xid,))
+    except psycopg.DataError:  # an id of the future
+        return Outcome.UNKNOWN
+    if status == "in progress" and same_server:
+        return Outcome.PENDING
+    return {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED}.get(status, Outcome.UNKNOWN)
+
+
+def _row(connection: psycopg.Connection[Any], query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(query, params or None).fetchone()
+    assert row is not None
+    return row
