@@ -11,7 +11,7 @@ from bgpool.core.endpoints import normalise_host
 from bgpool.core.limits import ADDRESSES_PER_NAME, RESOLVE_TIMEOUT_S
 from bgpool.errors import ConfigurationError
 
-__all__ = ["DnsResolver", "HostsResolver", "Resolver", "SystemResolver", "make_resolver"]
+__all__ = ["DnsResolver", "HostsResolver", "Resolver", "SystemResolver", "is_address", "make_resolver"]
 
 
 class Resolver(Protocol):
@@ -50,7 +50,7 @@ class HostsResolver:
 
     def resolve(self, name: str) -> tuple[str, ...]:
         """As Resolver says; a name that the file does not hold does not exist."""
-        if _is_address(name):
+        if is_address(name):
             return (name,)
         wanted = normalise_host(name)
         found: list[str] = []
@@ -86,7 +86,7 @@ class DnsResolver:
         import dns.exception
         import dns.resolver
 
-        if _is_address(name):
+        if is_address(name):
             return (name,)
         found: list[str] = []
         try:
@@ -111,14 +111,15 @@ def make_resolver(setting: str) -> Resolver:
     if setting.startswith("hosts:") and len(setting) > len("hosts:"):
         return HostsResolver(Path(setting.removeprefix("hosts:")))
     host, colon, port = setting.removeprefix("dns://").rpartition(":")
-    if setting.startswith("dns://") and colon and port.isdecimal() and _is_address(host.strip("[]")):
+    if setting.startswith("dns://") and colon and port.isdecimal() and is_address(host.strip("[]")):
         return DnsResolver(host.strip("[]"), int(port))
     raise ConfigurationError(
         f"bg_resolver={setting!r}: system, hosts:FILE or dns://HOST:PORT with an IP address as HOST is allowed"
     )
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether *host* is an IP address instead of a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

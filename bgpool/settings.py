@@ -6,26 +6,31 @@ DSN's query string; a keyword wins.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import psycopg
 from psycopg import conninfo, pq
 
-from bgpool.core.endpoints import normalise_host
+from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.core.limits import MONITOR_CONNECT_TIMEOUT_S, MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.errors import ConfigurationError
 
-__all__ = ["MONITORING_PREFIX", "Dsn", "Settings", "parse"]
+__all__ = ["MONITORING_PREFIX", "Dsn", "Password", "Settings", "parse"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
 MONITORING_PREFIX: Final = "blue-green-monitoring-"
+_ENDPOINT: Final = "endpoint"
+
+#: Makes a password from a host name, a port and a user.
+Password = Callable[[str, int, str], str]
 #: What selects a node would lead a monitoring connection away from the node that it is to watch.
 _NODE_SELECTION: Final = frozenset({"target_session_attrs", "load_balance_hosts", "options"})
 _DAY_MS: Final = 24 * 60 * 60 * 1000
@@ -79,6 +84,18 @@ def _resolver(name: str, value: object) -> str:
     return text
 
 
+def _endpoint(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    host = normalise_host(value) if isinstance(value, str) else ""
+    if parse_endpoint(host) is None:
+        raise ConfigurationError(
+            f"{name}={value!r}: the name of an RDS or Aurora endpoint is allowed, "
+            "such as ledger.c0abc.eu-west-1.rds.amazonaws.com"
+        )
+    return host
+
+
 def _directory(name: str, value: object) -> Path | None:
     if value is None:
         return None
@@ -108,6 +125,7 @@ class Settings:
         bg_release_on_blue_dns_update: Let moved DNS alone end the hold.
         bg_resolver: ``system``, ``hosts:FILE`` or ``dns://HOST:PORT``; default ``$BGPOOL_RESOLVER``, else system.
         bg_run_dir: Where the segment lives; None for the default of segment/paths.py.
+        endpoint: The RDS or Aurora endpoint that the DSN's host stands for, where that is an alias.
     """
 
     bg_id: str = _parameter("1", _bg_id)
@@ -122,6 +140,7 @@ class Settings:
     bg_release_on_blue_dns_update: bool = _parameter(True, _flag)
     bg_resolver: str = _parameter("system", _resolver)
     bg_run_dir: Path | None = _parameter(None, _directory)
+    endpoint: str | None = _parameter(None, _endpoint)
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, object]) -> Settings:
@@ -153,12 +172,26 @@ class Dsn:
         port: Its port.
         params: Every connection parameter by libpq's name, password included; never shown.
         monitoring: Those of the monitoring connections, complete.
+        password: Makes the password of each connection; None where *params* have it, or none is needed.
+        monitoring_password: The same for the monitoring connections.
     """
 
     host: str
     port: int
     params: Mapping[str, Any] = field(repr=False)
     monitoring: Mapping[str, Any] = field(repr=False)
+    password: Password | None = field(default=None, repr=False)
+    monitoring_password: Password | None = field(default=None, repr=False)
+
+    @property
+    def user(self) -> str:
+        """Whom connections log in as."""
+        return str(self.params.get("user") or os.environ.get("PGUSER") or getpass.getuser())
+
+    @property
+    def names_matter(self) -> bool:
+        """Whether a host has to prove its name, or gets a password that is for one name."""
+        return self.password is not None or self.params.get("sslmode") == "verify-full"
 
     @property
     def endpoint(self) -> str:
@@ -171,7 +204,8 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
 
     Args:
         dsn: A ``postgresql://`` URL or a libpq connection string.
-        options: ``bg_`` parameters, ``monitoring``, ``kwargs`` (connection parameters), and what is the pool's.
+        options: ``bg_`` parameters, ``endpoint``, ``password``, ``monitoring``, ``kwargs`` (connection parameters),
+            and what is the pool's.
 
     Returns:
         Where to connect, the settings, and the options that are left for the pool underneath.
@@ -183,7 +217,7 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
         raise ConfigurationError("dsn: a postgresql:// URL or a libpq connection string is allowed, not an empty one")
     url, given = _split_url(dsn.strip())
     left = dict(options)
-    for name in [name for name in left if name.startswith(("bg_", MONITORING_PREFIX))]:
+    for name in [name for name in left if _is_own(name)]:
         given[name] = left.pop(name)
     overrides = _monitoring_overrides(given, left.pop("monitoring", None))
     settings = Settings.from_mapping(given)
@@ -192,12 +226,36 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     if isinstance(static, Mapping):
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
         params |= {name: value for name, value in static.items() if name in known}
+    password = _password("password", left.pop("password", None), params)
     _check_host(params)
     _check_connect_timeout(params, "connect_timeout")
     params.setdefault("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT") or MONITOR_CONNECT_TIMEOUT_S)
     host = str(params.get("host") or os.environ.get("PGHOST") or "")
     port = _port(params.get("port") or os.environ.get("PGPORT") or _DEFAULT_PORT)
-    return Dsn(host, port, params, _monitoring_params(params, overrides)), settings, left
+    monitoring = _monitoring_params(params, overrides)
+    own = overrides.get("password")
+    monitoring_password = password if own is None else _password("monitoring password", own, monitoring)
+    return Dsn(host, port, params, monitoring, password, monitoring_password), settings, left
+
+
+def _is_own(name: str) -> bool:
+    return name == _ENDPOINT or name.startswith(("bg_", MONITORING_PREFIX))
+
+
+def _password(name: str, value: object, params: dict[str, Any]) -> Password | None:
+    """The callable that *value* is, if it is one; a string goes into *params*."""
+    if value is None:
+        return None
+    params.pop("password", None)
+    if callable(value):
+        return cast(Password, value)
+    if not isinstance(value, str):
+        # Not repr(value): whatever it is, it was meant to be a secret.
+        raise ConfigurationError(
+            f"{name}: a string or a callable (host, port, user) -> str is allowed, not {type(value).__name__}"
+        )
+    params["password"] = value
+    return None
 
 
 def _split_url(dsn: str) -> tuple[str, dict[str, object]]:
@@ -212,7 +270,7 @@ def _split_url(dsn: str) -> tuple[str, dict[str, object]]:
     rest: list[str] = []
     for item in query.split("&"):
         name, _, value = item.partition("=")
-        if unquote(name).startswith(("bg_", MONITORING_PREFIX)):
+        if _is_own(unquote(name)):
             own[unquote(name)] = unquote(value)
         elif item:
             rest.append(item)

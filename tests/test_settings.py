@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from bgpool.errors import ConfigurationError
+from bgpool.monitor.config import MonitorConfig
 from bgpool.settings import Settings, parse
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
+
+ENDPOINT = "db.c0.eu-west-1.rds.amazonaws.com"
 
 VALUES: list[tuple[str, str, object, object]] = [
     ("bg_id", "%20Orders-1%20", " Orders-1 ", "orders-1"),
@@ -26,6 +29,7 @@ VALUES: list[tuple[str, str, object, object]] = [
     ("bg_release_on_blue_dns_update", "0", False, False),
     ("bg_resolver", "dns://127.0.0.1:53", "dns://127.0.0.1:53", "dns://127.0.0.1:53"),
     ("bg_run_dir", "/run/x", "/run/x", Path("/run/x")),
+    ("endpoint", "DB.c0.eu-west-1.rds.amazonaws.com.", ENDPOINT, ENDPOINT),
 ]
 
 
@@ -64,6 +68,8 @@ def test_every_parameter_is_tested_and_documented() -> None:
         ("bg_drop_blue_connections", 2),
         ("bg_resolver", "bind"),
         ("bg_run_dir", 7),
+        ("endpoint", "db.example.com"),
+        ("endpoint", 7),
     ],
 )
 def test_out_of_domain(name: str, value: object) -> None:
@@ -145,6 +151,63 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
     assert left == {"min_size": 2}
     with pytest.raises(ConfigurationError, match="blue-green-monitoring-usr"):
         parse(f"{URL}?blue-green-monitoring-usr=x", {})
+
+
+def token(host: str, port: int, user: str) -> str:
+    return f"token for {user}@{host}:{port}"
+
+
+def test_a_password_is_a_string_or_a_callable() -> None:
+    given, _, _ = parse(URL, {"password": "other"})
+    assert (given.params["password"], given.monitoring["password"], given.password) == ("other", "other", None)
+    made, _, left = parse(URL, {"password": token})
+    assert made.password is made.monitoring_password is token
+    assert "password" not in made.params
+    assert "password" not in made.monitoring
+    assert left == {}
+    with pytest.raises(ConfigurationError, match=r"callable .* is allowed, not bytes") as caught:
+        parse(URL, {"password": b"s3cret"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_monitor_may_have_a_password_of_its_own() -> None:
+    own, _, _ = parse(URL, {"password": token, "monitoring": {"user": "watcher", "password": "own"}})
+    assert own.password is token
+    assert (own.monitoring_password, own.monitoring["password"]) == (None, "own")
+    made, _, _ = parse(URL, {"monitoring": {"password": token}})
+    assert (made.password, made.params["password"]) == (None, "s3cret")
+    assert made.monitoring_password is token
+    assert "password" not in made.monitoring
+
+
+def test_a_password_callable_goes_to_the_monitor_and_only_there() -> None:
+    place, settings, _ = parse(URL, {"password": token})
+    config = MonitorConfig.load(MonitorConfig.of(place, settings, Path("/run/x")).dump())
+    assert config.password is token
+    assert config.rules.await_certificates
+    assert "token" not in repr(config)
+    plain, settings, _ = parse(URL, {})
+    assert MonitorConfig.of(plain, settings, Path("/run/x")).password is None
+
+
+def test_a_password_callable_that_cannot_be_handed_over_is_refused() -> None:
+    def of_the_program(host: str, port: int, user: str) -> str:
+        return f"{host}{port}{user}"
+
+    of_the_program.__module__ = "__main__"
+    for callable_ in (lambda *_: "s3cret", of_the_program):
+        place, settings, _ = parse(URL, {"password": callable_})
+        with pytest.raises(ConfigurationError, match=r"monitoring=\{'password'"):
+            MonitorConfig.of(place, settings, Path("/run/x"))
+        place, settings, _ = parse(URL, {"password": callable_, "monitoring": {"password": "own"}})
+        assert MonitorConfig.of(place, settings, Path("/run/x")).password is None
+
+
+def test_where_a_name_has_to_be_proved() -> None:
+    assert not parse(URL, {})[0].names_matter
+    assert not parse(f"{URL}?sslmode=verify-ca", {})[0].names_matter
+    assert parse(f"{URL}?sslmode=verify-full", {})[0].names_matter
+    assert parse(URL, {"password": token})[0].names_matter
 
 
 def test_a_connect_timeout_is_always_set() -> None:

@@ -18,7 +18,7 @@ LAYERS = [
     {"_version"},
     {"errors"},
     {"core"},
-    {"settings", "resolver", "sockets"},
+    {"settings", "resolver", "aliases", "auth", "sockets"},
     {"segment"},
     {"monitor", "pools"},
     {"registry"},

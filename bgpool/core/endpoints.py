@@ -55,6 +55,12 @@ class EndpointName:
         return f"{self.name}.{self.kind.value}{self.id}.{self.zone}"
 
     @property
+    def region(self) -> str:
+        """The AWS region, which is the zone's first label or, in some partitions, its second."""
+        first, second = self.zone.split(".")[:2]
+        return second if first == "rds" else first
+
+    @property
     def is_green(self) -> bool:
         """Whether the name carries ``-green-`` and six of [0-9a-z]."""
         return _GREEN.fullmatch(self.name) is not None

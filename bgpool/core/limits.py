@@ -49,6 +49,12 @@ RESOLVE_TIMEOUT_S: Final = 5.0
 #: tenth of a second is already 50 times finer than what a cache lets through.
 RESOLVE_INTERVAL_S: Final = 0.1
 
+#: How long an alias is followed before a process's first checkout goes on without, in seconds, and over how many
+#: links; where the chain could not be read, the pause before it is tried again.
+ALIAS_TIMEOUT_S: Final = 2.0
+ALIAS_LINKS: Final = 8
+ALIAS_RETRY_S: Final = 10.0
+
 #: Names looked up at a time; a stalled one must not keep the others waiting.
 RESOLVE_THREADS: Final = 8
 
@@ -77,6 +83,12 @@ MONITOR_START_S: Final = 10.0
 
 #: Pause before a monitor that could not be started is tried again, in seconds.
 RESTART_INTERVAL_S: Final = 5.0
+
+#: How long a token of IAM is used for new connections, in seconds. It is good for 15 minutes.
+TOKEN_LIFE_S: Final = 600.0
+
+#: Tokens kept; one for each name that a host may go by.
+TOKENS: Final = 256
 
 # -- workers -----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 
@@ -16,7 +17,7 @@ ADDRESS_TRIES = 50
 
 
 def free_addresses(count: int) -> tuple[list[str], int]:
-    """*count* loopback addresses of one block and a port that can be bound on all of them.
+    """*count* loopback addresses of one block and a port that, like the one after it, can be bound on all of them.
 
     Raises:
         LabError: None was found; on systems other than Linux, loopback has 127.0.0.1 alone by default.
@@ -27,9 +28,9 @@ def free_addresses(count: int) -> tuple[list[str], int]:
         block, port = source.randrange(1, 255), source.choice(PORTS)
         addresses = [f"127.0.{block}.{n}" for n in range(1, count + 1)]
         try:
-            for address in addresses:
+            for place in itertools.product(addresses, (port, port + 1)):
                 with socket.socket() as probe:
-                    probe.bind((address, port))
+                    probe.bind(place)
         except OSError as error:
             reason = error
             continue

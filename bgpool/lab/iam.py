@@ -68,7 +68,7 @@ class TokenCheck(threading.Thread):
     def hba(self, user: str, server: str) -> str:
         """The line of pg_hba.conf that has *user* checked here, on the server that is called *server*."""
         return (
-            f"hostssl all {user} 127.0.0.0/8 radius radiusservers={self.address} radiusports={self.port} "
+            f"host all {user} 127.0.0.0/8 radius radiusservers={self.address} radiusports={self.port} "
             f"radiussecrets={self.shared_secret} radiusidentifiers={server}\n"
         )
 

@@ -19,9 +19,9 @@ from psycopg import sql
 from bgpool.lab import metadata
 from bgpool.lab.addresses import free_addresses
 from bgpool.lab.binaries import Programs, find_programs, make_usable
-from bgpool.lab.certificates import Authority
 from bgpool.lab.dns import DnsServer
 from bgpool.lab.errors import LabError
+from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.metadata import Flavour
@@ -183,8 +183,8 @@ class Pair:
 
     @property
     def port(self) -> int:
-        """The one TCP port of all servers."""
-        return self.blue.port
+        """The one TCP port that clients find all servers at."""
+        return self._port
 
     @property
     def dsn(self) -> str:
@@ -255,6 +255,7 @@ class Pair:
         self.names = former.with_new_green(len(self.green_readers))
         self.hosts.update(dict.fromkeys((*former.green.all, *former.old.all)))
         self._publish_names()
+        self._introduce()
         self._start_replicas(blue_readers=False)
 
     # -- names, certificates and tokens --------------------------------------------------------------------
@@ -265,12 +266,10 @@ class Pair:
         return names.addresses(writer, tuple(readers[: len(names.replicas)]))
 
     def certify(self, colour: str, names: SideNames) -> None:
-        """Give the servers of *colour* certificates for *names*; those that run take them at once."""
+        """Have the servers of *colour* show new clients certificates for *names*, and for no others."""
         for server, mine in self._names_by_server(colour, names):
             if self.authority is not None:
-                self.authority.certify(server, mine)
-                if server.pid is not None:
-                    server.reload()
+                self._fronts[server.key].context = self.authority.context(mine)
 
     def accept_tokens(self, colour: str, names: SideNames) -> None:
         """Have the servers of *colour* accept tokens for *names* from now on, and for no others."""
@@ -295,7 +294,7 @@ class Pair:
 
     def _describe_servers(self, programs: Programs, guard: Guard) -> None:
         blue_readers, green_readers = self._readers
-        addresses, port = free_addresses(2 + blue_readers + green_readers)
+        addresses, self._port = free_addresses(2 + blue_readers + green_readers)
 
         def describe(name: str, number: int) -> PostgresServer:
             # Directories have names that stay true when roles swap.
@@ -303,10 +302,9 @@ class Pair:
                 name,
                 guard.base / f"server-{number}",
                 address=addresses[number],
-                port=port,
+                port=self._port + 1 if self.tls else self._port,
                 socket_dir=guard.sockets / f"s-{number}",
                 programs=programs,
-                tls=self.tls,
             )
 
         self.blue, self.green = describe("blue", 0), describe("green", 1)
@@ -315,6 +313,12 @@ class Pair:
 
     def _start_services(self, guard: Guard) -> None:
         self.authority = Authority(guard.base) if self.tls else None
+        self._fronts: dict[str, Front] = {}
+        if self.authority is not None:
+            for server in self.servers:
+                context = self.authority.context([server.name])
+                self._fronts[server.key] = front = Front(server, self.port, context)
+                self._stack.callback(front.close)
         self.dns = self.iam = None
         if self._with_dns:
             self.dns = DnsServer(self.hosts, self.blue.address)
@@ -329,12 +333,12 @@ class Pair:
 
     def _introduce(self) -> None:
         """Certificates and tokens for the names of before the switchover."""
-        self.accept_tokens("blue", self.names.blue)
-        self.accept_tokens("green", self.names.green)
+        for colour, names in (("blue", self.names.blue), ("green", self.names.green)):
+            self.certify(colour, names)
+            self.accept_tokens(colour, names)
 
     def _start_blue(self) -> None:
         self.blue.init()
-        self.certify("blue", self.names.blue)
         self.blue.start()
         for role, password in (
             (ROLE, self.app_password),
@@ -360,15 +364,9 @@ class Pair:
         if blue_readers:
             jobs += [partial(self._replicate, server, self.blue) for server in self.blue_readers]
         _side_by_side(jobs)
-        self.certify("green", self.names.green)
-        self.accept_tokens("green", self.names.green)
-        if blue_readers:
-            self.certify("blue", self.names.blue)
 
     def _replicate(self, server: PostgresServer, upstream: PostgresServer) -> None:
         server.clone_from(self.blue, follow=upstream)
-        if self.authority is not None:
-            self.authority.certify(server, [server.name])
         server.start()
 
     def _publish_names(self) -> None:

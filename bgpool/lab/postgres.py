@@ -70,7 +70,6 @@ class PostgresServer:
         port: int,
         socket_dir: Path,
         programs: Programs,
-        tls: bool = False,
     ) -> None:
         """Describe a server; `init` or `clone_from`, then `start`, bring it to life.
 
@@ -81,12 +80,10 @@ class PostgresServer:
             port: TCP port; also part of the socket's name.
             socket_dir: Directory of its socket, made if missing; at most 85 bytes long.
             programs: What to run and as whom.
-            tls: Serve TLS too, with ``server.crt`` and ``server.key`` in the data directory.
         """
         self.name = name
         self.key = home.name
         self.clients = HBA_ADMIT
-        self._tls = tls
         self._refuses_all = False
         self._refused_roles: set[str] = set()
         self.address = address
@@ -157,7 +154,7 @@ class PostgresServer:
             self._process = self._programs.popen(
                 "postgres", "-D", str(self.data_dir), "-c", f"listen_addresses={self.address}",
                 "-c", f"port={self.port}", "-c", f"unix_socket_directories={self.socket_dir}",
-                "-c", f"cluster_name={self.name}", "-c", f"ssl={'on' if self._tls else 'off'}", output=output,
+                "-c", f"cluster_name={self.name}", output=output,
             )  # fmt: skip
         try:
             wait_until(self._ready_or_dead, timeout_s=timeout_s, what=f"{self.name} accepts sessions")

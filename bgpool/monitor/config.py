@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
-from bgpool.settings import Dsn, Settings
+from bgpool.errors import ConfigurationError
+from bgpool.settings import Dsn, Password, Settings
 
 __all__ = ["MonitorConfig"]
+
+_REMEDY: Final = (
+    "define it at the top level of a module that can be imported, use bgpool.auth.RdsIam, or give the monitor a "
+    "password of its own with monitoring={'password': ...}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,7 @@ class MonitorConfig:
         run_dir: Where the segment lives.
         host, port: The application's endpoint, where the metadata is looked for first.
         params: Parameters of the monitoring connections, password included; never shown.
+        password_callable: What makes the password instead, pickled; None where *params* have all it takes.
         resolver: As the parameter bg_resolver.
     """
 
@@ -38,10 +46,15 @@ class MonitorConfig:
     switchover_timeout_ms: int
     release_on_blue_dns_update: bool
     params: Mapping[str, Any] = field(repr=False)
+    password_callable: bytes | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, dsn: Dsn, settings: Settings, run_dir: Path) -> MonitorConfig:
-        """The configuration that a pool's own parameters come to."""
+        """The configuration that a pool's own parameters come to.
+
+        Raises:
+            ConfigurationError: The password callable cannot be handed to another process.
+        """
         return cls(
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
@@ -53,7 +66,8 @@ class MonitorConfig:
             interval_high_ms=settings.bg_interval_high_ms,
             switchover_timeout_ms=settings.bg_switchover_timeout_ms,
             release_on_blue_dns_update=settings.bg_release_on_blue_dns_update,
-            params={name: str(value) for name, value in dsn.monitoring.items()},
+            params={name: str(value) for name, value in dsn.monitoring.items() if value is not None},
+            password_callable=_pickled(dsn.monitoring_password),
         )
 
     def dump(self) -> bytes:
@@ -69,7 +83,26 @@ class MonitorConfig:
     @property
     def rules(self) -> Rules:
         """What the state machine goes by."""
-        return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update)
+        proved = self.password_callable is not None or self.params.get("sslmode") == "verify-full"
+        return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=proved)
+
+    @property
+    def password(self) -> Password | None:
+        """What makes the password of a monitoring connection.
+
+        Raises:
+            ConfigurationError: It cannot be imported here.
+        """
+        if self.password_callable is None:
+            return None
+        try:
+            # Of our own user's making, through a pipe: as trustworthy as the program that started us.
+            found: Password = pickle.loads(self.password_callable)
+        except Exception as error:
+            raise ConfigurationError(
+                f"the password callable cannot be used in the monitor's process: {error!r}; {_REMEDY}"
+            ) from error
+        return found
 
     @property
     def intervals(self) -> Intervals:
@@ -80,3 +113,18 @@ class MonitorConfig:
     def entrance(self) -> Target:
         """Where to look for the metadata while nothing is known."""
         return Target(self.host, self.port)
+
+
+def _pickled(password: Password | None) -> bytes | None:
+    if password is None:
+        return None
+    home = getattr(password, "__module__", None) or type(password).__module__
+    try:
+        if home == "__main__":
+            raise ValueError("it is defined in the program itself, which the monitor does not run")
+        return pickle.dumps(password)
+    except Exception as error:
+        # Whatever pickle makes of it; the callable's own repr might hold a secret.
+        raise ConfigurationError(
+            f"password: this callable cannot be handed to the monitor's process ({error}); {_REMEDY}"
+        ) from None

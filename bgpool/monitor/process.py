@@ -150,8 +150,9 @@ class Monitor:
         self._renewal.assign(todo.renewals if self._config.rules.await_certificates else ())
 
     def _connector(self) -> Callable[[Target], Session]:
-        resolver = make_resolver(self._config.resolver)
-        return lambda target: PostgresSession(self._config.params, _resolved(target, resolver, self._config))
+        resolver, password = make_resolver(self._config.resolver), self._config.password
+        params = self._config.params
+        return lambda target: PostgresSession(params, _resolved(target, resolver, self._config), password)
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:

@@ -12,6 +12,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import GreenHostRejected, SwitchoverHoldTimeout
+from bgpool.pools.alias import Endpoint
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
@@ -25,17 +26,17 @@ class Gate:
         held: Callers waiting now.
     """
 
-    def __init__(self, reader: Reader, settings: Settings, host: str) -> None:
-        """A gate for *host*, the endpoint's name as the metadata spells names."""
+    def __init__(self, reader: Reader, settings: Settings, endpoint: Endpoint) -> None:
+        """A gate for *endpoint*."""
         self._reader: Final = reader
         self._settings: Final = settings
-        self._host: Final = host
+        self._endpoint: Final = endpoint
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self._count = threading.Lock()
         self.held = 0
 
     def __repr__(self) -> str:
-        return f"<Gate {self._host} held={self.held} {self._reader!r}>"
+        return f"<Gate {self._endpoint.name} held={self.held} {self._reader!r}>"
 
     def reset(self) -> None:
         """After a fork, in the child: nobody waits here yet."""
@@ -55,7 +56,7 @@ class Gate:
         if snapshot is None:
             return PASS
         suspend = self._settings.bg_suspend_new_blue_connections
-        return decide(snapshot, self._host, purpose, suspend_new=suspend)
+        return decide(snapshot, self._endpoint.name, purpose, suspend_new=suspend)
 
     def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
         """Hold until *purpose* may proceed; return the reading that let it through, and how.
@@ -96,7 +97,7 @@ class Gate:
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
         snapshot = self.snapshot(self._reader.refresh())
-        if snapshot is None or snapshot.host(self._host) is None:
+        if snapshot is None or snapshot.host(self._endpoint.name) is None:
             return False
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
@@ -110,7 +111,7 @@ class Gate:
             "is a": "connect to the blue endpoint's name",
             "was ": "try again, or allow a longer hold with bg_connect_timeout_ms",
         }.get(what[:4], "")
-        return f"[bg_id: {self._settings.bg_id!r}] {self._host} {what}{advice} (phase {phase})"
+        return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
     def _until_timer_s(self, reading: Reading) -> float:
         """Until the switchover timer runs out, so that no hold outlasts it even where no monitor lives."""

@@ -18,15 +18,16 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed
 
 from bgpool import sockets
-from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.limits import ENDPOINTS, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
 from bgpool.core.phase import Phase
-from bgpool.core.routing import Action, Purpose
+from bgpool.core.routing import Action, Decision, Purpose
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
+from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware, aware
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
-from bgpool.settings import Dsn, Settings
+from bgpool.settings import Dsn, Password, Settings
 
 __all__ = ["Generation", "Recipe"]
 
@@ -37,17 +38,82 @@ class Recipe:
     Attributes:
         options: psycopg_pool's own options, passed on as they are.
         resolver: Who finds addresses where connections go by name; None leaves it to libpq.
+        proved: The name under which the host at an address was last connected to; where names matter.
     """
 
     def __init__(
-        self, dsn: Dsn, settings: Settings, gate: Gate, resolver: Resolver | None, options: Mapping[str, Any]
+        self,
+        dsn: Dsn,
+        settings: Settings,
+        gate: Gate,
+        endpoint: Endpoint,
+        resolver: Resolver | None,
+        options: Mapping[str, Any],
     ) -> None:
         self.dsn: Final = dsn
         self.settings: Final = settings
         self.gate: Final = gate
+        self.endpoint: Final = endpoint
+        self.proved: Final[dict[str, str]] = {}
         self.resolver: Final = resolver
         self.options: Final = {name: value for name, value in options.items() if name != "connection_class"}
         self.connection_class: Final = aware(options.get("connection_class", psycopg.Connection))
+
+    def connect(self, decision: Decision, conninfo: str, kwargs: Mapping[str, Any]) -> SwitchoverAware:
+        """A connection to where *decision* leads, under the first name that is right there.
+
+        Raises:
+            psycopg.OperationalError: No address and no name of it would do; the last one's failure.
+        """
+        routed = decision.action is Action.ROUTE
+        failure: psycopg.OperationalError | None = None
+        for address in decision.addresses if routed else self._addresses():
+            for name in self._names(decision, address) if routed else ("",):
+                place = self._place(name, address)
+                try:
+                    connection = self.connection_class.connect(conninfo, **{**self.dsn.params, **kwargs, **place})
+                except psycopg.OperationalError as error:
+                    failure = error
+                    continue
+                if name:
+                    self._remember(address, name)
+                return connection
+        raise failure or psycopg.OperationalError(f"{self.dsn.host} does not exist")
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Where the endpoint is by name; one empty address leaves it to libpq."""
+        return self.resolver.resolve(self.dsn.host)[:1] if self.resolver is not None else ("",)
+
+    def _names(self, decision: Decision, address: str) -> tuple[str, ...]:
+        """The names to try at *address*, that which was right there last first."""
+        if not self.dsn.names_matter:
+            return ("",)
+        names = decision.names
+        last = self.proved.get(address)
+        return (last, *(name for name in names if name != last)) if last in names else names
+
+    def _place(self, name: str, address: str) -> dict[str, Any]:
+        """What tells libpq where to go; without a *name* the host keeps the one that the application gave."""
+        place: dict[str, Any] = {"hostaddr": address} if address else {}
+        if name:
+            place["host"] = name
+        if self.dsn.password is not None:
+            place["password"] = self._password(self.dsn.password, name or self.endpoint.name)
+        return place
+
+    def _password(self, password: Password, name: str) -> str:
+        try:
+            return password(name, self.dsn.port, self.dsn.user)
+        except Exception as error:
+            # Not its text: what makes secrets may quote them.
+            text = f"the password callable failed for {self.dsn.user}@{name}: {type(error).__name__}"
+            raise psycopg.OperationalError(text) from error
+
+    def _remember(self, address: str, name: str) -> None:
+        if self.proved.get(address) != name:
+            if len(self.proved) >= ENDPOINTS:
+                self.proved.clear()
+            self.proved[address] = name
 
     def make_inner(self, connector: object) -> ConnectionPool[Any]:
         """A psycopg pool, not open yet, whose connections *connector* makes.
@@ -128,15 +194,7 @@ class Generation:
         recipe = self._recipe
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
         _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
-        place: dict[str, Any] = {}
-        if decision.action is Action.ROUTE:
-            place = {"hostaddr": decision.addresses[0]}
-        elif recipe.resolver is not None:
-            addresses = recipe.resolver.resolve(recipe.dsn.host)
-            if not addresses:
-                raise psycopg.OperationalError(f"{recipe.dsn.host} does not exist")
-            place = {"hostaddr": addresses[0]}
-        connection = recipe.connection_class.connect(conninfo, **{**recipe.dsn.params, **kwargs, **place})
+        connection = recipe.connect(decision, conninfo, kwargs)
         connection.bgpool_generation = self
         with self._lock:
             self._members.add(connection)

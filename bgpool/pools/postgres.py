@@ -16,6 +16,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import Snapshot
 from bgpool.pools import fork
+from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation, Recipe
@@ -70,10 +71,11 @@ class PostgresPool:
         """
         self._settings: Final = settings
         self._participant: Final = participant
-        self._gate: Final = Gate(participant.reader, settings, dsn.endpoint)
+        self._endpoint: Final = Endpoint(dsn, settings)
+        self._gate: Final = Gate(participant.reader, settings, self._endpoint)
         resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
         by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
-        self._recipe: Final = Recipe(dsn, settings, self._gate, resolver if by_name else None, options)
+        self._recipe: Final = Recipe(dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options)
         probe = self._recipe.make_inner(object())
         self.timeout: Final[float] = probe.timeout
         self._name: Final = f"{dsn.host}:{dsn.port}"
@@ -233,6 +235,7 @@ class PostgresPool:
 
     def tick(self) -> None:
         """Cut what is still in use after its grace."""
+        self._endpoint.read_later()
         now = time.monotonic()
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
@@ -283,7 +286,7 @@ class PostgresPool:
         return generation.epoch != snapshot.epoch
 
     def _epoch(self, snapshot: Snapshot | None) -> int | None:
-        if snapshot is None or snapshot.host(self._recipe.dsn.endpoint) is None:
+        if snapshot is None or snapshot.host(self._endpoint.name) is None:
             return None
         return snapshot.epoch
 
@@ -301,6 +304,7 @@ class PostgresPool:
         with self._lock:
             joined, self._joined = self._joined, True
         if not joined:
+            self._endpoint.read()
             self._participant.join(self)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -344,6 +348,7 @@ class PostgresPool:
                 generation.inherited, generation.live = True, False
                 fork.keep_forever(generation)
         self._gate.reset()
+        self._endpoint.after_fork_in_child()
         self._reset()
 
 

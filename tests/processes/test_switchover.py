@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from bgpool.core.phase import Phase
-from bgpool.lab import Event, ledger
+from bgpool.lab import Event
 from bgpool.lab.report import Report
-from bgpool.lab.trial import MEASURED, Trial
-from bgpool.lab.worker import Worker
+from bgpool.lab.trial import Trial
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -47,23 +46,6 @@ def test_healthy(flavour: str) -> None:
     assert not trial.run_dir.exists()
 
 
-def test_worker_started_in_progress_is_held_and_released_with_the_others() -> None:
-    late: list[tuple[Worker, float]] = []
-
-    def start_late(event: Event) -> None:
-        if event.name == "connections_dropped":
-            late.append((trial.add_worker(), time.monotonic()))
-
-    with Trial(on_event=[start_late]) as trial:
-        report = trial.run()
-        released_s = trial.director.event("green_open").monotonic_s
-    assert_good(report, threads=10)
-    ((worker, _),) = late
-    assert worker.acknowledged
-    assert worker.errors == []
-    assert min(min(times) for times in worker.write_times()) > released_s - 0.01
-
-
 def test_kill_9_of_the_monitor_in_progress() -> None:
     killed: list[int] = []
 
@@ -87,30 +69,6 @@ def test_kill_9_of_workers_loses_nothing_that_was_acknowledged() -> None:
     with Trial(on_event=[kill]) as trial:
         report = trial.run()
     assert report.verdict.clean, report.verdict
-
-
-def test_rollback_from_in_progress_goes_on_on_blue() -> None:
-    with Trial(schedule=MEASURED) as trial:
-        trial.director.create_deployment()
-        deadline = time.monotonic() + 20
-        while not (snapshot := trial.snapshot()) or not snapshot.ready:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        trial.director.rollback_from("IN_PROGRESS")
-        back_s = time.monotonic()
-        time.sleep(1.5)
-        trial.stop_workers()
-        acknowledged = [key for worker in trial.crew for key in worker.acknowledged]
-        unknown = [key for worker in trial.crew for key in worker.unknown]
-        verdict = ledger.judge_rollback(trial.pair, acknowledged, unknown)
-        snapshot = trial.snapshot()
-    assert verdict.clean, verdict
-    assert sum(len(worker.errors) for worker in trial.crew) <= 8
-    assert all(times[-1] > back_s for worker in trial.crew for times in worker.write_times())
-    assert snapshot is not None
-    assert snapshot.phase is Phase.CREATED
-    assert snapshot.rolled_back
-    assert snapshot.timeline[-1].event == "CREATED (rollback)"
 
 
 @pytest.fixture

@@ -82,6 +82,17 @@ def _move_alias(pair: Pair) -> None:
     pair.hosts.set(ALIAS, pair.green.address)
 
 
+def _renewal_was_noticed(trial: Trial) -> list[str]:
+    """Whether the timeline tells of the new certificates, and not before they were there."""
+    snapshot = trial.snapshot()
+    renewed_s = trial.director.event("tokens_renamed").monotonic_s
+    events = {entry.event: entry.mono_ns / 1e9 for entry in (snapshot.timeline if snapshot is not None else ())}
+    noticed_s = events.get("Green host certificates changed")
+    if noticed_s is None:
+        return [f"nothing in the timeline about new certificates: {list(events)}"]
+    return [] if noticed_s > renewed_s - 0.1 else ["new certificates were noticed before there were any"]
+
+
 SCENARIOS: Final = (
     Scenario(
         "dns-slow",
@@ -112,11 +123,13 @@ SCENARIOS: Final = (
         "tls-renewed-late",
         "sslmode=verify-full, and green's certificate is for its green name long after it took blue's",
         trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
+        check=_renewal_was_noticed,
     ),
     Scenario(
         "iam-renamed-late",
         "tokens instead of a password, each good for one name, and green's names change late",
         trial={"pair_options": {"iam": True}, "schedule": LATE, "settle_s": 1.5},
+        check=_renewal_was_noticed,
     ),
     Scenario(
         "alias",

@@ -11,7 +11,7 @@ from bgpool.lab.director import Schedule
 from bgpool.lab.report import Report
 from bgpool.lab.trial import Trial
 
-__all__ = ["FAST", "Outcome", "Scenario", "play"]
+__all__ = ["FAST", "Outcome", "Scenario", "findings", "play"]
 
 #: A short switchover: what takes AWS a minute takes two seconds, in the same order.
 FAST: Final = Schedule(
@@ -42,6 +42,9 @@ RELEASE_S: Final = 0.25
 
 RESUME_S: Final = 1.0
 """From the evidence to the first answer of the last thread: wide, because it has the machine's load in it."""
+
+MONITORING_CONNECTIONS: Final = 2
+"""On all servers together, however many workers there are."""
 
 GRACE_S: Final = 1.0
 """How much longer than its bound a call may take: a hold ends on time, and then the call fails or connects."""
@@ -112,10 +115,11 @@ def play(scenario: Scenario) -> Outcome:
             scenario.stage(trial)
         report = trial.run(scenario.play, rolled_back=scenario.rolled_back)
         more = scenario.check(trial) if scenario.check is not None else []
-    return Outcome(scenario, report, (*_findings(scenario, report), *more))
+    return Outcome(scenario, report, (*findings(scenario, report), *more))
 
 
-def _findings(scenario: Scenario, report: Report) -> list[str]:
+def findings(scenario: Scenario, report: Report) -> list[str]:
+    """What is wrong with *report*, in words."""
     found = []
     if not report.verdict.clean:
         found.append(f"rows: {report.verdict}")
@@ -125,6 +129,8 @@ def _findings(scenario: Scenario, report: Report) -> list[str]:
         found.append(f"connections to the wrong side: {report.strays}")
     if report.longest_call_s > scenario.hold_s + GRACE_S:
         found.append(f"a caller waited {report.longest_call_s:.1f} s, the bound is {scenario.hold_s:g} s")
+    if report.monitoring_connections > MONITORING_CONNECTIONS:
+        found.append(f"{report.monitoring_connections} monitoring connections")
     phase = report.snapshot.phase if report.snapshot is not None else None
     if phase not in scenario.last_phases:
         found.append(f"the phase at the end is {phase!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,8 +14,9 @@ from bgpool._version import __version__
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
 from bgpool.monitor.session import Answer, SessionError
+from bgpool.settings import Password
 
-__all__ = ["AURORA", "RDS", "Dialect", "Password", "PostgresSession"]
+__all__ = ["AURORA", "RDS", "Dialect", "PostgresSession"]
 
 
 class _Missing(Exception):
@@ -70,8 +71,6 @@ _LOOK: Final = """
 
 
 _STATE: Final = "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool"
-
-Password = Callable[[str, int, str], str]
 
 
 class PostgresSession:
@@ -175,13 +174,21 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
             place: dict[str, Any] = {"host": name, "port": target.port}
             if address:
                 place["hostaddr"] = address
+            if password is not None:
+                place["password"] = _made(password, name, target.port, str(own.get("user") or getpass.getuser()))
             try:
-                if password is not None:
-                    place["password"] = password(name, target.port, str(own.get("user") or getpass.getuser()))
                 return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
             except (psycopg.Error, OSError) as error:
                 failure = error
     raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
+
+
+def _made(password: Password, host: str, port: int, user: str) -> str:
+    try:
+        return password(host, port, user)
+    except Exception as error:
+        # Not its text: what makes secrets may quote them.
+        raise SessionError(f"the password callable failed for {user}@{host}: {type(error).__name__}") from error
 
 
 def first_line(error: BaseException) -> str:

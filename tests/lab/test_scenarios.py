@@ -1,0 +1,82 @@
+"""Every scenario of the catalogue, by name, on real servers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.lab.ledger import Verdict
+from bgpool.lab.report import Report, Stray
+from bgpool.lab.scenarios import CATALOGUE, find, play
+from bgpool.lab.scenarios.scenario import Scenario, findings
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_scenario(name: str) -> None:
+    outcome = play(find(name))
+    assert outcome.findings == ()
+    assert outcome.report.verdict.acknowledged > 100
+
+
+def test_names_are_told_where_one_is_not_known() -> None:
+    with pytest.raises(ValueError, match=r"'rdz'.*rds, rds-replicas"):
+        find("rdz")
+
+
+def good() -> Report:
+    return Report(
+        verdict=Verdict(acknowledged=10, lost=0, doubled=0, split=0, landed=0, unexplained=0),
+        errors=0,
+        error_examples=(),
+        calls=10,
+        longest_call_s=1.0,
+        longest_gap_s=1.0,
+        down_s=0.9,
+        evidence="metadata",
+        release_s=0.1,
+        resume_s=0.2,
+        strays=(),
+        monitoring_connections=2,
+        snapshot=Snapshot("1", Phase.COMPLETED),
+    )
+
+
+def test_a_good_report_has_no_findings() -> None:
+    assert findings(Scenario("x", ""), good()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": Verdict(acknowledged=10, lost=1, doubled=0, split=0, landed=0, unexplained=0)},
+        {"verdict": Verdict(acknowledged=10, lost=0, doubled=1, split=0, landed=0, unexplained=0)},
+        {"verdict": Verdict(acknowledged=10, lost=0, doubled=0, split=1, landed=0, unexplained=0)},
+        {"errors": 1},
+        {"longest_call_s": 11.1},
+        {"evidence": "timer"},
+        {"release_s": 0.26},
+        {"release_s": None},
+        {"resume_s": 1.3},
+        {"resume_s": None},
+        {"strays": (Stray(0, "x", "127.0.0.1", 0.1),)},
+        {"monitoring_connections": 3},
+        {"snapshot": None},
+        {"snapshot": Snapshot("1", Phase.POST)},
+        {"snapshot": Snapshot("1", Phase.COMPLETED, rolled_back=True)},
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_found(changes: dict[str, object]) -> None:
+    report = dataclasses.replace(good(), **changes)  # type: ignore[arg-type]  # any field of a report
+    assert len(findings(Scenario("x", ""), report)) == 1
+
+
+def test_a_rollback_that_released_is_found() -> None:
+    scenario = Scenario("x", "", evidence=())
+    assert len(findings(scenario, good())) == 1
+    assert findings(scenario, dataclasses.replace(good(), evidence="")) == []

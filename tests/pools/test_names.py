@@ -1,0 +1,178 @@
+"""Names that have to be proved: which ones are tried, with which password, and what is remembered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair, ledger
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.postgres import PostgresPool
+from bgpool.settings import parse
+from tests.pools.conftest import Hand
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., PostgresPool]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Servers with certificates and tokens; green's are for its green name unless a test says otherwise."""
+    with Pair(iam=True) as pair:
+        ledger.create(pair)
+        yield pair
+
+
+class Asked:
+    """The password callable, and whom it was asked about."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._tokens = pair.tokens
+        self.names: list[str] = []
+
+    def __call__(self, host: str, port: int, user: str) -> str:
+        self.names.append(host)
+        return self._tokens(host, port, user)
+
+
+@pytest.fixture
+def asked(pair: Pair) -> Asked:
+    return Asked(pair)
+
+
+def test_a_password_is_made_for_every_connection(make_pool: MakePool, pair: Pair, asked: Asked) -> None:
+    pool = make_pool(password=asked, min_size=2, max_size=2)
+    with pool.connection() as one, pool.connection() as two:
+        assert one.info.hostaddr == two.info.hostaddr == pair.blue.address
+    assert asked.names == [pair.names.blue.primary] * 2
+
+
+def test_green_is_tried_under_its_green_name_first(make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked) -> None:
+    hand.publish(Phase.POST, pinned=True)
+    with make_pool(password=asked, max_size=1).connection() as conn:
+        assert conn.info.hostaddr == pair.green.address
+    assert asked.names == [pair.names.green.primary]
+
+
+def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked) -> None:
+    green, blue = pair.names.green.primary, pair.names.blue.primary
+    pair.certify("green", pair.names.promoted)
+    pair.accept_tokens("green", pair.names.promoted)
+    try:
+        hand.publish(Phase.POST, pinned=True)
+        pool = make_pool(password=asked, min_size=1, max_size=1)
+        with pool.connection() as conn:
+            assert conn.info.hostaddr == pair.green.address
+        assert asked.names == [green, blue]
+        pool.drain()
+        with pool.connection():
+            pass
+        assert asked.names == [green, blue, blue]
+    finally:
+        pair.certify("green", pair.names.green)
+        pair.accept_tokens("green", pair.names.green)
+
+
+def test_the_monitor_tells_every_worker_which_name_is_right(
+    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+) -> None:
+    green, blue = pair.names.green.primary, pair.names.blue.primary
+    hand.publish(Phase.POST, pinned=True, certified=(green,))
+    with make_pool(password=asked, max_size=1).connection():
+        pass
+    # It was not right after all: the other name is tried all the same.
+    assert asked.names == [blue, green]
+
+
+def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
+    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+) -> None:
+    pair.certify("green", pair.names.promoted)
+    pair.accept_tokens("green", pair.names.promoted)
+    try:
+        hand.publish(Phase.POST, pinned=True)
+        with make_pool(password=asked, max_size=1).connection() as conn:
+            assert conn.info.host == pair.names.blue.primary
+    finally:
+        pair.certify("green", pair.names.green)
+        pair.accept_tokens("green", pair.names.green)
+
+
+@pytest.mark.usefixtures("hand")
+def test_a_callable_that_fails_is_named_and_not_quoted(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: object) -> str:
+        raise RuntimeError("s3cret")
+
+    pool = make_pool(password=fails, timeout=0.5, max_size=1)
+    with caplog.at_level(logging.WARNING, logger="psycopg.pool"), pytest.raises(psycopg.OperationalError):
+        pool.getconn()
+    assert "the password callable failed for app@" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.usefixtures("hand")
+def test_an_alias_gets_the_password_of_its_endpoint(make_pool: MakePool, pair: Pair, asked: Asked) -> None:
+    pair.hosts.set("db.shop.example", pair.blue.address)
+    pool = make_pool(
+        pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca"),
+        endpoint=pair.names.blue.primary,
+        password=asked,
+        max_size=1,
+    )
+    with pool.connection() as conn:
+        assert conn.info.host == "db.shop.example"
+    assert asked.names == [pair.names.blue.primary]
+
+
+def endpoint(tmp_path: Path, host: str, text: str | None, **options: Any) -> Endpoint:
+    hosts = tmp_path / "hosts"
+    if text is not None:
+        hosts.write_text(text)
+    return Endpoint(*parse(f"postgresql://app@{host}/app", {"bg_resolver": f"hosts:{hosts}", **options})[:2])
+
+
+def test_an_alias_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rds = "ledger.c0.eu-west-1.rds.amazonaws.com"
+    found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {rds} db.shop.example\n")
+    assert found.name == "db.shop.example"
+    found.read()
+    assert found.name == rds
+    (tmp_path / "hosts").write_text("10.0.0.1 db.shop.example\n")
+    found.read()
+    assert found.name == rds
+    assert caplog.text == ""
+
+
+def test_a_chain_that_cannot_be_read_is_said_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rds = "ledger.c0.eu-west-1.rds.amazonaws.com"
+    found = endpoint(tmp_path, "db.shop.example", None)
+    found.read()
+    found.read()
+    assert found.name == "db.shop.example"
+    assert caplog.text.count("endpoint=") == 1
+    assert "No such file" in caplog.text
+    (tmp_path / "hosts").write_text(f"10.0.0.1 {rds} db.shop.example\n")
+    found.read_later()
+    assert found._reader is None, "not before it is time"
+    monkeypatch.setattr(found, "_try_at", 0.0)
+    found.read_later()
+    assert found._reader is not None
+    found._reader.join(5.0)
+    assert found.name == rds
+
+
+def test_a_stated_endpoint_is_not_looked_up(tmp_path: Path) -> None:
+    rds = "ledger.c0.eu-west-1.rds.amazonaws.com"
+    found = endpoint(tmp_path, "db.shop.example", None, endpoint=rds)
+    found.read()
+    assert found.name == rds
