@@ -10,7 +10,7 @@ from bgpool.core.limits import ADDRESSES_PER_NAME, ENDPOINTS
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 
-__all__ = ["addresses", "has_moved", "is_complete", "record_addresses", "record_hosts"]
+__all__ = ["addresses", "has_moved", "is_complete", "leads_to_green", "record_addresses", "record_hosts"]
 
 
 def record_hosts(snapshot: Snapshot, event: StatusRead) -> Snapshot:
@@ -80,3 +80,11 @@ def has_moved(snapshot: Snapshot, event: Resolved) -> bool:
             host.name in event.addresses and not set(event.addresses[host.name]) & set(host.addresses) for host in blue
         )
     )
+
+
+def leads_to_green(snapshot: Snapshot, event: Resolved) -> bool:
+    """Whether the name where writes go leads to the recorded addresses of its green counterpart, and nowhere else."""
+    blue = snapshot.hosts_of(Role.SOURCE)
+    twin = snapshot.twin(blue[0].name) if blue else None
+    now = event.addresses.get(blue[0].name, ()) if blue else ()
+    return twin is not None and bool(now) and set(now) <= set(twin.addresses)

@@ -100,6 +100,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.PREPARATION, Signal.STARTED): Phase.IN_PROGRESS,
     (Phase.PREPARATION, Signal.PROMOTED): Phase.POST,
     (Phase.PREPARATION, Signal.TOOK_OVER): Phase.POST,
+    (Phase.PREPARATION, Signal.BLUE_MOVED): Phase.POST,
     (Phase.PREPARATION, Signal.FINISHED): Phase.COMPLETED,
     (Phase.PREPARATION, Signal.REVERTED): Phase.CREATED,
     (Phase.PREPARATION, Signal.TIMED_OUT): Phase.COMPLETED,
@@ -174,7 +175,9 @@ def _look_for_takeover(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapsho
 def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapshot:
     if not event.rows:
         return _withdrawn(snapshot, event.role, event.at, rules)
-    row = topology.counting_row(event.rows, event.role)
+    target = topology.counting_row(event.rows, Role.TARGET)
+    # Both roles' rows tell the same; once blue is called old blue, its own server has but green's to go by.
+    row = topology.counting_row(event.rows, event.role) or target
     if row is None:
         return snapshot
     if row.version != "1.0":
@@ -190,7 +193,7 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
     if reading is not before:
         snapshot = _news(snapshot, event.role, before, reading, event.at, rules)
     snapshot = _check_ready(inventory.record_hosts(snapshot, event))
-    return _green_renamed(snapshot, event, row.endpoint)
+    return _green_renamed(snapshot, event.at, target.endpoint) if target is not None else snapshot
 
 
 def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, at: Instant, rules: Rules) -> Snapshot:
@@ -246,7 +249,11 @@ def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Sna
 def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.CREATED or (snapshot.phase in SWITCHING and not snapshot.ready):
         return _check_ready(inventory.record_addresses(snapshot, event))
-    if snapshot.phase <= Phase.PREPARATION:
+    if snapshot.phase < Phase.PREPARATION:
+        return snapshot
+    # Before IN_PROGRESS a new address may be that of blue's own standby; green's recorded one is nobody else's.
+    missed = snapshot.phase is Phase.PREPARATION
+    if missed and not inventory.leads_to_green(snapshot, event):
         return snapshot
     if not snapshot.blue_moved and inventory.has_moved(snapshot, event):
         if rules.release_on_blue_dns_update:
@@ -332,13 +339,11 @@ def _check_ready(snapshot: Snapshot) -> Snapshot:
     return _notice(snapshot, logging.INFO, "switchover", f"ready for a switchover: {pairs}")
 
 
-def _green_renamed(snapshot: Snapshot, event: StatusRead, endpoint: str) -> Snapshot:
+def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:
     name = parse_endpoint(endpoint)
-    if event.role is not Role.TARGET or snapshot.renamed or snapshot.phase < Phase.POST:
+    if snapshot.renamed or snapshot.phase < Phase.POST or name is None or name.is_green:
         return snapshot
-    if name is None or name.is_green:
-        return snapshot
-    return _timeline(replace(snapshot, renamed=True), event.at, "Green topology changed")
+    return _timeline(replace(snapshot, renamed=True), at, "Green topology changed")
 
 
 def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:

@@ -43,7 +43,7 @@ def event_of(text: str, at: Instant) -> Event:
             at,
             {name: () if found[key] == "gone" else (found[key],) for key, name in (("blue", BLUE), ("green", GREEN))},
         )
-    role = Role.SOURCE if who == "blue" else Role.TARGET
+    role = Role.SOURCE if who.startswith("blue") else Role.TARGET
     if what == "error":
         return ProbeFailed(at, role, "connection refused")
     if what == "absent":
@@ -54,7 +54,7 @@ def event_of(text: str, at: Instant) -> Event:
         return Answered(at, role, what == "reads-only")
     if what == "certificate":
         return CertificateRenewed(at, GREEN)
-    names = (OLD, BLUE) if who == "green-renamed" else (BLUE, GREEN)
+    names = (OLD, BLUE) if who.endswith("-renamed") else (BLUE, GREEN)
     return StatusRead(
         at, role, tuple(StatusRow(name, 5432, side.value, what) for name, side in zip(names, Role, strict=True))
     )

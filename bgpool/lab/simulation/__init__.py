@@ -1,0 +1,11 @@
+"""A simulation of switchovers: bgpool's own core, a model of everything around it, and a clock that jumps.
+
+outcome = simulate(4711, trace=print)
+assert not outcome.violations
+"""
+
+from __future__ import annotations
+
+from bgpool.lab.simulation.run import Outcome, simulate, simulate_many
+
+__all__ = ["Outcome", "simulate", "simulate_many"]

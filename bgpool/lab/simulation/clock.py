@@ -1,0 +1,89 @@
+"""A clock that jumps from event to event, and tasks that wait on it: generators that yield a time or a promise."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+__all__ = ["MS", "SECOND", "Clock", "Promise", "Task"]
+
+MS: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+
+Task = Generator["int | Promise", Any, Any]
+
+
+class Promise:
+    """Something that will be known: kept once, with a value that everybody who waits is given."""
+
+    __slots__ = ("_waiting", "kept", "value")
+
+    def __init__(self) -> None:
+        self.kept = False
+        self.value: Any = None
+        self._waiting: list[Callable[[Any], None]] = []
+
+    def keep(self, value: Any = None) -> None:
+        """Let everybody know; a second time has no effect."""
+        if self.kept:
+            return
+        self.kept, self.value = True, value
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell(value)
+
+    def then(self, tell: Callable[[Any], None]) -> None:
+        """Have *tell* called with the value."""
+        if self.kept:
+            tell(self.value)
+        else:
+            self._waiting.append(tell)
+
+
+class Clock:
+    """Integer nanoseconds, and what is due when. Ties are broken by the order of asking: a run is its seed's alone."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._due: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._asked = 0
+
+    def after(self, delay_ns: int, call: Callable[..., object], *args: Any) -> None:
+        """Call *call* in *delay_ns*."""
+        self._asked += 1
+        heapq.heappush(self._due, (self.now + max(0, delay_ns), self._asked, call, args))
+
+    def at(self, moment_ns: int, call: Callable[..., object], *args: Any) -> None:
+        """Call *call* at *moment_ns*, or at once if that has passed."""
+        self.after(moment_ns - self.now, call, *args)
+
+    def run(self, until_ns: int) -> None:
+        """Go through everything that is due until *until_ns*."""
+        due = self._due
+        while due and due[0][0] <= until_ns:
+            self.now, _, call, args = heapq.heappop(due)
+            call(*args)
+        self.now = until_ns
+
+    def start(self, task: Task) -> None:
+        """Let *task* run until it waits, and on from there whenever what it waits for has come."""
+        self._go_on(task, None)
+
+    def within(self, promise: Promise, limit_ns: int, otherwise: Any = None) -> Promise:
+        """A promise that is kept as *promise* is, or with *otherwise* when *limit_ns* have passed."""
+        bounded = Promise()
+        promise.then(bounded.keep)
+        self.after(limit_ns, bounded.keep, otherwise)
+        return bounded
+
+    def _go_on(self, task: Task, value: Any) -> None:
+        try:
+            wanted = task.send(value)
+        except StopIteration:
+            return
+        if isinstance(wanted, Promise):
+            # Never in the midst of whoever kept it.
+            wanted.then(lambda found: self.after(0, self._go_on, task, found))
+        else:
+            self.after(wanted, self._go_on, task, None)

@@ -1,0 +1,186 @@
+"""The monitor of the model: bgpool's own state machine and plan, fed by polls that take time or go unanswered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from bgpool.core.events import (
+    Answered,
+    Event,
+    Instant,
+    MetadataAbsent,
+    MetadataFailed,
+    ProbeFailed,
+    Resolved,
+    StatusRead,
+    Tick,
+)
+from bgpool.core.limits import HEARTBEAT_S, MONITOR_STATEMENT_TIMEOUT_S, SILENCE_S
+from bgpool.core.machine import Rules, step
+from bgpool.core.phase import SWITCHING, Role
+from bgpool.core.plan import Intervals, Plan, Target, plan
+from bgpool.core.snapshot import Snapshot
+from bgpool.lab.simulation.clock import SECOND, Clock, Promise, Task
+from bgpool.lab.simulation.world import Connection, World
+
+__all__ = ["Monitor"]
+
+
+class Monitor:
+    """One monitor's life; the next one goes on from what this one published last."""
+
+    def __init__(
+        self, world: World, snapshot: Snapshot, rules: Rules, intervals: Intervals, publish: Callable[[Snapshot], None]
+    ) -> None:
+        self._world: Final = world
+        self._clock: Final[Clock] = world.clock
+        self._rules: Final = rules
+        self._intervals: Final = intervals
+        self._publish: Final = publish
+        self._snapshot = snapshot
+        self._alive = True
+        self._plan: Plan = plan(snapshot, intervals)
+        self._replanned = Promise()
+        self._sessions: dict[Role, tuple[Target, Connection] | None] = dict.fromkeys(Role)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._clock.start(self._beat())
+        for role in Role:
+            self._clock.start(self._probe(role))
+        self._clock.start(self._look_up())
+
+    def kill(self) -> None:
+        """End it: nothing that it asked for is heard any more."""
+        self._alive = False
+        for session in self._sessions.values():
+            if session is not None:
+                session[1].server.end(session[1])
+
+    def _take(self, event: Event) -> None:
+        if not self._alive:
+            return
+        after = step(self._snapshot, event, self._rules)
+        if after == self._snapshot:
+            return
+        self._snapshot = after
+        self._publish(after)
+        self._plan = plan(after, self._intervals)
+        replanned, self._replanned = self._replanned, Promise()
+        replanned.keep()
+
+    def _now(self) -> Instant:
+        return Instant(self._clock.now, self._clock.now)
+
+    def _beat(self) -> Task:
+        while self._alive:
+            yield int(HEARTBEAT_S * SECOND)
+            self._take(Tick(self._now()))
+
+    def _target(self, role: Role) -> Target | None:
+        if role is Role.SOURCE:
+            return self._plan.source or Target(self._world.blue_name, 5432)
+        return self._plan.target
+
+    def _probe(self, role: Role) -> Task:
+        while self._alive:
+            target = self._target(role)
+            if target is None:
+                yield self._replanned
+                continue
+            session = self._sessions[role]
+            if session is not None and target.supersedes(session[0]):
+                session[1].server.end(session[1])
+                self._sessions[role] = None
+            answered = yield from self._ask(role, target)
+            pause_ms = self._plan.interval_ms if answered else min(self._plan.retry_ms, self._plan.interval_ms)
+            yield self._clock.within(self._sooner(role), pause_ms * SECOND // 1000)
+
+    def _sooner(self, role: Role) -> Promise:
+        """Kept when the plan becomes such that a poll is due at once."""
+        sooner, before = Promise(), (self._target(role), self._plan.interval_ms)
+
+        def look(_: Any) -> None:
+            if self._target(role) != before[0] or self._plan.interval_ms < before[1]:
+                sooner.keep()
+            elif not sooner.kept and self._alive:
+                self._replanned.then(look)
+
+        self._replanned.then(look)
+        return sooner
+
+    def _ask(self, role: Role, target: Target) -> Task:
+        """One question; whether it was answered."""
+        limit_ns = int((target.timeout_s or MONITOR_STATEMENT_TIMEOUT_S) * SECOND)
+        question = self._clock.within(self._question(role, target), limit_ns, "no answer")
+        # The main loop notes silence in a switchover, long before the question is given up.
+        self._clock.after(int(SILENCE_S * SECOND), self._note_silence, role, question)
+        answer = yield question
+        if not self._alive:
+            return False
+        if isinstance(answer, str):
+            session, self._sessions[role] = self._sessions[role], None
+            if session is not None:
+                session[1].server.end(session[1])
+            self._take(ProbeFailed(self._now(), role, answer))
+            return False
+        for event in answer:
+            self._take(event)
+        return True
+
+    def _note_silence(self, role: Role, question: Promise) -> None:
+        if not question.kept and self._alive and self._snapshot.phase in SWITCHING:
+            self._take(ProbeFailed(self._now(), role, "silent"))
+
+    def _question(self, role: Role, target: Target) -> Promise:
+        """Kept with the events that the answer comes to, or with what went wrong."""
+        answer = Promise()
+        self._clock.start(self._exchange(role, target, answer))
+        return answer
+
+    def _exchange(self, role: Role, target: Target, answer: Promise) -> Task:
+        session = self._sessions[role]
+        if session is None:
+            address = target.addresses or self._world.resolve(target.host) or ()
+            if not address:
+                answer.keep("no such name")
+                return
+            server = self._world.server_at(address[0])
+            connection = yield server.connect(None)
+            if connection is None or server.refuses_monitor or not self._alive or answer.kept:
+                if connection is not None:
+                    server.end(connection)
+                answer.keep("refused")
+                return
+            self._sessions[role] = session = (target, connection)
+        connection = session[1]
+        said = connection.server.do(lambda: None if connection.lost.kept else self._state(role, connection))
+        found = yield said
+        answer.keep("cut" if found is None else found)
+
+    def _state(self, role: Role, connection: Connection) -> list[Event]:
+        server, at = connection.server, self._now()
+        events: list[Event] = [Answered(at, role, server.takes_no_writes, server.replica)]
+        if server.metadata == "rows":
+            events.append(StatusRead(at, role, server.status_rows))
+        elif server.metadata == "empty":
+            events.append(StatusRead(at, role, ()))
+        elif server.metadata == "absent":
+            events.append(MetadataAbsent(at, role, "nothing to be seen"))
+        else:
+            events.append(MetadataFailed(at, role, "broken"))
+        return events
+
+    def _look_up(self) -> Task:
+        while self._alive:
+            names = self._plan.names
+            if not names:
+                yield self._replanned
+                continue
+            found = {name: self._world.resolve(name) for name in names}
+            yield self._world.dns_latency_ns
+            known = {name: addresses for name, addresses in found.items() if addresses is not None}
+            if known:
+                self._take(Resolved(self._now(), known))
+            yield self._clock.within(self._replanned, self._plan.resolve_ms * SECOND // 1000)

@@ -1,0 +1,339 @@
+"""What happens in one simulated switchover: drawn at random, in the order in which AWS does it, with faults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from bgpool.lab.simulation.clock import MS, SECOND
+from bgpool.lab.simulation.world import World
+
+__all__ = ["Death", "Script", "draw"]
+
+ZERO_NS: Final = 12 * SECOND
+"""When IN_PROGRESS begins; time enough before it to become ready."""
+
+UNHURRIED_MS: Final = 180_000
+
+Note = Callable[[str], None]
+
+MODES: Final = ("normal",) * 4 + ("frozen", "deleted", "empty", "absent", "error", "odd words")
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A monitor ends, and the next begins *away_ns* later."""
+
+    at_ns: int
+    away_ns: int
+
+
+@dataclass
+class Script:
+    """One switchover.
+
+    Attributes:
+        story: What was drawn, in a line.
+        rolled_back: Blue survives.
+        may_fail: Callers may see errors: the switchover outlasts what they wait for.
+        evidence_ns: From when on the monitor can know that green took over; None where it never can, or is not to.
+        release_bound_ns: How long after that the release may come.
+        end_ns: When the last step is done.
+        window: When the metadata tell that there is a switchover, whatever they say later.
+    """
+
+    rng: random.Random
+    mode: str = "normal"
+    rolled_back: bool = False
+    rollback_phase: str = ""
+    timeout_ms: int = UNHURRIED_MS
+    release_on_dns: bool = True
+    zero_ns: int = ZERO_NS
+    story: str = ""
+    may_fail: bool = False
+    evidence_ns: int | None = None
+    release_bound_ns: int = 0
+    end_ns: int = 0
+    window: tuple[int, int] = (0, 0)
+    monitor_deaths: list[Death] = field(default_factory=list)
+    worker_starts: list[int] = field(default_factory=list)
+    worker_deaths: list[int] = field(default_factory=list)
+    steps: list[tuple[int, str, Callable[[World], object]]] = field(default_factory=list)
+
+    def stage(self, world: World, note: Note) -> None:
+        """Have the steps happen in *world*."""
+        for at_ns, name, act in self.steps:
+            world.clock.at(at_ns, _do, world, name, act, note)
+
+    def at(self, seconds: float, name: str, act: Callable[[World], object]) -> None:
+        """Have *act* happen *seconds* after IN_PROGRESS."""
+        self.steps.append((self.zero_ns + int(seconds * SECOND), name, act))
+
+
+def _do(world: World, name: str, act: Callable[[World], object], note: Note) -> None:
+    note(name)
+    act(world)
+
+
+def draw(rng: random.Random) -> Script:
+    """A script, drawn with *rng*."""
+    script = Script(rng)
+    script.mode = rng.choice(MODES)
+    if rng.random() < 0.2:
+        script.rolled_back = True
+        script.rollback_phase = rng.choice(("PREPARATION", "IN_PROGRESS"))
+    faults = _faults(script)
+    if rng.random() < 0.25:
+        at_ns = script.zero_ns + rng.randrange(-4 * SECOND, 8 * SECOND)
+        away_ns = rng.randrange(300 * MS, 2 * SECOND if rng.random() < 0.8 else 5 * SECOND)
+        script.monitor_deaths.append(Death(at_ns, away_ns))
+        faults.append(f"monitor away for {away_ns / SECOND:.1f} s from {(at_ns - script.zero_ns) / SECOND:.1f} s")
+    if rng.random() < 0.05:
+        _hang(script)
+    elif script.rolled_back:
+        _rollback(script)
+    else:
+        _switchover(script, faults)
+    if rng.random() < 0.3:
+        script.worker_starts.append(script.zero_ns + rng.randrange(-3 * SECOND, 6 * SECOND))
+        faults.append("a worker starts")
+    if rng.random() < 0.15:
+        script.worker_deaths.append(script.zero_ns + rng.randrange(-2 * SECOND, 6 * SECOND))
+        faults.append("a worker is killed")
+    what = f"rollback from {script.rollback_phase}" if script.rollback_phase else "switchover"
+    script.story = f"{what}, metadata {script.mode}; {', '.join(faults) or 'no faults'}"
+    return script
+
+
+def _faults(script: Script) -> list[str]:
+    """Faults of the surroundings; each a word for the story."""
+    rng, found = script.rng, []
+    script.at(-12.0, "set up", lambda world: _set_up(world, logical))
+    logical = rng.random() < 0.3
+    if logical:
+        found.append("logical replica")
+    if rng.random() < 0.2:
+        latency_ns = rng.randrange(10 * MS, 60 * MS)
+        script.at(rng.uniform(-3, 0), "slow", lambda world: _slow(world, latency_ns))
+        found.append(f"servers {latency_ns // MS} ms slow")
+    if rng.random() < 0.2:
+        dns_latency_ns = rng.randrange(50 * MS, 400 * MS)
+        script.at(-10.0, "slow dns", lambda world: _slow_dns(world, dns_latency_ns))
+        found.append(f"DNS {dns_latency_ns // MS} ms slow")
+    if rng.random() < 0.15:
+        begin, end = sorted((rng.uniform(-3, 3), rng.uniform(0, 8)))
+        script.at(begin, "dns fails", lambda world: _dns_works(world, False))
+        script.at(end, "dns works", lambda world: _dns_works(world, True))
+        found.append(f"DNS fails until {end:.1f} s")
+    return found
+
+
+def _switchover(script: Script, faults: list[str]) -> None:
+    rng = script.rng
+    lead_s = rng.uniform(0.3, 5.0)
+    stop_s = rng.uniform(0.05, 0.6)
+    drop_s = stop_s + rng.uniform(0.0, 0.4)
+    catch_up_s = drop_s + rng.uniform(0.02, 0.3)
+    long = rng.random() < 0.1
+    promoted_s = catch_up_s + (rng.uniform(8, 20) if long else rng.uniform(0.2, 4))
+    if rng.random() < 0.1:
+        script.timeout_ms = rng.randrange(2000, 8000)
+        faults.append(f"times out after {script.timeout_ms} ms")
+    open_s = promoted_s + rng.uniform(0.0, 0.2)
+    old_open_s = promoted_s + rng.uniform(0.0, 2.0)
+    renamed_s = open_s + rng.uniform(0.3, 3)
+    moved_s = open_s + rng.uniform(0.5, 8)
+    gone_s = moved_s + rng.uniform(0.3, 4)
+    # Not where the timer sends callers back by name, which may be to old blue: docs/phases.md says so.
+    blue_writes_again = rng.random() < 0.2 and script.timeout_ms == UNHURRIED_MS
+    script.at(-lead_s, "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
+    script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
+    script.at(stop_s, "writes stopped", lambda world: _read_only(world))
+    idle_survive = rng.random() < 0.2
+    if idle_survive:
+        faults.append("idle connections are not cut")
+    script.at(drop_s, "connections dropped", _refuse if idle_survive else _drop)
+    script.at(catch_up_s, "caught up", _catch_up)
+    _metadata(script, drop_s, open_s)
+    script.at(promoted_s, "green promoted", _promote)
+    script.at(open_s, "green open", lambda world: _admit(world, "green"))
+    script.at(old_open_s, "old blue open", lambda world: _admit(world, "blue"))
+    script.at(renamed_s, "renamed", lambda world: _rename(world, script.mode == "normal"))
+    script.at(moved_s, "blue DNS moved", _move_dns)
+    script.at(gone_s, "green DNS gone", lambda world: world.dns.pop(world.green_name))
+    if blue_writes_again:
+        # It stays read-only until it is rebooted, or somebody says otherwise.
+        script.at(max(old_open_s, moved_s) + 3, "old blue takes writes", _writable)
+    if script.mode in ("normal", "odd words"):
+        script.at(gone_s + 0.1, "COMPLETED", lambda world: world.publish("SWITCHOVER_COMPLETED"))
+    if blue_writes_again:
+        faults.append("old blue takes writes again")
+    script.evidence_ns = script.zero_ns + int(moved_s * SECOND)
+    _black_hole(script, faults, catch_up_s, promoted_s, old_open_s)
+    locked = rng.choice(("", "", "", "blue", "green"))
+    if locked:
+        script.at(-lead_s - 0.5, f"monitor locked out of {locked}", lambda world: _lock_out(world, locked))
+        faults.append(f"monitor locked out of {locked}")
+    # Where nothing is in the way, green shows at once that it took over.
+    if not locked and "logical replica" not in faults:
+        script.evidence_ns = script.zero_ns + int(open_s * SECOND)
+    slow_ns = 6 * 60 * MS + 2 * 400 * MS
+    script.release_bound_ns = 300 * MS + slow_ns + 2500 * MS + (1200 * MS if lead_s < 1.3 else 0)
+    if any(fault.startswith("DNS fails") for fault in faults):
+        script.release_bound_ns += 8 * SECOND
+    script.end_ns = script.zero_ns + int((gone_s + 1) * SECOND)
+    # The timer ends the hold by name: whatever blue says then is what callers are told.
+    script.may_fail = script.timeout_ms < UNHURRIED_MS
+    silent = script.mode not in ("normal", "odd words") or bool(locked)
+    script.window = (script.zero_ns - int(lead_s * SECOND), script.zero_ns + int((drop_s + 0.2) * SECOND))
+    if silent and (lead_s < 1.5 or _missed(script)):
+        # Polls come once a second before a switchover is known of. One that passes between two of them, with
+        # metadata that tell nothing afterwards, is none that a monitor can know of before DNS moves.
+        script.evidence_ns, script.may_fail = None, True
+
+
+def _hang(script: Script) -> None:
+    """The switchover begins, and nothing more is ever heard of it."""
+    rng = script.rng
+    script.rolled_back, script.rollback_phase = True, "nowhere: it hangs"
+    script.timeout_ms = rng.randrange(2000, 8000)
+    script.may_fail = True
+    script.at(-rng.uniform(0.3, 5.0), "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
+    script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
+    script.at(rng.uniform(0.05, 0.6), "connections dropped", _drop)
+    script.end_ns = script.zero_ns + script.timeout_ms * MS + 8 * SECOND
+
+
+def _missed(script: Script) -> bool:
+    """Whether no monitor was there for as long as it takes to see the switchover begin."""
+    begin, end = script.window
+    return any(death.at_ns < end and death.at_ns + death.away_ns > begin - SECOND for death in script.monitor_deaths)
+
+
+def _rollback(script: Script) -> None:
+    rng = script.rng
+    lead_s = rng.uniform(2.5, 5.0)
+    script.at(-lead_s, "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
+    if script.rollback_phase == "PREPARATION":
+        back_s = -rng.uniform(0.1, 0.9)
+    else:
+        script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
+        stop_s = rng.uniform(0.05, 0.6)
+        script.at(stop_s, "writes stopped", lambda world: _read_only(world))
+        script.at(stop_s + 0.2, "connections dropped", _drop)
+        back_s = stop_s + rng.uniform(0.5, 5)
+    script.at(back_s, "taken back", _take_back)
+    script.end_ns = script.zero_ns + int((back_s + 4) * SECOND)
+
+
+def _metadata(script: Script, drop_s: float, open_s: float) -> None:
+    """What the metadata say once connections were dropped."""
+    rng, mode = script.rng, script.mode
+    if mode in ("normal", "odd words"):
+        if mode == "odd words":
+            script.at(drop_s, "odd status", lambda world: world.publish("SWITCHOVER_BEING_CONSIDERED"))
+            script.at(drop_s + 0.05, "odd version", lambda world: world.publish("SWITCHOVER_IN_PROGRESS", version="2"))
+        script.at(open_s + rng.uniform(0, 0.5), "POST", lambda world: world.publish("SWITCHOVER_IN_POST_PROCESSING"))
+        return
+    at_s = drop_s + rng.uniform(-0.05, 0.3)
+    if mode == "frozen":
+        script.at(at_s, "frozen", lambda world: world.publish("", world.green, mode="empty"))
+    else:
+        shown = "empty" if mode == "deleted" else mode
+        script.at(at_s, mode, lambda world: world.publish("", mode=shown))
+
+
+def _black_hole(script: Script, faults: list[str], catch_up_s: float, promoted_s: float, old_open_s: float) -> None:
+    which = script.rng.choice(("", "", "", "", "blue", "green"))
+    if which == "blue":
+        script.at(catch_up_s + 0.01, "blue frozen", lambda world: _freeze(world, "blue"))
+        script.at(old_open_s, "blue thawed", lambda world: world.blue.thaw())
+        faults.append("blue is a black hole")
+    elif which == "green":
+        script.at(catch_up_s + 0.01, "green frozen", lambda world: _freeze(world, "green"))
+        script.at(promoted_s - 0.01, "green thawed", lambda world: world.green.thaw())
+        faults.append("green is a black hole")
+
+
+# -- what steps do -----------------------------------------------------------------------------------------------
+
+
+def _set_up(world: World, logical: bool) -> None:
+    world.green.replica, world.green.read_only = not logical, False
+    world.publish("AVAILABLE")
+
+
+def _slow(world: World, latency_ns: int) -> None:
+    world.blue.latency_ns = world.green.latency_ns = latency_ns
+
+
+def _slow_dns(world: World, latency_ns: int) -> None:
+    world.dns_latency_ns = latency_ns
+
+
+def _dns_works(world: World, works: bool) -> None:
+    world.dns_works = works
+
+
+def _read_only(world: World) -> None:
+    world.blue.read_only = True
+
+
+def _refuse(world: World) -> None:
+    for server in (world.blue, world.green):
+        server.refuses = True
+
+
+def _drop(world: World) -> None:
+    _refuse(world)
+    for server in (world.blue, world.green):
+        server.cut()
+
+
+def _catch_up(world: World) -> None:
+    # A transaction that began while blue took writes would still commit.
+    for connection in list(world.blue.connections):
+        if connection.in_transaction:
+            world.blue.end(connection)
+    world.catch_up()
+
+
+def _promote(world: World) -> None:
+    world.green.replica = world.green.read_only = False
+    world.promoted = True
+
+
+def _admit(world: World, which: str) -> None:
+    (world.blue if which == "blue" else world.green).refuses = False
+
+
+def _writable(world: World) -> None:
+    world.blue.read_only = False
+
+
+def _rename(world: World, tell: bool) -> None:
+    world.renamed = True
+    if tell and world.green.metadata == "rows":
+        world.publish("SWITCHOVER_IN_POST_PROCESSING")
+
+
+def _move_dns(world: World) -> None:
+    world.dns[world.blue_name] = world.green.address
+    world.dns[world.old_name] = world.blue.address
+
+
+def _freeze(world: World, which: str) -> None:
+    (world.blue if which == "blue" else world.green).frozen = True
+
+
+def _lock_out(world: World, which: str) -> None:
+    server = world.blue if which == "blue" else world.green
+    server.refuses_monitor = True
+
+
+def _take_back(world: World) -> None:
+    world.blue.read_only = False
+    world.blue.refuses = world.green.refuses = False
+    world.publish("AVAILABLE")
