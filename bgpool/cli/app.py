@@ -93,6 +93,25 @@ def lab_run(
     raise typer.Exit(0 if clean else 1)
 
 
+@_lab.command("simulate")
+def lab_simulate(
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The first one's seed; the others follow.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="In how many processes.")] = 1,
+    trace: Annotated[bool, typer.Option(help="Tell what happens in the one with --seed.")] = False,
+) -> None:
+    """Simulate switchovers with random faults: the real state machine, a model of everything else, no servers.
+
+    Exit status: 0 if every promise was kept; 1 if one was not: the seed is printed; 130 after Ctrl-C.
+    """
+    commands = _lab_commands()
+    try:
+        kept = commands.trace_simulation(seed) if trace else commands.simulate(count, seed, processes)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if kept else 1)
+
+
 def _lab_commands() -> ModuleType:
     try:
         from bgpool.cli import lab

@@ -10,10 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bgpool.lab import simulation
 from bgpool.lab.errors import LabError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
 
-__all__ = ["list_scenarios", "play_scenarios"]
+__all__ = ["list_scenarios", "play_scenarios", "simulate", "trace_simulation"]
+
+PROGRESS_EVERY = 1000
 
 
 def list_scenarios(*, as_json: bool) -> None:
@@ -76,3 +79,27 @@ def _show(console: Console, result: dict[str, Any], took_s: float) -> None:
     console.print(line, soft_wrap=True)
     for finding in result["findings"]:
         console.print(f"         {finding}", soft_wrap=True, markup=False)
+
+
+def simulate(count: int, first_seed: int, processes: int) -> bool:
+    """Simulate *count* switchovers and print those in which a promise was not kept; whether there were none."""
+    console = Console(highlight=False)
+    began, broken, rows = time.monotonic(), 0, 0
+    for number, outcome in enumerate(simulation.simulate_many(count, first_seed, processes=processes), 1):
+        rows += outcome.acknowledged
+        if outcome.violations:
+            broken += 1
+            console.print(f"[bold red]seed {outcome.seed}[/]: {outcome.story}", soft_wrap=True)
+            for violation in outcome.violations:
+                console.print(f"    {violation}", soft_wrap=True, markup=False)
+        if number % PROGRESS_EVERY == 0 or number == count:
+            rate = 60 * number / (time.monotonic() - began)
+            console.print(f"{number} switchovers, {rows} rows, {broken} broken, {rate:.0f} a minute")
+    return not broken
+
+
+def trace_simulation(seed: int) -> bool:
+    """Tell what happens in one simulated switchover, by seconds from IN_PROGRESS; whether every promise was kept."""
+    outcome = simulation.simulate(seed, trace=print)
+    print(f"seed {seed}: {outcome.story}")
+    return not outcome.violations
