@@ -33,6 +33,7 @@ class Lookup(threading.Thread):
         self._asked: Final[queue.SimpleQueue[str]] = queue.SimpleQueue()
         self._found: Final[queue.SimpleQueue[_Found]] = queue.SimpleQueue()
         self._pending: Final[set[str]] = set()
+        self._known: Final[dict[str, tuple[float, tuple[str, ...]]]] = {}
         self._helpers = 0
 
     def assign(self, names: tuple[str, ...], *, interval_ms: int) -> None:
@@ -53,7 +54,10 @@ class Lookup(threading.Thread):
             self._nudged.wait(self._interval_s)
 
     def _look_up(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """What could be found out about *names* within RESOLVE_TIMEOUT_S; a name not in it remains unknown."""
+        """What is known of *names* after one interval; a name that was not found for RESOLVE_TIMEOUT_S is left out.
+
+        Nothing waits for a name that takes longer: its answer counts when it comes.
+        """
         for name in names:
             if name not in self._pending:
                 self._pending.add(name)
@@ -61,17 +65,19 @@ class Lookup(threading.Thread):
         while self._helpers < min(len(names), RESOLVE_THREADS):
             self._helpers += 1
             threading.Thread(target=self._help, name=f"bgpool-lookup-{self._helpers}", daemon=True).start()
-        found: dict[str, tuple[str, ...]] = {}
-        deadline = time.monotonic() + RESOLVE_TIMEOUT_S
+        deadline = time.monotonic() + min(self._interval_s, RESOLVE_TIMEOUT_S)
         while self._pending.intersection(names):
             try:
                 name, addresses = self._found.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             self._pending.discard(name)
-            if addresses is not None and name in names:
-                found[name] = addresses
-        return found
+            if addresses is None:
+                self._known.pop(name, None)
+            else:
+                self._known[name] = (time.monotonic(), addresses)
+        fresh = time.monotonic() - RESOLVE_TIMEOUT_S
+        return {name: self._known[name][1] for name in names if name in self._known and self._known[name][0] >= fresh}
 
     def _help(self) -> None:
         while True:

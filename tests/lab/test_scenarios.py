@@ -14,7 +14,6 @@ from bgpool.lab.report import Report, Stray
 from bgpool.lab.scenarios import CATALOGUE, Outcome, find, play
 from bgpool.lab.scenarios.scenario import Scenario, findings
 
-
 _outcomes: dict[str, Outcome] = {}
 
 
