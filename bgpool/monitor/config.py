@@ -58,7 +58,7 @@ class MonitorConfig:
         return cls(
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
-            host=dsn.host,
+            host=settings.endpoint or dsn.host,
             port=dsn.port,
             resolver=settings.bg_resolver,
             interval_baseline_ms=settings.bg_interval_baseline_ms,

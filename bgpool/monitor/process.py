@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.events import Event, ProbeFailed, Tick
 from bgpool.core.limits import HEARTBEAT_S, LINGER_S, SILENCE_S
 from bgpool.core.machine import step
@@ -156,7 +158,11 @@ class Monitor:
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:
-    """*target* with an address, where bgpool's own resolver is to find it and not the system's."""
+    """*target* under its real name, and with an address where bgpool's own resolver is to find it."""
+    if may_be_alias(target.host):
+        # Certificates and tokens are for the endpoint; and an alias that cannot be read is still a way there.
+        with contextlib.suppress(OSError):
+            target = replace(target, host=real_endpoint(target.host, config.resolver) or target.host)
     if target.addresses or config.resolver == "system" or not target.host or target.host.startswith("/"):
         return target
     addresses = resolver.resolve(target.host)

@@ -101,6 +101,16 @@ class Gate:
             return False
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
+    def takes_part(self) -> bool:
+        """Whether there is a deployment that this endpoint belongs to."""
+        snapshot = self.snapshot(self._reader.refresh())
+        return snapshot is not None and snapshot.host(self._endpoint.name) is not None
+
+    def green_was_replica(self) -> bool:
+        """Whether green was a physical replica before it was promoted."""
+        snapshot = self.snapshot(self._reader.refresh())
+        return snapshot is not None and snapshot.green_was_replica
+
     def describe(self, what: str) -> str:
         """*what*, with everything that an error of this endpoint should say around it."""
         return self._text(self._reader.refresh(), what)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -192,32 +192,7 @@ class PostgresPool:
         def call(connection: psycopg.Connection[Any]) -> R:
             return fn(connection, *args)
 
-        return Unit(self, call, timeout_s=timeout_s, idempotent=idempotent).run()
-
-    def is_switching(self) -> bool:
-        """Whether a switchover is under way that this pool takes part in."""
-        return self._gate.switching()
-
-    def takes_part(self) -> bool:
-        """Whether there is a deployment that this pool's endpoint belongs to."""
-        snapshot = self._gate.snapshot(self._participant.reader.refresh())
-        return self._epoch(snapshot) is not None
-
-    def green_was_replica(self) -> bool:
-        """Whether green was a physical replica before it was promoted."""
-        snapshot = self._gate.snapshot(self._participant.reader.refresh())
-        return snapshot is not None and snapshot.green_was_replica
-
-    def describe(self, what: str) -> str:
-        """*what*, with everything that an error of this pool should say around it."""
-        return self._gate.describe(what)
-
-    def lineage(self, conn: psycopg.Connection[Any], ask: Callable[[psycopg.Connection[Any]], str]) -> str:
-        """What *ask* says of the server of *conn*, asked once for all the connections of an epoch."""
-        generation = cast(SwitchoverAware, conn).bgpool_generation
-        if generation.lineage is None:
-            generation.lineage = ask(conn)
-        return str(generation.lineage)
+        return Unit(self, self._gate, call, timeout_s=timeout_s, idempotent=idempotent).run()
 
     # -- following the segment -----------------------------------------------------------------------------------
 

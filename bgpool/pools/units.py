@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.pools.connection import SwitchoverAware
 from bgpool.pools.outcome import Outcome, Receipt, lineage_of, outcome_of, take_receipt
 
 if TYPE_CHECKING:
+    from bgpool.pools.gate import Gate
     from bgpool.pools.postgres import PostgresPool
 
 __all__ = ["Unit", "transactional"]
@@ -31,17 +33,25 @@ class Unit(Generic[R]):
     """One unit of work, to be run once."""
 
     def __init__(
-        self, pool: PostgresPool, fn: Callable[[psycopg.Connection[Any]], R], *, timeout_s: float, idempotent: bool
+        self,
+        pool: PostgresPool,
+        gate: Gate,
+        fn: Callable[[psycopg.Connection[Any]], R],
+        *,
+        timeout_s: float,
+        idempotent: bool,
     ) -> None:
         """A unit that calls *fn* with a connection.
 
         Args:
             pool: Where connections come from.
+            gate: What the segment means for the pool's endpoint.
             fn: What is to be done in one transaction.
             timeout_s: Longest time until the last attempt begins, waits included, in seconds.
             idempotent: *fn* may be applied twice.
         """
         self._pool: Final = pool
+        self._gate: Final = gate
         self._fn: Final = fn
         self._idempotent: Final = idempotent
         self._deadline: Final = time.monotonic() + timeout_s
@@ -83,7 +93,7 @@ class Unit(Generic[R]):
         self._commit_sent, self._receipt = False, None
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
-            lineage = self._pool.lineage(connection, lineage_of) if self._pool.is_switching() else ""
+            lineage = _lineage(connection) if self._gate.switching() else ""
             with connection.transaction():
                 self._result = result = self._fn(connection)
                 self._check(connection)
@@ -99,11 +109,11 @@ class Unit(Generic[R]):
         """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
         if connection.pgconn.status != ConnStatus.OK:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
-            raise SwitchoverInterrupted(self._pool.describe(text))
+            raise SwitchoverInterrupted(self._gate.describe(text))
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
-            if getattr(connection, "bgpool_unfit", False):
-                raise SwitchoverInterrupted(self._pool.describe("takes no writes any more; run the transaction again"))
+            if cast(SwitchoverAware, connection).bgpool_unfit:
+                raise SwitchoverInterrupted(self._gate.describe("takes no writes any more; run the transaction again"))
             raise psycopg.errors.InFailedSqlTransaction(
                 "a statement failed and the function went on: the unit was rolled back"
             )
@@ -121,7 +131,7 @@ class Unit(Generic[R]):
         # Not yet, or no longer, a switchover that the monitor knows of.
         now = time.monotonic()
         self._unexplained_since = self._unexplained_since or now
-        return self._pool.takes_part() and now - self._unexplained_since < UNIT_UNEXPLAINED_S
+        return self._gate.takes_part() and now - self._unexplained_since < UNIT_UNEXPLAINED_S
 
     def _find_out(self) -> Outcome:
         """What became of the COMMIT, as the server that is the primary now tells."""
@@ -144,7 +154,7 @@ class Unit(Generic[R]):
     def _ask(self, receipt: Receipt) -> Outcome:
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
-            return outcome_of(receipt, connection, promoted=self._pool.green_was_replica())
+            return outcome_of(receipt, connection, promoted=self._gate.green_was_replica())
         finally:
             if not connection.broken and not connection.autocommit:
                 connection.rollback()
@@ -153,7 +163,7 @@ class Unit(Generic[R]):
     def _unknown(self, error: psycopg.Error) -> CommitOutcomeUnknown:
         if isinstance(error, CommitOutcomeUnknown):
             return error
-        return CommitOutcomeUnknown(self._pool.describe("was cut during COMMIT; find out whether it took effect"))
+        return CommitOutcomeUnknown(self._gate.describe("was cut during COMMIT; find out whether it took effect"))
 
     def _left_s(self) -> float:
         return self._deadline - time.monotonic()
@@ -161,6 +171,14 @@ class Unit(Generic[R]):
 
 #: SQLSTATEs with which a server ends a connection, or says that it was ended.
 _CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
+
+
+def _lineage(connection: psycopg.Connection[Any]) -> str:
+    """As lineage_of, asked once for all the connections of an epoch."""
+    generation = cast(SwitchoverAware, connection).bgpool_generation
+    if generation.lineage is None:
+        generation.lineage = lineage_of(connection)
+    return generation.lineage
 
 
 def _was_cut(error: psycopg.Error) -> bool:
