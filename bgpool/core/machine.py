@@ -124,7 +124,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
-    snapshot = _check_timer(snapshot, event.at, rules)
+    snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
     match event:
         case Tick():
             return snapshot
@@ -145,6 +145,13 @@ def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
 
 
 # -- facts -------------------------------------------------------------------------------------------------------
+
+
+def _begin_to_watch(snapshot: Snapshot, at: Instant) -> Snapshot:
+    """The first row of the summary: when it was seen that there is no deployment, or not yet."""
+    if snapshot.phase is not Phase.NOT_CREATED or snapshot.timeline:
+        return snapshot
+    return _timeline(snapshot, at, Phase.NOT_CREATED.name)
 
 
 def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
@@ -280,7 +287,7 @@ def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Sn
 def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
     before = snapshot.phase
     if phase is Phase.NOT_CREATED:
-        return Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices)
+        return _begin_to_watch(Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices), at)
     snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase))
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)

@@ -101,10 +101,10 @@ def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | Non
     if not hosts:
         return None
     host = hosts[0]
-    names = names_now(snapshot, host) if snapshot.phase >= Phase.POST else (host.name,)
     if not by_address:
-        return Target(host.name, host.port, (), names)
-    return Target(host.name, host.port, host.addresses, names, SWITCHING_TIMEOUT_S)
+        return Target(host.name, host.port)
+    # Hosts are renamed before anybody is let in again.
+    return Target(host.name, host.port, host.addresses, names_now(snapshot, host), SWITCHING_TIMEOUT_S)
 
 
 def _renewals(snapshot: Snapshot) -> tuple[Target, ...]:

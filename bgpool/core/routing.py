@@ -7,16 +7,17 @@ a switchover is refused unless it is known to be right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from bgpool.core.endpoints import name_after
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 
-__all__ = ["PASS", "Action", "Decision", "Purpose", "decide", "names_now"]
+__all__ = ["PASS", "Action", "Decision", "Names", "Purpose", "decide", "names_now", "names_to_try"]
 
 
 class Purpose(Enum):
@@ -117,6 +118,23 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
     if target is not None and target.addresses:
         return Decision(Action.ROUTE, snapshot.epoch, target.addresses, names_now(snapshot, target, mine.name))
     return Decision(Action.HOLD if rule is _Rule.TO_GREEN else Action.PASS, snapshot.epoch)
+
+
+class Names(NamedTuple):
+    """What a host is called to its certificate, and to whom its tokens are made out."""
+
+    host: str
+    token: str
+
+
+def names_to_try(names: Sequence[str], *, tokens: bool) -> list[Names]:
+    """*names* in the order to be tried.
+
+    A certificate and the name that tokens are for may change at different moments. Then no one name is right, and with
+    *tokens* each is tried for the one with another for the other, last.
+    """
+    alike = [Names(name, name) for name in names]
+    return [*alike, *itertools.starmap(Names, itertools.permutations(names, 2))] if tokens else alike
 
 
 def names_now(snapshot: Snapshot, host: Host, *others: str) -> tuple[str, ...]:

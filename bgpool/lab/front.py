@@ -72,9 +72,7 @@ class Front:
         """Listen no more, and end every connection."""
         self._closed = True
         for sock in (self._listener, *tuple(self._open)):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+            _hang_up(sock)
 
     def _accept(self) -> None:
         while not self._closed:
@@ -85,20 +83,23 @@ class Front:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
+        backend: socket.socket | None = None
         self._open.add(client)
         try:
             client.settimeout(HANDSHAKE_TIMEOUT_S)
             client, first = self._greet(client)
             self._open.add(client)
-            with client, socket.create_connection((self._server.address, self._server.port)) as backend:
-                client.settimeout(None)
-                backend.sendall(first)
-                _relay(client, backend)
+            backend = socket.create_connection((self._server.address, self._server.port))
+            client.settimeout(None)
+            backend.sendall(first)
+            _relay(client, backend)
         except OSError as error:  # ssl.SSLError is one: a client that does not like the certificate
             log.debug("%s: %s", self._server.name, error)
         finally:
-            client.close()
             self._open.discard(client)
+            for sock in (client, backend):
+                if sock is not None:
+                    _hang_up(sock)
 
     def _greet(self, client: socket.socket) -> tuple[socket.socket, bytes]:
         """The connection, encrypted if the client asked for that, and the first that it said on it."""
@@ -113,6 +114,13 @@ class Front:
             self._open.discard(client)
             return self.context.wrap_socket(client, server_side=True), b""
         return client, first
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """End the connection also where a forked worker has a copy of the descriptor, which a mere close() would not."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 def _relay(client: socket.socket, backend: socket.socket) -> None:

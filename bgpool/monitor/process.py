@@ -30,6 +30,7 @@ from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present
 from bgpool.segment.writer import Writer
+from bgpool.settings import Password
 
 __all__ = ["Monitor", "run_monitor"]
 
@@ -48,7 +49,10 @@ def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> 
 
     Raises:
         SegmentError: The run directory or the segment cannot be used.
+        ConfigurationError: The password callable cannot be imported here.
     """
+    # Before the claim: to import an application's module may take seconds, in which a monitor would look hung.
+    password = config.password
     directory = Path(config.run_dir)
     prepare_run_dir(directory)
     files = RunFiles.of(directory, config.bg_id)
@@ -57,7 +61,7 @@ def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> 
         return False
     writer = Writer(files, tenure.term, tenure.snapshot)
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term)
-    Monitor(config, files, writer, tenure.snapshot).run(linger_s)
+    Monitor(config, password, files, writer, tenure.snapshot).run(linger_s)
     tenure.lock.release()
     return True
 
@@ -65,8 +69,11 @@ def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> 
 class Monitor:
     """Turns what probes and look-ups tell into published snapshots."""
 
-    def __init__(self, config: MonitorConfig, files: RunFiles, writer: Writer, snapshot: Snapshot) -> None:
+    def __init__(
+        self, config: MonitorConfig, password: Password | None, files: RunFiles, writer: Writer, snapshot: Snapshot
+    ) -> None:
         self._config: Final = config
+        self._password: Final = password
         self._files: Final = files
         self._writer: Final = writer
         self._snapshot = snapshot
@@ -152,9 +159,8 @@ class Monitor:
         self._renewal.assign(todo.renewals if self._config.rules.await_certificates else ())
 
     def _connector(self) -> Callable[[Target], Session]:
-        resolver, password = make_resolver(self._config.resolver), self._config.password
-        params = self._config.params
-        return lambda target: PostgresSession(params, _resolved(target, resolver, self._config), password)
+        resolver, params = make_resolver(self._config.resolver), self._config.params
+        return lambda target: PostgresSession(params, _resolved(target, resolver, self._config), self._password)
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:

@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from bgpool import sockets
 from bgpool.core.limits import ENDPOINTS, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
 from bgpool.core.phase import Phase
-from bgpool.core.routing import Action, Decision, Purpose
+from bgpool.core.routing import Action, Decision, Names, Purpose, names_to_try
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
 from bgpool.pools.alias import Endpoint
@@ -32,13 +32,17 @@ from bgpool.settings import Dsn, Password, Settings
 __all__ = ["Generation", "Recipe"]
 
 
+#: The application's own name for it.
+_OWN: Final = Names("", "")
+
+
 class Recipe:
     """How the generations of one pool are made.
 
     Attributes:
         options: psycopg_pool's own options, passed on as they are.
         resolver: Who finds addresses where connections go by name; None leaves it to libpq.
-        proved: The name under which the host at an address was last connected to; where names matter.
+        proved: The names under which an address was last connected to, its own and its token's; where names matter.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class Recipe:
         self.settings: Final = settings
         self.gate: Final = gate
         self.endpoint: Final = endpoint
-        self.proved: Final[dict[str, str]] = {}
+        self.proved: Final[dict[str, Names]] = {}
         self.resolver: Final = resolver
         self.options: Final = {name: value for name, value in options.items() if name != "connection_class"}
         self.connection_class: Final = aware(options.get("connection_class", psycopg.Connection))
@@ -68,15 +72,19 @@ class Recipe:
         routed = decision.action is Action.ROUTE
         failure: psycopg.OperationalError | None = None
         for address in decision.addresses if routed else self._addresses():
-            for name in self._names(decision, address) if routed else ("",):
-                place = self._place(name, address)
+            for names in self._names(decision, address) if routed else (_OWN,):
+                place = self._place(names, address)
                 try:
                     connection = self.connection_class.connect(conninfo, **{**self.dsn.params, **kwargs, **place})
+                except psycopg.errors.ConnectionTimeout as error:
+                    # Nobody is there, whatever the name.
+                    failure = error
+                    break
                 except psycopg.OperationalError as error:
                     failure = error
                     continue
-                if name:
-                    self._remember(address, name)
+                if names is not _OWN:
+                    self._remember(address, names)
                 return connection
         raise failure or psycopg.OperationalError(f"{self.dsn.host} does not exist")
 
@@ -84,21 +92,21 @@ class Recipe:
         """Where the endpoint is by name; one empty address leaves it to libpq."""
         return self.resolver.resolve(self.dsn.host)[:1] if self.resolver is not None else ("",)
 
-    def _names(self, decision: Decision, address: str) -> tuple[str, ...]:
-        """The names to try at *address*, that which was right there last first."""
+    def _names(self, decision: Decision, address: str) -> list[Names]:
+        """The names to try at *address*, those that were right there last first."""
         if not self.dsn.names_matter:
-            return ("",)
-        names = decision.names
+            return [_OWN]
         last = self.proved.get(address)
-        return (last, *(name for name in names if name != last)) if last in names else names
+        names = names_to_try(decision.names, tokens=self.dsn.password is not None)
+        return sorted(names, key=lambda pair: pair != last)
 
-    def _place(self, name: str, address: str) -> dict[str, Any]:
-        """What tells libpq where to go; without a *name* the host keeps the one that the application gave."""
+    def _place(self, names: Names, address: str) -> dict[str, Any]:
+        """What tells libpq where to go; without a name the host keeps the one that the application gave."""
         place: dict[str, Any] = {"hostaddr": address} if address else {}
-        if name:
-            place["host"] = name
+        if names.host:
+            place["host"] = names.host
         if self.dsn.password is not None:
-            place["password"] = self._password(self.dsn.password, name or self.endpoint.name)
+            place["password"] = self._password(self.dsn.password, names.token or self.endpoint.name)
         return place
 
     def _password(self, password: Password, name: str) -> str:
@@ -109,11 +117,11 @@ class Recipe:
             text = f"the password callable failed for {self.dsn.user}@{name}: {type(error).__name__}"
             raise psycopg.OperationalError(text) from error
 
-    def _remember(self, address: str, name: str) -> None:
-        if self.proved.get(address) != name:
+    def _remember(self, address: str, names: Names) -> None:
+        if self.proved.get(address) != names:
             if len(self.proved) >= ENDPOINTS:
                 self.proved.clear()
-            self.proved[address] = name
+            self.proved[address] = names
 
     def make_inner(self, connector: object) -> ConnectionPool[Any]:
         """A psycopg pool, not open yet, whose connections *connector* makes.

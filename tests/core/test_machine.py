@@ -230,6 +230,7 @@ def test_whatever_happens(data: st.DataObject) -> None:
                 assert decide(after, host.name, Purpose.CHECKOUT).action is Action.HOLD
         if after.phase is Phase.NOT_CREATED:
             assert not after.hosts
+        assert after.timeline or after.phase is Phase.NOT_CREATED
         snapshot = after
 
 

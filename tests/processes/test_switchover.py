@@ -40,7 +40,7 @@ def test_healthy(flavour: str) -> None:
     assert report.snapshot is not None
     events = [entry.event for entry in report.snapshot.timeline]
     assert events == [
-        *("CREATED", "PREPARATION", "IN_PROGRESS", "POST"),
+        *("NOT_CREATED", "CREATED", "PREPARATION", "IN_PROGRESS", "POST"),
         *("Green topology changed", "Blue DNS updated", "Green DNS removed", "COMPLETED"),
     ]
     assert not trial.run_dir.exists()

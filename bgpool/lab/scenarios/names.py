@@ -17,6 +17,7 @@ __all__ = ["SCENARIOS"]
 ALIAS: Final = "db.shop.example"
 #: A second and a half after green's first write: as long as DNS was stale in the measured switchovers, scaled.
 LATE: Final = replace(FAST, certificates_renewed_s=2.6, tokens_renamed_s=2.6)
+UNEVEN: Final = replace(FAST, certificates_renewed_s=0.9, tokens_renamed_s=2.6)
 
 
 def dns_of(pair: Pair) -> DnsServer:
@@ -123,12 +124,16 @@ SCENARIOS: Final = (
         "tls-renewed-late",
         "sslmode=verify-full, and green's certificate is for its green name long after it took blue's",
         trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
+        # A third one, for a moment, tries green under its new name.
+        connections=3,
         check=_renewal_was_noticed,
     ),
     Scenario(
         "iam-renamed-late",
-        "tokens instead of a password, each good for one name, and green's names change late",
-        trial={"pair_options": {"iam": True}, "schedule": LATE, "settle_s": 1.5},
+        "tokens instead of a password, each good for one name; green's names change late, its certificates before",
+        trial={"pair_options": {"iam": True}, "schedule": UNEVEN, "settle_s": 1.5},
+        # A third one, for a moment, tries green under its new name.
+        connections=3,
         check=_renewal_was_noticed,
     ),
     Scenario(

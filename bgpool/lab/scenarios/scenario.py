@@ -68,6 +68,7 @@ class Scenario:
         check: Called after the workers have ended: more findings.
         hold_s: Longest that a caller may wait.
         release_s: Longest from the evidence to the release, in seconds.
+        connections: Most that monitoring may have open at a time.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Scenario:
     check: Callable[[Trial], list[str]] | None = None
     hold_s: float = HOLD_S
     release_s: float = RELEASE_S
+    connections: int = MONITORING_CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def findings(scenario: Scenario, report: Report) -> list[str]:
         found.append(f"connections to the wrong side: {report.strays}")
     if report.longest_call_s > scenario.hold_s + GRACE_S:
         found.append(f"a caller waited {report.longest_call_s:.1f} s, the bound is {scenario.hold_s:g} s")
-    if report.monitoring_connections > MONITORING_CONNECTIONS:
+    if report.monitoring_connections > scenario.connections:
         found.append(f"{report.monitoring_connections} monitoring connections")
     phase = report.snapshot.phase if report.snapshot is not None else None
     if phase not in scenario.last_phases:

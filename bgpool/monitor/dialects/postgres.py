@@ -13,6 +13,7 @@ import psycopg
 from bgpool._version import __version__
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
+from bgpool.core.routing import names_to_try
 from bgpool.monitor.session import Answer, SessionError
 from bgpool.settings import Password
 
@@ -167,17 +168,21 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
         own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
     # Names are worth trying only where they have to be proved.
     proved = password is not None or own.get("sslmode") == "verify-full"
-    names = target.names if proved and target.names else (target.host,)
+    tried = target.names if proved and target.names else (target.host,)
     failure: psycopg.Error | OSError | None = None
     for address in target.addresses or ("",):
-        for name in names:
-            place: dict[str, Any] = {"host": name, "port": target.port}
+        for names in names_to_try(tried, tokens=password is not None):
+            place: dict[str, Any] = {"host": names.host, "port": target.port}
             if address:
                 place["hostaddr"] = address
             if password is not None:
-                place["password"] = _made(password, name, target.port, str(own.get("user") or getpass.getuser()))
+                place["password"] = _made(password, names.token, target.port, str(own.get("user") or getpass.getuser()))
             try:
                 return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
+            except psycopg.errors.ConnectionTimeout as error:
+                # Nobody is there, whatever the name.
+                failure = error
+                break
             except (psycopg.Error, OSError) as error:
                 failure = error
     raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
