@@ -62,7 +62,7 @@ def _silent(trial: Trial) -> None:
 def _stale(trial: Trial) -> None:
     dns = dns_of(trial.pair)
     trial.director.add("dns stale", 0.1, dns.freeze)
-    trial.director.add("dns fresh", 6.0, dns.thaw)
+    trial.director.add("dns fresh", 4.0, dns.thaw)
 
 
 def _alias(trial: Trial) -> None:

@@ -87,7 +87,7 @@ def _left_on(trial: Trial) -> None:
     trial.pair.blue.set_read_only(True)
     trial.pair.blue.refuse_clients()
     trial.pair.blue.cut_clients()
-    time.sleep(3.0)
+    time.sleep(1.5)
 
 
 def _phase(trial: Trial) -> Phase | None:

@@ -1,0 +1,30 @@
+"""What docs/units-of-work.md tells people to write works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bgpool
+from bgpool.lab import Pair
+from bgpool.pools.postgres import PostgresPool
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.mark.usefixtures("hand")
+def test_units_of_work(make_pool: Callable[..., PostgresPool], pair: Pair) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "units-of-work.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"pool": make_pool(), "bgpool": bgpool}
+    with names["pool"].connection() as conn:
+        conn.execute("CREATE TABLE orders (item text)")
+    try:
+        exec(first, names)
+        assert names["total"] == 1
+        exec(second, names)
+    finally:
+        pair.blue.execute("DROP TABLE orders", database="app")
