@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from bgpool import auth
 from bgpool._version import __version__
 from bgpool.core.phase import Phase
 from bgpool.errors import (
@@ -29,6 +30,7 @@ from bgpool.registry import get_pool
 __all__ = [
     "get_pool",
     "transactional",
+    "auth",
     "PostgresPool",
     "PoolStats",
     "Phase",

@@ -42,8 +42,9 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Postgr
     Args:
         dsn: A ``postgresql://`` URL, with ``bg_`` parameters in its query if you like, or a libpq connection string.
         bg_id: Which Blue/Green Deployment; the same for every connection to it. Default ``1``.
-        options: Any other ``bg_`` parameter of docs/parameters.md, ``monitoring={...}`` for the monitoring
-            connections alone, and every option of psycopg_pool's ConnectionPool but ``open``.
+        options: Any other ``bg_`` parameter of docs/parameters.md; ``password``, a string or a callable
+            ``(host, port, user) -> str``; ``endpoint``, which the DSN's host is an alias of; ``monitoring={...}`` for
+            the monitoring connections alone; and every option of psycopg_pool's ConnectionPool but ``open``.
 
     Raises:
         ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
@@ -63,7 +64,8 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> PostgresPool:
     for name in left:
         if name not in _POOL_OPTIONS:
             raise ConfigurationError(
-                f"unknown parameter {name!r}: allowed are the bg_ parameters, monitoring, and psycopg_pool's "
+                f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and "
+                "psycopg_pool's "
                 f"{', '.join(sorted(_POOL_OPTIONS))}"
             )
     make_resolver(settings.bg_resolver)

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.lab
 def test_units_of_work(make_pool: Callable[..., PostgresPool], pair: Pair) -> None:
     text = (Path(__file__).parents[2] / "docs" / "units-of-work.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {"pool": make_pool(), "bgpool": bgpool}
-    with names["pool"].connection() as conn:
+    pool = make_pool()
+    names = {"pool": pool, "bgpool": bgpool}
+    with pool.connection() as conn:
         conn.execute("CREATE TABLE orders (item text)")
     try:
         exec(first, names)
