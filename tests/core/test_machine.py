@@ -165,6 +165,14 @@ def test_the_epoch_rises_at_the_drain_and_at_the_release_and_nowhere_else() -> N
     assert (rolled_back.phase, rolled_back.epoch) == (Phase.CREATED, 2)
 
 
+def test_a_release_after_the_timer_makes_what_was_opened_by_name_unfit() -> None:
+    overdue = ready(Phase.COMPLETED, epoch=3, green_was_read_only=True)
+    assert overdue.is_overdue
+    released = step(overdue, Answered(at(1), Role.TARGET, read_only=False), RULES)
+    assert (released.phase, released.epoch, released.pinned) == (Phase.POST, 4, True)
+    assert released.deadline_ns > 0
+
+
 def test_summary_counts_from_in_progress() -> None:
     snapshot = step(ready(), StatusRead(at(10), Role.SOURCE, rows("SWITCHOVER_INITIATED")), RULES)
     snapshot = step(snapshot, StatusRead(at(12), Role.SOURCE, rows("SWITCHOVER_IN_PROGRESS")), RULES)
