@@ -8,7 +8,8 @@ from bgpool.core.limits import SWITCHING_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.plan import Intervals, Target, plan
 from bgpool.core.snapshot import Snapshot
-from tests.core.test_machine import BLUE, GREEN, ready
+from tests.core.test_machine import ready
+from tests.core.test_transcripts import BLUE, GREEN
 
 INTERVALS = Intervals(baseline_ms=60_000, increased_ms=1_000, high_ms=100)
 #: As it is after a switchover whose DNS has moved.
