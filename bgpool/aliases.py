@@ -41,7 +41,10 @@ def real_endpoint(host: str, resolver: str) -> str | None:
     deadline = time.monotonic() + ALIAS_TIMEOUT_S
     name = normalise_host(host)
     for _ in range(ALIAS_LINKS):
-        target = _next_link(asked, name, max(0.1, deadline - time.monotonic()))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise OSError(f"no end in {ALIAS_TIMEOUT_S} s")
+        target = _next_link(asked, name, left_s)
         if target is None or parse_endpoint(target) is not None:
             return target
         name = target

@@ -39,7 +39,7 @@ class Endpoint:
             return
         try:
             self.name = real_endpoint(self._host, self._settings.bg_resolver) or self._host
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._complain(error)
             self._try_at = time.monotonic() + ALIAS_RETRY_S
         else:
@@ -56,7 +56,7 @@ class Endpoint:
         """The reading thread stayed with the parent."""
         self._reader = None
 
-    def _complain(self, error: OSError) -> None:
+    def _complain(self, error: Exception) -> None:
         if self._complained:
             return
         self._complained = True

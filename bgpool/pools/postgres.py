@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import Snapshot
@@ -89,7 +90,9 @@ class PostgresPool:
         self._cuts: list[tuple[float, Generation]] = []
         # The mapped word, what it said when the generation was found good, and the generation: read as one.
         self._quick: tuple[memoryview, int, Any] = _SHUT
-        self._joined = False
+        self._joining = False
+        # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
+        self._joined = threading.Event()
         self._drained = False
 
     def __repr__(self) -> str:
@@ -277,10 +280,13 @@ class PostgresPool:
 
     def _join(self) -> None:
         with self._lock:
-            joined, self._joined = self._joined, True
-        if not joined:
-            self._endpoint.read()
-            self._participant.join(self)
+            joining, self._joining = self._joining, True
+        if joining:
+            self._joined.wait(ALIAS_TIMEOUT_S)
+            return
+        self._endpoint.read()
+        self._joined.set()
+        self._participant.join(self)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.
