@@ -1,4 +1,4 @@
-"""Passwords that are made for each connection: tokens of IAM database authentication."""
+"""Passwords that are made for each connection: calling what makes them, and tokens of IAM database authentication."""
 
 from __future__ import annotations
 
@@ -6,11 +6,34 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
+
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.limits import TOKEN_LIFE_S, TOKENS
 from bgpool.errors import ConfigurationError
+from bgpool.settings import Password
 
-__all__ = ["RdsIam"]
+__all__ = ["RdsIam", "make_password"]
+
+
+def make_password(password: Password, host: str, port: int, user: str) -> str:
+    """What *password* makes for a connection, or an error that is fit for a log.
+
+    Raises:
+        psycopg.OperationalError: It failed, with the failure as the cause, or it made no string. The text names user,
+            host and the kind of failure.
+    """
+    what = f"the password callable failed for {user}@{host}"
+    try:
+        made: object = password(host, port, user)
+    except ConfigurationError as error:
+        raise psycopg.OperationalError(f"{what}: {error}") from error
+    except Exception as error:
+        # Not its text: what makes secrets may quote them.
+        raise psycopg.OperationalError(f"{what}: {type(error).__name__}") from error
+    if not isinstance(made, str):
+        raise psycopg.OperationalError(f"{what}: it returned {type(made).__name__} instead of a string")
+    return made
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.core.limits import MONITOR_CONNECT_TIMEOUT_S, MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.errors import ConfigurationError
 
-__all__ = ["MONITORING_PREFIX", "Dsn", "Password", "Settings", "parse"]
+__all__ = ["MONITORING_PREFIX", "Dsn", "Password", "Settings", "parse", "user_of"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
@@ -186,7 +186,7 @@ class Dsn:
     @property
     def user(self) -> str:
         """Whom connections log in as."""
-        return str(self.params.get("user") or os.environ.get("PGUSER") or getpass.getuser())
+        return user_of(self.params)
 
     @property
     def names_matter(self) -> bool:
@@ -197,6 +197,11 @@ class Dsn:
     def endpoint(self) -> str:
         """The host as the metadata spells names."""
         return normalise_host(self.host)
+
+
+def user_of(params: Mapping[str, Any]) -> str:
+    """Whom connections with *params* log in as, as libpq finds it out."""
+    return str(params.get("user") or os.environ.get("PGUSER") or getpass.getuser())
 
 
 def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str, Any]]:

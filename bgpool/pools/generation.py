@@ -18,6 +18,7 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed
 
 from bgpool import sockets
+from bgpool.auth import make_password
 from bgpool.core.limits import ENDPOINTS, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Decision, Names, Purpose, names_to_try
@@ -27,7 +28,7 @@ from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware, aware
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
-from bgpool.settings import Dsn, Password, Settings
+from bgpool.settings import Dsn, Settings
 
 __all__ = ["Generation", "Recipe"]
 
@@ -73,8 +74,8 @@ class Recipe:
         failure: psycopg.OperationalError | None = None
         for address in decision.addresses if routed else self._addresses():
             for names in self._names(decision, address) if routed else (_OWN,):
-                place = self._place(names, address)
                 try:
+                    place = self._place(names, address)
                     connection = self.connection_class.connect(conninfo, **{**self.dsn.params, **kwargs, **place})
                 except psycopg.errors.ConnectionTimeout as error:
                     # Nobody is there, whatever the name.
@@ -106,16 +107,9 @@ class Recipe:
         if names.host:
             place["host"] = names.host
         if self.dsn.password is not None:
-            place["password"] = self._password(self.dsn.password, names.token or self.endpoint.name)
+            name = names.token or self.endpoint.name
+            place["password"] = make_password(self.dsn.password, name, self.dsn.port, self.dsn.user)
         return place
-
-    def _password(self, password: Password, name: str) -> str:
-        try:
-            return password(name, self.dsn.port, self.dsn.user)
-        except Exception as error:
-            # Not its text: what makes secrets may quote them.
-            text = f"the password callable failed for {self.dsn.user}@{name}: {type(error).__name__}"
-            raise psycopg.OperationalError(text) from error
 
     def _remember(self, address: str, names: Names) -> None:
         if self.proved.get(address) != names:

@@ -284,8 +284,10 @@ class PostgresPool:
         if joining:
             self._joined.wait(ALIAS_TIMEOUT_S)
             return
-        self._endpoint.read()
-        self._joined.set()
+        try:
+            self._endpoint.read()
+        finally:
+            self._joined.set()
         self._participant.join(self)
 
     def close(self, timeout: float = 5.0) -> None:

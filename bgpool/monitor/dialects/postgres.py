@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,11 +10,12 @@ from typing import Any, Final
 import psycopg
 
 from bgpool._version import __version__
+from bgpool.auth import make_password
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
 from bgpool.core.routing import names_to_try
 from bgpool.monitor.session import Answer, SessionError
-from bgpool.settings import Password
+from bgpool.settings import Password, user_of
 
 __all__ = ["AURORA", "RDS", "Dialect", "PostgresSession"]
 
@@ -169,15 +169,16 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
     # Names are worth trying only where they have to be proved.
     proved = password is not None or own.get("sslmode") == "verify-full"
     tried = target.names if proved and target.names else (target.host,)
+    user = user_of(own)
     failure: psycopg.Error | OSError | None = None
     for address in target.addresses or ("",):
         for names in names_to_try(tried, tokens=password is not None):
             place: dict[str, Any] = {"host": names.host, "port": target.port}
             if address:
                 place["hostaddr"] = address
-            if password is not None:
-                place["password"] = _made(password, names.token, target.port, str(own.get("user") or getpass.getuser()))
             try:
+                if password is not None:
+                    place["password"] = make_password(password, names.token, target.port, user)
                 return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
             except psycopg.errors.ConnectionTimeout as error:
                 # Nobody is there, whatever the name.
@@ -186,14 +187,6 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
             except (psycopg.Error, OSError) as error:
                 failure = error
     raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
-
-
-def _made(password: Password, host: str, port: int, user: str) -> str:
-    try:
-        return password(host, port, user)
-    except Exception as error:
-        # Not its text: what makes secrets may quote them.
-        raise SessionError(f"the password callable failed for {user}@{host}: {type(error).__name__}") from error
 
 
 def first_line(error: BaseException) -> str:
