@@ -32,7 +32,7 @@ from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, summary_table
 
-__all__ = ["TRANSITIONS", "Rules", "Signal", "step"]
+__all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,10 @@ _REPORTED: Final = {
     Phase.IN_PROGRESS: Signal.STARTED,
     Phase.POST: Signal.PROMOTED,
 }
+
+#: How far the epoch rises at a decision of the monitor, and at the running out of the timer, which is anybody's.
+EPOCH_OF_DECISION: Final = 2
+EPOCH_OF_TIMER: Final = 1
 
 #: What the timeline says told of a phase that several things can tell of.
 _EVIDENCE: Final[Mapping[Signal, str]] = {
@@ -288,7 +292,7 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
     before = snapshot.phase
     if phase is Phase.NOT_CREATED:
         return _begin_to_watch(Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices), at)
-    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase))
+    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase, signal))
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
         return _summarise(_timeline(snapshot, at, CREATED_AGAIN))
@@ -307,11 +311,17 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
     return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
 
 
-def _makes_unfit(before: Phase, phase: Phase) -> int:
-    """1 where connections opened before must not be used after: at the drain, and at the release."""
+def _makes_unfit(before: Phase, phase: Phase, signal: Signal) -> int:
+    """By how much the epoch rises: above 0 where connections opened before must not be used after.
+
+    The timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
+    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch.
+    """
     drained = phase is Phase.IN_PROGRESS
     released = phase is Phase.POST or (phase is Phase.COMPLETED and before < Phase.POST)
-    return int(drained or released)
+    if not (drained or released):
+        return 0
+    return EPOCH_OF_TIMER if signal is Signal.TIMED_OUT else EPOCH_OF_DECISION
 
 
 def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:

@@ -62,8 +62,8 @@ class Snapshot:
 
     Attributes:
         phase: Where the deployment stands.
-        epoch: Counts the decisions that make older connections unfit: up at IN_PROGRESS (drain) and up at the
-            release. A connection carries the epoch that it was about to be opened under; never falls.
+        epoch: Rises with the decisions that make older connections unfit: at IN_PROGRESS (drain) and at the release.
+            A connection carries the epoch that it was about to be opened under; never falls.
         ready: Inventory, addresses and the blue → green map are complete.
         rolled_back: The last switchover went back to blue.
         pinned: Blue endpoints lead to green's recorded addresses, because DNS has not followed yet.

@@ -20,6 +20,7 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from bgpool import sockets
 from bgpool.auth import make_password
 from bgpool.core.limits import ENDPOINTS, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Decision, Names, Purpose, names_to_try
 from bgpool.core.snapshot import Snapshot
@@ -259,7 +260,11 @@ class Generation:
         """Whether the switchover that drained this generation, and no other since, went back to blue."""
         if snapshot is None or self.epoch is None:
             return False
-        return snapshot.rolled_back and snapshot.epoch == self.epoch + 1 and snapshot.phase is Phase.CREATED
+        return (
+            snapshot.rolled_back
+            and snapshot.epoch == self.epoch + EPOCH_OF_DECISION
+            and snapshot.phase is Phase.CREATED
+        )
 
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""

@@ -154,9 +154,9 @@ def test_the_epoch_rises_at_the_drain_and_at_the_release_and_nowhere_else() -> N
     for second, status in enumerate(PHASE_OF_STATUS):
         snapshot = step(snapshot, StatusRead(at(second), Role.SOURCE, rows(status)), RULES)
         epochs.append(snapshot.epoch)
-    assert epochs == [1, 1, 2, 3, 3]
+    assert epochs == [1, 1, 3, 5, 5]
     missed = step(ready(), StatusRead(at(1), Role.SOURCE, rows("SWITCHOVER_IN_POST_PROCESSING")), RULES)
-    assert missed.epoch == 2
+    assert missed.epoch == 3
     rolled_back = step(
         ready(Phase.IN_PROGRESS, epoch=2, target_reading=Phase.IN_PROGRESS),
         StatusRead(at(1), Role.TARGET, rows("AVAILABLE")),
@@ -165,11 +165,23 @@ def test_the_epoch_rises_at_the_drain_and_at_the_release_and_nowhere_else() -> N
     assert (rolled_back.phase, rolled_back.epoch) == (Phase.CREATED, 2)
 
 
+@pytest.mark.parametrize("phase", [Phase.PREPARATION, Phase.IN_PROGRESS])
+def test_a_timer_and_a_decision_in_the_same_moment_lead_to_different_epochs(phase: Phase) -> None:
+    """A worker's clock runs out while the monitor publishes; what it opened by name then must not count as fit."""
+    before = ready(phase, epoch=7)
+    by_the_worker = step(before, Tick(at(180)), RULES)
+    assert by_the_worker.phase is Phase.COMPLETED
+    for status in ("SWITCHOVER_IN_PROGRESS", "SWITCHOVER_IN_POST_PROCESSING"):
+        by_the_monitor = step(before, StatusRead(at(179.9), Role.SOURCE, rows(status)), RULES)
+        if by_the_monitor.phase is not phase:
+            assert by_the_worker.epoch < by_the_monitor.epoch
+
+
 def test_a_release_after_the_timer_makes_what_was_opened_by_name_unfit() -> None:
     overdue = ready(Phase.COMPLETED, epoch=3, green_was_read_only=True)
     assert overdue.is_overdue
     released = step(overdue, Answered(at(1), Role.TARGET, read_only=False), RULES)
-    assert (released.phase, released.epoch, released.pinned) == (Phase.POST, 4, True)
+    assert (released.phase, released.epoch, released.pinned) == (Phase.POST, 5, True)
     assert released.deadline_ns > 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.lab import Pair, ledger
@@ -51,7 +52,9 @@ class Hand:
         """Go to *phase*; the epoch moves as it does in a switchover."""
         unfit = phase is Phase.IN_PROGRESS or (phase >= Phase.POST and self.snapshot.phase < Phase.POST)
         changes.setdefault("deadline_ns", time.monotonic_ns() + 60_000_000_000 if phase in SWITCHING else 0)
-        self.snapshot = replace(self.snapshot, phase=phase, epoch=self.snapshot.epoch + unfit, **changes)
+        self.snapshot = replace(
+            self.snapshot, phase=phase, epoch=self.snapshot.epoch + EPOCH_OF_DECISION * unfit, **changes
+        )
         self._writer.publish(self.snapshot)
 
 
