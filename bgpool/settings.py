@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -32,7 +33,7 @@ _ENDPOINT: Final = "endpoint"
 #: Makes a password from a host name, a port and a user.
 Password = Callable[[str, int, str], str]
 #: What selects a node would lead a monitoring connection away from the node that it is to watch.
-_NODE_SELECTION: Final = frozenset({"target_session_attrs", "load_balance_hosts", "options"})
+_NODE_SELECTION: Final = frozenset({"target_session_attrs", "load_balance_hosts", "hostaddr", "options"})
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 _DEFAULT_PORT: Final = 5432
 
@@ -69,9 +70,13 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _bg_id(name: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+    number = value
+    if isinstance(number, float) and math.isfinite(number):
+        # 1.0 is the same number as 1.
+        number = int(number) if number.is_integer() else str(number)
+    if isinstance(number, bool) or not isinstance(number, (str, int)) or not str(number).strip():
         raise ConfigurationError(f"{name}={value!r}: a number or a string that is not blank is allowed")
-    text = str(value).strip().lower()
+    text = str(number).strip().lower()
     if len(text) > 200:
         raise ConfigurationError(f"{name}={value!r}: at most 200 characters are allowed")
     return text
@@ -228,10 +233,14 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     settings = Settings.from_mapping(given)
     params = _libpq_params(url)
     static = left.get("kwargs")
+    given_password = left.pop("password", None)
     if isinstance(static, Mapping):
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-        params |= {name: value for name, value in static.items() if name in known}
-    password = _password("password", left.pop("password", None), params)
+        params |= {name: value for name, value in static.items() if name in known and value is not None}
+        # psycopg_pool would have it win over the one that is made, and the monitor take its repr for it.
+        left["kwargs"] = {name: value for name, value in static.items() if name != "password"}
+        given_password = static.get("password") if given_password is None else given_password
+    password = _password("password", given_password, params)
     _check_host(params)
     _check_connect_timeout(params, "connect_timeout")
     params.setdefault("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT") or MONITOR_CONNECT_TIMEOUT_S)
@@ -333,6 +342,11 @@ def _monitoring_overrides(given: dict[str, object], mapping: object) -> dict[str
     for name in overrides:
         if name not in known:
             raise ConfigurationError(f"{MONITORING_PREFIX}{name}: no connection parameter of libpq has that name")
+    if "hostaddr" in overrides:
+        raise ConfigurationError(f"{MONITORING_PREFIX}hostaddr: the monitor goes to several hosts; host is allowed")
+    _check_host(overrides)
+    if "port" in overrides:
+        overrides["port"] = _port(overrides["port"])
     _check_connect_timeout(overrides, f"{MONITORING_PREFIX}connect_timeout")
     return overrides
 

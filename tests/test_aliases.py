@@ -68,6 +68,17 @@ def test_a_loop_and_an_answer_that_does_not_come_are_said_in_time(server: DnsSer
     assert time.monotonic() - began < ALIAS_TIMEOUT_S + 2
 
 
+def test_a_chain_of_slow_links_ends_in_time(server: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.alias("one.example", "two.example")
+    server.alias("two.example", "one.example")
+    server.delay_s = 0.05
+    monkeypatch.setattr(aliases, "ALIAS_TIMEOUT_S", 0.12)
+    asked = server.questions
+    with pytest.raises(OSError, match=r"lifetime|no end in 0.12 s"):
+        real_endpoint("one.example", resolver(server))
+    assert server.questions - asked <= 3
+
+
 def test_the_first_name_of_a_line_is_what_the_others_stand_for(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text(f"10.0.0.1 {RDS} db.shop.example  # ours\n10.0.0.2 plain.example alias.example\n")

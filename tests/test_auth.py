@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import sys
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
-from bgpool.auth import RdsIam
+from bgpool.auth import RdsIam, make_password
 from bgpool.errors import ConfigurationError
 
 HOST = "ledger-green-abc123.c0.eu-west-1.rds.amazonaws.com"
@@ -80,6 +82,22 @@ def test_it_can_be_handed_to_another_process_and_keeps_its_secrets() -> None:
 def test_a_name_without_a_region_needs_one() -> None:
     with pytest.raises(ConfigurationError, match=r"'db.shop.example'.*RdsIam\(region="):
         RdsIam()("db.shop.example", 5432, "app")
+
+
+def test_what_fails_to_make_a_password_is_named_and_not_quoted() -> None:
+    def secretive(*_: object) -> str:
+        raise RuntimeError("s3cret")
+
+    def wrong(*_: object) -> Any:
+        return b"s3cret"
+
+    for password, what in ((secretive, "RuntimeError"), (wrong, "bytes instead of a string")):
+        with pytest.raises(psycopg.OperationalError, match=f"failed for app@{HOST}: .*{what}") as caught:
+            make_password(password, HOST, 5432, "app")
+        assert "s3cret" not in str(caught.value)
+    with pytest.raises(psycopg.OperationalError, match="give one, as in RdsIam") as caught:
+        make_password(RdsIam(), "db.shop.example", 5432, "app")
+    assert isinstance(caught.value.__cause__, ConfigurationError)
 
 
 def test_boto3_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

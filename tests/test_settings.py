@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import pickle
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bgpool.core.plan import Target
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.settings import Settings, parse
@@ -57,7 +62,8 @@ def test_every_parameter_is_tested_and_documented() -> None:
     [
         ("bg_id", "  "),
         ("bg_id", True),
-        ("bg_id", 1.5),
+        ("bg_id", float("inf")),
+        ("bg_id", None),
         ("bg_connect_timeout_ms", -1),
         ("bg_connect_timeout_ms", "soon"),
         ("bg_connect_timeout_ms", 1.5),
@@ -77,6 +83,11 @@ def test_out_of_domain(name: str, value: object) -> None:
         parse(URL, {name: value})
     assert name in str(caught.value)
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(7, "7"), (7.0, "7"), (1.5, "1.5"), (" Ledger ", "ledger")])
+def test_a_bg_id_is_any_number_or_string(value: object, expected: str) -> None:
+    assert parse(URL, {"bg_id": value})[1].bg_id == expected
 
 
 def test_unknown_parameter() -> None:
@@ -153,6 +164,37 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
         parse(f"{URL}?blue-green-monitoring-usr=x", {})
 
 
+def monitor_of(dsn: str, **options: Any) -> MonitorConfig:
+    place, settings, _ = parse(dsn, options)
+    return MonitorConfig.of(place, settings, Path("/run/x"))
+
+
+def test_the_monitor_may_look_elsewhere_first() -> None:
+    assert monitor_of(URL).entrance == Target("db.example.com", 6000)
+    assert monitor_of(URL, endpoint=ENDPOINT).entrance == Target(ENDPOINT, 6000)
+    assert monitor_of(URL, monitoring={"host": "writer.example", "port": 7000}).entrance == Target(
+        "writer.example", 7000
+    )
+    in_url = f"{URL}?blue-green-monitoring-host=writer.example&blue-green-monitoring-port=7000"
+    assert monitor_of(in_url).entrance == Target("writer.example", 7000)
+    assert parse(in_url, {})[0].host == "db.example.com"
+    for name, value in (("host", "one,two"), ("port", "many")):
+        with pytest.raises(ConfigurationError, match="allowed"):
+            monitor_of(URL, monitoring={name: value})
+
+
+def test_an_address_is_for_one_host_and_the_monitor_goes_to_several() -> None:
+    assert "hostaddr" not in monitor_of(f"{URL}?hostaddr=10.0.0.1").params
+    with pytest.raises(ConfigurationError, match="host is allowed"):
+        monitor_of(URL, monitoring={"hostaddr": "10.0.0.1"})
+
+
+def test_what_is_not_given_is_not_handed_over() -> None:
+    params = monitor_of(URL, kwargs={"sslrootcert": None}, monitoring={"sslcert": None}).params
+    assert not {"sslrootcert", "sslcert"} & set(params)
+    assert all(isinstance(value, str) for value in params.values())
+
+
 def token(host: str, port: int, user: str) -> str:
     return f"token for {user}@{host}:{port}"
 
@@ -168,6 +210,16 @@ def test_a_password_is_a_string_or_a_callable() -> None:
     with pytest.raises(ConfigurationError, match=r"callable .* is allowed, not bytes") as caught:
         parse(URL, {"password": b"s3cret"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_among_the_connection_parameters_is_one_too() -> None:
+    made, _, left = parse(URL, {"kwargs": {"password": token, "autocommit": True}})
+    assert made.password is made.monitoring_password is token
+    assert "password" not in {**made.params, **made.monitoring}
+    assert left == {"kwargs": {"autocommit": True}}
+    given, _, left = parse(URL, {"kwargs": {"password": "static"}, "password": "keyword"})
+    assert given.params["password"] == "keyword", "a keyword wins"
+    assert left == {"kwargs": {}}
 
 
 def test_the_monitor_may_have_a_password_of_its_own() -> None:
@@ -190,17 +242,46 @@ def test_a_password_callable_goes_to_the_monitor_and_only_there() -> None:
     assert MonitorConfig.of(plain, settings, Path("/run/x")).password is None
 
 
-def test_a_password_callable_that_cannot_be_handed_over_is_refused() -> None:
+def test_a_password_callable_that_cannot_be_handed_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_the_program(host: str, port: int, user: str) -> str:
         return f"{host}{port}{user}"
 
     of_the_program.__module__ = "__main__"
-    for callable_ in (lambda *_: "s3cret", of_the_program):
+    of_the_program.__qualname__ = "of_the_program"
+    monkeypatch.setattr(sys.modules["__main__"], "of_the_program", of_the_program, raising=False)
+    # A partial's own module is functools, and pickle takes it.
+    hidden = functools.partial(of_the_program, "s3cret")
+    for callable_ in (lambda *_: "s3cret", of_the_program, hidden):
         place, settings, _ = parse(URL, {"password": callable_})
-        with pytest.raises(ConfigurationError, match=r"monitoring=\{'password'"):
+        with pytest.raises(ConfigurationError, match=r"monitoring=\{'password'") as caught:
             MonitorConfig.of(place, settings, Path("/run/x"))
+        assert "s3cret" not in str(caught.value)
         place, settings, _ = parse(URL, {"password": callable_, "monitoring": {"password": "own"}})
         assert MonitorConfig.of(place, settings, Path("/run/x")).password is None
+
+
+class Reluctant:
+    """Pickle takes it, and it says too much when it is read."""
+
+    def __call__(self, host: str, port: int, user: str) -> str:
+        return token(host, port, user)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (refuse, ("s3cret",))
+
+
+def refuse(secret: str) -> Reluctant:
+    raise ValueError(secret)
+
+
+def test_a_password_callable_that_the_monitor_cannot_read_says_so_and_no_secret(tmp_path: Path) -> None:
+    place, settings, _ = parse(URL, {"password": Reluctant()})
+    with pytest.raises(ConfigurationError, match=r"in the monitor's process \(ValueError\).*RdsIam") as caught:
+        _ = MonitorConfig.of(place, settings, tmp_path).password
+    assert "s3cret" not in str(caught.value)
+    gone = pickle.dumps(token).replace(b"tests.test_settings", b"tests.test_nowhere_")
+    with pytest.raises(ConfigurationError, match=r"No module named 'tests.test_nowhere_'"):
+        _ = replace(MonitorConfig.of(place, settings, tmp_path), password_callable=gone).password
 
 
 def test_where_a_name_has_to_be_proved() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ class MonitorConfig:
 
     Attributes:
         run_dir: Where the segment lives.
-        host, port: The application's endpoint, where the metadata is looked for first.
+        host, port: Where the metadata is looked for first: the application's endpoint, or what monitoring= says.
         params: Parameters of the monitoring connections, password included; never shown.
         password_callable: What makes the password instead, pickled; None where *params* have all it takes.
         resolver: As the parameter bg_resolver.
@@ -58,8 +59,8 @@ class MonitorConfig:
         return cls(
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
-            host=settings.endpoint or dsn.host,
-            port=dsn.port,
+            host=_own(dsn, "host") or settings.endpoint or dsn.host,
+            port=int(_own(dsn, "port") or dsn.port),
             resolver=settings.bg_resolver,
             interval_baseline_ms=settings.bg_interval_baseline_ms,
             interval_increased_ms=settings.bg_interval_increased_ms,
@@ -99,8 +100,10 @@ class MonitorConfig:
             # Of our own user's making, through a pipe: as trustworthy as the program that started us.
             found: Password = pickle.loads(self.password_callable)
         except Exception as error:
+            # The text of an import names what is missing; any other is of the callable's making and may hold a secret.
+            what = str(error) if isinstance(error, (ImportError, AttributeError)) else type(error).__name__
             raise ConfigurationError(
-                f"the password callable cannot be used in the monitor's process: {error!r}; {_REMEDY}"
+                f"the password callable cannot be used in the monitor's process ({what}); {_REMEDY}"
             ) from error
         return found
 
@@ -115,16 +118,23 @@ class MonitorConfig:
         return Target(self.host, self.port)
 
 
+def _own(dsn: Dsn, name: str) -> str | None:
+    """What the monitoring connections have for *name* where that is not what the application has."""
+    value = dsn.monitoring.get(name)
+    return str(value) if value is not None and value != dsn.params.get(name) else None
+
+
 def _pickled(password: Password | None) -> bytes | None:
     if password is None:
         return None
-    home = getattr(password, "__module__", None) or type(password).__module__
+    reason = "part of it is defined in the program itself, which the monitor does not run"
     try:
-        if home == "__main__":
-            raise ValueError("it is defined in the program itself, which the monitor does not run")
-        return pickle.dumps(password)
+        pickled = pickle.dumps(password)
+        # Wherever it is mentioned: a functools.partial of a function of the program comes from functools itself.
+        if all(argument != "__main__" for _, argument, _ in pickletools.genops(pickled)):
+            return pickled
     except Exception as error:
-        # Whatever pickle makes of it; the callable's own repr might hold a secret.
-        raise ConfigurationError(
-            f"password: this callable cannot be handed to the monitor's process ({error}); {_REMEDY}"
-        ) from None
+        # Not its text, which may quote what the callable holds.
+        reason = f"{type(error).__name__} at pickling it"
+    name = getattr(password, "__qualname__", type(password).__qualname__)
+    raise ConfigurationError(f"password: {name} cannot be handed to the monitor's process ({reason}); {_REMEDY}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bgpool.pools.alias import Endpoint
 from bgpool.pools.postgres import PostgresPool
 from bgpool.settings import parse
 from tests.pools.conftest import Hand
+from tests.pools.test_gate import Caller, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -105,6 +107,27 @@ def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
         pair.accept_tokens("green", pair.names.green)
 
 
+def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
+    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+) -> None:
+    green, blue = pair.names.green.primary, pair.names.blue.primary
+
+    def knows_blue(host: str, port: int, user: str) -> str:
+        if host == green:
+            raise KeyError(host)
+        return asked(host, port, user)
+
+    pair.accept_tokens("green", pair.names.promoted)
+    try:
+        hand.publish(Phase.POST, pinned=True)
+        with make_pool(password=knows_blue, max_size=1).connection() as conn:
+            # The certificate is still green's.
+            assert conn.info.host == green
+        assert set(asked.names) == {blue}
+    finally:
+        pair.accept_tokens("green", pair.names.green)
+
+
 @pytest.mark.usefixtures("hand")
 def test_a_callable_that_fails_is_named_and_not_quoted(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     def fails(*_: object) -> str:
@@ -169,6 +192,46 @@ def test_a_chain_that_cannot_be_read_is_said_once_and_tried_again(
     assert found._reader is not None
     found._reader.join(5.0)
     assert found.name == rds
+
+
+def test_a_hosts_file_that_is_no_text_is_said_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = endpoint(tmp_path, "db.shop.example", None)
+    (tmp_path / "hosts").write_bytes(b"10.0.0.1 \xff\xfe\n")
+    found.read()
+    assert caplog.text.count("endpoint=") == 1
+
+
+def test_nobody_is_let_through_while_the_alias_is_being_read(
+    make_pool: MakePool, pair: Pair, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
+
+    class Joined(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.set()
+            return super().wait(timeout)
+
+    def slow(_host: str, _resolver: str) -> str:
+        reading.set()
+        assert go_on.wait(10.0)
+        return pair.names.blue.primary
+
+    monkeypatch.setattr("bgpool.pools.alias.real_endpoint", slow)
+    monkeypatch.setattr("bgpool.pools.postgres.ALIAS_TIMEOUT_S", 10.0)
+    pair.hosts.set("db.shop.example", pair.blue.address)
+    dsn = pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca")
+    hand.publish(Phase.IN_PROGRESS)
+    pool = make_pool(dsn, password=pair.tokens)
+    monkeypatch.setattr(pool, "_joined", Joined())
+    first = Caller(pool.getconn)
+    assert reading.wait(5.0)
+    second = Caller(pool.getconn)
+    assert waiting.wait(5.0)
+    go_on.set()
+    wait_until(lambda: pool.stats().held == 2)
+    hand.publish(Phase.CREATED, rolled_back=True)
+    for caller in (first, second):
+        pool.putconn(caller.wait())
 
 
 def test_a_stated_endpoint_is_not_looked_up(tmp_path: Path) -> None:

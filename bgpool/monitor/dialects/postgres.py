@@ -163,22 +163,21 @@ def _row(version: object, endpoint: object, port: Any, role: object, status: obj
 
 
 def _connect(params: Mapping[str, Any], target: Target, password: Password | None) -> psycopg.Connection[Any]:
-    own = dict(params)
+    # Said aloud, or $PGTARGETSESSIONATTRS would keep us from a host that takes no writes.
+    own = {"target_session_attrs": "any", **params}
     if target.timeout_s:
         own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
     # Names are worth trying only where they have to be proved.
     proved = password is not None or own.get("sslmode") == "verify-full"
     tried = target.names if proved and target.names else (target.host,)
-    user = user_of(own)
     failure: psycopg.Error | OSError | None = None
     for address in target.addresses or ("",):
         for names in names_to_try(tried, tokens=password is not None):
-            place: dict[str, Any] = {"host": names.host, "port": target.port}
-            if address:
-                place["hostaddr"] = address
+            # An empty hostaddr keeps libpq from taking $PGHOSTADDR, which is meant for the application.
+            place: dict[str, Any] = {"host": names.host, "hostaddr": address, "port": target.port}
             try:
                 if password is not None:
-                    place["password"] = make_password(password, names.token, target.port, user)
+                    place["password"] = make_password(password, names.token, target.port, user_of(own))
                 return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
             except psycopg.errors.ConnectionTimeout as error:
                 # Nobody is there, whatever the name.
