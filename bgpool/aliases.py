@@ -41,10 +41,7 @@ def real_endpoint(host: str, resolver: str) -> str | None:
     deadline = time.monotonic() + ALIAS_TIMEOUT_S
     name = normalise_host(host)
     for _ in range(ALIAS_LINKS):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise OSError(f"no end in {ALIAS_TIMEOUT_S} s")
-        target = _next_link(asked, name, left_s)
+        target = _next_link(asked, name, deadline - time.monotonic())
         if target is None or parse_endpoint(target) is not None:
             return target
         name = target

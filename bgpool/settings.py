@@ -236,7 +236,9 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     given_password = left.pop("password", None)
     if isinstance(static, Mapping):
         known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-        params |= {name: value for name, value in static.items() if name in known and value is not None}
+        # None is not given, as psycopg has it.
+        static = {name: value for name, value in static.items() if value is not None or name not in known}
+        params |= {name: value for name, value in static.items() if name in known}
         # psycopg_pool would have it win over the one that is made, and the monitor take its repr for it.
         left["kwargs"] = {name: value for name, value in static.items() if name != "password"}
         given_password = static.get("password") if given_password is None else given_password

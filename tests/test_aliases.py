@@ -74,7 +74,7 @@ def test_a_chain_of_slow_links_ends_in_time(server: DnsServer, monkeypatch: pyte
     server.delay_s = 0.05
     monkeypatch.setattr(aliases, "ALIAS_TIMEOUT_S", 0.12)
     asked = server.questions
-    with pytest.raises(OSError, match=r"lifetime|no end in 0.12 s"):
+    with pytest.raises(OSError, match="lifetime"):
         real_endpoint("one.example", resolver(server))
     assert server.questions - asked <= 3
 

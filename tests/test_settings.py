@@ -190,8 +190,11 @@ def test_an_address_is_for_one_host_and_the_monitor_goes_to_several() -> None:
 
 
 def test_what_is_not_given_is_not_handed_over() -> None:
-    params = monitor_of(URL, kwargs={"sslrootcert": None}, monitoring={"sslcert": None}).params
-    assert not {"sslrootcert", "sslcert"} & set(params)
+    dsn, options = f"{URL}?sslmode=require", {"kwargs": {"sslmode": None}, "monitoring": {"sslcert": None}}
+    assert parse(dsn, options)[2] == {"kwargs": {}}
+    params = monitor_of(dsn, **options).params
+    assert params["sslmode"] == "require"
+    assert "sslcert" not in params
     assert all(isinstance(value, str) for value in params.values())
 
 

@@ -41,6 +41,18 @@ def session(pair: Pair) -> Iterator[Open]:
         one.close()
 
 
+def test_the_environment_leads_no_monitoring_connection_elsewhere(
+    pair: Pair, session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "read-write")
+    assert session("green").ask().read_only
+    monkeypatch.setenv("PGHOSTADDR", pair.blue.address)
+    own = {"user": MONITOR_ROLE, "password": pair.lab_password, "dbname": DATABASE}
+    by_name = PostgresSession(own, Target(pair.green.address, pair.port))
+    assert by_name.ask().read_only, "green, not the address of the environment"
+    by_name.close()
+
+
 def test_every_state_of_the_metadata(pair: Pair, session: Open) -> None:
     blue = session()
     metadata.withdraw(pair.blue)
