@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import inspect
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from psycopg_pool import ConnectionPool
 
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.spawn import ensure_monitor
+from bgpool.monitor.spawn import Starter
+from bgpool.pools import fork
 from bgpool.pools.participant import Participant
 from bgpool.pools.postgres import PostgresPool
 from bgpool.resolver import make_resolver
@@ -29,9 +29,22 @@ _POOL_OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).para
     "open",
 }
 
-_pools: dict[object, PostgresPool] = {}
-_participants: dict[tuple[Path, str], Participant] = {}
-_lock = threading.Lock()
+
+class _Registry:
+    """What this process has."""
+
+    def __init__(self) -> None:
+        self.pools: Final[dict[object, PostgresPool]] = {}
+        self.participants: Final[dict[tuple[Path, str], Participant]] = {}
+        self.lock = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        # Another thread may have been inside get_pool.
+        self.lock = threading.Lock()
+
+
+_registry: Final = _Registry()
+fork.call_in_child(_registry)
 
 
 def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> PostgresPool:
@@ -52,10 +65,11 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Postgr
     if bg_id is not None:
         options["bg_id"] = bg_id
     key = (dsn, _frozen(options))
-    with _lock:
-        pool = _pools.get(key)
+    fork.notice()
+    with _registry.lock:
+        pool = _registry.pools.get(key)
         if pool is None or pool.closed:
-            pool = _pools[key] = _make_pool(dsn, options)
+            pool = _registry.pools[key] = _make_pool(dsn, options)
         return pool
 
 
@@ -80,10 +94,10 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> PostgresPool:
 
 
 def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
-    key = (directory, settings.bg_id)
-    if key not in _participants:
-        _participants[key] = Participant(settings.bg_id, directory, lambda files: ensure_monitor(config, files))
-    return _participants[key]
+    key, known = (directory, settings.bg_id), _registry.participants
+    if key not in known:
+        known[key] = Participant(settings.bg_id, directory, Starter(config).ensure_monitor)
+    return known[key]
 
 
 def _frozen(value: object) -> object:
@@ -101,14 +115,5 @@ def _frozen(value: object) -> object:
 
 @atexit.register
 def _close_all() -> None:
-    for pool in list(_pools.values()):
+    for pool in list(_registry.pools.values()):
         pool.close(timeout=1.0)
-
-
-def _after_fork_in_child() -> None:
-    # Another thread may have been inside get_pool.
-    global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

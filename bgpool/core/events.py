@@ -14,6 +14,7 @@ __all__ = [
     "Instant",
     "MetadataAbsent",
     "MetadataFailed",
+    "Nudged",
     "ProbeFailed",
     "Resolved",
     "StatusRead",
@@ -124,4 +125,21 @@ class CertificateRenewed:
     host: str
 
 
-Event = Tick | Answered | StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed | Resolved | CertificateRenewed
+@dataclass(frozen=True, slots=True)
+class Nudged:
+    """A worker's connection to blue was ended by the server, or a write on it refused."""
+
+    at: Instant
+
+
+Event = (
+    Tick
+    | Answered
+    | StatusRead
+    | MetadataAbsent
+    | MetadataFailed
+    | ProbeFailed
+    | Resolved
+    | CertificateRenewed
+    | Nudged
+)

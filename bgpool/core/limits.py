@@ -84,6 +84,13 @@ MONITOR_START_S: Final = 10.0
 #: Pause before a monitor that could not be started is tried again, in seconds.
 RESTART_INTERVAL_S: Final = 5.0
 
+#: Shortest time between two questions that nudges are the reason of, in seconds. An answer takes milliseconds.
+NUDGE_INTERVAL_S: Final = 0.02
+
+#: How long callers are held on the suspicion alone that a switchover has begun, in seconds: longer than a monitor
+#: that is killed just then takes to be replaced. Blue's next answer ends it in milliseconds, if it is there to answer.
+SUSPICION_S: Final = 3.0
+
 #: How long a token of IAM is used for new connections, in seconds. It is good for 15 minutes.
 TOKEN_LIFE_S: Final = 600.0
 

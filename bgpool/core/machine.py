@@ -22,6 +22,7 @@ from bgpool.core.events import (
     Instant,
     MetadataAbsent,
     MetadataFailed,
+    Nudged,
     ProbeFailed,
     Resolved,
     StatusRead,
@@ -30,6 +31,7 @@ from bgpool.core.events import (
 from bgpool.core.limits import ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
+from bgpool.core.suspicion import allay, suspect
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, summary_table
 
 __all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "step"]
@@ -129,6 +131,10 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
     snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
+    return allay(_take(snapshot, event, rules), event)
+
+
+def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     match event:
         case Tick():
             return snapshot
@@ -146,6 +152,8 @@ def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
             return _certificate_renewed(snapshot, event, rules)
         case Resolved():
             return _resolved(snapshot, event, rules)
+        case Nudged():
+            return suspect(snapshot, event)
 
 
 # -- facts -------------------------------------------------------------------------------------------------------

@@ -104,6 +104,9 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
     if rules is None:
         return Decision(Action.PASS, snapshot.epoch)
     rule = rules[purpose]
+    if snapshot.suspected_until_ns and mine.role is _BLUE:
+        # PREPARATION, and blue has begun to cut: what would be opened or used now would be cut, too.
+        rule = _Rule.HOLD
     if suspend_new and snapshot.phase is Phase.IN_PROGRESS and purpose is Purpose.CONNECT:
         rule = _Rule.HOLD
     if rule is _Rule.PASS or (rule is _Rule.UNLESS_GONE and snapshot.green_gone):

@@ -78,6 +78,8 @@ class Snapshot:
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
+        suspected_until_ns: Until when callers are held because blue has cut a connection in PREPARATION, and the
+            switchover may have begun unread; on the monotonic clock, 0 for no such suspicion.
     """
 
     bg_id: str
@@ -99,6 +101,7 @@ class Snapshot:
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0
+    suspected_until_ns: int = 0
     timeline: tuple[TimelineEntry, ...] = ()
     notices: tuple[Notice, ...] = ()
 

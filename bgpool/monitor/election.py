@@ -12,15 +12,15 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from filelock import FileLock, Timeout
-
 from bgpool.core.limits import HEARTBEAT_HUNG_S, HEARTBEAT_STALE_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
+from bgpool.segment.layout import FutureFormat
+from bgpool.segment.locks import FileLock, try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import SegmentMap
 
-__all__ = ["Tenure", "claim", "try_lock"]
+__all__ = ["Tenure", "claim"]
 
 _RETRY_S: Final = 0.05
 
@@ -40,17 +40,6 @@ class Tenure:
     lock: FileLock
 
 
-def try_lock(path: str) -> FileLock | None:
-    """The lock *path* if it is free, held until it is released or the process ends; None if another has it."""
-    # Not per thread: it is taken by one thread and belongs to the process.
-    lock = FileLock(path, mode=0o600, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
-
-
 def claim(files: RunFiles, bg_id: str) -> Tenure | None:
     """Become the monitor, unless there is one.
 
@@ -59,6 +48,9 @@ def claim(files: RunFiles, bg_id: str) -> Tenure | None:
 
     Returns:
         The tenure; None if another monitor lives.
+
+    Raises:
+        SegmentError: The segment is of a newer version of bgpool, or a lock's file cannot be used.
     """
     deadline = time.monotonic() + 2 * HEARTBEAT_HUNG_S
     while time.monotonic() < deadline:
@@ -77,7 +69,7 @@ def claim(files: RunFiles, bg_id: str) -> Tenure | None:
 
 def _take(files: RunFiles, bg_id: str, term: int) -> Tenure | None:
     """The tenure after *term*, unless somebody was faster."""
-    lock = try_lock(str(files.tenure(term + 1)))
+    lock = try_lock(files.tenure(term + 1))
     if lock is None:
         return None
     # Between the look at the segment and the lock, a whole tenure may have come and gone.
@@ -95,7 +87,7 @@ def _is_free(files: RunFiles, term: int) -> bool:
     """Whether the monitor of *term* is gone."""
     if term == 0:
         return True
-    lock = try_lock(str(files.tenure(term)))
+    lock = try_lock(files.tenure(term))
     if lock is None:
         return False
     lock.release()
@@ -106,6 +98,9 @@ def _mapped(files: RunFiles) -> SegmentMap | None:
     """The segment in place; None if there is none or it is not to be trusted, which a new monitor puts right."""
     try:
         return SegmentMap(files)
+    except FutureFormat:
+        # Two versions that replace each other's segment would leave nobody with a monitor.
+        raise
     except (FileNotFoundError, SegmentError):
         return None
 

@@ -12,7 +12,7 @@ from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import zero_ns
 from bgpool.errors import SegmentError
-from bgpool.segment.paths import RunFiles, open_checked
+from bgpool.segment.paths import RunFiles, create_checked, open_checked
 
 __all__ = ["keep", "read", "record"]
 
@@ -53,7 +53,7 @@ def keep(files: RunFiles, snapshot: Snapshot) -> None:
     """Write down the switchover that *snapshot* tells of, if any; over what was written of the same one before.
 
     Raises:
-        OSError: It cannot be written.
+        OSError, SegmentError: It cannot be written.
     """
     new = record(snapshot)
     if new is None:
@@ -62,7 +62,7 @@ def keep(files: RunFiles, snapshot: Snapshot) -> None:
     text = json.dumps([*others, new][-HISTORY_RECORDS:], indent=1)
     draft = files.history.with_suffix(".draft")
     draft.unlink(missing_ok=True)
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = create_checked(draft, os.O_WRONLY)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
     draft.replace(files.history)

@@ -47,6 +47,10 @@ class Probe(threading.Thread):
         if sooner:
             self._nudged.set()
 
+    def nudge(self) -> None:
+        """Ask at once."""
+        self._nudged.set()
+
     def unanswered_s(self) -> float:
         """For how long the question at hand has been unanswered, connecting included; 0 while there is none."""
         asked_at = self._asked_at

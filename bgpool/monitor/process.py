@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
-from bgpool.core.events import Event, ProbeFailed, Tick
+from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
 from bgpool.core.limits import HEARTBEAT_S, LINGER_S, SILENCE_S
 from bgpool.core.machine import step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.errors import SegmentError
 from bgpool.monitor import election, history
+from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.lookup import Lookup
@@ -37,12 +39,15 @@ __all__ = ["Monitor", "run_monitor"]
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> bool:
+def run_monitor(
+    config: MonitorConfig, *, linger_s: float | None = LINGER_S, on_begin: Callable[[], object] = lambda: None
+) -> bool:
     """Be the monitor until nobody needs one.
 
     Args:
         config: What to watch.
         linger_s: How long to go on when no process uses the bg_id, in seconds; None for ever.
+        on_begin: Called once the segment is in place.
 
     Returns:
         Whether this process was the monitor; False if another one lives.
@@ -61,6 +66,7 @@ def run_monitor(config: MonitorConfig, *, linger_s: float | None = LINGER_S) -> 
         return False
     writer = Writer(files, tenure.term, tenure.snapshot)
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term)
+    on_begin()
     Monitor(config, password, files, writer, tenure.snapshot).run(linger_s)
     tenure.lock.release()
     return True
@@ -81,6 +87,8 @@ class Monitor:
         self._probes: Final = {role: Probe(role, self._connector(), self._events) for role in Role}
         self._renewal: Final = Renewal(self._connector(), self._events)
         self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
+        self._bell: Final = Bell(files, self._events)
+        self._threads: Final = (*self._probes.values(), self._renewal, self._lookup, self._bell)
         self._stopping: Final = threading.Event()
 
     def stop(self) -> None:
@@ -92,7 +100,7 @@ class Monitor:
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
         self._replan()
-        for thread in (*self._probes.values(), self._renewal, self._lookup):
+        for thread in self._threads:
             thread.start()
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
@@ -107,16 +115,28 @@ class Monitor:
             if not self._writer.is_in_place():
                 _logger.warning("another monitor has taken over, or the segment was removed; leaving")
                 return
+            dead = [thread.name for thread in self._threads if not thread.is_alive()]
+            if dead:
+                # Alive and deaf would be the worst: the next monitor begins with all its senses.
+                _logger.error("%s ended unexpectedly; leaving", ", ".join(dead))
+                return
             self._writer.beat()
             for probe in self._probes.values():
                 probe.cut_if_stuck()
-            if linger_s is None or anybody_present(self._files):
+            if linger_s is None or self._is_needed():
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 _logger.info("nobody has used bg_id %r for %.0f s; leaving", self._config.bg_id, linger_s)
                 if self._snapshot.phase not in SWITCHING:
                     self._writer.remove()
                 return
+
+    def _is_needed(self) -> bool:
+        try:
+            return anybody_present(self._files)
+        except SegmentError as error:
+            _logger.warning("nobody can be seen: %s", error)
+            return False
 
     def _note_silence(self) -> None:
         """A host that went away without a word fails no question; in a switchover its silence tells as much."""
@@ -130,6 +150,9 @@ class Monitor:
         """One event; what changes is published before anything else is done about it."""
         before = self._snapshot
         after = step(before, event, self._config.rules)
+        if isinstance(event, Nudged):
+            for probe in self._probes.values():
+                probe.nudge()
         if after == before:
             return
         self._snapshot = after
@@ -147,7 +170,7 @@ class Monitor:
             return
         try:
             history.keep(self._files, after)
-        except OSError as error:
+        except (OSError, SegmentError) as error:
             _logger.warning("the timeline cannot be kept: %s", error)
 
     def _replan(self) -> None:

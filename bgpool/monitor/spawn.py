@@ -13,56 +13,73 @@ from typing import Final
 
 from bgpool.core.limits import MONITOR_START_S
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.election import try_lock
+from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
 
-__all__ = ["ensure_monitor"]
+__all__ = ["Starter"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
-_POLL_S: Final = 0.02
 
 
-def ensure_monitor(config: MonitorConfig, files: RunFiles) -> bool:
-    """Start a monitor unless one lives or somebody else is starting one; wait for its first sign of life.
+class Starter:
+    """One process's way to a monitor, tried whenever there is none."""
 
-    For a watcher thread: takes up to MONITOR_START_S, never more.
+    def __init__(self, config: MonitorConfig) -> None:
+        """A starter of the monitor that *config* describes."""
+        self._config: Final = config
+        self._blocked_since: float | None = None
 
-    Returns:
-        Whether this call started one that lives.
-    """
-    lock = try_lock(str(files.spawning))
-    if lock is None:
-        return False
-    try:
-        reader = Reader(files)
-        reader.check_path()
-        if not reader.monitor_is_silent():
+    def ensure_monitor(self, files: RunFiles) -> bool:
+        """Start a monitor unless one lives or somebody else is starting one; wait until it watches.
+
+        For a thread of its own: takes up to MONITOR_START_S, never much more.
+
+        Returns:
+            Whether this call started one that lives.
+
+        Raises:
+            SegmentError: The lock's file cannot be used.
+        """
+        lock = try_lock(files.spawning)
+        if lock is None:
+            self._give_up_on_another(files)
             return False
-        _start(config)
-        deadline = time.monotonic() + MONITOR_START_S
-        while reader.monitor_is_silent():
-            if time.monotonic() > deadline:
-                _logger.warning(
-                    "the monitor of bg_id %r did not start within %.0f s; see %s",
-                    config.bg_id,
-                    MONITOR_START_S,
-                    files.log,
-                )
+        self._blocked_since = None
+        try:
+            if not _is_silent(files):
                 return False
-            time.sleep(_POLL_S)
-            reader.check_path()
-        return True
-    finally:
-        lock.release()
+            _start(self._config)
+            if _is_silent(files):
+                _logger.warning("the monitor of bg_id %r did not start; see %s", self._config.bg_id, files.log)
+                return False
+            return True
+        finally:
+            lock.release()
+
+    def _give_up_on_another(self, files: RunFiles) -> None:
+        """Take the lock away from a starter that hangs: at worst two monitors start, and one is elected."""
+        now = time.monotonic()
+        if self._blocked_since is None or not _is_silent(files):
+            self._blocked_since = now
+        elif now - self._blocked_since > MONITOR_START_S:
+            self._blocked_since = None
+            files.spawning.unlink(missing_ok=True)
+
+
+def _is_silent(files: RunFiles) -> bool:
+    reader = Reader(files)
+    reader.check_path()
+    return reader.monitor_is_silent()
 
 
 def _start(config: MonitorConfig) -> None:
+    """Start it and wait until it watches, has left or has failed: the end of its output says so in each case."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
     process = subprocess.Popen(
         [_interpreter(), "-m", "bgpool.monitor"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
         env=environment,

@@ -57,16 +57,19 @@ class SwitchoverAware(_Base):
         except AttributeError:
             # Still being set up by the connect that makes it; nobody else has it yet.
             return super().wait(gen, *args, **kwargs)
-        if not generation.live:
+        if not generation.live[0]:
             self._before_sending(gen, generation)
         try:
             return super().wait(gen, *args, **kwargs)
         except psycopg.OperationalError as error:
+            if self.broken:
+                generation.note_cut()
             if not self.broken or not generation.is_switching():
                 raise
             raise generation.explain_cut(error, may_have_committed=self._may_have_committed(gen)) from error
         except psycopg.errors.ReadOnlySqlTransaction as error:
             self.bgpool_unfit = True
+            generation.note_cut()
             if not generation.is_switching():
                 raise
             raise generation.explain_read_only(error) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import Instant, Tick
 from bgpool.core.machine import Rules, step
-from bgpool.core.phase import Phase
+from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import GreenHostRejected, SwitchoverHoldTimeout
@@ -26,11 +27,14 @@ class Gate:
         held: Callers waiting now.
     """
 
-    def __init__(self, reader: Reader, settings: Settings, endpoint: Endpoint) -> None:
-        """A gate for *endpoint*."""
+    def __init__(
+        self, reader: Reader, settings: Settings, endpoint: Endpoint, nudge: Callable[[], object] = lambda: None
+    ) -> None:
+        """A gate for *endpoint*; *nudge* makes the monitor look at once."""
         self._reader: Final = reader
         self._settings: Final = settings
         self._endpoint: Final = endpoint
+        self._nudge: Final = nudge
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self._count = threading.Lock()
         self.held = 0
@@ -101,6 +105,15 @@ class Gate:
             return False
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
+    def note_cut(self) -> None:
+        """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
+        snapshot = self.snapshot(self._reader.refresh())
+        host = snapshot.host(self._endpoint.name) if snapshot is not None else None
+        if snapshot is None or host is None or host.role is not Role.SOURCE:
+            return
+        if snapshot.phase in (Phase.CREATED, Phase.PREPARATION):
+            self._nudge()
+
     def takes_part(self) -> bool:
         """Whether there is a deployment that this endpoint belongs to."""
         snapshot = self.snapshot(self._reader.refresh())
@@ -124,9 +137,11 @@ class Gate:
         return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
     def _until_timer_s(self, reading: Reading) -> float:
-        """Until the switchover timer runs out, so that no hold outlasts it even where no monitor lives."""
-        deadline_ns = reading.snapshot.deadline_ns if reading.snapshot else 0
-        return max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else 3600.0
+        """Until a timer of *reading* runs out, so that no hold outlasts it even where no monitor lives."""
+        snapshot = reading.snapshot
+        ends = (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ()
+        now_ns = time.monotonic_ns()
+        return max(0.001, min((end - now_ns for end in ends if end), default=3600 * 10**9) / 1e9)
 
     def _add(self, number: int) -> None:
         with self._count:

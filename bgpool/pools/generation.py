@@ -8,6 +8,7 @@ the new one's first attempt is its first.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import weakref
@@ -27,6 +28,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware, aware
+from bgpool.pools.fork import parents_word
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
 from bgpool.settings import Dsn, Settings
@@ -134,8 +136,7 @@ class Generation:
 
     Attributes:
         epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
-        live: False once a statement must stop and think before it is sent.
-        inherited: Made by the parent of a fork: nothing of it may be touched.
+        live: A word, 0 once a statement must stop and think before it is sent; the kernel makes it so in a child.
         inner: The psycopg pool.
         lineage: The identifier of the database cluster behind the connections; None until it was asked for.
     """
@@ -148,15 +149,20 @@ class Generation:
         self._members: Final[weakref.WeakSet[SwitchoverAware]] = weakref.WeakSet()
         self._lock: Final = threading.Lock()
         self.epoch = epoch
-        self.live = True
+        self.live: Final = parents_word(1)
+        self._pid: Final = os.getpid()
         self.retired = False
-        self.inherited = False
         self.lineage: str | None = None
         self.inner: Final = recipe.make_inner(self)
 
     def __repr__(self) -> str:
-        state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live else "draining"
+        state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live[0] else "draining"
         return f"<Generation epoch={self.epoch} {state} connections={self.connections()}>"
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the parent of a fork made it: nothing of it may be touched. Never while *live*."""
+        return self._pid != os.getpid()
 
     def open(self) -> None:
         """Start connecting; idempotent.
@@ -188,6 +194,7 @@ class Generation:
             try:
                 return self._connect_once(conninfo, kwargs)
             except (psycopg.OperationalError, OSError):
+                self.note_cut()
                 if not self._worth_trying_again():
                     raise
                 time.sleep(pause_s)
@@ -219,7 +226,7 @@ class Generation:
         with self._lock:
             self.retired = True
         if drain:
-            self.live = False
+            self.live[0] = 0
         self.inner.close(timeout=RETIRE_TIMEOUT_S)
 
     def cut(self) -> int:
@@ -266,9 +273,14 @@ class Generation:
             and snapshot.phase is Phase.CREATED
         )
 
+    def note_cut(self) -> None:
+        """The server has ended, or refused, one of these connections, or a write on it."""
+        if not self.inherited and not self.retired:
+            self._recipe.gate.note_cut()
+
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""
-        return not self.live or self._recipe.gate.switching()
+        return not self.live[0] or self._recipe.gate.switching()
 
     def explain_cut(self, error: psycopg.Error, *, may_have_committed: bool) -> psycopg.Error:
         """What a connection broken by a switchover means for the caller."""

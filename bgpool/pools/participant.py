@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import weakref
@@ -10,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from filelock import FileLock, Timeout
-
 from bgpool.core.limits import RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
 from bgpool.pools import fork
+from bgpool.segment.locks import FileLock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader, Reading
+from bgpool.segment.table import Usage
 
 __all__ = ["Member", "Participant"]
 
@@ -34,6 +33,10 @@ class Member(Protocol):
 
     def tick(self) -> None:
         """Do what is due by time."""
+        ...
+
+    def usage(self) -> Usage:
+        """What it does now."""
         ...
 
 
@@ -109,6 +112,12 @@ class Participant:
         if relay is not None:
             relay.release()
 
+    def nudge(self) -> None:
+        """Tell the monitor that the server has cut one of our connections: it asks at once, and all hear of it."""
+        presence = self._presence
+        if presence is not None:
+            presence.nudge()
+
     def _watch(self, stopping: threading.Event) -> None:
         """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
         while not stopping.is_set():
@@ -120,9 +129,11 @@ class Participant:
 
     def _round(self) -> None:
         reading = self.reader.refresh()
-        for member in list(self._members):
+        members = list(self._members)
+        for member in members:
             member.apply(reading)
             member.tick()
+        self._report(members, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot)
         if not reading.wait_changed(WATCH_INTERVAL_S):
@@ -136,8 +147,7 @@ class Participant:
             prepare_run_dir(self._directory)
         self.reader.check_path()
         self._be_present()
-        if self._relay is None:
-            self._relay = _try_lock(self._files.relay)
+        self._try_to_relay()
         silent = self.reader.monitor_is_silent()
         if silent and (self._starter is None or not self._starter.is_alive()):
             # Apart from the watcher: the start of a process takes longer than a release may.
@@ -155,11 +165,24 @@ class Participant:
         if self._presence is not None:
             return
         try:
-            # Missed for a moment it is caught up in the next round.
-            with contextlib.suppress(BlockingIOError):
-                self._presence = Presence(self._files)
+            self._presence = Presence(self._files)
         except SegmentError as error:
             self._complain(str(error))
+
+    def _report(self, members: list[Member], reading: Reading) -> None:
+        """Fill our row, for whoever wants to know what every process of the host does."""
+        presence = self._presence
+        if presence is not None:
+            figures = [member.usage() for member in members]
+            total = Usage(*map(sum, zip(*figures, strict=True))) if figures else Usage()
+            presence.write(total._replace(sequence=reading.sequence))
+
+    def _try_to_relay(self) -> None:
+        if self._relay is None:
+            try:
+                self._relay = try_lock(self._files.relay)
+            except SegmentError as error:
+                self._complain(str(error))
 
     def _complain(self, text: str) -> None:
         """Say it, once for as long as it stays the same: the watcher looks four times a second."""
@@ -172,20 +195,10 @@ class Participant:
         news = [notice for notice in snapshot.notices if notice.number > self._relayed]
         if not news:
             return
-        if self._relay is None:
-            self._relay = _try_lock(self._files.relay)
+        self._try_to_relay()
         self._relayed = news[-1].number
         if self._relay is not None:
             for notice in news:
                 logging.getLogger(notice.logger).log(
                     notice.level, "[bg_id: %r] %s", self._bg_id, notice.text, extra={"bg_id": self._bg_id}
                 )
-
-
-def _try_lock(path: Path) -> FileLock | None:
-    lock = FileLock(str(path), mode=0o600, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return None
-    return lock

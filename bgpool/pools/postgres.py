@@ -25,14 +25,15 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
 from bgpool.settings import Dsn, Settings
 
 __all__ = ["Checkout", "PoolStats", "PostgresPool"]
 
 R = TypeVar("R")
 
-#: A word that no sequence equals: the quick way is shut.
-_SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), 1, None)
+#: Two words that differ: the quick way is shut.
+_SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), memoryview(b"\1" * 8).cast("Q"), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class PostgresPool:
         self._settings: Final = settings
         self._participant: Final = participant
         self._endpoint: Final = Endpoint(dsn, settings)
-        self._gate: Final = Gate(participant.reader, settings, self._endpoint)
+        self._gate: Final = Gate(participant.reader, settings, self._endpoint, participant.nudge)
         resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
         by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
         self._recipe: Final = Recipe(dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options)
@@ -88,12 +89,14 @@ class PostgresPool:
         self._lock = threading.Lock()
         self._generation: Generation | None = None
         self._cuts: list[tuple[float, Generation]] = []
-        # The mapped word, what it said when the generation was found good, and the generation: read as one.
-        self._quick: tuple[memoryview, int, Any] = _SHUT
+        # The mapped word, what it said when the generation was found good, and the generation: read as one. The
+        # second is a word of memory, too, which the kernel wipes in a forked child.
+        self._quick: tuple[memoryview, memoryview, Any] = _SHUT
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
-        self._drained = False
+        self._follows = False
+        self._drained = self._cut = 0
 
     def __repr__(self) -> str:
         return f"<PostgresPool {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
@@ -122,7 +125,7 @@ class PostgresPool:
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
         word, admitted, generation = self._quick
-        if word[0] == admitted:
+        if word[0] == admitted[0]:
             try:
                 connection: psycopg.Connection[Any] = generation.inner.getconn(timeout)
             except PoolClosed:
@@ -140,7 +143,7 @@ class PostgresPool:
         if not isinstance(conn, SwitchoverAware):
             raise ValueError(f"{conn!r} was not checked out from {self!r}")
         generation = conn.bgpool_generation
-        if generation.inherited:
+        if not generation.live[0] and generation.inherited:
             return
         if conn.bgpool_unfit:
             # Not close(), which with close_returns would give it back instead.
@@ -149,6 +152,7 @@ class PostgresPool:
 
     def _getconn_gated(self, timeout_s: float) -> psycopg.Connection[Any]:
         deadline = time.monotonic() + timeout_s
+        fork.notice()
         self._join()
         while True:
             left_s = max(0.0, deadline - time.monotonic())
@@ -218,11 +222,27 @@ class PostgresPool:
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
             self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
-        for generation in due:
-            generation.cut()
+        self._cut += sum(generation.cut() for generation in due)
+
+    def usage(self) -> Usage:
+        """What the pool does now, for the table of workers."""
+        generation = self._generation
+        driver = generation.inner.get_stats() if generation is not None else {}
+        mine = [generation, *(leaving for _, leaving in self._cuts)]
+        connections = sum(one.connections() for one in mine if one is not None)
+        idle = driver.get("pool_available", 0)
+        return Usage(
+            held=self._gate.held,
+            in_use=max(0, connections - idle),
+            idle=idle,
+            waiting=driver.get("requests_waiting", 0),
+            drained=self._drained,
+            cut=self._cut,
+        )
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
+        fork.notice()
         with self._lock:
             old, self._generation = self._generation, None
             self._quick = _SHUT
@@ -241,7 +261,7 @@ class PostgresPool:
                 old, generation = generation, None
                 self._put_away(old)
             if generation is None:
-                follows = self._drained or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                follows = self._follows or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
                 self._generation = generation
         generation.open()
@@ -249,7 +269,8 @@ class PostgresPool:
             old.retire(drain=True)
         with self._lock:
             if self._generation is generation and reading.is_current:
-                self._quick = (reading.word, reading.sequence, generation)
+                # A new word every time: whoever still reads the tuple before must not find a new number in it.
+                self._quick = (reading.word, fork.parents_word(reading.sequence), generation)
         return generation
 
     def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
@@ -272,7 +293,8 @@ class PostgresPool:
         """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
         self._generation = None
         self._quick = _SHUT
-        self._drained = True
+        self._follows = True
+        self._drained += generation.connections()
         if self._settings.bg_drop_blue_connections:
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 
@@ -296,6 +318,7 @@ class PostgresPool:
         Args:
             timeout: Longest wait for the pool's threads, in seconds.
         """
+        fork.notice()
         with self._lock:
             self._closed = True
             generation, self._generation = self._generation, None
@@ -311,6 +334,7 @@ class PostgresPool:
 
     def stats(self) -> PoolStats:
         """The pool at this moment."""
+        fork.notice()
         generation = self._generation
         driver = generation.inner.get_stats() if generation is not None else {}
         snapshot = self._gate.snapshot(self._participant.reader.refresh())
@@ -328,7 +352,7 @@ class PostgresPool:
         """Leave the parent's connections alone and begin anew."""
         for generation in [self._generation, *(generation for _, generation in self._cuts)]:
             if generation is not None:
-                generation.inherited, generation.live = True, False
+                generation.live[0] = 0
                 fork.keep_forever(generation)
         self._gate.reset()
         self._endpoint.after_fork_in_child()

@@ -30,6 +30,7 @@ __all__ = [
     "SLOT_BYTES",
     "SLOT_HEADER",
     "SUPERSEDED",
+    "FutureFormat",
     "Header",
     "pack_header",
     "pack_slot",
@@ -54,6 +55,10 @@ _CRC: Final = struct.Struct("<I")
 SLOT_HEADER: Final = struct.Struct("<IIQ")
 _CHECKED: Final = struct.Struct("<QI")
 PAYLOAD_BYTES: Final = SLOT_BYTES - SLOT_HEADER.size
+
+
+class FutureFormat(SegmentError):
+    """A file that a newer version of bgpool has made: neither read nor replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +91,14 @@ def unpack_header(data: bytes) -> Header:
     if len(data) < SEQUENCE_OFFSET or data[: len(MAGIC)] != MAGIC:
         raise SegmentError("not a bgpool segment: wrong magic")
     _, version, slot_bytes, term, pid, boot_id = _HEADER.unpack_from(data)
-    if version != FORMAT:
-        raise SegmentError(f"segment format {version} is not the format {FORMAT} that this version reads")
     fields = data[: _HEADER.size]
     if data[_HEADER.size : SEQUENCE_OFFSET] != _CRC.pack(zlib.crc32(fields)).ljust(
         SEQUENCE_OFFSET - _HEADER.size, b"\0"
     ):
         raise SegmentError("segment header has a wrong checksum")
+    if version != FORMAT:
+        kind = FutureFormat if version > FORMAT else SegmentError
+        raise kind(f"segment format {version} is not the format {FORMAT} that this version reads")
     if slot_bytes != SLOT_BYTES:
         raise SegmentError(f"segment has slots of {slot_bytes} bytes instead of {SLOT_BYTES}")
     return Header(term, pid, boot_id)

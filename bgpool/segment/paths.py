@@ -14,8 +14,9 @@ from typing import Final
 
 from bgpool.errors import SegmentError
 
-__all__ = ["RunFiles", "default_run_dir", "open_checked", "prepare_run_dir"]
+__all__ = ["RunFiles", "create_checked", "default_run_dir", "file_mode", "open_checked", "prepare_run_dir"]
 
+_SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -24,7 +25,7 @@ class RunFiles:
     """The files of one bg_id in one run directory.
 
     Attributes:
-        directory: The run directory; private to the user.
+        directory: The run directory; private to the user, or to a group.
         stem: The bg_id, or a digest of it where it would not do as a file name.
     """
 
@@ -45,9 +46,9 @@ class RunFiles:
         return self.directory / f"{self.stem}.segment"
 
     @property
-    def presence(self) -> Path:
-        """The file on which every process that uses the bg_id holds a shared lock."""
-        return self.directory / f"{self.stem}.presence"
+    def workers(self) -> Path:
+        """The mapped table in which every process that uses the bg_id has a row."""
+        return self.directory / f"{self.stem}.workers"
 
     @property
     def spawning(self) -> Path:
@@ -90,21 +91,27 @@ def default_run_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def prepare_run_dir(directory: Path) -> None:
-    """Make *directory* if it is not there, and make sure that nobody else can write to it.
+    """Make *directory* if it is not there, and make sure that nobody can write to it but us, or a group we chose.
 
     Raises:
         SegmentError: It cannot be made, is a link or no directory, has another owner, or is open to others.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
     except OSError as error:
         raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise SegmentError(f"run directory {directory} is not a directory")
-    _check_private(found, f"run directory {directory}")
+    _rights(directory)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise SegmentError(f"run directory {directory} cannot be written by user {os.geteuid()}")
+
+
+def file_mode(directory: Path) -> int:
+    """The mode of files in *directory*: 0600, or 0660 where a group shares it.
+
+    Raises:
+        SegmentError: As prepare_run_dir.
+    """
+    return 0o600 if _rights(directory) is None else 0o660
 
 
 def open_checked(path: Path, flags: int) -> int:
@@ -112,7 +119,7 @@ def open_checked(path: Path, flags: int) -> int:
 
     Args:
         path: The file.
-        flags: As for os.open; with O_CREAT the file is made private to the user.
+        flags: As for os.open; with O_CREAT the file is made with the rights that its directory calls for.
 
     Returns:
         A file descriptor that is not inherited.
@@ -121,27 +128,81 @@ def open_checked(path: Path, flags: int) -> int:
         FileNotFoundError: There is no such file.
         SegmentError: It is not a regular file, has another owner, or others can read or write it.
     """
-    try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise SegmentError(f"{path} cannot be opened: {error.strerror}") from None
+    while True:
+        try:
+            fd = os.open(path, flags & ~os.O_CREAT | _SAFELY)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+        except OSError as error:
+            raise SegmentError(f"{path} cannot be opened: {error.strerror}") from None
+        else:
+            break
+        try:
+            return create_checked(path, flags)
+        except FileExistsError:
+            continue  # Somebody else was faster: what is there is to be checked.
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise SegmentError(f"{path} is not a regular file")
-        _check_private(found, str(path))
+        _check_file(found, path)
     except SegmentError:
         os.close(fd)
         raise
     return fd
 
 
-def _check_private(found: os.stat_result, what: str) -> None:
-    if found.st_uid != os.geteuid():
+def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
+    """Make a file of the run directory that was not there before, and open it.
+
+    Raises:
+        FileExistsError: It was.
+        SegmentError: It cannot be made.
+    """
+    mode = file_mode(path.parent)
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | _SAFELY, mode)
+        os.fchmod(fd, mode)  # Whatever the umask.
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise SegmentError(f"{path} cannot be made: {error.strerror}") from None
+    return fd
+
+
+def _rights(directory: Path) -> int | None:
+    """The group that shares *directory*; None for nobody but us.
+
+    Raises:
+        SegmentError: It is no directory, somebody else could have put something there, or its rights are unclear.
+    """
+    try:
+        found = directory.lstat()
+    except OSError as error:
+        raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
+    what, mode = f"run directory {directory}", stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode):
+        raise SegmentError(f"{what} is not a directory")
+    # Root's is as good as ours where a group shares it: who could write to it otherwise has root's rights anyway.
+    shared = mode == 0o2770
+    if found.st_uid != os.geteuid() and not (shared and found.st_uid == 0):
         raise SegmentError(f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}")
-    if found.st_mode & 0o077:
+    if shared:
+        return found.st_gid
+    if mode & 0o077:
         raise SegmentError(
-            f"{what} has mode {stat.S_IMODE(found.st_mode):04o}; no rights for group and others are allowed"
+            f"{what} has mode {mode:04o}; allowed are 0700, and 2770 to share it with the users of its group"
         )
+    return None
+
+
+def _check_file(found: os.stat_result, path: Path) -> None:
+    group, mode = _rights(path.parent), stat.S_IMODE(found.st_mode)
+    if group is not None and found.st_gid != group:
+        raise SegmentError(f"{path} belongs to group {found.st_gid}, not to its directory's {group}")
+    if group is None and found.st_uid != os.geteuid():
+        raise SegmentError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}")
+    if mode & (0o077 if group is None else 0o007):
+        others = "group and others" if group is None else "others"
+        raise SegmentError(f"{path} has mode {mode:04o}; no rights for {others} are allowed")

@@ -1,57 +1,98 @@
-"""Who is there: a shared lock per process that uses a bg_id. The kernel releases it, whatever happens."""
+"""Who is there: every process that uses a bg_id has a row in the table of workers, and says there what it does."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import time
+from dataclasses import dataclass
 
-from bgpool.segment.paths import RunFiles, open_checked
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.table import ROWS, Table, Usage
 
-__all__ = ["Presence", "anybody_present"]
+__all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A living process that uses a bg_id.
+
+    Attributes:
+        pid: As the process itself sees it: in another container it means nothing.
+        age_s: Seconds since it last wrote its row.
+        usage: What it wrote.
+    """
+
+    pid: int
+    age_s: float
+    usage: Usage
 
 
 class Presence:
-    """A shared lock on the presence file, from construction to close() or the end of the process."""
+    """This process's row, from construction to close() or the end of the process. The kernel ends it, whatever happens.
+
+    Written by one thread; readers see every word as a whole.
+    """
 
     def __init__(self, files: RunFiles) -> None:
         """Be present.
 
         Raises:
-            SegmentError: The file is not to be trusted.
-            BlockingIOError: The monitor is looking at the file at this very moment; try again.
+            SegmentError: The table is not to be trusted.
         """
-        self._fd = open_checked(files.presence, os.O_RDWR | os.O_CREAT)
-        try:
-            # Never wait: a monitor that was stopped while it looked must not stop a worker.
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise
+        self._table = Table(files)
+        self._row = self._table.claim_row()
+        self.write(Usage())
+
+    def write(self, usage: Usage) -> None:
+        """Say what the process's pools do now."""
+        if self._row is not None:
+            self._table.write_row(self._row, os.getpid(), time.monotonic_ns(), usage)
+
+    def nudge(self) -> None:
+        """Tell the monitor that the server has cut a connection just now."""
+        self._table.ring(time.monotonic_ns())
 
     def is_in_place(self, files: RunFiles) -> bool:
-        """Whether the path still leads to the locked file; if not, nobody can see that we are here."""
-        try:
-            return os.path.samestat(os.fstat(self._fd), files.presence.stat())
-        except OSError:
-            return False
+        """Whether the path still leads to our table; if not, nobody can see that we are here."""
+        return self._table.is_in_place(files)
 
     def close(self) -> None:
         """Be gone. In a forked child this closes the inherited descriptor; the parent stays present."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._table.close()
 
 
 def anybody_present(files: RunFiles) -> bool:
-    """Whether a process on this host uses the bg_id of *files*."""
-    try:
-        fd = open_checked(files.presence, os.O_RDWR)
-    except FileNotFoundError:
+    """Whether a process on this host uses the bg_id of *files*.
+
+    Raises:
+        SegmentError: The table is not to be trusted.
+    """
+    if not files.workers.exists():
         return False
+    table = Table(files)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return table.anybody_present()
     finally:
-        os.close(fd)
-    return False
+        table.close()
+
+
+def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
+    """Every process on this host that uses the bg_id of *files*, in the order of their rows.
+
+    Raises:
+        SegmentError: The table is not to be trusted.
+    """
+    if not files.workers.exists():
+        return ()
+    table = Table(files)
+    try:
+        now_ns = time.monotonic_ns()
+        found = []
+        for row in range(ROWS):
+            pid, updated_ns, usage = table.read_row(row)
+            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
+            if pid and table.is_owned(row):
+                found.append(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage))
+        return tuple(found)
+    finally:
+        table.close()

@@ -107,8 +107,10 @@ class Reading(NamedTuple):
 
     def wait_changed(self, timeout_s: float) -> bool:
         """Wait until something else is published, at most *timeout_s* seconds; whether it was."""
-        address = self.mapped.address if self.mapped is not None else 0
-        return wake.wait_changed(self.word, address, self.sequence, timeout_s)
+        if self.mapped is None:
+            time.sleep(timeout_s)
+            return False
+        return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s)
 
 
 class Reader:

@@ -16,7 +16,7 @@ from bgpool.errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
-from bgpool.segment.paths import RunFiles, open_checked
+from bgpool.segment.paths import RunFiles, create_checked
 from bgpool.segment.reader import SegmentMap
 
 __all__ = ["Writer"]
@@ -41,7 +41,7 @@ class Writer:
         old = self._old_map()
         draft = files.segment.with_suffix(f".draft-{term}")
         draft.unlink(missing_ok=True)
-        fd = open_checked(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fd = create_checked(draft)
         try:
             # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
             _reserve(fd)

@@ -26,7 +26,7 @@ GOLDEN_HEADER = (
     "000102030405060708090a0b0c0d0e0f 7978bd8e 000000000000000000000000"
 )
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
-GOLDEN_PAYLOAD_START = "de0015a562675f6964a66f7264657273a57068617365"
+GOLDEN_PAYLOAD_START = "de0016a562675f6964a66f7264657273a57068617365"
 
 
 def test_golden_header() -> None:
@@ -47,11 +47,14 @@ def test_golden_payload(snapshot: Snapshot) -> None:
     assert decode(encode(snapshot)) == snapshot
 
 
-def test_a_future_format_is_refused() -> None:
-    packed = bytearray(layout.pack_header(layout.Header(1, 1, bytes(16))))
-    packed[8] = 2
-    with pytest.raises(SegmentError, match="format 2"):
-        layout.unpack_header(bytes(packed))
+@pytest.mark.parametrize(("version", "kind"), [(2, layout.FutureFormat), (0, SegmentError)])
+def test_another_format_is_refused(version: int, kind: type[SegmentError], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "FORMAT", version)
+        packed = layout.pack_header(layout.Header(1, 1, bytes(16)))
+    with pytest.raises(kind, match=f"format {version}") as caught:
+        layout.unpack_header(packed)
+    assert caught.type is kind
 
 
 def test_too_large_a_snapshot_is_refused() -> None:

@@ -1,0 +1,44 @@
+"""The suspicion that a switchover has begun unread: a worker was cut between two polls of the monitor.
+
+It holds callers in PREPARATION and moves no phase. The monitor asks at once; what it reads confirms the suspicion
+(IN_PROGRESS, which holds them as well), or an answer of a blue that takes writes ends it within milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from bgpool.core.events import Event, MetadataAbsent, MetadataFailed, Nudged, StatusRead
+from bgpool.core.limits import SUSPICION_S
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Snapshot
+
+__all__ = ["allay", "suspect"]
+
+_SUSPICION_NS: Final = int(SUSPICION_S * 1e9)
+
+
+def suspect(snapshot: Snapshot, event: Nudged) -> Snapshot:
+    """Hold callers from *event* on, for a bounded time. In CREATED, which may last for weeks, it is no reason to."""
+    if snapshot.phase is not Phase.PREPARATION or snapshot.suspected_until_ns:
+        return snapshot
+    return replace(snapshot, suspected_until_ns=event.at.mono_ns + _SUSPICION_NS)
+
+
+def allay(snapshot: Snapshot, event: Event) -> Snapshot:
+    """What is left of the suspicion after *event*: none once it is confirmed, refuted or too old."""
+    until_ns = snapshot.suspected_until_ns
+    if not until_ns:
+        return snapshot
+    confirmed = snapshot.phase is not Phase.PREPARATION
+    if confirmed or event.at.mono_ns >= until_ns or _is_refuted(snapshot, event):
+        return replace(snapshot, suspected_until_ns=0)
+    return snapshot
+
+
+def _is_refuted(snapshot: Snapshot, event: Event) -> bool:
+    """Whether blue was asked, and takes writes as ever."""
+    answered = isinstance(event, (StatusRead, MetadataAbsent, MetadataFailed)) and event.role is Role.SOURCE
+    since_ns = snapshot.suspected_until_ns - _SUSPICION_NS
+    return answered and snapshot.source_read_only is False and event.at.mono_ns > since_ns

@@ -1,0 +1,49 @@
+"""The bell that workers ring when the server cuts a connection: the monitor hears it within a millisecond."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Final
+
+from bgpool.core.events import Event, Nudged
+from bgpool.core.limits import NUDGE_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.errors import SegmentError
+from bgpool.monitor.probe import now
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.table import Table
+
+__all__ = ["Bell"]
+
+
+class Bell(threading.Thread):
+    """Listens, and tells the main loop; however often it is rung, not more often than NUDGE_INTERVAL_S."""
+
+    def __init__(self, files: RunFiles, events: queue.Queue[Event]) -> None:
+        super().__init__(name="bgpool-bell", daemon=True)
+        self._files: Final = files
+        self._events: Final = events
+
+    def run(self) -> None:
+        """Listen for ever."""
+        table: Table | None = None
+        seen_ns = 0
+        while True:
+            if table is None or not table.is_in_place(self._files):
+                if table is not None:
+                    table.close()
+                table = self._open()
+                seen_ns = table.bell[0] if table is not None else 0
+            if table is None:
+                threading.Event().wait(WATCH_INTERVAL_S)
+            elif table.wait_rung(seen_ns, WATCH_INTERVAL_S):
+                seen_ns = table.bell[0]
+                self._events.put(Nudged(now()))
+                threading.Event().wait(NUDGE_INTERVAL_S)
+
+    def _open(self) -> Table | None:
+        try:
+            return Table(self._files)
+        except SegmentError:
+            # Workers say what is wrong with it; until it is put right nobody can ring.
+            return None
