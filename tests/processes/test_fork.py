@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +15,8 @@ import pytest
 
 import bgpool
 from bgpool.lab import Pair
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import workers
 
 pytestmark = pytest.mark.lab
 
@@ -116,9 +121,6 @@ def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.PostgresPool) ->
 
 def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path: Path) -> None:
     """Exit handlers and the collection of what was inherited run in such a child, too."""
-    import subprocess
-    import sys
-
     script = f"""
 import os, sys, bgpool
 pool = bgpool.get_pool({pair.dsn!r}, bg_resolver={pair.resolver!r}, bg_run_dir={str(tmp_path / "run")!r}, min_size=2)
@@ -140,3 +142,81 @@ with pool.connection() as conn:
         timeout=30,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class TestForksThatTellNobody:
+    """uWSGI and C libraries fork without Python's hooks: nothing of ours runs in the child before its first call."""
+
+    @pytest.fixture(autouse=True)
+    def nobody_asks_for_the_interpreter(self) -> Iterator[None]:
+        """A thread of the parent that waits for the interpreter's lock during such a fork would be waited for in the
+        child, in vain: that is CPython's, and why docs/servers.md has a word on it."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        yield
+        sys.setswitchinterval(before)
+
+    def in_child(self, function: Callable[[], object]) -> int:
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            sys.setswitchinterval(0.005)
+            status = 1
+            try:
+                function()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.PostgresPool) -> None:
+        parents = backend(pool)
+        assert backend(pool) == parents, "the parent has its connection at hand"
+
+        def child() -> None:
+            assert backend(pool) != parents
+
+        assert [self.in_child(child) for _ in range(10)] == [0] * 10
+        assert backend(pool) == parents
+
+    def test_an_inherited_connection_is_refused(self, pool: bgpool.PostgresPool) -> None:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+
+            def child() -> None:
+                with pytest.raises(bgpool.InheritedConnection):
+                    conn.execute("SELECT 2")
+                pool.putconn(conn)
+                conn.close()
+                assert backend(pool) > 0
+
+            assert self.in_child(child) == 0
+            assert conn.execute("SELECT 3").fetchone() == (3,)
+
+    @pytest.mark.parametrize("last_words", ["close", "stats", "drain", "getpool"])
+    def test_any_first_call_leaves_the_parents_alone(
+        self, pool: bgpool.PostgresPool, pair: Pair, tmp_path: Path, last_words: str
+    ) -> None:
+        parents = backend(pool)
+
+        def child() -> None:
+            if last_words == "getpool":
+                other = bgpool.get_pool(pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run")
+                assert backend(other) != parents
+            else:
+                getattr(pool, last_words)()
+
+        assert self.in_child(child) == 0
+        assert backend(pool) == parents
+
+    def test_the_parents_row_is_not_the_childs(self, pool: bgpool.PostgresPool, tmp_path: Path) -> None:
+        backend(pool)
+        files = RunFiles.of(tmp_path / "run", "fork")
+
+        def child() -> None:
+            backend(pool)
+            assert {row.pid for row in workers(files)} == {os.getpid(), os.getppid()}
+
+        assert self.in_child(child) == 0
+        assert [row.pid for row in workers(files)] == [os.getpid()]

@@ -11,12 +11,13 @@ from bgpool.core.events import (
     Instant,
     MetadataAbsent,
     MetadataFailed,
+    Nudged,
     ProbeFailed,
     Resolved,
     StatusRead,
     Tick,
 )
-from bgpool.core.limits import HEARTBEAT_S, MONITOR_STATEMENT_TIMEOUT_S, SILENCE_S
+from bgpool.core.limits import HEARTBEAT_S, MONITOR_STATEMENT_TIMEOUT_S, NUDGE_INTERVAL_S, SILENCE_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Intervals, Plan, Target, plan
@@ -42,6 +43,8 @@ class Monitor:
         self._alive = True
         self._plan: Plan = plan(snapshot, intervals)
         self._replanned = Promise()
+        self._nudged = Promise()
+        self._nudge_due, self._nudged_ns = False, -SECOND
         self._sessions: dict[Role, tuple[Target, Connection] | None] = dict.fromkeys(Role)
 
     def start(self) -> None:
@@ -57,6 +60,18 @@ class Monitor:
         for session in self._sessions.values():
             if session is not None:
                 session[1].server.end(session[1])
+
+    def nudge(self) -> None:
+        """A worker was cut; heard at most once in NUDGE_INTERVAL_S."""
+        if self._alive and not self._nudge_due:
+            self._nudge_due = True
+            self._clock.after(max(0, self._nudged_ns + int(NUDGE_INTERVAL_S * SECOND) - self._clock.now), self._hear)
+
+    def _hear(self) -> None:
+        self._nudge_due, self._nudged_ns = False, self._clock.now
+        self._take(Nudged(self._now()))
+        nudged, self._nudged = self._nudged, Promise()
+        nudged.keep()
 
     def _take(self, event: Event) -> None:
         if not self._alive:
@@ -108,6 +123,7 @@ class Monitor:
                 self._replanned.then(look)
 
         self._replanned.then(look)
+        self._nudged.then(sooner.keep)
         return sooner
 
     def _ask(self, role: Role, target: Target) -> Task:

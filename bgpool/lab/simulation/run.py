@@ -129,9 +129,13 @@ class _Run:
 
     def _begin_worker(self) -> None:
         rng = random.Random(self._rng.getrandbits(32))
-        worker = Worker(self._world, len(self._workers), rng, self._rules, self._published, self._complain)
+        worker = Worker(self._world, len(self._workers), rng, self._rules, self._published, self._complain, self._nudge)
         self._workers.append(worker)
         worker.start(threads=2)
+
+    def _nudge(self) -> None:
+        if self._monitor is not None:
+            self._clock.after(self._world.rng.randrange(0, MS), self._monitor.nudge)
 
     def _publish(self, snapshot: Snapshot) -> None:
         before, self._published = self._published, snapshot

@@ -40,6 +40,7 @@ class Worker:
         rules: Rules,
         snapshot: Snapshot | None,
         complain: Callable[[str], None],
+        nudge: Callable[[], None],
     ) -> None:
         self._world: Final = world
         self._clock: Final[Clock] = world.clock
@@ -47,6 +48,7 @@ class Worker:
         self._rng: Final = rng
         self._rules: Final = rules
         self._complain: Final = complain
+        self._nudge: Final = nudge
         self._snapshot = snapshot
         self._sequence = 0
         self._changed = Promise()
@@ -115,6 +117,7 @@ class Worker:
                 self.last_ack_ns = self._clock.now
                 return connection
             self._drop(connection)
+            self._note_cut()
             if outcome == "unknown":
                 self.unknown.append(key)
                 return None
@@ -201,6 +204,7 @@ class Worker:
                 connection = yield self._clock.within(server.connect(epoch), CONNECT_TIMEOUT_NS)
                 if connection is not None:
                     return connection
+            self._note_cut()
             yield pause_ns
             pause_ns = min(2 * pause_ns, int(RECONNECT_INTERVAL_MAX_S * SECOND))
         return None
@@ -217,10 +221,18 @@ class Worker:
             if self._clock.now >= deadline:
                 return None
             until = deadline
-            if snapshot is not None and snapshot.deadline_ns:
-                until = min(until, max(snapshot.deadline_ns, self._clock.now + MS))
+            for end in (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ():
+                until = min(until, max(end, self._clock.now + MS)) if end else until
             yield self._clock.within(self._changed, until - self._clock.now)
         return None
+
+    def _note_cut(self) -> None:
+        """Gate.note_cut."""
+        snapshot = self._now()
+        if snapshot is None or self._epoch(snapshot) is None:
+            return
+        if snapshot.phase in (Phase.CREATED, Phase.PREPARATION):
+            self._nudge()
 
     def _now(self) -> Snapshot | None:
         """What is true by the segment and by the process's own clock."""

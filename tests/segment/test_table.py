@@ -1,0 +1,166 @@
+"""The table of workers: rows come and go with their processes, whatever ends these."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bgpool.errors import SegmentError
+from bgpool.segment import table
+from bgpool.segment.layout import FutureFormat
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import Presence, anybody_present, workers
+from bgpool.segment.table import FILE_BYTES, Table, Usage
+
+USAGE = Usage(sequence=7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6)
+
+
+def test_a_row_says_what_its_owner_wrote(files: RunFiles) -> None:
+    mine, other = Presence(files), Presence(files)
+    mine.write(USAGE)
+    first, second = workers(files)
+    assert (first.pid, first.usage) == (os.getpid(), USAGE)
+    assert second.usage == Usage()
+    assert 0 <= first.age_s < 60
+    mine.close()
+    assert [row.usage for row in workers(files)] == [Usage()]
+    other.close()
+    assert workers(files) == ()
+
+
+def test_a_row_is_reclaimed_after_a_death_of_any_kind(files: RunFiles) -> None:
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        presence = Presence(files)
+        presence.write(USAGE)
+        os.write(told, b"!")
+        signal.pause()
+        os._exit(1)
+    os.read(ready, 1)
+    (row,) = workers(files)
+    assert (row.pid, row.usage) == (pid, USAGE)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert workers(files) == ()
+    assert not anybody_present(files)
+    presence = Presence(files)
+    (row,) = workers(files)
+    assert (row.pid, row.usage) == (os.getpid(), Usage()), "nothing is left of the owner before"
+    presence.close()
+    os.close(ready)
+    os.close(told)
+
+
+def test_more_processes_than_rows_are_present_all_the_same(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "ROWS", 2)
+    crowd = [Presence(files) for _ in range(4)]
+    assert len(workers(files)) == 2
+    crowd[0].close()
+    crowd[1].close()
+    assert workers(files) == ()
+    assert anybody_present(files)
+    crowd[2].close()
+    crowd[3].close()
+    assert not anybody_present(files)
+
+
+def test_without_such_locks_there_is_presence_without_rows(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_OFD_SETLK", None)
+    monkeypatch.setattr(table, "_OFD_GETLK", None)
+    presence = Presence(files)
+    presence.write(USAGE)
+    assert anybody_present(files)
+    assert workers(files) == ()
+    presence.close()
+    assert not anybody_present(files)
+
+
+def test_to_look_is_not_to_be_present(files: RunFiles) -> None:
+    assert not anybody_present(files)
+    assert workers(files) == ()
+    assert not files.workers.exists()
+    listener = Table(files)
+    assert not anybody_present(files)
+    listener.close()
+
+
+def test_the_bell_is_heard(files: RunFiles) -> None:
+    listener = Table(files)
+    presence = Presence(files)
+    assert not listener.wait_rung(listener.bell[0], 0.01)
+    before = listener.bell[0]
+    presence.nudge()
+    assert listener.wait_rung(before, 5.0)
+    assert 0 <= time.monotonic_ns() - listener.bell[0] < 60 * 10**9
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * FILE_BYTES, b"\xff" * FILE_BYTES, os.urandom(FILE_BYTES), b"BGPWORK\n", b"x" * (FILE_BYTES + 1)],
+    ids=["empty", "zeros", "ones", "random", "short", "long"],
+)
+def test_a_broken_table_is_replaced(files: RunFiles, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    files.workers.write_bytes(content)
+    files.workers.chmod(0o600)
+    presence = Presence(files)
+    assert len(workers(files)) == 1
+    assert "is not a table of workers; replaced" in caplog.text
+    presence.close()
+
+
+def test_every_flipped_byte_of_the_header_is_found(files: RunFiles) -> None:
+    Table(files).close()
+    good = files.workers.read_bytes()
+    for offset in range(table.BELL_OFFSET):
+        broken = bytearray(good)
+        broken[offset] ^= 0x55
+        files.workers.write_bytes(broken)
+        Table(files).close()
+        assert files.workers.read_bytes()[:64] == good[:64]
+
+
+def test_a_table_of_a_newer_version_is_neither_read_nor_replaced(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(2, 64, 256))
+        newer.setattr(table, "_check", lambda *_: None)
+        Table(files).close()
+    content = files.workers.read_bytes()
+    with pytest.raises(FutureFormat, match="format 2"):
+        Table(files)
+    assert files.workers.read_bytes() == content
+
+
+HEADER = table._header
+
+
+def test_links_and_fifos_are_replaced_not_followed(files: RunFiles, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    files.workers.symlink_to(elsewhere)
+    Table(files).close()
+    assert elsewhere.read_bytes() == b"mine"
+    assert not files.workers.is_symlink()
+    files.workers.unlink()
+    os.mkfifo(files.workers)
+    Table(files).close()
+    files.workers.unlink()
+    files.workers.mkdir()
+    with pytest.raises(SegmentError, match="cannot be replaced"):
+        Table(files)
+
+
+def test_a_replaced_table_is_noticed(files: RunFiles) -> None:
+    presence = Presence(files)
+    assert presence.is_in_place(files)
+    files.workers.unlink()
+    assert not presence.is_in_place(files)
+    Table(files).close()
+    assert not presence.is_in_place(files)
+    presence.close()
