@@ -1,0 +1,57 @@
+"""The application that every server serves: a row per request. As users write it: a pool made when the module loads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psycopg
+
+import bgpool
+from bgpool.lab.ledger import INSERT_SQL
+
+pool = bgpool.get_pool(
+    os.environ["APP_DSN"],
+    bg_id="servers",
+    bg_resolver=os.environ["APP_RESOLVER"],
+    bg_interval_baseline_ms=500,
+    bg_interval_increased_ms=500,
+    min_size=1,
+    max_size=2,
+)
+
+if os.environ.get("APP_WARM_UP"):
+    # Some ask the database while they load; with a preloading server that is in the master.
+    with pool.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def insert(connection: psycopg.Connection[Any], *key: int) -> None:
+    connection.execute(INSERT_SQL, key)
+
+
+def serve(query: str) -> str:
+    """Write the row whose key is *query*; the id of the process that did it."""
+    key = [int(value) for value in urllib.parse.parse_qs(query)["key"][0].split(".")]
+    pool.run(insert, *key)
+    return str(os.getpid())
+
+
+def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    """For gunicorn and uWSGI."""
+    body = serve(environ["QUERY_STRING"]).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """For uvicorn: a pool that blocks belongs into a thread."""
+    if scope["type"] != "http":
+        return
+    body = (await asyncio.to_thread(serve, scope["query_string"].decode())).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

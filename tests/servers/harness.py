@@ -1,0 +1,338 @@
+"""Real servers side by side, all with the same application, through one switchover under load."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from bgpool.core.snapshot import Snapshot
+from bgpool.lab import Director, Pair, Schedule, TruthProbe, Verdict, ledger
+from bgpool.lab.ledger import Key
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import WorkerRow, workers
+from bgpool.segment.reader import Reader
+
+START_S: Final = 40.0
+STOP_S: Final = 20.0
+#: Slots from here on are those of a parent, which writes once before its children and once after.
+PARENTS_SLOTS: Final = 98
+ROOT: Final = Path(__file__).parents[2]
+
+#: A switchover of four seconds.
+SCHEDULE: Final = Schedule(
+    initiated_s=-0.7,
+    writes_stopped_s=0.3,
+    connections_dropped_s=0.4,
+    caught_up_s=0.5,
+    green_promoted_s=1.5,
+    old_blue_open_s=1.8,
+    names_changed_s=2.0,
+    blue_dns_moved_s=2.3,
+    green_dns_gone_s=2.8,
+    completed_s=3.0,
+)
+
+
+@dataclass
+class Load:
+    """What the clients of one server saw.
+
+    Attributes:
+        acknowledged, unknown: Keys whose request was answered with 200, and those that got no such answer.
+        errors: The answers that were none.
+        times: When each client's requests were answered, on the monotonic clock.
+        pids: The server's processes that answered.
+        longest_s: The longest request.
+    """
+
+    acknowledged: list[Key] = field(default_factory=list)
+    unknown: list[Key] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    times: dict[int, list[float]] = field(default_factory=dict)
+    pids: set[str] = field(default_factory=set)
+    longest_s: float = 0.0
+
+    def gap_s(self, since_s: float) -> float:
+        """The longest time after *since_s* that a client was without an answer."""
+        gaps = [0.0]
+        for times in self.times.values():
+            later = [since_s, *(at for at in times if at > since_s)]
+            gaps += [b - a for a, b in zip(later, later[1:], strict=False)]
+        return max(gaps)
+
+    def resumed_s(self, since_s: float) -> float:
+        """From *since_s* to the first answer of the last client."""
+        return max(min((at for at in times if at > since_s), default=float("inf")) for times in self.times.values()) - (
+            since_s
+        )
+
+
+class Server:
+    """A server in a process group of its own.
+
+    Attributes:
+        load: What its clients saw, or what it noted itself.
+        environment: What it was started with.
+        exit_status: Of a server that ended when it was told to; None if it had to be killed.
+    """
+
+    def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.number: Final = number
+        self.name: Final = name
+        self.environment: Final = environment
+        self.load: Final = Load()
+        self.exit_status: int | None = None
+        self._log: Final = log
+        self.port: Final = free_port()
+        command = [part.format(port=self.port, bin=Path(sys.executable).parent, number=number) for part in command]
+        with log.open("wb") as output:
+            self.process: Final = subprocess.Popen(
+                command, cwd=ROOT, env=dict(environment), stdout=output, stderr=output, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        """Everything that the server wrote."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_serving(self) -> None:
+        """Wait until rows are written."""
+        deadline = time.monotonic() + START_S
+        while not self._is_serving():
+            assert self.process.poll() is None, f"{self.name} ended: {self.output}"
+            assert time.monotonic() < deadline, f"{self.name} does not serve: {self.output}"
+            time.sleep(0.1)
+
+    def _is_serving(self) -> bool:
+        raise NotImplementedError
+
+    def begin_load(self, clients: int) -> None:
+        """Have rows written by *clients* clients, each one request at a time."""
+
+    def end_load(self) -> None:
+        """No more rows."""
+
+    def stop(self) -> None:
+        """End the server as an operator does; kill what is left of it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.exit_status = self.process.wait(STOP_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(5)
+
+
+class WebServer(Server):
+    """A server that is asked for rows over HTTP."""
+
+    _stopping: threading.Event
+    _clients: list[threading.Thread]
+
+    def begin_load(self, clients: int) -> None:
+        """Start the clients."""
+        self._stopping, self._clients = threading.Event(), []
+        for client in range(clients):
+            self.load.times[client] = []
+            thread = threading.Thread(target=self._use, args=(client,), daemon=True)
+            self._clients.append(thread)
+            thread.start()
+
+    def end_load(self) -> None:
+        """Stop the clients after the request at hand."""
+        self._stopping.set()
+        for thread in self._clients:
+            thread.join(40.0)
+            assert not thread.is_alive(), f"a client of {self.name} waits for ever: {self.output}"
+
+    def _is_serving(self) -> bool:
+        try:
+            self._ask((self.number, 99, 0), 10.0)
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
+
+    def _use(self, client: int) -> None:
+        n = 0
+        while not self._stopping.wait(0.02):
+            n += 1
+            key, began = (self.number, client, n), time.monotonic()
+            try:
+                pid = self._ask(key, 35.0)
+            except (OSError, http.client.HTTPException) as error:
+                self.load.unknown.append(key)
+                self.load.errors.append(f"{key}: {error!r}")
+            else:
+                self.load.acknowledged.append(key)
+                self.load.times[client].append(time.monotonic())
+                self.load.pids.add(pid)
+            self.load.longest_s = max(self.load.longest_s, time.monotonic() - began)
+
+    def _ask(self, key: Key, timeout_s: float) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            connection.request("GET", "/?key=" + ".".join(map(str, key)))
+            answer = connection.getresponse()
+            body = answer.read().decode()
+            if answer.status != 200:
+                raise http.client.HTTPException(f"status {answer.status}: {body[:200]}")
+            return body
+        finally:
+            connection.close()
+
+
+class Batch(Server):
+    """A server that writes rows by itself and keeps notes of them: see rows.py."""
+
+    def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.notes: Final = Path(environment["APP_NOTES"])
+        super().__init__(number, name, command, environment, log)
+
+    def end_load(self) -> None:
+        """Have it stop, and read the notes."""
+        (self.notes / "stop").touch()
+        time.sleep(1.0)
+        for path in self.notes.glob(f"{self.number}.*"):
+            slot = int(path.suffix[1:])
+            for line in path.read_text(encoding="utf-8").splitlines():
+                mark, *rest = line.split(" ", 2)
+                if mark == "!":
+                    self.load.unknown.append((self.number, slot, int(rest[0])))
+                    self.load.errors.append(line)
+                else:
+                    self.load.acknowledged.append((self.number, slot, int(mark)))
+                    self.load.pids.add(rest[1])
+                    if slot < PARENTS_SLOTS:
+                        self.load.times.setdefault(slot, []).append(float(rest[0]))
+
+    def _is_serving(self) -> bool:
+        return any(self.notes.glob(f"{self.number}.*"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a switchover came to."""
+
+    servers: Mapping[str, Server]
+    verdict: Verdict
+    down_s: float
+    began_s: float
+    writable_s: float
+    connections: int
+    rows: tuple[WorkerRow, ...]
+    snapshot: Snapshot | None
+
+    def excess_s(self, name: str) -> float:
+        """What the clients of a server missed beyond what the database did."""
+        return self.servers[name].load.gap_s(self.began_s) - self.down_s
+
+
+class Stage:
+    """A pair, its run directory, and the servers on it; all gone afterwards."""
+
+    def __init__(self) -> None:
+        self._stack: Final = contextlib.ExitStack()
+        self.servers: Final[dict[str, Server]] = {}
+
+    def __enter__(self) -> Stage:
+        self.directory: Final = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-servers-")))
+        self.pair: Final = self._stack.enter_context(Pair())
+        self.files: Final = RunFiles.of(self.directory / "run", "servers")
+        ledger.create(self.pair)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self.servers.values():
+            server.stop()
+        self._stack.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the application."""
+        return {
+            **os.environ,
+            "APP_DSN": self.pair.dsn,
+            "APP_RESOLVER": self.pair.resolver,
+            "BGPOOL_RUN_DIR": str(self.files.directory),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def serve(self, name: str, command: list[str], kind: type[Server] = WebServer, **environment: str) -> Server:
+        """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in."""
+        number = len(self.servers) + 1
+        notes = self.directory / f"{number}.notes"
+        notes.mkdir()
+        own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes)}
+        self.servers[name] = kind(
+            number, name, command, {**self.environment, **own, **environment}, self.directory / f"{number}.log"
+        )
+        return self.servers[name]
+
+    def switch_over(self, clients: int = 3) -> Result:
+        """Load on all servers, a switchover, an end, and the verdict."""
+        for server in self.servers.values():
+            server.wait_serving()
+        director = Director(self.pair, SCHEDULE)
+        with self.loaded(clients), TruthProbe(self.pair) as truth:
+            truth.wait_writing()
+            director.create_deployment()
+            self.wait_ready()
+            began_s = time.monotonic()
+            connections = self.pair.monitoring_connections()
+            director.run()
+            time.sleep(0.7)
+            rows = workers(self.files)
+            snapshot = Reader(self.files).refresh().snapshot
+            connections = max(connections, self.pair.monitoring_connections())
+        for server in self.servers.values():
+            server.stop()
+        loads = [server.load for server in self.servers.values()]
+        verdict = ledger.judge(
+            self.pair,
+            [key for load in loads for key in load.acknowledged],
+            [key for load in loads for key in load.unknown],
+        )
+        writable_s = director.event("green_open").monotonic_s
+        down_s = max(outage.down_s for outage in truth.outages)
+        return Result(self.servers, verdict, down_s, began_s, writable_s, connections, rows, snapshot)
+
+    @contextlib.contextmanager
+    def loaded(self, clients: int) -> Iterator[None]:
+        """Clients at work on every server."""
+        for server in self.servers.values():
+            server.begin_load(clients)
+        try:
+            yield
+        finally:
+            for server in self.servers.values():
+                server.end_load()
+
+    def wait_ready(self) -> None:
+        """Wait until the monitor says that the switchover may begin."""
+        deadline = time.monotonic() + 20
+        while not ((snapshot := Reader(self.files).refresh().snapshot) and snapshot.ready):
+            assert time.monotonic() < deadline, f"not ready: {snapshot}"
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
