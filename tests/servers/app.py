@@ -47,7 +47,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iter
     return [body]
 
 
-async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
+async def asgi(scope: dict[str, Any], _receive: Any, send: Any) -> None:
     """For uvicorn: a pool that blocks belongs into a thread."""
     if scope["type"] != "http":
         return

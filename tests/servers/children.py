@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 import threading
 import warnings
+from typing import Any
 
 from tests.servers import rows
 
@@ -24,8 +25,8 @@ def work(number: int, first_slot: int) -> None:
 def main(method: str, number: int) -> None:
     """The parent: used the pool itself before it has children, and does so after."""
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    rows.write(number, 98, 1, 1)
-    context = multiprocessing.get_context(method)
+    rows.write(number, 9998, 1, 1)
+    context: Any = multiprocessing.get_context(method)
     children = [context.Process(target=work, args=(number, n * THREADS)) for n in range(PROCESSES)]
     for child in children:
         child.start()
@@ -33,7 +34,7 @@ def main(method: str, number: int) -> None:
         child.join()
     assert [child.exitcode for child in children] == [0] * PROCESSES
     (rows.directory() / "stop").unlink()
-    rows.write(number, 99, 1, 1)
+    rows.write(number, 9999, 1, 1)
 
 
 if __name__ == "__main__":

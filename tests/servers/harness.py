@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final
 
 from bgpool.core.snapshot import Snapshot
@@ -27,8 +28,10 @@ from bgpool.segment.reader import Reader
 
 START_S: Final = 40.0
 STOP_S: Final = 20.0
+#: A task has a slot of its own, and the next but a few goes on where it ends.
+SLOTS: Final = 4
 #: Slots from here on are those of a parent, which writes once before its children and once after.
-PARENTS_SLOTS: Final = 98
+PARENTS_SLOTS: Final = 9998
 ROOT: Final = Path(__file__).parents[2]
 
 #: A switchover of four seconds.
@@ -70,7 +73,7 @@ class Load:
         gaps = [0.0]
         for times in self.times.values():
             later = [since_s, *(at for at in times if at > since_s)]
-            gaps += [b - a for a, b in zip(later, later[1:], strict=False)]
+            gaps += [b - a for a, b in itertools.pairwise(later)]
         return max(gaps)
 
     def resumed_s(self, since_s: float) -> float:
@@ -86,6 +89,7 @@ class Server:
     Attributes:
         load: What its clients saw, or what it noted itself.
         environment: What it was started with.
+        output: Everything that it wrote, once it has ended.
         exit_status: Of a server that ended when it was told to; None if it had to be killed.
     """
 
@@ -95,6 +99,7 @@ class Server:
         self.environment: Final = environment
         self.load: Final = Load()
         self.exit_status: int | None = None
+        self.output = ""
         self._log: Final = log
         self.port: Final = free_port()
         command = [part.format(port=self.port, bin=Path(sys.executable).parent, number=number) for part in command]
@@ -103,17 +108,12 @@ class Server:
                 command, cwd=ROOT, env=dict(environment), stdout=output, stderr=output, start_new_session=True
             )
 
-    @property
-    def output(self) -> str:
-        """Everything that the server wrote."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
     def wait_serving(self) -> None:
         """Wait until rows are written."""
         deadline = time.monotonic() + START_S
         while not self._is_serving():
-            assert self.process.poll() is None, f"{self.name} ended: {self.output}"
-            assert time.monotonic() < deadline, f"{self.name} does not serve: {self.output}"
+            assert self.process.poll() is None, f"{self.name} ended: {self._log.read_text()}"
+            assert time.monotonic() < deadline, f"{self.name} does not serve: {self._log.read_text()}"
             time.sleep(0.1)
 
     def _is_serving(self) -> bool:
@@ -125,15 +125,19 @@ class Server:
     def end_load(self) -> None:
         """No more rows."""
 
-    def stop(self) -> None:
-        """End the server as an operator does; kill what is left of it."""
+    def tell_to_stop(self) -> None:
+        """As an operator does."""
         if self.process.poll() is None:
             self.process.terminate()
+
+    def stop(self) -> None:
+        """Wait for its end; kill what is left of it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.exit_status = self.process.wait(STOP_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(5)
+        self.output = self._log.read_text(encoding="utf-8", errors="replace")
 
 
 class WebServer(Server):
@@ -156,7 +160,7 @@ class WebServer(Server):
         self._stopping.set()
         for thread in self._clients:
             thread.join(40.0)
-            assert not thread.is_alive(), f"a client of {self.name} waits for ever: {self.output}"
+            assert not thread.is_alive(), f"a client of {self.name} waits for ever: {self._log.read_text()}"
 
     def _is_serving(self) -> bool:
         try:
@@ -216,7 +220,9 @@ class Batch(Server):
                     self.load.acknowledged.append((self.number, slot, int(mark)))
                     self.load.pids.add(rest[1])
                     if slot < PARENTS_SLOTS:
-                        self.load.times.setdefault(slot, []).append(float(rest[0]))
+                        self.load.times.setdefault(slot % SLOTS, []).append(float(rest[0]))
+        for times in self.load.times.values():
+            times.sort()
 
     def _is_serving(self) -> bool:
         return any(self.notes.glob(f"{self.number}.*"))
@@ -248,17 +254,16 @@ class Stage:
         self.servers: Final[dict[str, Server]] = {}
 
     def __enter__(self) -> Stage:
-        self.directory: Final = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-servers-")))
-        self.pair: Final = self._stack.enter_context(Pair())
-        self.files: Final = RunFiles.of(self.directory / "run", "servers")
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-servers-")))
+        self.pair = self._stack.enter_context(Pair())
+        self.files = RunFiles.of(self.directory / "run", "servers")
         ledger.create(self.pair)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self.servers.values():
-            server.stop()
+        self.stop()
         self._stack.close()
 
     @property
@@ -273,7 +278,13 @@ class Stage:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def serve(self, name: str, command: list[str], kind: type[Server] = WebServer, **environment: str) -> Server:
+    def serve(
+        self,
+        name: str,
+        command: list[str],
+        kind: type[Server] = WebServer,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Server:
         """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in."""
         number = len(self.servers) + 1
         notes = self.directory / f"{number}.notes"
@@ -300,8 +311,7 @@ class Stage:
             rows = workers(self.files)
             snapshot = Reader(self.files).refresh().snapshot
             connections = max(connections, self.pair.monitoring_connections())
-        for server in self.servers.values():
-            server.stop()
+        self.stop()
         loads = [server.load for server in self.servers.values()]
         verdict = ledger.judge(
             self.pair,
@@ -311,6 +321,13 @@ class Stage:
         writable_s = director.event("green_open").monotonic_s
         down_s = max(outage.down_s for outage in truth.outages)
         return Result(self.servers, verdict, down_s, began_s, writable_s, connections, rows, snapshot)
+
+    def stop(self) -> None:
+        """End all servers, side by side."""
+        for server in self.servers.values():
+            server.tell_to_stop()
+        for server in self.servers.values():
+            server.stop()
 
     @contextlib.contextmanager
     def loaded(self, clients: int) -> Iterator[None]:

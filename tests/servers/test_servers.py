@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -43,7 +42,7 @@ WARM = ("sync, preloaded", "gthread, preloaded", "threads, warm master", "no thr
 def switch_over(commands: dict[str, list[str]]) -> Result:
     with Stage() as stage:
         for name, command in commands.items():
-            stage.serve(name, command, **({"APP_WARM_UP": "1"} if name in WARM else {}))
+            stage.serve(name, command, environment={"APP_WARM_UP": "1"} if name in WARM else {})
         return stage.switch_over()
 
 
@@ -52,8 +51,7 @@ def switch_over_batches(commands: dict[str, list[str]]) -> Result:
         for name, command in commands.items():
             server = stage.serve(name, command, Batch)
             if "celery" in command[0]:
-                slots = 1 if name == "solo" else 2
-                send = f"from tests.servers import tasks; tasks.begin('queue', {server.number}, {slots})"
+                send = f"from tests.servers import tasks; tasks.send({server.number})"
                 subprocess.run([sys.executable, "-c", send], env=server.environment, check=True, timeout=30)
         return stage.switch_over()
 
@@ -82,8 +80,9 @@ def assert_one_monitor_for_all(result: Result) -> None:
 
 class TestGunicorn:
     @pytest.fixture(scope="class")
-    def result(self) -> Iterator[Result]:
-        yield switch_over(GUNICORN)
+    @classmethod
+    def result(cls) -> Result:
+        return switch_over(GUNICORN)
 
     @pytest.mark.parametrize("name", GUNICORN)
     def test_goes_through(self, result: Result, name: str) -> None:
@@ -112,8 +111,9 @@ CHILDREN = {
 
 class TestUwsgi:
     @pytest.fixture(scope="class")
-    def result(self) -> Iterator[Result]:
-        yield switch_over(UWSGI)
+    @classmethod
+    def result(cls) -> Result:
+        return switch_over(UWSGI)
 
     @pytest.mark.parametrize("name", UWSGI)
     def test_goes_through(self, result: Result, name: str) -> None:
@@ -125,8 +125,9 @@ class TestUwsgi:
 
 class TestCelery:
     @pytest.fixture(scope="class")
-    def result(self) -> Iterator[Result]:
-        yield switch_over_batches(CELERY)
+    @classmethod
+    def result(cls) -> Result:
+        return switch_over_batches(CELERY)
 
     @pytest.mark.parametrize("name", CELERY)
     def test_goes_through(self, result: Result, name: str) -> None:
@@ -139,8 +140,9 @@ class TestCelery:
 
 class TestMultiprocessing:
     @pytest.fixture(scope="class")
-    def result(self) -> Iterator[Result]:
-        yield switch_over_batches(CHILDREN)
+    @classmethod
+    def result(cls) -> Result:
+        return switch_over_batches(CHILDREN)
 
     @pytest.mark.parametrize("name", CHILDREN)
     def test_goes_through(self, result: Result, name: str) -> None:
