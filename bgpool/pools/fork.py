@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import sys
@@ -29,6 +30,7 @@ class _Forkable(Protocol):
     def after_fork_in_child(self) -> None: ...
 
 
+_logger: Final = logging.getLogger("bgpool.pool")
 _members: Final[weakref.WeakSet[_Forkable]] = weakref.WeakSet()
 _pid = os.getpid()
 
@@ -41,6 +43,10 @@ def call_in_child(member: _Forkable) -> None:
 def notice() -> None:
     """Notice a fork of which no hook has told. To be called on every way into a pool but the quick one."""
     if os.getpid() != _pid:
+        _logger.warning(
+            "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
+            "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever"
+        )
         _after_fork_in_child()
 
 

@@ -120,14 +120,19 @@ class Participant:
 
     def _watch(self, stopping: threading.Event) -> None:
         """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
+        # At once: a worker that is recycled after a tenth of a second must have started a monitor by then.
+        look_after = True
         while not stopping.is_set():
             try:
-                self._round()
+                if look_after:
+                    self._look_after()
+                look_after = not self._round()
             except Exception as error:
                 self._complain(f"watching failed and goes on: {error!r}")
                 stopping.wait(WATCH_INTERVAL_S)
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Act on what is published, and wait for more; whether there is."""
         reading = self.reader.refresh()
         members = list(self._members)
         for member in members:
@@ -136,8 +141,7 @@ class Participant:
         self._report(members, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot)
-        if not reading.wait_changed(WATCH_INTERVAL_S):
-            self._look_after()
+        return reading.wait_changed(WATCH_INTERVAL_S)
 
     def _look_after(self) -> None:
         """Nothing was published for a while: is everything still in its place?"""

@@ -14,7 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
-from bgpool.core.routing import Purpose
+from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Snapshot
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
@@ -311,6 +311,17 @@ class PostgresPool:
         finally:
             self._joined.set()
         self._participant.join(self)
+
+    def open(self) -> None:
+        """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
+
+        To be called in the process that will use the pool, after the fork; see bgpool.integrations.
+        """
+        fork.notice()
+        self._join()
+        reading = self._participant.reader.refresh()
+        if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
+            self._adopt(reading)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.

@@ -30,7 +30,7 @@ def pair() -> Iterator[Pair]:
 @pytest.fixture
 def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.PostgresPool]:
     pool = bgpool.get_pool(
-        pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1, max_size=2
+        pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1, max_size=1
     )
     yield pool
     pool.close()

@@ -32,8 +32,9 @@ UWSGI = {
     "threads, lazy": [*_UWSGI, "--enable-threads", "--lazy-apps"],
     "no threads": _UWSGI,
     "no threads, lazy": [*_UWSGI, "--lazy-apps"],
-    "threads, warm master": [*_UWSGI, "--enable-threads"],
-    "no threads, warm master": _UWSGI,
+    # Whoever has threads in the master needs Python's fork hooks, see docs/servers.md.
+    "threads, warm master": [*_UWSGI, "--enable-threads", "--py-call-uwsgi-fork-hooks"],
+    "no threads, warm master": [*_UWSGI, "--py-call-osafterfork"],
 }
 #: Ask the database while they load: with a preloading server the master has connections, threads and a watcher.
 WARM = ("sync, preloaded", "gthread, preloaded", "threads, warm master", "no threads, warm master")

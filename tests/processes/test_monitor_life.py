@@ -1,0 +1,279 @@
+"""Whatever happens to a monitor, the next one goes on, there is never more than one, and none is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import bgpool
+from bgpool.errors import SegmentError
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import workers
+from bgpool.segment.reader import Reader, SegmentMap
+
+pytestmark = pytest.mark.slow
+
+WaitUntil = Callable[..., None]
+#: As promised; and what a loaded machine needs to start an interpreter.
+TAKEOVER_S, SLACK_S = 2.0, 4.0
+HANG_S = 5.0
+#: Nobody answers here: a database that is gone.
+DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def files(run: Path) -> Iterator[RunFiles]:
+    files = RunFiles.of(run, "life")
+    yield files
+    for pid in monitors(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def pool(run: Path, files: RunFiles, wait_until: WaitUntil) -> Iterator[bgpool.PostgresPool]:
+    """A process that uses the bg_id, and its monitor, which watches."""
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
+    pool.open()
+    wait_until(lambda: lives(files))
+    yield pool
+    pool.close(1.0)
+
+
+def monitors(run: Path) -> list[int]:
+    """Processes, zombies excepted, that hold the lock of a tenure open; this one excepted."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            links = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+            if any(link.startswith(f"{run}/") and ".term-" in link for link in links):
+                found.append(int(process.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def holder(files: RunFiles) -> int:
+    """The process that writes the segment."""
+    return SegmentMap(files).header.pid
+
+
+def lives(files: RunFiles) -> bool:
+    """Whether a monitor gives signs of life."""
+    reader = Reader(files)
+    reader.check_path()
+    return not reader.monitor_is_silent()
+
+
+def took_over(files: RunFiles, old: int) -> Callable[[], bool]:
+    def check() -> bool:
+        with contextlib.suppress(SegmentError, FileNotFoundError):
+            return holder(files) != old and lives(files)
+        return False
+
+    return check
+
+
+@pytest.mark.usefixtures("pool")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) -> None:
+    old, term = holder(files), SegmentMap(files).header.term
+    os.kill(old, number)
+    wait_until(took_over(files, old), TAKEOVER_S + SLACK_S)
+    assert SegmentMap(files).header.term == term + 1
+    assert monitors(run) == [holder(files)]
+
+
+@pytest.mark.usefixtures("pool")
+def test_stopped_and_woken(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+    old = holder(files)
+    os.kill(old, signal.SIGSTOP)
+    try:
+        wait_until(took_over(files, old), HANG_S + SLACK_S)
+        new, content = holder(files), files.segment.stat().st_ino
+        assert sorted(monitors(run)) == sorted([old, new])
+    finally:
+        os.kill(old, signal.SIGCONT)
+    wait_until(lambda: monitors(run) == [new])
+    assert (holder(files), files.segment.stat().st_ino) == (new, content), "what it wrote, it wrote into its own file"
+
+
+@pytest.mark.usefixtures("pool")
+def test_out_of_memory(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+    """It cannot allocate any more: it may limp on or leave, but workers have a monitor that gives signs of life."""
+    old = holder(files)
+    if sys.platform == "linux":
+        resource.prlimit(old, resource.RLIMIT_AS, (1, 1))
+    time.sleep(1.0)
+    wait_until(lambda: lives(files), HANG_S + SLACK_S)
+    assert monitors(run) == [holder(files)]
+
+
+@pytest.mark.usefixtures("pool")
+def test_run_directory_deleted(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+    old = holder(files)
+    for path in [*run.iterdir(), run]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    wait_until(took_over(files, old), TAKEOVER_S + SLACK_S)
+    wait_until(lambda: [row.pid for row in workers(files)] == [os.getpid()])
+    wait_until(lambda: monitors(run) == [holder(files)])
+
+
+def test_a_monitor_is_nobodys_child_and_has_nothing_of_its_starter(
+    run: Path, files: RunFiles, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    mine = (tmp_path / "mine").open("w")
+    fcntl.flock(mine, fcntl.LOCK_EX)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    os.set_inheritable(listener.fileno(), True)
+    os.set_inheritable(mine.fileno(), True)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
+    try:
+        pool.open()
+        wait_until(lambda: lives(files))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    process = Path(f"/proc/{holder(files)}")
+    links = {fd.name: str(fd.readlink()) for fd in (process / "fd").iterdir()}
+    assert {links["0"], links["1"], links["2"]} == {"/dev/null"}
+    assert not any(str(tmp_path / "mine") in link for link in links.values())
+    assert f"socket:[{os.fstat(listener.fileno()).st_ino}]" not in links.values()
+    parent, group, session = (process / "stat").read_text().rpartition(")")[2].split()[1:4]
+    assert int(parent) != os.getpid()
+    assert session != str(os.getsid(0))
+    assert group == session
+    assert (process / "cwd").readlink() == Path("/")
+    # What the starter ignored, it does not.
+    pid = holder(files)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: pid not in monitors(run))
+    pool.close(1.0)
+    listener.close()
+    mine.close()
+
+
+def test_two_hundred_workers_at_once(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run, num_workers=1)
+    ready, go = os.pipe()
+    pids = []
+    for _ in range(200):
+        pid = os.fork()
+        if pid == 0:
+            os.close(go)
+            os.read(ready, 1)
+            pool.open()
+            signal.pause()
+            os._exit(0)
+        pids.append(pid)
+    os.close(ready)
+    os.close(go)
+    try:
+        wait_until(lambda: lives(files), 40)
+        wait_until(lambda: {row.pid for row in workers(files)} == set(pids), 40)
+        assert SegmentMap(files).header.term == 1
+        assert monitors(run) == [holder(files)]
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.waitpid(pid, 0)
+    assert workers(files) == ()
+    # And none is left when all are gone.
+    wait_until(lambda: monitors(run) == [], 20)
+    assert not files.segment.exists()
+
+
+def test_workers_that_live_for_a_tenth_of_a_second(run: Path, files: RunFiles) -> None:
+    """As a server that recycles them has it; the first may die while it starts the monitor."""
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
+    seen = set()
+    for _ in range(40):
+        pid = os.fork()
+        if pid == 0:
+            pool.open()
+            time.sleep(0.1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        with contextlib.suppress(FileNotFoundError, SegmentError):
+            seen.add(holder(files))
+    assert len(seen) == 1
+    assert SegmentMap(files).header.term == 1
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1])
+def test_a_starter_that_dies_at_once_stops_nobody(
+    run: Path, files: RunFiles, wait_until: WaitUntil, after_s: float
+) -> None:
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
+    pid = os.fork()
+    if pid == 0:
+        pool.open()
+        time.sleep(after_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pool.open()
+    wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+    assert len(monitors(run)) == 1
+    pool.close(1.0)
+
+
+def test_a_starter_that_hangs_is_passed_by(
+    run: Path, files: RunFiles, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bgpool.monitor.spawn.MONITOR_START_S", 0.5)
+    run.mkdir(mode=0o700)
+    hung = files.spawning.open("w")
+    files.spawning.chmod(0o600)
+    fcntl.flock(hung, fcntl.LOCK_EX)
+    pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
+    pool.open()
+    wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+    pool.close(1.0)
+    hung.close()
+
+
+def test_a_clock_that_is_set_decides_nothing(run: Path, files: RunFiles, tmp_path: Path, wait_until: WaitUntil) -> None:
+    """In worker and monitor alike the wall clock jumps by days, forth and back, at every look."""
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+        import itertools, time
+        real, jumps = time.time_ns, itertools.cycle([0, 86_400, -86_400, 10**8])
+        time.time_ns = lambda: real() + next(jumps) * 10**9
+        time.time = lambda: time.time_ns() / 1e9
+        """)
+    )
+    script = f"""
+import time, bgpool
+pool = bgpool.get_pool({DSN!r}, bg_id="life", bg_run_dir={str(run)!r})
+pool.open()
+time.sleep(4)
+assert pool.stats().phase is bgpool.Phase.NOT_CREATED
+pool.close(1.0)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    worker = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+        pid = holder(files)
+        assert worker.wait(20) == 0
+    finally:
+        worker.kill()
+    assert (holder(files), SegmentMap(files).header.term) == (pid, 1)
