@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from bgpool.core.limits import MONITOR_START_S
+from bgpool.core.limits import HEARTBEAT_STALE_S, MONITOR_START_S
+from bgpool.errors import SegmentError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
-from bgpool.segment.reader import Reader
+from bgpool.segment.reader import SegmentMap
 
 __all__ = ["Starter"]
 
@@ -68,9 +69,11 @@ class Starter:
 
 
 def _is_silent(files: RunFiles) -> bool:
-    reader = Reader(files)
-    reader.check_path()
-    return reader.monitor_is_silent()
+    """Whether no monitor gives signs of life."""
+    try:
+        return SegmentMap(files).heartbeat_age_s() > HEARTBEAT_STALE_S
+    except (FileNotFoundError, SegmentError):
+        return True
 
 
 def _start(config: MonitorConfig) -> None:
