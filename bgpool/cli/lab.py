@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bgpool.lab import simulation
+from bgpool.lab.chaos import Chaos
 from bgpool.lab.errors import LabError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
 
-__all__ = ["list_scenarios", "play_scenarios", "simulate", "trace_simulation"]
+__all__ = ["list_scenarios", "play_scenarios", "run_chaos", "simulate", "trace_simulation"]
 
 PROGRESS_EVERY = 1000
 
@@ -103,3 +104,33 @@ def trace_simulation(seed: int) -> bool:
     outcome = simulation.simulate(seed, trace=print)
     print(f"seed {seed}: {outcome.story}")
     return not outcome.violations
+
+
+def run_chaos(seed: int, seconds: float, *, as_json: bool) -> bool:
+    """Run chaos and print what it came to; whether nothing was wrong."""
+    console = Console(highlight=False, stderr=as_json)
+    began = time.monotonic()
+    try:
+        report = Chaos(seed, seconds, lambda line: console.print(f"{time.monotonic() - began:8.2f}  {line}")).run()
+    except LabError as error:
+        console.print(f"[bold red]BROKEN[/] seed {seed}: {error}", soft_wrap=True)
+        return False
+    result = {
+        "seed": seed,
+        "switchovers": report.switchovers,
+        "blows": dict(report.blows),
+        "rows": report.verdict.acknowledged,
+        "lost": report.verdict.lost,
+        "doubled": report.verdict.doubled,
+        "split": report.verdict.split + report.split,
+        "errors": len(report.errors),
+        "longest_call_s": report.longest_call_s,
+        "descriptors_grown": report.descriptors_grown,
+        "resident_grown_kib": report.resident_grown_kib,
+        "findings": report.findings,
+    }
+    if as_json:
+        print(json.dumps(result))
+    for name, value in result.items():
+        console.print(f"{name:20} {value}", markup=False, soft_wrap=True)
+    return not report.findings

@@ -1,0 +1,233 @@
+"""Chaos: one application goes through switchover after switchover while its workers and their monitor are killed.
+
+What is killed, how and when is drawn from a seed. Some workers are spared: they live through all of it, and what they
+hold of memory and descriptors at the end is compared with what they held after the first switchovers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bgpool.core.phase import Phase
+from bgpool.lab import ledger
+from bgpool.lab.director import Director
+from bgpool.lab.errors import LabError
+from bgpool.lab.ledger import Verdict
+from bgpool.lab.scenarios.scenario import FAST
+from bgpool.lab.trial import Trial
+from bgpool.lab.waiting import wait_until
+from bgpool.lab.worker import Worker
+
+__all__ = ["Chaos", "ChaosReport", "Footprint"]
+
+SPARED: Final = 2
+MORTAL: Final = 2
+THREADS: Final = 2
+HOLD_S: Final = 10.0
+#: Longest pause between two blows, in seconds.
+PAUSE_S: Final = 1.2
+#: How long a monitor is stopped, at most, in seconds: beyond what another one waits before it takes its place.
+STOPPED_S: Final = 6.0
+#: Switchovers until memory counts: caches fill, pools grow to their size.
+WARM_UP: Final = 2
+COMPLETED_TIMEOUT_S: Final = 30.0
+#: A unit of work ends when its time is up: the longest hold and the pool's own timeout, and what a machine under
+#: load adds.
+LONGEST_CALL_S: Final = 2 * HOLD_S + 5.0
+#: What a process may have more for a moment (connections that are just being opened or closed), and for good.
+DESCRIPTORS: Final = 6
+RESIDENT_KIB: Final = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a process holds: open descriptors and resident memory, in KiB."""
+
+    descriptors: int
+    resident_kib: int
+
+    @classmethod
+    def of(cls, pid: int) -> Footprint:
+        """That of the process *pid*."""
+        process = Path(f"/proc/{pid}")
+        pages = int((process / "statm").read_text().split()[1])
+        return cls(len(list((process / "fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") // 1024)
+
+
+@dataclass(frozen=True)
+class ChaosReport:
+    """What it came to.
+
+    Attributes:
+        verdict: The ledger's, over all switchovers.
+        split: Rows that were on an old blue alone when it was replaced, in any of them.
+        blows: How often each was dealt.
+        errors: What callers saw fail; a worker that is killed tells nothing.
+        longest_call_s: The longest that a caller waited.
+        before, after: Footprints of the spared workers, after the first switchovers and at the end.
+    """
+
+    seed: int
+    switchovers: int
+    verdict: Verdict
+    split: int
+    blows: Counter[str]
+    errors: tuple[str, ...]
+    longest_call_s: float
+    before: tuple[Footprint, ...]
+    after: tuple[Footprint, ...]
+
+    @property
+    def descriptors_grown(self) -> int:
+        """By how many descriptors the worst of the spared workers grew."""
+        return max((b.descriptors - a.descriptors for a, b in zip(self.before, self.after, strict=True)), default=0)
+
+    @property
+    def findings(self) -> list[str]:
+        """What is wrong, in words."""
+        found = []
+        if not self.verdict.clean or self.split:
+            found.append(f"rows: {self.verdict}, and {self.split} split before")
+        if self.longest_call_s > LONGEST_CALL_S:
+            found.append(f"a caller waited {self.longest_call_s:.1f} s, the bound is {LONGEST_CALL_S:g} s")
+        if self.descriptors_grown > DESCRIPTORS:
+            found.append(f"a worker has {self.descriptors_grown} more descriptors than at the beginning")
+        if self.resident_grown_kib > RESIDENT_KIB:
+            found.append(f"a worker has {self.resident_grown_kib} KiB more than at the beginning")
+        return found
+
+    @property
+    def resident_grown_kib(self) -> int:
+        """By how much memory the worst of the spared workers grew, in KiB."""
+        return max((b.resident_kib - a.resident_kib for a, b in zip(self.before, self.after, strict=True)), default=0)
+
+
+@dataclass
+class Chaos:
+    """One run.
+
+    Attributes:
+        seed: What is done when follows from it; what comes of it depends on the machine, too.
+        seconds: No switchover begins after that time.
+        tell: Called with a line for everything that is done.
+    """
+
+    seed: int
+    seconds: float
+    tell: Callable[[str], object] = lambda _line: None
+    _split: int = field(default=0, init=False)
+    _switchovers: int = field(default=0, init=False)
+
+    def run(self) -> ChaosReport:
+        """Do it.
+
+        Raises:
+            LabError: A deployment did not become ready or did not end, or a worker hangs.
+        """
+        self._random = random.Random(self.seed)
+        self._blows: Counter[str] = Counter()
+        self._before: tuple[Footprint, ...] = ()
+        self._lock = threading.Lock()
+        options: dict[str, Any] = {
+            "bg_connect_timeout_ms": int(HOLD_S * 1000),
+            "bg_interval_baseline_ms": 500,
+            "bg_interval_high_ms": 50,
+            "timeout": HOLD_S,
+        }
+        with Trial(
+            workers=SPARED, threads=THREADS, job="write unit", schedule=FAST, pool_options=options, settle_s=0.5
+        ) as trial:
+            self._trial, self._spared = trial, list(trial.crew)
+            self._mortal = [trial.add_worker() for _ in range(MORTAL)]
+            report = trial.run(self._play)
+            return ChaosReport(
+                self.seed,
+                self._switchovers,
+                report.verdict,
+                self._split,
+                self._blows,
+                tuple(f"worker {worker.number}: {error}" for worker in trial.crew for error in worker.errors),
+                report.longest_call_s,
+                self._before,
+                self._after,
+            )
+
+    def _play(self, trial: Trial) -> None:
+        stopping = threading.Event()
+        reaper = threading.Thread(target=self._deal_blows, args=(stopping,), name="bgpool-chaos", daemon=True)
+        end = time.monotonic() + self.seconds
+        reaper.start()
+        try:
+            while True:
+                trial.switch_over()
+                self._wait(Phase.COMPLETED)
+                self._switchovers += 1
+                self.tell(f"switchover {self._switchovers} completed")
+                if self._switchovers <= WARM_UP:
+                    self._before = self._footprints()
+                if time.monotonic() > end:
+                    break
+                # The rows of old blue, before it is replaced: nobody may have written there after the cut.
+                self._split += ledger.judge(trial.pair, ()).split
+                trial.pair.renew()
+                self._wait(Phase.NOT_CREATED)
+                trial.director = Director(trial.pair, FAST)
+        finally:
+            stopping.set()
+            reaper.join(STOPPED_S + 1.0)
+        self._after = self._footprints()
+
+    def _wait(self, phase: Phase) -> None:
+        def reached() -> bool:
+            snapshot = self._trial.snapshot()
+            return snapshot is not None and snapshot.phase is phase
+
+        wait_until(reached, timeout_s=COMPLETED_TIMEOUT_S, what=f"{phase.name} after switchover {self._switchovers}")
+
+    def _footprints(self) -> tuple[Footprint, ...]:
+        return tuple(Footprint.of(worker.pid) for worker in self._spared)
+
+    # -- blows ---------------------------------------------------------------------------------------------------
+
+    def _deal_blows(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self._random.uniform(0.05, PAUSE_S)):
+            blow = self._random.choice((self._kill_worker, self._kill_monitor, self._kill_monitor, self._stop_monitor))
+            blow(stopping)
+
+    def _kill_worker(self, _: threading.Event) -> None:
+        index = self._random.randrange(MORTAL)
+        number = self._random.choice((signal.SIGKILL, signal.SIGTERM))
+        victim: Worker = self._mortal[index]
+        os.kill(victim.pid, number)
+        self._note(f"worker {victim.number} gets {number.name}")
+        victim.kill()
+        self._mortal[index] = self._trial.add_worker()
+
+    def _kill_monitor(self, _: threading.Event) -> None:
+        number = self._random.choice((signal.SIGKILL, signal.SIGTERM))
+        with contextlib.suppress(LabError, ProcessLookupError):
+            os.kill(self._trial.monitor_pid(), number)
+            self._note(f"monitor gets {number.name}")
+
+    def _stop_monitor(self, stopping: threading.Event) -> None:
+        pause_s = self._random.uniform(0.1, STOPPED_S)
+        with contextlib.suppress(LabError, ProcessLookupError):
+            pid = self._trial.monitor_pid()
+            os.kill(pid, signal.SIGSTOP)
+            self._note("monitor gets SIGSTOP")
+            stopping.wait(pause_s)
+            os.kill(pid, signal.SIGCONT)
+
+    def _note(self, what: str) -> None:
+        self._blows[what.split(" gets ")[0].split()[0] + " " + what.split(" gets ")[1]] += 1
+        self.tell(what)
