@@ -1,0 +1,268 @@
+"""What others put into the run directory is refused, not obeyed; what is ours stays among ourselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg_pool import PoolTimeout
+
+import bgpool
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.process import run_monitor
+from bgpool.segment import layout, table
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import Presence, workers
+from bgpool.segment.reader import Reader, SegmentMap
+from bgpool.settings import parse
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+WaitUntil = Callable[..., None]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as several users")
+STRANGER = 12345
+VICTIM = b"precious"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with Pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    (tmp_path / "run").mkdir(mode=0o700)
+    return RunFiles.of(tmp_path / "run", "hostile")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file elsewhere that a link may lead to."""
+    path = tmp_path / "victim"
+    path.write_bytes(VICTIM)
+    path.chmod(0o600)
+    return path
+
+
+def put_symlink(path: Path, victim: Path) -> None:
+    path.symlink_to(victim)
+
+
+def put_fifo(path: Path, _: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def put_directory(path: Path, _: Path) -> None:
+    path.mkdir()
+
+
+def put_strangers(path: Path, _: Path) -> None:
+    path.write_bytes(b"x" * layout.FILE_BYTES)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, STRANGER, STRANGER)
+
+
+def put_open_to_all(path: Path, _: Path) -> None:
+    path.touch()
+    path.chmod(0o666)
+
+
+def put(content: bytes) -> Callable[[Path, Path], None]:
+    def put_content(path: Path, _: Path) -> None:
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+    return put_content
+
+
+def put_huge(path: Path, _: Path) -> None:
+    put(b"")(path, path)
+    os.truncate(path, 2**40)
+
+
+ANY_FILE = {
+    "symlink": put_symlink,
+    "fifo": put_fifo,
+    "directory": put_directory,
+    "stranger's": put_strangers,
+    "open to all": put_open_to_all,
+}
+MAPPED_FILE = {
+    **ANY_FILE,
+    "empty": put(b""),
+    "random": put(os.urandom(layout.FILE_BYTES)),
+    "huge": put_huge,
+    "future segment": put(layout.MAGIC + b"\x09\0\0\0" + bytes(layout.FILE_BYTES - 12)),
+    "future table": put(table.MAGIC + b"\x09\0\0\0" + bytes(table.FILE_BYTES - 12)),
+}
+CASES = [
+    *((name, hostile) for name in ("segment", "workers") for hostile in MAPPED_FILE),
+    *((name, hostile) for name in ("spawning", "relay", "term", "log", "history") for hostile in ANY_FILE),
+]
+
+
+@pytest.mark.parametrize(("name", "hostile"), CASES, ids=[" ".join(case) for case in CASES])
+def test_a_hostile_file_is_refused_and_the_pool_serves(
+    pair: Pair, files: RunFiles, victim: Path, caplog: pytest.LogCaptureFixture, name: str, hostile: str
+) -> None:
+    path = files.tenure(1) if name == "term" else getattr(files, name)
+    MAPPED_FILE[hostile](path, victim)
+    pool = bgpool.get_pool(pair.dsn, bg_id="hostile", bg_resolver=pair.resolver, bg_run_dir=files.directory)
+    try:
+        for _ in range(2):
+            with pool.connection() as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+            time.sleep(0.3)
+    finally:
+        pool.close()
+    assert victim.read_bytes() == VICTIM
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    if name in ("segment", "workers"):
+        lines = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
+        refused = [record.getMessage() for record in caplog.records if "segment refused" in record.getMessage()]
+        assert lines or refused, caplog.text
+        assert len(set(refused)) == len(refused), "said once"
+    # Whatever was refused is still there, or was replaced by something of ours: never used.
+    if path.is_file() and not path.is_symlink() and name in ("segment", "workers"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 or hostile == "open to all"
+
+
+class TestSharedByAGroup:
+    """docs/servers.md: ``install -d -o root -g GROUP -m 2770 DIRECTORY``."""
+
+    GROUP = 23456
+
+    @pytest.fixture
+    def shared(self) -> Iterator[RunFiles]:
+        # Pytest's own directories are private, and the users of the group must be able to pass.
+        directory = Path(f"/tmp/bgpool-shared-{os.getpid()}")
+        directory.mkdir()
+        os.chown(directory, 0, self.GROUP)
+        directory.chmod(0o2770)
+        yield RunFiles.of(directory, "shared")
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+    def as_user(self, uid: int, function: Callable[[], object]) -> int:
+        """The pid of a child that runs *function* as *uid* in the group."""
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setgid(self.GROUP)
+                os.setuid(uid)
+                function()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        return pid
+
+    @as_root
+    def test_users_of_one_group_have_one_monitor_and_take_over_from_each_other(
+        self, shared: RunFiles, wait_until: WaitUntil
+    ) -> None:
+        place, settings, _ = parse("postgresql://app@127.0.0.1:1/app", {"bg_id": "shared"})
+        config = MonitorConfig.of(place, settings, shared.directory)
+
+        def lead() -> None:
+            os.umask(0o077)
+            assert run_monitor(config, linger_s=None)
+
+        def follow() -> None:
+            presence = Presence(shared)
+            assert len(workers(shared)) == 1
+            assert Reader(shared).refresh().snapshot is not None
+            presence.nudge()
+
+        first = self.as_user(1001, lead)
+        wait_until(lambda: shared.segment.exists())
+        assert os.waitstatus_to_exitcode(os.waitpid(self.as_user(1002, follow), 0)[1]) == 0
+        os.kill(first, 9)
+        os.waitpid(first, 0)
+        second = self.as_user(1002, lead)
+        try:
+            wait_until(lambda: SegmentMap(shared).header.term == 2)
+        finally:
+            os.kill(second, 9)
+            os.waitpid(second, 0)
+        for path in shared.directory.iterdir():
+            found = path.stat()
+            assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (self.GROUP, 0o660), path
+
+    @as_root
+    def test_a_user_outside_the_group_has_a_plain_pool(self, shared: RunFiles) -> None:
+        def try_it() -> None:
+            os.setgroups([])
+            os.setgid(1003)
+            os.setuid(1003)
+            with pytest.raises(bgpool.SegmentError):
+                Presence(shared)
+
+        pid = os.fork()
+        if pid == 0:
+            try:
+                try_it()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_no_secret_can_be_found(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
+) -> None:
+    """By grep, in what others may see: command lines, environments, files, shared memory, logs, reprs."""
+    caplog.set_level(logging.DEBUG)
+    options: dict[str, Any] = {"bg_id": "secret", "bg_resolver": pair.resolver, "bg_run_dir": tmp_path / "run"}
+    pool = bgpool.get_pool(pair.dsn, **options)
+    secret = pair.app_password.encode()
+    try:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+        wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
+        place, settings, _ = parse(pair.dsn, options)
+        config = MonitorConfig.of(place, settings, tmp_path / "run")
+        pool_parts = [pool, pool.stats(), place, settings, config, pool._participant, pool._gate, pool._generation]
+        assert not any(secret.decode() in repr(part) for part in pool_parts)
+        assert secret.decode() not in caplog.text
+        for place_to_look in (tmp_path / "run", Path("/dev/shm")):
+            for path in place_to_look.rglob("*"):
+                if path.is_file() and path.stat().st_size < 10**7:
+                    assert secret not in path.read_bytes(), path
+        for process in Path("/proc").glob("[0-9]*"):
+            for seen in ("cmdline", "environ"):
+                try:
+                    assert secret not in (process / seen).read_bytes(), process
+                except OSError:
+                    continue
+    finally:
+        pool.close()
+
+
+def test_the_wrong_password_is_not_in_the_error(pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dsn = pair.dsn.replace(pair.app_password, "wr0ng-s3cret")
+    pool = bgpool.get_pool(
+        dsn, bg_id="wrong", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", timeout=1.0, reconnect_timeout=0.5
+    )
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(PoolTimeout) as caught, pool.connection():
+        pass
+    pool.close()
+    assert "wr0ng" not in repr(caught.value) + str(caught.value) + caplog.text
