@@ -44,14 +44,18 @@ def addresses(snapshot: Snapshot, name: str) -> tuple[str, ...]:
 
 
 def record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
-    """Record where the hosts are; a name that was not found keeps what is known of it."""
-    hosts = tuple(
-        replace(host, addresses=found[:ADDRESSES_PER_NAME])
-        if (found := event.addresses.get(host.name)) and found[:ADDRESSES_PER_NAME] != host.addresses
-        else host
-        for host in snapshot.hosts
-    )
-    return snapshot if hosts == snapshot.hosts else replace(snapshot, hosts=hosts)
+    """Record where the hosts are.
+
+    A name that was not found keeps what is known of it. So does a blue one that leads to its green counterpart: there
+    was a switchover while nobody watched, and what is known from before is what will tell.
+    """
+    hosts = []
+    for host in snapshot.hosts:
+        found = event.addresses.get(host.name, ())[:ADDRESSES_PER_NAME]
+        if found and found != host.addresses and not (host.addresses and _is_greens(snapshot, host.name, found)):
+            host = replace(host, addresses=found)
+        hosts.append(host)
+    return snapshot if tuple(hosts) == snapshot.hosts else replace(snapshot, hosts=tuple(hosts))
 
 
 def is_complete(snapshot: Snapshot) -> bool:
@@ -85,6 +89,9 @@ def has_moved(snapshot: Snapshot, event: Resolved) -> bool:
 def leads_to_green(snapshot: Snapshot, event: Resolved) -> bool:
     """Whether the name where writes go leads to the recorded addresses of its green counterpart, and nowhere else."""
     blue = snapshot.hosts_of(Role.SOURCE)
-    twin = snapshot.twin(blue[0].name) if blue else None
-    now = event.addresses.get(blue[0].name, ()) if blue else ()
-    return twin is not None and bool(now) and set(now) <= set(twin.addresses)
+    return bool(blue) and _is_greens(snapshot, blue[0].name, event.addresses.get(blue[0].name, ()))
+
+
+def _is_greens(snapshot: Snapshot, blue: str, found: tuple[str, ...]) -> bool:
+    twin = snapshot.twin(blue)
+    return twin is not None and bool(found) and set(found) <= set(twin.addresses)
