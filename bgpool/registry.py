@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
 from bgpool.settings import Settings, parse
 
-__all__ = ["get_pool"]
+__all__ = ["get_pool", "open_pools"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
 
 _POOL_OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).parameters) - {
     "self",
@@ -71,6 +74,19 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Postgr
         if pool is None or pool.closed:
             pool = _registry.pools[key] = _make_pool(dsn, options)
         return pool
+
+
+def open_pools() -> None:
+    """Have every pool of this process connect now instead of at its first checkout; see PostgresPool.open.
+
+    Never raises: a server's hook must not keep a worker from starting.
+    """
+    fork.notice()
+    for pool in list(_registry.pools.values()):
+        try:
+            pool.open()
+        except Exception as error:
+            _logger.warning("%r cannot be opened yet: %r", pool, error)
 
 
 def _make_pool(dsn: str, options: Mapping[str, Any]) -> PostgresPool:

@@ -23,6 +23,7 @@ LAYERS = [
     {"monitor", "pools"},
     {"registry"},
     {"__init__"},
+    {"integrations"},
     {"lab"},
     {"cli"},
 ]

@@ -6,8 +6,12 @@ import os
 
 from celery import Celery
 
+from bgpool.integrations import celery as integration
 from tests.servers import app as application
 from tests.servers import rows
+
+if os.environ.get("APP_HOOK"):
+    integration.install()
 
 celery = Celery("tasks", broker="filesystem://")
 celery.conf.update(
