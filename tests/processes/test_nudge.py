@@ -1,0 +1,29 @@
+"""A switchover that cuts between two polls: the first worker to be cut stops all the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bgpool.lab.scenarios.scenario import FAST
+from bgpool.lab.trial import Trial
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+#: Blue takes no writes 20 ms after IN_PROGRESS and cuts 30 ms later; the monitor asks twice a second.
+HASTY = replace(FAST, initiated_s=-1.2, writes_stopped_s=0.02, connections_dropped_s=0.05)
+POLLS = {"bg_interval_high_ms": 500, "bg_interval_increased_ms": 500}
+
+
+def test_each_thread_is_cut_at_most_once_or_twice() -> None:
+    """Plain ``with`` blocks, of which every one that is cut is an error; without the nudge there are hundreds."""
+    with Trial(workers=4, threads=2, job="write", schedule=HASTY, settle_s=0.5, pool_options=POLLS) as trial:
+        report = trial.run()
+    assert report.verdict.clean, report.verdict
+    assert report.errors <= 2 * 8, report.error_examples
+    assert report.snapshot is not None
+    events = {entry.event: entry.mono_ns for entry in report.snapshot.timeline}
+    # Seen long before the next poll, which would have found blue gone.
+    assert "IN_PROGRESS" in events
+    assert events["IN_PROGRESS"] / 1e9 - trial.director.event("in_progress").monotonic_s < 0.3
