@@ -17,7 +17,7 @@ POLLS = {"bg_interval_high_ms": 500, "bg_interval_increased_ms": 500}
 
 
 def test_each_thread_is_cut_at_most_once_or_twice() -> None:
-    """Plain ``with`` blocks, of which every one that is cut is an error. Without the nudge IN_PROGRESS is never seen."""
+    """Plain ``with`` blocks: each that is cut is an error. Without the nudge IN_PROGRESS is never seen."""
     with Trial(workers=4, threads=2, job="write", schedule=HASTY, settle_s=0.5, pool_options=POLLS) as trial:
         report = trial.run()
     assert report.verdict.clean, report.verdict

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
 from bgpool.segment import layout
 from bgpool.segment.boot import boot_id
@@ -27,6 +28,21 @@ GOLDEN_HEADER = (
 )
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
 GOLDEN_PAYLOAD_START = "de0016a562675f6964a66f7264657273a57068617365"
+
+
+FULL = Snapshot(
+    "orders",
+    Phase.POST,
+    ready=True,
+    certified=("green",),
+    source_reading=Phase.POST,
+    source_read_only=True,
+    hosts=(Host("blue", 5432, Role.SOURCE, ("10.0.0.1",)), Host("green", 5432, Role.TARGET, ("::1", "10.0.0.2"))),
+    twins=(("blue", "green"),),
+    deadline_ns=2**60,
+    timeline=(TimelineEntry(1, 2, "CREATED", "metadata"),),
+    notices=(Notice(1, 20, "bgpool.switchover", "ready"),),
+)
 
 
 def test_golden_header() -> None:
@@ -86,6 +102,21 @@ def test_a_wrong_value_is_refused_or_harmless(key: str, value: object) -> None:
     except SegmentError:
         return
     assert encode(found)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 6)), min_size=1, max_size=4))
+def test_mutated_snapshots_are_refused_or_harmless(mutations: list[tuple[int, bytes, int]]) -> None:
+    """Bytes that almost are a snapshot, as no checksum would let them through."""
+    payload = encode(FULL)
+    for position, inserted, removed in mutations:
+        at = position % (len(payload) + 1)
+        payload = payload[:at] + inserted + payload[at + removed :]
+    try:
+        found = decode(payload)
+    except SegmentError:
+        return
+    assert decode(encode(found)) == found
 
 
 def test_bombs_are_refused() -> None:
