@@ -52,24 +52,25 @@ def claim(files: RunFiles, bg_id: str) -> Tenure | None:
     Raises:
         SegmentError: The segment is of a newer version of bgpool, or a lock's file cannot be used.
     """
-    deadline = time.monotonic() + 2 * HEARTBEAT_HUNG_S
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) < 2 * HEARTBEAT_HUNG_S:
         old = _mapped(files)
         term = old.header.term if old is not None else 0
         age_s = old.heartbeat_age_s() if old is not None else float("inf")
         if age_s < HEARTBEAT_STALE_S and not _is_free(files, term):
             return None
         if age_s > HEARTBEAT_HUNG_S or _is_free(files, term):
-            tenure = _take(files, bg_id, term)
+            # Whoever has the next term's lock and does not begin was stopped in between: it is passed over.
+            tenure = _take(files, bg_id, term, term + 1 + int(waited_s // HEARTBEAT_HUNG_S))
             if tenure is not None:
                 return tenure
         time.sleep(_RETRY_S)
     return None
 
 
-def _take(files: RunFiles, bg_id: str, term: int) -> Tenure | None:
-    """The tenure after *term*, unless somebody was faster."""
-    lock = try_lock(files.tenure(term + 1))
+def _take(files: RunFiles, bg_id: str, term: int, following: int) -> Tenure | None:
+    """The tenure *following* that of *term*, unless somebody was faster."""
+    lock = try_lock(files.tenure(following))
     if lock is None:
         return None
     # Between the look at the segment and the lock, a whole tenure may have come and gone.
@@ -80,7 +81,7 @@ def _take(files: RunFiles, bg_id: str, term: int) -> Tenure | None:
     # Whoever may still hold it is fenced off, and nobody else has a reason to ask for it.
     with contextlib.suppress(OSError):
         files.tenure(term).unlink(missing_ok=True)
-    return Tenure(term + 1, _last_snapshot(old, bg_id), lock)
+    return Tenure(following, _last_snapshot(old, bg_id), lock)
 
 
 def _is_free(files: RunFiles, term: int) -> bool:

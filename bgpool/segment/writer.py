@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from pathlib import Path
 from typing import Final
 
 from bgpool.core.snapshot import Snapshot
@@ -34,7 +35,7 @@ class Writer:
             snapshot: What to begin with: the old file's, or a fresh one.
 
         Raises:
-            SegmentError: The file cannot be made.
+            SegmentError: The file cannot be made, or that of a later term is in place.
         """
         self._files = files
         self.term: Final = term
@@ -61,6 +62,7 @@ class Writer:
         self.sequence = old.word[0] if old is not None and old.word[0] != layout.SUPERSEDED else 0
         self.beat()
         self.publish(snapshot)
+        self._check_turn(draft)
         draft.replace(files.segment)
         if old is not None:
             old.word[0] = layout.SUPERSEDED
@@ -99,6 +101,13 @@ class Writer:
         """Remove the file, if it is still in place: nobody needs it and the next monitor should begin afresh."""
         if self.is_in_place():
             self._files.segment.unlink(missing_ok=True)
+
+    def _check_turn(self, draft: Path) -> None:
+        """Whoever was stopped since it was elected must not put its file over that of a later term."""
+        found = self._old_map()
+        if found is not None and found.header.term >= self.term:
+            draft.unlink(missing_ok=True)
+            raise SegmentError(f"term {self.term} is over: a monitor of term {found.header.term} writes the segment")
 
     def _old_map(self) -> SegmentMap | None:
         try:

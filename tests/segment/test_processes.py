@@ -16,6 +16,7 @@ from bgpool.core.events import Instant
 from bgpool.core.limits import HEARTBEAT_STALE_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
+from bgpool.errors import SegmentError
 from bgpool.monitor import election
 from bgpool.segment import layout
 from bgpool.segment.paths import RunFiles
@@ -255,3 +256,33 @@ def test_lock_files_of_past_terms_do_not_pile_up(files: RunFiles) -> None:
         tenure.lock.release()
         writer._beat[0] = 0
     assert len(list(Path(files.directory).glob("*.term-*.lock"))) <= 1
+
+
+def test_one_that_was_stopped_before_it_began_is_passed_over(
+    files: RunFiles, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock of the next term, and no segment: nobody would ever get that lock."""
+    monkeypatch.setattr(election, "HEARTBEAT_HUNG_S", 0.3)
+    ready, told = os.pipe()
+    go, start = os.pipe()
+
+    def lead() -> None:
+        tenure = election.claim(files, "orders")
+        assert tenure is not None
+        assert tenure.term == 1
+        os.write(told, b"!")
+        os.read(go, 1)
+        with pytest.raises(SegmentError, match="term 1 is over"):
+            Writer(files, tenure.term, tenure.snapshot)
+
+    pid = fork(lead)
+    os.read(ready, 1)
+    tenure = election.claim(files, "orders")
+    assert tenure is not None
+    assert tenure.term == 2
+    writer = Writer(files, tenure.term, tenure.snapshot)
+    os.write(start, b"!")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert writer.is_in_place()
+    assert not list(files.directory.glob("*.draft-*"))
+    tenure.lock.release()
