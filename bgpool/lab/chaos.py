@@ -73,6 +73,7 @@ class ChaosReport:
         split: Rows that were on an old blue alone when it was replaced, in any of them.
         blows: How often each was dealt.
         errors: What callers saw fail; a worker that is killed tells nothing.
+        ended: Workers that ended without having been told to.
         longest_call_s: The longest that a caller waited.
         before, after: Footprints of the spared workers, after the first switchovers and at the end.
     """
@@ -83,6 +84,7 @@ class ChaosReport:
     split: int
     blows: Counter[str]
     errors: tuple[str, ...]
+    ended: tuple[int, ...]
     longest_call_s: float
     before: tuple[Footprint, ...]
     after: tuple[Footprint, ...]
@@ -98,6 +100,8 @@ class ChaosReport:
         found = []
         if not self.verdict.clean or self.split:
             found.append(f"rows: {self.verdict}, and {self.split} split before")
+        if self.ended:
+            found.append(f"workers ended by themselves: {self.ended}")
         if self.longest_call_s > LONGEST_CALL_S:
             found.append(f"a caller waited {self.longest_call_s:.1f} s, the bound is {LONGEST_CALL_S:g} s")
         if self.descriptors_grown > DESCRIPTORS:
@@ -137,7 +141,7 @@ class Chaos:
         self._random = random.Random(self.seed)
         self._blows: Counter[str] = Counter()
         self._before: tuple[Footprint, ...] = ()
-        self._lock = threading.Lock()
+        self._ended: list[int] = []
         options: dict[str, Any] = {
             "bg_connect_timeout_ms": int(HOLD_S * 1000),
             "bg_interval_baseline_ms": 500,
@@ -157,6 +161,7 @@ class Chaos:
                 self._split,
                 self._blows,
                 tuple(f"worker {worker.number}: {error}" for worker in trial.crew for error in worker.errors),
+                tuple(self._ended),
                 report.longest_call_s,
                 self._before,
                 self._after,
@@ -208,6 +213,9 @@ class Chaos:
         index = self._random.randrange(MORTAL)
         number = self._random.choice((signal.SIGKILL, signal.SIGTERM))
         victim: Worker = self._mortal[index]
+        if not victim.is_reporting:
+            self._ended.append(victim.number)
+            return
         os.kill(victim.pid, number)
         self._note(f"worker {victim.number} gets {number.name}")
         victim.kill()

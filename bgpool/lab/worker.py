@@ -90,6 +90,11 @@ class Worker:
         self._collector = threading.Thread(target=self._collect, name=f"bgpool-trial-worker-{number}", daemon=True)
         self._collector.start()
 
+    @property
+    def is_reporting(self) -> bool:
+        """Whether it lives, or has reports that were not read yet."""
+        return self._reports >= 0
+
     def stop(self) -> None:
         """Have it end after the transactions at hand."""
         orders, self._orders = self._orders, -1
@@ -143,6 +148,8 @@ class Worker:
                 unpacker.feed(data)
                 for kind, *values in unpacker:
                     self._take(kind, values)
+            # Before it is closed and the number used again: the next worker to be forked closes what it finds here.
+            self._reports = -1
 
     def _take(self, kind: str, values: list[Any]) -> None:
         if kind == "state":
@@ -169,8 +176,9 @@ def _child(
     status = 1
     try:
         for fd in to_close:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         # A Ctrl-C is for the parent, which tells us when to stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stopping = threading.Event()
