@@ -123,9 +123,9 @@ UNIT_ATTEMPTS: Final = 20
 UNIT_PAUSE_S: Final = 0.02
 UNIT_PAUSE_MAX_S: Final = 0.5
 
-#: How long a unit of work is begun again after cuts that no switchover explains yet, in seconds: the monitor of a
-#: deployment that exists polls once a second.
-UNIT_UNEXPLAINED_S: Final = 2.0
+#: How long a unit of work is begun again after cuts that no switchover explains yet, in seconds: a monitor that was
+#: stopped before it could tell of one is replaced within 5 s, and the next one reads at once.
+UNIT_UNEXPLAINED_S: Final = 6.0
 
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.

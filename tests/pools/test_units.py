@@ -121,7 +121,7 @@ def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
     began = time.monotonic()
     with pytest.raises(psycopg.OperationalError):
         make_pool().run(work)
-    assert 1.5 < time.monotonic() - began < 6
+    assert 5 < time.monotonic() - began < 12
     assert work.calls > 1
     assert work.rows(pair) == 0
 

@@ -88,7 +88,6 @@ class Server:
 
     Attributes:
         load: What its clients saw, or what it noted itself.
-        environment: What it was started with.
         output: Everything that it wrote, once it has ended.
         exit_status: Of a server that ended when it was told to; None if it had to be killed.
     """
@@ -96,7 +95,6 @@ class Server:
     def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.number: Final = number
         self.name: Final = name
-        self.environment: Final = environment
         self.load: Final = Load()
         self.exit_status: int | None = None
         self.output = ""
@@ -284,15 +282,22 @@ class Stage:
         command: list[str],
         kind: type[Server] = WebServer,
         environment: Mapping[str, str] = MappingProxyType({}),
+        before: str = "",
     ) -> Server:
-        """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in."""
+        """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in.
+
+        Args:
+            before: A Python statement to be executed first, in the same environment, with ``{number}`` filled in.
+        """
         number = len(self.servers) + 1
         notes = self.directory / f"{number}.notes"
         notes.mkdir()
         own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes)}
-        self.servers[name] = kind(
-            number, name, command, {**self.environment, **own, **environment}, self.directory / f"{number}.log"
-        )
+        all_of_it = {**self.environment, **own, **environment}
+        if before:
+            code = [sys.executable, "-c", before.format(number=number)]
+            subprocess.run(code, cwd=ROOT, env=all_of_it, check=True, timeout=START_S)
+        self.servers[name] = kind(number, name, command, all_of_it, self.directory / f"{number}.log")
         return self.servers[name]
 
     def switch_over(self, clients: int = 3) -> Result:

