@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def list_scenarios(*, as_json: bool) -> None:
 
 def play_scenarios(scenarios: Sequence[Scenario], *, as_json: bool) -> bool:
     """Play *scenarios* one after the other and print what each came to; whether nothing was wrong."""
+    _quiet_driver()
     console = Console(highlight=False, stderr=as_json)
     results = []
     for scenario in scenarios:
@@ -106,8 +108,14 @@ def trace_simulation(seed: int) -> bool:
     return not outcome.violations
 
 
+def _quiet_driver() -> None:
+    """Connections are cut here on purpose: the driver's lines about each of them tell nobody anything."""
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+
+
 def run_chaos(seed: int, seconds: float, *, as_json: bool) -> bool:
     """Run chaos and print what it came to; whether nothing was wrong."""
+    _quiet_driver()
     console = Console(highlight=False, stderr=as_json)
     began = time.monotonic()
     try:

@@ -121,12 +121,13 @@ class Participant:
     def _watch(self, stopping: threading.Event) -> None:
         """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
         # At once: a worker that is recycled after a tenth of a second must have started a monitor by then.
-        look_after = True
+        due = True
         while not stopping.is_set():
             try:
-                if look_after:
+                if due:
+                    due = False
                     self._look_after()
-                look_after = not self._round()
+                due = not self._round()
             except Exception as error:
                 self._complain(f"watching failed and goes on: {error!r}")
                 stopping.wait(WATCH_INTERVAL_S)
@@ -166,7 +167,7 @@ class Participant:
             self._stopping.wait(RESTART_INTERVAL_S)
 
     def _be_present(self) -> None:
-        if self._presence is not None:
+        if self._presence is not None or self._stopping.is_set():
             return
         try:
             self._presence = Presence(self._files)

@@ -266,3 +266,29 @@ def test_the_wrong_password_is_not_in_the_error(pair: Pair, tmp_path: Path, capl
         pass
     pool.close()
     assert "wr0ng" not in repr(caught.value) + str(caught.value) + caplog.text
+
+
+def test_a_run_directory_that_turns_hostile_stops_no_watcher(
+    pair: Pair,
+    files: RunFiles,
+    wait_until: WaitUntil,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the watcher cannot put right it says, and goes on with the rest: draining, cutting, its row."""
+    pool = bgpool.get_pool(pair.dsn, bg_id="hostile", bg_resolver=pair.resolver, bg_run_dir=files.directory)
+    try:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+        wait_until(lambda: pool.stats().phase is not None)
+        files.directory.chmod(0o777)
+        files.workers.unlink()
+        wait_until(lambda: "0777" in caplog.text)
+        ticks: list[float] = []
+        monkeypatch.setattr(pool, "tick", lambda: ticks.append(time.monotonic()))
+        wait_until(lambda: len(ticks) >= 2)
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+    finally:
+        files.directory.chmod(0o700)
+        pool.close()
