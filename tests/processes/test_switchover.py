@@ -16,6 +16,7 @@ import pytest
 from bgpool.core.phase import Phase
 from bgpool.lab import Event
 from bgpool.lab.report import Report
+from bgpool.lab.scenarios.scenario import FAST
 from bgpool.lab.trial import Trial
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -102,3 +103,13 @@ def _commands_with(text: str) -> list[str]:
             if text.encode() in seen:
                 found.append(f"{process.name} {seen[:100]!r}")
     return found
+
+
+def test_sixty_four_workers_have_two_monitoring_connections() -> None:
+    pool_options = {"bg_interval_baseline_ms": 500, "bg_connect_timeout_ms": 20_000, "timeout": 20.0, "num_workers": 1}
+    with Trial(workers=64, threads=2, job="write unit", schedule=FAST, pool_options=pool_options) as trial:
+        report = trial.run()
+    assert report.verdict.clean, report.verdict
+    assert report.errors == 0, report.error_examples
+    assert report.strays == ()
+    assert report.monitoring_connections == 2
