@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,9 +12,10 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.report import Report, Stray
-from bgpool.lab.scenarios import CATALOGUE, Outcome, find, play
+from bgpool.lab.scenarios import CATALOGUE, Outcome, evidence, find, hosts, names, play, rollbacks, topologies
 from bgpool.lab.scenarios.scenario import Scenario, findings
 
+CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
 _outcomes: dict[str, Outcome] = {}
 
 
@@ -24,21 +26,66 @@ def played(name: str) -> Outcome:
     return _outcomes[name]
 
 
-@pytest.mark.lab
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_scenario(name: str) -> None:
+def each(chapter: ModuleType) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [scenario.name for scenario in chapter.SCENARIOS])
+
+
+def assert_clean(name: str) -> None:
     outcome = played(name)
     assert outcome.findings == ()
     assert outcome.report.verdict.acknowledged > 100
 
 
+# A class for each chapter of the catalogue, so that two of them can be played side by side.
+
+
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["metadata-frozen", "metadata-deleted", "metadata-absent", "metadata-error"])
-def test_metadata_that_tell_nothing_cost_no_more_than_healthy_ones(name: str) -> None:
-    # Today's peers pay until DNS moves, 0.8 s later here, or a timeout of minutes.
-    assert played(name).report.excess_s < played("rds").report.excess_s + 0.25
+class TestTopologies:
+    @each(topologies)
+    def test_scenario(self, name: str) -> None:
+        assert_clean(name)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+class TestEvidence:
+    @each(evidence)
+    def test_scenario(self, name: str) -> None:
+        assert_clean(name)
+
+    @pytest.mark.parametrize("name", ["metadata-frozen", "metadata-deleted", "metadata-absent", "metadata-error"])
+    def test_metadata_that_tell_nothing_cost_no_more_than_healthy_ones(self, name: str) -> None:
+        # Today's peers pay until DNS moves, 0.8 s later here, or a timeout of minutes.
+        assert played(name).report.excess_s < played("rds").report.excess_s + 0.25
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+class TestRollbacks:
+    @each(rollbacks)
+    def test_scenario(self, name: str) -> None:
+        assert_clean(name)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+class TestHosts:
+    @each(hosts)
+    def test_scenario(self, name: str) -> None:
+        assert_clean(name)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+class TestNames:
+    @each(names)
+    def test_scenario(self, name: str) -> None:
+        assert_clean(name)
+
+
+def test_every_chapter_is_played() -> None:
+    assert list(CATALOGUE) == [scenario.name for chapter in CHAPTERS for scenario in chapter.SCENARIOS]
 
 
 def test_the_catalogue_is_documented() -> None:

@@ -107,7 +107,7 @@ def _commands_with(text: str) -> list[str]:
 
 def test_sixty_four_workers_have_two_monitoring_connections() -> None:
     pool_options = {"bg_interval_baseline_ms": 500, "bg_connect_timeout_ms": 20_000, "timeout": 20.0, "num_workers": 1}
-    with Trial(workers=64, threads=2, job="write unit", schedule=FAST, pool_options=pool_options) as trial:
+    with Trial(workers=64, threads=1, job="write unit", schedule=FAST, pool_options=pool_options) as trial:
         report = trial.run()
     assert report.verdict.clean, report.verdict
     assert report.errors == 0, report.error_examples
