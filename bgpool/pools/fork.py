@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import sys
+import threading
 import weakref
 from typing import Final, Protocol
 
@@ -32,6 +33,7 @@ class _Forkable(Protocol):
 
 _logger: Final = logging.getLogger("bgpool.pool")
 _members: Final[weakref.WeakSet[_Forkable]] = weakref.WeakSet()
+_noticing: Final[dict[int, threading.Lock]] = {}
 _pid = os.getpid()
 
 
@@ -42,12 +44,17 @@ def call_in_child(member: _Forkable) -> None:
 
 def notice() -> None:
     """Notice a fork of which no hook has told. To be called on every way into a pool but the quick one."""
-    if os.getpid() != _pid:
-        _logger.warning(
-            "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
-            "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever"
-        )
+    if os.getpid() == _pid:
+        return
+    # A lock of this process alone: any other may have been held when it was forked.
+    with _noticing.setdefault(os.getpid(), threading.Lock()):
+        if os.getpid() == _pid:
+            return
         _after_fork_in_child()
+    _logger.warning(
+        "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
+        "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever"
+    )
 
 
 def parents_word(value: int) -> memoryview:
@@ -72,9 +79,10 @@ def keep_forever(thing: object) -> None:
 
 def _after_fork_in_child() -> None:
     global _pid
-    _pid = os.getpid()
     for member in list(_members):
         member.after_fork_in_child()
+    # Last: whoever finds it right goes on with what was put right before.
+    _pid = os.getpid()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

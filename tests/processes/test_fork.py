@@ -180,6 +180,22 @@ class TestForksThatTellNobody:
         assert [self.in_child(child) for _ in range(10)] == [0] * 10
         assert backend(pool) == parents
 
+    def test_many_threads_notice_at_once(self, pool: bgpool.PostgresPool) -> None:
+        parents = backend(pool)
+
+        def child() -> None:
+            found: list[int] = []
+            crew = [threading.Thread(target=lambda: found.append(backend(pool))) for _ in range(8)]
+            for thread in crew:
+                thread.start()
+            for thread in crew:
+                thread.join(20)
+            assert len(found) == 8
+            assert parents not in found
+
+        assert [self.in_child(child) for _ in range(5)] == [0] * 5
+        assert backend(pool) == parents
+
     def test_an_inherited_connection_is_refused(self, pool: bgpool.PostgresPool) -> None:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
