@@ -131,9 +131,9 @@ class Gate:
     def _text(self, reading: Reading, what: str) -> str:
         phase = reading.snapshot.phase.name if reading.snapshot else "unknown"
         advice = {
-            "is a": "connect to the blue endpoint's name",
-            "was ": "try again, or allow a longer hold with bg_connect_timeout_ms",
-        }.get(what[:4], "")
+            "is a ": "connect to the blue endpoint's name",
+            "was h": "try again, or allow a longer hold with bg_connect_timeout_ms",
+        }.get(what[:5], "")
         return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
     def _until_timer_s(self, reading: Reading) -> float:

@@ -93,11 +93,12 @@ class Unit(Generic[R]):
         self._commit_sent, self._receipt = False, None
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
-            lineage = _lineage(connection) if self._gate.switching() else ""
+            # Beforehand: a transaction that begins before a switchover may end in the middle of it.
+            lineage = _lineage(connection) if self._gate.takes_part() else ""
             with connection.transaction():
                 self._result = result = self._fn(connection)
                 self._check(connection)
-                if lineage:
+                if lineage and self._gate.switching():
                     self._receipt = take_receipt(connection, lineage)
                 # Whatever goes wrong from here on may have gone wrong after the server had committed.
                 self._commit_sent = True

@@ -365,3 +365,10 @@ class TestPromotion:
         promotion.cutter.when = "after"
         assert make_pool(max_size=1).run(work, idempotent=True) == "call 2"
         assert work.rows(pair, "green") == 2
+
+
+@pytest.mark.usefixtures("hand")
+def test_only_a_hold_that_timed_out_is_advised_to_hold_longer(make_pool: MakePool) -> None:
+    describe = make_pool()._gate.describe
+    assert "bg_connect_timeout_ms" in describe("was held for 1.0 s; ")
+    assert "bg_connect_timeout_ms" not in describe("was cut during COMMIT; find out whether it took effect")
