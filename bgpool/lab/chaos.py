@@ -217,7 +217,7 @@ class Chaos:
             self._ended.append(victim.number)
             return
         os.kill(victim.pid, number)
-        self._note(f"worker {victim.number} gets {number.name}")
+        self._note("worker", number, victim.number)
         victim.kill()
         self._mortal[index] = self._trial.add_worker()
 
@@ -225,17 +225,17 @@ class Chaos:
         number = self._random.choice((signal.SIGKILL, signal.SIGTERM))
         with contextlib.suppress(LabError, ProcessLookupError):
             os.kill(self._trial.monitor_pid(), number)
-            self._note(f"monitor gets {number.name}")
+            self._note("monitor", number)
 
     def _stop_monitor(self, stopping: threading.Event) -> None:
         pause_s = self._random.uniform(0.1, STOPPED_S)
         with contextlib.suppress(LabError, ProcessLookupError):
             pid = self._trial.monitor_pid()
             os.kill(pid, signal.SIGSTOP)
-            self._note("monitor gets SIGSTOP")
+            self._note("monitor", signal.SIGSTOP)
             stopping.wait(pause_s)
             os.kill(pid, signal.SIGCONT)
 
-    def _note(self, what: str) -> None:
-        self._blows[what.split(" gets ")[0].split()[0] + " " + what.split(" gets ")[1]] += 1
-        self.tell(what)
+    def _note(self, victim: str, blow: signal.Signals, number: int | None = None) -> None:
+        self._blows[f"{victim} {blow.name}"] += 1
+        self.tell(f"{victim} {number} gets {blow.name}" if number is not None else f"{victim} gets {blow.name}")

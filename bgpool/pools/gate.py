@@ -54,6 +54,10 @@ class Gate:
         at = Instant(time.monotonic_ns(), time.time_ns())
         return step(reading.snapshot, Tick(at), self._rules)
 
+    def _now(self) -> Snapshot | None:
+        """What is true by the newest reading."""
+        return self.snapshot(self._reader.refresh())
+
     def decide(self, reading: Reading, purpose: Purpose) -> Decision:
         """What *purpose* may do by *reading*."""
         snapshot = self.snapshot(reading)
@@ -100,14 +104,14 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        snapshot = self.snapshot(self._reader.refresh())
+        snapshot = self._now()
         if snapshot is None or snapshot.host(self._endpoint.name) is None:
             return False
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
     def note_cut(self) -> None:
         """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
-        snapshot = self.snapshot(self._reader.refresh())
+        snapshot = self._now()
         host = snapshot.host(self._endpoint.name) if snapshot is not None else None
         if snapshot is None or host is None or host.role is not Role.SOURCE:
             return
@@ -116,12 +120,12 @@ class Gate:
 
     def takes_part(self) -> bool:
         """Whether there is a deployment that this endpoint belongs to."""
-        snapshot = self.snapshot(self._reader.refresh())
+        snapshot = self._now()
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:
         """Whether green was a physical replica before it was promoted."""
-        snapshot = self.snapshot(self._reader.refresh())
+        snapshot = self._now()
         return snapshot is not None and snapshot.green_was_replica
 
     def describe(self, what: str) -> str:

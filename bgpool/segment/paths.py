@@ -14,7 +14,7 @@ from typing import Final
 
 from bgpool.errors import SegmentError
 
-__all__ = ["RunFiles", "create_checked", "default_run_dir", "file_mode", "open_checked", "prepare_run_dir"]
+__all__ = ["RunFiles", "create_checked", "default_run_dir", "file_mode", "open_checked", "prepare_run_dir", "reserve"]
 
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -169,6 +169,18 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
     except OSError as error:
         raise SegmentError(f"{path} cannot be made: {error.strerror}") from None
     return fd
+
+
+def reserve(fd: int, size: int) -> None:
+    """Give a new file *size* bytes of zeros, and the room for them where the system can.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:  # macOS
+        os.ftruncate(fd, size)
 
 
 def _rights(directory: Path) -> int | None:

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from bgpool.errors import SegmentError
 from bgpool.segment import wake
 from bgpool.segment.layout import FutureFormat
-from bgpool.segment.paths import RunFiles, create_checked, open_checked
+from bgpool.segment.paths import RunFiles, create_checked, open_checked, reserve
 
 __all__ = ["ROWS", "Table", "Usage"]
 
@@ -228,10 +228,7 @@ def _make(files: RunFiles) -> None:
     try:
         os.pwrite(fd, _header(), 0)
         # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, FILE_BYTES)
-        else:  # macOS
-            os.ftruncate(fd, FILE_BYTES)
+        reserve(fd, FILE_BYTES)
         with contextlib.suppress(FileExistsError):
             os.link(draft, files.workers)
     except OSError as error:

@@ -17,7 +17,7 @@ from bgpool.errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
-from bgpool.segment.paths import RunFiles, create_checked
+from bgpool.segment.paths import RunFiles, create_checked, reserve
 from bgpool.segment.reader import SegmentMap
 
 __all__ = ["Writer"]
@@ -45,7 +45,7 @@ class Writer:
         fd = create_checked(draft)
         try:
             # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
-            _reserve(fd)
+            reserve(fd, layout.FILE_BYTES)
             found = os.fstat(fd)
             self._memory = mmap.mmap(fd, layout.FILE_BYTES)
         except OSError as error:
@@ -114,10 +114,3 @@ class Writer:
             return SegmentMap(self._files, write=True)
         except (FileNotFoundError, SegmentError):
             return None
-
-
-def _reserve(fd: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, layout.FILE_BYTES)
-    else:  # macOS
-        os.ftruncate(fd, layout.FILE_BYTES)

@@ -36,9 +36,9 @@ def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.PostgresPool]:
     pool.close()
 
 
-def in_child(function: Callable[[], object]) -> int:
+def in_child(function: Callable[[], object], fork: Callable[[], int] = os.fork) -> int:
     """The exit status of a child that runs *function* and ends as a forked worker does."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         status = 1
         try:
@@ -157,18 +157,11 @@ class TestForksThatTellNobody:
         sys.setswitchinterval(before)
 
     def in_child(self, function: Callable[[], object]) -> int:
-        pid = ctypes.PyDLL(None).fork()
-        if pid == 0:
+        def run() -> None:
             sys.setswitchinterval(0.005)
-            status = 1
-            try:
-                function()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            function()
+
+        return in_child(run, ctypes.PyDLL(None).fork)
 
     def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.PostgresPool) -> None:
         parents = backend(pool)
