@@ -204,9 +204,12 @@ class Batch(Server):
         super().__init__(number, name, command, environment, log)
 
     def end_load(self) -> None:
-        """Have it stop, and read the notes."""
+        """Have it write no more."""
         (self.notes / "stop").touch()
-        time.sleep(1.0)
+
+    def stop(self) -> None:
+        """Wait for its end, and read the notes."""
+        super().stop()
         for path in self.notes.glob(f"{self.number}.*"):
             slot = int(path.suffix[1:])
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -224,6 +227,13 @@ class Batch(Server):
 
     def _is_serving(self) -> bool:
         return any(self.notes.glob(f"{self.number}.*"))
+
+
+class Script(Batch):
+    """A batch that ends by itself once it has written its rows: a signal would only cut it short."""
+
+    def tell_to_stop(self) -> None:
+        """It was told by end_load()."""
 
 
 @dataclass(frozen=True)

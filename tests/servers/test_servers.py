@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.servers.harness import Batch, Result, Stage
+from tests.servers.harness import Batch, Result, Script, Stage
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -45,12 +45,10 @@ def switch_over(commands: dict[str, list[str]]) -> Result:
         return stage.switch_over()
 
 
-def switch_over_batches(commands: dict[str, list[str]]) -> Result:
+def switch_over_batches(commands: dict[str, list[str]], kind: type[Batch], before: str = "") -> Result:
     with Stage() as stage:
         for name, command in commands.items():
-            # All tasks before the worker starts: it would read files that are being written.
-            send = "from tests.servers import tasks; tasks.send({number})" if "celery" in command[0] else ""
-            stage.serve(name, command, Batch, before=send)
+            stage.serve(name, command, kind, before=before)
         return stage.switch_over()
 
 
@@ -125,7 +123,8 @@ class TestCelery:
     @pytest.fixture(scope="class")
     @classmethod
     def result(cls) -> Result:
-        return switch_over_batches(CELERY)
+        # All tasks before the worker starts: it would read files that are being written.
+        return switch_over_batches(CELERY, Batch, "from tests.servers import tasks; tasks.send({number})")
 
     @pytest.mark.parametrize("name", CELERY)
     def test_goes_through(self, result: Result, name: str) -> None:
@@ -144,7 +143,7 @@ class TestMultiprocessing:
     @pytest.fixture(scope="class")
     @classmethod
     def result(cls) -> Result:
-        return switch_over_batches(CHILDREN)
+        return switch_over_batches(CHILDREN, Script)
 
     @pytest.mark.parametrize("name", CHILDREN)
     def test_goes_through(self, result: Result, name: str) -> None:
