@@ -1,0 +1,109 @@
+"""PyMySQL connections in which every wait has an end, and that go to an address under a name of the caller's choice."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any, Final
+
+from pymysql.connections import Connection
+from pymysql.constants import CR
+from pymysql.err import Error, OperationalError
+
+__all__ = ["CUT_CODES", "READ_ONLY_CODES", "BoundedConnection", "code_of"]
+
+#: The server takes no writes: --read-only, a read-only transaction, read-only mode.
+READ_ONLY_CODES: Final = frozenset({1290, 1792, 1836})
+
+#: The connection is gone, or the server has just ended it: server shutdown, aborted connection (1152), killed (MariaDB
+#: 1927, MySQL 3169), idle for too long (4031), gone away, lost. Source: mysqld_error.h and errmsg.h of both.
+CUT_CODES: Final = frozenset({1053, 1152, 1927, 3169, 4031, 2006, 2013, 2055})
+
+#: A password in clear text is for encrypted connections alone: IAM tokens and PAM ask for one.
+_CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
+
+#: When TCP notices a host that went away without a word, in seconds: silence, pause between probes, and how many. A
+#: query may run for longer than any read timeout should be short.
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+
+
+class BoundedConnection(Connection[Any]):
+    """A PyMySQL connection whose handshake ends with its connect timeout, also where the host says nothing.
+
+    PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
+    """
+
+    # PyMySQL's own, which its stubs leave out.
+    _sock: socket.socket | None
+    _secure: bool
+    _read_timeout: float | None
+    _write_timeout: float | None
+
+    def __init__(self, *, address: str = "", **params: Any) -> None:
+        """Connect.
+
+        Args:
+            address: The IP address to go to; empty for wherever the host's name leads. The name is proved by
+                certificates all the same.
+            params: As PyMySQL's.
+
+        Raises:
+            pymysql.err.OperationalError: The server cannot be reached, or does not let us in.
+        """
+        self._address: Final = address
+        super().__init__(**params)
+
+    def connect(self, sock: Any = None) -> None:
+        """Connect, within the connect timeout for each step of the handshake."""
+        limits = self._read_timeout, self._write_timeout
+        self._read_timeout = self._write_timeout = self.connect_timeout
+        try:
+            super().connect(sock if sock is not None or self.unix_socket else self._open())
+        finally:
+            self._read_timeout, self._write_timeout = limits
+
+    @property
+    def peer(self) -> str:
+        """The IP address of the server; empty on a Unix socket and once closed."""
+        name = self._sock.getpeername() if self._sock is not None else ""
+        return str(name[0]) if isinstance(name, tuple) else ""
+
+    def fileno(self) -> int:
+        """The descriptor of the socket.
+
+        Raises:
+            OSError: The connection is closed.
+        """
+        sock = self._sock
+        if sock is None:
+            raise OSError("the connection is closed")
+        return int(sock.fileno())
+
+    def _open(self) -> socket.socket:
+        source = (self.bind_address, 0) if self.bind_address is not None else None
+        try:
+            sock = socket.create_connection((self._address or self.host, self.port), self.connect_timeout, source)
+        except OSError as error:
+            text = f"Can't connect to MySQL server on {self.host!r} ({error})"
+            raise OperationalError(CR.CR_CONN_HOST_ERROR, text) from error
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            with contextlib.suppress(AttributeError, OSError):  # macOS names the first one otherwise
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        return sock
+
+    def _process_auth(self, plugin_name: bytes, *args: Any) -> Any:
+        if plugin_name in _CLEAR_TEXT and not self._secure:
+            raise OperationalError(
+                CR.CR_AUTH_PLUGIN_ERR,
+                f"the server asks {self.host!r} for the password in clear text and the connection is not encrypted; "
+                "give ssl_ca and ssl_verify_identity",
+            )
+        return super()._process_auth(plugin_name, *args)  # type: ignore[misc]  # the stubs leave it out
+
+
+def code_of(error: BaseException) -> int:
+    """The error's number, the server's or the driver's; 0 if it has none."""
+    code = error.args[0] if isinstance(error, Error) and error.args else 0
+    return code if isinstance(code, int) else 0
