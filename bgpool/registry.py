@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from psycopg_pool import ConnectionPool
 
+from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
@@ -20,7 +21,7 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.postgres import PostgresPool
 from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
-from bgpool.settings import Settings, parse
+from bgpool.settings import Settings
 
 __all__ = ["get_pool", "open_pools"]
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from bgpool.core.plan import Target
+from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
-from bgpool.settings import Settings, parse
+from bgpool.settings import Settings
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
 

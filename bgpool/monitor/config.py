@@ -13,8 +13,9 @@ import msgpack
 
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
+from bgpool.dsn import Dsn, Password, names_are_proved
 from bgpool.errors import ConfigurationError
-from bgpool.settings import Dsn, Password, Settings
+from bgpool.settings import Settings
 
 __all__ = ["MonitorConfig"]
 
@@ -84,7 +85,7 @@ class MonitorConfig:
     @property
     def rules(self) -> Rules:
         """What the state machine goes by."""
-        proved = self.password_callable is not None or self.params.get("sslmode") == "verify-full"
+        proved = self.password_callable is not None or names_are_proved(self.params)
         return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=proved)
 
     @property

@@ -25,13 +25,14 @@ from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Decision, Names, Purpose, names_to_try
 from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import Dsn
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, SwitchoverInterrupted
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware, aware
 from bgpool.pools.fork import parents_word
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
-from bgpool.settings import Dsn, Settings
+from bgpool.settings import Settings
 
 __all__ = ["Generation", "Recipe"]
 

@@ -16,6 +16,7 @@ from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import Dsn
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.connection import SwitchoverAware
@@ -26,7 +27,7 @@ from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
-from bgpool.settings import Dsn, Settings
+from bgpool.settings import Settings
 
 __all__ = ["Checkout", "PoolStats", "PostgresPool"]
 

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from bgpool.core.phase import Phase
+from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.postgres import PostgresPool
-from bgpool.settings import parse
 from tests.pools.conftest import Hand
 from tests.pools.test_gate import Caller, wait_until
 
