@@ -118,7 +118,7 @@ def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any])
     [
         "",
         "   ",
-        "mysql://app:s3cret@db/app",
+        "oracle://app:s3cret@db/app",
         "postgresql://app:s3cret@[::1/app",
         "postgresql://app:s3cret@db:port/app",
         "host=db password='s3cret",

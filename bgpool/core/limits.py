@@ -97,6 +97,16 @@ TOKEN_LIFE_S: Final = 600.0
 #: Tokens kept; one for each name that a host may go by.
 TOKENS: Final = 256
 
+# -- MySQL -------------------------------------------------------------------------------------------------------
+
+#: The end of every wait for an answer on an application's connection, in seconds, unless the user says otherwise. Not
+#: what finds a host that went away: TCP's keepalive does that in 25 s (bgpool/mysql.py), and a switchover cuts at the
+#: socket. So it may be longer than the longest query that anybody waits for.
+MYSQL_READ_TIMEOUT_S: Final = 3600
+
+#: The same for sending a statement, in seconds: a server that does not read for so long is not going to.
+MYSQL_WRITE_TIMEOUT_S: Final = 60
+
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether monitor and segment are still there, in seconds.

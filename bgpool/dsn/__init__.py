@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from bgpool.core.engine import Engine
-from bgpool.dsn import postgres
+from bgpool.dsn import mysql, postgres
 from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, Password, names_are_proved, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.settings import Settings
@@ -18,12 +18,15 @@ _ENDPOINT: Final = "endpoint"
 
 _READERS: Final[Mapping[Engine, Callable[[Given], Dsn]]] = {
     Engine.POSTGRESQL: postgres.read,
+    Engine.MYSQL: mysql.read,
 }
 _ENGINES: Final[Mapping[str, Engine]] = {
     # What has no scheme is a connection string of libpq's.
     "": Engine.POSTGRESQL,
     "postgresql": Engine.POSTGRESQL,
     "postgres": Engine.POSTGRESQL,
+    "mysql": Engine.MYSQL,
+    "mysql+pymysql": Engine.MYSQL,
 }
 
 
@@ -31,7 +34,7 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     """Take a DSN and get_pool's keywords apart.
 
     Args:
-        dsn: A ``postgresql://`` URL or a libpq connection string.
+        dsn: A ``postgresql://`` or ``mysql://`` URL, or a libpq connection string.
         options: ``bg_`` parameters, ``endpoint``, ``password``, ``monitoring``, ``kwargs`` (connection parameters),
             and what is the pool's.
 
@@ -42,7 +45,9 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
         ConfigurationError: Anything that cannot be used; the text never holds the password.
     """
     if not dsn or not dsn.strip():
-        raise ConfigurationError("dsn: a postgresql:// URL or a libpq connection string is allowed, not an empty one")
+        raise ConfigurationError(
+            "dsn: a postgresql:// or mysql:// URL or a libpq connection string is allowed, not an empty one"
+        )
     engine, url, own = _split_url(dsn.strip())
     left = dict(options)
     for name in [name for name in left if _is_own(name)]:
@@ -53,14 +58,15 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
 
 
 def _is_own(name: str) -> bool:
-    return name == _ENDPOINT or name.startswith(("bg_", MONITORING_PREFIX))
+    # With an @ it is the rest of a password in which a ? was not escaped, and errors quote names.
+    return name == _ENDPOINT or (name.startswith(("bg_", MONITORING_PREFIX)) and "@" not in name)
 
 
 def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
     """*dsn* without bgpool's own parameters, and those parameters. What is the driver's stays as it was written."""
     scheme = dsn.partition("://")[0].lower() if "://" in dsn.partition("=")[0] else ""
     if scheme not in _ENGINES:
-        raise ConfigurationError(f"dsn: scheme {scheme!r} is not supported; postgresql is allowed")
+        raise ConfigurationError(f"dsn: scheme {scheme!r} is not supported; postgresql and mysql are allowed")
     if not scheme:
         return _ENGINES[scheme], dsn, {}
     base, _, query = dsn.partition("?")

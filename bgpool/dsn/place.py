@@ -28,7 +28,8 @@ class Dsn:
         engine: What kind of server is there.
         host: The endpoint's name as given, or a socket directory; empty for the driver's default.
         port: Its port.
-        params: Every connection parameter by the driver's name, password included; never shown.
+        params: Every connection parameter by the driver's name, password included; never shown. PyMySQL's are typed,
+            and without host and port.
         monitoring: Those of the monitoring connections, complete.
         password: Makes the password of each connection; None where *params* have it, or none is needed.
         monitoring_password: The same for the monitoring connections.
