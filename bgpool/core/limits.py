@@ -140,3 +140,23 @@ UNIT_UNEXPLAINED_S: Final = 6.0
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.
 RETIRE_TIMEOUT_S: Final = 0.2
+
+# -- the pool under a MySQL pool ---------------------------------------------------------------------------------
+
+#: A connection that was idle for less is handed out without asking its server, in seconds. Source: HikariCP.
+CHECK_AFTER_IDLE_S: Final = 0.5
+
+#: The longest such question, in seconds; a server answers in a millisecond, and another connection can be opened.
+CHECK_TIMEOUT_S: Final = 5.0
+
+#: How often connections that are too old, or that nobody needs, are looked for, in seconds.
+KEEP_INTERVAL_S: Final = 1.0
+
+#: Part of its lifetime that a connection may end early, so that not all are replaced at once.
+LIFETIME_JITTER: Final = 0.1
+
+#: The longest pause between two attempts to open a connection that a caller waits for, in seconds.
+STORE_RETRY_MAX_S: Final = 1.0
+
+#: TLS contexts that a process keeps; one for each set of certificates that its DSNs name.
+SSL_CONTEXTS: Final = 16
