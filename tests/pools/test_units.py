@@ -16,7 +16,7 @@ import bgpool
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 from tests.pools.conftest import Hand
 from tests.pools.proxy import CommitCutter
 
