@@ -26,12 +26,12 @@ from bgpool._version import __version__
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import Host, Snapshot
+from bgpool.dsn import parse
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.reader import Reader
 from bgpool.segment.writer import Writer
-from bgpool.settings import parse
 
 PROCESSES = (1, 4, 16, 64)
 THREADS = 2

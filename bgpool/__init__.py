@@ -18,12 +18,17 @@ from bgpool.errors import (
     Error,
     GreenHostRejected,
     InheritedConnection,
+    PoolClosed,
+    PoolTimeout,
     SegmentError,
     SwitchoverError,
     SwitchoverHoldTimeout,
     SwitchoverInterrupted,
+    TooManyRequests,
 )
-from bgpool.pools.postgres import PoolStats, PostgresPool
+from bgpool.pools.mysql.pool import MysqlPool
+from bgpool.pools.pool import Pool, PoolStats
+from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.pools.units import transactional
 from bgpool.registry import get_pool
 
@@ -31,7 +36,9 @@ __all__ = [
     "get_pool",
     "transactional",
     "auth",
+    "Pool",
     "PostgresPool",
+    "MysqlPool",
     "PoolStats",
     "Phase",
     "Error",
@@ -43,6 +50,9 @@ __all__ = [
     "SwitchoverInterrupted",
     "CommitOutcomeUnknown",
     "InheritedConnection",
+    "PoolTimeout",
+    "TooManyRequests",
+    "PoolClosed",
     "__version__",
 ]
 

@@ -10,8 +10,8 @@ import psycopg
 
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.limits import TOKEN_LIFE_S, TOKENS
+from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError
-from bgpool.settings import Password
 
 __all__ = ["RdsIam", "make_password"]
 

@@ -7,6 +7,7 @@ decorators an application already has see them as what they are: the database wa
 from __future__ import annotations
 
 import psycopg
+import psycopg_pool
 import pymysql
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "SwitchoverInterrupted",
     "CommitOutcomeUnknown",
     "InheritedConnection",
+    "PoolTimeout",
+    "TooManyRequests",
+    "PoolClosed",
 ]
 
 
@@ -56,3 +60,15 @@ class CommitOutcomeUnknown(SwitchoverError):
 
 class InheritedConnection(SwitchoverError):
     """A connection that was checked out before a fork was used in the child, where it belongs to the parent."""
+
+
+class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
+    """No connection could be had in time: all were in use, or none could be opened; the text says which."""
+
+
+class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):
+    """As many callers as ``max_waiting`` allows wait for a connection already."""
+
+
+class PoolClosed(Error, pymysql.err.OperationalError, psycopg_pool.PoolClosed):
+    """The pool was closed. Nothing was sent."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pymysql.connections import Connection
 from pymysql.constants import CR
 from pymysql.err import Error, OperationalError
+
+from bgpool.core.limits import SSL_CONTEXTS
 
 __all__ = ["CUT_CODES", "READ_ONLY_CODES", "BoundedConnection", "code_of"]
 
@@ -27,10 +32,29 @@ _CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
+#: By what they were made of, files' times included: a renewed certificate is another context.
+_contexts: Final[dict[object, ssl.SSLContext]] = {}
+
 if TYPE_CHECKING:
-    _Driver = Connection[Any]
+
+    class _Driver(Connection[Any]):
+        """What PyMySQL's stubs leave out of it, and we stand on; a test finds out when it is there no more."""
+
+        _sock: socket.socket | None
+        _rfile: Any
+        _result: Any
+        _closed: bool
+        _secure: bool
+        _read_timeout: float | None
+        _write_timeout: float | None
+
+        def _execute_command(self, command: int, sql: str | bytes) -> None: ...
+        def _read_packet(self, packet_type: type[Any] = ...) -> Any: ...
+        def _force_close(self) -> None: ...
+        def _process_auth(self, plugin_name: bytes, *args: Any) -> Any: ...
+        def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext: ...
+
 else:
-    # Generic for type checkers alone.
     _Driver = Connection
 
 
@@ -39,12 +63,6 @@ class BoundedConnection(_Driver):
 
     PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
     """
-
-    # PyMySQL's own, which its stubs leave out.
-    _sock: socket.socket | None
-    _secure: bool
-    _read_timeout: float | None
-    _write_timeout: float | None
 
     def __init__(self, *, address: str = "", **params: Any) -> None:
         """Connect.
@@ -62,10 +80,16 @@ class BoundedConnection(_Driver):
 
     def connect(self, sock: Any = None) -> None:
         """Connect, within the connect timeout for each step of the handshake."""
-        limits = self._read_timeout, self._write_timeout
-        self._read_timeout = self._write_timeout = self.connect_timeout
-        try:
+        with self.bounded(self.connect_timeout):
             super().connect(sock if sock is not None or self.unix_socket else self._open())
+
+    @contextlib.contextmanager
+    def bounded(self, timeout_s: float | None) -> Iterator[None]:
+        """Within the block no read and no write takes longer than *timeout_s* seconds; None for no limit."""
+        limits = self._read_timeout, self._write_timeout
+        self._read_timeout = self._write_timeout = timeout_s
+        try:
+            yield
         finally:
             self._read_timeout, self._write_timeout = limits
 
@@ -85,6 +109,19 @@ class BoundedConnection(_Driver):
         if sock is None:
             raise OSError("the connection is closed")
         return int(sock.fileno())
+
+    def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
+        """PyMySQL makes one for every connection and loads the system's certificates into it, which takes 20 ms."""
+        files = [Path(sslp[name]) for name in ("ca", "cert", "key") if sslp.get(name)]
+        key = (tuple(sorted(sslp.items())), tuple(file.stat().st_mtime_ns for file in files))
+        context = _contexts.get(key)
+        if context is None:
+            context = super()._create_ssl_ctx(sslp)
+            # Bounded: whoever renews certificates every day must not collect them.
+            if len(_contexts) >= SSL_CONTEXTS:
+                _contexts.clear()
+            _contexts[key] = context
+        return context
 
     def _open(self) -> socket.socket:
         source = (self.bind_address, 0) if self.bind_address is not None else None
@@ -107,7 +144,7 @@ class BoundedConnection(_Driver):
                 f"the server asks {self.host!r} for the password in clear text and the connection is not encrypted; "
                 "give ssl_ca and ssl_verify_identity",
             )
-        return super()._process_auth(plugin_name, *args)  # type: ignore[misc]  # the stubs leave it out
+        return super()._process_auth(plugin_name, *args)
 
 
 def code_of(error: BaseException) -> int:

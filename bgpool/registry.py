@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from psycopg_pool import ConnectionPool
-
+from bgpool.core.engine import Engine
+from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
 from bgpool.pools import fork
+from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.participant import Participant
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.pool import Pool
+from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
-from bgpool.settings import Settings, parse
+from bgpool.settings import Settings
 
 __all__ = ["get_pool", "open_pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-_POOL_OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).parameters) - {
-    "self",
-    "conninfo",
-    "open",
-}
+_POOLS: Final[Mapping[Engine, type[Pool[Any]]]] = {Engine.POSTGRESQL: PostgresPool, Engine.MYSQL: MysqlPool}
 
 
 class _Registry:
     """What this process has."""
 
     def __init__(self) -> None:
-        self.pools: Final[dict[object, PostgresPool]] = {}
+        self.pools: Final[dict[object, Pool[Any]]] = {}
         self.participants: Final[dict[tuple[Path, str], Participant]] = {}
         self.lock = threading.Lock()
 
@@ -50,17 +47,19 @@ _registry: Final = _Registry()
 fork.call_in_child(_registry)
 
 
-def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> PostgresPool:
+def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[Any]:
     """The pool for *dsn*; the same one for the same arguments, made at the first call and opened at first use.
 
     Safe before and after a fork: a child builds its own connections and leaves the parent's alone.
 
     Args:
-        dsn: A ``postgresql://`` URL, with ``bg_`` parameters in its query if you like, or a libpq connection string.
+        dsn: A ``postgresql://`` or ``mysql://`` URL, with ``bg_`` parameters in its query if you like, or a libpq
+            connection string.
         bg_id: Which Blue/Green Deployment; the same for every connection to it. Default ``1``.
         options: Any other ``bg_`` parameter of docs/parameters.md; ``password``, a string or a callable
             ``(host, port, user) -> str``; ``endpoint``, which the DSN's host is an alias of; ``monitoring={...}`` for
-            the monitoring connections alone; and every option of psycopg_pool's ConnectionPool but ``open``.
+            the monitoring connections alone; and every option of psycopg_pool's ConnectionPool but ``open``; for
+            MySQL those of docs/mysql.md.
 
     Raises:
         ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
@@ -77,7 +76,7 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Postgr
 
 
 def open_pools() -> None:
-    """Have every pool of this process connect now instead of at its first checkout; see PostgresPool.open.
+    """Have every pool of this process connect now instead of at its first checkout; see Pool.open.
 
     Never raises: a server's hook must not keep a worker from starting.
     """
@@ -89,24 +88,24 @@ def open_pools() -> None:
             _logger.warning("%r cannot be opened yet: %r", pool, error)
 
 
-def _make_pool(dsn: str, options: Mapping[str, Any]) -> PostgresPool:
+def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
     place, settings, left = parse(dsn, options)
+    kind = _POOLS[place.engine]
     for name in left:
-        if name not in _POOL_OPTIONS:
+        if name not in kind.OPTIONS:
             raise ConfigurationError(
-                f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and "
-                "psycopg_pool's "
-                f"{', '.join(sorted(_POOL_OPTIONS))}"
+                f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
+                f"pool's {', '.join(sorted(kind.OPTIONS))}"
             )
     make_resolver(settings.bg_resolver)
     directory = settings.bg_run_dir or default_run_dir().absolute()
     config = MonitorConfig.of(place, settings, directory)
     try:
-        return PostgresPool(place, settings, _participant(settings, directory, config), left)
+        return kind(place, settings, _participant(settings, directory, config), left)
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"psycopg_pool refuses its options: {error}") from None
+        raise ConfigurationError(f"the pool refuses its options: {error}") from None
 
 
 def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from bgpool.core.plan import Target
+from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
-from bgpool.settings import Settings, parse
+from bgpool.settings import Settings
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
 
@@ -117,7 +118,7 @@ def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any])
     [
         "",
         "   ",
-        "mysql://app:s3cret@db/app",
+        "oracle://app:s3cret@db/app",
         "postgresql://app:s3cret@[::1/app",
         "postgresql://app:s3cret@db:port/app",
         "host=db password='s3cret",

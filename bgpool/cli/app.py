@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 import bgpool
+from bgpool.dsn import parse
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment.paths import default_run_dir
-from bgpool.settings import parse
 
 __all__ = ["app"]
 

@@ -97,6 +97,16 @@ TOKEN_LIFE_S: Final = 600.0
 #: Tokens kept; one for each name that a host may go by.
 TOKENS: Final = 256
 
+# -- MySQL -------------------------------------------------------------------------------------------------------
+
+#: The end of every wait for an answer on an application's connection, in seconds, unless the user says otherwise. Not
+#: what finds a host that went away: TCP's keepalive does that in 25 s (bgpool/mysql.py), and a switchover cuts at the
+#: socket. So it may be longer than the longest query that anybody waits for.
+MYSQL_READ_TIMEOUT_S: Final = 3600
+
+#: The same for sending a statement, in seconds: a server that does not read for so long is not going to.
+MYSQL_WRITE_TIMEOUT_S: Final = 60
+
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether monitor and segment are still there, in seconds.
@@ -130,3 +140,23 @@ UNIT_UNEXPLAINED_S: Final = 6.0
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.
 RETIRE_TIMEOUT_S: Final = 0.2
+
+# -- the pool under a MySQL pool ---------------------------------------------------------------------------------
+
+#: A connection that was idle for less is handed out without asking its server, in seconds. Source: HikariCP.
+CHECK_AFTER_IDLE_S: Final = 0.5
+
+#: The longest such question, in seconds; a server answers in a millisecond, and another connection can be opened.
+CHECK_TIMEOUT_S: Final = 5.0
+
+#: How often connections that are too old, or that nobody needs, are looked for, in seconds.
+KEEP_INTERVAL_S: Final = 1.0
+
+#: Part of its lifetime that a connection may end early, so that not all are replaced at once.
+LIFETIME_JITTER: Final = 0.1
+
+#: The longest pause between two attempts to open a connection that a caller waits for, in seconds.
+STORE_RETRY_MAX_S: Final = 1.0
+
+#: TLS contexts that a process keeps; one for each set of certificates that its DSNs name.
+SSL_CONTEXTS: Final = 16

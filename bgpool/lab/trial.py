@@ -123,7 +123,7 @@ class Trial:
 
     # -- the application -----------------------------------------------------------------------------------------
 
-    def make_pool(self, dsn: str, **options: Any) -> bgpool.PostgresPool:
+    def make_pool(self, dsn: str, **options: Any) -> bgpool.Pool[Any]:
         """A pool of this trial on *dsn*, closed at the trial's end."""
         pool = bgpool.get_pool(dsn, **self._options(), **options)
         self._stack.callback(pool.close)
@@ -134,7 +134,7 @@ class Trial:
         return self._stack.enter_context(resource)
 
     def add_worker(
-        self, *, pool: bgpool.PostgresPool | None = None, job: Job | None = None, threads: int = 0, endpoint: str = ""
+        self, *, pool: bgpool.Pool[Any] | None = None, job: Job | None = None, threads: int = 0, endpoint: str = ""
     ) -> Worker:
         """Fork one more worker; it starts at once.
 

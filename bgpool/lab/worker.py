@@ -23,7 +23,7 @@ from bgpool.lab.ledger import INSERT_SQL, Key
 __all__ = ["Call", "Job", "Worker"]
 
 Job = Literal["write", "write unit", "slow unit", "read unit"]
-"""``write`` a row in a ``with`` block, or in a unit of work (`PostgresPool.run`); a slow one takes `SLOW_S`."""
+"""``write`` a row in a ``with`` block, or in a unit of work (`Pool.run`); a slow one takes `SLOW_S`."""
 
 PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
@@ -61,7 +61,7 @@ class Worker:
     def __init__(
         self,
         number: int,
-        pool: bgpool.PostgresPool,
+        pool: bgpool.Pool[Any],
         threads: int,
         close_first: Iterable[Worker],
         job: Job = "write",
@@ -170,7 +170,7 @@ class Worker:
 
 
 def _child(
-    number: int, pool: bgpool.PostgresPool, threads: int, job: Job, reports: int, orders: int, to_close: list[int]
+    number: int, pool: bgpool.Pool[Any], threads: int, job: Job, reports: int, orders: int, to_close: list[int]
 ) -> None:
     """The child's life; never returns."""
     status = 1
@@ -212,7 +212,7 @@ def _child(
 Served = tuple[str, float]
 
 
-def _use(number: int, thread: int, pool: bgpool.PostgresPool, job: Job, stopping: threading.Event, report: Any) -> None:
+def _use(number: int, thread: int, pool: bgpool.Pool[Any], job: Job, stopping: threading.Event, report: Any) -> None:
     call = _JOBS[job]
     n = 0
     while not stopping.wait(PAUSE_S):
@@ -230,7 +230,7 @@ def _use(number: int, thread: int, pool: bgpool.PostgresPool, job: Job, stopping
             report("done", thread, n, began_s, checked_out_s, time.monotonic(), address)
 
 
-def _write(pool: bgpool.PostgresPool, key: Key) -> Served:
+def _write(pool: bgpool.Pool[Any], key: Key) -> Served:
     with pool.connection() as connection:
         return _insert(connection, key)
 
@@ -254,7 +254,7 @@ def _select(connection: psycopg.Connection[Any]) -> Served:
     return connection.info.hostaddr, checked_out_s
 
 
-_JOBS: Final[dict[Job, Callable[[bgpool.PostgresPool, Key], Served]]] = {
+_JOBS: Final[dict[Job, Callable[[bgpool.Pool[Any], Key], Served]]] = {
     "write": _write,
     "slow unit": lambda pool, key: pool.run(_insert_slowly, key),
     "write unit": lambda pool, key: pool.run(_insert, key),

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import msgpack
 
+from bgpool.core.engine import Engine
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
+from bgpool.dsn import Dsn, Password, names_are_proved
 from bgpool.errors import ConfigurationError
-from bgpool.settings import Dsn, Password, Settings
+from bgpool.settings import Settings
 
 __all__ = ["MonitorConfig"]
 
@@ -29,6 +31,7 @@ class MonitorConfig:
     """One deployment to watch.
 
     Attributes:
+        engine: What kind of servers are in it.
         run_dir: Where the segment lives.
         host, port: Where the metadata is looked for first: the application's endpoint, or what monitoring= says.
         params: Parameters of the monitoring connections, password included; never shown.
@@ -36,6 +39,7 @@ class MonitorConfig:
         resolver: As the parameter bg_resolver.
     """
 
+    engine: Engine
     bg_id: str
     run_dir: str
     host: str
@@ -57,6 +61,7 @@ class MonitorConfig:
             ConfigurationError: The password callable cannot be handed to another process.
         """
         return cls(
+            engine=dsn.engine,
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
             host=_own(dsn, "host") or settings.endpoint or dsn.host,
@@ -67,24 +72,26 @@ class MonitorConfig:
             interval_high_ms=settings.bg_interval_high_ms,
             switchover_timeout_ms=settings.bg_switchover_timeout_ms,
             release_on_blue_dns_update=settings.bg_release_on_blue_dns_update,
-            params={name: str(value) for name, value in dsn.monitoring.items() if value is not None},
+            params=_portable(dsn),
             password_callable=_pickled(dsn.monitoring_password),
         )
 
     def dump(self) -> bytes:
         """For the pipe."""
-        packed: bytes = msgpack.packb({f.name: getattr(self, f.name) for f in fields(self)})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        packed: bytes = msgpack.packb({**given, "engine": self.engine.value})
         return packed
 
     @classmethod
     def load(cls, data: bytes) -> MonitorConfig:
         """From the pipe, whose other end is a process of the same user and version."""
-        return cls(**msgpack.unpackb(data))
+        given = msgpack.unpackb(data)
+        return cls(**{**given, "engine": Engine(given["engine"])})
 
     @property
     def rules(self) -> Rules:
         """What the state machine goes by."""
-        proved = self.password_callable is not None or self.params.get("sslmode") == "verify-full"
+        proved = self.password_callable is not None or names_are_proved(self.params)
         return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=proved)
 
     @property
@@ -116,6 +123,12 @@ class MonitorConfig:
     def entrance(self) -> Target:
         """Where to look for the metadata while nothing is known."""
         return Target(self.host, self.port)
+
+
+def _portable(dsn: Dsn) -> dict[str, Any]:
+    """The monitoring connections' parameters for the pipe: libpq takes text for everything, PyMySQL's have types."""
+    given = {name: value for name, value in dsn.monitoring.items() if value is not None}
+    return given if dsn.engine is Engine.MYSQL else {name: str(value) for name, value in given.items()}
 
 
 def _own(dsn: Dsn, name: str) -> str | None:

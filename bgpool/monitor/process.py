@@ -19,6 +19,7 @@ from bgpool.core.machine import step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.dsn import Password
 from bgpool.errors import SegmentError
 from bgpool.monitor import election, history
 from bgpool.monitor.bell import Bell
@@ -32,7 +33,6 @@ from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present
 from bgpool.segment.writer import Writer
-from bgpool.settings import Password
 
 __all__ = ["Monitor", "run_monitor"]
 

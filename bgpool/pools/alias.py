@@ -9,7 +9,8 @@ from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.limits import ALIAS_RETRY_S
-from bgpool.settings import Dsn, Settings
+from bgpool.dsn import Dsn
+from bgpool.settings import Settings
 
 __all__ = ["Endpoint"]
 

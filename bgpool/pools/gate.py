@@ -28,13 +28,19 @@ class Gate:
     """
 
     def __init__(
-        self, reader: Reader, settings: Settings, endpoint: Endpoint, nudge: Callable[[], object] = lambda: None
+        self,
+        reader: Reader,
+        settings: Settings,
+        endpoint: Endpoint,
+        nudge: Callable[[], object] = lambda: None,
+        like: Callable[[None, Callable[..., Exception], str], Exception] = lambda _, kind, text: kind(text),
     ) -> None:
-        """A gate for *endpoint*; *nudge* makes the monitor look at once."""
+        """A gate for *endpoint*; *nudge* makes the monitor look at once, *like* makes errors in the driver's form."""
         self._reader: Final = reader
         self._settings: Final = settings
         self._endpoint: Final = endpoint
         self._nudge: Final = nudge
+        self._like: Final = like
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self._count = threading.Lock()
         self.held = 0
@@ -87,13 +93,15 @@ class Gate:
                 reading = self._reader.refresh()
                 decision = self.decide(reading, purpose)
                 if decision.action is Action.REJECT:
-                    raise GreenHostRejected(self._text(reading, "is a green host and the switchover is over; "))
+                    raise self._like(
+                        None, GreenHostRejected, self._text(reading, "is a green host and the switchover is over; ")
+                    )
                 if decision.action is not Action.HOLD:
                     return reading, decision
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
-                    raise SwitchoverHoldTimeout(self._text(reading, waited))
+                    raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if not waiting:
                     waiting = True
                     self._add(1)

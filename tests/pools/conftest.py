@@ -14,12 +14,12 @@ import pytest
 from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
+from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.pools.participant import Participant
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.writer import Writer
-from bgpool.settings import parse
 
 
 @pytest.fixture(scope="session")

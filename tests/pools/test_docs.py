@@ -10,7 +10,7 @@ import pytest
 
 import bgpool
 from bgpool.lab import Pair
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 
 pytestmark = pytest.mark.lab
 

@@ -13,7 +13,7 @@ import pytest
 import bgpool
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab

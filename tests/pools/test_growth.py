@@ -12,7 +12,7 @@ import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 from tests.pools.conftest import Hand
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from bgpool.core.phase import Phase
+from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.pools.alias import Endpoint
-from bgpool.pools.postgres import PostgresPool
-from bgpool.settings import parse
+from bgpool.pools.postgres.pool import PostgresPool
 from tests.pools.conftest import Hand
 from tests.pools.test_gate import Caller, wait_until
 
@@ -217,7 +217,7 @@ def test_nobody_is_let_through_while_the_alias_is_being_read(
         return pair.names.blue.primary
 
     monkeypatch.setattr("bgpool.pools.alias.real_endpoint", slow)
-    monkeypatch.setattr("bgpool.pools.postgres.ALIAS_TIMEOUT_S", 10.0)
+    monkeypatch.setattr("bgpool.pools.pool.ALIAS_TIMEOUT_S", 10.0)
     pair.hosts.set("db.shop.example", pair.blue.address)
     dsn = pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca")
     hand.publish(Phase.IN_PROGRESS)

@@ -17,7 +17,7 @@ from bgpool.core.phase import Phase
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.postgres import PostgresServer
-from bgpool.pools.postgres import PostgresPool
+from bgpool.pools.postgres.pool import PostgresPool
 from tests.pools.conftest import Hand
 from tests.pools.proxy import CommitCutter
 

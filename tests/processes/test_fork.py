@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.PostgresPool]:
+def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.Pool[Any]]:
     pool = bgpool.get_pool(
         pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1, max_size=1
     )
@@ -51,14 +52,14 @@ def in_child(function: Callable[[], object], fork: Callable[[], int] = os.fork) 
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def backend(pool: bgpool.PostgresPool) -> int:
+def backend(pool: bgpool.Pool[Any]) -> int:
     with pool.connection() as conn:
         row = conn.execute("SELECT pg_backend_pid()").fetchone()
     assert row is not None
     return int(row[0])
 
 
-def test_made_before_the_fork_used_on_both_sides(pool: bgpool.PostgresPool) -> None:
+def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None:
     parents = backend(pool)
 
     def child() -> None:
@@ -68,7 +69,7 @@ def test_made_before_the_fork_used_on_both_sides(pool: bgpool.PostgresPool) -> N
     assert backend(pool) == parents or backend(pool)
 
 
-def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.PostgresPool) -> None:
+def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.Pool[Any]) -> None:
     with pool.connection() as conn:
         conn.execute("CREATE TEMP TABLE mine (n int)")
         for n in range(100):
@@ -79,7 +80,7 @@ def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.Post
 
 
 def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_parent(
-    pool: bgpool.PostgresPool,
+    pool: bgpool.Pool[Any],
 ) -> None:
     with pool.connection() as conn:
         conn.execute("SELECT 1")
@@ -95,7 +96,7 @@ def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_par
         assert conn.execute("SELECT 3").fetchone() == (3,)
 
 
-def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.PostgresPool) -> None:
+def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> None:
     stopping = threading.Event()
     failures: list[BaseException] = []
 
@@ -163,7 +164,7 @@ class TestForksThatTellNobody:
 
         return in_child(run, ctypes.PyDLL(None).fork)
 
-    def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.PostgresPool) -> None:
+    def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
         assert backend(pool) == parents, "the parent has its connection at hand"
 
@@ -173,7 +174,7 @@ class TestForksThatTellNobody:
         assert [self.in_child(child) for _ in range(10)] == [0] * 10
         assert backend(pool) == parents
 
-    def test_many_threads_notice_at_once(self, pool: bgpool.PostgresPool) -> None:
+    def test_many_threads_notice_at_once(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
 
         def child() -> None:
@@ -189,7 +190,7 @@ class TestForksThatTellNobody:
         assert [self.in_child(child) for _ in range(5)] == [0] * 5
         assert backend(pool) == parents
 
-    def test_an_inherited_connection_is_refused(self, pool: bgpool.PostgresPool) -> None:
+    def test_an_inherited_connection_is_refused(self, pool: bgpool.Pool[Any]) -> None:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
 
@@ -205,7 +206,7 @@ class TestForksThatTellNobody:
 
     @pytest.mark.parametrize("last_words", ["close", "stats", "drain", "getpool"])
     def test_any_first_call_leaves_the_parents_alone(
-        self, pool: bgpool.PostgresPool, pair: Pair, tmp_path: Path, last_words: str
+        self, pool: bgpool.Pool[Any], pair: Pair, tmp_path: Path, last_words: str
     ) -> None:
         parents = backend(pool)
 
@@ -219,7 +220,7 @@ class TestForksThatTellNobody:
         assert self.in_child(child) == 0
         assert backend(pool) == parents
 
-    def test_the_parents_row_is_not_the_childs(self, pool: bgpool.PostgresPool, tmp_path: Path) -> None:
+    def test_the_parents_row_is_not_the_childs(self, pool: bgpool.Pool[Any], tmp_path: Path) -> None:
         backend(pool)
         files = RunFiles.of(tmp_path / "run", "fork")
 

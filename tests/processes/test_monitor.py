@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bgpool.dsn import parse
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
-from bgpool.settings import parse
 
 pytestmark = pytest.mark.slow
 

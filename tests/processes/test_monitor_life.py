@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def files(run: Path) -> Iterator[RunFiles]:
 
 
 @pytest.fixture
-def pool(run: Path, files: RunFiles, wait_until: WaitUntil) -> Iterator[bgpool.PostgresPool]:
+def pool(run: Path, files: RunFiles, wait_until: WaitUntil) -> Iterator[bgpool.Pool[Any]]:
     """A process that uses the bg_id, and its monitor, which watches."""
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
     pool.open()

@@ -17,7 +17,7 @@ from bgpool.segment.layout import FILE_BYTES
 
 pytestmark = pytest.mark.lab
 
-MakePool = Callable[..., bgpool.PostgresPool]
+MakePool = Callable[..., bgpool.Pool[Any]]
 WaitUntil = Callable[..., None]
 
 
@@ -29,9 +29,9 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def get_pool(pair: Pair, tmp_path: Path) -> Iterator[MakePool]:
-    made: list[bgpool.PostgresPool] = []
+    made: list[bgpool.Pool[Any]] = []
 
-    def get(**options: Any) -> bgpool.PostgresPool:
+    def get(**options: Any) -> bgpool.Pool[Any]:
         usual: dict[str, Any] = {
             "bg_id": tmp_path.name,
             "bg_resolver": pair.resolver,
@@ -46,9 +46,9 @@ def get_pool(pair: Pair, tmp_path: Path) -> Iterator[MakePool]:
         pool.close()
 
 
-def works(pool: bgpool.PostgresPool) -> bool:
+def works(pool: bgpool.Pool[Any]) -> bool:
     with pool.connection() as conn:
-        return conn.execute("SELECT 1").fetchone() == (1,)
+        return bool(conn.execute("SELECT 1").fetchone() == (1,))
 
 
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:

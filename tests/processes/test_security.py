@@ -17,6 +17,7 @@ from psycopg_pool import PoolTimeout
 
 import bgpool
 from bgpool.core.phase import Phase
+from bgpool.dsn import parse
 from bgpool.lab import Pair
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
@@ -24,7 +25,6 @@ from bgpool.segment import layout, table
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, workers
 from bgpool.segment.reader import Reader, SegmentMap
-from bgpool.settings import parse
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -100,7 +100,7 @@ class Worker:
             self._busy.pop(thread, None)
 
     def _unit(self, key: Key, idle: Connection | None) -> Task:
-        """One row, as PostgresPool.run writes it; the connection that is idle afterwards, if any."""
+        """One row, as Pool.run writes it; the connection that is idle afterwards, if any."""
         deadline = self._clock.now + 2 * HOLD_NS
         while self._clock.now < deadline and self._alive:
             connection = yield from self._check_out(idle, deadline)
@@ -246,7 +246,7 @@ class Worker:
         return snapshot.epoch
 
     def _fit(self, epoch: int | None, snapshot: Snapshot | None) -> bool:
-        """PostgresPool._is_unfit, the other way round."""
+        """Pool._is_unfit, the other way round."""
         now = self._epoch(snapshot)
         if epoch is None:
             return now is None or (snapshot is not None and snapshot.phase < Phase.IN_PROGRESS)

@@ -14,8 +14,8 @@ from bgpool.auth import make_password
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
 from bgpool.core.routing import names_to_try
+from bgpool.dsn import Password, names_are_proved, user_of
 from bgpool.monitor.session import Answer, SessionError
-from bgpool.settings import Password, user_of
 
 __all__ = ["AURORA", "RDS", "Dialect", "PostgresSession"]
 
@@ -168,7 +168,7 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
     if target.timeout_s:
         own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
     # Names are worth trying only where they have to be proved.
-    proved = password is not None or own.get("sslmode") == "verify-full"
+    proved = password is not None or names_are_proved(own)
     tried = target.names if proved and target.names else (target.host,)
     failure: psycopg.Error | OSError | None = None
     for address in target.addresses or ("",):

@@ -1,35 +1,38 @@
-"""The PostgreSQL pool: psycopg_pool behind the gate."""
+"""A pool behind the gate, whatever the engine: the pool of a driver, replaced as a whole at each epoch."""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
-import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout
+import psycopg_pool
 
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import Dsn
+from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
-from bgpool.pools.connection import SwitchoverAware
 from bgpool.pools.gate import Gate
-from bgpool.pools.generation import Generation, Recipe
+from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
+from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
-from bgpool.settings import Dsn, Settings
+from bgpool.settings import Settings
 
-__all__ = ["Checkout", "PoolStats", "PostgresPool"]
+__all__ = ["Checkout", "Pool", "PoolStats"]
 
+C = TypeVar("C")
 R = TypeVar("R")
 
 #: Two words that differ: the quick way is shut.
@@ -47,7 +50,7 @@ class PoolStats:
         size: Connections of the pool, idle, in use and being opened.
         idle: Those ready to be checked out.
         waiting: Callers that wait for a connection.
-        driver: psycopg_pool's own figures since the pool's last generation began.
+        driver: The figures of the driver's pool since the last generation began, named as psycopg_pool names its own.
     """
 
     phase: Phase | None
@@ -59,27 +62,38 @@ class PoolStats:
     driver: Mapping[str, int]
 
 
-class PostgresPool:
-    """A pool of psycopg connections that goes through Blue/Green switchovers. Made by get_pool.
+class Pool(ABC, Generic[C]):
+    """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
 
     Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
+
+    Attributes:
+        OPTIONS: The options of the driver's pool that get_pool passes on.
+        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
     """
 
+    OPTIONS: ClassVar[frozenset[str]]
+    _recipe_class: ClassVar[type[Recipe]]
+    _unit_class: ClassVar[type[Unit[Any, Any]]]
+
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """A pool for *dsn*; *options* are psycopg_pool's.
+        """A pool for *dsn*; *options* are those of the driver's pool.
 
         Raises:
-            ValueError, TypeError: As psycopg_pool raises them for its options.
+            ValueError, TypeError: As the driver's pool raises them for its options.
         """
         self._settings: Final = settings
         self._participant: Final = participant
         self._endpoint: Final = Endpoint(dsn, settings)
-        self._gate: Final = Gate(participant.reader, settings, self._endpoint, participant.nudge)
+        self._gate: Final = Gate(
+            participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
+        )
         resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
         by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
-        self._recipe: Final = Recipe(dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options)
-        probe = self._recipe.make_inner(object())
-        self.timeout: Final[float] = probe.timeout
+        self._recipe: Final = self._recipe_class(
+            dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
+        )
+        self.timeout: Final[float] = self._recipe.make_inner(object()).timeout
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._closed = False
         self._reset()
@@ -99,9 +113,9 @@ class PostgresPool:
         self._drained = self._cut = 0
 
     def __repr__(self) -> str:
-        return f"<PostgresPool {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
+        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
 
-    def __enter__(self) -> PostgresPool:
+    def __enter__(self) -> Pool[C]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -109,7 +123,7 @@ class PostgresPool:
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
-    def connection(self, timeout: float | None = None) -> Checkout:
+    def connection(self, timeout: float | None = None) -> Checkout[C]:
         """A connection for a ``with`` block, which commits at its end, or rolls back, and returns the connection.
 
         Args:
@@ -118,39 +132,37 @@ class PostgresPool:
         Raises:
             SwitchoverHoldTimeout: Held for as long as it may be.
             GreenHostRejected: The endpoint is green and the switchover is over.
-            psycopg_pool.PoolTimeout: No connection became free in time.
+            PoolTimeout: No connection became free in time.
+            TooManyRequests: More than max_waiting callers wait already.
         """
         return Checkout(self, timeout)
 
-    def getconn(self, timeout: float | None = None) -> psycopg.Connection[Any]:
+    def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
         word, admitted, generation = self._quick
         if word[0] == admitted[0]:
             try:
-                connection: psycopg.Connection[Any] = generation.inner.getconn(timeout)
-            except PoolClosed:
+                return cast(C, generation.inner.getconn(timeout))
+            except psycopg_pool.PoolClosed:
                 pass  # Retired while we waited; what is true now is found out below.
-            else:
-                return connection
+            except _REFUSALS as error:
+                raise _as_ours(error) from error
         return self._getconn_gated(self.timeout if timeout is None else timeout)
 
-    def putconn(self, conn: psycopg.Connection[Any]) -> None:
+    def putconn(self, conn: C) -> None:
         """Give a connection back; closed instead of kept if a switchover has made it unfit.
 
         Raises:
             ValueError: *conn* was not checked out from a pool of this process.
         """
-        if not isinstance(conn, SwitchoverAware):
+        generation = getattr(conn, "bgpool_generation", None)
+        if not isinstance(generation, Generation):
             raise ValueError(f"{conn!r} was not checked out from {self!r}")
-        generation = conn.bgpool_generation
         if not generation.live[0] and generation.inherited:
             return
-        if conn.bgpool_unfit:
-            # Not close(), which with close_returns would give it back instead.
-            conn.pgconn.finish()
-        generation.inner.putconn(conn)
+        generation.take_back(conn)
 
-    def _getconn_gated(self, timeout_s: float) -> psycopg.Connection[Any]:
+    def _getconn_gated(self, timeout_s: float) -> C:
         deadline = time.monotonic() + timeout_s
         fork.notice()
         self._join()
@@ -161,13 +173,18 @@ class PostgresPool:
                 generation = self._adopt(reading)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    raise PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
-                connection: psycopg.Connection[Any] = generation.inner.getconn(left_s)
-            except PoolClosed:
+                    text = f"couldn't get a connection after {timeout_s:.2f} sec"
+                    raise self._recipe.like(None, PoolTimeout, text)
+                return cast(C, generation.inner.getconn(left_s))
+            except psycopg_pool.PoolClosed as error:
                 if self._closed:
-                    raise
-                continue
-            return connection
+                    raise _as_ours(error) from error
+            except _REFUSALS as error:
+                raise _as_ours(error) from error
+
+    @abstractmethod
+    def end_block(self, conn: C, error: BaseException | None) -> None:
+        """What the end of a ``with`` block does to *conn*: commit, or roll back after *error*."""
 
     # -- units of work -------------------------------------------------------------------------------------------
 
@@ -196,10 +213,11 @@ class PostgresPool:
         """
         timeout_s = self._settings.bg_connect_timeout_ms / 1000 + self.timeout if timeout is None else timeout
 
-        def call(connection: psycopg.Connection[Any]) -> R:
+        def call(connection: C) -> R:
             return fn(connection, *args)
 
-        return Unit(self, self._gate, call, timeout_s=timeout_s, idempotent=idempotent).run()
+        unit: Unit[C, R] = self._unit_class(self, self._gate, call, timeout_s=timeout_s, idempotent=idempotent)
+        return unit.run()
 
     # -- following the segment -----------------------------------------------------------------------------------
 
@@ -255,7 +273,7 @@ class PostgresPool:
         old: Generation | None = None
         with self._lock:
             if self._closed:
-                raise PoolClosed(f"the pool {self._name!r} is already closed")
+                raise self._recipe.like(None, PoolClosed, f"the pool {self._name!r} is already closed")
             generation = self._generation
             if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
                 old, generation = generation, None
@@ -370,16 +388,16 @@ class PostgresPool:
         self._reset()
 
 
-class Checkout:
+class Checkout(Generic[C]):
     """A connection for one ``with`` block."""
 
     __slots__ = ("_connection", "_pool", "_timeout")
 
-    def __init__(self, pool: PostgresPool, timeout: float | None) -> None:
+    def __init__(self, pool: Pool[C], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
 
-    def __enter__(self) -> psycopg.Connection[Any]:
+    def __enter__(self) -> C:
         self._connection = connection = self._pool.getconn(self._timeout)
         return connection
 
@@ -388,6 +406,18 @@ class Checkout:
     ) -> None:
         connection = self._connection
         try:
-            connection.__exit__(kind, error, trace)
+            self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
+
+
+#: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.
+_REFUSALS: Final = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
+
+
+def _as_ours(error: Exception) -> Exception:
+    for kind in (PoolTimeout, TooManyRequests, PoolClosed):
+        # Each is a subclass of psycopg_pool's error of the same name.
+        if isinstance(error, kind.__bases__[-1]):
+            return error if isinstance(error, kind) else kind(str(error))
+    return error

@@ -10,22 +10,14 @@ what was not cannot hold its commit, which lies further on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final
 
 import psycopg
 from psycopg.rows import tuple_row
 
-__all__ = ["Outcome", "Receipt", "lineage_of", "outcome_of", "take_receipt"]
+from bgpool.pools.units import Outcome
 
-
-class Outcome(Enum):
-    """What became of a transaction."""
-
-    COMMITTED = "committed"
-    NOT_COMMITTED = "not committed"
-    PENDING = "the server is still at it"
-    UNKNOWN = "the server cannot tell"
+__all__ = ["Receipt", "lineage_of", "outcome_of", "take_receipt"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,10 @@ class SwitchoverAware(_Base):
             return
         super().close()
 
+    def bgpool_discard(self) -> None:
+        """As Aware says: not close(), which with close_returns would give it back instead."""
+        self.pgconn.finish()
+
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
             return

@@ -1,0 +1,94 @@
+"""PyMySQL's connection parameters that can be written as text, and how each is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pymysql.charset import charset_by_name
+
+from bgpool.errors import ConfigurationError
+from bgpool.settings import read_flag
+
+__all__ = ["READERS", "read_text"]
+
+#: The longest time that PyMySQL takes for one, in seconds: a year.
+_YEAR_S: Final = 31_536_000
+
+
+def read_text(name: str, value: object) -> str:
+    """The text that *value* is.
+
+    Raises:
+        ConfigurationError: It is none, or an empty one. Never quotes it: statements and keys may hold secrets.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text:
+        what = "an empty one" if text == "" else type(value).__name__
+        raise ConfigurationError(f"{name}: a string is allowed, not {what}")
+    return text
+
+
+def _whole(value: object) -> int:
+    """The whole number that *value* is; -1 if it is none."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+def _seconds(name: str, value: object) -> int:
+    seconds = _whole(value)
+    if not 0 < seconds <= _YEAR_S:
+        raise ConfigurationError(
+            f"{name}={value!r}: a whole number of seconds above 0 and up to {_YEAR_S} is allowed; 0 would wait forever"
+        )
+    return seconds
+
+
+def _bytes(name: str, value: object) -> int:
+    number = _whole(value)
+    if number <= 0:
+        raise ConfigurationError(f"{name}={value!r}: a whole number of bytes above 0 is allowed")
+    return number
+
+
+def _charset(name: str, value: object) -> str:
+    text = read_text(name, value)
+    found: object = charset_by_name(text)
+    if found is None:
+        raise ConfigurationError(f"{name}={value!r}: a character set that PyMySQL knows is allowed, such as utf8mb4")
+    return text
+
+
+def _public_key(name: str, value: object) -> bytes:
+    key = value.encode() if isinstance(value, str) else value
+    if not isinstance(key, bytes) or not key.lstrip().startswith(b"-----BEGIN "):
+        raise ConfigurationError(f"{name}: a public key in the form of PEM is allowed")
+    return key
+
+
+#: By PyMySQL's names.
+READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
+    "connect_timeout": _seconds,
+    "read_timeout": _seconds,
+    "write_timeout": _seconds,
+    "charset": _charset,
+    "collation": read_text,
+    "init_command": read_text,
+    "sql_mode": read_text,
+    "unix_socket": read_text,
+    "bind_address": read_text,
+    "autocommit": read_flag,
+    "local_infile": read_flag,
+    "max_allowed_packet": _bytes,
+    "program_name": read_text,
+    "ssl_ca": read_text,
+    "ssl_cert": read_text,
+    "ssl_key": read_text,
+    "ssl_key_password": read_text,
+    "ssl_verify_cert": read_flag,
+    "ssl_verify_identity": read_flag,
+    "ssl_disabled": read_flag,
+    "server_public_key": _public_key,
+}

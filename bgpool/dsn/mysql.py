@@ -1,0 +1,235 @@
+"""MySQL: URLs, and connection parameters by PyMySQL's names, typed as PyMySQL wants them."""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NoReturn
+from urllib.parse import unquote
+
+from pymysql.connections import DEFAULT_USER, Connection
+
+from bgpool.core.engine import Engine
+from bgpool.core.limits import (
+    MONITOR_CONNECT_TIMEOUT_S,
+    MONITOR_STATEMENT_TIMEOUT_S,
+    MYSQL_READ_TIMEOUT_S,
+    MYSQL_WRITE_TIMEOUT_S,
+)
+from bgpool.dsn.keywords import READERS, read_text
+from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, names_are_proved, read_port, take_password
+from bgpool.errors import ConfigurationError
+
+__all__ = ["read"]
+
+_DEFAULT_PORT: Final = 3306
+_LOGIN: Final = ("user", "password", "database")
+
+#: What is PyMySQL's and cannot be given, and why.
+_REFUSED: Final = {
+    "host": "the DSN names it",
+    "port": "the DSN names it",
+    "db": "give database, or the DSN's path",
+    "passwd": "give password",
+    "ssl": (
+        "give ssl_ca, ssl_cert, ssl_key, ssl_verify_cert, ssl_verify_identity or ssl_disabled; "
+        "the monitor is another process and needs them as text"
+    ),
+    "defer_connect": "connections are open when they are handed out",
+    "read_default_file": "the monitor and every worker must go to the same place",
+    "read_default_group": "the monitor and every worker must go to the same place",
+    "named_pipe": "PyMySQL does not support it",
+    "compress": "PyMySQL does not support it",
+}
+#: Every keyword that may be given in kwargs, objects included.
+_KEYWORDS: Final = [
+    name for name in inspect.signature(Connection.__init__).parameters if name not in {"self", *_REFUSED}
+]
+
+#: What is always set: every wait has an end, and the character set does not depend on PyMySQL's version.
+_DEFAULTS: Final = {
+    "charset": "utf8mb4",
+    "connect_timeout": MONITOR_CONNECT_TIMEOUT_S,
+    "read_timeout": MYSQL_READ_TIMEOUT_S,
+    "write_timeout": MYSQL_WRITE_TIMEOUT_S,
+}
+
+#: What a monitoring connection takes over: who logs in, over which network, and how the two prove themselves. The
+#: application's statements (init_command, sql_mode) and the objects of its process (conv, cursorclass) are its own.
+_TLS: Final = frozenset(name for name in READERS if name.startswith("ssl_"))
+_INHERITED: Final = _TLS | {*_LOGIN, "bind_address", "unix_socket", "server_public_key"}
+#: It has to see what is true now, and goes to several hosts.
+_NOT_FOR_MONITORING: Final = frozenset({"autocommit", "unix_socket"})
+_MONITORING_NAMES: Final = [
+    *_LOGIN,
+    "host",
+    "port",
+    *(name for name in READERS if name not in _NOT_FOR_MONITORING),
+]
+
+
+def read(given: Given) -> Dsn:
+    """Where and how to connect, by PyMySQL's names; host and port are not among the parameters.
+
+    Raises:
+        ConfigurationError: Anything that cannot be used; the text never holds the password.
+    """
+    overrides = _overrides(given.overrides)
+    host, port, params = _read_url(given.url)
+    given_password = given.options.pop("password", None)
+    static = _keywords(given.options.pop("kwargs", None))
+    static_password = static.pop("password", None)
+    params = {**_DEFAULTS, **params, **static}
+    password = take_password("password", static_password if given_password is None else given_password, params)
+    if "user" not in params:
+        params["user"] = _default_user()
+    if "unix_socket" in params:
+        host = _without_host(host)
+    _check(params)
+    monitoring = _monitoring_params(params, overrides)
+    own = overrides.get("password")
+    monitoring_password = password if own is None else take_password("monitoring password", own, monitoring)
+    _check(monitoring, MONITORING_PREFIX)
+    return Dsn(Engine.MYSQL, host, port, params, monitoring, password, monitoring_password)
+
+
+def _default_user() -> str:
+    if DEFAULT_USER is None:
+        raise ConfigurationError("dsn: no user is given and the system names none; mysql://USER@HOST/ is allowed")
+    return DEFAULT_USER
+
+
+def _without_host(host: str) -> str:
+    """The host of a connection through a Unix socket, for which PyMySQL would pass over a name in silence."""
+    if host not in ("", "localhost"):
+        raise ConfigurationError(f"unix_socket: a host ({host!r}) or a socket is allowed, not both")
+    return ""
+
+
+# -- the URL -----------------------------------------------------------------------------------------------------
+
+
+def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
+    """Host, port and parameters of *url*."""
+    base, _, query = url.partition("://")[2].partition("?")
+    authority, _, path = base.partition("/")
+    if "@" in path or "@" in query or "/" in path:
+        # Before anything is quoted: what comes behind an unescaped / or ? may be the rest of a password.
+        _refuse_url()
+    login, _, place = authority.rpartition("@")
+    user, _, password = login.partition(":")
+    host, port = _read_place(place)
+    params: dict[str, Any] = {}
+    for name, text in zip(_LOGIN, map(_decoded, (user, password, path)), strict=True):
+        if text:
+            params[name] = text
+    for item in filter(None, query.split("&")):
+        name, _, value = item.partition("=")
+        params[_decoded(name)] = _read_parameter("dsn", _decoded(name), _decoded(value), READERS)
+    return host, port, params
+
+
+def _read_place(place: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` and each without the port."""
+    match = re.fullmatch(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^\s:\[\]]*))(?::(?P<port>\d{1,5}))?", place, re.ASCII)
+    if match is None:
+        _refuse_url()
+    host = _decoded(match["address"] or match["name"] or "")
+    if "," in host:
+        raise ConfigurationError(f"dsn: host={host!r}: one endpoint is allowed, not a list")
+    if match["address"]:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            _refuse_url()
+    return host, read_port(match["port"] or _DEFAULT_PORT)
+
+
+def _decoded(text: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})|%00", text):
+        _refuse_url()
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        _refuse_url()
+
+
+def _refuse_url() -> NoReturn:
+    raise ConfigurationError(
+        "dsn: it cannot be read; mysql://USER:PASSWORD@HOST:PORT/DATABASE?NAME=VALUE is allowed, with / ? @ and % in a "
+        "part of it written as %2F %3F %40 and %25 (the text is not repeated here, it may hold a password)"
+    ) from None
+
+
+# -- parameters --------------------------------------------------------------------------------------------------
+
+
+def _keywords(static: object) -> dict[str, Any]:
+    """The connection parameters in kwargs; None is not given, except where it means something to PyMySQL."""
+    if static is None:
+        return {}
+    if not isinstance(static, Mapping):
+        raise ConfigurationError("kwargs: a mapping of connection parameters is allowed")
+    return {
+        name: _read_parameter("kwargs", name, value, _KEYWORDS) if value is not None else None
+        for name, value in static.items()
+        if value is not None or name == "autocommit"
+    }
+
+
+def _read_parameter(where: str, name: str, value: object, allowed: Iterable[str], prefix: str = "") -> object:
+    """*value* as PyMySQL wants it; objects and secrets as they are."""
+    shown = f"{prefix}{name}"
+    if name not in allowed:
+        if name in _REFUSED:
+            raise ConfigurationError(f"{where}: {shown} is not allowed: {_REFUSED[name]}")
+        raise ConfigurationError(f"{where}: unknown parameter {shown!r}: allowed are {', '.join(allowed)}")
+    if name == "port":
+        return read_port(value)
+    if name in ("user", "database", "host"):
+        return read_text(shown, value)
+    return READERS[name](shown, value) if name in READERS else value
+
+
+def _overrides(given: Mapping[str, object]) -> dict[str, Any]:
+    """The parameters of the monitoring connections alone; None for one that they are not to have."""
+    overrides = {
+        name: _read_parameter("monitoring", name, value, _MONITORING_NAMES, MONITORING_PREFIX)
+        if value is not None
+        else None
+        for name, value in given.items()
+    }
+    if "," in str(overrides.get("host", "")):
+        raise ConfigurationError(f"{MONITORING_PREFIX}host={overrides['host']!r}: one endpoint is allowed, not a list")
+    return overrides
+
+
+def _check(params: Mapping[str, Any], prefix: str = "") -> None:
+    """What PyMySQL would pass over in silence, or fail at with the password in its hands."""
+    if names_are_proved(params) and (params.get("ssl_disabled") or not params.get("ssl_ca")):
+        raise ConfigurationError(
+            f"{prefix}ssl_verify_identity: ssl_ca has to be given, and ssl_disabled is not allowed; "
+            "PyMySQL would compare no names"
+        )
+    try:
+        str(params.get("password", "")).encode("latin-1")
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{prefix}password: characters of Latin-1 are allowed; PyMySQL sends no others"
+        ) from None
+
+
+def _monitoring_params(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in params.items() if name in _INHERITED and name not in overrides}
+    return {
+        **own,
+        "charset": "utf8mb4",
+        "autocommit": True,
+        "connect_timeout": MONITOR_CONNECT_TIMEOUT_S,
+        "read_timeout": MONITOR_STATEMENT_TIMEOUT_S,
+        "write_timeout": MONITOR_STATEMENT_TIMEOUT_S,
+        "program_name": "bgpool-monitor",
+        **{name: value for name, value in overrides.items() if value is not None},
+    }

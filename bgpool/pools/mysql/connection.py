@@ -1,0 +1,279 @@
+"""A PyMySQL connection that knows its generation: it holds new transactions, and says what a cut has done.
+
+Everything that PyMySQL sends to a server goes through ``_execute_command``, and everything that it reads comes through
+``_read_packet``. These two are where a statement is stopped before it is sent, and where the driver's error becomes one
+that says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
+from pymysql.err import InterfaceError, MySQLError, ProgrammingError
+from pymysql.protocol import MysqlPacket
+
+from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, BoundedConnection, code_of
+from bgpool.pools.fork import keep_forever
+
+if TYPE_CHECKING:
+    from bgpool.pools.generation import Generation
+
+__all__ = ["MysqlConnection"]
+
+#: Statements that commit nothing, neither themselves nor what was open before. Any other one may have: DDL commits
+#: what is open, procedures do what they like, and what is not known errs on the side of "unknown", which is never run
+#: again by mistake.
+_NEVER_COMMITS: Final = frozenset(
+    {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"RELEASE",
+     b"ROLLBACK"}
+)  # fmt: skip
+#: What ends a transaction, or begins one, which ends the one before.
+_ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
+#: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
+_FIRST_WORDS: Final = re.compile(
+    rb"(?:\s|\(|#[^\n]*\n|--\s[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
+    re.DOTALL | re.IGNORECASE,
+)
+#: As much of a statement as is looked at.
+_BEGINNING: Final = 256
+_ER_LOCK_DEADLOCK: Final = 1213
+#: The packet that ends columns and rows: mark, warnings, status.
+_END_OF_ROWS: Final = 0xFE
+_END_OF_ROWS_BYTES: Final = 5
+
+
+class MysqlConnection(BoundedConnection):
+    """A connection of a MySQL pool.
+
+    Attributes:
+        bgpool_generation: What the connection was opened under. A returned connection goes back to it.
+        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
+        bgpool_lent: While a caller has it.
+        bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
+        bgpool_pooled: What DBUtils calls it; the store's.
+        bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
+    """
+
+    bgpool_generation: Generation
+    bgpool_unfit: bool = False
+    bgpool_in_unit: bool = False
+    bgpool_rolled_back: bool = False
+    bgpool_lent: bool = False
+    bgpool_idle_since: float = 0.0
+    bgpool_expires_at: float = 0.0
+    bgpool_pooled: Any = None
+    # What the application asked for when it connected.
+    _autocommit: bool | None = None
+    # The switchover has refused a write of the transaction at hand: it must not be committed any more.
+    _doomed: bool = False
+    # What was sent last: the command, and how its statement begins.
+    _in_flight: tuple[int, bytes] | None = None
+
+    # -- what the pool asks --------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or is broken."""
+        return not self.open
+
+    @property
+    def bgpool_in_transaction(self) -> bool:
+        """Whether a transaction is open, as the server said last."""
+        return bool(self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
+
+    def bgpool_discard(self) -> None:
+        """As Aware says."""
+        if self.open:
+            self.close()
+        self.bgpool_pooled = None
+
+    def bgpool_is_readable(self) -> bool:
+        """Whether the server has said something that nobody asked for: it ends the connection."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def bgpool_clean(self) -> None:
+        """End what the last user has left open: results, a transaction, another autocommit mode.
+
+        Raises:
+            pymysql.err.Error: That could not be done; the connection is not to be used again.
+        """
+        if self._result is not None and self._result.unbuffered_active:
+            # There is no end to what may still come.
+            raise ProgrammingError("a result was left unread")
+        while self._result is not None and self._result.has_next:
+            self.next_result()
+        self.rollback()
+        if self._autocommit is not None and self.get_autocommit() != self._autocommit:
+            self.autocommit(self._autocommit)
+
+    def bgpool_commit_block(self) -> None:
+        """Commit at the end of a block, unless its user has closed the connection."""
+        if not self._closed:
+            self.commit()
+
+    def bgpool_rollback_quietly(self) -> None:
+        """Roll back after an error, which is the one to be told of; a connection where that fails is closed."""
+        if not self.open:
+            return
+        try:
+            self.rollback()
+        except Exception:
+            self._force_close()
+
+    # -- what its user asks --------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
+        if self.bgpool_in_transaction or not self.open:
+            super().commit()
+
+    def rollback(self) -> None:
+        """Roll back; nothing is sent where no transaction is open."""
+        if self.bgpool_in_transaction or not self.open:
+            super().rollback()
+        self._doomed = False
+
+    def ping(self, reconnect: bool | None = False) -> None:
+        """Ask the server whether it is alive. Never reconnects: where to is the pool's to say."""
+        if reconnect and not self.open:
+            raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
+        super().ping(reconnect=False)
+
+    def connect(self, sock: Any = None) -> None:
+        """Connect, once.
+
+        Raises:
+            InterfaceError: It was connected before.
+        """
+        if self._generation() is not None:
+            raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
+        super().connect(sock)
+        self._autocommit = self.autocommit_mode
+
+    def close(self) -> None:
+        """Close, unless the connection is the parent's of a fork."""
+        if self._is_inherited():
+            keep_forever(self)
+            return
+        super().close()
+
+    def _force_close(self) -> None:
+        if self._is_inherited():
+            keep_forever(self)
+            return
+        super()._force_close()
+
+    def __del__(self) -> None:
+        self._force_close()
+
+    # -- what it exchanges ---------------------------------------------------------------------------------------
+
+    def _execute_command(self, command: int, sql: str | bytes) -> None:
+        generation = self._generation()
+        if generation is None:
+            # Still being set up by the connect that makes it; nobody else has it yet.
+            super()._execute_command(command, sql)
+            return
+        statement = sql[:_BEGINNING].encode(self.encoding, "replace") if isinstance(sql, str) else sql[:_BEGINNING]
+        if not generation.live[0]:
+            self._before_sending(command, generation)
+        if self.bgpool_in_unit or self._doomed:
+            self._check_allowed(command, statement, generation)
+        self._in_flight = None
+        try:
+            if self.open:
+                self._in_flight = (command, statement)
+            super()._execute_command(command, sql)
+        except MySQLError as error:
+            self._raise(error, generation)
+
+    def _read_packet(self, packet_type: type[Any] = MysqlPacket) -> Any:
+        generation = self._generation()
+        if generation is None:
+            return super()._read_packet(packet_type)
+        try:
+            packet = super()._read_packet(packet_type)
+        except MySQLError as error:
+            self._raise(error, generation)
+        data = packet.get_all_data()
+        if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
+            # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
+            self.server_status = int.from_bytes(data[3:5], "little")
+        return packet
+
+    def _before_sending(self, command: int, generation: Generation) -> None:
+        """Hold what would begin a transaction while it is not known what becomes of the connection."""
+        begins = command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
+        if generation.inherited or begins:
+            generation.wait_usable()
+
+    def _check_allowed(self, command: int, statement: bytes, generation: Generation) -> None:
+        if command != COMMAND.COM_QUERY:
+            return
+        word, to_savepoint = _first_words(statement)
+        if self._doomed and not (word == b"ROLLBACK" and not to_savepoint):
+            raise generation.explain_read_only(InterfaceError(0, ""))
+        if self.bgpool_in_unit and word in _ENDS_TRANSACTION and not to_savepoint:
+            raise ProgrammingError(
+                f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
+            )
+
+    # -- what became of it ---------------------------------------------------------------------------------------
+
+    def _raise(self, error: MySQLError, generation: Generation) -> NoReturn:
+        explained = self._explained(error, generation)
+        if explained is error:
+            raise error
+        raise explained from error
+
+    def _explained(self, error: MySQLError, generation: Generation) -> Exception:
+        """*error*, or what it means in a switchover."""
+        code = code_of(error)
+        if code in READ_ONLY_CODES:
+            self.bgpool_unfit = True
+            generation.note_cut()
+            if generation.is_switching():
+                self._doomed = self.bgpool_in_transaction
+                return generation.explain_read_only(error)
+        elif code in CUT_CODES and self.open:
+            # The server has said that it ends the connection; whatever comes after that is not for us.
+            self._force_close()
+        if not self.open:
+            generation.note_cut()
+            if generation.is_switching():
+                return generation.explain_cut(error, may_have_committed=self._may_have_committed())
+        self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
+        # An error does not tell whether a transaction is open: until the next answer does, one may be.
+        self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        return error
+
+    def _may_have_committed(self) -> bool:
+        """Whether what was sent last may have taken effect for good."""
+        if self._in_flight is None:
+            return False
+        command, statement = self._in_flight
+        if command != COMMAND.COM_QUERY:
+            return False
+        if not self.bgpool_in_transaction and self.get_autocommit():
+            return True
+        # One of many may be a COMMIT; which of them was the last to be done nobody knows.
+        return bool(self.client_flag & CLIENT.MULTI_STATEMENTS) or _first_words(statement)[0] not in _NEVER_COMMITS
+
+    def _generation(self) -> Generation | None:
+        return getattr(self, "bgpool_generation", None)
+
+    def _is_inherited(self) -> bool:
+        generation = self._generation()
+        return generation is not None and generation.inherited
+
+
+def _first_words(statement: bytes) -> tuple[bytes, bool]:
+    """The first word of a statement, in capitals, and whether it goes TO a savepoint."""
+    found = _FIRST_WORDS.match(statement)
+    return (found[1].upper(), found[2] is not None) if found is not None else (b"", False)

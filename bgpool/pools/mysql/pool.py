@@ -1,0 +1,25 @@
+"""The MySQL pool: what of a pool is PyMySQL's."""
+
+from __future__ import annotations
+
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.recipe import OPTIONS, MysqlRecipe
+from bgpool.pools.mysql.unit import MysqlUnit
+from bgpool.pools.pool import Pool
+
+__all__ = ["MysqlPool"]
+
+
+class MysqlPool(Pool[MysqlConnection]):
+    """A pool of PyMySQL connections that goes through Blue/Green switchovers. Made by get_pool."""
+
+    OPTIONS = OPTIONS
+    _recipe_class = MysqlRecipe
+    _unit_class = MysqlUnit
+
+    def end_block(self, conn: MysqlConnection, error: BaseException | None) -> None:
+        """As Pool says."""
+        if error is None:
+            conn.bgpool_commit_block()
+        else:
+            conn.bgpool_rollback_quietly()

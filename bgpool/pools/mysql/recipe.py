@@ -1,0 +1,60 @@
+"""How PyMySQL connections are made: a socket to an address, under a name to be proved."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import pymysql
+from pymysql.constants import CR
+
+from bgpool.mysql import code_of
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.store import Store
+from bgpool.pools.recipe import DriversPool, Place, Recipe
+
+__all__ = ["OPTIONS", "MysqlRecipe", "like"]
+
+OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self", "connector"} | {"kwargs"}
+
+
+class MysqlRecipe(Recipe):
+    """Recipe of a MySQL pool."""
+
+    def make_inner(self, connector: object) -> DriversPool:
+        """As Recipe says."""
+        # Connection parameters are in the DSN's already.
+        options = {name: value for name, value in self.options.items() if name != "kwargs"}
+        return Store(connector, **options)
+
+    def open(self, place: Place, kwargs: Mapping[str, Any]) -> MysqlConnection:
+        """As Recipe says."""
+        params = {**self.dsn.params, **kwargs}
+        if place.password is not None:
+            params["password"] = place.password
+        host = place.host or self.dsn.host
+        return MysqlConnection(address=place.address, host=host, port=self.dsn.port, **params)
+
+    def is_silence(self, error: Exception) -> bool:
+        """As Recipe says."""
+        return isinstance(error.__cause__, TimeoutError)
+
+    def failure(self, text: str) -> Exception:
+        """As Recipe says."""
+        return pymysql.err.OperationalError(CR.CR_UNKNOWN_HOST, text)
+
+    @staticmethod
+    def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+        """As Recipe says."""
+        return like(error, kind, text)
+
+
+def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+    """A *kind* of error with number and text, as PyMySQL's are.
+
+    The number is that of *error*; where it has none, that of a lost connection, and without an error that of one that
+    cannot be had.
+    """
+    number = CR.CR_CONN_HOST_ERROR if error is None else code_of(error) or CR.CR_SERVER_GONE_ERROR
+    return kind(number, text)

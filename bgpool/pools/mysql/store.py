@@ -1,0 +1,411 @@
+"""The pool under a MySQL pool: DBUtils' PooledDB keeps what is idle, and everything that takes time is done outside it.
+
+PooledDB connects, pings and rolls back under its one lock, and waits for a connection without a limit; SteadyDB, which
+it is built on, reconnects by itself and sends a statement a second time. All of that is switched off. What is left of
+PooledDB holds connections that nobody uses. Opening, checking, resetting, waiting and ageing are done here: no lock is
+held while a server is spoken to, and every wait has an end.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from dbutils import steady_db
+from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection
+from pymysql.constants import CR
+
+from bgpool.core.limits import (
+    CHECK_AFTER_IDLE_S,
+    CHECK_TIMEOUT_S,
+    KEEP_INTERVAL_S,
+    LIFETIME_JITTER,
+    RECONNECT_INTERVAL_S,
+    STORE_RETRY_MAX_S,
+)
+from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from bgpool.pools.mysql.connection import MysqlConnection
+
+__all__ = ["Store"]
+
+Hook = Callable[[MysqlConnection], object]
+
+
+class Store:
+    """Between *min_size* and *max_size* connections, lent to one caller each; first come, first served."""
+
+    def __init__(
+        self,
+        connector: Any,
+        *,
+        min_size: int = 4,
+        max_size: int | None = None,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 3600.0,
+        max_idle: float = 600.0,
+        configure: Hook | None = None,
+        check: Hook | None = None,
+        reset: Hook | None = None,
+        name: str | None = None,
+    ) -> None:
+        """A store, not open yet, whose connections ``connector.connect()`` opens.
+
+        Args:
+            connector: What connects.
+            min_size: Connections that are kept open, >= 0.
+            max_size: Connections at most; None for *min_size*, which must then be above 0.
+            timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+            max_waiting: Callers that may wait at a time; 0 for any number.
+            max_lifetime: A connection is replaced when it is this old, in seconds, less up to a tenth.
+            max_idle: Above *min_size*, one is closed when nobody has used it for so long, in seconds.
+            configure: Called with every new connection.
+            check: Called with a connection that was idle, before it is handed out; raises where it is not fit. None
+                for a ping.
+            reset: Called with every connection that comes back, after the rollback.
+            name: For thread names.
+
+        Raises:
+            ValueError: A number out of its domain.
+        """
+        most = min_size if max_size is None else max_size
+        if min_size < 0 or most < max(1, min_size):
+            raise ValueError(f"max_size={most} must be at least 1 and at least min_size={min_size}")
+        if max_waiting < 0 or max_lifetime <= 0 or max_idle <= 0 or timeout < 0:
+            raise ValueError("max_waiting and timeout must be >= 0, max_lifetime and max_idle > 0")
+        self.timeout: float = timeout
+        self._connector: Final = connector
+        self._min_size: Final = min_size
+        self._max_size: Final = most
+        self._max_waiting: Final = max_waiting
+        self._max_lifetime_s: Final = max_lifetime
+        self._max_idle_s: Final = max_idle
+        self._configure: Final = configure
+        self._check: Final = check or _ping
+        self._reset: Final = reset
+        self._name: Final = name or "mysql"
+        # All below under the lock. Of connections: open or being opened, and of these being opened.
+        self._lock: Final = threading.Lock()
+        self._shelf: Final = _Shelf()
+        self._waiters: Final[deque[_Waiter]] = deque()
+        self._size = self._opening = 0
+        self._closed = True
+        self._failure: BaseException | None = None
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._ending: Final = threading.Event()
+        self._keeper: Final = threading.Thread(target=self._keep, name=f"bgpool-keep-{self._name}", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<Store {self._name} size={self._size} idle={len(self._shelf)} waiting={len(self._waiters)}>"
+
+    # -- checkout and return -------------------------------------------------------------------------------------
+
+    def getconn(self, timeout: float | None = None) -> MysqlConnection:
+        """A connection that is fit to be used, within *timeout* seconds; None for the store's own.
+
+        Raises:
+            PoolTimeout: There was none in time; the text says whether all were in use or none could be opened.
+            TooManyRequests: max_waiting callers wait already.
+            PoolClosed: The store was closed, also while we waited.
+        """
+        timeout_s = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout_s
+        while True:
+            connection = self._take(timeout_s, deadline)
+            try:
+                self._make_sure(connection, deadline)
+            except Exception as error:
+                self._drop(connection, "connections_lost", error)
+            else:
+                connection.bgpool_lent = True
+                return connection
+
+    def putconn(self, conn: MysqlConnection) -> None:
+        """Take a connection back: rolled back and reset, or closed where it is not fit any more.
+
+        Raises:
+            ValueError: It was given back before.
+        """
+        with self._lock:
+            lent, conn.bgpool_lent = conn.bgpool_lent, False
+        if not lent:
+            raise ValueError(f"{conn!r} was given back before, or is of another pool")
+        try:
+            fit = conn.open and not self._closed and time.monotonic() < conn.bgpool_expires_at
+            if fit:
+                conn.bgpool_clean()
+                if self._reset is not None:
+                    self._reset(conn)
+                    fit = conn.open and not conn.bgpool_in_transaction
+        except Exception as error:
+            self._drop(conn, "returns_bad", error)
+            return
+        if fit:
+            self._arrive(conn)
+        else:
+            self._drop(conn, "" if conn.open else "returns_bad")
+
+    def _make_sure(self, connection: MysqlConnection, deadline: float) -> None:
+        """Check a connection that was idle for long, or whose server has something to say; raises if it is not fit."""
+        idle_s = time.monotonic() - connection.bgpool_idle_since
+        if idle_s >= CHECK_AFTER_IDLE_S or connection.bgpool_is_readable():
+            with connection.bounded(min(CHECK_TIMEOUT_S, max(0.001, deadline - time.monotonic()))):
+                self._check(connection)
+
+    def _take(self, timeout_s: float, deadline: float) -> MysqlConnection:
+        with self._lock:
+            self._counts["requests_num"] += 1
+            if self._closed:
+                raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
+            connection = self._shelf.take()
+            if connection is not None:
+                return connection
+            if self._max_waiting and len(self._waiters) >= self._max_waiting:
+                self._counts["requests_errors"] += 1
+                raise TooManyRequests(
+                    CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} has {len(self._waiters)} requests waiting already"
+                )
+            self._counts["requests_queued"] += 1
+            waiter = _Waiter()
+            self._waiters.append(waiter)
+            needed = self._count_needed()
+        self._begin_opening(needed)
+        waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            if waiter.connection is not None:
+                return waiter.connection
+            if self._closed:
+                raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} was closed while its callers waited")
+            self._waiters.remove(waiter)
+            self._counts["requests_errors"] += 1
+            failure = self._failure
+            why = f"none could be opened: {failure}" if failure is not None else f"all {self._size} are in use"
+        text = f"couldn't get a connection after {timeout_s:.2f} sec: {why}"
+        raise PoolTimeout(CR.CR_CONN_HOST_ERROR, text) from failure
+
+    def _arrive(self, connection: MysqlConnection, *, opened: bool = False) -> None:
+        """Hand *connection* to whoever waits for longest, or keep it."""
+        connection.bgpool_idle_since = time.monotonic()
+        with self._lock:
+            if opened:
+                self._opening -= 1
+                self._failure = None
+                self._counts["connections_num"] += 1
+            if not self._closed:
+                if self._waiters:
+                    self._waiters.popleft().answer(connection)
+                else:
+                    self._shelf.put(connection)
+                return
+            self._size -= 1
+        connection.bgpool_discard()
+
+    def _drop(self, connection: MysqlConnection, count: str, error: BaseException | None = None) -> None:
+        """Close *connection* and let another one be opened for those who wait."""
+        with self._lock:
+            self._size -= 1
+            if count:
+                self._counts[count] += 1
+            self._failure = error or self._failure
+            needed = self._count_needed()
+        connection.bgpool_discard()
+        self._begin_opening(needed)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def _count_needed(self) -> int:
+        """How many more to open, under the lock, which counts them as being opened."""
+        if self._closed:
+            return 0
+        wanted = max(len(self._waiters) - self._opening, self._min_size - self._size)
+        needed = max(0, min(wanted, self._max_size - self._size))
+        self._size += needed
+        self._opening += needed
+        return needed
+
+    def _begin_opening(self, count: int) -> None:
+        # A thread for each: nobody waits for a slow host in a queue, and a connection that comes back meanwhile serves.
+        for _ in range(count):
+            threading.Thread(target=self._open_one, name=f"bgpool-open-{self._name}", daemon=True).start()
+
+    def _open_one(self) -> None:
+        """Open a connection, however often it takes while anybody needs it."""
+        pause_s = RECONNECT_INTERVAL_S
+        while True:
+            began = time.monotonic()
+            try:
+                connection: MysqlConnection = self._connector.connect()
+                if self._configure is not None:
+                    self._configure(connection)
+                    connection.bgpool_clean()
+            except Exception as error:
+                if not self._is_worth_trying_again(error):
+                    return
+                self._ending.wait(pause_s)
+                pause_s = min(2 * pause_s, STORE_RETRY_MAX_S)
+                continue
+            self._counts["connections_ms"] += int(1000 * (time.monotonic() - began))
+            jitter_s = self._max_lifetime_s * LIFETIME_JITTER * random.random()
+            connection.bgpool_expires_at = time.monotonic() + self._max_lifetime_s - jitter_s
+            self._arrive(connection, opened=True)
+            return
+
+    def _is_worth_trying_again(self, error: BaseException) -> bool:
+        with self._lock:
+            self._counts["connections_num"] += 1
+            self._counts["connections_errors"] += 1
+            self._failure = error
+            if not self._closed and self._waiters:
+                return True
+            # The keeper tries again for min_size.
+            self._size -= 1
+            self._opening -= 1
+            return False
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin to keep min_size connections; idempotent.
+
+        Raises:
+            PoolClosed: It was closed before.
+        """
+        with self._lock:
+            if self._ending.is_set():
+                raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
+            if not self._closed:
+                return
+            self._closed = False
+            needed = self._count_needed()
+        self._begin_opening(needed)
+        self._keeper.start()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close what is idle and send waiting callers on; what is in use is closed when it comes back.
+
+        Args:
+            timeout: Longest wait for the store's thread, in seconds; those that are connecting are not waited for.
+        """
+        with self._lock:
+            self._closed = True
+            self._ending.set()
+            waiters, idle = list(self._waiters), self._shelf.take_all()
+            self._waiters.clear()
+            self._size -= len(idle)
+        for waiter in waiters:
+            waiter.answer(None)
+        for connection in idle:
+            connection.bgpool_discard()
+        if self._keeper.ident is not None:
+            self._keeper.join(timeout)
+
+    def get_stats(self) -> dict[str, int]:
+        """Figures, named as psycopg_pool names them."""
+        with self._lock:
+            return {
+                "pool_min": self._min_size,
+                "pool_max": self._max_size,
+                "pool_size": self._size,
+                "pool_available": len(self._shelf),
+                "requests_waiting": len(self._waiters),
+                **self._counts,
+            }
+
+    def _keep(self) -> None:
+        """Replace what is too old, close what nobody needs, and open what is missing to min_size."""
+        while not self._ending.wait(KEEP_INTERVAL_S):
+            with self._lock:
+                idle = self._shelf.take_all()
+                now = time.monotonic()
+                spare = self._size - self._min_size
+                leaving: list[MysqlConnection] = []
+                for connection in idle:
+                    unused = now - connection.bgpool_idle_since > self._max_idle_s and len(leaving) < spare
+                    if unused or now >= connection.bgpool_expires_at:
+                        leaving.append(connection)
+                    else:
+                        self._shelf.put(connection)
+                self._size -= len(leaving)
+                needed = self._count_needed()
+            for connection in leaving:
+                connection.bgpool_discard()
+            self._begin_opening(needed)
+
+
+#: What is counted since the store was made.
+_COUNTS: Final = (
+    "requests_num", "requests_queued", "requests_errors", "connections_num", "connections_ms", "connections_errors",
+    "connections_lost", "returns_bad",
+)  # fmt: skip
+
+
+class _Waiter:
+    """A caller in the queue, and what it is given."""
+
+    __slots__ = ("answered", "connection")
+
+    def __init__(self) -> None:
+        self.answered: Final = threading.Event()
+        self.connection: MysqlConnection | None = None
+
+    def answer(self, connection: MysqlConnection | None) -> None:
+        self.connection = connection
+        self.answered.set()
+
+
+class _Empty(Exception):
+    """Nothing is idle."""
+
+
+class _NeverRaised(Exception):
+    """What SteadyDB takes for a reason to reconnect and to send again; an empty tuple would break it."""
+
+
+def _nothing() -> Any:
+    raise _Empty
+
+
+class _Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
+    """PooledDB without anything that talks to a server: it keeps connections, the longest idle first."""
+
+    def __init__(self) -> None:
+        super().__init__(_nothing, failures=_NeverRaised, ping=0, reset=False)
+
+    def __len__(self) -> int:
+        return len(self._idle_cache)
+
+    def take(self) -> MysqlConnection | None:
+        """The one that was idle for longest; None if there is none."""
+        try:
+            pooled = self.dedicated_connection()
+        except _Empty:
+            return None
+        connection: MysqlConnection = pooled.dbapi_connection
+        connection.bgpool_pooled = pooled
+        return connection
+
+    def take_all(self) -> list[MysqlConnection]:
+        """All of them."""
+        return list(iter(self.take, None))
+
+    def put(self, connection: MysqlConnection) -> None:
+        """Keep *connection*."""
+        pooled, connection.bgpool_pooled = connection.bgpool_pooled, None
+        if pooled is None:
+            steady = steady_db.connect(lambda: connection, failures=_NeverRaised, ping=0)
+            pooled = PooledDedicatedDBConnection(self, steady)
+        pooled.close()
+
+    def cache(self, con: Any) -> None:
+        """What put() does. DBUtils calls this by itself, too, for whatever its user has lost: that is not kept."""
+        connection = con.dbapi_connection
+        if connection.open and connection.bgpool_pooled is None:
+            super().cache(con)
+
+
+def _ping(connection: MysqlConnection) -> None:
+    connection.ping()

@@ -1,0 +1,84 @@
+"""Units of work on MySQL: begun again where a switchover cut them before their COMMIT, and never guessed at after it.
+
+What became of a COMMIT that was cut no server can be asked: a transaction gets its GTID when it commits, so that
+nobody knows it before, and to choose one takes rights that applications do not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import pymysql
+
+from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, code_of
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.recipe import like
+from bgpool.pools.units import Outcome, Unit
+
+__all__ = ["MysqlUnit"]
+
+R = TypeVar("R")
+
+
+class MysqlUnit(Unit[MysqlConnection, R]):
+    """One unit of work on a MySQL pool."""
+
+    driver_error: ClassVar[type[Exception]] = pymysql.err.MySQLError
+
+    def apply(self, connection: MysqlConnection) -> None:
+        """As Unit says."""
+        connection.begin()
+        connection.bgpool_in_unit, connection.bgpool_rolled_back = True, False
+        try:
+            self._result = self._fn(connection)
+            self._check(connection)
+        except BaseException:
+            connection.bgpool_in_unit = False
+            connection.bgpool_rollback_quietly()
+            raise
+        connection.bgpool_in_unit = False
+        # Whatever goes wrong from here on may have gone wrong after the server had committed.
+        self._commit_sent = True
+        connection.commit()
+
+    def was_cut(self, error: Exception) -> bool:
+        """As Unit says."""
+        if isinstance(error, SwitchoverInterrupted):
+            return False
+        return isinstance(error, CommitOutcomeUnknown) or code_of(error) in CUT_CODES or _is_closed(error)
+
+    def was_refused(self, error: Exception) -> bool:
+        """As Unit says."""
+        return code_of(error) in READ_ONLY_CODES
+
+    def find_out(self) -> Outcome:
+        """As Unit says; the server cannot tell."""
+        return Outcome.UNKNOWN
+
+    def _check(self, connection: MysqlConnection) -> None:
+        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
+        if not connection.open:
+            text = "cut the transaction, and the function went on; it did not commit, run it again"
+            raise self._interrupted(text)
+        if connection.bgpool_unfit:
+            raise self._interrupted("takes no writes any more; run the transaction again")
+        if connection.bgpool_rolled_back:
+            raise pymysql.err.OperationalError(1213, "a deadlock rolled the unit back and the function went on")
+        if not connection.bgpool_in_transaction:
+            raise pymysql.err.ProgrammingError(
+                "the function ended the transaction that it was called in (DDL does, too); a unit of work is committed "
+                "by its runner"
+            )
+
+    def _interrupted(self, text: str) -> Exception:
+        return like(pymysql.err.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))
+
+    def like(self, error: Exception, kind: Any, text: str) -> Exception:
+        """As Unit says."""
+        return like(error, kind, text)
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether *error* is what PyMySQL says of a connection that was closed under its user."""
+    return type(error) is pymysql.err.InterfaceError and code_of(error) == 0

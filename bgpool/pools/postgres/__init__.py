@@ -1,0 +1,1 @@
+"""The PostgreSQL pool: psycopg_pool behind the gate."""

@@ -1,0 +1,25 @@
+"""The PostgreSQL pool: what of a pool is psycopg's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from bgpool.pools.pool import Pool
+from bgpool.pools.postgres.recipe import OPTIONS, PostgresRecipe
+from bgpool.pools.postgres.unit import PostgresUnit
+
+__all__ = ["PostgresPool"]
+
+
+class PostgresPool(Pool[psycopg.Connection[Any]]):
+    """A pool of psycopg connections that goes through Blue/Green switchovers. Made by get_pool."""
+
+    OPTIONS = OPTIONS
+    _recipe_class = PostgresRecipe
+    _unit_class = PostgresUnit
+
+    def end_block(self, conn: psycopg.Connection[Any], error: BaseException | None) -> None:
+        """As Pool says."""
+        conn.__exit__(type(error) if error is not None else None, error, None)

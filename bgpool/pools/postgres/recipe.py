@@ -1,0 +1,55 @@
+"""How psycopg connections are made: libpq goes to an address, and proves a name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from bgpool.pools.postgres.connection import SwitchoverAware, aware
+from bgpool.pools.recipe import DriversPool, Place, Recipe
+
+__all__ = ["OPTIONS", "PostgresRecipe", "like"]
+
+OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).parameters) - {"self", "conninfo", "open"}
+
+
+class PostgresRecipe(Recipe):
+    """Recipe of a PostgreSQL pool."""
+
+    def make_inner(self, connector: object) -> DriversPool:
+        """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
+        options = {**self.options, "open": False, "connection_class": cast(Any, connector)}
+        return ConnectionPool("", **options)
+
+    def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
+        """As Recipe says."""
+        connection_class = aware(self.options.get("connection_class", psycopg.Connection))
+        where = {name: value for name, value in (("hostaddr", place.address), ("host", place.host)) if value}
+        if place.password is not None:
+            where["password"] = place.password
+        return connection_class.connect("", **{**self.dsn.params, **kwargs, **where})
+
+    def is_silence(self, error: Exception) -> bool:
+        """As Recipe says."""
+        return isinstance(error, psycopg.errors.ConnectionTimeout)
+
+    def failure(self, text: str) -> Exception:
+        """As Recipe says."""
+        return psycopg.OperationalError(text)
+
+    @staticmethod
+    def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+        """As Recipe says."""
+        return like(error, kind, text)
+
+
+def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+    """A *kind* of error with *text* and the SQLSTATE of *error*."""
+    new = kind(text)
+    if isinstance(error, psycopg.Error) and isinstance(new, psycopg.Error):
+        new.sqlstate = error.sqlstate
+    return new

@@ -1,0 +1,112 @@
+"""Units of work on PostgreSQL: where a COMMIT was cut, the new primary is asked what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, TypeVar, cast
+
+import psycopg
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
+from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.pools.postgres.connection import SwitchoverAware
+from bgpool.pools.postgres.outcome import Receipt, lineage_of, outcome_of, take_receipt
+from bgpool.pools.postgres.recipe import like
+from bgpool.pools.units import Outcome, Unit
+
+__all__ = ["PostgresUnit"]
+
+R = TypeVar("R")
+
+#: SQLSTATEs with which a server ends a connection, or says that it was ended.
+_CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
+
+
+class PostgresUnit(Unit[psycopg.Connection[Any], R]):
+    """One unit of work on a PostgreSQL pool."""
+
+    driver_error: ClassVar[type[Exception]] = psycopg.Error
+    _receipt: Receipt | None = None
+
+    def apply(self, connection: psycopg.Connection[Any]) -> None:
+        """As Unit says; during a switchover with a receipt for the COMMIT."""
+        self._receipt = None
+        # Beforehand: a transaction that begins before a switchover may end in the middle of it.
+        lineage = _lineage(connection) if self._gate.takes_part() else ""
+        with connection.transaction():
+            self._result = self._fn(connection)
+            self._check(connection)
+            if lineage and self._gate.switching():
+                self._receipt = take_receipt(connection, lineage)
+            # Whatever goes wrong from here on may have gone wrong after the server had committed.
+            self._commit_sent = True
+
+    def was_cut(self, error: Exception) -> bool:
+        """As Unit says."""
+        if not isinstance(error, psycopg.Error):
+            return False
+        if isinstance(error, CommitOutcomeUnknown) or error.sqlstate in _CUT:
+            return True
+        return error.sqlstate is None and error.__class__ is psycopg.OperationalError
+
+    def was_refused(self, error: Exception) -> bool:
+        """As Unit says."""
+        return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+
+    def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
+        """As Unit says."""
+        return like(error, kind, text)
+
+    def find_out(self) -> Outcome:
+        """As Unit says; the server that is the primary now tells."""
+        receipt = self._receipt
+        if receipt is None or receipt.xid is None:
+            # Nothing was written: what was not applied can be run again.
+            return Outcome.UNKNOWN if receipt is None else Outcome.NOT_COMMITTED
+        pause_s = UNIT_PAUSE_S
+        while self._left_s() > 0:
+            try:
+                outcome = self._ask(receipt)
+            except psycopg.Error:
+                outcome = Outcome.PENDING
+            if outcome is not Outcome.PENDING:
+                return outcome
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
+        return Outcome.UNKNOWN
+
+    def _ask(self, receipt: Receipt) -> Outcome:
+        connection = self._pool.getconn(max(0.0, self._left_s()))
+        try:
+            return outcome_of(receipt, connection, promoted=self._gate.green_was_replica())
+        finally:
+            if not connection.broken and not connection.autocommit:
+                connection.rollback()
+            self._pool.putconn(connection)
+
+    def _check(self, connection: psycopg.Connection[Any]) -> None:
+        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
+        if connection.pgconn.status != ConnStatus.OK:
+            text = "cut the transaction, and the function went on; it did not commit, run it again"
+            raise SwitchoverInterrupted(self._gate.describe(text))
+        status = connection.pgconn.transaction_status
+        if status == TransactionStatus.INERROR:
+            if cast(SwitchoverAware, connection).bgpool_unfit:
+                raise SwitchoverInterrupted(self._gate.describe("takes no writes any more; run the transaction again"))
+            raise psycopg.errors.InFailedSqlTransaction(
+                "a statement failed and the function went on: the unit was rolled back"
+            )
+        if status != TransactionStatus.INTRANS:
+            raise psycopg.ProgrammingError(
+                "the function ended the transaction that it was called in; a unit of work is committed by its runner"
+            )
+
+
+def _lineage(connection: psycopg.Connection[Any]) -> str:
+    """As lineage_of, asked once for all the connections of an epoch."""
+    generation = cast(SwitchoverAware, connection).bgpool_generation
+    if generation.lineage is None:
+        generation.lineage = lineage_of(connection)
+    return generation.lineage

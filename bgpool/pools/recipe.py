@@ -1,0 +1,200 @@
+"""How the connections of one pool are made: where to, under which name, with what password. Each engine has its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+import psycopg
+import pymysql
+
+from bgpool.auth import make_password
+from bgpool.core.limits import ENDPOINTS
+from bgpool.core.routing import Action, Decision, Names, names_to_try
+from bgpool.dsn import Dsn
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.gate import Gate
+from bgpool.resolver import Resolver
+from bgpool.settings import Settings
+
+__all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "Place", "Recipe"]
+
+#: What a connection that cannot be opened or used raises.
+DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.err.OperationalError, OSError)
+
+#: The application's own name for it.
+_OWN: Final = Names("", "")
+
+
+class Aware(Protocol):
+    """A driver's connection that knows its generation; see the connection module of each engine.
+
+    Attributes:
+        bgpool_generation: What it was opened under. A returned connection goes back to it.
+        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+    """
+
+    bgpool_generation: Any
+    bgpool_unfit: bool
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or is broken."""
+        ...
+
+    def fileno(self) -> int:
+        """Its socket."""
+        ...
+
+    def bgpool_discard(self) -> None:
+        """Close it for good, whatever close() means to its users."""
+        ...
+
+
+class DriversPool(Protocol):
+    """What a generation needs of a driver's pool; psycopg_pool's ConnectionPool has it."""
+
+    timeout: float
+
+    def open(self) -> None:
+        """Start connecting; idempotent."""
+        ...
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        """A connection that is handed out, within *timeout* seconds."""
+        ...
+
+    def putconn(self, conn: Any) -> None:
+        """Take it back."""
+        ...
+
+    def close(self, timeout: float = ...) -> None:
+        """Close what is idle, send waiting callers on with PoolClosed, close the rest when it comes back."""
+        ...
+
+    def get_stats(self) -> dict[str, int]:
+        """Figures, named as psycopg_pool names them."""
+        ...
+
+
+class Place(NamedTuple):
+    """Where a connection goes, and as whom the host is to prove itself.
+
+    Attributes:
+        address: An IP address; empty leaves it to the driver.
+        host: The name to be proved; empty for the one that the application gave.
+        password: For this connection; None for the one of the parameters.
+    """
+
+    address: str
+    host: str
+    password: str | None
+
+
+class Recipe(ABC):
+    """How the generations of one pool are made.
+
+    Attributes:
+        options: The options of the driver's pool, passed on as they are.
+        resolver: Who finds addresses where connections go by name; None leaves it to the driver.
+        proved: The names under which an address was last connected to, its own and its token's; where names matter.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn,
+        settings: Settings,
+        gate: Gate,
+        endpoint: Endpoint,
+        resolver: Resolver | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.dsn: Final = dsn
+        self.settings: Final = settings
+        self.gate: Final = gate
+        self.endpoint: Final = endpoint
+        self.proved: Final[dict[str, Names]] = {}
+        self.resolver: Final = resolver
+        self.options: Final = dict(options)
+
+    # -- what an engine says of itself ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_inner(self, connector: object) -> DriversPool:
+        """A driver's pool, not open yet, whose connections the ``connect`` of *connector* makes.
+
+        Raises:
+            ValueError, TypeError: As the driver's pool raises them for its options.
+        """
+
+    @abstractmethod
+    def open(self, place: Place, kwargs: Mapping[str, Any]) -> Aware:
+        """A connection to *place*; *kwargs* are what the driver's pool adds to the parameters of the DSN.
+
+        Raises:
+            OperationalError: The driver's.
+        """
+
+    @abstractmethod
+    def is_silence(self, error: Exception) -> bool:
+        """Whether *error* means that nobody is there, whatever the name."""
+
+    @abstractmethod
+    def failure(self, text: str) -> Exception:
+        """The driver's OperationalError with *text*."""
+
+    @staticmethod
+    @abstractmethod
+    def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+        """A *kind* of error with *text*, in the form of the driver's, that answers for the code of *error*, if any."""
+
+    # -- connecting ----------------------------------------------------------------------------------------------
+
+    def connect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
+        """A connection to where *decision* leads, under the first name that is right there.
+
+        Raises:
+            OperationalError: No address and no name of it would do; the last one's failure.
+        """
+        routed = decision.action is Action.ROUTE
+        failure: Exception | None = None
+        for address in decision.addresses if routed else self._addresses():
+            for names in self._names(decision, address) if routed else (_OWN,):
+                try:
+                    connection = self.open(self._place(names, address), kwargs)
+                except (psycopg.OperationalError, pymysql.err.OperationalError) as error:
+                    failure = error
+                    if self.is_silence(error):
+                        break
+                    continue
+                if names is not _OWN:
+                    self._remember(address, names)
+                return connection
+        raise failure or self.failure(f"{self.dsn.host} does not exist")
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Where the endpoint is by name; one empty address leaves it to the driver."""
+        return self.resolver.resolve(self.dsn.host)[:1] if self.resolver is not None else ("",)
+
+    def _names(self, decision: Decision, address: str) -> list[Names]:
+        """The names to try at *address*, those that were right there last first."""
+        if not self.dsn.names_matter:
+            return [_OWN]
+        last = self.proved.get(address)
+        names = names_to_try(decision.names, tokens=self.dsn.password is not None)
+        return sorted(names, key=lambda pair: pair != last)
+
+    def _place(self, names: Names, address: str) -> Place:
+        """What tells the driver where to go; without a name the host keeps the one that the application gave."""
+        password = None
+        if self.dsn.password is not None:
+            name = names.token or self.endpoint.name
+            password = make_password(self.dsn.password, name, self.dsn.port, self.dsn.user)
+        return Place(address, names.host, password)
+
+    def _remember(self, address: str, names: Names) -> None:
+        if self.proved.get(address) != names:
+            if len(self.proved) >= ENDPOINTS:
+                self.proved.clear()
+            self.proved[address] = names
