@@ -81,7 +81,7 @@ class BoundedConnection(_Driver):
     def connect(self, sock: Any = None) -> None:
         """Connect, within the connect timeout for each step of the handshake."""
         with self.bounded(self.connect_timeout):
-            super().connect(sock if sock is not None or self.unix_socket else self._open())
+            super().connect(sock if sock is not None else self._open())
 
     @contextlib.contextmanager
     def bounded(self, timeout_s: float | None) -> Iterator[None]:
@@ -124,17 +124,33 @@ class BoundedConnection(_Driver):
         return context
 
     def _open(self) -> socket.socket:
-        source = (self.bind_address, 0) if self.bind_address is not None else None
         try:
-            sock = socket.create_connection((self._address or self.host, self.port), self.connect_timeout, source)
+            return self._open_unix() if self.unix_socket else self._open_tcp()
         except OSError as error:
             text = f"Can't connect to MySQL server on {self.host!r} ({error})"
             raise OperationalError(CR.CR_CONN_HOST_ERROR, text) from error
+
+    def _open_unix(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.connect_timeout)
+            sock.connect(self.unix_socket)
+        except OSError:
+            # PyMySQL leaves it to the garbage collector.
+            sock.close()
+            raise
+        self.host_info, self._secure = "Localhost via UNIX socket", True
+        return sock
+
+    def _open_tcp(self) -> socket.socket:
+        source = (self.bind_address, 0) if self.bind_address is not None else None
+        sock = socket.create_connection((self._address or self.host, self.port), self.connect_timeout, source)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE:
             with contextlib.suppress(AttributeError, OSError):  # macOS names the first one otherwise
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self.host_info = f"socket {self.host}:{self.port}"
         return sock
 
     def _process_auth(self, plugin_name: bytes, *args: Any) -> Any:
