@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymysql.connections import Connection
 from pymysql.constants import CR
@@ -27,7 +27,14 @@ _CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-class BoundedConnection(Connection[Any]):
+if TYPE_CHECKING:
+    _Driver = Connection[Any]
+else:
+    # Generic for type checkers alone.
+    _Driver = Connection
+
+
+class BoundedConnection(_Driver):
     """A PyMySQL connection whose handshake ends with its connect timeout, also where the host says nothing.
 
     PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
