@@ -18,6 +18,7 @@ from bgpool.errors import (
     Error,
     GreenHostRejected,
     InheritedConnection,
+    PasswordFailed,
     SegmentError,
     SwitchoverError,
     SwitchoverHoldTimeout,
@@ -43,6 +44,7 @@ __all__ = [
     "SwitchoverInterrupted",
     "CommitOutcomeUnknown",
     "InheritedConnection",
+    "PasswordFailed",
     "__version__",
 ]
 

@@ -19,6 +19,7 @@ __all__ = [
     "SwitchoverInterrupted",
     "CommitOutcomeUnknown",
     "InheritedConnection",
+    "PasswordFailed",
 ]
 
 
@@ -56,3 +57,7 @@ class CommitOutcomeUnknown(SwitchoverError):
 
 class InheritedConnection(SwitchoverError):
     """A connection that was checked out before a fork was used in the child, where it belongs to the parent."""
+
+
+class PasswordFailed(Error, psycopg.OperationalError, pymysql.err.OperationalError):
+    """What makes passwords has made none; to either driver a connection that failed. Nothing was sent."""
