@@ -134,7 +134,7 @@ class BoundedConnection(_Driver):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(self.connect_timeout)
-            sock.connect(self.unix_socket)
+            sock.connect(self.unix_socket or "")
         except OSError:
             # PyMySQL leaves it to the garbage collector.
             sock.close()
