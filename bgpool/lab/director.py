@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import psycopg
-
 from bgpool.lab import metadata
-from bgpool.lab.errors import LabError
+from bgpool.lab.errors import DRIVER_ERRORS, LabError
 from bgpool.lab.metadata import ReplicaRow, TopologyRow
 from bgpool.lab.names import SideNames
 from bgpool.lab.pair import Pair
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Server
 from bgpool.lab.waiting import pause
 
 log = logging.getLogger("bgpool.lab")
@@ -100,7 +98,6 @@ class Director:
         self.events: list[Event] = []
         self.on_event: list[Callable[[Event], None]] = []
         self._abort = threading.Event()
-        self._lsn: str | None = None
 
     # -- a scenario's tools --------------------------------------------------------------------------------
 
@@ -181,7 +178,7 @@ class Director:
 
     # -- what steps are made of ----------------------------------------------------------------------------
 
-    def publish(self, status: str, *, to: PostgresServer | None = None) -> None:
+    def publish(self, status: str, *, to: Server | None = None) -> None:
         """Show *status* for both roles on both servers, or on *to* alone.
 
         Once `change_names` was run, rows carry the new names; at COMPLETED, only the target's are left, as
@@ -216,8 +213,7 @@ class Director:
         """Wait until green has everything that was ever committed on blue."""
         # Once more: a client that was still logging in when the others were cut may have come through.
         self.pair.blue.cut_clients()
-        self._lsn = self.pair.blue.current_lsn()
-        self.pair.green.wait_replayed(self._lsn, CATCH_UP_TIMEOUT_S, abort=self._abort)
+        self.pair.green.wait_replayed(self.pair.blue.position(), CATCH_UP_TIMEOUT_S, abort=self._abort)
 
     def promote_green(self) -> None:
         """Make green a primary."""
@@ -301,7 +297,7 @@ class Director:
             pause(start_s + step.at_s * scale - time.monotonic(), abort=self._abort, what=step.name)
             try:
                 step.action()
-            except psycopg.Error as error:
+            except DRIVER_ERRORS as error:
                 raise LabError(f"the step {step.name} failed: {error}") from error
             self._record(step.name)
 

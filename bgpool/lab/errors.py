@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import psycopg
+import pymysql
+
+DRIVER_ERRORS: Final = (psycopg.Error, pymysql.MySQLError)
+"""What the engines' drivers raise."""
+
 
 class LabError(RuntimeError):
     """The lab could not do what it was asked: a program missing, a wait that ran out, a server that died.

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from bgpool.lab import metadata
 from bgpool.lab.director import Director
-from bgpool.lab.pair import DATABASE, MONITOR_ROLE, Pair
+from bgpool.lab.pair import MONITOR_ROLE, Pair
 
 __all__ = [
     "break_metadata",
     "delete_metadata",
-    "drop_function",
+    "drop_metadata",
     "freeze_metadata",
     "lock_out_monitor",
     "publish_version",
@@ -38,12 +38,10 @@ def break_metadata(director: Director) -> None:
         metadata.publish_broken(server)
 
 
-def drop_function(pair: Pair) -> None:
-    """The function that tells the status is no more: on blue, and by replication on every other server."""
-    if pair.flavour == "rds":
-        pair.blue.execute("DROP FUNCTION rds_tools.show_topology(text)", database=DATABASE)
-    else:
-        pair.blue.execute("DROP FUNCTION pg_catalog.get_blue_green_fast_switchover_metadata(text)", database=DATABASE)
+def drop_metadata(pair: Pair) -> None:
+    """What tells the status, a function or a table, is no more, on any server."""
+    for server in pair.servers:
+        server.drop_metadata()
 
 
 def lock_out_monitor(pair: Pair, colour: str) -> None:

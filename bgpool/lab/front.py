@@ -15,7 +15,7 @@ from typing import Final
 
 import trustme
 
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Server
 
 __all__ = ["Authority", "Front"]
 
@@ -55,7 +55,7 @@ class Front:
         context: The certificate that new clients are shown; to be replaced at any time.
     """
 
-    def __init__(self, server: PostgresServer, port: int, context: ssl.SSLContext) -> None:
+    def __init__(self, server: Server, port: int, context: ssl.SSLContext) -> None:
         """Stand in front of *server*, at its address and *port*.
 
         Raises:

@@ -1,7 +1,7 @@
-"""What stands for IAM: tokens that are good for one host name, and the server that the databases ask about them.
+"""What stands for IAM: tokens that are good for one host name, and who is asked about them.
 
-RDS hands a token, which a client sends as its password over TLS, to a PAM module. The lab's servers ask by RADIUS,
-which PostgreSQL has built in; to a client there is no difference.
+RDS hands a token, which a client sends as its password over TLS, to a PAM module. PostgreSQL in the lab asks by
+RADIUS, which it has built in, and for MariaDB the relay in front of it asks; to a client there is no difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["TokenCheck", "Tokens"]
+__all__ = ["Radius", "TokenCheck", "Tokens"]
 
 log = logging.getLogger("bgpool.lab")
 
@@ -46,20 +46,40 @@ class Tokens:
         return f"{expires:x}.{hmac.new(self.secret, text, hashlib.sha256).hexdigest()[:40]}"
 
 
-class TokenCheck(threading.Thread):
+class TokenCheck:
+    """Knows which tokens are good on which server of one pair."""
+
+    def __init__(self, port: int) -> None:
+        """*port* is the one that tokens are for."""
+        self.tokens: Final = Tokens(secrets.token_bytes(16))
+        self._port: Final = port
+        self._names: dict[str, frozenset[str]] = {}
+
+    def rename(self, server: str, names: Iterable[str]) -> None:
+        """Accept tokens for *names* alone on *server* from now on."""
+        self._names = {**self._names, server: frozenset(names)}
+
+    def accepts(self, server: str, user: str, token: str) -> bool:
+        """Whether *token* lets *user* in on the server that is called *server*."""
+        expires = _expiry(token)
+        names = self._names.get(server, ())
+        expected = (self.tokens.token(name, self._port, user, expires) for name in names)
+        good = any(hmac.compare_digest(token.encode(), one.encode()) for one in expected)
+        return good and expires > time.time()
+
+
+class Radius(threading.Thread):
     """The RADIUS server of one pair, on a loopback address."""
 
-    def __init__(self, address: str, port: int) -> None:
-        """Listen at *address*; *port* is the databases', which tokens are for.
+    def __init__(self, check: TokenCheck, address: str) -> None:
+        """Listen at *address*, and answer what *check* says.
 
         Raises:
             OSError: The address cannot be used.
         """
         super().__init__(name="bgpool-lab-iam", daemon=True)
-        self.tokens: Final = Tokens(secrets.token_bytes(16))
+        self._check: Final = check
         self.shared_secret: Final = secrets.token_hex(8)
-        self._port: Final = port
-        self._names: dict[str, frozenset[str]] = {}
         self._socket: Final = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((address, 0))
         self.address: Final[str] = address
@@ -71,10 +91,6 @@ class TokenCheck(threading.Thread):
             f"host all {user} 127.0.0.0/8 radius radiusservers={self.address} radiusports={self.port} "
             f"radiussecrets={self.shared_secret} radiusidentifiers={server}\n"
         )
-
-    def rename(self, server: str, names: Iterable[str]) -> None:
-        """Accept tokens for *names* alone on *server* from now on."""
-        self._names = {**self._names, server: frozenset(names)}
 
     def close(self) -> None:
         """End the thread."""
@@ -101,16 +117,10 @@ class TokenCheck(threading.Thread):
             raise ValueError(f"code {code}")
         attributes = _attributes(data[HEADER.size : length])
         user, server = attributes[USER_NAME].decode(), attributes[NAS_IDENTIFIER].decode()
-        accepted = self._accepts(server, user, self._password(attributes[USER_PASSWORD], authenticator))
+        accepted = self._check.accepts(server, user, self._password(attributes[USER_PASSWORD], authenticator))
         answer = ACCESS_ACCEPT if accepted else ACCESS_REJECT
         head = struct.pack("!BBH", answer, number, HEADER.size)
         return head + hashlib.md5(head + authenticator + self.shared_secret.encode()).digest()
-
-    def _accepts(self, server: str, user: str, token: str) -> bool:
-        expires = int(token.partition(".")[0] or "0", 16)
-        names = self._names.get(server, ())
-        good = any(hmac.compare_digest(token, self.tokens.token(name, self._port, user, expires)) for name in names)
-        return good and expires > time.time()
 
     def _password(self, hidden: bytes, authenticator: bytes) -> str:
         """RFC 2865, 5.2: each block is hidden by a digest of the secret and the block before."""
@@ -121,6 +131,14 @@ class TokenCheck(threading.Thread):
             found += bytes(a ^ b for a, b in zip(block, mask, strict=True))
             before = block
         return found.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _expiry(token: str) -> int:
+    """When *token* says that it expires; 0 for what is no token."""
+    try:
+        return int(token.partition(".")[0], 16)
+    except ValueError:
+        return 0
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from psycopg import sql
-
+from bgpool.lab.engines import EngineName
 from bgpool.lab.pair import DATABASE, ROLE, Pair
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Server
 
 Key = tuple[int, int, int]
 """Worker, thread and that thread's own running number: what a client knows of its row."""
@@ -22,15 +21,25 @@ INSERT_SQL = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
 MOST_EXAMPLES = 20
 
 # Deliberately no unique key on (worker, thread, n): a row that was written twice must be found, not refused.
-_CREATE = """
-CREATE TABLE ledger (
-    seq bigserial PRIMARY KEY,
-    worker integer NOT NULL,
-    thread integer NOT NULL,
-    n integer NOT NULL,
-    at timestamptz DEFAULT clock_timestamp()
-)
-"""
+_CREATE: Final[Mapping[EngineName, tuple[str, ...]]] = {
+    "postgresql": (
+        """
+        CREATE TABLE ledger (
+            seq bigserial PRIMARY KEY, worker integer NOT NULL, thread integer NOT NULL, n integer NOT NULL,
+            at timestamptz DEFAULT clock_timestamp()
+        )
+        """,
+        f"ALTER TABLE ledger OWNER TO {ROLE}",
+    ),
+    "mysql": (
+        """
+        CREATE TABLE ledger (
+            seq BIGINT AUTO_INCREMENT PRIMARY KEY, worker INT NOT NULL, thread INT NOT NULL, n INT NOT NULL,
+            at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6)
+        )
+        """,
+    ),
+}
 
 
 class Row(NamedTuple):
@@ -85,18 +94,16 @@ class Verdict:
 
 def create(pair: Pair) -> None:
     """Create the empty table on blue, owned by the application's role; a ledger that is there goes."""
-    with pair.blue.superuser(DATABASE) as connection, connection.transaction():
-        connection.execute("DROP TABLE IF EXISTS ledger")
-        connection.execute(_CREATE)
-        connection.execute(sql.SQL("ALTER TABLE ledger OWNER TO {}").format(sql.Identifier(ROLE)))
+    for statement in ("DROP TABLE IF EXISTS ledger", *_CREATE[pair.engine]):
+        pair.blue.execute(statement, database=DATABASE)
 
 
 def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
     """Judge a switchover: green holds every acknowledged row once, and blue none that green does not hold.
 
-    Clients must be done. No cut-off is needed: green is a physical copy of blue, so what was replicated is
-    there with the same seq and time, and a row of blue that differs in any of these was written after the
-    cut.
+    Clients must be done. No cut-off is needed: green is a copy of blue, byte by byte (PostgreSQL) or row by
+    row (MySQL), so what was replicated is there with the same seq and time, and a row of blue that differs in
+    any of these was written after the cut.
 
     Args:
         pair: With both servers running.
@@ -104,7 +111,7 @@ def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) 
         unknown: Keys of statements that were cut before an answer.
 
     Raises:
-        psycopg.Error: A server does not answer.
+        psycopg.Error, pymysql.err.Error: A server does not answer.
     """
     return _verdict(read(pair.green), read(pair.blue), acknowledged, unknown)
 
@@ -119,7 +126,7 @@ def judge_rollback(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Ke
     return _verdict(read(pair.blue), green, acknowledged, unknown)
 
 
-def read(server: PostgresServer) -> list[Row]:
+def read(server: Server) -> list[Row]:
     """Every row of the ledger on *server*, in the order of seq."""
     rows = server.execute("SELECT seq, worker, thread, n, at FROM ledger ORDER BY seq", database=DATABASE)
     return [Row(*row) for row in rows]

@@ -1,7 +1,7 @@
 """RDS-shaped metadata of a Blue/Green Deployment, different on each server and changeable on a replica.
 
-The functions that a monitor asks read a file in the server's own data directory. Tables would be replicated
-from blue to green, and could not be changed while a server is in recovery.
+What a monitor asks, a function or a view, reads a file in the server's own data directory. Tables would be
+replicated from blue to green, and could not be changed on a replica, or on a server that does not answer.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
-from psycopg import sql
+from bgpool.lab.server import Flavour, Server
 
-from bgpool.lab.postgres import PostgresServer
+__all__ = [
+    "AVAILABLE", "INITIATED", "IN_PROGRESS", "POST", "COMPLETED", "SOURCE", "TARGET",
+    "Flavour", "ReplicaRow", "TopologyRow", "publish", "publish_broken", "publish_replicas", "withdraw",
+]  # fmt: skip
 
-Flavour = Literal["rds", "aurora"]
-
-TOPOLOGY_FILE = "bgpool_topology.json"
-REPLICAS_FILE = "bgpool_replicas.json"
+TOPOLOGY_FILE: Final = "bgpool_topology.json"
+REPLICAS_FILE: Final = "bgpool_replicas.json"
+"""As the servers' own functions call them."""
 
 AVAILABLE = "AVAILABLE"
 INITIATED = "SWITCHOVER_INITIATED"
@@ -33,7 +35,7 @@ TARGET = "BLUE_GREEN_DEPLOYMENT_TARGET"
 
 @dataclass(frozen=True, slots=True)
 class TopologyRow:
-    """One row of the status function."""
+    """One row of what tells the status."""
 
     id: str
     endpoint: str
@@ -52,73 +54,18 @@ class ReplicaRow:
     lag_ms: float = 0.0
 
 
-# SECURITY DEFINER: reading files takes a superuser. VOLATILE, as RDS's own: each call sees the file as it
-# is then. The four-argument pg_read_file returns NULL for a missing file on every version, and NULL makes
-# no rows.
-_STATUS_FUNCTION = """
-CREATE FUNCTION {function}(client text)
-RETURNS TABLE (id text, endpoint text, port integer, role text, status text, version text)
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT row.id, row.endpoint, row.port, row.role, row.status, row.version
-    FROM jsonb_to_recordset(pg_read_file('bgpool_topology.json', 0, 1048576, true)::jsonb)
-        AS row (id text, endpoint text, port integer, role text, status text, version text)
-$$
-"""
-
-_RDS = (
-    "CREATE SCHEMA rds_tools",
-    _STATUS_FUNCTION.replace("{function}", "rds_tools.show_topology"),
-    "REVOKE ALL ON SCHEMA rds_tools FROM PUBLIC",
-    "REVOKE ALL ON FUNCTION rds_tools.show_topology(text) FROM PUBLIC",
-)
-
-_AURORA = (
-    "SET allow_system_table_mods = on",
-    _STATUS_FUNCTION.replace("{function}", "pg_catalog.get_blue_green_fast_switchover_metadata"),
-    """
-    CREATE FUNCTION pg_catalog.aurora_replica_status() RETURNS TABLE (
-        server_id text, session_id text, last_update_timestamp timestamptz, replica_lag_in_msec float8
-    ) LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-        SELECT row.server_id, row.session_id, clock_timestamp(), row.lag_ms
-        FROM jsonb_to_recordset(pg_read_file('bgpool_replicas.json', 0, 1048576, true)::jsonb)
-            AS row (server_id text, session_id text, lag_ms float8)
-    $$
-    """,
-    """
-    CREATE FUNCTION pg_catalog.aurora_version() RETURNS text LANGUAGE sql STABLE AS $$
-        SELECT current_setting('server_version')
-    $$
-    """,
-)
-
-
-def install(server: PostgresServer, flavour: Flavour, database: str) -> None:
-    """Create the functions of *flavour* in *database* of a primary; its replicas get them by replication."""
-    with server.superuser(database) as connection:
-        for statement in _RDS if flavour == "rds" else _AURORA:
-            connection.execute(statement)
-
-
-def grant(server: PostgresServer, role: str, database: str) -> None:
-    """Let *role* read the RDS metadata, with the two statements of AWS's documentation."""
-    with server.superuser(database) as connection:
-        name = sql.Identifier(role)
-        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA rds_tools TO {}").format(name))
-        connection.execute(sql.SQL("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {}").format(name))
-
-
-def publish(server: PostgresServer, rows: Iterable[TopologyRow]) -> None:
+def publish(server: Server, rows: Iterable[TopologyRow]) -> None:
     """Let *server*, running or not, show *rows* from now on; no rows is an empty table."""
     server.write_file(TOPOLOGY_FILE, json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
-def publish_broken(server: PostgresServer) -> None:
-    """Let the status query of *server* fail (SQLSTATE 22P02) until the next `publish`."""
+def publish_broken(server: Server) -> None:
+    """Let the status query of *server* fail (SQLSTATE 22P02, MySQL 4038) until the next `publish`."""
     server.write_file(TOPOLOGY_FILE, "not json")
 
 
-def publish_replicas(server: PostgresServer, rows: Iterable[ReplicaRow]) -> None:
-    """Let ``aurora_replica_status()`` of *server* show *rows* from now on."""
+def publish_replicas(server: Server, rows: Iterable[ReplicaRow]) -> None:
+    """Let the topology of *server*, ``aurora_replica_status()`` for one, show *rows* from now on."""
     shown = [
         {
             "server_id": row.server_id,
@@ -130,7 +77,7 @@ def publish_replicas(server: PostgresServer, rows: Iterable[ReplicaRow]) -> None
     server.write_file(REPLICAS_FILE, json.dumps(shown))
 
 
-def withdraw(server: PostgresServer) -> None:
+def withdraw(server: Server) -> None:
     """Let *server* show nothing, as before a deployment was created."""
     for name in (TOPOLOGY_FILE, REPLICAS_FILE):
         (server.data_dir / name).unlink(missing_ok=True)

@@ -13,20 +13,16 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import psycopg
-from psycopg import sql
-
 from bgpool.lab import metadata
 from bgpool.lab.addresses import free_addresses
-from bgpool.lab.binaries import Programs, find_programs, make_usable
 from bgpool.lab.dns import DnsServer
-from bgpool.lab.errors import LabError
-from bgpool.lab.front import Authority, Front
+from bgpool.lab.engines import ENGINES, Engine, EngineName
+from bgpool.lab.errors import DRIVER_ERRORS, LabError
+from bgpool.lab.front import Authority
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
-from bgpool.lab.metadata import Flavour
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Flavour, Server, Setup
 
 log = logging.getLogger("bgpool.lab")
 
@@ -47,7 +43,7 @@ CONNECT_TIMEOUT_S = 5
 
 
 class Pair:
-    """Blue and its streaming replica green, each with readers if wanted, on loopback addresses and one port.
+    """Blue and its replica green, each with readers if wanted, on loopback addresses and one port.
 
     A context manager; `open` and `close` do the same by hand. After the lab's end, however it comes about,
     no process, directory or shared memory is left. Not safe to use from several threads while it opens or
@@ -57,7 +53,7 @@ class Pair:
         blue: The production server. After a switchover this is still the *same server*, old blue; see
             `renew`.
         green: The staging server, which a switchover promotes.
-        blue_readers, green_readers: Their streaming replicas.
+        blue_readers, green_readers: Their replicas.
         names: Every endpoint name.
         hosts: The hosts file that stands for DNS.
         dns: The DNS server that tells it, if the pair has one.
@@ -65,10 +61,10 @@ class Pair:
         app_password: The password of the role ``app``; the roles ``monitor`` and ``truth`` have another.
     """
 
-    blue: PostgresServer
-    green: PostgresServer
-    blue_readers: list[PostgresServer]
-    green_readers: list[PostgresServer]
+    blue: Server
+    green: Server
+    blue_readers: list[Server]
+    green_readers: list[Server]
     names: Names
     hosts: HostsFile
     dns: DnsServer | None
@@ -80,36 +76,42 @@ class Pair:
         self,
         flavour: Flavour = "rds",
         *,
+        engine: EngineName = "postgresql",
         readers: int | tuple[int, int] = 0,
         custom: bool = False,
         tls: bool = False,
         iam: bool = False,
         dns: bool = False,
-        postgres: str | Path | None = None,
+        programs: str | Path | None = None,
         base_dir: Path | None = None,
     ) -> None:
         """Describe a pair; nothing starts before `open`.
 
         Args:
-            flavour: ``"rds"``, a DB instance with the rds_tools functions, or ``"aurora"``, a cluster.
+            flavour: ``"rds"``, a DB instance, or ``"aurora"``, a cluster; each with its metadata.
+            engine: ``"postgresql"``, or ``"mysql"``, which MariaDB plays.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
             tls: With certificates for the servers' names, and DSNs that verify them.
             iam: With tokens instead of a password for the role ``app``; implies *tls*.
             dns: With a DNS server instead of a hosts file.
-            postgres: As in `bgpool.lab.binaries.find_programs`.
+            programs: Where the servers' are, as in `bgpool.lab.binaries.find_programs` or
+                `bgpool.lab.mariadb_programs.find_mariadb`.
             base_dir: Where to make the temporary directory; the servers' account must be able to pass
                 through.
         """
         if flavour not in ("rds", "aurora"):
             raise ValueError(f"flavour must be 'rds' or 'aurora', not {flavour!r}")
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
         self.flavour: Flavour = flavour
+        self.engine: EngineName = engine
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
         self.tls = tls or iam
         self._with_iam = iam
         self._with_dns = dns
-        self._postgres = postgres
+        self._programs = programs
         self._base_dir = base_dir
         self._guard: Guard | None = None
         self._stack = contextlib.ExitStack()
@@ -127,23 +129,22 @@ class Pair:
         """Start the servers, replicating; takes about a second, and another one with readers.
 
         Raises:
-            LabError: PostgreSQL was not found or did not start, or no free address was found; nothing is
+            LabError: The servers' programs were not found or did not start, or no free address was found; nothing is
                 left behind.
         """
         if self._guard is not None:
             raise LabError("this pair is open already")
-        programs = find_programs(self._postgres)
         self._guard = guard = Guard(self._base_dir)
         atexit.register(self.close)
         try:
-            programs = make_usable(programs, guard.base / "programs")
             self.names = make_names(aurora=self.flavour == "aurora", replicas=self._readers, custom=self._custom)
             self.app_password, self.lab_password = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
-            self._describe_servers(programs, guard)
+            engine = self._make_engine(guard)
+            self._describe_servers(engine, guard)
             self.hosts = HostsFile(guard.base / "hosts")
             self._publish_names()
-            self._start_services(guard)
-            self._start_blue()
+            self._start_services(engine, guard)
+            self.blue.create()
             self._start_replicas()
         except BaseException:
             self.close()
@@ -171,11 +172,11 @@ class Pair:
     # -- what an application is given ----------------------------------------------------------------------
 
     @property
-    def servers(self) -> list[PostgresServer]:
+    def servers(self) -> list[Server]:
         """Every server, blue's side first."""
         return [*self.side("blue"), *self.side("green")]
 
-    def side(self, colour: str) -> list[PostgresServer]:
+    def side(self, colour: str) -> list[Server]:
         """The servers of ``blue`` or ``green``, the writer first."""
         if colour == "blue":
             return [self.blue, *self.blue_readers]
@@ -216,21 +217,20 @@ class Pair:
             raise LabError("this pair lets applications in by password")
         return self.iam.tokens
 
-    def direct_dsn(self, server: PostgresServer) -> str:
+    def direct_dsn(self, server: Server) -> str:
         """The application's DSN for *server* by its address, for clients that do not know the hosts file."""
         return self._dsn(server.address)
 
     def monitoring_connections(self) -> int:
-        """Sessions, on all servers together, whose application_name starts with `MONITOR_PREFIX`.
+        """Sessions, on all servers together, of applications whose names start with `MONITOR_PREFIX`.
 
         A server that does not answer counts as having none.
         """
-        query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
         count = 0
         for server in self.servers:
             try:
-                count += int(server.execute(query, (MONITOR_PREFIX,))[0][0])
-            except psycopg.OperationalError as error:
+                count += server.sessions_named(MONITOR_PREFIX)
+            except DRIVER_ERRORS as error:
                 log.debug("%s does not answer: %s", server.name, error)
         return count
 
@@ -243,7 +243,7 @@ class Pair:
         Raises:
             LabError: The clone failed, or green was never promoted.
         """
-        if self.green.is_in_recovery():
+        if self.green.is_replica():
             raise LabError("green was not promoted: there is no switchover to follow")
         self.blue, self.green = self.green, self.blue
         self.blue_readers, self.green_readers = self.green_readers, self.blue_readers
@@ -269,7 +269,7 @@ class Pair:
         """Have the servers of *colour* show new clients certificates for *names*, and for no others."""
         for server, mine in self._names_by_server(colour, names):
             if self.authority is not None:
-                self._fronts[server.key].context = self.authority.context(mine)
+                self._entrances[server.key].context = self.authority.context(mine)
 
     def accept_tokens(self, colour: str, names: SideNames) -> None:
         """Have the servers of *colour* accept tokens for *names* from now on, and for no others."""
@@ -279,7 +279,7 @@ class Pair:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _names_by_server(self, colour: str, names: SideNames) -> list[tuple[PostgresServer, list[str]]]:
+    def _names_by_server(self, colour: str, names: SideNames) -> list[tuple[Server, list[str]]]:
         addresses = self.addresses(names, colour)
         return [
             (server, [name for name, address in addresses.items() if address == server.address])
@@ -288,47 +288,48 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = f"&sslmode=verify-full&sslrootcert={self.authority.ca_file}" if self.authority is not None else ""
+        tls = ENGINES[self.engine].tls_options.format(ca=self.authority.ca_file) if self.authority is not None else ""
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
-        return f"postgresql://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
+        return f"{self.engine}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
 
-    def _describe_servers(self, programs: Programs, guard: Guard) -> None:
+    def _make_engine(self, guard: Guard) -> Engine:
+        setup = Setup(
+            self.flavour,
+            DATABASE,
+            passwords={ROLE: self.app_password, MONITOR_ROLE: self.lab_password, TRUTH_ROLE: self.lab_password},
+            writers=(ROLE, TRUTH_ROLE),
+            watchers=(ROLE, MONITOR_ROLE),
+            lab_password=self.lab_password,
+        )
+        return ENGINES[self.engine](setup, guard, self._programs)
+
+    def _describe_servers(self, engine: Engine, guard: Guard) -> None:
         blue_readers, green_readers = self._readers
         addresses, self._port = free_addresses(2 + blue_readers + green_readers)
 
-        def describe(name: str, number: int) -> PostgresServer:
+        def describe(name: str, number: int) -> Server:
             # Directories have names that stay true when roles swap.
-            return PostgresServer(
+            return engine.server(
                 name,
                 guard.base / f"server-{number}",
                 address=addresses[number],
-                port=self._port + 1 if self.tls else self._port,
+                port=self._port + 1 if engine.has_entrances(tls=self.tls) else self._port,
                 socket_dir=guard.sockets / f"s-{number}",
-                programs=programs,
             )
 
         self.blue, self.green = describe("blue", 0), describe("green", 1)
         self.blue_readers = [describe(f"blue-{n + 2}", 2 + n) for n in range(blue_readers)]
         self.green_readers = [describe(f"green-{n + 2}", 2 + blue_readers + n) for n in range(green_readers)]
 
-    def _start_services(self, guard: Guard) -> None:
+    def _start_services(self, engine: Engine, guard: Guard) -> None:
         self.authority = Authority(guard.base) if self.tls else None
-        self._fronts: dict[str, Front] = {}
-        if self.authority is not None:
-            for server in self.servers:
-                context = self.authority.context([server.name])
-                self._fronts[server.key] = front = Front(server, self.port, context)
-                self._stack.callback(front.close)
-        self.dns = self.iam = None
-        if self._with_dns:
-            self.dns = DnsServer(self.hosts, self.blue.address)
+        self.dns = DnsServer(self.hosts, self.blue.address) if self._with_dns else None
+        if self.dns is not None:
             self._stack.callback(self.dns.close)
-        if self._with_iam:
-            self.iam = TokenCheck(self.blue.address, self.port)
-            self.iam.start()
-            self._stack.callback(self.iam.close)
-            for server in self.servers:
-                server.clients = self.iam.hba(ROLE, server.key) + server.clients
+        self.iam = TokenCheck(self.port) if self._with_iam else None
+        self._entrances = engine.open_entrances(
+            self.servers, self.port, self._stack, authority=self.authority, tokens=self.iam
+        )
         self._introduce()
 
     def _introduce(self) -> None:
@@ -337,45 +338,24 @@ class Pair:
             self.certify(colour, names)
             self.accept_tokens(colour, names)
 
-    def _start_blue(self) -> None:
-        self.blue.init()
-        self.blue.start()
-        for role, password in (
-            (ROLE, self.app_password),
-            (MONITOR_ROLE, self.lab_password),
-            (TRUTH_ROLE, self.lab_password),
-        ):
-            with self.blue.superuser() as connection:
-                name, secret = sql.Identifier(role), sql.Literal(password)
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, secret))
-        with self.blue.superuser() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
-        with self.blue.superuser(DATABASE) as connection:
-            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(ROLE)))
-        metadata.install(self.blue, self.flavour, DATABASE)
-        if self.flavour == "rds":
-            for role in (ROLE, MONITOR_ROLE):
-                metadata.grant(self.blue, role, DATABASE)
-
     def _start_replicas(self, *, blue_readers: bool = True) -> None:
-        """Clone blue for every replica, side by side; green's readers follow green."""
+        """Make every replica of blue, side by side; green's readers follow green."""
         jobs = [partial(self._replicate, self.green, self.blue)]
         jobs += [partial(self._replicate, server, self.green) for server in self.green_readers]
         if blue_readers:
             jobs += [partial(self._replicate, server, self.blue) for server in self.blue_readers]
         _side_by_side(jobs)
 
-    def _replicate(self, server: PostgresServer, upstream: PostgresServer) -> None:
-        server.clone_from(self.blue, follow=upstream)
-        server.start()
+    def _replicate(self, server: Server, upstream: Server) -> None:
+        server.replicate(self.blue, follow=upstream)
 
     def _publish_names(self) -> None:
         self.hosts.update(self.addresses(self.names.blue, "blue") | self.addresses(self.names.green, "green"))
 
     def __repr__(self) -> str:
         if self._guard is None:
-            return f"<Pair {self.flavour} closed>"
-        return f"<Pair {self.flavour} {self.servers!r} in {os.fspath(self._guard.base)}>"
+            return f"<Pair {self.engine} {self.flavour} closed>"
+        return f"<Pair {self.engine} {self.flavour} {self.servers!r} in {os.fspath(self._guard.base)}>"
 
 
 def _side_by_side(jobs: Sequence[Callable[[], None]]) -> None:

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psycopg
+from psycopg import sql
 
 from bgpool.lab import watchdog
-from bgpool.lab.binaries import Programs
 from bgpool.lab.conf import HBA_ADMIT, HBA_LAB, HBA_REFUSE, POSTGRESQL_CONF, SUPERUSER
 from bgpool.lab.errors import LabError
-from bgpool.lab.files import write_atomically
+from bgpool.lab.postgres_metadata import FUNCTIONS, STATUS_FUNCTIONS
+from bgpool.lab.server import CONFIGURE_TIMEOUT_S, START_TIMEOUT_S, STATEMENT_TIMEOUT_S, Server, StopMode
 from bgpool.lab.waiting import wait_until
+from bgpool.lab.wire import PostgresWire
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
-log = logging.getLogger("bgpool.lab")
-
-StopMode = Literal["smart", "fast", "immediate"]
-STOP_SIGNALS: dict[StopMode, signal.Signals] = {
-    "smart": signal.SIGTERM,
-    "fast": signal.SIGINT,
-    "immediate": signal.SIGQUIT,
-}
-
 INIT_TIMEOUT_S = 60.0
 CLONE_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
-KILL_TIMEOUT_S = 5.0
-CONFIGURE_TIMEOUT_S = 10.0
-STATEMENT_TIMEOUT_S = 30
-"""Longest statement of the lab's own sessions, so that none of them waits without end."""
-
-LOG_TAIL_CHARACTERS = 2000
+MAINTENANCE_DATABASE = "postgres"
 
 CUT = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -50,58 +34,45 @@ CUT = """
 """
 
 
-class PostgresServer:
-    """A PostgreSQL server with its own address, data directory, socket directory and log file.
+class PostgresServer(Server):
+    """A PostgreSQL server.
 
     Attributes:
-        key: What tells it from the others, whatever it is called.
         clients: The lines of pg_hba.conf that let clients in.
-
-    The server runs as a child process in a session of its own. Sessions of the lab come through the unix
-    socket as the superuser and pass whatever clients are refused; clients come over TCP with a password.
     """
 
-    def __init__(
-        self,
-        name: str,
-        home: Path,
-        *,
-        address: str,
-        port: int,
-        socket_dir: Path,
-        programs: Programs,
-    ) -> None:
-        """Describe a server; `init` or `clone_from`, then `start`, bring it to life.
+    stop_signals: ClassVar[Mapping[StopMode, signal.Signals]] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
-        Args:
-            name: For messages and as the cluster_name.
-            home: Its directory, made if missing; holds ``data`` and ``log``.
-            address: Loopback address that it listens on.
-            port: TCP port; also part of the socket's name.
-            socket_dir: Directory of its socket, made if missing; at most 85 bytes long.
-            programs: What to run and as whom.
-        """
-        self.name = name
-        self.key = home.name
+    def __init__(self, name: str, home: Path, **params: Any) -> None:
+        """As `Server`; *name* is the cluster_name too."""
+        super().__init__(name, home, **params)
         self.clients = HBA_ADMIT
         self._refuses_all = False
         self._refused_roles: set[str] = set()
-        self.address = address
-        self.port = port
-        self.socket_dir = socket_dir
-        self.data_dir = home / "data"
-        self.log_file = home / "log"
-        self._programs = programs
-        self._process: subprocess.Popen[bytes] | None = None
-        for directory, mode in ((home, 0o711), (self.data_dir, 0o700), (socket_dir, 0o700)):
-            self._make_directory(directory, mode)
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    @property
-    def pid(self) -> int | None:
-        """The process number while the server's process is there, else None."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+    def create(self) -> None:
+        """Begin as a primary, with all of the setup."""
+        self.init()
+        self.start()
+        setup = self._setup
+        with self.superuser() as connection:
+            for role, password in setup.passwords.items():
+                name, secret = sql.Identifier(role), sql.Literal(password)
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, secret))
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(setup.database)))
+        with self.superuser(setup.database) as connection:
+            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(setup.owner)))
+            for statement in FUNCTIONS[setup.flavour]:
+                connection.execute(statement)
+        for role in setup.watchers:
+            self.grant_metadata(role)
+
+    def replicate(self, source: Server, *, follow: Server) -> None:
+        """Begin anew as a copy of *source* that follows *follow*."""
+        self.clone_from(source, follow=follow)
+        self.start()
 
     def init(self) -> None:
         """Make a new, empty database cluster in the data directory.
@@ -117,11 +88,11 @@ class PostgresServer:
         self.write_file(conf.name, conf.read_text(encoding="utf-8") + POSTGRESQL_CONF)
         self._write_hba()
 
-    def clone_from(self, primary: PostgresServer, *, follow: PostgresServer | None = None) -> None:
+    def clone_from(self, primary: Server, *, follow: Server) -> None:
         """Fill the data directory with a copy of *primary*, which must run, as the streaming replica of *follow*.
 
-        What was in the data directory goes. Replication runs through the socket of *follow*, by default the
-        primary, so that refused clients and black-holed addresses do not stop it.
+        What was in the data directory goes. Replication runs through the socket of *follow*, so that refused
+        clients and black-holed addresses do not stop it.
 
         Raises:
             LabError: This server runs, or pg_basebackup failed.
@@ -135,104 +106,21 @@ class PostgresServer:
             "-U", SUPERUSER, "-R", "-X", "fetch", "-c", "fast", "--no-sync", "--no-manifest",
             timeout_s=CLONE_TIMEOUT_S,
         )  # fmt: skip
-        if follow is not None:
-            auto = self.data_dir / "postgresql.auto.conf"
-            upstream = f"primary_conninfo = 'host={follow.socket_dir} port={follow.port} user={SUPERUSER}'\n"
-            self.write_file(auto.name, auto.read_text(encoding="utf-8") + upstream)
+        auto = self.data_dir / "postgresql.auto.conf"
+        upstream = f"primary_conninfo = 'host={follow.socket_dir} port={follow.port} user={SUPERUSER}'\n"
+        self.write_file(auto.name, auto.read_text(encoding="utf-8") + upstream)
         self._refuses_all, self._refused_roles = False, set()
         self._write_hba()
-
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start the server and wait until it accepts sessions; one that runs already is fine.
-
-        Raises:
-            LabError: It ended, or was not ready within *timeout_s* seconds; the message ends with its log.
-        """
-        if self.pid is not None:
-            return
-        with self.log_file.open("ab") as output:
-            self._process = self._programs.popen(
-                "postgres", "-D", str(self.data_dir), "-c", f"listen_addresses={self.address}",
-                "-c", f"port={self.port}", "-c", f"unix_socket_directories={self.socket_dir}",
-                "-c", f"cluster_name={self.name}", output=output,
-            )  # fmt: skip
-        try:
-            wait_until(self._ready_or_dead, timeout_s=timeout_s, what=f"{self.name} accepts sessions")
-        except LabError as error:
-            raise LabError(f"{error}; its log ends: {self.log_tail()}") from None
-        if self.pid is None:
-            raise LabError(f"{self.name} ended while it started; its log ends: {self.log_tail()}")
-
-    def stop(self, mode: StopMode = "fast", timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut the server down; one that does not run is fine. After *timeout_s* seconds it is killed.
-
-        Args:
-            mode: ``smart`` waits for clients, ``fast`` cuts them and checkpoints, ``immediate`` just ends.
-            timeout_s: Longest wait, >= 0.
-        """
-        self.begin_stop(mode)
-        if self._process is None:
-            return
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not stop within %g s and is killed", self.name, timeout_s)
-            self.kill()
-
-    def begin_stop(self, mode: StopMode) -> None:
-        """Send the signal that `stop` sends, without waiting; a frozen server is thawed for it."""
-        pid = self.pid
-        if pid is not None:
-            watchdog.send(pid, STOP_SIGNALS[mode])
-            self.thaw()
-
-    def kill(self) -> None:
-        """End the server and its backends by SIGKILL, as a crash of its host would; one that is gone is fine.
-
-        The backends go too, at once: left alone, one could finish its statement after its server's death.
-        The next `start` goes through crash recovery.
-
-        Raises:
-            LabError: The process was still there after `KILL_TIMEOUT_S`.
-        """
-        pid = self.pid
-        if pid is None or self._process is None:
-            return
-        segments = watchdog.shared_memory_of(self.data_dir)
-        self._signal_family(signal.SIGKILL)
-        try:
-            self._process.wait(KILL_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise LabError(f"{self.name} (process {pid}) survived SIGKILL for {KILL_TIMEOUT_S:g} s") from error
-        watchdog.remove_shared_memory(segments)
-
-    def freeze(self) -> None:
-        """Stop the server and its backends by SIGSTOP: the kernel still takes connections and nobody answers.
-
-        This is the black hole of a host that went away without a word. `thaw` ends it.
-        """
-        self._signal_family(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen server go on; one that is not frozen is fine."""
-        self._signal_family(signal.SIGCONT)
-
-    def log_tail(self) -> str:
-        """The end of the server's log."""
-        try:
-            return self.log_file.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
-        except OSError as error:
-            return f"(no log: {error})"
 
     # -- the lab's own sessions ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def superuser(self, database: str = "postgres") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    def superuser(self, database: str = "") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A superuser's session through the unix socket, in autocommit; it may write on a read-only primary."""
         options = f"-c default_transaction_read_only=off -c statement_timeout={STATEMENT_TIMEOUT_S}s"
         connection = psycopg.connect(
-            host=str(self.socket_dir), port=self.port, user=SUPERUSER, dbname=database, autocommit=True,
-            connect_timeout=5, application_name="bgpool-lab", options=options,
+            host=str(self.socket_dir), port=self.port, user=SUPERUSER, dbname=database or MAINTENANCE_DATABASE,
+            autocommit=True, connect_timeout=5, application_name="bgpool-lab", options=options,
         )  # fmt: skip
         try:
             yield connection
@@ -240,7 +128,7 @@ class PostgresServer:
             connection.close()
 
     def execute(
-        self, sql: LiteralString, params: Sequence[object] = (), *, database: str = "postgres"
+        self, sql: LiteralString, params: Sequence[object] = (), *, database: str = ""
     ) -> list[tuple[Any, ...]]:
         """Run one statement as superuser and return its rows; none for a statement that has no result.
 
@@ -251,9 +139,17 @@ class PostgresServer:
             cursor = connection.execute(sql, params or None)
             return cursor.fetchall() if cursor.description else []
 
-    def write_file(self, name: str, text: str) -> None:
-        """Replace the file *name* in the data directory as a whole; only the server's account reads it."""
-        write_atomically(self.data_dir / name, text, mode=0o600, prepare=self._programs.give)
+    def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> PostgresWire:
+        """A client's session in the applications' database, on which every step is bounded."""
+        return PostgresWire(
+            timeout_s=timeout_s, host=self.address, port=self.port, user=user, password=password,
+            dbname=self._setup.database, sslmode="disable", gssencmode="disable", application_name=application,
+        )  # fmt: skip
+
+    def sessions_named(self, prefix: str) -> int:
+        """How many sessions have an application_name that starts with *prefix*."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
+        return int(self.execute(query, (prefix,))[0][0])
 
     # -- what a switchover does to a server ----------------------------------------------------------------
 
@@ -347,11 +243,11 @@ class PostgresServer:
             LabError: Still in recovery after *timeout_s* seconds.
             LabAbortError: *abort* was set while waiting.
         """
-        if not self.is_in_recovery():
+        if not self.is_replica():
             return
         self.execute("SELECT pg_promote(wait => false)")
         wait_until(
-            lambda: not self.is_in_recovery(),
+            lambda: not self.is_replica(),
             timeout_s=timeout_s,
             what=f"{self.name} is promoted",
             abort=abort,
@@ -359,17 +255,17 @@ class PostgresServer:
 
     # -- replication ---------------------------------------------------------------------------------------
 
-    def is_in_recovery(self) -> bool:
+    def is_replica(self) -> bool:
         """Whether the server is a replica (or still recovers from a crash)."""
         return bool(self.execute("SELECT pg_is_in_recovery()")[0][0])
 
-    def current_lsn(self) -> str:
+    def position(self) -> str:
         """A place in the primary's log, such as ``0/3000148``, behind every commit made before the call."""
         with self.superuser() as connection:
             # The commit of this message flushes all before it, also what was committed asynchronously. The
             # insert position would not do: on an idle server it can lie behind a page header that no
             # replica replays.
-            connection.execute("SELECT pg_logical_emit_message(true, 'bgpool-lab', 'current_lsn')")
+            connection.execute("SELECT pg_logical_emit_message(true, 'bgpool-lab', 'position')")
             row = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
         assert row is not None
         return str(row[0])
@@ -379,8 +275,8 @@ class PostgresServer:
         lsn = self.execute("SELECT pg_last_wal_replay_lsn()")[0][0]
         return None if lsn is None else str(lsn)
 
-    def wait_replayed(self, lsn: str, timeout_s: float, *, abort: Event | None = None) -> None:
-        """Wait until this replica has replayed everything up to *lsn*.
+    def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
+        """Wait until this replica has replayed everything up to *position*.
 
         Raises:
             LabError: It had not within *timeout_s* seconds.
@@ -390,12 +286,43 @@ class PostgresServer:
 
             def replayed() -> bool:
                 query = "SELECT coalesce(pg_last_wal_replay_lsn() >= %s::pg_lsn, false)"
-                row = connection.execute(query, (lsn,)).fetchone()
+                row = connection.execute(query, (position,)).fetchone()
                 return row is not None and bool(row[0])
 
-            wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {lsn}", abort=abort, poll_s=0.005)
+            wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0.005)
+
+    # -- metadata ------------------------------------------------------------------------------------------
+
+    def grant_metadata(self, role: str) -> None:
+        """Let *role* read the RDS metadata; those of Aurora are open to everyone."""
+        if self._setup.flavour == "rds" and not self.is_replica():
+            self._of_role("GRANT USAGE ON SCHEMA rds_tools TO {}", role)
+            self._of_role("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {}", role)
+
+    def revoke_metadata(self, role: str) -> None:
+        """Take back the schema."""
+        if self._setup.flavour == "rds" and not self.is_replica():
+            self._of_role("REVOKE USAGE ON SCHEMA rds_tools FROM {}", role)
+
+    def drop_metadata(self) -> None:
+        """Drop the function that tells the status: on a primary, and by replication on its replicas."""
+        if not self.is_replica():
+            name = sql.SQL(STATUS_FUNCTIONS[self._setup.flavour])
+            with self.superuser(self._setup.database) as connection:
+                connection.execute(sql.SQL("DROP FUNCTION {}(text)").format(name))
 
     # -- inside --------------------------------------------------------------------------------------------
+
+    def _command(self) -> Sequence[str]:
+        return (
+            "postgres", "-D", str(self.data_dir), "-c", f"listen_addresses={self.address}",
+            "-c", f"port={self.port}", "-c", f"unix_socket_directories={self.socket_dir}",
+            "-c", f"cluster_name={self.name}",
+        )  # fmt: skip
+
+    def _of_role(self, statement: LiteralString, role: str) -> None:
+        with self.superuser(self._setup.database) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(role)))
 
     def _write_hba(self) -> None:
         """The file as it should be now; whoever is listed first has the word."""
@@ -405,29 +332,3 @@ class PostgresServer:
 
     def _load_time(self) -> object:
         return self.execute("SELECT pg_conf_load_time()")[0][0]
-
-    def _ready_or_dead(self) -> bool:
-        if self.pid is None:
-            return True
-        try:
-            self.execute("SELECT 1")
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def _signal_family(self, number: signal.Signals) -> None:
-        pid = self.pid
-        if pid is None:
-            return
-        watchdog.send(pid, number)  # the postmaster first: it can have no more children then
-        for child in watchdog.children_of(pid):
-            watchdog.send(child, number)
-
-    def _make_directory(self, directory: Path, mode: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(mode)
-        self._programs.give(directory)
-
-    def __repr__(self) -> str:
-        state = f"pid {self.pid}" if self.pid is not None else "stopped"
-        return f"<PostgresServer {self.name} {self.address}:{self.port} {state}>"

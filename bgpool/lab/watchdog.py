@@ -2,7 +2,7 @@
 
 It is run by its path (``python -I -S watchdog.py OWNER_PID``), so it must import nothing but the standard
 library. Standard input is a pipe that the lab holds open: first come the lab's directories, one a line,
-then nothing. At end of file, or when the lab's process is gone, it ends the PostgreSQL programs that work
+then nothing. At end of file, or when the lab's process is gone, it ends the database programs that work
 below these directories and removes them. Nothing is registered: the programs are found by their command
 lines, so that none can be missed between its start and its registration, and no other process that took
 over a number can be hit.
@@ -24,10 +24,10 @@ POLL_S = 0.5
 """A forked child may hold the pipe open after the lab's death; hence a look at the parent now and then."""
 
 QUIT_TIMEOUT_S = 2.0
-"""An immediate shutdown takes some 30 ms here; after this, SIGKILL."""
+"""An immediate shutdown of PostgreSQL takes some 30 ms here, one of MariaDB 50 ms; after this, SIGKILL."""
 
 KILL_TIMEOUT_S = 5.0
-ENDED = ("postgres", "initdb", "pg_basebackup")
+ENDED = ("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld")
 
 
 def arguments_of(pid: int) -> list[str]:
@@ -48,13 +48,14 @@ def children_of(pid: int) -> list[int]:
 
 
 def programs_below(directories: Iterable[str]) -> list[int]:
-    """The PostgreSQL programs that were started with a path below one of *directories*."""
+    """The database programs that were started with a path below one of *directories*, also as ``--option=path``."""
     prefixes = tuple(directory.rstrip("/") + "/" for directory in directories)
     found = []
     for pid in _pids():
         program, *arguments = arguments_of(pid) or [""]
         name = program.rpartition("/")[2]
-        if name in ENDED and any(argument.startswith(prefixes) for argument in arguments):
+        places = (argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments)
+        if name in ENDED and any(place.startswith(prefixes) for place in places):
             found.append(pid)
     return found
 

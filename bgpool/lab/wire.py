@@ -1,4 +1,4 @@
-"""A client connection on which every step is bounded, also against a server that does not answer at all.
+"""Client connections on which every step is bounded, also against a server that does not answer at all.
 
 libpq's own connect timeout is no shorter than 2 s and its queries have none; the oracle needs both in
 milliseconds.
@@ -6,14 +6,18 @@ milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
+from typing import Any, Protocol
 
 import psycopg
+import pymysql
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from bgpool.lab.errors import LabError
+from bgpool.mysql import BoundedConnection
 
 
 class WireError(LabError):
@@ -24,8 +28,23 @@ class WireError(LabError):
         self.sqlstate = sqlstate
 
 
-class Wire:
+class Wire(Protocol):
     """One connection to one address, used by one thread."""
+
+    def execute(self, sql: bytes, *, timeout_s: float) -> None:
+        """Run *sql* and forget its rows.
+
+        Raises:
+            WireError: It failed, or was not answered within *timeout_s* seconds. After the latter its
+                outcome is unknown and the connection of no more use.
+        """
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+
+
+class PostgresWire:
+    """A `Wire` to PostgreSQL."""
 
     def __init__(self, *, timeout_s: float, **parameters: str | int) -> None:
         """Connect with libpq's *parameters*.
@@ -43,12 +62,7 @@ class Wire:
             raise
 
     def execute(self, sql: bytes, *, timeout_s: float) -> None:
-        """Run *sql* and forget its rows.
-
-        Raises:
-            WireError: It failed, or was not answered within *timeout_s* seconds. After the latter its
-                outcome is unknown and the connection of no more use.
-        """
+        """As the protocol says."""
         deadline_s = time.monotonic() + timeout_s
         try:
             self._connection.send_query(sql)
@@ -92,3 +106,31 @@ class Wire:
         poller.register(self._connection.socket, select.POLLOUT if writing else select.POLLIN)
         if not poller.poll(left_s * 1000):
             raise WireError("the server did not answer in time")
+
+
+class MysqlWire:
+    """A `Wire` to MySQL."""
+
+    def __init__(self, *, timeout_s: float, **parameters: Any) -> None:
+        """Connect with PyMySQL's *parameters*, in autocommit.
+
+        Raises:
+            WireError: Refused, or no answer within *timeout_s* seconds to one step of the handshake.
+        """
+        try:
+            self._connection = BoundedConnection(autocommit=True, connect_timeout=timeout_s, **parameters)
+        except pymysql.MySQLError as error:
+            raise WireError(str(error)) from error
+
+    def execute(self, sql: bytes, *, timeout_s: float) -> None:
+        """As the protocol says."""
+        self._connection._read_timeout = self._connection._write_timeout = timeout_s
+        try:
+            self._connection.query(sql)
+        except pymysql.MySQLError as error:
+            raise WireError(str(error)) from error
+
+    def close(self) -> None:
+        """Close the connection; idempotent. A goodbye is sent and not waited for."""
+        with contextlib.suppress(pymysql.MySQLError):  # closed already
+            self._connection.close()

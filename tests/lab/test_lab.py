@@ -10,52 +10,134 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from bgpool.lab import Director, Pair, PostgresServer, Schedule, TruthProbe, ledger
+from bgpool.lab import Director, EngineName, LabError, Pair, Schedule, TruthProbe, faults, ledger
+from bgpool.lab.mariadb_programs import find_mariadb
+from tests.lab.clients import Refused, connect
 
 pytestmark = pytest.mark.lab
 
+ENGINES: tuple[EngineName, ...] = ("postgresql", "mysql")
+READ_ONLY = {"postgresql": "25006", "mysql": 1290}
+CUT = {"postgresql": "57P01", "mysql": 2013}
+NO_GRANT = {"postgresql": "42501", "mysql": 1142}
+GONE = {"postgresql": "42883", "mysql": 1146}
+BROKEN = {"postgresql": "22P02", "mysql": 4038}
+STATUSES = {
+    "postgresql": "SELECT DISTINCT status FROM rds_tools.show_topology('test')",
+    "mysql": "SELECT DISTINCT status FROM mysql.rds_topology",
+}
+INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    name: EngineName = request.param
+    return name
+
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    with Pair() as pair:
+def pair(engine: EngineName) -> Iterator[Pair]:
+    with Pair(engine=engine) as pair:
         ledger.create(pair)
         yield pair
 
 
 def test_green_follows_blue_and_takes_no_writes(pair: Pair) -> None:
-    pair.blue.execute("INSERT INTO ledger (worker, thread, n) VALUES (1, 1, 1)", database="app")
-    pair.green.wait_replayed(pair.blue.current_lsn(), timeout_s=10)
+    pair.blue.execute(INSERT, (1, 1, 1), database="app")
+    pair.green.wait_replayed(pair.blue.position(), timeout_s=10)
+    assert ledger.read(pair.green) == ledger.read(pair.blue)
     assert [row.key for row in ledger.read(pair.green)] == [(1, 1, 1)]
-    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        pair.green.execute("INSERT INTO ledger (worker, thread, n) VALUES (1, 1, 2)", database="app")
+    with connect(pair, pair.green) as client, pytest.raises(Refused) as refused:
+        client.execute(INSERT, (1, 1, 2))
+    assert refused.value.code == READ_ONLY[pair.engine]
 
 
 def test_metadata_differs_by_server_and_needs_its_grant(pair: Pair) -> None:
-    director = Director(pair)
+    query = STATUSES[pair.engine]
+    with connect(pair, pair.blue) as blue, connect(pair, pair.green) as green:
+        assert blue.execute(query) == []
+        director = Director(pair)
+        director.create_deployment()
+        director.publish("SWITCHOVER_IN_PROGRESS", to=pair.green)
+        assert blue.execute(query) == [("AVAILABLE",)]
+        assert green.execute(query) == [("SWITCHOVER_IN_PROGRESS",)]
+        pair.blue.revoke_metadata("app")
+        with pytest.raises(Refused) as refused:
+            blue.execute(query)
+        assert refused.value.code == NO_GRANT[pair.engine]
+        pair.blue.grant_metadata("app")
+        assert blue.execute(query) == [("AVAILABLE",)]
+
+
+def test_metadata_can_be_empty_broken_and_gone(pair: Pair) -> None:
+    query, director = STATUSES[pair.engine], Director(pair)
     director.create_deployment()
-    director.publish("SWITCHOVER_IN_PROGRESS", to=pair.green)
-    query = "SELECT DISTINCT status FROM rds_tools.show_topology('test')"
-    for server, status in ((pair.blue, "AVAILABLE"), (pair.green, "SWITCHOVER_IN_PROGRESS")):
-        with psycopg.connect(pair.direct_dsn(server)) as connection:
-            assert connection.execute(query).fetchall() == [(status,)]
-    pair.blue.execute("REVOKE USAGE ON SCHEMA rds_tools FROM app", database="app")
-    with psycopg.connect(pair.direct_dsn(pair.blue)) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        connection.execute(query)
+    with connect(pair, pair.blue) as client:
+        director.empty()
+        assert client.execute(query) == []
+        faults.break_metadata(director)
+        with pytest.raises(Refused) as refused:
+            client.execute(query)
+        assert refused.value.code == BROKEN[pair.engine]
+        faults.drop_metadata(pair)
+        with pytest.raises(Refused) as refused:
+            client.execute(query)
+        assert refused.value.code == GONE[pair.engine]
 
 
-def test_connections_are_cut_and_new_ones_refused(pair: Pair) -> None:
-    with psycopg.connect(pair.direct_dsn(pair.blue)) as connection:
-        pair.blue.refuse_clients()
-        pair.blue.cut_clients()
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            connection.execute("SELECT 1")
-    with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(pair.direct_dsn(pair.blue))
+def test_connections_are_cut_and_new_ones_refused_while_replication_goes_on(pair: Pair) -> None:
+    with connect(pair, pair.blue) as client:
+        for server in pair.servers:
+            server.refuse_clients()
+        assert pair.blue.cut_clients() == 1
+        with pytest.raises(Refused) as refused:
+            client.execute("SELECT 1")
+        assert refused.value.code == CUT[pair.engine]
+    with pytest.raises(Refused):
+        connect(pair, pair.blue)
+    pair.blue.execute(INSERT, (1, 1, 1), database="app")
+    pair.green.wait_replayed(pair.blue.position(), timeout_s=10)
     pair.blue.admit_clients()
-    psycopg.connect(pair.direct_dsn(pair.blue)).close()
+    connect(pair, pair.blue).close()
+
+
+def test_a_read_only_server_takes_writes_of_nobody_who_has_just_begun(pair: Pair) -> None:
+    """Nor does it wait for those who have."""
+    with connect(pair, pair.blue) as idle, connect(pair, pair.blue) as client:
+        idle.execute("BEGIN")
+        idle.execute(INSERT, (1, 1, 1))
+        pair.blue.set_read_only(True)
+        with pytest.raises(Refused) as refused:
+            client.execute(INSERT, (1, 1, 2))
+    assert refused.value.code == READ_ONLY[pair.engine]
+
+
+def test_a_server_comes_back_as_it_was(pair: Pair) -> None:
+    pair.blue.execute(INSERT, (1, 1, 1), database="app")
+    pair.blue.set_read_only(True)
+    pair.blue.lock_out("monitor")
+    pair.blue.kill()
+    pair.blue.start()
+    assert [row.key for row in ledger.read(pair.blue)] == [(1, 1, 1)]
+    with connect(pair, pair.blue) as client, pytest.raises(Refused):
+        client.execute(INSERT, (1, 1, 2))
+    with pytest.raises(Refused):
+        connect(pair, pair.blue, user="monitor", password=pair.lab_password)
+    pair.green.stop()
+    pair.green.start()
+    assert pair.green.is_replica()
+    pair.green.wait_replayed(pair.blue.position(), timeout_s=10)
+
+
+def test_monitoring_connections_are_told_by_their_name(pair: Pair) -> None:
+    with (
+        connect(pair, pair.blue, name="bgpool-monitor x"),
+        connect(pair, pair.green, name="bgpool-monitor"),
+        connect(pair, pair.blue, name="gunicorn"),
+    ):
+        assert pair.monitoring_connections() == 2
 
 
 @pytest.mark.slow
@@ -72,25 +154,20 @@ def test_a_switchover_and_its_ground_truth(pair: Pair) -> None:
     assert truth.down_s == pytest.approx(open_again.monotonic_s - stopped.monotonic_s, abs=0.5)
     assert pair.hosts.read()[pair.names.blue.primary] == pair.green.address
     assert pair.names.green.primary not in pair.hosts.read()
-    with psycopg.connect(pair.direct_dsn(pair.blue)) as old, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        old.execute("INSERT INTO ledger (worker, thread, n) VALUES (9, 9, 9)")
+    with connect(pair, pair.blue) as old, pytest.raises(Refused) as refused:
+        old.execute(INSERT, (9, 9, 9))
+    assert refused.value.code == READ_ONLY[pair.engine]
 
 
 @pytest.mark.slow
 def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
-    def write(server: PostgresServer, n: int) -> None:
-        with server.superuser("app") as connection:
-            connection.execute("SET default_transaction_read_only = off")
-            connection.execute("INSERT INTO ledger (worker, thread, n) VALUES (0, 0, %s)", (n,))
-
-    write(pair.blue, 1)
+    pair.blue.execute(INSERT, (0, 0, 1), database="app")
     director = Director(pair, Schedule(scale=0.05))
     director.create_deployment()
     director.run()
     assert ledger.judge(pair, [(0, 0, 1)]).clean
-    write(pair.green, 2)
-    write(pair.green, 2)
-    write(pair.blue, 3)
+    for server, n in ((pair.green, 2), (pair.green, 2), (pair.blue, 3)):
+        server.execute(INSERT, (0, 0, n), database="app")
     verdict = ledger.judge(pair, [(0, 0, 1), (0, 0, 4)], unknown=[(0, 0, 2)])
     assert not verdict.clean
     assert (verdict.lost, verdict.doubled, verdict.split) == (1, 1, 1)
@@ -100,12 +177,28 @@ def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_leaves_no_server_and_no_file() -> None:
+def test_old_blue_becomes_a_new_green(engine: EngineName) -> None:
+    with Pair("aurora", engine=engine, readers=1) as pair:
+        ledger.create(pair)
+        for n in (1, 2):
+            pair.blue.execute(INSERT, (0, 0, n), database="app")
+            director = Director(pair, Schedule(scale=0.05))
+            director.create_deployment()
+            director.run()
+            pair.renew()
+        for server in pair.servers:
+            if server is not pair.blue:
+                server.wait_replayed(pair.blue.position(), timeout_s=10)
+            assert [row.key for row in ledger.read(server)] == [(0, 0, 1), (0, 0, 2)]
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_no_server_and_no_file(engine: EngineName) -> None:
     script = (
-        "import sys, time\nfrom bgpool.lab import Pair\nwith Pair() as pair:\n"
+        "import sys, time\nfrom bgpool.lab import Pair\nwith Pair(engine=sys.argv[1]) as pair:\n"
         "    print(pair.blue.data_dir, flush=True)\n    time.sleep(60)\n"
     )
-    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", script, engine], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         data_dir = Path(owner.stdout.readline().strip())
@@ -117,6 +210,12 @@ def test_kill_9_leaves_no_server_and_no_file() -> None:
     while data_dir.parent.exists() or _servers_in(data_dir.parent):
         assert time.monotonic() < deadline, f"{data_dir.parent} is still there"
         time.sleep(0.1)
+
+
+def test_a_lab_without_mariadb_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"apt-get install mariadb-server-core") as failed:
+        find_mariadb(tmp_path)
+    assert str(tmp_path / "sbin" / "mariadbd") in str(failed.value)
 
 
 def _servers_in(directory: Path) -> list[str]:

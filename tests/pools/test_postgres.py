@@ -14,6 +14,7 @@ import bgpool
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
+from bgpool.lab.postgres import PostgresServer
 from bgpool.pools.pool import Pool
 from tests.pools.conftest import Hand, Work
 from tests.pools.proxy import CommitCutter
@@ -101,7 +102,7 @@ class Promotion:
     def _switch_over(self) -> None:
         self.hand.publish(Phase.IN_PROGRESS)
         if self.caught_up:
-            self.pair.green.wait_replayed(self.pair.blue.current_lsn(), 10.0)
+            self.pair.green.wait_replayed(self.pair.blue.position(), 10.0)
         self.pair.green.promote(10.0)
         self.before_release()
         self.hand.publish(Phase.POST, pinned=True, green_was_replica=self.replica)
@@ -110,6 +111,7 @@ class Promotion:
         """Let green hear no more of blue."""
         self.caught_up = False
         self.pair.green.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        assert isinstance(self.pair.green, PostgresServer)
         self.pair.green.reload()
         deadline = time.monotonic() + 10
         while self.pair.green.execute("SELECT count(*) FROM pg_stat_wal_receiver")[0][0]:

@@ -45,8 +45,8 @@ def _deleted(trial: Trial) -> None:
 
 def _absent(trial: Trial) -> None:
     silence_metadata(trial)
-    # On blue, before green has caught up: it is gone from both.
-    trial.director.add("absent", 0.3, lambda: faults.drop_function(trial.pair))
+    # On PostgreSQL by replication, so before green has caught up: it is gone from both.
+    trial.director.add("absent", 0.3, lambda: faults.drop_metadata(trial.pair))
 
 
 def _error(trial: Trial) -> None:
@@ -111,7 +111,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "metadata-absent",
-        "the function that tells the status is dropped in IN_PROGRESS",
+        "the function or table that tells the status is dropped in IN_PROGRESS",
         evidence=PROMOTED,
         last_phases=OVER,
         stage=_absent,

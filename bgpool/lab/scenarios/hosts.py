@@ -8,9 +8,9 @@ import threading
 from dataclasses import replace
 from typing import Final
 
-from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.scenarios.evidence import silence_metadata
 from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.server import Server
 from bgpool.lab.trial import Trial
 
 __all__ = ["SCENARIOS"]
@@ -62,7 +62,7 @@ def _slow(trial: Trial) -> None:
     """Both servers get a tenth of the time that they want, in slices."""
     stop = threading.Event()
 
-    def stutter(server: PostgresServer) -> None:
+    def stutter(server: Server) -> None:
         while not stop.wait(0.02):
             server.freeze()
             stop.wait(0.08)

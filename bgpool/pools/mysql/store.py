@@ -398,9 +398,11 @@ class _Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
     def take(self) -> MysqlConnection | None:
         """The one that was idle for longest; None if there is none."""
         try:
-            box: _Box = self.dedicated_connection().dbapi_connection
+            pooled = self.dedicated_connection()
         except _Empty:
             return None
+        # Emptied while DBUtils' wrapper lives: at its end it puts back whatever is in the box.
+        box: _Box = pooled.dbapi_connection
         connection, box.connection = box.connection, None
         return connection
 

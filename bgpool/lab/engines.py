@@ -1,0 +1,193 @@
+"""What a pair needs to know of its servers' engine: how to make them, what stands in front, how clients are told."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import ssl
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from bgpool.lab.binaries import find_programs, make_usable
+from bgpool.lab.front import Authority, Front
+from bgpool.lab.guard import Guard
+from bgpool.lab.iam import Radius, TokenCheck
+from bgpool.lab.mariadb import MariadbServer
+from bgpool.lab.mariadb_conf import LAB_DATABASE
+from bgpool.lab.mariadb_programs import find_mariadb
+from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.relay import Relay
+from bgpool.lab.server import Server, Setup
+
+__all__ = ["ENGINES", "Engine", "EngineName", "Entrance"]
+
+EngineName = Literal["postgresql", "mysql"]
+
+
+class Entrance(Protocol):
+    """What stands in front of a server and shows certificates."""
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """The certificate that new clients are shown."""
+
+    @context.setter
+    def context(self, context: ssl.SSLContext) -> None:
+        """It may be replaced at any time."""
+
+
+class Engine(abc.ABC):
+    """The engine of one pair.
+
+    Attributes:
+        tls_options: The end of a DSN that has certificates verified against the authority in ``{ca}``.
+    """
+
+    tls_options: str
+
+    @abc.abstractmethod
+    def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
+        """Find the programs.
+
+        Args:
+            setup: The servers'.
+            guard: Whose directories may be used.
+            place: Where to look; None for where the engine usually is.
+
+        Raises:
+            LabError: They were not found; the message says how to get them.
+        """
+
+    @abc.abstractmethod
+    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> Server:
+        """Describe a server; the arguments are those of `Server`."""
+
+    @abc.abstractmethod
+    def has_entrances(self, *, tls: bool) -> bool:
+        """Whether something stands in front of the servers, which then listen one port higher."""
+
+    @abc.abstractmethod
+    def open_entrances(
+        self,
+        servers: Sequence[Server],
+        port: int,
+        stack: contextlib.ExitStack,
+        *,
+        authority: Authority | None,
+        tokens: TokenCheck | None,
+    ) -> Mapping[str, Entrance]:
+        """Put in front of *servers* what their clients find at *port*.
+
+        Args:
+            servers: All of the pair's, not started yet.
+            port: Where clients come.
+            stack: Closes what was opened.
+            authority: Issues the certificates; None without TLS.
+            tokens: Lets the owner of the database in instead of its password, if given.
+
+        Returns:
+            What was opened, by the servers' keys; nothing if `has_entrances` says so.
+        """
+
+
+class Postgresql(Engine):
+    """PostgreSQL: TLS is in front of the servers, whose build has none; they ask about tokens themselves."""
+
+    tls_options = "&sslmode=verify-full&sslrootcert={ca}"
+
+    def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
+        """Find the programs, and copy them if their account cannot reach them."""
+        self._setup: Final = setup
+        self._programs: Final = make_usable(find_programs(place), guard.base / "programs")
+
+    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> PostgresServer:
+        """Describe a server."""
+        return PostgresServer(
+            name, home, address=address, port=port, socket_dir=socket_dir, programs=self._programs, setup=self._setup
+        )
+
+    def has_entrances(self, *, tls: bool) -> bool:
+        """For TLS alone."""
+        return tls
+
+    def open_entrances(
+        self,
+        servers: Sequence[Server],
+        port: int,
+        stack: contextlib.ExitStack,
+        *,
+        authority: Authority | None,
+        tokens: TokenCheck | None,
+    ) -> Mapping[str, Entrance]:
+        """One `Front` each, and one RADIUS server for all."""
+        fronts: dict[str, Front] = {}
+        if authority is not None:
+            for server in servers:
+                fronts[server.key] = Front(server, port, authority.context([server.name]))
+                stack.callback(fronts[server.key].close)
+        if tokens is not None:
+            radius = Radius(tokens, servers[0].address)
+            radius.start()
+            stack.callback(radius.close)
+            for server in servers:
+                assert isinstance(server, PostgresServer)
+                server.clients = radius.hba(self._setup.owner, server.key) + server.clients
+        return fronts
+
+
+class Mysql(Engine):
+    """MySQL, played by MariaDB: a relay gives what it lacks, TLS of the lab's, tokens and Aurora's tables."""
+
+    tls_options = "&ssl_ca={ca}&ssl_verify_identity=true"
+
+    def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
+        """Find the server, which stays where it is."""
+        del guard
+        self._setup: Final = setup
+        self._found: Final = find_mariadb(place)
+
+    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MariadbServer:
+        """Describe a server."""
+        return MariadbServer(
+            name, home, address=address, port=port, socket_dir=socket_dir, found=self._found, setup=self._setup
+        )
+
+    def has_entrances(self, *, tls: bool) -> bool:
+        """For TLS, and for Aurora's tables."""
+        return tls or self._setup.flavour == "aurora"
+
+    def open_entrances(
+        self,
+        servers: Sequence[Server],
+        port: int,
+        stack: contextlib.ExitStack,
+        *,
+        authority: Authority | None,
+        tokens: TokenCheck | None,
+    ) -> Mapping[str, Entrance]:
+        """One relay each."""
+        if not self.has_entrances(tls=authority is not None):
+            return {}
+        owner = self._setup.owner
+        relays: dict[str, Relay] = {}
+        for server in servers:
+            relays[server.key] = relay = Relay(
+                server.name,
+                address=server.address,
+                port=port,
+                backend_port=server.port,
+                rewrite=AURORA_NAMES if self._setup.flavour == "aurora" else {},
+                context=authority.context([server.name]) if authority is not None else None,
+                check=partial(tokens.accepts, server.key) if tokens is not None else None,
+                users={owner: self._setup.passwords[owner]} if tokens is not None else {},
+            )
+            stack.callback(relay.close)
+        return relays
+
+
+AURORA_NAMES: Final = {b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode()}
+"""What MariaDB does not have where Aurora has it."""
+
+ENGINES: Final[Mapping[EngineName, type[Engine]]] = {"postgresql": Postgresql, "mysql": Mysql}

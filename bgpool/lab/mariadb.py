@@ -1,0 +1,286 @@
+"""One real MariaDB server, a child process of the lab.
+
+What differs between blue and green, roles and their locks for one, is written past the binary log: replication
+carries the applications' data alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any, ClassVar, Final
+
+import pymysql
+
+from bgpool.lab.errors import LabError
+from bgpool.lab.files import write_atomically
+from bgpool.lab.mariadb_conf import OPTIONS, REPLICATION_ROLE, STATUS_VIEW, SUPERUSER, setup_script
+from bgpool.lab.mariadb_programs import MariadbPrograms
+from bgpool.lab.mariadb_template import copy_template
+from bgpool.lab.server import CONFIGURE_TIMEOUT_S, START_TIMEOUT_S, STATEMENT_TIMEOUT_S, Server, StopMode
+from bgpool.lab.waiting import wait_until
+from bgpool.lab.wire import MysqlWire
+from bgpool.mysql import BoundedConnection, code_of
+
+CATCH_UP_TIMEOUT_S: Final = 60.0
+CONNECT_TIMEOUT_S: Final = 5
+
+NO_SUCH_THREAD: Final = 1094
+
+CLIENTS: Final = f"""
+    SELECT id FROM information_schema.processlist
+    WHERE host NOT IN ('', 'localhost') AND user NOT IN ('system user', '{REPLICATION_ROLE}')
+"""
+NAMED: Final = """
+    SELECT count(*) FROM performance_schema.session_connect_attrs
+    WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
+"""
+
+_server_ids: Final = itertools.count(1)
+"""Never the same twice: a replica skips what was written under its own number, also in a former life."""
+
+
+class MariadbServer(Server):
+    """A MariaDB server. Replicas follow by GTID, over TCP and under a role of their own, past refused clients."""
+
+    stop_signals: ClassVar[Mapping[StopMode, signal.Signals]] = {"fast": signal.SIGTERM, "immediate": signal.SIGKILL}
+
+    # LOAD_FILE refuses what not everyone may read.
+    file_mode: ClassVar[int] = 0o644
+
+    def __init__(self, name: str, home: Path, *, found: MariadbPrograms, **params: Any) -> None:
+        """As `Server`, with the programs as they were found."""
+        super().__init__(name, home, programs=found.programs, **params)
+        self._found: Final = found
+        self._init_file: Final = home / "init.sql"
+        self._temporary_dir: Final = home / "tmp"
+        self._make_directory(self._temporary_dir, 0o700)
+        self._server_id = 0
+        self._read_only = False
+        self._refuses_all = False
+        self._refused_roles: set[str] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Begin as a primary; its binary log begins here, and is kept."""
+        self._begin(read_only=False)
+
+    def replicate(self, source: Server, *, follow: Server) -> None:
+        """Begin anew, empty, and replay all that *follow* and, through it, *source* ever wrote."""
+        if self.pid is not None:
+            raise LabError(f"{self.name} runs; stop it before it becomes a replica")
+        self._begin(read_only=True)
+        # An attempt that comes too early would be repeated after a second.
+        wait_until(follow.answers, timeout_s=START_TIMEOUT_S, what=f"{follow.name} accepts sessions")
+        self._administer(
+            f"CHANGE MASTER TO MASTER_HOST='{follow.address}', MASTER_PORT={follow.port}, "
+            f"MASTER_USER='{REPLICATION_ROLE}', MASTER_PASSWORD='{self._setup.lab_password}', "
+            "MASTER_USE_GTID=slave_pos, MASTER_CONNECT_RETRY=1, MASTER_HEARTBEAT_PERIOD=1",
+            "START SLAVE",
+        )
+        self.wait_replayed(source.position(), CATCH_UP_TIMEOUT_S)
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Start the server and wait until it accepts sessions; one that runs already is fine."""
+        if self.pid is None:
+            self._socket.unlink(missing_ok=True)  # what a killed server left would look like one that listens
+        super().start(timeout_s)
+
+    def answers(self) -> bool:
+        """Whether the server runs and lets the lab in."""
+        return self._socket.exists() and super().answers()
+
+    def _begin(self, *, read_only: bool) -> None:
+        """Start on a new data directory, with all of the setup."""
+        shutil.rmtree(self.data_dir)
+        copy_template(self._found, self.data_dir)
+        self._server_id = next(_server_ids)
+        self._read_only, self._refuses_all, self._refused_roles = read_only, False, set()
+        write_atomically(self._init_file, setup_script(self._setup), mode=0o600, prepare=self._programs.give)
+        try:
+            self.start()
+        finally:
+            self._init_file.unlink()
+
+    def _command(self) -> Sequence[str]:
+        # As RDS keeps it in its parameters, read_only outlives a restart.
+        options = [
+            f"--socket={self._socket}", f"--bind-address={self.address}", f"--port={self.port}",
+            f"--server-id={self._server_id}", f"--read-only={int(self._read_only)}",
+        ]  # fmt: skip
+        if self._init_file.exists():
+            options.append(f"--init-file={self._init_file}")
+        return *self._found.command(self.data_dir, self._temporary_dir), *OPTIONS, *options
+
+    @property
+    def _socket(self) -> Path:
+        return self.socket_dir / f"mysql.{self.port}"
+
+    # -- sessions ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def superuser(self, database: str = "") -> Iterator[BoundedConnection]:
+        """A superuser's session through the unix socket, in autocommit, which read_only does not bind."""
+        connection = BoundedConnection(
+            unix_socket=str(self._socket), user=SUPERUSER, database=database or None, autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S, read_timeout=STATEMENT_TIMEOUT_S, program_name="bgpool-lab",
+            ssl_disabled=True,  # PyMySQL would read all the system's authorities, 40 ms each time
+        )  # fmt: skip
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def execute(self, sql: str, params: Sequence[object] = (), *, database: str = "") -> list[tuple[Any, ...]]:
+        """Run one statement as superuser and return its rows; it is written to the binary log."""
+        with self.superuser(database) as connection:
+            return _rows(connection, sql, params)
+
+    def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> MysqlWire:
+        """A client's session in the applications' database, on which every step is bounded."""
+        return MysqlWire(
+            timeout_s=timeout_s, host=self.address, port=self.port, user=user, password=password,
+            database=self._setup.database, program_name=application, ssl_disabled=True,
+        )  # fmt: skip
+
+    def sessions_named(self, prefix: str) -> int:
+        """How many sessions have a connection attribute program_name that starts with *prefix*."""
+        return int(self.execute(NAMED, (prefix, prefix))[0][0])
+
+    # -- what a switchover does to a server ----------------------------------------------------------------
+
+    def set_read_only(self, read_only: bool) -> None:
+        """Set read_only: also a transaction that is running writes no more, and cannot commit what it wrote (1290)."""
+        self._read_only = read_only
+        self._administer(f"SET GLOBAL read_only = {int(read_only)}")
+
+    def refuse_clients(self) -> None:
+        """Lock the accounts of all clients: error 4151."""
+        self._refuses_all = True
+        self._lock()
+
+    def admit_clients(self) -> None:
+        """Unlock the accounts of clients, but for those that were locked out for good."""
+        self._refuses_all = False
+        self._lock()
+
+    def lock_out(self, role: str) -> None:
+        """Lock *role* for good, and kill its sessions."""
+        self._refused_roles.add(role)
+        self._lock()
+        self._administer(f"KILL CONNECTION USER '{role}'")
+
+    def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
+        """Kill every TCP client's session; who waits for an answer or asks again gets 2013."""
+        cut = 0
+        with self.superuser() as connection:
+
+            def none_left() -> bool:
+                nonlocal cut
+                found = _rows(connection, CLIENTS)
+                cut = max(cut, len(found))
+                for (number,) in found:
+                    _kill(connection, number)
+                return not found
+
+            wait_until(none_left, timeout_s=timeout_s, what=f"{self.name} has no TCP clients", poll_s=0.002)
+        return cut
+
+    def promote(self, timeout_s: float = START_TIMEOUT_S, *, abort: Event | None = None) -> None:
+        """Replay what has arrived, follow nobody any more, and take writes."""
+        status = self._replica_status()
+        if status is None:
+            return
+        self._administer("STOP SLAVE IO_THREAD")
+        arrived = (self._replica_status() or status)["Gtid_IO_Pos"]
+        self.wait_replayed(arrived, timeout_s, abort=abort)
+        self._administer("STOP SLAVE", "RESET SLAVE ALL")
+        self.set_read_only(False)
+
+    # -- replication ---------------------------------------------------------------------------------------
+
+    def is_replica(self) -> bool:
+        """Whether the server follows another."""
+        return self._replica_status() is not None
+
+    def position(self) -> str:
+        """The GTIDs of the last transactions in the binary log, such as ``0-1-27``; empty before the first."""
+        return str(self.execute("SELECT @@GLOBAL.gtid_binlog_pos")[0][0])
+
+    def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
+        """Wait until this replica has replayed everything up to *position*.
+
+        Raises:
+            LabError: It had not within *timeout_s* seconds; the message says what stopped it, if anything did.
+            LabAbortError: *abort* was set while waiting.
+        """
+        with self.superuser() as connection:
+
+            def replayed() -> bool:
+                # Waits in the server, and not for long, so that an abort is heard.
+                return not position or _rows(connection, "SELECT MASTER_GTID_WAIT(%s, 0.02)", (position,)) == [(0,)]
+
+            try:
+                wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0)
+            except LabError as error:
+                status = self._replica_status() or {}
+                reason = status.get("Last_SQL_Error") or status.get("Last_IO_Error")
+                raise type(error)(f"{error}: {reason}" if reason else str(error)) from None
+
+    # -- metadata ------------------------------------------------------------------------------------------
+
+    def grant_metadata(self, role: str) -> None:
+        """Let *role* read the metadata of this server alone: grants are not replicated to a green that is there."""
+        self._administer(f"GRANT SELECT ON {STATUS_VIEW} TO '{role}'@'%'")
+
+    def revoke_metadata(self, role: str) -> None:
+        """Take back `grant_metadata`: error 1142."""
+        self._administer(f"REVOKE SELECT ON {STATUS_VIEW} FROM '{role}'@'%'")
+
+    def drop_metadata(self) -> None:
+        """Drop the table of this server: error 1146."""
+        self._administer(f"DROP VIEW IF EXISTS {STATUS_VIEW}")
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _administer(self, *statements: str) -> None:
+        """Run *statements* past the binary log."""
+        with self.superuser() as connection:
+            for statement in ("SET sql_log_bin = 0", *statements):
+                _rows(connection, statement)
+
+    def _lock(self) -> None:
+        """Lock and unlock accounts as it should be now; in force for whoever comes from then on."""
+        refused = self._setup.passwords if self._refuses_all else self._refused_roles
+        self._administer(
+            *(
+                f"ALTER USER '{role}'@'%' ACCOUNT {'LOCK' if role in refused else 'UNLOCK'}"
+                for role in self._setup.passwords
+            )
+        )
+
+    def _replica_status(self) -> dict[str, Any] | None:
+        with self.superuser() as connection, connection.cursor(pymysql.cursors.DictCursor) as cursor:
+            cursor.execute("SHOW SLAVE STATUS")
+            row: dict[str, Any] | None = cursor.fetchone()
+        return row
+
+
+def _rows(connection: BoundedConnection, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, tuple(params) or None)
+        return list(cursor.fetchall())
+
+
+def _kill(connection: BoundedConnection, number: int) -> None:
+    try:
+        _rows(connection, f"KILL CONNECTION {number}")
+    except pymysql.err.Error as error:
+        if code_of(error) != NO_SUCH_THREAD:  # it has just ended by itself
+            raise

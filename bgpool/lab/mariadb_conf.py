@@ -1,0 +1,139 @@
+"""The configuration of the lab's MariaDB servers, and what is on them before anybody uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pymysql.converters import escape_string
+
+from bgpool.lab.server import Flavour, Setup
+
+__all__ = ["ACCOUNT", "LAB_DATABASE", "OPTIONS", "REPLICATION_ROLE", "STATUS_VIEW", "SUPERUSER", "TINY", "setup_script"]
+
+SUPERUSER: Final = "root"
+REPLICATION_ROLE: Final = "replica"
+
+LAB_DATABASE: Final = "lab"
+"""What the views of the metadata are made of; the relay leads questions for Aurora's own tables here."""
+
+STATUS_VIEW: Final = "mysql.rds_topology"
+
+ACCOUNT: Final = (
+    f"""INSERT INTO mysql.global_priv VALUES ('localhost', '{SUPERUSER}', '{{"access":18446744073709551615}}');"""
+)
+"""The only superuser, without a password: the directory of the socket is closed to others."""
+
+TINY: Final = (
+    "--skip-name-resolve",
+    "--key-buffer-size=64K",
+    "--aria-pagecache-buffer-size=1M",
+    "--innodb-buffer-pool-size=16M",
+    "--innodb-log-file-size=8M",
+    "--innodb-data-file-path=ibdata1:4M:autoextend",
+    "--innodb-temp-data-file-path=ibtmp1:4M:autoextend",
+    # A crash of the machine loses the lab, not data: no fsync. A crash of the server alone loses nothing, as
+    # every commit is in the kernel's hands.
+    "--innodb-flush-method=nosync",
+    "--innodb-use-native-aio=0",  # of which a machine has no more than so many
+    "--innodb-flush-log-at-trx-commit=2",
+    "--innodb-doublewrite=0",
+    "--sync-binlog=0",
+)
+"""Small and quick, for the life of a data directory."""
+
+_ATTRIBUTES: Final = (
+    # Clients' program_name is in performance_schema alone. Without all the rest it takes 3 MB and no time.
+    "--performance-schema=ON",
+    "--loose-performance-schema-session-connect-attrs-size=512",
+    "--loose-performance-schema-max-thread-instances=400",
+    *(
+        f"--loose-performance-schema-{what}=0"
+        for what in (
+            *(f"max-{kind}-classes" for kind in ("mutex", "rwlock", "cond", "file", "socket", "stage", "statement")),
+            *(f"max-{kind}-instances" for kind in ("mutex", "rwlock", "cond", "file", "socket", "table")),
+            *(f"{kind}-size" for kind in ("accounts", "hosts", "users", "digests")),
+            *(f"events-{kind}-history-size" for kind in ("waits", "stages", "statements", "transactions")),
+            *(f"events-{kind}-history-long-size" for kind in ("waits", "stages", "statements", "transactions")),
+            *(f"max-{kind}" for kind in ("memory-classes", "table-handles", "table-lock-stat", "index-stat")),
+            *(f"max-{kind}" for kind in ("metadata-locks", "prepared-statements-instances", "program-instances")),
+        )
+    ),
+)
+
+OPTIONS: Final = (
+    *TINY,
+    *_ATTRIBUTES,
+    "--max-connections=200",
+    "--max-user-connections=180",  # the lab gets in however many clients of one role there are
+    "--default-time-zone=+00:00",
+    "--character-set-server=utf8mb4",
+    # Row by row, a replica's table has the same numbers and times as its primary's.
+    "--log-bin=binlog",
+    "--binlog-format=ROW",
+    "--log-slave-updates",
+    "--gtid-strict-mode",
+    "--slave-net-timeout=10",
+    "--relay-log=relay",
+    "--pid-file=pid",
+)
+
+
+def setup_script(setup: Setup) -> str:
+    """What a server executes when it starts for the first time, one statement a line."""
+    statements = [
+        # Replication carries the applications' data alone.
+        "SET sql_log_bin = 0",
+        _role(REPLICATION_ROLE, setup.lab_password),
+        f"GRANT REPLICATION SLAVE ON *.* TO '{REPLICATION_ROLE}'@'%'",
+        f"CREATE DATABASE {LAB_DATABASE} CHARACTER SET utf8mb4",
+        f"CREATE DATABASE {setup.database} CHARACTER SET utf8mb4",
+    ]
+    for role, password in setup.passwords.items():
+        statements.append(_role(role, password))
+    statements += [f"GRANT EXECUTE ON {setup.database}.* TO '{role}'@'%'" for role in setup.passwords]
+    statements += [f"GRANT ALL ON {setup.database}.* TO '{role}'@'%'" for role in setup.writers]
+    statements += _metadata(setup.flavour, setup.database, list(setup.passwords))
+    statements += [f"GRANT SELECT ON {STATUS_VIEW} TO '{role}'@'%'" for role in setup.watchers]
+    return "".join(f"{' '.join(statement.split())};\n" for statement in statements)
+
+
+def _role(name: str, password: str) -> str:
+    return f"CREATE USER '{name}'@'%' IDENTIFIED BY '{escape_string(password)}'"
+
+
+# The files of `bgpool.lab.metadata`, read with the superuser's rights by views that anybody may be let to
+# read. A file that is missing is NULL, and NULL makes no rows.
+_READ: Final = f"""
+CREATE DEFINER='{SUPERUSER}'@'localhost' FUNCTION {LAB_DATABASE}.{{name}}() RETURNS LONGTEXT CHARSET utf8mb4
+NOT DETERMINISTIC READS SQL DATA SQL SECURITY DEFINER RETURN LOAD_FILE(CONCAT(@@datadir, '{{file}}'))
+"""
+_STATUS: Final = f"""
+CREATE DEFINER='{SUPERUSER}'@'localhost' SQL SECURITY DEFINER VIEW {STATUS_VIEW} AS
+SELECT r.* FROM JSON_TABLE({LAB_DATABASE}.topology(), '$[*]' COLUMNS (
+    id VARCHAR(64) PATH '$.id', endpoint VARCHAR(255) PATH '$.endpoint', port INT PATH '$.port',
+    role VARCHAR(64) PATH '$.role', status VARCHAR(64) PATH '$.status', version VARCHAR(16) PATH '$.version'
+)) AS r
+"""
+_REPLICAS: Final = f"""
+CREATE DEFINER='{SUPERUSER}'@'localhost' SQL SECURITY DEFINER VIEW {LAB_DATABASE}.replica_host_status AS
+SELECT r.SERVER_ID, r.SESSION_ID, NOW(6) AS LAST_UPDATE_TIMESTAMP, r.lag_ms AS REPLICA_LAG_IN_MILLISECONDS
+FROM JSON_TABLE({LAB_DATABASE}.replicas(), '$[*]' COLUMNS (
+    SERVER_ID VARCHAR(100) PATH '$.server_id', SESSION_ID VARCHAR(100) PATH '$.session_id',
+    lag_ms DOUBLE PATH '$.lag_ms'
+)) AS r
+"""
+# Native on Aurora; here found in the database that a client names when it connects.
+_VERSION: Final = """
+CREATE DEFINER='{superuser}'@'localhost' FUNCTION {database}.aurora_version() RETURNS VARCHAR(16)
+DETERMINISTIC NO SQL RETURN '3.08.0'
+"""
+
+
+def _metadata(flavour: Flavour, database: str, roles: Sequence[str]) -> list[str]:
+    statements = [_READ.format(name="topology", file="bgpool_topology.json"), _STATUS]
+    if flavour == "aurora":
+        statements += [_READ.format(name="replicas", file="bgpool_replicas.json"), _REPLICAS]
+        statements += [f"GRANT SELECT ON {LAB_DATABASE}.replica_host_status TO '{role}'@'%'" for role in roles]
+        statements.append(_VERSION.format(superuser=SUPERUSER, database=database))
+    return statements
