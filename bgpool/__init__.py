@@ -18,6 +18,7 @@ from bgpool.errors import (
     Error,
     GreenHostRejected,
     InheritedConnection,
+    PasswordFailed,
     PoolClosed,
     PoolTimeout,
     SegmentError,
@@ -53,6 +54,7 @@ __all__ = [
     "PoolTimeout",
     "TooManyRequests",
     "PoolClosed",
+    "PasswordFailed",
     "__version__",
 ]
 

@@ -6,12 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
-
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.limits import TOKEN_LIFE_S, TOKENS
 from bgpool.dsn import Password
-from bgpool.errors import ConfigurationError
+from bgpool.errors import ConfigurationError, PasswordFailed
 
 __all__ = ["RdsIam", "make_password"]
 
@@ -20,19 +18,19 @@ def make_password(password: Password, host: str, port: int, user: str) -> str:
     """What *password* makes for a connection, or an error that is fit for a log.
 
     Raises:
-        psycopg.OperationalError: It failed, with the failure as the cause, or it made no string. The text names user,
+        PasswordFailed: It failed, with the failure as the cause, or it made no string. The text names user,
             host and the kind of failure.
     """
     what = f"the password callable failed for {user}@{host}"
     try:
         made: object = password(host, port, user)
     except ConfigurationError as error:
-        raise psycopg.OperationalError(f"{what}: {error}") from error
+        raise PasswordFailed(f"{what}: {error}") from error
     except Exception as error:
         # Not its text: what makes secrets may quote them.
-        raise psycopg.OperationalError(f"{what}: {type(error).__name__}") from error
+        raise PasswordFailed(f"{what}: {type(error).__name__}") from error
     if not isinstance(made, str):
-        raise psycopg.OperationalError(f"{what}: it returned {type(made).__name__} instead of a string")
+        raise PasswordFailed(f"{what}: it returned {type(made).__name__} instead of a string")
     return made
 
 

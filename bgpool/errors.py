@@ -23,6 +23,7 @@ __all__ = [
     "PoolTimeout",
     "TooManyRequests",
     "PoolClosed",
+    "PasswordFailed",
 ]
 
 
@@ -72,3 +73,7 @@ class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyR
 
 class PoolClosed(Error, pymysql.err.OperationalError, psycopg_pool.PoolClosed):
     """The pool was closed. Nothing was sent."""
+
+
+class PasswordFailed(Error, psycopg.OperationalError, pymysql.err.OperationalError):
+    """What makes passwords has made none; to either driver a connection that failed. Nothing was sent."""

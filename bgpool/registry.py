@@ -23,11 +23,12 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
 from bgpool.settings import Settings
 
-__all__ = ["get_pool", "open_pools"]
+__all__ = ["POOLS", "get_pool", "open_pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-_POOLS: Final[Mapping[Engine, type[Pool[Any]]]] = {Engine.POSTGRESQL: PostgresPool, Engine.MYSQL: MysqlPool}
+#: The pool of each engine.
+POOLS: Final[Mapping[Engine, type[Pool[Any]]]] = {Engine.POSTGRESQL: PostgresPool, Engine.MYSQL: MysqlPool}
 
 
 class _Registry:
@@ -90,7 +91,7 @@ def open_pools() -> None:
 
 def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
     place, settings, left = parse(dsn, options)
-    kind = _POOLS[place.engine]
+    kind = POOLS[place.engine]
     for name in left:
         if name not in kind.OPTIONS:
             raise ConfigurationError(

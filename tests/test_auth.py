@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
+import pymysql
 import pytest
 
 from bgpool.auth import RdsIam, make_password
-from bgpool.errors import ConfigurationError
+from bgpool.errors import ConfigurationError, PasswordFailed
 
 HOST = "ledger-green-abc123.c0.eu-west-1.rds.amazonaws.com"
 
@@ -92,10 +93,12 @@ def test_what_fails_to_make_a_password_is_named_and_not_quoted() -> None:
         return b"s3cret"
 
     for password, what in ((secretive, "RuntimeError"), (wrong, "bytes instead of a string")):
-        with pytest.raises(psycopg.OperationalError, match=f"failed for app@{HOST}: .*{what}") as caught:
+        with pytest.raises(PasswordFailed, match=f"failed for app@{HOST}: .*{what}") as caught:
             make_password(password, HOST, 5432, "app")
+        assert isinstance(caught.value, psycopg.OperationalError)
+        assert isinstance(caught.value, pymysql.err.OperationalError)
         assert "s3cret" not in str(caught.value)
-    with pytest.raises(psycopg.OperationalError, match="give one, as in RdsIam") as caught:
+    with pytest.raises(PasswordFailed, match="give one, as in RdsIam") as caught:
         make_password(RdsIam(), "db.shop.example", 5432, "app")
     assert isinstance(caught.value.__cause__, ConfigurationError)
 

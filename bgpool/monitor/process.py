@@ -7,12 +7,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
 from bgpool.core.limits import HEARTBEAT_S, LINGER_S, SILENCE_S
 from bgpool.core.machine import step
@@ -24,6 +25,7 @@ from bgpool.errors import SegmentError
 from bgpool.monitor import election, history
 from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.probe import Probe, now
@@ -37,6 +39,11 @@ from bgpool.segment.writer import Writer
 __all__ = ["Monitor", "run_monitor"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
+
+_SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, Password | None], Session]]] = {
+    Engine.POSTGRESQL: PostgresSession,
+    Engine.MYSQL: MysqlSession,
+}
 
 
 def run_monitor(
@@ -183,7 +190,8 @@ class Monitor:
 
     def _connector(self) -> Callable[[Target], Session]:
         resolver, params = make_resolver(self._config.resolver), self._config.params
-        return lambda target: PostgresSession(params, _resolved(target, resolver, self._config), self._password)
+        session = _SESSIONS[self._config.engine]
+        return lambda target: session(params, _resolved(target, resolver, self._config), self._password)
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:

@@ -56,7 +56,7 @@ class CommitCutter:
                     data = sock.recv(65536)
                     if not data:
                         return
-                    if sock is client and b"COMMIT\0" in data and self.when != "never":
+                    if sock is client and _is_commit(data) and self.when != "never":
                         self._cut(client, backend, data)
                         return
                     other[sock].sendall(data)
@@ -69,3 +69,8 @@ class CommitCutter:
         client.close()
         backend.close()
         self.on_cut()
+
+
+def _is_commit(data: bytes) -> bool:
+    """Whether a client of either engine has sent COMMIT: a query that ends with a zero, or with its packet."""
+    return b"COMMIT\0" in data or data.endswith(b"\3COMMIT")

@@ -16,8 +16,8 @@ from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.postgres.pool import PostgresPool
+from tests.pools.callers import Caller, wait_until
 from tests.pools.conftest import Hand
-from tests.pools.test_gate import Caller, wait_until
 
 pytestmark = pytest.mark.lab
 

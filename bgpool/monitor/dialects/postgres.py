@@ -13,8 +13,9 @@ from bgpool._version import __version__
 from bgpool.auth import make_password
 from bgpool.core.events import StatusRow
 from bgpool.core.plan import Target
-from bgpool.core.routing import names_to_try
+from bgpool.core.routing import Names
 from bgpool.dsn import Password, names_are_proved, user_of
+from bgpool.monitor.dialects.reach import first_line, reach
 from bgpool.monitor.session import Answer, SessionError
 
 __all__ = ["AURORA", "RDS", "Dialect", "PostgresSession"]
@@ -167,27 +168,12 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
     own = {"target_session_attrs": "any", **params}
     if target.timeout_s:
         own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
-    # Names are worth trying only where they have to be proved.
-    proved = password is not None or names_are_proved(own)
-    tried = target.names if proved and target.names else (target.host,)
-    failure: psycopg.Error | OSError | None = None
-    for address in target.addresses or ("",):
-        for names in names_to_try(tried, tokens=password is not None):
-            # An empty hostaddr keeps libpq from taking $PGHOSTADDR, which is meant for the application.
-            place: dict[str, Any] = {"host": names.host, "hostaddr": address, "port": target.port}
-            try:
-                if password is not None:
-                    place["password"] = make_password(password, names.token, target.port, user_of(own))
-                return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
-            except psycopg.errors.ConnectionTimeout as error:
-                # Nobody is there, whatever the name.
-                failure = error
-                break
-            except (psycopg.Error, OSError) as error:
-                failure = error
-    raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
 
+    def connect(address: str, names: Names) -> psycopg.Connection[Any]:
+        # An empty hostaddr keeps libpq from taking $PGHOSTADDR, which is meant for the application.
+        place: dict[str, Any] = {"host": names.host, "hostaddr": address, "port": target.port}
+        if password is not None:
+            place["password"] = make_password(password, names.token, target.port, user_of(own))
+        return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
 
-def first_line(error: BaseException) -> str:
-    """*error* in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return reach(target, connect, proved=password is not None or names_are_proved(own), tokens=password is not None)

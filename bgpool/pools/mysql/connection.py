@@ -54,7 +54,6 @@ class MysqlConnection(BoundedConnection):
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_lent: While a caller has it.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
-        bgpool_pooled: What DBUtils calls it; the store's.
         bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
     """
 
@@ -65,7 +64,6 @@ class MysqlConnection(BoundedConnection):
     bgpool_lent: bool = False
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
-    bgpool_pooled: Any = None
     # What the application asked for when it connected.
     _autocommit: bool | None = None
     # The switchover has refused a write of the transaction at hand: it must not be committed any more.
@@ -89,7 +87,6 @@ class MysqlConnection(BoundedConnection):
         """As Aware says."""
         if self.open:
             self.close()
-        self.bgpool_pooled = None
 
     def bgpool_is_readable(self) -> bool:
         """Whether the server has said something that nobody asked for: it ends the connection."""

@@ -16,7 +16,7 @@ from bgpool.pools.recipe import DriversPool, Place, Recipe
 
 __all__ = ["OPTIONS", "MysqlRecipe", "like"]
 
-OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self", "connector"} | {"kwargs"}
+OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self", "connector"}
 
 
 class MysqlRecipe(Recipe):
@@ -24,9 +24,7 @@ class MysqlRecipe(Recipe):
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says."""
-        # Connection parameters are in the DSN's already.
-        options = {name: value for name, value in self.options.items() if name != "kwargs"}
-        return Store(connector, **options)
+        return Store(connector, **self.options)
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> MysqlConnection:
         """As Recipe says."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dbutils import steady_db
-from dbutils.pooled_db import PooledDB, PooledDedicatedDBConnection
+from dbutils.pooled_db import PooledDB
 from pymysql.constants import CR
 
 from bgpool.core.limits import (
@@ -369,6 +369,23 @@ def _nothing() -> Any:
     raise _Empty
 
 
+class _Box:
+    """What DBUtils has in the place of a connection: it closes what it is left with, and nothing that was taken out."""
+
+    threadsafety: Final = 1
+
+    def __init__(self, connection: MysqlConnection) -> None:
+        self.connection: MysqlConnection | None = connection
+
+    def __call__(self) -> _Box:
+        return self
+
+    def close(self) -> None:
+        """Close what is in it."""
+        if self.connection is not None:
+            self.connection.bgpool_discard()
+
+
 class _Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
     """PooledDB without anything that talks to a server: it keeps connections, the longest idle first."""
 
@@ -384,8 +401,9 @@ class _Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
             pooled = self.dedicated_connection()
         except _Empty:
             return None
-        connection: MysqlConnection = pooled.dbapi_connection
-        connection.bgpool_pooled = pooled
+        # Emptied while DBUtils' wrapper lives: at its end it puts back whatever is in the box.
+        box: _Box = pooled.dbapi_connection
+        connection, box.connection = box.connection, None
         return connection
 
     def take_all(self) -> list[MysqlConnection]:
@@ -394,16 +412,11 @@ class _Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
 
     def put(self, connection: MysqlConnection) -> None:
         """Keep *connection*."""
-        pooled, connection.bgpool_pooled = connection.bgpool_pooled, None
-        if pooled is None:
-            steady = steady_db.connect(lambda: connection, failures=_NeverRaised, ping=0)
-            pooled = PooledDedicatedDBConnection(self, steady)
-        pooled.close()
+        self.cache(steady_db.connect(_Box(connection), failures=_NeverRaised, ping=0))
 
     def cache(self, con: Any) -> None:
-        """What put() does. DBUtils calls this by itself, too, for whatever its user has lost: that is not kept."""
-        connection = con.dbapi_connection
-        if connection.open and connection.bgpool_pooled is None:
+        """What put() does. DBUtils does it too, by itself, with the box that was emptied: that is not kept."""
+        if con.dbapi_connection.connection is not None:
             super().cache(con)
 
 

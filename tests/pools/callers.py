@@ -1,0 +1,41 @@
+"""Callers in threads of their own, and waiting for what they come to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Caller", "wait_until"]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for *condition*; an assertion fails when the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.01)
+
+
+class Caller(threading.Thread):
+    """Runs a function in a thread and keeps what came of it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._function = function
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        """Call the function."""
+        try:
+            self.result = self._function()
+        except Exception as error:
+            self.result = error
+
+    def wait(self) -> Any:
+        """What the function returned or raised."""
+        self.join(15.0)
+        assert not self.is_alive(), "the caller never came back"
+        return self.result

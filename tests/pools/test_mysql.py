@@ -1,0 +1,467 @@
+"""What a MySQL pool promises beyond what all pools do: no wait under a lock, and no guess about commits."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pymysql
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from bgpool.lab import Pair
+from bgpool.mysql import BoundedConnection
+from bgpool.pools.mysql.connection import MysqlConnection, _first_words
+from bgpool.pools.mysql.pool import MysqlPool
+from bgpool.pools.mysql.store import Store
+from tests.engines import KITS, Kit
+from tests.pools.callers import Caller, wait_until
+from tests.pools.conftest import Hand, Work
+from tests.pools.proxy import CommitCutter
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., MysqlPool]
+
+
+@pytest.fixture
+def kit() -> Kit:
+    return KITS[Engine.MYSQL]
+
+
+class Connector:
+    """Opens real connections, as slowly as it is told to."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self.slow_s: list[float] = []
+        self.failures: list[Exception] = []
+        self.opened = 0
+        self.live = memoryview(bytearray(b"\1" * 8))
+
+    def connect(self) -> MysqlConnection:
+        if self.slow_s:
+            time.sleep(self.slow_s.pop())
+        if self.failures:
+            raise self.failures.pop()
+        self.opened += 1
+        connection = MysqlConnection(
+            host=self._pair.blue.address, port=self._pair.port, user="app", password=self._pair.app_password,
+            database="app", read_timeout=10, write_timeout=10,
+        )  # fmt: skip
+        self.inherited = False
+        connection.bgpool_generation = self  # type: ignore[assignment]  # as much of one as a store looks at
+        return connection
+
+    def note_cut(self) -> None:
+        """As a generation's."""
+
+    def is_switching(self) -> bool:
+        """As a generation's."""
+        return False
+
+
+@pytest.fixture
+def connector(pair: Pair) -> Connector:
+    return Connector(pair)
+
+
+@pytest.fixture
+def make_store(connector: Connector) -> Iterator[Callable[..., Store]]:
+    made: list[Store] = []
+
+    def make(**options: Any) -> Store:
+        store = Store(connector, **{"min_size": 0, "max_size": 2, "timeout": 5.0} | options)
+        store.open()
+        made.append(store)
+        return store
+
+    yield make
+    for store in made:
+        store.close()
+
+
+MakeStore = Callable[..., Store]
+
+
+class TestStore:
+    def test_a_slow_connect_keeps_nobody_from_a_connection_that_comes_back(
+        self, make_store: MakeStore, connector: Connector
+    ) -> None:
+        store = make_store()
+        first = store.getconn()
+        connector.slow_s = [3.0]
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        began = time.monotonic()
+        store.putconn(first)
+        assert caller.wait() is first
+        assert time.monotonic() - began < 1.0
+
+    def test_connects_run_side_by_side(self, make_store: MakeStore, connector: Connector) -> None:
+        store = make_store(max_size=5)
+        connector.slow_s = [0.5] * 5
+        began = time.monotonic()
+        callers = [Caller(store.getconn) for _ in range(5)]
+        for caller in callers:
+            store.putconn(caller.wait())
+        assert time.monotonic() - began < 1.5
+        assert connector.opened == 5
+
+    def test_first_come_first_served_and_never_more_than_max_size(
+        self, make_store: MakeStore, connector: Connector
+    ) -> None:
+        store = make_store(max_size=1)
+        held = store.getconn()
+        order: list[int] = []
+
+        def use(n: int) -> None:
+            connection = store.getconn()
+            order.append(n)
+            store.putconn(connection)
+
+        def is_waiting(count: int) -> bool:
+            return store.get_stats()["requests_waiting"] == count
+
+        callers = []
+        for n in range(8):
+            callers.append(Caller(partial(use, n)))
+            wait_until(partial(is_waiting, n + 1))
+        store.putconn(held)
+        for caller in callers:
+            assert caller.wait() is None
+        assert order == list(range(8))
+        assert connector.opened == 1
+
+    def test_the_wait_ends_and_says_why(self, make_store: MakeStore, connector: Connector) -> None:
+        store = make_store(max_size=1)
+        held = store.getconn()
+        with pytest.raises(PoolTimeout, match=r"after 0.10 sec: all 1 are in use") as caught:
+            store.getconn(0.1)
+        assert isinstance(caught.value, pymysql.err.OperationalError)
+        store.putconn(held)
+        other = make_store(max_size=1)
+        connector.failures = [pymysql.err.OperationalError(1045, "Access denied for user 'app'")] * 100
+        with pytest.raises(PoolTimeout, match=r"none could be opened.*Access denied"):
+            other.getconn(0.2)
+
+    def test_the_queue_ends(self, make_store: MakeStore) -> None:
+        store = make_store(max_size=1, max_waiting=1)
+        held = store.getconn()
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        with pytest.raises(TooManyRequests, match="1 requests waiting"):
+            store.getconn()
+        store.putconn(held)
+        store.putconn(caller.wait())
+
+    def test_closing_sends_waiting_callers_on(self, make_store: MakeStore) -> None:
+        store = make_store(max_size=1)
+        held = store.getconn()
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        store.close()
+        assert isinstance(caller.wait(), PoolClosed)
+        store.putconn(held)
+        assert held.closed
+
+    def test_what_could_not_be_opened_is_tried_again_while_somebody_waits(
+        self, make_store: MakeStore, connector: Connector
+    ) -> None:
+        store = make_store()
+        connector.failures = [pymysql.err.OperationalError(2003, "refused")] * 3
+        store.putconn(store.getconn())
+        assert store.get_stats()["connections_errors"] == 3
+
+    def test_what_the_server_has_ended_is_not_handed_out(self, make_store: MakeStore, kit: Kit, pair: Pair) -> None:
+        store = make_store()
+        connection = store.getconn()
+        store.putconn(connection)
+        kit.kill(pair, kit.session(connection))
+        wait_until(connection.bgpool_is_readable)
+        fresh = store.getconn()
+        assert kit.execute(fresh, "SELECT 1") == [(1,)]
+        assert fresh is not connection
+        store.putconn(fresh)
+
+    def test_asked_only_after_it_was_idle_and_no_lock_is_held_meanwhile(self, make_store: MakeStore) -> None:
+        asked: list[int] = []
+
+        def check(_connection: MysqlConnection) -> None:
+            asked.append(1)
+            time.sleep(0.5)
+
+        store = make_store(check=check)
+        store.putconn(store.getconn())
+        store.putconn(store.getconn())
+        assert asked == []
+        time.sleep(0.6)
+        caller = Caller(store.getconn)
+        wait_until(lambda: asked == [1])
+        began = time.monotonic()
+        store.putconn(store.getconn())
+        assert time.monotonic() - began < 0.4
+        store.putconn(caller.wait())
+
+    def test_an_open_transaction_is_rolled_back_and_autocommit_put_back(self, make_store: MakeStore, kit: Kit) -> None:
+        store = make_store(max_size=1)
+        connection = store.getconn()
+        kit.execute(connection, "INSERT INTO ledger (worker, thread, n) VALUES (55, 1, 1)")
+        store.putconn(connection)
+        assert store.getconn() is connection
+        assert kit.execute(connection, "SELECT count(*) FROM ledger WHERE worker = 55") == [(0,)]
+        connection.rollback()
+        connection.autocommit(True)
+        store.putconn(connection)
+        assert not store.getconn().get_autocommit()
+        store.putconn(connection)
+
+    def test_a_result_left_unread_closes_the_connection(self, make_store: MakeStore) -> None:
+        store = make_store(max_size=1)
+        connection = store.getconn()
+        cursor = connection.cursor(pymysql.cursors.SSCursor)
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        store.putconn(connection)
+        assert connection.closed
+        assert store.get_stats()["returns_bad"] == 1
+
+    def test_given_back_twice_is_refused(self, make_store: MakeStore) -> None:
+        store = make_store()
+        connection = store.getconn()
+        store.putconn(connection)
+        with pytest.raises(ValueError, match="given back before"):
+            store.putconn(connection)
+
+    def test_lifetime_idle_time_and_min_size(self, make_store: MakeStore) -> None:
+        store = make_store(min_size=1, max_size=3, max_idle=0.2, max_lifetime=3600)
+        wait_until(lambda: store.get_stats()["pool_available"] == 1)
+        lent = [store.getconn() for _ in range(3)]
+        for connection in lent:
+            store.putconn(connection)
+        assert store.get_stats()["pool_size"] == 3
+        wait_until(lambda: store.get_stats()["pool_size"] == 1)
+        old = make_store(min_size=1, max_size=1, max_lifetime=0.5)
+        first = old.getconn()
+        time.sleep(0.6)
+        old.putconn(first)
+        assert first.closed
+        second = old.getconn()
+        assert second is not first
+        old.putconn(second)
+
+    def test_what_its_user_has_lost_is_closed_and_never_kept(self, make_store: MakeStore, kit: Kit, pair: Pair) -> None:
+        store = make_store(max_size=1)
+        connection = store.getconn()
+        session = kit.session(connection)
+        kit.write(connection)
+        del connection
+        import gc
+
+        gc.collect()
+        assert store.get_stats()["pool_available"] == 0
+        query = f"SELECT count(*) FROM information_schema.processlist WHERE id = {session}"
+        wait_until(lambda: pair.blue.execute(query)[0][0] == 0)
+
+    @pytest.mark.parametrize(
+        "options", [{"max_size": 0}, {"min_size": 3, "max_size": 2}, {"max_lifetime": 0}, {"min_size": -1}]
+    )
+    def test_numbers_out_of_their_domain(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            Store(object(), **{"max_size": 2, "min_size": 0} | options)
+
+    def test_many_threads(self, make_store: MakeStore, kit: Kit, connector: Connector) -> None:
+        store = make_store(max_size=3)
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                for _ in range(50):
+                    connection = store.getconn()
+                    assert kit.execute(connection, "SELECT 1") == [(1,)]
+                    store.putconn(connection)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert failures == []
+        assert connector.opened <= 3
+        stats = store.get_stats()
+        assert (stats["pool_size"], stats["pool_available"]) == (connector.opened, connector.opened)
+
+
+class TestStatements:
+    @pytest.mark.parametrize(
+        ("statement", "word"),
+        [
+            ("insert into t values (1)", b"INSERT"),
+            ("  /* a hint */ -- and\n (select 1)", b"SELECT"),
+            ("# note\nUPDATE t SET n = 1", b"UPDATE"),
+            ("/*! COMMIT */", b""),
+            ("/*M! COMMIT */", b""),
+            ("COMMIT WORK", b"COMMIT"),
+            ("", b""),
+        ],
+    )
+    def test_first_word(self, statement: str, word: bytes) -> None:
+        assert _first_words(statement.encode())[0] == word
+
+    def test_savepoints_are_no_end(self) -> None:
+        assert _first_words(b"ROLLBACK TO SAVEPOINT s") == (b"ROLLBACK", True)
+        assert _first_words(b"rollback work to s") == (b"ROLLBACK", True)
+        assert _first_words(b"ROLLBACK") == (b"ROLLBACK", False)
+
+    def test_a_select_tells_whether_it_opened_a_transaction(self, make_pool: MakePool, kit: Kit) -> None:
+        with make_pool().connection() as conn:
+            assert not conn.bgpool_in_transaction
+            kit.execute(conn, "SELECT 1")
+            assert not conn.bgpool_in_transaction
+            kit.read(conn)
+            assert conn.bgpool_in_transaction
+            conn.commit()
+            assert not conn.bgpool_in_transaction
+            with pytest.raises(pymysql.err.ProgrammingError):
+                kit.execute(conn, "SELECT * FROM nowhere")
+            assert conn.bgpool_in_transaction, "until the next answer one may be open"
+
+    @pytest.mark.parametrize(
+        ("statement", "unknown"),
+        [("INSERT INTO ledger (worker, thread, n) SELECT 1, 1, sleep(5)", False), ("DO sleep(5)", True)],
+    )
+    def test_only_what_never_commits_is_said_not_to_have(
+        self, hand: Hand, make_pool: MakePool, kit: Kit, statement: str, unknown: bool
+    ) -> None:
+        pool = make_pool(bg_drain_timeout_ms=100)
+        conn = pool.getconn()
+        kit.read(conn)
+        caller = Caller(lambda: kit.execute(conn, statement))
+        time.sleep(0.2)
+        hand.publish(Phase.IN_PROGRESS)
+        assert type(caller.wait()) is (bgpool.CommitOutcomeUnknown if unknown else bgpool.SwitchoverInterrupted)
+        pool.putconn(conn)
+
+    def test_what_was_refused_as_read_only_cannot_be_committed_any_more(
+        self, hand: Hand, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
+    ) -> None:
+        """The rest of the transaction is still there, and would get through after a rollback of the switchover."""
+        hand.publish(Phase.PREPARATION)
+        with make_pool().connection() as conn:
+            work(conn)
+            pair.blue.set_read_only(True)
+            try:
+                with pytest.raises(bgpool.SwitchoverInterrupted):
+                    kit.write(conn)
+            finally:
+                pair.blue.set_read_only(False)
+            with pytest.raises(bgpool.SwitchoverInterrupted):
+                conn.commit()
+            conn.rollback()
+        assert work.rows(pair) == 0
+
+    def test_errors_have_a_number_and_a_text(self, hand: Hand, make_pool: MakePool) -> None:
+        hand.publish(Phase.IN_PROGRESS)
+        with pytest.raises(bgpool.SwitchoverHoldTimeout) as caught:
+            make_pool().getconn(timeout=0.05)
+        number, text = caught.value.args
+        assert number == 2003
+        assert "was held for" in text
+
+    def test_a_pooled_connection_is_not_reconnected(self, make_pool: MakePool, kit: Kit, pair: Pair) -> None:
+        pool = make_pool()
+        conn = pool.getconn()
+        kit.kill(pair, kit.session(conn))
+        wait_until(conn.bgpool_is_readable)
+        with pytest.raises(pymysql.err.Error):
+            conn.ping(reconnect=True)
+        with pytest.raises(pymysql.err.InterfaceError, match="check out a new one"):
+            conn.ping(reconnect=True)
+        with pytest.raises(pymysql.err.InterfaceError, match="check out a new one"):
+            conn.connect()
+        pool.putconn(conn)
+
+
+class TestUnits:
+    @pytest.mark.usefixtures("prepared")
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_a_commit_that_was_cut_is_unknown(
+        self, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any
+    ) -> None:
+        cutter.when = when
+        with pytest.raises(bgpool.CommitOutcomeUnknown, match="find out") as caught:
+            make_pool(max_size=1).run(work)
+        assert caught.value.args[0] in (2006, 2013)
+        assert (work.calls, work.rows(pair)) == (1, int(when == "after"))
+
+    @pytest.mark.usefixtures("hand")
+    def test_what_ends_the_transaction_in_sql_or_by_ddl_is_refused(self, make_pool: MakePool, kit: Kit) -> None:
+        pool = make_pool()
+        for statement in ("COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TEMPORARY TABLE x (n int)"):
+            expected = (
+                contextlib.nullcontext() if "TEMPORARY" in statement else pytest.raises(Exception, match="runner")
+            )
+            with expected:
+                pool.run(lambda conn, statement=statement: kit.execute(conn, statement))
+        with pytest.raises(pymysql.err.ProgrammingError, match="DDL"):
+            pool.run(lambda conn: kit.execute(conn, "ANALYZE TABLE ledger"))
+
+    @pytest.mark.usefixtures("hand")
+    def test_savepoints_are_the_functions_own(self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work) -> None:
+        def nested(conn: MysqlConnection) -> str:
+            kit.execute(conn, "SAVEPOINT s")
+            kit.execute(conn, "INSERT INTO ledger (worker, thread, n) VALUES (99, 0, 0)")
+            kit.execute(conn, "ROLLBACK TO SAVEPOINT s")
+            return work(conn)
+
+        assert make_pool().run(nested) == "call 1"
+        assert work.rows(pair) == 1
+        assert pair.blue.execute("SELECT count(*) FROM app.ledger WHERE worker = 99 AND n = 0")[0][0] == 0
+
+    @pytest.mark.usefixtures("hand")
+    def test_a_deadlock_that_was_swallowed_commits_nothing(
+        self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
+    ) -> None:
+        def swallow(conn: MysqlConnection) -> None:
+            work(conn)
+            with contextlib.suppress(pymysql.err.OperationalError):
+                kit.execute(conn, "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found'")
+            kit.execute(conn, "SELECT 1")
+
+        with pytest.raises(pymysql.err.OperationalError, match="deadlock"):
+            make_pool().run(swallow)
+        assert work.rows(pair) == 0
+
+
+def test_every_wait_of_a_connection_ends(pair: Pair) -> None:
+    """A host that takes the connection and says nothing."""
+    pair.blue.freeze()
+    try:
+        began = time.monotonic()
+        with pytest.raises(pymysql.err.OperationalError):
+            BoundedConnection(host=pair.blue.address, port=pair.port, user="app", password="x", connect_timeout=1)
+        assert time.monotonic() - began < 3
+    finally:
+        pair.blue.thaw()
+
+
+def test_contexts_are_shared_until_a_certificate_is_renewed(tmp_path: Any) -> None:
+    import trustme
+
+    def context(ca: Any) -> object:
+        return BoundedConnection(host="127.0.0.1", ssl_ca=str(ca), defer_connect=True).ctx  # type: ignore[attr-defined]  # not in the stubs
+
+    ca = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(ca)
+    first = context(ca)
+    assert context(ca) is first
+    trustme.CA().cert_pem.write_to_path(ca)
+    assert context(ca) is not first

@@ -1,0 +1,200 @@
+"""Units of work on PostgreSQL: of a COMMIT that was cut, the server that goes on, or is promoted, is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+import bgpool
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair, ledger
+from bgpool.lab.ledger import INSERT_SQL
+from bgpool.lab.postgres import PostgresServer
+from bgpool.pools.pool import Pool
+from tests.pools.conftest import Hand, Work
+from tests.pools.proxy import CommitCutter
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., Pool[Any]]
+
+
+def test_a_failed_statement_that_was_swallowed_commits_nothing(make_pool: MakePool, pair: Pair, work: Work) -> None:
+    def swallow(conn: Any) -> None:
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            conn.execute("SELECT 1/0")
+
+    work.meanwhile = swallow
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="rolled back"):
+        make_pool().run(work)
+    assert work.calls == 1
+    assert work.rows(pair) == 0
+
+
+def test_savepoints_arguments_and_autocommit_pools(make_pool: MakePool, pair: Pair, work: Work) -> None:
+    def nested(conn: Any, word: str) -> str:
+        with contextlib.suppress(ZeroDivisionError), conn.transaction():
+            conn.execute(INSERT_SQL, (work.key[0], work.key[1], 0))
+            raise ZeroDivisionError
+        return word + work(conn)
+
+    for options in ({}, {"kwargs": {"autocommit": True}}):
+        work.calls = 0
+        assert make_pool(**options).run(nested, "it was ") == "it was call 1"
+    assert work.rows(pair) == 2
+    assert not any(row.key == (*work.key[:2], 0) for row in ledger.read(pair.blue))
+
+
+# -- in COMMIT, on a server that goes on -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_commit_that_took_effect_is_not_repeated(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    cutter.when = "after"
+    assert make_pool(max_size=1).run(work) == "call 1"
+    assert (work.calls, work.rows(pair), cutter.when) == (1, 1, "never")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_commit_that_never_arrived_is_repeated(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    cutter.when = "before"
+    assert make_pool(max_size=1).run(work) == "call 2"
+    assert (work.rows(pair), cutter.when) == (1, "never")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: CommitCutter) -> None:
+    calls: list[int] = []
+
+    def read(conn: psycopg.Connection[Any]) -> Any:
+        calls.append(1)
+        row = conn.execute("SELECT count(*) FROM ledger WHERE worker = 98").fetchone()
+        assert row is not None
+        return row[0]
+
+    cutter.when = "after"
+    assert make_pool(max_size=1).run(read) == 0
+    assert len(calls) == 2
+
+
+# -- in COMMIT, and another server is promoted -------------------------------------------------------------------
+
+
+class Promotion:
+    """A pair of its own that is switched over when a COMMIT is cut."""
+
+    def __init__(self, pair: Pair, hand: Hand, cutter: CommitCutter) -> None:
+        self.pair, self.hand, self.cutter = pair, hand, cutter
+        self.before_release: Callable[[], None] = lambda: None
+        self.caught_up = True
+        self.replica = True
+        cutter.on_cut = self._switch_over
+
+    def _switch_over(self) -> None:
+        self.hand.publish(Phase.IN_PROGRESS)
+        if self.caught_up:
+            self.pair.green.wait_replayed(self.pair.blue.position(), 10.0)
+        self.pair.green.promote(10.0)
+        self.before_release()
+        self.hand.publish(Phase.POST, pinned=True, green_was_replica=self.replica)
+
+    def stop_replication(self) -> None:
+        """Let green hear no more of blue."""
+        self.caught_up = False
+        self.pair.green.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        assert isinstance(self.pair.green, PostgresServer)
+        self.pair.green.reload()
+        deadline = time.monotonic() + 10
+        while self.pair.green.execute("SELECT count(*) FROM pg_stat_wal_receiver")[0][0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+class TestPromotion:
+    @pytest.fixture
+    def pair(self) -> Iterator[Pair]:
+        with Pair() as pair:
+            ledger.create(pair)
+            yield pair
+
+    @pytest.fixture
+    def promotion(self, pair: Pair, prepared: Hand, cutter: CommitCutter) -> Promotion:
+        return Promotion(pair, prepared, cutter)
+
+    def test_the_promoted_replica_knows_a_commit_that_took_effect(
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
+    ) -> None:
+        promotion.cutter.when = "after"
+        assert make_pool(max_size=1).run(work) == "call 1"
+        assert work.rows(pair, "green") == 1
+
+    def test_the_promoted_replica_knows_a_commit_that_never_arrived(
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
+    ) -> None:
+        promotion.cutter.when = "before"
+        assert make_pool(max_size=1).run(work) == "call 2"
+        assert work.rows(pair, "green") == 1
+        assert work.rows(pair, "blue") == 0
+
+    def test_an_id_that_was_given_out_again_is_not_mistaken_for_ours(
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
+    ) -> None:
+        ids: list[int] = []
+
+        def note_id(conn: psycopg.Connection[Any]) -> None:
+            if work.calls == 1:
+                row = conn.execute("SELECT pg_current_xact_id()::text").fetchone()
+                assert row is not None
+                ids.append(int(row[0]))
+
+        def use_ids_up() -> None:
+            with pair.green.superuser() as conn:
+                while True:
+                    row = conn.execute("SELECT pg_current_xact_id()::text").fetchone()
+                    assert row is not None
+                    if int(row[0]) > ids[0]:
+                        break
+                # The very question whose answer would be about somebody else's transaction.
+                row = conn.execute("SELECT pg_xact_status(%s::xid8)", (str(ids[0]),)).fetchone()
+                assert row == ("committed",)
+
+        work.meanwhile, promotion.before_release = note_id, use_ids_up
+        promotion.stop_replication()
+        promotion.cutter.when = "before"
+        assert make_pool(max_size=1).run(work) == "call 2"
+        assert work.rows(pair, "green") == 1
+
+    @pytest.mark.parametrize("reason", ["restarted", "no replica"])
+    def test_what_cannot_be_told_is_said(
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work, reason: str
+    ) -> None:
+        def restart() -> None:
+            # A crash: recovery replays a log of green's own, and has an end that says nothing about blue's.
+            pair.green.kill()
+            pair.green.start()
+
+        if reason == "restarted":
+            promotion.before_release = restart
+        else:
+            promotion.replica = False
+        promotion.cutter.when = "after"
+        with pytest.raises(bgpool.CommitOutcomeUnknown, match="find out"):
+            make_pool(max_size=1).run(work)
+        assert work.calls == 1
+
+    def test_what_may_be_applied_twice_is_called_again_where_nobody_can_tell(
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
+    ) -> None:
+        promotion.replica = False
+        promotion.cutter.when = "after"
+        assert make_pool(max_size=1).run(work, idempotent=True) == "call 2"
+        assert work.rows(pair, "green") == 2
