@@ -96,7 +96,10 @@ class BoundedConnection(_Driver):
     @property
     def peer(self) -> str:
         """The IP address of the server; empty on a Unix socket and once closed."""
-        name = self._sock.getpeername() if self._sock is not None else ""
+        try:
+            name = self._sock.getpeername() if self._sock is not None else ""
+        except OSError:  # closed by the other end, or cut by us
+            name = ""
         return str(name[0]) if isinstance(name, tuple) else ""
 
     def fileno(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.dsn import parse
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
@@ -31,13 +32,17 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+_Engine = Annotated[Engine, typer.Option(help="Whose servers; MySQL is played by MariaDB, which must be installed.")]
+
+
 @app.command()
 def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, forked after the pool was made.")] = 4,
     threads: Annotated[int, typer.Option(min=1, max=16, help="Threads in each of them.")] = 2,
+    engine: _Engine = Engine.POSTGRESQL,
     kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
 ) -> None:
-    """Send real PostgreSQL servers through a switchover under load and judge what became of every row.
+    """Send real servers through a switchover under load and judge what became of every row.
 
     Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 130 after Ctrl-C.
     """
@@ -48,7 +53,7 @@ def demo(
         sys.exit(f"the demo needs {error.name}: pip install 'bgpool[demo]'")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        clean = show.run(workers, threads, kill_monitor=kill_monitor)
+        clean = show.run(engine, workers, threads, kill_monitor=kill_monitor)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except LabError as error:
@@ -71,23 +76,25 @@ def lab_scenarios(json: _Json = False) -> None:
 @_lab.command("run")
 def lab_run(
     names: Annotated[list[str] | None, typer.Argument(help="Scenarios by name; all of them if none is given.")] = None,
+    engine: _Engine = Engine.POSTGRESQL,
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
 
-    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known; 130 after Ctrl-C.
+    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known, or not played on that
+    engine; 130 after Ctrl-C.
     """
     commands = _lab_commands()
-    from bgpool.lab.scenarios import CATALOGUE, find
+    from bgpool.lab.scenarios import catalogue_of, find
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        scenarios = [find(name) for name in names or CATALOGUE]
+        scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     try:
-        clean = commands.play_scenarios(scenarios, as_json=json)
+        clean = commands.play_scenarios(scenarios, engine, as_json=json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(0 if clean else 1)
@@ -116,6 +123,7 @@ def lab_simulate(
 def lab_chaos(
     seconds: Annotated[float, typer.Option(min=1.0, max=7200.0, help="Begin no switchover after that time.")] = 600.0,
     seed: Annotated[int, typer.Option(help="What is killed and when is drawn from it.")] = 0,
+    engine: _Engine = Engine.POSTGRESQL,
     json: _Json = False,
 ) -> None:
     """Switchover after switchover while workers and monitors are killed and stopped at random.
@@ -125,7 +133,7 @@ def lab_chaos(
     """
     commands = _lab_commands()
     try:
-        sys.exit(0 if commands.run_chaos(seed, seconds, as_json=json) else 1)
+        sys.exit(0 if commands.run_chaos(engine, seed, seconds, as_json=json) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
