@@ -164,6 +164,9 @@ class MysqlConnection(BoundedConnection):
         if self._is_inherited():
             keep_forever(self)
             return
+        if self._result is not None:
+            # Or PyMySQL would read the rest of it from the closed connection, and say so on stderr.
+            self._result.unbuffered_active = False
         super()._force_close()
 
     def __del__(self) -> None:
