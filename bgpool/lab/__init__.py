@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from bgpool.lab import ledger, metadata
 from bgpool.lab.director import Director, Event, Schedule, Step
-from bgpool.lab.engines import EngineName
 from bgpool.lab.errors import LabAbortError, LabError
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.metadata import Flavour, ReplicaRow, TopologyRow
@@ -37,7 +36,6 @@ __all__ = [
     "ledger",
     "Verdict",
     "metadata",
-    "EngineName",
     "Flavour",
     "TopologyRow",
     "ReplicaRow",

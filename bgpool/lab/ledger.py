@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from bgpool.lab.engines import EngineName
+from bgpool.core.engine import Engine
 from bgpool.lab.pair import DATABASE, ROLE, Pair
 from bgpool.lab.server import Server
 
@@ -21,8 +21,8 @@ INSERT_SQL = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
 MOST_EXAMPLES = 20
 
 # Deliberately no unique key on (worker, thread, n): a row that was written twice must be found, not refused.
-_CREATE: Final[Mapping[EngineName, tuple[str, ...]]] = {
-    "postgresql": (
+_CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
+    Engine.POSTGRESQL: (
         """
         CREATE TABLE ledger (
             seq bigserial PRIMARY KEY, worker integer NOT NULL, thread integer NOT NULL, n integer NOT NULL,
@@ -31,7 +31,7 @@ _CREATE: Final[Mapping[EngineName, tuple[str, ...]]] = {
         """,
         f"ALTER TABLE ledger OWNER TO {ROLE}",
     ),
-    "mysql": (
+    Engine.MYSQL: (
         """
         CREATE TABLE ledger (
             seq BIGINT AUTO_INCREMENT PRIMARY KEY, worker INT NOT NULL, thread INT NOT NULL, n INT NOT NULL,

@@ -86,16 +86,6 @@ class MariadbServer(Server):
         )
         self.wait_replayed(source.position(), CATCH_UP_TIMEOUT_S)
 
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start the server and wait until it accepts sessions; one that runs already is fine."""
-        if self.pid is None:
-            self._socket.unlink(missing_ok=True)  # what a killed server left would look like one that listens
-        super().start(timeout_s)
-
-    def answers(self) -> bool:
-        """Whether the server runs and lets the lab in."""
-        return self._socket.exists() and super().answers()
-
     def _begin(self, *, read_only: bool) -> None:
         """Start on a new data directory, with all of the setup."""
         shutil.rmtree(self.data_dir)

@@ -12,17 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
+from bgpool.core.engine import Engine
 from bgpool.lab import metadata
 from bgpool.lab.addresses import free_addresses
 from bgpool.lab.dns import DnsServer
-from bgpool.lab.engines import ENGINES, Engine, EngineName
 from bgpool.lab.errors import DRIVER_ERRORS, LabError
 from bgpool.lab.front import Authority
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
 from bgpool.lab.server import Flavour, Server, Setup
+from bgpool.lab.workshops import WORKSHOPS, Workshop
 
 log = logging.getLogger("bgpool.lab")
 
@@ -76,7 +78,7 @@ class Pair:
         self,
         flavour: Flavour = "rds",
         *,
-        engine: EngineName = "postgresql",
+        engine: Engine | Literal["postgresql", "mysql"] = Engine.POSTGRESQL,
         readers: int | tuple[int, int] = 0,
         custom: bool = False,
         tls: bool = False,
@@ -89,7 +91,7 @@ class Pair:
 
         Args:
             flavour: ``"rds"``, a DB instance, or ``"aurora"``, a cluster; each with its metadata.
-            engine: ``"postgresql"``, or ``"mysql"``, which MariaDB plays.
+            engine: MySQL is played by MariaDB.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
             tls: With certificates for the servers' names, and DSNs that verify them.
@@ -102,10 +104,8 @@ class Pair:
         """
         if flavour not in ("rds", "aurora"):
             raise ValueError(f"flavour must be 'rds' or 'aurora', not {flavour!r}")
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
         self.flavour: Flavour = flavour
-        self.engine: EngineName = engine
+        self.engine = Engine(engine)
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
         self.tls = tls or iam
@@ -139,11 +139,11 @@ class Pair:
         try:
             self.names = make_names(aurora=self.flavour == "aurora", replicas=self._readers, custom=self._custom)
             self.app_password, self.lab_password = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
-            engine = self._make_engine(guard)
-            self._describe_servers(engine, guard)
+            workshop = self._make_workshop(guard)
+            self._describe_servers(workshop, guard)
             self.hosts = HostsFile(guard.base / "hosts")
             self._publish_names()
-            self._start_services(engine, guard)
+            self._start_services(workshop, guard)
             self.blue.create()
             self._start_replicas()
         except BaseException:
@@ -288,11 +288,11 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = ENGINES[self.engine].tls_options.format(ca=self.authority.ca_file) if self.authority is not None else ""
+        tls = WORKSHOPS[self.engine].tls_options.format(ca=self.authority.ca_file) if self.authority is not None else ""
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
-        return f"{self.engine}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
+        return f"{self.engine.value}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
 
-    def _make_engine(self, guard: Guard) -> Engine:
+    def _make_workshop(self, guard: Guard) -> Workshop:
         setup = Setup(
             self.flavour,
             DATABASE,
@@ -301,19 +301,19 @@ class Pair:
             watchers=(ROLE, MONITOR_ROLE),
             lab_password=self.lab_password,
         )
-        return ENGINES[self.engine](setup, guard, self._programs)
+        return WORKSHOPS[self.engine](setup, guard, self._programs)
 
-    def _describe_servers(self, engine: Engine, guard: Guard) -> None:
+    def _describe_servers(self, workshop: Workshop, guard: Guard) -> None:
         blue_readers, green_readers = self._readers
         addresses, self._port = free_addresses(2 + blue_readers + green_readers)
 
         def describe(name: str, number: int) -> Server:
             # Directories have names that stay true when roles swap.
-            return engine.server(
+            return workshop.server(
                 name,
                 guard.base / f"server-{number}",
                 address=addresses[number],
-                port=self._port + 1 if engine.has_entrances(tls=self.tls) else self._port,
+                port=self._port + 1 if workshop.has_entrances(tls=self.tls) else self._port,
                 socket_dir=guard.sockets / f"s-{number}",
             )
 
@@ -321,13 +321,13 @@ class Pair:
         self.blue_readers = [describe(f"blue-{n + 2}", 2 + n) for n in range(blue_readers)]
         self.green_readers = [describe(f"green-{n + 2}", 2 + blue_readers + n) for n in range(green_readers)]
 
-    def _start_services(self, engine: Engine, guard: Guard) -> None:
+    def _start_services(self, workshop: Workshop, guard: Guard) -> None:
         self.authority = Authority(guard.base) if self.tls else None
         self.dns = DnsServer(self.hosts, self.blue.address) if self._with_dns else None
         if self.dns is not None:
             self._stack.callback(self.dns.close)
         self.iam = TokenCheck(self.port) if self._with_iam else None
-        self._entrances = engine.open_entrances(
+        self._entrances = workshop.open_entrances(
             self.servers, self.port, self._stack, authority=self.authority, tokens=self.iam
         )
         self._introduce()
@@ -354,8 +354,8 @@ class Pair:
 
     def __repr__(self) -> str:
         if self._guard is None:
-            return f"<Pair {self.engine} {self.flavour} closed>"
-        return f"<Pair {self.engine} {self.flavour} {self.servers!r} in {os.fspath(self._guard.base)}>"
+            return f"<Pair {self.engine.value} {self.flavour} closed>"
+        return f"<Pair {self.engine.value} {self.flavour} {self.servers!r} in {os.fspath(self._guard.base)}>"
 
 
 def _side_by_side(jobs: Sequence[Callable[[], None]]) -> None:

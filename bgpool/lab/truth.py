@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bgpool.lab.engines import EngineName
+from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
 from bgpool.lab.pair import DATABASE, TRUTH_ROLE, Pair
 from bgpool.lab.server import Server
@@ -30,12 +30,12 @@ CONNECT_LIMIT_S = 0.25
 WRITE_LIMIT_S = 0.25
 """A server that does not answer within this is down; a write takes about 0.3 ms, a connect about 10 ms."""
 
-_CREATE: Final[Mapping[EngineName, tuple[str, ...]]] = {
-    "postgresql": (
+_CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
+    Engine.POSTGRESQL: (
         "CREATE TABLE IF NOT EXISTS truth (id bigserial, side text, at timestamptz DEFAULT clock_timestamp())",
         f"ALTER TABLE truth OWNER TO {TRUTH_ROLE}",
     ),
-    "mysql": (
+    Engine.MYSQL: (
         "CREATE TABLE IF NOT EXISTS truth (id BIGINT AUTO_INCREMENT PRIMARY KEY, side VARCHAR(5), "
         "at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6))",
     ),

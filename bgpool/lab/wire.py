@@ -124,9 +124,9 @@ class MysqlWire:
 
     def execute(self, sql: bytes, *, timeout_s: float) -> None:
         """As the protocol says."""
-        self._connection._read_timeout = self._connection._write_timeout = timeout_s
         try:
-            self._connection.query(sql)
+            with self._connection.bounded(timeout_s):
+                self._connection.query(sql)
         except pymysql.MySQLError as error:
             raise WireError(str(error)) from error
 

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pymysql
 
+from bgpool.core.engine import Engine
 from bgpool.lab import Pair, Server
 from bgpool.mysql import BoundedConnection, code_of
 
@@ -63,7 +64,7 @@ def connect(
     place = {"user": user or dsn.username, "password": password or dsn.password or "", "host": dsn.hostname}
     options = {key: values[0] for key, values in parse_qs(dsn.query).items() if key != "connect_timeout"}
     try:
-        if pair.engine == "postgresql":
+        if pair.engine is Engine.POSTGRESQL:
             postgres: dict[str, Any] = place | options
             return Client(
                 psycopg.connect(

@@ -12,33 +12,33 @@ from pathlib import Path
 
 import pytest
 
-from bgpool.lab import Director, EngineName, LabError, Pair, Schedule, TruthProbe, faults, ledger
+from bgpool.core.engine import Engine
+from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, faults, ledger
 from bgpool.lab.mariadb_programs import find_mariadb
 from tests.lab.clients import Refused, connect
 
 pytestmark = pytest.mark.lab
 
-ENGINES: tuple[EngineName, ...] = ("postgresql", "mysql")
-READ_ONLY = {"postgresql": "25006", "mysql": 1290}
-CUT = {"postgresql": "57P01", "mysql": 2013}
-NO_GRANT = {"postgresql": "42501", "mysql": 1142}
-GONE = {"postgresql": "42883", "mysql": 1146}
-BROKEN = {"postgresql": "22P02", "mysql": 4038}
+READ_ONLY = {Engine.POSTGRESQL: "25006", Engine.MYSQL: 1290}
+CUT = {Engine.POSTGRESQL: "57P01", Engine.MYSQL: 2013}
+NO_GRANT = {Engine.POSTGRESQL: "42501", Engine.MYSQL: 1142}
+GONE = {Engine.POSTGRESQL: "42883", Engine.MYSQL: 1146}
+BROKEN = {Engine.POSTGRESQL: "22P02", Engine.MYSQL: 4038}
 STATUSES = {
-    "postgresql": "SELECT DISTINCT status FROM rds_tools.show_topology('test')",
-    "mysql": "SELECT DISTINCT status FROM mysql.rds_topology",
+    Engine.POSTGRESQL: "SELECT DISTINCT status FROM rds_tools.show_topology('test')",
+    Engine.MYSQL: "SELECT DISTINCT status FROM mysql.rds_topology",
 }
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> EngineName:
-    name: EngineName = request.param
-    return name
+@pytest.fixture(params=Engine, ids=lambda engine: engine.value)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    engine: Engine = request.param
+    return engine
 
 
 @pytest.fixture
-def pair(engine: EngineName) -> Iterator[Pair]:
+def pair(engine: Engine) -> Iterator[Pair]:
     with Pair(engine=engine) as pair:
         ledger.create(pair)
         yield pair
@@ -177,7 +177,7 @@ def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-def test_old_blue_becomes_a_new_green(engine: EngineName) -> None:
+def test_old_blue_becomes_a_new_green(engine: Engine) -> None:
     with Pair("aurora", engine=engine, readers=1) as pair:
         ledger.create(pair)
         for n in (1, 2):
@@ -193,12 +193,12 @@ def test_old_blue_becomes_a_new_green(engine: EngineName) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_leaves_no_server_and_no_file(engine: EngineName) -> None:
+def test_kill_9_leaves_no_server_and_no_file(engine: Engine) -> None:
     script = (
         "import sys, time\nfrom bgpool.lab import Pair\nwith Pair(engine=sys.argv[1]) as pair:\n"
         "    print(pair.blue.data_dir, flush=True)\n    time.sleep(60)\n"
     )
-    owner = subprocess.Popen([sys.executable, "-c", script, engine], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", script, engine.value], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         data_dir = Path(owner.stdout.readline().strip())

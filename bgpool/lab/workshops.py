@@ -1,4 +1,4 @@
-"""What a pair needs to know of its servers' engine: how to make them, what stands in front, how clients are told."""
+"""What a pair needs of its engine: how its servers are made, what stands in front, how clients verify them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import ssl
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import ClassVar, Final, Protocol
 
+from bgpool.core.engine import Engine
 from bgpool.lab.binaries import find_programs, make_usable
 from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
@@ -21,9 +22,7 @@ from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
 from bgpool.lab.server import Server, Setup
 
-__all__ = ["ENGINES", "Engine", "EngineName", "Entrance"]
-
-EngineName = Literal["postgresql", "mysql"]
+__all__ = ["WORKSHOPS", "Entrance", "Workshop"]
 
 
 class Entrance(Protocol):
@@ -38,14 +37,14 @@ class Entrance(Protocol):
         """It may be replaced at any time."""
 
 
-class Engine(abc.ABC):
-    """The engine of one pair.
+class Workshop(abc.ABC):
+    """Makes the servers of one pair.
 
     Attributes:
         tls_options: The end of a DSN that has certificates verified against the authority in ``{ca}``.
     """
 
-    tls_options: str
+    tls_options: ClassVar[str]
 
     @abc.abstractmethod
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
@@ -92,7 +91,7 @@ class Engine(abc.ABC):
         """
 
 
-class Postgresql(Engine):
+class PostgresWorkshop(Workshop):
     """PostgreSQL: TLS is in front of the servers, whose build has none; they ask about tokens themselves."""
 
     tls_options = "&sslmode=verify-full&sslrootcert={ca}"
@@ -137,7 +136,7 @@ class Postgresql(Engine):
         return fronts
 
 
-class Mysql(Engine):
+class MysqlWorkshop(Workshop):
     """MySQL, played by MariaDB: a relay gives what it lacks, TLS of the lab's, tokens and Aurora's tables."""
 
     tls_options = "&ssl_ca={ca}&ssl_verify_identity=true"
@@ -190,4 +189,7 @@ class Mysql(Engine):
 AURORA_NAMES: Final = {b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode()}
 """What MariaDB does not have where Aurora has it."""
 
-ENGINES: Final[Mapping[EngineName, type[Engine]]] = {"postgresql": Postgresql, "mysql": Mysql}
+WORKSHOPS: Final[Mapping[Engine, type[Workshop]]] = {
+    Engine.POSTGRESQL: PostgresWorkshop,
+    Engine.MYSQL: MysqlWorkshop,
+}
