@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def pooled_db(pair: Pair, address: str, port: int, **options: Any) -> PooledDB:
 
 def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
     """Who waits for how long while the first connection takes SLOW_S."""
-    results = {}
+    results: dict[str, list[float]] = {}
     door_address = pair.blue.address.rsplit(".", 1)[0] + ".99"
 
     def with_theirs(pool: PooledDB) -> None:
@@ -115,12 +116,12 @@ def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
         try:
             if name == "PooledDB":
                 theirs = pooled_db(pair, door_address, pair.port)
-                results[name] = waits(lambda theirs=theirs: with_theirs(theirs))
+                results[name] = waits(partial(with_theirs, theirs))
                 theirs.close()
             else:
                 dsn = f"mysql://app:{pair.app_password}@{door_address}:{pair.port}/app"
                 with bgpool.get_pool(dsn, bg_run_dir=run_dir, min_size=0, max_size=THREADS) as ours:
-                    results[name] = waits(lambda ours=ours: with_ours(ours))
+                    results[name] = waits(partial(with_ours, ours))
         finally:
             door.close()
     return results
