@@ -234,6 +234,34 @@ class TestStore:
         assert connection.closed
         assert store.get_stats()["returns_bad"] == 1
 
+    def test_a_caller_that_is_interrupted_takes_nothing_along(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As gevent's time limits and Ctrl-C do: in the queue, when a connection was just given, and in the check."""
+
+        class Limit(BaseException):
+            pass
+
+        store = make_store(max_size=1)
+        connection = store.getconn()
+        for give in (False, True):
+
+            def wait(_event: threading.Event, _timeout: float | None = None, give: bool = give) -> bool:
+                if give:
+                    store.putconn(connection)
+                raise Limit
+
+            with monkeypatch.context() as patch, pytest.raises(Limit):
+                patch.setattr(threading.Event, "wait", wait)
+                store.getconn()
+            assert store.get_stats()["requests_waiting"] == 0
+        assert store.getconn(1.0) is connection
+        monkeypatch.setattr(store, "_make_sure", lambda *_: (_ for _ in ()).throw(Limit))
+        store.putconn(connection)
+        with pytest.raises(Limit):
+            store.getconn()
+        assert store.get_stats()["pool_size"] == 0
+
     def test_given_back_twice_is_refused(self, make_store: MakeStore) -> None:
         store = make_store()
         connection = store.getconn()
