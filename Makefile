@@ -21,6 +21,7 @@ test: $(VENV)/.tox
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/checkout.py
 	$(BIN)/python benchmarks/release.py
+	$(BIN)/python benchmarks/mysql.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

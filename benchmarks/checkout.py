@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,13 +20,7 @@ import psycopg_pool
 import bgpool
 from bgpool.lab import Director, Pair
 
-
-def measure(checkout: Callable[[], object], calls: int) -> float:
-    """Microseconds for one call, as the mean of *calls*."""
-    began = time.perf_counter()
-    for _ in range(calls):
-        checkout()
-    return (time.perf_counter() - began) / calls * 1e6
+from rounds import compare, show
 
 
 def main() -> None:
@@ -66,22 +59,10 @@ def main() -> None:
             with_ours()
             time.sleep(0.05)
         time.sleep(1.5)
-        figures = {}
-        for name, (mine, theirs) in pairs.items():
-            mine(), theirs()
-            rounds = [
-                (measure(theirs, arguments.calls), measure(mine, arguments.calls)) for _ in range(arguments.rounds)
-            ]
-            psycopg_us = statistics.median(a for a, _ in rounds)
-            bgpool_us = statistics.median(b for _, b in rounds)
-            excess = sorted(b - a for a, b in rounds)
-            figures[name] = {
-                "psycopg_pool_us": round(psycopg_us, 3),
-                "bgpool_us": round(bgpool_us, 3),
-                "excess_us": round(statistics.median(excess), 3),
-                "excess_us_quartiles": [round(excess[len(excess) // 4], 3), round(excess[3 * len(excess) // 4], 3)],
-                "ratio": round(bgpool_us / psycopg_us, 3),
-            }
+        figures = {
+            name: compare(theirs, mine, "psycopg_pool", rounds=arguments.rounds, calls=arguments.calls)
+            for name, (mine, theirs) in pairs.items()
+        }
         phase = ours.stats().phase
         ours.close()
         bare.close()
@@ -99,11 +80,7 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     print(f"phase {result['phase']}, {arguments.rounds} rounds of {arguments.calls} calls each, medians in µs")
-    for name, figure in figures.items():
-        print(
-            f"  {name:<24} psycopg_pool {figure['psycopg_pool_us']:7.3f}   bgpool {figure['bgpool_us']:7.3f}   "
-            f"excess {figure['excess_us']:+.3f} (quartiles {figure['excess_us_quartiles']})   ratio {figure['ratio']}"
-        )
+    show(figures, "psycopg_pool")
 
 
 if __name__ == "__main__":

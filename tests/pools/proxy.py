@@ -21,7 +21,15 @@ class CommitCutter:
         on_cut: Called in the proxy's thread, after the cut.
     """
 
-    def __init__(self, address: str, port: int, server: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        server: tuple[str, int],
+        is_moment: Callable[[bytes], bool] = lambda data: _is_commit(data),
+    ) -> None:
+        """Stand at *address*, in front of *server*; *is_moment* tells by what a client has sent when to cut."""
+        self._is_moment = is_moment
         self.when: When = "never"
         self.on_cut: Callable[[], None] = lambda: None
         self.address = address
@@ -56,7 +64,7 @@ class CommitCutter:
                     data = sock.recv(65536)
                     if not data:
                         return
-                    if sock is client and _is_commit(data) and self.when != "never":
+                    if sock is client and self._is_moment(data) and self.when != "never":
                         self._cut(client, backend, data)
                         return
                     other[sock].sendall(data)

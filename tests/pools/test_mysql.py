@@ -11,12 +11,14 @@ from typing import Any
 
 import pymysql
 import pytest
+from dbutils.pooled_db import PooledDB
 
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.lab import Pair
+from bgpool.lab.ledger import INSERT_SQL
 from bgpool.mysql import BoundedConnection
 from bgpool.pools.mysql.connection import MysqlConnection, _first_words
 from bgpool.pools.mysql.pool import MysqlPool
@@ -232,6 +234,34 @@ class TestStore:
         assert connection.closed
         assert store.get_stats()["returns_bad"] == 1
 
+    def test_a_caller_that_is_interrupted_takes_nothing_along(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As gevent's time limits and Ctrl-C do: in the queue, when a connection was just given, and in the check."""
+
+        class Limit(BaseException):
+            pass
+
+        store = make_store(max_size=1)
+        connection = store.getconn()
+        for give in (False, True):
+
+            def wait(_event: threading.Event, _timeout: float | None = None, give: bool = give) -> bool:
+                if give:
+                    store.putconn(connection)
+                raise Limit
+
+            with monkeypatch.context() as patch, pytest.raises(Limit):
+                patch.setattr(threading.Event, "wait", wait)
+                store.getconn()
+            assert store.get_stats()["requests_waiting"] == 0
+        assert store.getconn(1.0) is connection
+        monkeypatch.setattr(store, "_make_sure", lambda *_: (_ for _ in ()).throw(Limit))
+        store.putconn(connection)
+        with pytest.raises(Limit):
+            store.getconn()
+        assert store.get_stats()["pool_size"] == 0
+
     def test_given_back_twice_is_refused(self, make_store: MakeStore) -> None:
         store = make_store()
         connection = store.getconn()
@@ -295,9 +325,8 @@ class TestStore:
         for thread in threads:
             thread.join(30)
         assert failures == []
-        assert connector.opened <= 3
-        stats = store.get_stats()
-        assert (stats["pool_size"], stats["pool_available"]) == (connector.opened, connector.opened)
+        wait_until(lambda: store.get_stats()["pool_available"] == store.get_stats()["pool_size"])
+        assert store.get_stats()["pool_size"] == connector.opened <= 3
 
 
 class TestStatements:
@@ -439,6 +468,36 @@ class TestUnits:
         with pytest.raises(pymysql.err.OperationalError, match="deadlock"):
             make_pool().run(swallow)
         assert work.rows(pair) == 0
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_no_statement_is_sent_twice(make_pool: MakePool, pair: Pair, work: Work, in_transaction: bool) -> None:
+    """As DBUtils alone does it: cut after the server has seen an INSERT, which it then sends on a new connection."""
+    address = pair.blue.address.rsplit(".", 1)[0] + ".98"
+    key = ", ".join(map(str, work.key)).encode()
+    with CommitCutter(address, pair.port, (pair.blue.address, pair.port), lambda data: key in data) as cutter:
+        pair.hosts.set(pair.names.blue.primary, address)
+        try:
+            pool = make_pool(kwargs={"autocommit": not in_transaction})
+            cutter.when = "after"
+            with pytest.raises(pymysql.err.OperationalError), pool.connection() as conn:
+                work(conn)
+            wait_until(lambda: work.rows(pair) == int(not in_transaction))
+
+            theirs = PooledDB(
+                pymysql, host=address, port=pair.port, user="app", password=pair.app_password, database="app",
+                autocommit=not in_transaction,
+            )  # fmt: skip
+            cutter.when = "after"
+            peer = theirs.connection()
+            with peer.cursor() as cursor:
+                cursor.execute(INSERT_SQL, work.key)
+            peer.commit()
+            peer.close()
+            theirs.close()
+        finally:
+            pair.hosts.set(pair.names.blue.primary, pair.blue.address)
+    assert work.rows(pair) == (1 if in_transaction else 3), "the peer's one row is there, twice where each commits"
 
 
 def test_every_wait_of_a_connection_ends(pair: Pair) -> None:

@@ -164,6 +164,9 @@ class MysqlConnection(BoundedConnection):
         if self._is_inherited():
             keep_forever(self)
             return
+        if self._result is not None:
+            # Or PyMySQL would read the rest of it from the closed connection, and say so on stderr.
+            self._result.unbuffered_active = False
         super()._force_close()
 
     def __del__(self) -> None:
@@ -246,8 +249,9 @@ class MysqlConnection(BoundedConnection):
             if generation.is_switching():
                 return generation.explain_cut(error, may_have_committed=self._may_have_committed())
         self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
-        # An error does not tell whether a transaction is open: until the next answer does, one may be.
-        self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        if not self.get_autocommit():
+            # An error does not tell whether a transaction is open: until the next answer does, one may be.
+            self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
         return error
 
     def _may_have_committed(self) -> bool:

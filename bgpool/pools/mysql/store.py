@@ -118,8 +118,10 @@ class Store:
             connection = self._take(timeout_s, deadline)
             try:
                 self._make_sure(connection, deadline)
-            except Exception as error:
+            except BaseException as error:
                 self._drop(connection, "connections_lost", error)
+                if not isinstance(error, Exception):
+                    raise  # an interrupt, or a time limit of gevent's
             else:
                 connection.bgpool_lent = True
                 return connection
@@ -141,8 +143,10 @@ class Store:
                 if self._reset is not None:
                     self._reset(conn)
                     fit = conn.open and not conn.bgpool_in_transaction
-        except Exception as error:
+        except BaseException as error:
             self._drop(conn, "returns_bad", error)
+            if not isinstance(error, Exception):
+                raise
             return
         if fit:
             self._arrive(conn)
@@ -173,8 +177,12 @@ class Store:
             waiter = _Waiter()
             self._waiters.append(waiter)
             needed = self._count_needed()
-        self._begin_opening(needed)
-        waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+        try:
+            self._begin_opening(needed)
+            waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+        except BaseException:
+            self._leave_queue(waiter)
+            raise
         with self._lock:
             if waiter.connection is not None:
                 return waiter.connection
@@ -186,6 +194,15 @@ class Store:
             why = f"none could be opened: {failure}" if failure is not None else f"all {self._size} are in use"
         text = f"couldn't get a connection after {timeout_s:.2f} sec: {why}"
         raise PoolTimeout(CR.CR_CONN_HOST_ERROR, text) from failure
+
+    def _leave_queue(self, waiter: _Waiter) -> None:
+        """Its caller was interrupted; what it may have been given goes to the next one."""
+        with self._lock:
+            given = waiter.connection
+            if given is None and waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if given is not None:
+            self._arrive(given)
 
     def _arrive(self, connection: MysqlConnection, *, opened: bool = False) -> None:
         """Hand *connection* to whoever waits for longest, or keep it."""
