@@ -155,8 +155,5 @@ KEEP_INTERVAL_S: Final = 1.0
 #: Part of its lifetime that a connection may end early, so that not all are replaced at once.
 LIFETIME_JITTER: Final = 0.1
 
-#: The longest pause between two attempts to open a connection that a caller waits for, in seconds.
-STORE_RETRY_MAX_S: Final = 1.0
-
 #: TLS contexts that a process keeps; one for each set of certificates that its DSNs name.
 SSL_CONTEXTS: Final = 16
