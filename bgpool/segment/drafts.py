@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bgpool.errors import SegmentError
+from bgpool.segment.paths import refused
 
 __all__ = ["Draft", "drafts_of", "new_draft", "remove"]
 
@@ -45,7 +45,7 @@ def drafts_of(path: Path) -> list[Draft]:
     try:
         matches = [pattern.fullmatch(entry.name) for entry in path.parent.iterdir()]
     except OSError as error:
-        raise SegmentError(f"{path.parent} cannot be read: {error.strerror}") from None
+        raise refused(f"{path.parent} cannot be read", error) from None
     return [Draft(path.parent / match[0], int(match[1])) for match in matches if match]
 
 
@@ -58,4 +58,4 @@ def remove(draft: Draft) -> None:
     try:
         draft.path.unlink(missing_ok=True)
     except OSError as error:
-        raise SegmentError(f"{draft.path} cannot be removed: {error.strerror}") from None
+        raise refused(f"{draft.path} cannot be removed", error) from None
