@@ -180,7 +180,7 @@ class Monitor:
         if after.timeline == before.timeline:
             return
         try:
-            history.keep(self._files, after)
+            history.keep(self._files, after, self._writer.is_in_place)
         except (OSError, SegmentError) as error:
             _logger.warning("the timeline cannot be kept: %s", error)
 

@@ -18,9 +18,9 @@ import pytest
 
 from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
-from bgpool.monitor import election
+from bgpool.monitor import election, history
 from bgpool.segment import drafts, layout, reader, writer
 from bgpool.segment.drafts import drafts_of
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -28,7 +28,7 @@ from bgpool.segment.reader import Reader, SegmentMap
 from bgpool.segment.writer import Superseded, Writer, first_snapshot
 
 #: The modules whose every line is a place to be stopped at.
-STEPS = {module.__file__ for module in (writer, reader, drafts)}
+STEPS = {module.__file__ for module in (writer, reader, drafts, history)}
 
 BEFORE = Snapshot("orders", Phase.PREPARATION, epoch=2)
 STALE = Snapshot("orders", Phase.IN_PROGRESS, epoch=3)
@@ -39,7 +39,7 @@ UNKNOWN = Snapshot("orders")
 def stopped(call: Callable[[], object], at: int, meanwhile: Callable[[], object]) -> bool:
     """Call, with *meanwhile* between two lines, before the one that is number *at*; whether it came so far.
 
-    That somebody else has taken over may be what *call* ends with.
+    That somebody else has taken over, or has removed what was begun, may be what *call* ends with.
     """
     lines = 0
 
@@ -56,7 +56,7 @@ def stopped(call: Callable[[], object], at: int, meanwhile: Callable[[], object]
     usual = sys.gettrace()
     sys.settrace(trace)
     try:
-        with suppress(Superseded):
+        with suppress(Superseded, FileNotFoundError):
             call()
     finally:
         sys.settrace(usual)
@@ -170,6 +170,34 @@ def test_two_that_begin_at_once_leave_one(files: RunFiles) -> None:
         assert [one.is_in_place() for one in made] == [False] * (len(made) - 1) + [True]
         assert drafts_of(mine.segment) == []
     assert at > 20
+
+
+def switchover(number: int, *events: str) -> Snapshot:
+    timeline = tuple(TimelineEntry(number * 100 + n, number * 100 + n, event) for n, event in enumerate(events))
+    return Snapshot("orders", Phase.COMPLETED, timeline=timeline)
+
+
+def test_writing_the_history(files: RunFiles) -> None:
+    """Old news never takes the place of new, wherever the one that has them was stopped."""
+    for at, mine in everywhere(files):
+        history.keep(mine, switchover(1, "IN_PROGRESS", "COMPLETED"))
+        leads = [True]
+
+        def take_over(mine: RunFiles = mine, leads: list[bool] = leads) -> None:
+            leads.clear()
+            history.keep(mine, switchover(1, "IN_PROGRESS", "COMPLETED", "Blue DNS updated"))
+            history.keep(mine, switchover(2, "IN_PROGRESS", "COMPLETED"))
+
+        def woken(mine: RunFiles = mine, leads: list[bool] = leads) -> None:
+            history.keep(mine, switchover(1, "IN_PROGRESS", "COMPLETED", "stale"), lambda: bool(leads))
+
+        if not stopped(woken, at, take_over):
+            break
+        told = [[event["event"] for event in kept["events"]] for kept in history.read(mine)]
+        news = ["IN_PROGRESS", "COMPLETED", "Blue DNS updated"]
+        assert told == [news, ["IN_PROGRESS", "COMPLETED"]], f"stopped before line {at}"
+        assert drafts_of(mine.history) == []
+    assert at > 10
 
 
 class TestProcesses:
