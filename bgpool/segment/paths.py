@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -14,10 +15,31 @@ from typing import Final
 
 from bgpool.errors import SegmentError
 
-__all__ = ["RunFiles", "create_checked", "default_run_dir", "file_mode", "open_checked", "prepare_run_dir", "reserve"]
+__all__ = [
+    "Exhausted",
+    "RunFiles",
+    "create_checked",
+    "default_run_dir",
+    "file_mode",
+    "open_checked",
+    "prepare_run_dir",
+    "refused",
+    "reserve",
+]
 
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_EXHAUSTION: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+class Exhausted(SegmentError):
+    """Descriptors or memory have run out. That says nothing about the file, which is not to be replaced for it."""
+
+
+def refused(what: str, error: OSError) -> SegmentError:
+    """The system's *error* as ours: "*what*: why"."""
+    kind = Exhausted if error.errno in _EXHAUSTION else SegmentError
+    return kind(f"{what}: {error.strerror}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +149,7 @@ def open_checked(path: Path, flags: int) -> int:
     Raises:
         FileNotFoundError: There is no such file.
         SegmentError: It is not a regular file, has another owner, or others can read or write it.
+        Exhausted: It may be in order, but the process cannot open any more.
     """
     while True:
         try:
@@ -135,7 +158,7 @@ def open_checked(path: Path, flags: int) -> int:
             if not flags & os.O_CREAT:
                 raise
         except OSError as error:
-            raise SegmentError(f"{path} cannot be opened: {error.strerror}") from None
+            raise refused(f"{path} cannot be opened", error) from None
         else:
             break
         try:
@@ -163,11 +186,15 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
     mode = file_mode(path.parent)
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | _SAFELY, mode)
-        os.fchmod(fd, mode)  # Whatever the umask.
     except FileExistsError:
         raise
     except OSError as error:
-        raise SegmentError(f"{path} cannot be made: {error.strerror}") from None
+        raise refused(f"{path} cannot be made", error) from None
+    try:
+        os.fchmod(fd, mode)  # Whatever the umask.
+    except OSError as error:
+        os.close(fd)
+        raise refused(f"{path} cannot be made", error) from None
     return fd
 
 

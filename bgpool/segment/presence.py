@@ -6,7 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from bgpool.segment.paths import RunFiles
+from bgpool.errors import SegmentError
+from bgpool.segment.paths import RunFiles, refused
 from bgpool.segment.table import ROWS, Table, Usage
 
 __all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
@@ -37,10 +38,14 @@ class Presence:
         """Be present.
 
         Raises:
-            SegmentError: The table is not to be trusted.
+            SegmentError: The table is not to be trusted, or the system refuses to lock it.
         """
         self._table = Table(files)
-        self._row = self._table.claim_row()
+        try:
+            self._row = self._table.claim_row()
+        except SegmentError:
+            self._table.close()
+            raise
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
@@ -65,11 +70,11 @@ def anybody_present(files: RunFiles) -> bool:
     """Whether a process on this host uses the bg_id of *files*.
 
     Raises:
-        SegmentError: The table is not to be trusted.
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
     """
-    if not files.workers.exists():
+    table = _existing(files)
+    if table is None:
         return False
-    table = Table(files)
     try:
         return table.anybody_present()
     finally:
@@ -80,11 +85,11 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
     """Every process on this host that uses the bg_id of *files*, in the order of their rows.
 
     Raises:
-        SegmentError: The table is not to be trusted.
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
     """
-    if not files.workers.exists():
+    table = _existing(files)
+    if table is None:
         return ()
-    table = Table(files)
     try:
         now_ns = time.monotonic_ns()
         found = []
@@ -96,3 +101,14 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
         return tuple(found)
     finally:
         table.close()
+
+
+def _existing(files: RunFiles) -> Table | None:
+    """The table; None where there is none: to look makes none."""
+    try:
+        files.workers.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refused(f"{files.workers} cannot be seen", error) from None
+    return Table(files)
