@@ -223,6 +223,10 @@ class Pool(ABC, Generic[C]):
 
     def apply(self, reading: Reading) -> None:
         """Act on a new snapshot: drain what it makes unfit."""
+        with self._lock:
+            if self._quick[0] is not reading.word:
+                # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
+                self._quick = _SHUT
         generation = self._generation
         snapshot = self._gate.snapshot(reading)
         if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
@@ -230,8 +234,8 @@ class Pool(ABC, Generic[C]):
         with self._lock:
             if self._generation is not generation:
                 return
-            self._put_away(generation)
-        generation.retire(drain=True)
+            self._put_away(generation, snapshot)
+        generation.retire(drain=_is_drained(snapshot))
 
     def tick(self) -> None:
         """Cut what is still in use after its grace."""
@@ -277,14 +281,14 @@ class Pool(ABC, Generic[C]):
             generation = self._generation
             if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
                 old, generation = generation, None
-                self._put_away(old)
+                self._put_away(old, snapshot)
             if generation is None:
                 follows = self._follows or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
                 self._generation = generation
         generation.open()
-        if old is not None:
-            old.retire(drain=True)
+        if old is not None and snapshot is not None:
+            old.retire(drain=_is_drained(snapshot))
         with self._lock:
             if self._generation is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
@@ -307,13 +311,13 @@ class Pool(ABC, Generic[C]):
             return None
         return snapshot.epoch
 
-    def _put_away(self, generation: Generation) -> None:
+    def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
         """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
         self._generation = None
         self._quick = _SHUT
         self._follows = True
         self._drained += generation.connections()
-        if self._settings.bg_drop_blue_connections:
+        if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -409,6 +413,15 @@ class Checkout(Generic[C]):
             self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
+
+
+def _is_drained(snapshot: Snapshot) -> bool:
+    """Whether what *snapshot* makes unfit is drained, and cut after the grace.
+
+    Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
+    when it comes back, and nobody's transaction is cut for it.
+    """
+    return snapshot.phase >= Phase.IN_PROGRESS
 
 
 #: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.

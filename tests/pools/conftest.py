@@ -78,9 +78,8 @@ class Hand:
         """Go to *phase*; the epoch moves as it does in a switchover."""
         unfit = phase is Phase.IN_PROGRESS or (phase >= Phase.POST and self.snapshot.phase < Phase.POST)
         changes.setdefault("deadline_ns", time.monotonic_ns() + 60_000_000_000 if phase in SWITCHING else 0)
-        self.snapshot = replace(
-            self.snapshot, phase=phase, epoch=self.snapshot.epoch + EPOCH_OF_DECISION * unfit, **changes
-        )
+        changes.setdefault("epoch", self.snapshot.epoch + EPOCH_OF_DECISION * unfit)
+        self.snapshot = replace(self.snapshot, phase=phase, **changes)
         self._writer.publish(self.snapshot)
 
 
