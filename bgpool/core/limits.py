@@ -67,6 +67,27 @@ HISTORY_RECORDS: Final = 20
 #: The largest history file that is read, in bytes: as many records of as many events as there may be, and room.
 HISTORY_BYTES: Final = 1_000_000
 
+#: How often the monitor looks at the rows of the workers through a switchover, in seconds: a little oftener than these
+#: write them (WATCH_INTERVAL_S), so that it misses few updates. And while none is under way: only enough to tell what
+#: was usual before.
+SAMPLE_INTERVAL_S: Final = 0.2
+SAMPLE_IDLE_S: Final = 1.0
+
+#: What is kept of the time before a switchover and after it, in seconds: enough to see that it was calm.
+SAMPLE_BEFORE_S: Final = 10.0
+SAMPLE_AFTER_S: Final = 5.0
+
+#: Samples of one worker: a minute at full resolution, and half as many each time that they have become too many.
+SAMPLES: Final = 300
+
+#: Workers that are sampled. A picture of more could not be read; those left out are counted.
+SAMPLED_WORKERS: Final = 64
+
+#: Switchovers of which samples are kept, and the largest file of them that is read, in bytes: 64 workers' 300 samples
+#: of seven numbers come to about half of it.
+SAMPLED_SWITCHOVERS: Final = 5
+SAMPLES_BYTES: Final = 2_000_000
+
 #: The monitor's heartbeat, in seconds; readers call a monitor silent after HEARTBEAT_STALE_S, and another may
 #: fence it off after HEARTBEAT_HUNG_S. Source: behaviour.md §5, replacement within 2 s, hang 5 s.
 HEARTBEAT_S: Final = 0.2

@@ -16,7 +16,10 @@ from bgpool.errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
 
-__all__ = ["keep", "read", "record"]
+__all__ = ["OUTCOMES", "keep", "read", "record", "totals"]
+
+#: What a switchover may come to.
+OUTCOMES: Final = ("completed", "rolled back")
 
 _BEGINNING: Final = {Phase.PREPARATION.name, Phase.IN_PROGRESS.name, Phase.POST.name}
 
@@ -26,7 +29,8 @@ def record(snapshot: Snapshot) -> dict[str, Any] | None:
 
     Returns:
         ``bg_id``; ``outcome``, ``completed`` or ``rolled back``; ``hosts`` with the addresses recorded before;
-        ``events``, each with ``at_unix_ns``, ``offset_ms`` as in the summary table, ``event`` and ``evidence``.
+        ``events``, each with ``at_unix_ns``, ``offset_ms`` as in the summary table, ``event`` and ``evidence``. Once
+        it is kept, also ``totals``: how many there were of each outcome.
     """
     happened = {entry.event for entry in snapshot.timeline}
     if snapshot.phase in SWITCHING or not happened & _BEGINNING:
@@ -79,6 +83,7 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
                 if other != draft:
                     remove(other)
             others = [old for old in read(files) if _key(old) != _key(new)]
+            _count(new, others)
             json.dump([*others, new][-HISTORY_RECORDS:], file, indent=1)
         draft.path.replace(files.history)
     finally:
@@ -98,6 +103,19 @@ def read(files: RunFiles) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(data)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _count(new: dict[str, Any], before: list[dict[str, Any]]) -> None:
+    """Have *new* tell how many there were of each outcome, itself included: older records are dropped in time."""
+    counted = totals(before)
+    new["totals"] = {**counted, new["outcome"]: counted.get(new["outcome"], 0) + 1}
+
+
+def totals(records: list[dict[str, Any]]) -> dict[str, int]:
+    """Switchovers by outcome since the run directory was made, by the last of *records*."""
+    found = records[-1].get("totals") if records else None
+    counts = found if isinstance(found, dict) else {}
+    return {name: counts[name] for name in OUTCOMES if isinstance(counts.get(name), int)}
 
 
 def _key(item: dict[str, Any]) -> object:

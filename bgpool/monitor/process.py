@@ -30,6 +30,7 @@ from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.probe import Probe, now
 from bgpool.monitor.renewal import Renewal
+from bgpool.monitor.sampler import Sampler
 from bgpool.monitor.session import Session
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -99,6 +100,7 @@ class Monitor:
         self._renewal: Final = Renewal(self._connector(), self._events)
         self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
         self._bell: Final = Bell(files, self._events)
+        self._sampler: Final = Sampler(files, writer.is_in_place)
         self._threads: Final = (*self._probes.values(), self._renewal, self._lookup, self._bell)
         self._stopping: Final = threading.Event()
         self._blind = False
@@ -112,7 +114,9 @@ class Monitor:
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
         self._replan()
-        for thread in self._threads:
+        self._sampler.note(self._snapshot)
+        # Not among those that the monitor cannot do without.
+        for thread in (*self._threads, self._sampler):
             thread.start()
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
@@ -175,6 +179,7 @@ class Monitor:
             return
         self._snapshot = after
         self._writer.publish(after)
+        self._sampler.note(after)
         self._keep_history(before, after)
         for notice in after.notices:
             if not before.notices or notice.number > before.notices[-1].number:

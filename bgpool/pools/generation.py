@@ -79,6 +79,12 @@ class Generation:
         with self._lock:
             return sum(not member.closed for member in self._members)
 
+    def served(self) -> int:
+        """Checkouts that were given one of these connections."""
+        counts = self.inner.get_stats()
+        unserved = counts.get("requests_errors", 0) + counts["requests_waiting"]
+        return max(0, counts.get("requests_num", 0) - unserved)
+
     # -- opening -------------------------------------------------------------------------------------------------
 
     def connect(self, _conninfo: str = "", **kwargs: Any) -> Any:

@@ -110,7 +110,11 @@ class Pool(ABC, Generic[C]):
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
         self._follows = False
-        self._drained = self._cut = 0
+        # Put away, and perhaps still handing something out.
+        self._ended: list[Generation] = []
+        self._drained = self._cut = self._failed = 0
+        # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
+        self._served_before = self._served = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
@@ -146,8 +150,13 @@ class Pool(ABC, Generic[C]):
             except psycopg_pool.PoolClosed:
                 pass  # Retired while we waited; what is true now is found out below.
             except _REFUSALS as error:
+                self._count_failure()
                 raise _as_ours(error) from error
-        return self._getconn_gated(self.timeout if timeout is None else timeout)
+        try:
+            return self._getconn_gated(self.timeout if timeout is None else timeout)
+        except Exception:
+            self._count_failure()
+            raise
 
     def putconn(self, conn: C) -> None:
         """Give a connection back; closed instead of kept if a switchover has made it unfit.
@@ -181,6 +190,10 @@ class Pool(ABC, Generic[C]):
                     raise _as_ours(error) from error
             except _REFUSALS as error:
                 raise _as_ours(error) from error
+
+    def _count_failure(self) -> None:
+        with self._lock:
+            self._failed += 1
 
     @abstractmethod
     def end_block(self, conn: C, error: BaseException | None) -> None:
@@ -235,7 +248,7 @@ class Pool(ABC, Generic[C]):
             if self._generation is not generation:
                 return
             self._put_away(generation, snapshot)
-        generation.retire(drain=_is_drained(snapshot))
+        self._retire(generation, drain=_is_drained(snapshot))
 
     def tick(self) -> None:
         """Cut what is still in use after its grace."""
@@ -260,7 +273,16 @@ class Pool(ABC, Generic[C]):
             waiting=driver.get("requests_waiting", 0),
             drained=self._drained,
             cut=self._cut,
+            served=self._count_served(),
+            failed=self._failed,
         )
+
+    def _count_served(self) -> int:
+        """Checkouts that were given a connection, by the driver's own count: the quick way counts nothing."""
+        with self._lock:
+            mine = [*self._ended, *filter(None, [self._generation])]
+            self._served = max(self._served, self._served_before + sum(one.served() for one in mine))
+            return self._served
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
@@ -268,8 +290,9 @@ class Pool(ABC, Generic[C]):
         with self._lock:
             old, self._generation = self._generation, None
             self._quick = _SHUT
+            self._ended += filter(None, [old])
         if old is not None:
-            old.retire(drain=False)
+            self._retire(old, drain=False)
 
     def _adopt(self, reading: Reading) -> Generation:
         """The generation that is good by *reading*, open; made if there is none."""
@@ -288,7 +311,7 @@ class Pool(ABC, Generic[C]):
                 self._generation = generation
         generation.open()
         if old is not None and snapshot is not None:
-            old.retire(drain=_is_drained(snapshot))
+            self._retire(old, drain=_is_drained(snapshot))
         with self._lock:
             if self._generation is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
@@ -314,11 +337,19 @@ class Pool(ABC, Generic[C]):
     def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
         """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
         self._generation = None
+        self._ended.append(generation)
         self._quick = _SHUT
         self._follows = True
         self._drained += generation.connections()
         if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
+
+    def _retire(self, generation: Generation, *, drain: bool) -> None:
+        """The end of one that was put away; what it has served is final then."""
+        generation.retire(drain=drain)
+        with self._lock:
+            self._ended.remove(generation)
+            self._served_before += generation.served()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -383,7 +414,7 @@ class Pool(ABC, Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections alone and begin anew."""
-        for generation in [self._generation, *(generation for _, generation in self._cuts)]:
+        for generation in [self._generation, *self._ended, *(generation for _, generation in self._cuts)]:
             if generation is not None:
                 generation.live[0] = 0
                 fork.keep_forever(generation)

@@ -92,6 +92,24 @@ class RunFiles:
         """The timelines of the last switchovers, as JSON."""
         return self.directory / f"{self.stem}.history.json"
 
+    def samples(self, began_ns: int) -> Path:
+        """What each worker did through the switchover whose first event was at *began_ns*, on the wall clock."""
+        return self.directory / f"{self.stem}.samples-{began_ns}.json"
+
+    @property
+    def samples_draft(self) -> Path:
+        """What such files are called while they are made."""
+        return self.directory / f"{self.stem}.samples"
+
+    def all_samples(self) -> list[Path]:
+        """Those that there are, the oldest first; none where the directory cannot be read."""
+        pattern = re.compile(rf"{re.escape(self.stem)}\.samples-([0-9]{{1,20}})\.json")
+        try:
+            found = [(path, pattern.fullmatch(path.name)) for path in self.directory.iterdir()]
+        except OSError:
+            return []
+        return [path for path, _ in sorted(((p, int(m[1])) for p, m in found if m), key=lambda pair: pair[1])]
+
     def tenure(self, term: int) -> Path:
         """The lock that the monitor of *term* holds for as long as it lives."""
         return self.directory / f"{self.stem}.term-{term}.lock"

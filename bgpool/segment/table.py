@@ -21,6 +21,7 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -66,6 +67,8 @@ class Usage(NamedTuple):
         waiting: Callers that wait for a connection.
         drained: Connections that switchovers made unfit, since the process began.
         cut: Those of them that were still in use after the grace.
+        served: Checkouts that were given a connection, since the process began.
+        failed: Checkouts that ended with an error: held for too long, rejected, or no connection in time.
     """
 
     sequence: int = 0
@@ -75,6 +78,8 @@ class Usage(NamedTuple):
     waiting: int = 0
     drained: int = 0
     cut: int = 0
+    served: int = 0
+    failed: int = 0
 
 
 class Table:
@@ -157,6 +162,17 @@ class Table:
         at = row * ROW_BYTES // 8
         words = self._rows[at : at + 2 + len(Usage._fields)].tolist()
         return words[0], words[1], Usage(*words[2:])
+
+    def rows(self) -> Iterator[tuple[int, int, int, Usage]]:
+        """Every row that says something, of the living and of the dead: row, pid, update in ns, usage.
+
+        One that is being written in this moment is left out; the next look finds it whole.
+        """
+        for row in range(ROWS):
+            if self._rows[row * ROW_BYTES // 8]:
+                found = self.read_row(row)
+                if found == self.read_row(row):
+                    yield row, *found
 
     def is_owned(self, row: int) -> bool:
         """Whether a living process has the row.

@@ -92,3 +92,14 @@ def test_a_link_is_not_followed(files: RunFiles, tmp_path: Path) -> None:
     files.history.rename(tmp_path / "elsewhere")
     files.history.symlink_to(tmp_path / "elsewhere")
     assert history.read(files) == []
+
+
+def test_outcomes_are_counted_beyond_what_is_kept(files: RunFiles) -> None:
+    for number in range(HISTORY_RECORDS + 3):
+        history.keep(files, switchover(start_ms=100_000 * number))
+        # Once more, as when something comes late.
+        history.keep(files, switchover(start_ms=100_000 * number))
+    history.keep(files, replace(switchover(start_ms=10**7), rolled_back=True))
+    assert history.totals(history.read(files)) == {"completed": HISTORY_RECORDS + 3, "rolled back": 1}
+    assert history.totals([]) == {}
+    assert history.totals([{"totals": {"completed": "many", "else": 1}}]) == {}

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import signal
+import struct
 import time
 from pathlib import Path
 
@@ -19,7 +20,20 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
 from bgpool.segment.table import FILE_BYTES, Table, Usage
 
-USAGE = Usage(sequence=7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6)
+USAGE = Usage(sequence=7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9)
+#: As docs/segment-format.md has them; words are native, here those of little-endian machines.
+GOLDEN_HEADER = "424750574f524b0a 01000000 00040000 80000000"
+GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, 0, 0, 0, 0, 0)
+
+
+def test_golden_row(files: RunFiles) -> None:
+    table = Table(files)
+    table.write_row(2, 10, 11, USAGE)
+    content = files.workers.read_bytes()
+    assert content[:20].hex() == GOLDEN_HEADER.replace(" ", "")
+    assert content[4096 + 2 * 128 : 4096 + 3 * 128] == struct.pack("@16Q", *GOLDEN_ROW)
+    assert list(table.rows()) == [(2, 10, 11, USAGE)]
+    table.close()
 
 
 def test_a_row_says_what_its_owner_wrote(files: RunFiles) -> None:

@@ -1,0 +1,118 @@
+"""Looks at what the workers do, through every switchover and shortly before and after, for the picture of it.
+
+In a thread of its own, which nothing waits for: no phase is published later because somebody draws a picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bgpool.core.limits import SAMPLE_AFTER_S, SAMPLE_BEFORE_S, SAMPLE_IDLE_S, SAMPLE_INTERVAL_S
+from bgpool.core.phase import SWITCHING, Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.core.timeline import zero_ns
+from bgpool.errors import SegmentError
+from bgpool.monitor import samples
+from bgpool.monitor.lanes import Lanes
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.table import Table
+
+__all__ = ["Sampler"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
+
+
+class Sampler(threading.Thread):
+    """One of the monitor's threads, and the only one that it can do without."""
+
+    def __init__(self, files: RunFiles, may_write: Callable[[], bool]) -> None:
+        """For the switchovers of *files*; *may_write* says whether this process is still their monitor."""
+        super().__init__(name="bgpool-sampler", daemon=True)
+        self._files: Final = files
+        self._may_write: Final = may_write
+        self._snapshot = Snapshot("")
+        self._news: Final = threading.Event()
+        self._table: Table | None = None
+        self._lanes = Lanes()
+        # The switchover that is sampled, as it was last seen before it was forgotten; and since when it is over.
+        self._story: Snapshot | None = None
+        self._over_ns = 0
+        self._complaint = ""
+
+    def note(self, snapshot: Snapshot) -> None:
+        """Take note of what was published."""
+        begun = (snapshot.phase in SWITCHING) != (self._snapshot.phase in SWITCHING)
+        self._snapshot = snapshot
+        if begun:
+            self._news.set()
+
+    def run(self) -> None:
+        """Sample for ever."""
+        while True:
+            self._news.wait(SAMPLE_IDLE_S if self._story is None else SAMPLE_INTERVAL_S)
+            self._news.clear()
+            try:
+                self.look(time.monotonic_ns())
+            except Exception as error:
+                if repr(error) != self._complaint:
+                    self._complaint = repr(error)
+                    _logger.warning("the workers cannot be sampled: %r", error)
+
+    def look(self, now_ns: int) -> None:
+        """Take one sample at *now_ns*, on the monotonic clock, and write all down where a switchover has ended."""
+        snapshot = self._snapshot
+        if snapshot.phase is Phase.NOT_CREATED and self._story is None:
+            self._lanes = Lanes()
+            return
+        table = self._open()
+        since_ns = now_ns - round(SAMPLE_BEFORE_S * 1e9)
+        if table is not None:
+            self._lanes.take(table.rows(), since_ns)
+        if snapshot.phase in SWITCHING:
+            if self._over_ns:
+                self._end()
+            self._story = snapshot
+        elif self._story is None:
+            self._lanes.forget_before(since_ns)
+        elif not self._over_ns:
+            # A deployment that is deleted takes its timeline along.
+            self._story = snapshot if _began(snapshot) == _began(self._story) else self._story
+            self._over_ns = now_ns
+            self._keep(self._story)
+        elif now_ns - self._over_ns >= SAMPLE_AFTER_S * 1e9:
+            self._end()
+
+    def _end(self) -> None:
+        story, self._story, self._over_ns = self._story, None, 0
+        if story is not None:
+            self._keep(story)
+
+    def _keep(self, story: Snapshot) -> None:
+        events = [entry for entry in story.timeline if entry.event != Phase.NOT_CREATED.name]
+        phases = [entry.mono_ns for entry in events if entry.event != Phase.CREATED.name]
+        if not phases:
+            return
+        since_ns = phases[0] - round(SAMPLE_BEFORE_S * 1e9)
+        told = self._lanes.told(zero_ns(story.timeline), since_ns)
+        samples.keep(self._files, _began(story), told, self._lanes.left_out, self._may_write)
+
+    def _open(self) -> Table | None:
+        """The table in place; None while there is none that can be used, of which its workers speak."""
+        if self._table is not None and not self._table.is_in_place(self._files):
+            self._table.close()
+            self._table = None
+        if self._table is None:
+            try:
+                self._table = Table(self._files)
+            except SegmentError:
+                return None
+        return self._table
+
+
+def _began(snapshot: Snapshot) -> int:
+    """What tells one switchover from another, as in the history: when its first event was, on the wall clock."""
+    return snapshot.timeline[0].wall_ns if snapshot.timeline else 0

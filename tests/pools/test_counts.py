@@ -1,0 +1,64 @@
+"""What a process says of its checkouts: by the driver's own count, over all generations, at no cost to a checkout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import bgpool
+from bgpool.core.phase import Phase
+from bgpool.pools.pool import Pool
+from tests.engines import KITS, Kit
+from tests.pools.conftest import Hand
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., Pool[Any]]
+
+
+@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
+def kit(request: pytest.FixtureRequest) -> Kit:
+    """Each engine."""
+    found: Kit = request.param
+    return found
+
+
+def use(pool: Pool[Any], times: int) -> None:
+    for _ in range(times):
+        with pool.connection():
+            pass
+
+
+def test_checkouts_are_counted_over_generations(make_pool: MakePool, hand: Hand) -> None:
+    pool = make_pool()
+    assert pool.usage().served == 0
+    use(pool, 3)
+    assert pool.usage().served == 3
+    pool.drain()
+    assert pool.usage().served == 3
+    use(pool, 2)
+    assert pool.usage().served == 5
+    # A switchover that went back: blue again, on new connections.
+    hand.publish(Phase.IN_PROGRESS)
+    hand.publish(Phase.CREATED)
+    use(pool, 4)
+    assert pool.usage().served == 9
+    assert pool.usage().failed == 0
+
+
+def test_refusals_are_counted_apart(make_pool: MakePool, hand: Hand) -> None:
+    pool = make_pool(max_size=1)
+    with pool.connection():
+        with pytest.raises(bgpool.PoolTimeout), pool.connection(timeout=0.05):
+            pass
+        # psycopg_pool forgets who gave up waiting when the next connection comes back.
+        assert pool.usage().failed == 1
+    usage = pool.usage()
+    assert (usage.served, usage.failed) == (1, 1)
+    hand.publish(Phase.IN_PROGRESS)
+    with pytest.raises(bgpool.SwitchoverHoldTimeout), pool.connection(timeout=0.05):
+        pass
+    usage = pool.usage()
+    assert (usage.served, usage.failed) == (1, 2)
