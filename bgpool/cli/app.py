@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated
 
@@ -144,6 +145,30 @@ def _lab_commands() -> ModuleType:
     except ModuleNotFoundError as error:
         sys.exit(f"the lab needs {error.name}: pip install 'bgpool[demo]'")
     return lab
+
+
+@app.command()
+def timeline(
+    count: Annotated[int, typer.Argument(min=1, max=20, help="How many switchovers, the last ones.")] = 1,
+    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: the one with a history.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw a page that needs nothing from elsewhere.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the picture alone.")] = None,
+    png: Annotated[Path | None, typer.Option(help="The same in pixels; needs bgpool\\[png].")] = None,
+    json: _Json = False,
+) -> None:
+    """The last switchovers: the summary, the hold, what released it, and a picture of it. Connects to nothing.
+
+    Exit status: 0; 1 if no switchover is recorded; 2 if the run directory cannot be read, a file cannot be written,
+    or a library is missing.
+    """
+    from bgpool.cli import timeline as command
+
+    try:
+        command.run(count, bg_id, run_dir, command.Outputs(html, svg, png), as_json=json)
+    except (command.NothingRecorded, command.Unusable) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1 if isinstance(error, command.NothingRecorded) else 2) from None
 
 
 @app.command()

@@ -1,0 +1,115 @@
+"""``bgpool timeline``: the last switchovers as tables and as a picture, for the post-mortem. Connects to nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bgpool.cli.timeline.page import render
+from bgpool.cli.timeline.picture import draw
+from bgpool.cli.timeline.story import Story, deployments, stories
+from bgpool.core.timeline import summary_table
+from bgpool.segment.paths import RunFiles, default_run_dir
+
+__all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]
+
+
+class NothingRecorded(Exception):
+    """There was no switchover."""
+
+
+class Unusable(Exception):
+    """What was asked for cannot be done; the text says why."""
+
+
+class Outputs(NamedTuple):
+    """Where to draw, beside the table."""
+
+    html: Path | None = None
+    svg: Path | None = None
+    png: Path | None = None
+
+
+def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *, as_json: bool) -> None:
+    """Print the last *count* switchovers, and draw them.
+
+    Raises:
+        NothingRecorded: There are none.
+        Unusable: The directory cannot be read, a file cannot be written, or a library is missing.
+    """
+    directory = (run_dir or default_run_dir()).absolute()
+    files = _files(directory, bg_id)
+    told = stories(files, count)
+    if not told:
+        raise NothingRecorded(f"no switchover of bg_id {bg_id or files.stem!r} is recorded in {directory}")
+    if as_json:
+        print(json.dumps([story.as_dict() for story in told]))
+    else:
+        print("\n\n".join(map(_text, told)))
+    _draw(told, outputs)
+
+
+def _files(directory: Path, bg_id: str | None) -> RunFiles:
+    if bg_id is not None:
+        return RunFiles.of(directory, bg_id.strip().lower())
+    try:
+        found = deployments(directory)
+    except FileNotFoundError:
+        found = ()
+    except OSError as error:
+        raise Unusable(f"{directory} cannot be read: {error.strerror}") from None
+    if not found:
+        raise NothingRecorded(f"no switchover is recorded in {directory}")
+    if len(found) > 1:
+        raise Unusable(f"which one? --bg-id: {', '.join(files.stem for files in found)}")
+    return found[0]
+
+
+def _text(story: Story) -> str:
+    lines = [f"bg_id {story.bg_id!r}: {story.outcome}", summary_table(story.events)]
+    hold_s = story.hold_s
+    lines.append(
+        f"held for {hold_s:.3f} s from IN_PROGRESS; evidence of the release: {story.evidence}"
+        if hold_s is not None
+        else "no caller was held: IN_PROGRESS was never read"
+    )
+    crowd = story.recording.workers
+    if crowd:
+        # The most that were held by all of them together is not known: they write their rows each at its own time.
+        held = sum(max(sample.held for sample in worker.samples) for worker in crowd if worker.samples)
+        failed, cut = (
+            sum(getattr(worker.samples[-1], name) for worker in crowd if worker.samples) for name in ("failed", "cut")
+        )
+        lines.append(
+            f"{len(crowd)} workers: at most {held} callers held, {failed} checkouts failed, {cut} connections cut"
+        )
+    return "\n".join(lines)
+
+
+def _draw(told: Sequence[Story], outputs: Outputs) -> None:
+    if outputs.html is not None:
+        _write(outputs.html, render(told).encode())
+    if outputs.svg is not None:
+        _write(outputs.svg, draw(told).encode())
+    if outputs.png is not None:
+        _write(outputs.png, _png(draw(told)))
+
+
+def _png(svg: str) -> bytes:
+    try:
+        import cairosvg
+    except ModuleNotFoundError as error:
+        raise Unusable(f"--png needs {error.name}: pip install 'bgpool[png]'; --svg and --html need nothing") from None
+    except OSError as error:
+        raise Unusable(f"--png needs the cairo library of the system (libcairo2): {error}") from None
+    drawn: bytes = cairosvg.svg2png(bytestring=svg.encode(), scale=2)
+    return drawn
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Unusable(f"{path} cannot be written: {error.strerror}") from None

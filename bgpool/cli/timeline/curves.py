@@ -1,0 +1,84 @@
+"""From a worker's samples to what is drawn of it: rates, callers held, and the moments at which something broke."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from bgpool.monitor.samples import WorkerSamples
+
+__all__ = ["Curve", "Mark", "Step", "curve_of", "sum_of"]
+
+#: How long a worker may say nothing before it counts as gone, in seconds. It writes its row four times a second, and
+#: after a long switchover only every few samples are kept.
+_GONE_S: Final = 3.0
+
+
+class Step(NamedTuple):
+    """What holds from one moment to another, in seconds: *rate* checkouts per second, *held* callers."""
+
+    begin_s: float
+    end_s: float
+    rate: float
+    held: float
+
+
+class Mark(NamedTuple):
+    """Something broke: checkouts failed, or connections were cut."""
+
+    at_s: float
+    failed: int
+    cut: int
+
+
+class Curve(NamedTuple):
+    """A lane of the picture."""
+
+    label: str
+    steps: tuple[Step, ...]
+    marks: tuple[Mark, ...]
+
+    @property
+    def top_rate(self) -> float:
+        """The highest rate."""
+        return max((step.rate for step in self.steps), default=0.0)
+
+    @property
+    def top_held(self) -> float:
+        """Most callers held at a time."""
+        return max((step.held for step in self.steps), default=0.0)
+
+
+def curve_of(worker: WorkerSamples) -> Curve:
+    """What *worker* did. Between two samples nobody knows more than their difference."""
+    steps, marks = [], []
+    for before, after in pairwise(worker.samples):
+        begin_s, end_s = before.offset_ms / 1000, after.offset_ms / 1000
+        if end_s <= begin_s:
+            continue
+        if end_s - begin_s < _GONE_S:
+            steps.append(Step(begin_s, end_s, max(0, after.served - before.served) / (end_s - begin_s), before.held))
+        failed, cut = after.failed - before.failed, after.cut - before.cut
+        if failed > 0 or cut > 0:
+            marks.append(Mark(end_s, max(0, failed), max(0, cut)))
+    return Curve(f"pid {worker.pid}", tuple(steps), tuple(marks))
+
+
+def sum_of(curves: Sequence[Curve], begin_s: float, end_s: float, parts: int) -> Curve:
+    """All of *curves* together, between two moments, in so many *parts*."""
+    width_s = (end_s - begin_s) / parts
+    begins = [[step.begin_s for step in curve.steps] for curve in curves]
+    steps = []
+    for part in range(parts):
+        at_s = begin_s + part * width_s
+        there = [
+            curve.steps[index]
+            for curve, starts in zip(curves, begins, strict=True)
+            if (index := bisect_right(starts, at_s + width_s / 2) - 1) >= 0 and curve.steps[index].end_s > at_s
+        ]
+        if there:
+            steps.append(Step(at_s, at_s + width_s, sum(s.rate for s in there), sum(s.held for s in there)))
+    marks = sorted(mark for curve in curves for mark in curve.marks)
+    return Curve(f"all {len(curves)} workers", tuple(steps), tuple(marks))
