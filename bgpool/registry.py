@@ -23,7 +23,7 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
 from bgpool.settings import Settings
 
-__all__ = ["POOLS", "get_pool", "open_pools"]
+__all__ = ["POOLS", "get_pool", "open_pools", "participants", "pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -87,6 +87,18 @@ def open_pools() -> None:
             pool.open()
         except Exception as error:
             _logger.warning("%r cannot be opened yet: %r", pool, error)
+
+
+def pools() -> tuple[Pool[Any], ...]:
+    """The pools of this process that are not closed."""
+    fork.notice()
+    return tuple(pool for pool in list(_registry.pools.values()) if not pool.closed)
+
+
+def participants() -> tuple[Participant, ...]:
+    """This process's parts in deployments."""
+    fork.notice()
+    return tuple(_registry.participants.copy().values())
 
 
 def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:

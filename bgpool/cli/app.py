@@ -175,10 +175,14 @@ def timeline(
 def monitor(
     dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
     bg_id: Annotated[str, typer.Option(help="Which Blue/Green Deployment.")] = "1",
+    metrics: Annotated[
+        str | None, typer.Option(metavar="[HOST]:PORT", help="Answer Prometheus there; 127.0.0.1 if no host is given.")
+    ] = None,
 ) -> None:
     """Be the monitor of this host in the foreground, for systemd and containers, until stopped.
 
-    Exit status: 0 when stopped or replaced, 1 if another monitor lives or the parameters cannot be used.
+    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the parameters cannot be used, or the metrics'
+    port cannot be had.
     """
     import logging
 
@@ -187,6 +191,10 @@ def monitor(
     try:
         place, settings, _ = parse(sys.stdin.readline() if dsn == "-" else dsn, {"bg_id": bg_id})
         config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
+        if metrics is not None:
+            from bgpool.cli.metrics import serve
+
+            serve(metrics, config.bg_id, Path(config.run_dir))
         if not run_monitor(config, linger_s=None):
             sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
     except bgpool.Error as error:

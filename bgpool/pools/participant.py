@@ -44,20 +44,21 @@ class Participant:
     """One per process, run directory and bg_id; shared by all pools with these. One watcher thread while it has any.
 
     Attributes:
+        bg_id, files: Which deployment.
         reader: The segment; says nothing where the run directory cannot be used.
     """
 
     def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
-        self._bg_id: Final = bg_id
+        self.bg_id: Final = bg_id
         self._directory: Final = directory
         self._ensure_monitor: Final = ensure_monitor
-        self._files: Final = RunFiles.of(directory, bg_id)
-        self.reader = Reader(self._files)
+        self.files: Final = RunFiles.of(directory, bg_id)
+        self.reader = Reader(self.files)
         self._reset()
         fork.call_in_child(self)
 
     def __repr__(self) -> str:
-        return f"<Participant bg_id={self._bg_id!r} {self.reader!r}>"
+        return f"<Participant bg_id={self.bg_id!r} {self.reader!r}>"
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -76,6 +77,11 @@ class Participant:
             self._presence.close()
         self._reset()
 
+    @property
+    def speaks_for_host(self) -> bool:
+        """Whether this is the one process of the host that tells what is true of all of it."""
+        return self._relay is not None
+
     def join(self, member: Member) -> None:
         """Take *member* on; the first one makes the process present and starts the watcher."""
         with self._lock:
@@ -84,12 +90,12 @@ class Participant:
                 return
             self._stopping = threading.Event()
             self._watcher = threading.Thread(
-                target=self._watch, args=(self._stopping,), name=f"bgpool-watch-{self._bg_id}", daemon=True
+                target=self._watch, args=(self._stopping,), name=f"bgpool-watch-{self.bg_id}", daemon=True
             )
         try:
             prepare_run_dir(self._directory)
         except SegmentError as error:
-            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self._bg_id, error)
+            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self.bg_id, error)
             return
         self.reader.check_path()
         known = self.reader.refresh().snapshot
@@ -146,7 +152,7 @@ class Participant:
 
     def _look_after(self) -> None:
         """Nothing was published for a while: is everything still in its place?"""
-        if self._presence is not None and not self._presence.is_in_place(self._files):
+        if self._presence is not None and not self._presence.is_in_place(self.files):
             self._presence.close()
             self._presence = None
             prepare_run_dir(self._directory)
@@ -161,7 +167,7 @@ class Participant:
 
     def _start_monitor(self) -> None:
         try:
-            self._ensure_monitor(self._files)
+            self._ensure_monitor(self.files)
         except Exception as error:
             self._complain(f"the monitor cannot be started: {error!r}")
             self._stopping.wait(RESTART_INTERVAL_S)
@@ -170,7 +176,7 @@ class Participant:
         if self._presence is not None or self._stopping.is_set():
             return
         try:
-            self._presence = Presence(self._files)
+            self._presence = Presence(self.files)
         except SegmentError as error:
             self._complain(str(error))
 
@@ -185,7 +191,7 @@ class Participant:
     def _try_to_relay(self) -> None:
         if self._relay is None:
             try:
-                self._relay = try_lock(self._files.relay)
+                self._relay = try_lock(self.files.relay)
             except SegmentError as error:
                 self._complain(str(error))
 
@@ -193,7 +199,7 @@ class Participant:
         """Say it, once for as long as it stays the same: the watcher looks four times a second."""
         if text != self._complaint:
             self._complaint = text
-            _logger.warning("[bg_id: %r] %s", self._bg_id, text)
+            _logger.warning("[bg_id: %r] %s", self.bg_id, text)
 
     def _relay_notices(self, snapshot: Snapshot) -> None:
         """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
@@ -205,5 +211,5 @@ class Participant:
         if self._relay is not None:
             for notice in news:
                 logging.getLogger(notice.logger).log(
-                    notice.level, "[bg_id: %r] %s", self._bg_id, notice.text, extra={"bg_id": self._bg_id}
+                    notice.level, "[bg_id: %r] %s", self.bg_id, notice.text, extra={"bg_id": self.bg_id}
                 )

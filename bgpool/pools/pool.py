@@ -392,6 +392,16 @@ class Pool(ABC, Generic[C]):
         self._participant.leave(self)
 
     @property
+    def bg_id(self) -> str:
+        """Which deployment it follows."""
+        return self._settings.bg_id
+
+    @property
+    def name(self) -> str:
+        """Host and port, as its DSN has them."""
+        return self._name
+
+    @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self._closed

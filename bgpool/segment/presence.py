@@ -21,11 +21,13 @@ class WorkerRow:
         pid: As the process itself sees it: in another container it means nothing.
         age_s: Seconds since it last wrote its row.
         usage: What it wrote.
+        row: Which row of the table it has, for as long as it lives.
     """
 
     pid: int
     age_s: float
     usage: Usage
+    row: int
 
 
 class Presence:
@@ -97,7 +99,7 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
             pid, updated_ns, usage = table.read_row(row)
             # The row of the dead keeps what they said last; only a lock tells that somebody is there.
             if pid and table.is_owned(row):
-                found.append(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage))
+                found.append(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage, row))
         return tuple(found)
     finally:
         table.close()

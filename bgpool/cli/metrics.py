@@ -1,0 +1,31 @@
+"""``bgpool monitor --metrics``."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+__all__ = ["serve"]
+
+_logger: Final = logging.getLogger("bgpool.metrics")
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})")
+
+
+def serve(address: str, bg_id: str, run_dir: Path) -> None:
+    """Answer Prometheus at *address*, ``[HOST]:PORT``, about *bg_id*; exits with a message where that cannot be."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found[3]) > 65535:
+        sys.exit(f"--metrics {address}: allowed is [HOST]:PORT, as :9187, 0.0.0.0:9187 or [::1]:9187")
+    try:
+        from bgpool.metrics import prometheus
+    except ModuleNotFoundError as error:
+        sys.exit(f"--metrics needs {error.name}: pip install 'bgpool[prometheus]'")
+    host = found[1] or found[2] or "127.0.0.1"
+    try:
+        port = prometheus.serve(prometheus.Collector(bg_id, run_dir), host, int(found[3]))
+    except OSError as error:
+        sys.exit(f"--metrics {address}: {error.strerror or error}")
+    _logger.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)

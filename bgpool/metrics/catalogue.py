@@ -1,0 +1,176 @@
+"""Every metric by its OpenTelemetry name, and how it is read. docs/metrics.md has the same list for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Generic, TypeVar
+
+from bgpool.core.phase import Phase
+from bgpool.metrics.deployment import Deployment
+from bgpool.monitor.history import OUTCOMES
+from bgpool.segment.table import Usage
+
+__all__ = ["BG_ID", "DEPLOYMENT", "POOL_NAME", "USAGE", "WORKER", "Attributes", "Kind", "Metric", "Points"]
+
+T = TypeVar("T")
+
+Attributes = Mapping[str, str]
+Points = Iterable[tuple[Attributes, float]]
+
+#: Source: OpenTelemetry's semantic conventions for database client metrics (in development as of 2026-08).
+POOL_NAME: Final = "db.client.connection.pool.name"
+STATE: Final = "db.client.connection.state"
+BG_ID: Final = "bgpool.bg_id"
+WORKER: Final = "bgpool.worker"
+
+
+class Kind(Enum):
+    """What may be done with the numbers."""
+
+    #: Only rises, until what is counted begins anew: take rates.
+    COUNTER = "counter"
+    #: May be summed over processes.
+    UP_DOWN = "updowncounter"
+    #: May not.
+    GAUGE = "gauge"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[T]):
+    """One metric; *read* turns what it is a metric of into points. A *unit* in braces is a word, not a unit."""
+
+    name: str
+    kind: Kind
+    unit: str
+    text: str
+    read: Callable[[T], Points]
+
+
+def _plain(read: Callable[[T], float | None]) -> Callable[[T], Points]:
+    """A single point without attributes of its own, or none."""
+
+    def points(source: T) -> Points:
+        value = read(source)
+        return [] if value is None else [({}, value)]
+
+    return points
+
+
+#: Of a process, or of one of its pools.
+USAGE: Final[tuple[Metric[Usage], ...]] = (
+    Metric(
+        "db.client.connection.count",
+        Kind.UP_DOWN,
+        "{connection}",
+        "Connections, idle or used.",
+        lambda usage: [({STATE: "idle"}, usage.idle), ({STATE: "used"}, usage.in_use)],
+    ),
+    Metric(
+        "db.client.connection.pending_requests",
+        Kind.UP_DOWN,
+        "{request}",
+        "Callers that wait for a connection; those held by a switchover are not among them.",
+        _plain(lambda usage: usage.waiting),
+    ),
+    Metric(
+        "bgpool.held",
+        Kind.UP_DOWN,
+        "{request}",
+        "Callers that wait for a switchover to pass.",
+        _plain(lambda usage: usage.held),
+    ),
+    Metric(
+        "bgpool.checkouts",
+        Kind.COUNTER,
+        "{checkout}",
+        "Checkouts that were given a connection.",
+        _plain(lambda usage: usage.served),
+    ),
+    Metric(
+        "bgpool.checkouts.failed",
+        Kind.COUNTER,
+        "{checkout}",
+        "Checkouts that ended with an error: held for too long, rejected, or no connection in time.",
+        _plain(lambda usage: usage.failed),
+    ),
+    Metric(
+        "bgpool.connections.drained",
+        Kind.COUNTER,
+        "{connection}",
+        "Connections that switchovers made unfit.",
+        _plain(lambda usage: usage.drained),
+    ),
+    Metric(
+        "bgpool.connections.cut",
+        Kind.COUNTER,
+        "{connection}",
+        "Connections that were cut because they were still in use after the grace.",
+        _plain(lambda usage: usage.cut),
+    ),
+)
+
+#: Of a deployment, as the host knows it.
+DEPLOYMENT: Final[tuple[Metric[Deployment], ...]] = (
+    Metric(
+        "bgpool.phase",
+        Kind.GAUGE,
+        "",
+        "1 for the phase that the deployment is in, 0 for every other.",
+        lambda it: (
+            [({"bgpool.phase": phase.name}, float(phase is it.snapshot.phase)) for phase in Phase]
+            if it.snapshot is not None
+            else []
+        ),
+    ),
+    Metric(
+        "bgpool.ready",
+        Kind.GAUGE,
+        "",
+        "1 if inventory, addresses and the map from blue to green are complete.",
+        _plain(lambda it: float(it.snapshot.ready) if it.snapshot is not None else None),
+    ),
+    Metric(
+        "bgpool.epoch",
+        Kind.GAUGE,
+        "",
+        "Rises with every decision that makes older connections unfit.",
+        _plain(lambda it: it.snapshot.epoch if it.snapshot is not None else None),
+    ),
+    Metric(
+        "bgpool.monitor.age",
+        Kind.GAUGE,
+        "s",
+        "Time since the monitor's last sign of life, which it gives five times a second.",
+        _plain(lambda it: it.monitor_age_s),
+    ),
+    Metric(
+        "bgpool.monitor.term",
+        Kind.GAUGE,
+        "",
+        "Counts the monitors that this host has had.",
+        _plain(lambda it: it.term),
+    ),
+    Metric(
+        "bgpool.workers",
+        Kind.GAUGE,
+        "{process}",
+        "Processes that use the bg_id.",
+        _plain(lambda it: len(it.workers())),
+    ),
+    Metric(
+        "bgpool.workers.behind",
+        Kind.GAUGE,
+        "{process}",
+        "Those of them that have not acted on the newest snapshot.",
+        _plain(lambda it: sum(row.usage.sequence < it.sequence for row in it.workers())),
+    ),
+    Metric(
+        "bgpool.switchovers",
+        Kind.COUNTER,
+        "{switchover}",
+        "Switchovers that have ended, since the run directory was made.",
+        lambda it: [({"bgpool.outcome": outcome}, it.totals().get(outcome, 0)) for outcome in OUTCOMES],
+    ),
+)
