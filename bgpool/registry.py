@@ -12,6 +12,7 @@ from typing import Any, Final
 from bgpool.core.engine import Engine
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
+from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
 from bgpool.pools import fork
@@ -86,7 +87,12 @@ def open_pools() -> None:
         try:
             pool.open()
         except Exception as error:
-            _logger.warning("%r cannot be opened yet: %r", pool, error)
+            _logger.warning(
+                "%r cannot be opened yet: %r",
+                pool,
+                error,
+                extra=log_fields("not_opened", bg_id=pool.bg_id, host=pool.name),
+            )
 
 
 def pools() -> tuple[Pool[Any], ...]:

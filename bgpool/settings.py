@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.errors import ConfigurationError
+from bgpool.logs import log_fields
 
 __all__ = ["Settings", "read_flag"]
 
@@ -155,5 +156,7 @@ class Settings:
         for name, value in values.items():
             usual = known[name].metadata["usual"]
             if usual is not None and not usual[0] <= value <= usual[1]:
-                _logger.warning("%s=%d is outside the usual %d to %d ms", name, value, *usual)
+                _logger.warning(
+                    "%s=%d is outside the usual %d to %d ms", name, value, *usual, extra=log_fields("unusual_parameter")
+                )
         return cls(**values)

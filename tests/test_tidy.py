@@ -18,6 +18,7 @@ LAYERS = [
     {"_version"},
     {"errors"},
     {"core"},
+    {"logs"},
     {"settings", "resolver", "aliases", "sockets", "mysql"},
     {"dsn"},
     {"auth"},

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from bgpool.logs import log_fields
+
 __all__ = ["serve"]
 
 _logger: Final = logging.getLogger("bgpool.metrics")
@@ -28,4 +30,9 @@ def serve(address: str, bg_id: str, run_dir: Path) -> None:
         port = prometheus.serve(prometheus.Collector(bg_id, run_dir), host, int(found[3]))
     except OSError as error:
         sys.exit(f"--metrics {address}: {error.strerror or error}")
-    _logger.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
+    _logger.info(
+        "metrics at http://%s:%d/metrics",
+        f"[{host}]" if ":" in host else host,
+        port,
+        extra=log_fields("metrics", bg_id=bg_id),
+    )

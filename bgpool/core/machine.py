@@ -173,7 +173,7 @@ def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
         f"switchover still {snapshot.phase.name} after bg_switchover_timeout_ms="
         f"{rules.switchover_timeout_ms}; taking it as completed"
     )
-    return _signal(_notice(snapshot, logging.WARNING, "switchover", text), Signal.TIMED_OUT, at, rules)
+    return _signal(_notice(snapshot, logging.WARNING, "switchover", "timed_out", text), Signal.TIMED_OUT, at, rules)
 
 
 def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
@@ -201,11 +201,11 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
         return snapshot
     if row.version != "1.0":
         text = f"metadata version {row.version!r} is not known, reading it as 1.0"
-        snapshot = _notice(snapshot, logging.WARNING, "monitor", text)
+        snapshot = _notice(snapshot, logging.WARNING, "monitor", "unknown_version", text)
     reading = PHASE_OF_STATUS.get(row.status.strip().upper())
     if reading is None:
         text = f"status {row.status!r} is not known and changes nothing; known are {', '.join(PHASE_OF_STATUS)}"
-        return _notice(snapshot, logging.WARNING, "monitor", text)
+        return _notice(snapshot, logging.WARNING, "monitor", "unknown_status", text)
     # The phase first: a deployment's first reading clears what an earlier deployment left.
     before = snapshot.reading(event.role)
     snapshot = _with_reading(snapshot, event.role, reading)
@@ -230,14 +230,14 @@ def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, 
 
 def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.NOT_CREATED:
-        snapshot = _notice(snapshot, logging.INFO, "monitor", event.remedy)
+        snapshot = _notice(snapshot, logging.INFO, "monitor", "no_metadata", event.remedy)
     return _withdrawn(snapshot, event.role, event.at, rules)
 
 
 def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
     """No news, of a server that is there."""
     text = f"{event.role.colour} does not tell the monitor its metadata: {event.error}"
-    return _notice(snapshot, logging.WARNING, "monitor", text)
+    return _notice(snapshot, logging.WARNING, "monitor", "metadata_failed", text)
 
 
 def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snapshot:
@@ -246,7 +246,7 @@ def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snaps
     if snapshot.phase in SWITCHING:
         return snapshot
     text = f"{event.role.colour} does not answer the monitor: {event.error}"
-    return _notice(snapshot, logging.WARNING, "monitor", text)
+    return _notice(snapshot, logging.WARNING, "monitor", "no_answer", text)
 
 
 def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: Rules) -> Snapshot:
@@ -362,7 +362,7 @@ def _check_ready(snapshot: Snapshot) -> Snapshot:
         f"{twin} ({', '.join(inventory.addresses(snapshot, twin))})"
         for name, twin in snapshot.twins
     )
-    return _notice(snapshot, logging.INFO, "switchover", f"ready for a switchover: {pairs}")
+    return _notice(snapshot, logging.INFO, "switchover", "ready", f"ready for a switchover: {pairs}")
 
 
 def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:
@@ -413,14 +413,14 @@ def _timeline(snapshot: Snapshot, at: Instant, event: str, evidence: str = "") -
 
 def _summarise(snapshot: Snapshot) -> Snapshot:
     table = summary_table(snapshot.timeline)
-    return _notice(snapshot, logging.INFO, "switchover", "\n" + table, once=False)
+    return _notice(snapshot, logging.INFO, "switchover", "summary", "\n" + table, once=False)
 
 
-def _notice(snapshot: Snapshot, level: int, logger: str, text: str, *, once: bool = True) -> Snapshot:
+def _notice(snapshot: Snapshot, level: int, logger: str, event: str, text: str, *, once: bool = True) -> Snapshot:
     """Have *text* logged; with *once*, unless it is among the last lines already."""
     text = text[:NOTICE_CHARS]
     if once and any(notice.text == text for notice in snapshot.notices):
         return snapshot
     number = snapshot.notices[-1].number + 1 if snapshot.notices else 1
-    notice = Notice(number, level, f"bgpool.{logger}", text)
+    notice = Notice(number, level, f"bgpool.{logger}", text, event)
     return replace(snapshot, notices=(*snapshot.notices, notice)[-NOTICES:])

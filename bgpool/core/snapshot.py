@@ -48,12 +48,14 @@ class Notice:
     Attributes:
         number: Counts from 1 and never falls, so that a line is relayed once.
         level: A level of the logging module.
+        event: What kind of line it is; see bgpool.logs.
     """
 
     number: int
     level: int
     logger: str
     text: str
+    event: str
 
 
 @dataclass(frozen=True, slots=True)

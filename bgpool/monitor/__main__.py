@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.errors import Error
+from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment.paths import RunFiles, open_checked, prepare_run_dir
@@ -23,6 +24,7 @@ def main() -> None:
     """Read the configuration, leave the starter behind, and watch."""
     _forget_the_starters_signals()
     config = MonitorConfig.load(sys.stdin.buffer.read())
+    extra = log_fields("monitor_failed", bg_id=config.bg_id)
     # Twice a child is nobody's child: the starter reaps the first, and never has a zombie of the second.
     if os.fork():
         os._exit(0)
@@ -33,10 +35,10 @@ def main() -> None:
         _log_to(RunFiles.of(directory, config.bg_id).log)
         run_monitor(config, on_begin=_leave_the_starters_pipes)
     except Error as error:
-        logging.getLogger("bgpool.monitor").error("%s", error)
+        logging.getLogger("bgpool.monitor").error("%s", error, extra=extra)
         status = 1
     except Exception:
-        logging.getLogger("bgpool.monitor").exception("the monitor failed")
+        logging.getLogger("bgpool.monitor").exception("the monitor failed", extra=extra)
         status = 1
     # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
     logging.shutdown()

@@ -10,6 +10,7 @@ from typing import Final
 
 from bgpool.core.events import Event, Resolved
 from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
+from bgpool.logs import log_fields
 from bgpool.monitor.probe import now
 from bgpool.resolver import Resolver
 
@@ -86,5 +87,5 @@ class Lookup(threading.Thread):
             try:
                 addresses = self._resolver.resolve(name)
             except Exception as error:
-                _logger.debug("%s cannot be resolved: %s", name, error)
+                _logger.debug("%s cannot be resolved: %s", name, error, extra=log_fields("not_resolved", host=name))
             self._found.put((name, addresses))

@@ -22,6 +22,7 @@ from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.dsn import Password
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.monitor import election, history
 from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
@@ -73,12 +74,13 @@ def run_monitor(
     if tenure is None:
         return False
     writer = Writer(files, tenure.term, first_snapshot(config.bg_id))
-    _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term)
+    extra = log_fields("monitor_began", bg_id=config.bg_id, phase=writer.snapshot.phase)
+    _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term, extra=extra)
     on_begin()
     try:
         Monitor(config, password, files, writer, writer.snapshot).run(linger_s)
     except Superseded as error:
-        _logger.warning("%s; leaving", error)
+        _logger.warning("%s; leaving", error, extra=log_fields("monitor_left", bg_id=config.bg_id))
         writer.leave()
     tenure.lock.release()
     return True
@@ -129,13 +131,14 @@ class Monitor:
                 continue
             beat_at = time.monotonic()
             if not self._writer.is_in_place():
-                _logger.warning("another monitor has taken over, or the segment was removed; leaving")
+                text = "another monitor has taken over, or the segment was removed; leaving"
+                _logger.warning(text, extra=self._fields("monitor_left"))
                 self._writer.leave()
                 return
             dead = [thread.name for thread in self._threads if not thread.is_alive()]
             if dead:
                 # Alive and deaf would be the worst: the next monitor begins with all its senses.
-                _logger.error("%s ended unexpectedly; leaving", ", ".join(dead))
+                _logger.error("%s ended unexpectedly; leaving", ", ".join(dead), extra=self._fields("monitor_failed"))
                 return
             self._writer.beat()
             for probe in self._probes.values():
@@ -143,7 +146,8 @@ class Monitor:
             if linger_s is None or self._is_needed():
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
-                _logger.info("nobody has used bg_id %r for %.0f s; leaving", self._config.bg_id, linger_s)
+                text = "nobody has used bg_id %r for %.0f s; leaving"
+                _logger.info(text, self._config.bg_id, linger_s, extra=self._fields("monitor_left"))
                 # Where nobody can be seen, somebody may be there: to begin afresh would drain all that they have.
                 if self._snapshot.phase not in SWITCHING and not self._blind:
                     self._writer.remove()
@@ -154,7 +158,7 @@ class Monitor:
             needed = anybody_present(self._files)
         except SegmentError as error:
             if not self._blind:
-                _logger.warning("nobody can be seen: %s", error)
+                _logger.warning("nobody can be seen: %s", error, extra=self._fields("blind"))
             self._blind = True
             return False
         self._blind = False
@@ -183,10 +187,13 @@ class Monitor:
         self._keep_history(before, after)
         for notice in after.notices:
             if not before.notices or notice.number > before.notices[-1].number:
-                _log(notice)
+                _log(notice, self._fields(notice.event))
         if after.phase is not before.phase:
-            _logger.info("phase %s -> %s", before.phase.name, after.phase.name)
+            _logger.info("phase %s -> %s", before.phase.name, after.phase.name, extra=self._fields("phase"))
         self._replan()
+
+    def _fields(self, event: str) -> dict[str, str]:
+        return log_fields(event, bg_id=self._config.bg_id, phase=self._snapshot.phase)
 
     def _keep_history(self, before: Snapshot, after: Snapshot) -> None:
         if after.timeline == before.timeline:
@@ -194,7 +201,7 @@ class Monitor:
         try:
             history.keep(self._files, after, self._writer.is_in_place)
         except (OSError, SegmentError) as error:
-            _logger.warning("the timeline cannot be kept: %s", error)
+            _logger.warning("the timeline cannot be kept: %s", error, extra=self._fields("not_kept"))
 
     def _replan(self) -> None:
         todo = plan(self._snapshot, self._config.intervals)
@@ -224,5 +231,5 @@ def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Targ
     return replace(target, addresses=addresses)
 
 
-def _log(notice: Notice) -> None:
-    logging.getLogger(notice.logger).log(notice.level, "%s", notice.text)
+def _log(notice: Notice, extra: Mapping[str, str]) -> None:
+    logging.getLogger(notice.logger).log(notice.level, "%s", notice.text, extra=extra)

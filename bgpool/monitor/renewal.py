@@ -15,6 +15,7 @@ from typing import Final
 from bgpool.core.events import CertificateRenewed, Event
 from bgpool.core.limits import RENEWAL_INTERVAL_S
 from bgpool.core.plan import Target
+from bgpool.logs import log_fields
 from bgpool.monitor.probe import now
 from bgpool.monitor.session import Session, SessionError
 
@@ -55,6 +56,7 @@ class Renewal(threading.Thread):
         try:
             self._connect(target).close()
         except (SessionError, OSError) as error:
-            _logger.debug("%s is not yet %s: %s", target.host, target.names, error)
+            extra = log_fields("not_renewed", host=target.host)
+            _logger.debug("%s is not yet %s: %s", target.host, target.names, error, extra=extra)
             return False
         return True

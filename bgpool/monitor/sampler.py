@@ -16,6 +16,7 @@ from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import zero_ns
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.monitor import samples
 from bgpool.monitor.lanes import Lanes
 from bgpool.segment.paths import RunFiles
@@ -60,7 +61,10 @@ class Sampler(threading.Thread):
             except Exception as error:
                 if repr(error) != self._complaint:
                     self._complaint = repr(error)
-                    _logger.warning("the workers cannot be sampled: %r", error)
+                    _logger.warning("the workers cannot be sampled: %r", error, extra=self._fields())
+
+    def _fields(self) -> dict[str, str]:
+        return log_fields("not_sampled", bg_id=self._snapshot.bg_id, phase=self._snapshot.phase)
 
     def look(self, now_ns: int) -> None:
         """Take one sample at *now_ns*, on the monotonic clock, and write all down where a switchover has ended."""

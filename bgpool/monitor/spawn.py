@@ -13,6 +13,7 @@ from typing import Final
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, MONITOR_START_S
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
@@ -52,7 +53,10 @@ class Starter:
                 return False
             _start(self._config)
             if _is_silent(files):
-                _logger.warning("the monitor of bg_id %r did not start; see %s", self._config.bg_id, files.log)
+                extra = log_fields("monitor_not_started", bg_id=self._config.bg_id)
+                _logger.warning(
+                    "the monitor of bg_id %r did not start; see %s", self._config.bg_id, files.log, extra=extra
+                )
                 return False
             return True
         finally:

@@ -10,6 +10,7 @@ from typing import Final
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.limits import ALIAS_RETRY_S
 from bgpool.dsn import Dsn
+from bgpool.logs import log_fields
 from bgpool.settings import Settings
 
 __all__ = ["Endpoint"]
@@ -67,4 +68,5 @@ class Endpoint:
             self._settings.bg_id,
             self._host,
             error,
+            extra=log_fields("alias_unread", bg_id=self._settings.bg_id, host=self._host),
         )

@@ -20,6 +20,8 @@ import threading
 import weakref
 from typing import Final, Protocol
 
+from bgpool.logs import log_fields
+
 __all__ = ["call_in_child", "keep_forever", "notice", "parents_word"]
 
 #: Since Linux 4.14. Source: linux/mman.h; the mmap module names it from Python 3.13 on only.
@@ -53,7 +55,8 @@ def notice() -> None:
         _after_fork_in_child()
     _logger.warning(
         "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
-        "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever"
+        "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever",
+        extra=log_fields("fork_without_hooks"),
     )
 
 

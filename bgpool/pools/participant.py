@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from bgpool.core.limits import RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.pools import fork
 from bgpool.segment.locks import FileLock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -95,7 +96,8 @@ class Participant:
         try:
             prepare_run_dir(self._directory)
         except SegmentError as error:
-            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self.bg_id, error)
+            extra = log_fields("plain_pool", bg_id=self.bg_id)
+            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self.bg_id, error, extra=extra)
             return
         self.reader.check_path()
         known = self.reader.refresh().snapshot
@@ -199,7 +201,7 @@ class Participant:
         """Say it, once for as long as it stays the same: the watcher looks four times a second."""
         if text != self._complaint:
             self._complaint = text
-            _logger.warning("[bg_id: %r] %s", self.bg_id, text)
+            _logger.warning("[bg_id: %r] %s", self.bg_id, text, extra=log_fields("hindered", bg_id=self.bg_id))
 
     def _relay_notices(self, snapshot: Snapshot) -> None:
         """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
@@ -210,6 +212,6 @@ class Participant:
         self._relayed = news[-1].number
         if self._relay is not None:
             for notice in news:
-                logging.getLogger(notice.logger).log(
-                    notice.level, "[bg_id: %r] %s", self.bg_id, notice.text, extra={"bg_id": self.bg_id}
-                )
+                extra = log_fields(notice.event, bg_id=self.bg_id, phase=snapshot.phase)
+                logger = logging.getLogger(notice.logger)
+                logger.log(notice.level, "[bg_id: %r] %s", self.bg_id, notice.text, extra=extra)

@@ -35,7 +35,7 @@ def encode(snapshot: Snapshot) -> bytes:
     fields = {key: getattr(snapshot, key) for key in _KEYS}
     fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
     fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
-    fields["notices"] = [(n.number, n.level, n.logger, n.text) for n in snapshot.notices]
+    fields["notices"] = [(n.number, n.level, n.logger, n.text, n.event) for n in snapshot.notices]
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -93,8 +93,14 @@ def _snapshot(fields: Any) -> Snapshot:
             for mono, wall, event, evidence in _items(fields["timeline"])
         ),
         notices=tuple(
-            Notice(_integer(number), _integer(level), _text(logger, NAME_CHARS), _text(text, NOTICE_CHARS))
-            for number, level, logger, text in _items(fields["notices"])
+            Notice(
+                _integer(number),
+                _integer(level),
+                _text(logger, NAME_CHARS),
+                _text(text, NOTICE_CHARS),
+                _text(event, NAME_CHARS),
+            )
+            for number, level, logger, text, event in _items(fields["notices"])
         ),
     )
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import decode
@@ -220,4 +221,4 @@ class Reader:
         """Say once what is wrong with the file; the last good snapshot, or a plain pool, goes on."""
         if str(error) != self._complained:
             self._complained = str(error)
-            _logger.warning("segment refused: %s", error)
+            _logger.warning("segment refused: %s", error, extra=log_fields("segment_refused", bg_id=self._files.stem))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
 from bgpool.segment import wake
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
@@ -292,7 +293,7 @@ def _remove(files: RunFiles, reason: str) -> None:
     # Whoever breaks it again and again is told once.
     if _complained.get(files.workers) != reason:
         _complained[files.workers] = reason
-        _logger.warning("%s; replaced", reason)
+        _logger.warning("%s; replaced", reason, extra=log_fields("table_replaced", bg_id=files.stem))
 
 
 def _make(files: RunFiles) -> None:

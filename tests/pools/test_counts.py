@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -62,3 +63,12 @@ def test_refusals_are_counted_apart(make_pool: MakePool, hand: Hand) -> None:
         pass
     usage = pool.usage()
     assert (usage.served, usage.failed) == (1, 2)
+
+
+def test_nothing_is_logged_for_a_checkout(make_pool: MakePool, hand: Hand, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool()
+    use(pool, 1)
+    hand.publish(Phase.PREPARATION)
+    caplog.set_level(logging.DEBUG, "bgpool")
+    use(pool, 20)
+    assert [record for record in caplog.records if record.name.startswith("bgpool")] == []

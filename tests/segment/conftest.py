@@ -32,5 +32,5 @@ def snapshot() -> Snapshot:
         twins=(("blue", "green"),),
         deadline_ns=123,
         timeline=(TimelineEntry(1, 2, "CREATED"),),
-        notices=(Notice(1, 20, "bgpool.switchover", "ready"),),
+        notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
     )

@@ -45,7 +45,7 @@ FULL = Snapshot(
     twins=(("blue", "green"),),
     deadline_ns=2**60,
     timeline=(TimelineEntry(1, 2, "CREATED", "metadata"),),
-    notices=(Notice(1, 20, "bgpool.switchover", "ready"),),
+    notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
 )
 
 

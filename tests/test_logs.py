@@ -1,0 +1,98 @@
+"""Every log line carries its fields, and each kind of line is documented."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bgpool
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.pools.participant import Participant
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
+from bgpool.segment.writer import Writer
+from bgpool.settings import Settings
+from tests.pools.callers import wait_until
+
+PACKAGE = Path(bgpool.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+
+
+def calls() -> Iterator[tuple[Path, ast.Call]]:
+    """Every call in the library; the lab is for its developers."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "lab" not in path.relative_to(PACKAGE).parts:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield path, node
+
+
+def test_every_line_has_fields() -> None:
+    found = 0
+    for path, call in calls():
+        name = call.func
+        is_line = (
+            isinstance(name, ast.Attribute) and name.attr in LEVELS and "logger" in ast.unparse(name.value).lower()
+        )
+        if is_line:
+            found += 1
+            assert any(keyword.arg == "extra" for keyword in call.keywords), f"{path}:{call.lineno} has no extra="
+    assert found > 15
+
+
+def test_every_kind_of_line_is_documented() -> None:
+    made = set()
+    for _, call in calls():
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        where = {"log_fields": 0, "_fields": 0, "_notice": 3}.get(name)
+        if where is not None and len(call.args) > where and isinstance(kind := call.args[where], ast.Constant):
+            made.add(kind.value)
+    table = DOCS.read_text(encoding="utf-8").split("| logger | `event` |")[1].split("\n\n")[0]
+    documented = {word for line in table.splitlines()[2:] for word in re.findall(r"`([a-z_]+)`", line)} - {"bg_id"}
+    assert documented == made
+
+
+class Nobody:
+    """A pool that does nothing."""
+
+    def apply(self, reading: Reading) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def usage(self) -> Usage:
+        return Usage()
+
+
+def test_what_the_monitor_says_is_relayed_with_its_fields(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepare_run_dir(tmp_path / "run")
+    writer = Writer(RunFiles.of(tmp_path / "run", "ledger"), 1, Snapshot("ledger", Phase.CREATED))
+    participant, nobody = Participant("ledger", tmp_path / "run", lambda _files: None), Nobody()
+    participant.join(nobody)
+    caplog.set_level(logging.INFO, "bgpool")
+    line = Notice(1, logging.INFO, "bgpool.switchover", "ready for a switchover", "ready")
+    writer.publish(Snapshot("ledger", Phase.CREATED, ready=True, notices=(line,)))
+    wait_until(lambda: bool(caplog.records))
+    participant.leave(nobody)
+    (record,) = caplog.records
+    assert record.name == "bgpool.switchover"
+    assert record.getMessage() == "[bg_id: 'ledger'] ready for a switchover"
+    assert told(record) == {"bg_id": "ledger", "phase": "CREATED", "event": "ready", "host": ""}
+
+
+def test_a_format_may_name_every_field(caplog: pytest.LogCaptureFixture) -> None:
+    Settings.from_mapping({"bg_interval_high_ms": 5000})
+    (record,) = caplog.records
+    text = logging.Formatter("%(event)s bg_id=%(bg_id)s phase=%(phase)s host=%(host)s").format(record)
+    assert text == "unusual_parameter bg_id= phase= host="
+
+
+def told(record: logging.LogRecord) -> dict[str, str]:
+    return {name: getattr(record, name) for name in ("bg_id", "phase", "event", "host")}
