@@ -25,7 +25,7 @@ LAYERS = [
     {"monitor", "pools"},
     {"registry"},
     {"__init__"},
-    {"integrations"},
+    {"integrations", "testing"},
     {"lab"},
     {"cli"},
 ]

@@ -39,6 +39,10 @@ class Member(Protocol):
         """What it does now."""
         ...
 
+    def close(self) -> None:
+        """End it; it leaves."""
+        ...
+
 
 class Participant:
     """One per process, run directory and bg_id; shared by all pools with these. One watcher thread while it has any.
@@ -111,6 +115,11 @@ class Participant:
             presence.close()
         if relay is not None:
             relay.release()
+
+    def close_members(self) -> None:
+        """Close every pool that takes part."""
+        for member in list(self._members):
+            member.close()
 
     def nudge(self) -> None:
         """Tell the monitor that the server has cut one of our connections: it asks at once, and all hear of it."""

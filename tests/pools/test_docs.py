@@ -15,7 +15,7 @@ from bgpool.pools.postgres.pool import PostgresPool
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_units_of_work(make_pool: Callable[..., PostgresPool], pair: Pair) -> None:
     text = (Path(__file__).parents[2] / "docs" / "units-of-work.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -13,7 +13,7 @@ import pytest
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
 from bgpool.pools.postgres.pool import PostgresPool
-from tests.pools.conftest import Hand
+from bgpool.testing import Deployment
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -33,26 +33,27 @@ def use(pool: PostgresPool) -> None:
         conn.execute("SELECT 1")
 
 
-def go_through_a_rollback(hand: Hand, pool: PostgresPool) -> None:
+def go_through_a_rollback(deployment: Deployment, pool: PostgresPool) -> None:
     """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
     conn = pool.getconn()
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.02)
-    hand.publish(Phase.POST, pinned=False)
+    deployment.roll_back()
     use(pool)
     pool.putconn(conn)
-    hand.publish(Phase.CREATED)
 
 
-def test_generations_threads_and_descriptors_are_flat(hand: Hand, make_pool: Callable[..., PostgresPool]) -> None:
+def test_generations_threads_and_descriptors_are_flat(
+    deployment: Deployment, make_pool: Callable[..., PostgresPool]
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=50)
     for _ in range(3):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     gc.collect()
     before = descriptors(), threading.active_count(), generations()
     for _ in range(SWITCHOVERS):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     uncollected = generations()
     gc.collect()
