@@ -22,6 +22,8 @@ from bgpool.monitor.election import claim
 from bgpool.segment.paths import RunFiles
 from bgpool.testing import Deployment
 
+GetPool = Callable[..., bgpool.Pool[Any]]
+
 PHASES = list(bgpool.Phase)
 #: Nobody listens there. A test that uses it never gets so far.
 NOWHERE = "postgresql://app@127.0.0.1:9/app"
@@ -49,7 +51,7 @@ def what_came(caller: tuple[threading.Thread, list[Any]]) -> Any:
     return came[0]
 
 
-def where(pool: bgpool.PostgresPool) -> str:
+def where(pool: bgpool.Pool[Any]) -> str:
     with pool.connection() as conn:
         return str(conn.info.hostaddr)
 
@@ -199,13 +201,13 @@ def deployment(pair: Pair, tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture
-def get_pool(deployment: Deployment, pair: Pair) -> Callable[..., bgpool.PostgresPool]:
+def get_pool(deployment: Deployment, pair: Pair) -> GetPool:
     return partial(bgpool.get_pool, bg_run_dir=deployment.run_dir, bg_resolver=pair.resolver, min_size=1, timeout=5.0)
 
 
 @pytest.mark.lab
 def test_held_and_released(
-    deployment: Deployment, pair: Pair, get_pool: Callable[..., bgpool.PostgresPool], caplog: pytest.LogCaptureFixture
+    deployment: Deployment, pair: Pair, get_pool: GetPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = get_pool(pair.dsn)
     assert where(pool) == pair.blue.address
@@ -226,7 +228,7 @@ def test_held_and_released(
 
 
 @pytest.mark.lab
-def test_rolled_back(deployment: Deployment, pair: Pair, get_pool: Callable[..., bgpool.PostgresPool]) -> None:
+def test_rolled_back(deployment: Deployment, pair: Pair, get_pool: GetPool) -> None:
     pool = get_pool(pair.dsn)
     deployment.phase(bgpool.Phase.PREPARATION)
     deployment.phase(bgpool.Phase.IN_PROGRESS)
@@ -237,7 +239,7 @@ def test_rolled_back(deployment: Deployment, pair: Pair, get_pool: Callable[...,
 
 
 @pytest.mark.lab
-def test_cut_in_a_transaction(deployment: Deployment, pair: Pair, get_pool: Callable[..., bgpool.PostgresPool]) -> None:
+def test_cut_in_a_transaction(deployment: Deployment, pair: Pair, get_pool: GetPool) -> None:
     pool = get_pool(pair.dsn, bg_drain_timeout_ms=0)
     with pytest.raises(psycopg.OperationalError) as caught, pool.connection() as conn:
         conn.execute("SELECT 1")
@@ -247,7 +249,7 @@ def test_cut_in_a_transaction(deployment: Deployment, pair: Pair, get_pool: Call
 
 
 @pytest.mark.lab
-def test_green_is_rejected(deployment: Deployment, pair: Pair, get_pool: Callable[..., bgpool.PostgresPool]) -> None:
+def test_green_is_rejected(deployment: Deployment, pair: Pair, get_pool: GetPool) -> None:
     pool = get_pool(pair.dsn_of(pair.names.green.primary))
     assert where(pool) == pair.green.address
     deployment.release()
@@ -256,9 +258,7 @@ def test_green_is_rejected(deployment: Deployment, pair: Pair, get_pool: Callabl
 
 
 @pytest.mark.lab
-def test_the_timer_ends_a_hold(
-    deployment: Deployment, pair: Pair, get_pool: Callable[..., bgpool.PostgresPool]
-) -> None:
+def test_the_timer_ends_a_hold(deployment: Deployment, pair: Pair, get_pool: GetPool) -> None:
     pool = get_pool(pair.dsn)
     deployment.phase(bgpool.Phase.IN_PROGRESS)
     caller = run(partial(where, pool))
