@@ -45,6 +45,7 @@ class PoolStats:
 
     Attributes:
         phase: The deployment's phase as this process knows it; None while no snapshot was seen.
+        ready: Whether the monitor has recorded everything that a switchover takes.
         epoch: The epoch of the pool's connections.
         held: Callers that wait for the switchover to pass.
         size: Connections of the pool, idle, in use and being opened.
@@ -54,6 +55,7 @@ class PoolStats:
     """
 
     phase: Phase | None
+    ready: bool
     epoch: int | None
     held: int
     size: int
@@ -369,6 +371,7 @@ class Pool(ABC, Generic[C]):
         snapshot = self._gate.snapshot(self._participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
+            ready=snapshot is not None and snapshot.ready,
             epoch=generation.epoch if generation is not None else None,
             held=self._gate.held,
             size=driver.get("pool_size", 0),
