@@ -169,7 +169,7 @@ def doctor(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
     ] = None,
-    max_size: Annotated[int, typer.Option(min=1, help="Of each one's pool.")] = 4,
+    max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
     json: _Json = False,
 ) -> None:
     """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.

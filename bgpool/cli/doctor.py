@@ -9,24 +9,26 @@ from itertools import groupby
 from typing import Final
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from bgpool.doctor import Case, Finding, Result, examine, exit_code
+from bgpool.doctor import DEFAULT_MAX_SIZE, Case, Finding, Result, examine, exit_code
 from bgpool.errors import ConfigurationError
 
 __all__ = ["run"]
 
 _COLOURS: Final = {
-    Result.OK: typer.colors.GREEN,
-    Result.WARNING: typer.colors.YELLOW,
-    Result.FAILED: typer.colors.RED,
-    Result.NOT_CHECKED: typer.colors.BRIGHT_BLACK,
+    Result.OK: "green",
+    Result.WARNING: "yellow",
+    Result.FAILED: "bold red",
+    Result.NOT_CHECKED: "dim",
 }
 
 
-def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int, as_json: bool) -> int:
+def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int | None, as_json: bool) -> int:
     """Examine *dsn* and print what was found; the exit status: 0, 1 if a check failed, 2 if the DSN cannot be used."""
     try:
-        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size)
+        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size or DEFAULT_MAX_SIZE)
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         return 2
@@ -61,12 +63,13 @@ def report(case: Case, findings: Sequence[Finding]) -> dict[str, object]:
 
 
 def _show(findings: Sequence[Finding]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
     for where, found in groupby(findings, key=lambda finding: finding.where):
-        typer.secho(where, bold=True)
+        console.print(Text(where, style="bold"))
         for finding in found:
-            result = typer.style(f"{finding.result.value:11}", fg=_COLOURS[finding.result])
-            typer.echo(f"  {result}  {finding.check:13}  {finding.text}")
+            result = Text(f"{finding.result.value:11}", style=_COLOURS[finding.result])
+            console.print(Text("  ").append_text(result).append(f"  {finding.check:13}  {finding.text}"))
             if finding.remedy:
-                typer.echo(f"  {'':11}  {'':13}  do: {finding.remedy}")
+                console.print(Text(f"{'':30}do: {finding.remedy}"))
     counts = Counter(finding.result for finding in findings)
-    typer.echo(", ".join(f"{counts[result]} {result.value}" for result in Result))
+    console.print(Text(", ".join(f"{counts[result]} {result.value}" for result in Result)))

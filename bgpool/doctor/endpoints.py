@@ -53,6 +53,11 @@ class Endpoint:
     refused: str | None = None
 
     @property
+    def place(self) -> str:
+        """Name and port, for people."""
+        return f"{self.name or 'the local socket'}:{self.port}"
+
+    @property
     def has_name(self) -> bool:
         """Whether there is anything to look up."""
         return bool(self.name) and not self.name.startswith("/") and not is_address(self.name)
@@ -116,7 +121,7 @@ def _reachable(endpoints: Sequence[Endpoint]) -> Verdict:
     refused = [endpoint for endpoint in endpoints if endpoint.refused]
     if refused:
         return failed(
-            "; ".join(f"{endpoint.name}:{endpoint.port}: {endpoint.refused}" for endpoint in refused),
+            "; ".join(f"{endpoint.place}: {endpoint.refused}" for endpoint in refused),
             "have every endpoint of both sides let this user in from this host: route, security group, password",
         )
     if any(endpoint.refused is None for endpoint in endpoints):
