@@ -24,6 +24,7 @@ LAYERS = [
     {"segment"},
     {"monitor", "pools"},
     {"registry"},
+    {"doctor"},
     {"__init__"},
     {"integrations"},
     {"lab"},

@@ -170,5 +170,30 @@ def monitor(
         raise typer.Exit from None
 
 
+@app.command()
+def doctor(
+    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
+    json: _Json = False,
+) -> None:
+    """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.
+
+    Exit status: 0 if all is well, with warnings or without; 1 if a check failed; 2 if the DSN cannot be used; 130 after
+    Ctrl-C.
+    """
+    from bgpool.cli import doctor as command
+
+    given = sys.stdin.readline() if dsn == "-" else dsn
+    try:
+        status = command.run(given, bg_id=bg_id, processes=workers, max_size=max_size, as_json=json)
+    except KeyboardInterrupt:
+        status = 130
+    raise typer.Exit(status)
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
