@@ -124,7 +124,8 @@ MYSQL_WRITE_TIMEOUT_S: Final = 60
 
 # -- workers -----------------------------------------------------------------------------------------------------
 
-#: How often a worker's watcher looks whether monitor and segment are still there, in seconds.
+#: How often a worker's watcher looks whether there is a monitor while there is none, in seconds. Where there is one it
+#: looks when that would have been silent for HEARTBEAT_STALE_S, and when a connection is to be cut.
 WATCH_INTERVAL_S: Final = 0.25
 
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from bgpool.core.limits import RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
 from bgpool.segment.locks import FileLock, try_lock
@@ -24,6 +25,9 @@ __all__ = ["Member", "Watch"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
+#: Past the moment at which something is due, not just before it.
+_PAST_S: Final = 0.005
+
 
 class Member(Protocol):
     """A pool, as its participant sees it."""
@@ -32,8 +36,8 @@ class Member(Protocol):
         """Act on a new snapshot."""
         ...
 
-    def tick(self) -> None:
-        """Do what is due by time."""
+    def tick(self) -> float:
+        """Do what is due by time; seconds until something is again, infinite if nothing is."""
         ...
 
     def usage(self) -> Usage:
@@ -126,6 +130,7 @@ class Watch:
                     self._look_after()
                 due = not self._round()
             except Exception as error:
+                due = True
                 self._complain(f"watching failed and goes on: {error!r}")
                 self._stopping.wait(WATCH_INTERVAL_S)
 
@@ -133,13 +138,14 @@ class Watch:
         """Act on what is published, and wait for more; whether there is."""
         reading = self._reader.refresh()
         members = self._members()
+        due_s = math.inf
         for member in members:
             member.apply(reading)
-            member.tick()
+            due_s = min(due_s, member.tick())
         self._report(members, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot)
-        return reading.wait_changed(WATCH_INTERVAL_S)
+        return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
 
     def _look_after(self) -> None:
         """Nothing was published for a while: is everything still in its place?"""
@@ -163,7 +169,7 @@ class Watch:
             self._stopping.wait(RESTART_INTERVAL_S)
 
     def _complain(self, text: str) -> None:
-        """Say it, once for as long as it stays the same: the watcher looks four times a second."""
+        """Say it, once for as long as it stays the same: the watcher comes by it again and again."""
         if text != self._complaint:
             self._complaint = text
             _logger.warning("[bg_id: %r] %s", self._bg_id, text)
@@ -231,6 +237,12 @@ class Watch:
                 return
         if relay is not None:
             relay.release()
+
+
+def _until_silent_s(reading: Reading) -> float:
+    """How long there is nothing to look after: until the monitor would count as silent, if it gave no more signs."""
+    left_s = HEARTBEAT_STALE_S - reading.mapped.heartbeat_age_s() if reading.mapped is not None else 0.0
+    return left_s + _PAST_S if left_s > 0 else WATCH_INTERVAL_S
 
 
 def _let_go_of(files: RunFiles) -> None:

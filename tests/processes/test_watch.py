@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import threading
@@ -24,9 +25,10 @@ WaitUntil = Callable[..., None]
 class Member:
     """A pool that does nothing."""
 
-    def apply(self, reading: Reading) -> None: ...
+    def apply(self, _: Reading) -> None: ...
 
-    def tick(self) -> None: ...
+    def tick(self) -> float:
+        return math.inf
 
     def usage(self) -> Usage:
         return Usage()
@@ -64,7 +66,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SlowPresence]]:
 
 
 def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
-    files: RunFiles, participant: Participant, slow: type[SlowPresence]
+    files: RunFiles, participant: Participant, slow: type[SlowPresence], wait_until: WaitUntil
 ) -> None:
     member = Member()
     joining = threading.Thread(target=participant.join, args=(member,))
@@ -79,8 +81,9 @@ def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
         joining.join(5)
         assert [row.pid for row in workers(files)] == [os.getpid()]
         participant.leave(member)
+        # The child may not have begun yet.
+        wait_until(lambda: not anybody_present(files))
         assert workers(files) == ()
-        assert not anybody_present(files)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -110,6 +113,21 @@ def test_whoever_comes_back_at_once_is_there_once(files: RunFiles, participant: 
         assert [row.pid for row in workers(files)] == [os.getpid()]
         participant.leave(member)
         assert workers(files) == ()
+
+
+def test_a_member_that_fails_keeps_nobody_from_a_monitor(files: RunFiles) -> None:
+    class Failing(Member):
+        def apply(self, _: Reading) -> None:
+            raise RuntimeError("a defect")
+
+    tried = threading.Semaphore(0)
+    participant, member = Participant("1", files.directory, lambda _: tried.release()), Failing()
+    participant.join(member)
+    try:
+        # Again and again, for as long as there is none.
+        assert all(tried.acquire(timeout=5) for _ in range(3))
+    finally:
+        participant.leave(member)
 
 
 @pytest.mark.parametrize("what", ["prepare_run_dir", "Presence"])
