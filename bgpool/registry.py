@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -136,5 +137,10 @@ def _frozen(value: object) -> object:
 
 @atexit.register
 def _close_all() -> None:
+    """Say goodbye on what is idle, and wait for nothing: a thread that is connecting to a silent host ends with us."""
+    # Which psycopg_pool warns of, on standard error where logging was not set up, and nobody can do anything about.
+    logging.getLogger("psycopg.pool").addFilter(lambda record: "couldn't stop thread" not in record.getMessage())
     for pool in list(_registry.pools.values()):
-        pool.close(timeout=1.0)
+        # The others are to hear of the end as well.
+        with contextlib.suppress(Exception):
+            pool.close(timeout=0)
