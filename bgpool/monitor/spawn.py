@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import selectors
 import shutil
 import signal
 import sys
@@ -50,7 +51,7 @@ main()
 """
 #: What is read of an error's text, in bytes.
 _REASON_BYTES: Final = 4000
-#: How often it is looked whether the process has ended, in seconds.
+#: How often it is looked whether the process has ended where the kernel does not tell, in seconds.
 _POLL_S: Final = 0.02
 #: How long a process that was killed is waited for, in seconds.
 _KILL_S: Final = 1.0
@@ -199,16 +200,36 @@ def _wait(pid: int) -> None:
 
 
 def _has_ended(pid: int, timeout_s: float) -> bool:
+    """Whether *pid* ends within *timeout_s* seconds; reaped if it does."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    _wait_in_the_kernel(pid, timeout_s)
+    while True:
         try:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 return True
         except ChildProcessError:
             # Reaped by the application, or by the kernel where the application wants no word of its children.
             return True
+        if time.monotonic() > deadline:
+            return False
         time.sleep(_POLL_S)
-    return False
+
+
+def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
+    """Wait in the kernel for the end of *pid*, where it can; returns early where it cannot.
+
+    A thread that wakes up fifty times a second asks for the interpreter as often; a child of a fork without Python's
+    hooks may wait for ever if one does so just then.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+        fd = os.pidfd_open(pid)
+        try:
+            selector.register(fd, selectors.EVENT_READ)
+            selector.select(timeout_s)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager
