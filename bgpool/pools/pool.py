@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -237,14 +238,16 @@ class Pool(ABC, Generic[C]):
             self._put_away(generation, snapshot)
         generation.retire(drain=_is_drained(snapshot))
 
-    def tick(self) -> None:
-        """Cut what is still in use after its grace."""
+    def tick(self) -> float:
+        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         self._endpoint.read_later()
         now = time.monotonic()
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
             self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
+            next_at = min((at for at, _ in self._cuts), default=math.inf)
         self._cut += sum(generation.cut() for generation in due)
+        return next_at - now
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""

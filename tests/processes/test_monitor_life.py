@@ -63,7 +63,7 @@ def monitors(run: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            links = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+            links = [os.path.realpath(fd) for fd in (process / "fd").iterdir()]
             if any(link.startswith(f"{run}/") and ".term-" in link for link in links):
                 found.append(int(process.name))
     return [pid for pid in found if pid != os.getpid()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import sys
@@ -285,7 +286,12 @@ def test_a_run_directory_that_turns_hostile_stops_no_watcher(
         files.workers.unlink()
         wait_until(lambda: "0777" in caplog.text)
         ticks: list[float] = []
-        monkeypatch.setattr(pool, "tick", lambda: ticks.append(time.monotonic()))
+
+        def tick() -> float:
+            ticks.append(time.monotonic())
+            return math.inf
+
+        monkeypatch.setattr(pool, "tick", tick)
         wait_until(lambda: len(ticks) >= 2)
         with pool.connection() as conn:
             conn.execute("SELECT 1")
