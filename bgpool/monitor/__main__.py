@@ -28,7 +28,7 @@ _POLL_S: Final = 0.05
 
 def main() -> None:
     """Read the configuration, have a child that watches, and leave it alone as soon as it does."""
-    # A worker's interpreter may have been told to leave this signal alone; Python's answer to it is not a monitor's.
+    # A monitor ends when it is told to; Python would raise KeyboardInterrupt in whatever it is doing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # This process is no worker, whatever an application's modules may want to do here.
     be_monitor()

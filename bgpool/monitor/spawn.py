@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.core.limits import (
+    HEARTBEAT_HUNG_S,
     HEARTBEAT_STALE_S,
     MONITOR_READY_S,
     MONITOR_SHORT_LIFE_S,
@@ -63,9 +64,9 @@ class Starter:
     def __init__(self, config: MonitorConfig) -> None:
         """A starter of the monitor that *config* describes."""
         self._config: Final = config
-        # Who holds the right to start one, by the inode of the lock's file, and since when.
+        # Who holds the right to start one, by the inode of the lock's file, since when, and when we last saw that.
         self._blocked_by = 0
-        self._blocked_since = 0.0
+        self._blocked_since = self._blocked_at = 0.0
         # Attempts in a row that came to nothing, and what was said about it; when the last one succeeded, if it did.
         self._failures = 0
         self._said = ""
@@ -131,10 +132,12 @@ class Starter:
             holder = files.spawning.stat().st_ino
         except OSError:
             return
-        if holder != self._blocked_by:
-            # Of all who wait for the same starter, one takes its lock away; the others wait for that one.
+        if holder != self._blocked_by or now - self._blocked_at > HEARTBEAT_HUNG_S:
+            # Of all who wait for the same starter, one takes its lock away; the others wait for that one. And what was
+            # seen long ago was the start of another monitor, which has come and gone.
             self._blocked_by, self._blocked_since = holder, now
-        elif now - self._blocked_since > MONITOR_START_S:
+        self._blocked_at = now
+        if now - self._blocked_since > MONITOR_START_S:
             files.spawning.unlink(missing_ok=True)
 
 

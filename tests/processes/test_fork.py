@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool.core.phase import Phase
+from bgpool.dsn import parse
 from bgpool.lab import Pair
+from bgpool.pools.participant import Participant
+from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import workers
+from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
@@ -118,6 +123,65 @@ def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> No
             thread.join(20)
     assert statuses == [0] * 10
     assert failures == []
+
+
+def in_child_of_a_thread(function: Callable[[], object]) -> int:
+    """As in_child, forked by a thread that is not the main one."""
+    statuses: list[int] = []
+    thread = threading.Thread(target=lambda: statuses.append(in_child(function)))
+    thread.start()
+    thread.join(60)
+    return statuses[0]
+
+
+def test_a_thread_forks_while_another_waits_for_a_connection(pool: bgpool.Pool[Any]) -> None:
+    found: list[int] = []
+    with pool.connection() as conn:
+        # The pool has one: this thread is in the middle of a checkout when the other one forks.
+        waiting = threading.Thread(target=lambda: found.append(backend(pool)))
+        waiting.start()
+        while not pool.stats().waiting:
+            threading.Event().wait(0.01)
+        parents = conn.info.backend_pid
+
+        def child() -> None:
+            assert backend(pool) != parents
+
+        assert [in_child_of_a_thread(child) for _ in range(5)] == [0] * 5
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+    waiting.join(20)
+    assert found == [parents]
+
+
+def test_a_thread_forks_while_a_switchover_is_on(pair: Pair, tmp_path: Path, wait_until: Callable[..., None]) -> None:
+    """Parent and child are held, each in its own right, and let go at once."""
+    hand = Hand(pair, tmp_path / "run")
+    place, settings, left = parse(pair.dsn, {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 2})
+    participant = Participant("1", tmp_path / "run", lambda _: None)
+    pool, files = PostgresPool(place, settings, participant, left), RunFiles.of(tmp_path / "run", "1")
+    before, found, statuses = backend(pool), list[int](), list[int]()
+    hand.publish(Phase.IN_PROGRESS)
+    held = [threading.Thread(target=lambda: found.append(backend(pool))) for _ in range(2)]
+    for thread in held:
+        thread.start()
+    wait_until(lambda: pool.stats().held == 2)
+
+    def child() -> None:
+        assert pool.stats().held == 0
+        assert backend(pool) != before
+
+    forking = threading.Thread(target=lambda: statuses.append(in_child_of_a_thread(child)))
+    forking.start()
+    try:
+        wait_until(lambda: {row.usage.held for row in workers(files) if row.pid != os.getpid()} == {1})
+        assert (found, statuses) == ([], [])
+    finally:
+        hand.publish(Phase.CREATED, rolled_back=True)
+    for thread in [*held, forking]:
+        thread.join(20)
+    assert statuses == [0]
+    assert len(found) == 2
+    pool.close()
 
 
 def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path: Path) -> None:

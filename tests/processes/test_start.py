@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 
 import bgpool
-from bgpool.core.limits import RESTART_PAUSE_MAX_S
+from bgpool.core.limits import MONITOR_START_S, RESTART_PAUSE_MAX_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
+from bgpool.dsn import parse
 from bgpool.errors import SegmentError
 from bgpool.monitor import spawn
+from bgpool.monitor.config import MonitorConfig
 from bgpool.segment import layout
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import workers
@@ -393,3 +395,27 @@ def test_of_all_who_wait_for_a_starter_that_hangs_one_passes_it_by(
         kill_workers(children)
         kill_monitor(files)
         hung.close()
+
+
+def test_a_starter_that_was_waited_for_once_is_not_mistaken_for_the_one_of_now(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock's file stays the same over the years."""
+    prepare_run_dir(files.directory)
+    place, settings, _ = parse(DSN, {"bg_id": "start"})
+    starter = spawn.Starter(MonitorConfig.of(place, settings, files.directory))
+    held = files.spawning.open("w")
+    files.spawning.chmod(0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    assert not starter.ensure_monitor(files)
+    clock[0] += 3600
+    assert not starter.ensure_monitor(files)
+    assert files.spawning.exists()
+    for _ in range(int(MONITOR_START_S / 2) + 1):
+        assert files.spawning.exists()
+        clock[0] += 2
+        assert not starter.ensure_monitor(files)
+    assert not files.spawning.exists()
+    held.close()
