@@ -15,21 +15,23 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.dsn import parse
 from bgpool.lab import Pair
 from bgpool.pools.participant import Participant
-from bgpool.pools.postgres.pool import PostgresPool
+from bgpool.registry import POOLS
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import workers
+from tests.engines import kit_of
 from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with Pair() as pair:
+@pytest.fixture(scope="module", params=list(Engine), ids=lambda engine: engine.value)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with Pair(engine=request.param) as pair:
         yield pair
 
 
@@ -58,10 +60,15 @@ def in_child(function: Callable[[], object], fork: Callable[[], int] = os.fork) 
 
 
 def backend(pool: bgpool.Pool[Any]) -> int:
+    """What the server calls the pool's connection; it has to answer, too."""
     with pool.connection() as conn:
-        row = conn.execute("SELECT pg_backend_pid()").fetchone()
-    assert row is not None
-    return int(row[0])
+        assert ask(conn, 1) == 1
+        return kit_of(conn).session(conn)
+
+
+def ask(conn: Any, n: int) -> int:
+    """What the server says to ``SELECT n``."""
+    return int(kit_of(conn).execute(conn, f"SELECT {n}")[0][0])
 
 
 def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None:
@@ -76,29 +83,29 @@ def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None
 
 def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.Pool[Any]) -> None:
     with pool.connection() as conn:
-        conn.execute("CREATE TEMP TABLE mine (n int)")
+        execute = kit_of(conn).execute
+        execute(conn, "CREATE TEMPORARY TABLE mine (n int)")
         for n in range(100):
             assert in_child(lambda: None) == 0
-            conn.execute("INSERT INTO mine VALUES (%s)", (n,))
-        row = conn.execute("SELECT count(*) FROM mine").fetchone()
-        assert row == (100,)
+            execute(conn, "INSERT INTO mine VALUES (%s)", (n,))
+        assert execute(conn, "SELECT count(*) FROM mine") == [(100,)]
 
 
 def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_parent(
     pool: bgpool.Pool[Any],
 ) -> None:
     with pool.connection() as conn:
-        conn.execute("SELECT 1")
+        ask(conn, 1)
 
         def child() -> None:
             with pytest.raises(bgpool.InheritedConnection, match="belongs to the parent"):
-                conn.execute("SELECT 2")
+                ask(conn, 2)
             conn.close()
             pool.putconn(conn)
             assert backend(pool) > 0
 
         assert in_child(child) == 0
-        assert conn.execute("SELECT 3").fetchone() == (3,)
+        assert ask(conn, 3) == 3
 
 
 def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> None:
@@ -142,13 +149,13 @@ def test_a_thread_forks_while_another_waits_for_a_connection(pool: bgpool.Pool[A
         waiting.start()
         while not pool.stats().waiting:
             threading.Event().wait(0.01)
-        parents = conn.info.backend_pid
+        parents = kit_of(conn).session(conn)
 
         def child() -> None:
             assert backend(pool) != parents
 
         assert [in_child_of_a_thread(child) for _ in range(5)] == [0] * 5
-        assert conn.execute("SELECT 1").fetchone() == (1,)
+        assert ask(conn, 1) == 1
     waiting.join(20)
     assert found == [parents]
 
@@ -158,7 +165,7 @@ def test_a_thread_forks_while_a_switchover_is_on(pair: Pair, tmp_path: Path, wai
     hand = Hand(pair, tmp_path / "run")
     place, settings, left = parse(pair.dsn, {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 2})
     participant = Participant("1", tmp_path / "run", lambda _: None)
-    pool, files = PostgresPool(place, settings, participant, left), RunFiles.of(tmp_path / "run", "1")
+    pool, files = POOLS[place.engine](place, settings, participant, left), RunFiles.of(tmp_path / "run", "1")
     before, found, statuses = backend(pool), list[int](), list[int]()
     hand.publish(Phase.IN_PROGRESS)
     held = [threading.Thread(target=lambda: found.append(backend(pool))) for _ in range(2)]
@@ -189,16 +196,17 @@ def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path
     script = f"""
 import os, sys, bgpool
 pool = bgpool.get_pool({pair.dsn!r}, bg_resolver={pair.resolver!r}, bg_run_dir={str(tmp_path / "run")!r}, min_size=2)
-with pool.connection() as conn:
-    conn.execute("SELECT 1")
+with pool.connection() as conn, conn.cursor() as cursor:
+    cursor.execute("SELECT 1")
 pid = os.fork()
 if pid == 0:
-    with pool.connection() as conn:
-        conn.execute("SELECT 1")
+    with pool.connection() as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT 1")
     sys.exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-with pool.connection() as conn:
-    assert conn.execute("SELECT 1").fetchone() == (1,)
+with pool.connection() as conn, conn.cursor() as cursor:
+    cursor.execute("SELECT 1")
+    assert cursor.fetchone() == (1,)
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script],
@@ -256,17 +264,17 @@ class TestForksThatTellNobody:
 
     def test_an_inherited_connection_is_refused(self, pool: bgpool.Pool[Any]) -> None:
         with pool.connection() as conn:
-            conn.execute("SELECT 1")
+            ask(conn, 1)
 
             def child() -> None:
                 with pytest.raises(bgpool.InheritedConnection):
-                    conn.execute("SELECT 2")
+                    ask(conn, 2)
                 pool.putconn(conn)
                 conn.close()
                 assert backend(pool) > 0
 
             assert self.in_child(child) == 0
-            assert conn.execute("SELECT 3").fetchone() == (3,)
+            assert ask(conn, 3) == 3
 
     @pytest.mark.parametrize("last_words", ["close", "stats", "drain", "getpool"])
     def test_any_first_call_leaves_the_parents_alone(
