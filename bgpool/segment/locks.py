@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment.paths import file_mode, open_checked
 
 __all__ = ["FileLock", "try_lock"]
