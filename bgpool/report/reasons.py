@@ -68,10 +68,10 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
 
 def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
     if late := [worker.pid for worker in workers if worker.behind]:
-        yield f"{len(late)} of {len(workers)} workers have not applied the newest snapshot: pid {_some(late)}"
+        yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"
     if stale := [worker.pid for worker in workers if worker.stale]:
         oldest_s = max(worker.age_s for worker in workers)
-        yield f"{len(stale)} of {len(workers)} workers have not spoken for up to {oldest_s:.1f} s: pid {_some(stale)}"
+        yield f"{len(stale)} of {len(workers)} workers were last heard of {oldest_s:.1f} s ago: pid {_some(stale)}"
     if len(workers) >= ROWS:
         yield f"all {ROWS} rows are taken: there may be workers that cannot be seen"
 
