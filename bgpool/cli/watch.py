@@ -201,18 +201,15 @@ def _lines(*, as_json: bool) -> Iterator[_Show]:
 
 @contextlib.contextmanager
 def _screen() -> Iterator[_Show]:
-    """Redraw in place; what was seen last stays when all is over."""
+    """Redraw in place, never higher than the terminal; what was seen last stays there when all is over."""
     from rich.live import Live
 
     from bgpool.cli.view import draw, make_console
 
     console = make_console()
-    last: Status | None = None
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console, auto_refresh=False) as live:
 
         def show(status: Status | None) -> None:
-            nonlocal last
-            last = status
             if status is None:
                 live.update("waiting for a process that uses a pool with this run directory", refresh=True)
                 return
@@ -221,8 +218,6 @@ def _screen() -> Iterator[_Show]:
             live.update(draw(status, events=True, most_workers=max(1, room)), refresh=True)
 
         yield show
-    if last is not None:
-        console.print(draw(last, events=True))
 
 
 def _quoted(value: object) -> str:

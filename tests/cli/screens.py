@@ -1,4 +1,4 @@
-"""The pictures and the text of docs/status.md: ``python -m tests.cli.screens`` makes the pictures anew."""
+"""What docs/status.md shows: ``python -m tests.cli.screens`` makes its picture anew."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bgpool.cli.view import draw
 from bgpool.core.phase import Phase
 from bgpool.report import Endpoint, Event, LastSwitchover, Monitor, Status, Worker
 
-__all__ = ["READY", "SWITCHING", "as_text"]
+__all__ = ["PICTURE", "READY", "SWITCHING", "as_text"]
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "watch.svg"
 
 _ZONE = "c0abcdefghij.eu-west-1.rds.amazonaws.com"
 
@@ -68,17 +68,15 @@ def as_text(status: Status) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def _picture(status: Status, command: str, name: str) -> None:
+def draw_picture() -> None:
+    """Write PICTURE."""
     console = Console(file=io.StringIO(), width=80, highlight=False, record=True, force_terminal=True)
-    console.print(f"[dim]$ {command}[/]")
-    console.print(draw(status))
-    IMAGES.mkdir(exist_ok=True)
-    svg = console.export_svg(title=command, unique_id=name)
+    console.print(draw(SWITCHING))
+    svg = console.export_svg(title="bgpool watch", unique_id="watch")
     # Whoever reads the docs is not to be made to fetch a font from elsewhere.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-    (IMAGES / f"{name}.svg").write_text(re.sub(r"[ \t]+$|^\s*\n", "", svg, flags=re.MULTILINE), encoding="utf-8")
+    PICTURE.write_text(re.sub(r"[ \t]+$|^\s*\n", "", svg, flags=re.MULTILINE), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    _picture(READY, "bgpool status", "status")
-    _picture(SWITCHING, "bgpool watch", "watch")
+    draw_picture()
