@@ -128,6 +128,10 @@ MYSQL_WRITE_TIMEOUT_S: Final = 60
 #: looks when that would have been silent for HEARTBEAT_STALE_S, and when a connection is to be cut.
 WATCH_INTERVAL_S: Final = 0.25
 
+#: How old a worker's row may be, in seconds, before its process counts as one that does not keep up: it writes
+#: the row in every WATCH_INTERVAL_S, unless it is stopped or its server lets threads run in requests only.
+ROW_STALE_S: Final = 4.0
+
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
 POLL_INTERVAL_S: Final = 0.01
 
