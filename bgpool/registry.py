@@ -26,7 +26,7 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
 from bgpool.settings import Settings
 
-__all__ = ["POOLS", "get_pool", "open_pools"]
+__all__ = ["POOLS", "close_pools", "get_pool", "open_pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -90,6 +90,15 @@ def open_pools() -> None:
             pool.open()
         except Exception as error:
             _logger.warning("%r cannot be opened yet: %r", pool, error)
+
+
+def close_pools(directory: Path, bg_id: str) -> None:
+    """Close the pools of this process that use *bg_id* in *directory*, for whoever takes the deployment away."""
+    fork.notice()
+    participant = _registry.participants.get((directory, bg_id))
+    for pool in list(_registry.pools.values()):
+        if pool.participant is participant:
+            pool.close()
 
 
 def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:

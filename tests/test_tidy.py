@@ -27,7 +27,7 @@ LAYERS = [
     {"registry", "report"},
     {"doctor"},
     {"__init__"},
-    {"integrations"},
+    {"integrations", "testing"},
     {"lab"},
     {"cli"},
 ]

@@ -71,6 +71,7 @@ class Pool(ABC, Generic[C]):
     Attributes:
         OPTIONS: The options of the driver's pool that get_pool passes on.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        participant: The process's part in the deployment.
     """
 
     OPTIONS: ClassVar[frozenset[str]]
@@ -84,7 +85,7 @@ class Pool(ABC, Generic[C]):
             ValueError, TypeError: As the driver's pool raises them for its options.
         """
         self._settings: Final = settings
-        self._participant: Final = participant
+        self.participant: Final = participant
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
             participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
@@ -335,7 +336,7 @@ class Pool(ABC, Generic[C]):
             self._endpoint.read()
         finally:
             self._joined.set()
-        self._participant.join(self)
+        self.participant.join(self)
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
@@ -344,7 +345,7 @@ class Pool(ABC, Generic[C]):
         """
         fork.notice()
         self._join()
-        reading = self._participant.reader.refresh()
+        reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
             self._adopt(reading)
 
@@ -361,7 +362,7 @@ class Pool(ABC, Generic[C]):
             self._quick = _SHUT
         if generation is not None:
             generation.inner.close(timeout)
-        self._participant.leave(self)
+        self.participant.leave(self)
 
     @property
     def closed(self) -> bool:
@@ -373,7 +374,7 @@ class Pool(ABC, Generic[C]):
         fork.notice()
         generation = self._generation
         driver = generation.inner.get_stats() if generation is not None else {}
-        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
             epoch=generation.epoch if generation is not None else None,

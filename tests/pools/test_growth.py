@@ -14,8 +14,8 @@ import pytest
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
 from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
 from tests.engines import KITS, Kit, kit_of
-from tests.pools.conftest import Hand
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -41,26 +41,27 @@ def use(pool: Pool[Any]) -> None:
         kit_of(conn).execute(conn, "SELECT 1")
 
 
-def go_through_a_rollback(hand: Hand, pool: Pool[Any]) -> None:
+def go_through_a_rollback(deployment: Deployment, pool: Pool[Any]) -> None:
     """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
     conn = pool.getconn()
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.02)
-    hand.publish(Phase.POST, pinned=False)
+    deployment.roll_back()
     use(pool)
     pool.putconn(conn)
-    hand.publish(Phase.CREATED)
 
 
-def test_generations_threads_and_descriptors_are_flat(hand: Hand, make_pool: Callable[..., Pool[Any]]) -> None:
+def test_generations_threads_and_descriptors_are_flat(
+    deployment: Deployment, make_pool: Callable[..., Pool[Any]]
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=50)
     for _ in range(3):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     gc.collect()
     before = descriptors(), threading.active_count(), generations()
     for _ in range(SWITCHOVERS):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     uncollected = generations()
     gc.collect()

@@ -15,16 +15,13 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool import testing
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.dsn import parse
 from bgpool.lab import Pair
-from bgpool.pools.participant import Participant
-from bgpool.registry import POOLS
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import workers
 from tests.engines import kit_of
-from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
@@ -162,12 +159,19 @@ def test_a_thread_forks_while_another_waits_for_a_connection(pool: bgpool.Pool[A
 
 def test_a_thread_forks_while_a_switchover_is_on(pair: Pair, tmp_path: Path, wait_until: Callable[..., None]) -> None:
     """Parent and child are held, each in its own right, and let go at once."""
-    hand = Hand(pair, tmp_path / "run")
-    place, settings, left = parse(pair.dsn, {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 2})
-    participant = Participant("1", tmp_path / "run", lambda _: None)
-    pool, files = POOLS[place.engine](place, settings, participant, left), RunFiles.of(tmp_path / "run", "1")
+    blue, green, files = pair.names.blue.primary, pair.names.green.primary, RunFiles.of(tmp_path / "run", "1")
+    with testing.deployment(tmp_path / "run", blue=blue, green=green, bg_resolver=pair.resolver) as deployment:
+        pool = bgpool.get_pool(
+            pair.dsn, bg_resolver=pair.resolver, bg_run_dir=deployment.run_dir, min_size=1, max_size=2
+        )
+        go_through(pool, deployment, files, wait_until)
+
+
+def go_through(
+    pool: bgpool.Pool[Any], deployment: testing.Deployment, files: RunFiles, wait_until: Callable[..., None]
+) -> None:
     before, found, statuses = backend(pool), list[int](), list[int]()
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     held = [threading.Thread(target=lambda: found.append(backend(pool))) for _ in range(2)]
     for thread in held:
         thread.start()
@@ -183,12 +187,11 @@ def test_a_thread_forks_while_a_switchover_is_on(pair: Pair, tmp_path: Path, wai
         wait_until(lambda: {row.usage.held for row in workers(files) if row.pid != os.getpid()} == {1})
         assert (found, statuses) == ([], [])
     finally:
-        hand.publish(Phase.CREATED, rolled_back=True)
+        deployment.roll_back()
     for thread in [*held, forking]:
         thread.join(20)
     assert statuses == [0]
     assert len(found) == 2
-    pool.close()
 
 
 def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path: Path) -> None:
