@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def test_watched_through_a_switchover(environment: dict[str, str], tmp_path: Pat
         wait_until(lambda: b'"phase": "CREATED"' in log.read_bytes(), 30)
 
     options = {"bg_interval_baseline_ms": 500, "bg_interval_high_ms": 50}
-    with Trial(workers=4, threads=2, schedule=FAST, pool_options=options, on_ready=begin) as trial:
+    # Prepared for longer than the monitor waits between two looks: every phase is seen.
+    schedule = replace(FAST, initiated_s=-2.0)
+    with Trial(workers=4, threads=2, schedule=schedule, pool_options=options, on_ready=begin) as trial:
         report = trial.run()
         assert began[0].wait(120) == 0
         (after,) = json.loads(status("--json").stdout)

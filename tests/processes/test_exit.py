@@ -21,8 +21,8 @@ from bgpool.segment.reader import SegmentMap
 
 pytestmark = pytest.mark.slow
 
-#: An interpreter's start and end, and what a loaded machine adds; three threads were waited for a second each.
-EXIT_S = 2.5
+#: An interpreter's end, and what a loaded machine adds. Three threads of each pool were waited for a second each.
+POOLS, EXIT_S = 5, 8.0
 
 
 @pytest.fixture
@@ -34,15 +34,12 @@ def silent_port() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-@pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("engine", ["postgresql", "mysql"])
-def test_while_pools_connect_to_a_host_that_does_not_answer(
-    silent_port: int, tmp_path: Path, engine: str, number: int
-) -> None:
+def test_while_pools_connect_to_a_host_that_does_not_answer(silent_port: int, tmp_path: Path, engine: str) -> None:
     run = tmp_path / "run"
     script = f"""
 import time, bgpool
-for n in range({number}):
+for n in range({POOLS}):
     bgpool.get_pool(f"{engine}://app:x@127.0.0.1:{silent_port}/app{{n}}", bg_run_dir={str(run)!r}).open()
 time.sleep(0.3)
 print(time.monotonic(), flush=True)

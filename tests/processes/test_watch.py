@@ -156,8 +156,8 @@ def test_a_process_that_may_have_no_more_threads_has_a_plain_pool(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     member = Member()
     participant.join(member)
-    (record,) = caplog.records
-    assert "plain pool" in record.getMessage()
+    # Others of this process may complain meanwhile.
+    (_record,) = [record for record in caplog.records if "plain pool" in record.getMessage()]
     # Nobody would see to the row.
     assert workers(files) == ()
     participant.leave(member)
