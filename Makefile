@@ -1,6 +1,7 @@
 # make demo   real databases go through a switchover under load, and a ledger judges the result
 # make test   linters and all tests
-# Both set up what they need in .venv, from the package index alone.
+# Both set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
+# wheel has: it is installed from Debian's packages where that takes no questions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,18 +11,19 @@ BIN := $(VENV)/bin
 space := $(subst ,, )
 export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python3))
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench clean mariadb
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
-test: $(VENV)/.tox
+test: mariadb $(VENV)/.tox
 	$(BIN)/tox run
 
-bench: $(VENV)/.demo
+bench: mariadb $(VENV)/.demo
 	$(BIN)/python benchmarks/checkout.py
 	$(BIN)/python benchmarks/release.py
 	$(BIN)/python benchmarks/mysql.py
+	$(BIN)/python benchmarks/status.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +35,16 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 $(VENV)/.tox: $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'tox>=4.22'
 	touch $@
+
+mariadb:
+	@PATH="$$PATH:/usr/sbin:/usr/libexec:/usr/local/sbin"; \
+	if command -v mariadbd >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mariadb-server-core >/dev/null; \
+	else \
+		echo "a MariaDB server is needed, and nothing else of MariaDB: apt-get install mariadb-server-core" >&2; exit 1; \
+	fi
 
 clean:
 	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,8 +96,16 @@ class BoundedConnection(_Driver):
     @property
     def peer(self) -> str:
         """The IP address of the server; empty on a Unix socket and once closed."""
-        name = self._sock.getpeername() if self._sock is not None else ""
+        try:
+            name = self._sock.getpeername() if self._sock is not None else ""
+        except OSError:  # closed by the other end, or cut by us
+            name = ""
         return str(name[0]) if isinstance(name, tuple) else ""
+
+    def certificate(self) -> Mapping[str, Any]:
+        """The server's certificate as SSLSocket.getpeercert has it; nothing where none was verified."""
+        sock = self._sock
+        return (sock.getpeercert() or {}) if isinstance(sock, ssl.SSLSocket) else {}
 
     def fileno(self) -> int:
         """The descriptor of the socket.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.core.endpoints import normalise_host, parse_endpoint
-from bgpool.errors import ConfigurationError
+from bgpool.plain_errors import ConfigurationError
 
 __all__ = ["Settings", "read_flag"]
 

@@ -32,7 +32,7 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, default_run_dir, prepare_run_dir
 from bgpool.segment.presence import workers
-from bgpool.segment.writer import Writer
+from bgpool.segment.writer import Superseded, Writer
 from bgpool.settings import Settings
 
 __all__ = ["Deployment", "deployment"]
@@ -67,12 +67,14 @@ class Deployment:
             known = ", ".join(f"{name}={'/'.join(found) or 'not found'}" for name, found in self._addresses.items())
             raise ConfigurationError(f"blue and green must be two hosts with an address each: {known}")
         prepare_run_dir(run_dir)
-        tenure = claim(self._files, self.bg_id)
+        tenure = claim(self._files)
         if tenure is None:
             raise Error(f"a monitor of bg_id {self.bg_id!r} lives in {run_dir}; a test needs a directory of its own")
         # Both: the one that monitors are elected by, and the one that keeps pools from starting any.
         self._locks: Final = (tenure.lock, try_lock(self._files.spawning))
         self._writer: Final = Writer(self._files, tenure.term, self.snapshot)
+        # Whatever an earlier test has left in the directory.
+        self._publish(self.snapshot)
         self._over: Final = threading.Event()
         self._heart: Final = threading.Thread(target=self._beat, name="bgpool-testing-heart", daemon=True)
         self._heart.start()
@@ -155,8 +157,10 @@ class Deployment:
                 lock.release()
 
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            self._writer.beat()
+        # Whoever deletes the directory under us has ended the deployment.
+        with contextlib.suppress(Superseded):
+            while not self._over.wait(HEARTBEAT_S):
+                self._writer.beat()
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot

@@ -73,15 +73,15 @@ def test_without_a_directory_one_in_memory_is_made_and_removed() -> None:
         run_dir = deployment.run_dir
         assert deployment.bg_id == "ledger"
         assert run_dir.stat().st_mode & 0o777 == 0o700
-        stats = bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats()
-        assert (stats.phase, stats.ready) == (bgpool.Phase.CREATED, True)
+        assert bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats().phase is bgpool.Phase.CREATED
+        assert bgpool.status("ledger", run_dir).ready
     assert not run_dir.exists()
 
 
 def test_it_is_the_monitor_as_long_as_it_lasts(tmp_path: Path) -> None:
     files = RunFiles.of(tmp_path, "1")
     with bgpool.testing.deployment(tmp_path):
-        assert claim(files, "1") is None
+        assert claim(files) is None
         with pytest.raises(bgpool.Error, match="a monitor"), bgpool.testing.deployment(tmp_path):
             pass
     assert not files.segment.exists()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Annotated
 
 import typer
 
 import bgpool
-from bgpool.dsn import parse
-from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.process import run_monitor
-from bgpool.segment.paths import default_run_dir
+from bgpool.cli import status as status_command
+from bgpool.core.engine import Engine
+from bgpool.plain_errors import Error
 
 __all__ = ["app"]
 
@@ -31,13 +31,54 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+_Engine = Annotated[Engine, typer.Option(help="Whose servers; MySQL is played by MariaDB, which must be installed.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_BgId = Annotated[str | None, typer.Option(help="Which Blue/Green Deployment; default: the one in the run directory.")]
+_RunDir = Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")]
+
+
+@app.command(
+    help=status_command.SUMMARY,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def status(context: typer.Context) -> None:
+    raise typer.Exit(status_command.main(context.args))
+
+
+@app.command()
+def watch(
+    bg_id: _BgId = None,
+    run_dir: _RunDir = None,
+    until_done: Annotated[bool, typer.Option("--until-done", help="Leave when a switchover has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.0, help="Leave after so many seconds.")] = None,
+    json: _Json = False,
+) -> None:
+    """The status, live, through a switchover: redrawn on a terminal, elsewhere a line per change. Connects to nothing.
+
+    Exit status: 130 after Ctrl-C; 3 when the time is up; with --until-done 0 after COMPLETED, 1 after a rollback; 2 as
+    status.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from bgpool.cli import watch as command
+
+        raise typer.Exit(command.run(bg_id, run_dir, as_json=json, until_done=until_done, timeout_s=timeout))
+    except Error as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, forked after the pool was made.")] = 4,
     threads: Annotated[int, typer.Option(min=1, max=16, help="Threads in each of them.")] = 2,
+    engine: _Engine = Engine.POSTGRESQL,
     kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
 ) -> None:
-    """Send real PostgreSQL servers through a switchover under load and judge what became of every row.
+    """Send real servers through a switchover under load and judge what became of every row.
 
     Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 130 after Ctrl-C.
     """
@@ -48,7 +89,7 @@ def demo(
         sys.exit(f"the demo needs {error.name}: pip install 'bgpool[demo]'")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        clean = show.run(workers, threads, kill_monitor=kill_monitor)
+        clean = show.run(engine, workers, threads, kill_monitor=kill_monitor)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except LabError as error:
@@ -58,8 +99,6 @@ def demo(
 
 _lab = typer.Typer(no_args_is_help=True, help="Real servers in blue/green pairs: the catalogue of switchovers.")
 app.add_typer(_lab, name="lab")
-
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @_lab.command("scenarios")
@@ -71,23 +110,25 @@ def lab_scenarios(json: _Json = False) -> None:
 @_lab.command("run")
 def lab_run(
     names: Annotated[list[str] | None, typer.Argument(help="Scenarios by name; all of them if none is given.")] = None,
+    engine: _Engine = Engine.POSTGRESQL,
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
 
-    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known; 130 after Ctrl-C.
+    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known, or not played on that
+    engine; 130 after Ctrl-C.
     """
     commands = _lab_commands()
-    from bgpool.lab.scenarios import CATALOGUE, find
+    from bgpool.lab.scenarios import catalogue_of, find
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        scenarios = [find(name) for name in names or CATALOGUE]
+        scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     try:
-        clean = commands.play_scenarios(scenarios, as_json=json)
+        clean = commands.play_scenarios(scenarios, engine, as_json=json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(0 if clean else 1)
@@ -116,6 +157,7 @@ def lab_simulate(
 def lab_chaos(
     seconds: Annotated[float, typer.Option(min=1.0, max=7200.0, help="Begin no switchover after that time.")] = 600.0,
     seed: Annotated[int, typer.Option(help="What is killed and when is drawn from it.")] = 0,
+    engine: _Engine = Engine.POSTGRESQL,
     json: _Json = False,
 ) -> None:
     """Switchover after switchover while workers and monitors are killed and stopped at random.
@@ -125,7 +167,7 @@ def lab_chaos(
     """
     commands = _lab_commands()
     try:
-        sys.exit(0 if commands.run_chaos(seed, seconds, as_json=json) else 1)
+        sys.exit(0 if commands.run_chaos(engine, seed, seconds, as_json=json) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -149,6 +191,11 @@ def monitor(
     """
     import logging
 
+    from bgpool.dsn import parse
+    from bgpool.monitor.config import MonitorConfig
+    from bgpool.monitor.process import run_monitor
+    from bgpool.segment.paths import default_run_dir
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -156,10 +203,35 @@ def monitor(
         config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
         if not run_monitor(config, linger_s=None):
             sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
-    except bgpool.Error as error:
+    except Error as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+@app.command()
+def doctor(
+    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
+    json: _Json = False,
+) -> None:
+    """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.
+
+    Exit status: 0 if all is well, with warnings or without; 1 if a check failed; 2 if the DSN cannot be used; 130 after
+    Ctrl-C.
+    """
+    from bgpool.cli import doctor as command
+
+    given = sys.stdin.readline() if dsn == "-" else dsn
+    try:
+        status = command.run(given, bg_id=bg_id, processes=workers, max_size=max_size, as_json=json)
+    except KeyboardInterrupt:
+        status = 130
+    raise typer.Exit(status)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bgpool.core.engine import Engine
 from bgpool.core.timeline import summary_table
 from bgpool.lab import Event
 from bgpool.lab.report import Report
@@ -21,15 +22,16 @@ from bgpool.lab.trial import Trial
 
 __all__ = ["run"]
 
+_SERVERS: Final = {Engine.POSTGRESQL: "PostgreSQL", Engine.MYSQL: "MariaDB, which plays MySQL"}
 _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED": "green", "PREPARATION": "yellow"}
 
 
-def run(workers: int, threads: int, *, kill_monitor: bool) -> bool:
+def run(engine: Engine, workers: int, threads: int, *, kill_monitor: bool) -> bool:
     """Run a trial and show it; whether the ledger's verdict is clean."""
     console = Console(highlight=False)
     began = time.monotonic()
-    console.print("Starting a blue and a green PostgreSQL, green a streaming replica of blue ...")
-    trial = Trial(workers=workers, threads=threads)
+    console.print(f"Starting a blue and a green {_SERVERS[engine]}, green a replica of blue ...")
+    trial = Trial(engine=engine, workers=workers, threads=threads)
     story = _Story(console, trial, began, kill_monitor=kill_monitor)
     trial.on_event.append(story.tell)
     with trial:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bgpool.core.engine import Engine
 from bgpool.lab import simulation
 from bgpool.lab.chaos import Chaos
 from bgpool.lab.errors import LabError
@@ -24,17 +25,22 @@ PROGRESS_EVERY = 1000
 def list_scenarios(*, as_json: bool) -> None:
     """Print the catalogue."""
     if as_json:
-        print(json.dumps([{"name": s.name, "story": s.story, "evidence": s.evidence} for s in CATALOGUE.values()]))
+        print(json.dumps([_description(scenario) for scenario in CATALOGUE.values()]))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("scenario", no_wrap=True)
     table.add_column("what happens")
     for scenario in CATALOGUE.values():
-        table.add_row(scenario.name, scenario.story)
+        table.add_row(scenario.name, scenario.told)
     Console(highlight=False).print(table)
 
 
-def play_scenarios(scenarios: Sequence[Scenario], *, as_json: bool) -> bool:
+def _description(scenario: Scenario) -> dict[str, Any]:
+    engines = [engine.value for engine in scenario.engines]
+    return {"name": scenario.name, "story": scenario.story, "evidence": scenario.evidence, "engines": engines}
+
+
+def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, *, as_json: bool) -> bool:
     """Play *scenarios* one after the other and print what each came to; whether nothing was wrong."""
     _quiet_driver()
     console = Console(highlight=False, stderr=as_json)
@@ -42,7 +48,7 @@ def play_scenarios(scenarios: Sequence[Scenario], *, as_json: bool) -> bool:
     for scenario in scenarios:
         began = time.monotonic()
         try:
-            result = _summary(play(scenario))
+            result = _summary(play(scenario, engine))
         except LabError as error:
             result = {"name": scenario.name, "findings": [f"the lab failed: {error}"]}
         results.append(result)
@@ -61,6 +67,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "lost": report.verdict.lost,
         "doubled": report.verdict.doubled,
         "split": report.verdict.split,
+        "undecided": report.undecided,
         "errors": report.errors,
         "evidence": report.evidence,
         "release_s": report.release_s,
@@ -113,13 +120,17 @@ def _quiet_driver() -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
 
-def run_chaos(seed: int, seconds: float, *, as_json: bool) -> bool:
+def run_chaos(engine: Engine, seed: int, seconds: float, *, as_json: bool) -> bool:
     """Run chaos and print what it came to; whether nothing was wrong."""
     _quiet_driver()
     console = Console(highlight=False, stderr=as_json)
     began = time.monotonic()
+
+    def tell(line: str) -> None:
+        console.print(f"{time.monotonic() - began:8.2f}  {line}")
+
     try:
-        report = Chaos(seed, seconds, lambda line: console.print(f"{time.monotonic() - began:8.2f}  {line}")).run()
+        report = Chaos(seed, seconds, tell, engine).run()
     except LabError as error:
         console.print(f"[bold red]BROKEN[/] seed {seed}: {error}", soft_wrap=True)
         return False

@@ -304,7 +304,8 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
         return _summarise(_timeline(snapshot, at, CREATED_AGAIN))
-    if phase in (Phase.CREATED, Phase.PREPARATION):
+    if before is Phase.CREATED or phase in (Phase.CREATED, Phase.PREPARATION):
+        # Wherever a switchover is first seen; a late release of the one before is none.
         snapshot = _begin_anew(snapshot, before)
     if phase in SWITCHING and snapshot.deadline_ns == 0:
         snapshot = replace(snapshot, deadline_ns=at.mono_ns + rules.switchover_timeout_ms * 1_000_000)

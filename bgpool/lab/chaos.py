@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import ledger
 from bgpool.lab.director import Director
@@ -124,11 +125,13 @@ class Chaos:
         seed: What is done when follows from it; what comes of it depends on the machine, too.
         seconds: No switchover begins after that time.
         tell: Called with a line for everything that is done.
+        engine: Whose servers.
     """
 
     seed: int
     seconds: float
     tell: Callable[[str], object] = lambda _line: None
+    engine: Engine = Engine.POSTGRESQL
     _split: int = field(default=0, init=False)
     _switchovers: int = field(default=0, init=False)
 
@@ -149,7 +152,13 @@ class Chaos:
             "timeout": HOLD_S,
         }
         with Trial(
-            workers=SPARED, threads=THREADS, job="write unit", schedule=FAST, pool_options=options, settle_s=0.5
+            engine=self.engine,
+            workers=SPARED,
+            threads=THREADS,
+            job="write unit",
+            schedule=FAST,
+            pool_options=options,
+            settle_s=0.5,
         ) as trial:
             self._trial, self._spared = trial, list(trial.crew)
             self._mortal = [trial.add_worker() for _ in range(MORTAL)]

@@ -32,7 +32,7 @@ OLDEST: Final = (10, 6)
 
 HINT: Final = (
     "apt-get install mariadb-server-core (Debian, Ubuntu), dnf install mariadb-server (Fedora, RHEL) or "
-    'brew install mariadb; or pass mariadb="DIRECTORY" with the server in it'
+    'brew install mariadb; or pass programs="DIRECTORY" with the server in it'
 )
 
 

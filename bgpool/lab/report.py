@@ -34,6 +34,7 @@ class Report:
 
     Attributes:
         verdict: The ledger's.
+        undecided: Units of work of whose COMMIT the server could not tell what became of it, which is no fault.
         errors: Calls that an application saw fail.
         error_examples: The first few of them, by worker.
         calls: Calls that were answered.
@@ -50,6 +51,7 @@ class Report:
     """
 
     verdict: Verdict
+    undecided: int
     errors: int
     error_examples: tuple[str, ...]
     calls: int

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab import ledger
@@ -26,6 +27,7 @@ from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import Key
 from bgpool.lab.pair import MONITOR_ROLE, Pair
 from bgpool.lab.report import MOST_EXAMPLES, Report, Stray, release_of, resume_s, strays
+from bgpool.lab.server import Flavour
 from bgpool.lab.truth import TruthProbe
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.worker import Job, Worker
@@ -67,7 +69,8 @@ class Trial:
         threads: In each of them.
         job: What their threads do.
         schedule: The switchover's times.
-        pair_options: More keywords for Pair.
+        engine, flavour: As for Pair.
+        pair_options: More keywords for it.
         pool_options: More keywords for get_pool.
         own_monitor: Whether the monitor logs in under a role of its own.
         evidence_event: The director's step from whose end on a release is possible.
@@ -80,7 +83,8 @@ class Trial:
     threads: int = 2
     job: Job = "write"
     schedule: Schedule = MEASURED
-    flavour: Any = "rds"
+    engine: Engine = Engine.POSTGRESQL
+    flavour: Flavour = "rds"
     pair_options: dict[str, Any] = field(default_factory=dict)
     pool_options: dict[str, Any] = field(default_factory=dict)
     own_monitor: bool = False
@@ -96,7 +100,7 @@ class Trial:
         self._connections = 0
         try:
             self._stack.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
-            self.pair = self._stack.enter_context(Pair(self.flavour, **self.pair_options))
+            self.pair = self._stack.enter_context(Pair(self.flavour, engine=self.engine, **self.pair_options))
             self.director = Director(self.pair, self.schedule)
             self.director.on_event += self.on_event
             ledger.create(self.pair)
@@ -259,6 +263,7 @@ class Trial:
         errors = [f"worker {worker.number}: {error}" for worker in self.crew for error in worker.errors]
         return Report(
             verdict=judge(self.pair, acknowledged, unknown),
+            undecided=sum(worker.undecided for worker in self.crew),
             errors=len(errors),
             error_examples=tuple(errors[:MOST_EXAMPLES]),
             calls=sum(len(worker.calls) for worker in self.crew),

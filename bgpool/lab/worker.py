@@ -9,15 +9,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import msgpack
-import psycopg
 import psycopg_pool
 
 import bgpool
-from bgpool.lab.errors import LabError
+from bgpool.lab.errors import DRIVER_ERRORS, LabError
 from bgpool.lab.ledger import INSERT_SQL, Key
 
 __all__ = ["Call", "Job", "Worker"]
@@ -53,6 +53,7 @@ class Worker:
         endpoint: The host name of its pool.
         calls: Every use of the pool that was answered.
         acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
+        undecided: Of the latter, those of which its server cannot tell either, and that is no fault.
         errors: Calls that failed, as text.
         longest_call_s: The longest that one call took, failed ones included.
         phase, held: What its pool says now.
@@ -74,6 +75,7 @@ class Worker:
         self.calls: list[Call] = []
         self.acknowledged: list[Key] = []
         self.unknown: list[Key] = []
+        self.undecided = 0
         self.errors: list[str] = []
         self.longest_call_s = 0.0
         self.phase = ""
@@ -164,9 +166,12 @@ class Worker:
             if self.job != "read unit":
                 self.acknowledged.append(key)
             return
-        if kind == "unknown":
+        if kind != "failed":
             self.unknown.append(key)
-        self.errors.append(text)
+        if kind == "undecided":
+            self.undecided += 1
+        else:
+            self.errors.append(text)
 
 
 def _child(
@@ -212,51 +217,87 @@ def _child(
 Served = tuple[str, float]
 
 
-def _use(number: int, thread: int, pool: bgpool.Pool[Any], job: Job, stopping: threading.Event, report: Any) -> None:
-    call = _JOBS[job]
+@dataclass(frozen=True)
+class _Jobs:
+    """What threads do with a pool, whatever its engine.
+
+    Attributes:
+        address: The IP address of the server that a connection goes to.
+        sleep: A statement that takes as many seconds as its parameter says.
+        tells_commits: Whether the server can be asked what became of a COMMIT that was cut.
+    """
+
+    address: Callable[[Any], str]
+    sleep: str
+    tells_commits: bool
+
+    def do(self, job: Job, pool: bgpool.Pool[Any], key: Key) -> Served:
+        """One call."""
+        if job == "write":
+            with pool.connection() as connection:
+                return self._insert(connection, key)
+        units: dict[Job, Callable[[Any, Key], Served]] = {
+            "write unit": self._insert,
+            "slow unit": self._insert_slowly,
+            "read unit": self._select,
+        }
+        return pool.run(units[job], key)
+
+    def is_honest(self, job: Job, error: Exception) -> bool:
+        """Whether *error* is all that a unit of work can say of a COMMIT that was cut: no fault, but an unknown row."""
+        return not self.tells_commits and job != "write" and isinstance(error, bgpool.CommitOutcomeUnknown)
+
+    def _insert(self, connection: Any, key: Key) -> Served:
+        checked_out_s = time.monotonic()
+        with connection.cursor() as cursor:
+            cursor.execute(INSERT_SQL, key)
+        return self.address(connection), checked_out_s
+
+    def _insert_slowly(self, connection: Any, key: Key) -> Served:
+        served = self._insert(connection, key)
+        time.sleep(SLOW_S / 2)
+        with connection.cursor() as cursor:
+            cursor.execute(self.sleep, (SLOW_S / 2,))
+        return served
+
+    def _select(self, connection: Any, _: Key) -> Served:
+        checked_out_s = time.monotonic()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT max(seq) FROM ledger")
+        return self.address(connection), checked_out_s
+
+
+_JOBS: Final[Mapping[type[bgpool.Pool[Any]], _Jobs]] = {
+    bgpool.PostgresPool: _Jobs(lambda connection: str(connection.info.hostaddr), "SELECT pg_sleep(%s)", True),
+    bgpool.MysqlPool: _Jobs(lambda connection: str(connection.peer), "SELECT SLEEP(%s)", False),
+}
+
+
+def _use(
+    number: int,
+    thread: int,
+    pool: bgpool.Pool[Any],
+    job: Job,
+    stopping: threading.Event,
+    report: Callable[..., None],
+) -> None:
+    jobs = _JOBS[type(pool)]
     n = 0
     while not stopping.wait(PAUSE_S):
         n += 1
         began_s = time.monotonic()
         try:
-            address, checked_out_s = call(pool, (number, thread, n))
-        except bgpool.CommitOutcomeUnknown as error:
-            report("unknown", thread, n, began_s, 0.0, time.monotonic(), repr(error))
-        except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
-            # Before the deployment is known nobody can say more than that the statement failed.
-            kind = "failed" if isinstance(error, bgpool.SwitchoverError) else "unknown"
-            report(kind, thread, n, began_s, 0.0, time.monotonic(), repr(error))
+            address, checked_out_s = jobs.do(job, pool, (number, thread, n))
+        except (*DRIVER_ERRORS, psycopg_pool.PoolTimeout) as error:
+            report(_kind(jobs, job, error), thread, n, began_s, 0.0, time.monotonic(), repr(error))
         else:
             report("done", thread, n, began_s, checked_out_s, time.monotonic(), address)
 
 
-def _write(pool: bgpool.Pool[Any], key: Key) -> Served:
-    with pool.connection() as connection:
-        return _insert(connection, key)
-
-
-def _insert(connection: psycopg.Connection[Any], key: Key) -> Served:
-    checked_out_s = time.monotonic()
-    connection.execute(INSERT_SQL, key)
-    return connection.info.hostaddr, checked_out_s
-
-
-def _insert_slowly(connection: psycopg.Connection[Any], key: Key) -> Served:
-    served = _insert(connection, key)
-    time.sleep(SLOW_S / 2)
-    connection.execute("SELECT pg_sleep(%s)", (SLOW_S / 2,))
-    return served
-
-
-def _select(connection: psycopg.Connection[Any]) -> Served:
-    checked_out_s = time.monotonic()
-    connection.execute("SELECT max(seq) FROM ledger")
-    return connection.info.hostaddr, checked_out_s
-
-
-_JOBS: Final[dict[Job, Callable[[bgpool.Pool[Any], Key], Served]]] = {
-    "write": _write,
-    "slow unit": lambda pool, key: pool.run(_insert_slowly, key),
-    "write unit": lambda pool, key: pool.run(_insert, key),
-    "read unit": lambda pool, _key: pool.run(_select),
-}
+def _kind(jobs: _Jobs, job: Job, error: Exception) -> str:
+    """How *error* is reported: ``undecided`` is no fault, ``unknown`` one of a row that may be there, or ``failed``."""
+    if jobs.is_honest(job, error):
+        return "undecided"
+    # Before the deployment is known nobody can say more than that the statement failed.
+    decided = isinstance(error, bgpool.SwitchoverError) and not isinstance(error, bgpool.CommitOutcomeUnknown)
+    return "failed" if decided else "unknown"

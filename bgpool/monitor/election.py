@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from bgpool.core.limits import HEARTBEAT_HUNG_S, HEARTBEAT_STALE_S
-from bgpool.core.snapshot import Snapshot
-from bgpool.errors import SegmentError
-from bgpool.segment.layout import FutureFormat
+from bgpool.segment.drafts import drafts_of
 from bgpool.segment.locks import FileLock, try_lock
 from bgpool.segment.paths import RunFiles
-from bgpool.segment.reader import SegmentMap
+from bgpool.segment.reader import trusted_map
 
 __all__ = ["Tenure", "claim"]
 
@@ -31,16 +29,14 @@ class Tenure:
 
     Attributes:
         term: Which tenure; the segment's header carries it.
-        snapshot: What the monitor before knew, to go on from.
         lock: Held until the process ends.
     """
 
     term: int
-    snapshot: Snapshot
     lock: FileLock
 
 
-def claim(files: RunFiles, bg_id: str) -> Tenure | None:
+def claim(files: RunFiles) -> Tenure | None:
     """Become the monitor, unless there is one.
 
     Waits for a monitor that has fallen silent to speak again, to die, or to count as hung; at most
@@ -54,34 +50,43 @@ def claim(files: RunFiles, bg_id: str) -> Tenure | None:
     """
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) < 2 * HEARTBEAT_HUNG_S:
-        old = _mapped(files)
+        old = trusted_map(files)
         term = old.header.term if old is not None else 0
         age_s = old.heartbeat_age_s() if old is not None else float("inf")
         if age_s < HEARTBEAT_STALE_S and not _is_free(files, term):
             return None
         if age_s > HEARTBEAT_HUNG_S or _is_free(files, term):
-            # Whoever has the next term's lock and does not begin was stopped in between: it is passed over.
-            tenure = _take(files, bg_id, term, term + 1 + int(waited_s // HEARTBEAT_HUNG_S))
+            tenure = _take(files, term, _following(files, term, waited_s))
             if tenure is not None:
                 return tenure
         time.sleep(_RETRY_S)
     return None
 
 
-def _take(files: RunFiles, bg_id: str, term: int, following: int) -> Tenure | None:
+def _following(files: RunFiles, term: int, waited_s: float) -> int:
+    """The term to ask for after *term*, by somebody who has waited so long.
+
+    Never below one that has a draft: it may be put in place, and is removed by a higher term only. Whoever has that
+    term's lock and does not begin was stopped in between: it is passed over.
+    """
+    begun = max((draft.term for draft in drafts_of(files.segment)), default=0)
+    return max(term + 1, begun) + int(waited_s // HEARTBEAT_HUNG_S)
+
+
+def _take(files: RunFiles, term: int, following: int) -> Tenure | None:
     """The tenure *following* that of *term*, unless somebody was faster."""
     lock = try_lock(files.tenure(following))
     if lock is None:
         return None
     # Between the look at the segment and the lock, a whole tenure may have come and gone.
-    old = _mapped(files)
+    old = trusted_map(files)
     if (old.header.term if old is not None else 0) != term:
         lock.release()
         return None
     # Whoever may still hold it is fenced off, and nobody else has a reason to ask for it.
     with contextlib.suppress(OSError):
         files.tenure(term).unlink(missing_ok=True)
-    return Tenure(following, _last_snapshot(old, bg_id), lock)
+    return Tenure(following, lock)
 
 
 def _is_free(files: RunFiles, term: int) -> bool:
@@ -93,22 +98,3 @@ def _is_free(files: RunFiles, term: int) -> bool:
         return False
     lock.release()
     return True
-
-
-def _mapped(files: RunFiles) -> SegmentMap | None:
-    """The segment in place; None if there is none or it is not to be trusted, which a new monitor puts right."""
-    try:
-        return SegmentMap(files)
-    except FutureFormat:
-        # Two versions that replace each other's segment would leave nobody with a monitor.
-        raise
-    except (FileNotFoundError, SegmentError):
-        return None
-
-
-def _last_snapshot(old: SegmentMap | None, bg_id: str) -> Snapshot:
-    try:
-        found = old.read() if old is not None else None
-    except SegmentError:
-        found = None
-    return found[1] if found is not None and found[1].bg_id == bg_id else Snapshot(bg_id)

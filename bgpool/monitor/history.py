@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import zero_ns
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
+from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
 
 __all__ = ["keep", "read", "record"]
@@ -49,8 +51,13 @@ def record(snapshot: Snapshot) -> dict[str, Any] | None:
     }
 
 
-def keep(files: RunFiles, snapshot: Snapshot) -> None:
+def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = lambda: True) -> None:
     """Write down the switchover that *snapshot* tells of, if any; over what was written of the same one before.
+
+    Args:
+        files: Whose history.
+        snapshot: What is known.
+        may_write: Whether the caller is still the monitor; nothing is written if not.
 
     Raises:
         OSError, SegmentError: It cannot be written.
@@ -58,14 +65,24 @@ def keep(files: RunFiles, snapshot: Snapshot) -> None:
     new = record(snapshot)
     if new is None:
         return
-    others = [old for old in read(files) if _key(old) != _key(new)]
-    text = json.dumps([*others, new][-HISTORY_RECORDS:], indent=1)
-    draft = files.history.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    fd = create_checked(draft, os.O_WRONLY)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(files.history)
+    draft = new_draft(files.history)
+    fd = create_checked(draft.path, os.O_WRONLY)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            # Whoever was stopped and wakes up must not put old news in the place of new. Before this it has no right
+            # any more; after it, the later monitor finds its draft and removes it, so that the replacing fails. At
+            # worst one that wakes in the very moment removes the later one's draft in turn: that one says so, and
+            # writes the record with the next entry.
+            if not may_write():
+                return
+            for other in drafts_of(files.history):
+                if other != draft:
+                    remove(other)
+            others = [old for old in read(files) if _key(old) != _key(new)]
+            json.dump([*others, new][-HISTORY_RECORDS:], file, indent=1)
+        draft.path.replace(files.history)
+    finally:
+        remove(draft)
 
 
 def read(files: RunFiles) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from bgpool.monitor.session import Session
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present
-from bgpool.segment.writer import Writer
+from bgpool.segment.writer import Superseded, Writer, first_snapshot
 
 __all__ = ["Monitor", "run_monitor"]
 
@@ -68,13 +68,17 @@ def run_monitor(
     directory = Path(config.run_dir)
     prepare_run_dir(directory)
     files = RunFiles.of(directory, config.bg_id)
-    tenure = election.claim(files, config.bg_id)
+    tenure = election.claim(files)
     if tenure is None:
         return False
-    writer = Writer(files, tenure.term, tenure.snapshot)
+    writer = Writer(files, tenure.term, first_snapshot(config.bg_id))
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term)
     on_begin()
-    Monitor(config, password, files, writer, tenure.snapshot).run(linger_s)
+    try:
+        Monitor(config, password, files, writer, writer.snapshot).run(linger_s)
+    except Superseded as error:
+        _logger.warning("%s; leaving", error)
+        writer.leave()
     tenure.lock.release()
     return True
 
@@ -97,6 +101,7 @@ class Monitor:
         self._bell: Final = Bell(files, self._events)
         self._threads: Final = (*self._probes.values(), self._renewal, self._lookup, self._bell)
         self._stopping: Final = threading.Event()
+        self._blind = False
 
     def stop(self) -> None:
         """End run() within a heartbeat."""
@@ -121,6 +126,7 @@ class Monitor:
             beat_at = time.monotonic()
             if not self._writer.is_in_place():
                 _logger.warning("another monitor has taken over, or the segment was removed; leaving")
+                self._writer.leave()
                 return
             dead = [thread.name for thread in self._threads if not thread.is_alive()]
             if dead:
@@ -134,16 +140,21 @@ class Monitor:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 _logger.info("nobody has used bg_id %r for %.0f s; leaving", self._config.bg_id, linger_s)
-                if self._snapshot.phase not in SWITCHING:
+                # Where nobody can be seen, somebody may be there: to begin afresh would drain all that they have.
+                if self._snapshot.phase not in SWITCHING and not self._blind:
                     self._writer.remove()
                 return
 
     def _is_needed(self) -> bool:
         try:
-            return anybody_present(self._files)
+            needed = anybody_present(self._files)
         except SegmentError as error:
-            _logger.warning("nobody can be seen: %s", error)
+            if not self._blind:
+                _logger.warning("nobody can be seen: %s", error)
+            self._blind = True
             return False
+        self._blind = False
+        return needed
 
     def _note_silence(self) -> None:
         """A host that went away without a word fails no question; in a switchover its silence tells as much."""
@@ -176,7 +187,7 @@ class Monitor:
         if after.timeline == before.timeline:
             return
         try:
-            history.keep(self._files, after)
+            history.keep(self._files, after, self._writer.is_in_place)
         except (OSError, SegmentError) as error:
             _logger.warning("the timeline cannot be kept: %s", error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -45,7 +46,6 @@ class PoolStats:
 
     Attributes:
         phase: The deployment's phase as this process knows it; None while no snapshot was seen.
-        ready: Whether the monitor has recorded everything that a switchover takes.
         epoch: The epoch of the pool's connections.
         held: Callers that wait for the switchover to pass.
         size: Connections of the pool, idle, in use and being opened.
@@ -55,7 +55,6 @@ class PoolStats:
     """
 
     phase: Phase | None
-    ready: bool
     epoch: int | None
     held: int
     size: int
@@ -72,6 +71,7 @@ class Pool(ABC, Generic[C]):
     Attributes:
         OPTIONS: The options of the driver's pool that get_pool passes on.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        participant: The process's part in the deployment.
     """
 
     OPTIONS: ClassVar[frozenset[str]]
@@ -85,7 +85,7 @@ class Pool(ABC, Generic[C]):
             ValueError, TypeError: As the driver's pool raises them for its options.
         """
         self._settings: Final = settings
-        self._participant: Final = participant
+        self.participant: Final = participant
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
             participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
@@ -225,6 +225,10 @@ class Pool(ABC, Generic[C]):
 
     def apply(self, reading: Reading) -> None:
         """Act on a new snapshot: drain what it makes unfit."""
+        with self._lock:
+            if self._quick[0] is not reading.word:
+                # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
+                self._quick = _SHUT
         generation = self._generation
         snapshot = self._gate.snapshot(reading)
         if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
@@ -232,17 +236,19 @@ class Pool(ABC, Generic[C]):
         with self._lock:
             if self._generation is not generation:
                 return
-            self._put_away(generation)
-        generation.retire(drain=True)
+            self._put_away(generation, snapshot)
+        generation.retire(drain=_is_drained(snapshot))
 
-    def tick(self) -> None:
-        """Cut what is still in use after its grace."""
+    def tick(self) -> float:
+        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         self._endpoint.read_later()
         now = time.monotonic()
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
             self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
+            next_at = min((at for at, _ in self._cuts), default=math.inf)
         self._cut += sum(generation.cut() for generation in due)
+        return next_at - now
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
@@ -279,14 +285,14 @@ class Pool(ABC, Generic[C]):
             generation = self._generation
             if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
                 old, generation = generation, None
-                self._put_away(old)
+                self._put_away(old, snapshot)
             if generation is None:
                 follows = self._follows or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
                 self._generation = generation
         generation.open()
-        if old is not None:
-            old.retire(drain=True)
+        if old is not None and snapshot is not None:
+            old.retire(drain=_is_drained(snapshot))
         with self._lock:
             if self._generation is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
@@ -309,13 +315,13 @@ class Pool(ABC, Generic[C]):
             return None
         return snapshot.epoch
 
-    def _put_away(self, generation: Generation) -> None:
+    def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
         """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
         self._generation = None
         self._quick = _SHUT
         self._follows = True
         self._drained += generation.connections()
-        if self._settings.bg_drop_blue_connections:
+        if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -330,7 +336,7 @@ class Pool(ABC, Generic[C]):
             self._endpoint.read()
         finally:
             self._joined.set()
-        self._participant.join(self)
+        self.participant.join(self)
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
@@ -339,7 +345,7 @@ class Pool(ABC, Generic[C]):
         """
         fork.notice()
         self._join()
-        reading = self._participant.reader.refresh()
+        reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
             self._adopt(reading)
 
@@ -356,7 +362,7 @@ class Pool(ABC, Generic[C]):
             self._quick = _SHUT
         if generation is not None:
             generation.inner.close(timeout)
-        self._participant.leave(self)
+        self.participant.leave(self)
 
     @property
     def closed(self) -> bool:
@@ -368,10 +374,9 @@ class Pool(ABC, Generic[C]):
         fork.notice()
         generation = self._generation
         driver = generation.inner.get_stats() if generation is not None else {}
-        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
-            ready=snapshot is not None and snapshot.ready,
             epoch=generation.epoch if generation is not None else None,
             held=self._gate.held,
             size=driver.get("pool_size", 0),
@@ -412,6 +417,15 @@ class Checkout(Generic[C]):
             self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
+
+
+def _is_drained(snapshot: Snapshot) -> bool:
+    """Whether what *snapshot* makes unfit is drained, and cut after the grace.
+
+    Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
+    when it comes back, and nobody's transaction is cut for it.
+    """
+    return snapshot.phase >= Phase.IN_PROGRESS
 
 
 #: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.

@@ -5,10 +5,11 @@
     0    header   magic 8, format u32, slot bytes u32, term u64, pid u64, boot id 16, CRC-32 u32, zero to 64
     64   sequence u64    alone on its cache line; 0 before the first publish, SUPERSEDED once another file took over
     128  heartbeat u64   alone on its cache line; CLOCK_MONOTONIC in ns
+    192  superseded u64  alone on its cache line; 0, or the term of whoever took over, and nobody ever takes it back
     4096 slot 0   length u32, CRC-32 u32 (of sequence, length and payload), sequence u64, payload
          slot 1   the same; the snapshot numbered *n* is in slot n mod 2
 
-Integers are little-endian but for the two words, which are native: a mapping is never shared between machines.
+Integers are little-endian but for the three words, which are native: a mapping is never shared between machines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 
 __all__ = [
     "FILE_BYTES",
@@ -30,6 +31,7 @@ __all__ = [
     "SLOT_BYTES",
     "SLOT_HEADER",
     "SUPERSEDED",
+    "SUPERSEDED_OFFSET",
     "FutureFormat",
     "Header",
     "pack_header",
@@ -44,10 +46,13 @@ FORMAT: Final = 1
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128
+#: A word that the file's own monitor does not write while it publishes: what says that a file is over must not be
+#: undone by a monitor that was stopped in the middle of publish() and wakes up.
+SUPERSEDED_OFFSET: Final = 192
 #: Twice what the largest snapshot of core/limits.py comes to.
 SLOT_BYTES: Final = 256 * 1024
 FILE_BYTES: Final = HEADER_BYTES + 2 * SLOT_BYTES
-#: The sequence word of a segment that another monitor has replaced: look the file up by name again.
+#: What the sequence word becomes when the file is over, so that no number that was ever seen in it still matches.
 SUPERSEDED: Final = 2**64 - 1
 
 _HEADER: Final = struct.Struct("<8sIIQQ16s")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bgpool.errors import SegmentError
-from bgpool.segment.paths import file_mode, open_checked
+from bgpool.segment.paths import file_mode, open_checked, refused
 
 __all__ = ["FileLock", "try_lock"]
 
@@ -27,5 +26,5 @@ def try_lock(path: Path) -> FileLock | None:
     except Timeout:
         return None
     except OSError as error:
-        raise SegmentError(f"{path} cannot be locked: {error.strerror}") from None
+        raise refused(f"{path} cannot be locked", error) from None
     return lock

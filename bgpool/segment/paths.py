@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -12,12 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 
-__all__ = ["RunFiles", "create_checked", "default_run_dir", "file_mode", "open_checked", "prepare_run_dir", "reserve"]
+__all__ = [
+    "Exhausted",
+    "RunFiles",
+    "create_checked",
+    "default_run_dir",
+    "file_mode",
+    "open_checked",
+    "prepare_run_dir",
+    "refused",
+    "reserve",
+]
 
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_EXHAUSTION: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_STEM: Final = re.compile(rf"({_PLAIN_ID.pattern}|~[0-9a-f]{{32}})\.(segment|workers|history\.json)")
+
+
+class Exhausted(SegmentError):
+    """Descriptors or memory have run out. That says nothing about the file, which is not to be replaced for it."""
+
+
+def refused(what: str, error: OSError) -> SegmentError:
+    """The system's *error* as ours: "*what*: why"."""
+    kind = Exhausted if error.errno in _EXHAUSTION else SegmentError
+    return kind(f"{what}: {error.strerror}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +62,26 @@ class RunFiles:
         # The tilde keeps a digest from ever being somebody's bg_id.
         digest = hashlib.sha256(bg_id.encode()).hexdigest()[:32]
         return cls(directory, bg_id if plain else f"~{digest}")
+
+    @classmethod
+    def all_in(cls, directory: Path) -> tuple[RunFiles, ...]:
+        """The files of every bg_id that has left any in *directory*, in the order of their names; nothing is touched.
+
+        Raises:
+            SegmentError: The directory is not to be trusted, or cannot be read. One that is not there has no files.
+        """
+        try:
+            directory.lstat()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
+        _rights(directory)
+        try:
+            found = {match[1] for path in directory.iterdir() if (match := _STEM.fullmatch(path.name))}
+        except OSError as error:
+            raise SegmentError(f"run directory {directory} cannot be read: {error.strerror}") from None
+        return tuple(cls(directory, stem) for stem in sorted(found))
 
     @property
     def segment(self) -> Path:
@@ -127,6 +170,7 @@ def open_checked(path: Path, flags: int) -> int:
     Raises:
         FileNotFoundError: There is no such file.
         SegmentError: It is not a regular file, has another owner, or others can read or write it.
+        Exhausted: It may be in order, but the process cannot open any more.
     """
     while True:
         try:
@@ -135,7 +179,7 @@ def open_checked(path: Path, flags: int) -> int:
             if not flags & os.O_CREAT:
                 raise
         except OSError as error:
-            raise SegmentError(f"{path} cannot be opened: {error.strerror}") from None
+            raise refused(f"{path} cannot be opened", error) from None
         else:
             break
         try:
@@ -163,11 +207,15 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
     mode = file_mode(path.parent)
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | _SAFELY, mode)
-        os.fchmod(fd, mode)  # Whatever the umask.
     except FileExistsError:
         raise
     except OSError as error:
-        raise SegmentError(f"{path} cannot be made: {error.strerror}") from None
+        raise refused(f"{path} cannot be made", error) from None
+    try:
+        os.fchmod(fd, mode)  # Whatever the umask.
+    except OSError as error:
+        os.close(fd)
+        raise refused(f"{path} cannot be made", error) from None
     return fd
 
 

@@ -6,8 +6,9 @@ import os
 import time
 from dataclasses import dataclass
 
-from bgpool.segment.paths import RunFiles
-from bgpool.segment.table import ROWS, Table, Usage
+from bgpool.plain_errors import SegmentError
+from bgpool.segment.paths import RunFiles, refused
+from bgpool.segment.table import Table, Usage, read_rows
 
 __all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
 
@@ -37,10 +38,14 @@ class Presence:
         """Be present.
 
         Raises:
-            SegmentError: The table is not to be trusted.
+            SegmentError: The table is not to be trusted, or the system refuses to lock it.
         """
         self._table = Table(files)
-        self._row = self._table.claim_row()
+        try:
+            self._row = self._table.claim_row()
+        except SegmentError:
+            self._table.close()
+            raise
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
@@ -65,11 +70,11 @@ def anybody_present(files: RunFiles) -> bool:
     """Whether a process on this host uses the bg_id of *files*.
 
     Raises:
-        SegmentError: The table is not to be trusted.
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
     """
-    if not files.workers.exists():
+    table = _existing(files)
+    if table is None:
         return False
-    table = Table(files)
     try:
         return table.anybody_present()
     finally:
@@ -77,22 +82,25 @@ def anybody_present(files: RunFiles) -> bool:
 
 
 def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
-    """Every process on this host that uses the bg_id of *files*, in the order of their rows.
+    """Every process on this host that uses the bg_id of *files*, in the order of their rows; to look changes nothing.
 
     Raises:
-        SegmentError: The table is not to be trusted.
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
     """
-    if not files.workers.exists():
-        return ()
-    table = Table(files)
+    now_ns = time.monotonic_ns()
     try:
-        now_ns = time.monotonic_ns()
-        found = []
-        for row in range(ROWS):
-            pid, updated_ns, usage = table.read_row(row)
-            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
-            if pid and table.is_owned(row):
-                found.append(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage))
-        return tuple(found)
-    finally:
-        table.close()
+        rows = read_rows(files)
+    except FileNotFoundError:
+        return ()
+    return tuple(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage) for pid, updated_ns, usage in rows)
+
+
+def _existing(files: RunFiles) -> Table | None:
+    """The table; None where there is none: to look makes none."""
+    try:
+        files.workers.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refused(f"{files.workers} cannot be seen", error) from None
+    return Table(files)

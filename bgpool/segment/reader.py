@@ -12,15 +12,15 @@ import os
 import time
 from typing import Final, NamedTuple
 
-from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS
+from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import decode
-from bgpool.segment.paths import RunFiles, open_checked
+from bgpool.segment.paths import Exhausted, RunFiles, open_checked, refused
 
-__all__ = ["Reader", "Reading", "SegmentMap"]
+__all__ = ["Reader", "Reading", "SegmentMap", "trusted_map"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 _NOTHING: Final = memoryview(array.array("Q", [0]))
@@ -32,6 +32,7 @@ class SegmentMap:
     Attributes:
         word: The sequence, live: ``word[0]`` is what the writer last published.
         beat: The heartbeat, live, in ns on the monotonic clock.
+        superseded: Live; other than 0 once nothing in the file is to be believed any more.
         inode: Device and inode of the file, to tell whether the path still leads to it.
     """
 
@@ -41,6 +42,7 @@ class SegmentMap:
         Raises:
             FileNotFoundError: There is none.
             SegmentError: It is not to be trusted or not of this boot.
+            Exhausted: It may be in order, but the process cannot map any more.
         """
         fd = open_checked(files.segment, os.O_RDWR if write else os.O_RDONLY)
         try:
@@ -49,6 +51,10 @@ class SegmentMap:
                 raise SegmentError(f"{files.segment} has {found.st_size} bytes instead of {layout.FILE_BYTES}")
             access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
             self.memory: Final = mmap.mmap(fd, layout.FILE_BYTES, access=access)
+        except OSError as error:
+            raise refused(f"{files.segment} cannot be mapped", error) from None
+        except ValueError:
+            raise SegmentError(f"{files.segment} was cut short while it was opened") from None
         finally:
             os.close(fd)
         self.view: Final = memoryview(self.memory)
@@ -59,10 +65,18 @@ class SegmentMap:
         words = self.view[: layout.HEADER_BYTES].cast("Q")
         self.word: Final = words[layout.SEQUENCE_OFFSET // 8 :]
         self.beat: Final = words[layout.HEARTBEAT_OFFSET // 8 :]
+        self.superseded: Final = words[layout.SUPERSEDED_OFFSET // 8 :]
         self.address: Final = wake.address_of(self.memory, layout.SEQUENCE_OFFSET)
 
+    @property
+    def is_superseded(self) -> bool:
+        """Whether the file is over: look it up by name again."""
+        return bool(self.superseded[0] != 0 or self.word[0] == layout.SUPERSEDED)
+
     def read(self) -> tuple[int, Snapshot] | None:
-        """The newest snapshot and its sequence; None before the first one and after the segment was superseded.
+        """The newest snapshot and its sequence; None before the first one and where there is no telling any more.
+
+        What a file that is over says is for its successor to go on from, and for nobody else to act on.
 
         Raises:
             SegmentError: The slot does not hold what the word announces.
@@ -83,6 +97,21 @@ class SegmentMap:
         """Seconds since the monitor's last sign of life; infinite for one that lies in the future."""
         age = time.monotonic_ns() - self.beat[0]
         return age / 1e9 if age >= 0 else float("inf")
+
+
+def trusted_map(files: RunFiles, *, write: bool = False) -> SegmentMap | None:
+    """The segment in place; None if there is none or it is not to be trusted, which the next monitor puts right.
+
+    Raises:
+        FutureFormat: It is of a newer version. Two versions that replace each other's would leave nobody with one.
+        Exhausted: Nobody can tell.
+    """
+    try:
+        return SegmentMap(files, write=write)
+    except (layout.FutureFormat, Exhausted):
+        raise
+    except (FileNotFoundError, SegmentError):
+        return None
 
 
 class Reading(NamedTuple):
@@ -108,7 +137,8 @@ class Reading(NamedTuple):
     def wait_changed(self, timeout_s: float) -> bool:
         """Wait until something else is published, at most *timeout_s* seconds; whether it was."""
         if self.mapped is None:
-            time.sleep(timeout_s)
+            # Nothing wakes us when there is a segment at last: look again in time.
+            time.sleep(min(timeout_s, WATCH_INTERVAL_S))
             return False
         return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s)
 
@@ -133,20 +163,30 @@ class Reader:
         reading = self._reading
         if reading.is_current:
             return reading
-        if reading.mapped is None or reading.word[0] == layout.SUPERSEDED:
-            reading = self._remap(reading)
-        if reading.mapped is None:
+        new = self._read(reading)
+        if new.mapped is None and (mapped := self._map()) is not None:
+            new = self._read(Reading(mapped.word, 0, reading.snapshot, mapped))
+        self._reading = new
+        return new
+
+    def _read(self, reading: Reading) -> Reading:
+        """What the file of *reading* says now; without a file, and what was known, if nothing there counts any more."""
+        mapped = reading.mapped
+        if mapped is None:
             return reading
-        sequence = reading.word[0]
-        snapshot = reading.snapshot
+        sequence, snapshot = mapped.word[0], reading.snapshot
         try:
-            if (found := reading.mapped.read()) is not None:
+            if (found := mapped.read()) is not None:
                 sequence, snapshot = found
         except SegmentError as error:
             # Not to be read again before it is written again: a broken slot must not make every checkout slow.
             self._complain(error)
-        self._reading = Reading(reading.word, sequence, snapshot, reading.mapped)
-        return self._reading
+        # Asked after the word was read. A number that a stopped monitor stores after another took over is seen together
+        # with the mark of that other; and one that was seen without it is never stored again.
+        if mapped.is_superseded:
+            # A process that knows nothing yet is better off with the last word of a file whose successor is on its way.
+            return Reading(_NOTHING, 0, reading.snapshot or snapshot, None)
+        return Reading(mapped.word, sequence, snapshot, mapped)
 
     def check_path(self) -> None:
         """Map anew if the path leads to another file than the one mapped, or to one at last."""
@@ -154,25 +194,27 @@ class Reader:
             found = self._files.segment.stat()
         except OSError:
             return
-        mapped = self._reading.mapped
-        if mapped is None or (found.st_dev, found.st_ino) != mapped.inode:
-            self._reading = self._remap(self._reading)
+        reading = self._reading
+        if reading.mapped is not None and (found.st_dev, found.st_ino) == reading.mapped.inode:
+            return
+        if (mapped := self._map()) is not None:
+            # Sequence 0 is never published: the next look reads the slot.
+            self._reading = Reading(mapped.word, 0, reading.snapshot, mapped)
 
     def monitor_is_silent(self) -> bool:
         """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""
         mapped = self._reading.mapped
         return mapped is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S
 
-    def _remap(self, reading: Reading) -> Reading:
+    def _map(self) -> SegmentMap | None:
+        """The file that the path leads to; None if there is none that can be used."""
         try:
-            mapped = SegmentMap(self._files)
+            return SegmentMap(self._files)
         except FileNotFoundError:
-            return reading
+            return None
         except SegmentError as error:
             self._complain(error)
-            return reading
-        # Sequence 0 is never published: the next look reads the slot.
-        return Reading(mapped.word, 0, reading.snapshot, mapped)
+            return None
 
     def _complain(self, error: SegmentError) -> None:
         """Say once what is wrong with the file; the last good snapshot, or a plain pool, goes on."""

@@ -21,14 +21,16 @@ import mmap
 import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment import wake
+from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
-from bgpool.segment.paths import RunFiles, create_checked, open_checked, reserve
+from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
-__all__ = ["ROWS", "Table", "Usage"]
+__all__ = ["ROWS", "Table", "Usage", "read_rows"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 
@@ -40,6 +42,8 @@ ROW_BYTES: Final = 128
 HEADER_BYTES: Final = 4096
 BELL_OFFSET: Final = 64
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
+#: What was said last of which table.
+_complained: Final[dict[Path, str]] = {}
 #: Locked, shared, by processes that found no free row.
 _OVERFLOW: Final = FILE_BYTES
 
@@ -85,13 +89,17 @@ class Table:
 
         Raises:
             SegmentError: The file is not to be trusted, or cannot be made.
+            Exhausted: It may be in order, but the process cannot open any more.
         """
+        self._path: Final = files.workers
         mapped = _open(files)
         try:
             self._memory: Final = mmap.mmap(mapped, FILE_BYTES)
             self._identity: Final = os.fstat(mapped)
         except OSError as error:
-            raise SegmentError(f"{files.workers} cannot be mapped: {error.strerror}") from None
+            raise refused(f"{files.workers} cannot be mapped", error) from None
+        except ValueError:
+            raise SegmentError(f"{files.workers} was cut short while it was opened") from None
         finally:
             os.close(mapped)
         # Opened again for the locks: the mapping keeps a duplicate of the first descriptor for as long as it lives.
@@ -123,15 +131,19 @@ class Table:
     # -- rows ----------------------------------------------------------------------------------------------------
 
     def claim_row(self) -> int | None:
-        """Lock a free row, wiped; None if there is none left, or no such locks: then only presence is locked."""
+        """Lock a free row, wiped; None if there is none left, or no such locks: then only presence is locked.
+
+        Raises:
+            SegmentError: The system refuses to lock.
+        """
         if _OFD_SETLK is None:
-            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._flock(fcntl.LOCK_SH)
             return None
         for row in range(ROWS):
-            if _lock(self._fd, fcntl.F_WRLCK, _offset(row), ROW_BYTES):
+            if self._lock(fcntl.F_WRLCK, _offset(row), ROW_BYTES):
                 self._store(row, [0] * (ROW_BYTES // 8))
                 return row
-        _lock(self._fd, fcntl.F_RDLCK, _OVERFLOW, 1)
+        self._lock(fcntl.F_RDLCK, _OVERFLOW, 1)
         return None
 
     def write_row(self, row: int, pid: int, updated_ns: int, usage: Usage) -> None:
@@ -140,26 +152,49 @@ class Table:
         self._store(row, (updated_ns, *usage), begin=1)
         self._store(row, (pid,))
 
-    def read_row(self, row: int) -> tuple[int, int, Usage]:
-        """A row's pid, 0 for none, the time of its last update in ns, and what it says."""
-        at = row * ROW_BYTES // 8
-        words = self._rows[at : at + 2 + len(Usage._fields)].tolist()
-        return words[0], words[1], Usage(*words[2:])
-
-    def is_owned(self, row: int) -> bool:
-        """Whether a living process has the row."""
-        return _is_locked(self._fd, _offset(row), ROW_BYTES)
-
     def anybody_present(self) -> bool:
-        """Whether a living process has any row, or is present without; this very object does not count."""
+        """Whether a living process has any row, or is present without; this very object does not count.
+
+        Raises:
+            SegmentError: The system refuses to tell.
+        """
         if _OFD_GETLK is not None:
-            return _is_locked(self._fd, 0, 0)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            return self._is_locked(0, 0)
+        if not self._flock(fcntl.LOCK_EX):
             return True
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._flock(fcntl.LOCK_UN)
         return False
+
+    def _lock(self, kind: int, start: int, length: int) -> bool:
+        """Lock a range, unless another has it; whether it is ours."""
+        assert _OFD_SETLK is not None
+        try:
+            fcntl.fcntl(self._fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise refused(f"{self._path} cannot be locked", error) from None
+        return True
+
+    def _is_locked(self, start: int, length: int) -> bool:
+        """Whether another description of the file has a lock there; nothing is locked to find out."""
+        if _OFD_GETLK is None:
+            return True
+        try:
+            found = fcntl.fcntl(self._fd, _OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
+        except OSError as error:
+            raise refused(f"the locks of {self._path} cannot be seen", error) from None
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+    def _flock(self, kind: int) -> bool:
+        """Lock or unlock the whole file, unless another has it; whether that was done."""
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise refused(f"{self._path} cannot be locked", error) from None
+        return True
 
     def _store(self, row: int, values: list[int] | tuple[int, ...], begin: int = 0) -> None:
         at = row * ROW_BYTES // 8 + begin
@@ -178,6 +213,42 @@ class Table:
         return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
 
 
+def read_rows(files: RunFiles) -> list[tuple[int, int, Usage]]:
+    """Every row that a living process has: its pid, the time of its last update in ns, and what it says.
+
+    Nothing is made, mended, mapped or locked.
+
+    Raises:
+        FileNotFoundError: There is no table.
+        SegmentError: It is not to be trusted, or the system refuses to tell.
+    """
+    fd = open_checked(files.workers, os.O_RDONLY)
+    try:
+        _check(fd, files)
+        table = os.pread(fd, FILE_BYTES, 0)
+        if len(table) < FILE_BYTES:
+            raise SegmentError(f"{files.workers} was cut short while it was read")
+        words = memoryview(table)[HEADER_BYTES:].cast("Q")
+        found = []
+        for row in range(ROWS):
+            pid, updated_ns, *usage = words[row * ROW_BYTES // 8 :][: 2 + len(Usage._fields)].tolist()
+            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
+            if pid and _has_owner(fd, row):
+                found.append((pid, updated_ns, Usage(*usage)))
+        return found
+    except OSError as error:
+        raise refused(f"{files.workers} cannot be read", error) from None
+    finally:
+        os.close(fd)
+
+
+def _has_owner(fd: int, row: int) -> bool:
+    if _OFD_GETLK is None:
+        return False
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _offset(row), ROW_BYTES, 0)
+    return bool(_FLOCK.unpack(fcntl.fcntl(fd, _OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
+
+
 def _open(files: RunFiles) -> int:
     """A descriptor of a table that is whole."""
     for _ in range(8):
@@ -186,12 +257,15 @@ def _open(files: RunFiles) -> int:
         except FileNotFoundError:
             _make(files)
             continue
+        except Exhausted:
+            # Others use it: want of descriptors in one process is no reason to take it away from all.
+            raise
         except SegmentError as error:
             _remove(files, str(error))
             continue
         try:
             _check(fd, files)
-        except FutureFormat:
+        except (FutureFormat, Exhausted):
             os.close(fd)
             raise
         except SegmentError as error:
@@ -203,7 +277,11 @@ def _open(files: RunFiles) -> int:
 
 
 def _check(fd: int, files: RunFiles) -> None:
-    found, expected = os.pread(fd, BELL_OFFSET, 0), _header()
+    expected = _header()
+    try:
+        found = os.pread(fd, BELL_OFFSET, 0)
+    except OSError as error:
+        raise refused(f"{files.workers} cannot be read", error) from None
     version = _HEADER.unpack(found[: _HEADER.size])[1] if found.startswith(MAGIC) and len(found) == BELL_OFFSET else 0
     if version > FORMAT and found == _header(*_HEADER.unpack(found[: _HEADER.size])[1:4]):
         raise FutureFormat(f"{files.workers} has format {version}; this version reads {FORMAT}")
@@ -213,29 +291,34 @@ def _check(fd: int, files: RunFiles) -> None:
 
 def _remove(files: RunFiles, reason: str) -> None:
     """Take away what nobody may obey. Whoever has it mapped finds that it is not in place any more."""
-    _logger.warning("%s; replaced", reason)
     try:
         files.workers.unlink(missing_ok=True)
     except OSError as error:
-        raise SegmentError(f"{reason}, and cannot be replaced: {error.strerror}") from None
+        raise refused(f"{reason}, and cannot be replaced", error) from None
+    # Whoever breaks it again and again is told once.
+    if _complained.get(files.workers) != reason:
+        _complained[files.workers] = reason
+        _logger.warning("%s; replaced", reason)
 
 
 def _make(files: RunFiles) -> None:
     """Put a new table in place, whole from the first moment on, unless somebody else was faster."""
-    draft = files.workers.with_suffix(f".draft-{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    fd = create_checked(draft)
+    draft = new_draft(files.workers)
+    fd = create_checked(draft.path)
     try:
         os.pwrite(fd, _header(), 0)
         # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
         reserve(fd, FILE_BYTES)
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, files.workers)
+        # Not found: somebody else was faster and has cleared ours away.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(draft.path, files.workers)
     except OSError as error:
-        raise SegmentError(f"{files.workers} cannot be made: {error.strerror}") from None
+        raise refused(f"{files.workers} cannot be made", error) from None
     finally:
         os.close(fd)
-        draft.unlink(missing_ok=True)
+        # Our own, and what those left who died here. There is a table now, so that nobody needs a draft any more.
+        for left in {draft, *drafts_of(files.workers)}:
+            remove(left)
 
 
 def _header(version: int = FORMAT, rows: int = ROWS, row_bytes: int = ROW_BYTES) -> bytes:
@@ -245,20 +328,3 @@ def _header(version: int = FORMAT, rows: int = ROWS, row_bytes: int = ROW_BYTES)
 
 def _offset(row: int) -> int:
     return HEADER_BYTES + row * ROW_BYTES
-
-
-def _lock(fd: int, kind: int, start: int, length: int) -> bool:
-    assert _OFD_SETLK is not None
-    try:
-        fcntl.fcntl(fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is_locked(fd: int, start: int, length: int) -> bool:
-    """Whether another description of the file has a lock there; nothing is locked to find out."""
-    if _OFD_GETLK is None:
-        return True
-    found = fcntl.fcntl(fd, _OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
-    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)

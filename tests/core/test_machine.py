@@ -24,7 +24,7 @@ from bgpool.core.events import (
 from bgpool.core.machine import TRANSITIONS, Rules, Signal, step
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Purpose, decide
-from bgpool.core.snapshot import Host, Snapshot
+from bgpool.core.snapshot import Host, Snapshot, TimelineEntry
 from bgpool.core.timeline import summary_table
 from tests.core.test_transcripts import BLUE, GREEN, OLD
 
@@ -111,6 +111,17 @@ def test_only_a_green_that_left_available_rolls_back() -> None:
     again = step(first, StatusRead(at(2), Role.SOURCE, rows("AVAILABLE")), RULES)
     assert again.phase is Phase.CREATED
     assert again.rolled_back
+
+
+@pytest.mark.parametrize("status", ["SWITCHOVER_INITIATED", "SWITCHOVER_IN_PROGRESS", "SWITCHOVER_IN_POST_PROCESSING"])
+def test_a_switchover_after_a_rollback_begins_a_story_of_its_own(status: str) -> None:
+    """Wherever it is first seen."""
+    story = (TimelineEntry(1, 1, "PREPARATION"), TimelineEntry(2, 2, "CREATED (rollback)"))
+    taken_back = replace(ready(), rolled_back=True, timeline=story)
+    begun = step(taken_back, StatusRead(at(1), Role.TARGET, rows(status)), RULES)
+    assert not begun.rolled_back
+    assert len(begun.timeline) == 1
+    assert begun.deadline_ns > 0
 
 
 @pytest.mark.parametrize("phase", sorted(SWITCHING))

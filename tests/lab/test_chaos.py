@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from bgpool.core.engine import Engine
 from bgpool.lab.chaos import Chaos
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -15,9 +16,10 @@ SEED = int(os.environ.get("BGPOOL_SEED", "0")) or int.from_bytes(os.urandom(4), 
 
 
 @pytest.mark.timeout(SECONDS + 120)
-def test_nothing_is_lost_and_nobody_hangs() -> None:
+@pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+def test_nothing_is_lost_and_nobody_hangs(engine: Engine) -> None:
     told: list[str] = []
-    report = Chaos(SEED, SECONDS, told.append).run()
+    report = Chaos(SEED, SECONDS, told.append, engine).run()
     story = f"BGPOOL_SEED={SEED}: " + "; ".join(told)
     assert report.findings == [], story
     assert report.switchovers >= 2, story

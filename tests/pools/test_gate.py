@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,6 +224,22 @@ def test_a_held_transaction_goes_on_after_a_rollback(kit: Kit, deployment: Deplo
         wait_until(lambda: pool.stats().held == 1)
         deployment.roll_back()
         assert caller.wait() == [(2,)]
+
+
+def test_a_lost_segment_cuts_nobody(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    """A new one begins with an epoch of its own, and blue is where it was."""
+    pool = make_pool(max_size=1, bg_drain_timeout_ms=0)
+    with pool.connection() as conn:
+        kit.read(conn)
+        before = kit.session(conn)
+        deployment._publish(replace(deployment.snapshot, epoch=deployment.snapshot.epoch + 1000))
+        wait_until(lambda: pool.stats().size == 0)
+        time.sleep(0.6)
+        kit.write(conn)
+        conn.rollback()
+        assert kit.execute(conn, "SELECT 1") == [(1,)]
+    with pool.connection() as conn:
+        assert kit.session(conn) != before
 
 
 def test_a_write_refused_as_read_only_is_interrupted_and_the_connection_not_used_again(

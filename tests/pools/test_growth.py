@@ -7,13 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
-from bgpool.pools.postgres.pool import PostgresPool
+from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
+from tests.engines import KITS, Kit, kit_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -28,12 +30,18 @@ def generations() -> int:
     return sum(isinstance(thing, Generation) for thing in gc.get_objects())
 
 
-def use(pool: PostgresPool) -> None:
+@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
+def kit(request: pytest.FixtureRequest) -> Kit:
+    found: Kit = request.param
+    return found
+
+
+def use(pool: Pool[Any]) -> None:
     with pool.connection() as conn:
-        conn.execute("SELECT 1")
+        kit_of(conn).execute(conn, "SELECT 1")
 
 
-def go_through_a_rollback(deployment: Deployment, pool: PostgresPool) -> None:
+def go_through_a_rollback(deployment: Deployment, pool: Pool[Any]) -> None:
     """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
     conn = pool.getconn()
     deployment.phase(Phase.IN_PROGRESS)
@@ -44,7 +52,7 @@ def go_through_a_rollback(deployment: Deployment, pool: PostgresPool) -> None:
 
 
 def test_generations_threads_and_descriptors_are_flat(
-    deployment: Deployment, make_pool: Callable[..., PostgresPool]
+    deployment: Deployment, make_pool: Callable[..., Pool[Any]]
 ) -> None:
     pool = make_pool(bg_drain_timeout_ms=50)
     for _ in range(3):

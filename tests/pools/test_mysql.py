@@ -40,18 +40,21 @@ def kit() -> Kit:
 
 
 class Connector:
-    """Opens real connections, as slowly as it is told to."""
+    """Opens real connections, once it is let.
+
+    Attributes:
+        wait: Called before each connection is opened.
+    """
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
-        self.slow_s: list[float] = []
+        self.wait: Callable[[], object] = lambda: None
         self.failures: list[Exception] = []
         self.opened = 0
         self.live = memoryview(bytearray(b"\1" * 8))
 
     def connect(self) -> MysqlConnection:
-        if self.slow_s:
-            time.sleep(self.slow_s.pop())
+        self.wait()
         if self.failures:
             raise self.failures.pop()
         self.opened += 1
@@ -100,22 +103,22 @@ class TestStore:
     ) -> None:
         store = make_store()
         first = store.getconn()
-        connector.slow_s = [3.0]
+        opened = threading.Event()
+        connector.wait = lambda: opened.wait(30.0)
         caller = Caller(store.getconn)
         wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
-        began = time.monotonic()
         store.putconn(first)
         assert caller.wait() is first
-        assert time.monotonic() - began < 1.0
+        opened.set()
+        wait_until(lambda: connector.opened == 2)
 
     def test_connects_run_side_by_side(self, make_store: MakeStore, connector: Connector) -> None:
-        store = make_store(max_size=5)
-        connector.slow_s = [0.5] * 5
-        began = time.monotonic()
+        store = make_store(max_size=5, timeout=20.0)
+        # Nobody passes before all five are there.
+        connector.wait = threading.Barrier(5, timeout=15.0).wait
         callers = [Caller(store.getconn) for _ in range(5)]
         for caller in callers:
             store.putconn(caller.wait())
-        assert time.monotonic() - began < 1.5
         assert connector.opened == 5
 
     def test_first_come_first_served_and_never_more_than_max_size(
@@ -195,22 +198,19 @@ class TestStore:
         store.putconn(fresh)
 
     def test_asked_only_after_it_was_idle_and_no_lock_is_held_meanwhile(self, make_store: MakeStore) -> None:
-        asked: list[int] = []
+        asked, answered = threading.Event(), threading.Event()
 
         def check(_connection: MysqlConnection) -> None:
-            asked.append(1)
-            time.sleep(0.5)
+            asked.set()
+            assert answered.wait(30.0)
 
         store = make_store(check=check)
         store.putconn(store.getconn())
-        store.putconn(store.getconn())
-        assert asked == []
         time.sleep(0.6)
         caller = Caller(store.getconn)
-        wait_until(lambda: asked == [1])
-        began = time.monotonic()
+        assert asked.wait(10.0)
         store.putconn(store.getconn())
-        assert time.monotonic() - began < 0.4
+        answered.set()
         store.putconn(caller.wait())
 
     def test_an_open_transaction_is_rolled_back_and_autocommit_put_back(self, make_store: MakeStore, kit: Kit) -> None:

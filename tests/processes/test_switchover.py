@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import Event
 from bgpool.lab.report import Report
@@ -32,8 +33,9 @@ def assert_good(report: Report, threads: int = 8) -> None:
     assert report.snapshot.phase is Phase.COMPLETED
 
 
-def test_healthy() -> None:
-    with Trial() as trial:
+@pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+def test_healthy(engine: Engine) -> None:
+    with Trial(engine=engine) as trial:
         report = trial.run()
     assert_good(report)
     assert report.monitoring_connections == 2
@@ -64,10 +66,11 @@ def short_path() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_interrupted_demo_leaves_nothing_behind(short_path: Path) -> None:
+@pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+def test_interrupted_demo_leaves_nothing_behind(short_path: Path, engine: Engine) -> None:
     environment = {**os.environ, "TMPDIR": str(short_path)}
     demo = subprocess.Popen(
-        [sys.executable, "-c", "from bgpool.cli import main; main()", "demo"],
+        [sys.executable, "-c", "from bgpool.cli import main; main()", "demo", "--engine", engine.value],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

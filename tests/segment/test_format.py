@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+import time
 from pathlib import Path
 
 import msgpack
@@ -26,6 +28,8 @@ GOLDEN_HEADER = (
     "4247504f4f4c0d0a 01000000 00000400 0700000000000000 2a00000000000000"
     "000102030405060708090a0b0c0d0e0f 7978bd8e 000000000000000000000000"
 )
+#: Sequence, heartbeat and superseded at 64, 128 and 192: native words, here those of little-endian machines.
+GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
 GOLDEN_PAYLOAD_START = "de0016a562675f6964a66f7264657273a57068617365"
 
@@ -49,6 +53,15 @@ def test_golden_header() -> None:
     packed = layout.pack_header(layout.Header(term=7, pid=42, boot_id=bytes(range(16))))
     assert packed.hex() == GOLDEN_HEADER.replace(" ", "")
     assert layout.unpack_header(packed) == layout.Header(7, 42, bytes(range(16)))
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the words are native")
+def test_golden_words(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 0xABCDEF)
+    Writer(files, 1, Snapshot("orders"))
+    old = SegmentMap(files)
+    Writer(files, 2, Snapshot("orders"))
+    assert bytes(old.view[64:256]).hex() == GOLDEN_WORDS
 
 
 def test_golden_slot() -> None:

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,12 @@ from bgpool.core.events import Instant
 from bgpool.core.limits import HEARTBEAT_STALE_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
-from bgpool.errors import SegmentError
 from bgpool.monitor import election
 from bgpool.segment import layout
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present
 from bgpool.segment.reader import Reader
-from bgpool.segment.writer import Writer
+from bgpool.segment.writer import Superseded, Writer
 
 pytestmark = pytest.mark.slow
 
@@ -127,13 +125,18 @@ def test_readers_move_to_the_file_of_a_new_term(files: RunFiles) -> None:
     old = Writer(files, 1, numbered(1))
     reader = Reader(files)
     waiting = reader.refresh()
-    new = Writer(files, 2, numbered(2))
+    new = Writer(files, 2, Snapshot("orders"))
     assert waiting.wait_changed(1.0)
+    assert reader.refresh().snapshot == new.snapshot == numbered(1), "the new one goes on from where the old one was"
+    new.publish(numbered(2))
     assert reader.refresh().snapshot == numbered(2)
     assert new.sequence > old.sequence
     # The old monitor wakes up and goes on writing: nobody listens.
     assert not old.is_in_place()
-    old.publish(numbered(99))
+    with pytest.raises(Superseded, match="term 2 has taken over"):
+        old.publish(numbered(99))
+    with pytest.raises(Superseded):
+        old.beat()
     assert reader.refresh().snapshot == numbered(2)
     assert Reader(files).refresh().snapshot == numbered(2)
 
@@ -182,9 +185,9 @@ def test_one_monitor_at_a_time_and_the_next_goes_on_from_its_snapshot(files: Run
     ready, told = os.pipe()
 
     def lead() -> None:
-        tenure = election.claim(files, "orders")
+        tenure = election.claim(files)
         assert tenure is not None
-        writer = Writer(files, tenure.term, replace(tenure.snapshot, phase=Phase.IN_PROGRESS, epoch=2))
+        writer = Writer(files, tenure.term, Snapshot("orders", Phase.IN_PROGRESS, epoch=2))
         os.write(told, b"!")
         while True:
             writer.beat()
@@ -192,12 +195,13 @@ def test_one_monitor_at_a_time_and_the_next_goes_on_from_its_snapshot(files: Run
 
     pid = fork(lead)
     os.read(ready, 1)
-    assert election.claim(files, "orders") is None
+    assert election.claim(files) is None
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    tenure = election.claim(files, "orders")
+    tenure = election.claim(files)
     assert tenure is not None
-    assert (tenure.term, tenure.snapshot.phase, tenure.snapshot.epoch) == (2, Phase.IN_PROGRESS, 2)
+    assert tenure.term == 2
+    assert Writer(files, tenure.term, Snapshot("orders")).snapshot == Snapshot("orders", Phase.IN_PROGRESS, epoch=2)
     tenure.lock.release()
 
 
@@ -206,24 +210,26 @@ def test_a_stopped_monitor_is_fenced_off(files: RunFiles, fork: Fork, monkeypatc
     ready, told = os.pipe()
 
     def lead() -> None:
-        tenure = election.claim(files, "orders")
+        tenure = election.claim(files)
         assert tenure is not None
         writer = Writer(files, tenure.term, Snapshot("orders", epoch=7))
         os.write(told, b"!")
-        while writer.is_in_place():
-            writer.publish(Snapshot("orders", epoch=8))
-            writer.beat()
-            time.sleep(0.02)
+        with pytest.raises(Superseded):
+            while True:
+                writer.publish(Snapshot("orders", epoch=8))
+                writer.beat()
+                time.sleep(0.02)
 
     pid = fork(lead)
     os.read(ready, 1)
     os.kill(pid, signal.SIGSTOP)
-    assert election.claim(files, "orders") is None, "a fresh heartbeat counts as life"
+    assert election.claim(files) is None, "a fresh heartbeat counts as life"
     time.sleep(HEARTBEAT_STALE_S)
-    tenure = election.claim(files, "orders")
+    tenure = election.claim(files)
     assert tenure is not None
     assert tenure.term == 2
-    writer = Writer(files, 2, Snapshot("orders", epoch=9))
+    writer = Writer(files, 2, Snapshot("orders"))
+    writer.publish(Snapshot("orders", epoch=9))
     os.kill(pid, signal.SIGCONT)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "a fenced monitor must notice and leave"
     found = Reader(files).refresh().snapshot
@@ -236,9 +242,9 @@ def test_a_stopped_monitor_is_fenced_off(files: RunFiles, fork: Fork, monkeypatc
 def test_a_broken_segment_is_put_right_by_the_next_monitor(files: RunFiles) -> None:
     files.segment.write_bytes(b"\0" * layout.FILE_BYTES)
     files.segment.chmod(0o600)
-    tenure = election.claim(files, "orders")
+    tenure = election.claim(files)
     assert tenure is not None
-    Writer(files, tenure.term, tenure.snapshot)
+    Writer(files, tenure.term, Snapshot("orders"))
     assert Reader(files).refresh().snapshot == Snapshot("orders")
     tenure.lock.release()
 
@@ -249,10 +255,10 @@ def test_instants_order_by_the_monotonic_clock() -> None:
 
 def test_lock_files_of_past_terms_do_not_pile_up(files: RunFiles) -> None:
     for term in range(1, 6):
-        tenure = election.claim(files, "orders")
+        tenure = election.claim(files)
         assert tenure is not None
         assert tenure.term == term
-        writer = Writer(files, term, tenure.snapshot)
+        writer = Writer(files, term, Snapshot("orders"))
         tenure.lock.release()
         writer._beat[0] = 0
     assert len(list(Path(files.directory).glob("*.term-*.lock"))) <= 1
@@ -267,20 +273,20 @@ def test_one_that_was_stopped_before_it_began_is_passed_over(
     go, start = os.pipe()
 
     def lead() -> None:
-        tenure = election.claim(files, "orders")
+        tenure = election.claim(files)
         assert tenure is not None
         assert tenure.term == 1
         os.write(told, b"!")
         os.read(go, 1)
-        with pytest.raises(SegmentError, match="term 1 is over"):
-            Writer(files, tenure.term, tenure.snapshot)
+        with pytest.raises(Superseded, match="term 1 is over"):
+            Writer(files, tenure.term, Snapshot("orders"))
 
     pid = fork(lead)
     os.read(ready, 1)
-    tenure = election.claim(files, "orders")
+    tenure = election.claim(files)
     assert tenure is not None
     assert tenure.term == 2
-    writer = Writer(files, tenure.term, tenure.snapshot)
+    writer = Writer(files, tenure.term, Snapshot("orders"))
     os.write(start, b"!")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert writer.is_in_place()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import signal
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from bgpool.errors import SegmentError
 from bgpool.segment import table
+from bgpool.segment.drafts import drafts_of
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
@@ -164,3 +167,97 @@ def test_a_replaced_table_is_noticed(files: RunFiles) -> None:
     Table(files).close()
     assert not presence.is_in_place(files)
     presence.close()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK, errno.EIO])
+def test_locks_that_the_system_refuses_are_an_error_of_ours(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A sandbox or a file system without them: the pool goes on without a row."""
+    Table(files).close()
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as sandbox:
+        sandbox.setattr("fcntl.fcntl", refuse)
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with pytest.raises(SegmentError, match="cannot be locked"):
+            Presence(files)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"  # noqa: PTH208
+        with pytest.raises(SegmentError, match="cannot be seen"):
+            anybody_present(files)
+    monkeypatch.setattr(table, "_OFD_SETLK", None)
+    monkeypatch.setattr(table, "_OFD_GETLK", None)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(SegmentError, match="cannot be locked"):
+        Presence(files)
+    with pytest.raises(SegmentError, match="cannot be locked"):
+        anybody_present(files)
+
+
+def test_what_cannot_be_looked_at_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SegmentError, match="cannot be opened"):
+        workers(RunFiles.of(tmp_path / "file", "orders"))
+    with pytest.raises(SegmentError, match="cannot be seen"):
+        anybody_present(RunFiles.of(tmp_path / "file", "orders"))
+    assert workers(RunFiles.of(tmp_path / "nowhere", "orders")) == ()
+
+
+def test_two_may_make_the_table_at_the_same_time(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if both are process 1, each of its own container."""
+    link, others = os.link, []
+
+    def overtaken(*paths: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        others.append(Presence(files))
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    mine = Presence(files)
+    assert mine.is_in_place(files)
+    assert others[0].is_in_place(files)
+    assert len(workers(files)) == 2
+    assert drafts_of(files.workers) == []
+    mine.close()
+    others[0].close()
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["before it is in place", "after"])
+def test_what_one_leaves_that_dies_while_it_makes_the_table_is_removed(files: RunFiles, linked: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        link = os.link
+
+        def die(*paths: Path) -> None:
+            if linked:
+                link(*paths)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.link = die  # type: ignore[assignment]
+        Table(files)
+        os._exit(1)
+    os.waitpid(pid, 0)
+    assert len(drafts_of(files.workers)) == 1
+    Table(files).close()
+    if linked:
+        # Another name of the table, which costs nothing; gone with the next that is made.
+        files.workers.unlink()
+        Table(files).close()
+    assert drafts_of(files.workers) == []
+
+
+def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pytest.LogCaptureFixture) -> None:
+    files.workers.mkdir()
+    for _ in range(2):
+        with pytest.raises(SegmentError, match="and cannot be replaced"):
+            Table(files)
+    assert "; replaced" not in caplog.text
+    files.workers.rmdir()
+    for _ in range(3):
+        files.workers.write_bytes(b"broken")
+        files.workers.chmod(0o600)
+        Table(files).close()
+    assert caplog.text.count("is not a table of workers; replaced") == 1

@@ -7,10 +7,11 @@ for scenario in CATALOGUE.values():
 
 from __future__ import annotations
 
+from bgpool.core.engine import Engine
 from bgpool.lab.scenarios import evidence, hosts, names, rollbacks, topologies
 from bgpool.lab.scenarios.scenario import Outcome, Scenario, play
 
-__all__ = ["CATALOGUE", "Outcome", "Scenario", "find", "play"]
+__all__ = ["CATALOGUE", "Outcome", "Scenario", "catalogue_of", "find", "play"]
 
 #: Every scenario by its name, in the order in which they are best read.
 CATALOGUE: dict[str, Scenario] = {
@@ -20,13 +21,19 @@ CATALOGUE: dict[str, Scenario] = {
 }
 
 
-def find(name: str) -> Scenario:
-    """The scenario called *name*.
+def catalogue_of(engine: Engine) -> dict[str, Scenario]:
+    """What is played on servers of *engine*."""
+    return {name: scenario for name, scenario in CATALOGUE.items() if engine in scenario.engines}
+
+
+def find(name: str, engine: Engine = Engine.POSTGRESQL) -> Scenario:
+    """The scenario called *name* that is played on servers of *engine*.
 
     Raises:
         ValueError: There is none; the text lists what there is.
     """
+    catalogue = catalogue_of(engine)
     try:
-        return CATALOGUE[name]
+        return catalogue[name]
     except KeyError:
-        raise ValueError(f"no scenario {name!r}: there are {', '.join(CATALOGUE)}") from None
+        raise ValueError(f"no scenario {name!r} for {engine.value}: there are {', '.join(catalogue)}") from None

@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 from typing import Final
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import faults, metadata
+from bgpool.lab.pair import MONITOR_ROLE, ROLE
 from bgpool.lab.scenarios.scenario import FAST, Scenario
 from bgpool.lab.trial import Trial
 
@@ -69,6 +71,21 @@ def _unknown_words(trial: Trial) -> None:
 
 def _locked_out_of_blue(trial: Trial) -> None:
     trial.director.add("locked", -0.35, lambda: faults.lock_out_monitor(trial.pair, "blue"))
+
+
+def _grant_lost(trial: Trial) -> None:
+    silence_metadata(trial)
+
+    def revoke() -> None:
+        for server in trial.pair.servers:
+            for role in (ROLE, MONITOR_ROLE):
+                server.revoke_metadata(role)
+
+    trial.director.add("revoked", 0.1, revoke)
+
+
+def _emptied_and_dropped(trial: Trial) -> None:
+    trial.director.add("dropped", 3.2, lambda: faults.drop_metadata(trial.pair))
 
 
 SCENARIOS: Final = (
@@ -137,5 +154,21 @@ SCENARIOS: Final = (
         "blue lets the monitor in no more once the switchover is prepared: green tells",
         trial={"own_monitor": True},
         stage=_locked_out_of_blue,
+    ),
+    Scenario(
+        "grant-lost",
+        "SELECT on mysql.rds_topology is revoked on every server in IN_PROGRESS",
+        evidence=PROMOTED,
+        last_phases=OVER,
+        stage=_grant_lost,
+        engines=(Engine.MYSQL,),
+    ),
+    Scenario(
+        "table-emptied-and-dropped",
+        "mysql.rds_topology loses its SOURCE row at COMPLETED, empties later, and is dropped at last",
+        last_phases=(Phase.NOT_CREATED,),
+        trial={"flavour": "aurora", "schedule": replace(FAST, emptied_s=2.7), "settle_s": 1.5},
+        stage=_emptied_and_dropped,
+        engines=(Engine.MYSQL,),
     ),
 )

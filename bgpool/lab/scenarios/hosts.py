@@ -107,7 +107,7 @@ SLOW_PROMOTION: Final = replace(
 )  # fmt: skip
 
 SCENARIOS: Final = (
-    Scenario("connections-cut", "57P01 on every connection, and no refusal", stage=_cut_alone),
+    Scenario("connections-cut", "every connection is cut (57P01, 2013), and none refused", stage=_cut_alone),
     Scenario("connections-refused", "blue restarts in IN_PROGRESS: nothing listens for a while", stage=_refused),
     Scenario(
         "black-hole-blue",
@@ -127,7 +127,8 @@ SCENARIOS: Final = (
     Scenario(
         "monitor-killed",
         "kill -9 of the monitor when connections are cut",
-        # A dead monitor is replaced within this time.
+        # A dead monitor is replaced within this time, in which DNS may move, too.
+        evidence=("metadata", "green promoted", "blue DNS updated"),
         release_s=2.0,
         stage=_kill_monitor,
     ),

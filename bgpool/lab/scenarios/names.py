@@ -122,7 +122,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "tls-renewed-late",
-        "sslmode=verify-full, and green's certificate is for its green name long after it took blue's",
+        "certificates are verified with the name, and green's is for its green name long after it took blue's",
         trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
         # A third one, for a moment, tries green under its new name.
         connections=3,

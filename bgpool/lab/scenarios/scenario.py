@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab.director import Schedule
 from bgpool.lab.report import Report
@@ -46,6 +47,9 @@ RESUME_S: Final = 1.0
 MONITORING_CONNECTIONS: Final = 2
 """On all servers together, however many workers there are."""
 
+MOST_UNDECIDED: Final = 6
+"""As many as threads that write: each may be cut in its COMMIT once."""
+
 GRACE_S: Final = 1.0
 """How much longer than its bound a call may take: a hold ends on time, and then the call fails or connects."""
 
@@ -69,6 +73,7 @@ class Scenario:
         hold_s: Longest that a caller may wait.
         release_s: Longest from the evidence to the release, in seconds.
         connections: Most that monitoring may have open at a time.
+        engines: On whose servers it is played.
     """
 
     name: str
@@ -85,6 +90,13 @@ class Scenario:
     hold_s: float = HOLD_S
     release_s: float = RELEASE_S
     connections: int = MONITORING_CONNECTIONS
+    engines: tuple[Engine, ...] = tuple(Engine)
+
+    @property
+    def told(self) -> str:
+        """The story, and on whose servers alone it is played, if it is not on all."""
+        alone = ", ".join(engine.value for engine in self.engines)
+        return self.story if len(self.engines) == len(Engine) else f"{self.story} ({alone} alone)"
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,14 @@ class Outcome:
     findings: tuple[str, ...]
 
 
-def play(scenario: Scenario) -> Outcome:
+def play(scenario: Scenario, engine: Engine = Engine.POSTGRESQL) -> Outcome:
     """Play *scenario* on servers of its own; takes about seven seconds.
 
     Raises:
         LabError: The lab failed, or a worker did not end.
     """
     options: dict[str, Any] = {
+        "engine": engine,
         "workers": 3,
         "threads": 2,
         "job": "write unit",
@@ -127,6 +140,8 @@ def findings(scenario: Scenario, report: Report) -> list[str]:
         found.append(f"rows: {report.verdict}")
     if report.errors:
         found.append(f"{report.errors} callers saw an error: {report.error_examples}")
+    if report.undecided > MOST_UNDECIDED:
+        found.append(f"of {report.undecided} units of work nobody can tell what became of them")
     if report.strays:
         found.append(f"connections to the wrong side: {report.strays}")
     if report.longest_call_s > scenario.hold_s + GRACE_S:

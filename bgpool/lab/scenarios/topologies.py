@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from bgpool.core.engine import Engine
 from bgpool.lab import ledger
 from bgpool.lab.pair import Pair
 from bgpool.lab.scenarios.scenario import Scenario
@@ -26,7 +27,7 @@ def _read_everywhere(trial: Trial) -> None:
 
 def _outsider(trial: Trial) -> None:
     """A worker on a server that belongs to no deployment, in a pool of the same bg_id."""
-    other = trial.keep(Pair())
+    other = trial.keep(Pair(engine=trial.engine))
     ledger.create(other)
     pool = trial.make_pool(other.direct_dsn(other.blue))
     trial.add_worker(pool=pool, job="read unit", threads=1, endpoint=other.blue.address)
@@ -80,5 +81,6 @@ SCENARIOS: Final = (
         "target-session-attrs",
         "target_session_attrs=read-write in the DSN: the pools keep it, the monitor does not",
         stage=_target_session_attrs,
+        engines=(Engine.POSTGRESQL,),
     ),
 )

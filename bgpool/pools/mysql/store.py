@@ -24,8 +24,8 @@ from bgpool.core.limits import (
     CHECK_TIMEOUT_S,
     KEEP_INTERVAL_S,
     LIFETIME_JITTER,
+    RECONNECT_INTERVAL_MAX_S,
     RECONNECT_INTERVAL_S,
-    STORE_RETRY_MAX_S,
 )
 from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.pools.mysql.connection import MysqlConnection
@@ -263,7 +263,7 @@ class Store:
                 if not self._is_worth_trying_again(error):
                     return
                 self._ending.wait(pause_s)
-                pause_s = min(2 * pause_s, STORE_RETRY_MAX_S)
+                pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
                 continue
             self._counts["connections_ms"] += int(1000 * (time.monotonic() - began))
             jitter_s = self._max_lifetime_s * LIFETIME_JITTER * random.random()
