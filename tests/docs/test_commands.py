@@ -20,7 +20,7 @@ COMING = {"rehearse", "timeline"}
 #: What a block may be in. A fence without a language would pass by every test here.
 LANGUAGES = {"python", "sh", "sql", "text"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.
-FOREIGN = {"aws", "install"}
+FOREIGN = {"aws", "install", "for", "ssh", "done"}
 #: What stands for an argument in running text.
 PLACEHOLDER = {"N": "1", "SECONDS": "1", "DSN": "-", "NAME": "rds", "CMD": "true", "COMMAND": "true"}
 
