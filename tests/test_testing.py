@@ -73,7 +73,8 @@ def test_without_a_directory_one_in_memory_is_made_and_removed() -> None:
         run_dir = deployment.run_dir
         assert deployment.bg_id == "ledger"
         assert run_dir.stat().st_mode & 0o777 == 0o700
-        assert bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats().phase is bgpool.Phase.CREATED
+        stats = bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats()
+        assert (stats.phase, stats.ready) == (bgpool.Phase.CREATED, True)
     assert not run_dir.exists()
 
 

@@ -46,6 +46,7 @@ class PoolStats:
 
     Attributes:
         phase: The deployment's phase as this process knows it; None while no snapshot was seen.
+        ready: Whether the monitor has recorded everything that a switchover takes.
         epoch: The epoch of the pool's connections.
         held: Callers that wait for the switchover to pass.
         size: Connections of the pool, idle, in use and being opened.
@@ -55,6 +56,7 @@ class PoolStats:
     """
 
     phase: Phase | None
+    ready: bool
     epoch: int | None
     held: int
     size: int
@@ -377,6 +379,7 @@ class Pool(ABC, Generic[C]):
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
+            ready=snapshot is not None and snapshot.ready,
             epoch=generation.epoch if generation is not None else None,
             held=self._gate.held,
             size=driver.get("pool_size", 0),

@@ -85,12 +85,13 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     pair: Pair = request.getfixturevalue("mysql_pair" if page.name == "mysql.md" else "postgres_pair")
     monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
     pair.blue.execute("DELETE FROM orders", database="app")
+    names: dict[str, Any] = {"bgpool": bgpool}
     with contextlib.ExitStack() as stack:
         if page.name not in ON_THEIR_OWN:
+            names["pool"] = bgpool.get_pool(pair.dsn, max_size=1, min_size=1)
             for bg_id in ("1", "ledger"):
                 # No deployment, and nobody starts a monitor to look for one.
                 stack.enter_context(bgpool.testing.deployment(tmp_path / "run", bg_id=bg_id))
-        names: dict[str, Any] = {"bgpool": bgpool, "pool": bgpool.get_pool(pair.dsn, max_size=1, min_size=1)}
         exec(GRANTED.get(page.name, ""), names)
         for block in python_of(page):
             run(block, names, pair)
