@@ -177,7 +177,7 @@ class Watch:
     # -- the row -------------------------------------------------------------------------------------------------
 
     def _be_present(self) -> None:
-        if self._presence is not None or time.monotonic() < self._absent_until:
+        if self._presence is not None or self._stopping.is_set() or time.monotonic() < self._absent_until:
             return
         self._arriving = True
         try:
