@@ -23,6 +23,7 @@ bench: mariadb $(VENV)/.demo
 	$(BIN)/python benchmarks/checkout.py
 	$(BIN)/python benchmarks/release.py
 	$(BIN)/python benchmarks/mysql.py
+	$(BIN)/python benchmarks/status.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

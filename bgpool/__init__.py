@@ -8,39 +8,46 @@
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from bgpool import auth
 from bgpool._version import __version__
-from bgpool.core.phase import Phase
-from bgpool.errors import (
-    CommitOutcomeUnknown,
-    ConfigurationError,
-    Error,
-    GreenHostRejected,
-    InheritedConnection,
-    PasswordFailed,
-    PoolClosed,
-    PoolTimeout,
-    SegmentError,
-    SwitchoverError,
-    SwitchoverHoldTimeout,
-    SwitchoverInterrupted,
-    TooManyRequests,
-)
-from bgpool.pools.mysql.pool import MysqlPool
-from bgpool.pools.pool import Pool, PoolStats
-from bgpool.pools.postgres.pool import PostgresPool
-from bgpool.pools.units import transactional
-from bgpool.registry import get_pool
+
+if TYPE_CHECKING:
+    from bgpool import auth
+    from bgpool.core.phase import Phase
+    from bgpool.errors import (
+        CommitOutcomeUnknown,
+        ConfigurationError,
+        Error,
+        GreenHostRejected,
+        InheritedConnection,
+        PasswordFailed,
+        PoolClosed,
+        PoolTimeout,
+        SegmentError,
+        SwitchoverError,
+        SwitchoverHoldTimeout,
+        SwitchoverInterrupted,
+        TooManyRequests,
+    )
+    from bgpool.pools.mysql.pool import MysqlPool
+    from bgpool.pools.pool import Pool, PoolStats
+    from bgpool.pools.postgres.pool import PostgresPool
+    from bgpool.pools.units import transactional
+    from bgpool.registry import get_pool
+    from bgpool.report import Status, status
 
 __all__ = [
     "get_pool",
     "transactional",
+    "status",
     "auth",
     "Pool",
     "PostgresPool",
     "MysqlPool",
     "PoolStats",
+    "Status",
     "Phase",
     "Error",
     "ConfigurationError",
@@ -59,3 +66,30 @@ __all__ = [
 ]
 
 logging.getLogger("bgpool").addHandler(logging.NullHandler())
+
+#: In which module each public name is, but for the errors.
+_HOMES: Final = {
+    "get_pool": "registry",
+    "transactional": "pools.units",
+    "status": "report",
+    "Status": "report",
+    "auth": "auth",
+    "Pool": "pools.pool",
+    "PoolStats": "pools.pool",
+    "PostgresPool": "pools.postgres.pool",
+    "MysqlPool": "pools.mysql.pool",
+    "Phase": "core.phase",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported at its first use: a health check or a command that needs no driver loads none."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = module if name == "auth" else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,8 @@ import psycopg
 import psycopg_pool
 import pymysql
 
+from bgpool.plain_errors import ConfigurationError, Error, SegmentError
+
 __all__ = [
     "Error",
     "ConfigurationError",
@@ -25,18 +27,6 @@ __all__ = [
     "PoolClosed",
     "PasswordFailed",
 ]
-
-
-class Error(Exception):
-    """The root of every error of bgpool."""
-
-
-class ConfigurationError(Error, ValueError):
-    """A parameter, a DSN or a file that bgpool was given cannot be used; the text names it and what is allowed."""
-
-
-class SegmentError(Error):
-    """A segment or its directory is not to be trusted: owner, mode, magic, version or checksum is wrong."""
 
 
 class SwitchoverError(Error, psycopg.OperationalError, pymysql.err.OperationalError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -10,21 +11,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.core.engine import Engine
+from bgpool.core.limits import MONITOR_CHECKOUT_S
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
+from bgpool.monitor import is_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
 from bgpool.pools import fork
 from bgpool.pools.mysql.pool import MysqlPool
-from bgpool.pools.participant import Participant
+from bgpool.pools.participant import Bystander, Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.resolver import make_resolver
 from bgpool.segment.paths import default_run_dir
 from bgpool.settings import Settings
 
-__all__ = ["POOLS", "get_pool", "open_pools", "participants", "pools"]
+__all__ = ["POOLS", "close_pools", "get_pool", "open_pools", "participants", "pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -107,6 +110,15 @@ def participants() -> tuple[Participant, ...]:
     return tuple(_registry.participants.copy().values())
 
 
+def close_pools(directory: Path, bg_id: str) -> None:
+    """Close the pools of this process that use *bg_id* in *directory*, for whoever takes the deployment away."""
+    fork.notice()
+    participant = _registry.participants.get((directory, bg_id))
+    for pool in list(_registry.pools.values()):
+        if pool.participant is participant:
+            pool.close()
+
+
 def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
     place, settings, left = parse(dsn, options)
     kind = POOLS[place.engine]
@@ -116,6 +128,9 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
                 f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
                 f"pool's {', '.join(sorted(kind.OPTIONS))}"
             )
+    if is_monitor():
+        # A module that asks the database while it loads must not keep the monitor waiting until a switchover is over.
+        left = {**left, "timeout": MONITOR_CHECKOUT_S}
     make_resolver(settings.bg_resolver)
     directory = settings.bg_run_dir or default_run_dir().absolute()
     config = MonitorConfig.of(place, settings, directory)
@@ -130,7 +145,8 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
 def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
     key, known = (directory, settings.bg_id), _registry.participants
     if key not in known:
-        known[key] = Participant(settings.bg_id, directory, Starter(config).ensure_monitor)
+        starter = Starter(config).ensure_monitor
+        known[key] = (Bystander if is_monitor() else Participant)(settings.bg_id, directory, starter)
     return known[key]
 
 
@@ -149,5 +165,10 @@ def _frozen(value: object) -> object:
 
 @atexit.register
 def _close_all() -> None:
+    """Say goodbye on what is idle, and wait for nothing: a thread that is connecting to a silent host ends with us."""
+    # Which psycopg_pool warns of, on standard error where logging was not set up, and nobody can do anything about.
+    logging.getLogger("psycopg.pool").addFilter(lambda record: "couldn't stop thread" not in record.getMessage())
     for pool in list(_registry.pools.values()):
-        pool.close(timeout=1.0)
+        # The others are to hear of the end as well.
+        with contextlib.suppress(Exception):
+            pool.close(timeout=0)

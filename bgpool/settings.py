@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.core.endpoints import normalise_host, parse_endpoint
-from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
+from bgpool.plain_errors import ConfigurationError
 
 __all__ = ["Settings", "read_flag"]
 

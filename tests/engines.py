@@ -12,7 +12,7 @@ import pymysql
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["KITS", "Kit"]
+__all__ = ["KITS", "Kit", "kit_of"]
 
 
 class Kit(ABC):
@@ -134,3 +134,8 @@ class _Mysql(Kit):
 
 
 KITS = {kit.engine: kit for kit in (_Postgres(), _Mysql())}
+
+
+def kit_of(conn: Any) -> Kit:
+    """The kit for a connection."""
+    return KITS[Engine.MYSQL if isinstance(conn, pymysql.connections.Connection) else Engine.POSTGRESQL]

@@ -314,3 +314,12 @@ def test_the_environment_names_a_resolver(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BGPOOL_RESOLVER", "hosts:/tmp/hosts")
     assert parse(URL, {})[1].bg_resolver == "hosts:/tmp/hosts"
     assert parse(URL, {"bg_resolver": "system"})[1].bg_resolver == "system"
+
+
+def test_a_connect_timeout_of_the_environment_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "0")
+    with pytest.raises(ConfigurationError, match=r"PGCONNECT_TIMEOUT='0'.*wait forever"):
+        parse(URL, {})
+    assert parse(f"{URL}?connect_timeout=3", {})[0].params["connect_timeout"] == "3"
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
+    assert parse(URL, {})[0].params["connect_timeout"] == "4"

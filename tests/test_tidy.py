@@ -16,6 +16,7 @@ PACKAGE = Path(bgpool.__file__).parent
 #: Each layer may import itself and those before it; of two in one line, neither imports the other.
 LAYERS = [
     {"_version"},
+    {"plain_errors"},
     {"errors"},
     {"core"},
     {"logs"},
@@ -24,9 +25,10 @@ LAYERS = [
     {"auth"},
     {"segment"},
     {"monitor", "pools"},
-    {"registry"},
+    {"registry", "report"},
+    {"doctor"},
     {"__init__"},
-    {"integrations", "metrics"},
+    {"integrations", "metrics", "testing"},
     {"lab"},
     {"cli"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -10,6 +11,13 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line."""
     try:
+        if sys.argv[1:2] == ["status"]:
+            # Before typer, which takes longer to import than status may take: it is asked again and again on the night.
+            from bgpool.cli import status
+
+            # As of any tool whose output is piped into head: there is nothing to tidy up.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            sys.exit(status.main(sys.argv[2:]))
         from bgpool.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):

@@ -11,11 +11,9 @@ from typing import Annotated
 import typer
 
 import bgpool
+from bgpool.cli import status as status_command
 from bgpool.core.engine import Engine
-from bgpool.dsn import parse
-from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.process import run_monitor
-from bgpool.segment.paths import default_run_dir
+from bgpool.plain_errors import Error
 
 __all__ = ["app"]
 
@@ -34,6 +32,43 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 _Engine = Annotated[Engine, typer.Option(help="Whose servers; MySQL is played by MariaDB, which must be installed.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_BgId = Annotated[str | None, typer.Option(help="Which Blue/Green Deployment; default: the one in the run directory.")]
+_RunDir = Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")]
+
+
+@app.command(
+    help=status_command.SUMMARY,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def status(context: typer.Context) -> None:
+    raise typer.Exit(status_command.main(context.args))
+
+
+@app.command()
+def watch(
+    bg_id: _BgId = None,
+    run_dir: _RunDir = None,
+    until_done: Annotated[bool, typer.Option("--until-done", help="Leave when a switchover has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.0, help="Leave after so many seconds.")] = None,
+    json: _Json = False,
+) -> None:
+    """The status, live, through a switchover: redrawn on a terminal, elsewhere a line per change. Connects to nothing.
+
+    Exit status: 130 after Ctrl-C; 3 when the time is up; with --until-done 0 after COMPLETED, 1 after a rollback; 2 as
+    status.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from bgpool.cli import watch as command
+
+        raise typer.Exit(command.run(bg_id, run_dir, as_json=json, until_done=until_done, timeout_s=timeout))
+    except Error as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -64,8 +99,6 @@ def demo(
 
 _lab = typer.Typer(no_args_is_help=True, help="Real servers in blue/green pairs: the catalogue of switchovers.")
 app.add_typer(_lab, name="lab")
-
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @_lab.command("scenarios")
@@ -186,6 +219,11 @@ def monitor(
     """
     import logging
 
+    from bgpool.dsn import parse
+    from bgpool.monitor.config import MonitorConfig
+    from bgpool.monitor.process import run_monitor
+    from bgpool.segment.paths import default_run_dir
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -197,10 +235,35 @@ def monitor(
             serve(metrics, config.bg_id, Path(config.run_dir))
         if not run_monitor(config, linger_s=None):
             sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
-    except bgpool.Error as error:
+    except Error as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+@app.command()
+def doctor(
+    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
+    json: _Json = False,
+) -> None:
+    """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.
+
+    Exit status: 0 if all is well, with warnings or without; 1 if a check failed; 2 if the DSN cannot be used; 130 after
+    Ctrl-C.
+    """
+    from bgpool.cli import doctor as command
+
+    given = sys.stdin.readline() if dsn == "-" else dsn
+    try:
+        status = command.run(given, bg_id=bg_id, processes=workers, max_size=max_size, as_json=json)
+    except KeyboardInterrupt:
+        status = 130
+    raise typer.Exit(status)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

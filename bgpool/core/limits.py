@@ -98,11 +98,26 @@ HEARTBEAT_HUNG_S: Final = 4.0
 #: between two workers of a server that recycles them.
 LINGER_S: Final = 10.0
 
-#: How long the starter of a monitor waits for its first heartbeat, in seconds: an interpreter's start on a
-#: machine where two hundred workers start at once.
+#: How long a process may hold the right to start a monitor before another one takes it, in seconds: an
+#: interpreter's start on a machine where two hundred workers start at once.
 MONITOR_START_S: Final = 10.0
 
-#: Pause before a monitor that could not be started is tried again, in seconds.
+#: How long a monitor that was started may take until it watches, in seconds; then it is killed. It may have to import
+#: a whole application for the sake of the password callable, and to wait until a hung one is fenced off.
+MONITOR_READY_S: Final = 30.0
+
+#: How long a checkout waits in a monitor's process, in seconds, where the module of the password callable makes a pool.
+MONITOR_CHECKOUT_S: Final = 1.0
+
+#: A monitor that falls silent within so many seconds of its start counts as one that could not be started.
+MONITOR_SHORT_LIFE_S: Final = 2.0
+
+#: Pause after an attempt to start a monitor that came to nothing, in seconds: doubled from the first to the second.
+#: Less than MONITOR_START_S, because the right to start one is held meanwhile.
+RESTART_PAUSE_S: Final = 0.5
+RESTART_PAUSE_MAX_S: Final = 8.0
+
+#: Pause before what the run directory does not allow (a row of one's own, a monitor) is tried again, in seconds.
 RESTART_INTERVAL_S: Final = 5.0
 
 #: Shortest time between two questions that nudges are the reason of, in seconds. An answer takes milliseconds.
@@ -130,8 +145,13 @@ MYSQL_WRITE_TIMEOUT_S: Final = 60
 
 # -- workers -----------------------------------------------------------------------------------------------------
 
-#: How often a worker's watcher looks whether monitor and segment are still there, in seconds.
+#: How often a worker's watcher looks whether there is a monitor while there is none, in seconds. Where there is one it
+#: looks when that would have been silent for HEARTBEAT_STALE_S, and when a connection is to be cut.
 WATCH_INTERVAL_S: Final = 0.25
+
+#: How old a worker's row may be, in seconds, before its process counts as one that does not keep up: it writes
+#: the row in every WATCH_INTERVAL_S, unless it is stopped or its server lets threads run in requests only.
+ROW_STALE_S: Final = 4.0
 
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
 POLL_INTERVAL_S: Final = 0.01
@@ -170,8 +190,9 @@ CHECK_AFTER_IDLE_S: Final = 0.5
 #: The longest such question, in seconds; a server answers in a millisecond, and another connection can be opened.
 CHECK_TIMEOUT_S: Final = 5.0
 
-#: How often connections that are too old, or that nobody needs, are looked for, in seconds.
-KEEP_INTERVAL_S: Final = 1.0
+#: How often connections that are too old, that nobody needs, or that are missing, are looked for, in seconds. An idle
+#: process wakes no more often than that.
+KEEP_INTERVAL_S: Final = 10.0
 
 #: Part of its lifetime that a connection may end early, so that not all are replaced at once.
 LIFETIME_JITTER: Final = 0.1

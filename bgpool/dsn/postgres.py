@@ -43,7 +43,9 @@ def read(given: Given) -> Dsn:
     password = take_password("password", given_password, params)
     _check_host(params)
     _check_connect_timeout(params, "connect_timeout")
-    params.setdefault("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT") or MONITOR_CONNECT_TIMEOUT_S)
+    if "connect_timeout" not in params:
+        params["connect_timeout"] = os.environ.get("PGCONNECT_TIMEOUT") or MONITOR_CONNECT_TIMEOUT_S
+        _check_connect_timeout(params, "PGCONNECT_TIMEOUT")
     host = str(params.get("host") or os.environ.get("PGHOST") or "")
     port = read_port(params.get("port") or os.environ.get("PGPORT") or _DEFAULT_PORT)
     monitoring = _monitoring_params(params, overrides)

@@ -59,5 +59,5 @@ def _deployments() -> Iterable[tuple[Attributes, Deployment]]:
     return [
         ({BG_ID: participant.bg_id}, Deployment(participant.files, participant.reader))
         for participant in registry.participants()
-        if participant.speaks_for_host
+        if participant.speaks_for_host()
     ]

@@ -2,62 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
+import select
 import signal
 import sys
+import time
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
+from bgpool.core.limits import MONITOR_READY_S
 from bgpool.errors import Error
 from bgpool.logs import log_fields
+from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment.paths import RunFiles, open_checked, prepare_run_dir
 
 _LOG_BYTES: Final = 1_000_000
+#: How often it is looked whether the monitor has ended before it watched, in seconds.
+_POLL_S: Final = 0.05
 
 
 def main() -> None:
-    """Read the configuration, leave the starter behind, and watch."""
-    _forget_the_starters_signals()
+    """Read the configuration, have a child that watches, and leave it alone as soon as it does."""
+    # A monitor ends when it is told to; Python would raise KeyboardInterrupt in whatever it is doing.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # This process is no worker, whatever an application's modules may want to do here.
+    be_monitor()
     config = MonitorConfig.load(sys.stdin.buffer.read())
-    extra = log_fields("monitor_failed", bg_id=config.bg_id)
+    starter = _leave_the_starters_files()
+    # A pipe among ourselves: nobody else is here who could be given its ends by a fork.
+    told, tell = os.pipe()
     # Twice a child is nobody's child: the starter reaps the first, and never has a zombie of the second.
-    if os.fork():
+    pid = os.fork()
+    if pid:
+        os.close(tell)
+        _attend(pid, told, starter)
         os._exit(0)
-    status = 0
+    os.close(told)
+    _watch(config, tell, starter)
+
+
+def _attend(pid: int, told: int, starter: int) -> None:
+    """Wait until the monitor watches, which it says on *told*, or has ended; end it where it takes too long."""
+    deadline = time.monotonic() + MONITOR_READY_S
+    while time.monotonic() < deadline:
+        # Not the end of the pipe: the application may have forked children, which keep it open.
+        if select.select([told], [], [], _POLL_S)[0]:
+            if os.read(told, 1):
+                return
+            time.sleep(_POLL_S)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            if os.WIFSIGNALED(status):
+                _tell(starter, f"it was killed by signal {os.WTERMSIG(status)}")
+            return
+    _tell(starter, f"it did not watch after {MONITOR_READY_S:.0f} s, and was killed")
+    with contextlib.suppress(ProcessLookupError):
+        # All of the session, which we lead: whatever the application's modules have started, and ourselves.
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _watch(config: MonitorConfig, tell: int, starter: int) -> None:
+    """Be the monitor; ends the process."""
+
+    def begin() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(tell, b"!")
+        os.close(tell)
+        # Nobody reads it any more; closed, its number might come to stand for something else.
+        os.dup2(0, starter, inheritable=False)
+
+    status = 1
+    extra = log_fields("monitor_failed", bg_id=config.bg_id)
     try:
         directory = Path(config.run_dir)
         prepare_run_dir(directory)
         _log_to(RunFiles.of(directory, config.bg_id).log)
-        run_monitor(config, on_begin=_leave_the_starters_pipes)
+        run_monitor(config, on_begin=begin)
+        status = 0
     except Error as error:
         logging.getLogger("bgpool.monitor").error("%s", error, extra=extra)
-        status = 1
-    except Exception:
+        _tell(starter, str(error))
+    except BaseException as error:
         logging.getLogger("bgpool.monitor").exception("the monitor failed", extra=extra)
-        status = 1
+        # What else an error says is of its maker's making, and may hold a secret.
+        _tell(starter, str(error) if isinstance(error, OSError) else type(error).__name__)
     # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
     logging.shutdown()
     os._exit(status)
 
 
-def _forget_the_starters_signals() -> None:
-    """What a worker ignores or blocks, its server did for the worker's sake: a monitor ends when it is told to."""
-    for number in {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+def _tell(starter: int, reason: str) -> None:
+    """What the starter is to log: one line."""
+    with contextlib.suppress(OSError):
+        os.write(starter, f"{' '.join(reason.split())}\n".encode(errors="replace"))
 
 
-def _leave_the_starters_pipes() -> None:
-    """The starter waits for the end of our output."""
+def _leave_the_starters_files() -> int:
+    """Have nothing for standard input and output any more; where the starter reads what went wrong.
+
+    What an application's modules print is not for the starter: there may be secrets in it.
+    """
+    starter = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
+    for standard in range(3):
+        os.dup2(nothing, standard)
     os.close(nothing)
+    return starter
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

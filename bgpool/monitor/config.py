@@ -106,7 +106,7 @@ class MonitorConfig:
         try:
             # Of our own user's making, through a pipe: as trustworthy as the program that started us.
             found: Password = pickle.loads(self.password_callable)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The text of an import names what is missing; any other is of the callable's making and may hold a secret.
             what = str(error) if isinstance(error, (ImportError, AttributeError)) else type(error).__name__
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import zero_ns
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
 

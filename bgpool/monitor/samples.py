@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from bgpool.core.limits import SAMPLED_SWITCHOVERS, SAMPLED_WORKERS, SAMPLES, SAMPLES_BYTES
-from bgpool.errors import SegmentError
 from bgpool.monitor.lanes import COLUMNS
+from bgpool.plain_errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
 

@@ -1,44 +1,20 @@
-"""A process's part in a deployment: it is present, it watches the segment, and it tells its pools what has changed."""
+"""A process's part in a deployment: all its pools there share one watch."""
 
 from __future__ import annotations
 
-import logging
+import array
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from bgpool.core.limits import RESTART_INTERVAL_S, WATCH_INTERVAL_S
-from bgpool.core.snapshot import Snapshot
-from bgpool.errors import SegmentError
-from bgpool.logs import log_fields
 from bgpool.pools import fork
-from bgpool.segment.locks import FileLock, try_lock
-from bgpool.segment.paths import RunFiles, prepare_run_dir
-from bgpool.segment.presence import Presence
+from bgpool.pools.watch import Member, Watch
+from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, Reading
-from bgpool.segment.table import Usage
 
-__all__ = ["Member", "Participant"]
-
-_logger: Final = logging.getLogger("bgpool.pool")
-
-
-class Member(Protocol):
-    """A pool, as its participant sees it."""
-
-    def apply(self, reading: Reading) -> None:
-        """Act on a new snapshot."""
-        ...
-
-    def tick(self) -> None:
-        """Do what is due by time."""
-        ...
-
-    def usage(self) -> Usage:
-        """What it does now."""
-        ...
+__all__ = ["Bystander", "Member", "Participant"]
 
 
 class Participant:
@@ -51,7 +27,6 @@ class Participant:
 
     def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
         self.bg_id: Final = bg_id
-        self._directory: Final = directory
         self._ensure_monitor: Final = ensure_monitor
         self.files: Final = RunFiles.of(directory, bg_id)
         self.reader = Reader(self.files)
@@ -59,159 +34,70 @@ class Participant:
         fork.call_in_child(self)
 
     def __repr__(self) -> str:
-        return f"<Participant bg_id={self.bg_id!r} {self.reader!r}>"
+        return f"<{type(self).__name__} bg_id={self.bg_id!r} {self.reader!r}>"
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
-        self._stopping = threading.Event()
-        self._watcher: threading.Thread | None = None
-        self._starter: threading.Thread | None = None
-        self._presence: Presence | None = None
-        self._relay: FileLock | None = None
-        self._relayed = 0
-        self._complaint = ""
+        self._joined: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._watch: Watch | None = None
 
     def after_fork_in_child(self) -> None:
-        """The watcher stayed with the parent, and so did the right to count as present."""
-        if self._presence is not None:
-            self._presence.close()
+        """Nobody has joined here yet."""
+        if self._watch is not None:
+            self._watch.after_fork_in_child()
         self._reset()
 
-    @property
-    def speaks_for_host(self) -> bool:
-        """Whether this is the one process of the host that tells what is true of all of it."""
-        return self._relay is not None
-
     def join(self, member: Member) -> None:
-        """Take *member* on; the first one makes the process present and starts the watcher."""
+        """Take *member* on; the first one makes the process present and starts the watcher. Never raises."""
         with self._lock:
-            self._members.add(member)
-            if self._watcher is not None:
+            self._joined.add(member)
+            if self._watch is not None:
                 return
-            self._stopping = threading.Event()
-            self._watcher = threading.Thread(
-                target=self._watch, args=(self._stopping,), name=f"bgpool-watch-{self.bg_id}", daemon=True
-            )
-        try:
-            prepare_run_dir(self._directory)
-        except SegmentError as error:
-            extra = log_fields("plain_pool", bg_id=self.bg_id)
-            _logger.warning("[bg_id: %r] %s; the pool works as a plain pool", self.bg_id, error, extra=extra)
-            return
-        self.reader.check_path()
-        known = self.reader.refresh().snapshot
-        self._relayed = known.notices[-1].number if known and known.notices else 0
-        self._be_present()
-        self._watcher.start()
+            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self._members, self._ensure_monitor)
+        watch.begin()
 
     def leave(self, member: Member) -> None:
         """Let *member* go; the last one ends the process's presence."""
         with self._lock:
-            self._members.discard(member)
-            if self._members or self._watcher is None:
+            self._joined.discard(member)
+            if self._joined or self._watch is None:
                 return
-            self._stopping.set()
-            self._watcher = None
-            presence, self._presence = self._presence, None
-            relay, self._relay = self._relay, None
-        if presence is not None:
-            presence.close()
-        if relay is not None:
-            relay.release()
+            watch, self._watch = self._watch, None
+        watch.end()
 
     def nudge(self) -> None:
         """Tell the monitor that the server has cut one of our connections: it asks at once, and all hear of it."""
-        presence = self._presence
-        if presence is not None:
-            presence.nudge()
+        watch = self._watch
+        if watch is not None:
+            watch.nudge()
 
-    def _watch(self, stopping: threading.Event) -> None:
-        """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
-        # At once: a worker that is recycled after a tenth of a second must have started a monitor by then.
-        due = True
-        while not stopping.is_set():
-            try:
-                if due:
-                    due = False
-                    self._look_after()
-                due = not self._round()
-            except Exception as error:
-                self._complain(f"watching failed and goes on: {error!r}")
-                stopping.wait(WATCH_INTERVAL_S)
+    def speaks_for_host(self) -> bool:
+        """Whether this is the one process of the host that tells what is true of all of it."""
+        watch = self._watch
+        return watch is not None and watch.speaks_for_host()
 
-    def _round(self) -> bool:
-        """Act on what is published, and wait for more; whether there is."""
-        reading = self.reader.refresh()
-        members = list(self._members)
-        for member in members:
-            member.apply(reading)
-            member.tick()
-        self._report(members, reading)
-        if reading.snapshot is not None:
-            self._relay_notices(reading.snapshot)
-        return reading.wait_changed(WATCH_INTERVAL_S)
+    def _members(self) -> list[Member]:
+        with self._lock:
+            return list(self._joined)
 
-    def _look_after(self) -> None:
-        """Nothing was published for a while: is everything still in its place?"""
-        if self._presence is not None and not self._presence.is_in_place(self.files):
-            self._presence.close()
-            self._presence = None
-            prepare_run_dir(self._directory)
-        self.reader.check_path()
-        self._be_present()
-        self._try_to_relay()
-        silent = self.reader.monitor_is_silent()
-        if silent and (self._starter is None or not self._starter.is_alive()):
-            # Apart from the watcher: the start of a process takes longer than a release may.
-            self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
-            self._starter.start()
 
-    def _start_monitor(self) -> None:
-        try:
-            self._ensure_monitor(self.files)
-        except Exception as error:
-            self._complain(f"the monitor cannot be started: {error!r}")
-            self._stopping.wait(RESTART_INTERVAL_S)
+class Bystander(Participant):
+    """The part of a process that is itself a monitor: none. Its pools are plain pools."""
 
-    def _be_present(self) -> None:
-        if self._presence is not None or self._stopping.is_set():
-            return
-        try:
-            self._presence = Presence(self.files)
-        except SegmentError as error:
-            self._complain(str(error))
+    def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
+        super().__init__(bg_id, directory, ensure_monitor)
+        self.reader = _Blind(self.files)
 
-    def _report(self, members: list[Member], reading: Reading) -> None:
-        """Fill our row, for whoever wants to know what every process of the host does."""
-        presence = self._presence
-        if presence is not None:
-            figures = [member.usage() for member in members]
-            total = Usage(*map(sum, zip(*figures, strict=True))) if figures else Usage()
-            presence.write(total._replace(sequence=reading.sequence))
+    def join(self, member: Member) -> None:
+        """Nothing: whoever waits for a monitor to leave must not be seen as using it."""
 
-    def _try_to_relay(self) -> None:
-        if self._relay is None:
-            try:
-                self._relay = try_lock(self.files.relay)
-            except SegmentError as error:
-                self._complain(str(error))
 
-    def _complain(self, text: str) -> None:
-        """Say it, once for as long as it stays the same: the watcher looks four times a second."""
-        if text != self._complaint:
-            self._complaint = text
-            _logger.warning("[bg_id: %r] %s", self.bg_id, text, extra=log_fields("hindered", bg_id=self.bg_id))
+class _Blind(Reader):
+    """Reads nothing, ever."""
 
-    def _relay_notices(self, snapshot: Snapshot) -> None:
-        """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
-        news = [notice for notice in snapshot.notices if notice.number > self._relayed]
-        if not news:
-            return
-        self._try_to_relay()
-        self._relayed = news[-1].number
-        if self._relay is not None:
-            for notice in news:
-                extra = log_fields(notice.event, bg_id=self.bg_id, phase=snapshot.phase)
-                logger = logging.getLogger(notice.logger)
-                logger.log(notice.level, "[bg_id: %r] %s", self.bg_id, notice.text, extra=extra)
+    def refresh(self) -> Reading:
+        """That there is no segment."""
+        return _NOTHING
+
+
+_NOTHING: Final = Reading(memoryview(array.array("Q", [0])), 0, None, None)

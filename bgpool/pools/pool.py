@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -70,6 +71,7 @@ class Pool(ABC, Generic[C]):
     Attributes:
         OPTIONS: The options of the driver's pool that get_pool passes on.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        participant: The process's part in the deployment.
     """
 
     OPTIONS: ClassVar[frozenset[str]]
@@ -83,7 +85,7 @@ class Pool(ABC, Generic[C]):
             ValueError, TypeError: As the driver's pool raises them for its options.
         """
         self._settings: Final = settings
-        self._participant: Final = participant
+        self.participant: Final = participant
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
             participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
@@ -250,14 +252,16 @@ class Pool(ABC, Generic[C]):
             self._put_away(generation, snapshot)
         self._retire(generation, drain=_is_drained(snapshot))
 
-    def tick(self) -> None:
-        """Cut what is still in use after its grace."""
+    def tick(self) -> float:
+        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         self._endpoint.read_later()
         now = time.monotonic()
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
             self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
+            next_at = min((at for at, _ in self._cuts), default=math.inf)
         self._cut += sum(generation.cut() for generation in due)
+        return next_at - now
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
@@ -363,7 +367,7 @@ class Pool(ABC, Generic[C]):
             self._endpoint.read()
         finally:
             self._joined.set()
-        self._participant.join(self)
+        self.participant.join(self)
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
@@ -372,7 +376,7 @@ class Pool(ABC, Generic[C]):
         """
         fork.notice()
         self._join()
-        reading = self._participant.reader.refresh()
+        reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
             self._adopt(reading)
 
@@ -389,7 +393,7 @@ class Pool(ABC, Generic[C]):
             self._quick = _SHUT
         if generation is not None:
             generation.inner.close(timeout)
-        self._participant.leave(self)
+        self.participant.leave(self)
 
     @property
     def bg_id(self) -> str:
@@ -411,7 +415,7 @@ class Pool(ABC, Generic[C]):
         fork.notice()
         generation = self._generation
         driver = generation.inner.get_stats() if generation is not None else {}
-        snapshot = self._gate.snapshot(self._participant.reader.refresh())
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
             epoch=generation.epoch if generation is not None else None,

@@ -16,7 +16,7 @@ from bgpool.core.limits import (
 )
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 
 __all__ = ["decode", "encode"]
 

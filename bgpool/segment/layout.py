@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 
 __all__ = [
     "FILE_BYTES",

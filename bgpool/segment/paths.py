@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 
 __all__ = [
     "Exhausted",
@@ -30,6 +30,7 @@ __all__ = [
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _EXHAUSTION: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_STEM: Final = re.compile(rf"({_PLAIN_ID.pattern}|~[0-9a-f]{{32}})\.(segment|workers|history\.json)")
 
 
 class Exhausted(SegmentError):
@@ -61,6 +62,26 @@ class RunFiles:
         # The tilde keeps a digest from ever being somebody's bg_id.
         digest = hashlib.sha256(bg_id.encode()).hexdigest()[:32]
         return cls(directory, bg_id if plain else f"~{digest}")
+
+    @classmethod
+    def all_in(cls, directory: Path) -> tuple[RunFiles, ...]:
+        """The files of every bg_id that has left any in *directory*, in the order of their names; nothing is touched.
+
+        Raises:
+            SegmentError: The directory is not to be trusted, or cannot be read. One that is not there has no files.
+        """
+        try:
+            directory.lstat()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
+        _rights(directory)
+        try:
+            found = {match[1] for path in directory.iterdir() if (match := _STEM.fullmatch(path.name))}
+        except OSError as error:
+            raise SegmentError(f"run directory {directory} cannot be read: {error.strerror}") from None
+        return tuple(cls(directory, stem) for stem in sorted(found))
 
     @property
     def segment(self) -> Path:

@@ -6,9 +6,9 @@ import os
 import time
 from dataclasses import dataclass
 
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment.paths import RunFiles, refused
-from bgpool.segment.table import ROWS, Table, Usage
+from bgpool.segment.table import Table, Usage, read_rows
 
 __all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
 
@@ -84,25 +84,17 @@ def anybody_present(files: RunFiles) -> bool:
 
 
 def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
-    """Every process on this host that uses the bg_id of *files*, in the order of their rows.
+    """Every process on this host that uses the bg_id of *files*, in the order of their rows; to look changes nothing.
 
     Raises:
         SegmentError: The table is not to be trusted, or the system refuses to tell.
     """
-    table = _existing(files)
-    if table is None:
-        return ()
+    now_ns = time.monotonic_ns()
     try:
-        now_ns = time.monotonic_ns()
-        found = []
-        for row in range(ROWS):
-            pid, updated_ns, usage = table.read_row(row)
-            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
-            if pid and table.is_owned(row):
-                found.append(WorkerRow(pid, max(0.0, (now_ns - updated_ns) / 1e9), usage, row))
-        return tuple(found)
-    finally:
-        table.close()
+        rows = read_rows(files)
+    except FileNotFoundError:
+        return ()
+    return tuple(WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row) for row, pid, at_ns, usage in rows)
 
 
 def _existing(files: RunFiles) -> Table | None:

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
-from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
+from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import decode

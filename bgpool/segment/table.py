@@ -25,14 +25,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
+from bgpool.plain_errors import SegmentError
 from bgpool.segment import wake
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
-__all__ = ["ROWS", "Table", "Usage"]
+__all__ = ["ROWS", "Table", "Usage", "read_rows"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 
@@ -158,12 +158,6 @@ class Table:
         self._store(row, (updated_ns, *usage), begin=1)
         self._store(row, (pid,))
 
-    def read_row(self, row: int) -> tuple[int, int, Usage]:
-        """A row's pid, 0 for none, the time of its last update in ns, and what it says."""
-        at = row * ROW_BYTES // 8
-        words = self._rows[at : at + 2 + len(Usage._fields)].tolist()
-        return words[0], words[1], Usage(*words[2:])
-
     def rows(self) -> Iterator[tuple[int, int, int, Usage]]:
         """Every row that says something, of the living and of the dead: row, pid, update in ns, usage.
 
@@ -171,17 +165,9 @@ class Table:
         """
         for row in range(ROWS):
             if self._rows[row * ROW_BYTES // 8]:
-                found = self.read_row(row)
-                if found == self.read_row(row):
+                found = _read(self._rows, row)
+                if found == _read(self._rows, row):
                     yield row, *found
-
-    def is_owned(self, row: int) -> bool:
-        """Whether a living process has the row.
-
-        Raises:
-            SegmentError: The system refuses to tell.
-        """
-        return self._is_locked(_offset(row), ROW_BYTES)
 
     def anybody_present(self) -> bool:
         """Whether a living process has any row, or is present without; this very object does not count.
@@ -242,6 +228,48 @@ class Table:
     def wait_rung(self, seen_ns: int, timeout_s: float) -> bool:
         """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does."""
         return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
+
+
+def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
+    """Every row that a living process has: its number, pid, the time of the last update in ns, and what it says.
+
+    Nothing is made, mended, mapped or locked.
+
+    Raises:
+        FileNotFoundError: There is no table.
+        SegmentError: It is not to be trusted, or the system refuses to tell.
+    """
+    fd = open_checked(files.workers, os.O_RDONLY)
+    try:
+        _check(fd, files)
+        table = os.pread(fd, FILE_BYTES, 0)
+        if len(table) < FILE_BYTES:
+            raise SegmentError(f"{files.workers} was cut short while it was read")
+        words = memoryview(table)[HEADER_BYTES:].cast("Q")
+        found = []
+        for row in range(ROWS):
+            pid, updated_ns, usage = _read(words, row)
+            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
+            if pid and _has_owner(fd, row):
+                found.append((row, pid, updated_ns, usage))
+        return found
+    except OSError as error:
+        raise refused(f"{files.workers} cannot be read", error) from None
+    finally:
+        os.close(fd)
+
+
+def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:
+    """Of *row* in *words*, which begin with the first one: its pid, 0 for none, the last update in ns, what it says."""
+    pid, updated_ns, *usage = words[row * ROW_BYTES // 8 :][: 2 + len(Usage._fields)].tolist()
+    return pid, updated_ns, Usage(*usage)
+
+
+def _has_owner(fd: int, row: int) -> bool:
+    if _OFD_GETLK is None:
+        return False
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _offset(row), ROW_BYTES, 0)
+    return bool(_FLOCK.unpack(fcntl.fcntl(fd, _OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
 def _open(files: RunFiles) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 
 from bgpool.core.limits import POLL_INTERVAL_S
 
-__all__ = ["address_of", "wait_changed", "wake_all"]
+__all__ = ["address_of", "has_futex", "wait_changed", "wake_all"]
 
 #: The futex system call by machine. Source: asm/unistd.h of the kernel; elsewhere waiting polls.
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
@@ -58,6 +58,11 @@ def _find_futex() -> Callable[..., int] | None:
 
 
 _FUTEX: Final = _find_futex()
+
+
+def has_futex() -> bool:
+    """Whether waiters of this process sleep in the kernel; if not, they poll."""
+    return _FUTEX is not None and not _green_threads()
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from bgpool.core.snapshot import Snapshot
-from bgpool.errors import SegmentError
+from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode

@@ -1,28 +1,26 @@
-"""One real server for all, and a hand on the segment in place of a monitor."""
+"""One real server for all, and deployments whose phases a test sets."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bgpool import testing
 from bgpool.core.engine import Engine
-from bgpool.core.machine import EPOCH_OF_DECISION
-from bgpool.core.phase import SWITCHING, Phase, Role
-from bgpool.core.snapshot import Host, Snapshot
+from bgpool.core.events import Answered, Resolved
+from bgpool.core.phase import Phase, Role
 from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
+from bgpool.monitor.probe import now
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
 from bgpool.registry import POOLS
-from bgpool.segment.paths import RunFiles, prepare_run_dir
-from bgpool.segment.writer import Writer
+from bgpool.testing import Deployment
 from tests.engines import KITS, Kit
 from tests.pools.proxy import CommitCutter
 
@@ -56,37 +54,23 @@ def pair(kit: Kit, request: pytest.FixtureRequest) -> Pair:
     return found
 
 
-class Hand:
-    """Publishes snapshots as a monitor would."""
-
-    def __init__(self, pair: Pair, directory: Path) -> None:
-        prepare_run_dir(directory)
-        blue, green = pair.names.blue.primary, pair.names.green.primary
-        self.snapshot = Snapshot(
-            "1",
-            Phase.CREATED,
-            ready=True,
-            hosts=(
-                Host(blue, pair.port, Role.SOURCE, (pair.blue.address,)),
-                Host(green, pair.port, Role.TARGET, (pair.green.address,)),
-            ),
-            twins=((blue, green),),
-        )
-        self._writer = Writer(RunFiles.of(directory, "1"), 1, self.snapshot)
-
-    def publish(self, phase: Phase, **changes: Any) -> None:
-        """Go to *phase*; the epoch moves as it does in a switchover."""
-        unfit = phase is Phase.IN_PROGRESS or (phase >= Phase.POST and self.snapshot.phase < Phase.POST)
-        changes.setdefault("deadline_ns", time.monotonic_ns() + 60_000_000_000 if phase in SWITCHING else 0)
-        changes.setdefault("epoch", self.snapshot.epoch + EPOCH_OF_DECISION * unfit)
-        self.snapshot = replace(self.snapshot, phase=phase, **changes)
-        self._writer.publish(self.snapshot)
+@pytest.fixture
+def timer_ms() -> int:
+    """The switchover timer of *deployment*."""
+    return 60_000
 
 
 @pytest.fixture
-def hand(pair: Pair, tmp_path: Path) -> Hand:
-    """The hand on the segment of *make_pool*."""
-    return Hand(pair, tmp_path / "run")
+def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment]:
+    """The deployment that the pools of *make_pool* follow; a test sets its phases."""
+    with testing.deployment(
+        tmp_path / "run",
+        blue=pair.names.blue.primary,
+        green=pair.names.green.primary,
+        bg_resolver=pair.resolver,
+        bg_switchover_timeout_ms=timer_ms,
+    ) as deployment:
+        yield deployment
 
 
 @pytest.fixture
@@ -151,13 +135,10 @@ def cutter(pair: Pair) -> Iterator[CommitCutter]:
 
 
 @pytest.fixture
-def prepared(hand: Hand, cutter: CommitCutter) -> Hand:
+def prepared(deployment: Deployment, cutter: CommitCutter) -> Deployment:
     """A switchover is prepared, and blue is behind the cutter."""
-    blue, green = hand.snapshot.hosts
-    hand.publish(
-        Phase.PREPARATION,
-        hosts=(replace(blue, addresses=(cutter.address,)), green),
-        green_was_read_only=True,
-        green_was_replica=True,
-    )
-    return hand
+    blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
+    deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
+    deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=True))
+    deployment.phase(Phase.PREPARATION)
+    return deployment

@@ -11,8 +11,8 @@ import pytest
 import bgpool
 from bgpool.core.phase import Phase
 from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
 from tests.engines import KITS, Kit
-from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
@@ -32,7 +32,7 @@ def use(pool: Pool[Any], times: int) -> None:
             pass
 
 
-def test_checkouts_are_counted_over_generations(make_pool: MakePool, hand: Hand) -> None:
+def test_checkouts_are_counted_over_generations(make_pool: MakePool, deployment: Deployment) -> None:
     pool = make_pool()
     assert pool.usage().served == 0
     use(pool, 3)
@@ -42,14 +42,14 @@ def test_checkouts_are_counted_over_generations(make_pool: MakePool, hand: Hand)
     use(pool, 2)
     assert pool.usage().served == 5
     # A switchover that went back: blue again, on new connections.
-    hand.publish(Phase.IN_PROGRESS)
-    hand.publish(Phase.CREATED)
+    deployment.phase(Phase.IN_PROGRESS)
+    deployment.roll_back()
     use(pool, 4)
     assert pool.usage().served == 9
     assert pool.usage().failed == 0
 
 
-def test_refusals_are_counted_apart(make_pool: MakePool, hand: Hand) -> None:
+def test_refusals_are_counted_apart(make_pool: MakePool, deployment: Deployment) -> None:
     pool = make_pool(max_size=1)
     with pool.connection():
         with pytest.raises(bgpool.PoolTimeout), pool.connection(timeout=0.05):
@@ -58,17 +58,19 @@ def test_refusals_are_counted_apart(make_pool: MakePool, hand: Hand) -> None:
         assert pool.usage().failed == 1
     usage = pool.usage()
     assert (usage.served, usage.failed) == (1, 1)
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     with pytest.raises(bgpool.SwitchoverHoldTimeout), pool.connection(timeout=0.05):
         pass
     usage = pool.usage()
     assert (usage.served, usage.failed) == (1, 2)
 
 
-def test_nothing_is_logged_for_a_checkout(make_pool: MakePool, hand: Hand, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_for_a_checkout(
+    make_pool: MakePool, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = make_pool()
     use(pool, 1)
-    hand.publish(Phase.PREPARATION)
+    deployment.phase(Phase.PREPARATION)
     caplog.set_level(logging.DEBUG, "bgpool")
     use(pool, 20)
     assert [record for record in caplog.records if record.name.startswith("bgpool")] == []

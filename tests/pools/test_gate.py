@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ import bgpool
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
 from tests.engines import KITS, Kit
 from tests.pools.callers import Caller, wait_until
-from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
@@ -28,18 +29,20 @@ def kit(request: pytest.FixtureRequest) -> Kit:
     return found
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_passes_by_name_while_created(kit: Kit, pair: Pair, make_pool: MakePool) -> None:
     pool = make_pool()
     with pool.connection() as conn:
         assert kit.where(conn) == pair.blue.address
 
 
-def test_held_in_progress_and_released_to_green(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+def test_held_in_progress_and_released_to_green(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool()
     with pool.connection():
         pass
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
 
     def checkout() -> str:
         with pool.connection() as conn:
@@ -47,175 +50,189 @@ def test_held_in_progress_and_released_to_green(kit: Kit, pair: Pair, hand: Hand
 
     callers = [Caller(checkout) for _ in range(2)]
     wait_until(lambda: pool.stats().held == 2)
-    hand.publish(Phase.POST, pinned=True)
+    deployment.release()
     # Green is a standby that takes reads: enough to see where the connection went.
     assert [caller.wait() for caller in callers] == [pair.green.address] * 2
     assert pool.stats().held == 0
 
 
-def test_a_process_that_starts_in_progress_is_held_too(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
-    hand.publish(Phase.IN_PROGRESS)
+def test_a_process_that_starts_in_progress_is_held_too(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
+    deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool()
     caller = Caller(lambda: pool.getconn())
     wait_until(lambda: pool.stats().held == 1)
-    hand.publish(Phase.POST, pinned=True)
+    deployment.release()
     conn = caller.wait()
     assert kit.where(conn) == pair.green.address
     pool.putconn(conn)
 
 
-def test_rollback_lets_blue_go_on(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+def test_rollback_lets_blue_go_on(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool()
     with pool.connection():
         pass
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     caller = Caller(lambda: pool.getconn())
     wait_until(lambda: pool.stats().held == 1)
-    hand.publish(Phase.CREATED, rolled_back=True)
+    deployment.roll_back()
     conn = caller.wait()
     assert kit.where(conn) == pair.blue.address
     pool.putconn(conn)
 
 
-def test_hold_ends_with_bg_connect_timeout(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
-    hand.publish(Phase.IN_PROGRESS)
+def test_hold_ends_with_bg_connect_timeout(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool(bg_connect_timeout_ms=100)
     with pytest.raises(bgpool.SwitchoverHoldTimeout, match=r"bg_id: '1'.*held for 0\.[1-9].*IN_PROGRESS") as caught:
         pool.getconn()
     assert isinstance(caught.value, kit.error)
 
 
-def test_hold_ends_with_the_callers_own_timeout(hand: Hand, make_pool: MakePool) -> None:
-    hand.publish(Phase.IN_PROGRESS)
+def test_hold_ends_with_the_callers_own_timeout(deployment: Deployment, make_pool: MakePool) -> None:
+    deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool()
     with pytest.raises(bgpool.SwitchoverHoldTimeout):
         pool.getconn(timeout=0.05)
 
 
-def test_hold_ends_with_the_switchover_timer_though_no_monitor_lives(
-    kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool
+@pytest.mark.parametrize("timer_ms", [200])
+def test_hold_ends_with_the_switchover_timer_though_nobody_publishes_it(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
-    hand.publish(Phase.IN_PROGRESS, deadline_ns=time.monotonic_ns() + 200_000_000)
+    deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool()
     conn = pool.getconn()
     assert kit.where(conn) == pair.blue.address
     pool.putconn(conn)
 
 
-def test_green_is_rejected_after_the_switchover(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+def test_green_is_rejected_after_the_switchover(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     green = pair.dsn.replace(pair.names.blue.primary, pair.names.green.primary)
     pool = make_pool(green)
     with pool.connection() as conn:
         assert kit.where(conn) == pair.green.address
-    hand.publish(Phase.POST, pinned=True)
+    deployment.release()
     with pytest.raises(bgpool.GreenHostRejected, match="green host"):
         pool.getconn()
-    hand.publish(Phase.COMPLETED)
+    deployment.expire_timer()
+    assert deployment.snapshot.phase is Phase.COMPLETED
     with pytest.raises(bgpool.GreenHostRejected):
         pool.getconn()
 
 
-def test_a_host_that_takes_no_part_passes_in_every_phase(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+def test_a_host_that_takes_no_part_passes_in_every_phase(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pair.hosts.set("elsewhere.example.com", pair.blue.address)
     pool = make_pool(pair.dsn.replace(pair.names.blue.primary, "elsewhere.example.com"), max_size=1)
     with pool.connection() as conn:
         first = kit.session(conn)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED):
-        hand.publish(phase)
+        deployment.phase(phase)
         time.sleep(0.05)
         with pool.connection() as conn:
             assert kit.session(conn) == first
 
 
-def test_idle_connections_are_closed_at_in_progress(kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool) -> None:
+def test_idle_connections_are_closed_at_in_progress(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(min_size=2)
     wait_until(lambda: kit.count_sessions(pair) == 0)
     with pool.connection():
         pass
     wait_until(lambda: kit.count_sessions(pair) == 2)
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     wait_until(lambda: kit.count_sessions(pair) == 0)
 
 
-def test_a_transaction_in_use_may_end_within_the_grace(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_transaction_in_use_may_end_within_the_grace(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drain_timeout_ms=5000)
     with pool.connection() as conn:
         kit.read(conn)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         time.sleep(0.3)
         assert kit.execute(conn, "SELECT 2") == [(2,)]
 
 
-def test_a_connection_in_use_is_cut_after_the_grace(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_connection_in_use_is_cut_after_the_grace(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drain_timeout_ms=100)
     with pytest.raises(bgpool.SwitchoverInterrupted, match="did not commit"), pool.connection() as conn:
         kit.read(conn)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         kit.sleep(conn, 10)
 
 
-def test_a_cut_is_noticed_at_commit_and_said_to_be_unknown(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_cut_is_noticed_at_commit_and_said_to_be_unknown(
+    kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=0)
     with pytest.raises(bgpool.CommitOutcomeUnknown, match="COMMIT"), pool.connection() as conn:
         kit.read(conn)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         wait_until(lambda: pool.stats().size == 0)
         time.sleep(0.6)
 
 
-def test_autocommit_is_unknown_too(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_autocommit_is_unknown_too(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drain_timeout_ms=100, kwargs={"autocommit": True})
     conn = pool.getconn()
     sleeper = Caller(lambda: kit.sleep(conn, 10))
     time.sleep(0.2)
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     assert isinstance(sleeper.wait(), bgpool.CommitOutcomeUnknown)
     pool.putconn(conn)
 
 
-def test_in_use_is_never_cut_where_the_user_says_so(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_in_use_is_never_cut_where_the_user_says_so(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drain_timeout_ms=0, bg_drop_blue_connections=False)
     with pool.connection() as conn:
         kit.read(conn)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         time.sleep(0.8)
         assert kit.execute(conn, "SELECT 2") == [(2,)]
 
 
-def test_a_new_transaction_on_a_drained_connection_is_held(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_new_transaction_on_a_drained_connection_is_held(
+    kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(bg_drop_blue_connections=False)
     conn = pool.getconn()
     kit.read(conn)
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     wait_until(lambda: pool.stats().size == 0)
     conn.commit()
     caller = Caller(lambda: kit.execute(conn, "SELECT 2"))
     wait_until(lambda: pool.stats().held == 1)
-    hand.publish(Phase.POST, pinned=True)
+    deployment.release()
     error = caller.wait()
     assert isinstance(error, bgpool.SwitchoverInterrupted)
     assert "nothing was sent" in str(error)
     pool.putconn(conn)
 
 
-def test_a_held_transaction_goes_on_after_a_rollback(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_held_transaction_goes_on_after_a_rollback(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drop_blue_connections=False)
     with pool.connection() as conn:
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         wait_until(lambda: pool.stats().size == 0)
         caller = Caller(lambda: kit.execute(conn, "SELECT 2"))
         wait_until(lambda: pool.stats().held == 1)
-        hand.publish(Phase.CREATED, rolled_back=True)
+        deployment.roll_back()
         assert caller.wait() == [(2,)]
 
 
-def test_a_lost_segment_cuts_nobody(kit: Kit, hand: Hand, make_pool: MakePool) -> None:
+def test_a_lost_segment_cuts_nobody(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     """A new one begins with an epoch of its own, and blue is where it was."""
     pool = make_pool(max_size=1, bg_drain_timeout_ms=0)
     with pool.connection() as conn:
         kit.read(conn)
         before = kit.session(conn)
-        hand.publish(Phase.CREATED, epoch=hand.snapshot.epoch + 1000)
+        deployment._publish(replace(deployment.snapshot, epoch=deployment.snapshot.epoch + 1000))
         wait_until(lambda: pool.stats().size == 0)
         time.sleep(0.6)
         kit.write(conn)
@@ -226,10 +243,10 @@ def test_a_lost_segment_cuts_nobody(kit: Kit, hand: Hand, make_pool: MakePool) -
 
 
 def test_a_write_refused_as_read_only_is_interrupted_and_the_connection_not_used_again(
-    kit: Kit, hand: Hand, make_pool: MakePool
+    kit: Kit, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_size=1)
-    hand.publish(Phase.PREPARATION)
+    deployment.phase(Phase.PREPARATION)
     with pytest.raises(bgpool.SwitchoverInterrupted) as caught, pool.connection() as conn:
         kit.execute(conn, "SET TRANSACTION READ ONLY")
         kit.write(conn)
@@ -238,29 +255,29 @@ def test_a_write_refused_as_read_only_is_interrupted_and_the_connection_not_used
 
 
 def test_finished_autocommit_work_is_not_held_at_the_end_of_its_block(
-    kit: Kit, hand: Hand, make_pool: MakePool
+    kit: Kit, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool(kwargs={"autocommit": True}, bg_drop_blue_connections=False)
     with pool.connection() as conn:
         kit.read(conn)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         wait_until(lambda: pool.stats().size == 0)
 
 
 def test_old_connections_are_never_handed_out_after_the_release(
-    kit: Kit, pair: Pair, hand: Hand, make_pool: MakePool
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool(bg_drop_blue_connections=False)
     old = pool.getconn()
-    hand.publish(Phase.IN_PROGRESS)
-    hand.publish(Phase.POST, pinned=True)
+    deployment.phase(Phase.IN_PROGRESS)
+    deployment.release()
     pool.putconn(old)
     wait_until(lambda: old.closed)
     with pool.connection() as conn:
         assert kit.where(conn) == pair.green.address
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(
     kit: Kit, pair: Pair, make_pool: MakePool
 ) -> None:
@@ -271,7 +288,7 @@ def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(
     assert not isinstance(caught.value, bgpool.Error)
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_drain_replaces_connections_and_disturbs_nobody(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool()
     conn = pool.getconn()

@@ -7,13 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
-from bgpool.pools.postgres.pool import PostgresPool
-from tests.pools.conftest import Hand
+from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
+from tests.engines import KITS, Kit, kit_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -28,31 +30,38 @@ def generations() -> int:
     return sum(isinstance(thing, Generation) for thing in gc.get_objects())
 
 
-def use(pool: PostgresPool) -> None:
+@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
+def kit(request: pytest.FixtureRequest) -> Kit:
+    found: Kit = request.param
+    return found
+
+
+def use(pool: Pool[Any]) -> None:
     with pool.connection() as conn:
-        conn.execute("SELECT 1")
+        kit_of(conn).execute(conn, "SELECT 1")
 
 
-def go_through_a_rollback(hand: Hand, pool: PostgresPool) -> None:
+def go_through_a_rollback(deployment: Deployment, pool: Pool[Any]) -> None:
     """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
     conn = pool.getconn()
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.02)
-    hand.publish(Phase.POST, pinned=False)
+    deployment.roll_back()
     use(pool)
     pool.putconn(conn)
-    hand.publish(Phase.CREATED)
 
 
-def test_generations_threads_and_descriptors_are_flat(hand: Hand, make_pool: Callable[..., PostgresPool]) -> None:
+def test_generations_threads_and_descriptors_are_flat(
+    deployment: Deployment, make_pool: Callable[..., Pool[Any]]
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=50)
     for _ in range(3):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     gc.collect()
     before = descriptors(), threading.active_count(), generations()
     for _ in range(SWITCHOVERS):
-        go_through_a_rollback(hand, pool)
+        go_through_a_rollback(deployment, pool)
     time.sleep(0.5)
     uncollected = generations()
     gc.collect()

@@ -23,9 +23,10 @@ from bgpool.mysql import BoundedConnection
 from bgpool.pools.mysql.connection import MysqlConnection, _first_words
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.mysql.store import Store
+from bgpool.testing import Deployment
 from tests.engines import KITS, Kit
 from tests.pools.callers import Caller, wait_until
-from tests.pools.conftest import Hand, Work
+from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
@@ -368,22 +369,22 @@ class TestStatements:
         [("INSERT INTO ledger (worker, thread, n) SELECT 1, 1, sleep(5)", False), ("DO sleep(5)", True)],
     )
     def test_only_what_never_commits_is_said_not_to_have(
-        self, hand: Hand, make_pool: MakePool, kit: Kit, statement: str, unknown: bool
+        self, deployment: Deployment, make_pool: MakePool, kit: Kit, statement: str, unknown: bool
     ) -> None:
         pool = make_pool(bg_drain_timeout_ms=100)
         conn = pool.getconn()
         kit.read(conn)
         caller = Caller(lambda: kit.execute(conn, statement))
         time.sleep(0.2)
-        hand.publish(Phase.IN_PROGRESS)
+        deployment.phase(Phase.IN_PROGRESS)
         assert type(caller.wait()) is (bgpool.CommitOutcomeUnknown if unknown else bgpool.SwitchoverInterrupted)
         pool.putconn(conn)
 
     def test_what_was_refused_as_read_only_cannot_be_committed_any_more(
-        self, hand: Hand, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
+        self, deployment: Deployment, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
     ) -> None:
         """The rest of the transaction is still there, and would get through after a rollback of the switchover."""
-        hand.publish(Phase.PREPARATION)
+        deployment.phase(Phase.PREPARATION)
         with make_pool().connection() as conn:
             work(conn)
             pair.blue.set_read_only(True)
@@ -397,8 +398,8 @@ class TestStatements:
             conn.rollback()
         assert work.rows(pair) == 0
 
-    def test_errors_have_a_number_and_a_text(self, hand: Hand, make_pool: MakePool) -> None:
-        hand.publish(Phase.IN_PROGRESS)
+    def test_errors_have_a_number_and_a_text(self, deployment: Deployment, make_pool: MakePool) -> None:
+        deployment.phase(Phase.IN_PROGRESS)
         with pytest.raises(bgpool.SwitchoverHoldTimeout) as caught:
             make_pool().getconn(timeout=0.05)
         number, text = caught.value.args
@@ -431,7 +432,7 @@ class TestUnits:
         assert caught.value.args[0] in (2006, 2013)
         assert (work.calls, work.rows(pair)) == (1, int(when == "after"))
 
-    @pytest.mark.usefixtures("hand")
+    @pytest.mark.usefixtures("deployment")
     def test_what_ends_the_transaction_in_sql_or_by_ddl_is_refused(self, make_pool: MakePool, kit: Kit) -> None:
         pool = make_pool()
         for statement in ("COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TEMPORARY TABLE x (n int)"):
@@ -443,7 +444,7 @@ class TestUnits:
         with pytest.raises(pymysql.err.ProgrammingError, match="DDL"):
             pool.run(lambda conn: kit.execute(conn, "ANALYZE TABLE ledger"))
 
-    @pytest.mark.usefixtures("hand")
+    @pytest.mark.usefixtures("deployment")
     def test_savepoints_are_the_functions_own(self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work) -> None:
         def nested(conn: MysqlConnection) -> str:
             kit.execute(conn, "SAVEPOINT s")
@@ -455,7 +456,7 @@ class TestUnits:
         assert work.rows(pair) == 1
         assert pair.blue.execute("SELECT count(*) FROM app.ledger WHERE worker = 99 AND n = 0")[0][0] == 0
 
-    @pytest.mark.usefixtures("hand")
+    @pytest.mark.usefixtures("deployment")
     def test_a_deadlock_that_was_swallowed_commits_nothing(
         self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
     ) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from bgpool.core.events import CertificateRenewed
 from bgpool.core.phase import Phase
 from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
+from bgpool.monitor.probe import now
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.postgres.pool import PostgresPool
+from bgpool.testing import Deployment
 from tests.pools.callers import Caller, wait_until
-from tests.pools.conftest import Hand
 
 pytestmark = pytest.mark.lab
 
@@ -56,19 +58,21 @@ def test_a_password_is_made_for_every_connection(make_pool: MakePool, pair: Pair
     assert asked.names == [pair.names.blue.primary] * 2
 
 
-def test_green_is_tried_under_its_green_name_first(make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked) -> None:
-    hand.publish(Phase.POST, pinned=True)
+def test_green_is_tried_under_its_green_name_first(
+    make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
+) -> None:
+    deployment.release()
     with make_pool(password=asked, max_size=1).connection() as conn:
         assert conn.info.hostaddr == pair.green.address
     assert asked.names == [pair.names.green.primary]
 
 
-def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked) -> None:
+def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
     pair.certify("green", pair.names.promoted)
     pair.accept_tokens("green", pair.names.promoted)
     try:
-        hand.publish(Phase.POST, pinned=True)
+        deployment.release()
         pool = make_pool(password=asked, min_size=1, max_size=1)
         with pool.connection() as conn:
             assert conn.info.hostaddr == pair.green.address
@@ -83,10 +87,11 @@ def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, hand: Hand, 
 
 
 def test_the_monitor_tells_every_worker_which_name_is_right(
-    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+    make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
-    hand.publish(Phase.POST, pinned=True, certified=(green,))
+    deployment.release()
+    deployment.tell(CertificateRenewed(now(), green))
     with make_pool(password=asked, max_size=1).connection():
         pass
     # It was not right after all: the other name is tried all the same.
@@ -94,12 +99,12 @@ def test_the_monitor_tells_every_worker_which_name_is_right(
 
 
 def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
-    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+    make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     pair.certify("green", pair.names.promoted)
     pair.accept_tokens("green", pair.names.promoted)
     try:
-        hand.publish(Phase.POST, pinned=True)
+        deployment.release()
         with make_pool(password=asked, max_size=1).connection() as conn:
             assert conn.info.host == pair.names.blue.primary
     finally:
@@ -108,7 +113,7 @@ def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
 
 
 def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
-    make_pool: MakePool, pair: Pair, hand: Hand, asked: Asked
+    make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
 
@@ -119,7 +124,7 @@ def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
 
     pair.accept_tokens("green", pair.names.promoted)
     try:
-        hand.publish(Phase.POST, pinned=True)
+        deployment.release()
         with make_pool(password=knows_blue, max_size=1).connection() as conn:
             # The certificate is still green's.
             assert conn.info.host == green
@@ -128,7 +133,7 @@ def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
         pair.accept_tokens("green", pair.names.green)
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_a_callable_that_fails_is_named_and_not_quoted(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     def fails(*_: object) -> str:
         raise RuntimeError("s3cret")
@@ -141,7 +146,7 @@ def test_a_callable_that_fails_is_named_and_not_quoted(make_pool: MakePool, capl
     assert "s3cret" not in caplog.text
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_an_alias_gets_the_password_of_its_endpoint(make_pool: MakePool, pair: Pair, asked: Asked) -> None:
     pair.hosts.set("db.shop.example", pair.blue.address)
     pool = make_pool(
@@ -202,7 +207,7 @@ def test_a_hosts_file_that_is_no_text_is_said_too(tmp_path: Path, caplog: pytest
 
 
 def test_nobody_is_let_through_while_the_alias_is_being_read(
-    make_pool: MakePool, pair: Pair, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, pair: Pair, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, go_on, waiting = threading.Event(), threading.Event(), threading.Event()
 
@@ -220,7 +225,7 @@ def test_nobody_is_let_through_while_the_alias_is_being_read(
     monkeypatch.setattr("bgpool.pools.pool.ALIAS_TIMEOUT_S", 10.0)
     pair.hosts.set("db.shop.example", pair.blue.address)
     dsn = pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca")
-    hand.publish(Phase.IN_PROGRESS)
+    deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool(dsn, password=pair.tokens)
     monkeypatch.setattr(pool, "_joined", Joined())
     first = Caller(pool.getconn)
@@ -229,7 +234,7 @@ def test_nobody_is_let_through_while_the_alias_is_being_read(
     assert waiting.wait(5.0)
     go_on.set()
     wait_until(lambda: pool.stats().held == 2)
-    hand.publish(Phase.CREATED, rolled_back=True)
+    deployment.roll_back()
     for caller in (first, second):
         pool.putconn(caller.wait())
 

@@ -11,12 +11,15 @@ import psycopg
 import pytest
 
 import bgpool
-from bgpool.core.phase import Phase
+from bgpool.core.events import Answered
+from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.postgres import PostgresServer
+from bgpool.monitor.probe import now
 from bgpool.pools.pool import Pool
-from tests.pools.conftest import Hand, Work
+from bgpool.testing import Deployment
+from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
@@ -92,20 +95,21 @@ def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: Co
 class Promotion:
     """A pair of its own that is switched over when a COMMIT is cut."""
 
-    def __init__(self, pair: Pair, hand: Hand, cutter: CommitCutter) -> None:
-        self.pair, self.hand, self.cutter = pair, hand, cutter
+    def __init__(self, pair: Pair, deployment: Deployment, cutter: CommitCutter) -> None:
+        self.pair, self.deployment, self.cutter = pair, deployment, cutter
         self.before_release: Callable[[], None] = lambda: None
         self.caught_up = True
         self.replica = True
         cutter.on_cut = self._switch_over
 
     def _switch_over(self) -> None:
-        self.hand.publish(Phase.IN_PROGRESS)
+        self.deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=self.replica))
+        self.deployment.phase(Phase.IN_PROGRESS)
         if self.caught_up:
             self.pair.green.wait_replayed(self.pair.blue.position(), 10.0)
         self.pair.green.promote(10.0)
         self.before_release()
-        self.hand.publish(Phase.POST, pinned=True, green_was_replica=self.replica)
+        self.deployment.release()
 
     def stop_replication(self) -> None:
         """Let green hear no more of blue."""
@@ -127,7 +131,7 @@ class TestPromotion:
             yield pair
 
     @pytest.fixture
-    def promotion(self, pair: Pair, prepared: Hand, cutter: CommitCutter) -> Promotion:
+    def promotion(self, pair: Pair, prepared: Deployment, cutter: CommitCutter) -> Promotion:
         return Promotion(pair, prepared, cutter)
 
     def test_the_promoted_replica_knows_a_commit_that_took_effect(

@@ -72,7 +72,7 @@ def test_a_blue_that_takes_no_writes_any_more_is_waited_out(make_pool: MakePool,
     assert work.rows(pair) == 1
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
     kit: Kit, make_pool: MakePool, pair: Pair, work: Work
 ) -> None:
@@ -126,7 +126,7 @@ def test_the_function_must_not_end_the_transaction(kit: Kit, make_pool: MakePool
 
 
 @pytest.mark.usefixtures("prepared")
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_decorated_functions_are_called_without_a_connection(make_pool: MakePool, pair: Pair, work: Work) -> None:
     @bgpool.transactional(make_pool())
     def place_order(conn: Any, item: str, *, count: int = 1) -> str:
@@ -153,7 +153,7 @@ def test_without_a_receipt_it_is_unknown(make_pool: MakePool, pair: Pair, cutter
     assert work.rows(pair) == 2
 
 
-@pytest.mark.usefixtures("hand")
+@pytest.mark.usefixtures("deployment")
 def test_only_a_hold_that_timed_out_is_advised_to_hold_longer(make_pool: MakePool) -> None:
     describe = make_pool()._gate.describe
     assert "bg_connect_timeout_ms" in describe("was held for 1.0 s; ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import sys
@@ -239,7 +240,7 @@ def test_no_secret_can_be_found(
         wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
         place, settings, _ = parse(pair.dsn, options)
         config = MonitorConfig.of(place, settings, tmp_path / "run")
-        pool_parts = [pool, pool.stats(), place, settings, config, pool._participant, pool._gate, pool._generation]
+        pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._generation]
         assert not any(secret.decode() in repr(part) for part in pool_parts)
         assert secret.decode() not in caplog.text
         for place_to_look in (tmp_path / "run", Path("/dev/shm")):
@@ -285,7 +286,12 @@ def test_a_run_directory_that_turns_hostile_stops_no_watcher(
         files.workers.unlink()
         wait_until(lambda: "0777" in caplog.text)
         ticks: list[float] = []
-        monkeypatch.setattr(pool, "tick", lambda: ticks.append(time.monotonic()))
+
+        def tick() -> float:
+            ticks.append(time.monotonic())
+            return math.inf
+
+        monkeypatch.setattr(pool, "tick", tick)
         wait_until(lambda: len(ticks) >= 2)
         with pool.connection() as conn:
             conn.execute("SELECT 1")

@@ -16,7 +16,7 @@ from bgpool.errors import SegmentError
 from bgpool.monitor import election
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import Exhausted, RunFiles
-from bgpool.segment.presence import Presence, workers
+from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader, SegmentMap
 from bgpool.segment.table import Table
 from bgpool.segment.writer import Writer
@@ -99,7 +99,7 @@ def test_a_refused_mapping_is_an_error_of_ours(
         raise refusal
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    for use in (SegmentMap, Table, Presence, workers):
+    for use in (SegmentMap, Table, Presence):
         with pytest.raises(SegmentError):
             use(files)
     assert reader.refresh().snapshot is None

@@ -199,7 +199,8 @@ def test_locks_that_the_system_refuses_are_an_error_of_ours(
         with pytest.raises(SegmentError, match="cannot be locked"):
             Presence(files)
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"  # noqa: PTH208
+        # Fewer, where something of another test was collected.
+        assert len(os.listdir("/proc/self/fd")) <= before, "nothing stays open"  # noqa: PTH208
         with pytest.raises(SegmentError, match="cannot be seen"):
             anybody_present(files)
     monkeypatch.setattr(table, "_OFD_SETLK", None)
@@ -213,8 +214,10 @@ def test_locks_that_the_system_refuses_are_an_error_of_ours(
 
 def test_what_cannot_be_looked_at_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SegmentError, match="cannot be seen"):
+    with pytest.raises(SegmentError, match="cannot be opened"):
         workers(RunFiles.of(tmp_path / "file", "orders"))
+    with pytest.raises(SegmentError, match="cannot be seen"):
+        anybody_present(RunFiles.of(tmp_path / "file", "orders"))
     assert workers(RunFiles.of(tmp_path / "nowhere", "orders")) == ()
 
 

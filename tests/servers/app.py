@@ -8,8 +8,6 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import psycopg
-
 import bgpool
 from bgpool.lab.ledger import INSERT_SQL
 
@@ -25,12 +23,13 @@ pool = bgpool.get_pool(
 
 if os.environ.get("APP_WARM_UP"):
     # Some ask the database while they load; with a preloading server that is in the master.
-    with pool.connection() as connection:
-        connection.execute("SELECT 1")
+    with pool.connection() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
 
 
-def insert(connection: psycopg.Connection[Any], *key: int) -> None:
-    connection.execute(INSERT_SQL, key)
+def insert(connection: Any, *key: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(INSERT_SQL, key)
 
 
 def serve(query: str) -> str:

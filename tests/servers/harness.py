@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final
 
+from bgpool.core.engine import Engine
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab import Director, Pair, Schedule, TruthProbe, Verdict, ledger
 from bgpool.lab.ledger import Key
@@ -257,13 +258,14 @@ class Result:
 class Stage:
     """A pair, its run directory, and the servers on it; all gone afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine = Engine.POSTGRESQL) -> None:
+        self._engine: Final = engine
         self._stack: Final = contextlib.ExitStack()
         self.servers: Final[dict[str, Server]] = {}
 
     def __enter__(self) -> Stage:
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-servers-")))
-        self.pair = self._stack.enter_context(Pair())
+        self.pair = self._stack.enter_context(Pair(engine=self._engine))
         self.files = RunFiles.of(self.directory / "run", "servers")
         ledger.create(self.pair)
         return self

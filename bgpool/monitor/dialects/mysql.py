@@ -91,6 +91,11 @@ class MysqlSession:
         self._dialect: Dialect | None = None
 
     @property
+    def connection(self) -> BoundedConnection:
+        """The connection, in autocommit: for who has other questions than a monitor."""
+        return self._connection
+
+    @property
     def socket(self) -> int:
         """As Session says."""
         return self._connection.fileno()

@@ -93,6 +93,11 @@ class PostgresSession:
         self._dialect: Dialect | None = None
 
     @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The connection, in autocommit: for who has other questions than a monitor."""
+        return self._connection
+
+    @property
     def socket(self) -> int:
         """As Session says."""
         return self._connection.pgconn.socket

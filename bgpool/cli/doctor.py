@@ -1,0 +1,75 @@
+"""``bgpool doctor``: the findings, as lines or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bgpool.doctor import DEFAULT_MAX_SIZE, Case, Finding, Result, examine, exit_code
+from bgpool.errors import ConfigurationError
+
+__all__ = ["run"]
+
+_COLOURS: Final = {
+    Result.OK: "green",
+    Result.WARNING: "yellow",
+    Result.FAILED: "bold red",
+    Result.NOT_CHECKED: "dim",
+}
+
+
+def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int | None, as_json: bool) -> int:
+    """Examine *dsn* and print what was found; the exit status: 0, 1 if a check failed, 2 if the DSN cannot be used."""
+    try:
+        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size or DEFAULT_MAX_SIZE)
+    except ConfigurationError as error:
+        typer.echo(str(error), err=True)
+        return 2
+    findings = examine(case)
+    if as_json:
+        typer.echo(json.dumps(report(case, findings)))
+    else:
+        _show(findings)
+    return exit_code(findings)
+
+
+def report(case: Case, findings: Sequence[Finding]) -> dict[str, object]:
+    """The findings as JSON has them."""
+    counts = Counter(finding.result for finding in findings)
+    return {
+        "bg_id": case.settings.bg_id,
+        "engine": case.dsn.engine.value,
+        "endpoint": case.alias.endpoint,
+        "counts": {result.value: counts[result] for result in Result},
+        "findings": [
+            {
+                "where": finding.where,
+                "check": finding.check,
+                "question": finding.question,
+                "result": finding.result.value,
+                "finding": finding.text,
+                "remedy": finding.remedy,
+            }
+            for finding in findings
+        ],
+    }
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for where, found in groupby(findings, key=lambda finding: finding.where):
+        console.print(Text(where, style="bold"))
+        for finding in found:
+            result = Text(f"{finding.result.value:11}", style=_COLOURS[finding.result])
+            console.print(Text("  ").append_text(result).append(f"  {finding.check:13}  {finding.text}"))
+            if finding.remedy:
+                console.print(Text(f"{'':30}do: {finding.remedy}"))
+    counts = Counter(finding.result for finding in findings)
+    console.print(Text(", ".join(f"{counts[result]} {result.value}" for result in Result)))

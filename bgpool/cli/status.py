@@ -1,0 +1,71 @@
+"""``bgpool status``: what this host knows of its deployments, at once and without a connection."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from bgpool.plain_errors import Error
+from bgpool.report import Status, find
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "What this host knows of its deployments: phase, monitor, endpoints, workers. Connects to nothing."
+
+_EXIT = "Exit status: 0; with --ready 0 if the host may be switched over and 1 if not; 2 for a wrong call or a run \
+directory that is not to be trusted."
+_NOBODY = "no process on this host has used a pool with this run directory"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the status of one bg_id, or of every bg_id in the run directory; the exit status."""
+    asked = _parser().parse_args(arguments)
+    try:
+        found = find(asked.bg_id, asked.run_dir)
+    except Error as error:
+        print(error, file=sys.stderr)
+        return 2
+    statuses = [deployment.status() for deployment in found]
+    if asked.json:
+        print(json.dumps([status.as_dict() for status in statuses], indent=1))
+    elif asked.ready:
+        _say_ready(statuses)
+    else:
+        _draw(statuses)
+    return 0 if not asked.ready or (statuses and all(status.ready for status in statuses)) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("bgpool status", description=SUMMARY, epilog=_EXIT, allow_abbrev=False)
+    parser.add_argument("--bg-id", metavar="ID", help="which Blue/Green Deployment; default: all in the run directory")
+    parser.add_argument("--run-dir", metavar="DIR", help="as bg_run_dir; default: where pools look, too")
+    parser.add_argument("--ready", action="store_true", help="say whether this host may be switched over, or why not")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _say_ready(statuses: Sequence[Status]) -> None:
+    if not statuses:
+        print(_NOBODY)
+    for status in statuses:
+        # As the logs name it; a name that comes from a file may hold what a terminal would obey.
+        name = f"bg_id {status.bg_id!r}"
+        if status.ready:
+            print(f"{name} is ready for a switchover: {len(status.workers)} workers")
+        for reason in status.missing:
+            print(f"{name} is not ready: {reason}")
+
+
+def _draw(statuses: Sequence[Status]) -> None:
+    # Here, because it takes longer to import than all of the rest to run.
+    from bgpool.cli.view import draw, make_console
+
+    if not statuses:
+        print(_NOBODY)
+    console = make_console()
+    for number, status in enumerate(statuses):
+        if number:
+            console.print()
+        console.print(draw(status))

@@ -1,0 +1,152 @@
+"""What a status looks like on a terminal or in a text file, 80 columns wide."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from bgpool.core.phase import SWITCHING, Phase
+from bgpool.report import Endpoint, LastSwitchover, Monitor, Status, Worker
+
+__all__ = ["draw", "make_console"]
+
+_COLOURS: Final = {
+    Phase.CREATED: "bold cyan",
+    Phase.PREPARATION: "bold yellow",
+    Phase.IN_PROGRESS: "bold red",
+    Phase.POST: "bold green",
+    Phase.COMPLETED: "green",
+}
+#: A pipe has no width. Names and reasons are not to be broken there before they get absurd.
+_PIPE_COLUMNS: Final = 160
+_EVENTS: Final = 8
+
+
+def make_console() -> Console:
+    """Standard output; without a terminal wide enough for every line."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if known else _PIPE_COLUMNS)
+
+
+def draw(status: Status, *, events: bool = False, most_workers: int | None = None) -> Group:
+    """*status* for people.
+
+    Args:
+        status: What to draw.
+        events: Whether to tell what has happened in a switchover that is over, too.
+        most_workers: How many rows there is room for; the workers that need a look come first. None for all.
+    """
+    facts = Table.grid(padding=(0, 2), pad_edge=False)
+    facts.add_column(style="dim", min_width=9)
+    facts.add_column(overflow="fold")
+    for label, text in _facts(status, events=events or status.phase in SWITCHING):
+        facts.add_row(label, text)
+    title = _title(status)
+    return Group(title, facts, "", _workers(status, most_workers)) if status.workers else Group(title, facts)
+
+
+def _title(status: Status) -> Text:
+    text = Text(_plain(status.bg_id), "bold")
+    if status.phase is not None:
+        text.append(f"  {status.phase.name}", _COLOURS.get(status.phase, ""))
+    else:
+        text.append("  no snapshot", "bold yellow")
+    if status.offset_ms is not None:
+        text.append(f"  {_seconds(status.offset_ms)}")
+    if status.ready:
+        text.append("  ready for a switchover", "bold green")
+    elif status.phase is Phase.CREATED:
+        text.append("  not ready", "bold yellow")
+    return text
+
+
+def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
+    yield "run dir", Text(_plain(status.run_dir))
+    yield "monitor", _monitor(status.monitor)
+    for number, reason in enumerate(status.missing):
+        yield "" if number else "missing", Text(_plain(reason), "yellow")
+    if status.timer_ms is not None:
+        yield "timer", Text(_timer(status.timer_ms / 1000))
+    for number, endpoint in enumerate(status.endpoints):
+        yield "" if number else "endpoints", _endpoint(endpoint)
+    for number, event in enumerate(status.events[-_EVENTS:] if events else ()):
+        evidence = f" ({event.evidence})" if event.evidence else ""
+        yield "" if number else "events", Text(_plain(f"{_seconds(event.offset_ms):>9}  {event.event}{evidence}"))
+    if status.last_switchover is not None:
+        yield "last", Text(_plain(_last(status.last_switchover)))
+
+
+def _monitor(monitor: Monitor) -> Text:
+    if monitor.state == "none":
+        return Text("none", "yellow")
+    seen = f"{monitor.age_s:.1f} s ago" if monitor.age_s is not None else "before this boot"
+    style = "" if monitor.state == "alive" else "bold red"
+    return Text(f"{monitor.state}, pid {monitor.pid}, term {monitor.term}, last sign of life {seen}", style)
+
+
+def _timer(left_s: float) -> str:
+    return f"{left_s:.0f} s left" if left_s > 0 else f"ran out {-left_s:.0f} s ago: callers take it as COMPLETED"
+
+
+def _endpoint(endpoint: Endpoint) -> Text:
+    text = Text(_plain(f"{endpoint.blue}:{endpoint.port}  {_addresses(endpoint.blue_addresses)}\n"))
+    if not endpoint.green:
+        return text.append("→ no counterpart", "yellow")
+    text.append(_plain(f"→ {endpoint.green}"), "green")
+    return text.append(_plain(f"  {_addresses(endpoint.green_addresses)}"))
+
+
+def _last(last: LastSwitchover) -> str:
+    released = (
+        f", released at {_seconds(last.released_ms)} by {last.evidence or 'its phase'}"
+        if last.released_ms is not None
+        else ""
+    )
+    return f"{last.at}  {last.outcome} in {last.duration_ms / 1000:.1f} s{released}"
+
+
+def _workers(status: Status, most: int | None) -> Table:
+    shown: Sequence[Worker] = status.workers
+    if most is not None and len(shown) > most:
+        shown = sorted(shown, key=_interest, reverse=True)[: max(0, most - 1)]
+    table = Table(box=None, pad_edge=False, header_style="dim", show_footer=len(status.workers) > 1, footer_style="dim")
+    totals = status.totals
+    table.add_column("pid", f"{totals.workers} in all", justify="right", min_width=8)
+    table.add_column("snapshot", f"{totals.behind} behind" if totals.behind else "", justify="right", min_width=9)
+    for name in ("held", "in_use", "idle", "waiting", "drained", "cut"):
+        table.add_column(name.replace("_", " "), str(getattr(totals, name)), justify="right", min_width=5)
+    table.add_column("age", justify="right", min_width=7)
+    for worker in shown:
+        table.add_row(
+            str(worker.pid),
+            Text(f"{worker.behind} behind", "yellow") if worker.behind else "newest",
+            Text(str(worker.held), "bold yellow" if worker.held else ""),
+            *(str(figure) for figure in (worker.in_use, worker.idle, worker.waiting, worker.drained, worker.cut)),
+            Text(f"{worker.age_s:.1f} s", "bold red" if worker.stale else ""),
+        )
+    if len(shown) < len(status.workers):
+        table.add_row("...", f"{len(status.workers) - len(shown)} more")
+    return table
+
+
+def _interest(worker: Worker) -> tuple[bool, bool, int, int, int]:
+    return worker.stale, worker.behind > 0, worker.held, worker.waiting, worker.in_use
+
+
+def _seconds(ms: int) -> str:
+    return f"{ms / 1000:+.2f} s" if ms else "0 s"
+
+
+def _addresses(addresses: Sequence[str]) -> str:
+    return ", ".join(addresses) or "no address"
+
+
+def _plain(text: str) -> str:
+    """*text* without what a terminal would obey: it comes from files and from a server's metadata."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

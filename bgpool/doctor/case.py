@@ -1,0 +1,141 @@
+"""What is examined: a DSN and everything that follows from it without asking anybody."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.core.endpoints import parse_endpoint
+from bgpool.dsn import Dsn, parse
+from bgpool.errors import SegmentError
+from bgpool.monitor.config import MonitorConfig
+from bgpool.resolver import Resolver, make_resolver
+from bgpool.segment import table
+from bgpool.segment.paths import RunFiles, default_run_dir, open_checked
+from bgpool.segment.presence import WorkerRow, workers
+from bgpool.settings import Settings
+
+__all__ = ["CHECK_TIMEOUT_S", "DEFAULT_MAX_SIZE", "Alias", "Case"]
+
+#: The end of every connect and every question, in seconds; as of a monitoring connection.
+CHECK_TIMEOUT_S: Final = 10
+
+#: min_size, and with it max_size, of a pool that says nothing else. Source: psycopg_pool.
+DEFAULT_MAX_SIZE: Final = 4
+
+#: Shorter ones are part of half the words there are.
+_SECRET_CHARS: Final = 4
+_SECRETS: Final = ("password", "sslpassword", "ssl_key_password")
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What the DSN's host stands for.
+
+    Attributes:
+        endpoint: The RDS or Aurora endpoint; None where there is none, or it could not be told.
+        failure: Why it could not be told.
+    """
+
+    endpoint: str | None
+    failure: str = ""
+
+
+class Case:
+    """A DSN, its settings, and the run directory that they lead to."""
+
+    dsn: Dsn
+    settings: Settings
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        bg_id: str | None = None,
+        processes: int | None = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+        timeout_s: int = CHECK_TIMEOUT_S,
+    ) -> None:
+        """Read a DSN.
+
+        Args:
+            dsn: As for get_pool, ``bg_`` parameters included.
+            bg_id: Which deployment; None for what the DSN says.
+            processes: That have pools, on all hosts together; None for those seen in the run directory.
+            max_size: Of each one's pool.
+            timeout_s: The end of every connect and every question, in seconds, >= 2.
+
+        Raises:
+            ConfigurationError: It cannot be used; the text holds no secret.
+        """
+        self.dsn, self.settings, _ = parse(dsn, {} if bg_id is None else {"bg_id": bg_id})
+        self.max_size: Final = max_size
+        self.timeout_s: Final = timeout_s
+        self.run_dir: Final = self.settings.bg_run_dir or default_run_dir().absolute()
+        self.files: Final = RunFiles.of(self.run_dir, self.settings.bg_id)
+        self.config: Final = MonitorConfig.of(self.dsn, self.settings, self.run_dir)
+        self.resolver: Final[Resolver] = make_resolver(self.settings.bg_resolver)
+        self._processes: Final = processes
+
+    @property
+    def processes(self) -> int:
+        """Processes with a pool: as given, else those seen in the run directory, at least one."""
+        return self._processes or max(1, len(self.rows))
+
+    @property
+    def says_processes(self) -> str:
+        """Where that number comes from."""
+        if self._processes:
+            return "given"
+        return "seen on this host" if self.rows else "none is seen on this host"
+
+    @cached_property
+    def alias(self) -> Alias:
+        """What the DSN's host stands for; asks DNS once, for ALIAS_TIMEOUT_S at most."""
+        if self.settings.endpoint is not None:
+            return Alias(self.settings.endpoint)
+        host = self.dsn.endpoint
+        if parse_endpoint(host) is not None:
+            return Alias(host)
+        if not may_be_alias(host):
+            return Alias(None)
+        try:
+            return Alias(real_endpoint(host, self.settings.bg_resolver))
+        except (OSError, ValueError) as error:
+            return Alias(None, str(error))
+
+    @cached_property
+    def rows(self) -> tuple[WorkerRow, ...]:
+        """The processes on this host that use the bg_id; none where there is no table to be trusted."""
+        # Whoever opens a broken table replaces it, and we are not to change anything.
+        try:
+            fd = open_checked(self.files.workers, os.O_RDONLY)
+        except (OSError, SegmentError):
+            return ()
+        try:
+            whole = os.fstat(fd).st_size == table.FILE_BYTES and os.pread(fd, 8, 0) == table.MAGIC
+        finally:
+            os.close(fd)
+        try:
+            return workers(self.files) if whole else ()
+        except SegmentError:
+            return ()
+
+    def real_name(self, host: str) -> str:
+        """The name that a monitoring connection to *host* goes by: certificates are for endpoints."""
+        return self.alias.endpoint or host if host == self.dsn.host else host
+
+    def without_secrets(self, text: str) -> str:
+        """*text*, which is a driver's, without any password of the DSN's, should the driver quote one."""
+        for params in (self.dsn.params, self.config.params):
+            for secret in (str(params.get(name) or "") for name in _SECRETS):
+                if len(secret) >= _SECRET_CHARS:
+                    text = text.replace(secret, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return f"<Case {self.dsn!r} in {Path(self.run_dir)}>"

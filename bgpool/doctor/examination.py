@@ -1,0 +1,153 @@
+"""The order of an examination: what needs nobody first, then blue, then what blue tells of, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from bgpool.core.phase import Role
+from bgpool.core.snapshot import Host
+from bgpool.core.topology import hosts_from
+from bgpool.doctor import endpoints
+from bgpool.doctor.bounded import side_by_side
+from bgpool.doctor.case import Case
+from bgpool.doctor.endpoints import Endpoint, endpoints_checks
+from bgpool.doctor.findings import Checks, EarlyVerdict, Finding, Result, Verdict, failed, not_checked, ok
+from bgpool.doctor.host_checks import host_checks
+from bgpool.doctor.kernel_checks import kernel_checks
+from bgpool.doctor.parameter_checks import parameter_checks
+from bgpool.doctor.server import Server
+from bgpool.doctor.server_checks import server_checks
+
+__all__ = ["examine"]
+
+
+#: Questions a side may leave unanswered before nobody waits for it any more; the first one ends its connection.
+_UNANSWERED: Final = 3
+
+
+@dataclass(slots=True)
+class _Deployment:
+    """What blue's metadata name.
+
+    Attributes:
+        green: Green's server; None where the metadata name none.
+        endpoints: Of both roles, the counting one first; blue's with the DSN's own.
+    """
+
+    case: Case
+    blue: Server
+    green: Server | None = None
+    endpoints: dict[Role, list[Endpoint]] = field(default_factory=dict)
+
+    def names_of(self, role: Role) -> list[str]:
+        return [endpoint.name for endpoint in self.endpoints.get(role, ())]
+
+
+deployment_checks: Final[Checks[_Deployment]] = Checks()
+
+
+def examine(case: Case) -> list[Finding]:
+    """Make every check of *case*. Every connect and every question ends with the case's time limit.
+
+    Sessions are read-only, and nothing is made in the run directory.
+    """
+    findings = [
+        *parameter_checks.run(case, "parameters"),
+        *host_checks.run(case, "this host"),
+        *kernel_checks.run(case, "this host"),
+    ]
+    blue = Server(case, Role.SOURCE, case.config.host, case.config.port)
+    blue.open()
+    deployment = _Deployment(case, blue)
+    try:
+        _find_green(deployment)
+        _visit_all(deployment)
+        findings += deployment_checks.run(deployment, "deployment")
+        servers = [server for server in (blue, deployment.green) if server is not None]
+        asked = side_by_side(
+            [partial(server_checks.run, server, server.role.colour) for server in servers], _UNANSWERED * case.timeout_s
+        )
+    finally:
+        for server in (blue, deployment.green):
+            if server is not None:
+                server.close()
+    for server, answers in zip(servers, asked, strict=True):
+        findings += answers if answers is not None else [_late(server)]
+        findings += endpoints_checks.run(deployment.endpoints[server.role], server.role.colour)
+    return findings
+
+
+@deployment_checks.check("green", "Is green known?")
+def _green(deployment: _Deployment) -> Verdict:
+    if deployment.green is not None:
+        return ok(", ".join(deployment.names_of(Role.TARGET)))
+    why = "blue cannot be asked" if deployment.blue.failure else "blue's metadata name no green"
+    return not_checked(f"{why}: nothing of green was checked")
+
+
+@deployment_checks.check("part", "Does this DSN take part in the switchover?")
+def _part(deployment: _Deployment) -> Verdict:
+    case, endpoint = deployment.case, deployment.case.alias.endpoint
+    named = _named(deployment, Role.SOURCE)
+    if not named:
+        return not_checked("no metadata tell who takes part")
+    if endpoint in named:
+        return ok(f"{endpoint} is blue's; blue has {', '.join(named)}")
+    if endpoint in deployment.names_of(Role.TARGET):
+        return failed(f"{endpoint} is green's, and refused once the switchover is over", f"connect to {named[0]}")
+    shown = endpoint or case.dsn.endpoint or "the local socket"
+    return failed(
+        f"{shown} is neither blue's nor green's; blue has {', '.join(named)}",
+        f"connect to one of blue's, or add endpoint={named[0]} to the DSN if the host stands for that",
+    )
+
+
+def _find_green(deployment: _Deployment) -> None:
+    case, blue = deployment.case, deployment.blue
+    named = _hosts(blue, Role.TARGET)
+    if named:
+        deployment.green = Server(case, Role.TARGET, named[0].name, named[0].port)
+        deployment.green.open()
+    entrance = [(case.dsn.host, case.dsn.port)]
+    sides = {Role.SOURCE: [*_places(_hosts(blue, Role.SOURCE)), *entrance]}
+    if deployment.green is not None:
+        # Only green itself knows its topology.
+        sides[Role.TARGET] = _places(_hosts(deployment.green, Role.TARGET)) or _places(named)
+    deployment.endpoints = {role: endpoints.unique(places) for role, places in sides.items()}
+
+
+def _visit_all(deployment: _Deployment) -> None:
+    everybody = [endpoint for side in deployment.endpoints.values() for endpoint in side]
+    endpoints.look_up(deployment.case, everybody)
+    endpoints.visit(deployment.case, everybody)
+
+
+def _named(deployment: _Deployment, role: Role) -> list[str]:
+    return [host.name for host in _hosts(deployment.blue, role)]
+
+
+def _hosts(server: Server, role: Role) -> tuple[Host, ...]:
+    """The endpoints of *role* as *server*, which is of that role or not, tells them; none where it tells nothing."""
+    try:
+        answer = server.answer
+    except EarlyVerdict:
+        return ()
+    return hosts_from(answer.rows or (), answer.servers if server.role is role else (), role)
+
+
+def _places(hosts: Sequence[Host]) -> list[tuple[str, int]]:
+    return [(host.name, host.port) for host in hosts]
+
+
+def _late(server: Server) -> Finding:
+    return Finding(
+        server.role.colour,
+        "answers",
+        "Does the server answer?",
+        Result.FAILED,
+        "it does not answer in time",
+        "see its log",
+    )

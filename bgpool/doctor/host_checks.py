@@ -1,0 +1,168 @@
+"""What is asked of this host: software, run directory, monitor. Nothing is made or changed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from bgpool._version import __version__
+from bgpool.core.limits import HEARTBEAT_STALE_S, HISTORY_BYTES
+from bgpool.doctor.case import Case
+from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
+from bgpool.errors import SegmentError
+from bgpool.segment import layout, table
+from bgpool.segment.paths import file_mode
+from bgpool.segment.reader import SegmentMap
+
+__all__ = ["existing", "host_checks"]
+
+host_checks: Final[Checks[Case]] = Checks()
+
+#: Two segments while one monitor follows another, the table, the monitor's two logs of 1 MB, and the history.
+NEEDED_BYTES: Final = 2 * layout.FILE_BYTES + table.FILE_BYTES + 2_000_000 + HISTORY_BYTES
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+_ELSEWHERE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"})
+_TESTED: Final = ((3, 10), (3, 13))
+
+
+@host_checks.check("software", "Which versions are these?")
+def _software(_case: Case) -> Verdict:
+    resolver = "with" if importlib.util.find_spec("dns") else "without"
+    text = (
+        f"bgpool {__version__}, Python {platform.python_version()}, "
+        f"psycopg {version('psycopg')} ({psycopg.pq.__impl__}, libpq {psycopg.pq.version()}), "
+        f"psycopg_pool {version('psycopg_pool')}, PyMySQL {version('PyMySQL')}, DBUtils {version('DBUtils')}, "
+        f"{resolver} dnspython"
+    )
+    first, last = _TESTED
+    if first <= sys.version_info[:2] <= last:
+        return ok(text)
+    return warning(text, f"bgpool is tested with Python {first[0]}.{first[1]} to {last[0]}.{last[1]}")
+
+
+@host_checks.check("run directory", "Is there a run directory that nobody else can write to?")
+def _run_directory(case: Case) -> Verdict:
+    path = case.run_dir
+    another = "or have BGPOOL_RUN_DIR (or bg_run_dir) name another directory"
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        parent = existing(path)
+        if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+            return ok(f"{path} is not there yet and can be made, in {parent}")
+        return failed(f"{path} is not there, and user {os.geteuid()} cannot make it in {parent}", f"make it, {another}")
+    except OSError as error:
+        return failed(f"{path}: {error.strerror}", f"make it usable, {another}")
+    try:
+        file_mode(path)
+    except SegmentError as error:
+        return failed(str(error), f"see who made it; chown {os.geteuid()} {path} && chmod 0700 {path}, {another}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        return failed(f"user {os.geteuid()} may not write to {path}", f"have the user join its group, {another}")
+    return ok(f"{path}, mode {found.st_mode & 0o7777:04o}, owner {found.st_uid}")
+
+
+@host_checks.check("file system", "Is the run directory in memory?")
+def _file_system(case: Case) -> Verdict:
+    place = existing(case.run_dir)
+    kind = _file_system_of(place)
+    if kind is None:
+        return not_checked("this system does not tell what is mounted where")
+    elsewhere = f"BGPOOL_RUN_DIR=/dev/shm/bgpool-{os.geteuid()}"
+    if kind in _ELSEWHERE:
+        return failed(f"{place} is on {kind}: mappings and locks are not this host's own", elsewhere)
+    if kind not in _IN_MEMORY:
+        return warning(f"{place} is on {kind}: a heartbeat may have to wait for a disk", elsewhere)
+    return ok(f"{place} is on {kind}")
+
+
+@host_checks.check("room", "Is there room for its files?")
+def _room(case: Case) -> Verdict:
+    place = existing(case.run_dir)
+    try:
+        usage, files = shutil.disk_usage(place), os.statvfs(place)
+    except OSError as error:
+        return not_checked(f"{place}: {error.strerror}")
+    text = f"{usage.free / 1e6:.1f} MB free in {place}, {NEEDED_BYTES / 1e6:.1f} MB needed for each bg_id"
+    if files.f_files and not files.f_favail:
+        return failed(
+            f"no file more can be made in {place}", "remove some, or have BGPOOL_RUN_DIR name another directory"
+        )
+    if usage.free < NEEDED_BYTES:
+        return failed(text, "make room, or have BGPOOL_RUN_DIR name another directory")
+    return ok(text)
+
+
+@host_checks.check("monitor", "Is a monitor alive?")
+def _monitor(case: Case) -> Verdict:
+    try:
+        mapped = SegmentMap(case.files)
+    except FileNotFoundError:
+        if not case.rows:
+            return not_checked(
+                f"nobody uses bg_id {case.settings.bg_id!r} on this host yet; the first checkout starts one"
+            )
+        return _no_monitor(case, "none has ever written")
+    except SegmentError as error:
+        return failed(str(error), "see run directory; a segment of another boot goes away with the first checkout")
+    age_s = mapped.heartbeat_age_s()
+    if age_s > HEARTBEAT_STALE_S:
+        if not case.rows:
+            return not_checked(
+                f"nobody uses bg_id {case.settings.bg_id!r} on this host now; the first checkout starts one"
+            )
+        return _no_monitor(case, f"the last sign of life is {age_s:.1f} s old")
+    return ok(f"pid {mapped.header.pid}, term {mapped.header.term}, for {len(case.rows)} processes")
+
+
+@host_checks.check("ready", "Has the monitor seen all that a switchover takes?")
+def _ready(case: Case) -> Verdict:
+    try:
+        mapped = SegmentMap(case.files)
+        found = mapped.read()
+    except (FileNotFoundError, SegmentError):
+        found = None
+    if found is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S:
+        return not_checked("there is no monitor, see monitor")
+    snapshot = found[1]
+    if snapshot.ready:
+        return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
+    return warning(
+        f"{snapshot.phase.name}, not ready", "wait until it is; if it stays so, the findings above and below tell why"
+    )
+
+
+def _no_monitor(case: Case, why: str) -> Verdict:
+    return failed(
+        f"none, though {len(case.rows)} processes use bg_id {case.settings.bg_id!r}: {why}",
+        f"see {case.files.log}; a worker tries to start one every few seconds",
+    )
+
+
+def existing(path: Path) -> Path:
+    """*path*, or the nearest directory above it that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _file_system_of(path: Path) -> str | None:
+    """The kind of file system that *path* is on, by Linux's name."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    found, real = None, path.resolve()
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        mounted = Path(left.split()[4].replace("\\040", " "))
+        # The last of several at one place is the one to be seen; deeper ones come after it or win by their length.
+        if real.is_relative_to(mounted) and (found is None or len(mounted.parts) >= found[0]):
+            found = (len(mounted.parts), right.split()[0])
+    return found[1] if found else None

@@ -1,0 +1,106 @@
+"""What is asked of the DSN and its parameters, without asking anybody."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final
+
+from bgpool.core.engine import Engine
+from bgpool.doctor.case import Case
+from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
+from bgpool.dsn import MONITORING_PREFIX, names_are_proved
+from bgpool.resolver import is_address
+from bgpool.settings import Settings
+
+__all__ = ["parameter_checks"]
+
+parameter_checks: Final[Checks[Case]] = Checks()
+
+_TIMEOUTS: Final = {
+    Engine.POSTGRESQL: ("connect_timeout",),
+    Engine.MYSQL: ("connect_timeout", "read_timeout", "write_timeout"),
+}
+#: Certificates of all regions. Source: AWS, "Using SSL/TLS to encrypt a connection to a DB instance".
+_BUNDLE: Final = "global-bundle.pem"
+_VERIFYING: Final = {
+    Engine.POSTGRESQL: f"sslmode=verify-full&sslrootcert={_BUNDLE}",
+    Engine.MYSQL: f"ssl_ca={_BUNDLE}&ssl_verify_identity=true",
+}
+
+
+@parameter_checks.check("alias", "Which RDS or Aurora endpoint does the host stand for?")
+def _alias(case: Case) -> Verdict:
+    host, alias = case.dsn.endpoint, case.alias
+    if alias.endpoint == host:
+        return ok(f"{host} is an endpoint itself")
+    if case.settings.endpoint is not None:
+        return ok(f"{host or 'no host'} stands for {alias.endpoint}, as endpoint= says")
+    if alias.endpoint is not None:
+        return ok(f"{host} is an alias of {alias.endpoint}")
+    state = "add endpoint=NAME.ID.REGION.rds.amazonaws.com to the DSN"
+    if alias.failure:
+        return failed(f"whether {host} is an alias cannot be told: {alias.failure}", state)
+    what = "an address" if is_address(host) else "neither an endpoint nor an alias of one"
+    return failed(f"{host or 'the local socket'} is {what}: its pools take no part in switchovers", state)
+
+
+@parameter_checks.check("timeouts", "Does every connect and every wait for an answer end?")
+def _timeouts(case: Case) -> Verdict:
+    found: list[str] = []
+    for prefix, params in (("", case.dsn.params), (MONITORING_PREFIX, case.config.params)):
+        for name in _TIMEOUTS[case.dsn.engine]:
+            value = _number(params.get(name))
+            if value <= 0:
+                return failed(f"{prefix}{name} is {params.get(name)!r}: no end", f"{prefix}{name}=10")
+            found.append(f"{prefix}{name} {value} s")
+    return ok(", ".join(found))
+
+
+@parameter_checks.check("intervals", "Is the status read as often as it should be?")
+def _intervals(case: Case) -> Verdict:
+    texts, unusual = [], []
+    for field in fields(Settings):
+        usual, value = field.metadata["usual"], getattr(case.settings, field.name)
+        if usual is not None:
+            texts.append(f"{field.name} {value}")
+            if not usual[0] <= value <= usual[1]:
+                unusual.append(f"{field.name} from {usual[0]} to {usual[1]}")
+    text = ", ".join(texts) + " (ms)"
+    return warning(text, f"usual: {', '.join(unusual)}") if unusual else ok(text)
+
+
+@parameter_checks.check("hold", "Are callers held while a switchover passes?")
+def _hold(case: Case) -> Verdict:
+    hold_ms, timer_ms = case.settings.bg_connect_timeout_ms, case.settings.bg_switchover_timeout_ms
+    text = f"for up to {hold_ms} ms each; a switchover counts as over after {timer_ms} ms"
+    if hold_ms == 0:
+        return warning(f"{text}: every checkout during a switchover fails at once", "bg_connect_timeout_ms=30000")
+    return ok(text)
+
+
+@parameter_checks.check("tls", "Do servers have to prove their names?")
+def _tls(case: Case) -> Verdict:
+    sides = {"the application": case.dsn.params, "the monitor": case.config.params}
+    unproved = [who for who, params in sides.items() if not names_are_proved(params)]
+    if not unproved:
+        return ok("verify-full" if case.dsn.engine is Engine.POSTGRESQL else "ssl_verify_identity")
+    mode = case.dsn.params.get("sslmode")
+    return warning(
+        f"not to {' and '.join(unproved)}{f' (sslmode={mode})' if mode else ''}: whoever redirects a name can be blue",
+        f"add {_VERIFYING[case.dsn.engine]} to the DSN; bgpool keeps names apart from addresses, also in a switchover",
+    )
+
+
+@parameter_checks.check("password", "Can the monitor have the password, too?")
+def _password(case: Case) -> Verdict:
+    return not_checked(
+        ("the DSN holds one" if case.dsn.params.get("password") else "the DSN holds none")
+        + "; a password callable is a keyword of get_pool, and cannot be part of a DSN"
+    )
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        return 0

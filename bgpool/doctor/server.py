@@ -1,0 +1,274 @@
+"""One side's server, asked over one read-only connection with the parameters of the monitoring connections."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import psycopg
+import pymysql
+
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Role
+from bgpool.core.plan import Target
+from bgpool.doctor import minimums
+from bgpool.doctor.bounded import side_by_side
+from bgpool.doctor.case import Case
+from bgpool.doctor.findings import EarlyVerdict, failed, not_checked
+from bgpool.monitor.dialects.mysql import MysqlSession
+from bgpool.monitor.dialects.postgres import PostgresSession
+from bgpool.monitor.dialects.reach import first_line
+from bgpool.monitor.session import Answer, SessionError
+from bgpool.mysql import CUT_CODES, BoundedConnection, code_of
+from bgpool.resolver import is_address
+from bgpool.sockets import cut, identity
+
+__all__ = ["Identity", "QueryFailed", "Server", "open_session"]
+
+_SPARE_S: Final = 1.0
+"""Beyond a driver's own time limit, whose error says more than ours."""
+
+_READ_ONLY: Final = {
+    Engine.POSTGRESQL: "SET default_transaction_read_only = on",
+    Engine.MYSQL: "SET SESSION TRANSACTION READ ONLY",
+}
+_WHO_POSTGRES: Final = """
+    SELECT pg_catalog.current_setting('server_version'), pg_catalog.quote_ident(current_user),
+           pg_catalog.quote_ident(pg_catalog.current_database()),
+           EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
+                   AND proname IN ('aurora_version', 'aurora_replica_status')),
+           EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'rdsadmin')
+"""
+_WHO_MYSQL: Final = "SELECT VERSION(), CURRENT_USER(), @@basedir"
+
+
+class QueryFailed(EarlyVerdict):
+    """The server refused a question, which ends a check that does not expect it.
+
+    Attributes:
+        code: SQLSTATE, or MySQL's number as text.
+    """
+
+    def __init__(self, text: str, code: str) -> None:
+        super().__init__(not_checked(f"the server refuses the question: {text}"))
+        self.code: Final = code
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a server says that it is.
+
+    Attributes:
+        product: One of the four of `minimums`.
+        version: The one that minimums go by.
+        runs: Engine and version, for people.
+        doubt: What speaks against its being RDS's or Aurora's; empty where nothing does.
+        account: The user as grants spell it.
+        database: The database, quoted where it has to be; empty for MySQL.
+    """
+
+    product: str
+    version: str
+    runs: str
+    doubt: str
+    account: str
+    database: str = ""
+
+
+class Server:
+    """Blue's or green's server.
+
+    Attributes:
+        host, port: Where the monitor would look for it.
+        failure: Why it is not to be asked (any more); empty while it is.
+    """
+
+    def __init__(self, case: Case, role: Role, host: str, port: int) -> None:
+        self.case: Final = case
+        self.role: Final = role
+        self.host: Final = host
+        self.port: Final = port
+        self.failure = "not connected yet"
+        self._session: PostgresSession | MysqlSession | None = None
+
+    def open(self) -> None:
+        """Connect, within the case's time limit; `failure` tells whether it worked."""
+        self.failure = ""
+        finished = side_by_side([self._open], self.case.timeout_s + _SPARE_S)
+        if finished == [None]:
+            self.failure = f"no answer within {self.case.timeout_s} s"
+
+    def close(self) -> None:
+        """Close the connection; never raises."""
+        if self._session is not None:
+            self._session.close()
+
+    @property
+    def connection(self) -> psycopg.Connection[Any] | BoundedConnection:
+        """The connection.
+
+        Raises:
+            EarlyVerdict: There is none.
+        """
+        return self._reached().connection
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of *sql*; none where it has none.
+
+        Raises:
+            QueryFailed: The server refuses it.
+            EarlyVerdict: The server is not there, or did not answer in time.
+        """
+        session = self._reached()
+        with self._bounded(session) as late:
+            try:
+                if isinstance(session, PostgresSession):
+                    found = session.connection.execute(sql.encode())
+                    return found.fetchall() if found.description else []
+                with session.connection.cursor() as cursor:
+                    cursor.execute(sql)
+                    return list(cursor.fetchall())
+            except (psycopg.Error, pymysql.err.Error, OSError, RuntimeError) as error:
+                text = self.case.without_secrets(first_line(error))
+                if late.is_set() or _is_lost(session, error):
+                    raise self._lost("" if late.is_set() else text) from None
+                raise QueryFailed(text, _code(error)) from None
+
+    @cached_property
+    def answer(self) -> Answer:
+        """What a monitor would hear.
+
+        Raises:
+            EarlyVerdict: The server is not there, or did not answer in time.
+        """
+        session = self._reached()
+        with self._bounded(session) as late:
+            try:
+                return session.ask()
+            except SessionError as error:
+                raise self._lost("" if late.is_set() else self.case.without_secrets(str(error))) from None
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the server is.
+
+        Raises:
+            QueryFailed, EarlyVerdict: As `query`.
+        """
+        if self.case.dsn.engine is Engine.POSTGRESQL:
+            version, account, database, aurora, admin = self.query(_WHO_POSTGRES)[0]
+            product = minimums.AURORA_POSTGRES if aurora else minimums.RDS_POSTGRES
+            doubt = "" if admin else "it has no role rdsadmin, which every one of RDS's has"
+            return Identity(product, version, f"PostgreSQL {version}", doubt, account, database)
+        version, account, base = map(_text, self.query(_WHO_MYSQL)[0])
+        aurora_version = self._aurora_version()
+        user, _, host = account.rpartition("@")
+        doubt = "" if base.startswith("/rdsdbbin") else "its basedir is not /rdsdbbin, as on RDS"
+        if "mariadb" in version.lower():
+            doubt = f"MariaDB {version.partition('-')[0]}"
+        return Identity(
+            minimums.AURORA_MYSQL if aurora_version else minimums.RDS_MYSQL,
+            aurora_version or version,
+            f"version {version}",
+            doubt,
+            f"{_quoted(user)}@{_quoted(host)}",
+        )
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> bool:
+        try:
+            session = open_session(self.case, self.case.config.params, self.host, self.port)
+        except (SessionError, OSError) as error:
+            text = str(error) if isinstance(error, SessionError) else first_line(error)
+            self.failure = self.case.without_secrets(text)
+            return True
+        if self.failure:  # too late
+            session.close()
+            return True
+        self._session = session
+        try:
+            self.query(_READ_ONLY[self.case.dsn.engine])
+        except EarlyVerdict as early:
+            # Not a question more to a server that might let us write.
+            self.failure = str(early)
+        return True
+
+    def _reached(self) -> PostgresSession | MysqlSession:
+        if self.failure or self._session is None:
+            raise EarlyVerdict(not_checked(f"{self.role.colour} cannot be asked, see login"))
+        return self._session
+
+    @contextlib.contextmanager
+    def _bounded(self, session: PostgresSession | MysqlSession) -> Iterator[threading.Event]:
+        """Cut the connection when the block takes too long, and tell so by the event."""
+        late = threading.Event()
+
+        def end(fd: int, expected: tuple[int, int]) -> None:
+            late.set()
+            cut(fd, expected)
+
+        try:
+            fd = session.socket
+            timer = threading.Timer(self.case.timeout_s, end, (fd, identity(fd)))
+        except (psycopg.Error, OSError) as error:
+            raise self._lost(first_line(error)) from None
+        timer.daemon = True
+        timer.start()
+        try:
+            yield late
+        finally:
+            timer.cancel()
+
+    def _lost(self, why: str) -> EarlyVerdict:
+        """The verdict of the check in which the connection was lost; *why* is empty where there was no answer."""
+        self.failure = f"the connection was lost: {why or f'no answer within {self.case.timeout_s} s'}"
+        return EarlyVerdict(failed(self.failure, "see the server's log, and whether it hangs"))
+
+    def _aurora_version(self) -> str:
+        """What AURORA_VERSION() says; empty where there is no such function."""
+        try:
+            return _text(self.query("SELECT AURORA_VERSION()")[0][0])
+        except QueryFailed:
+            return ""
+
+
+def open_session(case: Case, params: Mapping[str, Any], host: str, port: int) -> PostgresSession | MysqlSession:
+    """Log in at *host* as a monitor would, with *params*.
+
+    Raises:
+        SessionError, OSError: It cannot be reached, or does not let us in.
+    """
+    name = case.real_name(host)
+    addresses: tuple[str, ...] = ()
+    if case.settings.bg_resolver != "system" and name and not name.startswith("/") and not is_address(name):
+        addresses = case.resolver.resolve(name)
+        if not addresses:
+            raise SessionError(f"{name} does not resolve")
+    target = Target(name, port, addresses, timeout_s=case.timeout_s)
+    if case.dsn.engine is Engine.POSTGRESQL:
+        return PostgresSession(params, target)
+    return MysqlSession(params, target)
+
+
+def _is_lost(session: PostgresSession | MysqlSession, error: BaseException) -> bool:
+    if isinstance(session, PostgresSession):
+        return session.connection.closed
+    return not session.connection.open or code_of(error) in CUT_CODES
+
+
+def _code(error: BaseException) -> str:
+    return (error.sqlstate or "") if isinstance(error, psycopg.Error) else str(code_of(error))
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,263 @@
+"""What a process has in a deployment while it has pools there: a row, a thread that watches, perhaps the relay."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.phase import SWITCHING
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import SegmentError
+from bgpool.logs import log_fields
+from bgpool.segment.locks import FileLock, try_lock
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import Presence
+from bgpool.segment.reader import Reader, Reading
+from bgpool.segment.table import Usage
+
+__all__ = ["Member", "Watch"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+#: Past the moment at which something is due, not just before it.
+_PAST_S: Final = 0.005
+
+
+class Member(Protocol):
+    """A pool, as its participant sees it."""
+
+    def apply(self, reading: Reading) -> None:
+        """Act on a new snapshot."""
+        ...
+
+    def tick(self) -> float:
+        """Do what is due by time; seconds until something is again, infinite if nothing is."""
+        ...
+
+    def usage(self) -> Usage:
+        """What it does now."""
+        ...
+
+
+class Watch:
+    """From the moment the first pool joins to the moment the last one leaves; another one after that.
+
+    What it has, it has until end(): nothing that its threads come by later is kept.
+    """
+
+    def __init__(
+        self,
+        bg_id: str,
+        files: RunFiles,
+        reader: Reader,
+        members: Callable[[], list[Member]],
+        ensure_monitor: Callable[[RunFiles], object],
+    ) -> None:
+        """A watch that tells *members* what *reader* reads, and sees to it that there is a monitor."""
+        self._bg_id: Final = bg_id
+        self._files: Final = files
+        self._reader: Final = reader
+        self._members: Final = members
+        self._ensure_monitor: Final = ensure_monitor
+        self._stopping: Final = threading.Event()
+        self._thread: Final = threading.Thread(target=self._run, name=f"bgpool-watch-{bg_id}", daemon=True)
+        self._starter: threading.Thread | None = None
+        # Protects the two that follow, and that neither is there once the watch is stopping.
+        self._lock: Final = threading.Lock()
+        self._presence: Presence | None = None
+        self._relay: FileLock | None = None
+        self._arriving = False
+        self._absent_until = 0.0
+        self._relayed = 0
+        self._complaint = ""
+
+    def begin(self) -> None:
+        """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
+        try:
+            prepare_run_dir(self._files.directory)
+            self._reader.check_path()
+        except (SegmentError, OSError) as error:
+            self._complain("plain_pool", f"{error}; the pool works as a plain pool")
+            return
+        known = self._reader.refresh().snapshot
+        self._relayed = known.notices[-1].number if known and known.notices else 0
+        self._be_present()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._complain("plain_pool", f"there is no thread to watch with ({error}); the pool works as a plain pool")
+            self.end()
+
+    def end(self) -> None:
+        """Stop watching, and be gone."""
+        with self._lock:
+            self._stopping.set()
+            relay, self._relay = self._relay, None
+        self._leave_the_row()
+        if relay is not None:
+            relay.release()
+
+    def nudge(self) -> None:
+        """Ring the monitor's bell."""
+        presence = self._presence
+        if presence is not None:
+            presence.nudge()
+
+    def speaks_for_host(self) -> bool:
+        """Whether this process has the relay; it takes it where nobody has."""
+        self._try_to_relay()
+        return self._relay is not None
+
+    def after_fork_in_child(self) -> None:
+        """The threads stayed with the parent, and so did the right to count as present."""
+        if self._presence is not None:
+            self._presence.close()
+        if self._arriving:
+            # Just then the parent came by a row that nobody had told of yet.
+            _let_go_of(self._files)
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
+        # At once: a worker that is recycled after a tenth of a second must have started a monitor by then.
+        due = True
+        while not self._stopping.is_set():
+            try:
+                if due:
+                    due = False
+                    self._look_after()
+                due = not self._round()
+            except Exception as error:
+                due = True
+                self._complain("hindered", f"watching failed and goes on: {error!r}")
+                self._stopping.wait(WATCH_INTERVAL_S)
+
+    def _round(self) -> bool:
+        """Act on what is published, and wait for more; whether there is."""
+        reading = self._reader.refresh()
+        members = self._members()
+        due_s = math.inf
+        for member in members:
+            member.apply(reading)
+            due_s = min(due_s, member.tick())
+        self._report(members, reading)
+        if reading.snapshot is not None:
+            self._relay_notices(reading.snapshot)
+            if reading.snapshot.phase in SWITCHING:
+                # What the rows say now, a picture is made of afterwards.
+                due_s = min(due_s, WATCH_INTERVAL_S)
+        return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
+
+    def _look_after(self) -> None:
+        """Nothing was published for a while: is everything still in its place?"""
+        presence = self._presence
+        if presence is not None and not presence.is_in_place(self._files):
+            self._leave_the_row()
+            prepare_run_dir(self._files.directory)
+        self._reader.check_path()
+        self._be_present()
+        silent = self._reader.monitor_is_silent()
+        if silent and (self._starter is None or not self._starter.is_alive()):
+            # Apart from the watcher: the start of a process takes longer than a release may.
+            self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
+            self._starter.start()
+
+    def _start_monitor(self) -> None:
+        try:
+            self._ensure_monitor(self._files)
+        except Exception as error:
+            self._complain("hindered", f"the monitor cannot be started: {error}")
+            self._stopping.wait(RESTART_INTERVAL_S)
+
+    def _complain(self, event: str, text: str) -> None:
+        """Say it, once for as long as it stays the same: the watcher comes by it again and again."""
+        if text != self._complaint:
+            self._complaint = text
+            _logger.warning("[bg_id: %r] %s", self._bg_id, text, extra=log_fields(event, bg_id=self._bg_id))
+
+    # -- the row -------------------------------------------------------------------------------------------------
+
+    def _be_present(self) -> None:
+        if self._presence is not None or self._stopping.is_set() or time.monotonic() < self._absent_until:
+            return
+        self._arriving = True
+        try:
+            presence = Presence(self._files)
+            with self._lock:
+                if not self._stopping.is_set():
+                    self._presence = presence
+                    return
+            presence.close()
+        except (SegmentError, OSError) as error:
+            self._complain("hindered", str(error))
+            self._absent_until = time.monotonic() + RESTART_INTERVAL_S
+        finally:
+            self._arriving = False
+
+    def _leave_the_row(self) -> None:
+        with self._lock:
+            presence, self._presence = self._presence, None
+        if presence is not None:
+            presence.close()
+
+    def _report(self, members: list[Member], reading: Reading) -> None:
+        """Fill our row, for whoever wants to know what every process of the host does."""
+        presence = self._presence
+        if presence is not None:
+            figures = [member.usage() for member in members]
+            total = Usage(*map(sum, zip(*figures, strict=True))) if figures else Usage()
+            presence.write(total._replace(sequence=reading.sequence))
+
+    # -- the relay -----------------------------------------------------------------------------------------------
+
+    def _relay_notices(self, snapshot: Snapshot) -> None:
+        """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
+        news = [notice for notice in snapshot.notices if notice.number > self._relayed]
+        if not news:
+            return
+        self._try_to_relay()
+        self._relayed = news[-1].number
+        if self._relay is not None:
+            for notice in news:
+                extra = log_fields(notice.event, bg_id=self._bg_id, phase=snapshot.phase)
+                logger = logging.getLogger(notice.logger)
+                logger.log(notice.level, "[bg_id: %r] %s", self._bg_id, notice.text, extra=extra)
+
+    def _try_to_relay(self) -> None:
+        """Take the relay's lock if it is free; kept until end(), so that one log has all."""
+        # In one go: of two threads of ours that try, the second would take the first for another process.
+        with self._lock:
+            if self._relay is not None or self._stopping.is_set():
+                return
+            try:
+                self._relay = try_lock(self._files.relay)
+            except SegmentError as error:
+                self._complain("hindered", str(error))
+
+
+def _until_silent_s(reading: Reading) -> float:
+    """How long there is nothing to look after: until the monitor would count as silent, if it gave no more signs."""
+    left_s = HEARTBEAT_STALE_S - reading.mapped.heartbeat_age_s() if reading.mapped is not None else 0.0
+    return left_s + _PAST_S if left_s > 0 else WATCH_INTERVAL_S
+
+
+def _let_go_of(files: RunFiles) -> None:
+    """In a forked child: give up every descriptor of the table of workers, whoever opened it."""
+    with contextlib.suppress(OSError):
+        table = files.workers.stat()
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(fd), table):
+                    # Not closed: the number stays taken, in case some object still means to close it.
+                    os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)

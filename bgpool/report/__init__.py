@@ -1,0 +1,73 @@
+"""What this host knows of its deployments: read from the run directory, for commands and for an application's checks.
+
+To look opens no connection, starts no monitor, takes no lock and writes nothing. A call remembers nothing either, and
+costs about a millisecond.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.reading import read_status
+from bgpool.segment.paths import RunFiles, default_run_dir
+from bgpool.settings import Settings
+
+__all__ = [
+    "Deployment",
+    "Endpoint",
+    "Event",
+    "LastSwitchover",
+    "Monitor",
+    "Status",
+    "Totals",
+    "Worker",
+    "find",
+    "status",
+]
+
+
+class Deployment(NamedTuple):
+    """Where to look.
+
+    Attributes:
+        files: Its files in the run directory, there or not.
+        bg_id: Empty where the files alone can tell: their names may hide it.
+    """
+
+    files: RunFiles
+    bg_id: str = ""
+
+    def status(self) -> Status:
+        """What its files say now. Never raises: what cannot be read is missing, and why is in the status."""
+        return read_status(self.files, self.bg_id)
+
+
+def status(bg_id: str | int = "1", run_dir: Path | str | None = None) -> Status:
+    """What this host knows of *bg_id*, for an application's own health checks. Connects to nothing.
+
+    Args:
+        bg_id: As for get_pool.
+        run_dir: As the parameter bg_run_dir; None for the default.
+
+    Raises:
+        ConfigurationError: A value that cannot be used.
+        SegmentError: The run directory is not to be trusted.
+    """
+    return find(bg_id, run_dir)[0].status()
+
+
+def find(bg_id: str | int | None = None, run_dir: Path | str | None = None) -> tuple[Deployment, ...]:
+    """The deployment called *bg_id*, whether or not it has left anything; with None, every one that has.
+
+    Raises:
+        ConfigurationError, SegmentError: As status().
+    """
+    given: dict[str, object] = {"bg_run_dir": run_dir}
+    settings = Settings.from_mapping(given if bg_id is None else {**given, "bg_id": bg_id})
+    directory = settings.bg_run_dir or default_run_dir().absolute()
+    there = RunFiles.all_in(directory)
+    if bg_id is None:
+        return tuple(map(Deployment, there))
+    return (Deployment(RunFiles.of(directory, settings.bg_id), settings.bg_id),)

@@ -1,0 +1,170 @@
+"""What is told of a deployment. docs/status.md explains the same to operators."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from bgpool.core.phase import Phase
+
+__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """The process that watches the deployment.
+
+    Attributes:
+        state: ``alive``; ``silent``, if it has given no sign of life for HEARTBEAT_STALE_S; ``none``, if there never
+            was one or it has left.
+        pid: As it sees itself; None for state ``none``, like *term*.
+        term: Counts the monitors of this host.
+        age_s: Seconds since its last sign of life; None where there was none since the host was started.
+    """
+
+    state: str
+    pid: int | None = None
+    term: int | None = None
+    age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A blue endpoint, and the green one that takes its place.
+
+    Attributes:
+        green: Empty while it is not known; then *green_addresses* are empty too.
+        blue_addresses, green_addresses: As recorded before the switchover; empty while not resolved.
+    """
+
+    blue: str
+    port: int
+    blue_addresses: tuple[str, ...]
+    green: str
+    green_addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that uses the bg_id.
+
+    Attributes:
+        pid: As it sees itself: in another container it means nothing.
+        behind: Snapshots published since the one that all its pools have acted on; 0 for none.
+        held: Callers that wait for the switchover to pass.
+        in_use, idle: Connections.
+        waiting: Callers that wait for a connection.
+        drained: Connections that switchovers made unfit, since the process began.
+        cut: Those of them that were still in use after the grace.
+        age_s: Seconds since it last said all this.
+        stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
+    """
+
+    pid: int
+    behind: int
+    held: int
+    in_use: int
+    idle: int
+    waiting: int
+    drained: int
+    cut: int
+    age_s: float
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What all workers of the host add up to; see Worker. *behind* counts those that have not caught up."""
+
+    workers: int
+    behind: int
+    held: int
+    in_use: int
+    idle: int
+    waiting: int
+    drained: int
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the summary table.
+
+    Attributes:
+        at: UTC, ISO 8601 with milliseconds.
+        offset_ms: From IN_PROGRESS; before it, and in a rollback, from PREPARATION.
+        evidence: What told of it, for a phase that several things can tell of; else empty.
+    """
+
+    at: str
+    offset_ms: int
+    event: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastSwitchover:
+    """The last switchover that has ended.
+
+    Attributes:
+        at: When it began, UTC, ISO 8601.
+        outcome: ``completed`` or ``rolled back``.
+        duration_ms: From its first to its last phase.
+        released_ms: When callers were let go, from IN_PROGRESS; None after a rollback.
+        evidence: What told that they could be.
+    """
+
+    at: str
+    outcome: str
+    duration_ms: int
+    released_ms: int | None
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One deployment as this host knows it.
+
+    Attributes:
+        phase: None where no snapshot is to be had.
+        sequence: The newest snapshot; 0 for none.
+        missing: What stands between this host and a switchover, in words; empty if it may begin.
+        timer_ms: Until a switchover that is under way counts as over, negative afterwards; None while none is.
+        offset_ms: Now, as in *events*; None while no switchover is under way.
+        events: What has happened in the switchover at hand, or the last one.
+    """
+
+    bg_id: str
+    run_dir: str
+    phase: Phase | None
+    sequence: int
+    missing: tuple[str, ...]
+    monitor: Monitor
+    timer_ms: int | None
+    offset_ms: int | None
+    endpoints: tuple[Endpoint, ...]
+    workers: tuple[Worker, ...]
+    events: tuple[Event, ...]
+    last_switchover: LastSwitchover | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this host may be switched over."""
+        return not self.missing
+
+    @property
+    def totals(self) -> Totals:
+        """The workers' sums."""
+        figures = {
+            f.name: sum(getattr(worker, f.name) for worker in self.workers)
+            for f in dataclasses.fields(Totals)
+            if f.name not in ("workers", "behind")
+        }
+        return Totals(len(self.workers), sum(worker.behind > 0 for worker in self.workers), **figures)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``bgpool status --json`` prints: every field, and *ready* and *totals*."""
+        phase = self.phase.name if self.phase is not None else None
+        added = {"ready": self.ready, "totals": dataclasses.asdict(self.totals)}
+        return {**dataclasses.asdict(self), "phase": phase, **added}

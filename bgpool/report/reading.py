@@ -1,0 +1,172 @@
+"""From the files of a deployment to its status. What the files hold is believed only as far as it fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from bgpool.core.limits import HEARTBEAT_STALE_S, ROW_STALE_S
+from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.snapshot import Snapshot
+from bgpool.core.timeline import CREATED_AGAIN, zero_ns
+from bgpool.monitor import history
+from bgpool.plain_errors import SegmentError
+from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Worker
+from bgpool.report.reasons import reasons
+from bgpool.segment.layout import SUPERSEDED
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import WorkerRow, workers
+from bgpool.segment.reader import SegmentMap
+
+__all__ = ["read_status"]
+
+
+def read_status(files: RunFiles, bg_id: str = "") -> Status:
+    """The status of the deployment with *files*.
+
+    Args:
+        files: Where they are; none need be there.
+        bg_id: What it is called where the files do not tell.
+    """
+    refused: list[str] = []
+    mapped, sequence, snapshot = _segment(files, refused)
+    crowd = _workers(files, sequence, refused)
+    past = history.read(files)
+    monitor = _monitor(mapped)
+    timer_ms, offset_ms = _clocks(snapshot)
+    return Status(
+        bg_id=bg_id or _name(files, snapshot, past),
+        run_dir=str(files.directory),
+        phase=snapshot.phase if snapshot is not None else None,
+        sequence=sequence,
+        missing=tuple(refused) or reasons(snapshot, monitor, crowd),
+        monitor=monitor,
+        timer_ms=timer_ms,
+        offset_ms=offset_ms,
+        endpoints=_endpoints(snapshot) if snapshot is not None else (),
+        workers=crowd,
+        events=_events(snapshot) if snapshot is not None else (),
+        last_switchover=_last_switchover(past),
+    )
+
+
+def _segment(files: RunFiles, refused: list[str]) -> tuple[SegmentMap | None, int, Snapshot | None]:
+    """The segment, the newest snapshot's sequence and the snapshot; what is not to be trusted goes to *refused*."""
+    mapped = None
+    try:
+        # Another monitor may put its own file in place of the one that was just opened.
+        for _ in range(3):
+            mapped = SegmentMap(files)
+            if (found := mapped.read()) is not None:
+                return mapped, found[0], _checked(files, found[1])
+    except FileNotFoundError:
+        pass
+    except SegmentError as error:
+        refused.append(f"the segment is refused: {error}")
+    return mapped, 0, None
+
+
+def _checked(files: RunFiles, snapshot: Snapshot) -> Snapshot:
+    if RunFiles.of(files.directory, snapshot.bg_id) != files:
+        raise SegmentError(f"{files.segment} tells of bg_id {snapshot.bg_id!r}")
+    return snapshot
+
+
+def _workers(files: RunFiles, sequence: int, refused: list[str]) -> tuple[Worker, ...]:
+    try:
+        rows = workers(files)
+    except SegmentError as error:
+        refused.append(f"the table of workers is refused: {error}")
+        return ()
+    return tuple(_worker(row, sequence) for row in rows)
+
+
+def _worker(row: WorkerRow, sequence: int) -> Worker:
+    usage, age_s = row.usage, round(row.age_s, 3)
+    applied = usage.sequence if usage.sequence != SUPERSEDED else 0
+    return Worker(
+        pid=row.pid,
+        # One that is ahead has applied what was published since we looked.
+        behind=max(0, sequence - applied),
+        held=usage.held,
+        in_use=usage.in_use,
+        idle=usage.idle,
+        waiting=usage.waiting,
+        drained=usage.drained,
+        cut=usage.cut,
+        age_s=age_s,
+        stale=age_s > ROW_STALE_S,
+    )
+
+
+def _monitor(mapped: SegmentMap | None) -> Monitor:
+    if mapped is None:
+        return Monitor("none")
+    age_s = mapped.heartbeat_age_s()
+    state = "alive" if age_s <= HEARTBEAT_STALE_S else "silent"
+    # A sign of life that lies in the future is none.
+    return Monitor(state, mapped.header.pid, mapped.header.term, round(age_s, 3) if age_s != float("inf") else None)
+
+
+def _name(files: RunFiles, snapshot: Snapshot | None, past: Sequence[Mapping[str, Any]]) -> str:
+    """The bg_id; where a digest stands for it and no file tells, the digest."""
+    if snapshot is not None:
+        return snapshot.bg_id
+    told = past[-1].get("bg_id") if past else None
+    return told if isinstance(told, str) and RunFiles.of(files.directory, told) == files else files.stem
+
+
+def _clocks(snapshot: Snapshot | None) -> tuple[int | None, int | None]:
+    """Of a switchover that is under way: until its timer runs out, and since its time zero, in ms."""
+    if snapshot is None or snapshot.phase not in SWITCHING:
+        return None, None
+    now_ns = time.monotonic_ns()
+    offset_ms = _ms(now_ns - zero_ns(snapshot.timeline)) if snapshot.timeline else None
+    return _ms(snapshot.deadline_ns - now_ns) if snapshot.deadline_ns else None, offset_ms
+
+
+def _endpoints(snapshot: Snapshot) -> tuple[Endpoint, ...]:
+    found = []
+    for host in snapshot.hosts_of(Role.SOURCE):
+        twin = snapshot.twin(host.name)
+        green, addresses = (twin.name, twin.addresses) if twin is not None else ("", ())
+        found.append(Endpoint(host.name, host.port, host.addresses, green, addresses))
+    return tuple(found)
+
+
+def _events(snapshot: Snapshot) -> tuple[Event, ...]:
+    if not snapshot.timeline:
+        return ()
+    zero = zero_ns(snapshot.timeline)
+    return tuple(Event(_utc(e.wall_ns), _ms(e.mono_ns - zero), e.event, e.evidence) for e in snapshot.timeline)
+
+
+def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None:
+    try:
+        record = past[-1]
+        phases = {e["event"]: e for e in record["events"] if e["event"] in (*Phase.__members__, CREATED_AGAIN)}
+        first = next(phases[name] for name in ("PREPARATION", "IN_PROGRESS", "POST") if name in phases)
+        last = phases[CREATED_AGAIN] if CREATED_AGAIN in phases else phases["COMPLETED"]
+        # A timer that ran out released whoever was held, too.
+        release = phases.get("POST", phases.get("COMPLETED"))
+        return LastSwitchover(
+            at=_utc(int(first["at_unix_ns"])),
+            outcome=str(record["outcome"]),
+            duration_ms=round(last["offset_ms"] - first["offset_ms"]),
+            released_ms=round(release["offset_ms"]) if release is not None else None,
+            evidence=str(release["evidence"]) if release is not None else "",
+        )
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError, StopIteration):
+        # No record, or one of another version, or of another's hand.
+        return None
+
+
+def _utc(unix_ns: int) -> str:
+    moment = datetime.fromtimestamp(unix_ns // 1_000_000 / 1000, tz=timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ms(ns: int) -> int:
+    return round(ns / 1e6)

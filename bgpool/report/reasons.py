@@ -1,0 +1,88 @@
+"""What stands between a host and a switchover, in words that say what to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.snapshot import Snapshot
+from bgpool.report.model import Monitor, Worker
+from bgpool.segment.table import ROWS
+
+__all__ = ["reasons"]
+
+#: Pids or names given in one reason; a host has hundreds of workers.
+_NAMED = 8
+
+
+def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worker]) -> tuple[str, ...]:
+    """Everything that is missing; nothing if a switchover may begin."""
+    if monitor.state == "none" and not workers:
+        return ("no process on this host uses this bg_id",)
+    return (*_of_monitor(snapshot, monitor), *_of_deployment(snapshot), *_of_workers(workers))
+
+
+def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
+    if monitor.state == "none":
+        yield "no monitor has begun: see the log in the run directory"
+        return
+    if monitor.state == "silent":
+        since = f"for {monitor.age_s:.1f} s" if monitor.age_s is not None else "since this host was started"
+        yield f"the monitor (pid {monitor.pid}, term {monitor.term}) has given no sign of life {since}"
+    if snapshot is None:
+        yield "the monitor has published nothing yet"
+
+
+def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
+    if snapshot is None:
+        return
+    if snapshot.phase is Phase.NOT_CREATED:
+        yield f"no deployment is seen in the metadata{_monitor_said(snapshot)}"
+    elif snapshot.phase is Phase.COMPLETED:
+        yield "the switchover is over, and no new deployment is seen"
+    elif snapshot.phase in SWITCHING:
+        yield f"a switchover is under way: {snapshot.phase.name}"
+    else:
+        yield from _of_inventory(snapshot)
+
+
+def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
+    """What keeps the inventory from being complete (core/inventory.py), and whom a switchover would find deaf."""
+    found = []
+    for role in Role:
+        if not snapshot.hosts_of(role):
+            found.append(f"no {role.colour} endpoint is seen")
+        elif snapshot.reading(role) is None:
+            found.append(f"{role.colour} has not told its status")
+    mapped = {blue for blue, _ in snapshot.twins}
+    if lone := [host.name for host in snapshot.hosts_of(Role.SOURCE) if host.name not in mapped]:
+        found.append(f"no green counterpart is known of {_some(lone)}")
+    if lost := [host.name for host in snapshot.hosts if not host.addresses]:
+        found.append(f"no address is known of {_some(lost)}")
+    if not snapshot.ready:
+        yield from found or ["the inventory is not complete"]
+    for role, read_only in ((Role.SOURCE, snapshot.source_read_only), (Role.TARGET, snapshot.target_read_only)):
+        if read_only is None and snapshot.hosts_of(role):
+            yield f"{role.colour} does not answer the monitor"
+
+
+def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
+    if late := [worker.pid for worker in workers if worker.behind]:
+        yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"
+    if stale := [worker.pid for worker in workers if worker.stale]:
+        oldest_s = max(worker.age_s for worker in workers)
+        yield f"{len(stale)} of {len(workers)} workers were last heard of {oldest_s:.1f} s ago: pid {_some(stale)}"
+    if len(workers) >= ROWS:
+        yield f"all {ROWS} rows are taken: there may be workers that cannot be seen"
+
+
+def _monitor_said(snapshot: Snapshot) -> str:
+    """What was looked for and what would help, where the monitor has said so."""
+    said = [notice.text for notice in snapshot.notices if notice.logger == "bgpool.monitor"]
+    return f"; the monitor says: {' '.join(said[-1].split())}" if said else ""
+
+
+def _some(items: Iterable[object]) -> str:
+    names = [str(item) for item in items]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,181 @@
+"""``bgpool status`` as a whole process: its exit status, its JSON, and what it looks like."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.segment.paths import prepare_run_dir
+from tests.cli.conftest import BLUE, GREEN, Command, Hand, StartWorker
+from tests.cli.screens import PICTURE, READY, SWITCHING, as_text
+
+UntilReady = Callable[[], None]
+
+
+def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command) -> None:
+    for _ in range(64):
+        start_worker(in_use=1)
+    until_ready()
+    # Whoever has caught up once stays so while nothing is published.
+    hand.publish(target_read_only=None)
+    done = bgpool_command("status", "--ready")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "bg_id 'ledger' is not ready: green does not answer the monitor\n" in done.stdout
+    hand.publish(target_read_only=True)
+    until_ready()
+
+
+def test_ready_takes_every_deployment(run_dir: Path, bgpool_command: Command) -> None:
+    good, bad = Hand(run_dir, "good"), Hand(run_dir, "bad")
+    bad.enter(Phase.PREPARATION)
+    with good.alive(), bad.alive():
+        done = bgpool_command("status", "--ready")
+        assert done.returncode == 1
+        assert "bg_id 'bad' is not ready: a switchover is under way: PREPARATION" in done.stdout
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) -> None:
+    if exists:
+        prepare_run_dir(run_dir)
+    nobody = "no process on this host has used a pool with this run directory\n"
+    for options, code, text in (
+        ([], 0, nobody),
+        (["--ready"], 1, nobody),
+        (["--json"], 0, "[]\n"),
+        (["--ready", "--bg-id", "Orders"], 1, "bg_id 'orders' is not ready: no process on this host uses this bg_id\n"),
+    ):
+        done = bgpool_command("status", *options)
+        assert (done.returncode, done.stdout, done.stderr) == (code, text, "")
+    assert list(run_dir.iterdir() if exists else run_dir.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("hand")
+@pytest.mark.parametrize("options", [[], ["--ready"], ["--json"]], ids=" ".join)
+def test_a_hostile_directory(run_dir: Path, bgpool_command: Command, options: list[str]) -> None:
+    run_dir.chmod(0o777)
+    done = bgpool_command("status", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"run directory {run_dir} has mode 0777; allowed are 0700, and 2770 to share it with the users of its group\n"
+    )
+
+
+@pytest.mark.parametrize("options", [["--bg-id", " "], ["--redy"], ["ledger"], ["--run-dir", ""]], ids=" ".join)
+def test_a_wrong_call(bgpool_command: Command, options: list[str]) -> None:
+    done = bgpool_command("status", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr
+
+
+NUMBER, TEXT = (int, float), str
+SCHEMA: dict[str, Any] = {
+    "bg_id": TEXT,
+    "run_dir": TEXT,
+    "phase": TEXT,
+    "sequence": int,
+    "missing": [TEXT],
+    "monitor": {"state": TEXT, "pid": int, "term": int, "age_s": NUMBER},
+    "timer_ms": int,
+    "offset_ms": int,
+    "endpoints": [{"blue": TEXT, "port": int, "blue_addresses": [TEXT], "green": TEXT, "green_addresses": [TEXT]}],
+    "workers": [
+        {
+            **dict.fromkeys(("pid", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"), int),
+            "age_s": NUMBER,
+            "stale": bool,
+        }
+    ],
+    "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],
+    "last_switchover": {"at": TEXT, "outcome": TEXT, "duration_ms": int, "released_ms": int, "evidence": TEXT},
+    "ready": bool,
+    "totals": dict.fromkeys(("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"), int),
+}
+
+
+def assert_fits(value: Any, schema: Any, where: str = "") -> None:
+    """Exactly these keys in this order, values of these types, and something in every list."""
+    if isinstance(schema, dict):
+        assert list(value) == list(schema), where
+        for key, inner in schema.items():
+            assert_fits(value[key], inner, f"{where}.{key}")
+    elif isinstance(schema, list):
+        assert value, f"{where} is empty"
+        for item in value:
+            assert_fits(item, schema[0], where)
+    else:
+        assert isinstance(value, schema), (where, value)
+
+
+def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_command: Command) -> None:
+    start_worker(held=4)
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED, Phase.PREPARATION):
+        hand.enter(phase, "metadata" if phase is Phase.POST else "")
+    done = bgpool_command("status", "--json")
+    assert done.returncode == 0
+    (status,) = json.loads(done.stdout)
+    assert_fits(status, SCHEMA)
+    assert (status["phase"], status["endpoints"][0]["green"], status["totals"]["held"]) == ("PREPARATION", GREEN, 4)
+
+
+@pytest.mark.usefixtures("hand")
+def test_the_text(start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command) -> None:
+    pid = start_worker(held=4)
+    until_ready()
+    text = bgpool_command("status").stdout
+    for part in ("ledger  CREATED", f"{BLUE}:5432  10.0.0.1", f"→ {GREEN}  10.0.0.2", str(pid), "term 3"):
+        assert part in text
+    assert "\x1b" not in text, "no terminal, no colours"
+    assert max(map(len, bgpool_command("status", COLUMNS="80").stdout.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("hand")
+def test_colours_are_for_terminals_that_want_them(bgpool_command: Command) -> None:
+    assert "\x1b[1;36m  CREATED" in bgpool_command("status", FORCE_COLOR="1", TERM="xterm").stdout
+    assert "36m" not in bgpool_command("status", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1").stdout
+
+
+def test_names_from_files_do_nothing_to_a_terminal(run_dir: Path, bgpool_command: Command) -> None:
+    Hand(run_dir, "x\x1b[2J[red]\n")
+    done = bgpool_command("status", TERM="xterm", FORCE_COLOR="1")
+    assert "\x1b[2J" not in done.stdout
+    assert "x\N{REPLACEMENT CHARACTER}[2J[red]" in done.stdout
+    assert "\x1b" not in bgpool_command("status", "--ready").stdout
+
+
+def test_the_pipe_that_is_closed(run_dir: Path, environment: dict[str, str]) -> None:
+    Hand(run_dir, "ledger")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    program = [sys.executable, "-c", "from bgpool.cli import main; main()", "status", "--run-dir", str(run_dir)]
+    done = subprocess.run(program, env=environment, stdout=write_end, stderr=subprocess.PIPE, timeout=60)
+    os.close(write_end)
+    assert done.stderr == b""
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "status.md"
+
+
+def test_the_docs_show_what_it_looks_like() -> None:
+    assert as_text(READY) in PAGE.read_text(encoding="utf-8")
+    shown = html.unescape("".join(re.findall(r">([^<]*)</text>", PICTURE.read_text(encoding="utf-8"))))
+    assert "".join(as_text(SWITCHING).split()) in "".join(shown.split()), "make it anew: python -m tests.cli.screens"
+
+
+@pytest.mark.usefixtures("hand")
+def test_the_snippet_of_the_docs(run_dir: Path, environment: dict[str, str]) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    there = {**environment, "BGPOOL_RUN_DIR": str(run_dir)}
+    done = subprocess.run([sys.executable, "-c", snippet], env=there, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" 0\n")

@@ -1,0 +1,162 @@
+"""Every command in the docs is one: the CLI parses it, the extra exists, the shell reads it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from bgpool.cli.app import app
+from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
+
+#: Commands that are written on another branch. To be emptied where they meet.
+COMING = {"rehearse"}
+
+#: What a block may be in. A fence without a language would pass by every test here.
+LANGUAGES = {"python", "sh", "sql", "text"}
+#: Programs that are not ours; the shell's reading of them is all that is checked.
+FOREIGN = {"aws", "install"}
+#: Words of the shell's own, and programs before one of ours.
+SHELL = {"for", "done"}
+BEFORE = {"ssh", "sudo"}
+#: What stands for an argument in running text.
+PLACEHOLDER = {
+    "ID": "1",
+    "DIR": "/tmp",
+    "N": "1",
+    "SECONDS": "1",
+    "DSN": "-",
+    "NAME": "rds",
+    "CMD": "true",
+    "COMMAND": "true",
+}
+
+page_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def shell_lines(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "sh") for line in block.text.splitlines()]
+    return [line for line in lines if line.strip() and line.split()[0] not in SHELL and not line.startswith("#")]
+
+
+def plain(command: str) -> list[str]:
+    """The words of *command*, without the brackets of what may be left out and without placeholders."""
+    words = shlex.split(re.sub(r"\.\.\.|[\[\]](?![^\s]*\")", "", command), comments=True)
+    return [PLACEHOLDER.get(word, word) for word in words]
+
+
+def check_bgpool(words: list[str], *, name_will_do: bool) -> None:
+    """That the command line takes *words*: it parses them, and nothing is run."""
+    if words and words[0] in COMING:
+        return
+    if name_will_do and is_name(words):
+        words = [*words, "--help"]
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS.main(words)
+    assert ended.value.code == 0, f"bgpool {shlex.join(words)}"
+
+
+def is_name(words: list[str]) -> bool:
+    """Whether *words* name a command and give it nothing."""
+    command = COMMANDS
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+    return command is not None
+
+
+def _run_nothing(command: Any) -> Any:
+    """*command* and those below it, doing nothing once they are parsed."""
+    for below in getattr(command, "commands", {}).values():
+        _run_nothing(below)
+    if command.callback is not None:
+        command.callback = lambda **_: None
+    return command
+
+
+COMMANDS = _run_nothing(typer.main.get_command(app))
+
+
+def check_pip(words: list[str]) -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", table, re.MULTILINE))
+    for word in words:
+        match = re.fullmatch(r"bgpool\[(.*)\]", word)
+        missing = set(match[1].split(",")) - extras if match else set()
+        assert not missing, f"no such extra: {missing}"
+
+
+def check(command: str, *, name_will_do: bool = False) -> None:
+    """That a line of the docs can be followed; or, in running text, that it names a command."""
+    words = list(itertools.takewhile(lambda word: word not in ("|", "||", "&&"), plain(command)))
+    if words[0] in BEFORE:
+        words = words[words.index("bgpool") :]
+    match words:
+        case ["bgpool", *words]:
+            check_bgpool(words, name_will_do=name_will_do)
+        case ["pip", "install", *words]:
+            check_pip(words)
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
+        case ["tox", "run", "-e", name]:
+            assert f"[testenv:{name}]" in (ROOT / "tox.ini").read_text(encoding="utf-8")
+        case [program, *_]:
+            assert program in FOREIGN, f"{program}: nothing checks this"
+
+
+@page_of
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block.place}: {block.language!r}"
+    # Nothing that looks like a fence was passed over.
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
+
+
+@page_of
+def test_shell_blocks(page: Path) -> None:
+    for block in blocks(page, "sh"):
+        done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 0, f"{block.place}: {done.stderr}"
+    for line in shell_lines(page):
+        check(line)
+
+
+@page_of
+def test_commands_in_running_text(page: Path) -> None:
+    for command in inline_commands(page):
+        check(command, name_will_do=True)
+
+
+def test_programs_that_the_readme_names() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in re.findall(r"\b(?:benchmarks|tests)/[\w/]+(?:\.py)?", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_what_came_is_coming_no_more() -> None:
+    assert not COMING & set(COMMANDS.commands)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "bgpool lab sceneries",
+        "bgpool demo --wrokers 4",
+        "bgpool demo --workers many",
+        "bgpool monitor",
+        "bgpool wacht",
+        'pip install "bgpool[clip]"',
+        "make denmo",
+        "tox run -e dogs",
+        "rm -rf /",
+    ],
+)
+def test_what_nobody_can_follow_is_found(wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        check(wrong)

@@ -1,0 +1,138 @@
+"""Every piece of Python in the docs is run: page by page, from top to bottom, on real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bgpool
+import bgpool.testing
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair
+from bgpool.registry import close_pools
+from tests.docs.pages import PAGES, Block, blocks
+
+pytestmark = pytest.mark.lab
+
+EXAMPLE = "ledger.c0abc.eu-west-1.rds.amazonaws.com"
+#: The examples' DSNs; what is in the query (certificates) is not there in the lab.
+EXAMPLE_DSN = re.compile(rf"(\w+)://app(?::secret)?@{re.escape(EXAMPLE)}/app(?:\?[^\"]*)?")
+
+#: What cannot be run, by its first import, and why.
+ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there"}
+#: What a page takes for granted.
+GRANTED = {"README.md": "def place_order(conn, item): return item"}
+#: What is true after a page.
+AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1"}
+#: Pages that start servers and monitors of their own.
+ON_THEIR_OWN = {"testing.md"}
+#: Files, which have tests of their own below.
+FILES = {"test_switchover.py", "app.py"}
+
+
+@pytest.fixture(scope="session")
+def postgres_pair() -> Iterator[Pair]:
+    with Pair() as pair:
+        yield _with_orders(pair)
+
+
+@pytest.fixture(scope="session")
+def mysql_pair() -> Iterator[Pair]:
+    with Pair(engine="mysql") as pair:
+        yield _with_orders(pair)
+
+
+def _with_orders(pair: Pair) -> Pair:
+    """*pair* under the examples' name, too, and with their table."""
+    pair.hosts.set(EXAMPLE, pair.blue.address)
+    pair.blue.execute("CREATE TABLE orders (item varchar(40))", database="app")
+    if pair.engine is Engine.POSTGRESQL:
+        pair.blue.execute("GRANT ALL ON orders TO app", database="app")
+    return pair
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory to be in, and a run directory; pools that a page has made are closed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
+    yield
+    close_pools(tmp_path / "run", "1")
+
+
+def python_of(page: Path) -> list[Block]:
+    return [block for block in blocks(page, "python") if block.title not in FILES]
+
+
+def run(block: Block, names: dict[str, Any], pair: Pair) -> None:
+    example = f"{EXAMPLE}:{pair.port}/app"
+    text = EXAMPLE_DSN.sub(lambda match: f"{match[1]}://app:{pair.app_password}@{example}", block.text)
+    code = compile(text, block.place, "exec")
+    if not any(text.find(line) >= 0 for line in ELSEWHERE):
+        exec(code, names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
+def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pair: Pair = request.getfixturevalue("mysql_pair" if page.name == "mysql.md" else "postgres_pair")
+    monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
+    pair.blue.execute("DELETE FROM orders", database="app")
+    names: dict[str, Any] = {"bgpool": bgpool}
+    with contextlib.ExitStack() as stack:
+        if page.name not in ON_THEIR_OWN:
+            names["pool"] = bgpool.get_pool(pair.dsn, max_size=1, min_size=1)
+            for bg_id in ("1", "ledger"):
+                # No deployment, and nobody starts a monitor to look for one.
+                stack.enter_context(bgpool.testing.deployment(tmp_path / "run", bg_id=bg_id))
+        exec(GRANTED.get(page.name, ""), names)
+        for block in python_of(page):
+            run(block, names, pair)
+        assert eval(AFTERWARDS.get(page.name, "True"), names)
+    inserts = any("INSERT" in block.text for block in python_of(page))
+    assert bool(pair.blue.execute("SELECT count(*) FROM orders", database="app")[0][0]) is inserts
+
+
+def test_every_file_has_a_test() -> None:
+    assert {block.title for page in PAGES for block in blocks(page) if block.title} == FILES
+
+
+def file(title: str) -> str:
+    return next(block.text for page in PAGES for block in blocks(page) if block.title == title)
+
+
+def test_the_tests_that_the_docs_propose(postgres_pair: Pair, tmp_path: Path) -> None:
+    pair = postgres_pair
+    pair.blue.execute("DELETE FROM orders", database="app")
+    pair.green.wait_replayed(pair.blue.position(), 10.0)
+    text = file("test_switchover.py").replace("127.0.0.2", pair.green.address)
+    text = text.replace("app:secret@127.0.0.1", f"app:{pair.app_password}@{pair.blue.address}:{pair.port}")
+    (tmp_path / "test_switchover.py").write_text(text.replace("127.0.0.1", pair.blue.address), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_switchover.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_the_application_that_the_docs_rehearse(postgres_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flask")
+    postgres_pair.blue.execute("DELETE FROM orders", database="app")
+    monkeypatch.setenv("DATABASE_URL", postgres_pair.dsn)
+    monkeypatch.setenv("BGPOOL_RESOLVER", postgres_pair.resolver)
+    names: dict[str, Any] = {"__name__": "app"}
+    with bgpool.testing.deployment(os.environ["BGPOOL_RUN_DIR"]):
+        exec(compile(file("app.py"), "app.py", "exec"), names)
+        assert names["app"].test_client().get("/").json == {"orders": 0}

@@ -1,0 +1,204 @@
+"""What a process has in a deployment, and that it is gone when the process, or its last pool, is."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.pools import watch
+from bgpool.pools.participant import Participant
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import Presence, anybody_present, workers
+from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage, read_rows
+from bgpool.segment.writer import Writer
+
+WaitUntil = Callable[..., None]
+
+
+class Member:
+    """A pool that does nothing."""
+
+    def apply(self, _: Reading) -> None: ...
+
+    def tick(self) -> float:
+        return math.inf
+
+    def usage(self) -> Usage:
+        return Usage()
+
+
+class SlowPresence(Presence):
+    """Takes long to be made, between the row's lock and the moment at which its owner knows it."""
+
+    locked = threading.Event()
+    go = threading.Event()
+
+    def __init__(self, files: RunFiles) -> None:
+        super().__init__(files)
+        self.locked.set()
+        self.go.wait(10)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> RunFiles:
+    return RunFiles.of(tmp_path / "run", "1")
+
+
+@pytest.fixture
+def participant(files: RunFiles) -> Participant:
+    return Participant("1", files.directory, lambda _: None)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SlowPresence]]:
+    monkeypatch.setattr(watch, "Presence", SlowPresence)
+    SlowPresence.locked.clear()
+    SlowPresence.go.clear()
+    yield SlowPresence
+    SlowPresence.go.set()
+
+
+def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
+    files: RunFiles, participant: Participant, slow: type[SlowPresence], wait_until: WaitUntil
+) -> None:
+    member = Member()
+    joining = threading.Thread(target=participant.join, args=(member,))
+    joining.start()
+    assert slow.locked.wait(5)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        slow.go.set()
+        joining.join(5)
+        assert [row.pid for row in workers(files)] == [os.getpid()]
+        participant.leave(member)
+        # The child may not have begun yet.
+        wait_until(lambda: not anybody_present(files))
+        assert workers(files) == ()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_whoever_leaves_while_the_watcher_arrives_is_gone(
+    files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    member = Member()
+    participant.join(member)
+    SlowPresence.locked.clear()
+    SlowPresence.go.clear()
+    monkeypatch.setattr(watch, "Presence", SlowPresence)
+    # As when the run directory is deleted: the watcher makes it anew.
+    files.workers.unlink()
+    assert SlowPresence.locked.wait(5)
+    participant.leave(member)
+    SlowPresence.go.set()
+    wait_until(lambda: workers(files) == ())
+    assert not anybody_present(files)
+
+
+def test_whoever_comes_back_at_once_is_there_once(
+    files: RunFiles, participant: Participant, wait_until: WaitUntil
+) -> None:
+    member = Member()
+    for _ in range(50):
+        participant.join(member)
+        assert [row.pid for row in workers(files)] == [os.getpid()]
+        participant.leave(member)
+        # Its thread may just be taking a row, and find that it is to have none.
+        wait_until(lambda: workers(files) == ())
+
+
+def test_one_process_speaks_for_the_host_and_another_when_it_is_gone(files: RunFiles, participant: Participant) -> None:
+    member, other = Member(), Participant("1", files.directory, lambda _: None)
+    assert not participant.speaks_for_host()
+    participant.join(member)
+    other.join(member)
+    assert participant.speaks_for_host()
+    assert not other.speaks_for_host()
+    participant.leave(member)
+    assert other.speaks_for_host()
+    assert not participant.speaks_for_host()
+    other.leave(member)
+
+
+def test_in_a_switchover_rows_are_written_though_nothing_is_published(
+    files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    # Nothing else wakes the watcher.
+    monkeypatch.setattr(watch, "HEARTBEAT_STALE_S", 3600.0)
+    prepare_run_dir(files.directory)
+    Writer(files, 1, Snapshot("1", Phase.IN_PROGRESS)).beat()
+    member = Member()
+    participant.join(member)
+
+    def written_ns() -> int:
+        ((_, _, updated_ns, _),) = read_rows(files)
+        return updated_ns
+
+    try:
+        for _ in range(3):
+            before = written_ns()
+            wait_until(lambda before=before: written_ns() > before)
+    finally:
+        participant.leave(member)
+
+
+def test_a_member_that_fails_keeps_nobody_from_a_monitor(files: RunFiles) -> None:
+    class Failing(Member):
+        def apply(self, _: Reading) -> None:
+            raise RuntimeError("a defect")
+
+    tried = threading.Semaphore(0)
+    participant, member = Participant("1", files.directory, lambda _: tried.release()), Failing()
+    participant.join(member)
+    try:
+        # Again and again, for as long as there is none.
+        assert all(tried.acquire(timeout=5) for _ in range(3))
+    finally:
+        participant.leave(member)
+
+
+@pytest.mark.parametrize("what", ["prepare_run_dir", "Presence"])
+def test_what_the_system_refuses_costs_nobody_a_checkout(
+    participant: Participant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(watch, what, refuse)
+    member, other = Member(), Member()
+    participant.join(member)
+    participant.join(other)
+    assert [r.getMessage() for r in caplog.records if "No locks available" in r.getMessage()]
+    assert len(caplog.records) == 1
+    participant.leave(other)
+    participant.leave(member)
+
+
+def test_a_process_that_may_have_no_more_threads_has_a_plain_pool(
+    files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    member = Member()
+    participant.join(member)
+    # Others of this process may complain meanwhile.
+    (_record,) = [record for record in caplog.records if "plain pool" in record.getMessage()]
+    # Nobody would see to the row.
+    assert workers(files) == ()
+    participant.leave(member)

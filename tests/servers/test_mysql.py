@@ -1,0 +1,61 @@
+"""Servers with MySQL pools: what a fork inherits, and which threads there are, is another driver's affair."""
+
+from __future__ import annotations
+
+import pytest
+
+from bgpool.core.engine import Engine
+from tests.servers.harness import Batch, Result, Script, Stage
+from tests.servers.test_servers import (
+    CELERY,
+    CHILDREN,
+    GUNICORN,
+    UWSGI,
+    WARM,
+    assert_good,
+    assert_one_monitor_for_all,
+)
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+WEB = {
+    **{name: GUNICORN[name] for name in ("sync, preloaded", "gthread, preloaded", "gevent, preloaded", "uvicorn")},
+    **{name: UWSGI[name] for name in ("threads, warm master", "no threads, lazy")},
+}
+
+
+class TestWeb:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls) -> Result:
+        with Stage(Engine.MYSQL) as stage:
+            for name, command in WEB.items():
+                stage.serve(name, command, environment={"APP_WARM_UP": "1"} if name in WARM else {})
+            return stage.switch_over()
+
+    @pytest.mark.parametrize("name", WEB)
+    def test_goes_through(self, result: Result, name: str) -> None:
+        assert_good(result, name)
+
+    def test_one_monitor_for_all(self, result: Result) -> None:
+        assert_one_monitor_for_all(result)
+
+
+class TestBatches:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls) -> Result:
+        with Stage(Engine.MYSQL) as stage:
+            send = "from tests.servers import tasks; tasks.send({number})"
+            stage.serve("prefork", CELERY["prefork"], Batch, {"APP_WARM_UP": "1"}, before=send)
+            for method in ("fork", "forkserver"):
+                stage.serve(method, CHILDREN[method], Script)
+            return stage.switch_over()
+
+    @pytest.mark.parametrize(("name", "processes"), [("prefork", 2), ("fork", 3), ("forkserver", 3)])
+    def test_goes_through(self, result: Result, name: str, processes: int) -> None:
+        assert_good(result, name, processes=processes)
+
+    def test_one_monitor_for_all(self, result: Result) -> None:
+        assert result.verdict.clean, result.verdict
+        assert result.connections == 2
