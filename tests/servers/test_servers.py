@@ -62,7 +62,7 @@ def switch_over_batches(commands: dict[str, list[str]], kind: type[Batch], befor
         return stage.switch_over()
 
 
-def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 100, excess_s: float = 2.0) -> None:
+def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 100, excess_s: float = 4.0) -> None:
     server = result.servers[name]
     assert server.load.errors == [], server.output
     assert len(server.load.acknowledged) > rows
