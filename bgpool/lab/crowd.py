@@ -16,7 +16,7 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
 from bgpool.segment.table import ROWS, Usage, read_rows
 
-__all__ = ["Crowd", "Process"]
+__all__ = ["Crowd", "Process", "Seen"]
 
 #: Between two looks, in seconds.
 LOOK_S: Final = 0.05
@@ -62,7 +62,7 @@ class Crowd:
     def __init__(self, files: RunFiles) -> None:
         self._files: Final = files
         self._reader: Final = Reader(files)
-        self._seen: Final[dict[int, _Seen]] = {}
+        self._seen: Final[dict[int, Seen]] = {}
         self._present: tuple[int, ...] = ()
         self._beginning: frozenset[int] = frozenset()
         self._began_s = 0.0
@@ -79,7 +79,7 @@ class Crowd:
         moments = self._moments()
         for pid, updated_ns, usage in rows:
             if pid in self._seen or len(self._seen) < ROWS:
-                self._seen.setdefault(pid, _Seen()).take(updated_ns / 1e9, usage, moments)
+                self._seen.setdefault(pid, Seen()).take(updated_ns / 1e9, usage, moments)
         self._present = tuple(pid for pid, _, _ in rows)
 
     def begin(self) -> None:
@@ -113,7 +113,7 @@ class Crowd:
         return {entry.event: entry.mono_ns / 1e9 for entry in timeline}
 
 
-class _Seen:
+class Seen:
     """One process, row by row; times are those at which it wrote, in seconds on the monotonic clock."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.lab.application import Application
 from bgpool.lab.crowd import LOOK_S, Crowd
 from bgpool.lab.director import Director, Event
-from bgpool.lab.errors import DRIVER_ERRORS
+from bgpool.lab.errors import DRIVER_ERRORS, LabError
 from bgpool.lab.load import Load
 from bgpool.lab.pair import Pair
 from bgpool.lab.rehearsed import Rehearsed, Requests, findings, how
@@ -35,9 +35,11 @@ from bgpool.lab.scenarios.scenario import FAST, Stage
 from bgpool.lab.script import ScriptError, run_script
 from bgpool.lab.server import Flavour
 from bgpool.lab.truth import TruthProbe
+from bgpool.lab.waiting import wait_until
 from bgpool.plain_errors import Error, SegmentError
 from bgpool.report import Status, find
 from bgpool.report.reading import events_of
+from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
 __all__ = ["SCENARIOS", "NotRehearsedError", "Plan", "Play", "UnusablePlanError", "rehearse"]
@@ -53,6 +55,9 @@ READY_TIMEOUT_S: Final = 60.0
 
 END_TIMEOUT_S: Final = 20.0
 """From the director's last step to what the monitor takes for the end."""
+
+LEAVE_TIMEOUT_S: Final = 5.0
+"""A monitor looks after its segment five times a second."""
 
 KEPT: Final = ".json"
 """What files end in that are left in a run directory of the caller's: records of the switchover."""
@@ -397,11 +402,27 @@ def _requests(load: Load, down_s: float) -> Requests:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove what was in use there, whereupon a monitor that is left leaves."""
+    """Have the monitor leave, and remove all but the records."""
+    with contextlib.suppress(OSError, LabError):
+        # It leaves when its segment is gone. One that missed its table of workers first would make another.
+        for path in run_dir.glob("*.segment"):
+            path.unlink(missing_ok=True)
+        locks = list(run_dir.glob("*.term-*.lock"))
+        wait_until(lambda: all(map(_is_free, locks)), timeout_s=LEAVE_TIMEOUT_S, what="the monitor leaves")
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
             if not path.name.endswith(KEPT):
                 path.unlink(missing_ok=True)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        lock = try_lock(path)
+    except SegmentError:
+        return True
+    if lock is not None:
+        lock.release()
+    return lock is not None
 
 
 @contextlib.contextmanager

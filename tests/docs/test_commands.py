@@ -16,7 +16,7 @@ from bgpool.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
 #: Commands that are written on another branch. To be emptied where they meet.
-COMING = {"rehearse", "timeline"}
+COMING = {"timeline"}
 
 #: What a block may be in. A fence without a language would pass by every test here.
 LANGUAGES = {"python", "sh", "sql", "text"}
