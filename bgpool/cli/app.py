@@ -99,13 +99,13 @@ def demo(
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def rehearse(
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="Your application, with its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="Your application and its arguments, after --.")],
     engine: _Engine = Engine.POSTGRESQL,
     flavour: Annotated[str, typer.Option(metavar="rds|aurora", help="An instance, or a cluster.")] = "rds",
     scenario: Annotated[
         str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
     ] = "healthy",
-    scale: Annotated[float, typer.Option(min=0.25, max=60.0, help="So many times as long as five seconds.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=0.25, max=60.0, help="So many times as long as seven seconds.")] = 1.0,
     env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Which variables get the DSN.")] = None,
     sql: Annotated[Path | None, typer.Option(help="Executed first, as the role of the DSN: your tables.")] = None,
     url: Annotated[str | None, typer.Option(help="GET this, on 127.0.0.1, from four clients, and count.")] = None,

@@ -16,8 +16,7 @@ from rich.text import Text
 
 from bgpool.cli.view import make_console, plain
 from bgpool.lab.errors import LabError
-from bgpool.lab.rehearsal import NotRehearsedError, Plan, UnusablePlanError, rehearse
-from bgpool.lab.rehearsed import Rehearsed, Requests
+from bgpool.lab.rehearsal import NotRehearsedError, Plan, Rehearsed, Requests, UnusablePlanError, rehearse
 from bgpool.report import Event
 
 __all__ = ["FAILED", "NO_LAB", "WENT_THROUGH", "WRONG_CALL", "draw", "run"]

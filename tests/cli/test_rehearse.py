@@ -25,11 +25,19 @@ from bgpool.cli import rehearse as show
 from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.lab.crowd import Crowd, Process, Seen
 from bgpool.lab.errors import LabError
-from bgpool.lab.load import Load
-from bgpool.lab.rehearsal import SCENARIOS, NotRehearsedError, Plan, UnusablePlanError, rehearse
-from bgpool.lab.rehearsed import Rehearsed, Requests, findings
+from bgpool.lab.rehearsal import (
+    SCENARIOS,
+    NotRehearsedError,
+    Plan,
+    Rehearsed,
+    Requests,
+    UnusablePlanError,
+    rehearse,
+)
+from bgpool.lab.rehearsal.crowd import Crowd, Process, Seen
+from bgpool.lab.rehearsal.load import Load
+from bgpool.lab.rehearsal.report import findings
 from bgpool.report import Event
 from bgpool.segment.table import Usage
 from tests.cli.conftest import PROGRAM, Hand, StartWorker
@@ -272,7 +280,7 @@ def test_no_servers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     def fail(*_: object, **__: object) -> None:
         raise LabError("no PostgreSQL: pip install it")
 
-    monkeypatch.setattr("bgpool.lab.rehearsal.Pair", fail)
+    monkeypatch.setattr("bgpool.lab.rehearsal.run.Pair", fail)
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=False) == show.NO_LAB
     assert "pip install it" in capsys.readouterr().err
 

@@ -1,39 +1,29 @@
-"""A rehearsal: somebody's own application goes through a switchover of real servers, and is looked at from outside.
-
-    report = rehearse(Plan(("gunicorn", "app:app"), url="http://127.0.0.1:8000/"), output=sys.stderr.fileno())
-    assert report.went_through, report.findings
-
-The application is told where to connect by its environment, and is not changed for it.
-"""
+"""A rehearsal, from the servers' start to the end of everything."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
-from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
-from bgpool.lab.application import Application
-from bgpool.lab.crowd import LOOK_S, Crowd
 from bgpool.lab.director import Director, Event
 from bgpool.lab.errors import DRIVER_ERRORS, LabError
-from bgpool.lab.load import Load
 from bgpool.lab.pair import Pair
-from bgpool.lab.rehearsed import Rehearsed, Requests, findings, how
-from bgpool.lab.scenarios.evidence import metadata_frozen
-from bgpool.lab.scenarios.hosts import black_hole_blue
-from bgpool.lab.scenarios.scenario import FAST, Stage
-from bgpool.lab.script import ScriptError, run_script
-from bgpool.lab.server import Flavour
+from bgpool.lab.rehearsal.application import Application
+from bgpool.lab.rehearsal.crowd import LOOK_S, Crowd
+from bgpool.lab.rehearsal.load import Load
+from bgpool.lab.rehearsal.plan import FLAVOURS, KEPT, SCENARIOS, NotRehearsedError, Plan, UnusablePlanError, check
+from bgpool.lab.rehearsal.report import Rehearsed, Requests, findings, how
+from bgpool.lab.rehearsal.script import ScriptError, run_script
+from bgpool.lab.scenarios.scenario import FAST
 from bgpool.lab.truth import TruthProbe
 from bgpool.lab.waiting import wait_until
 from bgpool.plain_errors import Error, SegmentError
@@ -42,13 +32,11 @@ from bgpool.report.reading import events_of
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
-__all__ = ["SCENARIOS", "NotRehearsedError", "Plan", "Play", "UnusablePlanError", "rehearse"]
+__all__ = ["rehearse"]
 
-#: What takes AWS a minute takes five seconds, for two of which the database is down. A monitor that asks once a second
-#: (bg_interval_increased_ms) sees it begin.
+#: What takes AWS a minute takes seven seconds, and the database is down for nearly two. A monitor that asks once a
+#: second (bg_interval_increased_ms) sees it begin.
 SCHEDULE: Final = replace(FAST, initiated_s=-1.2, scale=2.0)
-
-_FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
 
 READY_TIMEOUT_S: Final = 60.0
 """From the start of the command to a deployment that is ready: applications take their time to load."""
@@ -58,70 +46,6 @@ END_TIMEOUT_S: Final = 20.0
 
 LEAVE_TIMEOUT_S: Final = 5.0
 """A monitor looks after its segment five times a second."""
-
-KEPT: Final = ".json"
-"""What files end in that are left in a run directory of the caller's: records of the switchover."""
-
-
-class UnusablePlanError(ValueError):
-    """The plan cannot be carried out, whatever the application does; the text says why."""
-
-
-class NotRehearsedError(Exception):
-    """The application never came to a switchover; the text says what was missing."""
-
-
-@dataclass(frozen=True)
-class Play:
-    """A switchover.
-
-    Attributes:
-        story: What happens, in one line.
-        stage: Alters the director's steps.
-        rolled_back: It is taken back in IN_PROGRESS.
-    """
-
-    story: str
-    stage: Callable[[Stage], None] | None = None
-    rolled_back: bool = False
-
-
-SCENARIOS: Final[Mapping[str, Play]] = {
-    "healthy": Play("metadata, DNS and green itself all tell"),
-    "rollback": Play("taken back after connections were cut: the application goes on on blue", rolled_back=True),
-    "frozen": Play("RDS: blue's metadata stay at IN_PROGRESS, green's are deleted", metadata_frozen),
-    "black-hole": Play("blue goes away without a word: no answer, no RST, no more metadata", black_hole_blue),
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is rehearsed.
-
-    Attributes:
-        command: The application, with its arguments.
-        scenario: One of SCENARIOS.
-        scale: How many times as long as SCHEDULE everything takes.
-        variables: The environment variables that get the DSN.
-        sql: A file to be executed on blue first.
-        url: What to GET meanwhile; None for no load.
-        every_s: Between two requests of a client, at least.
-        warm_up_s, cool_down_s: How long the application runs before and after the switchover.
-        run_dir: Where its run directory is, and the records stay; None for one that goes with the servers.
-    """
-
-    command: tuple[str, ...]
-    engine: Engine = Engine.POSTGRESQL
-    flavour: str = "rds"
-    scenario: str = "healthy"
-    scale: float = 1.0
-    variables: tuple[str, ...] = ("DATABASE_URL",)
-    sql: Path | None = None
-    url: str | None = None
-    every_s: float = 0.05
-    warm_up_s: float = 2.0
-    cool_down_s: float = 3.0
-    run_dir: Path | None = None
 
 
 def rehearse(
@@ -144,7 +68,7 @@ def rehearse(
         NotRehearsedError: The command ended before the switchover, or was never ready for it.
         LabError: The servers did not start, or failed.
     """
-    _check(plan)
+    check(plan)
     stack = contextlib.ExitStack()
     try:
         return _Rehearsal(plan, stack, output, tell).run(ready_timeout_s)
@@ -167,7 +91,7 @@ class _Rehearsal:
         self._tell: Final = tell
         self._load: Final = _load_of(plan)
         tell(f"starting a blue and a green {plan.engine.value} server")
-        self.pair: Final = stack.enter_context(Pair(_FLAVOURS[plan.flavour], engine=plan.engine))
+        self.pair: Final = stack.enter_context(Pair(FLAVOURS[plan.flavour], engine=plan.engine))
         self._run_dir: Final = plan.run_dir.absolute() if plan.run_dir is not None else self.pair.directory / "run"
         self._stack.callback(_clear, self._run_dir)
         self.director: Final = Director(self.pair, replace(SCHEDULE, scale=SCHEDULE.scale * plan.scale))
@@ -360,21 +284,6 @@ class _Rehearsal:
             return self.pair.application_connections(colour)
         except DRIVER_ERRORS:
             return None
-
-
-def _check(plan: Plan) -> None:
-    if plan.scenario not in SCENARIOS:
-        raise UnusablePlanError(f"no scenario {plan.scenario!r}: there are {', '.join(SCENARIOS)}")
-    if plan.flavour not in _FLAVOURS:
-        raise UnusablePlanError(f"no flavour {plan.flavour!r}: there are {', '.join(_FLAVOURS)}")
-    if not plan.command or shutil.which(plan.command[0]) is None:
-        raise UnusablePlanError(f"no such program: {plan.command[0] if plan.command else '(nothing)'}")
-    if plan.sql is not None and not os.access(plan.sql, os.R_OK):
-        raise UnusablePlanError(f"{plan.sql} cannot be read")
-    if plan.run_dir is not None and plan.run_dir.is_dir():
-        others = sorted(path.name for path in plan.run_dir.iterdir() if not path.name.endswith(KEPT))
-        if others:
-            raise UnusablePlanError(f"{plan.run_dir} is in use, or something else is in there: {others[0]}")
 
 
 def _load_of(plan: Plan) -> Load | None:
