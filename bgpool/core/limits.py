@@ -169,8 +169,9 @@ CHECK_AFTER_IDLE_S: Final = 0.5
 #: The longest such question, in seconds; a server answers in a millisecond, and another connection can be opened.
 CHECK_TIMEOUT_S: Final = 5.0
 
-#: How often connections that are too old, or that nobody needs, are looked for, in seconds.
-KEEP_INTERVAL_S: Final = 1.0
+#: How often connections that are too old, that nobody needs, or that are missing, are looked for, in seconds. An idle
+#: process wakes no more often than that.
+KEEP_INTERVAL_S: Final = 10.0
 
 #: Part of its lifetime that a connection may end early, so that not all are replaced at once.
 LIFETIME_JITTER: Final = 0.1

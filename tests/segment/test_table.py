@@ -185,7 +185,8 @@ def test_locks_that_the_system_refuses_are_an_error_of_ours(
         with pytest.raises(SegmentError, match="cannot be locked"):
             Presence(files)
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) == before, "nothing stays open"  # noqa: PTH208
+        # Fewer, where something of another test was collected.
+        assert len(os.listdir("/proc/self/fd")) <= before, "nothing stays open"  # noqa: PTH208
         with pytest.raises(SegmentError, match="cannot be seen"):
             anybody_present(files)
     monkeypatch.setattr(table, "_OFD_SETLK", None)

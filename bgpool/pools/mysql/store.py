@@ -334,7 +334,8 @@ class Store:
 
     def _keep(self) -> None:
         """Replace what is too old, close what nobody needs, and open what is missing to min_size."""
-        while not self._ending.wait(KEEP_INTERVAL_S):
+        interval_s = min(KEEP_INTERVAL_S, self._max_idle_s / 2, self._max_lifetime_s / 2)
+        while not self._ending.wait(interval_s):
             with self._lock:
                 idle = self._shelf.take_all()
                 now = time.monotonic()
