@@ -15,7 +15,7 @@ from typing import IO, Final
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab.director import Director, Event
-from bgpool.lab.errors import DRIVER_ERRORS, LabError
+from bgpool.lab.errors import DRIVER_ERRORS
 from bgpool.lab.pair import Pair
 from bgpool.lab.rehearsal.application import Application
 from bgpool.lab.rehearsal.crowd import LOOK_S, Crowd
@@ -25,11 +25,9 @@ from bgpool.lab.rehearsal.report import Rehearsed, Requests, findings, how
 from bgpool.lab.rehearsal.script import ScriptError, run_script
 from bgpool.lab.scenarios.scenario import FAST
 from bgpool.lab.truth import TruthProbe
-from bgpool.lab.waiting import wait_until
 from bgpool.plain_errors import Error, SegmentError
 from bgpool.report import Status, find
 from bgpool.report.reading import events_of
-from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
 __all__ = ["rehearse"]
@@ -43,9 +41,6 @@ READY_TIMEOUT_S: Final = 60.0
 
 END_TIMEOUT_S: Final = 20.0
 """From the director's last step to what the monitor takes for the end."""
-
-LEAVE_TIMEOUT_S: Final = 5.0
-"""A monitor looks after its segment five times a second."""
 
 
 def rehearse(
@@ -311,27 +306,11 @@ def _requests(load: Load, down_s: float) -> Requests:
 
 
 def _clear(run_dir: Path) -> None:
-    """Have the monitor leave, and remove all but the records."""
-    with contextlib.suppress(OSError, LabError):
-        # It leaves when its segment is gone. One that missed its table of workers first would make another.
-        for path in run_dir.glob("*.segment"):
-            path.unlink(missing_ok=True)
-        locks = list(run_dir.glob("*.term-*.lock"))
-        wait_until(lambda: all(map(_is_free, locks)), timeout_s=LEAVE_TIMEOUT_S, what="the monitor leaves")
+    """Remove all but the records; nobody is left who could put something there."""
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
             if not path.name.endswith(KEPT):
                 path.unlink(missing_ok=True)
-
-
-def _is_free(path: Path) -> bool:
-    try:
-        lock = try_lock(path)
-    except SegmentError:
-        return True
-    if lock is not None:
-        lock.release()
-    return lock is not None
 
 
 @contextlib.contextmanager
