@@ -97,6 +97,61 @@ def demo(
     raise typer.Exit(0 if clean else 1)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def rehearse(
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="Your application and its arguments, after --.")],
+    engine: _Engine = Engine.POSTGRESQL,
+    flavour: Annotated[str, typer.Option(metavar="rds|aurora", help="An instance, or a cluster.")] = "rds",
+    scenario: Annotated[
+        str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
+    ] = "healthy",
+    scale: Annotated[float, typer.Option(min=0.25, max=60.0, help="So many times as long as seven seconds.")] = 1.0,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Which variables get the DSN.")] = None,
+    sql: Annotated[Path | None, typer.Option(help="Executed first, as the role of the DSN: your tables.")] = None,
+    url: Annotated[str | None, typer.Option(help="GET this, on 127.0.0.1, from four clients, and count.")] = None,
+    every: Annotated[int, typer.Option(min=5, max=60_000, help="Between two requests of a client, in ms.")] = 50,
+    warm_up: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Seconds before the switchover.")] = 2.0,
+    cool_down: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Seconds after it.")] = 3.0,
+    run_dir: Annotated[Path | None, typer.Option(help="For status and watch meanwhile; keeps the timeline.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Where CMD's output goes; default: standard error.")] = None,
+    json: _Json = False,
+) -> None:
+    """Your application, through a switchover of real servers: what it went through, process by process.
+
+    CMD finds the DSN in $DATABASE_URL, or in the variables that are given with --env, and BGPOOL_RESOLVER and
+    BGPOOL_RUN_DIR beside it. It gets SIGTERM at the end.
+
+    Exit status: 0 if all went through; 1 if a request failed, a process was lost, the switchover did not end as it
+    should, or never began; 2 for a wrong call; 3 if the servers cannot be started; 130 after Ctrl-C.
+    """
+    try:
+        from bgpool.cli import rehearse as show
+        from bgpool.lab.rehearsal import Plan
+    except ModuleNotFoundError as error:
+        typer.echo(f"a rehearsal needs {error.name}: pip install 'bgpool[demo]'", err=True)
+        raise typer.Exit(3) from None
+    signal.signal(signal.SIGTERM, _interrupt)
+    plan = Plan(
+        tuple(command),
+        engine=engine,
+        flavour=flavour,
+        scenario=scenario,
+        scale=scale,
+        variables=tuple(env or ["DATABASE_URL"]),
+        sql=sql,
+        url=url,
+        every_s=every / 1000,
+        warm_up_s=warm_up,
+        cool_down_s=cool_down,
+        run_dir=run_dir,
+    )
+    try:
+        status = show.run(plan, log, as_json=json)
+    except KeyboardInterrupt:
+        status = 130
+    raise typer.Exit(status)
+
+
 _lab = typer.Typer(no_args_is_help=True, help="Real servers in blue/green pairs: the catalogue of switchovers.")
 app.add_typer(_lab, name="lab")
 

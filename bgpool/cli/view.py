@@ -14,7 +14,7 @@ from rich.text import Text
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.report import Endpoint, LastSwitchover, Monitor, Status, Worker
 
-__all__ = ["draw", "make_console"]
+__all__ = ["draw", "make_console", "plain"]
 
 _COLOURS: Final = {
     Phase.CREATED: "bold cyan",
@@ -52,7 +52,7 @@ def draw(status: Status, *, events: bool = False, most_workers: int | None = Non
 
 
 def _title(status: Status) -> Text:
-    text = Text(_plain(status.bg_id), "bold")
+    text = Text(plain(status.bg_id), "bold")
     if status.phase is not None:
         text.append(f"  {status.phase.name}", _COLOURS.get(status.phase, ""))
     else:
@@ -67,19 +67,19 @@ def _title(status: Status) -> Text:
 
 
 def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
-    yield "run dir", Text(_plain(status.run_dir))
+    yield "run dir", Text(plain(status.run_dir))
     yield "monitor", _monitor(status.monitor)
     for number, reason in enumerate(status.missing):
-        yield "" if number else "missing", Text(_plain(reason), "yellow")
+        yield "" if number else "missing", Text(plain(reason), "yellow")
     if status.timer_ms is not None:
         yield "timer", Text(_timer(status.timer_ms / 1000))
     for number, endpoint in enumerate(status.endpoints):
         yield "" if number else "endpoints", _endpoint(endpoint)
     for number, event in enumerate(status.events[-_EVENTS:] if events else ()):
         evidence = f" ({event.evidence})" if event.evidence else ""
-        yield "" if number else "events", Text(_plain(f"{_seconds(event.offset_ms):>9}  {event.event}{evidence}"))
+        yield "" if number else "events", Text(plain(f"{_seconds(event.offset_ms):>9}  {event.event}{evidence}"))
     if status.last_switchover is not None:
-        yield "last", Text(_plain(_last(status.last_switchover)))
+        yield "last", Text(plain(_last(status.last_switchover)))
 
 
 def _monitor(monitor: Monitor) -> Text:
@@ -95,11 +95,11 @@ def _timer(left_s: float) -> str:
 
 
 def _endpoint(endpoint: Endpoint) -> Text:
-    text = Text(_plain(f"{endpoint.blue}:{endpoint.port}  {_addresses(endpoint.blue_addresses)}\n"))
+    text = Text(plain(f"{endpoint.blue}:{endpoint.port}  {_addresses(endpoint.blue_addresses)}\n"))
     if not endpoint.green:
         return text.append("→ no counterpart", "yellow")
-    text.append(_plain(f"→ {endpoint.green}"), "green")
-    return text.append(_plain(f"  {_addresses(endpoint.green_addresses)}"))
+    text.append(plain(f"→ {endpoint.green}"), "green")
+    return text.append(plain(f"  {_addresses(endpoint.green_addresses)}"))
 
 
 def _last(last: LastSwitchover) -> str:
@@ -147,6 +147,6 @@ def _addresses(addresses: Sequence[str]) -> str:
     return ", ".join(addresses) or "no address"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """*text* without what a terminal would obey: it comes from files and from a server's metadata."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -41,6 +41,13 @@ NAMED: Final = """
     WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
 """
 
+OTHERS: Final = """
+    SELECT count(*) FROM information_schema.processlist WHERE user = %s AND id NOT IN (
+        SELECT processlist_id FROM performance_schema.session_connect_attrs
+        WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
+    )
+"""
+
 _server_ids: Final = itertools.count(1)
 """Never the same twice: a replica skips what was written under its own number, also in a former life."""
 
@@ -142,6 +149,10 @@ class MariadbServer(Server):
     def sessions_named(self, prefix: str) -> int:
         """How many sessions have a connection attribute program_name that starts with *prefix*."""
         return int(self.execute(NAMED, (prefix, prefix))[0][0])
+
+    def sessions_of(self, role: str, *, but: str) -> int:
+        """How many sessions *role* has, but for those with a program_name that starts with *but*."""
+        return int(self.execute(OTHERS, (role, but, but))[0][0])
 
     # -- what a switchover does to a server ----------------------------------------------------------------
 

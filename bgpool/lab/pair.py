@@ -172,6 +172,17 @@ class Pair:
     # -- what an application is given ----------------------------------------------------------------------
 
     @property
+    def directory(self) -> Path:
+        """Everything that is in here goes with the pair, even if its process is killed.
+
+        Raises:
+            LabError: The pair is not open.
+        """
+        if self._guard is None:
+            raise LabError("this pair is not open")
+        return self._guard.base
+
+    @property
     def servers(self) -> list[Server]:
         """Every server, blue's side first."""
         return [*self.side("blue"), *self.side("green")]
@@ -233,6 +244,14 @@ class Pair:
             except DRIVER_ERRORS as error:
                 log.debug("%s does not answer: %s", server.name, error)
         return count
+
+    def application_connections(self, colour: str) -> int:
+        """Sessions of the role ``app`` on the servers of ``blue`` or ``green``, but for monitoring ones.
+
+        Raises:
+            psycopg.Error, pymysql.err.Error: One of them does not answer.
+        """
+        return sum(server.sessions_of(ROLE, but=MONITOR_PREFIX) for server in self.side(colour))
 
     def renew(self) -> None:
         """Make ready for the next switchover: the promoted servers are blue, and old blue's become a new green.

@@ -151,6 +151,11 @@ class PostgresServer(Server):
         query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
         return int(self.execute(query, (prefix,))[0][0])
 
+    def sessions_of(self, role: str, *, but: str) -> int:
+        """How many sessions *role* has, but for those with an application_name that starts with *but*."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND NOT starts_with(application_name, %s)"
+        return int(self.execute(query, (role, but))[0][0])
+
     # -- what a switchover does to a server ----------------------------------------------------------------
 
     def set_read_only(self, read_only: bool) -> None:

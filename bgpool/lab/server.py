@@ -263,6 +263,14 @@ class Server(abc.ABC):
             psycopg.Error, pymysql.err.Error: The server does not answer.
         """
 
+    @abc.abstractmethod
+    def sessions_of(self, role: str, *, but: str) -> int:
+        """How many clients are logged in as *role*, but for those whose application's name starts with *but*.
+
+        Raises:
+            psycopg.Error, pymysql.err.Error: The server does not answer.
+        """
+
     # -- what a switchover does to a server ----------------------------------------------------------------
 
     @abc.abstractmethod

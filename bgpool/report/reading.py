@@ -20,7 +20,7 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
 from bgpool.segment.reader import SegmentMap
 
-__all__ = ["read_status"]
+__all__ = ["events_of", "read_status"]
 
 
 def read_status(files: RunFiles, bg_id: str = "") -> Status:
@@ -47,7 +47,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         offset_ms=offset_ms,
         endpoints=_endpoints(snapshot) if snapshot is not None else (),
         workers=crowd,
-        events=_events(snapshot) if snapshot is not None else (),
+        events=events_of(snapshot) if snapshot is not None else (),
         last_switchover=_last_switchover(past),
     )
 
@@ -136,7 +136,8 @@ def _endpoints(snapshot: Snapshot) -> tuple[Endpoint, ...]:
     return tuple(found)
 
 
-def _events(snapshot: Snapshot) -> tuple[Event, ...]:
+def events_of(snapshot: Snapshot) -> tuple[Event, ...]:
+    """What has happened in the switchover that *snapshot* tells of; nothing if there was none."""
     if not snapshot.timeline:
         return ()
     zero = zero_ns(snapshot.timeline)

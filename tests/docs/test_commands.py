@@ -15,9 +15,6 @@ import typer.main
 from bgpool.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
-#: Commands that are written on another branch. To be emptied where they meet.
-COMING = {"rehearse"}
-
 #: What a block may be in. A fence without a language would pass by every test here.
 LANGUAGES = {"python", "sh", "sql", "text"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.
@@ -53,8 +50,6 @@ def plain(command: str) -> list[str]:
 
 def check_bgpool(words: list[str], *, name_will_do: bool) -> None:
     """That the command line takes *words*: it parses them, and nothing is run."""
-    if words and words[0] in COMING:
-        return
     if name_will_do and is_name(words):
         words = [*words, "--help"]
     with pytest.raises(SystemExit) as ended:
@@ -137,10 +132,6 @@ def test_programs_that_the_readme_names() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in re.findall(r"\b(?:benchmarks|tests)/[\w/]+(?:\.py)?", text):
         assert (ROOT / name).exists(), name
-
-
-def test_what_came_is_coming_no_more() -> None:
-    assert not COMING & set(COMMANDS.commands)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ GRANTED = {"README.md": "def place_order(conn, item): return item"}
 AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
-#: Files, which have tests of their own below.
-FILES = {"test_switchover.py", "app.py"}
+#: Files, which have tests of their own: below, and in tests/cli/test_rehearse.py.
+FILES = {"test_switchover.py", "app.py", "schema.sql"}
 
 
 @pytest.fixture(scope="session")

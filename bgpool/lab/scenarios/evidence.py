@@ -10,19 +10,19 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import faults, metadata
 from bgpool.lab.pair import MONITOR_ROLE, ROLE
-from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.scenarios.scenario import FAST, Scenario, Stage
 from bgpool.lab.trial import Trial
 
-__all__ = ["SCENARIOS", "silence_metadata"]
+__all__ = ["SCENARIOS", "metadata_frozen", "silence_metadata"]
 
 PROMOTED: Final = ("green promoted",)
 #: Once blue's name leads to green, metadata that are gone there mean that the deployment is gone.
 OVER: Final = (Phase.COMPLETED, Phase.NOT_CREATED)
 
 
-def silence_metadata(trial: Trial) -> None:
+def silence_metadata(stage: Stage) -> None:
     """Let the metadata stay as they are at IN_PROGRESS for good."""
-    trial.director.drop("post", "names_changed", "completed")
+    stage.director.drop("post", "names_changed", "completed")
 
 
 def _metadata_alone(trial: Trial) -> None:
@@ -35,9 +35,10 @@ def _dns_alone(trial: Trial) -> None:
     trial.director.add("locked", -0.1, lambda: faults.lock_out_monitor(trial.pair, "green"))
 
 
-def _frozen(trial: Trial) -> None:
-    silence_metadata(trial)
-    trial.director.add("frozen", 0.3, lambda: faults.freeze_metadata(trial.director))
+def metadata_frozen(stage: Stage) -> None:
+    """Blue's rows stay at IN_PROGRESS, green's are deleted."""
+    silence_metadata(stage)
+    stage.director.add("frozen", 0.3, lambda: faults.freeze_metadata(stage.director))
 
 
 def _deleted(trial: Trial) -> None:
@@ -117,7 +118,7 @@ SCENARIOS: Final = (
         "RDS: blue's rows stay at IN_PROGRESS, green's are deleted",
         evidence=PROMOTED,
         last_phases=OVER,
-        stage=_frozen,
+        stage=metadata_frozen,
     ),
     Scenario(
         "metadata-deleted",

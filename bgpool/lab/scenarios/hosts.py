@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Final
 
 from bgpool.lab.scenarios.evidence import silence_metadata
-from bgpool.lab.scenarios.scenario import FAST, Scenario
+from bgpool.lab.scenarios.scenario import FAST, Scenario, Stage
 from bgpool.lab.server import Server
 from bgpool.lab.trial import Trial
 
-__all__ = ["SCENARIOS"]
+__all__ = ["SCENARIOS", "black_hole_blue"]
 
 
 def _cut_alone(trial: Trial) -> None:
@@ -37,19 +37,19 @@ def _refused(trial: Trial) -> None:
     trial.director.change("connections_dropped", action=restart)
 
 
-def _black_hole_blue(trial: Trial) -> None:
+def black_hole_blue(stage: Stage) -> None:
     """Connections are never cut: blue goes away without a word, and the metadata stay at what they were."""
-    silence_metadata(trial)
-    blue = trial.pair.blue
+    silence_metadata(stage)
+    blue = stage.pair.blue
     # Green has caught up before: a stopped blue replicates nothing.
-    trial.director.change("connections_dropped", action=blue.refuse_clients)
-    trial.director.add("blue frozen", 0.4, blue.freeze)
+    stage.director.change("connections_dropped", action=blue.refuse_clients)
+    stage.director.add("blue frozen", 0.4, blue.freeze)
 
     def wake() -> None:
         blue.thaw()
-        trial.director.open_old_blue()
+        stage.director.open_old_blue()
 
-    trial.director.change("old_blue_open", at_s=2.4, action=wake)
+    stage.director.change("old_blue_open", at_s=2.4, action=wake)
 
 
 def _black_hole_green(trial: Trial) -> None:
@@ -113,7 +113,7 @@ SCENARIOS: Final = (
         "black-hole-blue",
         "blue goes away without a word (SIGSTOP: no answer, no RST) and its metadata with it",
         evidence=("green promoted",),
-        stage=_black_hole_blue,
+        stage=black_hole_blue,
     ),
     Scenario("black-hole-green", "green goes away without a word until it is promoted", stage=_black_hole_green),
     Scenario("slow-hosts", "both servers answer, slowly", stage=_slow),

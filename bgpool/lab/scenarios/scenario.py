@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.lab.director import Schedule
+from bgpool.lab.director import Director, Schedule
+from bgpool.lab.pair import Pair
 from bgpool.lab.report import Report
 from bgpool.lab.trial import Trial
 
-__all__ = ["FAST", "Outcome", "Scenario", "findings", "play"]
+__all__ = ["FAST", "Outcome", "Scenario", "Stage", "findings", "play"]
 
 #: A short switchover: what takes AWS a minute takes two seconds, in the same order.
 FAST: Final = Schedule(
@@ -52,6 +53,18 @@ MOST_UNDECIDED: Final = 6
 
 GRACE_S: Final = 1.0
 """How much longer than its bound a call may take: a hold ends on time, and then the call fails or connects."""
+
+
+class Stage(Protocol):
+    """What a switchover is altered on, whoever the application is: a trial, or a rehearsal."""
+
+    @property
+    def pair(self) -> Pair:
+        """The servers."""
+
+    @property
+    def director(self) -> Director:
+        """Its steps have the times of FAST."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What is rehearsed, and by which switchovers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bgpool.core.engine import Engine
+from bgpool.lab.scenarios.evidence import metadata_frozen
+from bgpool.lab.scenarios.hosts import black_hole_blue
+from bgpool.lab.scenarios.scenario import Stage
+from bgpool.lab.server import Flavour
+
+__all__ = ["FLAVOURS", "KEPT", "SCENARIOS", "NotRehearsedError", "Plan", "Play", "UnusablePlanError", "check"]
+
+FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
+
+KEPT: Final = ".json"
+"""What files end in that are left in a run directory of the caller's: records of the switchover."""
+
+
+class UnusablePlanError(ValueError):
+    """The plan cannot be carried out, whatever the application does; the text says why."""
+
+
+class NotRehearsedError(Exception):
+    """The application never came to a switchover; the text says what was missing."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A switchover.
+
+    Attributes:
+        story: What happens, in one line.
+        stage: Alters the director's steps.
+        rolled_back: It is taken back in IN_PROGRESS.
+    """
+
+    story: str
+    stage: Callable[[Stage], None] | None = None
+    rolled_back: bool = False
+
+
+SCENARIOS: Final[Mapping[str, Play]] = {
+    "healthy": Play("metadata, DNS and green itself all tell"),
+    "rollback": Play("taken back after connections were cut: the application goes on on blue", rolled_back=True),
+    "frozen": Play("RDS: blue's metadata stay at IN_PROGRESS, green's are deleted", metadata_frozen),
+    "black-hole": Play("blue goes away without a word: no answer, no RST, no more metadata", black_hole_blue),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is rehearsed.
+
+    Attributes:
+        command: The application, with its arguments.
+        scenario: One of SCENARIOS.
+        scale: How many times as long as SCHEDULE everything takes.
+        variables: The environment variables that get the DSN.
+        sql: A file to be executed on blue first.
+        url: What to GET meanwhile; None for no load.
+        every_s: Between two requests of a client, at least.
+        warm_up_s, cool_down_s: How long the application runs before and after the switchover.
+        run_dir: Where its run directory is, and the records stay; None for one that goes with the servers.
+    """
+
+    command: tuple[str, ...]
+    engine: Engine = Engine.POSTGRESQL
+    flavour: str = "rds"
+    scenario: str = "healthy"
+    scale: float = 1.0
+    variables: tuple[str, ...] = ("DATABASE_URL",)
+    sql: Path | None = None
+    url: str | None = None
+    every_s: float = 0.05
+    warm_up_s: float = 2.0
+    cool_down_s: float = 3.0
+    run_dir: Path | None = None
+
+
+def check(plan: Plan) -> None:
+    """Find what can be found without servers.
+
+    Raises:
+        UnusablePlanError: The plan cannot be carried out.
+    """
+    if plan.scenario not in SCENARIOS:
+        raise UnusablePlanError(f"no scenario {plan.scenario!r}: there are {', '.join(SCENARIOS)}")
+    if plan.flavour not in FLAVOURS:
+        raise UnusablePlanError(f"no flavour {plan.flavour!r}: there are {', '.join(FLAVOURS)}")
+    if not plan.command or shutil.which(plan.command[0]) is None:
+        raise UnusablePlanError(f"no such program: {plan.command[0] if plan.command else '(nothing)'}")
+    if plan.sql is not None and not os.access(plan.sql, os.R_OK):
+        raise UnusablePlanError(f"{plan.sql} cannot be read")
+    if plan.run_dir is not None and plan.run_dir.is_dir():
+        others = sorted(path.name for path in plan.run_dir.iterdir() if not path.name.endswith(KEPT))
+        if others:
+            raise UnusablePlanError(f"{plan.run_dir} is in use, or something else is in there: {others[0]}")
