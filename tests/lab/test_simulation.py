@@ -16,7 +16,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.lab.simulation import simulate, simulate_many
 
 FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
-COUNT = int(os.environ.get("BGPOOL_SIMULATIONS", "500"))
+COUNT = int(os.environ.get("BGPOOL_SIMULATIONS", "250"))
 
 
 @pytest.mark.slow
