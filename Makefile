@@ -16,8 +16,9 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
+# All tests run on this Python anyway: the quick ones are not run on it again.
 test: mariadb $(VENV)/.tox
-	$(BIN)/tox run
+	TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')" $(BIN)/tox run
 
 bench: mariadb $(VENV)/.demo
 	$(BIN)/python benchmarks/checkout.py
