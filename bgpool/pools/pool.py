@@ -149,8 +149,9 @@ class Pool(ABC, Generic[C]):
         if word[0] == admitted[0]:
             try:
                 return cast(C, generation.inner.getconn(timeout))
-            except psycopg_pool.PoolClosed:
-                pass  # Retired while we waited; what is true now is found out below.
+            except psycopg_pool.PoolClosed as error:
+                # Retired while we waited; what is true now is found out below.
+                _forget_frames(error)
             except _REFUSALS as error:
                 self._count_failure()
                 raise _as_ours(error) from error
@@ -190,6 +191,7 @@ class Pool(ABC, Generic[C]):
             except psycopg_pool.PoolClosed as error:
                 if self._closed:
                     raise _as_ours(error) from error
+                _forget_frames(error)
             except _REFUSALS as error:
                 raise _as_ours(error) from error
 
@@ -471,6 +473,15 @@ def _is_drained(snapshot: Snapshot) -> bool:
 
 #: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.
 _REFUSALS: Final = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
+
+
+def _forget_frames(error: Exception) -> None:
+    """Let go of what the frames of a handled *error* hold: a mapping of the segment among other things.
+
+    psycopg_pool keeps the error with the caller's place in its queue, and the error's frames keep that place: a circle
+    that lives, with the descriptor of a file that is long replaced, until the collector comes by.
+    """
+    error.__traceback__ = None
 
 
 def _as_ours(error: Exception) -> Exception:
