@@ -41,10 +41,11 @@ def mysql_pair() -> Iterator[Pair]:
         yield pair
 
 
-@pytest.fixture
-def kit() -> Kit:
-    """Where a promise names PostgreSQL; a module whose promises name no engine is marked with any_engine."""
-    return KITS[Engine.POSTGRESQL]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The kit of each engine that the module's ``ENGINES`` name; a module whose promises name none has them all."""
+    if "kit" in metafunc.fixturenames:
+        engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
+        metafunc.parametrize("kit", [KITS[engine] for engine in engines], ids=[engine.value for engine in engines])
 
 
 @pytest.fixture

@@ -9,21 +9,16 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit
 
 pytestmark = pytest.mark.lab
 
+ENGINES = tuple(Engine)
+
 MakePool = Callable[..., Pool[Any]]
-
-
-@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
-def kit(request: pytest.FixtureRequest) -> Kit:
-    """Each engine."""
-    found: Kit = request.param
-    return found
 
 
 def use(pool: Pool[Any], times: int) -> None:

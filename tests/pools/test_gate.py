@@ -11,22 +11,19 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit
+from tests.engines import Kit
 from tests.pools.callers import Caller, wait_until
 
 pytestmark = pytest.mark.lab
 
+ENGINES = tuple(Engine)
+
 MakePool = Callable[..., Pool[Any]]
-
-
-@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
-def kit(request: pytest.FixtureRequest) -> Kit:
-    found: Kit = request.param
-    return found
 
 
 @pytest.mark.usefixtures("deployment")

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.pools.generation import Generation
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit, kit_of
+from tests.engines import kit_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+ENGINES = tuple(Engine)
 
 SWITCHOVERS = 30
 
@@ -28,12 +31,6 @@ def descriptors() -> int:
 
 def generations() -> int:
     return sum(isinstance(thing, Generation) for thing in gc.get_objects())
-
-
-@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
-def kit(request: pytest.FixtureRequest) -> Kit:
-    found: Kit = request.param
-    return found
 
 
 def use(pool: Pool[Any]) -> None:

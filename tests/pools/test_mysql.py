@@ -24,19 +24,16 @@ from bgpool.pools.mysql.connection import MysqlConnection, _first_words
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.mysql.store import Store
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit
+from tests.engines import Kit
 from tests.pools.callers import Caller, wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
+ENGINES = (Engine.MYSQL,)
+
 MakePool = Callable[..., MysqlPool]
-
-
-@pytest.fixture
-def kit() -> Kit:
-    return KITS[Engine.MYSQL]
 
 
 class Connector:

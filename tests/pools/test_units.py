@@ -13,21 +13,18 @@ import pymysql
 import pytest
 
 import bgpool
+from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
-from tests.engines import KITS, Kit
+from tests.engines import Kit
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
+ENGINES = tuple(Engine)
+
 MakePool = Callable[..., Pool[Any]]
-
-
-@pytest.fixture(params=list(KITS.values()), ids=lambda kit: kit.engine.value)
-def kit(request: pytest.FixtureRequest) -> Kit:
-    found: Kit = request.param
-    return found
 
 
 # -- before COMMIT -----------------------------------------------------------------------------------------------
