@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,33 @@ import pytest
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.segment.paths import RunFiles, prepare_run_dir
+
+Fork = Callable[[Callable[[], object]], int]
+
+
+@pytest.fixture
+def fork() -> Iterator[Fork]:
+    """Runs a function in a child; children that are left are killed."""
+    pids: list[int] = []
+
+    def start(function: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                function()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        pids.append(pid)
+        return pid
+
+    yield start
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue
 
 
 @pytest.fixture

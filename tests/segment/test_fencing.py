@@ -26,6 +26,7 @@ from bgpool.segment.drafts import drafts_of
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.reader import Reader, SegmentMap
 from bgpool.segment.writer import Superseded, Writer, first_snapshot
+from tests.segment.conftest import Fork
 
 #: The modules whose every line is a place to be stopped at.
 STEPS = {module.__file__ for module in (writer, reader, drafts, history)}
@@ -204,27 +205,15 @@ class TestProcesses:
     """The same with real processes, stopped and killed in the middle."""
 
     @pytest.fixture
-    def start(self) -> Iterator[Callable[[Callable[[], object]], int]]:
+    def start(self, fork: Fork) -> Fork:
         """Runs a function in a child; returns its pid once it has stopped itself or ended."""
-        pids: list[int] = []
 
         def start(function: Callable[[], object]) -> int:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    function()
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            pids.append(pid)
+            pid = fork(function)
             os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             return pid
 
-        yield start
-        for pid in pids:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        return start
 
     @staticmethod
     def wake(pid: int) -> int:

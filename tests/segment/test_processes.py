@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,36 +20,9 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present
 from bgpool.segment.reader import Reader
 from bgpool.segment.writer import Superseded, Writer
+from tests.segment.conftest import Fork
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[Callable[[], object]], int]]:
-    """Runs a function in a child; children that are left are killed."""
-    pids: list[int] = []
-
-    def start(function: Callable[[], object]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                function()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        pids.append(pid)
-        return pid
-
-    yield start
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
-
-
-Fork = Callable[[Callable[[], object]], int]
 
 
 def numbered(n: int) -> Snapshot:
