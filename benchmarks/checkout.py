@@ -18,9 +18,8 @@ import psycopg
 import psycopg_pool
 
 import bgpool
+from benchmarks.rounds import compare, show
 from bgpool.lab import Director, Pair
-
-from rounds import compare, show
 
 
 def main() -> None:

@@ -25,10 +25,9 @@ import pymysql
 from dbutils.pooled_db import PooledDB
 
 import bgpool
+from benchmarks.rounds import compare, show
 from bgpool.lab import Pair
 from bgpool.mysql import BoundedConnection
-
-from rounds import compare, show
 
 THREADS = 8
 SLOW_S = 2.0
