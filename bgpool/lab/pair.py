@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,7 @@ class Pair:
         tls: bool = False,
         iam: bool = False,
         dns: bool = False,
+        settings: Mapping[str, str] | None = None,
         programs: str | Path | None = None,
         base_dir: Path | None = None,
     ) -> None:
@@ -97,6 +98,7 @@ class Pair:
             tls: With certificates for the servers' names, and DSNs that verify them.
             iam: With tokens instead of a password for the role ``app``; implies *tls*.
             dns: With a DNS server instead of a hosts file.
+            settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
             programs: Where the servers' are, as in `bgpool.lab.binaries.find_programs` or
                 `bgpool.lab.mariadb_programs.find_mariadb`.
             base_dir: Where to make the temporary directory; the servers' account must be able to pass
@@ -106,6 +108,9 @@ class Pair:
             raise ValueError(f"flavour must be 'rds' or 'aurora', not {flavour!r}")
         self.flavour: Flavour = flavour
         self.engine = Engine(engine)
+        if settings and self.engine is not Engine.POSTGRESQL:
+            raise ValueError("settings are for PostgreSQL")
+        self._settings = dict(settings or {})
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
         self.tls = tls or iam
@@ -319,6 +324,7 @@ class Pair:
             writers=(ROLE, TRUTH_ROLE),
             watchers=(ROLE, MONITOR_ROLE),
             lab_password=self.lab_password,
+            settings=self._settings,
         )
         return WORKSHOPS[self.engine](setup, guard, self._programs)
 

@@ -85,7 +85,8 @@ class PostgresServer(Server):
             "-A", "trust", "--no-instructions", timeout_s=INIT_TIMEOUT_S,
         )  # fmt: skip
         conf = self.data_dir / "postgresql.conf"
-        self.write_file(conf.name, conf.read_text(encoding="utf-8") + POSTGRESQL_CONF)
+        settings = "".join(f"{name} = '{value}'\n" for name, value in self._setup.settings.items())
+        self.write_file(conf.name, conf.read_text(encoding="utf-8") + POSTGRESQL_CONF + settings)
         self._write_hba()
 
     def clone_from(self, primary: Server, *, follow: Server) -> None:

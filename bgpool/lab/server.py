@@ -50,6 +50,7 @@ class Setup:
         writers: Those of them that may write in the database; the first owns it.
         watchers: Those that may read the metadata where that takes a grant.
         lab_password: That of what the lab itself comes with over TCP.
+        settings: Of PostgreSQL, by name, over those of the lab's configuration.
     """
 
     flavour: Flavour
@@ -58,6 +59,7 @@ class Setup:
     writers: Sequence[str]
     watchers: Sequence[str]
     lab_password: str = field(repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
