@@ -1,0 +1,149 @@
+"""The clients that are compared: each takes a pool's place in the same application.
+
+A client is made in each worker process, after the fork, and used by all of its threads. What differs between them is
+what a user would write differently, and nothing else: all have as many connections as the process has threads, the
+DSN's connect timeout, and POOL_TIMEOUT_S to wait for a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from bgpool.lab import Pair
+from bgpool.lab.ledger import Key
+
+__all__ = ["CLIENTS", "Client", "Config", "Spec"]
+
+POOL_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a client is told; a password is in it.
+
+    Attributes:
+        dsn: A ``postgresql://`` URL with a host name and a connect timeout.
+        addresses: Blue's and green's, for a client that needs no names.
+        resolver: bgpool's, where there are no system names.
+        hosts: The names file to enter a namespace with, see `benchmarks.hosts`; empty for the system as it is.
+        bg_id: The deployment's.
+        baseline_ms, increased_ms, high_ms: The poll intervals of clients that poll.
+        size: Connections of each process; a crew sets it.
+        directory: Where clients may keep files; a crew sets it.
+        debug: Log what the client logs at that level.
+    """
+
+    dsn: str
+    addresses: tuple[str, str]
+    resolver: str = "system"
+    hosts: str = ""
+    bg_id: str = "bench"
+    baseline_ms: int = 1000
+    increased_ms: int = 500
+    high_ms: int = 100
+    size: int = 1
+    directory: str = ""
+    debug: bool = False
+
+    @classmethod
+    def of(cls, pair: Pair, hosts: Path | None = None, **more: Any) -> Config:
+        """For *pair*, with system names if *hosts* has them and with the lab's own resolver otherwise."""
+        return cls(
+            dsn=pair.dsn,
+            addresses=(pair.blue.address, pair.green.address),
+            resolver="system" if hosts is not None else pair.resolver,
+            hosts=str(hosts) if hosts is not None else "",
+            **more,
+        )
+
+    def with_(self, **changes: Any) -> Config:
+        """A copy with *changes*."""
+        return replace(self, **changes)
+
+    def as_json(self) -> dict[str, Any]:
+        """For json.dumps; `from_json` takes it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Config:
+        """What as_json() gave."""
+        return cls(**{**data, "addresses": tuple(data["addresses"])})
+
+
+class Client(Protocol):
+    """One process's way to the database. Its methods are called from any thread."""
+
+    def write(self, key: Key) -> None:
+        """Insert one row of the ledger and commit; whatever is raised is an error that a caller would have seen."""
+
+    def close(self) -> None:
+        """Close every connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A client that can be chosen.
+
+    Attributes:
+        module, factory: Where it is: ``factory(config)`` makes one, and what ``module`` imports is loaded before the
+            fork.
+        needs_names: It asks the system for addresses.
+        note: What has to be said about it.
+        package: The distribution whose version counts.
+    """
+
+    module: str
+    factory: str
+    needs_names: bool
+    note: str = ""
+    package: str = ""
+
+    def load(self) -> Any:
+        """The module, imported."""
+        return import_module(f"benchmarks.clients.{self.module}")
+
+    def make(self, config: Config) -> Client:
+        """A client for this process."""
+        client: Client = getattr(self.load(), self.factory)(config)
+        return client
+
+    def helpers(self, config: Config) -> tuple[int, ...]:
+        """Process ids of what the clients have started beside the workers."""
+        find = getattr(self.load(), "helpers", None)
+        return tuple(find(config)) if find is not None else ()
+
+
+CLIENTS: Final[Mapping[str, Spec]] = {
+    "bgpool": Spec("ours", "Plain", needs_names=False, package="bgpool"),
+    "bgpool, retry": Spec("ours", "Retry", needs_names=False, package="bgpool"),
+    "psycopg_pool": Spec("psycopgs", "Plain", needs_names=True, package="psycopg-pool"),
+    "psycopg_pool, check": Spec("psycopgs", "Checked", needs_names=True, package="psycopg-pool"),
+    "SQLAlchemy, pre-ping": Spec("alchemy", "PrePing", needs_names=True, package="SQLAlchemy"),
+    "AWS wrapper": Spec(
+        "aws",
+        "Wrapper",
+        needs_names=True,
+        package="aws-advanced-python-wrapper",
+        note="AWS wrapper: plugins=bg and autocommit as in its examples, one wrapped connection per thread, which is"
+        " thrown away and opened again after any error.",
+    ),
+    "AWS wrapper, mended": Spec(
+        "aws",
+        "Mended",
+        needs_names=True,
+        package="aws-advanced-python-wrapper",
+        note="AWS wrapper, mended: the same with two defects mended in memory, a suspended call that selects its route"
+        " from the status of before, and routes by host and port that never match; what its design can do.",
+    ),
+    "oracle": Spec(
+        "oracle",
+        "Oracle",
+        needs_names=False,
+        note="oracle: libpq connections, knows both addresses, gives each attempt 0.25 s and tries the other side"
+        " after any failure until a write succeeds; the floor.",
+    ),
+}

@@ -1,0 +1,67 @@
+"""bgpool, as its README shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bgpool
+from benchmarks.clients import POOL_TIMEOUT_S, Config
+from bgpool.lab.ledger import INSERT_SQL, Key
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.reader import SegmentMap
+
+__all__ = ["Plain", "Retry", "helpers"]
+
+
+class Plain:
+    """``with pool.connection()``."""
+
+    def __init__(self, config: Config) -> None:
+        """Make the pool and open it."""
+        self._pool = bgpool.get_pool(
+            config.dsn,
+            bg_id=config.bg_id,
+            bg_resolver=config.resolver,
+            bg_run_dir=_run_dir(config),
+            bg_interval_baseline_ms=config.baseline_ms,
+            bg_interval_increased_ms=config.increased_ms,
+            bg_interval_high_ms=config.high_ms,
+            min_size=config.size,
+            max_size=config.size,
+            timeout=POOL_TIMEOUT_S,
+        )
+        self._pool.open()
+
+    def write(self, key: Key) -> None:
+        """As the protocol says."""
+        with self._pool.connection() as connection:
+            connection.execute(INSERT_SQL, key)
+
+    def close(self) -> None:
+        """As the protocol says."""
+        self._pool.close(timeout=1.0)
+
+
+class Retry(Plain):
+    """A unit of work, which is run again where that is safe."""
+
+    def write(self, key: Key) -> None:
+        """As the protocol says."""
+        self._pool.run(_insert, key)
+
+
+def _insert(connection: Any, key: Key) -> None:
+    connection.execute(INSERT_SQL, key)
+
+
+def helpers(config: Config) -> list[int]:
+    """The monitor, if there is one."""
+    try:
+        return [SegmentMap(RunFiles.of(_run_dir(config), config.bg_id)).header.pid]
+    except (FileNotFoundError, bgpool.SegmentError):
+        return []
+
+
+def _run_dir(config: Config) -> Path:
+    return Path(config.directory) / "run"
