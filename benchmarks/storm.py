@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import random
-import shutil
 import statistics
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,17 @@ import psycopg
 import psycopg_pool
 
 import bgpool
+from benchmarks import hosts
 from benchmarks.arrivals import SETTINGS, Attempt, attempts, most_at_once
 from benchmarks.fleet import Call, Fleet, Post
+from benchmarks.hosts import Names
 from benchmarks.result import Column, Plot, Result, Table, Value
+from benchmarks.run_dir import RunDir
 from bgpool.lab import Director, LabError, Pair, Schedule, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.pair import MONITOR_ROLE, ROLE
 from bgpool.lab.report import release_of
 from bgpool.lab.waiting import wait_until
-from bgpool.segment.paths import RunFiles
-from bgpool.segment.reader import Reader
 
 __all__ = ["QUESTION", "TITLE", "run"]
 
@@ -65,6 +66,8 @@ START_TIMEOUT_S: Final = 90.0
 READY_TIMEOUT_S: Final = 60.0
 BACK_TIMEOUT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 30.0
+#: For attempts at hand to come to something, once everybody is back.
+LAST_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +104,34 @@ AnyPool = bgpool.Pool[Any] | psycopg_pool.ConnectionPool[Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the clients are.
+
+    Attributes:
+        names: What they see as the system's hosts file; None where they cannot be made to.
+    """
+
+    pair: Pair
+    run_dir: Path
+    names: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """Somebody's pool.
 
     Attributes:
-        make: A pool for a worker, after the fork: of the lab's pair and run directory, with a least size.
+        make: A pool for a worker, after the fork, with a least size.
         idle: How many connections it has to hand out.
-        opens: The director's step from which on it can find green.
+        opens: The director's step from which on it can find green, where nothing is told of a release.
+        needs_names: It asks the system for addresses.
     """
 
     name: str
-    make: Callable[[Pair, Path, int], AnyPool]
+    make: Callable[[Place, int], AnyPool]
     idle: Callable[[Any], int]
     opens: str
+    needs_names: bool
 
 
 def run(*, quick: bool) -> Result:
@@ -121,13 +139,17 @@ def run(*, quick: bool) -> Result:
     size = Size(4, 100.0, 1.0, replace(SCHEDULE, scale=0.5)) if quick else Size()
     rows: list[Mapping[str, Value]] = []
     bins: list[Mapping[str, Value]] = []
+    missing = hosts.available()
     for case in CASES:
         for client in CLIENTS:
+            if client.needs_names and missing:
+                continue
             storm = _storm(case, client, size)
             keys: Mapping[str, Value] = {"case": case.name, "client": client.name}
             rows.append({**keys, **storm.figures()})
             bins += [{**keys, **row} for row in storm.bins()]
-    return Result((_summary(rows), _timeline(bins)), _PLOTS)
+    notes = (f"psycopg_pool was left out: {missing}",) if missing else ()
+    return Result((_summary(rows, notes), _timeline(bins)), _PLOTS)
 
 
 # -- one storm ---------------------------------------------------------------------------------------------------------
@@ -205,15 +227,19 @@ class Storm:
 
 def _storm(case: Case, client: Client, size: Size) -> Storm:
     """A pair of its own, a switchover, and what came of it."""
-    with _run_dir() as run_dir, Pair(settings={**SETTINGS, "max_connections": "800"}) as pair:
+    with RunDir() as run_dir, Pair(settings={**SETTINGS, "max_connections": "800"}) as pair:
         ledger.create(pair)
-        life = partial(_live, pair=pair, run_dir=run_dir, client=client, case=case, pause_s=size.pause_s)
-        with Fleet(size.workers, life) as fleet:
+        names = Names(pair.directory) if not hosts.available() else None
+        director = Director(pair, size.schedule)
+        if names is not None:
+            names.publish(pair.hosts.read())
+            director.on_event.append(lambda _: names.publish(pair.hosts.read()))
+        place = Place(pair, run_dir.path, names.path if names is not None else None)
+        with Fleet(size.workers, partial(_live, place=place, client=client, case=case, pause_s=size.pause_s)) as fleet:
             fleet.wait_ready(START_TIMEOUT_S)
-            director = Director(pair, size.schedule)
             director.create_deployment()
             if client.name == "bgpool":
-                wait_until(lambda: _is_ready(run_dir), timeout_s=READY_TIMEOUT_S, what="the deployment to be ready")
+                run_dir.wait_ready(BG_ID, timeout_s=READY_TIMEOUT_S)
             time.sleep(size.before_s)
             held_before = pair.application_connections("blue")
             released_s = _direct(director, fleet, run_dir, size.workers * (THREADS - case.busy))
@@ -221,51 +247,56 @@ def _storm(case: Case, client: Client, size: Size) -> Storm:
             with contextlib.suppress(LabError):
                 # Whoever does not come back has no time in the table.
                 wait_until(lambda: _all_back(fleet, size, opened_s), timeout_s=BACK_TIMEOUT_S, what="", poll_s=0.2)
+            until_s = time.time()
+            time.sleep(LAST_S)
             calls = fleet.calls()
         lines = pair.green.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     began = director.event("in_progress")
     # Nobody but the application is without a name: the others' roles are told as soon as they come.
-    mine = [each for each in attempts(lines) if each.user in (ROLE, "") and each.received_s > began.wall_s]
-    return Storm(
-        size, held_before, began.monotonic_s, opened_s, began.wall_s - began.monotonic_s, calls, tuple(mine)
-    )  # fmt: skip
+    mine = [each for each in attempts(lines) if each.user in (ROLE, "") and began.wall_s < each.received_s < until_s]
+    wall_s = began.wall_s - began.monotonic_s
+    return Storm(size, held_before, began.monotonic_s, opened_s, wall_s, calls, tuple(mine))
 
 
-def _live(post: Post, *, pair: Pair, run_dir: Path, client: Client, case: Case, pause_s: float) -> None:
+def _live(post: Post, *, place: Place, client: Client, case: Case, pause_s: float) -> None:
     """A worker: a pool, and THREADS threads, some of which wait until they are let go."""
-    pool = client.make(pair, run_dir, case.busy)
+    if place.names is not None:
+        hosts.enter(place.names)
+    # Failed attempts are counted, not told.
+    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    pool = client.make(place, case.busy)
     wait_until(lambda: client.idle(pool) >= case.busy, timeout_s=START_TIMEOUT_S, what="connections", poll_s=0.05)
-
-    def work(thread: int) -> None:
-        if thread >= case.busy:
-            post.wait_turn()
-        else:
-            time.sleep(random.uniform(0, pause_s))
-        n = 0
-        while True:
-            n += 1
-            began_s = time.monotonic()
-            try:
-                with pool.connection() as connection:
-                    connection.execute(INSERT_SQL, (post.number, thread, n))
-            except (psycopg.Error, psycopg_pool.PoolTimeout):
-                post.note(thread, began_s, time.monotonic(), ok=False)
-            else:
-                post.note(thread, began_s, time.monotonic(), ok=True)
-            time.sleep(pause_s)
-
     for thread in range(THREADS):
-        threading.Thread(target=work, args=(thread,), daemon=True).start()
+        is_busy = thread < case.busy
+        threading.Thread(target=_work, args=(post, pool, thread, pause_s, is_busy), daemon=True).start()
     post.ready()
 
 
-def _direct(director: Director, fleet: Fleet, run_dir: Path, more_threads: int) -> float | None:
+def _work(post: Post, pool: AnyPool, thread: int, pause_s: float, is_busy: bool) -> None:
+    """A thread: a row, a pause, and so on."""
+    if is_busy:
+        time.sleep(random.uniform(0, pause_s))
+    else:
+        post.wait_turn()
+    for n in itertools.count():
+        began_s = time.monotonic()
+        ok = True
+        try:
+            with pool.connection() as connection:
+                connection.execute(INSERT_SQL, (post.number, thread, n))
+        except (psycopg.Error, psycopg_pool.PoolTimeout):
+            ok = False
+        post.note(thread, began_s, time.monotonic(), ok=ok)
+        time.sleep(pause_s)
+
+
+def _direct(director: Director, fleet: Fleet, run_dir: RunDir, more_threads: int) -> float | None:
     """Run the switchover, in whose outage *more_threads* come; when bgpool let callers go, if it did."""
-    director.add(
-        "threads_come", (SCHEDULE.caught_up_s + SCHEDULE.green_promoted_s) / 2, lambda: fleet.let_go(more_threads)
-    )
+    at = director.schedule
+    come_s = (at.caught_up_s + at.green_promoted_s) / 2
+    director.add("threads_come", come_s, lambda: fleet.let_go(more_threads))
     director.run()
-    release = release_of(Reader(RunFiles.of(run_dir, BG_ID)).refresh().snapshot)
+    release = release_of(run_dir.snapshot(BG_ID))
     return release.mono_ns / 1e9 if release is not None else None
 
 
@@ -275,34 +306,19 @@ def _all_back(fleet: Fleet, size: Size, opened_s: float) -> bool:
     )
 
 
-def _is_ready(run_dir: Path) -> bool:
-    snapshot = Reader(RunFiles.of(run_dir, BG_ID)).refresh().snapshot
-    return snapshot is not None and snapshot.ready
-
-
-@contextlib.contextmanager
-def _run_dir() -> Iterator[Path]:
-    """A run directory; the monitor leaves when it finds it gone."""
-    directory = Path(tempfile.mkdtemp(prefix="bgpool-storm-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 # -- clients -----------------------------------------------------------------------------------------------------------
 
 
-def _bgpool(pair: Pair, run_dir: Path, least: int) -> bgpool.Pool[Any]:
+def _bgpool(place: Place, least: int) -> bgpool.Pool[Any]:
     pool: bgpool.Pool[Any] = bgpool.get_pool(
-        pair.dsn,
+        place.pair.dsn,
         bg_id=BG_ID,
-        bg_resolver=pair.resolver,
-        bg_run_dir=run_dir,
+        bg_resolver="system" if place.names is not None else place.pair.resolver,
+        bg_run_dir=place.run_dir,
         bg_interval_baseline_ms=1000,
         bg_interval_increased_ms=500,
         # So that what comes as the application's role is the application.
-        monitoring={"user": MONITOR_ROLE, "password": pair.lab_password},
+        monitoring={"user": MONITOR_ROLE, "password": place.pair.lab_password},
         min_size=least,
         max_size=THREADS,
         timeout=CALL_TIMEOUT_S,
@@ -311,7 +327,22 @@ def _bgpool(pair: Pair, run_dir: Path, least: int) -> bgpool.Pool[Any]:
     return pool
 
 
-CLIENTS: Final = (Client("bgpool", _bgpool, lambda pool: int(pool.stats().idle), "green_open"),)
+def _psycopg_pool(place: Place, least: int) -> psycopg_pool.ConnectionPool[Any]:
+    return psycopg_pool.ConnectionPool(
+        place.pair.dsn, min_size=least, max_size=THREADS, timeout=CALL_TIMEOUT_S, open=True
+    )
+
+
+CLIENTS: Final = (
+    Client("bgpool", _bgpool, lambda pool: int(pool.stats().idle), "green_open", needs_names=False),
+    Client(
+        "psycopg_pool",
+        _psycopg_pool,
+        lambda pool: int(pool.get_stats()["pool_available"]),
+        "blue_dns_moved",
+        needs_names=True,
+    ),
+)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -319,7 +350,7 @@ CLIENTS: Final = (Client("bgpool", _bgpool, lambda pool: int(pool.stats().idle),
 _KEYS: Final = (Column("case", "Before", is_key=True), Column("client", "Client", is_key=True))
 
 
-def _summary(rows: Sequence[Mapping[str, Value]]) -> Table:
+def _summary(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Table:
     return Table(
         "storm",
         "What green is asked for, and how soon all is well",
@@ -340,9 +371,12 @@ def _summary(rows: Sequence[Mapping[str, Value]]) -> Table:
         ranked_by=("full_s", "most_at_once"),
         rivals="client",
         notes=(
-            "Times count from the moment at which a client could find green: for bgpool the release of its callers.",
+            "Times count from the moment at which a client could find green: for bgpool the release of its callers, for"
+            " psycopg_pool, which goes by DNS alone, the move of the names a second after green was open.",
             f"Full throughput: {FULL:.0%} of the successes per {BIN_MS} ms of before.",
             "With 1 of 8 held, one thread of each worker worked before and eight wait when callers are let go.",
+            "Attempts are counted up to the end of the switchover, and until every thread was back.",
+            *notes,
         ),
     )
 
