@@ -263,7 +263,7 @@ def _live(post: Post, *, place: Place, client: Client, case: Case, pause_s: floa
     if place.names is not None:
         hosts.enter(place.names)
     # Failed attempts are counted, not told.
-    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     pool = client.make(place, case.busy)
     wait_until(lambda: client.idle(pool) >= case.busy, timeout_s=START_TIMEOUT_S, what="connections", poll_s=0.05)
     for thread in range(THREADS):

@@ -1,0 +1,282 @@
+"""How bgpool's costs grow: with the endpoints of a deployment, with workers, and with deployments."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import bgpool
+from benchmarks.fleet import Fleet, Post
+from benchmarks.footprint import cpu_ms_per_s, memory_of, threads_of
+from benchmarks.result import Column, Plot, Result, Table, Value
+from benchmarks.rounds import measure
+from benchmarks.run_dir import RunDir
+from bgpool.core.limits import WATCH_INTERVAL_S
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Snapshot
+from bgpool.lab import Director, Pair, metadata
+from bgpool.lab.waiting import wait_until
+from bgpool.segment.codec import encode
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import Presence
+from bgpool.segment.reader import Reader
+from bgpool.segment.table import Usage
+from bgpool.segment.writer import Writer
+
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE = "Growth"
+QUESTION = (
+    "How does each cost grow: that of a published change with the number of endpoints, that of the monitor with the "
+    "number of workers, and all of it with the number of deployments that one worker uses?"
+)
+
+ENDPOINTS: Final = (2, 8, 32, 64)
+START_TIMEOUT_S: Final = 60.0
+#: From the start of processes, or a change of phase, to where nothing but the usual goes on.
+SETTLE_S: Final = 1.5
+
+_Row = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        workers: Rows in the table of workers.
+        deployments: That one worker uses.
+        calls: Of what takes microseconds.
+        window_s: For CPU.
+    """
+
+    workers: tuple[int, ...] = (1, 4, 16, 64)
+    deployments: tuple[int, ...] = (1, 4, 8)
+    calls: int = 2000
+    window_s: float = 4.0
+
+
+def run(*, quick: bool) -> Result:
+    """All three."""
+    size = Size((1, 4), (1, 2), 200, 0.5) if quick else Size()
+    endpoints = _endpoints_table([_endpoints_row(count, size.calls) for count in ENDPOINTS])
+    with Pair() as pair:
+        workers = _workers_table(_workers_rows(pair, size))
+    with Pair() as pair:
+        deployments = _deployments_table([_deployments_row(pair, count, size) for count in size.deployments])
+    return Result((endpoints, workers, deployments), _PLOTS)
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+def _endpoints_row(count: int, calls: int) -> _Row:
+    """What a snapshot of *count* endpoints costs who publishes it and who reads it."""
+    first = _snapshot(count)
+    second = replace(first, epoch=first.epoch + 1)
+    with tempfile.TemporaryDirectory() as name:
+        files = RunFiles.of(Path(name) / "run", "bench")
+        prepare_run_dir(files.directory)
+        writer = Writer(files, 1, first)
+        reader = Reader(files)
+        publish_us, refresh_us = [], []
+        for number in range(calls):
+            begin = time.perf_counter_ns()
+            writer.publish(second if number % 2 else first)
+            between = time.perf_counter_ns()
+            reader.refresh()
+            refresh_us.append((time.perf_counter_ns() - between) / 1000)
+            publish_us.append((between - begin) / 1000)
+        return {
+            "endpoints": count,
+            "bytes": len(encode(first)),
+            "encode_us": statistics.median(measure(lambda: encode(first), calls // 20) for _ in range(20)),
+            "publish_us": statistics.median(publish_us),
+            "refresh_us": statistics.median(refresh_us),
+            "unchanged_ns": 1000 * statistics.median(measure(reader.refresh, 10 * calls) for _ in range(20)),
+        }
+
+
+def _snapshot(endpoints: int) -> Snapshot:
+    """A deployment with as many endpoints, half of them green, as it is before a switchover."""
+    blue = [f"ledger-{n}.c0abcdefghij.eu-west-1.rds.amazonaws.com" for n in range(endpoints // 2)]
+    green = [f"ledger-{n}-green-abc123.c0abcdefghij.eu-west-1.rds.amazonaws.com" for n in range(endpoints // 2)]
+    hosts = [Host(name, 5432, Role.SOURCE, (f"10.0.0.{n}",)) for n, name in enumerate(blue)]
+    hosts += [Host(name, 5432, Role.TARGET, (f"10.0.1.{n}",)) for n, name in enumerate(green)]
+    twins = tuple(zip(blue, green, strict=True))
+    return Snapshot("bench", Phase.CREATED, ready=True, hosts=tuple(hosts), twins=twins)
+
+
+def _endpoints_table(rows: Sequence[_Row]) -> Table:
+    return Table(
+        "endpoints",
+        "A published change, by the endpoints of the deployment",
+        (
+            Column("endpoints", "Endpoints", is_key=True),
+            Column("bytes", "Bytes of the snapshot"),
+            Column("encode_us", "Encode (µs)", 1),
+            Column("publish_us", "Encode and publish (µs)", 1),
+            Column("refresh_us", "Read after a change (µs)", 1),
+            Column("unchanged_ns", "Read without one (ns)", 0),
+        ),
+        tuple(rows),
+        notes=("The file has one size, however large the snapshot is.",),
+    )
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+def _workers_rows(pair: Pair, size: Size) -> list[_Row]:
+    """What the monitor of one deployment costs, in quiet times and in a switchover that stands still."""
+    rows: list[_Row] = []
+    director = Director(pair)
+    director.create_deployment()
+    with RunDir() as run_dir:
+        options = {"bg_switchover_timeout_ms": 600_000}
+        with Fleet(1, partial(_use, pair=pair, run_dir=run_dir.path, bg_ids=("0",), options=options)) as worker:
+            worker.wait_ready(START_TIMEOUT_S)
+            run_dir.wait_ready("0", timeout_s=START_TIMEOUT_S)
+            for phase, status in ((Phase.CREATED, None), (Phase.IN_PROGRESS, metadata.IN_PROGRESS)):
+                if status is not None:
+                    director.publish(metadata.INITIATED)
+                    _wait_phase(run_dir, Phase.PREPARATION)
+                    director.publish(status)
+                _wait_phase(run_dir, phase)
+                for count in size.workers:
+                    with Fleet(count - 1, partial(_be_present, files=run_dir.files("0"))) as others:
+                        others.wait_ready(START_TIMEOUT_S)
+                        time.sleep(SETTLE_S)
+                        cpu = cpu_ms_per_s(run_dir.monitors(), size.window_s)
+                        memory = memory_of(run_dir.monitors())
+                    row = {"cpu_ms_per_s": cpu, "pss_mb": memory.pss_mb, "rss_mb": memory.rss_mb}
+                    rows.append({"phase": phase.name, "workers": count, **row})
+    return rows
+
+
+def _wait_phase(run_dir: RunDir, phase: Phase) -> None:
+    def is_there() -> bool:
+        snapshot = run_dir.snapshot("0")
+        return snapshot is not None and snapshot.phase is phase
+
+    wait_until(is_there, timeout_s=START_TIMEOUT_S, what=f"the phase {phase.name}")
+
+
+def _be_present(post: Post, *, files: RunFiles) -> None:
+    """A process that has a row and keeps it up, as a worker's watcher does, and nothing else."""
+    presence = Presence(files)
+
+    def write() -> None:
+        while True:
+            presence.write(Usage(in_use=2))
+            time.sleep(WATCH_INTERVAL_S)
+
+    threading.Thread(target=write, daemon=True).start()
+    post.ready()
+
+
+def _workers_table(rows: Sequence[_Row]) -> Table:
+    return Table(
+        "workers",
+        "The monitor of one deployment, by workers on the host",
+        (
+            Column("phase", "Phase", is_key=True),
+            Column("workers", "Workers", is_key=True),
+            Column("cpu_ms_per_s", "CPU (ms/s)", 1),
+            Column("pss_mb", "Memory, PSS (MB)", 1),
+            Column("rss_mb", "Memory, RSS (MB)", 1),
+        ),
+        tuple(rows),
+        notes=(
+            "One worker has a pool; the others have rows that they keep up. Intervals are the defaults: 1 s in CREATED,"
+            " 0.1 s in IN_PROGRESS.",
+            "PSS falls where others map the same libraries.",
+        ),
+    )
+
+
+# -- deployments -------------------------------------------------------------------------------------------------------
+
+
+def _deployments_row(pair: Pair, count: int, size: Size) -> _Row:
+    """What *count* deployments cost a host with one worker that has a pool in each; all have the same servers."""
+    Director(pair).create_deployment()
+    bg_ids = tuple(map(str, range(count)))
+    with RunDir() as run_dir, Fleet(1, partial(_use, pair=pair, run_dir=run_dir.path, bg_ids=bg_ids)) as fleet:
+        fleet.wait_ready(START_TIMEOUT_S)
+        run_dir.wait_ready(*bg_ids, timeout_s=START_TIMEOUT_S)
+        time.sleep(SETTLE_S)
+        monitors = run_dir.monitors()
+        return {
+            "deployments": count,
+            "monitors": len(monitors),
+            "monitoring_connections": pair.monitoring_connections(),
+            "worker_threads": sum(map(threads_of, fleet.pids)),
+            "monitors_pss_mb": memory_of(monitors).pss_mb,
+            "worker_pss_mb": memory_of(fleet.pids).pss_mb,
+            "monitors_cpu_ms_per_s": cpu_ms_per_s(monitors, size.window_s),
+            "worker_cpu_ms_per_s": cpu_ms_per_s(fleet.pids, size.window_s),
+        }
+
+
+def _use(
+    post: Post, *, pair: Pair, run_dir: Path, bg_ids: Iterable[str], options: Mapping[str, Any] | None = None
+) -> None:
+    """A worker with an idle pool in each of *bg_ids*, which has one connection."""
+    pools: list[bgpool.Pool[Any]] = [
+        bgpool.get_pool(
+            pair.dsn,
+            bg_id=bg_id,
+            bg_resolver=pair.resolver,
+            bg_run_dir=run_dir,
+            bg_interval_baseline_ms=1000,
+            min_size=1,
+            **(options or {}),
+        )
+        for bg_id in bg_ids
+    ]
+    for pool in pools:
+        with pool.connection():
+            pass
+    post.ready()
+
+
+def _deployments_table(rows: Sequence[_Row]) -> Table:
+    return Table(
+        "deployments",
+        "Deployments that one worker uses",
+        (
+            Column("deployments", "Deployments", is_key=True),
+            Column("monitors", "Monitor processes"),
+            Column("monitoring_connections", "Monitoring connections"),
+            Column("worker_threads", "Threads of the worker"),
+            Column("monitors_pss_mb", "Memory of the monitors, PSS (MB)", 1),
+            Column("worker_pss_mb", "Memory of the worker, PSS (MB)", 1),
+            Column("monitors_cpu_ms_per_s", "CPU of the monitors (ms/s)", 1),
+            Column("worker_cpu_ms_per_s", "CPU of the worker (ms/s)", 1),
+        ),
+        tuple(rows),
+        notes=("Nothing is sent through the pools; all deployments are in CREATED and polled once a second.",),
+    )
+
+
+_PLOTS: Final = (
+    Plot(
+        "growth-endpoints", "Reading a change, by endpoints (µs)", "endpoints", "lines", "endpoints", "refresh_us",
+    ),
+    Plot(
+        "growth-workers", "CPU of the monitor, by workers (ms/s)", "workers", "lines", "workers", "cpu_ms_per_s",
+        series="phase", log="x",
+    ),
+    Plot(
+        "growth-deployments", "Memory of the monitors, by deployments (MB)", "deployments", "lines", "deployments",
+        "monitors_pss_mb",
+    ),
+)  # fmt: skip
