@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Memory", "cpu_ms_per_s", "cpu_s", "memory_of", "threads_of"]
+__all__ = ["Memory", "cpu_ms_per_s", "cpu_s", "memory_of", "parent_of", "threads_of"]
 
 _FIELD: Final = re.compile(r"^(Rss|Pss): +(\d+) kB$", re.MULTILINE)
 
@@ -60,6 +60,16 @@ def memory_of(pids: Iterable[int]) -> Memory:
         found = dict(_FIELD.findall(Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")))
         pss_kb, rss_kb = pss_kb + int(found["Pss"]), rss_kb + int(found["Rss"])
     return Memory(pss_kb * 1024 / 1e6, rss_kb * 1024 / 1e6)
+
+
+def parent_of(pid: int) -> int:
+    """The process id of the parent of *pid*.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    # The name, in parentheses, may hold anything.
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def threads_of(pid: int) -> int:

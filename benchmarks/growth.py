@@ -18,6 +18,7 @@ from benchmarks.footprint import cpu_ms_per_s, memory_of, threads_of
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.rounds import measure
 from benchmarks.run_dir import RunDir
+from bgpool import get_pool
 from bgpool.core.limits import WATCH_INTERVAL_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
@@ -231,7 +232,7 @@ def _use(
 ) -> None:
     """A worker with an idle pool in each of *bg_ids*, which has one connection."""
     pools: list[bgpool.Pool[Any]] = [
-        bgpool.get_pool(
+        get_pool(
             pair.dsn,
             bg_id=bg_id,
             bg_resolver=pair.resolver,

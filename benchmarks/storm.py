@@ -25,6 +25,7 @@ from benchmarks.fleet import Call, Fleet, Post
 from benchmarks.hosts import Names
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.run_dir import RunDir
+from bgpool import get_pool
 from bgpool.lab import Director, LabError, Pair, Schedule, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.pair import MONITOR_ROLE, ROLE
@@ -310,7 +311,7 @@ def _all_back(fleet: Fleet, size: Size, opened_s: float) -> bool:
 
 
 def _bgpool(place: Place, least: int) -> bgpool.Pool[Any]:
-    pool: bgpool.Pool[Any] = bgpool.get_pool(
+    pool: bgpool.Pool[Any] = get_pool(
         place.pair.dsn,
         bg_id=BG_ID,
         bg_resolver="system" if place.names is not None else place.pair.resolver,
