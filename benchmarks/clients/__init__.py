@@ -94,6 +94,7 @@ class Spec:
         needs_names: It asks the system for addresses.
         note: What has to be said about it.
         package: The distribution whose version counts.
+        sees_s: How long it is given to see a new deployment, where it cannot be asked whether it has.
     """
 
     module: str
@@ -101,6 +102,7 @@ class Spec:
     needs_names: bool
     note: str = ""
     package: str = ""
+    sees_s: float = 0.0
 
     def load(self) -> Any:
         """The module, imported."""
@@ -116,6 +118,11 @@ class Spec:
         find = getattr(self.load(), "helpers", None)
         return tuple(find(config)) if find is not None else ()
 
+    def has_seen(self, config: Config) -> bool:
+        """Whether the clients are ready for a switchover of the deployment, as far as they can be asked."""
+        ask = getattr(self.load(), "is_ready", None)
+        return ask is None or bool(ask(config))
+
 
 CLIENTS: Final[Mapping[str, Spec]] = {
     "bgpool": Spec("ours", "Plain", needs_names=False, package="bgpool"),
@@ -128,6 +135,7 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "Wrapper",
         needs_names=True,
         package="aws-advanced-python-wrapper",
+        sees_s=4.0,
         note="AWS wrapper: plugins=bg and autocommit as in its examples, one wrapped connection per thread, which is"
         " thrown away and opened again after any error.",
     ),
@@ -136,6 +144,7 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "Mended",
         needs_names=True,
         package="aws-advanced-python-wrapper",
+        sees_s=4.0,
         note="AWS wrapper, mended: the same with two defects mended in memory, a suspended call that selects its route"
         " from the status of before, and routes by host and port that never match; what its design can do.",
     ),

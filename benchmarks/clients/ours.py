@@ -9,9 +9,9 @@ import bgpool
 from benchmarks.clients import POOL_TIMEOUT_S, Config
 from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.segment.paths import RunFiles
-from bgpool.segment.reader import SegmentMap
+from bgpool.segment.reader import Reader, SegmentMap
 
-__all__ = ["Plain", "Retry", "helpers"]
+__all__ = ["Plain", "Retry", "helpers", "is_ready"]
 
 
 class Plain:
@@ -58,9 +58,19 @@ def _insert(connection: Any, key: Key) -> None:
 def helpers(config: Config) -> list[int]:
     """The monitor, if there is one."""
     try:
-        return [SegmentMap(RunFiles.of(_run_dir(config), config.bg_id)).header.pid]
+        return [SegmentMap(_files(config)).header.pid]
     except (FileNotFoundError, bgpool.SegmentError):
         return []
+
+
+def is_ready(config: Config) -> bool:
+    """Whether the monitor says that a switchover may begin."""
+    snapshot = Reader(_files(config)).refresh().snapshot
+    return snapshot is not None and snapshot.ready
+
+
+def _files(config: Config) -> RunFiles:
+    return RunFiles.of(_run_dir(config), config.bg_id)
 
 
 def _run_dir(config: Config) -> Path:

@@ -1,0 +1,50 @@
+"""How long threads were without a write, from what they attempted. Times are in seconds on the monotonic clock."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from benchmarks.crew import Attempt
+
+__all__ = ["first_success_s", "is_back", "longest_gap_s", "median_s", "most_s"]
+
+
+def longest_gap_s(attempts: Sequence[Attempt], since_s: float) -> float:
+    """The longest that a thread which wanted to write went without, of the gaps that ended after *since_s*.
+
+    A gap begins with the first attempt after a success and ends with the next success, so a pause between two
+    attempts is no part of it. One that never ended is not counted: see `is_back`.
+    """
+    longest_s = 0.0
+    began_s: float | None = None
+    for attempt in attempts:
+        began_s = attempt.began_s if began_s is None else began_s
+        if attempt.ok:
+            if attempt.ended_s >= since_s:
+                longest_s = max(longest_s, attempt.ended_s - began_s)
+            began_s = None
+    return longest_s
+
+
+def is_back(attempts: Sequence[Attempt], since_s: float) -> bool:
+    """Whether the last attempt that came to an end was a success, and one after *since_s*."""
+    return bool(attempts) and attempts[-1].ok and attempts[-1].ended_s > since_s
+
+
+def first_success_s(attempts: Iterable[Attempt], since_s: float) -> float | None:
+    """From *since_s* to the first success after it; None without one."""
+    return next((a.ended_s - since_s for a in attempts if a.ok and a.ended_s > since_s), None)
+
+
+def median_s(values: Sequence[float | None]) -> float | None:
+    """The median, where None is longer than anything; None if that is what it is."""
+    known = [float("inf") if value is None else value for value in values]
+    middle = statistics.median(known) if known else float("inf")
+    return None if middle == float("inf") else middle
+
+
+def most_s(values: Sequence[float | None]) -> float | None:
+    """The greatest, where None is greater than anything."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None

@@ -1,0 +1,157 @@
+"""A switchover under each client in turn: who sees errors, and for how long beyond the database's own down time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from benchmarks import hosts
+from benchmarks.clients import CLIENTS
+from benchmarks.result import Column, Plot, Result, Table, Value
+from benchmarks.switchover_run import CPU_AFTER_S, HEALTHY, QUICK, SCENARIOS, SETTLE_S, Application, Run, Scenario, play
+
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE = "Switchover"
+QUESTION = (
+    "What do callers see of a switchover? The same application of several processes and threads writes rows through"
+    " each client in turn, on a fresh pair of servers, while a probe that knows both addresses measures how long no"
+    " server takes a write at all. What a thread goes without beyond that is the client's doing."
+)
+
+_QUICK_CLIENTS: Final = ("bgpool", "psycopg_pool", "oracle")
+_QUICK_SETTLE_S: Final = 1.5
+
+_TARGET_CLIENTS: Final = ("bgpool", "oracle")
+_TARGET_SIZES: Final = (Application(), Application(processes=64, threads=1, pause_s=0.25))
+_TARGET_HIGHS_MS: Final = (50, 100)
+
+_COLUMNS: Final = (
+    Column("scenario", "scenario", is_key=True),
+    Column("client", "client", is_key=True),
+    Column("lost", "rows lost"),
+    Column("split", "rows split or doubled"),
+    Column("never", "threads not back"),
+    Column("errors", "errors"),
+    Column("down_s", "database down (s)", 3),
+    Column("gap_s", "longest gap (s)", 3),
+    Column("excess_s", "beyond the down time (s)", 3),
+    Column("first_median_s", "first success, median thread (s)", 3),
+    Column("first_last_s", "first success, last thread (s)", 3),
+    Column("cpu_s", "CPU (s)", 2),
+)
+_TARGET_COLUMNS: Final = (
+    Column("size", "processes × threads", is_key=True),
+    Column("high_ms", "high interval (ms)", is_key=True),
+    Column("client", "client", is_key=True),
+    Column("never", "threads not back"),
+    Column("errors", "errors"),
+    Column("excess_s", "beyond the down time, longest (s)", 3),
+    Column("median_excess_s", "the same, median thread (s)", 3),
+    Column("first_median_s", "first success, median thread (s)", 3),
+    Column("first_last_s", "first success, last thread (s)", 3),
+)
+
+
+def run(*, quick: bool) -> Result:
+    """One repetition; *quick* is a healthy switchover with three clients."""
+    scenarios, settle_s = ((QUICK,), _QUICK_SETTLE_S) if quick else (SCENARIOS, SETTLE_S)
+    reason = hosts.available()
+    clients = [
+        name
+        for name, spec in CLIENTS.items()
+        if not (reason and spec.needs_names) and (name in _QUICK_CLIENTS or not quick)
+    ]
+    rows = [_row(scenario, client, settle_s) for scenario in scenarios for client in clients]
+    table = Table(
+        "switchover",
+        "What callers see of a switchover",
+        _COLUMNS,
+        tuple(rows),
+        ranked_by=("lost", "split", "never", "excess_s", "errors"),
+        rivals="client",
+        notes=_notes(clients, reason, settle_s),
+    )
+    plots = (
+        Plot(
+            "switchover-excess", "Longest gap beyond the down time (s)", "switchover", "bars", "scenario", "excess_s",
+            "client", log="y",
+        ),
+        Plot("switchover-errors", "Errors that callers saw", "switchover", "bars", "scenario", "errors", "client",
+             log="y"),
+    )  # fmt: skip
+    return Result((table,) if quick else (table, _targets()), plots)
+
+
+def _row(scenario: Scenario, client: str, settle_s: float) -> dict[str, Value]:
+    found = play(scenario, client, Application(), settle_s=settle_s)
+    return {
+        "scenario": scenario.name,
+        "client": client,
+        "lost": found.lost,
+        "split": found.split,
+        "down_s": found.down_s,
+        "gap_s": found.longest_gap_s,
+        "cpu_s": found.cpu_s,
+        **_common(found),
+    }
+
+
+def _common(found: Run) -> dict[str, Value]:
+    return {
+        "never": found.never,
+        "errors": found.errors,
+        "excess_s": found.excess_s,
+        "first_median_s": found.first_median_s,
+        "first_last_s": found.first_last_s,
+    }
+
+
+def _targets() -> Table:
+    rows: list[dict[str, Value]] = []
+    for size in _TARGET_SIZES:
+        for high_ms in _TARGET_HIGHS_MS:
+            for client in _TARGET_CLIENTS:
+                found = play(HEALTHY, client, size, high_ms=high_ms)
+                rows.append(
+                    {
+                        "size": f"{size.processes} × {size.threads}",
+                        "high_ms": high_ms,
+                        "client": client,
+                        "median_excess_s": found.median_excess_s,
+                        **_common(found),
+                    }
+                )
+    return Table(
+        "targets",
+        "A healthy switchover by size of the application and poll interval",
+        _TARGET_COLUMNS,
+        tuple(rows),
+        notes=(
+            "The oracle does not poll: its rows of two intervals are two runs of the same.",
+            f"Threads pause {_TARGET_SIZES[0].pause_s * 1000:g} ms between two writes in the small application and"
+            f" {_TARGET_SIZES[1].pause_s * 1000:g} ms in the large one. A thread that did not want to write at the"
+            " very moment that the database went down has a shorter gap than the database: hence numbers below zero.",
+        ),
+    )
+
+
+def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, ...]:
+    application = Application()
+    notes = [
+        f"{application.processes} processes of {application.threads} threads each, which pause"
+        f" {application.pause_s * 1000:g} ms between two writes, also after an error; as many connections as threads.",
+        "A gap is from the first attempt after a success to the end of the next success. First success: from the"
+        " database's first write after the outage.",
+        f"Not back: the thread's last attempt failed or never ended, {settle_s:g} s after the last step. A client of"
+        " which a thread is not back has no longest gap.",
+        f"CPU: of all the client's processes, with what polls beside them, from the first step to {CPU_AFTER_S:g} s"
+        " after the last.",
+        "Who connects by name before DNS has moved comes to old blue, which lets clients in again and is read-only; a"
+        " pool that finds nothing wrong with such a connection keeps it.",
+    ]
+    left_out = [name for name, spec in CLIENTS.items() if reason and spec.needs_names]
+    if left_out:
+        notes.append(f"Left out, because they need names of the system's: {', '.join(left_out)}. {reason}")
+    notes += dict.fromkeys(CLIENTS[name].note for name in clients if CLIENTS[name].note)
+    return tuple(notes)

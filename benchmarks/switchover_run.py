@@ -1,0 +1,230 @@
+"""One switchover of a fresh pair of servers under one client: what is done, and what comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from benchmarks import gaps, hosts
+from benchmarks.clients import CLIENTS, Config
+from benchmarks.crew import PAUSE_S, Crew, Report
+from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, ledger
+from bgpool.lab.scenarios.evidence import metadata_frozen
+from bgpool.lab.scenarios.hosts import black_hole_blue
+from bgpool.lab.scenarios.scenario import FAST, Stage
+from bgpool.lab.waiting import wait_until
+
+__all__ = ["CPU_AFTER_S", "HEALTHY", "QUICK", "SCENARIOS", "SETTLE_S", "Application", "Run", "Scenario", "play"]
+
+SCHEDULE: Final = Schedule(
+    initiated_s=-1.5,
+    in_progress_s=0.0,
+    writes_stopped_s=0.05,
+    connections_dropped_s=0.05,
+    caught_up_s=0.1,
+    green_promoted_s=2.2,
+    old_blue_open_s=2.5,
+    names_changed_s=3.5,
+    blue_dns_moved_s=4.5,
+    green_dns_gone_s=6.0,
+    completed_s=6.5,
+    rolled_back_s=1.5,
+)
+
+CPU_AFTER_S: Final = 1.0
+"""How long after the last step CPU time is still counted, for every client alike."""
+
+SETTLE_S: Final = 5.0
+"""How long after the last step a thread may take to come back."""
+
+_GRACE_S: Final = 1.0
+"""How long the last attempt may take: who is back needs milliseconds."""
+
+_SEEN_TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A switchover that is compared.
+
+    Attributes:
+        stage: Called before the deployment is created, to alter the director's steps.
+        rolled_back: It is taken back in IN_PROGRESS, and blue survives.
+    """
+
+    name: str
+    schedule: Schedule = SCHEDULE
+    stage: Callable[[Stage], None] | None = None
+    rolled_back: bool = False
+
+
+HEALTHY: Final = Scenario("healthy")
+QUICK: Final = Scenario("healthy", schedule=replace(FAST, initiated_s=-0.8))
+SCENARIOS: Final = (
+    HEALTHY,
+    Scenario("frozen", stage=metadata_frozen),
+    Scenario("rollback", rolled_back=True),
+    Scenario("black hole", stage=black_hole_blue),
+    Scenario(
+        "stale DNS", schedule=replace(SCHEDULE, blue_dns_moved_s=12.0, green_dns_gone_s=13.0, completed_s=13.5)
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """How many write, and how often each of them."""
+
+    processes: int = 4
+    threads: int = 2
+    pause_s: float = PAUSE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one client went through. None where a thread that never came back leaves nothing to tell.
+
+    Attributes:
+        down_s: The longest that no server took a write.
+        errors: Attempts that failed.
+        never: Threads that were not back at the end.
+        longest_gap_s, median_gap_s: The longest gap of the thread that it was longest for, and of the median thread.
+        first_median_s, first_last_s: From the database's first write after the outage to the first success of a
+            thread, for the median and the last of them.
+        cpu_s: CPU time of all the client's processes, from the first step to CPU_AFTER_S after the last.
+        lost: Rows that were acknowledged and are gone.
+        split: Rows on the wrong server, and rows that are there twice.
+        error_classes: The errors by their class.
+    """
+
+    down_s: float
+    errors: int
+    never: int
+    longest_gap_s: float | None
+    median_gap_s: float | None
+    first_median_s: float | None
+    first_last_s: float | None
+    cpu_s: float
+    lost: int
+    split: int
+    error_classes: dict[str, int]
+
+    @property
+    def excess_s(self) -> float | None:
+        """The part of the longest gap that the database did not cause."""
+        return None if self.longest_gap_s is None else self.longest_gap_s - self.down_s
+
+    @property
+    def median_excess_s(self) -> float | None:
+        """The same for the median thread."""
+        return None if self.median_gap_s is None else self.median_gap_s - self.down_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    pair: Pair
+    director: Director
+
+
+def play(
+    scenario: Scenario, client: str, application: Application, *, high_ms: int = 100, settle_s: float = SETTLE_S
+) -> Run:
+    """Play *scenario* on a pair of its own.
+
+    Raises:
+        LabError: The lab failed, or the client could not write before the switchover.
+    """
+    with contextlib.ExitStack() as stack:
+        pair = stack.enter_context(Pair("rds"))
+        ledger.create(pair)
+        director = Director(pair, scenario.schedule)
+        config = _config(pair, director, high_ms)
+        crew = stack.enter_context(
+            Crew(
+                client,
+                config,
+                processes=application.processes,
+                threads=application.threads,
+                pause_s=application.pause_s,
+                grace_s=_GRACE_S,
+            )
+        )
+        crew.wait_writing(_START_TIMEOUT_S)
+        if scenario.stage is not None:
+            scenario.stage(_Stage(pair, director))
+        director.create_deployment()
+        _wait_seen(client, crew)
+        with TruthProbe(pair) as truth:
+            began_s, cpu_s = _switch_over(scenario, director, crew, settle_s)
+        return _judge(scenario, pair, truth, crew.report(), began_s, cpu_s)
+
+
+def _config(pair: Pair, director: Director, high_ms: int) -> Config:
+    """What clients are told; where it is possible their system names follow the lab's from now on."""
+    if hosts.available():
+        return Config.of(pair, high_ms=high_ms)
+    names = hosts.Names(pair.directory)
+    names.publish(pair.hosts.read())
+    director.on_event.append(lambda _: names.publish(pair.hosts.read()))
+    return Config.of(pair, names.path, high_ms=high_ms)
+
+
+def _wait_seen(client: str, crew: Crew) -> None:
+    spec = CLIENTS[client]
+    wait_until(
+        lambda: spec.has_seen(crew.config), timeout_s=_SEEN_TIMEOUT_S, what=f"{client} sees the deployment", poll_s=0.05
+    )
+    time.sleep(spec.sees_s)
+
+
+def _switch_over(scenario: Scenario, director: Director, crew: Crew, settle_s: float) -> tuple[float, float]:
+    """Direct, and let the application come back; when it began, and the CPU time that it took."""
+    began_s, cpu_before_s = time.monotonic(), crew.cpu_s()
+    if scenario.rolled_back:
+        director.rollback_from("IN_PROGRESS")
+    else:
+        director.run()
+    last_step_s = time.monotonic()
+    time.sleep(CPU_AFTER_S)
+    cpu_s = crew.cpu_s() - cpu_before_s
+    # Who is not back then will be told by the figures.
+    with contextlib.suppress(LabError):
+        crew.wait_written_since(last_step_s, settle_s - CPU_AFTER_S)
+    crew.stop()
+    return began_s, cpu_s
+
+
+def _judge(
+    scenario: Scenario, pair: Pair, truth: TruthProbe, report: Report, began_s: float, cpu_s: float
+) -> Run:  # fmt: skip
+    outage = max(truth.outages, key=lambda each: each.down_s, default=None)
+    if outage is None:
+        raise LabError("the database was never down")
+    if (outage.next_side == "blue") != scenario.rolled_back:
+        raise LabError(f"the longest outage ended on {outage.next_side}")
+    judge = ledger.judge_rollback if scenario.rolled_back else ledger.judge
+    verdict = judge(pair, report.acknowledged, report.unknown)
+    back_s = outage.next_write_s
+    never, longest, firsts = 0, list[float | None](), list[float | None]()
+    for place, attempts in report.attempts.items():
+        back = gaps.is_back(attempts, back_s) and place not in report.stuck
+        never += not back
+        longest.append(gaps.longest_gap_s(attempts, began_s) if back else None)
+        firsts.append(gaps.first_success_s(attempts, back_s))
+    return Run(
+        down_s=outage.down_s,
+        errors=sum(report.errors.values()),
+        never=never,
+        longest_gap_s=gaps.most_s(longest),
+        median_gap_s=gaps.median_s(longest),
+        first_median_s=gaps.median_s(firsts),
+        first_last_s=gaps.most_s(firsts),
+        cpu_s=cpu_s,
+        lost=verdict.lost,
+        split=verdict.split + verdict.doubled,
+        error_classes=dict(report.errors),
+    )
