@@ -41,8 +41,6 @@ QUESTION = (
 
 ENDPOINTS: Final = (2, 8, 32, 64)
 START_TIMEOUT_S: Final = 60.0
-#: From the start of processes, or a change of phase, to where nothing but the usual goes on.
-SETTLE_S: Final = 1.5
 
 _Row = Mapping[str, Value]
 
@@ -55,30 +53,33 @@ class Size:
         workers: Rows in the table of workers.
         deployments: That one worker uses.
         calls: Of what takes microseconds.
+        settle_s: From the start of processes, or a change of phase, to where nothing but the usual goes on.
         window_s: For CPU.
     """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
     deployments: tuple[int, ...] = (1, 4, 8)
     calls: int = 2000
+    settle_s: float = 1.5
     window_s: float = 4.0
 
 
 def run(*, quick: bool) -> Result:
     """All three."""
-    size = Size((1, 4), (1, 2), 200, 0.5) if quick else Size()
-    endpoints = _endpoints_table([_endpoints_row(count, size.calls) for count in ENDPOINTS])
+    size = Size((1, 4), (1, 2), calls=200, settle_s=0.5, window_s=0.5) if quick else Size()
+    endpoints = _endpoints_table([endpoints_row(count, size.calls) for count in ENDPOINTS])
     with Pair() as pair:
-        workers = _workers_table(_workers_rows(pair, size))
-    with Pair() as pair:
+        director = Director(pair)
+        director.create_deployment()
         deployments = _deployments_table([_deployments_row(pair, count, size) for count in size.deployments])
+        workers = _workers_table(_workers_rows(director, size))
     return Result((endpoints, workers, deployments), _PLOTS)
 
 
 # -- endpoints ---------------------------------------------------------------------------------------------------------
 
 
-def _endpoints_row(count: int, calls: int) -> _Row:
+def endpoints_row(count: int, calls: int) -> _Row:
     """What a snapshot of *count* endpoints costs who publishes it and who reads it."""
     first = _snapshot(count)
     second = replace(first, epoch=first.epoch + 1)
@@ -135,14 +136,14 @@ def _endpoints_table(rows: Sequence[_Row]) -> Table:
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-def _workers_rows(pair: Pair, size: Size) -> list[_Row]:
+def _workers_rows(director: Director, size: Size) -> list[_Row]:
     """What the monitor of one deployment costs, in quiet times and in a switchover that stands still."""
     rows: list[_Row] = []
-    director = Director(pair)
-    director.create_deployment()
     with RunDir() as run_dir:
         options = {"bg_switchover_timeout_ms": 600_000}
-        with Fleet(1, partial(_use, pair=pair, run_dir=run_dir.path, bg_ids=("0",), options=options)) as worker:
+        with Fleet(
+            1, partial(_use, pair=director.pair, run_dir=run_dir.path, bg_ids=("0",), options=options)
+        ) as worker:
             worker.wait_ready(START_TIMEOUT_S)
             run_dir.wait_ready("0", timeout_s=START_TIMEOUT_S)
             for phase, status in ((Phase.CREATED, None), (Phase.IN_PROGRESS, metadata.IN_PROGRESS)):
@@ -154,7 +155,7 @@ def _workers_rows(pair: Pair, size: Size) -> list[_Row]:
                 for count in size.workers:
                     with Fleet(count - 1, partial(_be_present, files=run_dir.files("0"))) as others:
                         others.wait_ready(START_TIMEOUT_S)
-                        time.sleep(SETTLE_S)
+                        time.sleep(size.settle_s)
                         cpu = cpu_ms_per_s(run_dir.monitors(), size.window_s)
                         memory = memory_of(run_dir.monitors())
                     row = {"cpu_ms_per_s": cpu, "pss_mb": memory.pss_mb, "rss_mb": memory.rss_mb}
@@ -208,12 +209,11 @@ def _workers_table(rows: Sequence[_Row]) -> Table:
 
 def _deployments_row(pair: Pair, count: int, size: Size) -> _Row:
     """What *count* deployments cost a host with one worker that has a pool in each; all have the same servers."""
-    Director(pair).create_deployment()
     bg_ids = tuple(map(str, range(count)))
     with RunDir() as run_dir, Fleet(1, partial(_use, pair=pair, run_dir=run_dir.path, bg_ids=bg_ids)) as fleet:
         fleet.wait_ready(START_TIMEOUT_S)
         run_dir.wait_ready(*bg_ids, timeout_s=START_TIMEOUT_S)
-        time.sleep(SETTLE_S)
+        time.sleep(size.settle_s)
         monitors = run_dir.monitors()
         return {
             "deployments": count,

@@ -34,10 +34,6 @@ COMPARED: Final = (BASELINE, "bgpool", "AWS wrapper")
 
 START_TIMEOUT_S: Final = 120.0
 SETTLE_TIMEOUT_S: Final = 60.0
-#: Clients have connected to all that they want to once nothing has changed for so long.
-SETTLED_S: Final = 3.0
-#: From SWITCHOVER_INITIATED on, until every client has seen it.
-NOTICED_S: Final = 2.0
 
 #: The servers log every statement: their counters of transactions lag behind by up to ten seconds in an idle session.
 _SETTINGS: Final = {"log_statement": "all", "max_connections": "400"}
@@ -46,21 +42,30 @@ _STATEMENT: Final = re.compile(rf" {ROLE}@\S+ .*? LOG:  (?:statement|execute [^:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured."""
+    """How much is measured.
+
+    Attributes:
+        settled_s: Clients have connected to all that they want to once nothing has changed for so long.
+        noticed_s: From SWITCHOVER_INITIATED on, until every client has seen it.
+        window_s: For CPU and statements.
+    """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
+    settled_s: float = 3.0
+    noticed_s: float = 2.0
     window_s: float = 6.0
 
 
 def run(*, quick: bool) -> Result:
     """Every client with every number of workers."""
-    size = Size((1, 4), 1.5) if quick else Size()
+    size = Size((1, 4), 1.0, 0.8, 0.5) if quick else Size()
     missing = hosts.available()
     clients = [name for name in COMPARED if not (missing and CLIENTS[name].needs_names)]
     rows: list[Mapping[str, Value]] = []
-    for workers in size.workers:
-        measured = {client: _measure(client, workers, size.window_s) for client in clients}
-        rows += [_row(client, workers, cost, measured.get(BASELINE)) for client, cost in measured.items()]
+    with servers() as director:
+        for workers in size.workers:
+            measured = {client: measure(director, client, workers, size) for client in clients}
+            rows += [_row(client, workers, cost, measured.get(BASELINE)) for client, cost in measured.items()]
     left_out = [name for name in COMPARED if name not in clients]
     notes = (f"{', '.join(left_out)}: left out, {missing}",) if missing else ()
     return Result((_table(rows, notes),), _PLOTS)
@@ -87,22 +92,30 @@ class Cost:
     prepared: Polling
 
 
-def _measure(client: str, workers: int, window_s: float) -> Cost:
-    """A pair and a crew of its own, at rest, before and after SWITCHOVER_INITIATED."""
+@contextlib.contextmanager
+def servers() -> Iterator[Director]:
+    """A pair with a ledger and a deployment, and the director who tells its status."""
     with Pair(settings=_SETTINGS) as pair:
         ledger.create(pair)
         director = Director(pair)
         director.create_deployment()
-        with _crew(client, pair, workers) as crew:
-            crew.wait_writing(START_TIMEOUT_S)
-            connections = _settled_connections(pair) - workers
-            # With the one that they are forked from, which has part of their memory.
-            pids = (*crew.pids(), *crew.helpers(), parent_of(crew.pids()[0]))
-            created = _polling(pair, pids, window_s)
-            pss_mb = memory_of(pids).pss_mb
-            director.publish(metadata.INITIATED)
-            time.sleep(NOTICED_S)
-            return Cost(connections, pss_mb, created, _polling(pair, pids, window_s))
+        yield director
+
+
+def measure(director: Director, client: str, workers: int, size: Size) -> Cost:
+    """A crew of its own at rest, before and after SWITCHOVER_INITIATED."""
+    pair = director.pair
+    director.publish(metadata.AVAILABLE)
+    with _crew(client, pair, workers) as crew:
+        crew.wait_writing(START_TIMEOUT_S)
+        connections = _settled_connections(pair, size.settled_s) - workers
+        # With the one that they are forked from, which has part of their memory.
+        pids = (*crew.pids(), *crew.helpers(), parent_of(crew.pids()[0]))
+        created = _polling(pair, pids, size.window_s)
+        pss_mb = memory_of(pids).pss_mb
+        director.publish(metadata.INITIATED)
+        time.sleep(size.noticed_s)
+        return Cost(connections, pss_mb, created, _polling(pair, pids, size.window_s))
 
 
 @contextlib.contextmanager
@@ -117,7 +130,7 @@ def _crew(client: str, pair: Pair, workers: int) -> Iterator[Crew]:
         yield crew
 
 
-def _settled_connections(pair: Pair) -> int:
+def _settled_connections(pair: Pair, settled_s: float) -> int:
     """Sessions of the application's role on both servers, once their number stays the same."""
     count, since_s = -1, 0.0
 
@@ -126,7 +139,7 @@ def _settled_connections(pair: Pair) -> int:
         found = sum(server.sessions_of(ROLE, but="never") for server in pair.servers)
         if found != count:
             count, since_s = found, time.monotonic()
-        return time.monotonic() - since_s >= SETTLED_S
+        return time.monotonic() - since_s >= settled_s
 
     wait_until(is_settled, timeout_s=SETTLE_TIMEOUT_S, what="connections to stay the same", poll_s=0.2)
     return count
