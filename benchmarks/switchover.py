@@ -20,7 +20,7 @@ QUESTION = (
 )
 
 _QUICK_CLIENTS: Final = ("bgpool", "psycopg_pool", "oracle")
-_QUICK_SETTLE_S: Final = 1.5
+_QUICK_SETTLE_S: Final = CPU_AFTER_S
 
 _TARGET_CLIENTS: Final = ("bgpool", "oracle")
 _TARGET_SIZES: Final = (Application(), Application(processes=64, threads=1, pause_s=0.25))

@@ -33,6 +33,7 @@ class Config:
         bg_id: The deployment's.
         baseline_ms, increased_ms, high_ms: The poll intervals of clients that poll.
         size: Connections of each process; a crew sets it.
+        crowd: Threads of all processes together; a crew sets it.
         directory: Where clients may keep files; a crew sets it.
         debug: Log what the client logs at that level.
     """
@@ -46,6 +47,7 @@ class Config:
     increased_ms: int = 500
     high_ms: int = 100
     size: int = 1
+    crowd: int = 1
     directory: str = ""
     debug: bool = False
 
@@ -136,8 +138,11 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         needs_names=True,
         package="aws-advanced-python-wrapper",
         sees_s=4.0,
-        note="AWS wrapper: plugins=bg and autocommit as in its examples, one wrapped connection per thread, which is"
-        " thrown away and opened again after any error.",
+        note="AWS wrapper: plugins=bg, and autocommit as in its examples; one wrapped connection per thread, which is"
+        " thrown away and opened again after any error. It goes by the metadata alone: where they stay at IN_PROGRESS"
+        " (frozen, black hole) a call is suspended for bg_connect_timeout_ms, 30 s. In a rollback it depends on when it"
+        " polls: it takes the return to AVAILABLE for one only if the reading before told IN_PROGRESS, not if that one"
+        " failed because connections were cut.",
     ),
     "AWS wrapper, mended": Spec(
         "aws",
@@ -153,6 +158,7 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "Oracle",
         needs_names=False,
         note="oracle: libpq connections, knows both addresses, gives each attempt 0.25 s and tries the other side"
-        " after any failure until a write succeeds; the floor.",
+        " after any failure until a write succeeds; the floor. Between two attempts a thread pauses 1 ms for each"
+        " thread of the application: refusing more than a thousand a second would keep the servers from their work.",
     ),
 }

@@ -18,7 +18,8 @@ __all__ = ["Oracle"]
 _ATTEMPT_S: Final = 0.25
 """Far more than a connect or a write takes; only a server that says nothing at all uses it up."""
 
-_BETWEEN_S: Final = 0.002
+_BETWEEN_S: Final = 0.001
+"""Pause between two attempts, for each thread of the application: servers that refuse have to work for it."""
 
 
 class Oracle(threading.local):
@@ -28,6 +29,7 @@ class Oracle(threading.local):
         """Remember where to go; threads connect when they first write."""
         given = conninfo_to_dict(config.dsn)
         self._login = {key: str(given[key]) for key in ("port", "user", "password", "dbname")}
+        self._between_s = _BETWEEN_S * config.crowd
         self._addresses = cycle(config.addresses)
         self._address = next(self._addresses)
         self._wire: PostgresWire | None = None
@@ -41,7 +43,7 @@ class Oracle(threading.local):
             except WireError:
                 self.close()
                 self._address = next(self._addresses)
-                pause(_BETWEEN_S)
+                pause(self._between_s)
             else:
                 return
 
