@@ -39,10 +39,20 @@ class Generation:
             nobody asks.
     """
 
-    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool) -> None:
-        """A new generation; *follows* another one, which a switchover has made unfit."""
+    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool, held_before: int | None = None) -> None:
+        """A new generation.
+
+        Args:
+            recipe: How connections are made.
+            epoch: The epoch to begin under.
+            follows: A switchover has begun; failures to connect are its doing for a while.
+            held_before: How many connections the generation had that a switchover has made unfit; None if there was
+                none. Meanwhile no more than that many are opened at a time: the server has carried as many before,
+                and is asked by everybody at the same moment now.
+        """
         self._recipe: Final = recipe
         self._follows: Final = follows
+        self._turns: Final = threading.BoundedSemaphore(max(1, held_before)) if held_before is not None else None
         self._born: Final = time.monotonic()
         self._members: Final[weakref.WeakSet[Aware]] = weakref.WeakSet()
         self._lock: Final = threading.Lock()
@@ -107,17 +117,20 @@ class Generation:
     def _connect_once(self, kwargs: Mapping[str, Any]) -> Aware:
         recipe = self._recipe
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
-        _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
-        connection = recipe.connect(decision, kwargs)
+        # Decided after the wait for a turn, which ends with a hold and the driver's connect timeout at the latest.
+        with self._turns if self._turns is not None and self._is_recent() else contextlib.nullcontext():
+            _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
+            connection = recipe.connect(decision, kwargs)
         connection.bgpool_generation = self
         with self._lock:
             self._members.add(connection)
         return connection
 
     def _worth_trying_again(self) -> bool:
-        age_s = time.monotonic() - self._born
-        recent = self._follows and age_s < self._recipe.settings.bg_connect_timeout_ms / 1000
-        return recent and not self.retired
+        return self._follows and self._is_recent() and not self.retired
+
+    def _is_recent(self) -> bool:
+        return time.monotonic() - self._born < self._recipe.settings.bg_connect_timeout_ms / 1000
 
     def take_back(self, connection: Any) -> None:
         """A connection of ours is returned: closed instead of kept where the server turned out to be read-only."""

@@ -111,7 +111,8 @@ class Pool(ABC, Generic[C]):
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
-        self._follows = False
+        # What the generation before the one to come had when a switchover made it unfit; None if there was none.
+        self._held_before: int | None = None
         # Put away, and perhaps still handing something out.
         self._ended: list[Generation] = []
         self._drained = self._cut = self._failed = 0
@@ -312,8 +313,9 @@ class Pool(ABC, Generic[C]):
                 old, generation = generation, None
                 self._put_away(old, snapshot)
             if generation is None:
-                follows = self._follows or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
-                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
+                before = self._held_before
+                follows = before is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, held_before=before)
                 self._generation = generation
         generation.open()
         if old is not None and snapshot is not None:
@@ -345,8 +347,8 @@ class Pool(ABC, Generic[C]):
         self._generation = None
         self._ended.append(generation)
         self._quick = _SHUT
-        self._follows = True
-        self._drained += generation.connections()
+        self._held_before = generation.connections()
+        self._drained += self._held_before
         if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 
