@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
@@ -35,6 +35,7 @@ class Generation:
         epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
         live: A word, 0 once a statement must stop and think before it is sent; the kernel makes it so in a child.
         inner: The driver's pool.
+        keep: Its way to take a connection back that is fit to be used again.
         lineage: The identifier of the database cluster behind the connections; None until it was asked for, and where
             nobody asks.
     """
@@ -62,6 +63,7 @@ class Generation:
         self.retired = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = recipe.make_inner(self)
+        self.keep: Final[Callable[[Any], None]] = self.inner.putconn
 
     def __repr__(self) -> str:
         state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live[0] else "draining"
@@ -133,7 +135,7 @@ class Generation:
         return time.monotonic() - self._born < self._recipe.settings.bg_connect_timeout_ms / 1000
 
     def take_back(self, connection: Any) -> None:
-        """A connection of ours is returned: closed instead of kept where the server turned out to be read-only."""
+        """A connection of ours is returned; closed instead of kept where the server turned out to be read-only."""
         if connection.bgpool_unfit:
             connection.bgpool_discard()
         self.inner.putconn(connection)

@@ -105,8 +105,8 @@ class Pool(ABC, Generic[C]):
         self._lock = threading.Lock()
         self._generation: Generation | None = None
         self._cuts: list[tuple[float, Generation]] = []
-        # The mapped word, what it said when the generation was found good, and the generation: read as one. The
-        # second is a word of memory, too, which the kernel wipes in a forked child.
+        # The mapped word, what it said when the generation was found good, and the driver's way to one of its
+        # connections: read as one. The second is a word of memory, too, which the kernel wipes in a forked child.
         self._quick: tuple[memoryview, memoryview, Any] = _SHUT
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
@@ -146,10 +146,10 @@ class Pool(ABC, Generic[C]):
 
     def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
-        word, admitted, generation = self._quick
+        word, admitted, take = self._quick
         if word[0] == admitted[0]:
             try:
-                return cast(C, generation.inner.getconn(timeout))
+                return take(timeout)  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
                 _forget_frames(error)
@@ -168,12 +168,15 @@ class Pool(ABC, Generic[C]):
         Raises:
             ValueError: *conn* was not checked out from a pool of this process.
         """
-        generation = getattr(conn, "bgpool_generation", None)
-        if not isinstance(generation, Generation):
-            raise ValueError(f"{conn!r} was not checked out from {self!r}")
-        if not generation.live[0] and generation.inherited:
-            return
-        generation.take_back(conn)
+        returned: Any = conn
+        try:
+            generation = returned.bgpool_generation
+        except AttributeError:
+            raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
+        if generation.live[0] and not returned.bgpool_unfit:
+            generation.keep(conn)
+        elif not generation.inherited:
+            generation.take_back(conn)
 
     def _getconn_gated(self, timeout_s: float) -> C:
         deadline = time.monotonic() + timeout_s
@@ -323,7 +326,7 @@ class Pool(ABC, Generic[C]):
         with self._lock:
             if self._generation is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
-                self._quick = (reading.word, fork.parents_word(reading.sequence), generation)
+                self._quick = (reading.word, fork.parents_word(reading.sequence), generation.inner.getconn)
         return generation
 
     def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
