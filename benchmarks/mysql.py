@@ -27,8 +27,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 TITLE: Final = "MySQL: beside PooledDB"
 QUESTION: Final = (
     "What does a checkout cost beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open? "
-    "Both pools talk to one MariaDB server. Checkouts are measured in alternating rounds; slow connects through a relay "
-    "of TCP that keeps the first client waiting."
+    "Both pools talk to one MariaDB server. Checkouts are measured in alternating rounds; slow connects through a "
+    "relay of TCP that keeps the first client waiting."
 )
 THREADS: Final = 8
 SLOW_S: Final = 2.0

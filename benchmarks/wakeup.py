@@ -35,8 +35,8 @@ TITLE: Final = "Wake-up at the release"
 QUESTION: Final = (
     "How soon are callers let go after the release was published, and what do they cost while they wait? Processes "
     "with two threads each wait at the gate of a deployment in IN_PROGRESS; POST is published; each thread notes when "
-    "it was let through. No database: what is measured is the segment, the wake-up and the decision, on all cores there "
-    "are. CPU is that of the whole process, its watcher included."
+    "it was let through. No database: what is measured is the segment, the wake-up and the decision, on all cores "
+    "there are. CPU is that of the whole process, its watcher included."
 )
 PROCESSES: Final = (1, 4, 16, 64)
 THREADS: Final = 2

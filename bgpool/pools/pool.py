@@ -147,7 +147,8 @@ class Pool(ABC, Generic[C]):
     def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
         word, admitted, take = self._quick
-        if word[0] == admitted[0]:
+        # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
+        if word == admitted:
             try:
                 return take(timeout)  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
