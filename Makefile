@@ -1,6 +1,7 @@
 # make demo   real databases go through a switchover under load, and a ledger judges the result
 # make test   linters and all tests
-# Both set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
+# make bench  measures, beside what people use
+# All set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
 # wheel has: it is installed from Debian's packages where that takes no questions.
 
 PYTHON ?= python3
@@ -20,11 +21,9 @@ demo: $(VENV)/.demo
 test: mariadb $(VENV)/.tox
 	TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')" $(BIN)/tox run
 
-bench: mariadb $(VENV)/.demo
-	$(BIN)/python benchmarks/checkout.py
-	$(BIN)/python benchmarks/release.py
-	$(BIN)/python benchmarks/mysql.py
-	$(BIN)/python benchmarks/status.py
+# Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.
+bench: mariadb $(VENV)/.tox
+	$(BIN)/tox run -e bench -- $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

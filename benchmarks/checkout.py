@@ -1,86 +1,160 @@
-"""What a checkout costs in quiet times, over the bare pool underneath: a pair in one run.
-
-Both pools talk to the same server, take a connection out and put it back, and send nothing. Rounds alternate, so
-that a change of the machine's speed meets both; the medians and their difference are what to read.
-"""
+"""What a checkout costs in quiet times, over the bare pool underneath."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
-import psycopg
 import psycopg_pool
 
 import bgpool
-from benchmarks.rounds import compare, show
+from benchmarks.result import Column, Result, Table, Value
+from benchmarks.rounds import compare
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Snapshot
 from bgpool.lab import Director, Pair
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.reader import Reader
+from bgpool.segment.writer import Writer
+
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE: Final = "Checkout in quiet times"
+QUESTION: Final = (
+    "What does a checkout and return cost over the bare pool underneath, and a statement over the bare connection? "
+    "Both pools talk to one server; what is measured sends nothing, but for the statement. Rounds of both alternate, "
+    "and the figures are medians over the rounds."
+)
+READY_S: Final = 15.0
+#: Publishing shuts the quick way for a moment; until the deployment is inventoried much is published.
+SETTLE_S: Final = 1.5
+
+_COLUMNS: Final = (
+    Column("what", "what", is_key=True),
+    Column("theirs_us", "bare pool, µs", 3),
+    Column("bgpool_us", "bgpool, µs", 3),
+    Column("excess_us", "excess, µs", 3),
+    Column("ratio", "ratio", 2),
+)
+_SEGMENT_COLUMNS: Final = (Column("what", "what", is_key=True), Column("ns", "ns", 0))
 
 
-def main() -> None:
-    """Run the rounds and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--calls", type=int, default=5000)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as run_dir, Pair() as pair:
+def run(*, quick: bool) -> Result:
+    """One repetition: a pair of pools on one server, and a segment without any."""
+    rounds, calls = (4, 500) if quick else (40, 5000)
+    with tempfile.TemporaryDirectory() as directory, _pools(Path(directory) / "run") as (ours, bare):
+        figures = {name: compare(a, b, rounds=rounds, calls=calls) for name, a, b in _ways(bare, ours)}
+        statements = compare(_statement(bare), _statement(ours), rounds=rounds, calls=max(1, calls // 10))
+        figures["one statement on a connection"] = statements
+    rows = tuple({"what": name, **figure} for name, figure in figures.items())
+    notes = ("The bare pool's own with block is a generator, bgpool's a class: hence a ratio below 1.",)
+    return Result(
+        (
+            Table("checkout", "Checkout and return, beside psycopg_pool", _COLUMNS, rows, notes=notes),
+            Table("segment", "What is asked of the segment", _SEGMENT_COLUMNS, _segment_rows(calls)),
+        )
+    )
+
+
+@contextlib.contextmanager
+def _pools(run_dir: Path) -> Iterator[tuple[Any, Any]]:
+    """bgpool's in a deployment that is ready, and psycopg_pool's."""
+    with Pair() as pair:
         Director(pair).create_deployment()
-        bare = psycopg_pool.ConnectionPool(pair.direct_dsn(pair.blue), min_size=1, open=True)
-        ours = bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=Path(run_dir) / "run", min_size=1)
-
-        def with_ours() -> None:
-            with ours.connection():
-                pass
-
-        def with_bare() -> None:
-            with bare.connection():
-                pass
-
-        def get_put_ours() -> None:
-            ours.putconn(ours.getconn())
-
-        def get_put_bare() -> None:
-            bare.putconn(bare.getconn())
-
-        pairs: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
-            "with pool.connection()": (with_ours, with_bare),
-            "getconn + putconn": (get_put_ours, get_put_bare),
-        }
-        # Until the deployment is inventoried every publish shuts the quick way for a moment.
-        began = time.monotonic()
-        while ours.stats().phase is not bgpool.Phase.CREATED and time.monotonic() - began < 10:
-            with_ours()
-            time.sleep(0.05)
-        time.sleep(1.5)
-        figures = {
-            name: compare(theirs, mine, "psycopg_pool", rounds=arguments.rounds, calls=arguments.calls)
-            for name, (mine, theirs) in pairs.items()
-        }
-        phase = ours.stats().phase
-        ours.close()
-        bare.close()
-    result = {
-        "rounds": arguments.rounds,
-        "calls_per_round": arguments.calls,
-        "phase": phase.name if phase is not None else None,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "psycopg": psycopg.__version__,
-        "psycopg_pool": psycopg_pool.__version__,
-        "figures": figures,
-    }
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"phase {result['phase']}, {arguments.rounds} rounds of {arguments.calls} calls each, medians in µs")
-    show(figures, "psycopg_pool")
+        bare = psycopg_pool.ConnectionPool(pair.direct_dsn(pair.blue), min_size=2, open=True)
+        ours = bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=run_dir, min_size=2)
+        try:
+            bare.wait()
+            deadline = time.monotonic() + READY_S
+            while ours.stats().phase is not Phase.CREATED:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the deployment was not seen within {READY_S:g} s: {ours.stats()}")
+                ours.putconn(ours.getconn())
+                time.sleep(0.05)
+            time.sleep(SETTLE_S)
+            yield ours, bare
+        finally:
+            ours.close()
+            bare.close()
 
 
-if __name__ == "__main__":
-    main()
+def _ways(bare: Any, ours: Any) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """Each way to a connection and back, with the bare pool and with ours.
+
+    Written out for both: one function for two kinds of pools is one that the interpreter cannot specialise.
+    """
+
+    def get_put_bare() -> None:
+        bare.putconn(bare.getconn())
+
+    def get_put_ours() -> None:
+        ours.putconn(ours.getconn())
+
+    yield "getconn, putconn", get_put_bare, get_put_ours
+
+    def with_bare() -> None:
+        with bare.connection():
+            pass
+
+    def with_ours() -> None:
+        with ours.connection():
+            pass
+
+    yield "with pool.connection()", with_bare, with_ours
+
+
+def _statement(pool: Any) -> Callable[[], object]:
+    """A statement on a connection that is checked out: where a wrapper would sit on it."""
+    connection = pool.getconn()
+    connection.autocommit = True
+    return lambda: connection.execute("SELECT 1")
+
+
+def _segment_rows(calls: int) -> tuple[Mapping[str, Value], ...]:
+    """Nanoseconds to find that nothing was published, to read what was, and to decide what it means."""
+    hosts = (
+        Host("db.c0.eu-west-1.rds.amazonaws.com", 5432, Role.SOURCE, ("10.0.0.1",)),
+        Host("db-green-abc123.c0.eu-west-1.rds.amazonaws.com", 5432, Role.TARGET, ("10.0.0.2",)),
+    )
+    snapshot = Snapshot("1", Phase.CREATED, 3, ready=True, hosts=hosts, twins=((hosts[0].name, hosts[1].name),))
+    with tempfile.TemporaryDirectory() as directory:
+        files = RunFiles.of(Path(directory) / "run", "1")
+        prepare_run_dir(files.directory)
+        writer = Writer(files, 1, snapshot)
+        reader = Reader(files)
+        word = reader.refresh().word
+        admitted = memoryview(bytearray(word.tobytes())).cast("Q")
+        unchanged = _ns(lambda: word == admitted, calls * 10)
+        refresh = _ns(reader.refresh, calls * 4)
+        changed = []
+        for number in range(200):
+            writer.publish(replace(snapshot, epoch=4 + number % 2))
+            began = time.perf_counter_ns()
+            reader.refresh()
+            changed.append(time.perf_counter_ns() - began)
+        changed.sort()
+    return (
+        {"what": "the word is as it was: what a checkout asks", "ns": unchanged},
+        {"what": "a reading, nothing published since", "ns": refresh},
+        {"what": "a reading of something new, decoded", "ns": changed[len(changed) // 2]},
+    )
+
+
+def _ns(call: Callable[[], object], calls: int) -> float:
+    """For one call, an empty function's taken off."""
+
+    def nothing() -> None:
+        pass
+
+    def took(what: Callable[[], object]) -> int:
+        began = time.perf_counter_ns()
+        for _ in range(calls):
+            what()
+        return time.perf_counter_ns() - began
+
+    return max(0.0, min(took(call) - took(nothing) for _ in range(5)) / calls)

@@ -1,36 +1,51 @@
-"""What a MySQL pool costs beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open.
-
-Both pools talk to the same MariaDB server. Checkouts are measured in alternating rounds; slow connects through a relay
-of TCP that keeps the first client waiting, with eight threads that each want one connection.
-"""
+"""What a MySQL pool costs beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import platform
 import select
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import dbutils
 import pymysql
 from dbutils.pooled_db import PooledDB
 
 import bgpool
-from benchmarks.rounds import compare, show
+from benchmarks.result import Column, Result, Table, Value
+from benchmarks.rounds import compare
 from bgpool.lab import Pair
 from bgpool.mysql import BoundedConnection
 
-THREADS = 8
-SLOW_S = 2.0
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE: Final = "MySQL: beside PooledDB"
+QUESTION: Final = (
+    "What does a checkout cost beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open? "
+    "Both pools talk to one MariaDB server. Checkouts are measured in alternating rounds; slow connects through a "
+    "relay of TCP that keeps the first client waiting."
+)
+THREADS: Final = 8
+SLOW_S: Final = 2.0
+SETTLE_S: Final = 1.5
+
+_COLUMNS: Final = (
+    Column("what", "what", is_key=True),
+    Column("theirs_us", "PooledDB, µs", 1),
+    Column("bgpool_us", "bgpool, µs", 1),
+    Column("ratio", "ratio", 2),
+)
+_WAIT_COLUMNS: Final = (
+    Column("pool", "pool", is_key=True),
+    Column("first_s", "first through, s", 3),
+    Column("second_last_s", "last but one, s", 3),
+    Column("last_s", "last, s", 3),
+)
 
 
 class SlowDoor:
@@ -126,17 +141,17 @@ def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
     return results
 
 
-def main() -> None:
-    """Run the rounds and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    arguments = parser.parse_args()
+def run(*, quick: bool) -> Result:
+    """One repetition: a pair of pools on one server, then who waits for whom."""
+    rounds, calls = (3, 50) if quick else (20, 1000)
     with tempfile.TemporaryDirectory() as directory, Pair(engine="mysql") as pair:
         run_dir = Path(directory) / "run"
         theirs = pooled_db(pair, pair.blue.address, pair.port)
         ours = bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=run_dir, min_size=1, max_size=8)
+        params: dict[str, Any] = {
+            "host": pair.blue.address, "port": pair.port, "user": "app", "password": pair.app_password,
+            "database": "app",
+        }  # fmt: skip
 
         def checkout_theirs() -> None:
             theirs.connection().close()
@@ -152,49 +167,37 @@ def main() -> None:
             with ours.connection() as connection:
                 ask(connection)
 
-        params: dict[str, Any] = {
-            "host": pair.blue.address, "port": pair.port, "user": "app", "password": pair.app_password,
-            "database": "app",
-        }  # fmt: skip
-
-        def connect_theirs() -> None:
-            pymysql.connect(**params).close()
-
-        def connect_ours() -> None:
-            BoundedConnection(**params).close()
-
-        time.sleep(1.5)
-        figures = {
-            name: compare(a, b, "PooledDB", rounds=arguments.rounds, calls=calls)
-            for name, a, b, calls in (
-                ("checkout and return", checkout_theirs, checkout_ours, arguments.calls),
-                ("with one statement in it", statement_theirs, statement_ours, arguments.calls),
-                ("connect (PyMySQL's own)", connect_theirs, connect_ours, max(1, arguments.calls // 100)),
+        time.sleep(SETTLE_S)
+        rows: list[Mapping[str, Value]] = [
+            {"what": name, **compare(a, b, rounds=rounds, calls=count)}
+            for name, a, b, count in (
+                ("checkout and return", checkout_theirs, checkout_ours, calls),
+                ("with one statement in it", statement_theirs, statement_ours, calls),
+                (
+                    "a connect, beside PyMySQL's",
+                    lambda: pymysql.connect(**params).close(),
+                    lambda: BoundedConnection(**params).close(),
+                    max(1, calls // 100),
+                ),
             )
-        }
+        ]
         ours.close()
         theirs.close()
         through = slow_connects(pair, run_dir)
-    result = {
-        "rounds": arguments.rounds,
-        "calls_per_round": arguments.calls,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "pymysql": pymysql.VERSION_STRING,
-        "dbutils": dbutils.__version__,
-        "figures": figures,
-        "slow_connect_s": SLOW_S,
-        "threads_through_s": through,
-    }
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"{arguments.rounds} rounds of {arguments.calls} calls each, medians in µs")
-    show(figures, "PooledDB")
-    print(f"{THREADS} threads through, in s, while the first connection takes {SLOW_S} s to open")
-    for name, found in through.items():
-        print(f"  {name:<10} {found}")
-
-
-if __name__ == "__main__":
-    main()
+    waits_title = f"{THREADS} threads that each want a connection, while the first takes {SLOW_S:g} s to open"
+    return Result(
+        (
+            Table("checkout", "Beside DBUtils' PooledDB with ping=1 on the same server", _COLUMNS, tuple(rows)),
+            Table(
+                "slow_connect",
+                waits_title,
+                _WAIT_COLUMNS,
+                tuple(
+                    {"pool": name, "first_s": w[0], "second_last_s": w[-2], "last_s": w[-1]}
+                    for name, w in through.items()
+                ),
+                ranked_by=("second_last_s",),
+                rivals="pool",
+            ),
+        )
+    )

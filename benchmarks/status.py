@@ -1,4 +1,4 @@
-"""How long ``bgpool status`` takes as a whole process, beside 64 that hold rows: python benchmarks/status.py"""
+"""How long ``bgpool status`` takes as a whole process, beside many that hold rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
+from benchmarks.result import Column, Result, Table, Value
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -18,49 +21,63 @@ from bgpool.segment.presence import Presence
 from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
 
-WORKERS = 64
-ROUNDS = 15
-WATCH_S = 0.25
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE: Final = "bgpool status"
+QUESTION: Final = (
+    "How long does it take to ask a host whether it may be switched over? The whole process is measured, the start of "
+    "the interpreter included, beside others that each hold a row and update it as a pool does."
+)
+WORKERS: Final = 64
+ROUNDS: Final = 15
+WATCH_S: Final = 0.25
+
+_COLUMNS: Final = (
+    Column("asked", "command", is_key=True),
+    Column("workers", "workers", is_key=True),
+    Column("median_s", "median, s", 3),
+    Column("longest_s", "longest, s", 3),
+)
 
 
-def main() -> None:
-    """Print a line for each way to ask."""
+def run(*, quick: bool) -> Result:
+    """One repetition."""
+    workers, rounds = (4, 2) if quick else (WORKERS, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"
         prepare_run_dir(directory)
         files = RunFiles.of(directory, "bench")
         writer = Writer(files, 1, Snapshot("bench", Phase.CREATED))
-        pids = [_start_worker(files, writer.sequence) for _ in range(WORKERS)]
+        pids = [_start_worker(files, writer.sequence) for _ in range(workers)]
         try:
             time.sleep(2 * WATCH_S)
-            for options in ([], ["--ready"], ["--json"]):
-                _measure(["status", "--run-dir", str(directory), *options])
+            rows = tuple(_measure(directory, options, workers, rounds) for options in ([], ["--ready"], ["--json"]))
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+    return Result((Table("status", f"Of {rounds} runs of the command", _COLUMNS, rows),))
 
 
 def _start_worker(files: RunFiles, sequence: int) -> int:
     pid = os.fork()
     if pid:
         return pid
-    presence = Presence(files)
-    while True:
-        presence.write(Usage(sequence, in_use=2))
-        time.sleep(WATCH_S)
+    try:
+        presence = Presence(files)
+        while True:
+            presence.write(Usage(sequence, in_use=2))
+            time.sleep(WATCH_S)
+    finally:
+        os._exit(1)
 
 
-def _measure(arguments: list[str]) -> None:
+def _measure(directory: Path, options: list[str], workers: int, rounds: int) -> Mapping[str, Value]:
     took_s = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.monotonic()
-        program = [sys.executable, "-c", "from bgpool.cli import main; main()", *arguments]
-        subprocess.run(program, stdout=subprocess.DEVNULL, check=False)
+        program = [sys.executable, "-c", "from bgpool.cli import main; main()", "status", "--run-dir", str(directory)]
+        subprocess.run([*program, *options], stdout=subprocess.DEVNULL, check=False)
         took_s.append(time.monotonic() - began)
-    asked = " ".join(["bgpool status", *arguments[3:]])
-    print(f"{asked:24} median {statistics.median(took_s):.3f} s, longest of {ROUNDS} {max(took_s):.3f} s")
-
-
-if __name__ == "__main__":
-    main()
+    asked = " ".join(["bgpool status", *options])
+    return {"asked": asked, "workers": workers, "median_s": statistics.median(took_s), "longest_s": max(took_s)}

@@ -38,6 +38,12 @@ MONITOR_STATEMENT_TIMEOUT_S: Final = 10
 #: own retransmissions (1, 2, 4 s ...) would find it back late. libpq takes no less than 2.
 SWITCHING_TIMEOUT_S: Final = 2
 
+#: How many times in bg_interval_high_ms green is asked in IN_PROGRESS, and the shortest time between two questions, in
+#: ms: its answer lets everybody go on, so that half the time between two is lost by all. One host asks as often as an
+#: application of five processes would whose every process asks for itself.
+EVIDENCE_QUESTIONS: Final = 5
+EVIDENCE_INTERVAL_MS: Final = 10
+
 #: How long a question may be unanswered in a switchover before the host counts as not answering, in seconds.
 #: Source: measured answers take milliseconds, and the polls come ten times a second.
 SILENCE_S: Final = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpool.core.endpoints import name_after
-from bgpool.core.limits import SWITCHING_TIMEOUT_S
+from bgpool.core.limits import EVIDENCE_INTERVAL_MS, EVIDENCE_QUESTIONS, SWITCHING_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import names_now
 from bgpool.core.snapshot import Snapshot
@@ -58,6 +58,8 @@ class Plan:
         resolve_ms: How often.
         renewals: Green hosts to be asked, where certificates matter, whether they let us in under the name that
             they have after the switchover, in every interval_ms of CREATED.
+        evidence_ms: Between two questions to green, answered or not, while its answer would let callers go on; 0 while
+            it would not, and green is asked as blue is.
     """
 
     interval_ms: int
@@ -67,6 +69,13 @@ class Plan:
     target: Target | None = None
     names: tuple[str, ...] = ()
     renewals: tuple[Target, ...] = ()
+    evidence_ms: int = 0
+
+    def pace_ms(self, role: Role) -> tuple[int, int]:
+        """The pauses of *role*'s questions: after one that was answered, and after one that was not."""
+        if role is Role.TARGET and self.evidence_ms:
+            return self.evidence_ms, self.evidence_ms
+        return self.interval_ms, min(self.retry_ms, self.interval_ms)
 
 
 def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
@@ -93,7 +102,12 @@ def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
         target=_target(snapshot, Role.TARGET, by_address=by_address),
         names=names,
         renewals=_renewals(snapshot),
+        evidence_ms=_evidence_ms(high) if snapshot.phase is Phase.IN_PROGRESS else 0,
     )
+
+
+def _evidence_ms(high_ms: int) -> int:
+    return min(high_ms, max(EVIDENCE_INTERVAL_MS, high_ms // EVIDENCE_QUESTIONS))
 
 
 def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | None:

@@ -72,7 +72,7 @@ class Probe(threading.Thread):
             if target is None:
                 self._close()
             elif not self._ask(target):
-                pause_s = min(self._retry_s, pause_s)
+                pause_s = self._retry_s
             self._nudged.wait(pause_s)
 
     def _ask(self, target: Target) -> bool:

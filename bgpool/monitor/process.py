@@ -207,7 +207,8 @@ class Monitor:
         todo = plan(self._snapshot, self._config.intervals)
         targets = {Role.SOURCE: todo.source or self._config.entrance, Role.TARGET: todo.target}
         for role, target in targets.items():
-            self._probes[role].assign(target, interval_ms=todo.interval_ms, retry_ms=todo.retry_ms)
+            interval_ms, retry_ms = todo.pace_ms(role)
+            self._probes[role].assign(target, interval_ms=interval_ms, retry_ms=retry_ms)
         self._lookup.assign(todo.names, interval_ms=todo.resolve_ms)
         self._renewal.assign(todo.renewals if self._config.rules.await_certificates else ())
 

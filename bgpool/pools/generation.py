@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
@@ -35,14 +35,25 @@ class Generation:
         epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
         live: A word, 0 once a statement must stop and think before it is sent; the kernel makes it so in a child.
         inner: The driver's pool.
+        keep: Its way to take a connection back that is fit to be used again.
         lineage: The identifier of the database cluster behind the connections; None until it was asked for, and where
             nobody asks.
     """
 
-    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool) -> None:
-        """A new generation; *follows* another one, which a switchover has made unfit."""
+    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool, held_before: int | None = None) -> None:
+        """A new generation.
+
+        Args:
+            recipe: How connections are made.
+            epoch: The epoch to begin under.
+            follows: A switchover has begun; failures to connect are its doing for a while.
+            held_before: How many connections the generation had that a switchover has made unfit; None if there was
+                none. Meanwhile no more than that many are opened at a time: the server has carried as many before,
+                and is asked by everybody at the same moment now.
+        """
         self._recipe: Final = recipe
         self._follows: Final = follows
+        self._turns: Final = threading.BoundedSemaphore(max(1, held_before)) if held_before is not None else None
         self._born: Final = time.monotonic()
         self._members: Final[weakref.WeakSet[Aware]] = weakref.WeakSet()
         self._lock: Final = threading.Lock()
@@ -52,6 +63,7 @@ class Generation:
         self.retired = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = recipe.make_inner(self)
+        self.keep: Final[Callable[[Any], None]] = self.inner.putconn
 
     def __repr__(self) -> str:
         state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live[0] else "draining"
@@ -107,20 +119,23 @@ class Generation:
     def _connect_once(self, kwargs: Mapping[str, Any]) -> Aware:
         recipe = self._recipe
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
-        _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
-        connection = recipe.connect(decision, kwargs)
+        # Decided after the wait for a turn, which ends with a hold and the driver's connect timeout at the latest.
+        with self._turns if self._turns is not None and self._is_recent() else contextlib.nullcontext():
+            _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
+            connection = recipe.connect(decision, kwargs)
         connection.bgpool_generation = self
         with self._lock:
             self._members.add(connection)
         return connection
 
     def _worth_trying_again(self) -> bool:
-        age_s = time.monotonic() - self._born
-        recent = self._follows and age_s < self._recipe.settings.bg_connect_timeout_ms / 1000
-        return recent and not self.retired
+        return self._follows and self._is_recent() and not self.retired
+
+    def _is_recent(self) -> bool:
+        return time.monotonic() - self._born < self._recipe.settings.bg_connect_timeout_ms / 1000
 
     def take_back(self, connection: Any) -> None:
-        """A connection of ours is returned: closed instead of kept where the server turned out to be read-only."""
+        """A connection of ours is returned; closed instead of kept where the server turned out to be read-only."""
         if connection.bgpool_unfit:
             connection.bgpool_discard()
         self.inner.putconn(connection)

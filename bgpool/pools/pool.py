@@ -105,13 +105,14 @@ class Pool(ABC, Generic[C]):
         self._lock = threading.Lock()
         self._generation: Generation | None = None
         self._cuts: list[tuple[float, Generation]] = []
-        # The mapped word, what it said when the generation was found good, and the generation: read as one. The
-        # second is a word of memory, too, which the kernel wipes in a forked child.
+        # The mapped word, what it said when the generation was found good, and the driver's way to one of its
+        # connections: read as one. The second is a word of memory, too, which the kernel wipes in a forked child.
         self._quick: tuple[memoryview, memoryview, Any] = _SHUT
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
-        self._follows = False
+        # What the generation before the one to come had when a switchover made it unfit; None if there was none.
+        self._held_before: int | None = None
         # Put away, and perhaps still handing something out.
         self._ended: list[Generation] = []
         self._drained = self._cut = self._failed = 0
@@ -145,10 +146,11 @@ class Pool(ABC, Generic[C]):
 
     def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
-        word, admitted, generation = self._quick
-        if word[0] == admitted[0]:
+        word, admitted, take = self._quick
+        # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
+        if word == admitted:
             try:
-                return cast(C, generation.inner.getconn(timeout))
+                return take(timeout)  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
                 _forget_frames(error)
@@ -167,12 +169,15 @@ class Pool(ABC, Generic[C]):
         Raises:
             ValueError: *conn* was not checked out from a pool of this process.
         """
-        generation = getattr(conn, "bgpool_generation", None)
-        if not isinstance(generation, Generation):
-            raise ValueError(f"{conn!r} was not checked out from {self!r}")
-        if not generation.live[0] and generation.inherited:
-            return
-        generation.take_back(conn)
+        returned: Any = conn
+        try:
+            generation = returned.bgpool_generation
+        except AttributeError:
+            raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
+        if generation.live[0] and not returned.bgpool_unfit:
+            generation.keep(conn)
+        elif not generation.inherited:
+            generation.take_back(conn)
 
     def _getconn_gated(self, timeout_s: float) -> C:
         deadline = time.monotonic() + timeout_s
@@ -312,8 +317,9 @@ class Pool(ABC, Generic[C]):
                 old, generation = generation, None
                 self._put_away(old, snapshot)
             if generation is None:
-                follows = self._follows or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
-                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows)
+                before = self._held_before
+                follows = before is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, held_before=before)
                 self._generation = generation
         generation.open()
         if old is not None and snapshot is not None:
@@ -321,7 +327,7 @@ class Pool(ABC, Generic[C]):
         with self._lock:
             if self._generation is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
-                self._quick = (reading.word, fork.parents_word(reading.sequence), generation)
+                self._quick = (reading.word, fork.parents_word(reading.sequence), generation.inner.getconn)
         return generation
 
     def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
@@ -345,8 +351,8 @@ class Pool(ABC, Generic[C]):
         self._generation = None
         self._ended.append(generation)
         self._quick = _SHUT
-        self._follows = True
-        self._drained += generation.connections()
+        self._held_before = generation.connections()
+        self._drained += self._held_before
         if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 

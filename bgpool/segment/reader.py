@@ -64,9 +64,14 @@ class SegmentMap:
         if self.header.boot_id != boot_id():
             raise SegmentError(f"{files.segment} is of another boot")
         words = self.view[: layout.HEADER_BYTES].cast("Q")
-        self.word: Final = words[layout.SEQUENCE_OFFSET // 8 :]
-        self.beat: Final = words[layout.HEARTBEAT_OFFSET // 8 :]
-        self.superseded: Final = words[layout.SUPERSEDED_OFFSET // 8 :]
+
+        def word(offset: int) -> memoryview:
+            # And no more than that: a pool compares it as memory.
+            return words[offset // 8 : offset // 8 + 1]
+
+        self.word: Final = word(layout.SEQUENCE_OFFSET)
+        self.beat: Final = word(layout.HEARTBEAT_OFFSET)
+        self.superseded: Final = word(layout.SUPERSEDED_OFFSET)
         self.address: Final = wake.address_of(self.memory, layout.SEQUENCE_OFFSET)
 
     @property

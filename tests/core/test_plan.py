@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bgpool.core.limits import SWITCHING_TIMEOUT_S
-from bgpool.core.phase import SWITCHING, Phase
+from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import Intervals, Target, plan
 from bgpool.core.snapshot import Snapshot
 from tests.core.test_machine import ready
@@ -36,6 +36,16 @@ def test_a_switchover_is_watched_closely_and_by_address(phase: Phase) -> None:
     assert found.source == Target(BLUE, 5432, ("10.0.0.1",), (BLUE,), SWITCHING_TIMEOUT_S)
     # Green may have been renamed before anybody is let in again.
     assert found.target == Target(GREEN, 5432, ("10.0.0.2",), (GREEN, BLUE), SWITCHING_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("high_ms", "evidence_ms"), [(500, 100), (100, 20), (50, 10), (20, 10), (5, 5)])
+def test_green_is_asked_oftener_while_its_answer_is_waited_for(high_ms: int, evidence_ms: int) -> None:
+    intervals = Intervals(high_ms=high_ms)
+    waiting = plan(ready(Phase.IN_PROGRESS), intervals)
+    assert waiting.pace_ms(Role.TARGET) == (evidence_ms, evidence_ms)
+    assert waiting.pace_ms(Role.SOURCE) == (high_ms, high_ms)
+    for phase in (Phase.PREPARATION, Phase.POST):
+        assert plan(ready(phase), intervals).pace_ms(Role.TARGET) == (high_ms, high_ms)
 
 
 def test_an_overdue_switchover_is_still_watched_by_address() -> None:

@@ -69,3 +69,19 @@ def test_nothing_is_logged_for_a_checkout(
     caplog.set_level(logging.DEBUG, "bgpool")
     use(pool, 20)
     assert [record for record in caplog.records if record.name.startswith("bgpool")] == []
+
+
+def test_in_quiet_times_nothing_is_asked_but_the_word(
+    make_pool: MakePool, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool()
+    pool.putconn(pool.getconn())
+
+    def gated(_: float) -> None:
+        raise AssertionError("the quick way is shut")
+
+    monkeypatch.setattr(pool, "_getconn_gated", gated)
+    pool.putconn(pool.getconn())
+    deployment.phase(Phase.PREPARATION)
+    with pytest.raises(AssertionError, match="shut"):
+        pool.getconn()

@@ -109,15 +109,16 @@ class Monitor:
                 session[1].server.end(session[1])
                 self._sessions[role] = None
             answered = yield from self._ask(role, target)
-            pause_ms = self._plan.interval_ms if answered else min(self._plan.retry_ms, self._plan.interval_ms)
+            interval_ms, retry_ms = self._plan.pace_ms(role)
+            pause_ms = interval_ms if answered else retry_ms
             yield self._clock.within(self._sooner(role), pause_ms * SECOND // 1000)
 
     def _sooner(self, role: Role) -> Promise:
         """Kept when the plan becomes such that a poll is due at once."""
-        sooner, before = Promise(), (self._target(role), self._plan.interval_ms)
+        sooner, before = Promise(), (self._target(role), self._plan.pace_ms(role))
 
         def look(_: Any) -> None:
-            if self._target(role) != before[0] or self._plan.interval_ms < before[1]:
+            if self._target(role) != before[0] or self._plan.pace_ms(role) < before[1]:
                 sooner.keep()
             elif not sooner.kept and self._alive:
                 self._replanned.then(look)

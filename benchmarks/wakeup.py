@@ -1,29 +1,21 @@
-"""How soon callers in many processes are let go after a publish, and what they cost while they wait.
-
-    python benchmarks/release.py [--json FILE]
-
-Processes with two threads each wait at the gate of a deployment in IN_PROGRESS; POST is published; each thread notes
-when it was let through. No database: what is measured is the segment, the wake-up and the decision, on all cores
-there are. CPU is that of the whole process, its watcher included, while it waits.
-"""
+"""How soon callers in many processes are let go after a publish, and what they cost while they wait."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import platform
 import resource
 import statistics
 import struct
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from bgpool._version import __version__
+from benchmarks.result import Column, Plot, Result, Table, Value
 from bgpool.core.limits import HEARTBEAT_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import Purpose
@@ -37,45 +29,41 @@ from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
 
-PROCESSES = (1, 4, 16, 64)
-THREADS = 2
-REPETITIONS = 5
+__all__ = ["QUESTION", "TITLE", "run"]
+
+TITLE: Final = "Wake-up at the release"
+QUESTION: Final = (
+    "How soon are callers let go after the release was published, and what do they cost while they wait? Processes "
+    "with two threads each wait at the gate of a deployment in IN_PROGRESS; POST is published; each thread notes when "
+    "it was let through. No database: what is measured is the segment, the wake-up and the decision, on all cores "
+    "there are. CPU is that of the whole process, its watcher included."
+)
+PROCESSES: Final = (1, 4, 16, 64)
+THREADS: Final = 2
 #: What the beginning takes, and the wait that is measured, in seconds.
-START_S = 1.0
-WAIT_S = 3.0
-BLUE = "db.c0.eu-west-1.rds.amazonaws.com"
-GREEN = "db-green-abc123.c0.eu-west-1.rds.amazonaws.com"
+START_S: Final = 1.0
+WAIT_S: Final = 3.0
+BLUE: Final = "db.c0.eu-west-1.rds.amazonaws.com"
+GREEN: Final = "db-green-abc123.c0.eu-west-1.rds.amazonaws.com"
+
+_COLUMNS: Final = (
+    Column("processes", "processes", is_key=True),
+    Column("median_ms", "median thread, ms", 2),
+    Column("last_ms", "last thread, ms", 2),
+    Column("waiting_ms", "CPU of a waiting process, ms per s", 2),
+)
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    target = parser.parse_args().json
-    rows = [measure(count) for count in PROCESSES]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, bgpool {__version__}"
-    print(f"{machine}; {THREADS} threads a process, {REPETITIONS} repetitions, milliseconds from the publish")
-    for row in rows:
-        print(
-            f"  {row['processes']:3} processes   median {row['median_ms']:7.2f}   last {row['last_ms']:7.2f}   "
-            f"CPU while waiting {row['waiting_cpu_ms_per_s']:.2f} ms/s a process"
-        )
-    if target is not None:
-        target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+def run(*, quick: bool) -> Result:
+    """One repetition."""
+    rows = tuple(_measure(count) for count in (PROCESSES[:2] if quick else PROCESSES))
+    table = Table("wakeup", "From the publish to the threads that waited for it", _COLUMNS, rows)
+    return Result(
+        (table,), (Plot("last", "The last thread is let through", "wakeup", "lines", "processes", "last_ms", log="x"),)
+    )
 
 
-def measure(processes: int) -> dict[str, float]:
-    """Medians over the repetitions."""
-    runs = [_once(processes) for _ in range(REPETITIONS)]
-    return {
-        "processes": processes,
-        "median_ms": statistics.median(run[0] for run in runs),
-        "last_ms": statistics.median(run[1] for run in runs),
-        "waiting_cpu_ms_per_s": statistics.median(run[2] for run in runs),
-    }
-
-
-def _once(processes: int) -> tuple[float, float, float]:
+def _measure(processes: int) -> Mapping[str, Value]:
     hosts = (Host(BLUE, 5432, Role.SOURCE, ("10.0.0.1",)), Host(GREEN, 5432, Role.TARGET, ("10.0.0.2",)))
     deadline_ns = time.monotonic_ns() + 600 * 10**9
     held = Snapshot("1", Phase.IN_PROGRESS, 3, ready=True, hosts=hosts, twins=((BLUE, GREEN),), deadline_ns=deadline_ns)
@@ -96,8 +84,14 @@ def _once(processes: int) -> tuple[float, float, float]:
         with os.fdopen(reports, "rb") as pipe:
             figures = list(struct.iter_unpack("dd", pipe.read()))
     passed = [1000 * (at - published) for at, _ in figures]
-    assert len(passed) == processes * THREADS
-    return statistics.median(passed), max(passed), statistics.median(cpu for _, cpu in figures)
+    if len(passed) != processes * THREADS:
+        raise RuntimeError(f"{len(passed)} of {processes * THREADS} threads were let through")
+    return {
+        "processes": processes,
+        "median_ms": statistics.median(passed),
+        "last_ms": max(passed),
+        "waiting_ms": statistics.median(cpu for _, cpu in figures),
+    }
 
 
 def _fork(files: RunFiles, report: int) -> int:
@@ -153,7 +147,3 @@ class Waiting:
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,116 @@
+"""Measure: ``python -m benchmarks [NAME ...]``, all of them by default."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from benchmarks.machine import machine, versions
+from benchmarks.plot import draw
+from benchmarks.render import as_text
+from benchmarks.result import Result, merge
+
+#: In the order in which they are read: what a switchover comes to, then what it costs to be ready for one.
+NAMES: Final = ("switchover", "storm", "processes", "checkout", "wakeup", "mysql", "status", "growth")
+_OUT: Final = Path("bench-results")
+_FORMAT: Final = 1
+
+
+class Benchmark(Protocol):
+    """A module of this package that measures.
+
+    Attributes:
+        TITLE: Its heading.
+        QUESTION: What is asked, and how.
+    """
+
+    TITLE: str
+    QUESTION: str
+
+    def run(self, *, quick: bool) -> Result:
+        """Measure once; *quick* for less than 20 seconds, and for figures that say little."""
+
+
+def load(name: str) -> Benchmark:
+    """The benchmark of that name."""
+    found: Any = importlib.import_module(f"benchmarks.{name}")
+    return found  # type: ignore[no-any-return]  # a module that has what Benchmark has
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, and keep everything; repetitions are the outer loop, so that a slow hour meets all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; all by default")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions, 1 to 20 (3)")
+    parser.add_argument("--quick", action="store_true", help="only to see that they work: less of everything")
+    parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help=f"for results and pictures ({_OUT})")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)}")
+    if not 1 <= options.repeat <= 20:
+        parser.error(f"--repeat must be from 1 to 20, not {options.repeat}")
+    names = [name for name in NAMES if not options.names or name in options.names]
+    options.out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for repetition in range(1, options.repeat + 1):
+        for name in names:
+            print(f"{name}: repetition {repetition} of {options.repeat}", file=sys.stderr, flush=True)
+            measured[name].append(_measure(load(name), quick=options.quick))
+            keep(options.out, {name: measured[name]}, quick=options.quick)
+    for name in names:
+        show(name, measured[name], options.out)
+    print(f"kept in {options.out}: results.json and the pictures", file=sys.stderr)
+    return 0
+
+
+def _measure(benchmark: Benchmark, *, quick: bool) -> dict[str, Any]:
+    began, busy = time.monotonic(), os.getloadavg()[0]
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result = benchmark.run(quick=quick)
+    return {
+        "at": at,
+        "took_s": round(time.monotonic() - began, 1),
+        "load_before": round(busy, 2),
+        "result": result.as_json(),
+    }
+
+
+def keep(out: Path, measured: dict[str, list[dict[str, Any]]], *, quick: bool) -> None:
+    """Add to ``results.json`` of *out*; what was measured of the same on another machine is replaced, all of it."""
+    path = out / "results.json"
+    frame = {"format": _FORMAT, "machine": machine(), "versions": versions(), "quick": quick}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    runs = before["runs"] if {key: before.get(key) for key in frame} == frame else {}
+    order = [name for name in NAMES if name in runs or name in measured]
+    everything = {**frame, "runs": {name: measured.get(name, runs.get(name)) for name in order}}
+    path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def merged(repetitions: Sequence[dict[str, Any]]) -> Result:
+    """The medians of what was kept."""
+    return merge([Result.from_json(repetition["result"]) for repetition in repetitions])
+
+
+def show(name: str, repetitions: Sequence[dict[str, Any]], out: Path) -> None:
+    """Print the tables, and draw the pictures into *out*."""
+    result = merged(repetitions)
+    print(f"\n{load(name).TITLE}: {load(name).QUESTION}\n")
+    for table in result.tables:
+        if table.shown:
+            print(as_text(table))
+    for plot in result.plots:
+        table = next(table for table in result.tables if table.name == plot.table)
+        draw(plot, table, out / f"bench-{name}-{plot.name}.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What is drawn of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.result import Column, Plot, Table, Value
+
+__all__ = ["draw"]
+
+#: Told apart also by those who see no colours: dark to light.
+_COLOURS: Final = ("#1b4f72", "#d35400", "#2e8b57", "#8e44ad", "#c0392b", "#5d6d7e", "#b7950b", "#17a589", "#909497")
+_SIZE: Final = (9.0, 4.5)
+#: Bars of nothing are not left out of a logarithmic axis: they end where it begins.
+_STYLE: Final = {"svg.hashsalt": "bgpool", "svg.fonttype": "none", "font.size": 9}
+
+
+def draw(plot: Plot, table: Table, path: Path) -> None:
+    """Write *plot* of *table* as SVG to *path*; the same figures make the same file."""
+    rows = [row for row in table.rows if all(row.get(key) == value for key, value in (plot.where or {}).items())]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        (_bars if plot.kind == "bars" else _lines)(axes, plot, rows)
+        axes.set_title(plot.title)
+        axes.set_ylabel(_label(table, plot.y))
+        if plot.kind == "lines":
+            axes.set_xlabel(_label(table, plot.x))
+        if "x" in plot.log:
+            axes.set_xscale("log", base=2)
+        if "y" in plot.log:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if plot.series:
+            axes.legend(frameon=False)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _bars(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
+    places = list(dict.fromkeys(str(row[plot.x]) for row in rows))
+    series = _series(plot, rows)
+    width = 0.8 / len(series)
+    for number, (name, members) in enumerate(series.items()):
+        heights = {str(row[plot.x]): row[plot.y] for row in members if isinstance(row.get(plot.y), (int, float))}
+        shown = [(place, heights[place]) for place in places if place in heights]
+        offset = (number - (len(series) - 1) / 2) * width
+        at = [places.index(place) + offset for place, _ in shown]
+        axes.bar(at, [height for _, height in shown], width, label=name, color=_COLOURS[number % len(_COLOURS)])
+    axes.set_xticks(range(len(places)), places)
+
+
+def _lines(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
+    for number, (name, members) in enumerate(_series(plot, rows).items()):
+        points = [(row[plot.x], row[plot.y]) for row in members if isinstance(row.get(plot.y), (int, float))]
+        style = {"marker": "o" if len(points) < 20 else "", "color": _COLOURS[number % len(_COLOURS)]}
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+
+
+def _series(plot: Plot, rows: list[Mapping[str, Value]]) -> dict[str, list[Mapping[str, Value]]]:
+    found: dict[str, list[Mapping[str, Value]]] = {}
+    for row in rows:
+        found.setdefault(str(row[plot.series]) if plot.series else "", []).append(row)
+    return found
+
+
+def _label(table: Table, key: str) -> str:
+    columns: dict[str, Column] = {column.key: column for column in table.columns}
+    return columns[key].label

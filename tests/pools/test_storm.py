@@ -1,0 +1,88 @@
+"""After a switchover a server is asked for no more connections at once than each pool held before."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
+from tests.engines import Kit, kit_of
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+ENGINES = tuple(Engine)
+CALLERS = 8
+
+
+class Door:
+    """Counts who is connecting at a time, and keeps each for a moment."""
+
+    def __init__(self, pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = self.inside = 0
+        self._lock = threading.Lock()
+        self._open = pool._recipe.open
+        monkeypatch.setattr(pool._recipe, "open", self._count)
+
+    def _count(self, *args: Any) -> Any:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        try:
+            time.sleep(0.05)
+            return self._open(*args)
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+
+def crowd(pool: Pool[Any], released: Callable[[], object]) -> list[float]:
+    """Callers that wait for *released*, and then each want a connection of their own for a while."""
+    took: list[float] = []
+
+    def call() -> None:
+        began = time.monotonic()
+        with pool.connection(timeout=20) as conn:
+            kit_of(conn).execute(conn, "SELECT 1")
+            time.sleep(0.4)
+        took.append(time.monotonic() - began)
+
+    callers = [threading.Thread(target=call) for _ in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.2)
+    released()
+    for caller in callers:
+        caller.join(30)
+    return took
+
+
+@pytest.mark.parametrize("held", [1, 2])
+def test_no_more_at_once_than_were_held(
+    deployment: Deployment, make_pool: Callable[..., Pool[Any]], monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    pool = make_pool(min_size=0, max_size=CALLERS)
+    lent = [pool.getconn() for _ in range(held)]
+    for conn in lent:
+        pool.putconn(conn)
+    deployment.phase(Phase.IN_PROGRESS)
+    door = Door(pool, monkeypatch)
+    assert len(crowd(pool, deployment.roll_back)) == CALLERS
+    assert door.most <= held
+
+
+def test_a_pool_that_held_nothing_is_not_slowed(
+    kit: Kit, deployment: Deployment, make_pool: Callable[..., Pool[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(min_size=0, max_size=CALLERS)
+    deployment.phase(Phase.IN_PROGRESS)
+    door = Door(pool, monkeypatch)
+    assert len(crowd(pool, deployment.roll_back)) == CALLERS
+    # psycopg_pool grows by one connection at a time, whoever waits.
+    assert door.most == (CALLERS if kit.engine is Engine.MYSQL else 1)
