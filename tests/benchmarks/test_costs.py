@@ -119,8 +119,6 @@ def test_a_small_storm() -> None:
     assert figures["errors"] == figures["refused"] == 0
 
 
-# A crew leaves the pipe that its process answered on to the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.lab
 @pytest.mark.slow
 def test_one_worker_under_bgpool() -> None:
