@@ -8,6 +8,7 @@ the new one's first attempt is its first.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
-from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.limits import CONNECTS_PER_CORE, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
 from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
@@ -25,7 +26,7 @@ from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed,
 from bgpool.pools.fork import parents_word
 from bgpool.pools.recipe import DRIVER_FAILURES, Aware, DriversPool, Recipe
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "connects_at_once"]
 
 
 class Generation:
@@ -40,20 +41,19 @@ class Generation:
             nobody asks.
     """
 
-    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool, held_before: int | None = None) -> None:
+    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool, at_once: int | None = None) -> None:
         """A new generation.
 
         Args:
             recipe: How connections are made.
             epoch: The epoch to begin under.
             follows: A switchover has begun; failures to connect are its doing for a while.
-            held_before: How many connections the generation had that a switchover has made unfit; None if there was
-                none. Meanwhile no more than that many are opened at a time: the server has carried as many before,
-                and is asked by everybody at the same moment now.
+            at_once: How many connections may be opened at a time while all the others do the same, >= 1; None for as
+                many as the driver's pool likes.
         """
         self._recipe: Final = recipe
         self._follows: Final = follows
-        self._turns: Final = threading.BoundedSemaphore(max(1, held_before)) if held_before is not None else None
+        self._turns: Final = threading.BoundedSemaphore(at_once) if at_once is not None else None
         self._born: Final = time.monotonic()
         self._members: Final[weakref.WeakSet[Aware]] = weakref.WeakSet()
         self._lock: Final = threading.Lock()
@@ -218,3 +218,13 @@ class Generation:
         """What a write refused by a read-only server means in a switchover."""
         text = self._recipe.gate.describe("takes no writes any more; the transaction did not commit, run it again")
         return self._recipe.like(error, SwitchoverInterrupted, text)
+
+
+def connects_at_once(held: int, workers: int) -> int:
+    """How many connections a pool that held *held*, one of *workers* on the host, opens at a time after a switchover.
+
+    No more than it held: green is not asked for more at once than blue has carried. And no more than its share of what
+    the cores can do, or all would be connecting and none connected.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(held, math.ceil(CONNECTS_PER_CORE * cores / workers)))

@@ -71,6 +71,11 @@ class Participant:
         if watch is not None:
             watch.nudge()
 
+    def count_workers(self) -> int:
+        """How many processes of the host use the bg_id just now, as far as can be told; at least one."""
+        watch = self._watch
+        return watch.count_workers() if watch is not None else 1
+
     def speaks_for_host(self) -> bool:
         """Whether this is the one process of the host that tells what is true of all of it."""
         watch = self._watch

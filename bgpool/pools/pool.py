@@ -22,7 +22,7 @@ from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
-from bgpool.pools.generation import Generation
+from bgpool.pools.generation import Generation, connects_at_once
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import Unit
@@ -111,8 +111,8 @@ class Pool(ABC, Generic[C]):
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
-        # What the generation before the one to come had when a switchover made it unfit; None if there was none.
-        self._held_before: int | None = None
+        # How many connections the next generation opens at a time; None while none was made unfit by a switchover.
+        self._at_once: int | None = None
         # Put away, and perhaps still handing something out.
         self._ended: list[Generation] = []
         self._drained = self._cut = self._failed = 0
@@ -317,9 +317,9 @@ class Pool(ABC, Generic[C]):
                 old, generation = generation, None
                 self._put_away(old, snapshot)
             if generation is None:
-                before = self._held_before
-                follows = before is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
-                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, held_before=before)
+                at_once = self._at_once
+                follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
                 self._generation = generation
         generation.open()
         if old is not None and snapshot is not None:
@@ -351,8 +351,9 @@ class Pool(ABC, Generic[C]):
         self._generation = None
         self._ended.append(generation)
         self._quick = _SHUT
-        self._held_before = generation.connections()
-        self._drained += self._held_before
+        held = generation.connections()
+        self._at_once = connects_at_once(held, self.participant.count_workers())
+        self._drained += held
         if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
             self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
 

@@ -111,6 +111,11 @@ class Watch:
         if presence is not None:
             presence.nudge()
 
+    def count_workers(self) -> int:
+        """How many processes of the host use the bg_id just now, as far as can be told; at least one."""
+        presence = self._presence
+        return presence.count_workers() if presence is not None else 1
+
     def speaks_for_host(self) -> bool:
         """Whether this process has the relay; it takes it where nobody has."""
         self._try_to_relay()

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from bgpool.core.limits import ROW_STALE_S
 from bgpool.plain_errors import SegmentError
 from bgpool.segment.paths import RunFiles, refused
 from bgpool.segment.table import Table, Usage, read_rows
@@ -54,6 +55,10 @@ class Presence:
         """Say what the process's pools do now."""
         if self._row is not None:
             self._table.write_row(self._row, os.getpid(), time.monotonic_ns(), usage)
+
+    def count_workers(self) -> int:
+        """How many processes of the host use the bg_id just now, this one included; at least one."""
+        return max(1, self._table.count_since(time.monotonic_ns() - int(ROW_STALE_S * 1e9)))
 
     def nudge(self) -> None:
         """Tell the monitor that the server has cut a connection just now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
+from bgpool.pools.generation import connects_at_once
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit, kit_of
@@ -86,3 +88,21 @@ def test_a_pool_that_held_nothing_is_not_slowed(
     assert len(crowd(pool, deployment.roll_back)) == CALLERS
     # psycopg_pool grows by one connection at a time, whoever waits.
     assert door.most == (CALLERS if kit.engine is Engine.MYSQL else 1)
+
+
+@pytest.mark.parametrize(
+    ("held", "workers", "cores", "at_once"),
+    [
+        (8, 1, 2, 6),  # a single process has all cores
+        (8, 4, 2, 2),
+        (8, 64, 2, 1),  # one after the other: two cores cannot do more anyway
+        (8, 64, 64, 3),
+        (1, 1, 64, 1),  # green is not asked for more than blue carried
+        (0, 1, 2, 1),  # and a pool that held nothing still begins
+    ],
+)
+def test_the_share_of_a_pool(
+    held: int, workers: int, cores: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert connects_at_once(held, workers) == at_once

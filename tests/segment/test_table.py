@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpool.core.limits import ROW_STALE_S
 from bgpool.errors import SegmentError
 from bgpool.segment import table
 from bgpool.segment.drafts import drafts_of
@@ -47,6 +48,20 @@ def test_a_row_says_what_its_owner_wrote(files: RunFiles) -> None:
     assert [row.usage for row in workers(files)] == [Usage()]
     other.close()
     assert workers(files) == ()
+
+
+def test_workers_are_counted_by_what_they_wrote_lately(files: RunFiles) -> None:
+    mine, other = Presence(files), Presence(files)
+    assert mine.count_workers() == 2
+    late_ns = time.monotonic_ns() - int((ROW_STALE_S + 1) * 1e9)
+    table = Table(files)
+    table.write_row(1, os.getpid(), late_ns, USAGE)
+    assert mine.count_workers() == 1
+    table.write_row(0, os.getpid(), late_ns, USAGE)
+    assert mine.count_workers() == 1, "whoever asks is there"
+    table.close()
+    mine.close()
+    other.close()
 
 
 def test_a_row_is_reclaimed_after_a_death_of_any_kind(files: RunFiles) -> None:
