@@ -90,7 +90,7 @@ class Crew:
 
         Args:
             client: Its name in CLIENTS.
-            config: What clients are told, but for what is the crew's: size, crowd and directory.
+            config: What clients are told, but for what is the crew's: size and directory.
             processes: Workers.
             threads: In each of them.
             pause_s: Between two attempts of a thread; ``math.inf`` for threads that write once and then sit idle.
@@ -99,7 +99,7 @@ class Crew:
         self._spec: Final = CLIENTS[client]
         self._stack: Final = contextlib.ExitStack()
         self._directory: Final = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-crew-"))
-        self.config: Final = config.with_(size=threads, crowd=processes * threads, directory=self._directory)
+        self.config: Final = config.with_(size=threads, directory=self._directory)
         self._orders: Final = Orders(client, self.config, processes, threads, pause_s, grace_s)
         self._readers = [_Reports(reports_file(self._directory, worker), worker) for worker in range(processes)]
         self._process: subprocess.Popen[bytes] | None = None

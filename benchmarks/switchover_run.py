@@ -17,7 +17,18 @@ from bgpool.lab.scenarios.hosts import black_hole_blue
 from bgpool.lab.scenarios.scenario import FAST, Stage
 from bgpool.lab.waiting import wait_until
 
-__all__ = ["CPU_AFTER_S", "HEALTHY", "QUICK", "SCENARIOS", "SETTLE_S", "Application", "Run", "Scenario", "play"]
+__all__ = [
+    "CPU_AFTER_S",
+    "HEALTHY",
+    "HIGH_MS",
+    "QUICK",
+    "SCENARIOS",
+    "SETTLE_S",
+    "Application",
+    "Run",
+    "Scenario",
+    "play",
+]
 
 SCHEDULE: Final = Schedule(
     initiated_s=-1.5,
@@ -33,6 +44,9 @@ SCHEDULE: Final = Schedule(
     completed_s=6.5,
     rolled_back_s=1.5,
 )
+
+HIGH_MS: Final = 100
+"""The high interval of clients that poll: their default."""
 
 CPU_AFTER_S: Final = 1.0
 """How long after the last step CPU time is still counted, for every client alike."""
@@ -131,7 +145,7 @@ class _Stage:
 
 
 def play(
-    scenario: Scenario, client: str, application: Application, *, high_ms: int = 100, settle_s: float = SETTLE_S
+    scenario: Scenario, client: str, application: Application, *, high_ms: int = HIGH_MS, settle_s: float = SETTLE_S
 ) -> Run:
     """Play *scenario* on a pair of its own.
 

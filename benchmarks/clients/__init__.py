@@ -33,7 +33,6 @@ class Config:
         bg_id: The deployment's.
         baseline_ms, increased_ms, high_ms: The poll intervals of clients that poll.
         size: Connections of each process; a crew sets it.
-        crowd: Threads of all processes together; a crew sets it.
         directory: Where clients may keep files; a crew sets it.
         debug: Log what the client logs at that level.
     """
@@ -47,7 +46,6 @@ class Config:
     increased_ms: int = 500
     high_ms: int = 100
     size: int = 1
-    crowd: int = 1
     directory: str = ""
     debug: bool = False
 
@@ -157,8 +155,7 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "oracle",
         "Oracle",
         needs_names=False,
-        note="oracle: libpq connections, knows both addresses, gives each attempt 0.25 s and tries the other side"
-        " after any failure until a write succeeds; the floor. Between two attempts a thread pauses 1 ms for each"
-        " thread of the application: refusing more than a thousand a second would keep the servers from their work.",
+        note="oracle: libpq connections, knows both addresses, gives each attempt 0.25 s; after a failure one of its"
+        " threads tries both sides in turn until a write succeeds, and the others wait for what it finds; the floor.",
     ),
 }

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle
+from pathlib import Path
 from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict
@@ -18,34 +24,35 @@ __all__ = ["Oracle"]
 _ATTEMPT_S: Final = 0.25
 """Far more than a connect or a write takes; only a server that says nothing at all uses it up."""
 
-_BETWEEN_S: Final = 0.001
-"""Pause between two attempts, for each thread of the application: servers that refuse have to work for it."""
+_BETWEEN_S: Final = 0.002
 
 
 class Oracle(threading.local):
-    """A connection for each thread."""
+    """A connection for each thread.
+
+    Of all threads of all processes, one at a time looks for the side that takes writes, and the others wait for what it
+    finds: if all looked, the servers would be busy with refusing them, and be down for longer.
+    """
 
     def __init__(self, config: Config) -> None:
         """Remember where to go; threads connect when they first write."""
         given = conninfo_to_dict(config.dsn)
         self._login = {key: str(given[key]) for key in ("port", "user", "password", "dbname")}
-        self._between_s = _BETWEEN_S * config.crowd
-        self._addresses = cycle(config.addresses)
-        self._address = next(self._addresses)
+        self._addresses = config.addresses
+        self._address = config.addresses[0]
         self._wire: PostgresWire | None = None
+        self._finding = Path(config.directory) / "oracle"
 
     def write(self, key: Key) -> None:
         """As the protocol says; never raises, and never gives up."""
         sql = INSERT_SQL.encode() % tuple(str(number).encode() for number in key)
-        while True:
-            try:
-                self._connected().execute(sql, timeout_s=_ATTEMPT_S)
-            except WireError:
-                self.close()
-                self._address = next(self._addresses)
-                pause(self._between_s)
-            else:
-                return
+        while not self._try(sql):
+            failed_s = time.monotonic()
+            with self._looking() as fd:
+                if not self._is_found(fd, failed_s):
+                    self._look(sql)
+                    os.pwrite(fd, f"{time.monotonic():.6f} {self._address}\n".encode(), 0)
+                    return
 
     def close(self) -> None:
         """As the protocol says, for the calling thread."""
@@ -53,9 +60,41 @@ class Oracle(threading.local):
         if wire is not None:
             wire.close()
 
-    def _connected(self) -> PostgresWire:
-        if self._wire is None:
-            self._wire = PostgresWire(
-                timeout_s=_ATTEMPT_S, host=self._address, sslmode="disable", gssencmode="disable", **self._login
-            )
-        return self._wire
+    def _look(self, sql: bytes) -> None:
+        """Try both sides in turn until one takes *sql*."""
+        for address in cycle(self._addresses):
+            self._address = address
+            if self._try(sql):
+                return
+            pause(_BETWEEN_S)
+
+    def _try(self, sql: bytes) -> bool:
+        try:
+            if self._wire is None:
+                self._wire = PostgresWire(
+                    timeout_s=_ATTEMPT_S, host=self._address, sslmode="disable", gssencmode="disable", **self._login
+                )
+            self._wire.execute(sql, timeout_s=_ATTEMPT_S)
+        except WireError:
+            self.close()
+            return False
+        return True
+
+    @contextmanager
+    def _looking(self) -> Iterator[int]:
+        """Be the one that looks; the file in which it is told what was found last."""
+        fd = os.open(self._finding, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Each thread has opened the file for itself: the lock keeps threads of one process apart, too.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _is_found(self, fd: int, failed_s: float) -> bool:
+        """Whether somebody has found the side to go to since *failed_s*; then that is where we go."""
+        at_s, _, address = os.pread(fd, 100, 0).decode().strip().partition(" ")
+        if not address or float(at_s) < failed_s:
+            return False
+        self._address = address
+        return True
