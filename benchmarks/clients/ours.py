@@ -7,6 +7,9 @@ from typing import Any
 
 import bgpool
 from benchmarks.clients import POOL_TIMEOUT_S, Config
+
+# Here, not at its first use: what is imported before the fork is shared by all workers, as the peers' is.
+from bgpool import get_pool
 from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, SegmentMap
@@ -19,7 +22,7 @@ class Plain:
 
     def __init__(self, config: Config) -> None:
         """Make the pool and open it."""
-        self._pool = bgpool.get_pool(
+        self._pool = get_pool(
             config.dsn,
             bg_id=config.bg_id,
             bg_resolver=config.resolver,
