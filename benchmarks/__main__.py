@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from benchmarks.machine import machine, versions
-from benchmarks.plot import draw
+from benchmarks.plot import draw, picture
 from benchmarks.render import as_text
 from benchmarks.result import Result, merge
 
@@ -109,7 +109,7 @@ def show(name: str, repetitions: Sequence[dict[str, Any]], out: Path) -> None:
             print(as_text(table))
     for plot in result.plots:
         table = next(table for table in result.tables if table.name == plot.table)
-        draw(plot, table, out / f"bench-{name}-{plot.name}.svg")
+        draw(plot, table, out / picture(plot))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.__main__ import load, merged
-from benchmarks.plot import draw
+from benchmarks.plot import draw, picture
 from benchmarks.render import as_markdown
 
 __all__ = ["fill", "main"]
@@ -49,16 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     if path.resolve() != RESULTS:
         shutil.copyfile(path, RESULTS)
-    for name, runs in results["runs"].items():
+    for runs in results["runs"].values():
         result = merged(runs)
         for plot in result.plots:
             table = next(table for table in result.tables if table.name == plot.table)
-            draw(plot, table, IMAGES / _picture(name, plot.name))
+            draw(plot, table, IMAGES / picture(plot))
     return 0
-
-
-def _picture(name: str, plot: str) -> str:
-    return f"bench-{name}-{plot}.svg"
 
 
 def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
@@ -66,7 +62,7 @@ def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     times = ", ".join(f"{run['at'].replace('T', ' ')[:16]} ({run['took_s']:.0f} s)" for run in runs)
     parts = [load(name).QUESTION + "\n"]
     parts += [as_markdown(table) for table in result.tables if table.shown]
-    parts += [f"![{plot.title}](images/{_picture(name, plot.name)})\n" for plot in result.plots]
+    parts += [f"![{plot.title}](images/{picture(plot)})\n" for plot in result.plots]
     parts.append(
         f"Medians of {len(runs)} repetitions, with the least and the most in parentheses; begun (UTC) {times}.\n"
     )

@@ -11,13 +11,18 @@ from matplotlib.figure import Figure
 
 from benchmarks.result import Column, Plot, Table, Value
 
-__all__ = ["draw"]
+__all__ = ["draw", "picture"]
 
 #: Told apart also by those who see no colours: dark to light.
 _COLOURS: Final = ("#1b4f72", "#d35400", "#2e8b57", "#8e44ad", "#c0392b", "#5d6d7e", "#b7950b", "#17a589", "#909497")
 _SIZE: Final = (9.0, 4.5)
 #: Bars of nothing are not left out of a logarithmic axis: they end where it begins.
 _STYLE: Final = {"svg.hashsalt": "bgpool", "svg.fonttype": "none", "font.size": 9}
+
+
+def picture(plot: Plot) -> str:
+    """The name of the file of *plot*."""
+    return f"bench-{plot.name}.svg"
 
 
 def draw(plot: Plot, table: Table, path: Path) -> None:
@@ -39,7 +44,7 @@ def draw(plot: Plot, table: Table, path: Path) -> None:
             axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if plot.series:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -53,7 +58,7 @@ def _bars(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
         shown = [(place, heights[place]) for place in places if place in heights]
         offset = (number - (len(series) - 1) / 2) * width
         at = [places.index(place) + offset for place, _ in shown]
-        axes.bar(at, [height for _, height in shown], width, label=name, color=_COLOURS[number % len(_COLOURS)])
+        axes.bar(at, [height for _, height in shown], width, label=name or None, color=_COLOURS[number % len(_COLOURS)])
     axes.set_xticks(range(len(places)), places)
 
 
@@ -61,7 +66,7 @@ def _lines(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
     for number, (name, members) in enumerate(_series(plot, rows).items()):
         points = [(row[plot.x], row[plot.y]) for row in members if isinstance(row.get(plot.y), (int, float))]
         style = {"marker": "o" if len(points) < 20 else "", "color": _COLOURS[number % len(_COLOURS)]}
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name or None, **style)
 
 
 def _series(plot: Plot, rows: list[Mapping[str, Value]]) -> dict[str, list[Mapping[str, Value]]]:

@@ -51,9 +51,9 @@ class Size:
     """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
-    settled_s: float = 3.0
+    settled_s: float = 2.0
     noticed_s: float = 2.0
-    window_s: float = 6.0
+    window_s: float = 4.0
 
 
 def run(*, quick: bool) -> Result:

@@ -38,10 +38,10 @@ SCHEDULE: Final = Schedule(
     caught_up_s=0.1,
     green_promoted_s=2.2,
     old_blue_open_s=2.5,
-    names_changed_s=3.5,
-    blue_dns_moved_s=4.5,
-    green_dns_gone_s=6.0,
-    completed_s=6.5,
+    names_changed_s=3.0,
+    blue_dns_moved_s=3.5,
+    green_dns_gone_s=4.0,
+    completed_s=4.5,
     rolled_back_s=1.5,
 )
 
@@ -51,7 +51,7 @@ HIGH_MS: Final = 100
 CPU_AFTER_S: Final = 1.0
 """How long after the last step CPU time is still counted, for every client alike."""
 
-SETTLE_S: Final = 5.0
+SETTLE_S: Final = 4.0
 """How long after the last step a thread may take to come back."""
 
 _GRACE_S: Final = 1.0
@@ -84,7 +84,7 @@ SCENARIOS: Final = (
     Scenario("rollback", rolled_back=True),
     Scenario("black hole", stage=black_hole_blue),
     Scenario(
-        "stale DNS", schedule=replace(SCHEDULE, blue_dns_moved_s=12.0, green_dns_gone_s=13.0, completed_s=13.5)
+        "stale DNS", schedule=replace(SCHEDULE, blue_dns_moved_s=8.0, green_dns_gone_s=8.5, completed_s=9.0)
     ),
 )  # fmt: skip
 

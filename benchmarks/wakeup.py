@@ -59,7 +59,8 @@ def run(*, quick: bool) -> Result:
     rows = tuple(_measure(count) for count in (PROCESSES[:2] if quick else PROCESSES))
     table = Table("wakeup", "From the publish to the threads that waited for it", _COLUMNS, rows)
     return Result(
-        (table,), (Plot("last", "The last thread is let through", "wakeup", "lines", "processes", "last_ms", log="x"),)
+        (table,),
+        (Plot("wakeup-last", "The last thread is let through", "wakeup", "lines", "processes", "last_ms", log="x"),),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import page
 from benchmarks.__main__ import NAMES, keep, load, main, merged
+from benchmarks.plot import picture
 from benchmarks.render import as_markdown, as_text, rankings
 from benchmarks.result import Column, Plot, Result, Table, Value, merge
 
@@ -84,7 +85,7 @@ def test_results_are_kept_by_name_and_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_says_what_it_asks(name: str) -> None:
     assert load(name).TITLE
-    assert load(name).QUESTION.endswith(".")
+    assert load(name).QUESTION.endswith((".", "?"))
 
 
 def test_names_and_counts_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,9 +112,9 @@ class TestPage:
         assert {name: len(runs) for name, runs in results["runs"].items()} == dict.fromkeys(NAMES, 3)
 
     def test_its_pictures_are_there(self) -> None:
-        for name, runs in self.results()["runs"].items():
+        for runs in self.results()["runs"].values():
             for plot in merged(runs).plots:
-                assert (page.IMAGES / f"bench-{name}-{plot.name}.svg").exists()
+                assert (page.IMAGES / picture(plot)).exists()
 
     def test_what_is_typed_has_no_figures(self) -> None:
         text = page.PAGE.read_text(encoding="utf-8")
