@@ -17,6 +17,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.plot import draw, picture
 from benchmarks.render import as_text
 from benchmarks.result import Result, merge
+from bgpool.lab.errors import LabError
 
 #: In the order in which they are read: what a switchover comes to, then what it costs to be ready for one.
 NAMES: Final = ("switchover", "storm", "processes", "checkout", "wakeup", "mysql", "status", "growth")
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; all by default")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions, 1 to 20 (3)")
     parser.add_argument("--quick", action="store_true", help="only to see that they work: less of everything")
+    parser.add_argument("--add", action="store_true", help="to the repetitions that are kept, instead of anew")
     parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help=f"for results and pictures ({_OUT})")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in NAMES]
@@ -60,16 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--repeat must be from 1 to 20, not {options.repeat}")
     names = [name for name in NAMES if not options.names or name in options.names]
     options.out.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    before = kept(options.out, quick=options.quick) if options.add else {}
+    measured: dict[str, list[dict[str, Any]]] = {name: list(before.get(name, ())) for name in names}
+    failures = []
     for repetition in range(1, options.repeat + 1):
         for name in names:
             print(f"{name}: repetition {repetition} of {options.repeat}", file=sys.stderr, flush=True)
-            measured[name].append(_measure(load(name), quick=options.quick))
+            try:
+                measured[name].append(_measure(load(name), quick=options.quick))
+            except LabError as error:
+                # Said again at the end; an hour of the others is not thrown away for it.
+                failures.append(f"{name}, repetition {repetition}: {error}")
+                continue
             keep(options.out, {name: measured[name]}, quick=options.quick)
     for name in names:
-        show(name, measured[name], options.out)
+        if measured[name]:
+            show(name, measured[name], options.out)
     print(f"kept in {options.out}: results.json and the pictures", file=sys.stderr)
-    return 0
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _measure(benchmark: Benchmark, *, quick: bool) -> dict[str, Any]:
@@ -84,15 +96,24 @@ def _measure(benchmark: Benchmark, *, quick: bool) -> dict[str, Any]:
     }
 
 
+def kept(out: Path, *, quick: bool) -> dict[str, list[dict[str, Any]]]:
+    """What ``results.json`` of *out* has of this machine, these versions, and such haste; by name."""
+    path = out / "results.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    frame = _frame(quick=quick)
+    return dict(before["runs"]) if {key: before.get(key) for key in frame} == frame else {}
+
+
 def keep(out: Path, measured: dict[str, list[dict[str, Any]]], *, quick: bool) -> None:
     """Add to ``results.json`` of *out*; what was measured of the same on another machine is replaced, all of it."""
-    path = out / "results.json"
-    frame = {"format": _FORMAT, "machine": machine(), "versions": versions(), "quick": quick}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    runs = before["runs"] if {key: before.get(key) for key in frame} == frame else {}
-    order = [name for name in NAMES if name in runs or name in measured]
-    everything = {**frame, "runs": {name: measured.get(name, runs.get(name)) for name in order}}
-    path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    runs = {**kept(out, quick=quick), **measured}
+    everything = {**_frame(quick=quick), "runs": {name: runs[name] for name in NAMES if name in runs}}
+    text = json.dumps(everything, indent=1, ensure_ascii=False) + "\n"
+    (out / "results.json").write_text(text, encoding="utf-8")
+
+
+def _frame(*, quick: bool) -> dict[str, Any]:
+    return {"format": _FORMAT, "machine": machine(), "versions": versions(), "quick": quick}
 
 
 def merged(repetitions: Sequence[dict[str, Any]]) -> Result:

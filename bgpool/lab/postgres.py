@@ -33,6 +33,9 @@ CUT = """
     WHERE backend_type = 'client backend' AND client_addr IS NOT NULL
 """
 
+LOGIN_TIMEOUT_S = 20
+"""For the lab's own sessions: on a machine where hundreds of clients connect at the same moment a login takes seconds."""
+
 
 class PostgresServer(Server):
     """A PostgreSQL server.
@@ -121,7 +124,7 @@ class PostgresServer(Server):
         options = f"-c default_transaction_read_only=off -c statement_timeout={STATEMENT_TIMEOUT_S}s"
         connection = psycopg.connect(
             host=str(self.socket_dir), port=self.port, user=SUPERUSER, dbname=database or MAINTENANCE_DATABASE,
-            autocommit=True, connect_timeout=5, application_name="bgpool-lab", options=options,
+            autocommit=True, connect_timeout=LOGIN_TIMEOUT_S, application_name="bgpool-lab", options=options,
         )  # fmt: skip
         try:
             yield connection
