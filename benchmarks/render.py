@@ -40,7 +40,9 @@ def rankings(table: Table) -> Iterator[str]:
         ]
         times = f"in {len(orders)} repetitions" if len(orders) > 1 else "in 1 repetition"
         same = f"the same {times}" if not swapped else f"{times}; {', '.join(swapped)} changed places"
-        yield f"Ranking{f' ({group})' if group else ''}, {same}: {', '.join(_typical(orders))}"
+        yield f"Ranking{f' ({group})' if group else ''}, {same}: {' < '.join(_typical(orders))}"
+    labels = {column.key: column.label for column in table.columns}
+    yield f"Ranked by {', then '.join(labels[key] for key in table.ranked_by)}; the least is best, and nothing is last."
 
 
 def _typical(orders: list[tuple[str, ...]]) -> list[str]:

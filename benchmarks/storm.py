@@ -61,7 +61,7 @@ def _summary(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Tab
             Column("full_s", "Full throughput (s)", 3),
         ),
         tuple(rows),
-        ranked_by=("full_s", "most_at_once"),
+        ranked_by=("errors", "every_thread_s"),
         rivals="client",
         notes=(
             "Times count from the moment at which a client could find green: for bgpool the release of its callers, for"

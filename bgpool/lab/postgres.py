@@ -34,7 +34,7 @@ CUT = """
 """
 
 LOGIN_TIMEOUT_S = 20
-"""For the lab's own sessions: on a machine where hundreds of clients connect at the same moment a login takes seconds."""
+"""For the lab's own sessions: where hundreds of clients connect at the same moment a login takes seconds."""
 
 
 class PostgresServer(Server):
