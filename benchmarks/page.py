@@ -73,9 +73,8 @@ def _machine(results: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
     versions = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
     loads = [run["load_before"] for runs in results["runs"].values() for run in runs]
-    return (
-        f"Machine: {machine}.\n\nVersions: {versions}.\n\nLoad of the machine before each run: at most {max(loads)}.\n"
-    )
+    load = f"Load average when a run began, with what the run before had left in it: at most {max(loads)}."
+    return f"Machine: {machine}.\n\nVersions: {versions}.\n\n{load}\n"
 
 
 if __name__ == "__main__":

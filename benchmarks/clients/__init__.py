@@ -93,7 +93,6 @@ class Spec:
             fork.
         needs_names: It asks the system for addresses.
         note: What has to be said about it.
-        package: The distribution whose version counts.
         sees_s: How long it is given to see a new deployment, where it cannot be asked whether it has.
     """
 
@@ -101,7 +100,6 @@ class Spec:
     factory: str
     needs_names: bool
     note: str = ""
-    package: str = ""
     sees_s: float = 0.0
 
     def load(self) -> Any:
@@ -125,16 +123,15 @@ class Spec:
 
 
 CLIENTS: Final[Mapping[str, Spec]] = {
-    "bgpool": Spec("ours", "Plain", needs_names=False, package="bgpool"),
-    "bgpool, retry": Spec("ours", "Retry", needs_names=False, package="bgpool"),
-    "psycopg_pool": Spec("psycopgs", "Plain", needs_names=True, package="psycopg-pool"),
-    "psycopg_pool, check": Spec("psycopgs", "Checked", needs_names=True, package="psycopg-pool"),
-    "SQLAlchemy, pre-ping": Spec("alchemy", "PrePing", needs_names=True, package="SQLAlchemy"),
+    "bgpool": Spec("ours", "Plain", needs_names=False),
+    "bgpool, retry": Spec("ours", "Retry", needs_names=False),
+    "psycopg_pool": Spec("psycopgs", "Plain", needs_names=True),
+    "psycopg_pool, check": Spec("psycopgs", "Checked", needs_names=True),
+    "SQLAlchemy, pre-ping": Spec("alchemy", "PrePing", needs_names=True),
     "AWS wrapper": Spec(
         "aws",
         "Wrapper",
         needs_names=True,
-        package="aws-advanced-python-wrapper",
         sees_s=4.0,
         note="AWS wrapper: plugins=bg, and autocommit as in its examples; one wrapped connection per thread, which is"
         " thrown away and opened again after any error. It goes by the metadata alone: where they stay at IN_PROGRESS"
@@ -146,7 +143,6 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "aws",
         "Mended",
         needs_names=True,
-        package="aws-advanced-python-wrapper",
         sees_s=4.0,
         note="AWS wrapper, mended: the same with two defects mended in memory, a suspended call that selects its route"
         " from the status of before, and routes by host and port that never match; what its design can do.",
