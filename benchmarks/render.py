@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import pairwise
 
 from benchmarks.result import Column, Table, Value
 
@@ -28,26 +28,26 @@ def as_markdown(table: Table) -> str:
 
 
 def rankings(table: Table) -> Iterator[str]:
-    """Who is before whom, one line for each group of rivals, and who changed places between repetitions."""
+    """Who is before whom in every repetition, one line for each group of rivals; ``≈`` where repetitions disagree."""
     if not table.rankings:
         return
-    for group, last in table.rankings[-1].items():
+    for group in dict.fromkeys(name for ranking in table.rankings for name in ranking):
         orders = [ranking[group] for ranking in table.rankings if group in ranking]
-        swapped = [
-            f"{a} and {b}"
-            for a, b in combinations(last, 2)
-            if len({order.index(a) < order.index(b) for order in orders if a in order and b in order}) > 1
-        ]
-        times = f"in {len(orders)} repetitions" if len(orders) > 1 else "in 1 repetition"
-        same = f"the same {times}" if not swapped else f"{times}; {', '.join(swapped)} changed places"
-        yield f"Ranking{f' ({group})' if group else ''}, {same}: {' < '.join(_typical(orders))}"
+        times = "in all of " * (len(orders) > 1) + f"{len(orders)} repetition" + "s" * (len(orders) > 1)
+        yield f"Ranking{f' ({group})' if group else ''}, {times}: {_agreed(orders)}"
     labels = {column.key: column.label for column in table.columns}
-    yield f"Ranked by {', then '.join(labels[key] for key in table.ranked_by)}; the least is best, and nothing is last."
+    by = ", then ".join(labels[key] for key in table.ranked_by)
+    yield f"Ranked by {by}; the least is best, and nothing is last. ≈ between those that changed places."
 
 
-def _typical(orders: list[tuple[str, ...]]) -> list[str]:
-    """The rivals by the sum of their places."""
-    return sorted(orders[0], key=lambda name: sum(order.index(name) for order in orders if name in order))
+def _agreed(orders: list[tuple[str, ...]]) -> str:
+    """The rivals by the sum of their places, and between neighbours whether all *orders* have them so."""
+    names = sorted(orders[0], key=lambda name: sum(order.index(name) for order in orders if name in order))
+    text = names[0]
+    for before, name in pairwise(names):
+        both = [order for order in orders if before in order and name in order]
+        text += f" {'<' if all(o.index(before) < o.index(name) for o in both) else '≈'} {name}"
+    return text
 
 
 def _cells(table: Table) -> list[list[str]]:

@@ -55,16 +55,16 @@ def test_what_was_mostly_not_there_is_not_told_by_the_lucky_ones() -> None:
 def test_who_never_came_back_is_last() -> None:
     (table,) = merge([result(never=None, slow=9.0, fast=0.1)]).tables
     assert list(rankings(table)) == [
-        "Ranking (healthy), the same in 1 repetition: fast < slow < never",
-        "Ranked by never, then gap, s; the least is best, and nothing is last.",
+        "Ranking (healthy), 1 repetition: fast < slow < never",
+        "Ranked by never, then gap, s; the least is best, and nothing is last. ≈ between those that changed places.",
     ]
 
 
 def test_who_changed_places_is_told() -> None:
     same = merge([result(a=0.1, b=0.2), result(a=0.2, b=0.3)])
-    assert next(rankings(same.tables[0])) == "Ranking (healthy), the same in 2 repetitions: a < b"
+    assert next(rankings(same.tables[0])) == "Ranking (healthy), in all of 2 repetitions: a < b"
     other = merge([result(a=0.1, b=0.2, c=1.0), result(a=0.3, b=0.2, c=1.0), result(a=0.1, b=0.2, c=1.0)])
-    assert next(rankings(other.tables[0])) == "Ranking (healthy), in 3 repetitions; a and b changed places: a < b < c"
+    assert next(rankings(other.tables[0])) == "Ranking (healthy), in all of 3 repetitions: a ≈ b < c"
 
 
 def test_a_result_survives_json() -> None:
