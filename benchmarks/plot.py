@@ -38,6 +38,8 @@ def draw(plot: Plot, table: Table, path: Path) -> None:
             axes.set_xlabel(_label(table, plot.x))
         if "x" in plot.log:
             axes.set_xscale("log", base=2)
+            measured: list[Any] = list(dict.fromkeys(row[plot.x] for row in rows))
+            axes.set_xticks(measured, [str(value) for value in measured])
         if "y" in plot.log:
             axes.set_yscale("log")
         else:
@@ -45,21 +47,34 @@ def draw(plot: Plot, table: Table, path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _bars(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
+    """Bars; a cross where there is nothing to tell, which no bar at all would show as the best of all."""
     places = list(dict.fromkeys(str(row[plot.x]) for row in rows))
     series = _series(plot, rows)
     width = 0.8 / len(series)
+    crosses = False
     for number, (name, members) in enumerate(series.items()):
-        heights = {str(row[plot.x]): row[plot.y] for row in members if isinstance(row.get(plot.y), (int, float))}
-        shown = [(place, heights[place]) for place in places if place in heights]
+        colour = _COLOURS[number % len(_COLOURS)]
         offset = (number - (len(series) - 1) / 2) * width
-        at = [places.index(place) + offset for place, _ in shown]
-        axes.bar(at, [height for _, height in shown], width, label=name or None, color=_COLOURS[number % len(_COLOURS)])
+        # So that it has its place in the legend also where it has no bar.
+        axes.plot([], [], "s", label=name or None, color=colour)
+        for row in members:
+            at, height = places.index(str(row[plot.x])) + offset, row.get(plot.y)
+            if not isinstance(height, (int, float)):
+                axes.text(at, 0.97, "×", color=colour, ha="center", va="top", transform=axes.get_xaxis_transform())
+                crosses = True
+            elif height > 0 or "y" not in plot.log:
+                axes.bar(at, height, width, color=colour)
+            else:
+                axes.text(at, 0.01, "≤0", color=colour, fontsize=6, ha="center", transform=axes.get_xaxis_transform())
     axes.set_xticks(range(len(places)), places)
+    if crosses:
+        axes.set_xlabel("× never came back")
+    axes.margins(y=0.15)
 
 
 def _lines(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
