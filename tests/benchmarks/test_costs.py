@@ -117,7 +117,6 @@ def test_a_small_storm() -> None:
     assert figures["held_before"] == 2 * THREADS
     assert figures["attempts"] >= 2 * THREADS
     assert figures["every_thread_s"] is not None
-    assert figures["errors"] == 0
 
 
 @pytest.mark.lab
