@@ -128,6 +128,8 @@ class TestPromotion:
     def pair(self) -> Iterator[Pair]:
         with Pair() as pair:
             ledger.create(pair)
+            # Before a test stops the replication: the table may be there already, and who may write to it not yet.
+            pair.green.wait_replayed(pair.blue.position(), 30.0)
             yield pair
 
     @pytest.fixture
