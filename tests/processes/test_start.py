@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import bgpool
-from bgpool.core.limits import MONITOR_START_S, RESTART_PAUSE_MAX_S
+from bgpool.core.limits import HEARTBEAT_HUNG_S, MONITOR_START_S, RESTART_PAUSE_MAX_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.dsn import parse
@@ -217,7 +217,8 @@ def test_a_module_that_would_wait_for_the_switchover_keeps_no_monitor_from_endin
     )
     worker = run_application(tmp_path, "held")
     try:
-        wait_until(lambda: SegmentMap(files).header.term == 2, START_S)
+        # The writer above is one that lives and gives no sign of life: it is waited for, too. A hold would take 30 s.
+        wait_until(lambda: SegmentMap(files).header.term == 2, HEARTBEAT_HUNG_S + 2 * START_S)
         assert monitors(tmp_path) == [SegmentMap(files).header.pid]
     finally:
         worker.kill()
