@@ -16,9 +16,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["Names", "available", "enter"]
+if TYPE_CHECKING:
+    from bgpool.lab import Director, Pair
+
+__all__ = ["Names", "available", "enter", "names_of"]
 
 _HOSTS: Final = "/etc/hosts"
 _NSSWITCH: Final = "/etc/nsswitch.conf"
@@ -65,6 +68,15 @@ class Names:
             os.pwrite(fd, text.encode("ascii"), 0)
         finally:
             os.close(fd)
+
+
+def names_of(pair: Pair, director: Director | None = None) -> Names:
+    """The names of *pair* as they are now, and as they become with each step of *director*."""
+    names = Names(pair.directory)
+    names.publish(pair.hosts.read())
+    if director is not None:
+        director.on_event.append(lambda _: names.publish(pair.hosts.read()))
+    return names
 
 
 def enter(hosts: Path) -> None:

@@ -14,7 +14,6 @@ from benchmarks import hosts
 from benchmarks.clients import CLIENTS, Config
 from benchmarks.crew import Crew
 from benchmarks.footprint import cpu_s, memory_of, parent_of
-from benchmarks.hosts import Names
 from benchmarks.result import Column, Plot, Result, Table, Value
 from bgpool.lab import Director, Pair, Server, ledger, metadata
 from bgpool.lab.pair import ROLE
@@ -121,10 +120,7 @@ def measure(director: Director, client: str, workers: int, size: Size) -> Cost:
 @contextlib.contextmanager
 def _crew(client: str, pair: Pair, workers: int) -> Iterator[Crew]:
     """Workers whose only thread writes one row and then sits idle."""
-    names = None
-    if not hosts.available():
-        names = Names(pair.directory)
-        names.publish(pair.hosts.read())
+    names = hosts.names_of(pair) if not hosts.available() else None
     config = Config.of(pair, names.path if names is not None else None)
     with Crew(client, config, processes=workers, threads=1, pause_s=math.inf) as crew:
         yield crew

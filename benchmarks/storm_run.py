@@ -21,7 +21,6 @@ import bgpool
 from benchmarks import hosts
 from benchmarks.arrivals import SETTINGS, attempts
 from benchmarks.fleet import Fleet, Post
-from benchmarks.hosts import Names
 from benchmarks.run_dir import RunDir
 from benchmarks.storm_figures import Storm
 from bgpool import get_pool
@@ -126,11 +125,8 @@ def measure(case: Case, client: Client, size: Size) -> Storm:
     """A pair of its own, a switchover, and what came of it."""
     with RunDir() as run_dir, Pair(settings={**SETTINGS, "max_connections": "800"}) as pair:
         ledger.create(pair)
-        names = Names(pair.directory) if not hosts.available() else None
         director = Director(pair, size.schedule)
-        if names is not None:
-            names.publish(pair.hosts.read())
-            director.on_event.append(lambda _: names.publish(pair.hosts.read()))
+        names = hosts.names_of(pair, director) if not hosts.available() else None
         place = Place(pair, run_dir.path, names.path if names is not None else None)
         with Fleet(size.workers, partial(_live, place=place, client=client, case=case, pause_s=size.pause_s)) as fleet:
             fleet.wait_ready(START_TIMEOUT_S)

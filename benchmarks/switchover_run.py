@@ -181,10 +181,7 @@ def _config(pair: Pair, director: Director, high_ms: int) -> Config:
     """What clients are told; where it is possible their system names follow the lab's from now on."""
     if hosts.available():
         return Config.of(pair, high_ms=high_ms)
-    names = hosts.Names(pair.directory)
-    names.publish(pair.hosts.read())
-    director.on_event.append(lambda _: names.publish(pair.hosts.read()))
-    return Config.of(pair, names.path, high_ms=high_ms)
+    return Config.of(pair, hosts.names_of(pair, director).path, high_ms=high_ms)
 
 
 def _wait_seen(client: str, crew: Crew) -> None:
