@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import Instant, Tick
+from bgpool.core.limits import POLL_INTERVAL_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
 from bgpool.core.snapshot import Snapshot
-from bgpool.errors import GreenHostRejected, SwitchoverHoldTimeout
+from bgpool.errors import GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
 from bgpool.pools.alias import Endpoint
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
@@ -25,6 +26,7 @@ class Gate:
 
     Attributes:
         held: Callers waiting now.
+        closed: Nobody waits here any more.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Gate:
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self._count = threading.Lock()
         self.held = 0
+        self.closed = False
 
     def __repr__(self) -> str:
         return f"<Gate {self._endpoint.name} held={self.held} {self._reader!r}>"
@@ -52,6 +55,17 @@ class Gate:
         """After a fork, in the child: nobody waits here yet."""
         self._count = threading.Lock()
         self.held = 0
+
+    def close(self, timeout_s: float) -> None:
+        """Send everybody away who waits; until they are gone, at most *timeout_s* seconds."""
+        self.closed = True
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # Again and again: who was just about to sleep has not heard of it.
+            self._reader.wake_waiters()
+            if not self.held or time.monotonic() >= deadline:
+                return
+            time.sleep(POLL_INTERVAL_S)
 
     def snapshot(self, reading: Reading) -> Snapshot | None:
         """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
@@ -84,6 +98,7 @@ class Gate:
         Raises:
             SwitchoverHoldTimeout: Still held when the time is up.
             GreenHostRejected: The endpoint is green and the switchover is over.
+            PoolClosed: The gate was closed before the switchover has passed.
         """
         started = time.monotonic()
         deadline = started + min(timeout_s, self._settings.bg_connect_timeout_ms / 1000)
@@ -98,6 +113,8 @@ class Gate:
                     )
                 if decision.action is not Action.HOLD:
                     return reading, decision
+                if self.closed:
+                    raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
@@ -105,7 +122,7 @@ class Gate:
                 if not waiting:
                     waiting = True
                     self._add(1)
-                reading.wait_changed(min(left_s, self._until_timer_s(reading)))
+                reading.wait_changed(min(left_s, self._until_timer_s(reading)), self._is_closed)
         finally:
             if waiting:
                 self._add(-1)
@@ -154,6 +171,9 @@ class Gate:
         ends = (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ()
         now_ns = time.monotonic_ns()
         return max(0.001, min((end - now_ns for end in ends if end), default=3600 * 10**9) / 1e9)
+
+    def _is_closed(self) -> bool:
+        return self.closed
 
     def _add(self, number: int) -> None:
         with self._count:

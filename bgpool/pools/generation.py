@@ -142,17 +142,18 @@ class Generation:
 
     # -- ending --------------------------------------------------------------------------------------------------
 
-    def retire(self, *, drain: bool) -> None:
+    def retire(self, *, drain: bool, timeout_s: float = RETIRE_TIMEOUT_S) -> None:
         """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
 
         Args:
             drain: Because of a switchover: a new transaction on a connection in use is held.
+            timeout_s: Longest wait for the threads of the driver's pool, in seconds.
         """
         with self._lock:
             self.retired = True
         if drain:
             self.live[0] = 0
-        self.inner.close(timeout=RETIRE_TIMEOUT_S)
+        self.inner.close(timeout_s)
 
     def cut(self) -> int:
         """Cut the connections that are still in use, at the socket; how many."""

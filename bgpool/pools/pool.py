@@ -97,7 +97,6 @@ class Pool(ABC, Generic[C]):
         )
         self.timeout: Final[float] = self._recipe.make_inner(object()).timeout
         self._name: Final = f"{dsn.host}:{dsn.port}"
-        self._closed = False
         self._reset()
         fork.call_in_child(self)
 
@@ -194,7 +193,7 @@ class Pool(ABC, Generic[C]):
                     raise self._recipe.like(None, PoolTimeout, text)
                 return cast(C, generation.inner.getconn(left_s))
             except psycopg_pool.PoolClosed as error:
-                if self._closed:
+                if self._gate.closed:
                     raise _as_ours(error) from error
                 _forget_frames(error)
             except _REFUSALS as error:
@@ -310,7 +309,7 @@ class Pool(ABC, Generic[C]):
         snapshot = self._gate.snapshot(reading)
         old: Generation | None = None
         with self._lock:
-            if self._closed:
+            if self._gate.closed:
                 raise self._recipe.like(None, PoolClosed, f"the pool {self._name!r} is already closed")
             generation = self._generation
             if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
@@ -392,16 +391,18 @@ class Pool(ABC, Generic[C]):
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.
 
+        Callers who are held get PoolClosed.
+
         Args:
-            timeout: Longest wait for the pool's threads, in seconds.
+            timeout: Longest wait for these callers, and for the pool's threads, in seconds each.
         """
         fork.notice()
+        self._gate.close(timeout)
         with self._lock:
-            self._closed = True
             generation, self._generation = self._generation, None
             self._quick = _SHUT
         if generation is not None:
-            generation.inner.close(timeout)
+            generation.retire(drain=False, timeout_s=timeout)
         self.participant.leave(self)
 
     @property
@@ -417,7 +418,7 @@ class Pool(ABC, Generic[C]):
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._closed
+        return self._gate.closed
 
     def stats(self) -> PoolStats:
         """The pool at this moment."""

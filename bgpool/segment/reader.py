@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS, WATCH_INTERVAL_S
@@ -140,13 +141,16 @@ class Reading(NamedTuple):
         """Whether nothing was published since."""
         return self.mapped is not None and bool(self.word[0] == self.sequence)
 
-    def wait_changed(self, timeout_s: float) -> bool:
-        """Wait until something else is published, at most *timeout_s* seconds; whether it was."""
+    def wait_changed(self, timeout_s: float, over: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until something else is published, at most *timeout_s* seconds; whether it was.
+
+        Who makes *over* true has the wait end with Reader.wake_waiters.
+        """
         if self.mapped is None:
             # Nothing wakes us when there is a segment at last: look again in time.
             time.sleep(min(timeout_s, WATCH_INTERVAL_S))
             return False
-        return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s)
+        return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s, over)
 
 
 class Reader:
@@ -206,6 +210,12 @@ class Reader:
         if (mapped := self._map()) is not None:
             # Sequence 0 is never published: the next look reads the slot.
             self._reading = Reading(mapped.word, 0, reading.snapshot, mapped)
+
+    def wake_waiters(self) -> None:
+        """Have everybody who waits for a change look whether it is over; for those of other processes nothing is."""
+        mapped = self._reading.mapped
+        if mapped is not None:
+            wake.wake_all(mapped.address)
 
     def monitor_is_silent(self) -> bool:
         """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""

@@ -74,20 +74,23 @@ def address_of(mapping: mmap.mmap, offset: int) -> int:
     return address + offset
 
 
-def wait_changed(word: memoryview, address: int, seen: int, timeout_s: float) -> bool:
-    """Wait until ``word[0]`` is no longer *seen*.
+def wait_changed(
+    word: memoryview, address: int, seen: int, timeout_s: float, over: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait until ``word[0]`` is no longer *seen*, or *over*.
 
     Args:
         word: The mapped word as a view of one unsigned 64-bit integer.
         address: Where it is, see address_of; 0 polls.
         seen: The value last seen.
         timeout_s: Longest wait in seconds, >= 0.
+        over: Asked whenever the wait is woken, see wake_all: whether to wait no more.
 
     Returns:
         Whether the word has changed.
     """
     deadline = time.monotonic() + timeout_s
-    while word[0] == seen:
+    while word[0] == seen and not over():
         left = deadline - time.monotonic()
         if left <= 0:
             return False
@@ -105,7 +108,7 @@ def wait_changed(word: memoryview, address: int, seen: int, timeout_s: float) ->
             )
         else:
             time.sleep(min(left, POLL_INTERVAL_S))
-    return True
+    return bool(word[0] != seen)
 
 
 def wake_all(address: int) -> None:

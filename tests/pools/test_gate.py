@@ -310,3 +310,36 @@ def test_closed_pool_refuses(kit: Kit, make_pool: MakePool) -> None:
     pool.close()
     with pytest.raises(kit.error, match="closed"):
         pool.getconn()
+
+
+@pytest.mark.parametrize("sleeps_in", ["kernel", "polls"])
+def test_closing_sends_away_who_is_held(
+    sleeps_in: str, deployment: Deployment, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sleeps_in == "polls":
+        monkeypatch.setattr("bgpool.segment.wake._FUTEX", None)
+    pool = make_pool(timeout=30.0)
+    deployment.phase(Phase.IN_PROGRESS)
+    callers = [Caller(pool.getconn) for _ in range(2)]
+    wait_until(lambda: pool.stats().held == 2)
+    pool.close()
+    assert pool.stats().held == 0
+    for caller in callers:
+        sent = caller.wait()
+        assert isinstance(sent, bgpool.PoolClosed)
+        assert "the pool is closed" in str(sent)
+
+
+def test_closing_sends_away_who_is_held_before_a_transaction(
+    kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
+    pool = make_pool()
+    conn = pool.getconn()
+    deployment.phase(Phase.IN_PROGRESS)
+    wait_until(lambda: not conn.bgpool_generation.live[0])
+    caller = Caller(lambda: kit.execute(conn, "SELECT 1"))
+    wait_until(lambda: pool.stats().held == 1)
+    pool.close()
+    assert isinstance(caller.wait(), bgpool.PoolClosed)
+    pool.putconn(conn)
+    assert conn.closed
