@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +45,10 @@ COMPLETED_TIMEOUT_S: Final = 30.0
 #: A unit of work ends when its time is up: the longest hold and the pool's own timeout, and what a machine under
 #: load adds.
 LONGEST_CALL_S: Final = 2 * HOLD_S + 5.0
-#: What a process may have more for a moment (connections that are just being opened or closed), and for good.
+#: How long a worker is looked at for what it holds at rest, in seconds: one that is just starting a monitor holds the
+#: lock, pipes and what else that takes.
+REST_S: Final = 2.0
+#: What a process may have more at rest: connections come and go with the work, too.
 DESCRIPTORS: Final = 6
 RESIDENT_KIB: Final = 8 * 1024
 
@@ -63,6 +66,19 @@ class Footprint:
         process = Path(f"/proc/{pid}")
         pages = int((process / "statm").read_text().split()[1])
         return cls(len(list((process / "fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") // 1024)
+
+    @classmethod
+    def at_rest(cls, pids: Sequence[int]) -> tuple[Footprint, ...]:
+        """Those of *pids*: the least of each within REST_S, because what was lost is there all the time."""
+        end = time.monotonic() + REST_S
+        seen = [[cls.of(pid) for pid in pids]]
+        while time.monotonic() < end:
+            time.sleep(0.05)
+            seen.append([cls.of(pid) for pid in pids])
+        return tuple(
+            cls(min(one.descriptors for one in ones), min(one.resident_kib for one in ones))
+            for ones in zip(*seen, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -209,7 +225,7 @@ class Chaos:
         wait_until(reached, timeout_s=COMPLETED_TIMEOUT_S, what=f"{phase.name} after switchover {self._switchovers}")
 
     def _footprints(self) -> tuple[Footprint, ...]:
-        return tuple(Footprint.of(worker.pid) for worker in self._spared)
+        return Footprint.at_rest([worker.pid for worker in self._spared])
 
     # -- blows ---------------------------------------------------------------------------------------------------
 
