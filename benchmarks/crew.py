@@ -28,6 +28,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import msgpack
 
+from benchmarks import footprint
 from benchmarks.clients import CLIENTS, Config
 from benchmarks.crew_process import ENDED, Orders, reports_file
 from bgpool.lab import LabError
@@ -41,7 +42,6 @@ GRACE_S: Final = 3.0
 START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 Thread = tuple[int, int]
 """Worker and thread."""
@@ -310,12 +310,9 @@ def _read_line(stream: IO[Any]) -> bytes:
 
 def _cpu_s(pid: int) -> float:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        return footprint.cpu_s(pid)
+    except OSError:
         return 0.0
-    # The name, in parentheses, may hold anything.
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def _is_alive(pid: int) -> bool:
