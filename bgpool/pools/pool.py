@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,15 +15,14 @@ import psycopg_pool
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
-from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
-from bgpool.pools.generation import Generation, connects_at_once
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
+from bgpool.pools.succession import Succession
 from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
@@ -35,9 +33,6 @@ __all__ = ["Checkout", "Pool", "PoolStats"]
 
 C = TypeVar("C")
 R = TypeVar("R")
-
-#: Two words that differ: the quick way is shut.
-_SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), memoryview(b"\1" * 8).cast("Q"), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +90,7 @@ class Pool(ABC, Generic[C]):
         self._recipe: Final = self._recipe_class(
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
+        self._succession: Final = Succession(self._recipe, participant.count_workers)
         self.timeout: Final[float] = self._recipe.make_inner(object()).timeout
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
@@ -102,24 +98,13 @@ class Pool(ABC, Generic[C]):
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._generation: Generation | None = None
-        self._cuts: list[tuple[float, Generation]] = []
-        # The mapped word, what it said when the generation was found good, and the driver's way to one of its
-        # connections: read as one. The second is a word of memory, too, which the kernel wipes in a forked child.
-        self._quick: tuple[memoryview, memoryview, Any] = _SHUT
         self._joining = False
         # Set once it is known where the pool belongs: until then nobody can tell what a switchover means for it.
         self._joined = threading.Event()
-        # How many connections the next generation opens at a time; None while none was made unfit by a switchover.
-        self._at_once: int | None = None
-        # Put away, and perhaps still handing something out.
-        self._ended: list[Generation] = []
-        self._drained = self._cut = self._failed = 0
-        # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
-        self._served_before = self._served = 0
+        self._failed = 0
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._generation!r}>"
+        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._succession.current!r}>"
 
     def __enter__(self) -> Pool[C]:
         return self
@@ -145,7 +130,7 @@ class Pool(ABC, Generic[C]):
 
     def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
-        word, admitted, take = self._quick
+        word, admitted, take = self._succession.quick
         # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
         if word == admitted:
             try:
@@ -186,7 +171,7 @@ class Pool(ABC, Generic[C]):
             left_s = max(0.0, deadline - time.monotonic())
             reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
             try:
-                generation = self._adopt(reading)
+                generation = self._succession.adopt(reading)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     text = f"couldn't get a connection after {timeout_s:.2f} sec"
@@ -244,124 +229,21 @@ class Pool(ABC, Generic[C]):
 
     def apply(self, reading: Reading) -> None:
         """Act on a new snapshot: drain what it makes unfit."""
-        with self._lock:
-            if self._quick[0] is not reading.word:
-                # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
-                self._quick = _SHUT
-        generation = self._generation
-        snapshot = self._gate.snapshot(reading)
-        if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
-            return
-        with self._lock:
-            if self._generation is not generation:
-                return
-            self._put_away(generation, snapshot)
-        self._retire(generation, drain=_is_drained(snapshot))
+        self._succession.apply(reading)
 
     def tick(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         self._endpoint.read_later()
-        now = time.monotonic()
-        with self._lock:
-            due = [generation for at, generation in self._cuts if at <= now]
-            self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
-            next_at = min((at for at, _ in self._cuts), default=math.inf)
-        self._cut += sum(generation.cut() for generation in due)
-        return next_at - now
+        return self._succession.cut_overdue()
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
-        generation = self._generation
-        driver = generation.inner.get_stats() if generation is not None else {}
-        mine = [generation, *(leaving for _, leaving in self._cuts)]
-        connections = sum(one.connections() for one in mine if one is not None)
-        idle = driver.get("pool_available", 0)
-        return Usage(
-            held=self._gate.held,
-            in_use=max(0, connections - idle),
-            idle=idle,
-            waiting=driver.get("requests_waiting", 0),
-            drained=self._drained,
-            cut=self._cut,
-            served=self._count_served(),
-            failed=self._failed,
-        )
-
-    def _count_served(self) -> int:
-        """Checkouts that were given a connection, by the driver's own count: the quick way counts nothing."""
-        with self._lock:
-            mine = [*self._ended, *filter(None, [self._generation])]
-            self._served = max(self._served, self._served_before + sum(one.served() for one in mine))
-            return self._served
+        return self._succession.usage()._replace(held=self._gate.held, failed=self._failed)
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
         fork.notice()
-        with self._lock:
-            old, self._generation = self._generation, None
-            self._quick = _SHUT
-            self._ended += filter(None, [old])
-        if old is not None:
-            self._retire(old, drain=False)
-
-    def _adopt(self, reading: Reading) -> Generation:
-        """The generation that is good by *reading*, open; made if there is none."""
-        snapshot = self._gate.snapshot(reading)
-        old: Generation | None = None
-        with self._lock:
-            if self._gate.closed:
-                raise self._recipe.like(None, PoolClosed, f"the pool {self._name!r} is already closed")
-            generation = self._generation
-            if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
-                old, generation = generation, None
-                self._put_away(old, snapshot)
-            if generation is None:
-                at_once = self._at_once
-                follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
-                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
-                self._generation = generation
-        generation.open()
-        if old is not None and snapshot is not None:
-            self._retire(old, drain=_is_drained(snapshot))
-        with self._lock:
-            if self._generation is generation and reading.is_current:
-                # A new word every time: whoever still reads the tuple before must not find a new number in it.
-                self._quick = (reading.word, fork.parents_word(reading.sequence), generation.inner.getconn)
-        return generation
-
-    def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
-        """Whether the connections of *generation* must not be handed out under *snapshot*."""
-        epoch = self._epoch(snapshot)
-        if epoch is None and generation.epoch is None:
-            return False
-        if generation.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
-            # Opened before the first snapshot was there; nothing has moved since.
-            generation.epoch = snapshot.epoch
-            return False
-        return generation.epoch != snapshot.epoch
-
-    def _epoch(self, snapshot: Snapshot | None) -> int | None:
-        if snapshot is None or snapshot.host(self._endpoint.name) is None:
-            return None
-        return snapshot.epoch
-
-    def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
-        """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
-        self._generation = None
-        self._ended.append(generation)
-        self._quick = _SHUT
-        held = generation.connections()
-        self._at_once = connects_at_once(held, self.participant.count_workers())
-        self._drained += held
-        if self._settings.bg_drop_blue_connections and _is_drained(snapshot):
-            self._cuts.append((time.monotonic() + self._settings.bg_drain_timeout_ms / 1000, generation))
-
-    def _retire(self, generation: Generation, *, drain: bool) -> None:
-        """The end of one that was put away; what it has served is final then."""
-        generation.retire(drain=drain)
-        with self._lock:
-            self._ended.remove(generation)
-            self._served_before += generation.served()
+        self._succession.drain()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -386,7 +268,7 @@ class Pool(ABC, Generic[C]):
         self._join()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
-            self._adopt(reading)
+            self._succession.adopt(reading)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.
@@ -398,11 +280,7 @@ class Pool(ABC, Generic[C]):
         """
         fork.notice()
         self._gate.close(timeout)
-        with self._lock:
-            generation, self._generation = self._generation, None
-            self._quick = _SHUT
-        if generation is not None:
-            generation.retire(drain=False, timeout_s=timeout)
+        self._succession.close(timeout)
         self.participant.leave(self)
 
     @property
@@ -423,8 +301,8 @@ class Pool(ABC, Generic[C]):
     def stats(self) -> PoolStats:
         """The pool at this moment."""
         fork.notice()
-        generation = self._generation
-        driver = generation.inner.get_stats() if generation is not None else {}
+        generation = self._succession.current
+        driver = self._succession.driver_stats()
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
@@ -438,10 +316,7 @@ class Pool(ABC, Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections alone and begin anew."""
-        for generation in [self._generation, *self._ended, *(generation for _, generation in self._cuts)]:
-            if generation is not None:
-                generation.live[0] = 0
-                fork.keep_forever(generation)
+        self._succession.after_fork_in_child()
         self._gate.reset()
         self._endpoint.after_fork_in_child()
         self._reset()
@@ -468,15 +343,6 @@ class Checkout(Generic[C]):
             self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
-
-
-def _is_drained(snapshot: Snapshot) -> bool:
-    """Whether what *snapshot* makes unfit is drained, and cut after the grace.
-
-    Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
-    when it comes back, and nobody's transaction is cut for it.
-    """
-    return snapshot.phase >= Phase.IN_PROGRESS
 
 
 #: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.

@@ -240,7 +240,7 @@ def test_no_secret_can_be_found(
         wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
         place, settings, _ = parse(pair.dsn, options)
         config = MonitorConfig.of(place, settings, tmp_path / "run")
-        pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._generation]
+        pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._succession]
         assert not any(secret.decode() in repr(part) for part in pool_parts)
         assert secret.decode() not in caplog.text
         for place_to_look in (tmp_path / "run", Path("/dev/shm")):

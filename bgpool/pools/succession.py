@@ -1,0 +1,225 @@
+"""The generations of a pool, each after the other: which one is handed out, and how those before it end."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.errors import PoolClosed
+from bgpool.pools import fork
+from bgpool.pools.generation import Generation, connects_at_once
+from bgpool.pools.recipe import Recipe
+from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
+
+__all__ = ["Succession"]
+
+#: Two words that differ: the quick way is shut.
+_SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), memoryview(b"\1" * 8).cast("Q"), None)
+
+
+class Succession:
+    """The connections of a pool, replaced as a whole at each epoch.
+
+    Attributes:
+        current: The generation that is handed out; None before the first checkout, and while none is good.
+        quick: The mapped word, what it said when *current* was found good, and the driver's way to one of its
+            connections: to be read as one. The second is a word of memory, too, which the kernel wipes in a forked
+            child.
+    """
+
+    current: Generation | None
+    quick: tuple[memoryview, memoryview, Any]
+
+    def __init__(self, recipe: Recipe, count_workers: Callable[[], int]) -> None:
+        """None yet.
+
+        Args:
+            recipe: How connections are made.
+            count_workers: How many processes of the host do what this one does, see Participant.count_workers.
+        """
+        self._recipe: Final = recipe
+        self._count_workers: Final = count_workers
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self.current = None
+        self.quick = _SHUT
+        self._cuts: list[tuple[float, Generation]] = []
+        # How many connections the next generation opens at a time; None while none was made unfit by a switchover.
+        self._at_once: int | None = None
+        # Put away, and perhaps still handing something out.
+        self._ended: list[Generation] = []
+        self._drained = self._cut = 0
+        # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
+        self._served_before = self._served = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.current!r}>"
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone and begin anew."""
+        for generation in [self.current, *self._ended, *(generation for _, generation in self._cuts)]:
+            if generation is not None:
+                generation.live[0] = 0
+                fork.keep_forever(generation)
+        self._reset()
+
+    # -- the one that is handed out ------------------------------------------------------------------------------
+
+    def adopt(self, reading: Reading) -> Generation:
+        """The generation that is good by *reading*, open; made if there is none.
+
+        Raises:
+            PoolClosed: The gate is closed, or the generation was put away just now.
+        """
+        snapshot = self._recipe.gate.snapshot(reading)
+        old: Generation | None = None
+        with self._lock:
+            if self._recipe.gate.closed:
+                raise self._recipe.like(None, PoolClosed, f"the pool {self._recipe.endpoint.name!r} is already closed")
+            generation = self.current
+            if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
+                old, generation = generation, None
+                self._put_away(old, snapshot)
+            if generation is None:
+                at_once = self._at_once
+                follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
+                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
+                self.current = generation
+        generation.open()
+        if old is not None and snapshot is not None:
+            self._retire(old, drain=_is_drained(snapshot))
+        with self._lock:
+            if self.current is generation and reading.is_current:
+                # A new word every time: whoever still reads the tuple before must not find a new number in it.
+                self.quick = (reading.word, fork.parents_word(reading.sequence), generation.inner.getconn)
+        return generation
+
+    def apply(self, reading: Reading) -> None:
+        """Put away what *reading* makes unfit."""
+        with self._lock:
+            if self.quick[0] is not reading.word:
+                # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
+                self.quick = _SHUT
+        generation = self.current
+        snapshot = self._recipe.gate.snapshot(reading)
+        if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
+            return
+        with self._lock:
+            if self.current is not generation:
+                return
+            self._put_away(generation, snapshot)
+        self._retire(generation, drain=_is_drained(snapshot))
+
+    def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
+        """Whether the connections of *generation* must not be handed out under *snapshot*."""
+        epoch = self._epoch(snapshot)
+        if epoch is None and generation.epoch is None:
+            return False
+        if generation.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
+            # Opened before the first snapshot was there; nothing has moved since.
+            generation.epoch = snapshot.epoch
+            return False
+        return generation.epoch != snapshot.epoch
+
+    def _epoch(self, snapshot: Snapshot | None) -> int | None:
+        if snapshot is None or snapshot.host(self._recipe.endpoint.name) is None:
+            return None
+        return snapshot.epoch
+
+    # -- how they end --------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones at once, those in use when they are returned."""
+        with self._lock:
+            old, self.current = self.current, None
+            self.quick = _SHUT
+            self._ended += filter(None, [old])
+        if old is not None:
+            self._retire(old, drain=False)
+
+    def close(self, timeout_s: float) -> None:
+        """The same for good, once the gate is closed; at most *timeout_s* seconds of waiting for threads."""
+        with self._lock:
+            generation, self.current = self.current, None
+            self.quick = _SHUT
+        if generation is not None:
+            generation.retire(drain=False, timeout_s=timeout_s)
+
+    def cut_overdue(self) -> float:
+        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
+        now = time.monotonic()
+        with self._lock:
+            due = [generation for at, generation in self._cuts if at <= now]
+            self._cuts = [(at, generation) for at, generation in self._cuts if at > now]
+            next_at = min((at for at, _ in self._cuts), default=math.inf)
+        self._cut += sum(generation.cut() for generation in due)
+        return next_at - now
+
+    def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
+        """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
+        settings = self._recipe.settings
+        self.current = None
+        self._ended.append(generation)
+        self.quick = _SHUT
+        held = generation.connections()
+        self._at_once = connects_at_once(held, self._count_workers())
+        self._drained += held
+        if settings.bg_drop_blue_connections and _is_drained(snapshot):
+            self._cuts.append((time.monotonic() + settings.bg_drain_timeout_ms / 1000, generation))
+
+    def _retire(self, generation: Generation, *, drain: bool) -> None:
+        """The end of one that was put away; what it has served is final then."""
+        generation.retire(drain=drain)
+        with self._lock:
+            self._ended.remove(generation)
+            self._served_before += generation.served()
+
+    # -- figures -------------------------------------------------------------------------------------------------
+
+    def driver_stats(self) -> Mapping[str, int]:
+        """The figures of the driver's pool in use, named as psycopg_pool names them; none where there is none."""
+        return _driver_stats(self.current)
+
+    def usage(self) -> Usage:
+        """What there is of connections, the leaving ones included; who waits at the gate it cannot know."""
+        current = self.current
+        driver = _driver_stats(current)
+        mine = [*filter(None, [current]), *(leaving for _, leaving in self._cuts)]
+        connections = sum(one.connections() for one in mine)
+        idle = driver.get("pool_available", 0)
+        return Usage(
+            in_use=max(0, connections - idle),
+            idle=idle,
+            waiting=driver.get("requests_waiting", 0),
+            drained=self._drained,
+            cut=self._cut,
+            served=self._count_served(),
+        )
+
+    def _count_served(self) -> int:
+        """Checkouts that were given a connection, by the driver's own count: the quick way counts nothing."""
+        with self._lock:
+            mine = [*self._ended, *filter(None, [self.current])]
+            self._served = max(self._served, self._served_before + sum(one.served() for one in mine))
+            return self._served
+
+
+def _is_drained(snapshot: Snapshot) -> bool:
+    """Whether what *snapshot* makes unfit is drained, and cut after the grace.
+
+    Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
+    when it comes back, and nobody's transaction is cut for it.
+    """
+    return snapshot.phase >= Phase.IN_PROGRESS
+
+
+def _driver_stats(generation: Generation | None) -> Mapping[str, int]:
+    return generation.inner.get_stats() if generation is not None else {}
