@@ -126,6 +126,11 @@ def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any])
         "postgresql://app:s3cret@one,two/app",
         "postgresql://app:s3cret@db:70000/app",
         "postgresql://app:s3cret@db/app?no_such_option=1",
+        # Not escaped: what comes before the slash would be host and port.
+        "postgresql://app:s3cret/pw@db/app",
+        "postgresql://app:s3cret,x/pw@db/app",
+        "postgresql://app:s3cret@db/app\udcff",
+        "postgresql://app:s3cret@db/app?service=prod",
     ],
 )
 def test_a_bad_dsn_is_refused_without_its_password(dsn: str) -> None:
@@ -293,6 +298,50 @@ def test_where_a_name_has_to_be_proved() -> None:
     assert not parse(f"{URL}?sslmode=verify-ca", {})[0].names_matter
     assert parse(f"{URL}?sslmode=verify-full", {})[0].names_matter
     assert parse(URL, {"password": token})[0].names_matter
+
+
+def test_a_name_has_to_be_proved_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(f"{URL}?sslrootcert=system", {})[0].params["sslmode"] == "verify-full"
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    for place in (parse(URL, {})[0], parse(f"{URL}?sslmode=require", {})[0]):
+        assert place.names_matter is (place.params["sslmode"] == "verify-full")
+    assert monitor_of(URL).params["sslmode"] == "verify-full"
+    assert monitor_of(URL).rules.await_certificates
+
+
+def test_a_service_and_an_address_say_where_the_monitor_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "services").write_text("[prod]\nhost=db.example.com\nport=6000\nuser=watch\nsslmode=verify-full\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    with pytest.raises(ConfigurationError, match=r"the service in \$PGSERVICE"):
+        parse("service=prod dbname=app", {})
+    with pytest.raises(ConfigurationError, match="service"):
+        parse(URL, {"monitoring": {"service": "prod"}})
+    monkeypatch.setenv("PGSERVICE", "prod")
+    config = monitor_of("postgresql:///app")
+    assert config.entrance == Target("db.example.com", 6000)
+    assert config.params["user"] == "watch"
+    assert config.names_matter
+    monkeypatch.delenv("PGSERVICE")
+    assert monitor_of("hostaddr=10.0.0.1 dbname=app").entrance == Target("10.0.0.1", 5432)
+
+
+def test_names_matter_though_the_monitor_cannot_prove_any() -> None:
+    own = {"user": "watch", "password": "own"}
+    for dsn, options in (
+        (URL, {"password": token, "monitoring": own}),
+        (f"{URL}?sslmode=verify-full&blue-green-monitoring-sslmode=require", {}),
+    ):
+        config = MonitorConfig.load(monitor_of(dsn, **options).dump())
+        assert config.rules.await_certificates
+        assert not config.proves_names
+    assert not monitor_of(URL).rules.await_certificates
+
+
+def test_monitoring_that_is_no_mapping_is_not_repeated() -> None:
+    for given in ("user=m password=s3cret", [("password", "s3cret")]):
+        with pytest.raises(ConfigurationError, match="a mapping of connection parameters is allowed") as caught:
+            parse(URL, {"monitoring": given})
+        assert "s3cret" not in str(caught.value)
 
 
 def test_a_connect_timeout_is_always_set() -> None:

@@ -88,6 +88,9 @@ def _monitoring_overrides(own: dict[str, object], mapping: object) -> dict[str, 
     }
     if mapping is not None:
         if not isinstance(mapping, Mapping):
-            raise ConfigurationError(f"monitoring={mapping!r}: a mapping of connection parameters is allowed")
+            # Not repr(mapping): it was meant to hold a password.
+            raise ConfigurationError(
+                f"monitoring: a mapping of connection parameters is allowed, not {type(mapping).__name__}"
+            )
         overrides |= mapping
     return overrides

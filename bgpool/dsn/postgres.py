@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NoReturn
 
 import psycopg
 from psycopg import conninfo, pq
@@ -27,49 +26,82 @@ def read(given: Given) -> Dsn:
     Raises:
         ConfigurationError: Anything that cannot be used; the text never holds the password.
     """
-    overrides = _checked(given.overrides)
+    defaults = _defaults()
+    overrides = _checked(given.overrides, defaults)
     params = _libpq_params(given.url)
     options = given.options
     static = options.get("kwargs")
     given_password = options.pop("password", None)
     if isinstance(static, Mapping):
-        known = _known()
         # None is not given, as psycopg has it.
-        static = {name: value for name, value in static.items() if value is not None or name not in known}
-        params |= {name: value for name, value in static.items() if name in known}
+        static = {name: value for name, value in static.items() if value is not None or name not in defaults}
+        params |= {name: value for name, value in static.items() if name in defaults}
         # psycopg_pool would have it win over the one that is made, and the monitor take its repr for it.
         options["kwargs"] = {name: value for name, value in static.items() if name != "password"}
         given_password = static.get("password") if given_password is None else given_password
     password = take_password("password", given_password, params)
-    _check_host(params)
+    _check_place(params)
     _check_connect_timeout(params, "connect_timeout")
     if "connect_timeout" not in params:
-        params["connect_timeout"] = os.environ.get("PGCONNECT_TIMEOUT") or MONITOR_CONNECT_TIMEOUT_S
+        params["connect_timeout"] = defaults["connect_timeout"] or MONITOR_CONNECT_TIMEOUT_S
         _check_connect_timeout(params, "PGCONNECT_TIMEOUT")
-    host = str(params.get("host") or os.environ.get("PGHOST") or "")
-    port = read_port(params.get("port") or os.environ.get("PGPORT") or _DEFAULT_PORT)
+    if "user" not in params and defaults["user"]:
+        params["user"] = defaults["user"]
+    if "sslmode" not in params and "verify-full" in (defaults["sslmode"], _mode_of_root(params)):
+        # Said aloud: whether names are proved decides under which of them a green host is tried.
+        params["sslmode"] = "verify-full"
+    place = {name: params.get(name) or defaults[name] for name in ("host", "hostaddr", "port")}
+    _check_place(place)
+    # An address without a name is where the metadata is to be looked for, too.
+    host = str(place["host"] or place["hostaddr"] or "")
+    port = read_port(place["port"] or _DEFAULT_PORT)
     monitoring = _monitoring_params(params, overrides)
     own = overrides.get("password")
     monitoring_password = password if own is None else take_password("monitoring password", own, monitoring)
     return Dsn(Engine.POSTGRESQL, host, port, params, monitoring, password, monitoring_password)
 
 
-def _known() -> set[str]:
-    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+def _defaults() -> dict[str, str | None]:
+    """Every parameter that libpq knows, and what it has where none is given: from $PG..., a service, or built in.
+
+    But for secrets, which it finds by itself.
+    """
+    return {
+        option.keyword.decode(): option.val.decode() if option.val is not None and option.dispchar != b"*" else None
+        for option in pq.Conninfo.get_defaults()
+    }
+
+
+def _mode_of_root(params: Mapping[str, Any]) -> str | None:
+    """The sslmode that the root certificates ask for: the system's are for every server there is."""
+    return "verify-full" if params.get("sslrootcert") == "system" else None
 
 
 def _libpq_params(url: str) -> dict[str, Any]:
+    if "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
+        # Before anything is quoted: what libpq takes for host and port is the beginning of a password then.
+        _refuse()
     try:
-        return dict(conninfo.conninfo_to_dict(url))
-    except psycopg.Error:
+        params = dict(conninfo.conninfo_to_dict(url))
+    except (psycopg.Error, UnicodeError):
         # libpq's own message quotes the string, password and all.
+        _refuse()
+    if "service" in params:
         raise ConfigurationError(
-            "dsn: libpq cannot read it; postgresql://USER@HOST:PORT/DBNAME?NAME=VALUE or "
-            "'host=HOST port=PORT dbname=DBNAME' is allowed (the text is not repeated here, it may hold a password)"
-        ) from None
+            "dsn: service is not read; a host and a port are allowed, or the service in $PGSERVICE"
+        )
+    return params
 
 
-def _check_host(params: Mapping[str, Any]) -> None:
+def _refuse() -> NoReturn:
+    raise ConfigurationError(
+        "dsn: it cannot be read; postgresql://USER:PASSWORD@HOST:PORT/DBNAME?NAME=VALUE, with / ? @ and % in a part "
+        "of it written as %2F %3F %40 and %25, or 'host=HOST port=PORT dbname=DBNAME' is allowed (the text is not "
+        "repeated here, it may hold a password)"
+    ) from None
+
+
+def _check_place(params: Mapping[str, Any]) -> None:
     for name in ("host", "hostaddr", "port"):
         if "," in str(params.get(name, "")):
             raise ConfigurationError(f"dsn: {name}={params[name]!r}: one endpoint is allowed, not a list")
@@ -89,15 +121,16 @@ def _check_connect_timeout(params: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
+def _checked(overrides: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     """*overrides*, if libpq knows them and a monitor may have them."""
-    known = _known()
     for name in overrides:
         if name not in known:
             raise ConfigurationError(f"{MONITORING_PREFIX}{name}: no connection parameter of libpq has that name")
+    if "service" in overrides:
+        raise ConfigurationError(f"{MONITORING_PREFIX}service: it is not read; the parameters themselves are allowed")
     if "hostaddr" in overrides:
         raise ConfigurationError(f"{MONITORING_PREFIX}hostaddr: the monitor goes to several hosts; host is allowed")
-    _check_host(overrides)
+    _check_place(overrides)
     if "port" in overrides:
         overrides["port"] = read_port(overrides["port"])
     _check_connect_timeout(overrides, f"{MONITORING_PREFIX}connect_timeout")
@@ -110,6 +143,8 @@ def _monitoring_params(params: Mapping[str, Any], overrides: Mapping[str, Any]) 
         **own,
         "connect_timeout": MONITOR_CONNECT_TIMEOUT_S,
         "application_name": "bgpool-monitor",
+        # Whatever the database or $PGCLIENTENCODING says: from SQL_ASCII a driver makes bytes instead of text.
+        "client_encoding": "utf8",
         "options": f"-c statement_timeout={MONITOR_STATEMENT_TIMEOUT_S}s",
         **overrides,
     }
