@@ -139,13 +139,11 @@ class RunFiles:
 def default_run_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the segment lives unless the user says otherwise.
 
-    ``$BGPOOL_RUN_DIR``, else ``bgpool`` in ``$XDG_RUNTIME_DIR``, else ``bgpool-<uid>`` in /dev/shm, which is memory,
-    else in the temporary directory.
+    ``$BGPOOL_RUN_DIR``, else ``bgpool-<uid>`` in /dev/shm, which is memory, else in the temporary directory. Nothing
+    that a service and a login of the same user have different values for: the one is to see the other's segment.
     """
     if chosen := environ.get("BGPOOL_RUN_DIR"):
         return Path(chosen)
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "bgpool"
     memory = Path("/dev/shm")
     parent = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     return parent / f"bgpool-{os.geteuid()}"
