@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,32 @@ def test_what_the_monitor_says_is_relayed_with_its_fields(tmp_path: Path, caplog
     assert record.name == "bgpool.switchover"
     assert record.getMessage() == "[bg_id: 'ledger'] ready for a switchover"
     assert told(record) == {"bg_id": "ledger", "phase": "CREATED", "event": "ready", "host": ""}
+
+
+def _is_said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return text in caplog.text
+
+
+def test_what_a_segment_made_anew_has_to_say_is_relayed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its lines count from 1 again."""
+    files = RunFiles.of(tmp_path / "run", "ledger")
+    prepare_run_dir(files.directory)
+    lines = [Notice(number, logging.INFO, "bgpool.switchover", f"line {number}", "ready") for number in (1, 2, 3)]
+    writer = Writer(files, 1, Snapshot("ledger", Phase.CREATED, notices=tuple(lines)))
+    participant, nobody = Participant("ledger", files.directory, lambda _files: None), Nobody()
+    caplog.set_level(logging.INFO, "bgpool.switchover")
+    participant.join(nobody)
+    for number in (4, 5):
+        lines.append(Notice(number, logging.INFO, "bgpool.switchover", f"line {number}", "ready"))
+        writer.publish(Snapshot("ledger", Phase.CREATED, notices=tuple(lines[-2:])))
+        wait_until(partial(_is_said, caplog, f"line {number}"))
+    anew = Notice(1, logging.INFO, "bgpool.switchover", "begun anew", "ready")
+    writer.publish(Snapshot("ledger", Phase.CREATED, notices=(anew,)))
+    wait_until(lambda: "begun anew" in caplog.text)
+    writer.publish(Snapshot("ledger", Phase.CREATED, ready=True, notices=(anew,)))
+    participant.leave(nobody)
+    said = [record.message.partition("] ")[2] for record in caplog.records]
+    assert said == ["line 4", "line 5", "begun anew"], "each once, and what was said before we came, not at all"
 
 
 def test_a_format_may_name_every_field(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.segment.locks import FileLock, try_lock
@@ -76,7 +76,7 @@ class Watch:
         self._relay: FileLock | None = None
         self._arriving = False
         self._absent_until = 0.0
-        self._relayed = 0
+        self._relayed: Notice | None = None
         self._complaint = ""
 
     def begin(self) -> None:
@@ -88,7 +88,7 @@ class Watch:
             self._complain("plain_pool", f"{error}; the pool works as a plain pool")
             return
         known = self._reader.refresh().snapshot
-        self._relayed = known.notices[-1].number if known and known.notices else 0
+        self._relayed = known.notices[-1] if known and known.notices else None
         self._be_present()
         try:
             self._thread.start()
@@ -226,11 +226,11 @@ class Watch:
 
     def _relay_notices(self, snapshot: Snapshot) -> None:
         """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
-        news = [notice for notice in snapshot.notices if notice.number > self._relayed]
+        news = _news(snapshot.notices, self._relayed)
         if not news:
             return
         self._try_to_relay()
-        self._relayed = news[-1].number
+        self._relayed = news[-1]
         if self._relay is not None:
             for notice in news:
                 extra = log_fields(notice.event, bg_id=self._bg_id, phase=snapshot.phase)
@@ -247,6 +247,13 @@ class Watch:
                 self._relay = try_lock(self._files.relay)
             except SegmentError as error:
                 self._complain("hindered", str(error))
+
+
+def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...]:
+    """Those of *notices* that came after *last*; all of them where a segment was made anew, and counts from 1 again."""
+    if last is None or (last not in notices and notices and notices[0].number <= last.number):
+        return notices
+    return tuple(notice for notice in notices if notice.number > last.number)
 
 
 def _until_silent_s(reading: Reading) -> float:
