@@ -179,12 +179,21 @@ def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
 def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
     snapshot = _with_read_only(snapshot, event.role, event.read_only)
     if event.role is Role.TARGET:
-        # A green that takes writes beforehand can give no evidence by taking them later.
-        if event.read_only and snapshot.phase <= Phase.IN_PROGRESS:
-            snapshot = _changed(snapshot, green_was_read_only=True, green_was_replica=event.replica)
-        elif snapshot.phase <= Phase.CREATED:
-            snapshot = _changed(snapshot, green_was_read_only=False, green_was_replica=False)
+        snapshot = _note_green(snapshot, event)
     return _look_for_takeover(snapshot, event.at, rules)
+
+
+def _note_green(snapshot: Snapshot, event: Answered) -> Snapshot:
+    """What green was before the switchover: one that took writes can give no evidence by taking them later.
+
+    In IN_PROGRESS AWS stops writes on both sides, and allows them again in a rollback. A green first seen then was
+    read-only before only if it is a replica.
+    """
+    known = snapshot.green_was_read_only is not None
+    telling = event.replica or (event.read_only and snapshot.phase is Phase.PREPARATION)
+    if snapshot.phase <= Phase.CREATED or (snapshot.phase <= Phase.IN_PROGRESS and telling and not known):
+        return _changed(snapshot, green_was_read_only=event.read_only, green_was_replica=event.replica)
+    return snapshot
 
 
 def _look_for_takeover(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:

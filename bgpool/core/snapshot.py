@@ -76,7 +76,8 @@ class Snapshot:
         source_reading, target_reading: The last status that each role reported; a reading is news when it differs.
         source_read_only, target_read_only: Whether each role takes no writes; None while it does not answer.
         green_was_replica: Green was a physical replica before it was promoted, so that it has blue's transaction ids.
-        green_was_read_only: Green took no writes before the switchover, so that its taking some tells something.
+        green_was_read_only: Green took no writes before the switchover, so that its taking some tells something; None
+            while it was not seen before.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
@@ -98,7 +99,7 @@ class Snapshot:
     target_reading: Phase | None = None
     source_read_only: bool | None = None
     target_read_only: bool | None = None
-    green_was_read_only: bool = False
+    green_was_read_only: bool | None = None
     green_was_replica: bool = False
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
@@ -125,7 +126,9 @@ class Snapshot:
 
         Source: behaviour.md §3, "Early release".
         """
-        return self.green_was_read_only and self.target_read_only is False and self.source_read_only is not False
+        return (
+            self.green_was_read_only is True and self.target_read_only is False and self.source_read_only is not False
+        )
 
     @property
     def all_certified(self) -> bool:

@@ -82,7 +82,7 @@ def _snapshot(fields: Any) -> Snapshot:
         target_reading=_reading(fields["target_reading"]),
         source_read_only=_perhaps(fields["source_read_only"]),
         target_read_only=_perhaps(fields["target_read_only"]),
-        green_was_read_only=_flag(fields["green_was_read_only"]),
+        green_was_read_only=_perhaps(fields["green_was_read_only"]),
         green_was_replica=_flag(fields["green_was_replica"]),
         hosts=tuple(_host(*item) for item in _items(fields["hosts"])),
         twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),

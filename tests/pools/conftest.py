@@ -136,10 +136,16 @@ def cutter(pair: Pair) -> Iterator[CommitCutter]:
 
 
 @pytest.fixture
-def prepared(deployment: Deployment, cutter: CommitCutter) -> Deployment:
+def replica() -> bool:
+    """Whether green was a physical replica before the switchover."""
+    return True
+
+
+@pytest.fixture
+def prepared(deployment: Deployment, cutter: CommitCutter, replica: bool) -> Deployment:
     """A switchover is prepared, and blue is behind the cutter."""
     blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
     deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
-    deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=True))
+    deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=replica))
     deployment.phase(Phase.PREPARATION)
     return deployment

@@ -11,12 +11,10 @@ import psycopg
 import pytest
 
 import bgpool
-from bgpool.core.events import Answered
-from bgpool.core.phase import Phase, Role
+from bgpool.core.phase import Phase
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.postgres import PostgresServer
-from bgpool.monitor.probe import now
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.pools.conftest import Work
@@ -99,11 +97,9 @@ class Promotion:
         self.pair, self.deployment, self.cutter = pair, deployment, cutter
         self.before_release: Callable[[], None] = lambda: None
         self.caught_up = True
-        self.replica = True
         cutter.on_cut = self._switch_over
 
     def _switch_over(self) -> None:
-        self.deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=self.replica))
         self.deployment.phase(Phase.IN_PROGRESS)
         if self.caught_up:
             self.pair.green.wait_replayed(self.pair.blue.position(), 10.0)
@@ -179,7 +175,7 @@ class TestPromotion:
         assert make_pool(max_size=1).run(work) == "call 2"
         assert work.rows(pair, "green") == 1
 
-    @pytest.mark.parametrize("reason", ["restarted", "no replica"])
+    @pytest.mark.parametrize(("reason", "replica"), [("restarted", True), ("no replica", False)])
     def test_what_cannot_be_told_is_said(
         self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work, reason: str
     ) -> None:
@@ -190,17 +186,15 @@ class TestPromotion:
 
         if reason == "restarted":
             promotion.before_release = restart
-        else:
-            promotion.replica = False
         promotion.cutter.when = "after"
         with pytest.raises(bgpool.CommitOutcomeUnknown, match="find out"):
             make_pool(max_size=1).run(work)
         assert work.calls == 1
 
+    @pytest.mark.parametrize("replica", [False])
     def test_what_may_be_applied_twice_is_called_again_where_nobody_can_tell(
         self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
     ) -> None:
-        promotion.replica = False
         promotion.cutter.when = "after"
         assert make_pool(max_size=1).run(work, idempotent=True) == "call 2"
         assert work.rows(pair, "green") == 2
