@@ -55,7 +55,8 @@ class Generation:
         self._follows: Final = follows
         self._turns: Final = threading.BoundedSemaphore(at_once) if at_once is not None else None
         self._born: Final = time.monotonic()
-        self._members: Final[weakref.WeakSet[Aware]] = weakref.WeakSet()
+        # And which socket each has: its number may be another's by the time that it is cut.
+        self._members: Final[weakref.WeakKeyDictionary[Aware, tuple[int, int]]] = weakref.WeakKeyDictionary()
         self._lock: Final = threading.Lock()
         self.epoch = epoch
         self.live: Final = parents_word(1)
@@ -125,7 +126,7 @@ class Generation:
             connection = recipe.connect(decision, kwargs)
         connection.bgpool_generation = self
         with self._lock:
-            self._members.add(connection)
+            self._members[connection] = sockets.identity(connection.fileno())
         return connection
 
     def _worth_trying_again(self) -> bool:
@@ -142,28 +143,24 @@ class Generation:
 
     # -- ending --------------------------------------------------------------------------------------------------
 
-    def retire(self, *, drain: bool, timeout_s: float = RETIRE_TIMEOUT_S) -> None:
+    def retire(self, timeout_s: float = RETIRE_TIMEOUT_S) -> None:
         """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
 
         Args:
-            drain: Because of a switchover: a new transaction on a connection in use is held.
             timeout_s: Longest wait for the threads of the driver's pool, in seconds.
         """
         with self._lock:
             self.retired = True
-        if drain:
-            self.live[0] = 0
         self.inner.close(timeout_s)
 
     def cut(self) -> int:
         """Cut the connections that are still in use, at the socket; how many."""
         with self._lock:
-            members = [member for member in self._members if not member.closed]
+            members = [(member, socket) for member, socket in self._members.items() if not member.closed]
         count = 0
-        for member in members:
+        for member, socket in members:
             with contextlib.suppress(*DRIVER_FAILURES):
-                fd = member.fileno()
-                count += sockets.cut(fd, sockets.identity(fd))
+                count += sockets.cut(member.fileno(), socket)
         return count
 
     # -- what a connection asks ----------------------------------------------------------------------------------
@@ -182,12 +179,12 @@ class Generation:
             raise self._recipe.like(None, InheritedConnection, text)
         hold_s = self._recipe.settings.bg_connect_timeout_ms / 1000
         reading, _ = gate.wait_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
-        if self._was_rolled_back(reading.snapshot):
+        if self.was_rolled_back(reading.snapshot):
             return
         text = gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
         raise self._recipe.like(None, SwitchoverInterrupted, text)
 
-    def _was_rolled_back(self, snapshot: Snapshot | None) -> bool:
+    def was_rolled_back(self, snapshot: Snapshot | None) -> bool:
         """Whether the switchover that drained this generation, and no other since, went back to blue."""
         if snapshot is None or self.epoch is None:
             return False

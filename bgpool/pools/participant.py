@@ -48,13 +48,22 @@ class Participant:
         self._reset()
 
     def join(self, member: Member) -> None:
-        """Take *member* on; the first one makes the process present and starts the watcher. Never raises."""
+        """Take *member* on; the first one makes the process present and starts the watcher.
+
+        Raises nothing of its own; if it is interrupted, nothing has begun.
+        """
         with self._lock:
             self._joined.add(member)
             if self._watch is not None:
                 return
             self._watch = watch = Watch(self.bg_id, self.files, self.reader, self._members, self._ensure_monitor)
-        watch.begin()
+        try:
+            watch.begin()
+        except BaseException:
+            with self._lock:
+                self._watch = None
+            watch.end()
+            raise
 
     def leave(self, member: Member) -> None:
         """Let *member* go; the last one ends the process's presence."""

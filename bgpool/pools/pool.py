@@ -118,7 +118,8 @@ class Pool(ABC, Generic[C]):
         """A connection for a ``with`` block, which commits at its end, or rolls back, and returns the connection.
 
         Args:
-            timeout: Longest wait for it in seconds, hold included; None for the pool's own.
+            timeout: Longest wait for it in seconds, hold included; None for the pool's own. Who gave none, and waits
+                for a connection when a switchover begins, may be held for as long again.
 
         Raises:
             SwitchoverHoldTimeout: Held for as long as it may be.
@@ -133,11 +134,14 @@ class Pool(ABC, Generic[C]):
         word, admitted, take = self._succession.quick
         # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
         if word == admitted:
+            # A clock costs as much as all the rest here. It is read where somebody has said how long to wait.
+            deadline = None if timeout is None else time.monotonic() + timeout
             try:
                 return take(timeout)  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
                 _forget_frames(error)
+                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             except _REFUSALS as error:
                 self._count_failure()
                 raise _as_ours(error) from error
@@ -254,10 +258,14 @@ class Pool(ABC, Generic[C]):
             self._joined.wait(ALIAS_TIMEOUT_S)
             return
         try:
+            self.participant.join(self)
             self._endpoint.read()
+        except BaseException:
+            # A signal or a timeout of the caller's came in between: the next one takes it up again.
+            self._joining = False
+            raise
         finally:
             self._joined.set()
-        self.participant.join(self)
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.

@@ -51,10 +51,12 @@ class Succession:
         self._lock = threading.Lock()
         self.current = None
         self.quick = _SHUT
+        # Put away, with connections that may still be out: those that are left alone, and those to be cut, and when.
+        self._leaving: list[Generation] = []
         self._cuts: list[tuple[float, Generation]] = []
         # How many connections the next generation opens at a time; None while none was made unfit by a switchover.
         self._at_once: int | None = None
-        # Put away, and perhaps still handing something out.
+        # Put away, and perhaps still handing something out to who has waited before.
         self._ended: list[Generation] = []
         self._drained = self._cut = 0
         # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
@@ -65,10 +67,9 @@ class Succession:
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections alone and begin anew."""
-        for generation in [self.current, *self._ended, *(generation for _, generation in self._cuts)]:
-            if generation is not None:
-                generation.live[0] = 0
-                fork.keep_forever(generation)
+        for generation in [*filter(None, [self.current]), *self._ended, *self._all_leaving()]:
+            generation.live[0] = 0
+            fork.keep_forever(generation)
         self._reset()
 
     # -- the one that is handed out ------------------------------------------------------------------------------
@@ -93,9 +94,17 @@ class Succession:
                 follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
                 self.current = generation
-        generation.open()
-        if old is not None and snapshot is not None:
-            self._retire(old, drain=_is_drained(snapshot))
+        try:
+            generation.open()
+        except BaseException:
+            # Half open it would be for good: the driver's pool does not begin again.
+            with self._lock:
+                self.current = None if self.current is generation else self.current
+            generation.retire(timeout_s=0)
+            raise
+        finally:
+            if old is not None:
+                self._retire(old)
         with self._lock:
             if self.current is generation and reading.is_current:
                 # A new word every time: whoever still reads the tuple before must not find a new number in it.
@@ -108,15 +117,18 @@ class Succession:
             if self.quick[0] is not reading.word:
                 # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
                 self.quick = _SHUT
-        generation = self.current
         snapshot = self._recipe.gate.snapshot(reading)
-        if generation is None or snapshot is None or not self._is_unfit(generation, snapshot):
+        if snapshot is None:
             return
         with self._lock:
-            if self.current is not generation:
-                return
-            self._put_away(generation, snapshot)
-        self._retire(generation, drain=_is_drained(snapshot))
+            generation = self.current
+            if generation is not None and self._is_unfit(generation, snapshot):
+                self._put_away(generation, snapshot)
+            else:
+                generation = None
+                self._drain_leaving(snapshot)
+        if generation is not None:
+            self._retire(generation)
 
     def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
         """Whether the connections of *generation* must not be handed out under *snapshot*."""
@@ -141,9 +153,11 @@ class Succession:
         with self._lock:
             old, self.current = self.current, None
             self.quick = _SHUT
-            self._ended += filter(None, [old])
+            if old is not None:
+                self._ended.append(old)
+                self._leaving.append(old)
         if old is not None:
-            self._retire(old, drain=False)
+            self._retire(old)
 
     def close(self, timeout_s: float) -> None:
         """The same for good, once the gate is closed; at most *timeout_s* seconds of waiting for threads."""
@@ -151,7 +165,7 @@ class Succession:
             generation, self.current = self.current, None
             self.quick = _SHUT
         if generation is not None:
-            generation.retire(drain=False, timeout_s=timeout_s)
+            generation.retire(timeout_s=timeout_s)
 
     def cut_overdue(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
@@ -164,23 +178,49 @@ class Succession:
         return next_at - now
 
     def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
-        """Under the lock: hand nothing of *generation* out any more, and cut what is out after the grace."""
-        settings = self._recipe.settings
+        """Under the lock: hand nothing of *generation* out any more, and drain what is out."""
         self.current = None
         self._ended.append(generation)
+        self._leaving.append(generation)
         self.quick = _SHUT
         held = generation.connections()
         self._at_once = connects_at_once(held, self._count_workers())
         self._drained += held
-        if settings.bg_drop_blue_connections and _is_drained(snapshot):
-            self._cuts.append((time.monotonic() + settings.bg_drain_timeout_ms / 1000, generation))
+        self._drain_leaving(snapshot)
 
-    def _retire(self, generation: Generation, *, drain: bool) -> None:
+    def _drain_leaving(self, snapshot: Snapshot) -> None:
+        """Under the lock: hold new transactions on what *snapshot* makes unfit, and cut it after the grace.
+
+        Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
+        when it comes back, and nobody's transaction is cut for it. A rollback calls off the cuts that are not due yet.
+        """
+        settings = self._recipe.settings
+        leaving, cuts, self._leaving, self._cuts = self._leaving, self._cuts, [], []
+        for at, generation in cuts:
+            if generation.was_rolled_back(snapshot):
+                self._leaving.append(generation)
+            else:
+                self._cuts.append((at, generation))
+        for generation in leaving:
+            if not generation.connections():
+                continue
+            drained = snapshot.phase >= Phase.IN_PROGRESS and self._is_unfit(generation, snapshot)
+            if drained:
+                generation.live[0] = 0
+            if drained and settings.bg_drop_blue_connections:
+                self._cuts.append((time.monotonic() + settings.bg_drain_timeout_ms / 1000, generation))
+            else:
+                self._leaving.append(generation)
+
+    def _retire(self, generation: Generation) -> None:
         """The end of one that was put away; what it has served is final then."""
-        generation.retire(drain=drain)
+        generation.retire()
         with self._lock:
             self._ended.remove(generation)
             self._served_before += generation.served()
+
+    def _all_leaving(self) -> list[Generation]:
+        return [*self._leaving, *(generation for _, generation in self._cuts)]
 
     # -- figures -------------------------------------------------------------------------------------------------
 
@@ -192,8 +232,7 @@ class Succession:
         """What there is of connections, the leaving ones included; who waits at the gate it cannot know."""
         current = self.current
         driver = _driver_stats(current)
-        mine = [*filter(None, [current]), *(leaving for _, leaving in self._cuts)]
-        connections = sum(one.connections() for one in mine)
+        connections = sum(one.connections() for one in [*filter(None, [current]), *self._all_leaving()])
         idle = driver.get("pool_available", 0)
         return Usage(
             in_use=max(0, connections - idle),
@@ -210,15 +249,6 @@ class Succession:
             mine = [*self._ended, *filter(None, [self.current])]
             self._served = max(self._served, self._served_before + sum(one.served() for one in mine))
             return self._served
-
-
-def _is_drained(snapshot: Snapshot) -> bool:
-    """Whether what *snapshot* makes unfit is drained, and cut after the grace.
-
-    Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
-    when it comes back, and nobody's transaction is cut for it.
-    """
-    return snapshot.phase >= Phase.IN_PROGRESS
 
 
 def _driver_stats(generation: Generation | None) -> Mapping[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -343,3 +344,101 @@ def test_closing_sends_away_who_is_held_before_a_transaction(
     assert isinstance(caller.wait(), bgpool.PoolClosed)
     pool.putconn(conn)
     assert conn.closed
+
+
+def test_a_rollback_calls_off_the_cut(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(bg_drain_timeout_ms=1000)
+    with pytest.raises(bgpool.SwitchoverInterrupted), pool.connection() as conn:
+        kit.write(conn)
+        deployment.phase(Phase.IN_PROGRESS)
+        wait_until(lambda: not conn.bgpool_generation.live[0])
+        deployment.roll_back()
+        time.sleep(1.5)
+        kit.write(conn)
+        assert pool.usage().cut == 0
+        # And in the next switchover it is one of blue's like any other.
+        deployment.phase(Phase.IN_PROGRESS)
+        wait_until(lambda: pool.usage().cut == 1)
+        kit.write(conn)
+    assert deployment.snapshot.phase is Phase.IN_PROGRESS, "and not after the rollback"
+
+
+@pytest.mark.parametrize("replaced_by", ["drain", "a lost segment"])
+def test_what_was_replaced_before_is_drained_too(
+    replaced_by: str, kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
+    pool = make_pool()
+    conn = pool.getconn()
+    kit.read(conn)
+    conn.rollback()
+    if replaced_by == "drain":
+        pool.drain()
+    else:
+        deployment._publish(replace(deployment.snapshot, epoch=deployment.snapshot.epoch + 1000))
+        wait_until(lambda: pool.stats().epoch is None)
+    deployment.phase(Phase.IN_PROGRESS)
+    wait_until(lambda: not conn.bgpool_generation.live[0])
+    assert pool.usage().in_use == 1
+    caller = Caller(lambda: kit.read(conn))
+    wait_until(lambda: pool.stats().held == 1)
+    wait_until(lambda: pool.usage().cut == 1)
+    deployment.release()
+    assert isinstance(caller.wait(), bgpool.SwitchoverInterrupted)
+    pool.putconn(conn)
+    wait_until(lambda: pool.usage().in_use == 0)
+
+
+def test_a_timeout_counts_once(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, bg_drop_blue_connections=False)
+    conn = pool.getconn()
+    kit.read(conn)
+    began = time.monotonic()
+    caller = Caller(lambda: pool.getconn(timeout=2.0))
+    wait_until(lambda: pool.stats().waiting == 1)
+    time.sleep(1.0)
+    deployment.phase(Phase.IN_PROGRESS)
+    assert isinstance(caller.wait(), bgpool.SwitchoverHoldTimeout)
+    assert time.monotonic() - began < 2.8
+    pool.putconn(conn)
+
+
+def test_a_pool_that_could_not_begin_begins_at_the_next_checkout(
+    kit: Kit, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("bgpool-watch"):
+            begin(thread)
+        else:
+            raise RuntimeError("can't start new thread")
+
+    pool = make_pool(timeout=2.0)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises((RuntimeError, kit.error)):
+        pool.getconn()
+    monkeypatch.undo()
+    with pool.connection() as conn:
+        kit.read(conn)
+
+
+def test_a_checkout_that_is_interrupted_while_it_joins_leaves_it_to_the_next(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TimeIsUp(BaseException):
+        """As a server's or gevent's that comes at any moment."""
+
+    def interrupted(*_: object) -> None:
+        raise TimeIsUp
+
+    pool = make_pool()
+    for where in ("bgpool.pools.watch.Watch.begin", "bgpool.pools.alias.Endpoint.read"):
+        monkeypatch.setattr(where, interrupted)
+        with pytest.raises(TimeIsUp):
+            pool.getconn()
+        monkeypatch.undo()
+    with pytest.raises(bgpool.SwitchoverInterrupted), pool.connection() as conn:
+        kit.read(conn)
+        deployment.phase(Phase.IN_PROGRESS)
+        wait_until(lambda: pool.usage().cut == 1)
+        kit.read(conn)

@@ -103,4 +103,5 @@ def _row(connection: psycopg.Connection[Any], query: Any, params: tuple[object, 
     with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(query, params or None).fetchone()
     assert row is not None
-    return row
+    # From a database in SQL_ASCII text comes as bytes.
+    return tuple(value.decode("ascii") if isinstance(value, bytes) else value for value in row)
