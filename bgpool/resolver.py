@@ -54,7 +54,7 @@ class HostsResolver:
             return (name,)
         wanted = normalise_host(name)
         found: list[str] = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             address, *names = line.partition("#")[0].split() or [""]
             if wanted in map(normalise_host, names):
                 found.append(address)
@@ -111,7 +111,8 @@ def make_resolver(setting: str) -> Resolver:
     if setting.startswith("hosts:") and len(setting) > len("hosts:"):
         return HostsResolver(Path(setting.removeprefix("hosts:")))
     host, colon, port = setting.removeprefix("dns://").rpartition(":")
-    if setting.startswith("dns://") and colon and port.isdecimal() and is_address(host.strip("[]")):
+    is_port = colon and port.isdecimal() and 0 < int(port) < 65536
+    if setting.startswith("dns://") and is_port and is_address(host.strip("[]")):
         return DnsResolver(host.strip("[]"), int(port))
     raise ConfigurationError(
         f"bg_resolver={setting!r}: system, hosts:FILE or dns://HOST:PORT with an IP address as HOST is allowed"

@@ -24,7 +24,7 @@ def test_hosts_file_counts_at_once(tmp_path: Path) -> None:
     assert resolver.resolve("BLUE.example.com.") == ("10.0.0.1",)
     assert resolver.resolve("blue") == ("10.0.0.1", "::1")
     assert resolver.resolve("green") == ()
-    path.write_text("10.0.0.2 blue\n")
+    path.write_bytes(b"10.0.0.2 blue # caf\xe9\n")
     assert resolver.resolve("blue") == ("10.0.0.2",)
     path.unlink()
     with pytest.raises(OSError, match="No such file"):
@@ -36,7 +36,10 @@ def test_system() -> None:
     assert make_resolver("system").resolve("127.0.0.9") == ("127.0.0.9",)
 
 
-@pytest.mark.parametrize("setting", ["hosts:", "dns://", "dns://127.0.0.1", "dns://name:53", "dns://127.0.0.1:x", "x"])
+@pytest.mark.parametrize(
+    "setting",
+    ["hosts:", "dns://", "dns://127.0.0.1", "dns://name:53", "dns://127.0.0.1:x", "dns://127.0.0.1:65536", "x"],
+)
 def test_bad_settings(setting: str) -> None:
     with pytest.raises(ConfigurationError, match="hosts:FILE"):
         make_resolver(setting)

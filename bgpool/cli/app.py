@@ -20,6 +20,8 @@ __all__ = ["app"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    # Whatever the version of typer: a variable may hold a DSN, and that a password.
+    pretty_exceptions_show_locals=False,
     help="Carry Python applications through an RDS/Aurora Blue/Green switchover.",
 )
 
@@ -262,15 +264,15 @@ def timeline(
 @app.command()
 def monitor(
     dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
-    bg_id: Annotated[str, typer.Option(help="Which Blue/Green Deployment.")] = "1",
+    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="[HOST]:PORT", help="Answer Prometheus there; 127.0.0.1 if no host is given.")
     ] = None,
 ) -> None:
     """Be the monitor of this host in the foreground, for systemd and containers, until stopped.
 
-    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the parameters cannot be used, or the metrics'
-    port cannot be had.
+    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the parameters cannot be used, the metrics'
+    port cannot be had, or a part of the monitor failed, which is to be started anew then.
     """
     import logging
 
@@ -282,7 +284,9 @@ def monitor(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        place, settings, _ = parse(sys.stdin.readline() if dsn == "-" else dsn, {"bg_id": bg_id})
+        place, settings, _ = parse(
+            sys.stdin.readline() if dsn == "-" else dsn, {} if bg_id is None else {"bg_id": bg_id}
+        )
         config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
         if metrics is not None:
             from bgpool.cli.metrics import serve

@@ -94,6 +94,9 @@ SAMPLED_WORKERS: Final = 64
 SAMPLED_SWITCHOVERS: Final = 5
 SAMPLES_BYTES: Final = 2_000_000
 
+#: How old a row of Aurora's topology may be that counts, in seconds: a server that is gone leaves its row behind.
+#: Source: AWS, "information_schema tables", and what AWS's own drivers ask for.
+TOPOLOGY_STALE_S: Final = 300
 #: The monitor's heartbeat, in seconds; readers call a monitor silent after HEARTBEAT_STALE_S, and another may
 #: fence it off after HEARTBEAT_HUNG_S. Source: behaviour.md §5, replacement within 2 s, hang 5 s.
 HEARTBEAT_S: Final = 0.2

@@ -117,10 +117,11 @@ SELECT r.* FROM JSON_TABLE({LAB_DATABASE}.topology(), '$[*]' COLUMNS (
 """
 _REPLICAS: Final = f"""
 CREATE DEFINER='{SUPERUSER}'@'localhost' SQL SECURITY DEFINER VIEW {LAB_DATABASE}.replica_host_status AS
-SELECT r.SERVER_ID, r.SESSION_ID, NOW(6) AS LAST_UPDATE_TIMESTAMP, r.lag_ms AS REPLICA_LAG_IN_MILLISECONDS
+SELECT r.SERVER_ID, r.SESSION_ID, NOW(6) - INTERVAL r.age_s SECOND AS LAST_UPDATE_TIMESTAMP,
+    r.lag_ms AS REPLICA_LAG_IN_MILLISECONDS
 FROM JSON_TABLE({LAB_DATABASE}.replicas(), '$[*]' COLUMNS (
     SERVER_ID VARCHAR(100) PATH '$.server_id', SESSION_ID VARCHAR(100) PATH '$.session_id',
-    lag_ms DOUBLE PATH '$.lag_ms'
+    lag_ms DOUBLE PATH '$.lag_ms', age_s DOUBLE PATH '$.age_s'
 )) AS r
 """
 # Native on Aurora; here found in the database that a client names when it connects.

@@ -52,6 +52,7 @@ class ReplicaRow:
     server_id: str
     is_writer: bool = True
     lag_ms: float = 0.0
+    age_s: float = 0.0
 
 
 def publish(server: Server, rows: Iterable[TopologyRow]) -> None:
@@ -71,6 +72,7 @@ def publish_replicas(server: Server, rows: Iterable[ReplicaRow]) -> None:
             "server_id": row.server_id,
             "session_id": "MASTER_SESSION_ID" if row.is_writer else f"session-{row.server_id}",
             "lag_ms": row.lag_ms,
+            "age_s": row.age_s,
         }
         for row in rows
     ]

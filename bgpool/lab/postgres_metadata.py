@@ -44,9 +44,9 @@ _AURORA = (
     CREATE FUNCTION pg_catalog.aurora_replica_status() RETURNS TABLE (
         server_id text, session_id text, last_update_timestamp timestamptz, replica_lag_in_msec float8
     ) LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-        SELECT row.server_id, row.session_id, clock_timestamp(), row.lag_ms
+        SELECT row.server_id, row.session_id, clock_timestamp() - make_interval(secs => row.age_s), row.lag_ms
         FROM jsonb_to_recordset(pg_read_file('bgpool_replicas.json', 0, 1048576, true)::jsonb)
-            AS row (server_id text, session_id text, lag_ms float8)
+            AS row (server_id text, session_id text, lag_ms float8, age_s float8)
     $$
     """,
     """

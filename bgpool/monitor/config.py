@@ -37,6 +37,7 @@ class MonitorConfig:
         params: Parameters of the monitoring connections, password included; never shown.
         password_callable: What makes the password instead, pickled; None where *params* have all it takes.
         resolver: As the parameter bg_resolver.
+        names_matter: Whether the application's connections depend on a host's name.
     """
 
     engine: Engine
@@ -50,6 +51,7 @@ class MonitorConfig:
     interval_high_ms: int
     switchover_timeout_ms: int
     release_on_blue_dns_update: bool
+    names_matter: bool
     params: Mapping[str, Any] = field(repr=False)
     password_callable: bytes | None = field(default=None, repr=False)
 
@@ -72,6 +74,7 @@ class MonitorConfig:
             interval_high_ms=settings.bg_interval_high_ms,
             switchover_timeout_ms=settings.bg_switchover_timeout_ms,
             release_on_blue_dns_update=settings.bg_release_on_blue_dns_update,
+            names_matter=dsn.names_matter,
             params=_portable(dsn),
             password_callable=_pickled(dsn.monitoring_password),
         )
@@ -91,8 +94,17 @@ class MonitorConfig:
     @property
     def rules(self) -> Rules:
         """What the state machine goes by."""
-        proved = self.password_callable is not None or names_are_proved(self.params)
-        return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=proved)
+        awaited = self.names_matter or self.proves_names
+        return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=awaited)
+
+    @property
+    def proves_names(self) -> bool:
+        """Whether a monitoring connection finds out if a host goes by a name.
+
+        Where only the application's do, nobody knows when green can, and pools keep to its address until the timer
+        runs out.
+        """
+        return self.password_callable is not None or names_are_proved(self.params)
 
     @property
     def password(self) -> Password | None:

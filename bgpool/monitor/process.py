@@ -21,7 +21,7 @@ from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.dsn import Password
-from bgpool.errors import SegmentError
+from bgpool.errors import Error, SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor import election, history
 from bgpool.monitor.bell import Bell
@@ -64,6 +64,7 @@ def run_monitor(
     Raises:
         SegmentError: The run directory or the segment cannot be used.
         ConfigurationError: The password callable cannot be imported here.
+        Error: A part of the monitor failed; the next one begins anew.
     """
     # Before the claim: to import an application's module may take seconds, in which a monitor would look hung.
     password = config.password
@@ -82,7 +83,8 @@ def run_monitor(
     except Superseded as error:
         _logger.warning("%s; leaving", error, extra=log_fields("monitor_left", bg_id=config.bg_id))
         writer.leave()
-    tenure.lock.release()
+    finally:
+        tenure.lock.release()
     return True
 
 
@@ -112,7 +114,12 @@ class Monitor:
         self._stopping.set()
 
     def run(self, linger_s: float | None) -> None:
-        """Watch until stopped, replaced, or unneeded for *linger_s* seconds."""
+        """Watch until stopped, replaced, or unneeded for *linger_s* seconds.
+
+        Raises:
+            Superseded: A later term has begun.
+            Error: A thread has ended that the monitor cannot do without.
+        """
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
         self._replan()
@@ -138,8 +145,7 @@ class Monitor:
             dead = [thread.name for thread in self._threads if not thread.is_alive()]
             if dead:
                 # Alive and deaf would be the worst: the next monitor begins with all its senses.
-                _logger.error("%s ended unexpectedly; leaving", ", ".join(dead), extra=self._fields("monitor_failed"))
-                return
+                raise Error(f"{', '.join(dead)} ended unexpectedly; leaving")
             self._writer.beat()
             for probe in self._probes.values():
                 probe.cut_if_stuck()
@@ -210,7 +216,7 @@ class Monitor:
             interval_ms, retry_ms = todo.pace_ms(role)
             self._probes[role].assign(target, interval_ms=interval_ms, retry_ms=retry_ms)
         self._lookup.assign(todo.names, interval_ms=todo.resolve_ms)
-        self._renewal.assign(todo.renewals if self._config.rules.await_certificates else ())
+        self._renewal.assign(todo.renewals if self._config.proves_names else ())
 
     def _connector(self) -> Callable[[Target], Session]:
         resolver, params = make_resolver(self._config.resolver), self._config.params

@@ -43,10 +43,10 @@ __all__ = ["Starter"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
-#: Not with -m: before Python 3.11 it looks for modules in the directory that the worker happens to be in.
+#: Not with -m: before Python 3.11 it looks for modules in the directory that the worker happens to be in. The monitor
+#: stays there: certificates, password files and hosts files may be given by relative paths.
 _CODE: Final = """\
-import os, sys
-os.chdir("/")
+import sys
 sys.path[:] = filter(None, sys.path)
 from bgpool.monitor.__main__ import main
 main()

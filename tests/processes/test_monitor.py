@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bgpool.dsn import parse
+from bgpool.errors import Error
 from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.process import run_monitor
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
@@ -36,6 +38,31 @@ def test_its_configuration_survives_the_pipe_and_hides_the_password(config: Moni
     assert MonitorConfig.load(config.dump()) == config
     assert config.params["password"] == "s3cret"
     assert "s3cret" not in repr(config)
+
+
+def test_a_monitor_that_lost_a_sense_fails(config: MonitorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lookup, "run", lambda _self: None)
+    with pytest.raises(Error, match="bgpool-lookup ended unexpectedly"):
+        run_monitor(config)
+    monkeypatch.undo()
+    assert run_monitor(config, linger_s=0.1), "it keeps no other from its place"
+
+
+def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
+    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_id=ledger&bg_run_dir={tmp_path / 'run'}\n"
+    monitor = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert monitor.stdin is not None
+        assert monitor.stdout is not None
+        monitor.stdin.write(dsn)
+        monitor.stdin.flush()
+        assert "monitoring bg_id 'ledger'" in monitor.stdout.readline()
+    finally:
+        monitor.kill()
+        monitor.communicate()
 
 
 def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bgpool.core.plan import Target
+from bgpool.dsn import parse
 from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.faults import break_metadata, lock_out_monitor
 from bgpool.lab.pair import DATABASE, MONITOR_ROLE
@@ -85,6 +86,35 @@ def test_a_replica_and_a_read_only_primary_say_so(pair: Pair, session: Open) -> 
     finally:
         pair.blue.set_read_only(False)
     assert not blue.ask().read_only
+
+
+def test_servers_that_are_gone_are_not_in_the_topology(pair: Pair, session: Open) -> None:
+    writer, reader = pair.names.blue.server_ids
+    rows = [metadata.ReplicaRow(writer, age_s=1200), metadata.ReplicaRow(reader, is_writer=False)]
+    Director(pair).create_deployment()
+    metadata.publish_replicas(pair.blue, [*rows, metadata.ReplicaRow("autoscaled", is_writer=False, age_s=1200)])
+    assert session().ask().servers == (writer, reader), "the writer is there, whatever its clock says"
+
+
+def test_a_database_without_an_encoding_is_understood(
+    pair: Pair, session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Director(pair).create_deployment()
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    params = parse("postgresql://app@db/app", {})[0].monitoring
+    answer = session(client_encoding=params["client_encoding"]).ask()
+    assert answer.rows
+    assert answer.servers == pair.names.blue.server_ids
+
+
+def test_a_user_is_quoted_in_what_is_to_be_run() -> None:
+    with Pair() as pair:
+        pair.blue.execute(f"CREATE ROLE \"my-app\" LOGIN PASSWORD '{pair.lab_password}'")
+        pair.blue.execute("REVOKE ALL ON SCHEMA rds_tools FROM PUBLIC", database=DATABASE)
+        own = {"user": "my-app", "password": pair.lab_password, "dbname": DATABASE}
+        session = PostgresSession(own, Target("ignored.example", pair.port, (pair.blue.address,)))
+        assert 'TO "my-app";' in session.ask().missing
+        session.close()
 
 
 def test_a_dropped_function_is_missing_and_not_a_failure(pair: Pair, session: Open) -> None:

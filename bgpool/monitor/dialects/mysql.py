@@ -11,6 +11,7 @@ import pymysql
 
 from bgpool.auth import make_password
 from bgpool.core.events import StatusRow
+from bgpool.core.limits import TOPOLOGY_STALE_S
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names
 from bgpool.dsn import Password, names_are_proved, user_of
@@ -42,10 +43,10 @@ class Dialect:
 
 AURORA: Final = Dialect(
     "Aurora MySQL",
-    # A server that is gone leaves its row behind. The document says of LAST_UPDATE_TIMESTAMP only that it shows which
-    # rows are stale, not its time zone: fresh by either clock is fresh. Source: AWS, "information_schema tables".
+    # The document says of LAST_UPDATE_TIMESTAMP only that it shows which rows are stale, not its time zone: fresh by
+    # either clock is fresh.
     "SELECT server_id FROM information_schema.replica_host_status"
-    " WHERE session_id = 'MASTER_SESSION_ID' OR 300 >= LEAST("
+    f" WHERE session_id = 'MASTER_SESSION_ID' OR {TOPOLOGY_STALE_S} >= LEAST("
     "ABS(TIMESTAMPDIFF(SECOND, last_update_timestamp, NOW())),"
     " ABS(TIMESTAMPDIFF(SECOND, last_update_timestamp, UTC_TIMESTAMP())))"
     " ORDER BY session_id <> 'MASTER_SESSION_ID', server_id",

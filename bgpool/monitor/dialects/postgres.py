@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from bgpool._version import __version__
 from bgpool.auth import make_password
 from bgpool.core.events import StatusRow
+from bgpool.core.limits import TOPOLOGY_STALE_S
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names
 from bgpool.dsn import Password, names_are_proved, user_of
@@ -47,7 +49,9 @@ AURORA: Final = Dialect(
     "Aurora PostgreSQL",
     "pg_catalog",
     "get_blue_green_fast_switchover_metadata",
-    "SELECT server_id FROM pg_catalog.aurora_replica_status() ORDER BY session_id <> 'MASTER_SESSION_ID', server_id",
+    "SELECT server_id FROM pg_catalog.aurora_replica_status() WHERE session_id = 'MASTER_SESSION_ID'"
+    f" OR last_update_timestamp IS NULL OR last_update_timestamp > now() - interval '{TOPOLOGY_STALE_S} seconds'"
+    " ORDER BY session_id <> 'MASTER_SESSION_ID', server_id",
     "Aurora PostgreSQL offers it from 17.5, 16.9, 15.13, 14.18 and 13.21 on, to every user",
 )
 RDS: Final = Dialect(
@@ -157,7 +161,7 @@ class PostgresSession:
         raise _Missing(self._remedy(dialect, f"{dialect.schema}.{dialect.function} {missing}"))
 
     def _remedy(self, dialect: Dialect, missing: str) -> str:
-        user = self._connection.info.user
+        user = sql.Identifier(self._connection.info.user).as_string(self._connection)
         return (
             "no blue/green metadata, pools work as plain pools: "
             f"{dialect.name}: {missing}; {dialect.remedy.format(user=user)}"
