@@ -1,6 +1,6 @@
 """What became of a COMMIT that was cut: asked of the server where it can tell, never guessed.
 
-A physical replica has blue's transaction ids, so once it is promoted ``pg_xact_status`` tells what became of each. But
+A physical replica has blue's transaction ids, so once it is promoted ``txid_status`` tells what became of each. But
 only of those that reached it: an id that blue had given out and that never got there is given out again, to somebody
 else, and then the same question has an answer that is about another transaction. A receipt therefore carries, beside
 the id, a place in blue's log behind the transaction's last write. What was replayed that far knows the transaction;
@@ -40,35 +40,50 @@ class Receipt:
 
 
 _LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
-# On a replica, which has neither an id nor a place of its own, both are null.
+# On a replica, which has neither an id nor a place of its own, both are null. The names that begin with txid are those
+# that PostgreSQL 12 has, too. In a savepoint, so that the transaction survives a refusal, and all in one round trip.
 _RECEIPT: Final = """
-    SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_xact_id_if_assigned()::text END,
+    SAVEPOINT bgpool_receipt;
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN txid_current_if_assigned()::text END,
            CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
-           extract(epoch FROM clock_timestamp())::float8
+           extract(epoch FROM clock_timestamp())::float8;
+    RELEASE SAVEPOINT bgpool_receipt
 """
+_NO_RECEIPT: Final = "ROLLBACK TO SAVEPOINT bgpool_receipt"
 # A server that was restarted since has replayed other things than the receipt's server wrote.
 _SAME_LIFE: Final = """
     SELECT pg_is_in_recovery(),
            extract(epoch FROM pg_postmaster_start_time())::float8 < %s,
            pg_last_wal_replay_lsn() >= %s::pg_lsn
 """
-_STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
+_STATUS: Final = "SELECT txid_status(%s::bigint)"
 
 
 def lineage_of(connection: psycopg.Connection[Any]) -> str:
-    """The identifier of the database cluster; empty where this user may not know it. Ends a transaction at hand."""
+    """The identifier of the database cluster. Ends a transaction at hand.
+
+    Raises:
+        psycopg.Error: The server refuses to say, or the connection was cut.
+    """
     try:
         return str(_row(connection, _LINEAGE)[0])
-    except psycopg.errors.InsufficientPrivilege:
-        return ""
     finally:
-        if not connection.autocommit and not connection.broken:
+        if not connection.autocommit and not connection.closed:
             connection.rollback()
 
 
 def take_receipt(connection: psycopg.Connection[Any], lineage: str) -> Receipt:
-    """The receipt of the transaction at hand on *connection*, whose server is of *lineage*."""
-    xid, lsn, taken_at = _row(connection, _RECEIPT)
+    """The receipt of the transaction at hand on *connection*, whose server is of *lineage*.
+
+    Raises:
+        psycopg.Error: The server gives none, and the transaction is as it was before; or it was cut.
+    """
+    try:
+        xid, lsn, taken_at = _row(connection, _RECEIPT)
+    except psycopg.Error:
+        if not connection.closed:
+            psycopg.Cursor(connection).execute(_NO_RECEIPT)
+        raise
     return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage)
 
 
@@ -77,15 +92,22 @@ def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promote
 
     Args:
         receipt: Of a transaction whose COMMIT was sent and not answered.
-        connection: To the server that is the primary now, in autocommit.
+        connection: To the server that is the primary now.
         promoted: The server was a physical replica when the receipt was taken.
+
+    Raises:
+        psycopg.OperationalError: The connection was cut, or the server is not at its best; ask again.
+        psycopg.Error: The server refuses to say.
     """
-    if receipt.xid is None or not receipt.lineage or lineage_of(connection) != receipt.lineage:
-        return Outcome.UNKNOWN
     same_server = connection.info.hostaddr == receipt.address
+    # First what needs no question: a server that was no replica may refuse the one of how far it has replayed.
+    if receipt.xid is None or not receipt.lineage or not (same_server or promoted):
+        return Outcome.UNKNOWN
+    if lineage_of(connection) != receipt.lineage:
+        return Outcome.UNKNOWN
     if not same_server:
         in_recovery, same_life, replayed = _row(connection, _SAME_LIFE, (receipt.taken_at, receipt.lsn))
-        if not promoted or in_recovery or not same_life or replayed is None:
+        if in_recovery or not same_life or replayed is None:
             return Outcome.UNKNOWN
         if not replayed:
             # The commit is further on in a log of which this server has seen less.
@@ -100,8 +122,13 @@ def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promote
 
 
 def _row(connection: psycopg.Connection[Any], query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(query, params or None).fetchone()
+    """The first row that *query* gives; not prepared, for that is not done to several statements at a time."""
+    # Not the connection's own kind of cursor, which may want other placeholders.
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(query, params or None, prepare=False)
+        while cursor.description is None and cursor.nextset():
+            pass
+        row = cursor.fetchone()
     assert row is not None
     # From a database in SQL_ASCII text comes as bytes.
     return tuple(value.decode("ascii") if isinstance(value, bytes) else value for value in row)

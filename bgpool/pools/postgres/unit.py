@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar, cast
@@ -10,7 +11,7 @@ import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
-from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
 from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import Receipt, lineage_of, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
@@ -39,7 +40,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             self._result = self._fn(connection)
             self._check(connection)
             if lineage and self._gate.switching():
-                self._receipt = take_receipt(connection, lineage)
+                self._receipt = _receipt(connection, lineage)
             # Whatever goes wrong from here on may have gone wrong after the server had committed.
             self._commit_sent = True
 
@@ -69,8 +70,14 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         while self._left_s() > 0:
             try:
                 outcome = self._ask(receipt)
-            except psycopg.Error:
+            except (PoolClosed, GreenHostRejected):
+                return Outcome.UNKNOWN
+            except psycopg.OperationalError:
+                # Cut again, or not to be reached yet.
                 outcome = Outcome.PENDING
+            except psycopg.Error:
+                # Refused, and it would be every time.
+                return Outcome.UNKNOWN
             if outcome is not Outcome.PENDING:
                 return outcome
             time.sleep(pause_s)
@@ -82,9 +89,13 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         try:
             return outcome_of(receipt, connection, promoted=self._gate.green_was_replica())
         finally:
-            if not connection.broken and not connection.autocommit:
-                connection.rollback()
-            self._pool.putconn(connection)
+            try:
+                # The pool would do it, and complain. What was answered stands, also where this is cut.
+                if not connection.autocommit:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.rollback()
+            finally:
+                self._pool.putconn(connection)
 
     def _check(self, connection: psycopg.Connection[Any]) -> None:
         """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
@@ -105,8 +116,31 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
 
 def _lineage(connection: psycopg.Connection[Any]) -> str:
-    """As lineage_of, asked once for all the connections of an epoch."""
+    """As lineage_of, asked once for all the connections of an epoch; empty where no receipt can be had."""
     generation = cast(SwitchoverAware, connection).bgpool_generation
     if generation.lineage is None:
-        generation.lineage = lineage_of(connection)
-    return generation.lineage
+        try:
+            generation.lineage = lineage_of(connection)
+        except psycopg.Error as error:
+            _go_on_without(connection, error)
+    return generation.lineage or ""
+
+
+def _receipt(connection: psycopg.Connection[Any], lineage: str) -> Receipt | None:
+    """As take_receipt; None where the server gives none."""
+    try:
+        return take_receipt(connection, lineage)
+    except psycopg.Error as error:
+        _go_on_without(connection, error)
+        return None
+
+
+def _go_on_without(connection: psycopg.Connection[Any], error: psycopg.Error) -> None:
+    """Raise *error* if the transaction cannot go on after it: receipts are a help, and no unit may fail for one."""
+    status = connection.pgconn.transaction_status
+    if isinstance(error, Error) or status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
+        raise error
+    if not isinstance(error, psycopg.OperationalError):
+        # Not there, or not for us: none of the epoch's units asks again, or each would leave an error in the server's
+        # log. A timeout, in contrast, may pass.
+        cast(SwitchoverAware, connection).bgpool_generation.lineage = ""

@@ -1,0 +1,223 @@
+"""Receipts where a server has, or lets us use, less than PostgreSQL's newest: a unit is none the worse for it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+import bgpool
+from bgpool.lab import Pair
+from bgpool.pools.pool import Pool
+from bgpool.pools.postgres import unit
+from bgpool.pools.postgres.outcome import lineage_of, outcome_of, take_receipt
+from bgpool.pools.units import Outcome
+from tests.engines import Kit
+from tests.pools.conftest import Work
+from tests.pools.proxy import CommitCutter
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., Pool[Any]]
+
+#: How a server refuses a function; Aurora says 0A000.
+REFUSALS = ("undefined_function", "insufficient_privilege", "feature_not_supported")
+
+
+def in_app(pair: Pair, sql: str) -> None:
+    """Run a statement as superuser in the application's database."""
+    pair.blue.execute(sql, database="app")
+
+
+@contextlib.contextmanager
+def refused(pair: Pair, function: str, how: str = "undefined_function") -> Iterator[None]:
+    """Within the block blue refuses *function*, given with its types, which has none of its own name beside it."""
+    name, _, types = function.partition("(")
+    away = f"away_{name}"
+    in_app(pair, f"ALTER FUNCTION pg_catalog.{function} RENAME TO {away}")
+    body = "PERFORM pg_catalog.pg_sleep(30);" if how == "slow" else f"RAISE {how};"
+    try:
+        if how != "undefined_function":
+            in_app(
+                pair,
+                f"CREATE FUNCTION pg_catalog.{function} RETURNS pg_lsn LANGUAGE plpgsql AS "
+                f"$$ BEGIN {body} RETURN NULL; END $$",
+            )
+        yield
+    finally:
+        if how != "undefined_function":
+            in_app(pair, f"DROP FUNCTION pg_catalog.{function}")
+        in_app(pair, f"ALTER FUNCTION pg_catalog.{away}({types} RENAME TO {name}")
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_postgresql_12_gives_receipts_and_knows_what_became_of_them(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
+) -> None:
+    """RDS has it from 12.21 on; what it has not is of PostgreSQL 13."""
+    pool = make_pool(max_size=1)
+    cutter.when = when
+    with refused(pair, "pg_current_xact_id_if_assigned()"), refused(pair, "pg_xact_status(xid8)"):
+        assert pool.run(work) == answer
+    assert (work.rows(pair), cutter.when) == (1, "never")
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("how", REFUSALS)
+def test_a_refused_receipt_costs_the_unit_nothing_but_certainty(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, how: str
+) -> None:
+    pool = make_pool(max_size=1)
+    with refused(pair, "pg_current_wal_insert_lsn()", how):
+        assert [pool.run(work) for _ in range(2)] == ["call 1", "call 2"]
+        assert work.rows(pair) == 2
+        cutter.when = "after"
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            pool.run(work)
+    assert (work.calls, work.rows(pair)) == (3, 3)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_was_refused_is_not_asked_for_again(
+    make_pool: MakePool, pair: Pair, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the server's log would have an error for every unit of a switchover."""
+    asked: list[object] = []
+
+    def count(connection: Any, lineage: str) -> Any:
+        asked.append(connection)
+        return take_receipt(connection, lineage)
+
+    monkeypatch.setattr(unit, "take_receipt", count)
+    pool = make_pool(max_size=1)
+    with refused(pair, "pg_current_wal_insert_lsn()"):
+        for _ in range(3):
+            pool.run(work)
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_receipt_that_took_too_long_is_asked_for_again_by_the_next_unit(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    pool = make_pool(max_size=1)
+    work.meanwhile = lambda conn: conn.execute("SET LOCAL statement_timeout = '300ms'")
+    with refused(pair, "pg_current_wal_insert_lsn()", "slow"):
+        assert pool.run(work) == "call 1"
+    cutter.when = "after"
+    assert pool.run(work) == "call 2"
+    assert work.rows(pair) == 2
+
+
+@pytest.mark.usefixtures("deployment")
+@pytest.mark.parametrize("how", ["undefined", "no grant"])
+def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
+    make_pool: MakePool, pair: Pair, work: Work, how: str
+) -> None:
+    pool = make_pool(max_size=1)
+    if how == "undefined":
+        with refused(pair, "pg_control_system()"):
+            assert pool.run(work) == "call 1"
+    else:
+        in_app(pair, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        try:
+            assert pool.run(work) == "call 1"
+        finally:
+            in_app(pair, "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+    assert work.rows(pair) == 1
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_receipts_are_never_prepared(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, autocommit: bool
+) -> None:
+    """They are several statements at a time."""
+    pool = make_pool(max_size=1, kwargs={"prepare_threshold": 0, "autocommit": autocommit})
+    for _ in range(3):
+        pool.run(work)
+    cutter.when = "after"
+    assert pool.run(work) == "call 4"
+    assert work.rows(pair) == 4
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_pool_that_was_closed_is_asked_no_more(
+    make_pool: MakePool, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> Outcome:
+        pool.close()
+        raise psycopg.OperationalError("cut again")
+
+    monkeypatch.setattr(unit, "outcome_of", ask)
+    pool = make_pool(max_size=1)
+    cutter.when = "after"
+    began = time.monotonic()
+    with pytest.raises(bgpool.CommitOutcomeUnknown):
+        pool.run(work, timeout=30.0)
+    assert time.monotonic() - began < 15.0
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    pool = make_pool(max_size=1)
+    cutter.when = "after"
+    began = time.monotonic()
+    with refused(pair, "txid_status(int8)"), pytest.raises(bgpool.CommitOutcomeUnknown):
+        pool.run(work, timeout=20.0)
+    assert time.monotonic() - began < 10.0
+    assert work.calls == 1
+
+
+def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: Pair) -> None:
+    """Aurora refuses the very question."""
+    with contextlib.closing(kit.connect(pair)) as conn:
+        lineage = lineage_of(conn)
+        kit.write(conn)
+        receipt = take_receipt(conn, lineage)
+        conn.rollback()
+        elsewhere = replace(receipt, address="192.0.2.1")
+        with refused(pair, "pg_last_wal_replay_lsn()", "feature_not_supported"):
+            assert outcome_of(elsewhere, conn, promoted=False) is Outcome.UNKNOWN
+            assert outcome_of(receipt, conn, promoted=False) is Outcome.NOT_COMMITTED
+            with pytest.raises(psycopg.NotSupportedError):
+                outcome_of(elsewhere, conn, promoted=True)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind_it(
+    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Outcome] = []
+
+    def ask(receipt: Any, connection: Any, *, promoted: bool) -> Outcome:
+        asked.append(outcome_of(receipt, connection, promoted=promoted))
+        kit.kill(pair, kit.session(connection))
+        return asked[-1]
+
+    monkeypatch.setattr(unit, "outcome_of", ask)
+    pool = make_pool(max_size=1)
+    cutter.when = "after"
+    assert pool.run(work, timeout=8.0) == "call 1"
+    assert asked == [Outcome.COMMITTED]
+    assert pool.run(work) == "call 2"
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_text_that_the_driver_leaves_in_bytes_is_understood(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
+) -> None:
+    """In SQL_ASCII nobody says what bytes mean."""
+    pool = make_pool(max_size=1, kwargs={"client_encoding": "SQL_ASCII"})
+    cutter.when = when
+    assert pool.run(work) == answer
+    assert work.rows(pair) == 1
