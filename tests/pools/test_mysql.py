@@ -327,6 +327,212 @@ class TestStore:
         assert store.get_stats()["pool_size"] == connector.opened <= 3
 
 
+class Limit(BaseException):
+    """As gevent's time limits and Ctrl-C: not for anybody who catches errors."""
+
+
+class Threads:
+    """Threads that cannot be started, while there are none to be had.
+
+    Attributes:
+        missing: How many more starts fail; a thousand for all.
+        names: What is in the names of those that fail.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.missing = 0
+        self.names = "bgpool-"
+        start = threading.Thread.start
+
+        def try_to_start(thread: threading.Thread) -> None:
+            if self.missing and self.names in thread.name:
+                self.missing -= 1
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", try_to_start)
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    return Threads(monkeypatch)
+
+
+class TestWithoutThreads:
+    """The machine has no thread for us: it costs no slot, and all goes on once it has."""
+
+    @pytest.mark.parametrize("missing", [1, 3])
+    def test_a_caller_gets_its_connection_as_soon_as_there_is_a_thread(
+        self, make_store: MakeStore, threads: Threads, missing: int
+    ) -> None:
+        store = make_store(max_size=1)
+        threads.names, threads.missing = "bgpool-open", missing
+        connection = store.getconn(5.0)
+        assert store.get_stats()["pool_size"] == 1
+        store.putconn(connection)
+
+    def test_the_wait_ends_and_says_why(self, make_store: MakeStore, threads: Threads) -> None:
+        store = make_store(max_size=1)
+        threads.names, threads.missing = "bgpool-open", 1000
+        began = time.monotonic()
+        with pytest.raises(PoolTimeout, match="none could be opened: can't start new thread"):
+            store.getconn(0.5)
+        assert time.monotonic() - began < 3.0
+        assert store.get_stats()["pool_size"] == 0
+        threads.missing = 0
+        store.putconn(store.getconn(5.0))
+
+    def test_a_caller_that_waits_for_a_slot_is_served_after_a_bad_return(
+        self, make_store: MakeStore, threads: Threads
+    ) -> None:
+        store = make_store(max_size=1)
+        held = store.getconn()
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        threads.names, threads.missing = "bgpool-open", 1
+        held.close()
+        store.putconn(held)
+        store.putconn(caller.wait())
+        assert store.get_stats()["pool_size"] == 1
+
+    def test_a_pool_is_kept_at_its_size_all_the_same(self, make_store: MakeStore, threads: Threads) -> None:
+        threads.names, threads.missing = "bgpool-open", 3
+        store = make_store(min_size=2, max_size=2)
+        wait_until(lambda: store.get_stats()["pool_available"] == 2)
+
+    def test_it_opens_without_a_keeper_and_has_one_later(self, make_store: MakeStore, threads: Threads) -> None:
+        threads.missing = 1000
+        store = make_store(min_size=1, max_size=2, max_idle=0.2)
+        with pytest.raises(PoolTimeout, match="can't start new thread"):
+            store.getconn(0.2)
+        assert store.get_stats()["pool_size"] == 0
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        threads.missing = 0
+        lent = [caller.wait(), store.getconn()]
+        for connection in lent:
+            store.putconn(connection)
+        wait_until(lambda: store.get_stats()["pool_size"] == 1)
+
+    def test_opening_again_after_there_was_no_thread(self, make_store: MakeStore, threads: Threads) -> None:
+        threads.missing = 1000
+        store = make_store(min_size=1)
+        threads.missing = 0
+        store.open()
+        wait_until(lambda: store.get_stats()["pool_available"] == 1)
+
+    def test_closing_sends_on_who_waits_for_a_thread(self, make_store: MakeStore, threads: Threads) -> None:
+        threads.missing = 1000
+        store = make_store()
+        caller = Caller(store.getconn)
+        wait_until(lambda: store.get_stats()["requests_waiting"] == 1)
+        store.close()
+        assert isinstance(caller.wait(), PoolClosed)
+
+
+class TestInterrupts:
+    """As gevent's time limits and Ctrl-C, which come wherever a caller waits: none takes a slot along."""
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_while_a_thread_is_started(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, begun: bool
+    ) -> None:
+        store = make_store(max_size=1)
+        start = threading.Thread.start
+
+        def interrupted(thread: threading.Thread) -> None:
+            if begun:
+                start(thread)
+            raise Limit
+
+        with monkeypatch.context() as patch, pytest.raises(Limit):
+            patch.setattr(threading.Thread, "start", interrupted)
+            store.getconn()
+        store.putconn(store.getconn(5.0))
+        assert store.get_stats()["pool_size"] == 1
+
+    @pytest.mark.parametrize("when", ["checkout", "return"])
+    def test_while_a_connection_is_closed(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        def discard(_connection: MysqlConnection) -> None:
+            raise Limit
+
+        store = make_store(min_size=1, max_size=1)
+        connection = store.getconn()
+        if when == "checkout":
+            store.putconn(connection)
+            monkeypatch.setattr(store, "_make_sure", lambda *_: (_ for _ in ()).throw(pymysql.err.Error))
+        else:
+            connection.bgpool_expires_at = 0.0
+        with monkeypatch.context() as patch, pytest.raises(Limit):
+            patch.setattr(MysqlConnection, "bgpool_discard", discard)
+            if when == "checkout":
+                store.getconn()
+            else:
+                store.putconn(connection)
+        monkeypatch.undo()
+        store.putconn(store.getconn(5.0))
+        assert store.get_stats()["pool_size"] == 1
+
+    def test_when_a_caller_was_just_given_its_connection(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before it could take the lock to look."""
+        store = make_store(max_size=1)
+        held = store.getconn()
+        wait = threading.Event.wait
+
+        def give_and_break(event: threading.Event, timeout: float | None = None) -> bool:
+            store.putconn(held)
+            monkeypatch.setattr(store, "_lock", _Interrupted(store._lock))
+            return wait(event, timeout)
+
+        with monkeypatch.context() as patch, pytest.raises(Limit):
+            patch.setattr(threading.Event, "wait", give_and_break)
+            store.getconn()
+        assert store.getconn(5.0) is held
+
+    def test_in_the_thread_that_opens(self, make_store: MakeStore) -> None:
+        def end_thread(_connection: MysqlConnection) -> None:
+            raise SystemExit
+
+        store = make_store(max_size=1, configure=end_thread)
+        with pytest.raises(PoolTimeout, match="none could be opened"):
+            store.getconn(0.5)
+        assert store.get_stats()["pool_size"] == 0
+
+
+class _Interrupted:
+    """A lock that is interrupted once."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._interrupts = 1
+
+    def __enter__(self) -> None:
+        if self._interrupts:
+            self._interrupts -= 1
+            raise Limit
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_what_could_not_be_configured_is_closed_at_once(make_store: MakeStore) -> None:
+    made: list[MysqlConnection] = []
+
+    def refuse(connection: MysqlConnection) -> None:
+        made.append(connection)
+        raise ValueError("not like that")
+
+    with pytest.raises(PoolTimeout, match="not like that"):
+        make_store(configure=refuse).getconn(0.3)
+    assert made
+    assert all(connection.closed for connection in made)
+
+
 class TestStatements:
     @pytest.mark.parametrize(
         ("statement", "word"),

@@ -96,7 +96,9 @@ class Store:
         self._failure: BaseException | None = None
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._ending: Final = threading.Event()
-        self._keeper: Final = threading.Thread(target=self._keep, name=f"bgpool-keep-{self._name}", daemon=True)
+        # Nothing is opened before there is a keeper: it tries again what no thread could be had for.
+        self._keeper: threading.Thread | None = None
+        self._keeper_due: Final = threading.Event()
 
     def __repr__(self) -> str:
         return f"<Store {self._name} size={self._size} idle={len(self._shelf)} waiting={len(self._waiters)}>"
@@ -175,13 +177,24 @@ class Store:
             self._counts["requests_queued"] += 1
             waiter = _Waiter()
             self._waiters.append(waiter)
-            needed = self._count_needed()
         try:
-            self._begin_opening(needed)
-            waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+            self._wait_answered(waiter, deadline)
+            return self._answer_of(waiter, timeout_s)
         except BaseException:
             self._leave_queue(waiter)
             raise
+
+    def _wait_answered(self, waiter: _Waiter, deadline: float) -> None:
+        """Until *waiter* was given something, the store was closed, or *deadline* has come; opens what is needed."""
+        while not self._begin_keeping():
+            left_s = max(0.0, deadline - time.monotonic())
+            if waiter.answered.wait(min(left_s, RECONNECT_INTERVAL_MAX_S)) or not left_s:
+                return
+        self._begin_opening()
+        waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+
+    def _answer_of(self, waiter: _Waiter, timeout_s: float) -> MysqlConnection:
+        """What *waiter* was given, after the wait; raises as getconn does."""
         with self._lock:
             if waiter.connection is not None:
                 return waiter.connection
@@ -227,9 +240,10 @@ class Store:
             if count:
                 self._counts[count] += 1
             self._failure = error or self._failure
-            needed = self._count_needed()
-        connection.bgpool_discard()
-        self._begin_opening(needed)
+        try:
+            connection.bgpool_discard()
+        finally:
+            self._begin_opening()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -243,23 +257,49 @@ class Store:
         self._opening += needed
         return needed
 
-    def _begin_opening(self, count: int) -> None:
-        # A thread for each: nobody waits for a slow host in a queue, and a connection that comes back meanwhile serves.
-        for _ in range(count):
-            threading.Thread(target=self._open_one, name=f"bgpool-open-{self._name}", daemon=True).start()
+    def _begin_opening(self) -> bool:
+        """Open as many more as are needed; whether there were threads for all, or the keeper is to try again.
 
-    def _open_one(self) -> None:
+        A thread for each: nobody waits for a slow host in a queue, and a connection that comes back meanwhile serves.
+        """
+        with self._lock:
+            needed = self._count_needed()
+        while needed:
+            # Whoever takes it answers for the slot: an interrupt does not tell whether the thread has begun.
+            claim = threading.Lock()
+            try:
+                _thread("open", self._name, self._open_one, claim).start()
+            except BaseException as error:
+                with self._lock:
+                    unbegun = needed - 1 + claim.acquire(blocking=False)
+                    self._size -= unbegun
+                    self._opening -= unbegun
+                self._keeper_due.set()
+                if not isinstance(error, _NO_THREAD):
+                    raise
+                self._failure = error
+                return False
+            needed -= 1
+        return True
+
+    def _open_one(self, claim: threading.Lock) -> None:
         """Open a connection, however often it takes while anybody needs it."""
+        if not claim.acquire(blocking=False):
+            return
         pause_s = RECONNECT_INTERVAL_S
         while True:
             began = time.monotonic()
+            connection: MysqlConnection | None = None
             try:
-                connection: MysqlConnection = self._connector.connect()
+                connection = self._connector.connect()
                 if self._configure is not None:
                     self._configure(connection)
                     connection.bgpool_clean()
-            except Exception as error:
-                if not self._is_worth_trying_again(error):
+            except BaseException as error:
+                again = self._is_worth_trying_again(error)
+                if connection is not None:
+                    connection.bgpool_discard()
+                if not again:
                     return
                 self._ending.wait(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
@@ -275,7 +315,7 @@ class Store:
             self._counts["connections_num"] += 1
             self._counts["connections_errors"] += 1
             self._failure = error
-            if not self._closed and self._waiters:
+            if not self._closed and self._waiters and isinstance(error, Exception):
                 return True
             # The keeper tries again for min_size.
             self._size -= 1
@@ -285,7 +325,7 @@ class Store:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begin to keep min_size connections; idempotent.
+        """Begin to keep min_size connections; idempotent. Where there is no thread for it now, a checkout tries again.
 
         Raises:
             PoolClosed: It was closed before.
@@ -293,12 +333,9 @@ class Store:
         with self._lock:
             if self._ending.is_set():
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
-            if not self._closed:
-                return
             self._closed = False
-            needed = self._count_needed()
-        self._begin_opening(needed)
-        self._keeper.start()
+        if self._begin_keeping():
+            self._begin_opening()
 
     def close(self, timeout: float = 5.0) -> None:
         """Close what is idle and send waiting callers on; what is in use is closed when it comes back.
@@ -312,12 +349,14 @@ class Store:
             waiters, idle = list(self._waiters), self._shelf.take_all()
             self._waiters.clear()
             self._size -= len(idle)
+        self._keeper_due.set()
         for waiter in waiters:
             waiter.answer(None)
         for connection in idle:
             connection.bgpool_discard()
-        if self._keeper.ident is not None:
-            self._keeper.join(timeout)
+        keeper = self._keeper
+        if keeper is not None and keeper.is_alive():
+            keeper.join(timeout)
 
     def get_stats(self) -> dict[str, int]:
         """Figures, named as psycopg_pool names them."""
@@ -331,26 +370,53 @@ class Store:
                 **self._counts,
             }
 
+    def _begin_keeping(self) -> bool:
+        """Start the keeper unless it is there; whether it is."""
+        with self._lock:
+            if self._keeper is not None or self._closed:
+                return True
+            keeper = self._keeper = _thread("keep", self._name, self._keep)
+        try:
+            keeper.start()
+        except BaseException as error:
+            # If it was interrupted and has begun all the same there will be two, which do each other no harm.
+            self._keeper = None
+            if not isinstance(error, _NO_THREAD):
+                raise
+            self._failure = error
+            return False
+        return True
+
     def _keep(self) -> None:
-        """Replace what is too old, close what nobody needs, and open what is missing to min_size."""
+        """Replace what is too old, close what nobody needs, and open what is missing to min_size and for who waits."""
         interval_s = min(KEEP_INTERVAL_S, self._max_idle_s / 2, self._max_lifetime_s / 2)
-        while not self._ending.wait(interval_s):
-            with self._lock:
-                idle = self._shelf.take_all()
-                now = time.monotonic()
-                spare = self._size - self._min_size
-                leaving: list[MysqlConnection] = []
-                for connection in idle:
-                    unused = now - connection.bgpool_idle_since > self._max_idle_s and len(leaving) < spare
-                    if unused or now >= connection.bgpool_expires_at:
-                        leaving.append(connection)
-                    else:
-                        self._shelf.put(connection)
-                self._size -= len(leaving)
-                needed = self._count_needed()
-            for connection in leaving:
-                connection.bgpool_discard()
-            self._begin_opening(needed)
+        try:
+            while True:
+                self._keeper_due.wait(interval_s)
+                self._keeper_due.clear()
+                if self._ending.is_set():
+                    return
+                self._tidy()
+                if not self._begin_opening():
+                    self._ending.wait(RECONNECT_INTERVAL_MAX_S)
+        finally:
+            self._keeper = None
+
+    def _tidy(self) -> None:
+        with self._lock:
+            idle = self._shelf.take_all()
+            now = time.monotonic()
+            spare = self._size - self._min_size
+            leaving: list[MysqlConnection] = []
+            for connection in idle:
+                unused = now - connection.bgpool_idle_since > self._max_idle_s and len(leaving) < spare
+                if unused or now >= connection.bgpool_expires_at:
+                    leaving.append(connection)
+                else:
+                    self._shelf.put(connection)
+            self._size -= len(leaving)
+        for connection in leaving:
+            connection.bgpool_discard()
 
 
 #: What is counted since the store was made.
@@ -372,6 +438,14 @@ class _Waiter:
     def answer(self, connection: MysqlConnection | None) -> None:
         self.connection = connection
         self.answered.set()
+
+
+#: What a thread that cannot be started raises.
+_NO_THREAD: Final = (RuntimeError, MemoryError)
+
+
+def _thread(purpose: str, name: str, run: Callable[..., object], *args: object) -> threading.Thread:
+    return threading.Thread(target=run, args=args, name=f"bgpool-{purpose}-{name}", daemon=True)
 
 
 def _ping(connection: MysqlConnection) -> None:
