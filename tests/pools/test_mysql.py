@@ -623,6 +623,162 @@ class TestStatements:
         pool.putconn(conn)
 
 
+#: Each answers first and goes on then: what is known after the first answer is not what is true at the end.
+PROCEDURES = {
+    "writes": "SELECT 'begun'; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k);",
+    "fails": "SELECT 'begun'; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); SIGNAL SQLSTATE '45000';",
+    "begins": "START TRANSACTION; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); SIGNAL SQLSTATE '45000';",
+    "ends": "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); SELECT 'begun'; COMMIT; SELECT 'ended';",
+}
+
+#: What an application does after a CALL, of which it has read the first result alone.
+ENDINGS: dict[str, Callable[[Kit, Any], object]] = {
+    "commit": lambda _, conn: conn.commit(),
+    "commit twice": lambda _, conn: (conn.commit(), conn.commit()),
+    "rollback": lambda kit, conn: (conn.rollback(), kit.execute(conn, "SELECT 1"), conn.commit()),
+    "commit after an error": lambda _, conn: (_error_of(conn.commit), conn.commit()),
+    "rollback after an error": lambda kit, conn: (
+        _error_of(conn.rollback), conn.rollback(), kit.execute(conn, "SELECT 1"), conn.commit(),
+    ),
+}  # fmt: skip
+
+
+class TestUnreadResults:
+    @pytest.fixture(autouse=True)
+    def procedures(self, pair: Pair) -> None:
+        pair.blue.execute("GRANT EXECUTE ON app.* TO app@'%'")
+        for name, body in PROCEDURES.items():
+            pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.{name}(k INT) BEGIN {body} END")
+
+    @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+    @pytest.mark.parametrize("cursor_class", [pymysql.cursors.Cursor, pymysql.cursors.SSCursor])
+    @pytest.mark.parametrize("ending", ENDINGS)
+    @pytest.mark.parametrize("procedure", PROCEDURES)
+    def test_what_becomes_of_a_transaction_is_what_pymysql_alone_makes_of_it(
+        self, make_pool: MakePool, kit: Kit, pair: Pair, procedure: str, ending: str, cursor_class: Any
+    ) -> None:
+        def call(conn: Any, n: int) -> tuple[object, ...]:
+            first = _error_of(lambda: self.begin_reading(conn, procedure, n, cursor_class))
+            return first, _error_of(lambda: ENDINGS[ending](kit, conn))
+
+        for autocommit in (False, True):
+            theirs = kit.connect(pair)
+            theirs.autocommit(autocommit)
+            pool = make_pool(max_size=1, kwargs={"autocommit": autocommit})
+            ours = pool.getconn()
+            n = next(_keys)
+            errors = call(theirs, n), call(ours, n + 1)
+            if theirs.open:
+                theirs.close()
+            pool.putconn(ours)
+            assert errors[1] == errors[0]
+            assert self.count(pair, n + 1) == self.count(pair, n)
+            # Nor is anything left to whoever has the connection next.
+            with pool.connection() as conn:
+                kit.execute(conn, "SELECT 1")
+            assert self.count(pair, n + 1) == self.count(pair, n)
+            pool.close()
+
+    def test_a_block_commits_all_of_it(self, make_pool: MakePool, pair: Pair) -> None:
+        n = next(_keys)
+        with make_pool().connection() as conn:
+            self.begin_reading(conn, "writes", n, pymysql.cursors.Cursor)
+        assert self.count(pair, n) == 1
+
+    def test_a_block_is_told_of_an_error_in_what_it_did_not_read(self, make_pool: MakePool, pair: Pair) -> None:
+        n = next(_keys)
+        with pytest.raises(pymysql.err.MySQLError, match="1644"), make_pool().connection() as conn:
+            self.begin_reading(conn, "fails", n, pymysql.cursors.Cursor)
+        assert self.count(pair, n) == 0
+
+    @pytest.mark.usefixtures("prepared")
+    def test_one_commit_is_sent_and_it_is_the_one_that_is_unknown(
+        self, make_pool: MakePool, pair: Pair, cutter: CommitCutter
+    ) -> None:
+        n = next(_keys)
+        with pytest.raises(bgpool.CommitOutcomeUnknown), make_pool().connection() as conn:
+            self.begin_reading(conn, "writes", n, pymysql.cursors.Cursor)
+            cutter.when = "after"
+        assert (cutter.when, self.count(pair, n)) == ("never", 1)
+
+    @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+    @pytest.mark.usefixtures("prepared")
+    @pytest.mark.parametrize("calls", [False, True])
+    def test_cut_before_the_commit_is_sent(
+        self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work, calls: bool
+    ) -> None:
+        """A SELECT has certainly not committed anything; a procedure may have."""
+        many = (
+            "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 900) "
+            "SELECT repeat('x', 1000) FROM g a, g b"
+        )
+        pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.much() BEGIN {many}; END")
+        with (
+            pytest.raises(bgpool.CommitOutcomeUnknown if calls else bgpool.SwitchoverInterrupted),
+            make_pool().connection() as conn,
+        ):
+            work(conn)
+            cursor = conn.cursor(pymysql.cursors.SSCursor)
+            cursor.execute("CALL much()" if calls else many)
+            kit.kill(pair, kit.session(conn))
+            wait_until(
+                lambda: (
+                    not pair.blue.execute(
+                        f"SELECT 1 FROM information_schema.processlist WHERE id = {kit.session(conn)}"
+                    )
+                )
+            )
+        assert work.rows(pair) == 0
+
+    @pytest.mark.parametrize("autocommit", [False, True])
+    def test_what_a_refused_procedure_has_begun_is_not_committed(
+        self, deployment: Deployment, make_pool: MakePool, pair: Pair, kit: Kit, autocommit: bool
+    ) -> None:
+        n = next(_keys)
+        pair.blue.execute(
+            "CREATE OR REPLACE PROCEDURE app.refused(k INT) BEGIN SELECT 'begun'; START TRANSACTION; "
+            "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); DO sleep(0.5); "
+            "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); END"
+        )
+        deployment.phase(Phase.PREPARATION)
+        with make_pool(kwargs={"autocommit": autocommit}).connection() as conn:
+            self.begin_reading(conn, "refused", n, pymysql.cursors.Cursor)
+            pair.blue.set_read_only(True)
+            try:
+                with pytest.raises(bgpool.SwitchoverInterrupted):
+                    conn.commit()
+            finally:
+                pair.blue.set_read_only(False)
+            with pytest.raises(bgpool.SwitchoverInterrupted):
+                conn.commit()
+            conn.rollback()
+            kit.execute(conn, "SELECT 1")
+        assert self.count(pair, n) == 0
+
+    def begin_reading(self, conn: Any, procedure: str, n: int, cursor_class: Any) -> None:
+        """Call it, and read its first row."""
+        cursor = conn.cursor(cursor_class)
+        _kept.append(cursor)  # or the end of an SSCursor reads the rest
+        cursor.execute(f"CALL {procedure}({n})")
+        assert cursor.fetchone() == ("begun",)
+
+    def count(self, pair: Pair, n: int) -> int:
+        return int(pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 44 AND n = {n}")[0][0])
+
+
+_keys = iter(range(0, 10_000, 2))
+_kept: list[object] = []
+
+
+def _error_of(function: Callable[[], object]) -> object:
+    """The number of the error that *function* raises; None if it raises none."""
+    try:
+        function()
+    except pymysql.err.MySQLError as error:
+        return error.args[0]
+    return None
+
+
 class TestUnits:
     @pytest.mark.usefixtures("prepared")
     @pytest.mark.parametrize("when", ["before", "after"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import select
+import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
@@ -32,6 +33,8 @@ _NEVER_COMMITS: Final = frozenset(
 )  # fmt: skip
 #: What ends a transaction, or begins one, which ends the one before.
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
+#: Of these, what is nothing new on a connection that may only end what it has begun.
+_ENDS: Final = frozenset({b"COMMIT", b"ROLLBACK"})
 #: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
 _FIRST_WORDS: Final = re.compile(
     rb"(?:\s|\(|#[^\n]*\n|--\s[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
@@ -40,6 +43,10 @@ _FIRST_WORDS: Final = re.compile(
 #: As much of a statement as is looked at.
 _BEGINNING: Final = 256
 _ER_LOCK_DEADLOCK: Final = 1213
+#: A bit of ours beside the server's sixteen, which the next status of the server wipes: an error came without a status,
+#: and what it has left of a transaction, or begun, is not known.
+_UNSURE: Final = 1 << 16
+_MAY_BE_OPEN: Final = SERVER_STATUS.SERVER_STATUS_IN_TRANS | _UNSURE
 #: The packet that ends columns and rows: mark, warnings, status.
 _END_OF_ROWS: Final = 0xFE
 _END_OF_ROWS_BYTES: Final = 5
@@ -103,11 +110,27 @@ class MysqlConnection(BoundedConnection):
         if self._result is not None and self._result.unbuffered_active:
             # There is no end to what may still come.
             raise ProgrammingError("a result was left unread")
-        while self._result is not None and self._result.has_next:
-            self.next_result()
         self.rollback()
         if self._autocommit is not None and self.get_autocommit() != self._autocommit:
             self.autocommit(self._autocommit)
+
+    def bgpool_settle(self) -> None:
+        """Read the results that were left unread, as PyMySQL does before it sends: no status is true before the last.
+
+        Raises:
+            InheritedConnection: The connection, and what is unread, is the parent's.
+            pymysql.err.Error: What a result that was left unread says, or what became of the connection meanwhile.
+        """
+        result = self._result
+        if result is None or not (result.unbuffered_active or result.has_next) or not self.open:
+            return
+        if self._is_inherited():
+            self.bgpool_generation.wait_usable()
+        if result.unbuffered_active:
+            warnings.warn("Previous unbuffered result was left incomplete", stacklevel=3)
+            result._finish_unbuffered_query()
+        while self._result is not None and self._result.has_next:
+            self.next_result()
 
     def bgpool_commit_block(self) -> None:
         """Commit at the end of a block, unless its user has closed the connection."""
@@ -127,12 +150,14 @@ class MysqlConnection(BoundedConnection):
 
     def commit(self) -> None:
         """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
-        if self.bgpool_in_transaction or not self.open:
+        self.bgpool_settle()
+        if self.server_status & _MAY_BE_OPEN or not self.open:
             super().commit()
 
     def rollback(self) -> None:
         """Roll back; nothing is sent where no transaction is open."""
-        if self.bgpool_in_transaction or not self.open:
+        self.bgpool_settle()
+        if self.server_status & _MAY_BE_OPEN or not self.open:
             super().rollback()
         self._doomed = False
 
@@ -181,8 +206,10 @@ class MysqlConnection(BoundedConnection):
             super()._execute_command(command, sql)
             return
         statement = sql[:_BEGINNING].encode(self.encoding, "replace") if isinstance(sql, str) else sql[:_BEGINNING]
+        # Before anything is decided by the status, and while what was sent last is still what is being read.
+        self.bgpool_settle()
         if not generation.live[0]:
-            self._before_sending(command, generation)
+            self._before_sending(command, statement, generation)
         if self.bgpool_in_unit or self._doomed:
             self._check_allowed(command, statement, generation)
         self._in_flight = None
@@ -207,9 +234,11 @@ class MysqlConnection(BoundedConnection):
             self.server_status = int.from_bytes(data[3:5], "little")
         return packet
 
-    def _before_sending(self, command: int, generation: Generation) -> None:
+    def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
         """Hold what would begin a transaction while it is not known what becomes of the connection."""
         begins = command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
+        if begins and self.server_status & _UNSURE:
+            begins = _first_words(statement)[0] not in _ENDS
         if generation.inherited or begins:
             generation.wait_usable()
 
@@ -235,36 +264,46 @@ class MysqlConnection(BoundedConnection):
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
         """*error*, or what it means in a switchover."""
         code = code_of(error)
-        if code in READ_ONLY_CODES:
-            self.bgpool_unfit = True
-            generation.note_cut()
-            if generation.is_switching():
-                self._doomed = self.bgpool_in_transaction
-                return generation.explain_read_only(error)
-        elif code in CUT_CODES and self.open:
+        if code in CUT_CODES and self.open:
             # The server has said that it ends the connection; whatever comes after that is not for us.
             self._force_close()
         if not self.open:
             generation.note_cut()
             if generation.is_switching():
                 return generation.explain_cut(error, may_have_committed=self._may_have_committed())
+            return error
+        self._lose_track()
         self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
-        if not self.get_autocommit():
-            # An error does not tell whether a transaction is open: until the next answer does, one may be.
-            self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        if code in READ_ONLY_CODES:
+            self.bgpool_unfit = True
+            generation.note_cut()
+            if generation.is_switching():
+                self._doomed = bool(self.server_status & _MAY_BE_OPEN)
+                return generation.explain_read_only(error)
         return error
+
+    def _lose_track(self) -> None:
+        """An error does not tell whether a transaction is open: until the next answer does, one may be."""
+        if not self.get_autocommit():
+            self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        if self.bgpool_in_transaction or not self._is_plain():
+            self.server_status |= _UNSURE
+
+    def _is_plain(self) -> bool:
+        """Whether what was sent last neither commits anything nor begins what outlasts it, if it is in autocommit."""
+        if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
+            return True
+        # One of many may do anything; which of them was the last to be done nobody knows.
+        return not self.client_flag & CLIENT.MULTI_STATEMENTS and _first_words(self._in_flight[1])[0] in _NEVER_COMMITS
 
     def _may_have_committed(self) -> bool:
         """Whether what was sent last may have taken effect for good."""
-        if self._in_flight is None:
+        if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
             return False
-        command, statement = self._in_flight
-        if command != COMMAND.COM_QUERY:
-            return False
-        if not self.bgpool_in_transaction and self.get_autocommit():
+        surely_open = self.server_status & _MAY_BE_OPEN == SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        if not surely_open and self.get_autocommit():
             return True
-        # One of many may be a COMMIT; which of them was the last to be done nobody knows.
-        return bool(self.client_flag & CLIENT.MULTI_STATEMENTS) or _first_words(statement)[0] not in _NEVER_COMMITS
+        return not self._is_plain()
 
     def _generation(self) -> Generation | None:
         return getattr(self, "bgpool_generation", None)
