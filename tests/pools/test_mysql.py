@@ -583,6 +583,33 @@ class TestStatements:
         assert type(caller.wait()) is (bgpool.CommitOutcomeUnknown if unknown else bgpool.SwitchoverInterrupted)
         pool.putconn(conn)
 
+    @pytest.mark.parametrize("commits", [False, True])
+    def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
+        self, deployment: Deployment, make_pool: MakePool, kit: Kit, commits: bool
+    ) -> None:
+        """PyMySQL closes a connection whose read was interrupted: by Ctrl-C, a time limit of gevent's or Celery's."""
+
+        class Limit(BaseException):
+            pass
+
+        class Interrupted:
+            def read(self, _count: int) -> bytes:
+                raise Limit
+
+            def close(self) -> None:
+                pass
+
+        deployment.phase(Phase.PREPARATION)
+        pool = make_pool()
+        conn = pool.getconn()
+        kit.write(conn)
+        conn._rfile = Interrupted()
+        with pytest.raises(Limit):
+            conn.commit() if commits else kit.write(conn)
+        with pytest.raises(bgpool.CommitOutcomeUnknown if commits else bgpool.SwitchoverInterrupted):
+            conn.rollback()
+        pool.putconn(conn)
+
     def test_what_was_refused_as_read_only_cannot_be_committed_any_more(
         self, deployment: Deployment, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
     ) -> None:

@@ -198,3 +198,32 @@ class TestPromotion:
         promotion.cutter.when = "after"
         assert make_pool(max_size=1).run(work, idempotent=True) == "call 2"
         assert work.rows(pair, "green") == 2
+
+
+# -- what was lost stays lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("commits", [False, True])
+def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
+    make_pool: MakePool, work: Work, monkeypatch: pytest.MonkeyPatch, commits: bool
+) -> None:
+    """psycopg closes a connection that is interrupted while it has the server cancel what was interrupted."""
+
+    def interrupt(*args: Any, **_kwargs: Any) -> None:
+        for gen in args:
+            if hasattr(gen, "send"):
+                next(gen)
+        raise KeyboardInterrupt
+
+    pool = make_pool(max_size=1)
+    conn = pool.getconn()
+    work(conn)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(psycopg.waiting, "wait", interrupt)
+        patch.setattr(conn, "_try_cancel", interrupt)
+        conn.commit() if commits else work(conn)
+    assert conn.broken
+    with pytest.raises(bgpool.CommitOutcomeUnknown if commits else bgpool.SwitchoverInterrupted):
+        conn.rollback()
+    pool.putconn(conn)

@@ -14,9 +14,12 @@ import pytest
 
 import bgpool
 from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.callers import wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
@@ -148,6 +151,78 @@ def test_without_a_receipt_it_is_unknown(make_pool: MakePool, pair: Pair, cutter
     finally:
         pair.hosts.set(pair.names.blue.primary, pair.blue.address)
     assert work.rows(pair) == 2
+
+
+# -- what was lost stays lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_handler_that_rolls_back_does_not_make_a_lost_commit_one_that_did_not_happen(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any
+) -> None:
+    with pytest.raises(bgpool.CommitOutcomeUnknown), make_pool(max_size=1).connection() as conn:
+        work(conn)
+        cutter.when = when
+        try:
+            conn.commit()
+        except bgpool.SwitchoverError:
+            conn.rollback()
+            raise
+    assert work.rows(pair) == int(when == "after")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_nothing_on_a_connection_that_was_lost_in_commit_is_said_not_to_have_committed(
+    kit: Kit, make_pool: MakePool, cutter: CommitCutter, work: Work
+) -> None:
+    pool = make_pool(max_size=1)
+    conn = pool.getconn()
+    work(conn)
+    cutter.when = "after"
+    for use in (conn.commit, conn.rollback, conn.commit, conn.rollback):
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            use()
+    with pytest.raises(kit.error) as caught:
+        kit.execute(conn, "SELECT 1")
+    assert not isinstance(caught.value, bgpool.SwitchoverInterrupted)
+    pool.putconn(conn)
+    with pool.connection() as fresh:
+        assert fresh is not conn
+
+
+@pytest.mark.usefixtures("prepared")
+def test_nor_does_what_did_not_commit_become_unknown(kit: Kit, make_pool: MakePool, pair: Pair, work: Work) -> None:
+    pool = make_pool(max_size=1)
+    conn = pool.getconn()
+    work(conn)
+    pair.blue.cut_clients()
+    for use in (lambda: kit.execute(conn, "SELECT 1"), conn.commit, conn.rollback):
+        with pytest.raises(bgpool.SwitchoverInterrupted):
+            use()
+    pool.putconn(conn)
+    assert work.rows(pair) == 0
+
+
+def test_a_commit_that_was_lost_before_anybody_knew_of_the_switchover(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    pair.hosts.set(pair.names.blue.primary, cutter.address)
+    try:
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+    finally:
+        pair.hosts.set(pair.names.blue.primary, pair.blue.address)
+    work(conn)
+    cutter.when = "after"
+    with pytest.raises(kit.error) as caught:
+        conn.commit()
+    assert not isinstance(caught.value, bgpool.Error)
+    deployment.phase(Phase.PREPARATION)
+    wait_until(lambda: pool.stats().phase is Phase.PREPARATION)
+    with pytest.raises(bgpool.CommitOutcomeUnknown):
+        conn.rollback()
+    pool.putconn(conn)
 
 
 @pytest.mark.usefixtures("deployment")

@@ -62,12 +62,14 @@ class MysqlConnection(BoundedConnection):
         bgpool_lent: While a caller has it.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
         bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
+        bgpool_in_doubt: Once it is lost, for good: whether something may have been committed meanwhile. None before.
     """
 
     bgpool_generation: Generation
     bgpool_unfit: bool = False
     bgpool_in_unit: bool = False
     bgpool_rolled_back: bool = False
+    bgpool_in_doubt: bool | None = None
     bgpool_lent: bool = False
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
@@ -192,6 +194,10 @@ class MysqlConnection(BoundedConnection):
         if self._result is not None:
             # Or PyMySQL would read the rest of it from the closed connection, and say so on stderr.
             self._result.unbuffered_active = False
+        if self.open and not self._closed:
+            # Here, where also an interrupt comes by. What is asked of the connection afterwards is not sent, and says
+            # nothing of what was.
+            self.bgpool_in_doubt = self._may_have_committed()
         super()._force_close()
 
     def __del__(self) -> None:
@@ -212,10 +218,8 @@ class MysqlConnection(BoundedConnection):
             self._before_sending(command, statement, generation)
         if self.bgpool_in_unit or self._doomed:
             self._check_allowed(command, statement, generation)
-        self._in_flight = None
+        self._in_flight = (command, statement)
         try:
-            if self.open:
-                self._in_flight = (command, statement)
             super()._execute_command(command, sql)
         except MySQLError as error:
             self._raise(error, generation)
@@ -246,7 +250,7 @@ class MysqlConnection(BoundedConnection):
         if command != COMMAND.COM_QUERY:
             return
         word, to_savepoint = _first_words(statement)
-        if self._doomed and not (word == b"ROLLBACK" and not to_savepoint):
+        if self._doomed and self.open and not (word == b"ROLLBACK" and not to_savepoint):
             raise generation.explain_read_only(InterfaceError(0, ""))
         if self.bgpool_in_unit and word in _ENDS_TRANSACTION and not to_savepoint:
             raise ProgrammingError(
@@ -270,7 +274,7 @@ class MysqlConnection(BoundedConnection):
         if not self.open:
             generation.note_cut()
             if generation.is_switching():
-                return generation.explain_cut(error, may_have_committed=self._may_have_committed())
+                return generation.explain_cut(error, may_have_committed=bool(self.bgpool_in_doubt))
             return error
         self._lose_track()
         self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK

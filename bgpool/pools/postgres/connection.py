@@ -45,10 +45,12 @@ class SwitchoverAware(_Base):
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_in_doubt: Once it is lost, for good: whether something may have been committed meanwhile. None before.
     """
 
     bgpool_generation: Generation
     bgpool_unfit: bool = False
+    bgpool_in_doubt: bool | None = None
 
     def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
         """Exchange with the server, unless the connection must not be used for that any more."""
@@ -62,17 +64,24 @@ class SwitchoverAware(_Base):
         try:
             return super().wait(gen, *args, **kwargs)
         except psycopg.OperationalError as error:
-            if self.broken:
-                generation.note_cut()
-            if not self.broken or not generation.is_switching():
+            if not self.broken:
                 raise
-            raise generation.explain_cut(error, may_have_committed=self._may_have_committed(gen)) from error
+            generation.note_cut()
+            in_doubt = self._judge(gen)
+            if not generation.is_switching():
+                raise
+            raise generation.explain_cut(error, may_have_committed=in_doubt) from error
         except psycopg.errors.ReadOnlySqlTransaction as error:
             self.bgpool_unfit = True
             generation.note_cut()
             if not generation.is_switching():
                 raise
             raise generation.explain_read_only(error) from error
+        except BaseException:
+            # An interrupt may have ended the connection, too, and a server that ends it has other errors.
+            if self.broken:
+                self._judge(gen)
+            raise
 
     def close(self) -> None:
         """Close, unless the connection is the parent's of a fork."""
@@ -96,6 +105,15 @@ class SwitchoverAware(_Base):
             # Nothing was sent, so nothing is left to wait for.
             gen.close()
             raise
+
+    def _judge(self, gen: Generator[Any, Any, Any]) -> bool:
+        """Whether something may have been committed when the connection was lost, in *gen* if not before.
+
+        That is said once: what is asked of the connection afterwards is not sent, and says nothing of what was.
+        """
+        if self.bgpool_in_doubt is None:
+            self.bgpool_in_doubt = self._may_have_committed(gen)
+        return self.bgpool_in_doubt
 
     def _may_have_committed(self, gen: Generator[Any, Any, Any]) -> bool:
         in_transaction = not self._autocommit or self._num_transactions > 0
