@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pymysql
 import pytest
 
 import bgpool
@@ -237,6 +240,98 @@ with pool.connection() as conn, conn.cursor() as cursor:
         timeout=30,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+ROWS = 20_000
+
+
+@contextlib.contextmanager
+def in_the_middle_of_a_result(conn: Any) -> Iterator[tuple[Iterator[Any], Any]]:
+    """A result of which the server has more than any buffer holds, three rows of it read, and what closes it."""
+    if isinstance(conn, pymysql.connections.Connection):
+        cursor = conn.cursor(pymysql.cursors.SSCursor)
+        conn.begin()
+        cursor.execute(
+            "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 900) "
+            f"SELECT repeat('x', 1000) FROM g a, g b LIMIT {ROWS}"
+        )
+        rows: Iterator[Any] = iter(cursor.fetchone, None)
+        closing: Any = cursor
+    else:
+        rows = closing = conn.cursor().stream(f"SELECT repeat('x', 1000) FROM generate_series(1, {ROWS})")
+    for _ in range(3):
+        next(rows)
+    yield rows, closing
+    closing.close()
+
+
+class TestUnreadResults:
+    """What the parent has not read yet comes over the socket that both of them have."""
+
+    @pytest.fixture(params=[os.fork, ctypes.PyDLL(None).fork], ids=["told", "told nobody"])
+    def fork(self, request: pytest.FixtureRequest) -> Callable[[], int]:
+        found: Callable[[], int] = request.param
+        return found
+
+    def test_the_child_closes_it(self, pool: bgpool.Pool[Any], fork: Callable[[], int]) -> None:
+        with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
+            assert in_child(closing.close, fork) == 0
+            assert sum(1 for _ in rows) == ROWS - 3
+
+    def test_the_child_reads_on(self, pool: bgpool.Pool[Any], fork: Callable[[], int]) -> None:
+        with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, _):
+
+            def child() -> None:
+                with pytest.raises(bgpool.InheritedConnection):
+                    # psycopg may have read more than it has handed out; that the child has a copy of.
+                    while True:
+                        next(rows)
+                with pytest.raises(bgpool.InheritedConnection):
+                    conn.cursor().execute("SELECT 1")
+
+            assert in_child(child, fork) == 0
+            assert sum(1 for _ in rows) == ROWS - 3
+
+    def test_the_child_ends_its_transaction_or_cancels_it(
+        self, pool: bgpool.Pool[Any], fork: Callable[[], int]
+    ) -> None:
+        with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
+
+            def child() -> None:
+                for cancel in ("cancel", "cancel_safe") if isinstance(conn, psycopg.Connection) else ():
+                    with pytest.raises(bgpool.InheritedConnection):
+                        getattr(conn, cancel)()
+                closing.close()
+                for end in (conn.commit, conn.rollback):
+                    with pytest.raises(bgpool.InheritedConnection):
+                        end()
+
+            assert in_child(child, fork) == 0
+            assert sum(1 for _ in rows) == ROWS - 3
+
+    def test_a_child_that_ends_in_the_middle_of_it_neither_reads_nor_warns(self, pair: Pair, tmp_path: Path) -> None:
+        script = f"""
+import os, sys, bgpool
+from tests.processes.test_fork import ROWS, in_the_middle_of_a_result
+pool = bgpool.get_pool({pair.dsn!r}, bg_resolver={pair.resolver!r}, bg_run_dir={str(tmp_path / "run")!r}, min_size=1)
+conn = pool.getconn()
+middle = in_the_middle_of_a_result(conn)
+rows, closing = middle.__enter__()
+pid = os.fork()
+if pid == 0:
+    del middle, rows, closing
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert sum(1 for _ in rows) == ROWS - 3
+middle.__exit__(None, None, None)
+conn.rollback()
+pool.putconn(conn)
+"""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 class TestForksThatTellNobody:

@@ -12,6 +12,7 @@ import select
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from pymysql.connections import MySQLResult
 from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
 from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 from pymysql.protocol import MysqlPacket
@@ -228,6 +229,9 @@ class MysqlConnection(BoundedConnection):
         generation = self._generation()
         if generation is None:
             return super()._read_packet(packet_type)
+        if not generation.live[0] and generation.inherited:
+            # What is there to be read is the parent's.
+            generation.wait_usable()
         try:
             packet = super()._read_packet(packet_type)
         except MySQLError as error:
@@ -237,6 +241,12 @@ class MysqlConnection(BoundedConnection):
             # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
             self.server_status = int.from_bytes(data[3:5], "little")
         return packet
+
+    def _read_query_result(self, unbuffered: bool = False) -> int:
+        count: int = super()._read_query_result(unbuffered)  # type: ignore[misc]  # not in the stubs
+        if unbuffered:
+            self._result.__class__ = _UnbufferedResult
+        return count
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
         """Hold what would begin a transaction while it is not known what becomes of the connection."""
@@ -315,6 +325,17 @@ class MysqlConnection(BoundedConnection):
     def _is_inherited(self) -> bool:
         generation = self._generation()
         return generation is not None and generation.inherited
+
+
+class _UnbufferedResult(MySQLResult):
+    """One whose end in a child, also by the collector, leaves the rest to the parent that reads it."""
+
+    def _finish_unbuffered_query(self) -> None:
+        connection: Any = self.connection
+        if connection is not None and connection._is_inherited():
+            self.unbuffered_active = False
+            return
+        super()._finish_unbuffered_query()  # type: ignore[misc]  # not in the stubs
 
 
 def _first_words(statement: bytes) -> tuple[bytes, bool]:

@@ -85,11 +85,39 @@ class SwitchoverAware(_Base):
 
     def close(self) -> None:
         """Close, unless the connection is the parent's of a fork."""
-        generation = getattr(self, "bgpool_generation", None)
-        if generation is not None and generation.inherited:
+        if self._is_inherited():
             keep_forever(self)
             return
         super().close()
+
+    def cancel(self) -> None:
+        """As psycopg's.
+
+        Raises:
+            InheritedConnection: What would be cancelled is the parent's.
+        """
+        if self._is_inherited():
+            self.bgpool_generation.wait_usable()
+        super().cancel()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """As psycopg's.
+
+        Raises:
+            InheritedConnection: What would be cancelled is the parent's.
+        """
+        if self._is_inherited():
+            self.bgpool_generation.wait_usable()
+        super().cancel_safe(timeout=timeout)
+
+    def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        # What psycopg does when a result, or a COPY, is left in the middle.
+        if not self._is_inherited():
+            super()._try_cancel(timeout=timeout)
+
+    def _is_inherited(self) -> bool:
+        generation = getattr(self, "bgpool_generation", None)
+        return generation is not None and generation.inherited
 
     def bgpool_discard(self) -> None:
         """As Aware says: not close(), which with close_returns would give it back instead."""
