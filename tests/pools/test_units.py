@@ -204,6 +204,21 @@ def test_nor_does_what_did_not_commit_become_unknown(kit: Kit, make_pool: MakePo
     assert work.rows(pair) == 0
 
 
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_in_words_is_one(
+    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any
+) -> None:
+    pool = make_pool(max_size=1)
+    conn = pool.getconn()
+    work(conn)
+    cutter.when = when
+    with pytest.raises(bgpool.CommitOutcomeUnknown):
+        kit.execute(conn, "COMMIT")
+    pool.putconn(conn)
+    assert work.rows(pair) == int(when == "after")
+
+
 def test_a_commit_that_was_lost_before_anybody_knew_of_the_switchover(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:

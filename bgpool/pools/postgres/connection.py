@@ -6,11 +6,14 @@ statement is stopped before it is sent, and where the driver's error becomes one
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Generator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from bgpool.pools.fork import keep_forever
@@ -37,6 +40,12 @@ _NEVER_COMMITS: Final = frozenset(
 )  # fmt: skip
 #: Generators that send nothing while no transaction is open.
 _SENDS_NOTHING: Final = frozenset({"_commit_gen", "_rollback_gen", "_set_autocommit_gen", "_set_isolation_level_gen"})
+
+
+#: A statement, or one of several, that commits.
+_COMMITS: Final = re.compile(
+    r"(?:\A|;)(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.DOTALL | re.IGNORECASE
+)
 
 
 class SwitchoverAware(_Base):
@@ -67,7 +76,7 @@ class SwitchoverAware(_Base):
             if not self.broken:
                 raise
             generation.note_cut()
-            in_doubt = self._judge(gen)
+            in_doubt = self._judge(gen, error)
             if not generation.is_switching():
                 raise
             raise generation.explain_cut(error, may_have_committed=in_doubt) from error
@@ -77,10 +86,10 @@ class SwitchoverAware(_Base):
             if not generation.is_switching():
                 raise
             raise generation.explain_read_only(error) from error
-        except BaseException:
+        except BaseException as error:
             # An interrupt may have ended the connection, too, and a server that ends it has other errors.
             if self.broken:
-                self._judge(gen)
+                self._judge(gen, error)
             raise
 
     def close(self) -> None:
@@ -134,18 +143,20 @@ class SwitchoverAware(_Base):
             gen.close()
             raise
 
-    def _judge(self, gen: Generator[Any, Any, Any]) -> bool:
+    def _judge(self, gen: Generator[Any, Any, Any], error: BaseException) -> bool:
         """Whether something may have been committed when the connection was lost, in *gen* if not before.
 
         That is said once: what is asked of the connection afterwards is not sent, and says nothing of what was.
         """
         if self.bgpool_in_doubt is None:
-            self.bgpool_in_doubt = self._may_have_committed(gen)
+            self.bgpool_in_doubt = self._may_have_committed(gen, error)
         return self.bgpool_in_doubt
 
-    def _may_have_committed(self, gen: Generator[Any, Any, Any]) -> bool:
+    def _may_have_committed(self, gen: Generator[Any, Any, Any], error: BaseException) -> bool:
         in_transaction = not self._autocommit or self._num_transactions > 0
-        return not (in_transaction and self._pipeline is None and _name(gen) in _NEVER_COMMITS)
+        if not in_transaction or self._pipeline is not None or _name(gen) not in _NEVER_COMMITS:
+            return True
+        return _COMMITS.search(_statement(error)) is not None
 
 
 @cache
@@ -153,6 +164,18 @@ def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAwa
     """*connection_class* with SwitchoverAware mixed in."""
     bases = (SwitchoverAware, connection_class)
     return type(connection_class.__name__, bases, {"__module__": connection_class.__module__})
+
+
+def _statement(error: BaseException) -> str:
+    """The statement that *error* came by, from the generator of psycopg that was sending it; empty if it was in none.
+
+    Looked up after the fact: to note every statement beforehand would cost every statement.
+    """
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "_execute_gen")
+    query = next((frame.f_locals.get("query") for frame in frames), None)
+    if isinstance(query, sql.Composable):
+        query = query.as_string(None)
+    return query.decode(errors="replace") if isinstance(query, bytes) else str(query or "")
 
 
 def _name(gen: object) -> str:
