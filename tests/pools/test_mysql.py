@@ -911,3 +911,103 @@ def test_contexts_are_shared_until_a_certificate_is_renewed(tmp_path: Any) -> No
     assert context(ca) is first
     trustme.CA().cert_pem.write_to_path(ca)
     assert context(ca) is not first
+
+
+class TestUnitsOfProcedures:
+    """What a procedure has done is known when its last result was read, and what it has committed stays."""
+
+    @pytest.fixture
+    def cutter(self, pair: Pair) -> Iterator[CommitCutter]:
+        address = pair.blue.address.rsplit(".", 1)[0] + ".99"
+        with CommitCutter(
+            address, pair.port, (pair.blue.address, pair.port), lambda data: b"CALL commits" in data
+        ) as cutter:
+            yield cutter
+
+    @pytest.fixture(autouse=True)
+    def procedures(self, pair: Pair) -> None:
+        insert = "INSERT INTO ledger (worker, thread, n) VALUES (45, 4, k)"
+        pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.commits(k INT) BEGIN {insert}; COMMIT; END")
+        pair.blue.execute("CREATE OR REPLACE PROCEDURE app.rolls_back() BEGIN SELECT 'begun'; ROLLBACK; END")
+        pair.blue.execute("GRANT EXECUTE ON app.* TO app@'%'")
+
+    @pytest.mark.usefixtures("prepared")
+    @pytest.mark.parametrize("swallowed", [False, True])
+    def test_one_that_commits_is_not_called_again(
+        self, make_pool: MakePool, pair: Pair, cutter: CommitCutter, swallowed: bool
+    ) -> None:
+        calls: list[int] = []
+        key = 10 + swallowed
+
+        def work(conn: MysqlConnection) -> None:
+            calls.append(1)
+            with contextlib.suppress(*([pymysql.err.MySQLError] if swallowed else [])):
+                conn.cursor().execute(f"CALL commits({key})")
+
+        cutter.when = "after"
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            make_pool(max_size=1).run(work)
+        assert len(calls) == 1
+        assert pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 45 AND n = {key}") == [(1,)]
+
+    @pytest.mark.usefixtures("prepared")
+    def test_one_that_rolls_back_behind_an_unread_result_is_no_success(self, make_pool: MakePool) -> None:
+        def work(conn: MysqlConnection) -> None:
+            conn.cursor().execute("CALL rolls_back()")
+
+        with pytest.raises(pymysql.err.ProgrammingError, match="ended the transaction"):
+            make_pool(max_size=1).run(work)
+
+
+class TestInterruptedStatements:
+    """An answer that nobody has waited for is never taken for that to another statement."""
+
+    class TimeIsUp(BaseException):
+        """As gevent's and Celery's."""
+
+    @pytest.fixture
+    def interrupted(self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, MysqlConnection]:
+        """A pool, and a connection of it on which a statement was sent and its answer not read."""
+
+        def interrupt(*_: object, **__: object) -> None:
+            raise self.TimeIsUp
+
+        pool = make_pool(max_size=1, kwargs={"autocommit": True})
+        conn = pool.getconn()
+        monkeypatch.setattr(conn, "_read_query_result", interrupt)
+        with pytest.raises(self.TimeIsUp):
+            conn.cursor().execute("SELECT SLEEP(0.3), 'late'")
+        monkeypatch.undo()
+        return pool, conn
+
+    @pytest.mark.usefixtures("deployment")
+    def test_it_is_not_kept(self, interrupted: tuple[Any, MysqlConnection]) -> None:
+        pool, conn = interrupted
+        pool.putconn(conn)
+        with pool.connection() as fresh, fresh.cursor() as cursor:
+            assert fresh is not conn
+            for number in range(3):
+                cursor.execute(f"SELECT {number}")
+                assert cursor.fetchall() == ((number,),)
+
+    @pytest.mark.usefixtures("deployment")
+    def test_nor_used(self, interrupted: tuple[Any, MysqlConnection]) -> None:
+        pool, conn = interrupted
+        with pytest.raises(pymysql.err.InterfaceError):
+            conn.cursor().execute("SELECT 2")
+        pool.putconn(conn)
+
+    @pytest.mark.usefixtures("deployment")
+    def test_a_statement_that_was_sent_in_part_ends_the_connection(
+        self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise self.TimeIsUp
+
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+        monkeypatch.setattr(conn, "_write_bytes", interrupt)
+        with pytest.raises(self.TimeIsUp):
+            conn.cursor().execute("SELECT 1")
+        assert conn.closed
+        pool.putconn(conn)

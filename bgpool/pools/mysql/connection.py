@@ -78,8 +78,9 @@ class MysqlConnection(BoundedConnection):
     _autocommit: bool | None = None
     # The switchover has refused a write of the transaction at hand: it must not be committed any more.
     _doomed: bool = False
-    # What was sent last: the command, and how its statement begins.
+    # What was sent last: the command, and how its statement begins; and whether its answer has not begun to come.
     _in_flight: tuple[int, bytes] | None = None
+    _unanswered: bool = False
 
     # -- what the pool asks --------------------------------------------------------------------------------------
 
@@ -110,6 +111,9 @@ class MysqlConnection(BoundedConnection):
         Raises:
             pymysql.err.Error: That could not be done; the connection is not to be used again.
         """
+        if self._unanswered:
+            # An interrupt came in between. Who is next would take it for the answer to a statement of its own.
+            raise ProgrammingError("an answer was not waited for")
         if self._result is not None and self._result.unbuffered_active:
             # There is no end to what may still come.
             raise ProgrammingError("a result was left unread")
@@ -219,11 +223,18 @@ class MysqlConnection(BoundedConnection):
             self._before_sending(command, statement, generation)
         if self.bgpool_in_unit or self._doomed:
             self._check_allowed(command, statement, generation)
+        if self._unanswered:
+            self._force_close()
         self._in_flight = (command, statement)
         try:
             super()._execute_command(command, sql)
         except MySQLError as error:
             self._raise(error, generation)
+        except BaseException:
+            # Interrupted: nobody knows how much of it has gone.
+            self._force_close()
+            raise
+        self._unanswered = True
 
     def _read_packet(self, packet_type: type[Any] = MysqlPacket) -> Any:
         generation = self._generation()
@@ -235,7 +246,9 @@ class MysqlConnection(BoundedConnection):
         try:
             packet = super()._read_packet(packet_type)
         except MySQLError as error:
+            self._unanswered = False
             self._raise(error, generation)
+        self._unanswered = False
         data = packet.get_all_data()
         if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
             # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.

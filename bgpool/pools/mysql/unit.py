@@ -32,9 +32,13 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         connection.bgpool_in_unit, connection.bgpool_rolled_back = True, False
         try:
             self._result = self._fn(connection)
+            # No status is true before the last result.
+            connection.bgpool_settle()
             self._check(connection)
         except BaseException:
             connection.bgpool_in_unit = False
+            # A procedure, or DDL, may have committed by itself.
+            self._commit_sent = bool(connection.bgpool_in_doubt)
             connection.bgpool_rollback_quietly()
             raise
         connection.bgpool_in_unit = False
@@ -58,6 +62,9 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     def _check(self, connection: MysqlConnection) -> None:
         """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
+        if connection.bgpool_in_doubt:
+            text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
+            raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
         if not connection.open:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise self._interrupted(text)
