@@ -268,22 +268,22 @@ def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: R
 
 
 def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Snapshot:
-    """Blue's word alone counts, and never while traffic depends on what was recorded."""
-    if role is Role.TARGET or snapshot.pinned or snapshot.is_overdue:
+    """Blue's word alone counts, and never while traffic depends on what was recorded.
+
+    Once the timer has run out, only the word of a blue that takes writes: it was not replaced.
+    """
+    unsettled = snapshot.is_overdue and snapshot.source_read_only is not False
+    if role is Role.TARGET or snapshot.pinned or unsettled:
         return snapshot
     return _signal(snapshot, Signal.WITHDRAWN, at, rules)
 
 
 def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.CREATED or (snapshot.phase in SWITCHING and not snapshot.ready):
-        return _check_ready(inventory.record_addresses(snapshot, event))
+        snapshot = _check_ready(inventory.record_addresses(snapshot, event))
     if snapshot.phase < Phase.PREPARATION:
         return snapshot
-    # Before IN_PROGRESS a new address may be that of blue's own standby; green's recorded one is nobody else's.
-    missed = snapshot.phase is Phase.PREPARATION
-    if missed and not inventory.leads_to_green(snapshot, event):
-        return snapshot
-    if not snapshot.blue_moved and inventory.has_moved(snapshot, event):
+    if not snapshot.blue_moved and _is_evidence(snapshot, event):
         if rules.release_on_blue_dns_update:
             # Before it is recorded: overdue is a switchover of which nothing was.
             snapshot = _signal(snapshot, Signal.BLUE_MOVED, event.at, rules)
@@ -293,6 +293,20 @@ def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
     if gone and not snapshot.green_gone and snapshot.phase >= Phase.POST:
         snapshot = _timeline(replace(snapshot, green_gone=True), event.at, "Green DNS removed")
     return _unpin(snapshot, event.at, rules)
+
+
+def _is_evidence(snapshot: Snapshot, event: Resolved) -> bool:
+    """Whether blue's names have moved because of the switchover.
+
+    A new address may be that of blue's own standby; green's recorded one is nobody else's. Any other counts where the
+    servers are silent in IN_PROGRESS, for green may have moved, too; and once green was promoted.
+    """
+    if not inventory.has_moved(snapshot, event):
+        return False
+    if inventory.leads_to_green(snapshot, event) or snapshot.phase is Phase.POST:
+        return True
+    denied = snapshot.target_read_only is True or snapshot.source_read_only is False
+    return snapshot.phase is Phase.IN_PROGRESS and snapshot.ready and not denied
 
 
 # -- what facts mean ---------------------------------------------------------------------------------------------
@@ -382,8 +396,11 @@ def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:
 
 
 def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    """Back to names, once blue's lead to green and green has taken them; COMPLETED once green's are gone too."""
-    if rules.await_certificates and not snapshot.all_certified:
+    """Back to names, once blue's lead to green and green has taken them; COMPLETED once green's are gone too.
+
+    And once green can prove them, where they have to be proved; the timer ends that wait as well.
+    """
+    if rules.await_certificates and not snapshot.all_certified and snapshot.phase is not Phase.COMPLETED:
         return snapshot
     if snapshot.pinned and snapshot.blue_moved and (snapshot.renamed or snapshot.green_gone):
         snapshot = replace(snapshot, pinned=False)

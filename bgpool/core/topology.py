@@ -52,7 +52,8 @@ def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[s
 
     Writer to writer; cluster, reader and custom endpoints to their twins by base name; a blue reader to the green
     reader with the same base name, else in sorted order round-robin over green's readers, else to green's writer.
-    Both sides come with the counting endpoint first and the writer before other instances.
+    Both sides come with the counting endpoint first and the writer before other instances. Without a cluster nothing
+    but its place says which instance is the writer, and the base name counts for all of them.
 
     Source: behaviour.md §2, "Correspondence".
     """
@@ -66,6 +67,8 @@ def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[s
     twins = {name: readers[n % len(readers)] if readers else writer for n, name in enumerate(unmatched)}
     twins |= {name: reader_by_base[key] for name in blue_readers if (key := _base_key(name)) in reader_by_base}
     twins |= {blue_writer: writer}
+    if not any(_kind(host.name) is Kind.WRITER for host in blue):
+        twins |= {name: by_base[key] for name in (blue_writer, *blue_readers) if (key := _base_key(name)) in by_base}
     return tuple((host.name, twins.get(host.name) or by_base.get(_base_key(host.name), green[0].name)) for host in blue)
 
 

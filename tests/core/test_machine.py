@@ -278,3 +278,12 @@ def test_blues_name_is_not_gone_back_to_before_green_can_prove_it() -> None:
     assert [entry.event for entry in renewed.timeline][-2:] == ["Green host certificates changed", "COMPLETED"]
     still = step(replace(snapshot, certified=(GREEN,)), Tick(at(1)), rules)
     assert decide(still, BLUE, Purpose.CONNECT).names == (BLUE, GREEN)
+
+
+def test_the_timer_ends_the_wait_for_certificates_too() -> None:
+    """Also where DNS follows after it, or a host that was lost among green's would be waited for for ever."""
+    rules = Rules(await_certificates=True)
+    overdue = step(ready(Phase.POST, pinned=True, deadline_ns=180 * SECOND), Tick(at(181)), rules)
+    assert (overdue.phase, overdue.pinned) == (Phase.COMPLETED, True)
+    settled = step(overdue, Resolved(at(190), {BLUE: ("10.0.0.2",), GREEN: ()}), rules)
+    assert not settled.pinned

@@ -113,3 +113,18 @@ def test_a_reader_without_a_counterpart_leaves_its_name_to_nobody() -> None:
     assert not moved(("10.0.0.3",), None), "a look-up that failed says nothing"
     assert not moved(("10.0.0.3",), ("10.0.0.2",))
     assert not moved((), ()), "no name at all is an outage of DNS"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_without_a_cluster_the_base_name_tells_the_primary_from_its_replicas(order: int) -> None:
+    blue = side(Role.SOURCE, *[instance("shop"), instance("reports")][::order])
+    green = side(Role.TARGET, instance("shop-green-a1b2c3"), instance("reports-green-d4e5f6"))
+    assert dict(correspondence(blue, green)) == {
+        instance("shop"): instance("shop-green-a1b2c3"),
+        instance("reports"): instance("reports-green-d4e5f6"),
+    }
+
+
+def test_an_instance_without_a_namesake_goes_by_its_place() -> None:
+    blue, green = side(Role.SOURCE, instance("shop")), side(Role.TARGET, instance("store-green-a1b2c3"))
+    assert correspondence(blue, green) == ((instance("shop"), instance("store-green-a1b2c3")),)
