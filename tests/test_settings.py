@@ -176,13 +176,13 @@ def monitor_of(dsn: str, **options: Any) -> MonitorConfig:
 
 
 def test_the_monitor_may_look_elsewhere_first() -> None:
-    assert monitor_of(URL).entrance == Target("db.example.com", 6000)
-    assert monitor_of(URL, endpoint=ENDPOINT).entrance == Target(ENDPOINT, 6000)
+    assert monitor_of(URL).entrance == Target("db.example.com", 6000, anew=True)
+    assert monitor_of(URL, endpoint=ENDPOINT).entrance == Target(ENDPOINT, 6000, anew=True)
     assert monitor_of(URL, monitoring={"host": "writer.example", "port": 7000}).entrance == Target(
-        "writer.example", 7000
+        "writer.example", 7000, anew=True
     )
     in_url = f"{URL}?blue-green-monitoring-host=writer.example&blue-green-monitoring-port=7000"
-    assert monitor_of(in_url).entrance == Target("writer.example", 7000)
+    assert monitor_of(in_url).entrance == Target("writer.example", 7000, anew=True)
     assert parse(in_url, {})[0].host == "db.example.com"
     for name, value in (("host", "one,two"), ("port", "many")):
         with pytest.raises(ConfigurationError, match="allowed"):
@@ -318,11 +318,11 @@ def test_a_service_and_an_address_say_where_the_monitor_goes(monkeypatch: pytest
         parse(URL, {"monitoring": {"service": "prod"}})
     monkeypatch.setenv("PGSERVICE", "prod")
     config = monitor_of("postgresql:///app")
-    assert config.entrance == Target("db.example.com", 6000)
+    assert config.entrance == Target("db.example.com", 6000, anew=True)
     assert config.params["user"] == "watch"
     assert config.names_matter
     monkeypatch.delenv("PGSERVICE")
-    assert monitor_of("hostaddr=10.0.0.1 dbname=app").entrance == Target("10.0.0.1", 5432)
+    assert monitor_of("hostaddr=10.0.0.1 dbname=app").entrance == Target("10.0.0.1", 5432, anew=True)
 
 
 def test_names_matter_though_the_monitor_cannot_prove_any() -> None:

@@ -30,6 +30,8 @@ class Target:
         addresses: Recorded addresses to use instead of resolving *host*; empty to go by name.
         names: The names that the host may go by now, in the order to be tried where they matter; empty for *host*.
         timeout_s: Longest wait for a connection and for an answer; 0 for the connection parameters' own.
+        anew: Over a new connection at every question: the name may lead elsewhere by now, and the server that it led
+            to goes on answering.
     """
 
     host: str
@@ -37,10 +39,11 @@ class Target:
     addresses: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     timeout_s: int = 0
+    anew: bool = False
 
     def supersedes(self, other: Target | None) -> bool:
         """Whether a connection opened for *other* leads elsewhere: another name, or a name that may have moved."""
-        if other is None or (self.host, self.port) != (other.host, other.port):
+        if self.anew or other is None or (self.host, self.port) != (other.host, other.port):
             return True
         return bool(other.addresses) and not self.addresses
 

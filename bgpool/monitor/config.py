@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
+from bgpool.core.endpoints import name_after
 from bgpool.core.engine import Engine
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
@@ -66,7 +67,8 @@ class MonitorConfig:
             engine=dsn.engine,
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
-            host=_own(dsn, "host") or settings.endpoint or dsn.host,
+            # Not green's name, which is gone after the switchover: blue's leads to the deployment before and after.
+            host=_own(dsn, "host") or name_after(settings.endpoint or dsn.host),
             port=int(_own(dsn, "port") or dsn.port),
             resolver=settings.bg_resolver,
             interval_baseline_ms=settings.bg_interval_baseline_ms,
@@ -134,7 +136,7 @@ class MonitorConfig:
     @property
     def entrance(self) -> Target:
         """Where to look for the metadata while nothing is known."""
-        return Target(self.host, self.port)
+        return Target(self.host, self.port, anew=True)
 
 
 def _portable(dsn: Dsn) -> dict[str, Any]:

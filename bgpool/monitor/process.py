@@ -106,6 +106,8 @@ class Monitor:
         self._bell: Final = Bell(files, self._events)
         self._sampler: Final = Sampler(files, writer.is_in_place)
         self._threads: Final = (*self._probes.values(), self._renewal, self._lookup, self._bell)
+        # Where blue is looked for while nothing is known of it.
+        self._entrance = config.entrance
         self._stopping: Final = threading.Event()
         self._blind = False
 
@@ -211,7 +213,10 @@ class Monitor:
 
     def _replan(self) -> None:
         todo = plan(self._snapshot, self._config.intervals)
-        targets = {Role.SOURCE: todo.source or self._config.entrance, Role.TARGET: todo.target}
+        for blue in self._snapshot.hosts_of(Role.SOURCE)[:1]:
+            # A better one than an application's own, which may be a reader that a switchover leaves without a name.
+            self._entrance = replace(self._config.entrance, host=blue.name, port=blue.port)
+        targets = {Role.SOURCE: todo.source or self._entrance, Role.TARGET: todo.target}
         for role, target in targets.items():
             interval_ms, retry_ms = todo.pace_ms(role)
             self._probes[role].assign(target, interval_ms=interval_ms, retry_ms=retry_ms)

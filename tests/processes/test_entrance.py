@@ -1,0 +1,195 @@
+"""Where a monitor looks for a deployment while it knows of none: by blue's name, wherever that leads by now."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.core.events import StatusRow
+from bgpool.core.phase import Phase, Role
+from bgpool.core.plan import Target
+from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import parse
+from bgpool.monitor import process
+from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.election import claim
+from bgpool.monitor.process import Monitor
+from bgpool.monitor.session import Answer, SessionError
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.reader import Reader
+from bgpool.segment.writer import Writer, first_snapshot
+
+WaitUntil = Callable[..., None]
+
+ZONE = "abc.eu-west-1.rds.amazonaws.com"
+BLUE, GREEN, NEXT_GREEN = f"shop.{ZONE}", f"shop-green-a1b2c3.{ZONE}", f"shop-green-z9y8x7.{ZONE}"
+READER = f"shop-reports.{ZONE}"
+
+
+def rows(status: str, green: str = GREEN) -> tuple[StatusRow, ...]:
+    return StatusRow(BLUE, 5432, Role.SOURCE.value, status), StatusRow(green, 5432, Role.TARGET.value, status)
+
+
+class World:
+    """Servers that answer by address, and names that lead to them.
+
+    Attributes:
+        servers: By address: whether it takes no writes, and its rows.
+    """
+
+    def __init__(self, hosts: Path) -> None:
+        self.hosts = hosts
+        self.servers: dict[str, tuple[bool, tuple[StatusRow, ...]]] = {}
+        self._life = 0
+
+    def lead(self, **names: str) -> None:
+        """Let names, by their first label, lead to addresses; all others to nowhere."""
+        lines = [f"{address} {name.replace('_', '-')}.{ZONE}\n" for name, address in names.items()]
+        # In one step: a reader of half a file would see names vanish.
+        self.hosts.with_suffix(".new").write_text("".join(lines))
+        self.hosts.with_suffix(".new").replace(self.hosts)
+
+    def cut(self) -> None:
+        """End every connection."""
+        self._life += 1
+
+    def session(self, _params: object, target: Target, _password: object) -> _Session:
+        """As a monitor connects."""
+        address = target.addresses[0]
+        if address not in self.servers:
+            raise SessionError("connection refused")
+        return _Session(self, address, self._life)
+
+    def answer(self, address: str, life: int) -> Answer:
+        """What the server at *address* says on a connection of *life*."""
+        if life != self._life or address not in self.servers:
+            raise SessionError("connection lost")
+        read_only, found = self.servers[address]
+        return Answer(read_only, read_only, rows=found)
+
+
+class _Session:
+    def __init__(self, world: World, address: str, life: int) -> None:
+        self._world, self._address, self._life = world, address, life
+        self._ends = socket.socketpair()
+
+    @property
+    def socket(self) -> int:
+        return self._ends[0].fileno()
+
+    def ask(self) -> Answer:
+        return self._world.answer(self._address, self._life)
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(tmp_path / "hosts")
+    monkeypatch.setattr(process, "_SESSIONS", {Engine.POSTGRESQL: world.session})
+    return world
+
+
+@pytest.fixture
+def watch(world: World, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Starts a monitor that looks for a deployment at a host, and stops it at the end."""
+    begun: list[tuple[Monitor, threading.Thread]] = []
+
+    def start(host: str) -> None:
+        options = {
+            "bg_resolver": f"hosts:{world.hosts}",
+            "bg_interval_baseline_ms": 100,
+            "bg_interval_increased_ms": 50,
+            "bg_interval_high_ms": 20,
+        }
+        place, settings, _ = parse(f"postgresql://app@{host}/app", options)
+        config = MonitorConfig.of(place, settings, tmp_path / "run")
+        files = RunFiles.of(tmp_path / "run", config.bg_id)
+        prepare_run_dir(files.directory)
+        tenure = claim(files)
+        assert tenure is not None
+        writer = Writer(files, tenure.term, first_snapshot(config.bg_id))
+        monitor = Monitor(config, None, files, writer, writer.snapshot)
+        thread = threading.Thread(target=monitor.run, args=(None,), daemon=True)
+        thread.start()
+        begun.append((monitor, thread))
+
+    yield start
+    for monitor, thread in begun:
+        monitor.stop()
+        thread.join(10)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Callable[[], Snapshot]:
+    """What the segment says."""
+    reader = Reader(RunFiles.of(tmp_path / "run", "1"))
+
+    def read() -> Snapshot:
+        found = reader.refresh().snapshot
+        assert found is not None
+        return found
+
+    return read
+
+
+def test_an_old_blue_that_goes_on_answering_is_left(
+    world: World, watch: Callable[[str], None], snapshot: Callable[[], Snapshot], wait_until: WaitUntil
+) -> None:
+    # After a switchover, before DNS has followed.
+    world.servers = {"10.0.0.1": (True, ()), "10.0.0.2": (False, ())}
+    world.lead(shop="10.0.0.1")
+    watch(BLUE)
+    wait_until(lambda: snapshot().timeline != ())
+    world.lead(shop="10.0.0.2", shop_green_z9y8x7="10.0.0.3")
+    world.servers |= {
+        "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
+        "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
+    }
+    wait_until(lambda: snapshot().ready)
+    assert snapshot().phase is Phase.CREATED
+
+
+@pytest.mark.parametrize("entrance", [BLUE, GREEN, READER])
+def test_the_next_deployment_is_found_wherever_the_monitor_came_in(
+    entrance: str,
+    world: World,
+    watch: Callable[[str], None],
+    snapshot: Callable[[], Snapshot],
+    wait_until: WaitUntil,
+) -> None:
+    world.servers = {"10.0.0.1": (False, rows("AVAILABLE")), "10.0.0.2": (True, rows("AVAILABLE"))}
+    world.lead(shop="10.0.0.1", shop_reports="10.0.0.1", shop_green_a1b2c3="10.0.0.2")
+    watch(entrance)
+    wait_until(lambda: snapshot().ready)
+    for status, phase in (
+        ("SWITCHOVER_INITIATED", Phase.PREPARATION),
+        ("SWITCHOVER_IN_PROGRESS", Phase.IN_PROGRESS),
+        ("SWITCHOVER_IN_POST_PROCESSING", Phase.POST),
+    ):
+        world.servers = {"10.0.0.1": (False, rows(status)), "10.0.0.2": (True, rows(status))}
+        wait_until(partial(_is_in, snapshot, phase))
+    world.cut()
+    # Green has taken blue's name, and of all others only old blue is left, with a name that nobody uses.
+    world.servers = {"10.0.0.2": (False, ())}
+    world.lead(shop="10.0.0.2")
+    wait_until(lambda: snapshot().phase is Phase.NOT_CREATED)
+    world.servers = {
+        "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
+        "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
+    }
+    world.lead(shop="10.0.0.2", shop_green_z9y8x7="10.0.0.3")
+    wait_until(lambda: snapshot().ready)
+    assert [host.name for host in snapshot().hosts] == [BLUE, NEXT_GREEN]
+
+
+def _is_in(snapshot: Callable[[], Snapshot], phase: Phase) -> bool:
+    return snapshot().phase is phase
