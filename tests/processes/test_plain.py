@@ -110,9 +110,9 @@ def test_monitor_without_grants_says_what_to_grant(
         assert works(pool)
         wait_until(lambda: lines(caplog, "no blue/green metadata"))
     finally:
-        pair.blue.execute("GRANT USAGE ON SCHEMA rds_tools TO app", database="app")
+        pair.blue.execute('GRANT USAGE ON SCHEMA rds_tools TO "app"', database="app")
     (line,) = lines(caplog, "no blue/green metadata")
-    assert "GRANT USAGE ON SCHEMA rds_tools TO app" in line
+    assert 'GRANT USAGE ON SCHEMA rds_tools TO "app"' in line
     assert pool.stats().phase is bgpool.Phase.NOT_CREATED
 
 
