@@ -35,16 +35,16 @@ class Report:
     Attributes:
         verdict: The ledger's.
         undecided: Units of work of whose COMMIT the server could not tell what became of it, which is no fault.
-        errors: Calls that an application saw fail.
+        errors: Calls that an application saw fail, threads that never came back, and workers that crashed.
         error_examples: The first few of them, by worker.
         calls: Calls that were answered.
         longest_call_s: The longest that a caller waited, whatever became of it.
-        longest_gap_s: Longest time that a writing thread was without an acknowledged write, through the switchover.
+        longest_gap_s: Longest time that a writing thread was without an acknowledged write, up to the end.
         down_s: The longest outage for a client that knows both addresses: from the last write that one side took to
             the next that either did.
         evidence: What released the callers, as the timeline has it; empty if nothing did.
         release_s: From the moment that the evidence was there to the release.
-        resume_s: From the same moment to the first answer of the last thread.
+        resume_s: From the same moment, or from the rollback, to the first answer of the last thread.
         strays: Connections to the wrong side.
         monitoring_connections: Most that were open on both servers together, while the deployment was watched.
         snapshot: The last one published; its timeline is the summary.

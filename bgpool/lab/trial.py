@@ -73,7 +73,7 @@ class Trial:
         pair_options: More keywords for it.
         pool_options: More keywords for get_pool.
         own_monitor: Whether the monitor logs in under a role of its own.
-        evidence_event: The director's step from whose end on a release is possible.
+        evidence_event: The director's step from whose end on a release is possible, if it is not a rollback.
         on_event: Called with every step of the director, in its thread.
         on_ready: Called once the deployment is ready for a switchover.
         settle_s: How long the application goes on after the last step, in seconds.
@@ -258,7 +258,7 @@ class Trial:
         snapshot = self.snapshot()
         entry = release_of(snapshot) or release_of(self._released)
         released_s = entry.mono_ns / 1e9 if entry is not None else None
-        evidence_s = self._evidence_s()
+        evidence_s = self._evidence_s("rolled_back" if rolled_back else self.evidence_event)
         writers = [worker for worker in self.crew if worker.job != "read unit"]
         errors = [f"worker {worker.number}: {error}" for worker in self.crew for error in worker.errors]
         return Report(
@@ -278,9 +278,9 @@ class Trial:
             snapshot=snapshot,
         )
 
-    def _evidence_s(self) -> float | None:
+    def _evidence_s(self, event: str) -> float | None:
         try:
-            return self.director.event(self.evidence_event).monotonic_s
+            return self.director.event(event).monotonic_s
         except KeyError:
             return None
 

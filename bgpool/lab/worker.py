@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 import msgpack
-import psycopg_pool
 
 import bgpool
-from bgpool.lab.errors import DRIVER_ERRORS, LabError
+from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import INSERT_SQL, Key
 
 __all__ = ["Call", "Job", "Worker"]
@@ -28,6 +28,9 @@ Job = Literal["write", "write unit", "slow unit", "read unit"]
 PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
 SLOW_S: Final = 0.6
+LEAVE_S: Final = 40.0
+"""How long the calls at hand may take to end: a pool holds for up to 30 s unless it is told otherwise, and a loaded
+machine adds to that. A trial waits longer than this."""
 
 
 class Call(NamedTuple):
@@ -54,8 +57,8 @@ class Worker:
         calls: Every use of the pool that was answered.
         acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
         undecided: Of the latter, those of which its server cannot tell either, and that is no fault.
-        errors: Calls that failed, as text.
-        longest_call_s: The longest that one call took, failed ones included.
+        errors: Calls that failed, threads that never came back, and an end that nobody asked for, as text.
+        longest_call_s: The longest that one call took, those that failed or never came back included.
         phase, held: What its pool says now.
     """
 
@@ -81,6 +84,14 @@ class Worker:
         self.phase = ""
         self.held = 0
         self._writes: dict[int, list[float]] = {thread: [] for thread in range(threads)}
+        # Of each thread, the number of its last call that came back, and when: the next one is under way.
+        self._last: dict[int, tuple[int, float]] = dict.fromkeys(range(threads), (0, time.monotonic()))
+        self._left: set[int] = set()
+        self._stopped_s: float | None = None
+        self._over_s = 0.0
+        self._exit_status: int | None = None
+        # What it leaves undone was told, or is no fault.
+        self._is_settled = False
         self._reports, reports = os.pipe()
         orders, self._orders = os.pipe()
         self.pid: Final = os.fork()
@@ -101,37 +112,41 @@ class Worker:
         """Have it end after the transactions at hand."""
         orders, self._orders = self._orders, -1
         if orders >= 0:
+            self._stopped_s = time.monotonic()
             os.close(orders)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for its end and its last report.
+        """Wait for its end and its last report; what did not end as told becomes an error.
 
         Raises:
             LabError: It did not end in time; it was killed.
         """
         self._collector.join(timeout_s)
-        if self._collector.is_alive():
-            self.kill()
+        in_time = not self._collector.is_alive()
+        self._make_gone()
+        if not in_time:
             raise LabError(f"worker {self.number} did not end within {timeout_s:g} s")
-        self.kill()
+        if not self._is_settled:
+            self._is_settled = True
+            self._settle()
 
     def kill(self) -> None:
-        """Make sure that it is gone; idempotent."""
-        self.stop()
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                # The collector has seen the end of its reports, or nobody waits for them any more.
-                self._collector.join(1.0)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+        """Make sure that it is gone; idempotent. What it leaves undone is no error: somebody wanted it so."""
+        self._is_settled = True
+        self._make_gone()
 
     def longest_gap_s(self, since_s: float) -> float:
-        """Longest time without an acknowledged write of any of its threads, counted from *since_s* on."""
+        """Longest time without an acknowledged write of any of its threads, from *since_s* on until it was told to end.
+
+        Until now, as long as it was not.
+        """
+        until_s = time.monotonic() if self._stopped_s is None else self._stopped_s
         longest = 0.0
         for writes in self._writes.values():
-            times = [max(since_s, at) for at in writes if at >= since_s] or [float("inf")]
-            longest = max(longest, *(b - a for a, b in zip([since_s, *times], times, strict=False)))
+            times = [since_s, *(at for at in writes if at >= since_s)]
+            # A call that was under way then may have been answered later.
+            times.append(max(until_s, times[-1]))
+            longest = max(longest, *(b - a for a, b in pairwise(times)))
         return longest
 
     def write_times(self) -> list[list[float]]:
@@ -150,15 +165,41 @@ class Worker:
                 unpacker.feed(data)
                 for kind, *values in unpacker:
                     self._take(kind, values)
+            self._over_s = time.monotonic()
             # Before it is closed and the number used again: the next worker to be forked closes what it finds here.
             self._reports = -1
+
+    def _make_gone(self) -> None:
+        self.stop()
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid == 0:
+                # The collector has seen the end of its reports, or nobody waits for them any more.
+                self._collector.join(1.0)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                status = os.waitpid(self.pid, 0)[1]
+            self._exit_status = os.waitstatus_to_exitcode(status)
+
+    def _settle(self) -> None:
+        if self._exit_status:
+            self.errors.append(f"ended with exit status {self._exit_status}")
+        for thread in sorted(self._last.keys() - self._left):
+            n, answered_s = self._last[thread]
+            self.errors.append(f"thread {thread}: call {n + 1} never came back")
+            self.unknown.append((self.number, thread, n + 1))
+            self.longest_call_s = max(self.longest_call_s, self._over_s - answered_s)
 
     def _take(self, kind: str, values: list[Any]) -> None:
         if kind == "state":
             self.phase, self.held = values
             return
+        if kind == "left":
+            self._left.update(values)
+            return
         thread, n, began_s, checked_out_s, ended_s, text = values
         self.longest_call_s = max(self.longest_call_s, ended_s - began_s)
+        self._last[thread] = (n, ended_s)
         key = (self.number, thread, n)
         if kind == "done":
             self.calls.append(Call(thread, n, began_s, checked_out_s, ended_s, text))
@@ -204,8 +245,9 @@ def _child(
             stats = pool.stats()
             report("state", stats.phase.name if stats.phase is not None else "", stats.held)
         stopping.set()
+        deadline_s = time.monotonic() + LEAVE_S
         for thread in crew:
-            thread.join(40.0)
+            thread.join(max(0.0, deadline_s - time.monotonic()))
         pool.close(timeout=1.0)
         status = 0
     except BaseException as error:
@@ -288,10 +330,12 @@ def _use(
         began_s = time.monotonic()
         try:
             address, checked_out_s = jobs.do(job, pool, (number, thread, n))
-        except (*DRIVER_ERRORS, psycopg_pool.PoolTimeout) as error:
+        except Exception as error:  # An application goes on after a bug of the pool, too, and it has to be told.
             report(_kind(jobs, job, error), thread, n, began_s, 0.0, time.monotonic(), repr(error))
         else:
             report("done", thread, n, began_s, checked_out_s, time.monotonic(), address)
+    # Who says nothing at the end has died, or hangs in the call after the last that was reported.
+    report("left", thread)
 
 
 def _kind(jobs: _Jobs, job: Job, error: Exception) -> str:

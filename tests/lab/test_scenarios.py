@@ -183,7 +183,9 @@ def test_what_is_wrong_is_found(changes: dict[str, object]) -> None:
     assert len(findings(Scenario("x", ""), report)) == 1
 
 
-def test_a_rollback_that_released_is_found() -> None:
-    scenario = Scenario("x", "", evidence=())
+def test_a_rollback_that_released_or_held_on_is_found() -> None:
+    scenario, report = Scenario("x", "", evidence=()), dataclasses.replace(good(), evidence="", release_s=None)
+    assert findings(scenario, report) == []
     assert len(findings(scenario, good())) == 1
-    assert findings(scenario, dataclasses.replace(good(), evidence="")) == []
+    assert findings(scenario, dataclasses.replace(report, resume_s=None)) == ["a thread never went on"]
+    assert len(findings(scenario, dataclasses.replace(report, resume_s=1.3))) == 1

@@ -75,7 +75,7 @@ class Scenario:
         name: What it is called on the command line.
         story: What happens, in one line.
         evidence: What may release the callers, as the timeline names it; empty where nobody is to be released.
-        evidence_event: The director's step after which the release is due.
+        evidence_event: The director's step after which the release is due, if it is not a rollback.
         last_phases: Where the deployment may stand at the end.
         rolled_back: Blue is to survive.
         trial: More keywords for Trial.
@@ -166,19 +166,25 @@ def findings(scenario: Scenario, report: Report) -> list[str]:
         found.append(f"the phase at the end is {phase!r}")
     if report.snapshot is not None and report.snapshot.rolled_back is not scenario.rolled_back:
         found.append(f"rolled_back is {report.snapshot.rolled_back}")
-    return found + _release_findings(scenario, report)
+    return found + _release_findings(scenario, report) + _resume_findings(scenario, report)
 
 
 def _release_findings(scenario: Scenario, report: Report) -> list[str]:
     if not scenario.evidence:
         return [f"released, on the evidence of {report.evidence}"] if report.evidence else []
-    if report.release_s is None or report.resume_s is None:
-        return [f"never released, or a thread never went on ({report.release_s}, {report.resume_s})"]
+    if report.release_s is None:
+        return ["never released"]
     found = []
     if report.evidence not in scenario.evidence:
         found.append(f"released on the evidence of {report.evidence}, not of {' or '.join(scenario.evidence)}")
     if report.release_s > scenario.release_s:
         found.append(f"released {report.release_s:.3f} s after the evidence, the bound is {scenario.release_s:g} s")
-    if report.resume_s > scenario.release_s + RESUME_S:
-        found.append(f"the last thread went on {report.resume_s:.3f} s after the evidence")
     return found
+
+
+def _resume_findings(scenario: Scenario, report: Report) -> list[str]:
+    if report.resume_s is None:
+        return ["a thread never went on"]
+    if report.resume_s > scenario.release_s + RESUME_S:
+        return [f"the last thread went on {report.resume_s:.3f} s after the evidence, or the rollback"]
+    return []
