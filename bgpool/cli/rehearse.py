@@ -110,7 +110,7 @@ def _events(events: tuple[Event, ...]) -> Table:
 
 def _processes(report: Rehearsed) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("pid", "held", "for", "drained", "cut", "connections"):
+    for title in ("pid", "held", "for", "drained", "cut", "connections", "checkouts"):
         table.add_column(title, justify="right", min_width=7)
     table.add_column("")
     for process in report.processes:
@@ -122,6 +122,7 @@ def _processes(report: Rehearsed) -> Table:
             str(process.drained),
             str(process.cut),
             str(process.connections),
+            str(process.checkouts),
             Text(fate, "bold red" if fate == "gone" else "yellow"),
         )
     return table

@@ -48,6 +48,7 @@ lab = pytest.mark.lab
 slow = pytest.mark.slow
 
 GUNICORN = str(Path(sys.executable).parent / "gunicorn")
+UNUSED = "no caller used a pool during or after the switchover: nothing was shown"
 QUICK: dict[str, Any] = {"scale": 0.5, "warm_up_s": 0.5, "cool_down_s": 0.5}
 
 
@@ -141,6 +142,7 @@ def test_the_rehearsal_that_the_docs_propose(
     assert 0 < len(report["processes"]) <= 4
     assert max(process["most_held"] for process in report["processes"]) > 0
     assert max(process["held_s"] for process in report["processes"]) > 0
+    assert sum(process["checkouts"] for process in report["processes"]) > 10
     assert report["requests"]["answered"] > 10
     assert report["requests"]["longest_gap_s"] > report["down_s"] > 0
     assert report["connections_on_green"] > 0
@@ -185,6 +187,23 @@ def test_a_command_that_ends_by_itself_afterwards(tmp_path: Path, schema: Path) 
     assert report.outcome == "completed"
     assert report.ended_by_itself
     assert report.requests is None
+
+
+@lab
+@slow
+@pytest.mark.parametrize(
+    "then",
+    ["pool.open()", "pool.run(lambda connection: None)"],
+    ids=["only opens it", "has done with it"],
+)
+def test_a_command_that_asks_for_nothing(tmp_path: Path, then: str) -> None:
+    program = f"import bgpool, os, time; pool = bgpool.get_pool(os.environ['DATABASE_URL']); {then}; time.sleep(600)"
+    plan = Plan((sys.executable, "-c", program), **{**QUICK, "warm_up_s": 2.0})
+    with (tmp_path / "output").open("wb") as output:
+        report = rehearse(plan, output=output)
+    assert report.outcome == "completed"
+    assert [process.checkouts for process in report.processes] == [0]
+    assert report.findings == (UNUSED,)
 
 
 @lab
@@ -361,22 +380,31 @@ def seen(crowd: Crowd) -> int:
 
 def test_what_became_of_each_process(hand: Hand, start_worker: StartWorker) -> None:
     crowd = Crowd(hand.files)
-    stays, goes = start_worker(in_use=1, idle=3), start_worker(in_use=2)
+    stays, goes = start_worker(in_use=1, idle=3, served=7), start_worker(in_use=2)
     crowd.look()
     crowd.begin()
     hand.enter(Phase.PREPARATION)
     hand.enter(Phase.IN_PROGRESS)
     os.kill(goes, signal.SIGSTOP)
-    comes = start_worker(held=5, drained=4, cut=1)
+    comes = start_worker(held=5, drained=4, cut=1, served=2, failed=1)
     wait_until(lambda: seen(crowd) == 3)
     os.kill(goes, signal.SIGKILL)
     wait_until(lambda: seen(crowd) == 2)
     told = {process.pid: process for process in crowd.processes()}
-    assert told[stays] == Process(stays, "there", 0, 0.0, 0, 0, 4)
-    assert told[goes] == Process(goes, "gone", 0, 0.0, 0, 0, 0)
+    assert told[stays] == Process(stays, "there", 0, 0.0, 0, 0, 4, 0)
+    assert told[goes] == Process(goes, "gone", 0, 0.0, 0, 0, 0, 0)
     assert told[comes].fate == "came"
-    assert (told[comes].most_held, told[comes].drained, told[comes].cut) == (5, 4, 1)
+    assert (told[comes].most_held, told[comes].drained, told[comes].cut, told[comes].checkouts) == (5, 4, 1, 3)
     assert crowd.phase is Phase.IN_PROGRESS
+
+
+def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
+    seen = Seen()
+    seen.take(1.0, Usage(served=7, failed=1), {})
+    seen.begin()
+    assert seen.told(1, "there").checkouts == 0
+    seen.take(2.0, Usage(served=9, failed=2), {})
+    assert seen.told(1, "there").checkouts == 3
 
 
 @pytest.mark.parametrize(
@@ -412,9 +440,9 @@ REPORT = Rehearsed(
     down_s=1.6,
     events=(Event("2026-11-25T15:02:00.000Z", -1600, "PREPARATION", ""), Event("", 0, "IN_PROGRESS", "")),
     processes=(
-        Process(1, "there", 2, 1.7, 4, 0, 4),
-        Process(2, "gone", 1, 1.7, 4, 1, 0),
-        Process(3, "came", 0, 0, 0, 0, 1),
+        Process(1, "there", 2, 1.7, 4, 0, 4, 90),
+        Process(2, "gone", 1, 1.7, 4, 1, 0, 5),
+        Process(3, "came", 0, 0, 0, 0, 1, 5),
     ),
     monitoring_connections=2,
     connections_on_blue=None,
@@ -424,6 +452,7 @@ REPORT = Rehearsed(
     ended_by_itself=False,
     killed=False,
 )
+IDLE = Process(1, "there", 0, 0.0, 4, 0, 4, 0)
 FAILED = Requests("http://127.0.0.1/", 100, 1, ("status 500: \x1b[2J",), 1.9, 0.3)
 
 
@@ -434,6 +463,10 @@ FAILED = Requests("http://127.0.0.1/", 100, 1, ("status 500: \x1b[2J",), 1.9, 0.
         ({}, {"here": 1}, ["of 2 processes 1 are left; gone: 2"]),
         ({"outcome": "not ended"}, {}, ["the switchover was to be completed, and is not ended"]),
         ({"requests": FAILED}, {}, ["1 requests failed"]),
+        ({"processes": (IDLE, IDLE)}, {}, [UNUSED]),
+        ({"processes": (IDLE, replace(IDLE, checkouts=1))}, {}, []),
+        # Still held at the end: a checkout that is not over is in no row.
+        ({"processes": (IDLE, replace(IDLE, most_held=1))}, {}, []),
         ({"ended_by_itself": True}, {"here": 0}, []),
         ({"ended_by_itself": True, "exit_status": 3}, {}, ["the command ended by itself, with status 3"]),
         (
@@ -461,4 +494,5 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert told["went_through"] is False
     assert told["processes"][1] == {
         "pid": 2, "fate": "gone", "most_held": 1, "held_s": 1.7, "drained": 4, "cut": 1, "connections": 0,
+        "checkouts": 5,
     }  # fmt: skip

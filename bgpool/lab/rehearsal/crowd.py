@@ -40,6 +40,8 @@ class Process:
         drained: Connections that the switchover made unfit.
         cut: Those of them that were still in use after the grace.
         connections: In its pools at the end; 0 for one that is gone.
+        checkouts: From the beginning of the switchover to the end, those that failed included. A row is up to a second
+            old, so the last ones before the beginning may be among them, and of the last ones of all some missing.
     """
 
     pid: int
@@ -49,6 +51,7 @@ class Process:
     drained: int
     cut: int
     connections: int
+    checkouts: int
 
 
 class Crowd:
@@ -86,6 +89,8 @@ class Crowd:
         """Whoever was there at the last look is there at the beginning of the switchover."""
         self._beginning = frozenset(self._present)
         self._began_s = time.monotonic()
+        for seen in self._seen.values():
+            seen.begin()
 
     @property
     def here(self) -> int:
@@ -119,6 +124,7 @@ class Seen:
     def __init__(self) -> None:
         self.since_s: Final = time.monotonic()
         self._usage = Usage()
+        self._before = 0  # checkouts before the beginning of the switchover
         self._most = 0
         self._longest_s = 0.0
         self._quiet_s: float | None = None  # the last row with nobody held
@@ -144,11 +150,22 @@ class Seen:
             self._longest_s = max(self._longest_s, min(ends_s, default=at_s) - self._since_s)
             self._since_s = None
 
+    def begin(self) -> None:
+        """Count checkouts from now on."""
+        self._before = self._checkouts
+
     def told(self, pid: int, fate: Fate) -> Process:
         """All of it."""
         usage = self._usage
         connections = 0 if fate == "gone" else usage.in_use + usage.idle
-        return Process(pid, fate, self._most, round(self._longest_s, 3), usage.drained, usage.cut, connections)
+        # A pool that is closed takes its count along.
+        checkouts = max(0, self._checkouts - self._before)
+        held_s = round(self._longest_s, 3)
+        return Process(pid, fate, self._most, held_s, usage.drained, usage.cut, connections, checkouts)
+
+    @property
+    def _checkouts(self) -> int:
+        return self._usage.served + self._usage.failed
 
 
 def _has_begun(snapshot: Snapshot | None) -> bool:

@@ -25,7 +25,7 @@ class ScriptError(Exception):
 
 
 def run_script(pair: Pair, file: Path) -> None:
-    """Execute *file* on blue as the role that applications have, who owns the database.
+    """Execute *file* on blue as the role that applications have, who may make tables there.
 
     It is sent as it is, all of it at once: without what the engines' shells have of their own (``\\copy``,
     ``DELIMITER``).
