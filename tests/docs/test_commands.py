@@ -82,7 +82,7 @@ def check_pip(words: list[str]) -> None:
     table = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) = ", table, re.MULTILINE))
     for word in words:
-        match = re.fullmatch(r"bgpool\[(.*)\]", word)
+        match = re.fullmatch(r"(?:bgpool|\.)\[(.*)\]", word)
         missing = set(match[1].split(",")) - extras if match else set()
         assert not missing, f"no such extra: {missing}"
 
@@ -143,6 +143,7 @@ def test_programs_that_the_readme_names() -> None:
         "bgpool monitor",
         "bgpool wacht",
         'pip install "bgpool[clip]"',
+        'pip install ".[clip]"',
         "make denmo",
         "tox run -e dogs",
         "rm -rf /",
