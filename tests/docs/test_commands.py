@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import itertools
 import re
 import shlex
@@ -16,7 +17,7 @@ from bgpool.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
 #: What a block may be in. A fence without a language would pass by every test here.
-LANGUAGES = {"python", "sh", "sql", "text"}
+LANGUAGES = {"python", "sh", "sql", "text", "ini"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.
 FOREIGN = {"aws", "install"}
 #: Words of the shell's own, and programs before one of ours.
@@ -120,6 +121,17 @@ def test_shell_blocks(page: Path) -> None:
         assert done.returncode == 0, f"{block.place}: {done.stderr}"
     for line in shell_lines(page):
         check(line)
+
+
+@page_of
+def test_units_of_systemd(page: Path) -> None:
+    for block in blocks(page, "ini"):
+        unit = configparser.ConfigParser(interpolation=None)
+        unit.read_string(block.text)
+        program, *words = shlex.split(unit["Service"]["ExecStart"])
+        assert Path(program).is_absolute(), block.place
+        assert Path(program).name == "bgpool", block.place
+        check_bgpool(words, name_will_do=False)
 
 
 @page_of
