@@ -54,7 +54,10 @@ class InheritedConnection(SwitchoverError):
 
 
 class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
-    """No connection could be had in time: all were in use, or none could be opened; the text says which."""
+    """No connection could be had in time: all were in use, or none could be opened.
+
+    On MySQL the text says which; on PostgreSQL the logger ``psycopg.pool`` tells why one could not be opened.
+    """
 
 
 class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):
