@@ -27,7 +27,7 @@ _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED":
 
 
 def run(engine: Engine, workers: int, threads: int, *, kill_monitor: bool) -> bool:
-    """Run a trial and show it; whether the ledger's verdict is clean."""
+    """Run a trial and show it; whether no row is wrong and nobody is missing."""
     console = Console(highlight=False)
     began = time.monotonic()
     console.print(f"Starting a blue and a green {_SERVERS[engine]}, green a replica of blue ...")
@@ -39,7 +39,7 @@ def run(engine: Engine, workers: int, threads: int, *, kill_monitor: bool) -> bo
         with story.live():
             report = trial.run()
         _show(console, report, workers * threads)
-    return report.verdict.clean
+    return report.clean
 
 
 class _Story:
@@ -111,7 +111,9 @@ def _show(console: Console, report: Report, threads: int) -> None:
     console.print(table)
     for example in report.error_examples:
         console.print(f"  {example}", style="dim", soft_wrap=True)
-    if verdict.clean:
+    if report.clean:
         console.print("CLEAN: nothing lost, nothing doubled, nothing split.", style="bold green")
     else:
-        console.print(f"NOT CLEAN: {verdict!r}", style="bold red", soft_wrap=True)
+        console.print(
+            f"NOT CLEAN: {verdict!r}, {report.missing} threads or workers missing", style="bold red", soft_wrap=True
+        )

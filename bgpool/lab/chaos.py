@@ -91,6 +91,7 @@ class ChaosReport:
         blows: How often each was dealt.
         errors: What callers saw fail; a worker that is killed tells nothing.
         ended: Workers that ended without having been told to.
+        missing: Threads that never came back, and workers that crashed; those that were killed are not among them.
         longest_call_s: The longest that a caller waited.
         before, after: Footprints of the spared workers, after the first switchovers and at the end.
     """
@@ -102,6 +103,7 @@ class ChaosReport:
     blows: Counter[str]
     errors: tuple[str, ...]
     ended: tuple[int, ...]
+    missing: int
     longest_call_s: float
     before: tuple[Footprint, ...]
     after: tuple[Footprint, ...]
@@ -119,6 +121,8 @@ class ChaosReport:
             found.append(f"rows: {self.verdict}, and {self.split} split before")
         if self.ended:
             found.append(f"workers ended by themselves: {self.ended}")
+        if self.missing:
+            found.append(f"{self.missing} threads never came back, or workers crashed: {'; '.join(self.errors[-5:])}")
         if self.longest_call_s > LONGEST_CALL_S:
             found.append(f"a caller waited {self.longest_call_s:.1f} s, the bound is {LONGEST_CALL_S:g} s")
         if self.descriptors_grown > DESCRIPTORS:
@@ -187,6 +191,7 @@ class Chaos:
                 self._blows,
                 tuple(f"worker {worker.number}: {error}" for worker in trial.crew for error in worker.errors),
                 tuple(self._ended),
+                report.missing,
                 report.longest_call_s,
                 self._before,
                 self._after,

@@ -36,6 +36,7 @@ class Report:
         verdict: The ledger's.
         undecided: Units of work of whose COMMIT the server could not tell what became of it, which is no fault.
         errors: Calls that an application saw fail, threads that never came back, and workers that crashed.
+        missing: Threads that never came back, and workers that crashed.
         error_examples: The first few of them, by worker.
         calls: Calls that were answered.
         longest_call_s: The longest that a caller waited, whatever became of it.
@@ -53,6 +54,7 @@ class Report:
     verdict: Verdict
     undecided: int
     errors: int
+    missing: int
     error_examples: tuple[str, ...]
     calls: int
     longest_call_s: float
@@ -64,6 +66,11 @@ class Report:
     strays: tuple[Stray, ...]
     monitoring_connections: int
     snapshot: Snapshot | None
+
+    @property
+    def clean(self) -> bool:
+        """Whether no row is wrong and nobody is missing."""
+        return self.verdict.clean and not self.missing
 
     @property
     def excess_s(self) -> float:

@@ -265,6 +265,7 @@ class Trial:
             verdict=judge(self.pair, acknowledged, unknown),
             undecided=sum(worker.undecided for worker in self.crew),
             errors=len(errors),
+            missing=sum(worker.missing for worker in self.crew),
             error_examples=tuple(errors[:MOST_EXAMPLES]),
             calls=sum(len(worker.calls) for worker in self.crew),
             longest_call_s=max(worker.longest_call_s for worker in self.crew),

@@ -58,6 +58,7 @@ class Worker:
         acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
         undecided: Of the latter, those of which its server cannot tell either, and that is no fault.
         errors: Calls that failed, threads that never came back, and an end that nobody asked for, as text.
+        missing: How many of these are threads, and ends.
         longest_call_s: The longest that one call took, those that failed or never came back included.
         phase, held: What its pool says now.
     """
@@ -80,6 +81,7 @@ class Worker:
         self.unknown: list[Key] = []
         self.undecided = 0
         self.errors: list[str] = []
+        self.missing = 0
         self.longest_call_s = 0.0
         self.phase = ""
         self.held = 0
@@ -182,9 +184,11 @@ class Worker:
             self._exit_status = os.waitstatus_to_exitcode(status)
 
     def _settle(self) -> None:
+        gone = self._last.keys() - self._left
+        self.missing = len(gone) + bool(self._exit_status)
         if self._exit_status:
             self.errors.append(f"ended with exit status {self._exit_status}")
-        for thread in sorted(self._last.keys() - self._left):
+        for thread in sorted(gone):
             n, answered_s = self._last[thread]
             self.errors.append(f"thread {thread}: call {n + 1} never came back")
             self.unknown.append((self.number, thread, n + 1))

@@ -138,6 +138,7 @@ def good() -> Report:
         verdict=Verdict(acknowledged=10, lost=0, doubled=0, split=0, landed=0, unexplained=0),
         undecided=0,
         errors=0,
+        missing=0,
         error_examples=(),
         calls=10,
         longest_call_s=1.0,

@@ -34,6 +34,8 @@ def test_a_thread_that_hangs_is_found_in_a_rollback(monkeypatch: pytest.MonkeyPa
     assert "a thread never went on" in found
     assert outcome.report.excess_s > 1.0
     assert outcome.report.verdict.clean
+    assert outcome.report.missing == 1
+    assert not outcome.report.clean
 
 
 def test_a_worker_that_is_gone_at_the_end_is_found() -> None:
@@ -45,3 +47,5 @@ def test_a_worker_that_is_gone_at_the_end_is_found() -> None:
     (finding,) = outcome.findings
     assert f"worker 2: ended with exit status {-signal.SIGKILL}" in finding
     assert outcome.report.verdict.clean
+    assert outcome.report.missing >= 1
+    assert not outcome.report.clean
