@@ -74,7 +74,8 @@ def test_without_a_directory_one_in_memory_is_made_and_removed() -> None:
         assert deployment.bg_id == "ledger"
         assert run_dir.stat().st_mode & 0o777 == 0o700
         assert bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats().phase is bgpool.Phase.CREATED
-        assert bgpool.status("ledger", run_dir).ready
+        # A pool that nobody has used yet is no worker.
+        assert [reason[:10] for reason in bgpool.status("ledger", run_dir).missing] == ["no worker:"]
     assert not run_dir.exists()
 
 

@@ -65,6 +65,8 @@ class Moment:
     waiting: int
     drained: int
     cut: int
+    taking_part: int
+    outside: int
 
     def __str__(self) -> str:
         fields = {**dataclasses.asdict(self), "missing": "; ".join(self.missing)}
@@ -178,7 +180,7 @@ def _gist(status: Status) -> tuple[object, ...]:
     """What is worth a line when it changes. Connections come and go all the time."""
     monitor, totals = status.monitor, status.totals
     stale = sum(worker.stale for worker in status.workers)
-    told = (totals.workers, totals.behind, totals.held, totals.drained, totals.cut, stale)
+    told = (totals.workers, totals.behind, totals.held, totals.drained, totals.cut, totals.outside, stale)
     # Reasons tell ages, too.
     return status.phase, len(status.missing), monitor.state, monitor.pid, monitor.term, *told
 

@@ -1,4 +1,4 @@
-"""The endpoint that a pool takes part under: the DSN's host, or what that host is an alias of."""
+"""The endpoint that a pool takes part under, the DSN's host or what that host is an alias of; and whether it does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.limits import ALIAS_RETRY_S
+from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.logs import log_fields
 from bgpool.settings import Settings
@@ -32,6 +33,7 @@ class Endpoint:
         # An alias whose chain is still to be read; nothing else costs anything at all.
         self._unread = settings.endpoint is None and may_be_alias(dsn.endpoint)
         self._complained = False
+        self._told_outside = False
         self._try_at = 0.0
         self._reader: threading.Thread | None = None
 
@@ -55,8 +57,35 @@ class Endpoint:
         self._reader.start()
 
     def after_fork_in_child(self) -> None:
-        """The reading thread stayed with the parent."""
+        """The reading thread stayed with the parent; what the parent has said of itself, the child has not."""
         self._reader = None
+        self._told_outside = False
+
+    def takes_part(self, snapshot: Snapshot | None) -> bool | None:
+        """Whether the deployment of *snapshot* has the endpoint; None while its inventory is not complete.
+
+        Said once if it has not: such a pool stays on old blue, and nothing else would tell before it is too late.
+        """
+        if snapshot is None or not snapshot.ready:
+            return None
+        if snapshot.host(self.name) is not None:
+            return True
+        # Of an alias that cannot be read, another line tells; one that is being read may turn out to be blue's.
+        if not self._unread and not self._told_outside:
+            self._told_outside = True
+            self._say_outside(snapshot)
+        return False
+
+    def _say_outside(self, snapshot: Snapshot) -> None:
+        name = self._host or "the local socket"
+        _logger.warning(
+            "[bg_id: %r] %s%s is neither blue's nor green's: takes no part in switchovers; connect to the endpoint's "
+            "own name, state it with endpoint=, or give another database another bg_id",
+            self._settings.bg_id,
+            name,
+            f" ({self.name})" if self.name != self._host else "",
+            extra=log_fields("outside", bg_id=self._settings.bg_id, phase=snapshot.phase, host=self._host),
+        )
 
     def _complain(self, error: Exception) -> None:
         if self._complained:

@@ -242,7 +242,10 @@ class Pool(ABC, Generic[C]):
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
-        return self._succession.usage()._replace(held=self._gate.held, failed=self._failed)
+        part = self._endpoint.takes_part(self.participant.reader.refresh().snapshot)
+        return self._succession.usage()._replace(
+            held=self._gate.held, failed=self._failed, taking_part=int(part is True), outside=int(part is False)
+        )
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""

@@ -57,6 +57,9 @@ class Worker:
         waiting: Callers that wait for a connection.
         drained: Connections that switchovers made unfit, since the process began.
         cut: Those of them that were still in use after the grace.
+        taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
+            deployment's inventory is complete.
+        outside: Pools whose endpoint is neither, so that a switchover passes them by.
         age_s: Seconds since it last said all this.
         stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
     """
@@ -69,6 +72,8 @@ class Worker:
     waiting: int
     drained: int
     cut: int
+    taking_part: int
+    outside: int
     age_s: float
     stale: bool
 
@@ -85,6 +90,8 @@ class Totals:
     waiting: int
     drained: int
     cut: int
+    taking_part: int
+    outside: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
         waiting=usage.waiting,
         drained=usage.drained,
         cut=usage.cut,
+        taking_part=usage.taking_part,
+        outside=usage.outside,
         age_s=age_s,
         stale=age_s > ROW_STALE_S,
     )

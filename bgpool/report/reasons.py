@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.report.model import Monitor, Worker
-from bgpool.segment.table import ROWS
+from bgpool.segment.table import ROWS, rows_are_seen
 
 __all__ = ["reasons"]
 
@@ -24,7 +24,7 @@ def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worke
 
 def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
     if monitor.state == "none":
-        yield "no monitor has begun: see the log in the run directory"
+        yield "no monitor has begun: see its log in the run directory, or the journal of bgpool monitor"
         return
     if monitor.state == "silent":
         since = f"for {monitor.age_s:.1f} s" if monitor.age_s is not None else "since this host was started"
@@ -67,6 +67,16 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
+    if not workers and rows_are_seen():
+        yield (
+            "no worker: no process on this host uses a pool with this bg_id; one that runs the monitor alone is never "
+            "ready: ask the application's hosts"
+        )
+    if outside := [worker.pid for worker in workers if worker.outside]:
+        yield (
+            f"{len(outside)} of {len(workers)} workers have a pool that takes no part: pid {_some(outside)}; its host "
+            "is neither blue's nor green's, and the worker's log names it"
+        )
     if late := [worker.pid for worker in workers if worker.behind]:
         yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"
     if stale := [worker.pid for worker in workers if worker.stale]:

@@ -32,7 +32,7 @@ from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
-__all__ = ["ROWS", "Table", "Usage", "read_rows"]
+__all__ = ["ROWS", "Table", "Usage", "read_rows", "rows_are_seen"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 
@@ -70,6 +70,9 @@ class Usage(NamedTuple):
         cut: Those of them that were still in use after the grace.
         served: Checkouts that were given a connection, since the process began.
         failed: Checkouts that ended with an error: held for too long, rejected, or no connection in time.
+        taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
+            deployment's inventory is complete.
+        outside: Pools whose endpoint is neither, so that a switchover passes them by.
     """
 
     sequence: int = 0
@@ -81,6 +84,8 @@ class Usage(NamedTuple):
     cut: int = 0
     served: int = 0
     failed: int = 0
+    taking_part: int = 0
+    outside: int = 0
 
 
 class Table:
@@ -238,6 +243,11 @@ class Table:
     def wait_rung(self, seen_ns: int, timeout_s: float) -> bool:
         """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does."""
         return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
+
+
+def rows_are_seen() -> bool:
+    """Whether this system tells who has a row; where it does not, nobody knows of any worker."""
+    return _OFD_GETLK is not None
 
 
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:

@@ -124,7 +124,7 @@ def start_worker(run_dir: Path) -> Iterator[StartWorker]:
         pid = os.fork()
         if pid == 0:
             try:
-                _work(RunFiles.of(run_dir, bg_id), Usage(**usage), tell, applies=applies)
+                _work(RunFiles.of(run_dir, bg_id), Usage(**{"taking_part": 1, **usage}), tell, applies=applies)
             finally:
                 os._exit(1)
         pids.append(pid)

@@ -37,6 +37,11 @@ def missing(hand: Hand) -> str:
     return "\n".join(bgpool.status(hand.snapshot.bg_id, hand.files.directory).missing)
 
 
+def without_workers(text: str) -> str:
+    """What is missing beside the workers, of whom many a test needs none."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("no worker: "))
+
+
 @pytest.mark.usefixtures("beating")
 def test_a_host_that_may_be_switched_over(start_worker: StartWorker, run_dir: Path) -> None:
     pid = start_worker(in_use=2, idle=3)
@@ -53,8 +58,20 @@ def test_a_host_that_may_be_switched_over(start_worker: StartWorker, run_dir: Pa
     assert (status.timer_ms, status.offset_ms, status.last_switchover) == (None, None, None)
 
 
-def test_a_host_without_workers_may_be_switched_over(beating: Hand) -> None:
+def test_a_host_without_workers_is_not_ready(beating: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing(beating).startswith("no worker: no process on this host uses a pool with this bg_id")
+    # Where the system shows no rows, nobody can tell.
+    monkeypatch.setattr(table, "_OFD_GETLK", None)
     assert missing(beating) == ""
+
+
+def test_pools_that_take_no_part(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
+    start_worker()
+    pid = start_worker(taking_part=2, outside=1)
+    assert missing(beating).startswith(f"1 of 2 workers have a pool that takes no part: pid {pid}; ")
+    status = bgpool.status("ledger", run_dir)
+    assert not status.ready
+    assert (status.totals.taking_part, status.totals.outside) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +91,13 @@ def test_a_host_without_workers_may_be_switched_over(beating: Hand) -> None:
 )
 def test_what_a_deployment_lacks(beating: Hand, changes: dict[str, object], reason: str) -> None:
     beating.publish(**changes)
-    assert reason in missing(beating)
+    assert reason in without_workers(missing(beating))
 
 
 def test_addresses_that_are_missing(beating: Hand) -> None:
     blue, green = beating.snapshot.hosts
     beating.publish(ready=False, hosts=(blue, replace(green, addresses=())))
-    assert missing(beating) == f"no address is known of {GREEN}"
+    assert without_workers(missing(beating)) == f"no address is known of {GREEN}"
 
 
 def test_the_remedy_that_the_monitor_knows(beating: Hand) -> None:

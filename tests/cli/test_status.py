@@ -79,6 +79,7 @@ def test_a_wrong_call(bgpool_command: Command, options: list[str]) -> None:
 
 
 NUMBER, TEXT = (int, float), str
+FIGURES = ("held", "in_use", "idle", "waiting", "drained", "cut", "taking_part", "outside")
 SCHEMA: dict[str, Any] = {
     "bg_id": TEXT,
     "run_dir": TEXT,
@@ -91,7 +92,7 @@ SCHEMA: dict[str, Any] = {
     "endpoints": [{"blue": TEXT, "port": int, "blue_addresses": [TEXT], "green": TEXT, "green_addresses": [TEXT]}],
     "workers": [
         {
-            **dict.fromkeys(("pid", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"), int),
+            **dict.fromkeys(("pid", "behind", *FIGURES), int),
             "age_s": NUMBER,
             "stale": bool,
         }
@@ -99,7 +100,7 @@ SCHEMA: dict[str, Any] = {
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],
     "last_switchover": {"at": TEXT, "outcome": TEXT, "duration_ms": int, "released_ms": int, "evidence": TEXT},
     "ready": bool,
-    "totals": dict.fromkeys(("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"), int),
+    "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }
 
 

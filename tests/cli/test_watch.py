@@ -86,7 +86,7 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     told = [json.loads(line) for line in watch.lines]
     assert list(told[0]) == [
         *("at", "bg_id", "phase", "event", "evidence", "offset_ms", "ready", "missing", "monitor"),
-        *("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"),
+        *("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut", "taking_part", "outside"),
     ]
     events = [(line["event"], line["evidence"]) for line in told if line["event"]]
     assert events == [("PREPARATION", ""), ("IN_PROGRESS", ""), ("POST", "green promoted"), ("COMPLETED", "DNS")]
@@ -292,6 +292,7 @@ def test_what_is_no_change() -> None:
         {"workers": READY.workers[:3]},
         {"workers": (replace(READY.workers[0], held=1), *READY.workers[1:])},
         {"workers": (replace(READY.workers[0], stale=True), *READY.workers[1:])},
+        {"workers": (replace(READY.workers[0], taking_part=0, outside=1), *READY.workers[1:])},
     ],
 )
 def test_what_is_a_change(changes: dict[str, Any]) -> None:
@@ -304,7 +305,8 @@ def test_a_line_can_be_taken_apart() -> None:
     (moment,) = moments(SWITCHING, replace(SWITCHING, bg_id='a "b"', events=(*SWITCHING.events, event), missing=()))
     assert str(moment) == (
         '2026-11-25T14:12:24.500Z bg_id="a \\"b\\"" phase=IN_PROGRESS event=POST evidence="green promoted" '
-        "offset_ms=2587 ready=true monitor=alive workers=4 behind=1 held=15 in_use=3 idle=2 waiting=0 drained=13 cut=1"
+        "offset_ms=2587 ready=true monitor=alive workers=4 behind=1 held=15 in_use=3 idle=2 waiting=0 drained=13 cut=1 "
+        "taking_part=4 outside=0"
     )
 
 

@@ -21,10 +21,10 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
 from bgpool.segment.table import FILE_BYTES, Table, Usage
 
-USAGE = Usage(sequence=7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9)
+USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9, taking_part=12, outside=13)
 #: As docs/segment-format.md has them; words are native, here those of little-endian machines.
 GOLDEN_HEADER = "424750574f524b0a 01000000 00040000 80000000"
-GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, 0, 0, 0, 0, 0)
+GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 0, 0, 0)
 
 
 def test_golden_row(files: RunFiles) -> None:
