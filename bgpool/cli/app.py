@@ -58,8 +58,8 @@ def watch(
 ) -> None:
     """The status, live, through a switchover: redrawn on a terminal, elsewhere a line per change. Connects to nothing.
 
-    Exit status: 130 after Ctrl-C; 3 when the time is up; with --until-done 0 after COMPLETED, 1 after a rollback; 2 as
-    status.
+    Exit status: 130 after Ctrl-C; 3 when the time is up; with --until-done 0 after COMPLETED, 1 after a rollback, 4 if
+    the switchover counts as over by its timer alone: look at AWS then; 2 as status.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:

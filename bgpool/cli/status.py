@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bgpool.plain_errors import Error
-from bgpool.report import Status, find
+from bgpool.report import Status, find, look_in
 
-__all__ = ["SUMMARY", "main"]
+__all__ = ["SUMMARY", "main", "nobody"]
 
 SUMMARY = "What this host knows of its deployments: phase, monitor, endpoints, workers. Connects to nothing."
 
 _EXIT = "Exit status: 0; with --ready 0 if the host may be switched over and 1 if not; 2 for a wrong call or a run \
 directory that is not to be trusted."
-_NOBODY = "no process on this host has used a pool with this run directory"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +36,24 @@ def main(arguments: Sequence[str]) -> int:
         _say_ready(statuses)
     else:
         _draw(statuses)
+    if not asked.json and not any(status.monitor.pid or status.workers for status in statuses):
+        print(nobody(asked.run_dir))
     return 0 if not asked.ready or (statuses and all(status.ready for status in statuses)) else 1
+
+
+def nobody(run_dir: Path | str | None) -> str:
+    """That nothing was found, where and as whom it was looked for, and what to try."""
+    uid = os.geteuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        # In a container there is often no name.
+        user = str(uid)
+    where = look_in(Path(run_dir) if run_dir is not None else None)
+    return (
+        f"no process on this host has used a pool with run directory {where} (user {user}); run this as the "
+        "application's user, or name its directory with --run-dir or $BGPOOL_RUN_DIR"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,8 +66,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say_ready(statuses: Sequence[Status]) -> None:
-    if not statuses:
-        print(_NOBODY)
     for status in statuses:
         # As the logs name it; a name that comes from a file may hold what a terminal would obey.
         name = f"bg_id {status.bg_id!r}"
@@ -62,8 +79,6 @@ def _draw(statuses: Sequence[Status]) -> None:
     # Here, because it takes longer to import than all of the rest to run.
     from bgpool.cli.view import draw, make_console
 
-    if not statuses:
-        print(_NOBODY)
     console = make_console()
     for number, status in enumerate(statuses):
         if number:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bgpool.core.phase import SWITCHING, Phase
-from bgpool.report import Endpoint, LastSwitchover, Monitor, Status, Worker
+from bgpool.report import BY_TIMER, Endpoint, LastSwitchover, Monitor, Status, Worker
 
 __all__ = ["draw", "make_console", "plain"]
 
@@ -57,6 +57,8 @@ def _title(status: Status) -> Text:
         text.append(f"  {status.phase.name}", _COLOURS.get(status.phase, ""))
     else:
         text.append("  no snapshot", "bold yellow")
+    if status.by_timer:
+        text.append(" by the timer", "bold red")
     if status.offset_ms is not None:
         text.append(f"  {_seconds(status.offset_ms)}")
     if status.ready:
@@ -103,8 +105,9 @@ def _endpoint(endpoint: Endpoint) -> Text:
 
 
 def _last(last: LastSwitchover) -> str:
+    evidence = "the timer: nothing showed that green was promoted" if last.evidence == BY_TIMER else last.evidence
     released = (
-        f", released at {_seconds(last.released_ms)} by {last.evidence or 'its phase'}"
+        f", released at {_seconds(last.released_ms)} by {evidence or 'its phase'}"
         if last.released_ms is not None
         else ""
     )

@@ -7,12 +7,13 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from bgpool.cli.status import nobody
 from bgpool.core.limits import WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import CREATED_AGAIN
@@ -20,11 +21,12 @@ from bgpool.plain_errors import ConfigurationError
 from bgpool.report import Deployment, Event, Status, find
 from bgpool.segment.reader import Reader
 
-__all__ = ["COMPLETED", "ROLLED_BACK", "TIME_IS_UP", "Moment", "moments", "run"]
+__all__ = ["COMPLETED", "COMPLETED_BY_TIMER", "ROLLED_BACK", "TIME_IS_UP", "Moment", "moments", "run"]
 
 COMPLETED: Final = 0
 ROLLED_BACK: Final = 1
 TIME_IS_UP: Final = 3
+COMPLETED_BY_TIMER: Final = 4
 
 #: Between two looks at the workers while nothing is published, in seconds; in a switchover as often as they speak.
 _QUIET_S: Final = 1.0
@@ -79,14 +81,15 @@ def run(bg_id: str | None, run_dir: Path | None, *, as_json: bool, until_done: b
     """Watch until interrupted, until the time is up, or with *until_done* until a switchover has ended.
 
     Returns:
-        The exit status: COMPLETED, ROLLED_BACK or TIME_IS_UP.
+        The exit status: COMPLETED, COMPLETED_BY_TIMER, ROLLED_BACK or TIME_IS_UP.
 
     Raises:
         ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
     """
     deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
     follower = _Follower(bg_id, run_dir)
-    with _lines(as_json=as_json) if as_json or not sys.stdout.isatty() else _screen() as show:
+    waiting = f"waiting: {nobody(run_dir)}"
+    with _lines(waiting, as_json=as_json) if as_json or not sys.stdout.isatty() else _screen(waiting) as show:
         first = status = follower.look()
         while True:
             show(status)
@@ -103,10 +106,25 @@ def run(bg_id: str | None, run_dir: Path | None, *, as_json: bool, until_done: b
 def _outcome(first: Status | None, now: Status) -> int | None:
     """How the switchover ended; None while it has not. A rollback of before we came is another attempt's."""
     if now.phase is Phase.COMPLETED:
-        return COMPLETED
+        return COMPLETED_BY_TIMER if now.by_timer else COMPLETED
     before = first.events if first is not None else ()
     new = _new_events(before, now.events)
     return ROLLED_BACK if any(event.event == CREATED_AGAIN for event in new) else None
+
+
+def _the_one(found: Sequence[Deployment]) -> Deployment:
+    """The deployment that is meant where none is named: what is in use comes before what others have left behind."""
+    statuses = [deployment.status() for deployment in found]
+    used = [
+        deployment
+        for deployment, status in zip(found, statuses, strict=True)
+        if status.monitor.state == "alive" or status.workers
+    ]
+    for choice in (found, used):
+        if len(choice) == 1:
+            return choice[0]
+    names = ", ".join(repr(status.bg_id) for status in statuses)
+    raise ConfigurationError(f"there are several: choose one with --bg-id; there are {names}")
 
 
 class _Follower:
@@ -124,10 +142,7 @@ class _Follower:
             found = find(self._bg_id, self._run_dir)
             if not found:
                 return None
-            if len(found) > 1:
-                names = ", ".join(repr(deployment.status().bg_id) for deployment in found)
-                raise ConfigurationError(f"there are several: choose one with --bg-id; there are {names}")
-            (self._deployment,) = found
+            self._deployment = _the_one(found)
             self._reader = Reader(self._deployment.files)
         # Before the look: what is published after it ends the next wait at once.
         self._reader.check_path()
@@ -186,13 +201,17 @@ def _gist(status: Status) -> tuple[object, ...]:
 
 
 @contextlib.contextmanager
-def _lines(*, as_json: bool) -> Iterator[_Show]:
-    """A line per change, written at once."""
+def _lines(waiting: str, *, as_json: bool) -> Iterator[_Show]:
+    """A line per change, written at once; beside them, once, what is waited for."""
     last: Status | None = None
+    told = False
 
     def show(status: Status | None) -> None:
-        nonlocal last
+        nonlocal last, told
         if status is None:
+            if not told:
+                print(waiting, file=sys.stderr, flush=True)
+            told = True
             return
         for moment in moments(last, status):
             print(json.dumps(dataclasses.asdict(moment)) if as_json else moment, flush=True)
@@ -202,18 +221,18 @@ def _lines(*, as_json: bool) -> Iterator[_Show]:
 
 
 @contextlib.contextmanager
-def _screen() -> Iterator[_Show]:
+def _screen(waiting: str) -> Iterator[_Show]:
     """Redraw in place, never higher than the terminal; what was seen last stays there when all is over."""
     from rich.live import Live
 
-    from bgpool.cli.view import draw, make_console
+    from bgpool.cli.view import draw, make_console, plain
 
     console = make_console()
     with Live(console=console, auto_refresh=False) as live:
 
         def show(status: Status | None) -> None:
             if status is None:
-                live.update("waiting for a process that uses a pool with this run directory", refresh=True)
+                live.update(plain(waiting), refresh=True)
                 return
             bare = draw(status, events=True, most_workers=0)
             room = console.height - len(console.render_lines(bare)) - 1

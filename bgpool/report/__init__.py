@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.model import BY_TIMER, Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
 from bgpool.segment.paths import RunFiles, default_run_dir
 from bgpool.settings import Settings
 
 __all__ = [
+    "BY_TIMER",
     "Deployment",
     "Endpoint",
     "Event",
@@ -24,6 +25,7 @@ __all__ = [
     "Totals",
     "Worker",
     "find",
+    "look_in",
     "status",
 ]
 
@@ -66,8 +68,13 @@ def find(bg_id: str | int | None = None, run_dir: Path | str | None = None) -> t
     """
     given: dict[str, object] = {"bg_run_dir": run_dir}
     settings = Settings.from_mapping(given if bg_id is None else {**given, "bg_id": bg_id})
-    directory = settings.bg_run_dir or default_run_dir().absolute()
+    directory = look_in(settings.bg_run_dir)
     there = RunFiles.all_in(directory)
     if bg_id is None:
         return tuple(map(Deployment, there))
     return (Deployment(RunFiles.of(directory, settings.bg_id), settings.bg_id),)
+
+
+def look_in(run_dir: Path | None = None) -> Path:
+    """The run directory: *run_dir*, or the default."""
+    return (run_dir or default_run_dir()).absolute()

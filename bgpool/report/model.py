@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bgpool.core.phase import Phase
+from bgpool.core.snapshot import TimelineEntry
 
-__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker"]
+__all__ = ["BY_TIMER", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
+
+
+#: The evidence of a switchover that counts as over because its time was up: nothing has shown that green was promoted.
+BY_TIMER: Final = "timer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +124,9 @@ class LastSwitchover:
         at: When it began, UTC, ISO 8601.
         outcome: ``completed`` or ``rolled back``.
         duration_ms: From its first to its last phase.
-        released_ms: When callers were let go, from IN_PROGRESS; None after a rollback.
-        evidence: What told that they could be.
+        released_ms: When callers were let go, from IN_PROGRESS, or from *at* where that was not read; None after a
+            rollback.
+        evidence: What told that they could be; BY_TIMER if nothing did.
     """
 
     at: str
@@ -161,6 +168,11 @@ class Status:
         return not self.missing
 
     @property
+    def by_timer(self) -> bool:
+        """Whether the switchover counts as over by its timer alone: what became of it, only AWS can tell."""
+        return self.phase is Phase.COMPLETED and over_by_timer(self.events)
+
+    @property
     def totals(self) -> Totals:
         """The workers' sums."""
         figures = {
@@ -175,3 +187,9 @@ class Status:
         phase = self.phase.name if self.phase is not None else None
         added = {"ready": self.ready, "totals": dataclasses.asdict(self.totals)}
         return {**dataclasses.asdict(self), "phase": phase, **added}
+
+
+def over_by_timer(events: Iterable[Event | TimelineEntry]) -> bool:
+    """Whether a switchover with *events* has ended by its timer, and was not released by anything before."""
+    told = {event.event: event.evidence for event in events}
+    return told.get(Phase.COMPLETED.name) == BY_TIMER and Phase.POST.name not in told

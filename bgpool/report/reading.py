@@ -154,11 +154,12 @@ def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None
         last = phases[CREATED_AGAIN] if CREATED_AGAIN in phases else phases["COMPLETED"]
         # A timer that ran out released whoever was held, too.
         release = phases.get("POST", phases.get("COMPLETED"))
+        zero = phases.get("IN_PROGRESS", first)
         return LastSwitchover(
             at=_utc(int(first["at_unix_ns"])),
             outcome=str(record["outcome"]),
             duration_ms=round(last["offset_ms"] - first["offset_ms"]),
-            released_ms=round(release["offset_ms"]) if release is not None else None,
+            released_ms=round(release["offset_ms"] - zero["offset_ms"]) if release is not None else None,
             evidence=str(release["evidence"]) if release is not None else "",
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError, StopIteration):

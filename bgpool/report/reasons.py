@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
-from bgpool.report.model import Monitor, Worker
+from bgpool.report.model import Monitor, Worker, over_by_timer
 from bgpool.segment.table import ROWS, rows_are_seen
 
 __all__ = ["reasons"]
@@ -38,6 +38,8 @@ def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
         return
     if snapshot.phase is Phase.NOT_CREATED:
         yield f"no deployment is seen in the metadata{_monitor_said(snapshot)}"
+    elif snapshot.phase is Phase.COMPLETED and over_by_timer(snapshot.timeline):
+        yield "the switchover counts as over by the timer, and nothing has shown that green was promoted: look at AWS"
     elif snapshot.phase is Phase.COMPLETED:
         yield "the switchover is over, and no new deployment is seen"
     elif snapshot.phase in SWITCHING:

@@ -186,6 +186,32 @@ def test_the_last_switchover(beating: Hand, run_dir: Path) -> None:
     assert last.at.endswith("Z")
 
 
+def test_the_last_switchover_counts_from_its_beginning_where_the_hold_was_not_read(
+    beating: Hand, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating.enter(Phase.NOT_CREATED)
+    at_ns, mono_ns = time.time_ns() + 60 * 10**9, time.monotonic_ns() + 60 * 10**9
+    monkeypatch.setattr("tests.cli.conftest.time.time_ns", lambda: at_ns)
+    monkeypatch.setattr("tests.cli.conftest.time.monotonic_ns", lambda: mono_ns)
+    beating.enter(Phase.POST, "metadata")
+    beating.enter(Phase.COMPLETED, "DNS")
+    last = bgpool.status("ledger", run_dir).last_switchover
+    assert last is not None
+    assert (last.duration_ms, last.released_ms) == (0, 0), "both from POST, and not from NOT_CREATED a minute before"
+
+
+def test_a_switchover_that_is_over_by_the_timer(beating: Hand, run_dir: Path) -> None:
+    for phase, evidence in ((Phase.PREPARATION, ""), (Phase.IN_PROGRESS, ""), (Phase.COMPLETED, "timer")):
+        beating.enter(phase, evidence)
+    status = bgpool.status("ledger", run_dir)
+    assert status.by_timer
+    assert "over by the timer, and nothing has shown that green was promoted: look at AWS" in missing(beating)
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED):
+        beating.enter(phase, {Phase.POST: "green promoted", Phase.COMPLETED: "timer"}.get(phase, ""))
+    # Callers were let go by evidence; that DNS has not followed in time is another matter.
+    assert not bgpool.status("ledger", run_dir).by_timer
+
+
 def test_the_last_switchover_went_back(beating: Hand, run_dir: Path) -> None:
     beating.enter(Phase.PREPARATION)
     beating.enter(Phase.CREATED, event="CREATED (rollback)")

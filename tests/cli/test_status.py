@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -48,12 +49,17 @@ def test_ready_takes_every_deployment(run_dir: Path, bgpool_command: Command) ->
 def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) -> None:
     if exists:
         prepare_run_dir(run_dir)
-    nobody = "no process on this host has used a pool with this run directory\n"
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    nobody = (
+        f"no process on this host has used a pool with run directory {run_dir} (user {user}); run this as the "
+        "application's user, or name its directory with --run-dir or $BGPOOL_RUN_DIR\n"
+    )
+    unready = "bg_id 'orders' is not ready: no process on this host uses this bg_id\n"
     for options, code, text in (
         ([], 0, nobody),
         (["--ready"], 1, nobody),
         (["--json"], 0, "[]\n"),
-        (["--ready", "--bg-id", "Orders"], 1, "bg_id 'orders' is not ready: no process on this host uses this bg_id\n"),
+        (["--ready", "--bg-id", "Orders"], 1, unready + nobody),
     ):
         done = bgpool_command("status", *options)
         assert (done.returncode, done.stdout, done.stderr) == (code, text, "")
@@ -144,6 +150,14 @@ def test_the_text(start_worker: StartWorker, until_ready: UntilReady, bgpool_com
 def test_colours_are_for_terminals_that_want_them(bgpool_command: Command) -> None:
     assert "\x1b[1;36m  CREATED" in bgpool_command("status", FORCE_COLOR="1", TERM="xterm").stdout
     assert "36m" not in bgpool_command("status", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1").stdout
+
+
+def test_over_by_the_timer(hand: Hand, bgpool_command: Command) -> None:
+    for phase, evidence in ((Phase.PREPARATION, ""), (Phase.IN_PROGRESS, ""), (Phase.COMPLETED, "timer")):
+        hand.enter(phase, evidence)
+    text = bgpool_command("status").stdout
+    assert "ledger  COMPLETED by the timer\n" in text
+    assert "by the timer: nothing showed that green was promoted" in text
 
 
 def test_names_from_files_do_nothing_to_a_terminal(run_dir: Path, bgpool_command: Command) -> None:

@@ -112,6 +112,16 @@ def test_a_switchover_that_is_over_already(hand: Hand, start_watch: StartWatch) 
     assert start_watch("--until-done").end() == 0
 
 
+def test_over_by_the_timer(hand: Hand, start_watch: StartWatch) -> None:
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
+        hand.enter(phase)
+    watch = start_watch("--until-done")
+    watch.wait_for("phase=IN_PROGRESS")
+    hand.enter(Phase.COMPLETED, "timer")
+    assert watch.end() == 4
+    assert "event=COMPLETED evidence=timer" in watch.lines[-1]
+
+
 @pytest.mark.usefixtures("hand")
 def test_the_time_is_up(start_watch: StartWatch) -> None:
     watch = start_watch("--until-done", "--timeout", "0.2")
@@ -143,6 +153,9 @@ def test_begun_before_anybody_else(run_dir: Path, start_watch: StartWatch) -> No
     watch = start_watch("--bg-id", "Ledger", "--until-done")
     watch.wait_for("no process on this host uses this bg_id")
     anywhere = start_watch("--until-done")
+    assert anywhere.process.stderr is not None
+    said = anywhere.process.stderr.readline()
+    assert said.startswith(f"waiting: no process on this host has used a pool with run directory {run_dir} (user ")
     hand = Hand(run_dir, "ledger")
     with hand.alive():
         for each in (watch, anywhere):
@@ -167,14 +180,24 @@ def test_another_monitor_takes_over(hand: Hand, run_dir: Path, start_watch: Star
 
 
 def test_several_deployments(run_dir: Path, start_watch: StartWatch) -> None:
-    Hand(run_dir, "ledger")
-    Hand(run_dir, "orders")
-    done = start_watch()
-    out, err = done.process.communicate(timeout=END_S)
+    ledger, orders = Hand(run_dir, "ledger"), Hand(run_dir, "orders")
+    with ledger.alive(), orders.alive():
+        done = start_watch()
+        out, err = done.process.communicate(timeout=END_S)
     assert (done.process.returncode, out) == (2, "")
     assert err == "there are several: choose one with --bg-id; there are 'ledger', 'orders'\n"
     watch = start_watch("--bg-id", "orders")
     watch.wait_for("bg_id=orders")
+
+
+def test_what_is_in_use_comes_before_what_others_left_behind(
+    run_dir: Path, start_watch: StartWatch, start_worker: StartWorker
+) -> None:
+    left = [Hand(run_dir, bg_id) for bg_id in ("ledger", "orders")]
+    for hand in left:
+        hand.writer._beat[0] = time.monotonic_ns() - 60 * 10**9
+    start_worker(bg_id="orders")
+    start_watch().wait_for("bg_id=orders")
 
 
 def test_a_hostile_directory(run_dir: Path, start_watch: StartWatch) -> None:
