@@ -128,7 +128,7 @@ def test_every_metric_is_documented() -> None:
 
 @pytest.mark.parametrize("address", ["9187", "a:b:1", ":70000", "[::1]", "localhost:", ":-1"])
 def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="allowed is"):
+    with pytest.raises(bgpool.ConfigurationError, match="allowed is"):
         cli_metrics.serve(address, "1", tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_without_its_library_it_says_what_to_install(
         with pytest.raises(bgpool.ConfigurationError, match=r"bgpool\[otel\]"):
             bgpool.metrics.instrument()
     else:
-        with pytest.raises(SystemExit, match=r"bgpool\[prometheus\]"):
+        with pytest.raises(bgpool.ConfigurationError, match=r"bgpool\[prometheus\]"):
             cli_metrics.serve(":0", "1", tmp_path)
 
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+
+from bgpool.cli.pipes import end_with_the_reader
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
+    end_with_the_reader()
+    try:
+        _run()
+    finally:
+        # Here, where a reader that has left still has its exit status.
+        print(end="", flush=True)
+
+
+def _run() -> None:
     try:
         if sys.argv[1:2] == ["status"]:
             # Before typer, which takes longer to import than status may take: it is asked again and again on the night.
             from bgpool.cli import status
 
-            # As of any tool whose output is piped into head: there is nothing to tidy up.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             sys.exit(status.main(sys.argv[2:]))
         from bgpool.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"bgpool's command line needs {error.name}: pip install 'bgpool[cli]', or bgpool[demo] for the demo")
+        print(
+            f"bgpool's command line needs {error.name}: pip install 'bgpool[cli]', or bgpool[demo] for the demo",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     app()

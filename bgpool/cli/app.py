@@ -13,7 +13,8 @@ import typer
 import bgpool
 from bgpool.cli import status as status_command
 from bgpool.core.engine import Engine
-from bgpool.plain_errors import Error
+from bgpool.plain_errors import ConfigurationError, Error, SegmentError
+from bgpool.segment.paths import Exhausted
 
 __all__ = ["app"]
 
@@ -67,8 +68,7 @@ def watch(
 
         raise typer.Exit(command.run(bg_id, run_dir, as_json=json, until_done=until_done, timeout_s=timeout))
     except Error as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+        raise _unusable(str(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -82,13 +82,14 @@ def demo(
 ) -> None:
     """Send real servers through a switchover under load and judge what became of every row.
 
-    Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 2 if a library is missing;
+    130 after Ctrl-C.
     """
     try:
         from bgpool.cli import demo as show
         from bgpool.lab import LabError
     except ModuleNotFoundError as error:
-        sys.exit(f"the demo needs {error.name}: pip install 'bgpool[demo]'")
+        raise _unusable(f"the demo needs {error.name}: pip install 'bgpool[demo]'") from None
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         clean = show.run(engine, workers, threads, kill_monitor=kill_monitor)
@@ -182,8 +183,7 @@ def lab_run(
     try:
         scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
     except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+        raise _unusable(str(error)) from None
     try:
         clean = commands.play_scenarios(scenarios, engine, as_json=json)
     except KeyboardInterrupt:
@@ -233,7 +233,7 @@ def _lab_commands() -> ModuleType:
     try:
         from bgpool.cli import lab
     except ModuleNotFoundError as error:
-        sys.exit(f"the lab needs {error.name}: pip install 'bgpool[demo]'")
+        raise _unusable(f"the lab needs {error.name}: pip install 'bgpool[demo]'") from None
     return lab
 
 
@@ -249,8 +249,8 @@ def timeline(
 ) -> None:
     """The last switchovers: the summary, the hold, what released it, and a picture of it. Connects to nothing.
 
-    Exit status: 0; 1 if no switchover is recorded; 2 if the run directory cannot be read, a file cannot be written,
-    or a library is missing.
+    Exit status: 0; 1 if no switchover is recorded; 2 if the run directory is not to be trusted, a file cannot be
+    written, or a library is missing.
     """
     from bgpool.cli import timeline as command
 
@@ -265,14 +265,18 @@ def timeline(
 def monitor(
     dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
     bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="As bg_run_dir; default: what the DSN says, else where pools look.")
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(metavar="[HOST]:PORT", help="Answer Prometheus there; 127.0.0.1 if no host is given.")
     ] = None,
 ) -> None:
     """Be the monitor of this host in the foreground, for systemd and containers, until stopped.
 
-    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the parameters cannot be used, the metrics'
-    port cannot be had, or a part of the monitor failed, which is to be started anew then.
+    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the metrics' port cannot be had, or a part of
+    the monitor failed, which is to be started anew then; 2 if the DSN, a parameter or the run directory cannot be used,
+    or a library is missing: no second try will help (systemd: RestartPreventExitStatus=2).
     """
     import logging
 
@@ -284,8 +288,10 @@ def monitor(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        given = {"bg_id": bg_id, "bg_run_dir": run_dir}
         place, settings, _ = parse(
-            sys.stdin.readline() if dsn == "-" else dsn, {} if bg_id is None else {"bg_id": bg_id}
+            sys.stdin.readline() if dsn == "-" else dsn,
+            {name: value for name, value in given.items() if value is not None},
         )
         config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
         if metrics is not None:
@@ -295,6 +301,8 @@ def monitor(
         if not run_monitor(config, linger_s=None):
             sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
     except Error as error:
+        if isinstance(error, (ConfigurationError, SegmentError)) and not isinstance(error, Exhausted):
+            raise _unusable(str(error)) from None
         sys.exit(str(error))
     except KeyboardInterrupt:
         raise typer.Exit from None
@@ -323,6 +331,12 @@ def doctor(
     except KeyboardInterrupt:
         status = 130
     raise typer.Exit(status)
+
+
+def _unusable(text: str) -> typer.Exit:
+    """To be raised where no second try would help: the call, a parameter, a library, the run directory."""
+    typer.echo(text, err=True)
+    return typer.Exit(2)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.logs import log_fields
+from bgpool.plain_errors import ConfigurationError
 
 __all__ = ["serve"]
 
@@ -17,14 +18,18 @@ _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})
 
 
 def serve(address: str, bg_id: str, run_dir: Path) -> None:
-    """Answer Prometheus at *address*, ``[HOST]:PORT``, about *bg_id*; exits with a message where that cannot be."""
+    """Answer Prometheus at *address*, ``[HOST]:PORT``, about *bg_id*; exits with a message where it is taken.
+
+    Raises:
+        ConfigurationError: The address is none, or a library is missing.
+    """
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found[3]) > 65535:
-        sys.exit(f"--metrics {address}: allowed is [HOST]:PORT, as :9187, 0.0.0.0:9187 or [::1]:9187")
+        raise ConfigurationError(f"--metrics {address}: allowed is [HOST]:PORT, as :9187, 0.0.0.0:9187 or [::1]:9187")
     try:
         from bgpool.metrics import prometheus
     except ModuleNotFoundError as error:
-        sys.exit(f"--metrics needs {error.name}: pip install 'bgpool[prometheus]'")
+        raise ConfigurationError(f"--metrics needs {error.name}: pip install 'bgpool[prometheus]'") from None
     host = found[1] or found[2] or "127.0.0.1"
     try:
         port = prometheus.serve(prometheus.Collector(bg_id, run_dir), host, int(found[3]))

@@ -328,7 +328,8 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.syml
            "fcntl.flock", "fcntl.lockf", "subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.kill"}
 seen = []
 def audit(event, args):
-    if event == "open" and args[2] & WRITES:
+    # A number is a descriptor that was open before: standard output.
+    if event == "open" and args[2] & WRITES and not isinstance(args[0], int):
         seen.append((event, args))
     # F_OFD_SETLK and its kin: 37, 38; F_SETLK: 6, 7. To ask who has a lock (36) takes none.
     elif event == "fcntl.fcntl" and args[1] in (6, 7, 37, 38):

@@ -175,7 +175,35 @@ def test_the_pipe_that_is_closed(run_dir: Path, environment: dict[str, str]) -> 
     program = [sys.executable, "-c", "from bgpool.cli import main; main()", "status", "--run-dir", str(run_dir)]
     done = subprocess.run(program, env=environment, stdout=write_end, stderr=subprocess.PIPE, timeout=60)
     os.close(write_end)
-    assert done.stderr == b""
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["status", "--json"], ["lab", "scenarios"], ["lab", "simulate", "--trace"]], ids=" ".join
+)
+def test_every_command_ends_with_its_reader(arguments: list[str], environment: dict[str, str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    program = [sys.executable, "-c", "from bgpool.cli import main; main()", *arguments]
+    done = subprocess.run(program, env=environment, stdout=write_end, stderr=subprocess.PIPE, timeout=60)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "timeline", "monitor", "doctor"])
+def test_no_second_try_will_help(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    tmp_path.chmod(0o777)
+    asked = ["-"] if command in ("monitor", "doctor") else []
+    calls = [([*asked, "--bg-id", " "], "postgresql://app@127.0.0.1:1/app")]
+    if command != "doctor":
+        calls.append(([*asked, "--run-dir", str(tmp_path)], "postgresql://app@127.0.0.1:1/app"))
+    if asked:
+        calls.append((asked, "postgresql://app@127.0.0.1:1/app?bg_nonsense=1"))
+    for options, dsn in calls:
+        program = [sys.executable, "-c", "from bgpool.cli import main; main()", command, *options]
+        done = subprocess.run(program, env=environment, input=dsn, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, ""), (command, options)
+        assert len(done.stderr.splitlines()) == 1
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"

@@ -65,6 +65,31 @@ def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
         monitor.communicate()
 
 
+def test_in_the_foreground_it_takes_a_run_directory(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from bgpool.cli import main; main()",
+        "monitor",
+        "-",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    monitor = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert monitor.stdin is not None
+        assert monitor.stdout is not None
+        monitor.stdin.write("postgresql://app@127.0.0.1:1/app\n")
+        monitor.stdin.flush()
+        assert "monitoring bg_id '1'" in monitor.stdout.readline()
+        assert (tmp_path / "run" / "1.segment").exists()
+    finally:
+        monitor.kill()
+        monitor.communicate()
+
+
 def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}\n"

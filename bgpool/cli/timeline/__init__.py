@@ -11,7 +11,9 @@ from bgpool.cli.timeline.page import render
 from bgpool.cli.timeline.picture import draw
 from bgpool.cli.timeline.story import Story, deployments, stories
 from bgpool.core.timeline import summary_table
-from bgpool.segment.paths import RunFiles, default_run_dir
+from bgpool.plain_errors import Error
+from bgpool.report import find, look_in
+from bgpool.segment.paths import RunFiles
 
 __all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]
 
@@ -37,13 +39,12 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
 
     Raises:
         NothingRecorded: There are none.
-        Unusable: The directory cannot be read, a file cannot be written, or a library is missing.
+        Unusable: The directory is not to be trusted, a file cannot be written, or a library is missing.
     """
-    directory = (run_dir or default_run_dir()).absolute()
-    files = _files(directory, bg_id)
+    files = _files(bg_id, run_dir)
     told = stories(files, count)
     if not told:
-        raise NothingRecorded(f"no switchover of bg_id {bg_id or files.stem!r} is recorded in {directory}")
+        raise NothingRecorded(f"no switchover of bg_id {bg_id or files.stem!r} is recorded in {files.directory}")
     if as_json:
         print(json.dumps([story.as_dict() for story in told]))
     else:
@@ -51,17 +52,17 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
     _draw(told, outputs)
 
 
-def _files(directory: Path, bg_id: str | None) -> RunFiles:
-    if bg_id is not None:
-        return RunFiles.of(directory, bg_id.strip().lower())
+def _files(bg_id: str | None, run_dir: Path | None) -> RunFiles:
     try:
-        found = deployments(directory)
-    except FileNotFoundError:
-        found = ()
-    except OSError as error:
-        raise Unusable(f"{directory} cannot be read: {error.strerror}") from None
+        # As status: what is not to be trusted there is no history here.
+        there = find(bg_id, run_dir)
+    except Error as error:
+        raise Unusable(str(error)) from None
+    if bg_id is not None:
+        return there[0].files
+    found = deployments(look_in(run_dir)) if there else ()
     if not found:
-        raise NothingRecorded(f"no switchover is recorded in {directory}")
+        raise NothingRecorded(f"no switchover is recorded in {look_in(run_dir)}")
     if len(found) > 1:
         raise Unusable(f"which one? --bg-id: {', '.join(files.stem for files in found)}")
     return found[0]

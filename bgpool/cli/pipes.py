@@ -1,0 +1,36 @@
+"""What every command does when nobody reads its output any more, as ``head`` does."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Final
+
+__all__ = ["NOBODY_READS", "end_with_the_reader"]
+
+#: As a shell has it for a program that SIGPIPE ends. Not the signal itself: it would end a command whose peer closes a
+#: socket, too, and the lab before it has stopped its servers.
+NOBODY_READS: Final = 141
+
+
+class _Output(io.FileIO):
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]  # whatever the buffer has
+        except BrokenPipeError:
+            # What is still buffered is nobody's, and must not be an error once more at the end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            # typer and rich would each make an end of their own of a broken pipe, with status 1.
+            raise SystemExit(NOBODY_READS) from None
+
+
+def end_with_the_reader() -> None:
+    """Have whatever writes to standard output end the command, with NOBODY_READS, once nobody reads it."""
+    now = sys.stdout
+    if isinstance(now, io.TextIOWrapper):
+        output = io.BufferedWriter(_Output(now.fileno(), "w", closefd=False))
+        by_line = now.line_buffering or now.write_through
+        sys.stdout = io.TextIOWrapper(output, now.encoding, now.errors, line_buffering=by_line)
