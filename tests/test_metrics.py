@@ -126,6 +126,10 @@ def test_every_metric_is_documented() -> None:
     assert documented == NAMES
 
 
+def test_the_alert_of_the_docs_sees_a_monitor_that_is_not_there() -> None:
+    assert "absent(bgpool_monitor_age_seconds)" in DOCS.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("address", ["9187", "a:b:1", ":70000", "[::1]", "localhost:", ":-1"])
 def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
     with pytest.raises(bgpool.ConfigurationError, match="allowed is"):

@@ -74,7 +74,7 @@ def _login(server: Server) -> Verdict:
             f"{user} at {where}: {server.failure}",
             f"have {where} let {user} in from this host: route, security group, password; the monitor asks both sides",
         )
-    return ok(f"{user} at {where}, read-only")
+    return ok(f"{user} at {where}, in a read-only session of the doctor's own")
 
 
 @server_checks.check("engine", "Is it RDS or Aurora, and which of the engines?")

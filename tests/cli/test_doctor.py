@@ -87,6 +87,8 @@ def test_a_deployment_in_order_passes_and_nothing_is_left_behind(pair: Pair, pla
     for colour in ("blue", "green"):
         for check in ("login", "version", "grants", "metadata", "status", "writes", "connections", "reachable", "dns"):
             assert found[colour, check]["result"] == "ok", found[colour, check]
+        # Not the side: that of blue would be a fault.
+        assert found[colour, "login"]["finding"].endswith(", in a read-only session of the doctor's own")
     assert pair.names.green.primary in found["deployment", "green"]["finding"]
     assert pair.app_password not in output
     assert list(place.parent.iterdir()) == []
