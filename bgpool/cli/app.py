@@ -124,8 +124,8 @@ def rehearse(
     CMD finds the DSN in $DATABASE_URL, or in the variables that are given with --env, and BGPOOL_RESOLVER and
     BGPOOL_RUN_DIR beside it. It gets SIGTERM at the end.
 
-    Exit status: 0 if all went through; 1 if a request failed, a process was lost, the switchover did not end as it
-    should, or never began; 2 for a wrong call; 3 if the servers cannot be started; 130 after Ctrl-C.
+    Exit status: 0 if all went through; 1 if a request failed, a process was lost, no caller used a pool, the switchover
+    did not end as it should, or never began; 2 for a wrong call; 3 if the servers cannot be started; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import rehearse as show
