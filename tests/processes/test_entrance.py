@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
+import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,12 +21,12 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import parse
 from bgpool.monitor import process
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.election import claim
-from bgpool.monitor.process import Monitor
+from bgpool.monitor.process import run_monitor
 from bgpool.monitor.session import Answer, SessionError
-from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
-from bgpool.segment.writer import Writer, first_snapshot
+
+pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
 
@@ -37,41 +40,42 @@ def rows(status: str, green: str = GREEN) -> tuple[StatusRow, ...]:
 
 
 class World:
-    """Servers that answer by address, and names that lead to them.
+    """Servers that answer by address, and names that lead to them; in files, for the monitor is a process."""
 
-    Attributes:
-        servers: By address: whether it takes no writes, and its rows.
-    """
-
-    def __init__(self, hosts: Path) -> None:
-        self.hosts = hosts
-        self.servers: dict[str, tuple[bool, tuple[StatusRow, ...]]] = {}
+    def __init__(self, directory: Path) -> None:
+        self.hosts = directory / "hosts"
+        self._state = directory / "servers"
         self._life = 0
 
     def lead(self, **names: str) -> None:
         """Let names, by their first label, lead to addresses; all others to nowhere."""
         lines = [f"{address} {name.replace('_', '-')}.{ZONE}\n" for name, address in names.items()]
-        # In one step: a reader of half a file would see names vanish.
-        self.hosts.with_suffix(".new").write_text("".join(lines))
-        self.hosts.with_suffix(".new").replace(self.hosts)
+        self._put(self.hosts, "".join(lines).encode())
+
+    def serve(self, servers: dict[str, tuple[bool, tuple[StatusRow, ...]]]) -> None:
+        """Let there be *servers*, by address: whether each takes no writes, and its rows."""
+        self._put(self._state, pickle.dumps((self._life, servers)))
 
     def cut(self) -> None:
-        """End every connection."""
+        """End every connection, at the next word of the servers."""
         self._life += 1
 
     def session(self, _params: object, target: Target, _password: object) -> _Session:
         """As a monitor connects."""
-        address = target.addresses[0]
-        if address not in self.servers:
+        life, servers = self.state()
+        if target.addresses[0] not in servers:
             raise SessionError("connection refused")
-        return _Session(self, address, self._life)
+        return _Session(self, target.addresses[0], life)
 
-    def answer(self, address: str, life: int) -> Answer:
-        """What the server at *address* says on a connection of *life*."""
-        if life != self._life or address not in self.servers:
-            raise SessionError("connection lost")
-        read_only, found = self.servers[address]
-        return Answer(read_only, read_only, rows=found)
+    def state(self) -> tuple[int, dict[str, tuple[bool, tuple[StatusRow, ...]]]]:
+        """Which connections are good, and the servers."""
+        found: tuple[int, dict[str, tuple[bool, tuple[StatusRow, ...]]]] = pickle.loads(self._state.read_bytes())
+        return found
+
+    def _put(self, path: Path, content: bytes) -> None:
+        # In one step: a reader of half a file would see names vanish.
+        path.with_suffix(".new").write_bytes(content)
+        path.with_suffix(".new").replace(path)
 
 
 class _Session:
@@ -84,7 +88,11 @@ class _Session:
         return self._ends[0].fileno()
 
     def ask(self) -> Answer:
-        return self._world.answer(self._address, self._life)
+        life, servers = self._world.state()
+        if life != self._life or self._address not in servers:
+            raise SessionError("connection lost")
+        read_only, found = servers[self._address]
+        return Answer(read_only, read_only, rows=found)
 
     def close(self) -> None:
         for end in self._ends:
@@ -93,15 +101,15 @@ class _Session:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(tmp_path / "hosts")
+    world = World(tmp_path)
     monkeypatch.setattr(process, "_SESSIONS", {Engine.POSTGRESQL: world.session})
     return world
 
 
 @pytest.fixture
 def watch(world: World, tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """Starts a monitor that looks for a deployment at a host, and stops it at the end."""
-    begun: list[tuple[Monitor, threading.Thread]] = []
+    """Starts a monitor that looks for a deployment at a host, and ends it at the end."""
+    begun: list[int] = []
 
     def start(host: str) -> None:
         options = {
@@ -112,20 +120,17 @@ def watch(world: World, tmp_path: Path) -> Iterator[Callable[[str], None]]:
         }
         place, settings, _ = parse(f"postgresql://app@{host}/app", options)
         config = MonitorConfig.of(place, settings, tmp_path / "run")
-        files = RunFiles.of(tmp_path / "run", config.bg_id)
-        prepare_run_dir(files.directory)
-        tenure = claim(files)
-        assert tenure is not None
-        writer = Writer(files, tenure.term, first_snapshot(config.bg_id))
-        monitor = Monitor(config, None, files, writer, writer.snapshot)
-        thread = threading.Thread(target=monitor.run, args=(None,), daemon=True)
-        thread.start()
-        begun.append((monitor, thread))
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                run_monitor(config, linger_s=None)
+            os._exit(1)
+        begun.append(pid)
 
     yield start
-    for monitor, thread in begun:
-        monitor.stop()
-        thread.join(10)
+    for pid in begun:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @pytest.fixture
@@ -134,9 +139,8 @@ def snapshot(tmp_path: Path) -> Callable[[], Snapshot]:
     reader = Reader(RunFiles.of(tmp_path / "run", "1"))
 
     def read() -> Snapshot:
-        found = reader.refresh().snapshot
-        assert found is not None
-        return found
+        reader.check_path()
+        return reader.refresh().snapshot or Snapshot("1")
 
     return read
 
@@ -145,15 +149,18 @@ def test_an_old_blue_that_goes_on_answering_is_left(
     world: World, watch: Callable[[str], None], snapshot: Callable[[], Snapshot], wait_until: WaitUntil
 ) -> None:
     # After a switchover, before DNS has followed.
-    world.servers = {"10.0.0.1": (True, ()), "10.0.0.2": (False, ())}
+    world.serve({"10.0.0.1": (True, ()), "10.0.0.2": (False, ())})
     world.lead(shop="10.0.0.1")
     watch(BLUE)
     wait_until(lambda: snapshot().timeline != ())
     world.lead(shop="10.0.0.2", shop_green_z9y8x7="10.0.0.3")
-    world.servers |= {
-        "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
-        "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
-    }
+    world.serve(
+        {
+            "10.0.0.1": (True, ()),
+            "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
+            "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
+        }
+    )
     wait_until(lambda: snapshot().ready)
     assert snapshot().phase is Phase.CREATED
 
@@ -166,7 +173,7 @@ def test_the_next_deployment_is_found_wherever_the_monitor_came_in(
     snapshot: Callable[[], Snapshot],
     wait_until: WaitUntil,
 ) -> None:
-    world.servers = {"10.0.0.1": (False, rows("AVAILABLE")), "10.0.0.2": (True, rows("AVAILABLE"))}
+    world.serve({"10.0.0.1": (False, rows("AVAILABLE")), "10.0.0.2": (True, rows("AVAILABLE"))})
     world.lead(shop="10.0.0.1", shop_reports="10.0.0.1", shop_green_a1b2c3="10.0.0.2")
     watch(entrance)
     wait_until(lambda: snapshot().ready)
@@ -175,17 +182,19 @@ def test_the_next_deployment_is_found_wherever_the_monitor_came_in(
         ("SWITCHOVER_IN_PROGRESS", Phase.IN_PROGRESS),
         ("SWITCHOVER_IN_POST_PROCESSING", Phase.POST),
     ):
-        world.servers = {"10.0.0.1": (False, rows(status)), "10.0.0.2": (True, rows(status))}
+        world.serve({"10.0.0.1": (False, rows(status)), "10.0.0.2": (True, rows(status))})
         wait_until(partial(_is_in, snapshot, phase))
     world.cut()
     # Green has taken blue's name, and of all others only old blue is left, with a name that nobody uses.
-    world.servers = {"10.0.0.2": (False, ())}
+    world.serve({"10.0.0.2": (False, ())})
     world.lead(shop="10.0.0.2")
     wait_until(lambda: snapshot().phase is Phase.NOT_CREATED)
-    world.servers = {
-        "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
-        "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
-    }
+    world.serve(
+        {
+            "10.0.0.2": (False, rows("AVAILABLE", NEXT_GREEN)),
+            "10.0.0.3": (True, rows("AVAILABLE", NEXT_GREEN)),
+        }
+    )
     world.lead(shop="10.0.0.2", shop_green_z9y8x7="10.0.0.3")
     wait_until(lambda: snapshot().ready)
     assert [host.name for host in snapshot().hosts] == [BLUE, NEXT_GREEN]
