@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,67 +50,50 @@ def test_a_monitor_that_lost_a_sense_fails(config: MonitorConfig, monkeypatch: p
     assert run_monitor(config, linger_s=0.1), "it keeps no other from its place"
 
 
+COMMAND = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
+
+
+@contextlib.contextmanager
+def foreground(dsn: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """bgpool monitor in a process of its own, which has read *dsn*; killed at the end."""
+    with subprocess.Popen(
+        [*COMMAND, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as monitor:
+        try:
+            assert monitor.stdin is not None
+            monitor.stdin.write(f"{dsn}\n")
+            monitor.stdin.flush()
+            yield monitor
+        finally:
+            monitor.kill()
+
+
+def line_of(monitor: subprocess.Popen[str]) -> str:
+    assert monitor.stdout is not None
+    return monitor.stdout.readline()
+
+
 def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
-    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_id=ledger&bg_run_dir={tmp_path / 'run'}\n"
-    monitor = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert monitor.stdin is not None
-        assert monitor.stdout is not None
-        monitor.stdin.write(dsn)
-        monitor.stdin.flush()
-        assert "monitoring bg_id 'ledger'" in monitor.stdout.readline()
-    finally:
-        monitor.kill()
-        monitor.communicate()
+    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_id=ledger&bg_run_dir={tmp_path / 'run'}"
+    with foreground(dsn) as monitor:
+        assert "monitoring bg_id 'ledger'" in line_of(monitor)
 
 
 def test_in_the_foreground_it_takes_a_run_directory(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from bgpool.cli import main; main()",
-        "monitor",
-        "-",
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    monitor = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert monitor.stdin is not None
-        assert monitor.stdout is not None
-        monitor.stdin.write("postgresql://app@127.0.0.1:1/app\n")
-        monitor.stdin.flush()
-        assert "monitoring bg_id '1'" in monitor.stdout.readline()
+    with foreground("postgresql://app@127.0.0.1:1/app", "--run-dir", str(tmp_path / "run")) as monitor:
+        assert "monitoring bg_id '1'" in line_of(monitor)
         assert (tmp_path / "run" / "1.segment").exists()
-    finally:
-        monitor.kill()
-        monitor.communicate()
 
 
 def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
-    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}\n"
-    first = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert first.stdin is not None
-        assert first.stdout is not None
-        first.stdin.write(dsn)
-        first.stdin.flush()
-        assert "monitoring bg_id '1' in term 1" in first.stdout.readline()
-        second = subprocess.run(command, input=dsn, capture_output=True, text=True, timeout=30)
+    dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}"
+    with foreground(dsn) as first:
+        assert "monitoring bg_id '1' in term 1" in line_of(first)
+        second = subprocess.run(COMMAND, input=f"{dsn}\n", capture_output=True, text=True, timeout=30)
         assert second.returncode == 1
         assert "another monitor of bg_id '1' lives" in second.stderr
         assert Reader(RunFiles.of(tmp_path / "run", "1")).refresh().snapshot is not None
         first.terminate()
         assert first.wait(10) == 0
-    finally:
-        first.kill()
-        output = first.communicate()[0]
-    assert "s3cret" not in output
+        assert first.stdout is not None
+        assert "s3cret" not in first.stdout.read()
