@@ -24,7 +24,7 @@ from bgpool.pools.participant import Bystander, Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.resolver import make_resolver
-from bgpool.segment.paths import default_run_dir
+from bgpool.segment.paths import look_in
 from bgpool.settings import Settings
 
 __all__ = ["POOLS", "close_pools", "get_pool", "open_pools", "participants", "pools"]
@@ -132,7 +132,7 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
         # A module that asks the database while it loads must not keep the monitor waiting until a switchover is over.
         left = {**left, "timeout": MONITOR_CHECKOUT_S}
     make_resolver(settings.bg_resolver)
-    directory = settings.bg_run_dir or default_run_dir().absolute()
+    directory = look_in(settings.bg_run_dir)
     config = MonitorConfig.of(place, settings, directory)
     try:
         return kind(place, settings, _participant(settings, directory, config), left)

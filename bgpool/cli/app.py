@@ -82,8 +82,8 @@ def demo(
 ) -> None:
     """Send real servers through a switchover under load and judge what became of every row.
 
-    Exit status: 0 if no row was lost, doubled or split; 1 if one was, or the demo failed; 2 if a library is missing;
-    130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, and nobody is missing; 1 if not, or the demo failed; 2 if a
+    library is missing; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import demo as show
@@ -283,7 +283,7 @@ def monitor(
     from bgpool.dsn import parse
     from bgpool.monitor.config import MonitorConfig
     from bgpool.monitor.process import run_monitor
-    from bgpool.segment.paths import default_run_dir
+    from bgpool.segment.paths import look_in
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -293,7 +293,7 @@ def monitor(
             sys.stdin.readline() if dsn == "-" else dsn,
             {name: value for name, value in given.items() if value is not None},
         )
-        config = MonitorConfig.of(place, settings, settings.bg_run_dir or default_run_dir().absolute())
+        config = MonitorConfig.of(place, settings, look_in(settings.bg_run_dir))
         if metrics is not None:
             from bgpool.cli.metrics import serve
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bgpool.plain_errors import Error
-from bgpool.report import Status, find, look_in
+from bgpool.report import Status, find
+from bgpool.segment.paths import look_in
 
 __all__ = ["SUMMARY", "main", "nobody"]
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bgpool.core.phase import SWITCHING, Phase
-from bgpool.report import BY_TIMER, Endpoint, LastSwitchover, Monitor, Status, Worker
+from bgpool.core.timeline import TIMER
+from bgpool.report import Endpoint, LastSwitchover, Monitor, Status, Worker
 
 __all__ = ["draw", "make_console", "plain"]
 
@@ -105,7 +106,7 @@ def _endpoint(endpoint: Endpoint) -> Text:
 
 
 def _last(last: LastSwitchover) -> str:
-    evidence = "the timer: nothing showed that green was promoted" if last.evidence == BY_TIMER else last.evidence
+    evidence = "the timer: nothing showed that green was promoted" if last.evidence == TIMER else last.evidence
     released = (
         f", released at {_seconds(last.released_ms)} by {evidence or 'its phase'}"
         if last.released_ms is not None

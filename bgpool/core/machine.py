@@ -32,7 +32,7 @@ from bgpool.core.limits import ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
 from bgpool.core.suspicion import allay, suspect
-from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, summary_table
+from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, TIMER, summary_table
 
 __all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "step"]
 
@@ -87,7 +87,7 @@ _EVIDENCE: Final[Mapping[Signal, str]] = {
     Signal.TOOK_OVER: "green promoted",
     Signal.BLUE_MOVED: "blue DNS updated",
     Signal.SETTLED: DNS,
-    Signal.TIMED_OUT: "timer",
+    Signal.TIMED_OUT: TIMER,
 }
 
 #: Where a signal leads from each phase. A pair that is not listed changes nothing: silence, an error or an old

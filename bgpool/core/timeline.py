@@ -9,7 +9,7 @@ from typing import Final
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 
-__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "describe", "summary_table", "zero_ns"]
+__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "TIMER", "describe", "summary_table", "zero_ns"]
 
 #: The last event of a switchover that went back to blue.
 CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
@@ -17,6 +17,8 @@ CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
 #: The evidence that a switchover of which everything can be seen goes by.
 METADATA: Final = "metadata"
 DNS: Final = "DNS"
+#: That of a switchover that counts as over because its time was up: nothing has shown that green was promoted.
+TIMER: Final = "timer"
 
 _RULE = "-" * 82
 

@@ -15,7 +15,7 @@ from bgpool.errors import SegmentError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment import table
-from bgpool.segment.paths import RunFiles, default_run_dir, open_checked
+from bgpool.segment.paths import RunFiles, look_in, open_checked
 from bgpool.segment.presence import WorkerRow, workers
 from bgpool.settings import Settings
 
@@ -75,7 +75,7 @@ class Case:
         self.dsn, self.settings, _ = parse(dsn, {} if bg_id is None else {"bg_id": bg_id})
         self.max_size: Final = max_size
         self.timeout_s: Final = timeout_s
-        self.run_dir: Final = self.settings.bg_run_dir or default_run_dir().absolute()
+        self.run_dir: Final = look_in(self.settings.bg_run_dir)
         self.files: Final = RunFiles.of(self.run_dir, self.settings.bg_id)
         self.config: Final = MonitorConfig.of(self.dsn, self.settings, self.run_dir)
         self.resolver: Final[Resolver] = make_resolver(self.settings.bg_resolver)

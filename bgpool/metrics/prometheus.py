@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector as BaseCollector
 
 from bgpool.metrics.catalogue import BG_ID, DEPLOYMENT, POOL_NAME, USAGE, WORKER, Attributes, Kind, Metric, Points
 from bgpool.metrics.deployment import Deployment
-from bgpool.segment.paths import RunFiles, default_run_dir
+from bgpool.segment.paths import RunFiles, look_in
 from bgpool.segment.presence import WorkerRow
 from bgpool.segment.reader import Reader
 from bgpool.segment.table import Usage
@@ -42,7 +42,7 @@ class Collector(BaseCollector):
         """
         settings = Settings.from_mapping({"bg_id": bg_id, **({} if run_dir is None else {"bg_run_dir": run_dir})})
         self._bg_id: Final = settings.bg_id
-        self._files: Final = RunFiles.of(settings.bg_run_dir or default_run_dir().absolute(), settings.bg_id)
+        self._files: Final = RunFiles.of(look_in(settings.bg_run_dir), settings.bg_id)
         self._reader: Final = Reader(self._files)
 
     def describe(self) -> Iterable[Family]:

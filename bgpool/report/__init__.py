@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from bgpool.report.model import BY_TIMER, Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
-from bgpool.segment.paths import RunFiles, default_run_dir
+from bgpool.segment.paths import RunFiles, look_in
 from bgpool.settings import Settings
 
 __all__ = [
-    "BY_TIMER",
     "Deployment",
     "Endpoint",
     "Event",
@@ -25,7 +24,6 @@ __all__ = [
     "Totals",
     "Worker",
     "find",
-    "look_in",
     "status",
 ]
 
@@ -73,8 +71,3 @@ def find(bg_id: str | int | None = None, run_dir: Path | str | None = None) -> t
     if bg_id is None:
         return tuple(map(Deployment, there))
     return (Deployment(RunFiles.of(directory, settings.bg_id), settings.bg_id),)
-
-
-def look_in(run_dir: Path | None = None) -> Path:
-    """The run directory: *run_dir*, or the default."""
-    return (run_dir or default_run_dir()).absolute()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
+from bgpool.core.timeline import TIMER
 
-__all__ = ["BY_TIMER", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
-
-
-#: The evidence of a switchover that counts as over because its time was up: nothing has shown that green was promoted.
-BY_TIMER: Final = "timer"
+__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class LastSwitchover:
         duration_ms: From its first to its last phase.
         released_ms: When callers were let go, from IN_PROGRESS, or from *at* where that was not read; None after a
             rollback.
-        evidence: What told that they could be; BY_TIMER if nothing did.
+        evidence: What told that they could be; "timer" if nothing did.
     """
 
     at: str
@@ -192,4 +189,4 @@ class Status:
 def over_by_timer(events: Iterable[Event | TimelineEntry]) -> bool:
     """Whether a switchover with *events* has ended by its timer, and was not released by anything before."""
     told = {event.event: event.evidence for event in events}
-    return told.get(Phase.COMPLETED.name) == BY_TIMER and Phase.POST.name not in told
+    return told.get(Phase.COMPLETED.name) == TIMER and Phase.POST.name not in told

@@ -149,6 +149,11 @@ def default_run_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return parent / f"bgpool-{os.geteuid()}"
 
 
+def look_in(run_dir: Path | None = None) -> Path:
+    """The run directory: *run_dir*, or the default."""
+    return (run_dir or default_run_dir()).absolute()
+
+
 def prepare_run_dir(directory: Path) -> None:
     """Make *directory* if it is not there, and make sure that nobody can write to it but us, or a group we chose.
 

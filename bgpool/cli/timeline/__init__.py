@@ -12,8 +12,8 @@ from bgpool.cli.timeline.picture import draw
 from bgpool.cli.timeline.story import Story, deployments, stories
 from bgpool.core.timeline import summary_table
 from bgpool.plain_errors import Error
-from bgpool.report import find, look_in
-from bgpool.segment.paths import RunFiles
+from bgpool.report import find
+from bgpool.segment.paths import RunFiles, look_in
 
 __all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]
 
