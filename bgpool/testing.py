@@ -30,7 +30,7 @@ from bgpool.monitor.probe import now
 from bgpool.registry import close_pools
 from bgpool.resolver import make_resolver
 from bgpool.segment.locks import try_lock
-from bgpool.segment.paths import RunFiles, default_run_dir, prepare_run_dir
+from bgpool.segment.paths import RunFiles, look_in, memory_dir, prepare_run_dir
 from bgpool.segment.presence import workers
 from bgpool.segment.writer import Superseded, Writer
 from bgpool.settings import Settings
@@ -222,8 +222,8 @@ def deployment(
     settings = Settings.from_mapping(given)
     with contextlib.ExitStack() as stack:
         if run_dir is None:
-            memory = tempfile.mkdtemp(prefix="bgpool-test-", dir=default_run_dir({}).parent)
+            memory = tempfile.mkdtemp(prefix="bgpool-test-", dir=memory_dir())
             stack.callback(shutil.rmtree, memory, ignore_errors=True)
-        made = Deployment(Path(run_dir or memory).absolute(), blue, green, settings)
+        made = Deployment(look_in(Path(run_dir or memory)), blue, green, settings)
         stack.callback(made.close)
         yield made

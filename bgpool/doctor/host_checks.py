@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
+import stat
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -19,7 +22,7 @@ from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.errors import SegmentError
 from bgpool.segment import layout, table
-from bgpool.segment.paths import file_mode
+from bgpool.segment.paths import file_mode, look_in, memory_dir
 from bgpool.segment.reader import SegmentMap
 
 __all__ = ["existing", "host_checks"]
@@ -50,24 +53,37 @@ def _software(_case: Case) -> Verdict:
 
 @host_checks.check("run directory", "Is there a run directory that nobody else can write to?")
 def _run_directory(case: Case) -> Verdict:
-    path = case.run_dir
-    another = "or have BGPOOL_RUN_DIR (or bg_run_dir) name another directory"
+    path, user = case.run_dir, os.geteuid()
     try:
         found = path.lstat()
     except FileNotFoundError:
         parent = existing(path)
         if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
             return ok(f"{path} is not there yet and can be made, in {parent}")
-        return failed(f"{path} is not there, and user {os.geteuid()} cannot make it in {parent}", f"make it, {another}")
+        return failed(f"{path} is not there, and user {user} cannot make it in {parent}", _another(path))
     except OSError as error:
-        return failed(f"{path}: {error.strerror}", f"make it usable, {another}")
+        return failed(f"{path}: {error.strerror}", _another(path))
     try:
         file_mode(path)
     except SegmentError as error:
-        return failed(str(error), f"see who made it; chown {os.geteuid()} {path} && chmod 0700 {path}, {another}")
+        mend = f"chmod 0700 {shlex.quote(str(path))}; or " if _is_ours_to_chmod(found) else ""
+        return failed(str(error), mend + _another(path))
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        return failed(f"user {os.geteuid()} may not write to {path}", f"have the user join its group, {another}")
+        return failed(f"user {user} may not write to {path}", f"have the user join its group; or {_another(path)}")
     return ok(f"{path}, mode {found.st_mode & 0o7777:04o}, owner {found.st_uid}")
+
+
+def _is_ours_to_chmod(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _another(path: Path) -> str:
+    """What this user can do without anybody's help where *path* cannot be used: name another directory."""
+    for parent in dict.fromkeys((memory_dir(), Path(tempfile.gettempdir()))):
+        place = look_in(parent)
+        if place != path and os.access(existing(place), os.W_OK | os.X_OK):
+            return f"set BGPOOL_RUN_DIR={shlex.quote(str(parent))} (or bg_run_dir), and {place} is used"
+    return f"set BGPOOL_RUN_DIR (or bg_run_dir) to a directory that user {os.geteuid()} can write to"
 
 
 @host_checks.check("file system", "Is the run directory in memory?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -69,7 +70,9 @@ def run_monitor(
     # Before the claim: to import an application's module may take seconds, in which a monitor would look hung.
     password = config.password
     directory = Path(config.run_dir)
-    prepare_run_dir(directory)
+    if prepare_run_dir(directory):
+        extra = log_fields("run_dir_made", bg_id=config.bg_id)
+        _logger.info("made run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
     files = RunFiles.of(directory, config.bg_id)
     tenure = election.claim(files)
     if tenure is None:

@@ -82,7 +82,7 @@ class Watch:
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
         try:
-            prepare_run_dir(self._files.directory)
+            self._make_run_dir()
             self._reader.check_path()
         except (SegmentError, OSError) as error:
             self._complain("plain_pool", f"{error}; the pool works as a plain pool")
@@ -167,7 +167,7 @@ class Watch:
         presence = self._presence
         if presence is not None and not presence.is_in_place(self._files):
             self._leave_the_row()
-            prepare_run_dir(self._files.directory)
+            self._make_run_dir()
         self._reader.check_path()
         self._be_present()
         silent = self._reader.monitor_is_silent()
@@ -175,6 +175,17 @@ class Watch:
             # Apart from the watcher: the start of a process takes longer than a release may.
             self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
             self._starter.start()
+
+    def _make_run_dir(self) -> None:
+        """Make it where it does not exist, and log where: it need not be the directory that the user named.
+
+        Raises:
+            SegmentError: It cannot be used.
+        """
+        directory = self._files.directory
+        if prepare_run_dir(directory):
+            extra = log_fields("run_dir_made", bg_id=self._bg_id)
+            _logger.info("made run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
 
     def _start_monitor(self) -> None:
         try:

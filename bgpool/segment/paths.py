@@ -19,14 +19,17 @@ __all__ = [
     "Exhausted",
     "RunFiles",
     "create_checked",
-    "default_run_dir",
     "file_mode",
+    "look_in",
+    "memory_dir",
     "open_checked",
     "prepare_run_dir",
     "refused",
     "reserve",
 ]
 
+#: Of a run directory that the users of a group share.
+_SHARED_MODE: Final = 0o2770
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _EXHAUSTION: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -136,37 +139,51 @@ class RunFiles:
         return self.directory / f"{self.stem}.term-{term}.lock"
 
 
-def default_run_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the segment lives unless the user says otherwise.
-
-    ``$BGPOOL_RUN_DIR``, else ``bgpool-<uid>`` in /dev/shm, which is memory, else in the temporary directory. Nothing
-    that a service and a login of the same user have different values for: the one is to see the other's segment.
-    """
-    if chosen := environ.get("BGPOOL_RUN_DIR"):
-        return Path(chosen)
+def memory_dir() -> Path:
+    """Where run directories are made unless the user says otherwise: /dev/shm, else the temporary directory."""
     memory = Path("/dev/shm")
-    parent = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    return parent / f"bgpool-{os.geteuid()}"
+    return memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
-def look_in(run_dir: Path | None = None) -> Path:
-    """The run directory: *run_dir*, or the default."""
-    return (run_dir or default_run_dir()).absolute()
+def look_in(run_dir: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The run directory of this user. Nothing is made.
+
+    It depends on nothing that a service and a login of the same user have different values for: each must find the
+    other's segment.
+
+    Args:
+        run_dir: The parameter bg_run_dir; None for ``$BGPOOL_RUN_DIR``, else memory_dir().
+        environ: The environment.
+
+    Returns:
+        The directory as given. Where other users can write to it (an emptyDir, a tmpfs, /dev/shm): ``bgpool-<uid>`` in
+        it, which prepare_run_dir() makes private.
+    """
+    chosen = run_dir or environ.get("BGPOOL_RUN_DIR")
+    if not chosen:
+        return _private_in(memory_dir())
+    directory = Path(chosen).absolute()
+    return _private_in(directory) if _others_can_write(directory) else directory
 
 
-def prepare_run_dir(directory: Path) -> None:
-    """Make *directory* if it is not there, and make sure that nobody can write to it but us, or a group we chose.
+def prepare_run_dir(directory: Path) -> bool:
+    """Make *directory* if it does not exist, and check that only this user, or a group we chose, can write to it.
+
+    Returns:
+        Whether this call made it.
 
     Raises:
         SegmentError: It cannot be made, is a link or no directory, has another owner, or is open to others.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_private(directory)
     except OSError as error:
         raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
     _rights(directory)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise SegmentError(f"run directory {directory} cannot be written by user {os.geteuid()}")
+    return made
 
 
 def file_mode(directory: Path) -> int:
@@ -252,6 +269,44 @@ def reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
+def _private_in(directory: Path) -> Path:
+    return directory / f"bgpool-{os.geteuid()}"
+
+
+def _others_can_write(directory: Path) -> bool:
+    """Whether *directory* is one that other users write to, and no group's run directory."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    mode = stat.S_IMODE(found.st_mode)
+    return stat.S_ISDIR(found.st_mode) and bool(mode & 0o022) and mode != _SHARED_MODE
+
+
+def _make_private(directory: Path) -> bool:
+    """Make *directory* with mode 0700, whatever the umask; whether it did not exist.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    try:
+        directory.mkdir(mode=0o700)
+        made = True
+    except FileExistsError:
+        made = False
+    found = directory.lstat()
+    mode = stat.S_IMODE(found.st_mode)
+    # The umask, or a parent with the setgid bit, has changed the mode; or another process has come between those two
+    # steps of its own. One that others may enter is not touched: it is refused.
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and mode != 0o700 and not mode & 0o077:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _SAFELY)
+        try:
+            os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
+    return made
+
+
 def _rights(directory: Path) -> int | None:
     """The group that shares *directory*; None for nobody but us.
 
@@ -266,9 +321,12 @@ def _rights(directory: Path) -> int | None:
     if not stat.S_ISDIR(found.st_mode):
         raise SegmentError(f"{what} is not a directory")
     # Root's is as good as ours where a group shares it: who could write to it otherwise has root's rights anyway.
-    shared = mode == 0o2770
+    shared = mode == _SHARED_MODE
     if found.st_uid != os.geteuid() and not (shared and found.st_uid == 0):
-        raise SegmentError(f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}")
+        raise SegmentError(
+            f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}: set BGPOOL_RUN_DIR (or bg_run_dir) to a "
+            "directory that this user can write to"
+        )
     if shared:
         return found.st_gid
     if mode & 0o077:

@@ -418,7 +418,7 @@ def test_parameters_that_are_unusual(pair: Pair, monkeypatch: pytest.MonkeyPatch
 
 def test_a_hostile_run_directory_is_refused_and_left_alone(pair: Pair, place: Path) -> None:
     place.mkdir()
-    place.chmod(0o777)
+    place.chmod(0o755)
     before = place.stat()
     status, found, _ = run(pair.dsn)
     assert (status, failures(found)) == (1, {("this host", "run directory")})

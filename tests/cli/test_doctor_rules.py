@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -209,6 +210,21 @@ def test_run_directories_that_cannot_be_used(place: Path, kind: str, monkeypatch
     finding = host(Case(DSN))["run directory"]
     assert finding.result is Result.FAILED
     assert "BGPOOL_RUN_DIR" in finding.remedy
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_what_to_do_about_a_strangers_directory_can_be_done_by_the_user(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.mkdir(mode=0o700)
+    os.chown(place, 12345, 12345)
+    finding = host(Case(DSN))["run directory"]
+    assert finding.result is Result.FAILED
+    assert "chmod" not in finding.remedy, "which is for the owner alone"
+    named = re.search(r"set BGPOOL_RUN_DIR=(\S+)", finding.remedy)
+    assert named
+    monkeypatch.setenv("BGPOOL_RUN_DIR", named[1])
+    assert host(Case(DSN))["run directory"].result is Result.OK
 
 
 def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

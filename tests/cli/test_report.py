@@ -301,7 +301,7 @@ def test_files_of_others_are_passed_over(run_dir: Path) -> None:
 def test_a_directory_that_is_not_to_be_trusted(run_dir: Path, tmp_path: Path, harm: str) -> None:
     path = run_dir
     if harm == "open to all":
-        path.chmod(0o777)
+        path.chmod(0o755)
     elif harm == "a link":
         path = tmp_path / "link"
         path.symlink_to(run_dir)

@@ -69,11 +69,11 @@ def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) 
 @pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("options", [[], ["--ready"], ["--json"]], ids=" ".join)
 def test_a_hostile_directory(run_dir: Path, bgpool_command: Command, options: list[str]) -> None:
-    run_dir.chmod(0o777)
+    run_dir.chmod(0o755)
     done = bgpool_command("status", *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"run directory {run_dir} has mode 0777; allowed are 0700, and 2770 to share it with the users of its group\n"
+        f"run directory {run_dir} has mode 0755; allowed are 0700, and 2770 to share it with the users of its group\n"
     )
 
 
@@ -192,7 +192,7 @@ def test_every_command_ends_with_its_reader(arguments: list[str], environment: d
 
 @pytest.mark.parametrize("command", ["status", "watch", "timeline", "monitor", "doctor"])
 def test_no_second_try_will_help(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    tmp_path.chmod(0o777)
+    tmp_path.chmod(0o755)
     asked = ["-"] if command in ("monitor", "doctor") else []
     calls = [([*asked, "--bg-id", " "], "postgresql://app@127.0.0.1:1/app")]
     if command != "doctor":

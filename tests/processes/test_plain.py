@@ -55,17 +55,35 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
 
 
-def test_run_directory_that_others_can_write(
+def test_run_directory_that_others_can_read(
     get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run").chmod(0o777)
+    (tmp_path / "run").chmod(0o755)
     pool = get_pool()
     assert works(pool)
     assert works(pool)
     (line,) = lines(caplog, "plain pool")
     assert str(tmp_path / "run") in line
-    assert "0777" in line
+    assert "0755" in line
+
+
+def test_a_mount_that_others_can_write_to(
+    get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
+) -> None:
+    """An emptyDir, which a container's user cannot chmod: a monitor lives in a private directory of ours in it."""
+    caplog.set_level(logging.INFO, logger="bgpool")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    pools = [get_pool(), get_pool(max_size=2)]
+    assert all(map(works, pools))
+    wait_until(lambda: pools[0].stats().phase is not None)
+    own = tmp_path / "run" / f"bgpool-{os.geteuid()}"
+    (line,) = lines(caplog, "made run directory")
+    assert str(own) in line
+    assert lines(caplog, "plain pool") == []
+    status = bgpool.status(tmp_path.name, tmp_path / "run")
+    assert (status.run_dir, status.monitor.state) == (str(own), "alive")
 
 
 def test_run_directory_that_is_a_file(get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,6 +99,7 @@ def test_run_directory_of_somebody_else(get_pool: MakePool, tmp_path: Path, capl
     assert works(get_pool())
     (line,) = lines(caplog, "plain pool")
     assert "12345" in line
+    assert "BGPOOL_RUN_DIR" in line, "what to do"
 
 
 def test_corrupt_segment_is_refused_and_put_right(

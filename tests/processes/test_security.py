@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import shutil
 import stat
+import subprocess
 import sys
 import time
 import traceback
@@ -23,9 +26,10 @@ from bgpool.lab import Pair
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment import layout, table
-from bgpool.segment.paths import RunFiles
+from bgpool.segment.paths import RunFiles, look_in, prepare_run_dir
 from bgpool.segment.presence import Presence, workers
 from bgpool.segment.reader import Reader, SegmentMap
+from tests.docs.pages import ROOT
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -140,22 +144,33 @@ def test_a_hostile_file_is_refused_and_the_pool_serves(
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 or hostile == "open to all"
 
 
+def recipes() -> dict[str, str]:
+    """The commands of docs/servers.md that make a directory for a group, by the names of what they need."""
+    text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
+    host = re.search(r"^install -d -o root .*?(?=#)", text, re.MULTILINE)
+    pod = re.search(r"^ +- (mkdir -p .* chmod 2770 .*)$", text, re.MULTILINE)
+    assert host
+    assert pod
+    return {"host": host[0], "pod": pod[1]}
+
+
 class TestSharedByAGroup:
-    """docs/servers.md: ``install -d -o root -g GROUP -m 2770 DIRECTORY``."""
+    """Both recipes of docs/servers.md: a directory of the host, and one in a pod's emptyDir with fsGroup."""
 
     GROUP = 23456
 
-    @pytest.fixture
-    def shared(self) -> Iterator[RunFiles]:
+    @pytest.fixture(params=["host", "pod"])
+    def shared(self, request: pytest.FixtureRequest) -> Iterator[RunFiles]:
         # Pytest's own directories are private, and the users of the group must be able to pass.
-        directory = Path(f"/tmp/bgpool-shared-{os.getpid()}")
-        directory.mkdir()
-        os.chown(directory, 0, self.GROUP)
-        directory.chmod(0o2770)
-        yield RunFiles.of(directory, "shared")
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
+        mount = Path(f"/tmp/bgpool-shared-{os.getpid()}")
+        mount.mkdir()
+        os.chown(mount, 0, self.GROUP)
+        mount.chmod(0o2777)
+        command = recipes()[request.param].replace("-g bgpool", f"-g {self.GROUP}").replace("0:2000", f"0:{self.GROUP}")
+        directory = mount / "shared"
+        subprocess.run(["sh", "-c", re.sub(r"/run/bgpool(/shared)?", str(directory), command)], check=True)
+        yield RunFiles.of(look_in(directory), "shared")
+        shutil.rmtree(mount)
 
     def as_user(self, uid: int, function: Callable[[], object]) -> int:
         """The pid of a child that runs *function* as *uid* in the group."""
@@ -163,8 +178,9 @@ class TestSharedByAGroup:
         if pid == 0:
             status = 1
             try:
-                os.setgroups([])
-                os.setgid(self.GROUP)
+                # As the kubelet has it: the group of fsGroup is a supplementary one.
+                os.setgroups([self.GROUP])
+                os.setgid(uid)
                 os.setuid(uid)
                 function()
                 status = 0
@@ -206,6 +222,21 @@ class TestSharedByAGroup:
         for path in shared.directory.iterdir():
             found = path.stat()
             assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (self.GROUP, 0o660), path
+
+    @as_root
+    def test_users_of_one_mount_without_a_recipe_have_a_directory_each(self, shared: RunFiles) -> None:
+        mount = shared.directory.parent
+
+        def be_present() -> None:
+            os.umask(0)
+            directory = look_in(mount)
+            assert prepare_run_dir(directory)
+            Presence(RunFiles.of(directory, "alone"))
+
+        for uid in (1001, 1002):
+            assert os.waitstatus_to_exitcode(os.waitpid(self.as_user(uid, be_present), 0)[1]) == 0
+            found = (mount / f"bgpool-{uid}").stat()
+            assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (uid, 0o700)
 
     @as_root
     def test_a_user_outside_the_group_has_a_plain_pool(self, shared: RunFiles) -> None:

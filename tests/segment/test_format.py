@@ -19,7 +19,7 @@ from bgpool.errors import SegmentError
 from bgpool.segment import layout
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import decode, encode
-from bgpool.segment.paths import RunFiles, default_run_dir, open_checked, prepare_run_dir
+from bgpool.segment.paths import RunFiles, look_in, open_checked, prepare_run_dir
 from bgpool.segment.reader import Reader, SegmentMap
 from bgpool.segment.writer import Writer
 
@@ -223,10 +223,10 @@ def test_run_directory_must_be_private(tmp_path: Path) -> None:
 
 
 def test_default_run_directory(tmp_path: Path) -> None:
-    assert default_run_dir({"BGPOOL_RUN_DIR": str(tmp_path)}) == tmp_path
-    assert default_run_dir({}).name == f"bgpool-{os.geteuid()}"
+    assert look_in(None, {"BGPOOL_RUN_DIR": str(tmp_path)}) == tmp_path
+    assert look_in(None, {}).name == f"bgpool-{os.geteuid()}"
     # Of a login, and not of a service of the same user.
-    assert default_run_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == default_run_dir({})
+    assert look_in(None, {"XDG_RUNTIME_DIR": "/run/user/7"}) == look_in(None, {})
 
 
 def test_any_bg_id_makes_a_file_name(tmp_path: Path) -> None:
