@@ -13,7 +13,13 @@ from pymysql.connections import Connection
 from pymysql.constants import CR
 from pymysql.err import Error, OperationalError
 
-from bgpool.core.limits import SSL_CONTEXTS
+from bgpool.core.limits import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    SSL_CONTEXTS,
+    TCP_USER_TIMEOUT_MS,
+)
 
 __all__ = ["CUT_CODES", "READ_ONLY_CODES", "BoundedConnection", "code_of"]
 
@@ -27,9 +33,11 @@ CUT_CODES: Final = frozenset({1053, 1152, 1927, 3169, 4031, 2006, 2013, 2055})
 #: A password in clear text is for encrypted connections alone: IAM tokens and PAM ask for one.
 _CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
 
-#: When TCP notices a host that went away without a word, in seconds: silence, pause between probes, and how many. A
-#: query may run for longer than any read timeout should be short.
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+    ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+    ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+)
 
 
 def _unverified() -> ssl.SSLContext:
@@ -74,18 +82,20 @@ class BoundedConnection(_Driver):
     PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
     """
 
-    def __init__(self, *, address: str = "", **params: Any) -> None:
+    def __init__(self, *, address: str = "", tcp_user_timeout: int = TCP_USER_TIMEOUT_MS, **params: Any) -> None:
         """Connect.
 
         Args:
             address: The IP address to go to; empty for wherever the host's name leads. The name is proved by
                 certificates all the same.
+            tcp_user_timeout: How long data that was sent may stay unacknowledged, in ms; 0 for the system's own limit.
             params: As PyMySQL's.
 
         Raises:
             pymysql.err.OperationalError: The server cannot be reached, or does not let us in.
         """
         self._address: Final = address
+        self._user_timeout_ms: Final = tcp_user_timeout
         super().__init__(**params)
 
     def connect(self, sock: Any = None) -> None:
@@ -167,8 +177,8 @@ class BoundedConnection(_Driver):
         sock = socket.create_connection((self._address or self.host, self.port), self.connect_timeout, source)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE:
-            with contextlib.suppress(AttributeError, OSError):  # macOS names the first one otherwise
+        for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", self._user_timeout_ms)):
+            with contextlib.suppress(AttributeError, OSError):  # macOS names the first otherwise and lacks the last
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self.host_info = f"socket {self.host}:{self.port}"
         return sock

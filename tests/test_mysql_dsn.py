@@ -23,6 +23,7 @@ VALUES: list[tuple[str, str, object]] = [
     ("connect_timeout", "3", 3),
     ("read_timeout", "30", 30),
     ("write_timeout", "7", 7),
+    ("tcp_user_timeout", "60000", 60_000),
     ("charset", "latin1", "latin1"),
     ("collation", "utf8mb4_bin", "utf8mb4_bin"),
     ("init_command", "SET%20%40a%3D1", "SET @a=1"),
@@ -269,6 +270,14 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
     for name in ("autocommit", "unix_socket", "conv"):
         with pytest.raises(ConfigurationError, match=f"'blue-green-monitoring-{name}'"):
             parse(URL, {"monitoring": {name: "x"}})
+
+
+def test_how_long_data_may_be_under_way_is_for_every_connection() -> None:
+    place = parse(f"{URL}?tcp_user_timeout=60000", {})[0]
+    assert (place.params["tcp_user_timeout"], place.monitoring["tcp_user_timeout"]) == (60_000, 60_000)
+    assert parse(URL, {"kwargs": {"tcp_user_timeout": 0}})[0].params["tcp_user_timeout"] == 0
+    with pytest.raises(ConfigurationError, match="tcp_user_timeout='soon': a whole number of ms"):
+        parse(f"{URL}?tcp_user_timeout=soon", {})
 
 
 def test_parameters_cross_the_pipe_as_they_are() -> None:

@@ -170,6 +170,27 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
         parse(f"{URL}?blue-green-monitoring-usr=x", {})
 
 
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+
+
+def test_a_dead_network_is_noticed_unless_the_dsn_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for params in (parse(URL, {})[0].params, monitor_of(URL).params):
+        assert {name: int(params[name]) for name in KEEPALIVE} == KEEPALIVE
+        assert int(params["tcp_user_timeout"]) == 25_000
+    # Keepalive and data under way have the same time, however long the user makes it.
+    own = parse(f"{URL}?keepalives_idle=60", {"kwargs": {"keepalives_count": 4}})[0].params
+    assert [int(own[name]) for name in KEEPALIVE] == [60, 5, 4]
+    assert own["tcp_user_timeout"] == 80_000
+    assert parse(f"{URL}?tcp_user_timeout=0", {})[0].params["tcp_user_timeout"] == "0"
+    services = tmp_path / "services"
+    services.write_text("[slow]\ntcp_user_timeout=90000\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setenv("PGSERVICE", "slow")
+    assert "tcp_user_timeout" not in parse(URL, {})[0].params
+
+
 def monitor_of(dsn: str, **options: Any) -> MonitorConfig:
     place, settings, _ = parse(dsn, options)
     return MonitorConfig.of(place, settings, Path("/run/x"))

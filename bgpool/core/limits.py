@@ -142,11 +142,24 @@ TOKEN_LIFE_S: Final = 600.0
 #: Tokens kept; one for each name that a host may go by.
 TOKENS: Final = 256
 
+# -- dead networks -----------------------------------------------------------------------------------------------
+
+#: When TCP asks a silent peer whether it is there, in seconds: after how much silence, how often from then on, and how
+#: many times without an answer. A long query is silent too, and its server answers the question.
+KEEPALIVE_IDLE_S: Final = 10
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_COUNT: Final = 3
+
+#: How long data that was sent may stay unacknowledged before TCP gives the connection up, in ms: as long as the three
+#: numbers above take together. Without it Linux retransmits for 15 minutes (net.ipv4.tcp_retries2), and keepalive does
+#: not ask while it does. Source: behaviour.md, a dead network is noticed within 30 s.
+TCP_USER_TIMEOUT_MS: Final = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_COUNT)
+
 # -- MySQL -------------------------------------------------------------------------------------------------------
 
 #: The end of every wait for an answer on an application's connection, in seconds, unless the user says otherwise. Not
-#: what finds a host that went away: TCP's keepalive does that in 25 s (bgpool/mysql.py), and a switchover cuts at the
-#: socket. So it may be longer than the longest query that anybody waits for.
+#: what finds a host that went away: TCP does that in 25 s, and a switchover cuts at the socket. So it may be longer
+#: than the longest query that anybody waits for.
 MYSQL_READ_TIMEOUT_S: Final = 3600
 
 #: The same for sending a statement, in seconds: a server that does not read for so long is not going to.

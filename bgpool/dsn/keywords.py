@@ -1,4 +1,4 @@
-"""PyMySQL's connection parameters that can be written as text, and how each is read."""
+"""Connection parameters of MySQL that can be written as text, and how each is read: PyMySQL's, and tcp_user_timeout."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def _seconds(name: str, value: object) -> int:
     return seconds
 
 
+def _timeout_ms(name: str, value: object) -> int:
+    number = _whole(value)
+    if not 0 <= number <= 1000 * _YEAR_S:
+        raise ConfigurationError(
+            f"{name}={value!r}: a whole number of ms up to {1000 * _YEAR_S} is allowed; 0 leaves it to the system"
+        )
+    return number
+
+
 def _bytes(name: str, value: object) -> int:
     number = _whole(value)
     if number <= 0:
@@ -68,11 +77,12 @@ def _public_key(name: str, value: object) -> bytes:
     return key
 
 
-#: By PyMySQL's names.
+#: By PyMySQL's names; tcp_user_timeout, which PyMySQL lacks, by libpq's.
 READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "connect_timeout": _seconds,
     "read_timeout": _seconds,
     "write_timeout": _seconds,
+    "tcp_user_timeout": _timeout_ms,
     "charset": _charset,
     "collation": read_text,
     "init_command": read_text,

@@ -45,7 +45,8 @@ _REFUSED: Final = {
 }
 #: Every keyword that may be given in kwargs, objects included.
 _KEYWORDS: Final = [
-    name for name in inspect.signature(Connection.__init__).parameters if name not in {"self", *_REFUSED}
+    *(name for name in inspect.signature(Connection.__init__).parameters if name not in {"self", *_REFUSED}),
+    "tcp_user_timeout",
 ]
 
 #: What is always set: every wait has an end, and the character set does not depend on PyMySQL's version.
@@ -59,7 +60,7 @@ _DEFAULTS: Final = {
 #: What a monitoring connection takes over: who logs in, over which network, and how the two prove themselves. The
 #: application's statements (init_command, sql_mode) and the objects of its process (conv, cursorclass) are its own.
 _TLS: Final = frozenset(name for name in READERS if name.startswith("ssl_"))
-_INHERITED: Final = _TLS | {*_LOGIN, "bind_address", "unix_socket", "server_public_key"}
+_INHERITED: Final = _TLS | {*_LOGIN, "bind_address", "unix_socket", "server_public_key", "tcp_user_timeout"}
 #: It has to see what is true now, and goes to several hosts.
 _NOT_FOR_MONITORING: Final = frozenset({"autocommit", "unix_socket"})
 _MONITORING_NAMES: Final = [

@@ -9,7 +9,13 @@ import psycopg
 from psycopg import conninfo, pq
 
 from bgpool.core.engine import Engine
-from bgpool.core.limits import MONITOR_CONNECT_TIMEOUT_S, MONITOR_STATEMENT_TIMEOUT_S
+from bgpool.core.limits import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    MONITOR_CONNECT_TIMEOUT_S,
+    MONITOR_STATEMENT_TIMEOUT_S,
+)
 from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, read_port, take_password
 from bgpool.errors import ConfigurationError
 
@@ -18,6 +24,11 @@ __all__ = ["read"]
 #: What selects a node would lead a monitoring connection away from the node that it is to watch.
 _NODE_SELECTION: Final = frozenset({"target_session_attrs", "load_balance_hosts", "hostaddr", "options"})
 _DEFAULT_PORT: Final = 5432
+_KEEPALIVE: Final = {
+    "keepalives_idle": KEEPALIVE_IDLE_S,
+    "keepalives_interval": KEEPALIVE_INTERVAL_S,
+    "keepalives_count": KEEPALIVE_COUNT,
+}
 
 
 def read(given: Given) -> Dsn:
@@ -45,6 +56,7 @@ def read(given: Given) -> Dsn:
     if "connect_timeout" not in params:
         params["connect_timeout"] = defaults["connect_timeout"] or MONITOR_CONNECT_TIMEOUT_S
         _check_connect_timeout(params, "PGCONNECT_TIMEOUT")
+    params |= _liveness({**defaults, **params})
     if "user" not in params and defaults["user"]:
         params["user"] = defaults["user"]
     if "sslmode" not in params and "verify-full" in (defaults["sslmode"], _mode_of_root(params)):
@@ -70,6 +82,24 @@ def _defaults() -> dict[str, str | None]:
         option.keyword.decode(): option.val.decode() if option.val is not None and option.dispchar != b"*" else None
         for option in pq.Conninfo.get_defaults()
     }
+
+
+def _liveness(given: Mapping[str, Any]) -> dict[str, int]:
+    """What TCP needs to notice a dead network, where *given* does not say it; libpq passes it over for Unix sockets.
+
+    Linux ends a silent connection after tcp_user_timeout, whatever the count. So it is what these three take.
+    """
+    keepalive = {name: _whole(given.get(name)) or default for name, default in _KEEPALIVE.items()}
+    idle, interval, count = keepalive.values()
+    own = {**keepalive, "tcp_user_timeout": 1000 * (idle + interval * count)}
+    # libpq before 12 has no tcp_user_timeout.
+    return {name: value for name, value in own.items() if name in given and given[name] is None}
+
+
+def _whole(value: object) -> int:
+    """The whole number that *value* is; 0 if it is none, which libpq is left to say."""
+    text = str(value)
+    return int(text) if text.isdecimal() else 0
 
 
 def _mode_of_root(params: Mapping[str, Any]) -> str | None:

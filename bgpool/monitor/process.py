@@ -39,11 +39,12 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present
 from bgpool.segment.writer import Superseded, Writer, first_snapshot
 
-__all__ = ["Monitor", "run_monitor"]
+__all__ = ["SESSIONS", "Monitor", "run_monitor"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
-_SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, Password | None], Session]]] = {
+#: The monitoring connections of each engine.
+SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, Password | None], Session]]] = {
     Engine.POSTGRESQL: PostgresSession,
     Engine.MYSQL: MysqlSession,
 }
@@ -228,7 +229,7 @@ class Monitor:
 
     def _connector(self) -> Callable[[Target], Session]:
         resolver, params = make_resolver(self._config.resolver), self._config.params
-        session = _SESSIONS[self._config.engine]
+        session = SESSIONS[self._config.engine]
         return lambda target: session(params, _resolved(target, resolver, self._config), self._password)
 
 

@@ -1,0 +1,47 @@
+"""TCP is told to notice a dead network on every connection: those of pools, and those of the monitor."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.core.plan import Target
+from bgpool.dsn import parse
+from bgpool.lab import Pair
+from bgpool.monitor.process import SESSIONS
+from bgpool.pools.pool import Pool
+
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(sys.platform != "linux", reason="names of Linux's options")]
+
+ENGINES = tuple(Engine)
+
+OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+
+
+def liveness(fd: int) -> list[int]:
+    """Whether keepalive is on, and the values of OPTIONS."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return [on, *(sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in OPTIONS)]
+
+
+def test_connections_of_a_pool_and_of_the_monitor(make_pool: Callable[..., Pool[Any]], pair: Pair) -> None:
+    with make_pool().connection() as conn:
+        assert liveness(conn.fileno()) == [1, 10, 5, 3, 25_000]
+    place = parse(pair.dsn, {})[0]
+    session = SESSIONS[place.engine](place.monitoring, Target("", place.port, (pair.blue.address,)), None)
+    try:
+        assert liveness(session.socket) == [1, 10, 5, 3, 25_000]
+    finally:
+        session.close()
+
+
+def test_the_user_has_the_last_word(make_pool: Callable[..., Pool[Any]]) -> None:
+    with make_pool(kwargs={"tcp_user_timeout": 0}).connection() as conn:
+        assert liveness(conn.fileno())[-1] == 0
