@@ -20,12 +20,12 @@ from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
 from bgpool.pools import fork
 from bgpool.pools.mysql.pool import MysqlPool
-from bgpool.pools.participant import Bystander, Participant
+from bgpool.pools.participant import Bystander, Disabled, Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.resolver import make_resolver
 from bgpool.segment.paths import look_in
-from bgpool.settings import Settings
+from bgpool.settings import Settings, is_disabled
 
 __all__ = ["POOLS", "close_pools", "get_pool", "open_pools", "participants", "pools"]
 
@@ -144,9 +144,9 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
 
 def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
     key, known = (directory, settings.bg_id), _registry.participants
+    kind = Bystander if is_monitor() else Disabled if is_disabled() else Participant
     if key not in known:
-        starter = Starter(config).ensure_monitor
-        known[key] = (Bystander if is_monitor() else Participant)(settings.bg_id, directory, starter)
+        known[key] = kind(settings.bg_id, directory, Starter(config).ensure_monitor)
     return known[key]
 
 

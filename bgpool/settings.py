@@ -18,11 +18,14 @@ from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.logs import log_fields
 from bgpool.plain_errors import ConfigurationError
 
-__all__ = ["Settings", "read_flag"]
+__all__ = ["DISABLE", "Settings", "is_disabled", "read_flag"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+
+#: The environment variable that makes every pool of a process a plain one.
+DISABLE: Final = "BGPOOL_DISABLE"
 
 
 def _milliseconds(least: int, most: int) -> Callable[[str, object], int]:
@@ -59,6 +62,16 @@ def read_flag(name: str, value: object) -> bool:
     if word not in words:
         raise ConfigurationError(f"{name}={value!r}: true or false is allowed")
     return words[word]
+
+
+def is_disabled() -> bool:
+    """Whether ``$BGPOOL_DISABLE`` switches bgpool off in this process.
+
+    Raises:
+        ConfigurationError: It is neither a word for yes nor one for no. Empty counts as not set.
+    """
+    value = os.environ.get(DISABLE, "")
+    return bool(value.strip()) and read_flag(f"${DISABLE}", value)
 
 
 def _bg_id(name: str, value: object) -> str:

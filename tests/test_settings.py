@@ -16,7 +16,7 @@ from bgpool.core.plan import Target
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
-from bgpool.settings import Settings
+from bgpool.settings import Settings, is_disabled
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
 
@@ -393,3 +393,23 @@ def test_a_connect_timeout_of_the_environment_is_held_to_the_same(monkeypatch: p
     assert parse(f"{URL}?connect_timeout=3", {})[0].params["connect_timeout"] == "3"
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "4")
     assert parse(URL, {})[0].params["connect_timeout"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("value", "disabled"),
+    [
+        (None, False),
+        ("", False),
+        (" ", False),
+        ("0", False),
+        ("off", False),
+        ("1", True),
+        ("TRUE", True),
+        (" on ", True),
+    ],
+)
+def test_words_that_disable(value: str | None, disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BGPOOL_DISABLE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("BGPOOL_DISABLE", value)
+    assert is_disabled() is disabled

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bgpool.plain_errors import Error
-from bgpool.report import Status, find
+from bgpool.report import Status, find, switched_off
 from bgpool.segment.paths import look_in
 
 __all__ = ["SUMMARY", "main", "nobody"]
@@ -51,10 +51,11 @@ def nobody(run_dir: Path | str | None) -> str:
         # In a container there is often no name.
         user = str(uid)
     where = look_in(Path(run_dir) if run_dir is not None else None)
-    return (
+    text = (
         f"no process on this host has used a pool with run directory {where} (user {user}); run this as the "
         "application's user, or name its directory with --run-dir or $BGPOOL_RUN_DIR"
     )
+    return "\n".join((text, *switched_off()))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,10 +20,11 @@ from bgpool._version import __version__
 from bgpool.core.limits import HEARTBEAT_STALE_S, HISTORY_BYTES
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
-from bgpool.errors import SegmentError
+from bgpool.errors import ConfigurationError, SegmentError
 from bgpool.segment import layout, table
 from bgpool.segment.paths import file_mode, look_in, memory_dir
 from bgpool.segment.reader import SegmentMap
+from bgpool.settings import DISABLE, is_disabled
 
 __all__ = ["existing", "host_checks"]
 
@@ -49,6 +50,20 @@ def _software(_case: Case) -> Verdict:
     if first <= sys.version_info[:2] <= last:
         return ok(text)
     return warning(text, f"bgpool is tested with Python {first[0]}.{first[1]} to {last[0]}.{last[1]}")
+
+
+@host_checks.check("disabled", "Is bgpool switched on?")
+def _disabled(_case: Case) -> Verdict:
+    value = os.environ.get(DISABLE, "")
+    try:
+        disabled = is_disabled()
+    except ConfigurationError as error:
+        return failed(str(error), f"unset {DISABLE}")
+    if disabled:
+        return failed(
+            f"{DISABLE}={value}: every pool with this environment is a plain pool", f"unset {DISABLE} and restart"
+        )
+    return ok(f"{DISABLE} is not set" if not value else f"{DISABLE}={value}")
 
 
 @host_checks.check("run directory", "Is there a run directory that nobody else can write to?")

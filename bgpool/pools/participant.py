@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import array
+import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from bgpool.logs import log_fields
 from bgpool.pools import fork
 from bgpool.pools.watch import Member, Watch
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, Reading
+from bgpool.settings import DISABLE
 
-__all__ = ["Bystander", "Member", "Participant"]
+__all__ = ["Bystander", "Disabled", "Member", "Participant"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
 
 
 class Participant:
@@ -104,6 +110,29 @@ class Bystander(Participant):
 
     def join(self, member: Member) -> None:
         """Nothing: whoever waits for a monitor to leave must not be seen as using it."""
+
+
+class Disabled(Bystander):
+    """The part of a process in which ``$BGPOOL_DISABLE`` switches bgpool off: none, and the log says so."""
+
+    def join(self, member: Member) -> None:
+        """Say once in each process that its pools are plain pools: a forgotten variable costs the next switchover."""
+        global _told_in
+        super().join(member)
+        if _told_in == os.getpid():
+            return
+        _told_in = os.getpid()
+        _logger.warning(
+            "%s=%s is set: every pool of this process is a plain pool and goes through no switchover; unset it and "
+            "restart the process to use bgpool again",
+            DISABLE,
+            os.environ.get(DISABLE, ""),
+            extra=log_fields("disabled", bg_id=self.bg_id),
+        )
+
+
+#: The process that has said that bgpool is disabled in it.
+_told_in = 0
 
 
 class _Blind(Reader):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
+from bgpool.report.reasons import switched_off
 from bgpool.segment.paths import RunFiles, look_in
 from bgpool.settings import Settings
 
@@ -25,6 +26,7 @@ __all__ = [
     "Worker",
     "find",
     "status",
+    "switched_off",
 ]
 
 

@@ -144,6 +144,7 @@ class Status:
         timer_ms: Until a switchover that is under way counts as over, negative afterwards; None while none is.
         offset_ms: Now, as in *events*; None while no switchover is under way.
         events: What has happened in the switchover at hand, or the last one.
+        disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
     """
 
     bg_id: str
@@ -158,6 +159,7 @@ class Status:
     workers: tuple[Worker, ...]
     events: tuple[Event, ...]
     last_switchover: LastSwitchover | None
+    disabled: bool = False
 
     @property
     def ready(self) -> bool:

@@ -14,7 +14,7 @@ from bgpool.core.timeline import CREATED_AGAIN, zero_ns
 from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
 from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Worker
-from bgpool.report.reasons import reasons
+from bgpool.report.reasons import reasons, switched_off
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -31,6 +31,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         bg_id: What it is called where the files do not tell.
     """
     refused: list[str] = []
+    disabled = switched_off()
     mapped, sequence, snapshot = _segment(files, refused)
     crowd = _workers(files, sequence, refused)
     past = history.read(files)
@@ -41,7 +42,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         run_dir=str(files.directory),
         phase=snapshot.phase if snapshot is not None else None,
         sequence=sequence,
-        missing=tuple(refused) or reasons(snapshot, monitor, crowd),
+        missing=(*disabled, *(tuple(refused) or reasons(snapshot, monitor, crowd))),
         monitor=monitor,
         timer_ms=timer_ms,
         offset_ms=offset_ms,
@@ -49,6 +50,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         workers=crowd,
         events=events_of(snapshot) if snapshot is not None else (),
         last_switchover=_last_switchover(past),
+        disabled=bool(disabled),
     )
 
 

@@ -6,13 +6,24 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
+from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
 from bgpool.segment.table import ROWS, rows_are_seen
+from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["reasons"]
+__all__ = ["reasons", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
+
+
+def switched_off() -> tuple[str, ...]:
+    """That ``$BGPOOL_DISABLE`` is set here; nothing where it is not. Processes that have it set are not seen at all."""
+    try:
+        disabled = is_disabled()
+    except ConfigurationError as error:
+        return (str(error),)
+    return (f"${DISABLE} is set here: with it every pool is a plain pool; unset it",) if disabled else ()
 
 
 def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worker]) -> tuple[str, ...]:

@@ -227,6 +227,15 @@ def test_what_to_do_about_a_strangers_directory_can_be_done_by_the_user(
     assert host(Case(DSN))["run directory"].result is Result.OK
 
 
+@pytest.mark.parametrize(("value", "result"), [("", "ok"), ("0", "ok"), ("1", "failed"), ("maybe", "failed")])
+def test_a_host_where_bgpool_is_disabled(place: Path, monkeypatch: pytest.MonkeyPatch, value: str, result: str) -> None:
+    assert not place.exists()
+    monkeypatch.setenv("BGPOOL_DISABLE", value)
+    finding = host(Case(DSN))["disabled"]
+    assert finding.result is Result(result)
+    assert "unset BGPOOL_DISABLE" in finding.remedy or result == "ok"
+
+
 def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not place.exists()
     monkeypatch.setattr(host_checks, "NEEDED_BYTES", 2**62)

@@ -67,6 +67,20 @@ def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) 
 
 
 @pytest.mark.usefixtures("hand")
+def test_where_bgpool_is_disabled_no_host_is_ready(start_worker: StartWorker, bgpool_command: Command) -> None:
+    start_worker()
+    done = bgpool_command("status", "--ready", BGPOOL_DISABLE="1")
+    assert done.returncode == 1
+    assert "bg_id 'ledger' is not ready: $BGPOOL_DISABLE is set here: with it every pool is a plain pool" in done.stdout
+    (status,) = json.loads(bgpool_command("status", "--json", BGPOOL_DISABLE="on").stdout)
+    assert status["disabled"]
+
+
+def test_nobody_is_there_because_bgpool_is_disabled(bgpool_command: Command) -> None:
+    assert "$BGPOOL_DISABLE is set here" in bgpool_command("status", BGPOOL_DISABLE="1").stdout
+
+
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("options", [[], ["--ready"], ["--json"]], ids=" ".join)
 def test_a_hostile_directory(run_dir: Path, bgpool_command: Command, options: list[str]) -> None:
     run_dir.chmod(0o755)
@@ -105,6 +119,7 @@ SCHEMA: dict[str, Any] = {
     ],
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],
     "last_switchover": {"at": TEXT, "outcome": TEXT, "duration_ms": int, "released_ms": int, "evidence": TEXT},
+    "disabled": bool,
     "ready": bool,
     "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }

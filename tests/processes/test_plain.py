@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import bgpool
+import bgpool.testing
 from bgpool.lab import Director, Pair
 from bgpool.segment.layout import FILE_BYTES
 
@@ -180,3 +181,33 @@ def test_options_are_passed_through_and_unknown_ones_refused(get_pool: MakePool)
 def test_the_same_arguments_give_the_same_pool(get_pool: MakePool) -> None:
     assert get_pool(kwargs={"autocommit": True}) is get_pool(kwargs={"autocommit": True})
     assert get_pool() is not get_pool(max_size=9)
+
+
+def test_a_process_in_which_bgpool_is_disabled(
+    get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")
+    assert works(get_pool())
+    assert works(get_pool(bg_id=f"{tmp_path.name}-2"))
+    assert not (tmp_path / "run").exists(), "neither a monitor nor a row"
+    (line,) = lines(caplog, "plain pool")
+    assert line.startswith("BGPOOL_DISABLE=1 is set: ")
+    assert "unset it" in line
+
+
+def test_a_disabled_pool_is_not_held(get_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BGPOOL_DISABLE", "yes")
+    with bgpool.testing.deployment(tmp_path / "run", bg_id=tmp_path.name) as deployment:
+        deployment.phase(bgpool.Phase.IN_PROGRESS)
+        pool = get_pool(endpoint=None)
+        assert works(pool)
+        assert pool.stats().phase is None
+
+
+@pytest.mark.parametrize("value", ["maybe", "2"])
+def test_a_value_that_neither_disables_nor_enables(
+    get_pool: MakePool, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("BGPOOL_DISABLE", value)
+    with pytest.raises(bgpool.ConfigurationError, match=rf"\$BGPOOL_DISABLE='{value}': true or false is allowed"):
+        get_pool()
