@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks.result import Column, Plot, Result, Table, Value
 from bgpool.core.limits import HEARTBEAT_S
 from bgpool.core.phase import Phase, Role
-from bgpool.core.routing import Purpose
+from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.dsn import parse
 from bgpool.pools.alias import Endpoint
@@ -142,7 +142,15 @@ class Waiting:
 
     def usage(self) -> Usage:
         """For the table of workers."""
-        return Usage(held=self._gate.held)
+        return self._gate.tally.usage()
+
+    def is_holding(self, reading: Reading) -> bool:
+        """For the log."""
+        return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
+
+    def take_longest_hold_s(self) -> float:
+        """For the log."""
+        return self._gate.tally.take_longest_s()
 
 
 def _cpu_s() -> float:

@@ -73,6 +73,12 @@ class Nobody:
     def usage(self) -> Usage:
         return Usage()
 
+    def is_holding(self, _: Reading) -> bool:
+        return False
+
+    def take_longest_hold_s(self) -> float:
+        return 0.0
+
 
 def test_what_the_monitor_says_is_relayed_with_its_fields(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepare_run_dir(tmp_path / "run")

@@ -50,7 +50,7 @@ def _pools() -> Iterable[tuple[Attributes, Usage]]:
     found: dict[tuple[str, str], Usage] = {}
     for pool in registry.pools():
         key = pool.bg_id, pool.name
-        found[key] = Usage(*map(sum, zip(found.get(key, Usage()), pool.usage(), strict=True)))
+        found[key] = Usage.merged((found.get(key, Usage()), pool.usage()))
     return [({BG_ID: bg_id, POOL_NAME: name}, usage) for (bg_id, name), usage in found.items()]
 
 

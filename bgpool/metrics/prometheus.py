@@ -79,8 +79,7 @@ def serve(collector: Collector, host: str, port: int) -> int:
 
 
 def _summed(metric: Metric[Usage], rows: Iterable[WorkerRow]) -> Points:
-    total = Usage(*map(sum, zip(Usage(), *(row.usage for row in rows), strict=True)))
-    return metric.read(total)
+    return metric.read(Usage.merged(row.usage for row in rows))
 
 
 def _per_worker(metric: Metric[Usage], rows: Iterable[WorkerRow]) -> Points:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -15,6 +14,7 @@ from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
 from bgpool.pools.alias import Endpoint
+from bgpool.pools.tally import Tally
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
@@ -25,7 +25,7 @@ class Gate:
     """What the segment means for one endpoint, for callers who can wait. Holds no lock while anybody waits.
 
     Attributes:
-        held: Callers waiting now.
+        tally: What callers went through.
         closed: Nobody waits here any more.
     """
 
@@ -44,17 +44,15 @@ class Gate:
         self._nudge: Final = nudge
         self._like: Final = like
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
-        self._count = threading.Lock()
-        self.held = 0
+        self.tally: Final = Tally()
         self.closed = False
 
     def __repr__(self) -> str:
-        return f"<Gate {self._endpoint.name} held={self.held} {self._reader!r}>"
+        return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
 
     def reset(self) -> None:
         """After a fork, in the child: nobody waits here yet."""
-        self._count = threading.Lock()
-        self.held = 0
+        self.tally.reset()
 
     def close(self, timeout_s: float) -> None:
         """Send everybody away who waits; until they are gone, at most *timeout_s* seconds."""
@@ -63,7 +61,7 @@ class Gate:
         while True:
             # Again and again: who was just about to sleep has not heard of it.
             self._reader.wake_waiters()
-            if not self.held or time.monotonic() >= deadline:
+            if not self.tally.held or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_INTERVAL_S)
 
@@ -102,7 +100,7 @@ class Gate:
         """
         started = time.monotonic()
         deadline = started + min(timeout_s, self._settings.bg_connect_timeout_ms / 1000)
-        waiting = False
+        caller: object | None = None
         try:
             while True:
                 reading = self._reader.refresh()
@@ -119,13 +117,12 @@ class Gate:
                 if left_s <= 0:
                     waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
-                if not waiting:
-                    waiting = True
-                    self._add(1)
+                if caller is None:
+                    caller = self.tally.begin_hold()
                 reading.wait_changed(min(left_s, self._until_timer_s(reading)), self._is_closed)
         finally:
-            if waiting:
-                self._add(-1)
+            if caller is not None:
+                self.tally.end_hold(caller)
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
@@ -174,7 +171,3 @@ class Gate:
 
     def _is_closed(self) -> bool:
         return self.closed
-
-    def _add(self, number: int) -> None:
-        with self._count:
-            self.held += number

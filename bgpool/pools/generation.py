@@ -176,13 +176,17 @@ class Generation:
         gate = self._recipe.gate
         if self.inherited:
             text = gate.describe("connection was checked out before a fork and belongs to the parent; ")
-            raise self._recipe.like(None, InheritedConnection, text)
+            raise self._counted(None, InheritedConnection, text)
         hold_s = self._recipe.settings.bg_connect_timeout_ms / 1000
-        reading, _ = gate.wait_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
+        try:
+            reading, _ = gate.wait_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
+        except Exception as error:
+            gate.tally.count_error(error)
+            raise
         if self.was_rolled_back(reading.snapshot):
             return
         text = gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
-        raise self._recipe.like(None, SwitchoverInterrupted, text)
+        raise self._counted(None, SwitchoverInterrupted, text)
 
     def was_rolled_back(self, snapshot: Snapshot | None) -> bool:
         """Whether the switchover that drained this generation, and no other since, went back to blue."""
@@ -208,14 +212,20 @@ class Generation:
         describe = self._recipe.gate.describe
         if may_have_committed:
             text = describe("was cut during COMMIT; find out whether it took effect")
-            return self._recipe.like(error, CommitOutcomeUnknown, text)
+            return self._counted(error, CommitOutcomeUnknown, text)
         text = describe("cut the transaction; it did not commit, run it again")
-        return self._recipe.like(error, SwitchoverInterrupted, text)
+        return self._counted(error, SwitchoverInterrupted, text)
 
     def explain_read_only(self, error: Exception) -> Exception:
         """What a write refused by a read-only server means in a switchover."""
         text = self._recipe.gate.describe("takes no writes any more; the transaction did not commit, run it again")
-        return self._recipe.like(error, SwitchoverInterrupted, text)
+        return self._counted(error, SwitchoverInterrupted, text)
+
+    def _counted(self, error: Exception | None, kind: type[Exception], text: str) -> Exception:
+        """The *kind* of error that the application gets for *error*."""
+        new = self._recipe.like(error, kind, text)
+        self._recipe.gate.tally.count_error(new)
+        return new
 
 
 def connects_at_once(held: int, workers: int) -> int:

@@ -91,7 +91,9 @@ class Pool(ABC, Generic[C]):
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
         self._succession: Final = Succession(self._recipe, participant.count_workers)
-        self.timeout: Final[float] = self._recipe.make_inner(object()).timeout
+        sample = self._recipe.make_inner(object())
+        self.timeout: Final[float] = sample.timeout
+        self._max_size: Final[int] = sample.max_size
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
         fork.call_in_child(self)
@@ -143,12 +145,13 @@ class Pool(ABC, Generic[C]):
                 _forget_frames(error)
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             except _REFUSALS as error:
-                self._count_failure()
-                raise _as_ours(error) from error
+                ours = _as_ours(error)
+                self._count_failure(ours)
+                raise ours from error
         try:
             return self._getconn_gated(self.timeout if timeout is None else timeout)
-        except Exception:
-            self._count_failure()
+        except Exception as error:
+            self._count_failure(error)
             raise
 
     def putconn(self, conn: C) -> None:
@@ -188,7 +191,8 @@ class Pool(ABC, Generic[C]):
             except _REFUSALS as error:
                 raise _as_ours(error) from error
 
-    def _count_failure(self) -> None:
+    def _count_failure(self, error: Exception) -> None:
+        self._gate.tally.count_error(error)
         with self._lock:
             self._failed += 1
 
@@ -243,9 +247,21 @@ class Pool(ABC, Generic[C]):
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
         part = self._endpoint.takes_part(self.participant.reader.refresh().snapshot)
-        return self._succession.usage()._replace(
-            held=self._gate.held, failed=self._failed, taking_part=int(part is True), outside=int(part is False)
+        own = Usage(
+            failed=self._failed,
+            taking_part=int(part is True),
+            outside=int(part is False),
+            max_size=self._max_size if part is not False else 0,
         )
+        return Usage.merged((self._succession.usage(), self._gate.tally.usage(), own))
+
+    def is_holding(self, reading: Reading) -> bool:
+        """Whether a checkout would be held by *reading*."""
+        return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
+
+    def take_longest_hold_s(self) -> float:
+        """The longest hold that has ended since the last call, in seconds; 0 if none has."""
+        return self._gate.tally.take_longest_s()
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
@@ -318,7 +334,7 @@ class Pool(ABC, Generic[C]):
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
             epoch=generation.epoch if generation is not None else None,
-            held=self._gate.held,
+            held=self._gate.tally.held,
             size=driver.get("pool_size", 0),
             idle=driver.get("pool_available", 0),
             waiting=driver.get("requests_waiting", 0),

@@ -57,6 +57,11 @@ class DriversPool(Protocol):
 
     timeout: float
 
+    @property
+    def max_size(self) -> int:
+        """Connections that it may have."""
+        ...
+
     def open(self) -> None:
         """Start connecting; idempotent."""
         ...

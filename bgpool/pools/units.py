@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
-from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
 from bgpool.pools.gate import Gate
 
 if TYPE_CHECKING:
@@ -90,13 +90,17 @@ class Unit(ABC, Generic[C, R]):
                 if self._commit_sent and self.was_cut(error):
                     outcome = self.find_out()
                     if outcome is Outcome.COMMITTED:
+                        self._gate.tally.absorb(error)
                         result: R = self._result
                         return result
                     again = self._idempotent or outcome is Outcome.NOT_COMMITTED
                     if last or not again or self._left_s() <= 0:
                         raise self._unknown(error) from error
                 elif last or not self._may_begin_again(error) or self._left_s() <= 0:
+                    if isinstance(error, Error):
+                        self._gate.tally.count_error(error)
                     raise
+                self._gate.tally.repeat(error)
             time.sleep(min(pause_s, max(0.0, self._left_s())))
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
@@ -150,7 +154,10 @@ class Unit(ABC, Generic[C, R]):
         if isinstance(error, CommitOutcomeUnknown):
             return error
         text = self._gate.describe("was cut during COMMIT; find out whether it took effect")
-        return self.like(error, CommitOutcomeUnknown, text)
+        unknown = self.like(error, CommitOutcomeUnknown, text)
+        self._gate.tally.absorb(error)
+        self._gate.tally.count_error(unknown)
+        return unknown
 
     def _left_s(self) -> float:
         return self._deadline - time.monotonic()

@@ -46,6 +46,14 @@ class Member(Protocol):
         """What it does now."""
         ...
 
+    def is_holding(self, reading: Reading) -> bool:
+        """Whether a checkout would be held by *reading*."""
+        ...
+
+    def take_longest_hold_s(self) -> float:
+        """The longest hold that has ended since the last call, in seconds; 0 if none has."""
+        ...
+
 
 class Watch:
     """From the moment the first pool joins to the moment the last one leaves; another one after that.
@@ -78,6 +86,9 @@ class Watch:
         self._absent_until = 0.0
         self._relayed: Notice | None = None
         self._complaint = ""
+        # What had been counted when the hold at hand began, or at the last look while there is none.
+        self._before_hold = Usage()
+        self._holding = False
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -154,12 +165,14 @@ class Watch:
         for member in members:
             member.apply(reading)
             due_s = min(due_s, member.tick())
-        self._report(members, reading)
+        total = Usage.merged(member.usage() for member in members)
+        self._report(total, reading)
+        self._log_holds(members, total, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot)
-            if reading.snapshot.phase in SWITCHING:
-                # What the rows say now, a picture is made of afterwards.
-                due_s = min(due_s, WATCH_INTERVAL_S)
+        if self._holding or (reading.snapshot is not None and reading.snapshot.phase in SWITCHING):
+            # What the rows say now, a picture is made of afterwards; and the end of a hold is to be logged.
+            due_s = min(due_s, WATCH_INTERVAL_S)
         return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
 
     def _look_after(self) -> None:
@@ -225,13 +238,34 @@ class Watch:
         if presence is not None:
             presence.close()
 
-    def _report(self, members: list[Member], reading: Reading) -> None:
+    def _report(self, total: Usage, reading: Reading) -> None:
         """Fill our row, for whoever wants to know what every process of the host does."""
         presence = self._presence
         if presence is not None:
-            figures = [member.usage() for member in members]
-            total = Usage(*map(sum, zip(*figures, strict=True))) if figures else Usage()
             presence.write(total._replace(sequence=reading.sequence))
+
+    def _log_holds(self, members: list[Member], total: Usage, reading: Reading) -> None:
+        """Log one line when callers begin to be held, and one when the last of them has gone on.
+
+        Callers that give up and come again in one switchover make no further lines.
+        """
+        phase = reading.snapshot.phase if reading.snapshot is not None else None
+        if not self._holding:
+            before, self._before_hold = self._before_hold, total
+            if total.holds <= before.holds:
+                return
+            self._holding, self._before_hold = True, before
+            text = "[bg_id: %r] holding callers: %d so far"
+            extra = log_fields("hold_began", bg_id=self._bg_id, phase=phase)
+            _logger.info(text, self._bg_id, total.holds - before.holds, extra=extra)
+        if total.held or any(member.is_holding(reading) for member in members):
+            return
+        before, self._before_hold, self._holding = self._before_hold, total, False
+        longest_s = max((member.take_longest_hold_s() for member in members), default=0.0)
+        held, late = total.holds - before.holds, total.hold_timeouts - before.hold_timeouts
+        text = "[bg_id: %r] callers released: %d were held, the longest for %.1f s; %d of them had timed out"
+        extra = log_fields("hold_ended", bg_id=self._bg_id, phase=phase)
+        _logger.info(text, self._bg_id, max(0, held), longest_s, max(0, late), extra=extra)
 
     # -- the relay -----------------------------------------------------------------------------------------------
 

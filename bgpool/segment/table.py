@@ -21,7 +21,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,15 +32,15 @@ from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
-__all__ = ["ROWS", "Table", "Usage", "read_rows", "rows_are_seen"]
+__all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows", "rows_are_seen"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 
 MAGIC: Final = b"BGPWORK\n"
-FORMAT: Final = 1
+FORMAT: Final = 2
 #: Processes of one bg_id on one host that have a row; further ones are present without.
 ROWS: Final = 1024
-ROW_BYTES: Final = 128
+ROW_BYTES: Final = 256
 HEADER_BYTES: Final = 4096
 BELL_OFFSET: Final = 64
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
@@ -73,6 +73,12 @@ class Usage(NamedTuple):
         taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
             deployment's inventory is complete.
         outside: Pools whose endpoint is neither, so that a switchover passes them by.
+        max_size: Connections that its pools may have, without the pools outside.
+        holds: Callers that were held, since the process began.
+        longest_hold_ms: The longest of these holds; one that is under way counts.
+        repeated: Units of work that were run again, since the process began.
+        hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
+            says which error each of them counts.
     """
 
     sequence: int = 0
@@ -86,6 +92,36 @@ class Usage(NamedTuple):
     failed: int = 0
     taking_part: int = 0
     outside: int = 0
+    max_size: int = 0
+    holds: int = 0
+    longest_hold_ms: int = 0
+    repeated: int = 0
+    hold_timeouts: int = 0
+    green_rejected: int = 0
+    interrupted: int = 0
+    outcome_unknown: int = 0
+    pool_timeouts: int = 0
+    too_many_requests: int = 0
+    other_errors: int = 0
+
+    @classmethod
+    def merged(cls, several: Iterable[Usage]) -> Usage:
+        """What several pools or processes add up to. Of *longest_hold_ms* it is the longest."""
+        found = [*several]
+        sums = cls(*map(sum, zip(cls(), *found, strict=True)))
+        return sums._replace(longest_hold_ms=max((one.longest_hold_ms for one in found), default=0))
+
+
+#: Which error each of the last fields counts, by the name of its class in bgpool.errors.
+ERRORS: Final[Mapping[str, str]] = {
+    "hold_timeouts": "SwitchoverHoldTimeout",
+    "green_rejected": "GreenHostRejected",
+    "interrupted": "SwitchoverInterrupted",
+    "outcome_unknown": "CommitOutcomeUnknown",
+    "pool_timeouts": "PoolTimeout",
+    "too_many_requests": "TooManyRequests",
+    "other_errors": "other errors",
+}
 
 
 class Table:

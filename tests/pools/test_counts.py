@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
+from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
+from bgpool.segment.table import ERRORS
 from bgpool.testing import Deployment
+from tests.engines import Kit
+from tests.pools.callers import Caller, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -58,6 +63,58 @@ def test_refusals_are_counted_apart(make_pool: MakePool, deployment: Deployment)
         pass
     usage = pool.usage()
     assert (usage.served, usage.failed) == (1, 2)
+
+
+def errors_of(pool: Pool[Any]) -> dict[str, int]:
+    usage = pool.usage()
+    return {name: count for field, name in ERRORS.items() if (count := getattr(usage, field))}
+
+
+def test_holds_and_errors_are_counted_by_type(make_pool: MakePool, deployment: Deployment) -> None:
+    pool = make_pool(max_size=1)
+    with pool.connection(), pytest.raises(bgpool.PoolTimeout):
+        pool.getconn(timeout=0.01)
+    deployment.phase(Phase.IN_PROGRESS)
+    for _ in range(2):
+        with pytest.raises(bgpool.SwitchoverHoldTimeout):
+            pool.getconn(timeout=0.05)
+    usage = pool.usage()
+    assert errors_of(pool) == {"PoolTimeout": 1, "SwitchoverHoldTimeout": 2}
+    assert (usage.max_size, usage.holds, usage.held, usage.failed) == (1, 2, 0, 3)
+    assert 50 <= usage.longest_hold_ms < 5000
+    caller = Caller(lambda: pool.getconn())
+    wait_until(lambda: pool.usage().longest_hold_ms > usage.longest_hold_ms + 50)
+    assert pool.usage().held == 1, "a hold that is under way counts"
+    deployment.roll_back()
+    pool.putconn(caller.wait())
+    assert errors_of(pool) == {"PoolTimeout": 1, "SwitchoverHoldTimeout": 2}
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("repeats", [True, False])
+def test_an_error_that_a_unit_settled_did_not_reach_the_application(
+    kit: Kit, pair: Pair, make_pool: MakePool, *, repeats: bool
+) -> None:
+    pool, calls = make_pool(), []
+
+    def cut(conn: Any) -> None:
+        calls.append(conn)
+        kit.execute(conn, "SELECT 1")
+        if len(calls) == 1:
+            if not repeats:
+                time.sleep(0.3)
+            pair.blue.cut_clients()
+            kit.execute(conn, "SELECT 1")
+
+    use(pool, 1)
+    if repeats:
+        pool.run(cut)
+        assert errors_of(pool) == {}
+        assert pool.usage().repeated >= 1, "the other connection may be a dead one, too"
+    else:
+        with pytest.raises(bgpool.SwitchoverInterrupted):
+            pool.run(cut, timeout=0.3)
+        assert (errors_of(pool), pool.usage().repeated) == ({"SwitchoverInterrupted": 1}, 0)
 
 
 def test_nothing_is_logged_for_a_checkout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import signal
@@ -35,6 +36,28 @@ class Member:
 
     def usage(self) -> Usage:
         return Usage()
+
+    def is_holding(self, _: Reading) -> bool:
+        return False
+
+    def take_longest_hold_s(self) -> float:
+        return 0.0
+
+
+class Holder(Member):
+    """A pool whose callers a test holds."""
+
+    def __init__(self) -> None:
+        self.counts = Usage()
+
+    def usage(self) -> Usage:
+        return self.counts
+
+    def is_holding(self, reading: Reading) -> bool:
+        return reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS
+
+    def take_longest_hold_s(self) -> float:
+        return 1.25
 
 
 class SlowPresence(Presence):
@@ -202,3 +225,32 @@ def test_a_process_that_may_have_no_more_threads_has_a_plain_pool(
     # Nobody would see to the row.
     assert workers(files) == ()
     participant.leave(member)
+
+
+def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
+    files: RunFiles, participant: Participant, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
+) -> None:
+    prepare_run_dir(files.directory)
+    writer = Writer(files, 1, Snapshot("1", Phase.IN_PROGRESS))
+    caplog.set_level(logging.INFO, "bgpool.pool")
+    first, second = Holder(), Holder()
+    participant.join(first)
+    participant.join(second)
+    first.counts, second.counts = Usage(held=2, holds=2), Usage(held=1, holds=1)
+    wait_until(lambda: len(caplog.records) == 1)
+    # A caller gave up, and nobody is held for a moment: that is the same hold.
+    first.counts, second.counts = Usage(holds=2, hold_timeouts=1), Usage(holds=1)
+    wait_until(lambda: workers(files)[0].usage.held == 0)
+    first.counts = Usage(held=2, holds=4, hold_timeouts=1)
+    wait_until(lambda: workers(files)[0].usage.held == 2)
+    writer.publish(Snapshot("1", Phase.POST))
+    first.counts = Usage(holds=4, hold_timeouts=1)
+    wait_until(lambda: len(caplog.records) == 2)
+    participant.leave(first)
+    participant.leave(second)
+    began, ended = caplog.records
+    assert began.getMessage() == "[bg_id: '1'] holding callers: 3 so far"
+    text = "[bg_id: '1'] callers released: 5 were held, the longest for 1.2 s; 1 of them had timed out"
+    assert ended.getMessage() == text
+    told = [(record.levelname, record.event, record.phase) for record in (began, ended)]  # type: ignore[attr-defined]  # extra
+    assert told == [("INFO", "hold_began", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]

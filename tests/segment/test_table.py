@@ -22,9 +22,11 @@ from bgpool.segment.presence import Presence, anybody_present, workers
 from bgpool.segment.table import FILE_BYTES, Table, Usage
 
 USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9, taking_part=12, outside=13)
+USAGE = USAGE._replace(max_size=14, holds=15, longest_hold_ms=16, repeated=17, hold_timeouts=18, green_rejected=19)
+USAGE = USAGE._replace(interrupted=20, outcome_unknown=21, pool_timeouts=22, too_many_requests=23, other_errors=24)
 #: As docs/segment-format.md has them; words are native, here those of little-endian machines.
-GOLDEN_HEADER = "424750574f524b0a 01000000 00040000 80000000"
-GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 0, 0, 0)
+GOLDEN_HEADER = "424750574f524b0a 02000000 00040000 00010000"
+GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 25), *8 * (0,))
 
 
 def test_golden_row(files: RunFiles) -> None:
@@ -32,7 +34,7 @@ def test_golden_row(files: RunFiles) -> None:
     table.write_row(2, 10, 11, USAGE)
     content = files.workers.read_bytes()
     assert content[:20].hex() == GOLDEN_HEADER.replace(" ", "")
-    assert content[4096 + 2 * 128 : 4096 + 3 * 128] == struct.pack("@16Q", *GOLDEN_ROW)
+    assert content[4096 + 2 * 256 : 4096 + 3 * 256] == struct.pack("@32Q", *GOLDEN_ROW)
     assert list(table.rows()) == [(2, 10, 11, USAGE)]
     table.close()
 
@@ -160,11 +162,11 @@ def test_a_table_of_a_newer_version_is_neither_read_nor_replaced(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(2, 64, 256))
+        newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(3, 64, 512))
         newer.setattr(table, "_check", lambda *_: None)
         Table(files).close()
     content = files.workers.read_bytes()
-    with pytest.raises(FutureFormat, match="format 2"):
+    with pytest.raises(FutureFormat, match="format 3"):
         Table(files)
     assert files.workers.read_bytes() == content
 

@@ -79,7 +79,7 @@ class Store:
         self.timeout: float = timeout
         self._connector: Final = connector
         self._min_size: Final = min_size
-        self._max_size: Final = most
+        self.max_size: Final = most
         self._max_waiting: Final = max_waiting
         self._max_lifetime_s: Final = max_lifetime
         self._max_idle_s: Final = max_idle
@@ -252,7 +252,7 @@ class Store:
         if self._closed:
             return 0
         wanted = max(len(self._waiters) - self._opening, self._min_size - self._size)
-        needed = max(0, min(wanted, self._max_size - self._size))
+        needed = max(0, min(wanted, self.max_size - self._size))
         self._size += needed
         self._opening += needed
         return needed
@@ -363,7 +363,7 @@ class Store:
         with self._lock:
             return {
                 "pool_min": self._min_size,
-                "pool_max": self._max_size,
+                "pool_max": self.max_size,
                 "pool_size": self._size,
                 "pool_available": len(self._shelf),
                 "requests_waiting": len(self._waiters),

@@ -70,10 +70,12 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         while self._left_s() > 0:
             try:
                 outcome = self._ask(receipt)
-            except (PoolClosed, GreenHostRejected):
+            except (PoolClosed, GreenHostRejected) as error:
+                self._gate.tally.absorb(error)
                 return Outcome.UNKNOWN
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 # Cut again, or not to be reached yet.
+                self._gate.tally.absorb(error)
                 outcome = Outcome.PENDING
             except psycopg.Error:
                 # Refused, and it would be every time.
