@@ -201,8 +201,10 @@ def _deployment(server: Server) -> Verdict:
     if name is None:
         return ok(f"{who.product}; {server.host or 'the host'} is no endpoint's name, which could tell more")
     if name.kind is Kind.GLOBAL:
-        return failed(
-            f"{name.host} is of an Aurora Global Database, which is not supported", "connect to the cluster's endpoint"
+        return warning(
+            f"{name.host} is the endpoint of an Aurora Global Database: AWS supports Blue/Green Deployments there, "
+            "bgpool has not been tried with one",
+            "try a switchover in a test environment first; connect to the primary cluster's endpoint, which is blue's",
         )
     if name.kind in (Kind.WRITER, Kind.READER, Kind.CUSTOM) and who.product not in _AURORA:
         return failed(
@@ -212,7 +214,7 @@ def _deployment(server: Server) -> Verdict:
     if name.kind is Kind.PROXY:
         return failed(f"{name.host} is an RDS Proxy's; servers have to be reached directly", "connect to the endpoint")
     kind = "cluster" if name.kind is not Kind.INSTANCE else "instance"
-    return ok(f"{who.product}, {kind} endpoint; a global database is not told by this name")
+    return ok(f"{who.product}, {kind} endpoint; the name does not tell whether it is in a global database")
 
 
 @server_checks.check("writes", "Does blue take writes, and green none?")

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.core.endpoints import Kind, parse_endpoint
 from bgpool.core.limits import ALIAS_RETRY_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
@@ -34,13 +35,20 @@ class Endpoint:
         self._unread = settings.endpoint is None and may_be_alias(dsn.endpoint)
         self._complained = False
         self._told_outside = False
+        self._warned_untried = False
         self._try_at = 0.0
         self._reader: threading.Thread | None = None
 
     def read(self) -> None:
         """Follow the alias, if it is one that was not followed yet; takes up to ALIAS_TIMEOUT_S."""
-        if not self._unread:
-            return
+        if self._unread:
+            self._follow()
+        name = parse_endpoint(self.name)
+        if name is not None and name.kind is Kind.GLOBAL and not self._warned_untried:
+            self._warned_untried = True
+            self._warn_untried()
+
+    def _follow(self) -> None:
         try:
             self.name = real_endpoint(self._host, self._settings.bg_resolver) or self._host
         except (OSError, ValueError) as error:
@@ -85,6 +93,15 @@ class Endpoint:
             name,
             f" ({self.name})" if self.name != self._host else "",
             extra=log_fields("outside", bg_id=self._settings.bg_id, phase=snapshot.phase, host=self._host),
+        )
+
+    def _warn_untried(self) -> None:
+        _logger.warning(
+            "[bg_id: %r] %s is the endpoint of an Aurora Global Database, with which bgpool has not been tried: try a "
+            "switchover in a test environment first, and connect to the primary cluster's endpoint",
+            self._settings.bg_id,
+            self.name,
+            extra=log_fields("untried", bg_id=self._settings.bg_id, host=self._host),
         )
 
     def _complain(self, error: Exception) -> None:

@@ -147,11 +147,15 @@ class Generation:
         """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
 
         Args:
-            timeout_s: Longest wait for the threads of the driver's pool, in seconds.
+            timeout_s: Longest wait for each thread of the driver's pool, in seconds.
         """
         with self._lock:
             self.retired = True
         self.inner.close(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Retire, with *timeout_s* seconds for all threads of the driver's pool together."""
+        self.retire(timeout_s / self.inner.num_workers)
 
     def cut(self) -> int:
         """Cut the connections that are still in use, at the socket; how many."""

@@ -303,11 +303,12 @@ class Pool(ABC, Generic[C]):
         Callers who are held get PoolClosed.
 
         Args:
-            timeout: Longest wait for these callers, and for the pool's threads, in seconds each.
+            timeout: Longest wait for these callers and for the pool's threads together, in seconds.
         """
         fork.notice()
+        deadline = time.monotonic() + timeout
         self._gate.close(timeout)
-        self._succession.close(timeout)
+        self._succession.close(max(0.0, deadline - time.monotonic()))
         self.participant.leave(self)
 
     @property

@@ -56,6 +56,8 @@ class DriversPool(Protocol):
     """What a generation needs of a driver's pool; psycopg_pool's ConnectionPool has it."""
 
     timeout: float
+    #: Its threads that close() waits for, one after the other.
+    num_workers: int
 
     @property
     def max_size(self) -> int:
@@ -75,7 +77,10 @@ class DriversPool(Protocol):
         ...
 
     def close(self, timeout: float = ...) -> None:
-        """Close what is idle, send waiting callers on with PoolClosed, close the rest when it comes back."""
+        """Close what is idle, send waiting callers on with PoolClosed, close the rest when it comes back.
+
+        Waits *timeout* seconds at most for each of its threads.
+        """
         ...
 
     def get_stats(self) -> dict[str, int]:

@@ -165,7 +165,7 @@ class Succession:
             generation, self.current = self.current, None
             self.quick = _SHUT
         if generation is not None:
-            generation.retire(timeout_s=timeout_s)
+            generation.close(timeout_s)
 
     def cut_overdue(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""

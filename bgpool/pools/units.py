@@ -7,6 +7,7 @@ asked, and where that cannot tell, the caller is told so.
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -168,8 +169,8 @@ def transactional(
 ) -> Callable[[Callable[Concatenate[C, P], R]], Callable[P, R]]:
     """Decorate a function of a connection so that every call of it is a unit of work on *pool*.
 
-    The connection is the function's first argument and is left out by its callers. Arguments and errors are those of
-    Pool.run.
+    The connection is the function's first argument and is left out by its callers; frameworks that inspect signatures
+    (FastAPI, Typer) see none. Arguments and errors are those of Pool.run.
     """
 
     def decorate(fn: Callable[Concatenate[C, P], R]) -> Callable[P, R]:
@@ -180,6 +181,21 @@ def transactional(
 
             return pool.run(call, timeout=timeout, idempotent=idempotent)
 
+        _hide_connection(unit, fn)
         return unit
 
     return decorate
+
+
+def _hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> None:
+    """Give *unit* the signature and the annotations of *fn* without the connection, its first parameter."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # Some callables that are written in C have none.
+    connection, *rest = signature.parameters.values() or (None,)
+    if connection is None or connection.kind is inspect.Parameter.VAR_POSITIONAL:
+        return
+    hidden: Any = unit
+    hidden.__signature__ = signature.replace(parameters=rest)
+    hidden.__annotations__ = {name: kind for name, kind in unit.__annotations__.items() if name != connection.name}

@@ -17,7 +17,7 @@ from bgpool.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
 #: What a block may be in. A fence without a language would pass by every test here.
-LANGUAGES = {"python", "sh", "sql", "text", "ini"}
+LANGUAGES = {"python", "sh", "sql", "text", "ini", "yaml"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.
 FOREIGN = {"aws", "install"}
 #: Words of the shell's own, and programs before one of ours.

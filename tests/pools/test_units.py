@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import psycopg
 import pymysql
@@ -22,6 +23,9 @@ from tests.engines import Kit
 from tests.pools.callers import wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 pytestmark = pytest.mark.lab
 
@@ -136,6 +140,26 @@ def test_decorated_functions_are_called_without_a_connection(make_pool: MakePool
     assert place_order("tea", count=2) == "2 tea: call 1"
     assert (place_order.__name__, place_order.__doc__) == ("place_order", "Write an order down.")
     assert work.rows(pair) == 1
+
+
+def test_frameworks_see_the_signature_of_the_callers() -> None:
+    """Asked of a request, the connection made FastAPI answer 422."""
+    pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app")
+
+    @bgpool.transactional(pool)
+    def place_order(conn: Connection[Any], item: str = "tea", *, count: int) -> str:
+        return f"{conn} {count} {item}"
+
+    @bgpool.transactional(pool)
+    def anything(*args: object) -> str:
+        return str(args)
+
+    assert str(inspect.signature(place_order)) == "(item: 'str' = 'tea', *, count: 'int') -> 'str'"
+    assert inspect.getfullargspec(place_order).args == ["item"]
+    assert get_type_hints(place_order) == {"item": str, "count": int, "return": str}
+    assert list(inspect.signature(anything).parameters) == ["args"]
+    # Methods of builtin types have no signature, and are units all the same.
+    assert callable(bgpool.transactional(pool)(dict.pop))
 
 
 @pytest.mark.usefixtures("cutter")

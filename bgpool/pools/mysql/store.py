@@ -77,6 +77,7 @@ class Store:
         if max_waiting < 0 or max_lifetime <= 0 or max_idle <= 0 or timeout < 0:
             raise ValueError("max_waiting and timeout must be >= 0, max_lifetime and max_idle > 0")
         self.timeout: float = timeout
+        self.num_workers = 1
         self._connector: Final = connector
         self._min_size: Final = min_size
         self.max_size: Final = most

@@ -1,0 +1,60 @@
+"""The end of a pool takes no longer than its caller allows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+import bgpool
+from bgpool import testing
+from bgpool.core.phase import Phase
+from bgpool.dsn import parse
+from bgpool.pools.alias import Endpoint
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+def test_threads_that_are_connecting_are_waited_for_together(scheme: str, tmp_path: Path) -> None:
+    """psycopg_pool waits so long for each of its threads: 15 s where three of them connected to a silent host."""
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        deployment = stack.enter_context(testing.deployment(tmp_path))
+        port = silent.getsockname()[1]
+        dsn = f"{scheme}://app@127.0.0.1:{port}/app"
+        pool = bgpool.get_pool(dsn, bg_run_dir=deployment.run_dir, min_size=3, kwargs={"connect_timeout": 5})
+        pool.open()
+        for _ in range(3):
+            stack.enter_context(silent.accept()[0])
+        began = time.monotonic()
+        pool.close(timeout=0.6)
+        took_s = time.monotonic() - began
+    assert took_s < 1.1
+
+
+def test_held_callers_and_threads_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with testing.deployment(tmp_path) as deployment:
+        pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app", bg_run_dir=deployment.run_dir)
+        deployment.phase(Phase.PREPARATION)
+        given: list[float] = []
+        monkeypatch.setattr(pool._gate, "close", time.sleep)
+        monkeypatch.setattr(pool._succession, "close", given.append)
+        pool.close(timeout=0.2)
+        assert given == [0.0]
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_global_database_is_warned_about_once(stated: bool, caplog: pytest.LogCaptureFixture) -> None:
+    name = "ledger.global-abc123.global.rds.amazonaws.com"
+    dsn = f"postgresql://app@10.0.0.1/app?endpoint={name}" if stated else f"postgresql://app@{name}/app"
+    place, settings, _ = parse(dsn, {})
+    endpoint = Endpoint(place, settings)
+    endpoint.read()
+    endpoint.read()
+    (record,) = caplog.records
+    assert (record.levelno, vars(record)["event"]) == (logging.WARNING, "untried")
+    assert name in record.getMessage()
