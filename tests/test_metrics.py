@@ -33,6 +33,7 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
+from tests.docs.pages import blocks
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = [*(metric.name for metric in USAGE), *(metric.name for metric in DEPLOYMENT)]
@@ -232,3 +233,26 @@ def collected(reader: InMemoryMetricReader) -> dict[str, list[tuple[dict[str, An
         for scope in scopes
         for metric in scope.metrics
     }
+
+
+def test_the_recipe_for_the_multiprocess_mode(files: RunFiles, tmp_path: Path) -> None:
+    """/metrics makes a registry for each request there: what is registered elsewhere is not in its answer."""
+    Writer(files, 3, Snapshot("ledger", Phase.CREATED)).beat()
+    (recipe,) = [block.text for block in blocks(DOCS, "python") if "MultiProcessCollector" in block.text]
+    program = (
+        f"import prometheus_client\n{recipe}\n"
+        "prometheus_client.Counter('orders', 'of the application').inc()\n"
+        "print(metrics().decode())"
+    )
+    multiprocess = tmp_path / "multiprocess"
+    multiprocess.mkdir()
+    environment = {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": str(multiprocess),
+        "BGPOOL_RUN_DIR": str(files.directory),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    told = parsed(done.stdout)
+    assert value(told, "orders_total") == 1, done.stderr
+    assert value(told, "bgpool_phase", bgpool_phase="CREATED") == 1
