@@ -8,15 +8,20 @@ free, and whoever gets it makes a new segment file, so that nothing the old one 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from bgpool.core.limits import HEARTBEAT_HUNG_S, HEARTBEAT_STALE_S
 from bgpool.segment.drafts import drafts_of
-from bgpool.segment.locks import FileLock, try_lock
-from bgpool.segment.paths import RunFiles
+from bgpool.segment.locks import is_held
+from bgpool.segment.paths import RunFiles, file_mode, open_checked, refused
 from bgpool.segment.reader import trusted_map
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 __all__ = ["Tenure", "claim"]
 
@@ -75,7 +80,7 @@ def _following(files: RunFiles, term: int, waited_s: float) -> int:
 
 def _take(files: RunFiles, term: int, following: int) -> Tenure | None:
     """The tenure *following* that of *term*, unless somebody was faster."""
-    lock = try_lock(files.tenure(following))
+    lock = _try_lock(files.tenure(following))
     if lock is None:
         return None
     # Between the look at the segment and the lock, a whole tenure may have come and gone.
@@ -91,10 +96,25 @@ def _take(files: RunFiles, term: int, following: int) -> Tenure | None:
 
 def _is_free(files: RunFiles, term: int) -> bool:
     """Whether the monitor of *term* is gone."""
-    if term == 0:
-        return True
-    lock = try_lock(files.tenure(term))
-    if lock is None:
-        return False
-    lock.release()
-    return True
+    return term == 0 or not is_held(files.tenure(term))
+
+
+def _try_lock(path: Path) -> FileLock | None:
+    """The lock *path* if it is free; None if another process has it.
+
+    Raises:
+        SegmentError: The file is not to be trusted, or cannot be made.
+    """
+    # Here, so that only a process that runs for election imports it: its audit hook makes forks from threads fail.
+    from filelock import FileLock, Timeout
+
+    os.close(open_checked(path, os.O_RDWR | os.O_CREAT))
+    # Not per thread: it is taken by one thread and belongs to the process.
+    lock = FileLock(str(path), mode=file_mode(path.parent), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise refused(f"{path} cannot be locked", error) from None
+    return lock

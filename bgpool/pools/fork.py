@@ -21,6 +21,7 @@ import weakref
 from typing import Final, Protocol
 
 from bgpool.logs import log_fields
+from bgpool.segment import locks
 
 __all__ = ["call_in_child", "keep_forever", "notice", "parents_word"]
 
@@ -82,6 +83,8 @@ def keep_forever(thing: object) -> None:
 
 def _after_fork_in_child() -> None:
     global _pid
+    # Again, for a fork without Python's hooks.
+    locks.leave_to_parent()
     for member in list(_members):
         member.after_fork_in_child()
     # Last: whoever finds it right goes on with what was put right before.

@@ -17,7 +17,7 @@ from bgpool.core.phase import SWITCHING
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
-from bgpool.segment.locks import FileLock, try_lock
+from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader, Reading
@@ -81,7 +81,7 @@ class Watch:
         # Protects the two that follow, and that neither is there once the watch is stopping.
         self._lock: Final = threading.Lock()
         self._presence: Presence | None = None
-        self._relay: FileLock | None = None
+        self._relay: Lock | None = None
         self._arriving = False
         self._absent_until = 0.0
         self._relayed: Notice | None = None

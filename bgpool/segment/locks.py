@@ -1,30 +1,134 @@
-"""Locks that are taken or not, never waited for, and that the kernel takes back at the end of their process."""
+"""File locks that are taken or refused at once, and that the kernel releases when their process ends.
+
+flock(2) is called directly. Importing filelock installs an audit hook with which ``os.fork`` raises RuntimeError in one
+thread while another thread is forking. A worker is the application's process, and forks as it likes. A lock of
+filelock's on the same file and one of these exclude each other: both are flock.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import weakref
 from pathlib import Path
+from typing import Final
 
-from filelock import FileLock, Timeout
+from bgpool.segment.paths import open_checked, refused
 
-from bgpool.segment.paths import file_mode, open_checked, refused
-
-__all__ = ["FileLock", "try_lock"]
+__all__ = ["Lock", "is_held", "leave_to_parent", "try_lock"]
 
 
-def try_lock(path: Path) -> FileLock | None:
-    """The lock *path* if it is free, held until it is released or the process ends; None if another has it.
+class Lock:
+    """A lock that this process holds, until release(), until the object is collected, or until the process ends.
+
+    A lock belongs to the open file, which a forked child shares with its parent. The child's descriptor is therefore
+    closed at the fork: the child holds nothing, and does not keep the lock alive after its parent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """A lock on *path* that is not taken yet; see try_lock()."""
+        self._path: Final = path
+        self._fd = -1
+        _locks.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Lock {self._path} {'held' if self._fd >= 0 else 'released'}>"
+
+    def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Release the lock; harmless if that was done before."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            # Closed, never unlocked: LOCK_UN in a forked child would take the lock away from the parent.
+            os.close(fd)
+
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to the locked file; if not, another process can lock the path."""
+        try:
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except OSError:
+            return False
+
+    def take(self, flags: int, kind: int) -> bool:
+        """Open the file with *flags* and lock it, *kind* being LOCK_EX or LOCK_SH; whether it was free.
+
+        Raises:
+            FileNotFoundError: There is no such file, and *flags* are without O_CREAT.
+            SegmentError: The file is not to be trusted, cannot be made, or cannot be locked.
+        """
+        _opening[id(self)] = self._path
+        try:
+            self._fd = open_checked(self._path, flags)
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.release()
+            raise refused(f"{self._path} cannot be locked", error) from None
+        finally:
+            _opening.pop(id(self), None)
+        return True
+
+
+_locks: Final[weakref.WeakSet[Lock]] = weakref.WeakSet()
+#: Paths that are being opened. A child that is forked between the system call and the assignment of its result
+#: inherits a descriptor that no object knows.
+_opening: Final[dict[int, Path]] = {}
+
+
+def try_lock(path: Path) -> Lock | None:
+    """The lock on *path* if it is free, held until it is released or the process ends; None if another has it.
 
     Raises:
-        SegmentError: The file is not to be trusted, or cannot be made.
+        SegmentError: The file is not to be trusted, cannot be made, or cannot be locked.
     """
-    os.close(open_checked(path, os.O_RDWR | os.O_CREAT))
-    # Not per thread: it is taken by one thread and belongs to the process.
-    lock = FileLock(str(path), mode=file_mode(path.parent), thread_local=False)
+    lock = Lock(path)
+    return lock if lock.take(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) else None
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on *path*, this process included; False where there is no such file.
+
+    Takes the lock for a moment, shared: callers that look at the same time do not mistake each other for a holder.
+
+    Raises:
+        SegmentError: As try_lock().
+    """
+    lock = Lock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    except OSError as error:
-        raise refused(f"{path} cannot be locked", error) from None
-    return lock
+        return not lock.take(os.O_RDONLY, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+    finally:
+        lock.release()
+
+
+def leave_to_parent() -> None:
+    """In a forked child: close every descriptor of the parent's locks. Called by Python's fork hook; harmless again."""
+    for lock in list(_locks):
+        lock.release()
+    for path in _opening.values():
+        _close_all(path)
+    _opening.clear()
+
+
+def _close_all(path: Path) -> None:
+    """Close every descriptor of the file at *path*."""
+    with contextlib.suppress(OSError):
+        wanted = path.stat()
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(fd), wanted):
+                    # Not closed: the number stays taken, in case some object still means to close it.
+                    os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+
+
+os.register_at_fork(after_in_child=leave_to_parent)
