@@ -1,5 +1,6 @@
 # make demo   real databases go through a switchover under load, and a ledger judges the result
-# make test   linters and all tests
+# make test   linters and tests; ARGS="tests/pools -k reset" runs a part of the tests alone
+# make test-full  the same with every variant: all scenarios on all engines, long chaos, every Python
 # make bench  measures, beside what people use
 # All set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
 # wheel has: it is installed from Debian's packages where that takes no questions.
@@ -12,14 +13,21 @@ BIN := $(VENV)/bin
 space := $(subst ,, )
 export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python3))
 
-.PHONY: demo test bench clean mariadb
+# This Python runs the quick tests among all the others: they are not run on it again.
+SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
+
+.PHONY: demo test test-full bench clean mariadb
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
-# All tests run on this Python anyway: the quick ones are not run on it again.
+# About nine minutes. tox prints the time of each part at the end.
 test: mariadb $(VENV)/.tox
-	TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')" $(BIN)/tox run
+	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))
+
+# About half an hour.
+test-full: mariadb $(VENV)/.tox
+	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
 
 # Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.
 bench: mariadb $(VENV)/.tox

@@ -118,6 +118,7 @@ def test_a_crew_reports_what_it_wrote_and_leaves_nobody_behind() -> None:
 
 @pytest.mark.lab
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_quick_run() -> None:
     result = switchover.run(quick=True)
     (table,) = result.tables

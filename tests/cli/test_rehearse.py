@@ -156,6 +156,7 @@ def test_the_rehearsal_that_the_docs_propose(
 
 @lab
 @slow
+@pytest.mark.full
 def test_mysql(tmp_path: Path, port: int, schema: Path) -> None:
     plan = Plan(web(port), engine=Engine.MYSQL, sql=schema, url=f"http://127.0.0.1:{port}/", **QUICK)
     report = rehearsed(plan, tmp_path)
@@ -181,6 +182,7 @@ def test_rollback(tmp_path: Path, port: int, schema: Path) -> None:
 
 @lab
 @slow
+@pytest.mark.full
 def test_a_command_that_ends_by_itself_afterwards(tmp_path: Path, schema: Path) -> None:
     command = (sys.executable, "-m", "tests.cli.rehearsed_app", "0")
     report = rehearsed(Plan(command, scenario="frozen", sql=schema, **{**QUICK, "cool_down_s": 30.0}), tmp_path)

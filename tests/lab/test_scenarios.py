@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from types import ModuleType
 
@@ -18,17 +17,18 @@ from bgpool.lab.scenarios import CATALOGUE, Outcome, evidence, find, hosts, name
 from bgpool.lab.scenarios.scenario import FAST, Scenario, findings
 
 CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
-#: What is played on MySQL each time: where metadata, grants, names, connections or transactions are its own. The rest
-#: is about what comes after the monitor has heard of it, and takes four minutes: BGPOOL_CATALOGUE=all plays it, too.
-OF_MYSQL = {
-    "rds", "aurora", "rds-replicas", "metadata-frozen", "metadata-deleted", "metadata-absent", "metadata-error",
-    "grant-lost", "table-emptied-and-dropped", "rollback-from-in-progress", "two-in-one-life", "connections-cut",
-    "connections-refused", "black-hole-blue", "monitor-killed", "long-transactions", "tls-renewed-late",
-    "iam-renamed-late", "alias",
+#: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL
+#: those whose metadata, names or transactions are its own. ``make test-full`` plays every scenario on every engine.
+QUICK = {
+    Engine.POSTGRESQL: {
+        "rds", "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress",
+        "two-deployments-at-once", "connections-cut", "black-hole-green", "monitor-killed", "beyond-timeout",
+        "tls-renewed-late", "iam-renamed-late", "alias",
+    },
+    Engine.MYSQL: {"aurora", "metadata-deleted", "rollback-from-in-progress", "connections-cut", "long-transactions"},
 }  # fmt: skip
 #: What the load of other tests may add to a release: in seconds, and as a part of its bound.
 LOAD_S, LOAD_PART = 0.4, 0.2
-ALL = os.environ.get("BGPOOL_CATALOGUE") == "all"
 _outcomes: dict[tuple[Engine, str], Outcome] = {}
 
 
@@ -50,10 +50,15 @@ def loaded_s(scenario: Scenario) -> float:
 def each(chapter: ModuleType) -> pytest.MarkDecorator:
     """Every scenario of a chapter on every engine that it is for."""
     cases = [
-        pytest.param(scenario.name, engine, id=f"{scenario.name}-{engine.value}")
+        pytest.param(
+            scenario.name,
+            engine,
+            id=f"{scenario.name}-{engine.value}",
+            marks=() if scenario.name in QUICK[engine] else pytest.mark.full,
+        )
         for engine in Engine
         for scenario in chapter.SCENARIOS
-        if engine in scenario.engines and (ALL or engine is Engine.POSTGRESQL or scenario.name in OF_MYSQL)
+        if engine in scenario.engines
     ]
     return pytest.mark.parametrize(("name", "engine"), cases)
 
@@ -116,7 +121,8 @@ class TestNames:
 
 
 def test_every_chapter_is_played() -> None:
-    assert set(CATALOGUE) >= OF_MYSQL
+    for engine, names_of_quick in QUICK.items():
+        assert names_of_quick <= {name for name, scenario in CATALOGUE.items() if engine in scenario.engines}
     assert list(CATALOGUE) == [scenario.name for chapter in CHAPTERS for scenario in chapter.SCENARIOS]
 
 

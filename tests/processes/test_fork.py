@@ -30,6 +30,8 @@ from tests.engines import kit_of
 
 pytestmark = pytest.mark.lab
 
+RunChild = Callable[[Callable[[], object]], int]
+
 
 @pytest.fixture(scope="module", params=list(Engine), ids=lambda engine: engine.value)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
@@ -46,9 +48,9 @@ def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.Pool[Any]]:
     pool.close()
 
 
-def in_child(function: Callable[[], object], fork: Callable[[], int] = os.fork) -> int:
+def in_child(function: Callable[[], object]) -> int:
     """The exit status of a child that runs *function* and ends as a forked worker does."""
-    return end_of(begin_child(function, fork))
+    return end_of(begin_child(function, os.fork))
 
 
 def begin_child(function: Callable[[], object], fork: Callable[[], int]) -> int:
@@ -64,6 +66,33 @@ def begin_child(function: Callable[[], object], fork: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return pid
+
+
+def in_child_untold(function: Callable[[], object]) -> int:
+    """As in_child, by a fork that runs none of Python's hooks.
+
+    On a busy machine CPython's interpreter lock can be lost in such a child, which then hangs in any Python code: the
+    fork is repeated. A fault of bgpool's would hang all three. See docs/servers.md.
+    """
+
+    def run() -> None:
+        sys.setswitchinterval(0.005)
+        function()
+
+    for _ in range(3):
+        status = end_of(begin_child(run, ctypes.PyDLL(None).fork), 20.0)
+        if status != -signal.SIGKILL:
+            break
+    return status
+
+
+@pytest.fixture
+def patient_threads() -> Iterator[None]:
+    """Keeps other threads from asking for the interpreter lock during a fork without hooks, which would lose it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
 
 
 def end_of(pid: int, timeout_s: float = 60.0) -> int:
@@ -268,17 +297,18 @@ def in_the_middle_of_a_result(conn: Any) -> Iterator[tuple[Iterator[Any], Any]]:
 class TestUnreadResults:
     """What the parent has not read yet comes over the socket that both of them have."""
 
-    @pytest.fixture(params=[os.fork, ctypes.PyDLL(None).fork], ids=["told", "told nobody"])
-    def fork(self, request: pytest.FixtureRequest) -> Callable[[], int]:
-        found: Callable[[], int] = request.param
-        return found
+    pytestmark = pytest.mark.usefixtures("patient_threads")
 
-    def test_the_child_closes_it(self, pool: bgpool.Pool[Any], fork: Callable[[], int]) -> None:
+    @pytest.fixture(params=["told", "told nobody"])
+    def run_child(self, request: pytest.FixtureRequest) -> RunChild:
+        return in_child if request.param == "told" else in_child_untold
+
+    def test_the_child_closes_it(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
-            assert in_child(closing.close, fork) == 0
+            assert run_child(closing.close) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
-    def test_the_child_reads_on(self, pool: bgpool.Pool[Any], fork: Callable[[], int]) -> None:
+    def test_the_child_reads_on(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, _):
 
             def child() -> None:
@@ -289,12 +319,10 @@ class TestUnreadResults:
                 with pytest.raises(bgpool.InheritedConnection):
                     conn.cursor().execute("SELECT 1")
 
-            assert in_child(child, fork) == 0
+            assert run_child(child) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
-    def test_the_child_ends_its_transaction_or_cancels_it(
-        self, pool: bgpool.Pool[Any], fork: Callable[[], int]
-    ) -> None:
+    def test_the_child_ends_its_transaction_or_cancels_it(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
 
             def child() -> None:
@@ -306,7 +334,7 @@ class TestUnreadResults:
                     with pytest.raises(bgpool.InheritedConnection):
                         end()
 
-            assert in_child(child, fork) == 0
+            assert run_child(child) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
     def test_a_child_that_ends_in_the_middle_of_it_neither_reads_nor_warns(self, pair: Pair, tmp_path: Path) -> None:
@@ -337,28 +365,7 @@ pool.putconn(conn)
 class TestForksThatTellNobody:
     """uWSGI and C libraries fork without Python's hooks: nothing of ours runs in the child before its first call."""
 
-    @pytest.fixture(autouse=True)
-    def nobody_asks_for_the_interpreter(self) -> Iterator[None]:
-        """A thread of the parent that waits for the interpreter's lock during such a fork would be waited for in the
-        child, in vain: that is CPython's, and why docs/servers.md has a word on it."""
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(1000)
-        yield
-        sys.setswitchinterval(before)
-
-    def in_child(self, function: Callable[[], object]) -> int:
-        """As above. On a busy machine CPython's own lock may be lost in such a child, which then stands still, in
-        whatever it does: then there is another one. A defect of ours would stop them all."""
-
-        def run() -> None:
-            sys.setswitchinterval(0.005)
-            function()
-
-        for _ in range(3):
-            status = end_of(begin_child(run, ctypes.PyDLL(None).fork), 20.0)
-            if status != -signal.SIGKILL:
-                break
-        return status
+    pytestmark = pytest.mark.usefixtures("patient_threads")
 
     def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
@@ -367,7 +374,7 @@ class TestForksThatTellNobody:
         def child() -> None:
             assert backend(pool) != parents
 
-        assert [self.in_child(child) for _ in range(10)] == [0] * 10
+        assert [in_child_untold(child) for _ in range(10)] == [0] * 10
         assert backend(pool) == parents
 
     def test_many_threads_notice_at_once(self, pool: bgpool.Pool[Any]) -> None:
@@ -383,7 +390,7 @@ class TestForksThatTellNobody:
             assert len(found) == 8
             assert parents not in found
 
-        assert [self.in_child(child) for _ in range(5)] == [0] * 5
+        assert [in_child_untold(child) for _ in range(5)] == [0] * 5
         assert backend(pool) == parents
 
     def test_an_inherited_connection_is_refused(self, pool: bgpool.Pool[Any]) -> None:
@@ -397,7 +404,7 @@ class TestForksThatTellNobody:
                 conn.close()
                 assert backend(pool) > 0
 
-            assert self.in_child(child) == 0
+            assert in_child_untold(child) == 0
             assert ask(conn, 3) == 3
 
     @pytest.mark.parametrize("last_words", ["close", "stats", "drain", "getpool"])
@@ -413,7 +420,7 @@ class TestForksThatTellNobody:
             else:
                 getattr(pool, last_words)()
 
-        assert self.in_child(child) == 0
+        assert in_child_untold(child) == 0
         assert backend(pool) == parents
 
     def test_the_parents_row_is_not_the_childs(self, pool: bgpool.Pool[Any], tmp_path: Path) -> None:
@@ -424,5 +431,5 @@ class TestForksThatTellNobody:
             backend(pool)
             assert {row.pid for row in workers(files)} == {os.getpid(), os.getppid()}
 
-        assert self.in_child(child) == 0
+        assert in_child_untold(child) == 0
         assert [row.pid for row in workers(files)] == [os.getpid()]

@@ -192,6 +192,7 @@ def test_a_monitor_is_nobodys_child_and_has_nothing_of_its_starter(
     mine.close()
 
 
+@pytest.mark.full
 def test_two_hundred_workers_at_once(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run, num_workers=1)
     ready, go = os.pipe()

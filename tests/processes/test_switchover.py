@@ -23,6 +23,14 @@ from bgpool.lab.trial import Trial
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
+each_engine = pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Engine.POSTGRESQL, id="postgresql"),
+        pytest.param(Engine.MYSQL, id="mysql", marks=pytest.mark.full),
+    ],
+)
+
 #: What the threads of a worker may tell of a transaction that was cut, or that found blue read-only.
 CUT = re.compile(
     r"worker \d+: (SwitchoverInterrupted|CommitOutcomeUnknown|OperationalError|AdminShutdown|ReadOnlySqlTransaction)\("
@@ -41,7 +49,7 @@ def assert_good(report: Report, threads: int = 8) -> None:
     assert report.snapshot.phase is Phase.COMPLETED
 
 
-@pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+@each_engine
 def test_healthy(engine: Engine) -> None:
     with Trial(engine=engine) as trial:
         report = trial.run()
@@ -76,7 +84,7 @@ def short_path() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+@each_engine
 def test_interrupted_demo_leaves_nothing_behind(short_path: Path, engine: Engine) -> None:
     environment = {**os.environ, "TMPDIR": str(short_path)}
     demo = subprocess.Popen(
@@ -118,6 +126,7 @@ def _commands_with(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.full
 def test_sixty_four_workers_have_two_monitoring_connections() -> None:
     pool_options = {"bg_interval_baseline_ms": 500, "bg_connect_timeout_ms": 20_000, "timeout": 20.0, "num_workers": 1}
     with Trial(workers=64, threads=1, job="write unit", schedule=FAST, pool_options=pool_options) as trial:

@@ -22,7 +22,7 @@ def wait_connected(stage: Stage, server: Server, processes: int) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preloaded"])
+@pytest.mark.parametrize("preload", [[], pytest.param(["--preload"], marks=pytest.mark.full)], ids=["", "preloaded"])
 def test_gunicorn(preload: list[str], tmp_path: Path) -> None:
     configuration = tmp_path / "gunicorn.conf.py"
     configuration.write_text("from bgpool.integrations.gunicorn import post_worker_init\n")
@@ -31,7 +31,7 @@ def test_gunicorn(preload: list[str], tmp_path: Path) -> None:
         wait_connected(stage, stage.serve("gunicorn", [*command, "tests.servers.app:wsgi"]), 2)
 
 
-@pytest.mark.parametrize("lazy", [[], ["--lazy-apps"]], ids=["", "lazy"])
+@pytest.mark.parametrize("lazy", [[], pytest.param(["--lazy-apps"], marks=pytest.mark.full)], ids=["", "lazy"])
 def test_uwsgi(lazy: list[str]) -> None:
     command = ["{bin}/uwsgi", "--http-socket", "127.0.0.1:{port}", "--master", "--die-on-term", "--processes", "2"]
     with Stage() as stage:
