@@ -7,11 +7,13 @@ the new one's first attempt is its first.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -64,7 +66,7 @@ class Generation:
         self.retired = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = recipe.make_inner(self)
-        self.keep: Final[Callable[[Any], None]] = self.inner.putconn
+        self.keep: Final[Callable[[Any], None]] = self.inner.keep
 
     def __repr__(self) -> str:
         state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live[0] else "draining"
@@ -125,6 +127,7 @@ class Generation:
             _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
             connection = recipe.connect(decision, kwargs)
         connection.bgpool_generation = self
+        connection.bgpool_lent = connection.bgpool_unfit = False
         with self._lock:
             self._members[connection] = sockets.identity(connection.fileno())
         return connection
@@ -135,11 +138,50 @@ class Generation:
     def _is_recent(self) -> bool:
         return time.monotonic() - self._born < self._recipe.settings.bg_connect_timeout_ms / 1000
 
-    def take_back(self, connection: Any) -> None:
-        """A connection of ours is returned; closed instead of kept where the server turned out to be read-only."""
+    # -- the ways back -------------------------------------------------------------------------------------------
+
+    def take_back(self, connection: Aware) -> None:
+        """A connection of ours is returned; closed instead of kept where the server turned out to be read-only.
+
+        Harmless after close(), which returned it.
+
+        Raises:
+            ValueError: It was returned before, and is open: it may be the next user's.
+        """
+        if self.inherited or (not connection.bgpool_lent and connection.closed):
+            return
+        if not connection.bgpool_lent:
+            raise ValueError(f"{connection!r} was given back before")
         if connection.bgpool_unfit:
-            connection.bgpool_discard()
-        self.inner.putconn(connection)
+            self._replace(connection)
+        else:
+            connection.bgpool_lent = False
+            self.keep(connection)
+
+    def take_closed(self, connection: Aware) -> None:
+        """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
+        usable = self.live[0] and not connection.bgpool_unfit
+        heir = connection.bgpool_pass_on() if usable else None
+        if heir is None:
+            self._replace(connection)
+            return
+        with self._lock:
+            self._members[heir] = self._members.pop(connection)
+        connection.bgpool_lent = heir.bgpool_lent = False
+        self.keep(heir)
+
+    def take_lost(self, connection: Aware) -> None:
+        """A connection of ours is being collected although its user did not return it: free its slot, and warn."""
+        text = f"{connection!r} was collected without being returned to its pool; use a with block, or putconn()"
+        # The collector interrupts any thread anywhere, also one that holds a lock which this needs.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(self._replace, (connection,))
+        warnings.warn(text, ResourceWarning, stacklevel=3)
+
+    def _replace(self, connection: Aware) -> None:
+        connection.bgpool_lent = False
+        connection.bgpool_discard()
+        self.inner.replace(connection)
 
     # -- ending --------------------------------------------------------------------------------------------------
 

@@ -139,7 +139,9 @@ class Pool(ABC, Generic[C]):
             # A clock costs as much as all the rest here. It is read where somebody has said how long to wait.
             deadline = None if timeout is None else time.monotonic() + timeout
             try:
-                return take(timeout)  # type: ignore[no-any-return]  # a cast() would be a call
+                connection = take(timeout)
+                connection.bgpool_lent = True
+                return connection  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
                 _forget_frames(error)
@@ -157,17 +159,21 @@ class Pool(ABC, Generic[C]):
     def putconn(self, conn: C) -> None:
         """Give a connection back; closed instead of kept if a switchover has made it unfit.
 
+        Does nothing after ``conn.close()``, which gives it back itself.
+
         Raises:
-            ValueError: *conn* was not checked out from a pool of this process.
+            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
         """
         returned: Any = conn
         try:
             generation = returned.bgpool_generation
         except AttributeError:
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
-        if generation.live[0] and not returned.bgpool_unfit:
+        if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
+            # Before it is kept: from then on it may be the next user's.
+            returned.bgpool_lent = False
             generation.keep(conn)
-        elif not generation.inherited:
+        else:
             generation.take_back(conn)
 
     def _getconn_gated(self, timeout_s: float) -> C:
@@ -183,7 +189,9 @@ class Pool(ABC, Generic[C]):
                 if left_s <= 0:
                     text = f"couldn't get a connection after {timeout_s:.2f} sec"
                     raise self._recipe.like(None, PoolTimeout, text)
-                return cast(C, generation.inner.getconn(left_s))
+                connection = generation.inner.getconn(left_s)
+                connection.bgpool_lent = True
+                return cast(C, connection)
             except psycopg_pool.PoolClosed as error:
                 if self._gate.closed:
                     raise _as_ours(error) from error

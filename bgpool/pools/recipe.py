@@ -32,10 +32,12 @@ class Aware(Protocol):
 
     Attributes:
         bgpool_generation: What it was opened under. A returned connection goes back to it.
+        bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
     """
 
     bgpool_generation: Any
+    bgpool_lent: bool
     bgpool_unfit: bool
 
     @property
@@ -49,6 +51,13 @@ class Aware(Protocol):
 
     def bgpool_discard(self) -> None:
         """Close it for good, whatever close() means to its users."""
+        ...
+
+    def bgpool_pass_on(self) -> Aware | None:
+        """The same session under another object, if close() is to return it and it can be used again; None if not.
+
+        What the last user still holds is closed after that: it cannot reach the session of the next one.
+        """
         ...
 
 
@@ -72,8 +81,12 @@ class DriversPool(Protocol):
         """A connection that is handed out, within *timeout* seconds."""
         ...
 
-    def putconn(self, conn: Any) -> None:
-        """Take it back."""
+    def keep(self, conn: Any) -> None:
+        """Take back a connection that may be used again."""
+        ...
+
+    def replace(self, conn: Any) -> None:
+        """Free the slot of a connection that is closed, and open another one where it is needed."""
         ...
 
     def close(self, timeout: float = ...) -> None:

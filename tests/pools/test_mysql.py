@@ -260,13 +260,6 @@ class TestStore:
             store.getconn()
         assert store.get_stats()["pool_size"] == 0
 
-    def test_given_back_twice_is_refused(self, make_store: MakeStore) -> None:
-        store = make_store()
-        connection = store.getconn()
-        store.putconn(connection)
-        with pytest.raises(ValueError, match="given back before"):
-            store.putconn(connection)
-
     def test_lifetime_idle_time_and_min_size(self, make_store: MakeStore) -> None:
         store = make_store(min_size=1, max_size=3, max_idle=0.2, max_lifetime=3600)
         wait_until(lambda: store.get_stats()["pool_available"] == 1)

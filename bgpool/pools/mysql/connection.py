@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import select
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -99,6 +100,10 @@ class MysqlConnection(BoundedConnection):
         if self.open:
             self.close()
 
+    def bgpool_pass_on(self) -> MysqlConnection | None:
+        """As Aware says: close() closes."""
+        return None
+
     def bgpool_is_readable(self) -> bool:
         """Whether the server has said something that nobody asked for: it ends the connection."""
         poll = select.poll()
@@ -186,11 +191,16 @@ class MysqlConnection(BoundedConnection):
         self._autocommit = self.autocommit_mode
 
     def close(self) -> None:
-        """Close, unless the connection is the parent's of a fork."""
+        """Close, and free the slot of the pool; closing it again does nothing.
+
+        In a fork's child the parent's connection is left alone.
+        """
         if self._is_inherited():
             keep_forever(self)
-            return
-        super().close()
+        elif self.bgpool_lent:
+            self.bgpool_generation.take_closed(self)
+        elif self.open:
+            super().close()
 
     def _force_close(self) -> None:
         if self._is_inherited():
@@ -206,7 +216,10 @@ class MysqlConnection(BoundedConnection):
         super()._force_close()
 
     def __del__(self) -> None:
-        self._force_close()
+        if self.bgpool_lent and not self._is_inherited() and not sys.is_finalizing():
+            self.bgpool_generation.take_lost(self)
+        else:
+            self._force_close()
 
     # -- what it exchanges ---------------------------------------------------------------------------------------
 

@@ -125,19 +125,10 @@ class Store:
                 if not isinstance(error, Exception):
                     raise  # an interrupt, or a time limit of gevent's
             else:
-                connection.bgpool_lent = True
                 return connection
 
     def putconn(self, conn: MysqlConnection) -> None:
-        """Take a connection back: rolled back and reset, or closed where it is not fit any more.
-
-        Raises:
-            ValueError: It was given back before.
-        """
-        with self._lock:
-            lent, conn.bgpool_lent = conn.bgpool_lent, False
-        if not lent:
-            raise ValueError(f"{conn!r} was given back before, or is of another pool")
+        """Take a connection back: rolled back and reset, or closed where it is not fit any more."""
         try:
             fit = conn.open and not self._closed and time.monotonic() < conn.bgpool_expires_at
             if fit:
@@ -154,6 +145,13 @@ class Store:
             self._arrive(conn)
         else:
             self._drop(conn, "" if conn.open else "returns_bad")
+
+    #: As every driver's pool calls it; psycopg_pool's own name is putconn.
+    keep = putconn
+
+    def replace(self, conn: MysqlConnection) -> None:
+        """Free the slot of a connection that is closed, and open another one where it is needed."""
+        self._drop(conn, "")
 
     def _make_sure(self, connection: MysqlConnection, deadline: float) -> None:
         """Check a connection that was idle for long, or whose server has something to say; raises if it is not fit."""

@@ -7,6 +7,7 @@ statement is stopped before it is sent, and where the driver's error becomes one
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Generator
 from functools import cache
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PGconn, TransactionStatus, abc
 
 from bgpool.pools.fork import keep_forever
 
@@ -38,6 +39,8 @@ _NEVER_COMMITS: Final = frozenset(
         "copy_to", "copy_from", "copy_end",
     }
 )  # fmt: skip
+#: With these a connection can be used again, after a rollback.
+_USABLE: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR})
 #: Generators that send nothing while no transaction is open.
 _SENDS_NOTHING: Final = frozenset({"_commit_gen", "_rollback_gen", "_set_autocommit_gen", "_set_isolation_level_gen"})
 
@@ -53,11 +56,13 @@ class SwitchoverAware(_Base):
 
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
+        bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
         bgpool_in_doubt: Once it is lost, for good: whether something may have been committed meanwhile. None before.
     """
 
     bgpool_generation: Generation
+    bgpool_lent: bool = False
     bgpool_unfit: bool = False
     bgpool_in_doubt: bool | None = None
 
@@ -93,11 +98,23 @@ class SwitchoverAware(_Base):
             raise
 
     def close(self) -> None:
-        """Close, unless the connection is the parent's of a fork."""
+        """Return the connection to its pool with *close_returns*, or else close it and free its slot.
+
+        It is closed to its user either way, and closing it again does nothing. In a fork's child the parent's
+        connection is left alone.
+        """
         if self._is_inherited():
             keep_forever(self)
-            return
-        super().close()
+        elif self.bgpool_lent:
+            self.bgpool_generation.take_closed(self)
+        else:
+            self.bgpool_discard()
+
+    def __del__(self, *_: Any) -> None:
+        if self.bgpool_lent and not self._is_inherited() and not sys.is_finalizing():
+            self.bgpool_generation.take_lost(self)
+        else:
+            super().__del__()
 
     def cancel(self) -> None:
         """As psycopg's.
@@ -129,8 +146,20 @@ class SwitchoverAware(_Base):
         return generation is not None and generation.inherited
 
     def bgpool_discard(self) -> None:
-        """As Aware says: not close(), which with close_returns would give it back instead."""
-        self.pgconn.finish()
+        """As Aware says."""
+        if not self.closed:
+            self._closed = True
+            self.pgconn.finish()
+
+    def bgpool_pass_on(self) -> SwitchoverAware | None:
+        """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
+        busy = self._num_transactions or self._pipeline is not None or self._tpc is not None
+        if not getattr(self._pool, "close_returns", False) or busy or self.pgconn.transaction_status not in _USABLE:
+            return None
+        heir, closed = type(self)(self.pgconn), type(self)(_closed_pgconn())
+        vars(heir).update(vars(self))
+        vars(self).update(vars(closed), _closed=True, _pool=None)
+        return heir
 
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
@@ -157,6 +186,14 @@ class SwitchoverAware(_Base):
         if not in_transaction or self._pipeline is not None or _name(gen) not in _NEVER_COMMITS:
             return True
         return _COMMITS.search(_statement(error)) is not None
+
+
+@cache
+def _closed_pgconn() -> abc.PGconn:
+    """A connection of libpq's that was never open: an empty name of a parameter is refused before anything is done."""
+    pgconn = PGconn.connect_start(b"=")
+    pgconn.finish()
+    return pgconn
 
 
 @cache

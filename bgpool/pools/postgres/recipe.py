@@ -10,6 +10,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from bgpool.pools.postgres.connection import SwitchoverAware, aware
+from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 
 __all__ = ["OPTIONS", "PostgresRecipe", "like"]
@@ -23,7 +24,7 @@ class PostgresRecipe(Recipe):
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
         options = {**self.options, "open": False, "connection_class": cast(Any, connector)}
-        return ConnectionPool("", **options)
+        return InnerPool("", **options)
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
         """As Recipe says."""

@@ -1,0 +1,125 @@
+"""psycopg_pool's own ways back: close() with close_returns, and its putconn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+import bgpool
+from bgpool.lab import Pair
+from bgpool.pools.pool import Pool
+from tests.engines import Kit
+
+pytestmark = pytest.mark.lab
+
+MakePool = Callable[..., Pool[Any]]
+
+
+@pytest.fixture
+def returning(make_pool: MakePool) -> Pool[Any]:
+    """A pool of one connection whose close() returns it."""
+    return make_pool(max_size=1, close_returns=True)
+
+
+def test_a_usable_connection_is_returned(kit: Kit, returning: Pool[Any]) -> None:
+    first = returning.getconn()
+    session = kit.session(first)
+    first.execute("CREATE TEMPORARY TABLE mine (n int)")
+    first.close()
+    second = returning.getconn()
+    assert kit.session(second) == session
+    # Returned as putconn returns it: rolled back.
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        second.execute("TABLE mine")
+    returning.putconn(second)
+    assert returning.usage().in_use == 0
+
+
+def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, returning: Pool[Any]) -> None:
+    first = returning.getconn()
+    cursor = first.execute("SELECT 1")
+    first.close()
+    second = returning.getconn()
+    assert first.closed
+    assert not second.closed
+    # A late second close puts nothing of the next user's into the pool.
+    first.close()
+    returning.putconn(first)
+    with pytest.raises(bgpool.PoolTimeout):
+        returning.getconn(timeout=0.05)
+    for late in (lambda: first.execute("SELECT 1"), lambda: cursor.execute("SELECT 1"), first.commit, first.cursor):
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            late()
+    assert cursor.fetchall() == [(1,)]
+    with second.transaction():
+        assert kit.execute(second, "SELECT 1") == [(1,)]
+    returning.putconn(second)
+
+
+def test_notices_and_prepared_statements_go_on(returning: Pool[Any]) -> None:
+    first = returning.getconn()
+    for _ in range(8):
+        first.execute("SELECT %s::int", (1,))
+    first.commit()
+    first.close()
+    second = returning.getconn()
+    notices: list[str | None] = []
+    second.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary))
+    second.execute("DO $$ BEGIN RAISE NOTICE 'heard'; END $$")
+    assert notices == ["heard"]
+    assert second.execute("SELECT %s::int", (1,)).fetchall() == [(1,)]
+    assert second.execute("SELECT count(*) FROM pg_prepared_statements").fetchall() == [(1,)]
+    returning.putconn(second)
+
+
+@pytest.mark.parametrize("what", ["cut", "a transaction's block", "a pipeline"])
+def test_another_one_is_closed(kit: Kit, pair: Pair, returning: Pool[Any], what: str) -> None:
+    conn = returning.getconn()
+    session = kit.session(conn)
+    with contextlib.ExitStack() as stack:
+        if what == "cut":
+            kit.kill(pair, session)
+            with pytest.raises(kit.error):
+                conn.execute("SELECT 1")
+        elif what == "a pipeline":
+            stack.enter_context(contextlib.suppress(psycopg.OperationalError))
+            stack.enter_context(conn.pipeline())
+        else:
+            stack.enter_context(conn.transaction())
+        conn.close()
+        assert conn.closed
+    with returning.connection() as after:
+        assert kit.session(after) != session
+        assert kit.execute(after, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("way", ["pool.putconn", "close", "the driver's putconn"])
+@pytest.mark.parametrize("close_returns", [False, True])
+def test_a_connection_that_was_refused_as_read_only_is_not_used_again(
+    kit: Kit, pair: Pair, make_pool: MakePool, way: str, close_returns: bool
+) -> None:
+    pool = make_pool(max_size=1, close_returns=close_returns)
+    conn = pool.getconn()
+    session = kit.session(conn)
+    pair.blue.set_read_only(True)
+    try:
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            kit.write(conn)
+    finally:
+        pair.blue.set_read_only(False)
+    {"pool.putconn": pool.putconn, "close": lambda c: c.close(), "the driver's putconn": conn._pool.putconn}[way](conn)
+    with pool.connection() as after:
+        assert kit.session(after) != session
+
+
+def test_the_drivers_own_putconn_returns(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    for _ in range(2):
+        conn = pool.getconn()
+        conn._pool.putconn(conn)
+        with pytest.raises(ValueError, match="given back before"):
+            pool.putconn(conn)

@@ -1,0 +1,112 @@
+"""Connections that come back by another way than putconn: closed by their user, or collected."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair
+from bgpool.pools.pool import Pool
+from tests.engines import Kit
+from tests.pools.callers import wait_until
+
+pytestmark = pytest.mark.lab
+
+ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
+
+MakePool = Callable[..., Pool[Any]]
+
+
+# -- close() closes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_closed_connection_frees_its_slot(kit: Kit, pair: Pair, make_pool: MakePool, cut: bool) -> None:
+    pool = make_pool(max_size=1)
+    sessions = set()
+    for _ in range(3):
+        conn = pool.getconn()
+        sessions.add(kit.session(conn))
+        if cut:
+            kit.kill(pair, kit.session(conn))
+            with pytest.raises(kit.error):
+                kit.execute(conn, "SELECT 1")
+        conn.close()
+        assert conn.closed
+        conn.close()
+        pool.putconn(conn)
+    assert len(sessions) == 3
+
+
+def test_closed_in_a_block(kit: Kit, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    for _ in range(2):
+        with pool.connection() as conn:
+            conn.close()
+    with pool.connection() as conn:
+        assert kit.execute(conn, "SELECT 1") == [(1,)]
+
+
+def test_returned_twice_is_refused(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    conn = pool.getconn()
+    pool.putconn(conn)
+    with pytest.raises(ValueError, match="given back before"):
+        pool.putconn(conn)
+
+
+# -- forgotten ---------------------------------------------------------------------------------------------------
+
+
+def forget(held: list[Any]) -> None:
+    """Forget what is held, and what errors may hold of it."""
+    held.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_forgotten_connection_frees_its_slot_and_warns(kit: Kit, pair: Pair, make_pool: MakePool, cut: bool) -> None:
+    pool = make_pool(max_size=1)
+    for _ in range(2):
+        held = [pool.getconn()]
+        session = kit.session(held[0])
+        if cut:
+            kit.kill(pair, session)
+            with contextlib.suppress(kit.error):
+                kit.execute(held[0], "SELECT 1")
+        with pytest.warns(ResourceWarning, match="without being returned"):
+            forget(held)
+        with pool.connection() as after:
+            assert kit.session(after) != session
+        del after
+    wait_until(lambda: pool.stats().size == 1)
+
+
+def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    conn: Any = pool.getconn()
+    inner: Any = conn.bgpool_generation.inner
+    lock = inner._tasks.mutex if kit.engine is Engine.POSTGRESQL else inner._lock
+    with lock, pytest.warns(ResourceWarning):
+        del conn
+    with pool.connection() as after:
+        assert kit.execute(after, "SELECT 1") == [(1,)]
+
+
+def test_what_was_returned_or_closed_is_forgotten_in_silence(
+    make_pool: MakePool, recwarn: pytest.WarningsRecorder
+) -> None:
+    pool = make_pool(max_size=1)
+    conn: Any = pool.getconn()
+    pool.putconn(conn)
+    conn = pool.getconn()
+    conn.close()
+    del conn
+    pool.close()
+    gc.collect()
+    assert list(recwarn) == []
