@@ -54,10 +54,7 @@ class InheritedConnection(SwitchoverError):
 
 
 class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
-    """No connection could be had in time: all were in use, or none could be opened.
-
-    On MySQL the text says which; on PostgreSQL the logger ``psycopg.pool`` tells why one could not be opened.
-    """
+    """No connection could be had in time: all were in use, or none could be opened. The text says which, and why."""
 
 
 class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):

@@ -21,6 +21,7 @@ LAYERS = [
     {"core"},
     {"logs"},
     {"settings", "resolver", "aliases", "sockets", "mysql"},
+    {"failures"},
     {"dsn"},
     {"auth"},
     {"segment"},

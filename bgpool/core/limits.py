@@ -195,6 +195,9 @@ READ_ATTEMPTS: Final = 32
 #: The longest pause between two such attempts, in seconds; a refused password is not to be tried 50 times a second.
 RECONNECT_INTERVAL_MAX_S: Final = 0.25
 
+#: How long a line of the log that says the same as the one before is left out, in seconds.
+LOG_REPEAT_S: Final = 60.0
+
 #: How often one unit of work is begun, at most. A switchover cuts it once or twice.
 UNIT_ATTEMPTS: Final = 20
 

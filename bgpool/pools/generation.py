@@ -25,6 +25,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed, SwitchoverInterrupted
+from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
 from bgpool.pools.recipe import DRIVER_FAILURES, Aware, DriversPool, Recipe
 
@@ -112,8 +113,9 @@ class Generation:
         while True:
             try:
                 return self._connect_once(kwargs)
-            except DRIVER_FAILURES:
+            except DRIVER_FAILURES as error:
                 self.note_cut()
+                self.inner.failure = first_line(error)
                 if not self._worth_trying_again():
                     raise
                 time.sleep(pause_s)

@@ -16,12 +16,12 @@ from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
 from bgpool.dsn import Dsn
-from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
+from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
 from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
@@ -144,10 +144,10 @@ class Pool(ABC, Generic[C]):
                 return connection  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
-                _forget_frames(error)
+                forget_frames(error)
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            except _REFUSALS as error:
-                ours = _as_ours(error)
+            except REFUSALS as error:
+                ours = self._as_ours(error)
                 self._count_failure(ours)
                 raise ours from error
         try:
@@ -187,17 +187,22 @@ class Pool(ABC, Generic[C]):
                 generation = self._succession.adopt(reading)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    text = f"couldn't get a connection after {timeout_s:.2f} sec"
-                    raise self._recipe.like(None, PoolTimeout, text)
+                    raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
                 connection = generation.inner.getconn(left_s)
                 connection.bgpool_lent = True
                 return cast(C, connection)
             except psycopg_pool.PoolClosed as error:
                 if self._gate.closed:
-                    raise _as_ours(error) from error
-                _forget_frames(error)
-            except _REFUSALS as error:
-                raise _as_ours(error) from error
+                    raise self._as_ours(error) from error
+                forget_frames(error)
+            except REFUSALS as error:
+                raise self._as_ours(error) from error
+
+    def _as_ours(self, error: Exception) -> Exception:
+        """*error* of the driver's pool as bgpool's own, with what is known of why."""
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
+        phase = snapshot.phase.name if snapshot is not None else "unknown"
+        return as_ours(error, self._recipe.like, self._succession.current, phase)
 
     def _count_failure(self, error: Exception) -> None:
         self._gate.tally.count_error(error)
@@ -379,24 +384,3 @@ class Checkout(Generic[C]):
             self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
-
-
-#: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.
-_REFUSALS: Final = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
-
-
-def _forget_frames(error: Exception) -> None:
-    """Let go of what the frames of a handled *error* hold: a mapping of the segment among other things.
-
-    psycopg_pool keeps the error with the caller's place in its queue, and the error's frames keep that place: a circle
-    that lives, with the descriptor of a file that is long replaced, until the collector comes by.
-    """
-    error.__traceback__ = None
-
-
-def _as_ours(error: Exception) -> Exception:
-    for kind in (PoolTimeout, TooManyRequests, PoolClosed):
-        # Each is a subclass of psycopg_pool's error of the same name.
-        if isinstance(error, kind.__bases__[-1]):
-            return error if isinstance(error, kind) else kind(str(error))
-    return error

@@ -24,7 +24,7 @@ class MysqlRecipe(Recipe):
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says."""
-        return Store(connector, **self.options)
+        return Store(connector, **{**self.options, "name": self.name})
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> MysqlConnection:
         """As Recipe says."""

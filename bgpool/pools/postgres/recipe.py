@@ -23,8 +23,8 @@ class PostgresRecipe(Recipe):
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
-        options = {**self.options, "open": False, "connection_class": cast(Any, connector)}
-        return InnerPool("", **options)
+        own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
+        return InnerPool("", **{"reset": None, **self.options, **own})
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
         """As Recipe says."""
