@@ -30,8 +30,6 @@ class Bell(threading.Thread):
         seen_ns = 0
         while True:
             if table is None or not table.is_in_place(self._files):
-                if table is not None:
-                    table.close()
                 table = self._open()
                 seen_ns = table.bell[0] if table is not None else 0
             if table is None:

@@ -49,8 +49,6 @@ class Participant:
 
     def after_fork_in_child(self) -> None:
         """Nobody has joined here yet."""
-        if self._watch is not None:
-            self._watch.after_fork_in_child()
         self._reset()
 
     def join(self, member: Member) -> None:

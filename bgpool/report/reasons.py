@@ -8,7 +8,7 @@ from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
-from bgpool.segment.table import ROWS, rows_are_seen
+from bgpool.segment.table import ROWS
 from bgpool.settings import DISABLE, is_disabled
 
 __all__ = ["reasons", "switched_off"]
@@ -80,7 +80,7 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
-    if not workers and rows_are_seen():
+    if not workers:
         yield (
             "no worker: no process on this host uses a pool with this bg_id; one that runs the monitor alone is never "
             "ready: ask the application's hosts"
