@@ -14,6 +14,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.limits import MONITOR_CHECKOUT_S
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
+from bgpool.green import check_threads
 from bgpool.logs import log_fields
 from bgpool.monitor import is_monitor
 from bgpool.monitor.config import MonitorConfig
@@ -67,8 +68,10 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
             MySQL those of docs/mysql.md.
 
     Raises:
-        ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
+        ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
+            threads that bgpool does not run on.
     """
+    check_threads()
     if bg_id is not None:
         options["bg_id"] = bg_id
     key = (dsn, _frozen(options))

@@ -20,7 +20,7 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"logs"},
-    {"settings", "resolver", "aliases", "sockets", "mysql"},
+    {"settings", "resolver", "aliases", "sockets", "mysql", "green"},
     {"failures"},
     {"dsn"},
     {"auth"},

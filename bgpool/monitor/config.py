@@ -17,6 +17,7 @@ from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
 from bgpool.dsn import Dsn, Password, names_are_proved
 from bgpool.errors import ConfigurationError
+from bgpool.green import patched_by
 from bgpool.settings import Settings
 
 __all__ = ["MonitorConfig"]
@@ -113,7 +114,7 @@ class MonitorConfig:
         """What makes the password of a monitoring connection.
 
         Raises:
-            ConfigurationError: It cannot be imported here.
+            ConfigurationError: It cannot be imported here, or its module patches threads.
         """
         if self.password_callable is None:
             return None
@@ -126,6 +127,12 @@ class MonitorConfig:
             raise ConfigurationError(
                 f"the password callable cannot be used in the monitor's process ({what}); {_REMEDY}"
             ) from error
+        if library := patched_by():
+            # By that module: a monitor loads nothing else of the application. Its heartbeat would stop with each wait.
+            raise ConfigurationError(
+                f"the password callable's module patches threads with {library}, on which a monitor does not run: "
+                "define the callable in a small module of its own"
+            )
         return found
 
     @property

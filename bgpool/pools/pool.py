@@ -16,6 +16,7 @@ from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
 from bgpool.dsn import Dsn
+from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
@@ -284,6 +285,8 @@ class Pool(ABC, Generic[C]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
+        # A process may be patched after the pool was made, and even after it was opened.
+        check_threads()
         with self._lock:
             joining, self._joining = self._joining, True
         if joining:
