@@ -104,12 +104,7 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
         rows = read_rows(files)
     except FileNotFoundError:
         return ()
-    # The row of the dead keeps what they said last; only its lock tells that somebody is there.
-    return tuple(
-        WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row)
-        for row, pid, at_ns, usage in rows
-        if is_held(files.row(row))
-    )
+    return tuple(WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row) for row, pid, at_ns, usage in rows)
 
 
 def _claim(files: RunFiles) -> tuple[int, Lock]:

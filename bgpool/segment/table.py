@@ -29,6 +29,7 @@ from bgpool.plain_errors import SegmentError
 from bgpool.segment import wake
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
+from bgpool.segment.locks import is_held
 from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
 __all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows"]
@@ -198,13 +199,13 @@ class Table:
 
 
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
-    """Every row that says something, of the living and of the dead: its number, pid, the last update in ns, and usage.
+    """Every row that a living process has: its number, pid, the time of the last update in ns, and what it says.
 
     Nothing is made, mended or mapped.
 
     Raises:
         FileNotFoundError: There is no table.
-        SegmentError: It is not to be trusted.
+        SegmentError: It is not to be trusted, or the system refuses to tell who lives.
     """
     fd = open_checked(files.workers, os.O_RDONLY)
     try:
@@ -218,7 +219,8 @@ def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
         raise SegmentError(f"{files.workers} was cut short while it was read")
     words = memoryview(table)[HEADER_BYTES:].cast("Q")
     written = [row for row, pid in enumerate(words[::_ROW_WORDS].tolist()) if pid]
-    return [(row, *_read(words, row)) for row in written]
+    # The row of the dead keeps what they said last; only its lock tells that its owner lives.
+    return [(row, *_read(words, row)) for row in written if is_held(files.row(row))]
 
 
 def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:

@@ -22,7 +22,7 @@ from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import Lock, is_held
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
-from bgpool.segment.table import FILE_BYTES, Table, Usage
+from bgpool.segment.table import FILE_BYTES, Table, Usage, read_rows
 
 USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9, taking_part=12, outside=13)
 USAGE = USAGE._replace(max_size=14, holds=15, longest_hold_ms=16, repeated=17, hold_timeouts=18, green_rejected=19)
@@ -82,6 +82,7 @@ def test_a_row_is_reclaimed_after_a_death_of_any_kind(files: RunFiles) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert workers(files) == ()
+    assert read_rows(files) == []
     assert not anybody_present(files)
     presence = Presence(files)
     (row,) = workers(files)
