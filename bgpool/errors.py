@@ -46,7 +46,10 @@ class SwitchoverInterrupted(SwitchoverError):
 
 
 class CommitOutcomeUnknown(SwitchoverError):
-    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it."""
+    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it.
+
+    The text says which of them, and what to find out; a two-phase transaction may still be prepared.
+    """
 
 
 class InheritedConnection(SwitchoverError):

@@ -126,9 +126,17 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        snapshot = self._now()
+        return bool(self.switching_by(self._now()))
+
+    def switching_or(self, before: bool) -> bool:
+        """The same, and *before* where this endpoint has no part in a deployment any more."""
+        now = self.switching_by(self._now())
+        return before if now is None else now
+
+    def switching_by(self, snapshot: Snapshot | None) -> bool | None:
+        """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
         if snapshot is None or snapshot.host(self._endpoint.name) is None:
-            return False
+            return None
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
     def note_cut(self) -> None:

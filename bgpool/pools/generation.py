@@ -40,6 +40,8 @@ class Generation:
         live: A word, 0 once a statement must stop and think before it is sent; the kernel makes it so in a child.
         inner: The driver's pool.
         keep: Its way to take a connection back that is fit to be used again.
+        switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
+            may be gone when a process that was frozen meanwhile wakes up.
         lineage: The identifier of the database cluster behind the connections; None until it was asked for, and where
             nobody asks.
     """
@@ -64,7 +66,7 @@ class Generation:
         self.epoch = epoch
         self.live: Final = parents_word(1)
         self._pid: Final = os.getpid()
-        self.retired = False
+        self.retired = self.switching = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = recipe.make_inner(self)
         self.keep: Final[Callable[[Any], None]] = self.inner.keep
@@ -253,14 +255,13 @@ class Generation:
 
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""
-        return not self.live[0] or self._recipe.gate.switching()
+        return not self.live[0] or self._recipe.gate.switching_or(self.switching)
 
-    def explain_cut(self, error: Exception, *, may_have_committed: bool) -> Exception:
-        """What a connection broken by a switchover means for the caller."""
+    def explain_cut(self, error: Exception, doubt: str) -> Exception:
+        """What a connection broken by a switchover means for the caller; *doubt* is why it may have committed."""
         describe = self._recipe.gate.describe
-        if may_have_committed:
-            text = describe("was cut during COMMIT; find out whether it took effect")
-            return self._counted(error, CommitOutcomeUnknown, text)
+        if doubt:
+            return self._counted(error, CommitOutcomeUnknown, describe(doubt))
         text = describe("cut the transaction; it did not commit, run it again")
         return self._counted(error, SwitchoverInterrupted, text)
 

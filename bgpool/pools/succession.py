@@ -94,6 +94,7 @@ class Succession:
                 follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
                 self.current = generation
+            self._note_switching(generation, snapshot)
         try:
             generation.open()
         except BaseException:
@@ -125,6 +126,8 @@ class Succession:
             if generation is not None and self._is_unfit(generation, snapshot):
                 self._put_away(generation, snapshot)
             else:
+                if generation is not None:
+                    self._note_switching(generation, snapshot)
                 generation = None
                 self._drain_leaving(snapshot)
         if generation is not None:
@@ -135,11 +138,20 @@ class Succession:
         epoch = self._epoch(snapshot)
         if epoch is None and generation.epoch is None:
             return False
+        if epoch is None and generation.switching:
+            # The deployment went away in a switchover whose end this process has not seen: it was frozen, say.
+            return True
         if generation.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
             # Opened before the first snapshot was there; nothing has moved since.
             generation.epoch = snapshot.epoch
             return False
         return generation.epoch != snapshot.epoch
+
+    def _note_switching(self, generation: Generation, snapshot: Snapshot | None) -> None:
+        """What *generation* judges a cut by, once the deployment is gone."""
+        switching = self._recipe.gate.switching_by(snapshot)
+        if switching is not None:
+            generation.switching = switching
 
     def _epoch(self, snapshot: Snapshot | None) -> int | None:
         if snapshot is None or snapshot.host(self._recipe.endpoint.name) is None:
