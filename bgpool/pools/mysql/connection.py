@@ -63,6 +63,7 @@ class MysqlConnection(BoundedConnection):
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_lent: While a caller has it.
+        bgpool_charset: Character set and collation that the application asked for when it connected.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
         bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
@@ -75,6 +76,7 @@ class MysqlConnection(BoundedConnection):
     bgpool_rolled_back: bool = False
     bgpool_in_doubt: str | None = None
     bgpool_lent: bool = False
+    bgpool_charset: tuple[str, str | None]
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
     # What the application asked for when it connected.
@@ -191,6 +193,7 @@ class MysqlConnection(BoundedConnection):
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
         super().connect(sock)
         self._autocommit = self.autocommit_mode
+        self.bgpool_charset = self.charset, self.collation
 
     def close(self) -> None:
         """Close, and free the slot of the pool; closing it again does nothing.

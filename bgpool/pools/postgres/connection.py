@@ -7,7 +7,7 @@ statement is stopped before it is sent, and where the driver's error becomes one
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -47,6 +47,7 @@ class SwitchoverAware(_Base):
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
         bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_modes: With *reset* "session", its modes when it was opened, by psycopg's names.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
             can have been. None before.
     """
@@ -54,6 +55,7 @@ class SwitchoverAware(_Base):
     bgpool_generation: Generation
     bgpool_lent: bool = False
     bgpool_unfit: bool = False
+    bgpool_modes: Mapping[str, Any]
     bgpool_in_doubt: str | None = None
     # In autocommit, the transaction status that the server reported last.
     _reported: int = TransactionStatus.IDLE
