@@ -138,19 +138,29 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
     directory = look_in(settings.bg_run_dir)
     config = MonitorConfig.of(place, settings, directory)
     try:
-        return kind(place, settings, _participant(settings, directory, config), left)
+        pool = kind(place, settings, _participant(settings, directory), left)
+        pool.monitoring = config
+        return pool
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"the pool refuses its options: {error}") from None
 
 
-def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
+def _participant(settings: Settings, directory: Path) -> Participant:
     key, known = (directory, settings.bg_id), _registry.participants
     kind = Bystander if is_monitor() else Disabled if is_disabled() else Participant
     if key not in known:
-        known[key] = kind(settings.bg_id, directory, Starter(config).ensure_monitor)
+        starter = Starter(settings.bg_id, lambda: _monitor_configs(known[key]))
+        known[key] = kind(settings.bg_id, directory, starter.ensure_monitor)
     return known[key]
+
+
+def _monitor_configs(participant: Participant) -> list[MonitorConfig]:
+    """What *participant*'s pools in use could have a monitor watch with, in the order in which the pools were made."""
+    joined = participant.members()
+    found = [pool.monitoring for pool in list(_registry.pools.values()) if pool in joined]
+    return [config for config in found if isinstance(config, MonitorConfig)]
 
 
 def _frozen(value: object) -> object:

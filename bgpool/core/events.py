@@ -102,11 +102,16 @@ class MetadataFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase."""
+    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase.
+
+    Attributes:
+        refused: The server is there, and refused the login.
+    """
 
     at: Instant
     role: Role
     error: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

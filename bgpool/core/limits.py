@@ -5,6 +5,7 @@ Anything that waits, queues, stores or repeats ends at one of these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 # -- what the segment may hold -----------------------------------------------------------------------------------
@@ -128,6 +129,31 @@ RESTART_PAUSE_MAX_S: Final = 8.0
 
 #: Pause before what the run directory does not allow (a row of one's own, a monitor) is tried again, in seconds.
 RESTART_INTERVAL_S: Final = 5.0
+
+#: How long a monitor's parameters may show it nothing of a deployment, in seconds, before it leaves for those of
+#: another pool: long enough for every pool of a starting process to be known, and more than MONITOR_SHORT_LIFE_S and
+#: HEARTBEAT_STALE_S together, so that leaving does not count as a failed start.
+BLIND_S: Final = 3.0
+
+#: The same where the server refuses the login, which may be for want of free connections; and how long no server may
+#: answer before the parameters count as leading nowhere. Longer than any failover's refusals.
+LOCKED_OUT_S: Final = 30.0
+
+#: How long nobody tries parameters again that have shown a monitor nothing, in seconds: a GRANT or an extension that
+#: comes later is seen by then. A server that showed its metadata, without a deployment, needs the least attention.
+SIGHT_LIFE_S: Final[Mapping[str, float]] = {"SILENT": 60.0, "REFUSED": 600.0, "MISSING": 600.0, "EMPTY": 3600.0}
+
+#: Parameters whose sight is remembered; and how many monitors in a row try parameters of one name that was refused,
+#: because passwords, which are not remembered, may differ.
+SIGHTINGS: Final = 16
+SAME_NAME_TRIES: Final = 8
+
+#: How often such a monitor looks whether anybody has better parameters, in seconds.
+OFFERS_INTERVAL_S: Final = 1.0
+
+#: How long a process leaves the start of a monitor to one with better parameters, in seconds after the monitor before
+#: fell silent. With the start itself that is less than the 2 s in which a killed monitor is replaced.
+GIVE_WAY_S: Final = 0.6
 
 #: Shortest time between two questions that nudges are the reason of, in seconds. An answer takes milliseconds.
 NUDGE_INTERVAL_S: Final = 0.02

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bgpool.core import inventory, topology
+from bgpool.core import inventory, sightings, topology
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.events import (
     Answered,
@@ -34,7 +34,7 @@ from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
 from bgpool.core.suspicion import allay, suspect
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, TIMER, summary_table
 
-__all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "step"]
+__all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "leave_blind", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,14 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
     snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
-    return allay(_take(snapshot, event, rules), event)
+    return allay(sightings.note(_take(snapshot, event, rules), event), event)
+
+
+def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
+    """*snapshot* as a monitor leaves it whose parameters show it nothing, so that others are tried."""
+    mine = snapshot.sightings[-1]
+    text = f"{mine.parameters}: {mine.sight.text}; the next monitor tries the parameters of another pool"
+    return _notice(sightings.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
 
 
 def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
@@ -322,7 +329,8 @@ def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Sn
 def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
     before = snapshot.phase
     if phase is Phase.NOT_CREATED:
-        return _begin_to_watch(Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices), at)
+        fresh = Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices, sightings=snapshot.sightings)
+        return _begin_to_watch(fresh, at)
     snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase, signal))
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
@@ -367,6 +375,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
             target_reading=snapshot.target_reading,
             source_read_only=snapshot.source_read_only,
             notices=snapshot.notices,
+            sightings=snapshot.sightings,
         )
     if snapshot.rolled_back:
         return replace(snapshot, rolled_back=False, timeline=(), deadline_ns=0)

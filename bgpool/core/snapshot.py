@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpool.core.phase import Phase, Role
+from bgpool.core.sightings import Sighting
 
 __all__ = ["Host", "Notice", "Snapshot", "TimelineEntry"]
 
@@ -83,6 +84,7 @@ class Snapshot:
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
         suspected_until_ns: Until when callers are held because blue has cut a connection in PREPARATION, and the
             switchover may have begun unread; on the monotonic clock, 0 for no such suspicion.
+        sightings: What monitors' parameters have let them see; the last one is that of the monitor at hand.
     """
 
     bg_id: str
@@ -107,6 +109,7 @@ class Snapshot:
     suspected_until_ns: int = 0
     timeline: tuple[TimelineEntry, ...] = ()
     notices: tuple[Notice, ...] = ()
+    sightings: tuple[Sighting, ...] = ()
 
     def host(self, name: str) -> Host | None:
         """The host called *name*; None if it takes no part."""

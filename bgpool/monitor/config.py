@@ -13,9 +13,11 @@ import msgpack
 
 from bgpool.core.endpoints import name_after
 from bgpool.core.engine import Engine
+from bgpool.core.limits import NAME_CHARS
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
-from bgpool.dsn import Dsn, Password, names_are_proved
+from bgpool.core.sightings import Parameters
+from bgpool.dsn import Dsn, Password, names_are_proved, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.green import patched_by
 from bgpool.settings import Settings
@@ -93,6 +95,15 @@ class MonitorConfig:
         """From the pipe, whose other end is a process of the same user and version."""
         given = msgpack.unpackb(data)
         return cls(**{**given, "engine": Engine(given["engine"])})
+
+    @property
+    def parameters(self) -> Parameters:
+        """What may be told of the monitoring connections' parameters; no secret is among them."""
+        database = self.params.get("dbname") or self.params.get("database") or ""
+        # After an @ that was not escaped: what comes before it belongs to a password.
+        host = self.host.rpartition("@")[2]
+        user, host, database = (str(part)[:NAME_CHARS] for part in (user_of(self.params), host, database))
+        return Parameters(user, host, self.port, database)
 
     @property
     def rules(self) -> Rules:

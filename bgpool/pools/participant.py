@@ -60,7 +60,7 @@ class Participant:
             self._joined.add(member)
             if self._watch is not None:
                 return
-            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self._members, self._ensure_monitor)
+            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self.members, self._ensure_monitor)
         try:
             watch.begin()
         except BaseException:
@@ -94,7 +94,8 @@ class Participant:
         watch = self._watch
         return watch is not None and watch.speaks_for_host()
 
-    def _members(self) -> list[Member]:
+    def members(self) -> list[Member]:
+        """Those that have joined and not left."""
         with self._lock:
             return list(self._joined)
 

@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
 
 import psycopg_pool
 
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
+from bgpool.core.sightings import Parameters, worth
+from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.green import check_threads
 from bgpool.pools import fork
@@ -59,6 +61,15 @@ class PoolStats:
     driver: Mapping[str, int]
 
 
+class Monitoring(Protocol):
+    """What a monitor is started with, as far as a pool knows it."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """By what it is told from others."""
+        ...
+
+
 class Pool(ABC, Generic[C]):
     """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
 
@@ -68,6 +79,7 @@ class Pool(ABC, Generic[C]):
         OPTIONS: The options of the driver's pool that get_pool passes on.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
         participant: The process's part in the deployment.
+        monitoring: What a monitor of the deployment could be started with; None for nothing.
     """
 
     OPTIONS: ClassVar[frozenset[str]]
@@ -82,6 +94,7 @@ class Pool(ABC, Generic[C]):
         """
         self._settings: Final = settings
         self.participant: Final = participant
+        self.monitoring: Monitoring | None = None
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
             participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
@@ -260,14 +273,17 @@ class Pool(ABC, Generic[C]):
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
-        part = self._endpoint.takes_part(self.participant.reader.refresh().snapshot)
+        snapshot = self.participant.reader.refresh().snapshot
+        part = self._endpoint.takes_part(snapshot)
+        connections = self._succession.usage()
         own = Usage(
             failed=self._failed,
             taking_part=int(part is True),
             outside=int(part is False),
             max_size=self._max_size if part is not False else 0,
+            offer=self._offer(snapshot) if connections.idle or connections.in_use else 0,
         )
-        return Usage.merged((self._succession.usage(), self._gate.tally.usage(), own))
+        return Usage.merged((connections, self._gate.tally.usage(), own))
 
     def is_holding(self, reading: Reading) -> bool:
         """Whether a checkout would be held by *reading*."""
@@ -276,6 +292,12 @@ class Pool(ABC, Generic[C]):
     def take_longest_hold_s(self) -> float:
         """The longest hold that has ended since the last call, in seconds; 0 if none has."""
         return self._gate.tally.take_longest_s()
+
+    def _offer(self, snapshot: Snapshot | None) -> int:
+        """What a monitor may be expected to see with this pool's parameters, which work: there are connections."""
+        if self.monitoring is None or snapshot is None:
+            return 0
+        return worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""

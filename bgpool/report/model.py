@@ -24,12 +24,16 @@ class Monitor:
         pid: As it sees itself; None for state ``none``, like *term*.
         term: Counts the monitors of this host.
         age_s: Seconds since its last sign of life; None where there was none since the host was started.
+        parameters: Whose parameters it watches with, as ``user@host:port/database``; empty where it has not said so.
+        sight: What they let it see; empty where that is a deployment, or nothing is known yet.
     """
 
     state: str
     pid: int | None = None
     term: int | None = None
     age_s: float | None = None
+    parameters: str = ""
+    sight: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ class Status:
         offset_ms: Now, as in *events*; None while no switchover is under way.
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
+        blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
     """
 
     bg_id: str
@@ -160,6 +165,7 @@ class Status:
     events: tuple[Event, ...]
     last_switchover: LastSwitchover | None
     disabled: bool = False
+    blind: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, ROW_STALE_S
 from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.sightings import BLIND
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import CREATED_AGAIN, zero_ns
 from bgpool.monitor import history
@@ -35,7 +36,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
     mapped, sequence, snapshot = _segment(files, refused)
     crowd = _workers(files, sequence, refused)
     past = history.read(files)
-    monitor = _monitor(mapped)
+    monitor = _monitor(mapped, snapshot)
     timer_ms, offset_ms = _clocks(snapshot)
     return Status(
         bg_id=bg_id or _name(files, snapshot, past),
@@ -51,6 +52,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         events=events_of(snapshot) if snapshot is not None else (),
         last_switchover=_last_switchover(past),
         disabled=bool(disabled),
+        blind=_blind(snapshot) if snapshot is not None else (),
     )
 
 
@@ -105,13 +107,26 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
     )
 
 
-def _monitor(mapped: SegmentMap | None) -> Monitor:
+def _monitor(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Monitor:
     if mapped is None:
         return Monitor("none")
     age_s = mapped.heartbeat_age_s()
     state = "alive" if age_s <= HEARTBEAT_STALE_S else "silent"
-    # A sign of life that lies in the future is none.
-    return Monitor(state, mapped.header.pid, mapped.header.term, round(age_s, 3) if age_s != float("inf") else None)
+    mine = snapshot.sightings[-1] if snapshot is not None and snapshot.sightings else None
+    return Monitor(
+        state,
+        mapped.header.pid,
+        mapped.header.term,
+        # A sign of life that lies in the future is none.
+        round(age_s, 3) if age_s != float("inf") else None,
+        str(mine.parameters) if mine is not None else "",
+        mine.sight.text if mine is not None and mine.sight in BLIND else "",
+    )
+
+
+def _blind(snapshot: Snapshot) -> tuple[str, ...]:
+    """Parameters beside the monitor's own that have shown nothing."""
+    return tuple(f"{s.parameters}: {s.sight.text}" for s in snapshot.sightings[:-1] if s.sight in BLIND)
 
 
 def _name(files: RunFiles, snapshot: Snapshot | None, past: Sequence[Mapping[str, Any]]) -> str:

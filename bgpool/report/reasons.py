@@ -48,7 +48,8 @@ def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
     if snapshot is None:
         return
     if snapshot.phase is Phase.NOT_CREATED:
-        yield f"no deployment is seen in the metadata{_monitor_said(snapshot)}"
+        mine = f" with the parameters of {snapshot.sightings[-1].parameters}" if snapshot.sightings else ""
+        yield f"no deployment is seen in the metadata{mine}{_monitor_said(snapshot)}"
     elif snapshot.phase is Phase.COMPLETED and over_by_timer(snapshot.timeline):
         yield "the switchover counts as over by the timer, and nothing has shown that green was promoted: look at AWS"
     elif snapshot.phase is Phase.COMPLETED:

@@ -19,7 +19,7 @@ from bgpool.segment.locks import Lock, is_held, try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table, Usage, read_rows
 
-__all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
+__all__ = ["Presence", "WorkerRow", "anybody_present", "best_offer", "workers"]
 
 
 #: Processes of one bg_id on one host that can be present; those beyond ROWS have a lock and no row. Each claim tries
@@ -105,6 +105,15 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
     except FileNotFoundError:
         return ()
     return tuple(WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row) for row, pid, at_ns, usage in rows)
+
+
+def best_offer(files: RunFiles) -> int:
+    """The best parameters that any process on this host has for a monitor: a Sight's number, 0 for none.
+
+    Raises:
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
+    """
+    return max((row.usage.offer for row in workers(files)), default=0)
 
 
 def _claim(files: RunFiles) -> tuple[int, Lock]:

@@ -70,6 +70,8 @@ class Usage(NamedTuple):
         holds: Callers that were held, since the process began.
         longest_hold_ms: The longest of these holds; one that is under way counts.
         repeated: Units of work that were run again, since the process began.
+        offer: What a monitor with the best of the pools' parameters may be expected to see: a Sight's number, 0 while
+            no pool has a connection.
         hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
             says which error each of them counts.
     """
@@ -89,6 +91,7 @@ class Usage(NamedTuple):
     holds: int = 0
     longest_hold_ms: int = 0
     repeated: int = 0
+    offer: int = 0
     hold_timeouts: int = 0
     green_rejected: int = 0
     interrupted: int = 0
@@ -99,10 +102,13 @@ class Usage(NamedTuple):
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
-        """What several pools or processes add up to. Of *longest_hold_ms* it is the longest."""
+        """What several pools or processes add up to. Of *longest_hold_ms* and *offer* it is the greatest."""
         found = [*several]
         sums = cls(*map(sum, zip(cls(), *found, strict=True)))
-        return sums._replace(longest_hold_ms=max((one.longest_hold_ms for one in found), default=0))
+        return sums._replace(
+            longest_hold_ms=max((one.longest_hold_ms for one in found), default=0),
+            offer=max((one.offer for one in found), default=0),
+        )
 
 
 #: Which error each of the last fields counts, by the name of its class in bgpool.errors.

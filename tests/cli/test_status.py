@@ -106,7 +106,7 @@ SCHEMA: dict[str, Any] = {
     "phase": TEXT,
     "sequence": int,
     "missing": [TEXT],
-    "monitor": {"state": TEXT, "pid": int, "term": int, "age_s": NUMBER},
+    "monitor": {"state": TEXT, "pid": int, "term": int, "age_s": NUMBER, "parameters": TEXT, "sight": TEXT},
     "timer_ms": int,
     "offset_ms": int,
     "endpoints": [{"blue": TEXT, "port": int, "blue_addresses": [TEXT], "green": TEXT, "green_addresses": [TEXT]}],
@@ -120,6 +120,7 @@ SCHEMA: dict[str, Any] = {
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],
     "last_switchover": {"at": TEXT, "outcome": TEXT, "duration_ms": int, "released_ms": int, "evidence": TEXT},
     "disabled": bool,
+    "blind": [TEXT],
     "ready": bool,
     "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }

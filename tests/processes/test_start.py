@@ -404,7 +404,7 @@ def test_a_starter_that_was_waited_for_once_is_not_mistaken_for_the_one_of_now(
     """The lock's file stays the same over the years."""
     prepare_run_dir(files.directory)
     place, settings, _ = parse(DSN, {"bg_id": "start"})
-    starter = spawn.Starter(MonitorConfig.of(place, settings, files.directory))
+    starter = spawn.Starter("lonely", lambda: [MonitorConfig.of(place, settings, files.directory)])
     held = files.spawning.open("w")
     files.spawning.chmod(0o600)
     fcntl.flock(held, fcntl.LOCK_EX)

@@ -10,7 +10,7 @@ import pymysql
 
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names, names_to_try
-from bgpool.failures import first_line
+from bgpool.failures import first_line, login_was_refused
 from bgpool.monitor.session import SessionError
 
 __all__ = ["reach"]
@@ -41,7 +41,9 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, t
                 failure = error
                 if _is_silence(error):
                     break
-    raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
+    if failure is None:
+        raise SessionError("no address to connect to")
+    raise SessionError(first_line(failure), refused=login_was_refused(failure)) from None
 
 
 def _is_silence(error: Exception) -> bool:
