@@ -298,12 +298,16 @@ def _nameless(directory: Path) -> Iterator[int]:
 
 
 def _inheritable() -> list[int]:
-    """Our descriptors that another program would be given, the standard ones excepted."""
-    found = []
+    """Our descriptors that another program would be given, the standard ones excepted.
+
+    Without those above the soft limit, which was lowered after they were opened: posix_spawn refuses to close them, and
+    the monitor does it itself.
+    """
+    found, limit = [], os.sysconf("SC_OPEN_MAX")
     for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
         # The one that the directory was read through is closed by now.
         with contextlib.suppress(OSError):
-            if fd > 2 and os.get_inheritable(fd):
+            if fd > 2 and (limit < 0 or fd < limit) and os.get_inheritable(fd):
                 found.append(fd)
     return found
 
