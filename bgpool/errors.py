@@ -46,10 +46,7 @@ class SwitchoverInterrupted(SwitchoverError):
 
 
 class CommitOutcomeUnknown(SwitchoverError):
-    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it.
-
-    The text says which of them, and what to find out; a two-phase transaction may still be prepared.
-    """
+    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it."""
 
 
 class InheritedConnection(SwitchoverError):
@@ -57,7 +54,10 @@ class InheritedConnection(SwitchoverError):
 
 
 class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
-    """No connection could be had in time: all were in use, or none could be opened. The text says which, and why."""
+    """No connection could be had in time: all were in use, or none could be opened.
+
+    On MySQL the text says which; on PostgreSQL the logger ``psycopg.pool`` tells why one could not be opened.
+    """
 
 
 class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):

@@ -85,8 +85,7 @@ class Probe(threading.Thread):
             answer = session.ask()
         except (SessionError, OSError) as error:
             self._close()
-            refused = isinstance(error, SessionError) and error.refused
-            self._events.put(ProbeFailed(now(), self._role, str(error), refused))
+            self._events.put(ProbeFailed(now(), self._role, str(error)))
             return False
         finally:
             self._asked_at = 0.0

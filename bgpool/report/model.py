@@ -11,7 +11,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 from bgpool.core.timeline import TIMER
 
-__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
+__all__ = ["ByHand", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,12 @@ class Monitor:
         pid: As it sees itself; None for state ``none``, like *term*.
         term: Counts the monitors of this host.
         age_s: Seconds since its last sign of life; None where there was none since the host was started.
-        parameters: Whose parameters it watches with, as ``user@host:port/database``; empty where it has not said so.
-        sight: What they let it see; empty where that is a deployment, or nothing is known yet.
     """
 
     state: str
     pid: int | None = None
     term: int | None = None
     age_s: float | None = None
-    parameters: str = ""
-    sight: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +114,21 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class ByHand:
+    """What an operator has ordered, see docs/status.md.
+
+    Attributes:
+        order: ``hold`` or ``release``.
+        until: When it ends by itself, UTC, ISO 8601.
+        left_ms: Until then.
+    """
+
+    order: str
+    until: str
+    left_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class LastSwitchover:
     """The last switchover that has ended.
 
@@ -149,7 +160,7 @@ class Status:
         offset_ms: Now, as in *events*; None while no switchover is under way.
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
-        blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
+        by_hand: The operator's order that stands; None for none.
     """
 
     bg_id: str
@@ -165,7 +176,7 @@ class Status:
     events: tuple[Event, ...]
     last_switchover: LastSwitchover | None
     disabled: bool = False
-    blind: tuple[str, ...] = ()
+    by_hand: ByHand | None = None
 
     @property
     def ready(self) -> bool:

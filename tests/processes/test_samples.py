@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,10 @@ def files(tmp_path: Path) -> RunFiles:
 
 
 @pytest.fixture
-def table(files: RunFiles) -> Table:
-    return Table(files)
+def table(files: RunFiles) -> Iterator[Table]:
+    found = Table(files)
+    yield found
+    found.close()
 
 
 def at(phase: Phase, later_s: int = 0) -> Snapshot:
