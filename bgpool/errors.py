@@ -46,7 +46,10 @@ class SwitchoverInterrupted(SwitchoverError):
 
 
 class CommitOutcomeUnknown(SwitchoverError):
-    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it."""
+    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it.
+
+    The text says which of them, and what to find out; a two-phase transaction may still be prepared.
+    """
 
 
 class InheritedConnection(SwitchoverError):
@@ -54,10 +57,7 @@ class InheritedConnection(SwitchoverError):
 
 
 class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
-    """No connection could be had in time: all were in use, or none could be opened.
-
-    On MySQL the text says which; on PostgreSQL the logger ``psycopg.pool`` tells why one could not be opened.
-    """
+    """No connection could be had in time: all were in use, or none could be opened. The text says which, and why."""
 
 
 class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):

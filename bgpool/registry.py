@@ -14,6 +14,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.limits import MONITOR_CHECKOUT_S
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
+from bgpool.green import check_threads
 from bgpool.logs import log_fields
 from bgpool.monitor import is_monitor
 from bgpool.monitor.config import MonitorConfig
@@ -67,8 +68,10 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
             MySQL those of docs/mysql.md.
 
     Raises:
-        ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
+        ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
+            threads that bgpool does not run on.
     """
+    check_threads()
     if bg_id is not None:
         options["bg_id"] = bg_id
     key = (dsn, _frozen(options))
@@ -135,19 +138,29 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
     directory = look_in(settings.bg_run_dir)
     config = MonitorConfig.of(place, settings, directory)
     try:
-        return kind(place, settings, _participant(settings, directory, config), left)
+        pool = kind(place, settings, _participant(settings, directory), left)
+        pool.monitoring = config
+        return pool
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"the pool refuses its options: {error}") from None
 
 
-def _participant(settings: Settings, directory: Path, config: MonitorConfig) -> Participant:
+def _participant(settings: Settings, directory: Path) -> Participant:
     key, known = (directory, settings.bg_id), _registry.participants
     kind = Bystander if is_monitor() else Disabled if is_disabled() else Participant
     if key not in known:
-        known[key] = kind(settings.bg_id, directory, Starter(config).ensure_monitor)
+        starter = Starter(settings.bg_id, lambda: _monitor_configs(known[key]))
+        known[key] = kind(settings.bg_id, directory, starter.ensure_monitor)
     return known[key]
+
+
+def _monitor_configs(participant: Participant) -> list[MonitorConfig]:
+    """What *participant*'s pools in use could have a monitor watch with, in the order in which the pools were made."""
+    joined = participant.members()
+    found = [pool.monitoring for pool in list(_registry.pools.values()) if pool in joined]
+    return [config for config in found if isinstance(config, MonitorConfig)]
 
 
 def _frozen(value: object) -> object:

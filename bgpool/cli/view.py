@@ -72,11 +72,13 @@ def _title(status: Status) -> Text:
 def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
     yield "run dir", Text(plain(status.run_dir))
     yield "monitor", _monitor(status.monitor)
+    if status.monitor.parameters:
+        told = f": {status.monitor.sight}" if status.monitor.sight else ""
+        yield "as", Text(plain(f"{status.monitor.parameters}{told}"), "yellow" if told else "")
+    for number, text in enumerate(status.blind):
+        yield "" if number else "not as", Text(plain(text))
     for number, reason in enumerate(status.missing):
         yield "" if number else "missing", Text(plain(reason), "yellow")
-    if status.by_hand is not None:
-        left = f"{status.by_hand.order} until {status.by_hand.until}, {status.by_hand.left_ms / 1000:.0f} s left"
-        yield "by hand", Text(left, "bold yellow")
     if status.timer_ms is not None:
         yield "timer", Text(_timer(status.timer_ms / 1000))
     for number, endpoint in enumerate(status.endpoints):

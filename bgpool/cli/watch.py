@@ -21,7 +21,7 @@ from bgpool.plain_errors import ConfigurationError
 from bgpool.report import Deployment, Event, Status, find
 from bgpool.segment.reader import Reader
 
-__all__ = ["COMPLETED", "COMPLETED_BY_TIMER", "ROLLED_BACK", "TIME_IS_UP", "Moment", "moments", "run", "the_one"]
+__all__ = ["COMPLETED", "COMPLETED_BY_TIMER", "ROLLED_BACK", "TIME_IS_UP", "Moment", "moments", "run"]
 
 COMPLETED: Final = 0
 ROLLED_BACK: Final = 1
@@ -112,12 +112,8 @@ def _outcome(first: Status | None, now: Status) -> int | None:
     return ROLLED_BACK if any(event.event == CREATED_AGAIN for event in new) else None
 
 
-def the_one(found: Sequence[Deployment]) -> Deployment:
-    """The deployment that is meant where none is named: what is in use comes before what others have left behind.
-
-    Raises:
-        ConfigurationError: There are several.
-    """
+def _the_one(found: Sequence[Deployment]) -> Deployment:
+    """The deployment that is meant where none is named: what is in use comes before what others have left behind."""
     statuses = [deployment.status() for deployment in found]
     used = [
         deployment
@@ -146,7 +142,7 @@ class _Follower:
             found = find(self._bg_id, self._run_dir)
             if not found:
                 return None
-            self._deployment = the_one(found)
+            self._deployment = _the_one(found)
             self._reader = Reader(self._deployment.files)
         # Before the look: what is published after it ends the next wait at once.
         self._reader.check_path()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from bgpool.core.phase import Role
 
@@ -16,8 +15,6 @@ __all__ = [
     "MetadataAbsent",
     "MetadataFailed",
     "Nudged",
-    "Order",
-    "Ordered",
     "ProbeFailed",
     "Resolved",
     "StatusRead",
@@ -105,11 +102,16 @@ class MetadataFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase."""
+    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase.
+
+    Attributes:
+        refused: The server is there, and refused the login.
+    """
 
     at: Instant
     role: Role
     error: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,26 +137,6 @@ class Nudged:
     at: Instant
 
 
-class Order(Enum):
-    """What an operator can order by hand; the value is the command's name."""
-
-    HOLD = "hold"
-    RELEASE = "release"
-
-
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """An operator has given an order.
-
-    Attributes:
-        until_ns: When it ends by itself, on the monotonic clock.
-    """
-
-    at: Instant
-    order: Order
-    until_ns: int
-
-
 Event = (
     Tick
     | Answered
@@ -165,5 +147,4 @@ Event = (
     | Resolved
     | CertificateRenewed
     | Nudged
-    | Ordered
 )

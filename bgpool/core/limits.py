@@ -5,6 +5,7 @@ Anything that waits, queues, stores or repeats ends at one of these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 # -- what the segment may hold -----------------------------------------------------------------------------------
@@ -129,6 +130,31 @@ RESTART_PAUSE_MAX_S: Final = 8.0
 #: Pause before what the run directory does not allow (a row of one's own, a monitor) is tried again, in seconds.
 RESTART_INTERVAL_S: Final = 5.0
 
+#: How long a monitor's parameters may show it nothing of a deployment, in seconds, before it leaves for those of
+#: another pool: long enough for every pool of a starting process to be known, and more than MONITOR_SHORT_LIFE_S and
+#: HEARTBEAT_STALE_S together, so that leaving does not count as a failed start.
+BLIND_S: Final = 3.0
+
+#: The same where the server refuses the login, which may be for want of free connections; and how long no server may
+#: answer before the parameters count as leading nowhere. Longer than any failover's refusals.
+LOCKED_OUT_S: Final = 30.0
+
+#: How long nobody tries parameters again that have shown a monitor nothing, in seconds: a GRANT or an extension that
+#: comes later is seen by then. A server that showed its metadata, without a deployment, needs the least attention.
+SIGHT_LIFE_S: Final[Mapping[str, float]] = {"SILENT": 60.0, "REFUSED": 600.0, "MISSING": 600.0, "EMPTY": 3600.0}
+
+#: Parameters whose sight is remembered; and how many monitors in a row try parameters of one name that was refused,
+#: because passwords, which are not remembered, may differ.
+SIGHTINGS: Final = 16
+SAME_NAME_TRIES: Final = 8
+
+#: How often such a monitor looks whether anybody has better parameters, in seconds.
+OFFERS_INTERVAL_S: Final = 1.0
+
+#: How long a process leaves the start of a monitor to one with better parameters, in seconds after the monitor before
+#: fell silent. With the start itself that is less than the 2 s in which a killed monitor is replaced.
+GIVE_WAY_S: Final = 0.6
+
 #: Shortest time between two questions that nudges are the reason of, in seconds. An answer takes milliseconds.
 NUDGE_INTERVAL_S: Final = 0.02
 
@@ -154,14 +180,6 @@ KEEPALIVE_COUNT: Final = 3
 #: numbers above take together. Without it Linux retransmits for 15 minutes (net.ipv4.tcp_retries2), and keepalive does
 #: not ask while it does. Source: behaviour.md, a dead network is noticed within 30 s.
 TCP_USER_TIMEOUT_MS: Final = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_COUNT)
-
-#: The longest time for which an operator's order stands, in seconds. Every reader ends it by its own clock: a monitor
-#: that dies, or an operator who forgets it, leaves nothing behind.
-ORDER_S: Final = 3600
-
-#: How long `bgpool hold` and `bgpool release` wait for the monitor to take the order, in seconds, and how old an order
-#: may be that it takes: longer than a monitor that is killed or hangs just then takes to be replaced.
-ORDER_WAIT_S: Final = 8.0
 
 # -- MySQL -------------------------------------------------------------------------------------------------------
 
@@ -202,6 +220,9 @@ READ_ATTEMPTS: Final = 32
 
 #: The longest pause between two such attempts, in seconds; a refused password is not to be tried 50 times a second.
 RECONNECT_INTERVAL_MAX_S: Final = 0.25
+
+#: How long a line of the log that says the same as the one before is left out, in seconds.
+LOG_REPEAT_S: Final = 60.0
 
 #: How often one unit of work is begun, at most. A switchover cuts it once or twice.
 UNIT_ATTEMPTS: Final = 20

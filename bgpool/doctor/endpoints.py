@@ -15,7 +15,7 @@ from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.doctor.server import open_session
-from bgpool.monitor.dialects.reach import first_line
+from bgpool.failures import first_line
 from bgpool.monitor.session import SessionError
 from bgpool.resolver import is_address
 

@@ -18,6 +18,8 @@ import psycopg
 
 from bgpool._version import __version__
 from bgpool.core.limits import HEARTBEAT_STALE_S, HISTORY_BYTES
+from bgpool.core.phase import Role
+from bgpool.core.sightings import BLIND, Sight
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.errors import ConfigurationError, SegmentError
@@ -154,7 +156,7 @@ def _monitor(case: Case) -> Verdict:
     return ok(f"pid {mapped.header.pid}, term {mapped.header.term}, for {len(case.rows)} processes")
 
 
-@host_checks.check("ready", "Has the monitor seen all that a switchover takes?")
+@host_checks.check("ready", "Has the monitor seen all that a switchover of this DSN takes?")
 def _ready(case: Case) -> Verdict:
     try:
         mapped = SegmentMap(case.files)
@@ -163,12 +165,35 @@ def _ready(case: Case) -> Verdict:
         found = None
     if found is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S:
         return not_checked("there is no monitor, see monitor")
-    snapshot = found[1]
+    snapshot, endpoint = found[1], case.alias.endpoint or case.dsn.endpoint
+    if snapshot.hosts and snapshot.host(endpoint) is None:
+        blue = ", ".join(host.name for host in snapshot.hosts_of(Role.SOURCE))
+        return failed(
+            f"the monitor of bg_id {case.settings.bg_id!r} does not watch {endpoint or 'the local socket'}, but {blue}",
+            "give this database a bg_id of its own, or connect to an endpoint of that deployment",
+        )
     if snapshot.ready:
         return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
     return warning(
         f"{snapshot.phase.name}, not ready", "wait until it is; if it stays so, the findings above and below tell why"
     )
+
+
+@host_checks.check("parameters", "Does the monitor watch with parameters that show it the metadata, and do this DSN's?")
+def _parameters(case: Case) -> Verdict:
+    try:
+        found = SegmentMap(case.files).read()
+    except (FileNotFoundError, SegmentError):
+        found = None
+    if found is None or not found[1].sightings:
+        return not_checked("no monitor has said what it watches with")
+    current, parameters = found[1].sightings[-1], case.config.parameters
+    text = f"the monitor watches with those of {current.parameters}: {current.sight.text}"
+    mine = next((s for s in found[1].sightings if s.parameters == parameters and s.sight in BLIND), None)
+    if mine is None or mine.sight is Sight.EMPTY:
+        return ok(text)
+    own = f"; with those of this DSN, {parameters}: {mine.sight.text}" if mine is not current else ""
+    return warning(f"{text}{own}", "see login, extension and grants of blue; or state others with monitoring=")
 
 
 def _no_monitor(case: Case, why: str) -> Verdict:

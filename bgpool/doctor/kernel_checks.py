@@ -54,8 +54,6 @@ def _wake(case: Case) -> Verdict:
         rung_at = time.monotonic()
         ringer.ring(1)
         thread.join(WAKE_S + 2.0)
-        waiter.close()
-        ringer.close()
     took_s = woken_at - rung_at
     if not woken_at or took_s > WAKE_S:
         return failed(f"{how}: not woken within {WAKE_S:.0f} s", "report this with the output of uname -a")

@@ -19,9 +19,9 @@ from bgpool.doctor import minimums
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import EarlyVerdict, failed, not_checked
+from bgpool.failures import first_line
 from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
-from bgpool.monitor.dialects.reach import first_line
 from bgpool.monitor.session import Answer, SessionError
 from bgpool.mysql import CUT_CODES, BoundedConnection, code_of
 from bgpool.resolver import is_address

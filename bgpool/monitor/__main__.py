@@ -31,6 +31,7 @@ def main() -> None:
     """Read the configuration, have a child that watches, and leave it alone as soon as it does."""
     # A monitor ends when it is told to; Python would raise KeyboardInterrupt in whatever it is doing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _close_above_the_limit()
     # This process is no worker, whatever an application's modules may want to do here.
     be_monitor()
     config = MonitorConfig.load(sys.stdin.buffer.read())
@@ -45,6 +46,15 @@ def main() -> None:
         os._exit(0)
     os.close(told)
     _watch(config, tell, starter)
+
+
+def _close_above_the_limit() -> None:
+    """Close what the starter could not keep from us; with such a number nothing of our own can have been opened."""
+    limit = os.sysconf("SC_OPEN_MAX")
+    for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
+        if 0 <= limit <= fd:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def _attend(pid: int, told: int, starter: int) -> None:

@@ -13,10 +13,13 @@ import msgpack
 
 from bgpool.core.endpoints import name_after
 from bgpool.core.engine import Engine
+from bgpool.core.limits import NAME_CHARS
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
-from bgpool.dsn import Dsn, Password, names_are_proved
+from bgpool.core.sightings import Parameters
+from bgpool.dsn import Dsn, Password, names_are_proved, user_of
 from bgpool.errors import ConfigurationError
+from bgpool.green import patched_by
 from bgpool.settings import Settings
 
 __all__ = ["MonitorConfig"]
@@ -94,6 +97,15 @@ class MonitorConfig:
         return cls(**{**given, "engine": Engine(given["engine"])})
 
     @property
+    def parameters(self) -> Parameters:
+        """What may be told of the monitoring connections' parameters; no secret is among them."""
+        database = self.params.get("dbname") or self.params.get("database") or ""
+        # After an @ that was not escaped: what comes before it belongs to a password.
+        host = self.host.rpartition("@")[2]
+        user, host, database = (str(part)[:NAME_CHARS] for part in (user_of(self.params), host, database))
+        return Parameters(user, host, self.port, database)
+
+    @property
     def rules(self) -> Rules:
         """What the state machine goes by."""
         awaited = self.names_matter or self.proves_names
@@ -113,7 +125,7 @@ class MonitorConfig:
         """What makes the password of a monitoring connection.
 
         Raises:
-            ConfigurationError: It cannot be imported here.
+            ConfigurationError: It cannot be imported here, or its module patches threads.
         """
         if self.password_callable is None:
             return None
@@ -126,6 +138,12 @@ class MonitorConfig:
             raise ConfigurationError(
                 f"the password callable cannot be used in the monitor's process ({what}); {_REMEDY}"
             ) from error
+        if library := patched_by():
+            # By that module: a monitor loads nothing else of the application. Its heartbeat would stop with each wait.
+            raise ConfigurationError(
+                f"the password callable's module patches threads with {library}, on which a monitor does not run: "
+                "define the callable in a small module of its own"
+            )
         return found
 
     @property

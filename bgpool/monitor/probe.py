@@ -85,7 +85,8 @@ class Probe(threading.Thread):
             answer = session.ask()
         except (SessionError, OSError) as error:
             self._close()
-            self._events.put(ProbeFailed(now(), self._role, str(error)))
+            refused = isinstance(error, SessionError) and error.refused
+            self._events.put(ProbeFailed(now(), self._role, str(error), refused))
             return False
         finally:
             self._asked_at = 0.0

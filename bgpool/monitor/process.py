@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.core import sightings
 from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
-from bgpool.core.limits import HEARTBEAT_S, LINGER_S, SILENCE_S
-from bgpool.core.machine import step
+from bgpool.core.limits import HEARTBEAT_S, LINGER_S, OFFERS_INTERVAL_S, SILENCE_S
+from bgpool.core.machine import leave_blind, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
@@ -36,7 +37,7 @@ from bgpool.monitor.sampler import Sampler
 from bgpool.monitor.session import Session
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment.paths import RunFiles, prepare_run_dir
-from bgpool.segment.presence import anybody_present
+from bgpool.segment.presence import anybody_present, best_offer
 from bgpool.segment.writer import Superseded, Writer, first_snapshot
 
 __all__ = ["SESSIONS", "Monitor", "run_monitor"]
@@ -113,6 +114,7 @@ class Monitor:
         # Where blue is looked for while nothing is known of it.
         self._entrance = config.entrance
         self._stopping: Final = threading.Event()
+        self._looked_at = 0.0
         self._blind = False
 
     def stop(self) -> None:
@@ -128,6 +130,7 @@ class Monitor:
         """
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
+        self._publish(sightings.begin_to_watch(self._snapshot, self._config.parameters, now()))
         self._replan()
         self._sampler.note(self._snapshot)
         # Not among those that the monitor cannot do without.
@@ -155,6 +158,8 @@ class Monitor:
             self._writer.beat()
             for probe in self._probes.values():
                 probe.cut_if_stuck()
+            if linger_s is not None and self._has_better(beat_at):
+                return
             if linger_s is None or self._is_needed():
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
@@ -164,6 +169,29 @@ class Monitor:
                 if self._snapshot.phase not in SWITCHING and not self._blind:
                     self._writer.remove()
                 return
+
+    def _has_better(self, at_s: float) -> bool:
+        """Whether another pool's parameters are to be tried, because ours show nothing; then that is published.
+
+        The segment stays in place: the next monitor finds there what was tried.
+        """
+        if at_s - self._looked_at < OFFERS_INTERVAL_S:
+            return False
+        self._looked_at = at_s
+        at = now()
+        # The cheap question first: where the best would change nothing, nobody's row is looked at.
+        if not sightings.should_leave(self._snapshot, sightings.Sight.SEEN, at.mono_ns):
+            return False
+        try:
+            if not sightings.should_leave(self._snapshot, best_offer(self._files), at.mono_ns):
+                return False
+        except SegmentError:
+            # Whoever cannot be seen offers nothing.
+            return False
+        before = self._snapshot
+        self._publish(leave_blind(before, at))
+        self._log_notices(before)
+        return True
 
     def _is_needed(self) -> bool:
         try:
@@ -193,16 +221,22 @@ class Monitor:
                 probe.nudge()
         if after == before:
             return
-        self._snapshot = after
-        self._writer.publish(after)
+        self._publish(after)
         self._sampler.note(after)
         self._keep_history(before, after)
-        for notice in after.notices:
-            if not before.notices or notice.number > before.notices[-1].number:
-                _log(notice, self._fields(notice.event))
+        self._log_notices(before)
         if after.phase is not before.phase:
             _logger.info("phase %s -> %s", before.phase.name, after.phase.name, extra=self._fields("phase"))
         self._replan()
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._writer.publish(snapshot)
+
+    def _log_notices(self, before: Snapshot) -> None:
+        for notice in self._snapshot.notices:
+            if not before.notices or notice.number > before.notices[-1].number:
+                _log(notice, self._fields(notice.event))
 
     def _fields(self, event: str) -> dict[str, str]:
         return log_fields(event, bg_id=self._config.bg_id, phase=self._snapshot.phase)

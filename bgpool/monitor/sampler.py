@@ -107,7 +107,6 @@ class Sampler(threading.Thread):
     def _open(self) -> Table | None:
         """The table in place; None while there is none that can be used, of which its workers speak."""
         if self._table is not None and not self._table.is_in_place(self._files):
-            self._table.close()
             self._table = None
         if self._table is None:
             try:

@@ -11,7 +11,15 @@ __all__ = ["Answer", "Session", "SessionError"]
 
 
 class SessionError(Exception):
-    """The server cannot be reached, or has not answered. The text is one line and holds no secret."""
+    """The server cannot be reached, or has not answered. The text is one line and holds no secret.
+
+    Attributes:
+        refused: The server is there, and refused the login.
+    """
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from bgpool.core.limits import (
+    GIVE_WAY_S,
     HEARTBEAT_HUNG_S,
     HEARTBEAT_STALE_S,
     MONITOR_READY_S,
@@ -31,12 +32,14 @@ from bgpool.core.limits import (
     RESTART_PAUSE_MAX_S,
     RESTART_PAUSE_S,
 )
+from bgpool.core.sightings import Sighting, worth
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import best_offer
 from bgpool.segment.reader import SegmentMap
 
 __all__ = ["Starter"]
@@ -62,9 +65,11 @@ _KILL_S: Final = 1.0
 class Starter:
     """One process's way to a monitor, tried whenever there is none. Used by one thread at a time."""
 
-    def __init__(self, config: MonitorConfig) -> None:
-        """A starter of the monitor that *config* describes."""
-        self._config: Final = config
+    def __init__(self, bg_id: str, configs: Callable[[], Sequence[MonitorConfig]]) -> None:
+        """A starter of the monitor of *bg_id*, with the best of what *configs* returns at that time."""
+        self._bg_id: Final = bg_id
+        self._configs: Final = configs
+        self._starts = 0
         # Who holds the right to start one, by the inode of the lock's file, since when, and when we last saw that.
         self._blocked_by = 0
         self._blocked_since = self._blocked_at = 0.0
@@ -80,12 +85,16 @@ class Starter:
         success, in which nobody else on the host tries, either.
 
         Returns:
-            Whether this call started one that lives.
+            Whether this call started one that lives. Not where another process has better parameters for it, which then
+            has GIVE_WAY_S to start one.
 
         Raises:
             SegmentError: The lock's file cannot be used, or a newer version of bgpool has made the segment.
         """
         if not _is_silent(files):
+            return False
+        config = self._choose(files)
+        if config is None:
             return False
         lock = try_lock(files.spawning)
         if lock is None:
@@ -95,11 +104,24 @@ class Starter:
             if not _is_silent(files):
                 self._failures, self._said, self._started_at = 0, "", None
                 return False
-            return self._start(files)
+            return self._start(config, files)
         finally:
             lock.release()
 
-    def _start(self, files: RunFiles) -> bool:
+    def _choose(self, files: RunFiles) -> MonitorConfig | None:
+        """The parameters that may be expected to see most; None where another process is to start its own instead."""
+        age_s, sightings = _last_words(files)
+        now_ns = time.monotonic_ns()
+        worths = [(worth(sightings, config.parameters, now_ns), config) for config in self._configs()]
+        best = max((value for value, _ in worths), default=0)
+        if not best or (best < _best_offer(files) and age_s < HEARTBEAT_STALE_S + GIVE_WAY_S):
+            return None
+        equals = [config for value, config in worths if value == best]
+        # In turn: passwords of one name may differ, and what cannot be started must not stand in the others' way.
+        return equals[self._starts % len(equals)]
+
+    def _start(self, config: MonitorConfig, files: RunFiles) -> bool:
+        self._starts += 1
         if self._started_at is not None:
             if time.monotonic() - self._started_at < MONITOR_SHORT_LIFE_S + HEARTBEAT_STALE_S:
                 self._note_failure(files, "it left at once")
@@ -107,7 +129,7 @@ class Starter:
                 self._failures, self._said = 0, ""
         self._started_at = None
         try:
-            reason = _run(self._config, files)
+            reason = _run(config, files)
         except OSError as error:
             reason = str(error)
         if _is_silent(files):
@@ -120,8 +142,7 @@ class Starter:
         """Say why, once for as long as it stays the same, and pause with the lock in hand: so the whole host does."""
         if reason != self._said:
             self._said = reason
-            bg_id = self._config.bg_id
-            extra = log_fields("monitor_not_started", bg_id=bg_id)
+            bg_id, extra = self._bg_id, log_fields("monitor_not_started", bg_id=self._bg_id)
             _logger.warning(
                 "[bg_id: %r] no monitor could be started: %s; see %s", bg_id, reason, files.log, extra=extra
             )
@@ -157,6 +178,24 @@ def _is_silent(files: RunFiles) -> bool:
         raise
     except (OSError, SegmentError):
         return True
+
+
+def _last_words(files: RunFiles) -> tuple[float, tuple[Sighting, ...]]:
+    """The age of the last monitor's last sign of life, in seconds, and what parameters have shown until then."""
+    try:
+        mapped = SegmentMap(files)
+        found = mapped.read()
+    except (OSError, SegmentError):
+        return float("inf"), ()
+    return mapped.heartbeat_age_s(), found[1].sightings if found is not None else ()
+
+
+def _best_offer(files: RunFiles) -> int:
+    try:
+        return best_offer(files)
+    except SegmentError:
+        # Whoever cannot be seen offers nothing.
+        return 0
 
 
 def _run(config: MonitorConfig, files: RunFiles) -> str:
@@ -259,12 +298,16 @@ def _nameless(directory: Path) -> Iterator[int]:
 
 
 def _inheritable() -> list[int]:
-    """Our descriptors that another program would be given, the standard ones excepted."""
-    found = []
+    """Our descriptors that another program would be given, the standard ones excepted.
+
+    Without those above the soft limit, which was lowered after they were opened: posix_spawn refuses to close them, and
+    the monitor does it itself.
+    """
+    found, limit = [], os.sysconf("SC_OPEN_MAX")
     for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
         # The one that the directory was read through is closed by now.
         with contextlib.suppress(OSError):
-            if fd > 2 and os.get_inheritable(fd):
+            if fd > 2 and (limit < 0 or fd < limit) and os.get_inheritable(fd):
                 found.append(fd)
     return found
 

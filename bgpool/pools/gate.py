@@ -115,7 +115,7 @@ class Gate:
                     raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    waited = f"was held for {time.monotonic() - started:.1f} s {_reason(reading)}; "
+                    waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
@@ -126,9 +126,17 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        snapshot = self._now()
+        return bool(self.switching_by(self._now()))
+
+    def switching_or(self, before: bool) -> bool:
+        """The same, and *before* where this endpoint has no part in a deployment any more."""
+        now = self.switching_by(self._now())
+        return before if now is None else now
+
+    def switching_by(self, snapshot: Snapshot | None) -> bool | None:
+        """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
         if snapshot is None or snapshot.host(self._endpoint.name) is None:
-            return False
+            return None
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
     def note_cut(self) -> None:
@@ -165,20 +173,9 @@ class Gate:
     def _until_timer_s(self, reading: Reading) -> float:
         """Until a timer of *reading* runs out, so that no hold outlasts it even where no monitor lives."""
         snapshot = reading.snapshot
-        ends: tuple[int, ...] = ()
-        if snapshot is not None:
-            ends = (snapshot.deadline_ns, snapshot.suspected_until_ns, snapshot.hold_until_ns)
+        ends = (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ()
         now_ns = time.monotonic_ns()
         return max(0.001, min((end - now_ns for end in ends if end), default=3600 * 10**9) / 1e9)
 
     def _is_closed(self) -> bool:
         return self.closed
-
-
-def _reason(reading: Reading) -> str:
-    """Why whoever is held by *reading* was."""
-    snapshot = reading.snapshot
-    if snapshot is not None and snapshot.hold_until_ns:
-        left_s = max(0.0, (snapshot.hold_until_ns - time.monotonic_ns()) / 1e9)
-        return f"by an operator's order (bgpool hold), which ends in {left_s:.0f} s"
-    return "and the switchover has not passed"

@@ -49,8 +49,6 @@ class Participant:
 
     def after_fork_in_child(self) -> None:
         """Nobody has joined here yet."""
-        if self._watch is not None:
-            self._watch.after_fork_in_child()
         self._reset()
 
     def join(self, member: Member) -> None:
@@ -62,7 +60,7 @@ class Participant:
             self._joined.add(member)
             if self._watch is not None:
                 return
-            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self._members, self._ensure_monitor)
+            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self.members, self._ensure_monitor)
         try:
             watch.begin()
         except BaseException:
@@ -96,7 +94,8 @@ class Participant:
         watch = self._watch
         return watch is not None and watch.speaks_for_host()
 
-    def _members(self) -> list[Member]:
+    def members(self) -> list[Member]:
+        """Those that have joined and not left."""
         with self._lock:
             return list(self._joined)
 

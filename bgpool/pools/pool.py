@@ -8,20 +8,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
 
 import psycopg_pool
 
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
+from bgpool.core.sightings import Parameters, worth
+from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
-from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
+from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
 from bgpool.pools.units import Unit
 from bgpool.resolver import make_resolver
@@ -58,6 +61,15 @@ class PoolStats:
     driver: Mapping[str, int]
 
 
+class Monitoring(Protocol):
+    """What a monitor is started with, as far as a pool knows it."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """By what it is told from others."""
+        ...
+
+
 class Pool(ABC, Generic[C]):
     """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
 
@@ -67,6 +79,7 @@ class Pool(ABC, Generic[C]):
         OPTIONS: The options of the driver's pool that get_pool passes on.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
         participant: The process's part in the deployment.
+        monitoring: What a monitor of the deployment could be started with; None for nothing.
     """
 
     OPTIONS: ClassVar[frozenset[str]]
@@ -81,6 +94,7 @@ class Pool(ABC, Generic[C]):
         """
         self._settings: Final = settings
         self.participant: Final = participant
+        self.monitoring: Monitoring | None = None
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
             participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
@@ -144,10 +158,10 @@ class Pool(ABC, Generic[C]):
                 return connection  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
                 # Retired while we waited; what is true now is found out below.
-                _forget_frames(error)
+                forget_frames(error)
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            except _REFUSALS as error:
-                ours = _as_ours(error)
+            except REFUSALS as error:
+                ours = self._as_ours(error)
                 self._count_failure(ours)
                 raise ours from error
         try:
@@ -187,17 +201,22 @@ class Pool(ABC, Generic[C]):
                 generation = self._succession.adopt(reading)
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    text = f"couldn't get a connection after {timeout_s:.2f} sec"
-                    raise self._recipe.like(None, PoolTimeout, text)
+                    raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
                 connection = generation.inner.getconn(left_s)
                 connection.bgpool_lent = True
                 return cast(C, connection)
             except psycopg_pool.PoolClosed as error:
                 if self._gate.closed:
-                    raise _as_ours(error) from error
-                _forget_frames(error)
-            except _REFUSALS as error:
-                raise _as_ours(error) from error
+                    raise self._as_ours(error) from error
+                forget_frames(error)
+            except REFUSALS as error:
+                raise self._as_ours(error) from error
+
+    def _as_ours(self, error: Exception) -> Exception:
+        """*error* of the driver's pool as bgpool's own, with what is known of why."""
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
+        phase = snapshot.phase.name if snapshot is not None else "unknown"
+        return as_ours(error, self._recipe.like, self._succession.current, phase)
 
     def _count_failure(self, error: Exception) -> None:
         self._gate.tally.count_error(error)
@@ -254,14 +273,17 @@ class Pool(ABC, Generic[C]):
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
-        part = self._endpoint.takes_part(self.participant.reader.refresh().snapshot)
+        snapshot = self.participant.reader.refresh().snapshot
+        part = self._endpoint.takes_part(snapshot)
+        connections = self._succession.usage()
         own = Usage(
             failed=self._failed,
             taking_part=int(part is True),
             outside=int(part is False),
             max_size=self._max_size if part is not False else 0,
+            offer=self._offer(snapshot) if connections.idle or connections.in_use else 0,
         )
-        return Usage.merged((self._succession.usage(), self._gate.tally.usage(), own))
+        return Usage.merged((connections, self._gate.tally.usage(), own))
 
     def is_holding(self, reading: Reading) -> bool:
         """Whether a checkout would be held by *reading*."""
@@ -271,6 +293,12 @@ class Pool(ABC, Generic[C]):
         """The longest hold that has ended since the last call, in seconds; 0 if none has."""
         return self._gate.tally.take_longest_s()
 
+    def _offer(self, snapshot: Snapshot | None) -> int:
+        """What a monitor may be expected to see with this pool's parameters, which work: there are connections."""
+        if self.monitoring is None or snapshot is None:
+            return 0
+        return worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
         fork.notice()
@@ -279,6 +307,8 @@ class Pool(ABC, Generic[C]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
+        # A process may be patched after the pool was made, and even after it was opened.
+        check_threads()
         with self._lock:
             joining, self._joining = self._joining, True
         if joining:
@@ -379,24 +409,3 @@ class Checkout(Generic[C]):
             self._pool.end_block(connection, error)
         finally:
             self._pool.putconn(connection)
-
-
-#: A driver's pool has nothing to give; what it says is said as bgpool's own error, whatever the engine.
-_REFUSALS: Final = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
-
-
-def _forget_frames(error: Exception) -> None:
-    """Let go of what the frames of a handled *error* hold: a mapping of the segment among other things.
-
-    psycopg_pool keeps the error with the caller's place in its queue, and the error's frames keep that place: a circle
-    that lives, with the descriptor of a file that is long replaced, until the collector comes by.
-    """
-    error.__traceback__ = None
-
-
-def _as_ours(error: Exception) -> Exception:
-    for kind in (PoolTimeout, TooManyRequests, PoolClosed):
-        # Each is a subclass of psycopg_pool's error of the same name.
-        if isinstance(error, kind.__bases__[-1]):
-            return error if isinstance(error, kind) else kind(str(error))
-    return error

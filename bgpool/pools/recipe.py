@@ -68,6 +68,9 @@ class DriversPool(Protocol):
     #: Its threads that close() waits for, one after the other.
     num_workers: int
 
+    #: Why the last attempt to open a connection failed; empty once one was opened.
+    failure: str
+
     @property
     def max_size(self) -> int:
         """Connections that it may have."""
@@ -100,6 +103,10 @@ class DriversPool(Protocol):
         """Figures, named as psycopg_pool names them."""
         ...
 
+    def forget_who_gave_up(self) -> None:
+        """Count only those callers as waiting who do."""
+        ...
+
 
 class Place(NamedTuple):
     """Where a connection goes, and as whom the host is to prove itself.
@@ -120,6 +127,7 @@ class Recipe(ABC):
 
     Attributes:
         options: The options of the driver's pool, passed on as they are.
+        name: What the driver's pool is called in logs; the user's own, or host, port and database.
         resolver: Who finds addresses where connections go by name; None leaves it to the driver.
         proved: The names under which an address was last connected to, its own and its token's; where names matter.
     """
@@ -140,6 +148,8 @@ class Recipe(ABC):
         self.proved: Final[dict[str, Names]] = {}
         self.resolver: Final = resolver
         self.options: Final = dict(options)
+        database = dsn.params.get("dbname") or dsn.params.get("database") or ""
+        self.name: Final[str] = self.options.get("name") or f"{dsn.host}:{dsn.port}/{database}"
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 

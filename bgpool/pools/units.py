@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, Pa
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
+from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.gate import Gate
 
 if TYPE_CHECKING:
@@ -70,8 +71,11 @@ class Unit(ABC, Generic[C, R]):
         self._idempotent: Final = idempotent
         self._deadline: Final = time.monotonic() + timeout_s
         self._unexplained_since: float | None = None
-        # Of the attempt at hand: whether COMMIT may have been sent, and what the function returned.
-        self._commit_sent = False
+        # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
+        # process sleeps through may be gone when it wakes.
+        self._takes_part = False
+        # Of the attempt at hand: why it may have been applied (see bgpool.pools.doubt), and what the function returned.
+        self._doubt = NO_DOUBT
         self._result: Any = None
 
     def run(self) -> R:
@@ -88,7 +92,7 @@ class Unit(ABC, Generic[C, R]):
             try:
                 return self._attempt()
             except self.driver_error as error:
-                if self._commit_sent and self.was_cut(error):
+                if self._doubt and self.was_cut(error):
                     outcome = self.find_out()
                     if outcome is Outcome.COMMITTED:
                         self._gate.tally.absorb(error)
@@ -110,7 +114,7 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     def apply(self, connection: C) -> None:
-        """Call the function in a transaction and commit it; set ``_result``, and ``_commit_sent`` before the COMMIT."""
+        """Call the function in a transaction and commit it; set ``_result``, and ``_doubt`` before the COMMIT."""
 
     @abstractmethod
     def was_cut(self, error: Exception) -> bool:
@@ -131,7 +135,8 @@ class Unit(ABC, Generic[C, R]):
     # -- the unit's own ------------------------------------------------------------------------------------------
 
     def _attempt(self) -> R:
-        self._commit_sent = False
+        self._doubt = NO_DOUBT
+        self._takes_part = self._gate.takes_part() or self._takes_part
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
             self.apply(connection)
@@ -144,18 +149,21 @@ class Unit(ABC, Generic[C, R]):
         """Whether *error* means that a switchover has cut the unit before its COMMIT."""
         if isinstance(error, SwitchoverInterrupted):
             return True
+        if isinstance(error, CommitOutcomeUnknown):
+            # Not the unit's own COMMIT: what the function did on a connection of another pool, say.
+            return False
         if not self.was_cut(error) and not self.was_refused(error):
             return False
         # Not yet, or no longer, a switchover that the monitor knows of.
         now = time.monotonic()
         self._unexplained_since = self._unexplained_since or now
-        return self._gate.takes_part() and now - self._unexplained_since < UNIT_UNEXPLAINED_S
+        took_part = self._takes_part or self._gate.takes_part()
+        return took_part and now - self._unexplained_since < UNIT_UNEXPLAINED_S
 
     def _unknown(self, error: Exception) -> Exception:
         if isinstance(error, CommitOutcomeUnknown):
             return error
-        text = self._gate.describe("was cut during COMMIT; find out whether it took effect")
-        unknown = self.like(error, CommitOutcomeUnknown, text)
+        unknown = self.like(error, CommitOutcomeUnknown, self._gate.describe(self._doubt))
         self._gate.tally.absorb(error)
         self._gate.tally.count_error(unknown)
         return unknown

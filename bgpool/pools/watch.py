@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Protocol
 
 from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
@@ -82,7 +80,6 @@ class Watch:
         self._lock: Final = threading.Lock()
         self._presence: Presence | None = None
         self._relay: Lock | None = None
-        self._arriving = False
         self._absent_until = 0.0
         self._relayed: Notice | None = None
         self._complaint = ""
@@ -131,14 +128,6 @@ class Watch:
         """Whether this process has the relay; it takes it where nobody has."""
         self._try_to_relay()
         return self._relay is not None
-
-    def after_fork_in_child(self) -> None:
-        """The threads stayed with the parent, and so did the right to count as present."""
-        if self._presence is not None:
-            self._presence.close()
-        if self._arriving:
-            # Just then the parent came by a row that nobody had told of yet.
-            _let_go_of(self._files)
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -218,7 +207,6 @@ class Watch:
     def _be_present(self) -> None:
         if self._presence is not None or self._stopping.is_set() or time.monotonic() < self._absent_until:
             return
-        self._arriving = True
         try:
             presence = Presence(self._files)
             with self._lock:
@@ -229,8 +217,6 @@ class Watch:
         except (SegmentError, OSError) as error:
             self._complain("hindered", str(error))
             self._absent_until = time.monotonic() + RESTART_INTERVAL_S
-        finally:
-            self._arriving = False
 
     def _leave_the_row(self) -> None:
         with self._lock:
@@ -305,16 +291,3 @@ def _until_silent_s(reading: Reading) -> float:
     """How long there is nothing to look after: until the monitor would count as silent, if it gave no more signs."""
     left_s = HEARTBEAT_STALE_S - reading.mapped.heartbeat_age_s() if reading.mapped is not None else 0.0
     return left_s + _PAST_S if left_s > 0 else WATCH_INTERVAL_S
-
-
-def _let_go_of(files: RunFiles) -> None:
-    """In a forked child: give up every descriptor of the table of workers, whoever opened it."""
-    with contextlib.suppress(OSError):
-        table = files.workers.stat()
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in [int(path.name) for path in Path("/dev/fd").iterdir()]:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(fd), table):
-                    # Not closed: the number stays taken, in case some object still means to close it.
-                    os.dup2(nothing, fd, inheritable=False)
-        os.close(nothing)

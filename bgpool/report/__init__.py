@@ -1,7 +1,7 @@
 """What this host knows of its deployments: read from the run directory, for commands and for an application's checks.
 
-To look opens no connection, starts no monitor, takes no lock and writes nothing. A call remembers nothing either, and
-costs about a millisecond.
+To look opens no connection, starts no monitor and writes nothing. Which workers live is asked with shared locks, held
+for microseconds, that keep nobody from anything. A call remembers nothing either, and costs about a millisecond.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
 from bgpool.report.reasons import switched_off
 from bgpool.segment.paths import RunFiles, look_in
 from bgpool.settings import Settings
 
 __all__ = [
-    "ByHand",
     "Deployment",
     "Endpoint",
     "Event",

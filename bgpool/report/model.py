@@ -11,7 +11,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 from bgpool.core.timeline import TIMER
 
-__all__ = ["ByHand", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
+__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,16 @@ class Monitor:
         pid: As it sees itself; None for state ``none``, like *term*.
         term: Counts the monitors of this host.
         age_s: Seconds since its last sign of life; None where there was none since the host was started.
+        parameters: Whose parameters it watches with, as ``user@host:port/database``; empty where it has not said so.
+        sight: What they let it see; empty where that is a deployment, or nothing is known yet.
     """
 
     state: str
     pid: int | None = None
     term: int | None = None
     age_s: float | None = None
+    parameters: str = ""
+    sight: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +118,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class ByHand:
-    """What an operator has ordered, see docs/status.md.
-
-    Attributes:
-        order: ``hold`` or ``release``.
-        until: When it ends by itself, UTC, ISO 8601.
-        left_ms: Until then.
-    """
-
-    order: str
-    until: str
-    left_ms: int
-
-
-@dataclass(frozen=True, slots=True)
 class LastSwitchover:
     """The last switchover that has ended.
 
@@ -160,7 +149,7 @@ class Status:
         offset_ms: Now, as in *events*; None while no switchover is under way.
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
-        by_hand: The operator's order that stands; None for none.
+        blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
     """
 
     bg_id: str
@@ -176,7 +165,7 @@ class Status:
     events: tuple[Event, ...]
     last_switchover: LastSwitchover | None
     disabled: bool = False
-    by_hand: ByHand | None = None
+    blind: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

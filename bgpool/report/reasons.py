@@ -8,7 +8,7 @@ from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
-from bgpool.segment.table import ROWS, rows_are_seen
+from bgpool.segment.table import ROWS
 from bgpool.settings import DISABLE, is_disabled
 
 __all__ = ["reasons", "switched_off"]
@@ -47,10 +47,9 @@ def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
 def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
     if snapshot is None:
         return
-    if snapshot.hold_until_ns:
-        yield "an operator holds every checkout (bgpool hold): bgpool release ends it"
     if snapshot.phase is Phase.NOT_CREATED:
-        yield f"no deployment is seen in the metadata{_monitor_said(snapshot)}"
+        mine = f" with the parameters of {snapshot.sightings[-1].parameters}" if snapshot.sightings else ""
+        yield f"no deployment is seen in the metadata{mine}{_monitor_said(snapshot)}"
     elif snapshot.phase is Phase.COMPLETED and over_by_timer(snapshot.timeline):
         yield "the switchover counts as over by the timer, and nothing has shown that green was promoted: look at AWS"
     elif snapshot.phase is Phase.COMPLETED:
@@ -82,7 +81,7 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
-    if not workers and rows_are_seen():
+    if not workers:
         yield (
             "no worker: no process on this host uses a pool with this bg_id; one that runs the monitor alone is never "
             "ready: ask the application's hosts"

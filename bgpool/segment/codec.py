@@ -12,9 +12,11 @@ from bgpool.core.limits import (
     NAME_CHARS,
     NOTICE_CHARS,
     NOTICES,
+    SIGHTINGS,
     TIMELINE_EVENTS,
 )
 from bgpool.core.phase import Phase, Role
+from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.plain_errors import SegmentError
 
@@ -25,9 +27,9 @@ _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
     "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
     "green_was_replica",
-    "hosts", "twins", "deadline_ns", "suspected_until_ns", "hold_until_ns", "release_until_ns", "timeline", "notices",
+    "hosts", "twins", "deadline_ns", "suspected_until_ns", "timeline", "notices", "sightings",
 )  # fmt: skip
-_MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME)
+_MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, SIGHTINGS)
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -36,6 +38,7 @@ def encode(snapshot: Snapshot) -> bytes:
     fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
     fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
     fields["notices"] = [(n.number, n.level, n.logger, n.text, n.event) for n in snapshot.notices]
+    fields["sightings"] = [(*s.parameters, s.sight.value, s.at_ns, s.tries) for s in snapshot.sightings]
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -88,8 +91,6 @@ def _snapshot(fields: Any) -> Snapshot:
         twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),
         deadline_ns=_integer(fields["deadline_ns"]),
         suspected_until_ns=_integer(fields["suspected_until_ns"]),
-        hold_until_ns=_integer(fields["hold_until_ns"]),
-        release_until_ns=_integer(fields["release_until_ns"]),
         timeline=tuple(
             TimelineEntry(_integer(mono), _integer(wall), _text(event, NAME_CHARS), _text(evidence, NAME_CHARS))
             for mono, wall, event, evidence in _items(fields["timeline"])
@@ -104,6 +105,7 @@ def _snapshot(fields: Any) -> Snapshot:
             )
             for number, level, logger, text, event in _items(fields["notices"])
         ),
+        sightings=tuple(_sighting(*item) for item in _items(fields["sightings"])),
     )
 
 
@@ -114,6 +116,15 @@ def _host(name: object, port: object, role: object, addresses: object) -> Host:
         _ROLES[_integer(role)],
         tuple(_text(address, NAME_CHARS) for address in _items(addresses)),
     )
+
+
+def _sighting(
+    user: object, host: object, port: object, database: object, sight: object, at_ns: object, tries: object
+) -> Sighting:
+    parameters = Parameters(
+        _text(user, NAME_CHARS), _text(host, NAME_CHARS), _integer(port), _text(database, NAME_CHARS)
+    )
+    return Sighting(parameters, Sight(_integer(sight)), _integer(at_ns), _integer(tries))
 
 
 def _reading(value: object) -> Phase | None:

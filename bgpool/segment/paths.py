@@ -96,6 +96,24 @@ class RunFiles:
         """The mapped table in which every process that uses the bg_id has a row."""
         return self.directory / f"{self.stem}.workers"
 
+    def row(self, number: int) -> Path:
+        """The lock of the process that owns row *number* of the table."""
+        return self.directory / f"{self.stem}.row-{number}.lock"
+
+    def all_rows(self) -> list[Path]:
+        """Those of these locks whose files exist, held or not; none where there is no run directory.
+
+        Raises:
+            SegmentError: The directory cannot be read.
+        """
+        pattern = re.compile(rf"{re.escape(self.stem)}\.row-[0-9]{{1,6}}\.lock")
+        try:
+            return [path for path in self.directory.iterdir() if pattern.fullmatch(path.name)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise refused(f"{self.directory} cannot be read", error) from None
+
     @property
     def spawning(self) -> Path:
         """The lock of the process that is starting a monitor."""
@@ -258,15 +276,16 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def reserve(fd: int, size: int) -> None:
-    """Give a new file *size* bytes of zeros, and the room for them where the system can.
+    """Give an empty file *size* bytes of zeros, and the room for them.
+
+    They are written: every kernel and file system can do that, and posix_fallocate is refused by some.
 
     Raises:
         OSError: There is no room.
     """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-    else:  # macOS
-        os.ftruncate(fd, size)
+    left = memoryview(bytes(size))
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def _private_in(directory: Path) -> Path:

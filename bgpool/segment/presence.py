@@ -1,17 +1,30 @@
-"""Who is there: every process that uses a bg_id has a row in the table of workers, and says there what it does."""
+"""Who is there: every process that uses a bg_id has a row in the table of workers, and says there what it does.
+
+A process is present for as long as it holds the lock on its row, a file of its own beside the table. One lock file for
+each row, because flock works in every kernel and sandbox, where locks on a part of a file may be refused, are dropped
+when any descriptor of that file is closed, or exist on Linux alone.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from bgpool.core.limits import ROW_STALE_S
 from bgpool.plain_errors import SegmentError
-from bgpool.segment.paths import RunFiles, refused
+from bgpool.segment import table
+from bgpool.segment.locks import Lock, is_held, try_lock
+from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table, Usage, read_rows
 
-__all__ = ["Presence", "WorkerRow", "anybody_present", "workers"]
+__all__ = ["Presence", "WorkerRow", "anybody_present", "best_offer", "workers"]
+
+
+#: Processes of one bg_id on one host that can be present; those beyond ROWS have a lock and no row. Each claim tries
+#: the locks of all before it, which takes about 10 us for each.
+_PRESENT: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +54,17 @@ class Presence:
         """Be present.
 
         Raises:
-            SegmentError: The table is not to be trusted, or the system refuses to lock it.
+            SegmentError: The table or a lock is not to be trusted, the system refuses to lock, or there are too many.
         """
-        self._table = Table(files)
-        try:
-            self._row = self._table.claim_row()
-        except SegmentError:
-            self._table.close()
-            raise
+        self._table: Final = Table(files)
+        self._row, self._lock = _claim(files)
+        if self._row < table.ROWS:
+            self._table.wipe_row(self._row)
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
         """Say what the process's pools do now."""
-        if self._row is not None:
+        if self._row < table.ROWS:
             self._table.write_row(self._row, os.getpid(), time.monotonic_ns(), usage)
 
     def count_workers(self) -> int:
@@ -65,27 +76,21 @@ class Presence:
         self._table.ring(time.monotonic_ns())
 
     def is_in_place(self, files: RunFiles) -> bool:
-        """Whether the path still leads to our table; if not, nobody can see that we are here."""
-        return self._table.is_in_place(files)
+        """Whether the paths still lead to our table and our lock; if not, nobody can see that we are here."""
+        return self._table.is_in_place(files) and self._lock.is_in_place()
 
     def close(self) -> None:
-        """Be gone. In a forked child this closes the inherited descriptor; the parent stays present."""
-        self._table.close()
+        """Be gone. In a forked child this does nothing; the parent stays present."""
+        self._lock.release()
 
 
 def anybody_present(files: RunFiles) -> bool:
     """Whether a process on this host uses the bg_id of *files*.
 
     Raises:
-        SegmentError: The table is not to be trusted, or the system refuses to tell.
+        SegmentError: A lock is not to be trusted, or the system refuses to tell.
     """
-    table = _existing(files)
-    if table is None:
-        return False
-    try:
-        return table.anybody_present()
-    finally:
-        table.close()
+    return any(is_held(lock) for lock in files.all_rows())
 
 
 def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
@@ -102,12 +107,18 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
     return tuple(WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row) for row, pid, at_ns, usage in rows)
 
 
-def _existing(files: RunFiles) -> Table | None:
-    """The table; None where there is none: to look makes none."""
-    try:
-        files.workers.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise refused(f"{files.workers} cannot be seen", error) from None
-    return Table(files)
+def best_offer(files: RunFiles) -> int:
+    """The best parameters that any process on this host has for a monitor: a Sight's number, 0 for none.
+
+    Raises:
+        SegmentError: The table is not to be trusted, or the system refuses to tell.
+    """
+    return max((row.usage.offer for row in workers(files)), default=0)
+
+
+def _claim(files: RunFiles) -> tuple[int, Lock]:
+    """The first row whose lock is free, and the lock."""
+    for row in range(_PRESENT):
+        if (lock := try_lock(files.row(row))) is not None:
+            return row, lock
+    raise SegmentError(f"more than {_PRESENT} processes of this host use bg_id {files.stem!r}")

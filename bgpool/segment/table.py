@@ -4,19 +4,17 @@
 
     0     header  magic 8, format u32, rows u32, row bytes u32, CRC-32 u32, zero to 64
     64    bell u64  alone on its cache line; CLOCK_MONOTONIC in ns of the last nudge
-    72    order u64  what an operator has ordered last, see orders.py
     4096  row 0   words of eight bytes: pid, updated (CLOCK_MONOTONIC in ns), then the fields of Usage; zero to 128
           row 1   the same, and so on
 
-A process owns a row for as long as it holds a lock on the row's bytes, which the kernel takes back at its end. No lock
-is needed to write one's own row, nor to read anybody's: every word is stored as a whole. Integers of the header are
-little-endian, words are native.
+A process owns a row for as long as it holds the row's lock, a file beside the table (presence.py). No lock is needed to
+write one's own row, nor to read anybody's: every word is stored as a whole. Integers of the header are little-endian,
+words are native.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import mmap
 import os
@@ -31,9 +29,10 @@ from bgpool.plain_errors import SegmentError
 from bgpool.segment import wake
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
+from bgpool.segment.locks import is_held
 from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
 
-__all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows", "rows_are_seen"]
+__all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 
@@ -42,22 +41,14 @@ FORMAT: Final = 2
 #: Processes of one bg_id on one host that have a row; further ones are present without.
 ROWS: Final = 1024
 ROW_BYTES: Final = 256
+_ROW_WORDS: Final = ROW_BYTES // 8
 HEADER_BYTES: Final = 4096
 BELL_OFFSET: Final = 64
-ORDER_OFFSET: Final = 72
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
 #: What was said last of which table.
 _complained: Final[dict[Path, str]] = {}
-#: Locked, shared, by processes that found no free row.
-_OVERFLOW: Final = FILE_BYTES
 
 _HEADER: Final = struct.Struct("<8sIIII")
-#: struct flock of Linux on 64-bit machines: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("hhqqi4x")
-# Locks of an open file description: neither given up when some other descriptor of the file is closed, nor lost to
-# the threads of a process. None where the system has no such locks.
-_OFD_SETLK: Final[int | None] = getattr(fcntl, "F_OFD_SETLK", None)
-_OFD_GETLK: Final[int | None] = getattr(fcntl, "F_OFD_GETLK", None)
 
 
 class Usage(NamedTuple):
@@ -79,6 +70,8 @@ class Usage(NamedTuple):
         holds: Callers that were held, since the process began.
         longest_hold_ms: The longest of these holds; one that is under way counts.
         repeated: Units of work that were run again, since the process began.
+        offer: What a monitor with the best of the pools' parameters may be expected to see: a Sight's number, 0 while
+            no pool has a connection.
         hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
             says which error each of them counts.
     """
@@ -98,6 +91,7 @@ class Usage(NamedTuple):
     holds: int = 0
     longest_hold_ms: int = 0
     repeated: int = 0
+    offer: int = 0
     hold_timeouts: int = 0
     green_rejected: int = 0
     interrupted: int = 0
@@ -108,10 +102,13 @@ class Usage(NamedTuple):
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
-        """What several pools or processes add up to. Of *longest_hold_ms* it is the longest."""
+        """What several pools or processes add up to. Of *longest_hold_ms* and *offer* it is the greatest."""
         found = [*several]
         sums = cls(*map(sum, zip(cls(), *found, strict=True)))
-        return sums._replace(longest_hold_ms=max((one.longest_hold_ms for one in found), default=0))
+        return sums._replace(
+            longest_hold_ms=max((one.longest_hold_ms for one in found), default=0),
+            offer=max((one.offer for one in found), default=0),
+        )
 
 
 #: Which error each of the last fields counts, by the name of its class in bgpool.errors.
@@ -131,7 +128,6 @@ class Table:
 
     Attributes:
         bell: The time of the last nudge, live.
-        order: What an operator has ordered last, live; 0 for nothing. Who writes it rings the bell.
     """
 
     def __init__(self, files: RunFiles) -> None:
@@ -152,25 +148,10 @@ class Table:
             raise SegmentError(f"{files.workers} was cut short while it was opened") from None
         finally:
             os.close(mapped)
-        # Opened again for the locks: the mapping keeps a duplicate of the first descriptor for as long as it lives.
-        try:
-            self._fd = open_checked(files.workers, os.O_RDWR)
-        except FileNotFoundError:
-            raise SegmentError(f"{files.workers} was removed while it was opened") from None
-        if not os.path.samestat(self._identity, os.fstat(self._fd)):
-            self.close()
-            raise SegmentError(f"{files.workers} was replaced while it was opened")
         words = memoryview(self._memory).cast("Q")
         self._rows: Final = words[HEADER_BYTES // 8 :]
         self.bell: Final = words[BELL_OFFSET // 8 :]
-        self.order: Final = words[ORDER_OFFSET // 8 :]
         self._bell_address: Final = wake.address_of(self._memory, BELL_OFFSET)
-
-    def close(self) -> None:
-        """Give up the descriptor and with it, unless a fork's other side has it too, the locks."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def is_in_place(self, files: RunFiles) -> bool:
         """Whether the path still leads to this file; if not, nobody looks at it any more."""
@@ -181,21 +162,9 @@ class Table:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def claim_row(self) -> int | None:
-        """Lock a free row, wiped; None if there is none left, or no such locks: then only presence is locked.
-
-        Raises:
-            SegmentError: The system refuses to lock.
-        """
-        if _OFD_SETLK is None:
-            self._flock(fcntl.LOCK_SH)
-            return None
-        for row in range(ROWS):
-            if self._lock(fcntl.F_WRLCK, _offset(row), ROW_BYTES):
-                self._store(row, [0] * (ROW_BYTES // 8))
-                return row
-        self._lock(fcntl.F_RDLCK, _OVERFLOW, 1)
-        return None
+    def wipe_row(self, row: int) -> None:
+        """Make a row that was just claimed say nothing."""
+        self._store(row, [0] * _ROW_WORDS)
 
     def write_row(self, row: int, pid: int, updated_ns: int, usage: Usage) -> None:
         """Fill a row of one's own."""
@@ -209,67 +178,17 @@ class Table:
         One that is being written in this moment is left out; the next look finds it whole.
         """
         for row in range(ROWS):
-            if self._rows[row * ROW_BYTES // 8]:
+            if self._rows[row * _ROW_WORDS]:
                 found = _read(self._rows, row)
                 if found == _read(self._rows, row):
                     yield row, *found
 
     def count_since(self, mono_ns: int) -> int:
         """How many rows were written at *mono_ns* or later; without a system call, so the dead count for a while."""
-        count = 0
-        for word in range(0, ROWS * ROW_BYTES // 8, ROW_BYTES // 8):
-            # Rows are claimed from the first on: behind one that was never written there is none.
-            if not self._rows[word]:
-                break
-            count += self._rows[word + 1] >= mono_ns
-        return count
-
-    def anybody_present(self) -> bool:
-        """Whether a living process has any row, or is present without; this very object does not count.
-
-        Raises:
-            SegmentError: The system refuses to tell.
-        """
-        if _OFD_GETLK is not None:
-            return self._is_locked(0, 0)
-        if not self._flock(fcntl.LOCK_EX):
-            return True
-        self._flock(fcntl.LOCK_UN)
-        return False
-
-    def _lock(self, kind: int, start: int, length: int) -> bool:
-        """Lock a range, unless another has it; whether it is ours."""
-        assert _OFD_SETLK is not None
-        try:
-            fcntl.fcntl(self._fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError as error:
-            raise refused(f"{self._path} cannot be locked", error) from None
-        return True
-
-    def _is_locked(self, start: int, length: int) -> bool:
-        """Whether another description of the file has a lock there; nothing is locked to find out."""
-        if _OFD_GETLK is None:
-            return True
-        try:
-            found = fcntl.fcntl(self._fd, _OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
-        except OSError as error:
-            raise refused(f"the locks of {self._path} cannot be seen", error) from None
-        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
-
-    def _flock(self, kind: int) -> bool:
-        """Lock or unlock the whole file, unless another has it; whether that was done."""
-        try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise refused(f"{self._path} cannot be locked", error) from None
-        return True
+        return sum(updated_ns >= mono_ns for updated_ns in self._rows[1::_ROW_WORDS].tolist())
 
     def _store(self, row: int, values: list[int] | tuple[int, ...], begin: int = 0) -> None:
-        at = row * ROW_BYTES // 8 + begin
+        at = row * _ROW_WORDS + begin
         for offset, value in enumerate(values):
             self._rows[at + offset] = value
 
@@ -285,51 +204,35 @@ class Table:
         return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
 
 
-def rows_are_seen() -> bool:
-    """Whether this system tells who has a row; where it does not, nobody knows of any worker."""
-    return _OFD_GETLK is not None
-
-
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
     """Every row that a living process has: its number, pid, the time of the last update in ns, and what it says.
 
-    Nothing is made, mended, mapped or locked.
+    Nothing is made, mended or mapped.
 
     Raises:
         FileNotFoundError: There is no table.
-        SegmentError: It is not to be trusted, or the system refuses to tell.
+        SegmentError: It is not to be trusted, or the system refuses to tell who lives.
     """
     fd = open_checked(files.workers, os.O_RDONLY)
     try:
         _check(fd, files)
         table = os.pread(fd, FILE_BYTES, 0)
-        if len(table) < FILE_BYTES:
-            raise SegmentError(f"{files.workers} was cut short while it was read")
-        words = memoryview(table)[HEADER_BYTES:].cast("Q")
-        found = []
-        for row in range(ROWS):
-            pid, updated_ns, usage = _read(words, row)
-            # The row of the dead keeps what they said last; only a lock tells that somebody is there.
-            if pid and _has_owner(fd, row):
-                found.append((row, pid, updated_ns, usage))
-        return found
     except OSError as error:
         raise refused(f"{files.workers} cannot be read", error) from None
     finally:
         os.close(fd)
+    if len(table) < FILE_BYTES:
+        raise SegmentError(f"{files.workers} was cut short while it was read")
+    words = memoryview(table)[HEADER_BYTES:].cast("Q")
+    written = [row for row, pid in enumerate(words[::_ROW_WORDS].tolist()) if pid]
+    # The row of the dead keeps what they said last; only its lock tells that its owner lives.
+    return [(row, *_read(words, row)) for row in written if is_held(files.row(row))]
 
 
 def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:
     """Of *row* in *words*, which begin with the first one: its pid, 0 for none, the last update in ns, what it says."""
-    pid, updated_ns, *usage = words[row * ROW_BYTES // 8 :][: 2 + len(Usage._fields)].tolist()
+    pid, updated_ns, *usage = words[row * _ROW_WORDS :][: 2 + len(Usage._fields)].tolist()
     return pid, updated_ns, Usage(*usage)
-
-
-def _has_owner(fd: int, row: int) -> bool:
-    if _OFD_GETLK is None:
-        return False
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _offset(row), ROW_BYTES, 0)
-    return bool(_FLOCK.unpack(fcntl.fcntl(fd, _OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
 def _open(files: RunFiles) -> int:
@@ -389,9 +292,9 @@ def _make(files: RunFiles) -> None:
     draft = new_draft(files.workers)
     fd = create_checked(draft.path)
     try:
-        os.pwrite(fd, _header(), 0)
-        # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
+        # Allocate the blocks up front, so that a full disk raises here rather than SIGBUS on a later write.
         reserve(fd, FILE_BYTES)
+        os.pwrite(fd, _header(), 0)
         # Not found: somebody else was faster and has cleared ours away.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.link(draft.path, files.workers)
@@ -407,7 +310,3 @@ def _make(files: RunFiles) -> None:
 def _header(version: int = FORMAT, rows: int = ROWS, row_bytes: int = ROW_BYTES) -> bytes:
     fields = _HEADER.pack(MAGIC, version, rows, row_bytes, 0)
     return _HEADER.pack(MAGIC, version, rows, row_bytes, zlib.crc32(fields)).ljust(BELL_OFFSET, b"\0")
-
-
-def _offset(row: int) -> int:
-    return HEADER_BYTES + row * ROW_BYTES

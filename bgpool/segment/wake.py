@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.limits import POLL_INTERVAL_S
+from bgpool.green import sleeps_are_green
 
 __all__ = ["address_of", "has_futex", "wait_changed", "wake_all"]
 
@@ -62,7 +63,7 @@ _FUTEX: Final = _find_futex()
 
 def has_futex() -> bool:
     """Whether waiters of this process sleep in the kernel; if not, they poll."""
-    return _FUTEX is not None and not _green_threads()
+    return _FUTEX is not None and not sleeps_are_green()
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:
@@ -94,7 +95,7 @@ def wait_changed(
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        if _FUTEX is not None and address and not _green_threads():
+        if _FUTEX is not None and address and not sleeps_are_green():
             limit = _Timespec(int(left), int(left % 1 * 1e9))
             # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
             _FUTEX(
@@ -123,8 +124,3 @@ def wake_all(address: int) -> None:
             None,
             ctypes.c_long(0),
         )
-
-
-def _green_threads() -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("time"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bgpool.core.phase import Phase
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Snapshot
 from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.endpoints import endpoints_checks
@@ -270,8 +270,14 @@ def test_a_monitor_that_lives_one_that_is_silent_and_none(place: Path, monkeypat
     found = host(Case(DSN))
     assert (found["monitor"].result, found["ready"].result) == (Result.OK, Result.WARNING)
     assert str(os.getpid()) in found["monitor"].text
-    writer.publish(Snapshot("1", Phase.CREATED, ready=True))
+    blue = Case(DSN).dsn.endpoint
+    writer.publish(Snapshot("1", Phase.CREATED, ready=True, hosts=(Host(blue, 5432, Role.SOURCE),)))
     assert host(Case(DSN))["ready"].result is Result.OK
+    writer.publish(Snapshot("1", Phase.CREATED, ready=True, hosts=(Host("orders.c0.eu.rds", 5432, Role.SOURCE),)))
+    finding = host(Case(DSN))["ready"]
+    assert finding.result is Result.FAILED, "it is another deployment that is ready"
+    assert f"does not watch {blue}, but orders.c0.eu.rds" in finding.text
+    assert "bg_id" in finding.remedy
     monkeypatch.setattr(host_checks, "HEARTBEAT_STALE_S", -1.0)
     assert host(Case(DSN))["monitor"].result is Result.FAILED
     presence.close()

@@ -11,12 +11,15 @@ import psycopg
 import pytest
 
 import bgpool
-from bgpool.core.phase import Phase
+from bgpool.core.events import Resolved
+from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.postgres import PostgresServer
+from bgpool.monitor.probe import now
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
+from tests.pools.callers import wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
@@ -85,6 +88,46 @@ def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: Co
     cutter.when = "after"
     assert make_pool(max_size=1).run(read) == 0
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_commit_that_the_function_sent_is_not_begun_again(
+    deployment: Deployment, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, phase: Phase,
+    swallowed: bool,
+) -> None:  # fmt: skip
+    """It may have been applied, also where nobody knows of a switchover yet."""
+
+    def commit(conn: psycopg.Connection[Any]) -> None:
+        with contextlib.suppress(psycopg.OperationalError) if swallowed else contextlib.nullcontext():
+            conn.execute("COMMIT")
+
+    pair.hosts.set(pair.names.blue.primary, cutter.address)
+    blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
+    deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
+    deployment.phase(phase)
+    cutter.when, work.meanwhile = "after", commit
+    try:
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            make_pool(max_size=1).run(work)
+    finally:
+        pair.hosts.set(pair.names.blue.primary, pair.blue.address)
+    assert (work.calls, work.rows(pair)) == (1, 1)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_prepared_transaction_is_never_to_be_run_again(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, bg_drop_blue_connections=False)
+    with pytest.raises(bgpool.CommitOutcomeUnknown, match="pg_prepared_xacts"), pool.connection() as conn:
+        conn.tpc_begin("bgpool-test")
+        assert conn._tpc is not None
+        # As after tpc_prepare(), which takes a server that allows it; the session is idle then.
+        conn.execute("ROLLBACK")
+        conn._tpc = (conn._tpc[0], True)
+        deployment.phase(Phase.IN_PROGRESS)
+        deployment.release()
+        wait_until(lambda: not conn.bgpool_generation.live[0])
+        conn.tpc_commit()
 
 
 # -- in COMMIT, and another server is promoted -------------------------------------------------------------------
@@ -204,9 +247,9 @@ class TestPromotion:
 
 
 @pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("commits", [False, True])
+@pytest.mark.parametrize("how", ["nothing", "commit", "in words"])
 def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
-    make_pool: MakePool, work: Work, monkeypatch: pytest.MonkeyPatch, commits: bool
+    make_pool: MakePool, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """psycopg closes a connection that is interrupted while it has the server cancel what was interrupted."""
 
@@ -222,8 +265,8 @@ def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(psycopg.waiting, "wait", interrupt)
         patch.setattr(conn, "_try_cancel", interrupt)
-        conn.commit() if commits else work(conn)
+        {"nothing": lambda: work(conn), "commit": conn.commit, "in words": lambda: conn.execute("COMMIT")}[how]()
     assert conn.broken
-    with pytest.raises(bgpool.CommitOutcomeUnknown if commits else bgpool.SwitchoverInterrupted):
+    with pytest.raises(bgpool.SwitchoverInterrupted if how == "nothing" else bgpool.CommitOutcomeUnknown):
         conn.rollback()
     pool.putconn(conn)

@@ -16,7 +16,9 @@ import pytest
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
 from bgpool.lab import Pair
+from bgpool.pools.mysql.recipe import like
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -92,6 +94,52 @@ def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
 def test_without_a_deployment_a_cut_is_nobodys_business(kit: Kit, make_pool: MakePool, pair: Pair, work: Work) -> None:
     work.meanwhile = lambda conn: (pair.blue.cut_clients(), kit.execute(conn, "SELECT 1"))
     with pytest.raises(kit.error):
+        make_pool().run(work)
+    assert work.calls == 1
+
+
+def test_a_unit_that_slept_through_the_switchover_and_the_end_of_the_deployment_is_called_again(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work
+) -> None:
+    """A host that was frozen, or suspended, wakes up when the deployment is deleted already."""
+
+    def sleep(conn: Any) -> None:
+        if work.calls == 1:
+            deployment.phase(Phase.NOT_CREATED)
+            pair.blue.cut_clients()
+            kit.execute(conn, "SELECT 1")
+
+    work.meanwhile = sleep
+    assert make_pool().run(work) == "call 2"
+    assert work.rows(pair) == 1
+
+
+def test_a_cut_in_a_switchover_is_one_though_the_deployment_is_deleted_when_it_shows(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work
+) -> None:
+    pool = make_pool(max_size=1)
+    deployment.phase(Phase.PREPARATION)
+    with pytest.raises(bgpool.SwitchoverInterrupted), pool.connection() as conn:
+        work(conn)
+        # In one step, as a process that was frozen meanwhile sees it.
+        deployment._publish(Snapshot(deployment.bg_id, epoch=deployment.snapshot.epoch))
+        wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
+        pair.blue.cut_clients()
+        kit.execute(conn, "SELECT 1")
+    with pytest.raises(kit.error) as caught, pool.connection() as conn:
+        kit.read(conn)
+        kit.kill(pair, kit.session(conn))
+        kit.execute(conn, "SELECT 1")
+    assert not isinstance(caught.value, bgpool.Error), "opened since: no switchover cuts it"
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_is_unknown_elsewhere_is_not_begun_again(make_pool: MakePool, work: Work) -> None:
+    def commit_elsewhere(_conn: Any) -> None:
+        raise like(None, bgpool.CommitOutcomeUnknown, "another database's COMMIT was cut")
+
+    work.meanwhile = commit_elsewhere
+    with pytest.raises(bgpool.CommitOutcomeUnknown):
         make_pool().run(work)
     assert work.calls == 1
 

@@ -129,6 +129,31 @@ def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None
     assert backend(pool) == parents or backend(pool)
 
 
+def test_a_daemon_uses_its_parents_pool_anew(pool: bgpool.Pool[Any], tmp_path: Path) -> None:
+    """Two forks and the close of every descriptor, as python-daemon does it, after the pool was used."""
+    parents = backend(pool)
+    files = RunFiles.of(tmp_path / "run", "fork")
+
+    def daemon() -> None:
+        os.closerange(0, 10_000)
+        for _ in range(3):
+            os.open(os.devnull, os.O_RDWR)
+        os.chdir("/")
+        os.umask(0)
+        assert backend(pool) != parents
+        deadline = time.monotonic() + 10.0
+        while os.getpid() not in [row.pid for row in workers(files)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def child() -> None:
+        os.setsid()
+        assert end_of(begin_child(daemon, os.fork)) == 0
+
+    assert in_child(child) == 0
+    assert backend(pool) == parents
+
+
 def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.Pool[Any]) -> None:
     with pool.connection() as conn:
         execute = kit_of(conn).execute

@@ -280,6 +280,7 @@ def test_a_cut_and_a_refusal_are_session_errors_in_one_line(server: Server, sess
     with pytest.raises(SessionError, match="OperationalError 1045: Access denied") as caught:
         session(password="wr0ng")
     assert "wr0ng" not in str(caught.value)
+    assert caught.value.refused
     other = session()
     sockets.cut(other.socket, sockets.identity(other.socket))
     with pytest.raises(SessionError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +41,8 @@ def files(tmp_path: Path) -> RunFiles:
 
 
 @pytest.fixture
-def table(files: RunFiles) -> Iterator[Table]:
-    found = Table(files)
-    yield found
-    found.close()
+def table(files: RunFiles) -> Table:
+    return Table(files)
 
 
 def at(phase: Phase, later_s: int = 0) -> Snapshot:

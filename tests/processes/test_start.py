@@ -152,6 +152,27 @@ time.sleep(30)
         kill_monitor(files)
 
 
+def test_an_inherited_descriptor_above_the_soft_limit(files: RunFiles, wait_until: WaitUntil) -> None:
+    """The limit was lowered after it was opened, and posix_spawn cannot close it."""
+    script = f"""
+import os, resource, time
+import bgpool
+os.dup2(os.open(os.devnull, os.O_RDONLY), 700, inheritable=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+pool = bgpool.get_pool({DSN!r}, bg_id="start", bg_run_dir={str(files.directory)!r}, min_size=0, max_size=2)
+pool.open()
+time.sleep(30)
+"""
+    worker = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        wait_until(lambda: lives(files), START_S)
+        assert not Path(f"/proc/{SegmentMap(files).header.pid}/fd/700").exists()
+    finally:
+        worker.kill()
+        worker.wait()
+        kill_monitor(files)
+
+
 @pytest.mark.parametrize("executable", [None, "", "/usr/bin/uwsgi"])
 def test_an_interpreter_is_found_where_python_is_embedded(
     monkeypatch: pytest.MonkeyPatch, executable: str | None
@@ -404,7 +425,7 @@ def test_a_starter_that_was_waited_for_once_is_not_mistaken_for_the_one_of_now(
     """The lock's file stays the same over the years."""
     prepare_run_dir(files.directory)
     place, settings, _ = parse(DSN, {"bg_id": "start"})
-    starter = spawn.Starter(MonitorConfig.of(place, settings, files.directory))
+    starter = spawn.Starter("lonely", lambda: [MonitorConfig.of(place, settings, files.directory)])
     held = files.spawning.open("w")
     files.spawning.chmod(0o600)
     fcntl.flock(held, fcntl.LOCK_EX)

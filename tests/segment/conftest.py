@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bgpool.core.phase import Phase, Role
+from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
@@ -62,5 +63,6 @@ def snapshot() -> Snapshot:
         twins=(("blue", "green"),),
         deadline_ns=123,
         timeline=(TimelineEntry(1, 2, "CREATED"),),
+        sightings=(Sighting(Parameters("app", "orders.c0abc", 5432, "orders"), Sight.REFUSED, 6, 2),),
         notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
     )

@@ -57,7 +57,6 @@ def test_descriptors_run_out(files: RunFiles, number: int, caplog: pytest.LogCap
     assert reader.refresh().snapshot == writer.snapshot
     assert table.is_in_place(files), "one process's want is no reason to take the table away from all"
     assert "replaced" not in caplog.text
-    table.close()
 
 
 def test_the_last_good_snapshot_goes_on(files: RunFiles) -> None:
@@ -92,7 +91,7 @@ def test_a_refused_mapping_is_an_error_of_ours(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     Writer(files, 1, Snapshot("orders"))
-    Table(files).close()
+    Table(files)
     reader = Reader(files)
 
     def refuse(*_: object, **__: object) -> mmap.mmap:

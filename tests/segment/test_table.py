@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import signal
@@ -14,19 +15,22 @@ import pytest
 
 from bgpool.core.limits import ROW_STALE_S
 from bgpool.errors import SegmentError
+from bgpool.segment import presence as presence_module
 from bgpool.segment import table
 from bgpool.segment.drafts import drafts_of
 from bgpool.segment.layout import FutureFormat
+from bgpool.segment.locks import Lock, is_held
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
-from bgpool.segment.table import FILE_BYTES, Table, Usage
+from bgpool.segment.table import FILE_BYTES, Table, Usage, read_rows
 
 USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8, failed=9, taking_part=12, outside=13)
 USAGE = USAGE._replace(max_size=14, holds=15, longest_hold_ms=16, repeated=17, hold_timeouts=18, green_rejected=19)
 USAGE = USAGE._replace(interrupted=20, outcome_unknown=21, pool_timeouts=22, too_many_requests=23, other_errors=24)
+USAGE = USAGE._replace(offer=5)
 #: As docs/segment-format.md has them; words are native, here those of little-endian machines.
 GOLDEN_HEADER = "424750574f524b0a 02000000 00040000 00010000"
-GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 25), *8 * (0,))
+GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 18), 5, *range(18, 25), *7 * (0,))
 
 
 def test_golden_row(files: RunFiles) -> None:
@@ -36,7 +40,6 @@ def test_golden_row(files: RunFiles) -> None:
     assert content[:20].hex() == GOLDEN_HEADER.replace(" ", "")
     assert content[4096 + 2 * 256 : 4096 + 3 * 256] == struct.pack("@32Q", *GOLDEN_ROW)
     assert list(table.rows()) == [(2, 10, 11, USAGE)]
-    table.close()
 
 
 def test_a_row_says_what_its_owner_wrote(files: RunFiles) -> None:
@@ -61,7 +64,6 @@ def test_workers_are_counted_by_what_they_wrote_lately(files: RunFiles) -> None:
     assert mine.count_workers() == 1
     table.write_row(0, os.getpid(), late_ns, USAGE)
     assert mine.count_workers() == 1, "whoever asks is there"
-    table.close()
     mine.close()
     other.close()
 
@@ -81,6 +83,7 @@ def test_a_row_is_reclaimed_after_a_death_of_any_kind(files: RunFiles) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert workers(files) == ()
+    assert read_rows(files) == []
     assert not anybody_present(files)
     presence = Presence(files)
     (row,) = workers(files)
@@ -103,24 +106,62 @@ def test_more_processes_than_rows_are_present_all_the_same(files: RunFiles, monk
     assert not anybody_present(files)
 
 
-def test_without_such_locks_there_is_presence_without_rows(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_OFD_SETLK", None)
-    monkeypatch.setattr(table, "_OFD_GETLK", None)
+def test_a_look_at_a_row_costs_no_process_its_place(files: RunFiles) -> None:
+    """A process that claims a row in the very moment of a look takes the next one, and all are counted."""
+    files.row(0).touch(mode=0o600)
+    looking = Lock(files.row(0))
+    assert looking.take(os.O_RDONLY, fcntl.LOCK_SH)
+    second = Presence(files)
+    assert not is_held(files.row(0)), "a look is no presence"
+    looking.release()
+    first = Presence(files)
+    assert [row.row for row in workers(files)] == [0, 1]
+    first.close()
+    assert [row.row for row in workers(files)] == [1]
+    late_ns = time.monotonic_ns() - int((ROW_STALE_S + 1) * 1e9)
+    Table(files).write_row(0, os.getpid(), late_ns, USAGE)
+    assert second.count_workers() == 1
+    second.close()
+
+
+def test_locks_of_parts_of_a_file_are_not_needed(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sandboxes answer EINVAL to F_OFD_SETLK, and macOS has none."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("fcntl.fcntl", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
     presence = Presence(files)
-    presence.write(USAGE)
+    assert [row.pid for row in workers(files)] == [os.getpid()]
     assert anybody_present(files)
-    assert workers(files) == ()
     presence.close()
     assert not anybody_present(files)
+
+
+def test_a_row_whose_lock_was_deleted_is_left(files: RunFiles) -> None:
+    """By whoever cleans up temporary files: the next process would take the same row."""
+    presence = Presence(files)
+    assert presence.is_in_place(files)
+    files.row(0).unlink()
+    assert not presence.is_in_place(files)
+    presence.close()
+
+
+def test_there_is_an_end_to_the_processes(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence_module, "_PRESENT", 1)
+    presence = Presence(files)
+    with pytest.raises(SegmentError, match="more than 1 processes of this host use bg_id 'orders'"):
+        Presence(files)
+    presence.close()
 
 
 def test_to_look_is_not_to_be_present(files: RunFiles) -> None:
     assert not anybody_present(files)
     assert workers(files) == ()
     assert not files.workers.exists()
-    listener = Table(files)
+    Table(files)
     assert not anybody_present(files)
-    listener.close()
 
 
 def test_the_bell_is_heard(files: RunFiles) -> None:
@@ -148,13 +189,13 @@ def test_a_broken_table_is_replaced(files: RunFiles, content: bytes, caplog: pyt
 
 
 def test_every_flipped_byte_of_the_header_is_found(files: RunFiles) -> None:
-    Table(files).close()
+    Table(files)
     good = files.workers.read_bytes()
     for offset in range(table.BELL_OFFSET):
         broken = bytearray(good)
         broken[offset] ^= 0x55
         files.workers.write_bytes(broken)
-        Table(files).close()
+        Table(files)
         assert files.workers.read_bytes()[:64] == good[:64]
 
 
@@ -164,7 +205,7 @@ def test_a_table_of_a_newer_version_is_neither_read_nor_replaced(
     with monkeypatch.context() as newer:
         newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(3, 64, 512))
         newer.setattr(table, "_check", lambda *_: None)
-        Table(files).close()
+        Table(files)
     content = files.workers.read_bytes()
     with pytest.raises(FutureFormat, match="format 3"):
         Table(files)
@@ -178,12 +219,12 @@ def test_links_and_fifos_are_replaced_not_followed(files: RunFiles, tmp_path: Pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"mine")
     files.workers.symlink_to(elsewhere)
-    Table(files).close()
+    Table(files)
     assert elsewhere.read_bytes() == b"mine"
     assert not files.workers.is_symlink()
     files.workers.unlink()
     os.mkfifo(files.workers)
-    Table(files).close()
+    Table(files)
     files.workers.unlink()
     files.workers.mkdir()
     with pytest.raises(SegmentError, match="cannot be replaced"):
@@ -195,7 +236,7 @@ def test_a_replaced_table_is_noticed(files: RunFiles) -> None:
     assert presence.is_in_place(files)
     files.workers.unlink()
     assert not presence.is_in_place(files)
-    Table(files).close()
+    Table(files)
     assert not presence.is_in_place(files)
     presence.close()
 
@@ -204,27 +245,19 @@ def test_a_replaced_table_is_noticed(files: RunFiles) -> None:
 def test_locks_that_the_system_refuses_are_an_error_of_ours(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """A sandbox or a file system without them: the pool goes on without a row."""
-    Table(files).close()
+    """A file system without locks: the pool goes on without a row."""
+    Table(files)
 
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as sandbox:
-        sandbox.setattr("fcntl.fcntl", refuse)
-        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-        with pytest.raises(SegmentError, match="cannot be locked"):
-            Presence(files)
-        gc.collect()
-        # Fewer, where something of another test was collected.
-        assert len(os.listdir("/proc/self/fd")) <= before, "nothing stays open"  # noqa: PTH208
-        with pytest.raises(SegmentError, match="cannot be seen"):
-            anybody_present(files)
-    monkeypatch.setattr(table, "_OFD_SETLK", None)
-    monkeypatch.setattr(table, "_OFD_GETLK", None)
     monkeypatch.setattr("fcntl.flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # descriptors are no paths
     with pytest.raises(SegmentError, match="cannot be locked"):
         Presence(files)
+    gc.collect()
+    # Fewer, where something of another test was collected.
+    assert len(os.listdir("/proc/self/fd")) <= before, "nothing stays open"  # noqa: PTH208  # as above
     with pytest.raises(SegmentError, match="cannot be locked"):
         anybody_present(files)
 
@@ -233,7 +266,7 @@ def test_what_cannot_be_looked_at_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SegmentError, match="cannot be opened"):
         workers(RunFiles.of(tmp_path / "file", "orders"))
-    with pytest.raises(SegmentError, match="cannot be seen"):
+    with pytest.raises(SegmentError, match="cannot be read"):
         anybody_present(RunFiles.of(tmp_path / "file", "orders"))
     assert workers(RunFiles.of(tmp_path / "nowhere", "orders")) == ()
 
@@ -273,11 +306,11 @@ def test_what_one_leaves_that_dies_while_it_makes_the_table_is_removed(files: Ru
         os._exit(1)
     os.waitpid(pid, 0)
     assert len(drafts_of(files.workers)) == 1
-    Table(files).close()
+    Table(files)
     if linked:
         # Another name of the table, which costs nothing; gone with the next that is made.
         files.workers.unlink()
-        Table(files).close()
+        Table(files)
     assert drafts_of(files.workers) == []
 
 
@@ -291,5 +324,5 @@ def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pyte
     for _ in range(3):
         files.workers.write_bytes(b"broken")
         files.workers.chmod(0o600)
-        Table(files).close()
+        Table(files)
     assert caplog.text.count("is not a table of workers; replaced") == 1

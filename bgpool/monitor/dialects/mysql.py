@@ -15,7 +15,8 @@ from bgpool.core.limits import TOPOLOGY_STALE_S
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names
 from bgpool.dsn import Password, names_are_proved, user_of
-from bgpool.monitor.dialects.reach import first_line, reach
+from bgpool.failures import first_line
+from bgpool.monitor.dialects.reach import reach
 from bgpool.monitor.session import Answer, SessionError
 from bgpool.mysql import CUT_CODES, BoundedConnection, code_of
 

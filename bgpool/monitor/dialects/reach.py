@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import psycopg
 import pymysql
 
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names, names_to_try
+from bgpool.failures import first_line, login_was_refused
 from bgpool.monitor.session import SessionError
 
-__all__ = ["first_line", "reach"]
+__all__ = ["reach"]
 
 C = TypeVar("C")
-
-#: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography.
-_SPEAKING: Final = (psycopg.Error, pymysql.err.Error, OSError, RuntimeError)
 
 
 def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, tokens: bool) -> C:
@@ -43,18 +41,9 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, t
                 failure = error
                 if _is_silence(error):
                     break
-    raise SessionError(first_line(failure) if failure is not None else "no address to connect to") from None
-
-
-def first_line(error: BaseException) -> str:
-    """*error* in one line; of one that might quote anything, a secret included, the kind alone."""
-    kind = type(error).__name__
-    if not isinstance(error, _SPEAKING):
-        return kind
-    text = str(error)
-    if isinstance(error, pymysql.err.Error) and len(error.args) == 2:
-        kind, text = f"{kind} {error.args[0]}", str(error.args[1])
-    return f"{kind}: {text.strip().partition(chr(10))[0]}"
+    if failure is None:
+        raise SessionError("no address to connect to")
+    raise SessionError(first_line(failure), refused=login_was_refused(failure)) from None
 
 
 def _is_silence(error: Exception) -> bool:

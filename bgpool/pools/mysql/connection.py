@@ -19,6 +19,7 @@ from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 from pymysql.protocol import MysqlPacket
 
 from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, BoundedConnection, code_of
+from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, MAY_COMMIT, NO_DOUBT
 from bgpool.pools.fork import keep_forever
 
 if TYPE_CHECKING:
@@ -62,17 +63,20 @@ class MysqlConnection(BoundedConnection):
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_lent: While a caller has it.
+        bgpool_charset: Character set and collation that the application asked for when it connected.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
         bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
-        bgpool_in_doubt: Once it is lost, for good: whether something may have been committed meanwhile. None before.
+        bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
+            can have been. None before.
     """
 
     bgpool_generation: Generation
     bgpool_unfit: bool = False
     bgpool_in_unit: bool = False
     bgpool_rolled_back: bool = False
-    bgpool_in_doubt: bool | None = None
+    bgpool_in_doubt: str | None = None
     bgpool_lent: bool = False
+    bgpool_charset: tuple[str, str | None]
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
     # What the application asked for when it connected.
@@ -189,6 +193,7 @@ class MysqlConnection(BoundedConnection):
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
         super().connect(sock)
         self._autocommit = self.autocommit_mode
+        self.bgpool_charset = self.charset, self.collation
 
     def close(self) -> None:
         """Close, and free the slot of the pool; closing it again does nothing.
@@ -212,7 +217,7 @@ class MysqlConnection(BoundedConnection):
         if self.open and not self._closed:
             # Here, where also an interrupt comes by. What is asked of the connection afterwards is not sent, and says
             # nothing of what was.
-            self.bgpool_in_doubt = self._may_have_committed()
+            self.bgpool_in_doubt = self._doubt()
         super()._force_close()
 
     def __del__(self) -> None:
@@ -275,11 +280,8 @@ class MysqlConnection(BoundedConnection):
         return count
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
-        """Hold what would begin a transaction while it is not known what becomes of the connection.
-
-        What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
-        """
-        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
+        """Hold what would begin a transaction while it is not known what becomes of the connection."""
+        begins = command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
         if begins and self.server_status & _UNSURE:
             begins = _first_words(statement)[0] not in _ENDS
         if generation.inherited or begins:
@@ -313,7 +315,7 @@ class MysqlConnection(BoundedConnection):
         if not self.open:
             generation.note_cut()
             if generation.is_switching():
-                return generation.explain_cut(error, may_have_committed=bool(self.bgpool_in_doubt))
+                return generation.explain_cut(error, self.bgpool_in_doubt or NO_DOUBT)
             return error
         self._lose_track()
         self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
@@ -339,14 +341,16 @@ class MysqlConnection(BoundedConnection):
         # One of many may do anything; which of them was the last to be done nobody knows.
         return not self.client_flag & CLIENT.MULTI_STATEMENTS and _first_words(self._in_flight[1])[0] in _NEVER_COMMITS
 
-    def _may_have_committed(self) -> bool:
-        """Whether what was sent last may have taken effect for good."""
+    def _doubt(self) -> str:
+        """Why what was sent last may have taken effect for good; NO_DOUBT if it cannot have."""
         if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
-            return False
+            return NO_DOUBT
+        if _first_words(self._in_flight[1])[0] == b"COMMIT":
+            return DURING_COMMIT
         surely_open = self.server_status & _MAY_BE_OPEN == SERVER_STATUS.SERVER_STATUS_IN_TRANS
         if not surely_open and self.get_autocommit():
-            return True
-        return not self._is_plain()
+            return IN_AUTOCOMMIT
+        return NO_DOUBT if self._is_plain() else MAY_COMMIT
 
     def _generation(self) -> Generation | None:
         return getattr(self, "bgpool_generation", None)

@@ -11,6 +11,7 @@ from pymysql.constants import CR
 
 from bgpool.mysql import code_of
 from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.session import with_session_reset
 from bgpool.pools.mysql.store import Store
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 
@@ -24,7 +25,7 @@ class MysqlRecipe(Recipe):
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says."""
-        return Store(connector, **self.options)
+        return Store(connector, **{**with_session_reset(self.options), "name": self.name})
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> MysqlConnection:
         """As Recipe says."""

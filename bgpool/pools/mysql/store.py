@@ -26,6 +26,7 @@ from bgpool.core.limits import (
     RECONNECT_INTERVAL_S,
 )
 from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from bgpool.failures import first_line
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.shelf import Shelf
 
@@ -35,7 +36,12 @@ Hook = Callable[[MysqlConnection], object]
 
 
 class Store:
-    """Between *min_size* and *max_size* connections, lent to one caller each; first come, first served."""
+    """Between *min_size* and *max_size* connections, lent to one caller each; first come, first served.
+
+    Attributes:
+        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        failure: Why the last attempt to open a connection failed; empty once one was opened.
+    """
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class Store:
         self._waiters: Final[deque[_Waiter]] = deque()
         self._size = self._opening = 0
         self._closed = True
-        self._failure: BaseException | None = None
+        self.failure = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._ending: Final = threading.Event()
         # Nothing is opened before there is a keeper: it tries again what no thread could be had for.
@@ -110,7 +116,7 @@ class Store:
         """A connection that is fit to be used, within *timeout* seconds; None for the store's own.
 
         Raises:
-            PoolTimeout: There was none in time; the text says whether all were in use or none could be opened.
+            PoolTimeout: There was none in time.
             TooManyRequests: max_waiting callers wait already.
             PoolClosed: The store was closed, also while we waited.
         """
@@ -201,10 +207,7 @@ class Store:
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} was closed while its callers waited")
             self._waiters.remove(waiter)
             self._counts["requests_errors"] += 1
-            failure = self._failure
-            why = f"none could be opened: {failure}" if failure is not None else f"all {self._size} are in use"
-        text = f"couldn't get a connection after {timeout_s:.2f} sec: {why}"
-        raise PoolTimeout(CR.CR_CONN_HOST_ERROR, text) from failure
+        raise PoolTimeout(CR.CR_CONN_HOST_ERROR, f"couldn't get a connection after {timeout_s:.2f} sec")
 
     def _leave_queue(self, waiter: _Waiter) -> None:
         """Its caller was interrupted; what it may have been given goes to the next one."""
@@ -221,7 +224,7 @@ class Store:
         with self._lock:
             if opened:
                 self._opening -= 1
-                self._failure = None
+                self.failure = ""
                 self._counts["connections_num"] += 1
             if not self._closed:
                 if self._waiters:
@@ -238,7 +241,7 @@ class Store:
             self._size -= 1
             if count:
                 self._counts[count] += 1
-            self._failure = error or self._failure
+            self.failure = first_line(error) if error is not None else self.failure
         try:
             connection.bgpool_discard()
         finally:
@@ -276,7 +279,7 @@ class Store:
                 self._keeper_due.set()
                 if not isinstance(error, _NO_THREAD):
                     raise
-                self._failure = error
+                self.failure = first_line(error)
                 return False
             needed -= 1
         return True
@@ -313,7 +316,7 @@ class Store:
         with self._lock:
             self._counts["connections_num"] += 1
             self._counts["connections_errors"] += 1
-            self._failure = error
+            self.failure = first_line(error)
             if not self._closed and self._waiters and isinstance(error, Exception):
                 return True
             # The keeper tries again for min_size.
@@ -369,6 +372,9 @@ class Store:
                 **self._counts,
             }
 
+    def forget_who_gave_up(self) -> None:
+        """Nothing to do: they leave the queue by themselves."""
+
     def _begin_keeping(self) -> bool:
         """Start the keeper unless it is there; whether it is."""
         with self._lock:
@@ -382,7 +388,7 @@ class Store:
             self._keeper = None
             if not isinstance(error, _NO_THREAD):
                 raise
-            self._failure = error
+            self.failure = first_line(error)
             return False
         return True
 

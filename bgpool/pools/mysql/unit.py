@@ -12,6 +12,7 @@ import pymysql
 
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, code_of
+from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.units import Outcome, Unit
@@ -38,12 +39,12 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         except BaseException:
             connection.bgpool_in_unit = False
             # A procedure, or DDL, may have committed by itself.
-            self._commit_sent = bool(connection.bgpool_in_doubt)
+            self._doubt = connection.bgpool_in_doubt or NO_DOUBT
             connection.bgpool_rollback_quietly()
             raise
         connection.bgpool_in_unit = False
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
-        self._commit_sent = True
+        self._doubt = DURING_COMMIT
         connection.commit()
 
     def was_cut(self, error: Exception) -> bool:

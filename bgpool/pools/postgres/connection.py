@@ -6,18 +6,17 @@ statement is stopped before it is sent, and where the driver's error becomes one
 
 from __future__ import annotations
 
-import re
 import sys
-import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import PGconn, TransactionStatus, abc
 
+from bgpool.pools.doubt import PREPARED
 from bgpool.pools.fork import keep_forever
+from bgpool.pools.postgres.classify import SETTLED, Piped, doubt_of, piped_by
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
@@ -30,25 +29,15 @@ __all__ = ["SwitchoverAware", "aware"]
 
 RV = TypeVar("RV")
 
-#: Generators of psycopg after whose failure nothing can have been committed. Any other one may have been a commit:
-#: a name that a new psycopg brings errs on the side of "unknown", which is never run again by mistake.
-_NEVER_COMMITS: Final = frozenset(
+#: A server that says so ends the session.
+_ENDS_SESSION: Final = frozenset({"FATAL", "PANIC"})
+#: Generators that send nothing while no transaction is open.
+_SENDS_NOTHING: Final = frozenset(
     {
-        "_execute_gen", "_executemany_gen_no_pipeline", "_start_copy_gen", "_stream_send_gen",
-        "_stream_fetchone_gen", "_declare_gen", "_scroll_gen", "_close_gen", "_rollback_gen", "_enter_gen",
-        "copy_to", "copy_from", "copy_end",
+        "_commit_gen", "_rollback_gen", "_set_autocommit_gen", "_set_deferrable_gen", "_set_isolation_level_gen",
+        "_set_read_only_gen",
     }
 )  # fmt: skip
-#: With these a connection can be used again, after a rollback.
-_USABLE: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR})
-#: Generators that send nothing while no transaction is open.
-_SENDS_NOTHING: Final = frozenset({"_commit_gen", "_rollback_gen", "_set_autocommit_gen", "_set_isolation_level_gen"})
-
-
-#: A statement, or one of several, that commits.
-_COMMITS: Final = re.compile(
-    r"(?:\A|;)(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.DOTALL | re.IGNORECASE
-)
 
 
 class SwitchoverAware(_Base):
@@ -58,13 +47,20 @@ class SwitchoverAware(_Base):
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
         bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
-        bgpool_in_doubt: Once it is lost, for good: whether something may have been committed meanwhile. None before.
+        bgpool_modes: With *reset* "session", its modes when it was opened, by psycopg's names.
+        bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
+            can have been. None before.
     """
 
     bgpool_generation: Generation
     bgpool_lent: bool = False
     bgpool_unfit: bool = False
-    bgpool_in_doubt: bool | None = None
+    bgpool_modes: Mapping[str, Any]
+    bgpool_in_doubt: str | None = None
+    # In autocommit, the transaction status that the server reported last.
+    _reported: int = TransactionStatus.IDLE
+    # What the commands of a pipeline may have done.
+    _piped: Piped = Piped.DOUBT
 
     def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
         """Exchange with the server, unless the connection must not be used for that any more."""
@@ -75,27 +71,19 @@ class SwitchoverAware(_Base):
             return super().wait(gen, *args, **kwargs)
         if not generation.live[0]:
             self._before_sending(gen, generation)
+        if self._pipeline is not None:
+            self._piped = piped_by(gen, self._piped, self)
+        elif self._autocommit:
+            status = self.pgconn.transaction_status
+            if status in SETTLED:
+                self._reported = status
         try:
             return super().wait(gen, *args, **kwargs)
-        except psycopg.OperationalError as error:
-            if not self.broken:
-                raise
-            generation.note_cut()
-            in_doubt = self._judge(gen, error)
-            if not generation.is_switching():
-                raise
-            raise generation.explain_cut(error, may_have_committed=in_doubt) from error
-        except psycopg.errors.ReadOnlySqlTransaction as error:
-            self.bgpool_unfit = True
-            generation.note_cut()
-            if not generation.is_switching():
-                raise
-            raise generation.explain_read_only(error) from error
         except BaseException as error:
-            # An interrupt may have ended the connection, too, and a server that ends it has other errors.
-            if self.broken:
-                self._judge(gen, error)
-            raise
+            explained = self._explained(gen, error, generation)
+            if explained is error:
+                raise
+            raise explained from error
 
     def close(self) -> None:
         """Return the connection to its pool with *close_returns*, or else close it and free its slot.
@@ -154,7 +142,7 @@ class SwitchoverAware(_Base):
     def bgpool_pass_on(self) -> SwitchoverAware | None:
         """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
         busy = self._num_transactions or self._pipeline is not None or self._tpc is not None
-        if not getattr(self._pool, "close_returns", False) or busy or self.pgconn.transaction_status not in _USABLE:
+        if not getattr(self._pool, "close_returns", False) or busy or self.pgconn.transaction_status not in SETTLED:
             return None
         heir, closed = type(self)(self.pgconn), type(self)(_closed_pgconn())
         vars(heir).update(vars(self))
@@ -164,30 +152,53 @@ class SwitchoverAware(_Base):
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
             return
-        # What the pool itself does to a connection that nobody has (configure, check, reset) is nobody's transaction.
-        begins = self.bgpool_lent and self.pgconn.transaction_status == TransactionStatus.IDLE
         try:
-            if generation.inherited or begins:
+            if generation.inherited or self.pgconn.transaction_status == TransactionStatus.IDLE:
                 generation.wait_usable()
-        except psycopg.Error:
+        except psycopg.Error as error:
             # Nothing was sent, so nothing is left to wait for.
             gen.close()
+            if self._is_prepared() and not generation.inherited:
+                raise generation.explain_cut(error, PREPARED) from error
             raise
 
-    def _judge(self, gen: Generator[Any, Any, Any], error: BaseException) -> bool:
-        """Whether something may have been committed when the connection was lost, in *gen* if not before.
+    def _explained(self, gen: Generator[Any, Any, Any], error: BaseException, generation: Generation) -> BaseException:
+        """*error*, or what it means in a switchover."""
+        if isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in _ENDS_SESSION and not self.closed:
+            # The server has said that it ends the session; psycopg has not read the end yet.
+            self.pgconn.finish()
+        if self.broken:
+            # An interrupt may have ended the connection, too, and a server that ends it has other errors.
+            doubt = self._judge(gen, error)
+            if isinstance(error, psycopg.OperationalError):
+                generation.note_cut()
+                if generation.is_switching():
+                    return generation.explain_cut(error, doubt)
+        elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            self.bgpool_unfit = True
+            generation.note_cut()
+            if generation.is_switching():
+                return generation.explain_read_only(error)
+        return error
 
-        That is said once: what is asked of the connection afterwards is not sent, and says nothing of what was.
+    def _judge(self, gen: Generator[Any, Any, Any], error: BaseException) -> str:
+        """Why something may have been committed when the connection was lost, in *gen* if not before.
+
+        That is decided once: what is asked of the connection afterwards is not sent, and says nothing of what was.
         """
         if self.bgpool_in_doubt is None:
-            self.bgpool_in_doubt = self._may_have_committed(gen, error)
+            self.bgpool_in_doubt = doubt_of(
+                gen,
+                error,
+                in_transaction=not self._autocommit or self._reported != TransactionStatus.IDLE,
+                prepared=self._is_prepared(),
+                piped=self._piped if self._pipeline is not None else None,
+            )
         return self.bgpool_in_doubt
 
-    def _may_have_committed(self, gen: Generator[Any, Any, Any], error: BaseException) -> bool:
-        in_transaction = not self._autocommit or self._num_transactions > 0
-        if not in_transaction or self._pipeline is not None or _name(gen) not in _NEVER_COMMITS:
-            return True
-        return _COMMITS.search(_statement(error)) is not None
+    def _is_prepared(self) -> bool:
+        """Whether a two-phase transaction is prepared, or was being prepared: it outlives the connection."""
+        return self._tpc is not None and self._tpc[1]
 
 
 @cache
@@ -203,18 +214,6 @@ def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAwa
     """*connection_class* with SwitchoverAware mixed in."""
     bases = (SwitchoverAware, connection_class)
     return type(connection_class.__name__, bases, {"__module__": connection_class.__module__})
-
-
-def _statement(error: BaseException) -> str:
-    """The statement that *error* came by, from the generator of psycopg that was sending it; empty if it was in none.
-
-    Looked up after the fact: to note every statement beforehand would cost every statement.
-    """
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "_execute_gen")
-    query = next((frame.f_locals.get("query") for frame in frames), None)
-    if isinstance(query, sql.Composable):
-        query = query.as_string(None)
-    return query.decode(errors="replace") if isinstance(query, bytes) else str(query or "")
 
 
 def _name(gen: object) -> str:

@@ -1,20 +1,42 @@
-"""The pool under a PostgreSQL pool: psycopg_pool's, with no way back into it that passes by bgpool."""
+"""The pool under a PostgreSQL pool: psycopg_pool's, with no way back into it that passes by bgpool.
+
+It says why it has nothing, and tries again while somebody waits. psycopg_pool alone pauses for 1, 2, 4 ... seconds
+after a failed attempt to connect, and tells nobody but its log why that failed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
+import psycopg
 from psycopg_pool import ConnectionPool
-from psycopg_pool.pool import AddConnection
+from psycopg_pool.pool import AddConnection, MaintenanceTask
+
+from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
+from bgpool.failures import first_line
 
 __all__ = ["InnerPool"]
 
 
 class InnerPool(ConnectionPool[Any]):
-    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly."""
+    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly.
+
+    Attributes:
+        failure: Why the last attempt to open a connection failed; empty once one was opened.
+    """
 
     #: Takes a usable connection back. The function itself: a method that calls it would cost every return.
     keep = ConnectionPool.putconn
+
+    def __init__(self, conninfo: str, *, reset: Callable[[Any], object] | None, name: str, **options: Any) -> None:
+        """A pool of *name*; the other arguments are ConnectionPool's."""
+        self.failure = ""
+        self._early_at = 0.0
+        super().__init__(conninfo, reset=reset and _as_exception(reset), name=name, **options)
+        _said.setdefault(name, ("", 0.0))
 
     def putconn(self, conn: Any) -> None:
         """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``."""
@@ -25,3 +47,100 @@ class InnerPool(ConnectionPool[Any]):
         conn._pool = None
         if not self.closed:
             self.run_task(AddConnection(self))
+
+    def forget_who_gave_up(self) -> None:
+        """Take callers whose time was up out of the queue: psycopg_pool counts them until a connection comes by."""
+        with self._lock:
+            waiting = [client for client in self._waiting if client.error is None]
+            self._waiting.clear()
+            self._waiting.extend(waiting)
+
+    def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
+        """As ConnectionPool's; but an attempt to connect does not rest for *delay* seconds while somebody waits."""
+        if isinstance(task, AddConnection):
+            task, delay = _Rest(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
+        super().schedule_task(task, delay)
+
+    def may_try_early(self) -> bool:
+        """Whether an attempt to connect has rested enough: it may succeed, or somebody waits.
+
+        While all fail, one attempt in RECONNECT_INTERVAL_MAX_S is enough for all who wait.
+        """
+        if not self.failure:
+            return True
+        now = time.monotonic()
+        if now < self._early_at or not self._waiting:
+            return False
+        self._early_at = now + RECONNECT_INTERVAL_MAX_S
+        return True
+
+    def _connect(self, timeout: float | None = None) -> Any:
+        try:
+            connection = super()._connect(timeout)
+        except BaseException as error:
+            # Not the error: its frames hold this pool, which would live until the collector comes by.
+            self.failure = first_line(error)
+            if isinstance(error, Exception):
+                raise
+            # It would end the thread of psycopg_pool that it is raised in, and take the connection's place with it.
+            raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error
+        self.failure = ""
+        _said[self.name] = ("", 0.0)
+        return connection
+
+
+class _Rest(MaintenanceTask):
+    """The pause after a failed attempt: looks again and again whether it is over."""
+
+    def __init__(self, pool: InnerPool, task: AddConnection, until: float) -> None:
+        super().__init__(pool)
+        self._task: Final = task
+        self._until: Final = until
+
+    def tick(self) -> None:
+        """Called by the pool's scheduler."""
+        pool = self.pool()
+        if not isinstance(pool, InnerPool) or pool.closed:
+            return
+        if time.monotonic() >= self._until or pool.may_try_early():
+            pool.run_task(self)
+        else:
+            pool.schedule_task(self, RECONNECT_INTERVAL_MAX_S)
+
+    def _run(self, pool: ConnectionPool[Any]) -> None:
+        self._task._run(pool)
+
+
+def _as_exception(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """*hook*, whose SystemExit or the like does not end the thread of psycopg_pool that calls it."""
+
+    def call(connection: Any) -> None:
+        try:
+            hook(connection)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"{type(error).__name__} in reset") from error
+
+    return call
+
+
+# -- psycopg_pool's log ------------------------------------------------------------------------------------------
+
+#: What psycopg_pool has logged last of a failed attempt, and when, by the names of our pools.
+_said: Final[dict[str, tuple[str, float]]] = {}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S."""
+    args = record.args
+    if record.msg != "error connecting in %r: %s" or not isinstance(args, tuple) or args[0] not in _said:
+        return True
+    (text, at), now = _said[str(args[0])], time.monotonic()
+    if str(args[1]) == text and now < at + LOG_REPEAT_S:
+        return False
+    _said[str(args[0])] = (str(args[1]), now)
+    return True
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_news)

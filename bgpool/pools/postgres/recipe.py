@@ -11,6 +11,7 @@ from psycopg_pool import ConnectionPool
 
 from bgpool.pools.postgres.connection import SwitchoverAware, aware
 from bgpool.pools.postgres.inner import InnerPool
+from bgpool.pools.postgres.session import with_session_reset
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 
 __all__ = ["OPTIONS", "PostgresRecipe", "like"]
@@ -23,8 +24,8 @@ class PostgresRecipe(Recipe):
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
-        options = {**self.options, "open": False, "connection_class": cast(Any, connector)}
-        return InnerPool("", **options)
+        own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
+        return InnerPool("", **{"reset": None, **with_session_reset(self.options), **own})
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
         """As Recipe says."""

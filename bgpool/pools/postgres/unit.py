@@ -12,6 +12,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
+from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import Receipt, lineage_of, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
@@ -30,19 +31,27 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
     driver_error: ClassVar[type[Exception]] = psycopg.Error
     _receipt: Receipt | None = None
+    # Whether green was a physical replica when the receipt was taken.
+    _promotes: bool = False
 
     def apply(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover with a receipt for the COMMIT."""
         self._receipt = None
         # Beforehand: a transaction that begins before a switchover may end in the middle of it.
-        lineage = _lineage(connection) if self._gate.takes_part() else ""
-        with connection.transaction():
-            self._result = self._fn(connection)
-            self._check(connection)
-            if lineage and self._gate.switching():
-                self._receipt = _receipt(connection, lineage)
-            # Whatever goes wrong from here on may have gone wrong after the server had committed.
-            self._commit_sent = True
+        lineage = _lineage(connection) if self._takes_part else ""
+        try:
+            with connection.transaction():
+                self._result = self._fn(connection)
+                self._check(connection)
+                if lineage and self._gate.switching():
+                    self._receipt = _receipt(connection, lineage)
+                    self._promotes = self._gate.green_was_replica()
+                # Whatever goes wrong from here on may have gone wrong after the server had committed.
+                self._doubt = DURING_COMMIT
+        except psycopg.Error:
+            # The function may have sent a COMMIT of its own.
+            self._doubt = self._doubt or cast(SwitchoverAware, connection).bgpool_in_doubt or NO_DOUBT
+            raise
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -89,7 +98,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
     def _ask(self, receipt: Receipt) -> Outcome:
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
-            return outcome_of(receipt, connection, promoted=self._gate.green_was_replica())
+            return outcome_of(receipt, connection, promoted=self._promotes)
         finally:
             try:
                 # The pool would do it, and complain. What was answered stands, also where this is cut.
@@ -101,6 +110,9 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
     def _check(self, connection: psycopg.Connection[Any]) -> None:
         """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
+        doubt = cast(SwitchoverAware, connection).bgpool_in_doubt
+        if doubt:
+            raise CommitOutcomeUnknown(self._gate.describe(doubt))
         if connection.pgconn.status != ConnStatus.OK:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise SwitchoverInterrupted(self._gate.describe(text))

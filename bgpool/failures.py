@@ -1,0 +1,43 @@
+"""What a driver's error says, of either driver: in one line, and whether the server refused the login."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+import pymysql
+from psycopg.pq import ConnStatus
+
+from bgpool.mysql import code_of
+
+__all__ = ["first_line", "login_was_refused"]
+
+#: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
+#: how Python says that it cannot start a thread.
+_SPEAKING: Final = (psycopg.Error, pymysql.err.Error, OSError, RuntimeError)
+
+#: MySQL's ER_ACCESS_DENIED_ERROR, and ER_ACCESS_DENIED_NO_PASSWORD_ERROR of both servers.
+_REFUSED_CODES: Final = frozenset({1045, 1698})
+
+
+def first_line(error: BaseException) -> str:
+    """*error* in one line; of one that might quote anything, a secret included, the kind alone."""
+    kind = type(error).__name__
+    if not isinstance(error, _SPEAKING):
+        return kind
+    text = str(error)
+    if isinstance(error, pymysql.err.Error) and len(error.args) == 2:
+        kind, text = f"{kind} {error.args[0]}", str(error.args[1])
+    return f"{kind}: {text.strip().partition(chr(10))[0]}"
+
+
+def login_was_refused(error: BaseException) -> bool:
+    """Whether *error* ended a login after the server was given a password.
+
+    libpq tells no SQLSTATE of a connection that failed, and the server's text is in its own language. So on PostgreSQL
+    what else fails after the password was sent (no such database, no connection left) counts, too.
+    """
+    if code_of(error) in _REFUSED_CODES:
+        return True
+    failed = error.pgconn if isinstance(error, psycopg.Error) else None
+    return failed is not None and failed.status == ConnStatus.BAD and failed.used_password

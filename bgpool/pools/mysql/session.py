@@ -1,0 +1,47 @@
+"""What ``reset="session"`` does: nothing of a session's last user is left when its next one has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import pymysql
+
+__all__ = ["SESSION", "with_session_reset"]
+
+#: The value of the option.
+SESSION: Final = "session"
+
+#: COM_RESET_CONNECTION, which PyMySQL has no name for. Source: MySQL's and MariaDB's client/server protocol; since
+#: MySQL 5.7.3 and MariaDB 10.2.4.
+_RESET_CONNECTION: Final = 0x1F
+
+
+def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options* of the store, whose ``reset="session"`` has become a function."""
+    if options.get("reset") != SESSION:
+        return dict(options)
+    configure: Callable[[Any], object] | None = options.get("configure")
+
+    def reset(connection: Any) -> None:
+        _wipe(connection)
+        if configure is not None:
+            configure(connection)
+            connection.bgpool_clean()
+
+    return {**options, "reset": reset}
+
+
+def _wipe(connection: Any) -> None:
+    """Reset the session on the server, and make it again what PyMySQL made it when it connected."""
+    connection._execute_command(_RESET_CONNECTION, "")
+    connection._read_ok_packet()
+    connection.set_character_set(*connection.bgpool_charset)
+    if connection.db:
+        connection.select_db(connection.db)
+    with pymysql.cursors.Cursor(connection) as cursor:
+        if connection.sql_mode is not None:
+            cursor.execute("SET sql_mode=%s", (connection.sql_mode,))
+        if connection.init_command is not None:
+            cursor.execute(connection.init_command)
+    connection.bgpool_clean()

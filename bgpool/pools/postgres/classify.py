@@ -1,0 +1,254 @@
+"""What psycopg may have committed when its connection was lost.
+
+psycopg exchanges everything with its server through generators, so the generator that failed says what was under way.
+Each one has its line in `JUDGED`; a test compares these with the installed psycopg. A generator that has none counts as
+one that may have committed: a transaction that is wrongly said not to have committed is run twice.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import FrameType
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, IN_PIPELINE, MAY_COMMIT, NO_DOUBT, PREPARED
+
+__all__ = ["JUDGED", "SETTLED", "Kind", "Piped", "commits", "doubt_of", "piped_by"]
+
+#: A generator; psycopg's type for it has no frame.
+Gen: TypeAlias = Any
+
+
+class Kind(Enum):
+    """What a generator sends."""
+
+    NOTHING = "nothing that commits, in autocommit neither"
+    BEGIN = "BEGIN or SAVEPOINT"
+    ROLLBACK = "ROLLBACK"
+    COMMIT = "COMMIT"
+    END_OF_BLOCK = "the end of a transaction block: COMMIT, ROLLBACK or RELEASE"
+    TWO_PHASE = "PREPARE TRANSACTION, COMMIT PREPARED or ROLLBACK PREPARED"
+    STATEMENT = "a statement of the user's, or several; psycopg begins a transaction for it unless in autocommit"
+    ONE_STATEMENT = "the same, and no COMMIT can be in it"
+    PIPELINE = "whatever a pipeline has queued"
+
+
+#: Every generator that psycopg passes to Connection.wait, by its qualified name.
+JUDGED: Final[Mapping[str, Kind]] = {
+    "BaseConnection._commit_gen": Kind.COMMIT,
+    "BaseConnection._rollback_gen": Kind.ROLLBACK,
+    "BaseConnection._set_autocommit_gen": Kind.NOTHING,
+    "BaseConnection._set_deferrable_gen": Kind.NOTHING,
+    "BaseConnection._set_isolation_level_gen": Kind.NOTHING,
+    "BaseConnection._set_read_only_gen": Kind.NOTHING,
+    "BaseConnection._tpc_begin_gen": Kind.BEGIN,
+    "BaseConnection._tpc_finish_gen": Kind.TWO_PHASE,
+    "BaseConnection._tpc_prepare_gen": Kind.TWO_PHASE,
+    "BaseCopy._end_copy_out_gen": Kind.STATEMENT,
+    "BaseCopy._read_gen": Kind.STATEMENT,
+    "BaseCopy._read_row_gen": Kind.STATEMENT,
+    "BaseCursor._execute_gen": Kind.STATEMENT,
+    "BaseCursor._executemany_gen_no_pipeline": Kind.STATEMENT,
+    "BaseCursor._executemany_gen_pipeline": Kind.STATEMENT,
+    "BaseCursor._start_copy_gen": Kind.STATEMENT,
+    "BaseCursor._stream_fetchone_gen": Kind.STATEMENT,
+    "BaseCursor._stream_send_gen": Kind.STATEMENT,
+    "BasePipeline._enter_gen": Kind.PIPELINE,
+    "BasePipeline._exit_gen": Kind.PIPELINE,
+    "BasePipeline._fetch_gen": Kind.PIPELINE,
+    "BasePipeline._sync_gen": Kind.PIPELINE,
+    "BaseTransaction._enter_gen": Kind.BEGIN,
+    "BaseTransaction._exit_gen": Kind.END_OF_BLOCK,
+    # Outside a transaction there are only cursors WITH HOLD, whose rows the server has computed already.
+    "ServerCursorMixin._close_gen": Kind.NOTHING,
+    "ServerCursorMixin._fetch_gen": Kind.NOTHING,
+    "ServerCursorMixin._scroll_gen": Kind.NOTHING,
+    # One statement by the extended protocol, and it begins with DECLARE.
+    "ServerCursorMixin._declare_gen": Kind.ONE_STATEMENT,
+    # Data of a COPY that is the first statement of its text, or psycopg would have refused it: what may come behind it
+    # runs after copy_end.
+    "copy_to": Kind.ONE_STATEMENT,
+    "copy_end": Kind.STATEMENT,
+    "notifies": Kind.NOTHING,
+}
+
+#: Every command was answered, and it is known whether a transaction is open.
+SETTLED: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR})
+
+#: Where a statement may begin: first of all, behind another one, or behind a comment; blanks and comments of one line.
+_BEGINS: Final = r"(?:\A|;|\*/)(?:\s|--[^\n\r]*[\n\r])*"
+#: A statement, or one of several, that commits; or that rolls back, with more behind it, which then commits by itself.
+#: What only looks like one, in a string or behind a comment, counts as one.
+_COMMITS: Final = re.compile(
+    rf"{_BEGINS}(?:(?:COMMIT|END)\b|PREPARE(?:\s+TRANSACTION\b|\s*(?:--|/\*))|(?:ROLLBACK|ABORT)\b[^;]*;\s*\S)",
+    re.IGNORECASE,
+)
+#: A statement that commits nothing, also in autocommit: it runs neither a user's SQL nor a function of a user's.
+_HARMLESS: Final = re.compile(
+    r"\s*(?:(?:SET|RESET|SHOW|LISTEN|UNLISTEN|BEGIN|START|FETCH|MOVE|CLOSE|DEALLOCATE|DISCARD)\b[^;]*"
+    r"|(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?)\s*;?\s*",
+    re.IGNORECASE,
+)
+
+
+class Piped(Enum):
+    """What the commands that a pipeline has queued, and that are not all answered, may have committed."""
+
+    OPEN = "nothing: all of them run in a transaction that is open, or begun by psycopg"
+    ENDED = "nothing, but no transaction is open: the next statement commits by itself"
+    DOUBT = "something"
+
+
+# -- one generator ---------------------------------------------------------------------------------------------------
+
+
+def doubt_of(gen: Gen, error: BaseException, *, in_transaction: bool, prepared: bool, piped: Piped | None) -> str:
+    """Why something may have been committed by a connection that was lost in *gen*; NO_DOUBT if nothing can have.
+
+    Args:
+        gen: The generator that was under way.
+        error: What it, or an interrupt, raised.
+        in_transaction: A transaction was open, or psycopg begins one before a statement.
+        prepared: A two-phase transaction was prepared, or was being prepared.
+        piped: In a pipeline, what its commands may have done; else None.
+    """
+    if prepared:
+        return PREPARED
+    if piped is not None:
+        return IN_PIPELINE if piped is Piped.DOUBT else NO_DOUBT
+    kind = _kind(gen)
+    if kind in (Kind.NOTHING, Kind.BEGIN, Kind.ROLLBACK):
+        return NO_DOUBT
+    if kind is Kind.COMMIT:
+        return DURING_COMMIT
+    if kind is Kind.END_OF_BLOCK:
+        return DURING_COMMIT if _end_of_block(_frame(gen, error)) is Kind.COMMIT else NO_DOUBT
+    if kind is Kind.TWO_PHASE:
+        return _doubt_of_end(error)
+    if kind not in (Kind.STATEMENT, Kind.ONE_STATEMENT):
+        return MAY_COMMIT
+    if not in_transaction:
+        text = _text(gen, error) if kind is Kind.STATEMENT else None
+        return NO_DOUBT if text is not None and _HARMLESS.fullmatch(text) else IN_AUTOCOMMIT
+    if kind is Kind.ONE_STATEMENT:
+        return NO_DOUBT
+    return _doubt_of_text(_text(gen, error))
+
+
+def _doubt_of_text(text: str | None) -> str:
+    """The doubt about a statement in a transaction; None is one that cannot be found."""
+    if text is not None and not commits(text):
+        return NO_DOUBT
+    return DURING_COMMIT if text is not None and re.match(r"\s*(?:COMMIT|END)\b", text, re.IGNORECASE) else MAY_COMMIT
+
+
+def _doubt_of_end(error: BaseException) -> str:
+    """The doubt about tpc_commit or tpc_rollback, which go on as commit and rollback where nothing was prepared."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if "_rollback_gen" in names:
+        return NO_DOUBT
+    return DURING_COMMIT if "_commit_gen" in names else PREPARED
+
+
+def commits(text: str) -> bool:
+    """Whether *text*, sent in a transaction, may commit: that transaction, or what comes behind its end."""
+    return _COMMITS.search(text) is not None
+
+
+def _kind(gen: Gen) -> Kind | None:
+    return JUDGED.get(str(getattr(gen, "__qualname__", "")))
+
+
+def _end_of_block(frame: FrameType | None) -> Kind:
+    """How a transaction block ends by *frame* of its generator; None may be a COMMIT."""
+    block = frame.f_locals.get("self") if frame is not None else None
+    if frame is None or block is None:
+        return Kind.COMMIT
+    if not block._outer_transaction:
+        return Kind.BEGIN  # a savepoint is released, or rolled back to
+    return Kind.ROLLBACK if frame.f_locals.get("exc_val") or block.force_rollback else Kind.COMMIT
+
+
+# -- pipelines -------------------------------------------------------------------------------------------------------
+
+
+def piped_by(gen: Gen, before: Piped, connection: psycopg.Connection[Any]) -> Piped:
+    """What the commands of the connection's pipeline may do once *gen* has queued its own; *before* is without them."""
+    pipeline, status = connection._pipeline, connection.pgconn.transaction_status
+    settled = status in SETTLED and pipeline is not None and not pipeline.command_queue and not pipeline.result_queue
+    if settled:
+        alone = connection.autocommit and status == TransactionStatus.IDLE
+        before = Piped.ENDED if alone else Piped.OPEN
+    kind = _kind(gen)
+    if kind is Kind.END_OF_BLOCK:
+        kind = _end_of_block(gen.gi_frame)
+        if kind is Kind.BEGIN:
+            return before
+    if kind is Kind.BEGIN:
+        return Piped.OPEN if settled else before
+    if kind is Kind.ROLLBACK:
+        return Piped.ENDED if before is Piped.OPEN else before
+    if kind in (Kind.NOTHING, Kind.PIPELINE):
+        return before
+    if kind is Kind.STATEMENT and before is Piped.OPEN:
+        text = _text(gen, None)
+        return before if text is not None and not commits(text) else Piped.DOUBT
+    return Piped.DOUBT
+
+
+# -- the statement ---------------------------------------------------------------------------------------------------
+
+
+def _frame(gen: Gen, error: BaseException | None) -> FrameType | None:
+    """The frame of *gen*; from the traceback of *error* if *gen* ended in that."""
+    frame: FrameType | None = gen.gi_frame
+    if frame is not None or error is None:
+        return frame
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((each for each in frames if each.f_code is gen.gi_code), None)
+
+
+def _text(gen: Gen, error: BaseException | None) -> str | None:
+    """The statement, or several, that *gen* sends or goes on with; None if it cannot be found."""
+    frame = _frame(gen, error)
+    if frame is None:
+        return None
+    if gen.__qualname__ == "copy_end":
+        # It has no cursor. The writer that waits for it does.
+        return next(filter(None, map(_text_of_cursor, _callers())), None)
+    values = frame.f_locals
+    names = [name for name in ("pgq", "query", "statement") if name in values]
+    if names:
+        return next((text for text in (_as_text(values[name]) for name in names) if text is not None), None)
+    owner = values.get("self")
+    return _text_of_cursor(getattr(owner, "cursor", owner))
+
+
+def _text_of_cursor(cursor: object) -> str | None:
+    return _as_text(getattr(cursor, "_query", None))
+
+
+def _callers() -> Iterator[object]:
+    """The cursors of what waits in this thread."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield getattr(frame.f_locals.get("self"), "cursor", None)
+        frame = frame.f_back
+
+
+def _as_text(query: object) -> str | None:
+    """*query* as psycopg takes and keeps it; None for what has no text yet, like a template string."""
+    query = getattr(query, "query", query)
+    if isinstance(query, sql.Composable):
+        query = query.as_string(None)
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    return query if isinstance(query, str) else None

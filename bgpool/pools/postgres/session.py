@@ -1,0 +1,60 @@
+"""What ``reset="session"`` does: nothing of a session's last user is left when its next one has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from bgpool.pools.postgres.connection import SwitchoverAware
+
+__all__ = ["SESSION", "with_session_reset"]
+
+#: The value of the option.
+SESSION: Final = "session"
+
+#: Modes that psycopg keeps on its side of a connection.
+_MODES: Final = (
+    "autocommit", "isolation_level", "read_only", "deferrable", "row_factory", "cursor_factory",
+    "server_cursor_factory", "prepare_threshold", "prepared_max",
+)  # fmt: skip
+
+
+def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options* of psycopg_pool's, whose ``reset="session"`` has become what psycopg_pool calls."""
+    if options.get("reset") != SESSION:
+        return dict(options)
+    reset = _SessionReset(options.get("configure"))
+    return {**options, "configure": reset.begin, "reset": reset.wipe}
+
+
+class _SessionReset:
+    """Callables for psycopg_pool: *begin* in place of ``configure``, *wipe* as ``reset``."""
+
+    def __init__(self, configure: Callable[[Any], object] | None) -> None:
+        self._configure: Final = configure
+
+    def begin(self, connection: SwitchoverAware) -> None:
+        """Note how *connection* was opened, and configure it."""
+        connection.bgpool_modes = {name: getattr(connection, name) for name in _MODES}
+        if self._configure is not None:
+            self._configure(connection)
+
+    def wipe(self, connection: SwitchoverAware) -> None:
+        """Bring *connection*, which is in no transaction, to what it was when it was opened, and configure it again.
+
+        Raises:
+            Exception: That failed; psycopg_pool closes the connection.
+        """
+        if not connection.bgpool_generation.live[0]:
+            # It is to be replaced, and a statement on it would be held until the switchover is over.
+            connection.bgpool_discard()
+            return
+        # DISCARD ALL is refused in a transaction.
+        connection.autocommit = True
+        connection.execute("DISCARD ALL", prepare=False)
+        # psycopg may not notice it, and would go on to use prepared statements that are gone.
+        connection._prepared = type(connection._prepared)()
+        for name, value in connection.bgpool_modes.items():
+            setattr(connection, name, value)
+        if self._configure is not None:
+            self._configure(connection)

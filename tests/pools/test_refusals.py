@@ -1,0 +1,98 @@
+"""A pool that has no connection to give says why, and has one soon after one can be opened again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair
+from bgpool.pools.pool import Pool
+from tests.pools.callers import Caller, wait_until
+
+pytestmark = pytest.mark.lab
+
+ENGINES = tuple(Engine)
+
+MakePool = Callable[..., Pool[Any]]
+
+WRONG = "wr0ng"
+
+
+def nowhere(pair: Pair) -> str:
+    """A DSN of a server that refuses connections."""
+    dsn = pair.direct_dsn(pair.blue).replace(f":{pair.port}", ":1")
+    return dsn.replace(pair.app_password, WRONG)
+
+
+@pytest.mark.usefixtures("deployment")
+def test_a_timeout_says_what_failed_and_what_there_is(make_pool: MakePool, pair: Pair) -> None:
+    pool = make_pool(nowhere(pair), max_size=3)
+    with pytest.raises(bgpool.PoolTimeout, match=r"after 0.\d\d sec: none could be opened: .*refused") as caught:
+        pool.getconn(0.3)
+    text = str(caught.value)
+    assert re.search(r"\(size \d of 3, 0 idle, 0 in use, 0 others waiting; phase CREATED\)", text)
+    assert WRONG not in repr(caught.value)
+    assert "\n" not in text
+
+
+def test_a_timeout_says_that_all_are_in_use(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1)
+    with pool.connection(), pytest.raises(bgpool.PoolTimeout, match=r"all 1 are in use .*1 in use.*phase unknown"):
+        pool.getconn(0.05)
+
+
+def test_a_refused_password_is_a_reason(make_pool: MakePool, pair: Pair) -> None:
+    pool = make_pool(pair.direct_dsn(pair.blue).replace(pair.app_password, WRONG))
+    with pytest.raises(bgpool.PoolTimeout, match=r"none could be opened: .*(password authentication|Access denied)"):
+        pool.getconn(0.5)
+
+
+def test_who_gave_up_waiting_is_not_counted(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, max_waiting=1)
+    with pool.connection():
+        for _ in range(3):
+            with pytest.raises(bgpool.PoolTimeout):
+                pool.getconn(0.02)
+        assert pool.stats().waiting == 0
+        caller = Caller(lambda: pool.getconn(5.0))
+        wait_until(lambda: pool.stats().waiting == 1)
+        with pytest.raises(bgpool.TooManyRequests):
+            pool.getconn(0.02)
+    pool.putconn(caller.wait())
+
+
+def test_a_connection_comes_soon_after_one_can_be_opened(make_pool: MakePool, pair: Pair) -> None:
+    words = {"password": WRONG}
+    dsn = pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@")
+    pool = make_pool(dsn, password=lambda *_: words["password"], min_size=4, max_size=4, timeout=10)
+    caller = Caller(pool.getconn)
+    # Long enough for a back-off that begins with a second to be in the middle of its two.
+    time.sleep(1.2)
+    words["password"] = pair.app_password
+    began = time.monotonic()
+    pool.putconn(caller.wait())
+    assert time.monotonic() - began < 1.0
+    wait_until(lambda: pool.stats().idle == 4, 2.0)
+
+
+def test_attempts_are_no_more_for_many_callers(make_pool: MakePool, pair: Pair) -> None:
+    attempts: list[float] = []
+
+    def refused(*_: object) -> str:
+        attempts.append(time.monotonic())
+        return WRONG
+
+    pool = make_pool(pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@"), password=refused)
+    callers = [Caller(lambda: pool.getconn(0.8)) for _ in range(8)]
+    assert all(isinstance(caller.wait(), bgpool.PoolTimeout) for caller in callers)
+    assert 3 <= len(attempts) <= 24
+    time.sleep(0.3)
+    before = len(attempts)
+    time.sleep(0.4)
+    assert len(attempts) - before <= 2, "nobody waits"

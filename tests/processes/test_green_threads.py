@@ -1,0 +1,104 @@
+"""Green threads: bgpool refuses in one sentence where a caller that waits would stop the whole process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EVENTLET = "import eventlet\neventlet.monkey_patch({})\n"
+GEVENT = "import gevent.monkey\ngevent.monkey.patch_all({})\n"
+DSN = "postgresql://app@127.0.0.1:1/app?connect_timeout=2"
+#: What a process does with its pool; the patch comes before one of the three steps.
+STEPS = {
+    "get_pool": f"pool = bgpool.get_pool({DSN!r}, min_size=0, max_size=1)",
+    "open": "pool.open()",
+    "checkout": "pool.getconn(timeout=1)",
+}
+
+
+def run(program: str, run_dir: Path) -> str:
+    """What *program* says: the text of its ConfigurationError, or what it has printed."""
+    lines = ["import bgpool", "try:", *(f"    {line}" for line in program.splitlines())]
+    lines += ["except bgpool.ConfigurationError as error:", "    print(f'refused at {step}: {error}')"]
+    environment = {**os.environ, "BGPOOL_RUN_DIR": str(run_dir), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def patched_before(step: str, patch: str) -> str:
+    lines = []
+    for name, code in STEPS.items():
+        lines += [patch] if name == step else []
+        lines += [f"step = {name!r}", code]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("arguments", ["", "thread=False", "os=False, thread=False, time=False, select=False"])
+def test_eventlet_is_refused(arguments: str, tmp_path: Path) -> None:
+    pytest.importorskip("eventlet")
+    told = run(patched_before("get_pool", EVENTLET.format(arguments)), tmp_path)
+    assert told.startswith("refused at get_pool: eventlet.monkey_patch() was called")
+
+
+@pytest.mark.parametrize("step", ["open", "checkout"])
+def test_a_patch_that_comes_late_is_refused_at_the_next_step(step: str, tmp_path: Path) -> None:
+    pytest.importorskip("eventlet")
+    told = run(patched_before(step, EVENTLET.format("")), tmp_path)
+    assert told.startswith(f"refused at {step}: eventlet.monkey_patch() was called")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [("time=False", "time"), ("thread=False", "threading"), ("thread=False, time=False", "threading and time")],
+)
+def test_half_of_gevent_is_refused(arguments: str, missing: str, tmp_path: Path) -> None:
+    pytest.importorskip("gevent")
+    told = run(patched_before("get_pool", GEVENT.format(arguments)), tmp_path)
+    assert told.startswith(f"refused at get_pool: gevent has patched this process, but not {missing}: ")
+
+
+@pytest.mark.parametrize("patch", ["import gevent", "import gevent.monkey", "import eventlet", GEVENT.format("")])
+def test_what_does_no_harm_is_not_refused(patch: str, tmp_path: Path) -> None:
+    for library in ("gevent", "eventlet"):
+        if library in patch:
+            pytest.importorskip(library)
+    assert run(f"{patch}\n{STEPS['get_pool']}\nprint('made')", tmp_path) == "made\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", [GEVENT.format(""), EVENTLET.format("")], ids=["gevent", "eventlet"])
+def test_a_monitor_does_not_run_on_green_threads(patch: str, tmp_path: Path) -> None:
+    """The monitor imports the module of a password callable, and that may be the application's own."""
+    pytest.importorskip(patch.split()[1].partition(".")[0])
+    (tmp_path / "greenapp.py").write_text(
+        f"{patch}\ndef password(host, port, user):\n    return ''\n", encoding="utf-8"
+    )
+    told = run(
+        f"import sys, time, types\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        # As a worker has it that was not patched when it loaded the module.
+        f"sys.modules['greenapp'] = module = types.ModuleType('greenapp')\n"
+        f"exec('def password(host, port, user): ...', vars(module))\n"
+        f"import logging, threading\n"
+        f"told = threading.Event()\n"
+        f"logging.basicConfig(stream=sys.stdout)\n"
+        f"logging.getLogger('bgpool.monitor').addFilter(lambda record: told.set() or True)\n"
+        f"bgpool.get_pool({DSN!r}, min_size=0, max_size=1, password=module.password).open()\n"
+        f"told.wait(20)\n"
+        f"time.sleep(0.05)\n",
+        tmp_path / "run",
+    )
+    assert "the password callable's module patches threads" in told
+    assert "a small module of its own" in told
