@@ -82,6 +82,8 @@ def _bg_id(name: str, value: object) -> str:
     if isinstance(number, bool) or not isinstance(number, (str, int)) or not str(number).strip():
         raise ConfigurationError(f"{name}={value!r}: a number or a string that is not blank is allowed")
     text = str(number).strip().lower()
+    if text != text.encode(errors="replace").decode():
+        raise ConfigurationError(f"{name}={value!r}: text that can be written as UTF-8 is allowed")
     if len(text) > 200:
         raise ConfigurationError(f"{name}={value!r}: at most 200 characters are allowed")
     return text
@@ -109,7 +111,7 @@ def _endpoint(name: str, value: object) -> str | None:
 def _directory(name: str, value: object) -> Path | None:
     if value is None:
         return None
-    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
         raise ConfigurationError(f"{name}={value!r}: the path of a directory is allowed")
     return Path(value).absolute()
 

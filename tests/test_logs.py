@@ -15,6 +15,7 @@ import pytest
 import bgpool
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.logs import utc_formatter
 from bgpool.pools.participant import Participant
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.reader import Reading
@@ -131,3 +132,8 @@ def test_a_format_may_name_every_field(caplog: pytest.LogCaptureFixture) -> None
 
 def told(record: logging.LogRecord) -> dict[str, str]:
     return {name: getattr(record, name) for name in ("bg_id", "phase", "event", "host")}
+
+
+def test_logs_of_bgpools_own_have_a_zone() -> None:
+    record = logging.makeLogRecord({"msg": "phase", "created": 1795000000.25, "msecs": 250.0, "levelname": "INFO"})
+    assert utc_formatter("%(levelname)s %(message)s").format(record) == "2026-11-18T11:06:40.250Z INFO phase"

@@ -32,6 +32,7 @@ LAYERS = [
     {"integrations", "metrics", "testing"},
     {"lab"},
     {"cli"},
+    {"__main__"},
 ]
 #: What would make the core depend on anything but its arguments.
 IMPURE = {"time", "os", "io", "socket", "threading", "subprocess", "random", "asyncio", "pathlib", "mmap", "ctypes"}

@@ -281,11 +281,14 @@ def monitor(
     import logging
 
     from bgpool.dsn import parse
+    from bgpool.logs import utc_formatter
     from bgpool.monitor.config import MonitorConfig
     from bgpool.monitor.process import run_monitor
     from bgpool.segment.paths import look_in
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(utc_formatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         given = {"bg_id": bg_id, "bg_run_dir": run_dir}

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bgpool.cli.view import make_console, plain
 from bgpool.core.engine import Engine
 from bgpool.core.timeline import summary_table
 from bgpool.lab import Event
@@ -28,7 +29,7 @@ _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED":
 
 def run(engine: Engine, workers: int, threads: int, *, kill_monitor: bool) -> bool:
     """Run a trial and show it; whether no row is wrong and nobody is missing."""
-    console = Console(highlight=False)
+    console = make_console()
     began = time.monotonic()
     console.print(f"Starting a blue and a green {_SERVERS[engine]}, green a replica of blue ...")
     trial = Trial(engine=engine, workers=workers, threads=threads)
@@ -56,8 +57,11 @@ class _Story:
         held = sum(worker.held for worker in self._trial.crew)
         rate = sum(worker.rate(0.5) for worker in self._trial.crew)
         self._console.print(
-            f"[dim]{event.monotonic_s - self._began:6.2f} s[/]  database: {event.name.replace('_', ' '):<22} "
-            f"[dim]rows/s {rate:5.0f}  held {held}[/]"
+            Text.assemble(
+                (f"{event.monotonic_s - self._began:6.2f} s", "dim"),
+                f"  database: {event.name.replace('_', ' '):<22} ",
+                (f"rows/s {rate:5.0f}  held {held}", "dim"),
+            )
         )
         if self._kill_monitor and event.name == "in_progress":
             time.sleep(0.2)
@@ -93,7 +97,7 @@ class _Story:
 def _show(console: Console, report: Report, threads: int) -> None:
     verdict = report.verdict
     if report.snapshot is not None:
-        console.print(summary_table(report.snapshot.timeline), soft_wrap=True)
+        console.print(plain(summary_table(report.snapshot.timeline)), soft_wrap=True)
     rows = [
         ("rows acknowledged", f"{verdict.acknowledged}"),
         ("  of these missing on green (lost)", f"{verdict.lost}"),
@@ -110,7 +114,7 @@ def _show(console: Console, report: Report, threads: int) -> None:
         table.add_row(name, value)
     console.print(table)
     for example in report.error_examples:
-        console.print(f"  {example}", style="dim", soft_wrap=True)
+        console.print(f"  {plain(example)}", style="dim", soft_wrap=True)
     if report.clean:
         console.print("CLEAN: nothing lost, nothing doubled, nothing split.", style="bold green")
     else:

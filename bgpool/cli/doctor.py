@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Final
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from bgpool.cli.view import make_console, plain
 from bgpool.doctor import DEFAULT_MAX_SIZE, Case, Finding, Result, examine, exit_code
 from bgpool.errors import ConfigurationError
 
@@ -23,6 +23,8 @@ _COLOURS: Final = {
     Result.FAILED: "bold red",
     Result.NOT_CHECKED: "dim",
 }
+#: What has to be done comes first; within it, the order of the examination.
+_ORDER: Final = (Result.FAILED, Result.WARNING, Result.NOT_CHECKED, Result.OK)
 
 
 def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int | None, as_json: bool) -> int:
@@ -32,7 +34,7 @@ def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int | N
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         return 2
-    findings = examine(case)
+    findings = sorted(examine(case), key=lambda finding: _ORDER.index(finding.result))
     if as_json:
         typer.echo(json.dumps(report(case, findings)))
     else:
@@ -63,13 +65,13 @@ def report(case: Case, findings: Sequence[Finding]) -> dict[str, object]:
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     for where, found in groupby(findings, key=lambda finding: finding.where):
         console.print(Text(where, style="bold"))
         for finding in found:
             result = Text(f"{finding.result.value:11}", style=_COLOURS[finding.result])
-            console.print(Text("  ").append_text(result).append(f"  {finding.check:13}  {finding.text}"))
+            console.print(Text("  ").append_text(result).append(f"  {finding.check:13}  {plain(finding.text)}"))
             if finding.remedy:
-                console.print(Text(f"{'':30}do: {finding.remedy}"))
+                console.print(f"{'':30}do: {plain(finding.remedy)}")
     counts = Counter(finding.result for finding in findings)
     console.print(Text(", ".join(f"{counts[result]} {result.value}" for result in Result)))

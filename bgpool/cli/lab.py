@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from bgpool.cli.view import make_console, plain
 from bgpool.core.engine import Engine
 from bgpool.lab import simulation
 from bgpool.lab.chaos import Chaos
@@ -32,7 +34,7 @@ def list_scenarios(*, as_json: bool) -> None:
     table.add_column("what happens")
     for scenario in CATALOGUE.values():
         table.add_row(scenario.name, scenario.told)
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def _description(scenario: Scenario) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def _description(scenario: Scenario) -> dict[str, Any]:
 def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, *, as_json: bool) -> bool:
     """Play *scenarios* one after the other and print what each came to; whether nothing was wrong."""
     _quiet_driver()
-    console = Console(highlight=False, stderr=as_json)
+    console = make_console(stderr=as_json)
     results = []
     for scenario in scenarios:
         began = time.monotonic()
@@ -81,27 +83,27 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 def _show(console: Console, result: dict[str, Any], took_s: float) -> None:
     colour, word = ("bold red", "BROKEN") if result["findings"] else ("green", "clean")
-    line = f"[{colour}]{word:6}[/] {result['name']:30} {took_s:5.1f} s"
+    line = Text.assemble((f"{word:6}", colour), f" {result['name']:30} {took_s:5.1f} s")
     if "rows" in result:
-        line += f"  {result['rows']:6} rows, {result['errors']} errors, down {result['down_s']:.2f} s"
+        line.append(f"  {result['rows']:6} rows, {result['errors']} errors, down {result['down_s']:.2f} s")
     if result.get("release_s") is not None and result["evidence"]:
-        line += f", released after {result['release_s'] * 1000:.0f} ms by {result['evidence']}"
+        line.append(f", released after {result['release_s'] * 1000:.0f} ms by {result['evidence']}")
     console.print(line, soft_wrap=True)
     for finding in result["findings"]:
-        console.print(f"         {finding}", soft_wrap=True, markup=False)
+        console.print(f"         {plain(finding)}", soft_wrap=True)
 
 
 def simulate(count: int, first_seed: int, processes: int) -> bool:
     """Simulate *count* switchovers and print those in which a promise was not kept; whether there were none."""
-    console = Console(highlight=False)
+    console = make_console()
     began, broken, rows = time.monotonic(), 0, 0
     for number, outcome in enumerate(simulation.simulate_many(count, first_seed, processes=processes), 1):
         rows += outcome.acknowledged
         if outcome.violations:
             broken += 1
-            console.print(f"[bold red]seed {outcome.seed}[/]: {outcome.story}", soft_wrap=True)
+            console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
             for violation in outcome.violations:
-                console.print(f"    {violation}", soft_wrap=True, markup=False)
+                console.print(f"    {violation}", soft_wrap=True)
         if number % PROGRESS_EVERY == 0 or number == count:
             rate = 60 * number / (time.monotonic() - began)
             console.print(f"{number} switchovers, {rows} rows, {broken} broken, {rate:.0f} a minute")
@@ -123,16 +125,16 @@ def _quiet_driver() -> None:
 def run_chaos(engine: Engine, seed: int, seconds: float, *, as_json: bool) -> bool:
     """Run chaos and print what it came to; whether nothing was wrong."""
     _quiet_driver()
-    console = Console(highlight=False, stderr=as_json)
+    console = make_console(stderr=as_json)
     began = time.monotonic()
 
     def tell(line: str) -> None:
-        console.print(f"{time.monotonic() - began:8.2f}  {line}")
+        console.print(f"{time.monotonic() - began:8.2f}  {plain(line)}")
 
     try:
         report = Chaos(seed, seconds, tell, engine).run()
     except LabError as error:
-        console.print(f"[bold red]BROKEN[/] seed {seed}: {error}", soft_wrap=True)
+        console.print(Text.assemble(("BROKEN", "bold red"), f" seed {seed}: {error}"), soft_wrap=True)
         return False
     result = {
         "seed": seed,
@@ -151,5 +153,5 @@ def run_chaos(engine: Engine, seed: int, seconds: float, *, as_json: bool) -> bo
     if as_json:
         print(json.dumps(result))
     for name, value in result.items():
-        console.print(f"{name:20} {value}", markup=False, soft_wrap=True)
+        console.print(f"{name:20} {value}", soft_wrap=True)
     return not report.findings

@@ -28,9 +28,13 @@ class _Output(io.FileIO):
 
 
 def end_with_the_reader() -> None:
-    """Have whatever writes to standard output end the command, with NOBODY_READS, once nobody reads it."""
+    """Have whatever writes to standard output end the command, with NOBODY_READS, once nobody reads it.
+
+    What the output's encoding has no bytes for is written as on standard error, ``\\udcff``: a path or an argument may
+    be no UTF-8, and a terminal may know no arrows.
+    """
     now = sys.stdout
     if isinstance(now, io.TextIOWrapper):
         output = io.BufferedWriter(_Output(now.fileno(), "w", closefd=False))
         by_line = now.line_buffering or now.write_through
-        sys.stdout = io.TextIOWrapper(output, now.encoding, now.errors, line_buffering=by_line)
+        sys.stdout = io.TextIOWrapper(output, now.encoding, "backslashreplace", line_buffering=by_line)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,10 +30,10 @@ def run(plan: Plan, log: Path | None, *, as_json: bool) -> int:
     The command's output goes to *log*, or with everything but the report to standard error.
     """
     began_s = time.monotonic()
-    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    progress = make_console(stderr=True, soft_wrap=True)
 
     def tell(line: str) -> None:
-        progress.print(Text(f"{time.monotonic() - began_s:6.2f} s  {line}", "dim"))
+        progress.print(Text(plain(f"{time.monotonic() - began_s:6.2f} s  {line}"), "dim"))
 
     try:
         with _output(log) as output:
@@ -57,7 +57,7 @@ def draw(report: Rehearsed) -> Group:
     if report.processes:
         parts += [Text(""), _processes(report)]
     parts.append(Text(""))
-    parts += [Text(f"NOT WELL: {finding}", "bold red") for finding in report.findings]
+    parts += [Text(plain(f"NOT WELL: {finding}"), "bold red") for finding in report.findings]
     if report.went_through:
         parts.append(Text("WENT THROUGH", "bold green"))
     return Group(*parts)

@@ -14,12 +14,12 @@ from bgpool.plain_errors import Error
 from bgpool.report import Status, find, switched_off
 from bgpool.segment.paths import look_in
 
-__all__ = ["SUMMARY", "main", "nobody"]
+__all__ = ["SUMMARY", "absent", "main"]
 
 SUMMARY = "What this host knows of its deployments: phase, monitor, endpoints, workers. Connects to nothing."
 
-_EXIT = "Exit status: 0; with --ready 0 if the host may be switched over and 1 if not; 2 for a wrong call or a run \
-directory that is not to be trusted."
+_EXIT = "Exit status: 0; 1 if --bg-id names none that this host knows, or with --ready the host may not be switched \
+over; 2 for a wrong call or a run directory that is not to be trusted."
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,19 +31,22 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     statuses = [deployment.status() for deployment in found]
+    known = [deployment for deployment in found if deployment.is_known()]
     if asked.json:
         print(json.dumps([status.as_dict() for status in statuses], indent=1))
     elif asked.ready:
         _say_ready(statuses)
-    else:
+    elif known:
         _draw(statuses)
-    if not asked.json and not any(status.monitor.pid or status.workers for status in statuses):
-        print(nobody(asked.run_dir))
-    return 0 if not asked.ready or (statuses and all(status.ready for status in statuses)) else 1
+    unknown = asked.bg_id is not None and not known
+    if not known and (unknown or not asked.json):
+        print(absent(asked.bg_id, asked.run_dir), file=sys.stderr if asked.json else sys.stdout)
+    ready = bool(statuses) and all(status.ready for status in statuses)
+    return 1 if unknown or (asked.ready and not ready) else 0
 
 
-def nobody(run_dir: Path | str | None) -> str:
-    """That nothing was found, where and as whom it was looked for, and what to try."""
+def absent(bg_id: str | None, run_dir: Path | str | None) -> str:
+    """That nothing was found, where and as whom it was looked for, what there is instead, and what to try."""
     uid = os.geteuid()
     try:
         user = pwd.getpwuid(uid).pw_name
@@ -51,8 +54,11 @@ def nobody(run_dir: Path | str | None) -> str:
         # In a container there is often no name.
         user = str(uid)
     where = look_in(Path(run_dir) if run_dir is not None else None)
+    others = [deployment.status().bg_id for deployment in find(None, run_dir)] if bg_id is not None else []
     text = (
-        f"no process on this host has used a pool with run directory {where} (user {user}); run this as the "
+        f"bg_id {bg_id!r} is not known in run directory {where} (user {user}); known: {', '.join(map(repr, others))}"
+        if others
+        else f"no process on this host has used a pool with run directory {where} (user {user}); run this as the "
         "application's user, or name its directory with --run-dir or $BGPOOL_RUN_DIR"
     )
     return "\n".join((text, *switched_off()))
@@ -70,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _say_ready(statuses: Sequence[Status]) -> None:
     for status in statuses:
         # As the logs name it; a name that comes from a file may hold what a terminal would obey.
-        name = f"bg_id {status.bg_id!r}"
+        name = f"{status.host}: bg_id {status.bg_id!r}"
         if status.ready:
             print(f"{name} is ready for a switchover: {len(status.workers)} workers")
         for reason in status.missing:

@@ -29,10 +29,15 @@ _PIPE_COLUMNS: Final = 160
 _EVENTS: Final = 8
 
 
-def make_console() -> Console:
-    """Standard output; without a terminal wide enough for every line."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if known else _PIPE_COLUMNS)
+def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """Standard output or standard error; without a terminal wide enough for every line.
+
+    Every command prints through one of these. Markup and emoji codes are off: texts come from servers, drivers and
+    files, and ``[bg_id: 'ledger']`` or ``[/x]`` in them is text. Styles are given apart from the text.
+    """
+    known = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
+    width = None if known else _PIPE_COLUMNS
+    return Console(stderr=stderr, soft_wrap=soft_wrap, width=width, highlight=False, markup=False, emoji=False)
 
 
 def draw(status: Status, *, events: bool = False, most_workers: int | None = None) -> Group:

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from bgpool.cli.status import nobody
+from bgpool.cli.advice import COMPLETED, COMPLETED_BY_TIMER, INTERRUPTED, ROLLED_BACK, TIME_IS_UP, advice
+from bgpool.cli.status import absent
 from bgpool.core.limits import WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import CREATED_AGAIN
@@ -21,12 +22,8 @@ from bgpool.plain_errors import ConfigurationError
 from bgpool.report import Deployment, Event, Status, find
 from bgpool.segment.reader import Reader
 
-__all__ = ["COMPLETED", "COMPLETED_BY_TIMER", "ROLLED_BACK", "TIME_IS_UP", "Moment", "moments", "run"]
+__all__ = ["Moment", "moments", "run"]
 
-COMPLETED: Final = 0
-ROLLED_BACK: Final = 1
-TIME_IS_UP: Final = 3
-COMPLETED_BY_TIMER: Final = 4
 
 #: Between two looks at the workers while nothing is published, in seconds; in a switchover as often as they speak.
 _QUIET_S: Final = 1.0
@@ -81,14 +78,27 @@ def run(bg_id: str | None, run_dir: Path | None, *, as_json: bool, until_done: b
     """Watch until interrupted, until the time is up, or with *until_done* until a switchover has ended.
 
     Returns:
-        The exit status: COMPLETED, COMPLETED_BY_TIMER, ROLLED_BACK or TIME_IS_UP.
+        The exit status: COMPLETED, COMPLETED_BY_TIMER, ROLLED_BACK, TIME_IS_UP or INTERRUPTED.
 
     Raises:
         ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
     """
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
     follower = _Follower(bg_id, run_dir)
-    waiting = f"waiting: {nobody(run_dir)}"
+    waiting = f"waiting: {absent(bg_id, run_dir)}"
+    if bg_id is not None and not find(bg_id, run_dir)[0].is_known():
+        # It may come yet; and it may be mistyped.
+        print(waiting, file=sys.stderr, flush=True)
+    try:
+        code = _watch(follower, waiting, as_json=as_json, until_done=until_done, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    # Not among the lines, which programs read.
+    print(advice(code, follower.last), file=sys.stderr)
+    return code
+
+
+def _watch(follower: _Follower, waiting: str, *, as_json: bool, until_done: bool, timeout_s: float | None) -> int:
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
     with _lines(waiting, as_json=as_json) if as_json or not sys.stdout.isatty() else _screen(waiting) as show:
         first = status = follower.look()
         while True:
@@ -135,9 +145,10 @@ class _Follower:
         self._run_dir: Final = run_dir
         self._deployment: Deployment | None = None
         self._reader: Reader | None = None
+        self.last: Status | None = None
 
     def look(self) -> Status | None:
-        """The status now; None while no bg_id was given and none is there."""
+        """The status now; None while there is none to be told of."""
         if self._deployment is None or self._reader is None:
             found = find(self._bg_id, self._run_dir)
             if not found:
@@ -147,7 +158,8 @@ class _Follower:
         # Before the look: what is published after it ends the next wait at once.
         self._reader.check_path()
         self._reading = self._reader.refresh()
-        return self._deployment.status()
+        self.last = self._deployment.status()
+        return self.last
 
     def wait(self, timeout_s: float) -> None:
         """Until something is published, at most *timeout_s* seconds."""

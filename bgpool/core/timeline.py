@@ -47,7 +47,7 @@ def summary_table(timeline: Sequence[TimelineEntry]) -> str:
     if not timeline:
         return ""
     zero = zero_ns(timeline)
-    rows = [_RULE, f"{'timestamp':<26}{'time offset (ms)':>24}{'event':>32}", _RULE]
+    rows = [_RULE, f"{'timestamp (UTC)':<26}{'time offset (ms)':>24}{'event':>32}", _RULE]
     for entry in timeline:
         stamp = datetime.fromtimestamp(entry.wall_ns / 1e9, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
         offset = f"{round((entry.mono_ns - zero) / 1e6)} ms"

@@ -16,7 +16,7 @@ from typing import Final
 
 from bgpool.core.limits import MONITOR_READY_S
 from bgpool.errors import Error
-from bgpool.logs import log_fields
+from bgpool.logs import log_fields, utc_formatter
 from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
@@ -137,7 +137,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 def _log_to(path: Path) -> None:
     handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(utc_formatter("%(process)d %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("bgpool")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -41,6 +41,10 @@ class Deployment(NamedTuple):
     files: RunFiles
     bg_id: str = ""
 
+    def is_known(self) -> bool:
+        """Whether it has left anything in the run directory: a process has used it."""
+        return self.files in RunFiles.all_in(self.files.directory)
+
     def status(self) -> Status:
         """What its files say now. Never raises: what cannot be read is missing, and why is in the status."""
         return read_status(self.files, self.bg_id)

@@ -142,6 +142,7 @@ class Status:
     """One deployment as this host knows it.
 
     Attributes:
+        host: What this host calls itself.
         phase: None where no snapshot is to be had.
         sequence: The newest snapshot; 0 for none.
         missing: What stands between this host and a switchover, in words; empty if it may begin.
@@ -153,6 +154,7 @@ class Status:
     """
 
     bg_id: str
+    host: str
     run_dir: str
     phase: Phase | None
     sequence: int

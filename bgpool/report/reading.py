@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
 from bgpool.segment.reader import SegmentMap
 
-__all__ = ["events_of", "read_status"]
+__all__ = ["events_of", "read_status", "utc"]
 
 
 def read_status(files: RunFiles, bg_id: str = "") -> Status:
@@ -40,6 +41,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
     timer_ms, offset_ms = _clocks(snapshot)
     return Status(
         bg_id=bg_id or _name(files, snapshot, past),
+        host=os.uname().nodename,
         run_dir=str(files.directory),
         phase=snapshot.phase if snapshot is not None else None,
         sequence=sequence,
@@ -160,7 +162,7 @@ def events_of(snapshot: Snapshot) -> tuple[Event, ...]:
     if not snapshot.timeline:
         return ()
     zero = zero_ns(snapshot.timeline)
-    return tuple(Event(_utc(e.wall_ns), _ms(e.mono_ns - zero), e.event, e.evidence) for e in snapshot.timeline)
+    return tuple(Event(utc(e.wall_ns), _ms(e.mono_ns - zero), e.event, e.evidence) for e in snapshot.timeline)
 
 
 def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None:
@@ -173,7 +175,7 @@ def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None
         release = phases.get("POST", phases.get("COMPLETED"))
         zero = phases.get("IN_PROGRESS", first)
         return LastSwitchover(
-            at=_utc(int(first["at_unix_ns"])),
+            at=utc(int(first["at_unix_ns"])),
             outcome=str(record["outcome"]),
             duration_ms=round(last["offset_ms"] - first["offset_ms"]),
             released_ms=round(release["offset_ms"] - zero["offset_ms"]) if release is not None else None,
@@ -184,7 +186,8 @@ def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None
         return None
 
 
-def _utc(unix_ns: int) -> str:
+def utc(unix_ns: int) -> str:
+    """That moment in UTC, ISO 8601 with milliseconds."""
     moment = datetime.fromtimestamp(unix_ns // 1_000_000 / 1000, tz=timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

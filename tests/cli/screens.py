@@ -21,6 +21,7 @@ _ZONE = "c0abcdefghij.eu-west-1.rds.amazonaws.com"
 
 READY = Status(
     bg_id="ledger",
+    host="web-1",
     run_dir="/dev/shm/bgpool-1000",
     phase=Phase.CREATED,
     sequence=7,

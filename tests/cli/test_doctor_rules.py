@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bgpool.cli import doctor as command
+from bgpool.cli.app import app
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks
@@ -293,3 +296,14 @@ def test_a_table_that_is_broken_is_left_as_it_is(place: Path) -> None:
     assert case.rows == ()
     host(case)
     assert case.files.workers.stat() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_what_has_to_be_done_comes_first(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: one failed check among twenty that were fine, on the second page."""
+    results = [Result.OK, Result.FAILED, Result.WARNING, Result.NOT_CHECKED, Result.FAILED, Result.OK]
+    found = [Finding("blue", f"check-{n}", "?", result, "text") for n, result in enumerate(results)]
+    monkeypatch.setattr(command, "examine", lambda _: found)
+    done = CliRunner().invoke(app, ["doctor", "postgresql://app@127.0.0.1:1/app", *options])
+    assert re.findall(r"check-(\d)", done.output) == ["1", "4", "2", "3", "0", "5"]
+    assert done.exit_code == 1

@@ -37,6 +37,7 @@ from bgpool.lab.rehearsal import (
 )
 from bgpool.lab.rehearsal.crowd import Crowd, Process, Seen
 from bgpool.lab.rehearsal.load import Load
+from bgpool.lab.rehearsal.plan import check
 from bgpool.lab.rehearsal.report import findings
 from bgpool.report import Event
 from bgpool.segment.table import Usage
@@ -498,3 +499,11 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         "pid": 2, "fate": "gone", "most_held": 1, "held_s": 1.7, "drained": 4, "cut": 1, "connections": 0,
         "checkouts": 5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A B", "BGPOOL_RUN_DIR"])
+def test_a_variable_that_cannot_get_the_dsn(name: str) -> None:
+    """Seen: ValueError, illegal environment variable name, once both servers were up."""
+    with pytest.raises(UnusablePlanError, match=f"--env '{name}': a name of letters, digits, _, . and - is allowed"):
+        check(Plan(("true",), variables=("DATABASE_URL", name)))
+    check(Plan(("true",), variables=("spring.datasource.url",)))

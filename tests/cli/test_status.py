@@ -17,10 +17,11 @@ import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.segment.paths import prepare_run_dir
-from tests.cli.conftest import BLUE, GREEN, Command, Hand, StartWorker
+from tests.cli.conftest import BLUE, GREEN, PROGRAM, Command, Hand, StartWorker
 from tests.cli.screens import PICTURE, READY, SWITCHING, as_text
 
 UntilReady = Callable[[], None]
+HOST = os.uname().nodename
 
 
 def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command) -> None:
@@ -31,7 +32,7 @@ def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, b
     hand.publish(target_read_only=None)
     done = bgpool_command("status", "--ready")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "bg_id 'ledger' is not ready: green does not answer the monitor\n" in done.stdout
+    assert f"{HOST}: bg_id 'ledger' is not ready: green does not answer the monitor\n" in done.stdout
     hand.publish(target_read_only=True)
     until_ready()
 
@@ -54,16 +55,74 @@ def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) 
         f"no process on this host has used a pool with run directory {run_dir} (user {user}); run this as the "
         "application's user, or name its directory with --run-dir or $BGPOOL_RUN_DIR\n"
     )
-    unready = "bg_id 'orders' is not ready: no process on this host uses this bg_id\n"
+    unready = f"{HOST}: bg_id 'orders' is not ready: no process on this host uses this bg_id\n"
     for options, code, text in (
         ([], 0, nobody),
         (["--ready"], 1, nobody),
         (["--json"], 0, "[]\n"),
+        (["--bg-id", "Orders"], 1, nobody),
         (["--ready", "--bg-id", "Orders"], 1, unready + nobody),
     ):
         done = bgpool_command("status", *options)
         assert (done.returncode, done.stdout, done.stderr) == (code, text, "")
     assert list(run_dir.iterdir() if exists else run_dir.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("hand")
+def test_a_bg_id_that_is_not_known(run_dir: Path, bgpool_command: Command) -> None:
+    """A mistyped name fails, and the text has the right one."""
+    Hand(run_dir, "orders/eu")
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    where = f"bg_id 'ledgre' is not known in run directory {run_dir} (user {user}); known: 'ledger', 'orders/eu'\n"
+    done = bgpool_command("status", "--bg-id", "ledgre")
+    assert (done.returncode, done.stdout, done.stderr) == (1, where, "")
+    done = bgpool_command("status", "--bg-id", "ledgre", "--ready")
+    unready = f"{HOST}: bg_id 'ledgre' is not ready: no process on this host uses this bg_id\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, unready + where, "")
+    done = bgpool_command("status", "--bg-id", "ledgre", "--json")
+    assert (done.returncode, json.loads(done.stdout)[0]["bg_id"], done.stderr) == (1, "ledgre", where)
+    assert bgpool_command("status", "--bg-id", "Ledger").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("status", 2), ("watch", 2), ("timeline", 2), ("doctor", 2), ("monitor", 2), ("rehearse", 2)]
+)
+def test_arguments_that_are_no_utf8(command: str, code: int, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Seen: a traceback of thirty lines."""
+    asked = {"doctor": ["-"], "monitor": ["-"]}.get(command, [])
+    name: list[str | bytes] = ["--env", b"\xff"] if command == "rehearse" else ["--bg-id", b"\xff"]
+    rest = ["--", "true"] if command == "rehearse" else []
+    done = subprocess.run(
+        [*PROGRAM, command, *asked, *name, *rest],
+        env={**environment, "PYTHONIOENCODING": "utf-8:strict", "BGPOOL_RUN_DIR": str(tmp_path / "run")},
+        input=b"postgresql://app@127.0.0.1:1/app",
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (code, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(("bg_id='\\udcff': text that can be written as UTF-8 is allowed", "--env '\\udcff': a name"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_directory_that_is_no_utf8(encoding: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    """And output that has no arrows."""
+    run_dir = tmp_path / os.fsdecode(b"run-\xff")
+    program = [*PROGRAM, "status", "--run-dir", str(run_dir)]
+    environment["PYTHONIOENCODING"] = encoding
+    done = subprocess.run(program, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"run-\\udcff (user " in done.stdout
+    Hand(run_dir, "ledger")
+    done = subprocess.run(program, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert GREEN.encode() in done.stdout
+
+
+def test_run_as_a_module(run_dir: Path, environment: dict[str, str]) -> None:
+    program = [sys.executable, "-m", "bgpool", "status", "--run-dir", str(run_dir), "--json"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.usefixtures("hand")
@@ -102,6 +161,7 @@ NUMBER, TEXT = (int, float), str
 FIGURES = ("held", "in_use", "idle", "waiting", "drained", "cut", "taking_part", "outside")
 SCHEMA: dict[str, Any] = {
     "bg_id": TEXT,
+    "host": TEXT,
     "run_dir": TEXT,
     "phase": TEXT,
     "sequence": int,

@@ -39,6 +39,7 @@ class Watch:
             program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.lines: list[str] = []
+        self.advice = ""
 
     def wait_for(self, text: str) -> str:
         """The next line with *text*."""
@@ -50,10 +51,10 @@ class Watch:
         raise AssertionError(f"no {text!r} in {self.lines}, {self.process.stderr and self.process.stderr.read()}")
 
     def end(self) -> int:
-        """The exit status."""
+        """The exit status; what was said to the operator last is the advice."""
         out, err = self.process.communicate(timeout=END_S)
         self.lines += out.splitlines()
-        assert err == ""
+        *_, self.advice = err.splitlines()
         return self.process.returncode
 
 
@@ -91,6 +92,7 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     events = [(line["event"], line["evidence"]) for line in told if line["event"]]
     assert events == [("PREPARATION", ""), ("IN_PROGRESS", ""), ("POST", "green promoted"), ("COMPLETED", "DNS")]
     assert {(line["bg_id"], line["held"], line["workers"]) for line in told} == {("ledger", 3, 1)}
+    assert watch.advice.startswith("bg_id 'ledger': the switchover is complete and callers go to green; check your")
 
 
 def test_until_rolled_back(hand: Hand, start_watch: StartWatch) -> None:
@@ -104,6 +106,7 @@ def test_until_rolled_back(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.CREATED, event="CREATED (rollback)")
     assert watch.end() == 1
     assert 'event="CREATED (rollback)"' in watch.lines[-1]
+    assert "was rolled back and callers go to blue; find the reason in the deployment's events" in watch.advice
 
 
 def test_a_switchover_that_is_over_already(hand: Hand, start_watch: StartWatch) -> None:
@@ -120,6 +123,7 @@ def test_over_by_the_timer(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.COMPLETED, "timer")
     assert watch.end() == 4
     assert "event=COMPLETED evidence=timer" in watch.lines[-1]
+    assert "look in AWS which side is production before you do anything else" in watch.advice
 
 
 @pytest.mark.usefixtures("hand")
@@ -127,6 +131,23 @@ def test_the_time_is_up(start_watch: StartWatch) -> None:
     watch = start_watch("--until-done", "--timeout", "0.2")
     assert watch.end() == 3
     assert "phase=CREATED" in watch.lines[0]
+    assert "the time is up, and no switchover has begun; this host is not ready: no worker" in watch.advice
+
+
+def test_the_time_is_up_in_a_switchover(hand: Hand, start_watch: StartWatch) -> None:
+    hand.enter(Phase.IN_PROGRESS)
+    watch = start_watch("--timeout", "0.2")
+    assert watch.end() == 3
+    assert "the time is up in IN_PROGRESS; bgpool goes on without this command: watch again" in watch.advice
+
+
+@pytest.mark.usefixtures("hand")
+def test_a_bg_id_that_may_be_mistyped(start_watch: StartWatch) -> None:
+    watch = start_watch("--bg-id", "ledgre")
+    assert watch.process.stderr is not None
+    said = watch.process.stderr.readline()
+    assert said.startswith("waiting: bg_id 'ledgre' is not known in run directory ")
+    assert said.endswith("; known: 'ledger'\n")
 
 
 @pytest.mark.usefixtures("hand")
@@ -136,6 +157,7 @@ def test_interrupted(start_watch: StartWatch, number: signal.Signals) -> None:
     watch.wait_for("phase=CREATED")
     watch.process.send_signal(number)
     assert watch.end() == 130
+    assert watch.advice.startswith("bg_id 'ledger': stopped, and no switchover has begun; ")
 
 
 def test_it_sleeps_in_the_kernel_until_something_is_published(hand: Hand, start_watch: StartWatch) -> None:

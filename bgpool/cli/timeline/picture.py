@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from html import escape
 from typing import Final
 
@@ -12,6 +11,7 @@ from bgpool.cli.timeline.scale import Scale, ticks
 from bgpool.cli.timeline.story import Band, Story
 from bgpool.core.phase import Phase
 from bgpool.core.timeline import CREATED_AGAIN
+from bgpool.report.reading import utc
 
 __all__ = ["WIDTH", "draw"]
 
@@ -113,7 +113,7 @@ def _head(sheet: _Sheet, story: Story) -> None:
     sheet.y += 34
     sheet.text(20, sheet.y, f"Switchover of bg_id {story.bg_id!r}: {story.outcome}", "title ink")
     sheet.y += 21
-    sheet.text(20, sheet.y, f"{_utc(story.events[0].wall_ns if not story.bands else _first_ns(story))} UTC", "dim")
+    sheet.text(20, sheet.y, utc(story.events[0].wall_ns if not story.bands else _first_ns(story)), "dim")
     sheet.y += 18
     hold_s = story.hold_s
     if hold_s is None:
@@ -311,11 +311,6 @@ def _list(sheet: _Sheet, story: Story) -> None:
         sheet.add(f'<circle cx="{_LEFT + 4}" cy="{sheet.y - 4:.1f}" r="7.5" class="badge"/>')
         sheet.text(_LEFT + 4, sheet.y - 0.4, str(number), "ink middle small")
         sheet.text(_LEFT + 130, sheet.y, f"{entry.mono_ns / 1e6:+,.0f} ms", "ink end mono")
-        sheet.text(_LEFT + 150, sheet.y, _utc(entry.wall_ns), "dim mono")
+        sheet.text(_LEFT + 150, sheet.y, utc(entry.wall_ns), "dim mono")
         told = f"{entry.event} — told by: {entry.evidence}" if entry.evidence else entry.event
         sheet.text(_LEFT + 340, sheet.y, told, "ink")
-
-
-def _utc(wall_ns: int) -> str:
-    stamp = datetime.fromtimestamp(wall_ns // 1_000_000 / 1e3, tz=timezone.utc)
-    return stamp.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.core.engine import Engine
+from bgpool.lab.rehearsal.application import MARK
 from bgpool.lab.scenarios.evidence import metadata_frozen
 from bgpool.lab.scenarios.hosts import black_hole_blue
 from bgpool.lab.scenarios.scenario import Stage
@@ -21,6 +23,12 @@ FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
 
 KEPT: Final = ".json"
 """What files end in that are left in a run directory of the caller's: records of the switchover."""
+
+
+OWN: Final = ("BGPOOL_RESOLVER", "BGPOOL_RUN_DIR", MARK)
+"""The environment variables that a rehearsal itself sets."""
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 class UnusablePlanError(ValueError):
@@ -94,6 +102,11 @@ def check(plan: Plan) -> None:
         raise UnusablePlanError(f"no scenario {plan.scenario!r}: there are {', '.join(SCENARIOS)}")
     if plan.flavour not in FLAVOURS:
         raise UnusablePlanError(f"no flavour {plan.flavour!r}: there are {', '.join(FLAVOURS)}")
+    for name in plan.variables:
+        if not _NAME.fullmatch(name) or name in OWN:
+            raise UnusablePlanError(
+                f"--env {name!r}: a name of letters, digits, _, . and - is allowed, but none of {', '.join(OWN)}"
+            )
     if not plan.command or shutil.which(plan.command[0]) is None:
         raise UnusablePlanError(f"no such program: {plan.command[0] if plan.command else '(nothing)'}")
     if plan.sql is not None and not os.access(plan.sql, os.R_OK):
