@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bgpool.core.limits import HEARTBEAT_HUNG_S, HEARTBEAT_STALE_S
+from bgpool.errors import SegmentError
 from bgpool.segment.drafts import drafts_of
 from bgpool.segment.locks import is_held
 from bgpool.segment.paths import RunFiles, file_mode, open_checked, refused
-from bgpool.segment.reader import trusted_map
+from bgpool.segment.reader import AnotherBoot, trusted_map
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -51,13 +52,12 @@ def claim(files: RunFiles) -> Tenure | None:
         The tenure; None if another monitor lives.
 
     Raises:
-        SegmentError: The segment is of a newer version of bgpool, or a lock's file cannot be used.
+        SegmentError: The segment is of a newer version of bgpool, or of another boot and its monitor lives; or a lock's
+            file cannot be used.
     """
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) < 2 * HEARTBEAT_HUNG_S:
-        old = trusted_map(files)
-        term = old.header.term if old is not None else 0
-        age_s = old.heartbeat_age_s() if old is not None else float("inf")
+        term, age_s = _predecessor(files)
         if age_s < HEARTBEAT_STALE_S and not _is_free(files, term):
             return None
         if age_s > HEARTBEAT_HUNG_S or _is_free(files, term):
@@ -84,14 +84,33 @@ def _take(files: RunFiles, term: int, following: int) -> Tenure | None:
     if lock is None:
         return None
     # Between the look at the segment and the lock, a whole tenure may have come and gone.
-    old = trusted_map(files)
-    if (old.header.term if old is not None else 0) != term:
+    if _predecessor(files)[0] != term:
         lock.release()
         return None
     # Whoever may still hold it is fenced off, and nobody else has a reason to ask for it.
     with contextlib.suppress(OSError):
         files.tenure(term).unlink(missing_ok=True)
     return Tenure(following, lock)
+
+
+def _predecessor(files: RunFiles) -> tuple[int, float]:
+    """The term of the segment in place, 0 for none, and the age of its last sign of life in seconds.
+
+    Raises:
+        SegmentError: It is of another boot, whose locks the kernel would have released, and its monitor lives: that
+            monitor and ours would replace each other without end.
+    """
+    try:
+        old = trusted_map(files)
+    except AnotherBoot as error:
+        term, pid = error.header.term, error.header.pid
+        if _is_free(files, term):
+            return term, float("inf")
+        raise SegmentError(
+            f"{error}, and its monitor (pid {pid}) lives: processes that do not share a boot and a time namespace "
+            "need run directories of their own, see BGPOOL_RUN_DIR"
+        ) from None
+    return (old.header.term, old.heartbeat_age_s()) if old is not None else (0, float("inf"))
 
 
 def _is_free(files: RunFiles, term: int) -> bool:

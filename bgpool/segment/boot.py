@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
+from typing import Final
 
 from bgpool.segment.paths import Exhausted, refused
 
-__all__ = ["boot_id"]
+__all__ = ["UNKNOWN", "boot_id"]
+
+#: The boot id of a process that cannot read it: systemd's ProcSubset=pid, SELinux and container runtimes hide it.
+UNKNOWN: Final = bytes(16)
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_TIME_NAMESPACE: Final = Path("/proc/self/ns/time")
 
 
 def boot_id() -> bytes:
-    """16 bytes that are the same for all processes whose monotonic clocks agree.
+    """16 bytes that are the same for all processes whose monotonic clocks agree; UNKNOWN where this cannot be told.
 
-    Linux tells the boot and the time namespace. Elsewhere all boots look alike, and a heartbeat that lies in the
-    future gives a segment of an earlier boot away.
+    Half of it is never used: a process that can read less than its neighbour would look like one of another boot.
 
     Raises:
-        Exhausted: They cannot be asked now. To guess would make a good segment look like another boot's.
+        Exhausted: It cannot be read now, for want of descriptors or memory.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    if sys.platform != "linux":
+        return UNKNOWN
     try:
-        digest.update(Path("/proc/sys/kernel/random/boot_id").read_bytes())
-        digest.update(str(Path("/proc/self/ns/time").stat().st_ino).encode())
+        boot, namespace = _BOOT.read_bytes(), _time_namespace()
     except OSError as error:
         why = refused("the boot id cannot be read", error)
         if isinstance(why, Exhausted):
             raise why from None
-    return digest.digest()
+        return UNKNOWN
+    # A container runtime hides a file by mounting /dev/null over it.
+    return hashlib.blake2b(boot + namespace, digest_size=16).digest() if boot.strip() else UNKNOWN
+
+
+def _time_namespace() -> bytes:
+    try:
+        return str(_TIME_NAMESPACE.stat().st_ino).encode()
+    except FileNotFoundError:
+        # Before Linux 5.6 there is one for all.
+        return b""

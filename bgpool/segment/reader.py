@@ -18,14 +18,26 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.logs import log_fields
 from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
-from bgpool.segment.boot import boot_id
+from bgpool.segment.boot import UNKNOWN, boot_id
 from bgpool.segment.codec import decode
 from bgpool.segment.paths import Exhausted, RunFiles, open_checked, refused
 
-__all__ = ["Reader", "Reading", "SegmentMap", "trusted_map"]
+__all__ = ["AnotherBoot", "Reader", "Reading", "SegmentMap", "trusted_map"]
 
 _logger: Final = logging.getLogger("bgpool.segment")
 _NOTHING: Final = memoryview(array.array("Q", [0]))
+
+
+class AnotherBoot(SegmentError):
+    """The segment's times are on the clock of another boot or time namespace.
+
+    Attributes:
+        header: The segment's.
+    """
+
+    def __init__(self, files: RunFiles, header: layout.Header) -> None:
+        super().__init__(f"{files.segment} is of another boot or time namespace")
+        self.header: Final = header
 
 
 class SegmentMap:
@@ -43,7 +55,8 @@ class SegmentMap:
 
         Raises:
             FileNotFoundError: There is none.
-            SegmentError: It is not to be trusted or not of this boot.
+            AnotherBoot: Its boot id differs from ours; if one is unknown, its last sign of life lies in the future.
+            SegmentError: It is not to be trusted.
             Exhausted: It may be in order, but the process cannot map any more.
         """
         fd = open_checked(files.segment, os.O_RDWR if write else os.O_RDONLY)
@@ -62,8 +75,6 @@ class SegmentMap:
         self.view: Final = memoryview(self.memory)
         self.inode: Final = (found.st_dev, found.st_ino)
         self.header: Final = layout.unpack_header(bytes(self.view[: layout.SEQUENCE_OFFSET]))
-        if self.header.boot_id != boot_id():
-            raise SegmentError(f"{files.segment} is of another boot")
         words = self.view[: layout.HEADER_BYTES].cast("Q")
 
         def word(offset: int) -> memoryview:
@@ -74,6 +85,15 @@ class SegmentMap:
         self.beat: Final = word(layout.HEARTBEAT_OFFSET)
         self.superseded: Final = word(layout.SUPERSEDED_OFFSET)
         self.address: Final = wake.address_of(self.memory, layout.SEQUENCE_OFFSET)
+        if not self._is_of_this_boot():
+            raise AnotherBoot(files, self.header)
+
+    def _is_of_this_boot(self) -> bool:
+        theirs, ours = self.header.boot_id, boot_id()
+        if UNKNOWN in (theirs, ours):
+            # The clock tells: a sign of life that lies in the future was given in an earlier boot, after a longer time.
+            return self.heartbeat_age_s() < float("inf")
+        return theirs == ours
 
     @property
     def is_superseded(self) -> bool:
@@ -102,7 +122,9 @@ class SegmentMap:
 
     def heartbeat_age_s(self) -> float:
         """Seconds since the monitor's last sign of life; infinite for one that lies in the future."""
-        age = time.monotonic_ns() - self.beat[0]
+        # Read first: a beat between the two looks would lie in the future.
+        beat = self.beat[0]
+        age = time.monotonic_ns() - beat
         return age / 1e9 if age >= 0 else float("inf")
 
 
@@ -111,11 +133,12 @@ def trusted_map(files: RunFiles, *, write: bool = False) -> SegmentMap | None:
 
     Raises:
         FutureFormat: It is of a newer version. Two versions that replace each other's would leave nobody with one.
+        AnotherBoot: Its monitor may live all the same, see AnotherBoot.header.
         Exhausted: Nobody can tell.
     """
     try:
         return SegmentMap(files, write=write)
-    except (layout.FutureFormat, Exhausted):
+    except (AnotherBoot, layout.FutureFormat, Exhausted):
         raise
     except (FileNotFoundError, SegmentError):
         return None

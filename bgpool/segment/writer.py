@@ -18,7 +18,7 @@ from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
 from bgpool.segment.drafts import Draft, drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, refused, reserve
-from bgpool.segment.reader import SegmentMap, trusted_map
+from bgpool.segment.reader import AnotherBoot, SegmentMap, trusted_map
 
 __all__ = ["Superseded", "Writer", "first_snapshot"]
 
@@ -150,7 +150,11 @@ class Writer:
             if other != draft:
                 # Of one that died, or that was passed over because it was stopped.
                 remove(other)
-        old = trusted_map(self._files, write=True)
+        try:
+            old = trusted_map(self._files, write=True)
+        except AnotherBoot:
+            # Its monitor is dead, or there would have been no election.
+            old = None
         if old is None:
             return None
         if old.header.term >= self.term:
