@@ -152,7 +152,7 @@ def _participant(settings: Settings, directory: Path) -> Participant:
     kind = Bystander if is_monitor() else Disabled if is_disabled() else Participant
     if key not in known:
         starter = Starter(settings.bg_id, lambda: _monitor_configs(known[key]))
-        known[key] = kind(settings.bg_id, directory, starter.ensure_monitor)
+        known[key] = kind(settings.bg_id, settings.bg_run_dir, starter.ensure_monitor)
     return known[key]
 
 

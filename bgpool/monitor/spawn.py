@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -205,7 +206,8 @@ def _run(config: MonitorConfig, files: RunFiles) -> str:
         OSError: It cannot be started.
     """
     with _nameless(files.directory) as given, _nameless(files.directory) as output:
-        data = config.dump()
+        # The worker may be another user's than the process that made the pool, and have another directory.
+        data = replace(config, run_dir=str(files.directory)).dump()
         while data:
             data = data[os.write(given, data) :]
         os.lseek(given, 0, os.SEEK_SET)

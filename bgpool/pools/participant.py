@@ -14,7 +14,7 @@ from typing import Final
 from bgpool.logs import log_fields
 from bgpool.pools import fork
 from bgpool.pools.watch import Member, Watch
-from bgpool.segment.paths import RunFiles
+from bgpool.segment.paths import RunFiles, look_in
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import DISABLE
 
@@ -31,10 +31,13 @@ class Participant:
         reader: The segment; says nothing where the run directory cannot be used.
     """
 
-    def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
+    def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
+        """A part in *bg_id*, with *run_dir* as the parameter bg_run_dir."""
         self.bg_id: Final = bg_id
         self._ensure_monitor: Final = ensure_monitor
-        self.files: Final = RunFiles.of(directory, bg_id)
+        self._run_dir: Final = run_dir
+        self._user = os.geteuid()
+        self.files = RunFiles.of(look_in(run_dir), bg_id)
         self.reader = Reader(self.files)
         self._reset()
         fork.call_in_child(self)
@@ -60,6 +63,7 @@ class Participant:
             self._joined.add(member)
             if self._watch is not None:
                 return
+            self._follow_user()
             self._watch = watch = Watch(self.bg_id, self.files, self.reader, self.members, self._ensure_monitor)
         try:
             watch.begin()
@@ -68,6 +72,13 @@ class Participant:
                 self._watch = None
             watch.end()
             raise
+
+    def _follow_user(self) -> None:
+        """Use the directory of the user that a server's worker has become after the pool was made by its master."""
+        if self._user != os.geteuid():
+            self._user = os.geteuid()
+            self.files = RunFiles.of(look_in(self._run_dir), self.bg_id)
+            self.reader.follow(self.files)
 
     def leave(self, member: Member) -> None:
         """Let *member* go; the last one ends the process's presence."""
@@ -103,8 +114,8 @@ class Participant:
 class Bystander(Participant):
     """The part of a process that is itself a monitor: none. Its pools are plain pools."""
 
-    def __init__(self, bg_id: str, directory: Path, ensure_monitor: Callable[[RunFiles], object]) -> None:
-        super().__init__(bg_id, directory, ensure_monitor)
+    def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
+        super().__init__(bg_id, run_dir, ensure_monitor)
         self.reader = _Blind(self.files)
 
     def join(self, member: Member) -> None:

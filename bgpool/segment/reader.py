@@ -183,13 +183,18 @@ class Reader:
     """
 
     def __init__(self, files: RunFiles) -> None:
-        self._files: Final = files
+        self._files = files
         self._complained = ""
         self._reading = Reading(_NOTHING, 0, None, None)
 
     def __repr__(self) -> str:
         phase = self._reading.snapshot.phase.name if self._reading.snapshot else None
         return f"<Reader {self._files.segment} sequence={self._reading.sequence} phase={phase}>"
+
+    def follow(self, files: RunFiles) -> None:
+        """Read the segment of *files* from now on, and forget the other."""
+        self._files = files
+        self._reading = Reading(_NOTHING, 0, None, None)
 
     def refresh(self) -> Reading:
         """The newest snapshot; the last good one if there is nothing better. Never raises, never blocks."""

@@ -20,6 +20,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 import bgpool
+from bgpool import testing
 from bgpool.core.phase import Phase
 from bgpool.dsn import parse
 from bgpool.lab import Pair
@@ -255,6 +256,45 @@ class TestSharedByAGroup:
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@as_root
+def test_a_worker_that_becomes_another_user_has_that_users_directory() -> None:
+    """gunicorn with preload_app and user: the pool is made, and perhaps used, by root."""
+    mount = Path(f"/tmp/bgpool-users-{os.getpid()}")
+    mount.mkdir()
+    mount.chmod(0o1777)
+    options: dict[str, Any] = {"bg_run_dir": mount, "bg_id": "users", "min_size": 0, "max_size": 1}
+    pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app", **options)
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(1001)
+        os.setuid(1001)
+        pool.open()
+        assert [row.pid for row in bgpool.status("users", mount).workers] == [os.getpid()]
+        assert bgpool.status("users", mount).run_dir == str(mount / "bgpool-1001")
+
+    try:
+        # Nobody starts a monitor for root.
+        with testing.deployment(mount, bg_id="users"):
+            pool.open()
+            assert pool.participant.files.directory == mount / "bgpool-0"
+            # Here, because another user cannot read what is not loaded yet.
+            bgpool.status("users", mount)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    work()
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert [row.pid for row in bgpool.status("users", mount).workers] == [os.getpid()]
+    finally:
+        shutil.rmtree(mount)
 
 
 def test_no_secret_can_be_found(
