@@ -14,8 +14,10 @@ import pytest
 
 from bgpool.core.plan import Target
 from bgpool.dsn import parse
+from bgpool.dsn.place import Given
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
+from bgpool.pools.recipe import Place
 from bgpool.settings import Settings, is_disabled
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
@@ -131,6 +133,19 @@ def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any])
         "postgresql://app:s3cret,x/pw@db/app",
         "postgresql://app:s3cret@db/app\udcff",
         "postgresql://app:s3cret@db/app?service=prod",
+        # The @ is missing.
+        "postgresql://app:s3cret.db.example.com/app",
+        "postgresql://app:s3cret,x.db.example.com/app",
+        "postgresql://app:x,s3cret.db.example.com/app",
+        # An @ in the password is not written as %40.
+        "postgresql://app:pass@s3cret@db/app",
+        "s3cret@db://app",
+        # A value in the place of another.
+        "host=db connect_timeout=s3cret",
+        "host=db port=s3cret",
+        "host=user@s3cret",
+        "postgresql://db/app?blue-green-monitoring-port=s3cret",
+        "postgresql://db/app?blue-green-monitoring-host=app@s3cret",
     ],
 )
 def test_a_bad_dsn_is_refused_without_its_password(dsn: str) -> None:
@@ -139,6 +154,11 @@ def test_a_bad_dsn_is_refused_without_its_password(dsn: str) -> None:
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_nothing_that_holds_a_password_shows_it() -> None:
+    assert "s3cret" not in repr(Given("postgresql://app:s3cret@db/app", {"password": "s3cret"}, {"password": "s3cret"}))
+    assert "s3cret" not in repr(Place("10.0.0.1", "db.example.com", "s3cret"))
 
 
 def test_forms_of_dsn() -> None:

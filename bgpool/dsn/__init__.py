@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
@@ -66,7 +67,8 @@ def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
     """*dsn* without bgpool's own parameters, and those parameters. What is the driver's stays as it was written."""
     scheme = dsn.partition("://")[0].lower() if "://" in dsn.partition("=")[0] else ""
     if scheme not in _ENGINES:
-        raise ConfigurationError(f"dsn: scheme {scheme!r} is not supported; postgresql and mysql are allowed")
+        named = f" {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme, re.ASCII) else ""
+        raise ConfigurationError(f"dsn: scheme{named} is not supported; postgresql and mysql are allowed")
     if not scheme:
         return _ENGINES[scheme], dsn, {}
     base, _, query = dsn.partition("?")

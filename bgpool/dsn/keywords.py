@@ -8,6 +8,7 @@ from typing import Final
 
 from pymysql.charset import charset_by_name
 
+from bgpool.dsn.place import shown
 from bgpool.errors import ConfigurationError
 from bgpool.settings import read_flag
 
@@ -41,7 +42,8 @@ def _seconds(name: str, value: object) -> int:
     seconds = _whole(value)
     if not 0 < seconds <= _YEAR_S:
         raise ConfigurationError(
-            f"{name}={value!r}: a whole number of seconds above 0 and up to {_YEAR_S} is allowed; 0 would wait forever"
+            f"{name}={shown(value)}: a whole number of seconds above 0 and up to {_YEAR_S} is allowed; "
+            "0 would wait forever"
         )
     return seconds
 
@@ -50,7 +52,7 @@ def _timeout_ms(name: str, value: object) -> int:
     number = _whole(value)
     if not 0 <= number <= 1000 * _YEAR_S:
         raise ConfigurationError(
-            f"{name}={value!r}: a whole number of ms up to {1000 * _YEAR_S} is allowed; 0 leaves it to the system"
+            f"{name}={shown(value)}: a whole number of ms up to {1000 * _YEAR_S} is allowed; 0 leaves it to the system"
         )
     return number
 
@@ -58,7 +60,7 @@ def _timeout_ms(name: str, value: object) -> int:
 def _bytes(name: str, value: object) -> int:
     number = _whole(value)
     if number <= 0:
-        raise ConfigurationError(f"{name}={value!r}: a whole number of bytes above 0 is allowed")
+        raise ConfigurationError(f"{name}={shown(value)}: a whole number of bytes above 0 is allowed")
     return number
 
 

@@ -19,7 +19,7 @@ from bgpool.core.limits import (
     MYSQL_WRITE_TIMEOUT_S,
 )
 from bgpool.dsn.keywords import READERS, read_text
-from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, names_are_proved, read_port, take_password
+from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, names_are_proved, read_port, take_password
 from bgpool.errors import ConfigurationError
 
 __all__ = ["read"]
@@ -105,7 +105,7 @@ def _default_user() -> str:
 def _without_host(host: str) -> str:
     """The host of a connection through a Unix socket, for which PyMySQL would pass over a name in silence."""
     if host not in ("", "localhost"):
-        raise ConfigurationError(f"unix_socket: a host ({host!r}) or a socket is allowed, not both")
+        raise ConfigurationError("unix_socket: a host or a socket is allowed, not both")
     return ""
 
 
@@ -138,8 +138,7 @@ def _read_place(place: str) -> tuple[str, int]:
     if match is None:
         _refuse_url()
     host = _decoded(match["address"] or match["name"] or "")
-    if "," in host:
-        raise ConfigurationError(f"dsn: host={host!r}: one endpoint is allowed, not a list")
+    check_host("dsn: host", host)
     if match["address"]:
         try:
             ipaddress.IPv6Address(host)
@@ -202,8 +201,7 @@ def _overrides(given: Mapping[str, object]) -> dict[str, Any]:
         else None
         for name, value in given.items()
     }
-    if "," in str(overrides.get("host", "")):
-        raise ConfigurationError(f"{MONITORING_PREFIX}host={overrides['host']!r}: one endpoint is allowed, not a list")
+    check_host(f"{MONITORING_PREFIX}host", overrides.get("host"))
     return overrides
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from bgpool.core.endpoints import normalise_host
 from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
 
-__all__ = ["MONITORING_PREFIX", "Dsn", "Given", "Password", "names_are_proved", "read_port", "take_password", "user_of"]
+__all__ = [
+    "MONITORING_PREFIX", "Dsn", "Given", "Password", "check_host", "names_are_proved", "read_port", "shown",
+    "take_password", "user_of",
+]  # fmt: skip
 
 MONITORING_PREFIX: Final = "blue-green-monitoring-"
 
@@ -59,8 +63,9 @@ class Dsn:
         return normalise_host(self.host)
 
 
-class Given(NamedTuple):
-    """What an engine has to make a Dsn of.
+@dataclass(frozen=True, slots=True, repr=False)
+class Given:
+    """What an engine has to make a Dsn of. Its repr shows nothing: all of it may hold a password.
 
     Attributes:
         url: The DSN without bgpool's own parameters.
@@ -71,6 +76,28 @@ class Given(NamedTuple):
     url: str
     overrides: dict[str, Any]
     options: dict[str, Any]
+
+
+def shown(value: object) -> str:
+    """How an error shows *value*: numbers as they are; text not, which in a mistyped DSN may be part of a password."""
+    is_number = isinstance(value, (int, float)) or re.fullmatch(r"[-+]?\d+(\.\d+)?", str(value), re.ASCII)
+    return repr(value) if is_number else f"<{type(value).__name__}>"
+
+
+def check_host(name: str, value: object) -> None:
+    """Make sure that *value* is one host.
+
+    Raises:
+        ConfigurationError: It is not; the text names *name* and does not quote it.
+    """
+    text = str(value or "")
+    if "," in text:
+        raise ConfigurationError(f"{name}: one endpoint is allowed, not a list")
+    if "@" in text[1:]:  # abstract sockets begin with one
+        raise ConfigurationError(
+            f"{name}: a name or an address is allowed, and an @ in a user or a password of a URL has to be written as "
+            "%40 (the text is not repeated here, it may hold a password)"
+        )
 
 
 def user_of(params: Mapping[str, Any]) -> str:
@@ -111,5 +138,7 @@ def read_port(value: object) -> int:
     """
     text = str(value)
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise ConfigurationError(f"dsn: port={text!r}: a number from 1 to 65535 is allowed")
+        raise ConfigurationError(
+            f"dsn: port={shown(value)}: a number from 1 to 65535 is allowed; is there an @ between password and host?"
+        )
     return int(text)

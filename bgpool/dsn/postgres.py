@@ -16,7 +16,7 @@ from bgpool.core.limits import (
     MONITOR_CONNECT_TIMEOUT_S,
     MONITOR_STATEMENT_TIMEOUT_S,
 )
-from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, read_port, take_password
+from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, read_port, shown, take_password
 from bgpool.errors import ConfigurationError
 
 __all__ = ["read"]
@@ -133,8 +133,7 @@ def _refuse() -> NoReturn:
 
 def _check_place(params: Mapping[str, Any]) -> None:
     for name in ("host", "hostaddr", "port"):
-        if "," in str(params.get(name, "")):
-            raise ConfigurationError(f"dsn: {name}={params[name]!r}: one endpoint is allowed, not a list")
+        check_host(f"dsn: {name}", params.get(name))
 
 
 def _check_connect_timeout(params: Mapping[str, Any], name: str) -> None:
@@ -147,7 +146,7 @@ def _check_connect_timeout(params: Mapping[str, Any], name: str) -> None:
         seconds = 0
     if seconds <= 0:
         raise ConfigurationError(
-            f"{name}={value!r}: a whole number of seconds above 0 is allowed; 0 would wait forever"
+            f"{name}={shown(value)}: a whole number of seconds above 0 is allowed; 0 would wait forever"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import psycopg
 import pymysql
@@ -108,7 +109,8 @@ class DriversPool(Protocol):
         ...
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """Where a connection goes, and as whom the host is to prove itself.
 
     Attributes:
@@ -119,7 +121,7 @@ class Place(NamedTuple):
 
     address: str
     host: str
-    password: str | None
+    password: str | None = field(repr=False)
 
 
 class Recipe(ABC):
