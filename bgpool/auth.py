@@ -2,44 +2,167 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
+import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bgpool.core.endpoints import parse_endpoint
-from bgpool.core.limits import TOKEN_LIFE_S, TOKENS
+from bgpool.core.limits import AWS_CLIENT_MIN_AGE_S, PASSWORD_TIMEOUT_S
 from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError, PasswordFailed
+from bgpool.logs import log_fields
 
-__all__ = ["RdsIam", "make_password"]
+__all__ = ["PasswordMaker", "RdsIam"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
 
 
-def make_password(password: Password, host: str, port: int, user: str) -> str:
-    """What *password* makes for a connection, or an error that is fit for a log.
+class PasswordMaker:
+    """Calls a password callable in a thread of its own, one call at a time.
 
-    Raises:
-        PasswordFailed: It failed, with the failure as the cause, or it made no string. The text names user,
-            host and the kind of failure.
+    A callable that hangs costs that thread and no other; one that raises SystemExit ends it and no other.
     """
-    what = f"the password callable failed for {user}@{host}"
-    try:
-        made: object = password(host, port, user)
-    except ConfigurationError as error:
-        raise PasswordFailed(f"{what}: {error}") from error
-    except Exception as error:
-        # Not its text: what makes secrets may quote them.
-        raise PasswordFailed(f"{what}: {type(error).__name__}") from error
-    if not isinstance(made, str):
-        raise PasswordFailed(f"{what}: it returned {type(made).__name__} instead of a string")
-    return made
+
+    def __init__(self, password: Password) -> None:
+        self._password: Final = password
+        # By process: a fork leaves the thread behind that is to end the call at hand.
+        self._turns: Final[dict[int, _Turn]] = {}
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a call has not returned within PASSWORD_TIMEOUT_S."""
+        return self._turn.left_s() <= 0
+
+    def make(self, host: str, port: int, user: str) -> str:
+        """A password for *user* at *host* and *port*.
+
+        Raises:
+            PasswordFailed: The callable failed, with the failure as the cause, made no string, or took longer than
+                PASSWORD_TIMEOUT_S. The text names user, host and the kind of failure.
+        """
+        what = f"the password callable failed for {user}@{host}"
+        call = self._begin(what, self._password, host, port, user)
+        if not call.done.wait(PASSWORD_TIMEOUT_S):
+            _logger.warning(
+                "the password callable has not returned for %s@%s within %.0f s: no connection can be opened before it "
+                "does",
+                user,
+                host,
+                PASSWORD_TIMEOUT_S,
+                extra=log_fields("password_stuck", host=host),
+            )
+            raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
+        made, error = call.made, call.error
+        if isinstance(error, ConfigurationError):
+            raise PasswordFailed(f"{what}: {error}") from error
+        if error is not None:
+            # Not its text: what makes secrets may quote them.
+            raise PasswordFailed(f"{what}: {type(error).__name__}") from error
+        if not isinstance(made, str):
+            raise PasswordFailed(f"{what}: it returned {type(made).__name__} instead of a string")
+        return made
+
+    def prepare(self, host: str, port: int, user: str) -> None:
+        """Have a callable with a method ``prepare`` get ready in the background; waits for nothing."""
+        prepare = getattr(self._password, "prepare", None)
+        if prepare is not None and not self._turn.lock.locked():
+            with contextlib.suppress(PasswordFailed):
+                self._begin("", prepare, host, port, user)
+
+    def forget(self) -> bool:
+        """A password was refused: have a callable with a method ``forget`` drop what it keeps.
+
+        Returns:
+            Whether the next one may be another.
+        """
+        forget = getattr(self._password, "forget", None)
+        if forget is None:
+            return False
+        try:
+            call = self._begin("", forget)
+        except PasswordFailed:
+            return False
+        return call.done.wait(PASSWORD_TIMEOUT_S) and bool(call.made)
+
+    @property
+    def _turn(self) -> _Turn:
+        return self._turns.setdefault(os.getpid(), _Turn())
+
+    def _begin(self, what: str, function: Callable[..., object], *args: object) -> _Call:
+        """Call *function* in a thread, after the calls before it; raises PasswordFailed where one of them hangs."""
+        turn = self._turn
+        while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
+            if turn.left_s() <= 0:
+                raise PasswordFailed(f"{what}: an earlier call has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
+        turn.since = time.monotonic()
+        call = _Call(function, args, turn)
+        try:
+            threading.Thread(target=call.run, name="bgpool-password", daemon=True).start()
+        except BaseException as error:
+            if call.claim.acquire(blocking=False):
+                turn.end()
+            if isinstance(error, (RuntimeError, MemoryError)):
+                raise PasswordFailed(f"{what}: {error}") from error
+            raise
+        return call
+
+
+class _Turn:
+    """The right to call, and since when somebody has it, on the monotonic clock in seconds; infinite if nobody has."""
+
+    def __init__(self) -> None:
+        self.lock: Final = threading.Lock()
+        self.since = math.inf
+
+    def left_s(self) -> float:
+        """How long the call at hand may still take, in seconds, below 0 once it hangs."""
+        return min(PASSWORD_TIMEOUT_S, PASSWORD_TIMEOUT_S + self.since - time.monotonic())
+
+    def end(self) -> None:
+        """The next one may call."""
+        self.since = math.inf
+        self.lock.release()
+
+
+class _Call:
+    """One call, and what came of it once it is *done*."""
+
+    def __init__(self, function: Callable[..., object], args: tuple[object, ...], turn: _Turn) -> None:
+        self._function: Final = function
+        self._args: Final = args
+        self._turn: Final = turn
+        # Whoever takes it ends the turn: an interrupt does not tell whether the thread has begun.
+        self.claim: Final = threading.Lock()
+        self.done: Final = threading.Event()
+        self.made: object = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Call it; the thread's whole life."""
+        if not self.claim.acquire(blocking=False):
+            return
+        try:
+            self.made = self._function(*self._args)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._turn.end()
+            self.done.set()
 
 
 @dataclass(frozen=True)
 class RdsIam:
     """A password callable for get_pool: makes tokens of IAM database authentication with boto3.
 
-    A token is good for the one host name, port and user that it is made for, and for 15 minutes; tokens are kept for
-    TOKEN_LIFE_S of them. Safe to use from any number of threads and processes, and to hand to the monitor.
+    A token is good for the one host name, port and user that it is made for, and for 15 minutes. One is made for every
+    connection, with the credentials of that moment, which takes half a millisecond. Safe to use from any number of
+    threads and processes, and to hand to the monitor.
 
     >>> pool = bgpool.get_pool(dsn + "?sslmode=verify-full", password=bgpool.auth.RdsIam())
 
@@ -52,7 +175,8 @@ class RdsIam:
 
     region: str | None = None
     profile: str | None = None
-    _made: dict[tuple[str, int, str], tuple[float, str]] = field(
+    # What signs, and since when, by process and region: a child of a fork makes its own.
+    _clients: dict[tuple[int, str], tuple[float, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -63,33 +187,48 @@ class RdsIam:
             ConfigurationError: boto3 is not installed, or the region is not given and not part of *host*.
             botocore.exceptions.BotoCoreError: There are no credentials, or they cannot be had.
         """
-        key, now = (host, port, user), time.monotonic()
-        made_at, token = self._made.get(key, (0.0, ""))
-        if token and now - made_at < TOKEN_LIFE_S:
-            return token
-        token = self._make(host, port, user)
-        # Two threads may make one at the same time; either is good.
-        if len(self._made) >= TOKENS:
-            self._made.clear()
-        self._made[key] = (now, token)
-        return token
+        region = self.region or _region_of(host)
+        return str(self._client(region).generate_db_auth_token(host, port, user, region))
+
+    def prepare(self, host: str, port: int, user: str) -> None:
+        """Have boto3 loaded and the credentials found, which takes 0.3 to 0.6 s in a new process."""
+        self(host, port, user)
+
+    def forget(self) -> bool:
+        """Look for credentials again at the next token, unless that was done within AWS_CLIENT_MIN_AGE_S; whether so.
+
+        Those that boto3 cannot renew by itself, of a file or the environment, it reads once.
+        """
+        before = time.monotonic() - AWS_CLIENT_MIN_AGE_S
+        old = [key for key, (since, _) in list(self._clients.items()) if since < before]
+        for key in old:
+            self._clients.pop(key, None)
+        return bool(old)
 
     def __getstate__(self) -> dict[str, object]:
         # Another process makes its own.
         return {"region": self.region, "profile": self.profile}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in {**state, "_made": {}}.items():
+        for name, value in {**state, "_clients": {}}.items():
             object.__setattr__(self, name, value)
 
-    def _make(self, host: str, port: int, user: str) -> str:
-        region = self.region or _region_of(host)
+    def _client(self, region: str) -> Any:
+        key = (os.getpid(), region)
+        _, client = self._clients.get(key, (0.0, None))
+        if client is None:
+            # Two threads may make one at the same time; either is good.
+            client = self._make_client(region)
+            self._clients[key] = (time.monotonic(), client)
+        return client
+
+    def _make_client(self, region: str) -> Any:
         try:
             import boto3
         except ImportError:
             raise ConfigurationError("bgpool.auth.RdsIam needs boto3: pip install 'bgpool[aws]'") from None
         session: Any = boto3.session.Session(profile_name=self.profile, region_name=region)
-        return str(session.client("rds").generate_db_auth_token(host, port, user, region))
+        return session.client("rds")
 
 
 def _region_of(host: str) -> str:

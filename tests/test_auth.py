@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,8 +17,9 @@ import psycopg
 import pymysql
 import pytest
 
-from bgpool.auth import RdsIam, make_password
+from bgpool.auth import PasswordMaker, RdsIam
 from bgpool.errors import ConfigurationError, PasswordFailed
+from tests.pools.callers import wait_until
 
 HOST = "ledger-green-abc123.c0.eu-west-1.rds.amazonaws.com"
 
@@ -44,28 +51,69 @@ def test_a_token_is_for_one_host_port_and_user(host: str, region: str) -> None:
     assert query["X-Amz-Signature"]
 
 
-def test_tokens_are_kept_for_less_than_they_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_signed_with_the_credentials_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Credentials that end in five minutes, from a process that gives others every time."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    giver = tmp_path / "giver"
+    giver.write_text(
+        "#!/bin/sh\n"
+        f"echo x >> {tmp_path}/calls\n"
+        f"n=$(wc -l < {tmp_path}/calls)\n"
+        'printf \'{"Version": 1, "AccessKeyId": "AKID%s", "SecretAccessKey": "s", "SessionToken": "t", \' $n\n'
+        'printf \'"Expiration": "%s"}\' $(date -u -d "+5 minutes" +%Y-%m-%dT%H:%M:%SZ)\n'
+    )
+    giver.chmod(0o700)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {giver}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    iam = RdsIam()
+    signers = [parse_qs(urlsplit("//" + iam(HOST, 5432, "app")).query)["X-Amz-Credential"][0] for _ in range(2)]
+    assert len({signer.partition("/")[0] for signer in signers}) == 2
+
+
+def test_after_a_refusal_credentials_are_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr("bgpool.auth.time.monotonic", lambda: clock)
-    made: list[str] = []
-
-    def counting(_self: RdsIam, host: str, port: int, user: str) -> str:
-        made.append(host)
-        return f"{user}@{host}:{port} {len(made)}"
-
-    monkeypatch.setattr(RdsIam, "_make", counting)
     iam = RdsIam()
-    first = iam(HOST, 5432, "app")
-    clock += 590
-    assert iam(HOST, 5432, "app") == first
-    assert len(made) == 1
-    iam(HOST, 5432, "other")
-    clock += 20
-    iam(HOST, 5432, "app")
-    assert len(made) == 3
-    for number in range(300):
-        iam(f"db{number}.c0.eu-west-1.rds.amazonaws.com", 5432, "app")
-    assert len(iam._made) <= 256
+    maker = PasswordMaker(iam)
+    assert "AKIDEXAMPLE" in maker.make(HOST, 5432, "app")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
+    assert not maker.forget(), "looked for just now"
+    assert "AKIDEXAMPLE" in maker.make(HOST, 5432, "app")
+    clock += 61
+    assert maker.forget()
+    assert "AKIDOTHER" in maker.make(HOST, 5432, "app")
+
+
+def test_boto3_is_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    original = RdsIam._make_client
+
+    def counting(self: RdsIam, region: str) -> Any:
+        made.append(region)
+        return original(self, region)
+
+    monkeypatch.setattr(RdsIam, "_make_client", counting)
+    iam = RdsIam()
+    maker = PasswordMaker(iam)
+    maker.prepare(HOST, 5432, "app")
+    # After it, in the same thread's turn.
+    maker.make("other" + HOST, 5432, "app")
+    assert made == ["eu-west-1"]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            iam(HOST, 5432, "app")
+            os.write(writer, str(len(made)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 9) == b"2"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_it_can_be_handed_to_another_process_and_keeps_its_secrets() -> None:
@@ -75,7 +123,7 @@ def test_it_can_be_handed_to_another_process_and_keeps_its_secrets() -> None:
     copy = pickle.loads(pickle.dumps(iam))
     assert copy == iam
     assert hash(copy) == hash(iam)
-    assert copy._made == {}
+    assert copy._clients == {}
     assert token.encode() not in pickle.dumps(iam)
     assert "X-Amz" not in repr(iam)
 
@@ -86,21 +134,94 @@ def test_a_name_without_a_region_needs_one() -> None:
 
 
 def test_what_fails_to_make_a_password_is_named_and_not_quoted() -> None:
-    def secretive(*_: object) -> str:
-        raise RuntimeError("s3cret")
+    class Odd(BaseException):
+        pass
+
+    def raising(error: BaseException) -> Callable[..., str]:
+        def secretive(*_: object) -> str:
+            raise error
+
+        return secretive
 
     def wrong(*_: object) -> Any:
         return b"s3cret"
 
-    for password, what in ((secretive, "RuntimeError"), (wrong, "bytes instead of a string")):
+    for password, what in (
+        (raising(RuntimeError("s3cret")), "RuntimeError"),
+        (raising(SystemExit("s3cret")), "SystemExit"),
+        (raising(KeyboardInterrupt("s3cret")), "KeyboardInterrupt"),
+        (raising(Odd("s3cret")), "Odd"),
+        (wrong, "bytes instead of a string"),
+    ):
         with pytest.raises(PasswordFailed, match=f"failed for app@{HOST}: .*{what}") as caught:
-            make_password(password, HOST, 5432, "app")
+            PasswordMaker(password).make(HOST, 5432, "app")
         assert isinstance(caught.value, psycopg.OperationalError)
         assert isinstance(caught.value, pymysql.err.OperationalError)
         assert "s3cret" not in str(caught.value)
     with pytest.raises(PasswordFailed, match="give one, as in RdsIam") as caught:
-        make_password(RdsIam(), "db.shop.example", 5432, "app")
+        PasswordMaker(RdsIam()).make("db.shop.example", 5432, "app")
     assert isinstance(caught.value.__cause__, ConfigurationError)
+
+
+def test_a_callable_that_hangs_costs_one_thread_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.1)
+    go_on = threading.Event()
+
+    def hang(*_: object) -> str:
+        go_on.wait(10.0)
+        return "at last"
+
+    maker = PasswordMaker(hang)
+    threads = threading.active_count()
+    for _ in range(3):
+        began = time.monotonic()
+        with pytest.raises(PasswordFailed, match="has not returned within 0 s"):
+            maker.make(HOST, 5432, "app")
+        assert time.monotonic() - began < 1.0
+    maker.prepare(HOST, 5432, "app")
+    assert maker.is_stuck
+    assert threading.active_count() == threads + 1
+    assert caplog.text.count("the password callable has not returned for app@") == 1
+    go_on.set()
+    wait_until(lambda: not maker.is_stuck)
+    assert maker.make(HOST, 5432, "app") == "at last"
+
+
+def test_calls_follow_each_other_and_each_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.3)
+    running: list[int] = [0]
+
+    def slow(*_: object) -> str:
+        running[0] += 1
+        time.sleep(0.1)
+        running[0] -= 1
+        return f"with {running[0]} others"
+
+    maker = PasswordMaker(slow)
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: maker.make(HOST, 5432, "app"), range(6)))
+    assert made == ["with 0 others"] * 6
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
+    go_on = threading.Event()
+
+    def hang(_host: str, port: int, _user: str) -> str:
+        if port == 1:
+            go_on.wait(10.0)
+        return "made"
+
+    maker = PasswordMaker(hang)
+    parent = threading.Thread(target=maker.make, args=(HOST, 1, "app"))
+    parent.start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if maker.make(HOST, 2, "app") == "made" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go_on.set()
+    parent.join()
 
 
 def test_boto3_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

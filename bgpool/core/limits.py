@@ -162,11 +162,13 @@ NUDGE_INTERVAL_S: Final = 0.02
 #: that is killed just then takes to be replaced. Blue's next answer ends it in milliseconds, if it is there to answer.
 SUSPICION_S: Final = 3.0
 
-#: How long a token of IAM is used for new connections, in seconds. It is good for 15 minutes.
-TOKEN_LIFE_S: Final = 600.0
+#: How long a password callable may take, in seconds. Source: as long as a driver may take to connect; a token is
+#: made in a millisecond, and what asks a server for a secret waits for less.
+PASSWORD_TIMEOUT_S: Final = 10.0
 
-#: Tokens kept; one for each name that a host may go by.
-TOKENS: Final = 256
+#: How old what signs tokens of IAM must be before a refused login has it made again, in seconds: that takes a quarter
+#: of a second, and a name that green does not go by yet is refused twice a second.
+AWS_CLIENT_MIN_AGE_S: Final = 60.0
 
 # -- dead networks -----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.auth import PasswordMaker
 from bgpool.core import sightings
 from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
@@ -22,7 +23,6 @@ from bgpool.core.machine import leave_blind, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
-from bgpool.dsn import Password
 from bgpool.errors import Error, SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor import election, history
@@ -45,7 +45,7 @@ __all__ = ["SESSIONS", "Monitor", "run_monitor"]
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 #: The monitoring connections of each engine.
-SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, Password | None], Session]]] = {
+SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, PasswordMaker | None], Session]]] = {
     Engine.POSTGRESQL: PostgresSession,
     Engine.MYSQL: MysqlSession,
 }
@@ -71,6 +71,7 @@ def run_monitor(
     """
     # Before the claim: to import an application's module may take seconds, in which a monitor would look hung.
     password = config.password
+    passwords = PasswordMaker(password) if password is not None else None
     directory = Path(config.run_dir)
     if prepare_run_dir(directory):
         extra = log_fields("run_dir_made", bg_id=config.bg_id)
@@ -84,7 +85,7 @@ def run_monitor(
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term, extra=extra)
     on_begin()
     try:
-        Monitor(config, password, files, writer, writer.snapshot).run(linger_s)
+        Monitor(config, passwords, files, writer, writer.snapshot).run(linger_s)
     except Superseded as error:
         _logger.warning("%s; leaving", error, extra=log_fields("monitor_left", bg_id=config.bg_id))
         writer.leave()
@@ -97,10 +98,15 @@ class Monitor:
     """Turns what probes and look-ups tell into published snapshots."""
 
     def __init__(
-        self, config: MonitorConfig, password: Password | None, files: RunFiles, writer: Writer, snapshot: Snapshot
+        self,
+        config: MonitorConfig,
+        passwords: PasswordMaker | None,
+        files: RunFiles,
+        writer: Writer,
+        snapshot: Snapshot,
     ) -> None:
         self._config: Final = config
-        self._password: Final = password
+        self._passwords: Final = passwords
         self._files: Final = files
         self._writer: Final = writer
         self._snapshot = snapshot
@@ -264,7 +270,7 @@ class Monitor:
     def _connector(self) -> Callable[[Target], Session]:
         resolver, params = make_resolver(self._config.resolver), self._config.params
         session = SESSIONS[self._config.engine]
-        return lambda target: session(params, _resolved(target, resolver, self._config), self._password)
+        return lambda target: session(params, _resolved(target, resolver, self._config), self._passwords)
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:

@@ -282,6 +282,7 @@ class Pool(ABC, Generic[C]):
             outside=int(part is False),
             max_size=self._max_size if part is not False else 0,
             offer=self._offer(snapshot) if connections.idle or connections.in_use else 0,
+            stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
         )
         return Usage.merged((connections, self._gate.tally.usage(), own))
 
@@ -317,6 +318,8 @@ class Pool(ABC, Generic[C]):
         try:
             self.participant.join(self)
             self._endpoint.read()
+            # Beside what this caller waits for, a release perhaps.
+            self._recipe.prepare()
         except BaseException:
             # A signal or a timeout of the caller's came in between: the next one takes it up again.
             self._joining = False

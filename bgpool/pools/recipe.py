@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol
 import psycopg
 import pymysql
 
-from bgpool.auth import make_password
+from bgpool.auth import PasswordMaker
 from bgpool.core.limits import ENDPOINTS
 from bgpool.core.routing import Action, Decision, Names, names_to_try
 from bgpool.dsn import Dsn
+from bgpool.failures import login_was_refused
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
@@ -130,6 +131,7 @@ class Recipe(ABC):
     Attributes:
         options: The options of the driver's pool, passed on as they are.
         name: What the driver's pool is called in logs; the user's own, or host, port and database.
+        passwords: Makes the password of each connection; None where the parameters have it, or none is needed.
         resolver: Who finds addresses where connections go by name; None leaves it to the driver.
         proved: The names under which an address was last connected to, its own and its token's; where names matter.
     """
@@ -148,6 +150,7 @@ class Recipe(ABC):
         self.gate: Final = gate
         self.endpoint: Final = endpoint
         self.proved: Final[dict[str, Names]] = {}
+        self.passwords: Final = PasswordMaker(dsn.password) if dsn.password is not None else None
         self.resolver: Final = resolver
         self.options: Final = dict(options)
         database = dsn.params.get("dbname") or dsn.params.get("database") or ""
@@ -189,24 +192,40 @@ class Recipe(ABC):
     def connect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
         """A connection to where *decision* leads, under the first name that is right there.
 
+        Where a login is refused the password callable is told to forget, and all is tried once more at once.
+
         Raises:
             OperationalError: No address and no name of it would do; the last one's failure.
         """
+        failures: list[Exception] = []
+        connection = self._connect(decision, kwargs, failures)
+        if connection is None and any(map(login_was_refused, failures)) and self.passwords and self.passwords.forget():
+            connection = self._connect(decision, kwargs, failures)
+        if connection is None:
+            raise failures[-1] if failures else self.failure(f"{self.dsn.host} does not exist")
+        return connection
+
+    def _connect(self, decision: Decision, kwargs: Mapping[str, Any], failures: list[Exception]) -> Aware | None:
+        """As connect, once; what failed is added to *failures*."""
         routed = decision.action is Action.ROUTE
-        failure: Exception | None = None
         for address in decision.addresses if routed else self._addresses():
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
                     connection = self.open(self._place(names, address), kwargs)
                 except (psycopg.OperationalError, pymysql.err.OperationalError) as error:
-                    failure = error
+                    failures.append(error)
                     if self.is_silence(error):
                         break
                     continue
                 if names is not _OWN:
                     self._remember(address, names)
                 return connection
-        raise failure or self.failure(f"{self.dsn.host} does not exist")
+        return None
+
+    def prepare(self) -> None:
+        """Have the password callable get ready, in the background."""
+        if self.passwords is not None:
+            self.passwords.prepare(self.endpoint.name, self.dsn.port, self.dsn.user)
 
     def _addresses(self) -> tuple[str, ...]:
         """Where the endpoint is by name; one empty address leaves it to the driver."""
@@ -217,15 +236,15 @@ class Recipe(ABC):
         if not self.dsn.names_matter:
             return [_OWN]
         last = self.proved.get(address)
-        names = names_to_try(decision.names, tokens=self.dsn.password is not None)
+        names = names_to_try(decision.names, tokens=self.passwords is not None)
         return sorted(names, key=lambda pair: pair != last)
 
     def _place(self, names: Names, address: str) -> Place:
         """What tells the driver where to go; without a name the host keeps the one that the application gave."""
         password = None
-        if self.dsn.password is not None:
+        if self.passwords is not None:
             name = names.token or self.endpoint.name
-            password = make_password(self.dsn.password, name, self.dsn.port, self.dsn.user)
+            password = self.passwords.make(name, self.dsn.port, self.dsn.user)
         return Place(address, names.host, password)
 
     def _remember(self, address: str, names: Names) -> None:

@@ -69,6 +69,7 @@ class Worker:
         outside: Pools whose endpoint is neither, so that a switchover passes them by.
         age_s: Seconds since it last said all this.
         stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
+        stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
     """
 
     pid: int
@@ -83,6 +84,7 @@ class Worker:
     outside: int
     age_s: float
     stale: bool
+    stuck_passwords: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
         cut=usage.cut,
         taking_part=usage.taking_part,
         outside=usage.outside,
+        stuck_passwords=usage.stuck_passwords,
         age_s=age_s,
         stale=age_s > ROW_STALE_S,
     )

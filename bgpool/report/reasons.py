@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from bgpool.core.limits import PASSWORD_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.plain_errors import ConfigurationError
@@ -90,6 +91,11 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
         yield (
             f"{len(outside)} of {len(workers)} workers have a pool that takes no part: pid {_some(outside)}; its host "
             "is neither blue's nor green's, and the worker's log names it"
+        )
+    if stuck := [worker.pid for worker in workers if worker.stuck_passwords]:
+        yield (
+            f"the password callable hangs in {len(stuck)} of {len(workers)} workers: pid {_some(stuck)}; no connection "
+            f"can be opened there, it has not returned for {PASSWORD_TIMEOUT_S:.0f} s"
         )
     if late := [worker.pid for worker in workers if worker.behind]:
         yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"

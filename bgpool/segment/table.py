@@ -74,6 +74,7 @@ class Usage(NamedTuple):
             no pool has a connection.
         hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
             says which error each of them counts.
+        stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
     """
 
     sequence: int = 0
@@ -99,6 +100,7 @@ class Usage(NamedTuple):
     pool_timeouts: int = 0
     too_many_requests: int = 0
     other_errors: int = 0
+    stuck_passwords: int = 0
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
@@ -111,7 +113,7 @@ class Usage(NamedTuple):
         )
 
 
-#: Which error each of the last fields counts, by the name of its class in bgpool.errors.
+#: Which error each of these fields counts, by the name of its class in bgpool.errors.
 ERRORS: Final[Mapping[str, str]] = {
     "hold_timeouts": "SwitchoverHoldTimeout",
     "green_rejected": "GreenHostRejected",

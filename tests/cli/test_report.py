@@ -71,6 +71,13 @@ def test_pools_that_take_no_part(beating: Hand, start_worker: StartWorker, run_d
     assert (status.totals.taking_part, status.totals.outside) == (3, 1)
 
 
+def test_password_callables_that_hang(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
+    start_worker()
+    pid = start_worker(stuck_passwords=1)
+    assert missing(beating).startswith(f"the password callable hangs in 1 of 2 workers: pid {pid}; no connection ")
+    assert [worker.stuck_passwords for worker in bgpool.status("ledger", run_dir).workers] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

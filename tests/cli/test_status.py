@@ -175,6 +175,7 @@ SCHEMA: dict[str, Any] = {
             **dict.fromkeys(("pid", "behind", *FIGURES), int),
             "age_s": NUMBER,
             "stale": bool,
+            "stuck_passwords": int,
         }
     ],
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],

@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from bgpool import sockets
+from bgpool.auth import PasswordMaker
 from bgpool.core.phase import Phase
 from bgpool.core.plan import Target
 from bgpool.dsn import parse
@@ -151,7 +152,7 @@ def session(server: Server) -> Iterator[Open]:
         password = monitoring.pop("password_callable", None)
         place, _, _ = parse(f"mysql://{user}:s3cret@{BLUE}/app", {"monitoring": monitoring})
         known = Target(BLUE, server.port, (ADDRESS,))
-        opened.append(MysqlSession(place.monitoring, target or known, password))
+        opened.append(MysqlSession(place.monitoring, target or known, password and PasswordMaker(password)))
         return opened[-1]
 
     yield open_session

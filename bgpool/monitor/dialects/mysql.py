@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pymysql
 
-from bgpool.auth import make_password
+from bgpool.auth import PasswordMaker
 from bgpool.core.events import StatusRow
 from bgpool.core.limits import TOPOLOGY_STALE_S
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names
-from bgpool.dsn import Password, names_are_proved, user_of
+from bgpool.dsn import names_are_proved, user_of
 from bgpool.failures import first_line
 from bgpool.monitor.dialects.reach import reach
 from bgpool.monitor.session import Answer, SessionError
@@ -77,19 +77,19 @@ _TIMEOUTS: Final = ("connect_timeout", "read_timeout", "write_timeout")
 class MysqlSession:
     """One monitoring connection to a MySQL server. An answer takes no longer than its read timeout."""
 
-    def __init__(self, params: Mapping[str, Any], target: Target, password: Password | None = None) -> None:
+    def __init__(self, params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None = None) -> None:
         """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
 
         Args:
             params: Connection parameters by PyMySQL's names.
             target: Where to.
-            password: Makes the password for a host name, port and user; None where *params* have all it takes.
+            passwords: Makes passwords; None where *params* have all it takes.
 
         Raises:
             SessionError: It cannot be reached, or does not let us in.
         """
         self._user: Final = user_of(params)
-        self._connection: Final = _connect(params, target, password)
+        self._connection: Final = _connect(params, target, passwords)
         self._dialect: Dialect | None = None
 
     @property
@@ -202,28 +202,28 @@ def _remedy(dialect: Dialect, missing: str, remedy: str) -> str:
     return f"no blue/green metadata, pools work as plain pools: {dialect.name}: {missing}; {remedy}"
 
 
-def _connect(params: Mapping[str, Any], target: Target, password: Password | None) -> BoundedConnection:
+def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None) -> BoundedConnection:
     # Without autocommit the first answer would be the answer for ever.
     own = {**params, "autocommit": True}
     for name in ("host", "port", *(["unix_socket"] if target.host or target.addresses else [])):
         own.pop(name, None)
     if target.timeout_s:
         own |= {name: min(own.get(name) or target.timeout_s, target.timeout_s) for name in _TIMEOUTS}
-    user, tokens = user_of(own), password is not None
-    proved = tokens or names_are_proved(own)
+    user = user_of(own)
+    proved = passwords is not None or names_are_proved(own)
 
     def connect(address: str, names: Names) -> BoundedConnection:
-        if password is not None:
-            own["password"] = make_password(password, names.token, target.port, user)
+        if passwords is not None:
+            own["password"] = passwords.make(names.token, target.port, user)
         return BoundedConnection(address=address, host=names.host, port=target.port, **own)
 
     try:
-        return reach(target, connect, proved=proved, tokens=tokens)
+        return reach(target, connect, proved=proved, passwords=passwords)
     except SessionError:
         if proved and target.names and target.host not in target.names:
             # To refuse a certificate breaks a handshake off. A server counts those, and after max_connect_errors (100)
             # in a row it shuts everybody out who comes from our address, the application too. A login sets the count
             # back, and the host's own name is the one that it still goes by.
             with contextlib.suppress(SessionError, pymysql.err.Error, OSError):
-                reach(replace(target, names=()), connect, proved=proved, tokens=tokens).close()
+                reach(replace(target, names=()), connect, proved=proved, passwords=passwords).close()
         raise

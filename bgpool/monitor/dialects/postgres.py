@@ -11,12 +11,12 @@ import psycopg
 from psycopg import sql
 
 from bgpool._version import __version__
-from bgpool.auth import make_password
+from bgpool.auth import PasswordMaker
 from bgpool.core.events import StatusRow
 from bgpool.core.limits import TOPOLOGY_STALE_S
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names
-from bgpool.dsn import Password, names_are_proved, user_of
+from bgpool.dsn import names_are_proved, user_of
 from bgpool.failures import first_line
 from bgpool.monitor.dialects.reach import reach
 from bgpool.monitor.session import Answer, SessionError
@@ -83,18 +83,18 @@ _STATE: Final = "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('tra
 class PostgresSession:
     """One monitoring connection to a PostgreSQL server."""
 
-    def __init__(self, params: Mapping[str, Any], target: Target, password: Password | None = None) -> None:
+    def __init__(self, params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None = None) -> None:
         """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
 
         Args:
             params: Connection parameters by libpq's names.
             target: Where to.
-            password: Makes the password for a host name, port and user; None where *params* have all it takes.
+            passwords: Makes passwords; None where *params* have all it takes.
 
         Raises:
             SessionError: It cannot be reached, or does not let us in.
         """
-        self._connection: Final = _connect(params, target, password)
+        self._connection: Final = _connect(params, target, passwords)
         self._dialect: Dialect | None = None
 
     @property
@@ -173,7 +173,7 @@ def _row(version: object, endpoint: object, port: Any, role: object, status: obj
     return StatusRow(str(endpoint or ""), int(port or 0), str(role or ""), str(status or ""), str(version))
 
 
-def _connect(params: Mapping[str, Any], target: Target, password: Password | None) -> psycopg.Connection[Any]:
+def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None) -> psycopg.Connection[Any]:
     # Said aloud, or $PGTARGETSESSIONATTRS would keep us from a host that takes no writes.
     own = {"target_session_attrs": "any", **params}
     if target.timeout_s:
@@ -182,8 +182,8 @@ def _connect(params: Mapping[str, Any], target: Target, password: Password | Non
     def connect(address: str, names: Names) -> psycopg.Connection[Any]:
         # An empty hostaddr keeps libpq from taking $PGHOSTADDR, which is meant for the application.
         place: dict[str, Any] = {"host": names.host, "hostaddr": address, "port": target.port}
-        if password is not None:
-            place["password"] = make_password(password, names.token, target.port, user_of(own))
+        if passwords is not None:
+            place["password"] = passwords.make(names.token, target.port, user_of(own))
         return psycopg.connect("", **{**own, **place}, autocommit=True, prepare_threshold=None)
 
-    return reach(target, connect, proved=password is not None or names_are_proved(own), tokens=password is not None)
+    return reach(target, connect, proved=passwords is not None or names_are_proved(own), passwords=passwords)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import psycopg
 import pymysql
 
+from bgpool.auth import PasswordMaker
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names, names_to_try
 from bgpool.failures import first_line, login_was_refused
@@ -18,32 +19,36 @@ __all__ = ["reach"]
 C = TypeVar("C")
 
 
-def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, tokens: bool) -> C:
+def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, passwords: PasswordMaker | None) -> C:
     """What *connect* makes at the first of *target*'s addresses, under the first of its names, that lets us in.
 
     Args:
         target: Where to.
         connect: Takes an address, empty to go by name, and the names to go under.
         proved: Whether the host has to prove its name. Where it has not, one name is as good as another.
-        tokens: Whether a password is for one name.
+        passwords: What makes passwords, each for one name; told to forget where a login is refused. The next attempt
+            comes soon enough.
 
     Raises:
         SessionError: No address and no name would do; the last failure.
     """
     tried = target.names if proved and target.names else (target.host,)
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for address in target.addresses or ("",):
-        for names in names_to_try(tried, tokens=tokens):
+        for names in names_to_try(tried, tokens=passwords is not None):
             try:
                 return connect(address, names)
             except Exception as error:
                 # Of any kind: a driver that stumbles over an answer must not end the monitor.
-                failure = error
+                failures.append(error)
                 if _is_silence(error):
                     break
-    if failure is None:
+    if not failures:
         raise SessionError("no address to connect to")
-    raise SessionError(first_line(failure), refused=login_was_refused(failure)) from None
+    refused = any(map(login_was_refused, failures))
+    if refused and passwords is not None:
+        passwords.forget()
+    raise SessionError(first_line(failures[-1]), refused=refused) from None
 
 
 def _is_silence(error: Exception) -> bool:
