@@ -376,6 +376,8 @@ def test_a_monitor_takes_its_inventory(server: Server, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text(f"{ADDRESS} {BLUE} {GREEN}\n", encoding="utf-8")
     dsn = f"mysql://monitor:s3cret@{BLUE}:{server.port}/app?bg_resolver=hosts:{hosts}&bg_run_dir={tmp_path / 'run'}"
+    # Made by the monitor, it would be the log's first line.
+    (tmp_path / "run").mkdir(mode=0o700)
     command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
     monitor = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
