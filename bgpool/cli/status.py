@@ -79,8 +79,23 @@ def _say_ready(statuses: Sequence[Status]) -> None:
         name = f"{status.host}: bg_id {status.bg_id!r}"
         if status.ready:
             print(f"{name} is ready for a switchover: {len(status.workers)} workers")
+            print(f"{name}: {_reconnections(status)}")
         for reason in status.missing:
             print(f"{name} is not ready: {reason}")
+
+
+def _reconnections(status: Status) -> str:
+    """What the pools of this host may ask of green when callers are released."""
+    sizes = sorted({worker.max_size for worker in status.workers if worker.max_size})
+    pools = " or ".join(map(str, sizes)) or "0"
+    most, green = status.totals.max_size, status.green_max_connections
+    text = f"at the release {len(status.workers)} processes (max_size {pools}) open up to {most} connections to green"
+    if green is None:
+        return f"{text}; how many it takes is not known yet"
+    text += f"; its max_connections is {green}, for all hosts"
+    if most <= green:
+        return text
+    return f"WARNING: {text}. Callers may time out: lower max_size or the number of processes, or raise max_connections"
 
 
 def _draw(statuses: Sequence[Status]) -> None:

@@ -129,24 +129,39 @@ def _workers(status: Status, most: int | None) -> Table:
     shown: Sequence[Worker] = status.workers
     if most is not None and len(shown) > most:
         shown = sorted(shown, key=_interest, reverse=True)[: max(0, most - 1)]
-    table = Table(box=None, pad_edge=False, header_style="dim", show_footer=len(status.workers) > 1, footer_style="dim")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+        show_footer=len(status.workers) > 1,
+        footer_style="dim",
+    )
     totals = status.totals
     table.add_column("pid", f"{totals.workers} in all", justify="right", min_width=8)
     table.add_column("snapshot", f"{totals.behind} behind" if totals.behind else "", justify="right", min_width=9)
-    for name in ("held", "in_use", "idle", "waiting", "drained", "cut"):
-        table.add_column(name.replace("_", " "), str(getattr(totals, name)), justify="right", min_width=5)
-    table.add_column("age", justify="right", min_width=7)
+    for name in ("held", "in_use", "idle", "waiting", "drained", "cut", "failed"):
+        table.add_column(name.replace("_", " "), str(getattr(totals, name)), justify="right", min_width=4)
+    table.add_column("longest", _hold(totals.longest_hold_ms), justify="right", min_width=7)
+    table.add_column("age", justify="right", min_width=6)
     for worker in shown:
         table.add_row(
             str(worker.pid),
             Text(f"{worker.behind} behind", "yellow") if worker.behind else "newest",
             Text(str(worker.held), "bold yellow" if worker.held else ""),
             *(str(figure) for figure in (worker.in_use, worker.idle, worker.waiting, worker.drained, worker.cut)),
+            str(worker.failed),
+            _hold(worker.longest_hold_ms),
             Text(f"{worker.age_s:.1f} s", "bold red" if worker.stale else ""),
         )
     if len(shown) < len(status.workers):
         table.add_row("...", f"{len(status.workers) - len(shown)} more")
     return table
+
+
+def _hold(ms: int) -> str:
+    """A longest hold; nothing where nobody was held."""
+    return f"{ms / 1000:.1f} s" if ms else ""
 
 
 def _interest(worker: Worker) -> tuple[bool, bool, int, int, int]:

@@ -64,6 +64,9 @@ class Moment:
     waiting: int
     drained: int
     cut: int
+    failed: int
+    longest_hold_ms: int
+    max_size: int
     taking_part: int
     outside: int
 
@@ -207,7 +210,16 @@ def _gist(status: Status) -> tuple[object, ...]:
     """What is worth a line when it changes. Connections come and go all the time."""
     monitor, totals = status.monitor, status.totals
     stale = sum(worker.stale for worker in status.workers)
-    told = (totals.workers, totals.behind, totals.held, totals.drained, totals.cut, totals.outside, stale)
+    told = (
+        totals.workers,
+        totals.behind,
+        totals.held,
+        totals.drained,
+        totals.cut,
+        totals.failed,
+        totals.outside,
+        stale,
+    )
     # Reasons tell ages, too.
     return status.phase, len(status.missing), monitor.state, monitor.pid, monitor.term, *told
 

@@ -56,12 +56,14 @@ class Answered:
     Attributes:
         read_only: It takes no writes: in recovery, or read-only by default.
         replica: It is a physical replica, in recovery.
+        max_connections: How many clients it takes, its max_connections; 0 where it did not say.
     """
 
     at: Instant
     role: Role
     read_only: bool
     replica: bool = False
+    max_connections: int = 0
 
 
 @dataclass(frozen=True, slots=True)

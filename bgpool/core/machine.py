@@ -187,6 +187,8 @@ def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
     snapshot = _with_read_only(snapshot, event.role, event.read_only)
     if event.role is Role.TARGET:
         snapshot = _note_green(snapshot, event)
+        if event.max_connections not in (0, snapshot.target_max_connections):
+            snapshot = replace(snapshot, target_max_connections=event.max_connections)
     return _look_for_takeover(snapshot, event.at, rules)
 
 

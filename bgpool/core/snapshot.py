@@ -79,6 +79,7 @@ class Snapshot:
         green_was_replica: Green was a physical replica before it was promoted, so that it has blue's transaction ids.
         green_was_read_only: Green took no writes before the switchover, so that its taking some tells something; None
             while it was not seen before.
+        target_max_connections: How many clients green takes; 0 while it was not seen.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
@@ -103,6 +104,7 @@ class Snapshot:
     target_read_only: bool | None = None
     green_was_read_only: bool | None = None
     green_was_replica: bool = False
+    target_max_connections: int = 0
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0

@@ -95,7 +95,7 @@ class Probe(threading.Thread):
 
     def _tell(self, answer: Answer) -> None:
         at = now()
-        self._events.put(Answered(at, self._role, answer.read_only, answer.replica))
+        self._events.put(Answered(at, self._role, answer.read_only, answer.replica, answer.max_connections))
         if answer.rows is not None:
             self._events.put(StatusRead(at, self._role, answer.rows, answer.servers))
         elif answer.missing:

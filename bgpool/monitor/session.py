@@ -29,6 +29,7 @@ class Answer:
     Attributes:
         read_only: It takes no writes.
         replica: It is a physical replica.
+        max_connections: How many clients it takes; 0 where it was not asked, because it has no metadata to show.
         rows: Its metadata; None where it has none to show or the question for them failed.
         servers: Ids of the servers of its side, the writer first; empty where the rows name the instances.
         missing: What was looked for and what would help, where there are no metadata to be seen.
@@ -41,6 +42,7 @@ class Answer:
     servers: tuple[str, ...] = ()
     missing: str = ""
     failure: str = ""
+    max_connections: int = 0
 
 
 class Session(Protocol):

@@ -64,6 +64,9 @@ class Worker:
         waiting: Callers that wait for a connection.
         drained: Connections that switchovers made unfit, since the process began.
         cut: Those of them that were still in use after the grace.
+        failed: Checkouts that ended with an error, since the process began.
+        longest_hold_ms: The longest hold of a caller since the process began; one that is under way counts.
+        max_size: Connections that its pools may have, without the pools outside.
         taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
             deployment's inventory is complete.
         outside: Pools whose endpoint is neither, so that a switchover passes them by.
@@ -80,6 +83,9 @@ class Worker:
     waiting: int
     drained: int
     cut: int
+    failed: int
+    longest_hold_ms: int
+    max_size: int
     taking_part: int
     outside: int
     age_s: float
@@ -89,7 +95,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What all workers of the host add up to; see Worker. *behind* counts those that have not caught up."""
+    """What all workers of the host add up to; see Worker. *behind* counts those that have not caught up.
+
+    *longest_hold_ms* is the longest of all.
+    """
 
     workers: int
     behind: int
@@ -99,6 +108,9 @@ class Totals:
     waiting: int
     drained: int
     cut: int
+    failed: int
+    longest_hold_ms: int
+    max_size: int
     taking_part: int
     outside: int
 
@@ -150,6 +162,7 @@ class Status:
         missing: What stands between this host and a switchover, in words; empty if it may begin.
         timer_ms: Until a switchover that is under way counts as over, negative afterwards; None while none is.
         offset_ms: Now, as in *events*; None while no switchover is under way.
+        green_max_connections: How many clients green takes (its max_connections); None while it is not known.
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
@@ -165,6 +178,7 @@ class Status:
     timer_ms: int | None
     offset_ms: int | None
     endpoints: tuple[Endpoint, ...]
+    green_max_connections: int | None
     workers: tuple[Worker, ...]
     events: tuple[Event, ...]
     last_switchover: LastSwitchover | None
@@ -187,8 +201,9 @@ class Status:
         figures = {
             f.name: sum(getattr(worker, f.name) for worker in self.workers)
             for f in dataclasses.fields(Totals)
-            if f.name not in ("workers", "behind")
+            if f.name not in ("workers", "behind", "longest_hold_ms")
         }
+        figures["longest_hold_ms"] = max((worker.longest_hold_ms for worker in self.workers), default=0)
         return Totals(len(self.workers), sum(worker.behind > 0 for worker in self.workers), **figures)
 
     def as_dict(self) -> dict[str, Any]:

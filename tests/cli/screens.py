@@ -30,8 +30,10 @@ READY = Status(
     timer_ms=None,
     offset_ms=None,
     endpoints=(Endpoint(f"ledger.{_ZONE}", 5432, ("10.0.1.17",), f"ledger-green-x1y2z3.{_ZONE}", ("10.0.2.41",)),),
+    green_max_connections=100,
     workers=tuple(
-        Worker(2088 + n, 0, 0, in_use, 4 - in_use, 0, 0, 0, 1, 0, 0.2, False) for n, in_use in enumerate((3, 1, 2, 4))
+        Worker(2088 + n, 0, 0, in_use, 4 - in_use, 0, 0, 0, 0, 0, 4, 1, 0, 0.2, False)
+        for n, in_use in enumerate((3, 1, 2, 4))
     ),
     events=(),
     last_switchover=LastSwitchover("2026-10-02T21:04:11.480Z", "rolled back", 4130, None, ""),
@@ -49,10 +51,10 @@ SWITCHING = replace(
     timer_ms=174_800,
     offset_ms=1420,
     workers=(
-        Worker(2088, 0, 6, 0, 0, 0, 5, 1, 1, 0, 0.1, False),
-        Worker(2089, 0, 4, 0, 0, 0, 4, 0, 1, 0, 0.1, False),
-        Worker(2090, 0, 5, 1, 0, 0, 4, 0, 1, 0, 0.1, False),
-        Worker(2091, 1, 0, 2, 2, 0, 0, 0, 1, 0, 5.2, True),
+        Worker(2088, 0, 6, 0, 0, 0, 5, 1, 0, 1420, 5, 1, 0, 0.1, False),
+        Worker(2089, 0, 4, 0, 0, 0, 4, 0, 2, 1380, 5, 1, 0, 0.1, False),
+        Worker(2090, 0, 5, 1, 0, 0, 4, 0, 0, 1410, 5, 1, 0, 0.1, False),
+        Worker(2091, 1, 0, 2, 2, 0, 0, 0, 0, 0, 5, 1, 0, 5.2, True),
     ),
     events=(
         Event("2026-11-25T14:12:18.123Z", -3790, "PREPARATION", ""),

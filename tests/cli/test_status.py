@@ -158,7 +158,10 @@ def test_a_wrong_call(bgpool_command: Command, options: list[str]) -> None:
 
 
 NUMBER, TEXT = (int, float), str
-FIGURES = ("held", "in_use", "idle", "waiting", "drained", "cut", "taking_part", "outside")
+FIGURES = (
+    *("held", "in_use", "idle", "waiting", "drained", "cut", "failed", "longest_hold_ms", "max_size"),
+    *("taking_part", "outside"),
+)
 SCHEMA: dict[str, Any] = {
     "bg_id": TEXT,
     "host": TEXT,
@@ -170,6 +173,7 @@ SCHEMA: dict[str, Any] = {
     "timer_ms": int,
     "offset_ms": int,
     "endpoints": [{"blue": TEXT, "port": int, "blue_addresses": [TEXT], "green": TEXT, "green_addresses": [TEXT]}],
+    "green_max_connections": int,
     "workers": [
         {
             **dict.fromkeys(("pid", "behind", *FIGURES), int),
@@ -203,6 +207,7 @@ def assert_fits(value: Any, schema: Any, where: str = "") -> None:
 
 def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_command: Command) -> None:
     start_worker(held=4)
+    hand.publish(target_max_connections=100)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED, Phase.PREPARATION):
         hand.enter(phase, "metadata" if phase is Phase.POST else "")
     done = bgpool_command("status", "--json")
@@ -210,6 +215,27 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
     (status,) = json.loads(done.stdout)
     assert_fits(status, SCHEMA)
     assert (status["phase"], status["endpoints"][0]["green"], status["totals"]["held"]) == ("PREPARATION", GREEN, 4)
+
+
+def test_reconnections_are_previewed(
+    hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
+) -> None:
+    for _ in range(2):
+        start_worker(max_size=10)
+    hand.publish(target_max_connections=20)
+    until_ready()
+    ready = f"{HOST}: bg_id 'ledger' is ready for a switchover: 2 workers\n"
+    wanted = "at the release 2 processes (max_size 10) open up to 20 connections to green"
+    text = f"{ready}{HOST}: bg_id 'ledger': {wanted}; its max_connections is 20, for all hosts\n"
+    assert bgpool_command("status", "--ready").stdout == text
+    hand.publish(target_max_connections=19)
+    until_ready()
+    done = bgpool_command("status", "--ready")
+    assert done.returncode == 0, "a pool need not be full"
+    assert f"WARNING: {wanted}; its max_connections is 19, for all hosts. Callers may time out: " in done.stdout
+    hand.publish(target_max_connections=0)
+    until_ready()
+    assert f"{wanted}; how many it takes is not known yet\n" in bgpool_command("status", "--ready").stdout
 
 
 @pytest.mark.usefixtures("hand")

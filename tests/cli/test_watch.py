@@ -87,7 +87,8 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     told = [json.loads(line) for line in watch.lines]
     assert list(told[0]) == [
         *("at", "bg_id", "phase", "event", "evidence", "offset_ms", "ready", "missing", "monitor"),
-        *("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut", "taking_part", "outside"),
+        *("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"),
+        *("failed", "longest_hold_ms", "max_size", "taking_part", "outside"),
     ]
     events = [(line["event"], line["evidence"]) for line in told if line["event"]]
     assert events == [("PREPARATION", ""), ("IN_PROGRESS", ""), ("POST", "green promoted"), ("COMPLETED", "DNS")]
@@ -336,6 +337,7 @@ def test_what_is_no_change() -> None:
         {"monitor": Monitor("silent", 2101, 3, 9.0)},
         {"workers": READY.workers[:3]},
         {"workers": (replace(READY.workers[0], held=1), *READY.workers[1:])},
+        {"workers": (replace(READY.workers[0], failed=1), *READY.workers[1:])},
         {"workers": (replace(READY.workers[0], stale=True), *READY.workers[1:])},
         {"workers": (replace(READY.workers[0], taking_part=0, outside=1), *READY.workers[1:])},
     ],
@@ -351,7 +353,7 @@ def test_a_line_can_be_taken_apart() -> None:
     assert str(moment) == (
         '2026-11-25T14:12:24.500Z bg_id="a \\"b\\"" phase=IN_PROGRESS event=POST evidence="green promoted" '
         "offset_ms=2587 ready=true monitor=alive workers=4 behind=1 held=15 in_use=3 idle=2 waiting=0 drained=13 cut=1 "
-        "taking_part=4 outside=0"
+        "failed=2 longest_hold_ms=1420 max_size=20 taking_part=4 outside=0"
     )
 
 

@@ -170,6 +170,7 @@ def test_every_state_of_the_metadata(server: Server, session: Open) -> None:
     answer = blue.ask()
     assert (answer.read_only, answer.replica, answer.servers, answer.missing) == (False, False, (), "")
     assert answer.rows is not None
+    assert answer.max_connections == server.execute("SELECT @@global.max_connections")[0][0]
     assert [(row.endpoint, row.port, row.status, row.version) for row in answer.rows] == [
         (BLUE, 3306, "AVAILABLE", "1.0"),
         (GREEN, 3306, "AVAILABLE", "1.0"),
@@ -260,8 +261,8 @@ def test_the_topology_has_the_writer_first_and_nobody_who_is_gone(server: Server
 
 
 def test_rows_of_any_type_and_of_no_table() -> None:
-    columns = ["bgpool_read_only", "port", "status", "endpoint", "role"]
-    rows = status_rows(columns, [(0, "3306", b"AVAILABLE", "db", None), (0, None, "x", "y", "z"), (0, *[None] * 4)])
+    columns = ["port", "status", "endpoint", "role"]
+    rows = status_rows(columns, [("3306", b"AVAILABLE", "db", None), (None, "x", "y", "z"), [None] * 4])
     assert [(row.endpoint, row.port, row.role, row.status, row.version) for row in rows] == [
         ("db", 3306, "", "AVAILABLE", "1.0"),
         ("y", 0, "z", "x", "1.0"),

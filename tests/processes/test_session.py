@@ -64,6 +64,7 @@ def test_every_state_of_the_metadata(pair: Pair, session: Open) -> None:
     answer = blue.ask()
     assert answer.rows is not None
     assert {row.status for row in answer.rows} == {"AVAILABLE"}
+    assert answer.max_connections == int(pair.blue.execute("SHOW max_connections")[0][0])
     assert answer.servers == pair.names.blue.server_ids
     break_metadata(director)
     answer = blue.ask()

@@ -57,6 +57,7 @@ def snapshot() -> Snapshot:
         phase=Phase.POST,
         epoch=3,
         ready=True,
+        target_max_connections=100,
         pinned=True,
         source_reading=Phase.IN_PROGRESS,
         hosts=(Host("blue", 5432, Role.SOURCE, ("10.0.0.1",)), Host("green", 5432, Role.TARGET, ("::1", "10.0.0.2"))),

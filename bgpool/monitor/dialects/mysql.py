@@ -60,7 +60,8 @@ _READ_ONLY: Final = "@@global.read_only OR @@global.innodb_read_only"
 # One question: a server whose table is empty still says whether it takes writes. All columns, whatever there are:
 # the table has two shapes. Source: sysown/proxysql, pull request 4992.
 _STATUS: Final = (
-    f"SELECT {_READ_ONLY} AS bgpool_read_only, t.* FROM (SELECT 1) AS one LEFT JOIN mysql.rds_topology AS t ON TRUE"
+    f"SELECT {_READ_ONLY} AS bgpool_read_only, @@global.max_connections AS bgpool_room, t.*"
+    " FROM (SELECT 1) AS one LEFT JOIN mysql.rds_topology AS t ON TRUE"
 )
 _NEEDED: Final = ("endpoint", "role", "status")
 
@@ -137,9 +138,11 @@ class MysqlSession:
         if absent:
             what = f"mysql.rds_topology has no {' and no '.join(absent)}, as in an RDS Multi-AZ DB cluster"
             raise _Missing(_remedy(dialect, what, "these are not supported"))
-        rows = status_rows(columns, found)
+        rows = status_rows(columns[2:], [values[2:] for values in found])
         servers = self._query(dialect.topology)[1] if dialect.topology and rows else []
-        return Answer(bool(found[0][0]), rows=rows, servers=tuple(_text(server) for (server,) in servers))
+        read_only, room, *_ = found[0]
+        ids = tuple(_text(server) for (server,) in servers)
+        return Answer(bool(read_only), rows=rows, servers=ids, max_connections=int(room))
 
     def _is_read_only(self) -> bool:
         return bool(self._query(f"SELECT {_READ_ONLY}")[1][0][0])
@@ -176,13 +179,13 @@ class MysqlSession:
 
 
 def status_rows(columns: Sequence[str], found: Sequence[Sequence[Any]]) -> tuple[StatusRow, ...]:
-    """The rows of the status table in *found*, whose first column is not the table's.
+    """The rows of the status table in *found*.
 
     Args:
         columns: All names, in lower case.
         found: As many values a row; a row of an empty table is all NULL.
     """
-    rows = (dict(zip(columns[1:], values[1:], strict=True)) for values in found)
+    rows = (dict(zip(columns, values, strict=True)) for values in found)
     return tuple(_row(row) for row in rows if any(value is not None for value in row.values()))
 
 

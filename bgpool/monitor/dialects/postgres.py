@@ -79,6 +79,8 @@ _LOOK: Final = """
 
 _STATE: Final = "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool"
 
+_ROOM: Final = "pg_catalog.current_setting('max_connections')::int"
+
 
 class PostgresSession:
     """One monitoring connection to a PostgreSQL server."""
@@ -133,17 +135,19 @@ class PostgresSession:
         try:
             # One question: a server without metadata still says whether it takes writes.
             found = self._connection.execute(
-                f"SELECT {_STATE}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
+                f"SELECT {_STATE}, {_ROOM}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
                 f" LEFT JOIN {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true"
             ).fetchall()
-            rows = tuple(_row(*columns) for _, _, *columns in found if any(column is not None for column in columns))
+            told = (columns for _, _, _, *columns in found)
+            rows = tuple(_row(*columns) for columns in told if any(column is not None for column in columns))
             servers = self._connection.execute(dialect.topology).fetchall() if dialect.topology and rows else []
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
             # Dropped or revoked since it was found: say so, and look again the next time.
             self._dialect = None
             raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
-        replica, read_only, *_ = found[0]
-        return Answer(replica or read_only, replica, rows, tuple(str(server) for (server,) in servers))
+        replica, read_only, room, *_ = found[0]
+        ids = tuple(str(server) for (server,) in servers)
+        return Answer(replica or read_only, replica, rows, ids, max_connections=room)
 
     def _state(self) -> tuple[bool, bool]:
         """Whether the server takes no writes, and whether it is a replica."""
