@@ -74,7 +74,7 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
     check_threads()
     if bg_id is not None:
         options["bg_id"] = bg_id
-    key = (dsn, _frozen(options))
+    key = (_frozen(dsn), _frozen(options))
     fork.notice()
     with _registry.lock:
         pool = _registry.pools.get(key)
@@ -131,6 +131,7 @@ def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
                 f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
                 f"pool's {', '.join(sorted(kind.OPTIONS))}"
             )
+        kind.OPTIONS[name](name, left[name])
     if is_monitor():
         # A module that asks the database while it loads must not keep the monitor waiting until a switchover is over.
         left = {**left, "timeout": MONITOR_CHECKOUT_S}

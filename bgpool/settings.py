@@ -91,7 +91,7 @@ def _bg_id(name: str, value: object) -> str:
 
 def _resolver(name: str, value: object) -> str:
     text = value.strip() if isinstance(value, str) else ""
-    if text != "system" and not text.startswith(("hosts:", "dns://")):
+    if "\0" in text or (text != "system" and not text.startswith(("hosts:", "dns://"))):
         raise ConfigurationError(f"{name}={value!r}: system, hosts:FILE or dns://HOST:PORT is allowed")
     return text
 

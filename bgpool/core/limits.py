@@ -193,6 +193,12 @@ MYSQL_READ_TIMEOUT_S: Final = 3600
 #: The same for sending a statement, in seconds: a server that does not read for so long is not going to.
 MYSQL_WRITE_TIMEOUT_S: Final = 60
 
+# -- pools' options ----------------------------------------------------------------------------------------------
+
+#: The longest time that an option of a pool may be, in seconds: a year, as PyMySQL's longest. threading.TIMEOUT_MAX,
+#: at which a wait raises OverflowError, is 292 years on 64-bit Linux.
+OPTION_SECONDS_MAX: Final = 31_536_000
+
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether there is a monitor while there is none, in seconds. Where there is one it

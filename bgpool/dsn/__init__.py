@@ -45,7 +45,9 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
     Raises:
         ConfigurationError: Anything that cannot be used; the text never holds the password.
     """
-    if not dsn or not dsn.strip():
+    if not isinstance(dsn, str):
+        raise ConfigurationError(f"dsn: a string is allowed, not {type(dsn).__name__}")
+    if not dsn.strip():
         raise ConfigurationError(
             "dsn: a postgresql:// or mysql:// URL or a libpq connection string is allowed, not an empty one"
         )

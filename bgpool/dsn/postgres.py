@@ -16,6 +16,7 @@ from bgpool.core.limits import (
     MONITOR_CONNECT_TIMEOUT_S,
     MONITOR_STATEMENT_TIMEOUT_S,
 )
+from bgpool.dsn.libpq import check_keywords, check_values, unknown_in_query
 from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, read_port, shown, take_password
 from bgpool.errors import ConfigurationError
 
@@ -39,7 +40,7 @@ def read(given: Given) -> Dsn:
     """
     defaults = _defaults()
     overrides = _checked(given.overrides, defaults)
-    params = _libpq_params(given.url)
+    params = _libpq_params(given.url, defaults)
     options = given.options
     static = options.get("kwargs")
     given_password = options.pop("password", None)
@@ -50,6 +51,12 @@ def read(given: Given) -> Dsn:
         # psycopg_pool would have it win over the one that is made, and the monitor take its repr for it.
         options["kwargs"] = {name: value for name, value in static.items() if name != "password"}
         given_password = static.get("password") if given_password is None else given_password
+        check_keywords(static, defaults, options.get("connection_class", psycopg.Connection))
+    elif static is not None and not callable(static):
+        raise ConfigurationError(
+            f"kwargs: a mapping of connection parameters, or a function that returns one, is allowed, "
+            f"not {type(static).__name__}"
+        )
     password = take_password("password", given_password, params)
     _check_place(params)
     _check_connect_timeout(params, "connect_timeout")
@@ -68,6 +75,8 @@ def read(given: Given) -> Dsn:
     host = str(place["host"] or place["hostaddr"] or "")
     port = read_port(place["port"] or _DEFAULT_PORT)
     monitoring = _monitoring_params(params, overrides)
+    check_values(params, _secrets())
+    check_values(monitoring, _secrets(), MONITORING_PREFIX)
     own = overrides.get("password")
     monitoring_password = password if own is None else take_password("monitoring password", own, monitoring)
     return Dsn(Engine.POSTGRESQL, host, port, params, monitoring, password, monitoring_password)
@@ -82,6 +91,11 @@ def _defaults() -> dict[str, str | None]:
         option.keyword.decode(): option.val.decode() if option.val is not None and option.dispchar != b"*" else None
         for option in pq.Conninfo.get_defaults()
     }
+
+
+def _secrets() -> frozenset[str]:
+    """The parameters that libpq itself does not show."""
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar == b"*")
 
 
 def _liveness(given: Mapping[str, Any]) -> dict[str, int]:
@@ -107,7 +121,7 @@ def _mode_of_root(params: Mapping[str, Any]) -> str | None:
     return "verify-full" if params.get("sslrootcert") == "system" else None
 
 
-def _libpq_params(url: str) -> dict[str, Any]:
+def _libpq_params(url: str, known: Collection[str]) -> dict[str, Any]:
     if "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
         # Before anything is quoted: what libpq takes for host and port is the beginning of a password then.
         _refuse()
@@ -115,7 +129,13 @@ def _libpq_params(url: str) -> dict[str, Any]:
         params = dict(conninfo.conninfo_to_dict(url))
     except (psycopg.Error, UnicodeError):
         # libpq's own message quotes the string, password and all.
-        _refuse()
+        unknown = unknown_in_query(url, known)
+        if unknown is None:
+            _refuse()
+        raise ConfigurationError(
+            f"dsn: unknown parameter {unknown!r}: allowed are libpq's connection parameters and the bg_ parameters; "
+            "the pool's options are keywords of get_pool"
+        ) from None
     if "service" in params:
         raise ConfigurationError(
             "dsn: service is not read; a host and a port are allowed, or the service in $PGSERVICE"

@@ -22,6 +22,7 @@ from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
+from bgpool.pools.options import Check
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
@@ -76,13 +77,13 @@ class Pool(ABC, Generic[C]):
     Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
 
     Attributes:
-        OPTIONS: The options of the driver's pool that get_pool passes on.
+        OPTIONS: The options of the driver's pool that get_pool passes on, each with its check.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
         participant: The process's part in the deployment.
         monitoring: What a monitor of the deployment could be started with; None for nothing.
     """
 
-    OPTIONS: ClassVar[frozenset[str]]
+    OPTIONS: ClassVar[Mapping[str, Check]]
     _recipe_class: ClassVar[type[Recipe]]
     _unit_class: ClassVar[type[Unit[Any, Any]]]
 

@@ -174,7 +174,7 @@ def test_options_are_passed_through_and_unknown_ones_refused(get_pool: MakePool)
     assert (pool.stats().driver["pool_min"], pool.stats().driver["pool_max"], pool.timeout) == (2, 3, 7.0)
     with pytest.raises(bgpool.ConfigurationError, match=r"'maxsize'.*max_size"):
         get_pool(maxsize=3)
-    with pytest.raises(bgpool.ConfigurationError, match="min_size cannot be negative"):
+    with pytest.raises(bgpool.ConfigurationError, match="min_size=-1: a whole number from 0"):
         get_pool(min_size=-1)
 
 

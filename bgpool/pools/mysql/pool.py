@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bgpool.pools import options
 from bgpool.pools.mysql.connection import MysqlConnection
-from bgpool.pools.mysql.recipe import OPTIONS, MysqlRecipe
+from bgpool.pools.mysql.recipe import MysqlRecipe
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.pool import Pool
 
@@ -13,7 +14,7 @@ __all__ = ["MysqlPool"]
 class MysqlPool(Pool[MysqlConnection]):
     """A pool of PyMySQL connections that goes through Blue/Green switchovers. Made by get_pool."""
 
-    OPTIONS = OPTIONS
+    OPTIONS = options.MYSQL
     _recipe_class = MysqlRecipe
     _unit_class = MysqlUnit
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import pymysql
 from pymysql.constants import CR
@@ -15,9 +14,7 @@ from bgpool.pools.mysql.session import with_session_reset
 from bgpool.pools.mysql.store import Store
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 
-__all__ = ["OPTIONS", "MysqlRecipe", "like"]
-
-OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self", "connector"}
+__all__ = ["MysqlRecipe", "like"]
 
 
 class MysqlRecipe(Recipe):

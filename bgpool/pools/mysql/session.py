@@ -7,10 +7,9 @@ from typing import Any, Final
 
 import pymysql
 
-__all__ = ["SESSION", "with_session_reset"]
+from bgpool.pools.options import RESET_SESSION
 
-#: The value of the option.
-SESSION: Final = "session"
+__all__ = ["with_session_reset"]
 
 #: COM_RESET_CONNECTION, which PyMySQL has no name for. Source: MySQL's and MariaDB's client/server protocol; since
 #: MySQL 5.7.3 and MariaDB 10.2.4.
@@ -19,7 +18,7 @@ _RESET_CONNECTION: Final = 0x1F
 
 def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
     """*options* of the store, whose ``reset="session"`` has become a function."""
-    if options.get("reset") != SESSION:
+    if options.get("reset") != RESET_SESSION:
         return dict(options)
     configure: Callable[[Any], object] | None = options.get("configure")
 

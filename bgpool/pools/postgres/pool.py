@@ -6,8 +6,9 @@ from typing import Any
 
 import psycopg
 
+from bgpool.pools import options
 from bgpool.pools.pool import Pool
-from bgpool.pools.postgres.recipe import OPTIONS, PostgresRecipe
+from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit
 
 __all__ = ["PostgresPool"]
@@ -16,7 +17,7 @@ __all__ = ["PostgresPool"]
 class PostgresPool(Pool[psycopg.Connection[Any]]):
     """A pool of psycopg connections that goes through Blue/Green switchovers. Made by get_pool."""
 
-    OPTIONS = OPTIONS
+    OPTIONS = options.POSTGRES
     _recipe_class = PostgresRecipe
     _unit_class = PostgresUnit
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from bgpool.pools.postgres.connection import SwitchoverAware, aware
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.session import with_session_reset
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 
-__all__ = ["OPTIONS", "PostgresRecipe", "like"]
-
-OPTIONS: Final = frozenset(inspect.signature(ConnectionPool.__init__).parameters) - {"self", "conninfo", "open"}
+__all__ = ["PostgresRecipe", "like"]
 
 
 class PostgresRecipe(Recipe):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from bgpool.pools.options import RESET_SESSION
 from bgpool.pools.postgres.connection import SwitchoverAware
 
-__all__ = ["SESSION", "with_session_reset"]
-
-#: The value of the option.
-SESSION: Final = "session"
+__all__ = ["with_session_reset"]
 
 #: Modes that psycopg keeps on its side of a connection.
 _MODES: Final = (
@@ -21,7 +19,7 @@ _MODES: Final = (
 
 def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
     """*options* of psycopg_pool's, whose ``reset="session"`` has become what psycopg_pool calls."""
-    if options.get("reset") != SESSION:
+    if options.get("reset") != RESET_SESSION:
         return dict(options)
     reset = _SessionReset(options.get("configure"))
     return {**options, "configure": reset.begin, "reset": reset.wipe}

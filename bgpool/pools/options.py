@@ -1,0 +1,102 @@
+"""The options of a driver's pool, checked when the pool is made instead of at its first checkout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Final
+
+import psycopg
+
+from bgpool.core.limits import OPTION_SECONDS_MAX
+from bgpool.errors import ConfigurationError
+
+__all__ = ["MYSQL", "POSTGRES", "RESET_SESSION", "Check"]
+
+#: Raises ConfigurationError for a value that the option of that name cannot have.
+Check = Callable[[str, object], None]
+
+#: The value of *reset* that wipes the session.
+RESET_SESSION: Final = "session"
+
+
+def _whole(least: int, *, or_none: bool = False) -> Check:
+    def check(name: str, value: object) -> None:
+        if value is None and or_none:
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            also = ", or None," if or_none else ""
+            raise ConfigurationError(f"{name}={value!r}: a whole number from {least}{also} is allowed")
+
+    return check
+
+
+def _seconds(*, above: bool = False, endless: bool = False) -> Check:
+    """A number of seconds: at least 0, or *above* 0; infinite if it may be *endless*."""
+
+    def check(name: str, value: object) -> None:
+        seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        fits = seconds > 0 if above else seconds >= 0
+        if not fits or (seconds > OPTION_SECONDS_MAX and not (endless and seconds == math.inf)):
+            least = "above 0" if above else "from 0"
+            also = ", or infinity," if endless else ""
+            raise ConfigurationError(
+                f"{name}={value!r}: a number of seconds {least} and up to {OPTION_SECONDS_MAX}{also} is allowed"
+            )
+
+    return check
+
+
+def _hook(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}={value!r}: a function, or None, is allowed")
+
+
+def _reset(name: str, value: object) -> None:
+    if value is not None and value != RESET_SESSION and not callable(value):
+        raise ConfigurationError(f"{name}={value!r}: a function, {RESET_SESSION!r} or None is allowed")
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r}: True or False is allowed")
+
+
+def _name(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ConfigurationError(f"{name}={value!r}: a string that is not empty, or None, is allowed")
+
+
+def _connection_class(name: str, value: object) -> None:
+    if not isinstance(value, type) or not issubclass(value, psycopg.Connection):
+        raise ConfigurationError(f"{name}={value!r}: psycopg.Connection or a subclass of it is allowed")
+
+
+def _unchecked(_name: str, _value: object) -> None:
+    """Checked where it is read, with the connection parameters."""
+
+
+#: What all pools have.
+MYSQL: Final[Mapping[str, Check]] = {
+    "min_size": _whole(0),
+    "max_size": _whole(1, or_none=True),
+    "timeout": _seconds(),
+    "max_waiting": _whole(0),
+    "max_lifetime": _seconds(above=True, endless=True),
+    "max_idle": _seconds(above=True),
+    "configure": _hook,
+    "check": _hook,
+    "reset": _reset,
+    "name": _name,
+}
+
+POSTGRES: Final[Mapping[str, Check]] = {
+    **MYSQL,
+    "reconnect_timeout": _seconds(endless=True),
+    "reconnect_failed": _hook,
+    "num_workers": _whole(1),
+    "close_returns": _flag,
+    "connection_class": _connection_class,
+    "kwargs": _unchecked,
+}

@@ -1,0 +1,122 @@
+"""What get_pool refuses: a driver would, too, but at the first checkout, or never."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+
+import bgpool
+from bgpool.pools import options
+from bgpool.pools.mysql.store import Store
+
+POSTGRES = "postgresql://app:s3cret@127.0.0.1:1/app"
+MYSQL = "mysql://app:s3cret@127.0.0.1:1/app"
+
+#: Values of other types, and out of their domain.
+WRONG: dict[str, tuple[object, ...]] = {
+    "min_size": ("1", 1.5, True, None, -1),
+    "max_size": ("1", 1.5, True, 0),
+    "timeout": ("30", None, math.nan, math.inf, -1, True),
+    "max_waiting": ("10", None, -1),
+    "max_lifetime": ("3600", None, 0, math.nan),
+    "max_idle": ("600", None, 0, math.inf),
+    "configure": (5, "SET x"),
+    "check": (True,),
+    "reset": (True, "everything"),
+    "name": (5, ""),
+}
+WRONG_POSTGRES: dict[str, tuple[object, ...]] = {
+    "reconnect_timeout": ("300", -1),
+    "reconnect_failed": (5,),
+    "num_workers": (1.5, 0),
+    "close_returns": ("no", 1, None),
+    "connection_class": (int, "Connection", None),
+    "kwargs": (1, "autocommit", {"autocomit": True}, {"autocommit": "yes"}, {"prepare_threshold": "5"},
+               {"dbname": "\0"}, {"dbname": "\udcff"}, {"row_factory": "dict"}, {"keepalives_idle": "soon"},
+               {"sslmode": "bogus"}),
+    "monitoring": (1, {"sslmode": "bogus"}, {"keepalives": "on"}),
+}  # fmt: skip
+BOTH: dict[str, tuple[object, ...]] = {"bg_run_dir": ("\0",), "bg_resolver": ("hosts:\0",)}
+
+
+def _cases() -> Iterator[tuple[str, str, object]]:
+    for dsn, wrong in ((POSTGRES, {**WRONG, **WRONG_POSTGRES, **BOTH}), (MYSQL, {**WRONG, **BOTH})):
+        for name, values in wrong.items():
+            for value in values:
+                yield dsn, name, value
+
+
+@pytest.mark.parametrize(("dsn", "name", "value"), list(_cases()))
+def test_a_wrong_type_or_value_is_refused_at_once(dsn: str, name: str, value: object) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match="allowed") as caught:
+        bgpool.get_pool(dsn, bg_id="options", **{name: value})
+    assert (next(iter(value)) if isinstance(value, dict) else name) in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dsn", [b"postgresql://h/db", 1, None, ["x"], {"host": "h"}])
+def test_a_dsn_is_text(dsn: Any) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=f"not {type(dsn).__name__}"):
+        bgpool.get_pool(dsn)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("sslmode=bogus", "bogus.*verify-full or|sslmode.*verify-full"),
+        ("target_session_attrs=bogus", "target_session_attrs.*bogus"),
+        ("max_size=5", "'max_size'.*keywords of get_pool"),
+        ("sslmod=require", "'sslmod'.*connection parameters"),
+        ("tcp_user_timeout=soon", "tcp_user_timeout=<str>"),
+    ],
+)
+def test_what_a_url_asks_for_is_named(query: str, text: str) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=text):
+        bgpool.get_pool(f"{POSTGRES}?{query}")
+
+
+def test_what_may_be_part_of_a_password_is_not_named() -> None:
+    for dsn in ("postgresql://app:top?s3cret=1", "postgresql://app:top/x?s3cret=1&y=@db/app"):
+        with pytest.raises(bgpool.ConfigurationError, match="cannot be read") as caught:
+            bgpool.get_pool(dsn)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_every_value_that_makes_sense_is_taken() -> None:
+    class Own(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+            return super().connect(conninfo, **kwargs)
+
+    for given in (
+        {"timeout": 0, "max_lifetime": math.inf, "reconnect_timeout": math.inf, "max_size": None, "check": None},
+        {"timeout": 0.5, "configure": print, "reset": print, "name": None, "connection_class": Own},
+        {"connection_class": Own, "kwargs": {"colour": "blue"}},
+        {"kwargs": {"autocommit": True, "prepare_threshold": None, "connect_timeout": "5", "row_factory": None}},
+        {"kwargs": {"sslmode": "disable", "keepalives": "1", "application_name": None}},
+        {"kwargs": dict},
+        {"kwargs": None, "reset": "session"},
+    ):
+        bgpool.get_pool(POSTGRES, bg_id="options", **given).close()
+
+
+def test_libpq_looks_at_values_and_connects_nowhere(monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Any) -> None:
+    secrets = tmp_path / "pgpass"
+    secrets.write_text("*:*:*:*:s3cret\n")
+    secrets.chmod(0o644)  # libpq would complain of it on standard error
+    monkeypatch.setenv("PGPASSFILE", str(secrets))
+    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
+    bgpool.get_pool("postgresql://db.example.com/app", bg_id="options").close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_every_option_of_the_drivers_has_a_check() -> None:
+    theirs = set(inspect.signature(psycopg_pool.ConnectionPool.__init__).parameters)
+    assert set(options.POSTGRES) == theirs - {"self", "conninfo", "open"}
+    assert set(options.MYSQL) == set(inspect.signature(Store.__init__).parameters) - {"self", "connector"}
