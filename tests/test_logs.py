@@ -55,7 +55,7 @@ def test_every_kind_of_line_is_documented() -> None:
     made = set()
     for _, call in calls():
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        where = {"log_fields": 0, "_fields": 0, "_complain": 0, "_notice": 3}.get(name)
+        where = {"log_fields": 0, "_fields": 0, "_complain": 0, "add_notice": 3, "_say": 2}.get(name)
         if where is not None and len(call.args) > where and isinstance(kind := call.args[where], ast.Constant):
             made.add(kind.value)
     table = DOCS.read_text(encoding="utf-8").split("| logger | `event` |")[1].split("\n\n")[0]

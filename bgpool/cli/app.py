@@ -13,6 +13,7 @@ import typer
 import bgpool
 from bgpool.cli import status as status_command
 from bgpool.core.engine import Engine
+from bgpool.core.events import Order
 from bgpool.plain_errors import ConfigurationError, Error, SegmentError
 from bgpool.segment.paths import Exhausted
 
@@ -71,6 +72,50 @@ def watch(
         raise _unusable(str(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+@app.command()
+def hold(
+    duration: Annotated[str, typer.Option("--for", metavar="SECONDS", help="1 to 3600; also 90s, 5m or 1h.")],
+    bg_id: _BgId = None,
+    run_dir: _RunDir = None,
+) -> None:
+    """Have every checkout on this host wait for a while: planned maintenance without a switchover. Closes nothing.
+
+    New transactions on connections in use wait, too; each caller as long as bg_connect_timeout_ms allows. Ends by
+    itself, with bgpool release, or when a switchover begins.
+
+    Exit status: 0 if callers are held; 1 if a switchover is under way; 2 if there is no living monitor, for a wrong
+    call, or a run directory that is not to be trusted.
+    """
+    _give(Order.HOLD, bg_id, run_dir, duration)
+
+
+@app.command()
+def release(bg_id: _BgId = None, run_dir: _RunDir = None) -> None:
+    """Stop holding callers on this host: end bgpool hold, or let blue's callers go by name in a switchover.
+
+    In a switchover nobody is held from then on until it is over, an hour at most. Green's endpoints are held and
+    refused as before.
+
+    Exit status: 0 if nobody is held; 2 if there is no living monitor, for a wrong call, or a run directory that is not
+    to be trusted.
+    """
+    _give(Order.RELEASE, bg_id, run_dir)
+
+
+def _give(order: Order, bg_id: str | None, run_dir: Path | None, duration: str | None = None) -> None:
+    from bgpool.cli import order as command
+
+    try:
+        seconds = command.read_duration(duration) if duration is not None else 0
+        answer = command.give(order, bg_id, run_dir, seconds)
+    except Error as error:
+        raise _unusable(str(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(answer.text, err=not answer.done)
+    raise typer.Exit(0 if answer.done else 1)
 
 
 @app.command()

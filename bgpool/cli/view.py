@@ -84,6 +84,9 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
         yield "" if number else "not as", Text(plain(text))
     for number, reason in enumerate(status.missing):
         yield "" if number else "missing", Text(plain(reason), "yellow")
+    if status.by_hand is not None:
+        left = f"{status.by_hand.order} until {status.by_hand.until}, {status.by_hand.left_ms / 1000:.0f} s left"
+        yield "by hand", Text(left, "bold yellow")
     if status.timer_ms is not None:
         yield "timer", Text(_timer(status.timer_ms / 1000))
     for number, endpoint in enumerate(status.endpoints):

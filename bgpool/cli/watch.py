@@ -22,7 +22,7 @@ from bgpool.plain_errors import ConfigurationError
 from bgpool.report import Deployment, Event, Status, find
 from bgpool.segment.reader import Reader
 
-__all__ = ["Moment", "moments", "run"]
+__all__ = ["Moment", "moments", "run", "the_one"]
 
 
 #: Between two looks at the workers while nothing is published, in seconds; in a switchover as often as they speak.
@@ -125,8 +125,12 @@ def _outcome(first: Status | None, now: Status) -> int | None:
     return ROLLED_BACK if any(event.event == CREATED_AGAIN for event in new) else None
 
 
-def _the_one(found: Sequence[Deployment]) -> Deployment:
-    """The deployment that is meant where none is named: what is in use comes before what others have left behind."""
+def the_one(found: Sequence[Deployment]) -> Deployment:
+    """The deployment that is meant where none is named: what is in use comes before what others have left behind.
+
+    Raises:
+        ConfigurationError: There are several.
+    """
     statuses = [deployment.status() for deployment in found]
     used = [
         deployment
@@ -156,7 +160,7 @@ class _Follower:
             found = find(self._bg_id, self._run_dir)
             if not found:
                 return None
-            self._deployment = _the_one(found)
+            self._deployment = the_one(found)
             self._reader = Reader(self._deployment.files)
         # Before the look: what is published after it ends the next wait at once.
         self._reader.check_path()

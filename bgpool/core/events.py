@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from bgpool.core.phase import Role
 
@@ -15,6 +16,8 @@ __all__ = [
     "MetadataAbsent",
     "MetadataFailed",
     "Nudged",
+    "Order",
+    "Ordered",
     "ProbeFailed",
     "Resolved",
     "StatusRead",
@@ -139,6 +142,26 @@ class Nudged:
     at: Instant
 
 
+class Order(Enum):
+    """What an operator can order by hand; the value is the command's name."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An operator has given an order.
+
+    Attributes:
+        until_ns: When it ends by itself, on the monotonic clock.
+    """
+
+    at: Instant
+    order: Order
+    until_ns: int
+
+
 Event = (
     Tick
     | Answered
@@ -149,4 +172,5 @@ Event = (
     | Resolved
     | CertificateRenewed
     | Nudged
+    | Ordered
 )

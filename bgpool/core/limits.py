@@ -183,6 +183,14 @@ KEEPALIVE_COUNT: Final = 3
 #: not ask while it does. Source: behaviour.md, a dead network is noticed within 30 s.
 TCP_USER_TIMEOUT_MS: Final = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_COUNT)
 
+#: The longest time for which an operator's order stands, in seconds. Every reader ends it by its own clock: a monitor
+#: that dies, or an operator who forgets it, leaves nothing behind.
+ORDER_S: Final = 3600
+
+#: How long `bgpool hold` and `bgpool release` wait for the monitor to take the order, in seconds, and how old an order
+#: may be that it takes: longer than a monitor that is killed or hangs just then takes to be replaced.
+ORDER_WAIT_S: Final = 8.0
+
 # -- MySQL -------------------------------------------------------------------------------------------------------
 
 #: The end of every wait for an answer on an application's connection, in seconds, unless the user says otherwise. Not

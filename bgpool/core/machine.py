@@ -23,18 +23,21 @@ from bgpool.core.events import (
     MetadataAbsent,
     MetadataFailed,
     Nudged,
+    Ordered,
     ProbeFailed,
     Resolved,
     StatusRead,
     Tick,
 )
-from bgpool.core.limits import ENDPOINTS, NOTICE_CHARS, NOTICES, TIMELINE_EVENTS
+from bgpool.core.limits import ENDPOINTS
+from bgpool.core.orders import expire, obey
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
-from bgpool.core.snapshot import Notice, Snapshot, TimelineEntry
+from bgpool.core.records import add_entry, add_notice
+from bgpool.core.snapshot import EPOCH_OF_DECISION, EPOCH_OF_TIMER, Snapshot
 from bgpool.core.suspicion import allay, suspect
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, TIMER, summary_table
 
-__all__ = ["EPOCH_OF_DECISION", "TRANSITIONS", "Rules", "Signal", "leave_blind", "step"]
+__all__ = ["TRANSITIONS", "Rules", "Signal", "leave_blind", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,6 @@ _REPORTED: Final = {
     Phase.IN_PROGRESS: Signal.STARTED,
     Phase.POST: Signal.PROMOTED,
 }
-
-#: How far the epoch rises at a decision of the monitor, and at the running out of the timer, which is anybody's.
-EPOCH_OF_DECISION: Final = 2
-EPOCH_OF_TIMER: Final = 1
 
 #: What the timeline says told of a phase that several things can tell of.
 _EVIDENCE: Final[Mapping[Signal, str]] = {
@@ -131,14 +130,15 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
     snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
-    return allay(sightings.note(_take(snapshot, event, rules), event), event)
+    snapshot = allay(sightings.note(_take(snapshot, event, rules), event), event)
+    return expire(snapshot, event.at)
 
 
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
     """*snapshot* as a monitor leaves it whose parameters show it nothing, so that others are tried."""
     mine = snapshot.sightings[-1]
     text = f"{mine.parameters}: {mine.sight.text}; the next monitor tries the parameters of another pool"
-    return _notice(sightings.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
+    return add_notice(sightings.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
 
 
 def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
@@ -161,6 +161,8 @@ def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
             return _resolved(snapshot, event, rules)
         case Nudged():
             return suspect(snapshot, event)
+        case Ordered():
+            return obey(snapshot, event)
 
 
 # -- facts -------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def _begin_to_watch(snapshot: Snapshot, at: Instant) -> Snapshot:
     """The first row of the summary: when it was seen that there is no deployment, or not yet."""
     if snapshot.phase is not Phase.NOT_CREATED or snapshot.timeline:
         return snapshot
-    return _timeline(snapshot, at, Phase.NOT_CREATED.name)
+    return add_entry(snapshot, at, Phase.NOT_CREATED.name)
 
 
 def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
@@ -180,7 +182,7 @@ def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
         f"switchover still {snapshot.phase.name} after bg_switchover_timeout_ms="
         f"{rules.switchover_timeout_ms}; taking it as completed"
     )
-    return _signal(_notice(snapshot, logging.WARNING, "switchover", "timed_out", text), Signal.TIMED_OUT, at, rules)
+    return _signal(add_notice(snapshot, logging.WARNING, "switchover", "timed_out", text), Signal.TIMED_OUT, at, rules)
 
 
 def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
@@ -219,11 +221,11 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
         return snapshot
     if row.version != "1.0":
         text = f"metadata version {row.version!r} is not known, reading it as 1.0"
-        snapshot = _notice(snapshot, logging.WARNING, "monitor", "unknown_version", text)
+        snapshot = add_notice(snapshot, logging.WARNING, "monitor", "unknown_version", text)
     reading = PHASE_OF_STATUS.get(row.status.strip().upper())
     if reading is None:
         text = f"status {row.status!r} is not known and changes nothing; known are {', '.join(PHASE_OF_STATUS)}"
-        return _notice(snapshot, logging.WARNING, "monitor", "unknown_status", text)
+        return add_notice(snapshot, logging.WARNING, "monitor", "unknown_status", text)
     # The phase first: a deployment's first reading clears what an earlier deployment left.
     before = snapshot.reading(event.role)
     snapshot = _with_reading(snapshot, event.role, reading)
@@ -248,14 +250,14 @@ def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, 
 
 def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.NOT_CREATED:
-        snapshot = _notice(snapshot, logging.INFO, "monitor", "no_metadata", event.remedy)
+        snapshot = add_notice(snapshot, logging.INFO, "monitor", "no_metadata", event.remedy)
     return _withdrawn(snapshot, event.role, event.at, rules)
 
 
 def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
     """No news, of a server that is there."""
     text = f"{event.role.colour} does not tell the monitor its metadata: {event.error}"
-    return _notice(snapshot, logging.WARNING, "monitor", "metadata_failed", text)
+    return add_notice(snapshot, logging.WARNING, "monitor", "metadata_failed", text)
 
 
 def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snapshot:
@@ -264,7 +266,7 @@ def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snaps
     if snapshot.phase in SWITCHING:
         return snapshot
     text = f"{event.role.colour} does not answer the monitor: {event.error}"
-    return _notice(snapshot, logging.WARNING, "monitor", "no_answer", text)
+    return add_notice(snapshot, logging.WARNING, "monitor", "no_answer", text)
 
 
 def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: Rules) -> Snapshot:
@@ -272,7 +274,7 @@ def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: R
         return snapshot
     snapshot = replace(snapshot, certified=(*snapshot.certified, event.host)[-ENDPOINTS:])
     if snapshot.all_certified:
-        snapshot = _timeline(snapshot, event.at, "Green host certificates changed")
+        snapshot = add_entry(snapshot, event.at, "Green host certificates changed")
     return _unpin(snapshot, event.at, rules)
 
 
@@ -296,11 +298,11 @@ def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
         if rules.release_on_blue_dns_update:
             # Before it is recorded: overdue is a switchover of which nothing was.
             snapshot = _signal(snapshot, Signal.BLUE_MOVED, event.at, rules)
-        snapshot = _timeline(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
+        snapshot = add_entry(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
     green = [host.name for host in snapshot.hosts_of(Role.TARGET)]
     gone = bool(green) and all(event.addresses.get(name) == () for name in green)
     if gone and not snapshot.green_gone and snapshot.phase >= Phase.POST:
-        snapshot = _timeline(replace(snapshot, green_gone=True), event.at, "Green DNS removed")
+        snapshot = add_entry(replace(snapshot, green_gone=True), event.at, "Green DNS removed")
     return _unpin(snapshot, event.at, rules)
 
 
@@ -331,12 +333,18 @@ def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Sn
 def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
     before = snapshot.phase
     if phase is Phase.NOT_CREATED:
-        fresh = Snapshot(snapshot.bg_id, epoch=snapshot.epoch, notices=snapshot.notices, sightings=snapshot.sightings)
+        fresh = Snapshot(
+            snapshot.bg_id,
+            epoch=snapshot.epoch,
+            hold_until_ns=snapshot.hold_until_ns,
+            notices=snapshot.notices,
+            sightings=snapshot.sightings,
+        )
         return _begin_to_watch(fresh, at)
     snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase, signal))
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
-        return _summarise(_timeline(snapshot, at, CREATED_AGAIN))
+        return _summarise(add_entry(snapshot, at, CREATED_AGAIN))
     if before is Phase.CREATED or phase in (Phase.CREATED, Phase.PREPARATION):
         # Wherever a switchover is first seen; a late release of the one before is none.
         snapshot = _begin_anew(snapshot, before)
@@ -349,7 +357,7 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
         pinned = snapshot.pinned and not snapshot.blue_moved
         snapshot = replace(snapshot, pinned=pinned, deadline_ns=0)
     evidence = _EVIDENCE.get(signal, "") if phase >= Phase.POST else ""
-    snapshot = _timeline(snapshot, at, phase.name, evidence)
+    snapshot = add_entry(snapshot, at, phase.name, evidence)
     return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
 
 
@@ -376,6 +384,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
             source_reading=snapshot.source_reading,
             target_reading=snapshot.target_reading,
             source_read_only=snapshot.source_read_only,
+            hold_until_ns=snapshot.hold_until_ns,
             notices=snapshot.notices,
             sightings=snapshot.sightings,
         )
@@ -396,14 +405,14 @@ def _check_ready(snapshot: Snapshot) -> Snapshot:
         f"{twin} ({', '.join(inventory.addresses(snapshot, twin))})"
         for name, twin in snapshot.twins
     )
-    return _notice(snapshot, logging.INFO, "switchover", "ready", f"ready for a switchover: {pairs}")
+    return add_notice(snapshot, logging.INFO, "switchover", "ready", f"ready for a switchover: {pairs}")
 
 
 def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:
     name = parse_endpoint(endpoint)
     if snapshot.renamed or snapshot.phase < Phase.POST or name is None or name.is_green:
         return snapshot
-    return _timeline(replace(snapshot, renamed=True), at, "Green topology changed")
+    return add_entry(replace(snapshot, renamed=True), at, "Green topology changed")
 
 
 def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
@@ -443,21 +452,6 @@ def _changed(snapshot: Snapshot, **changes: bool | None) -> Snapshot:
     return snapshot if same else replace(snapshot, **changes)  # type: ignore[arg-type]  # fields that are flags
 
 
-def _timeline(snapshot: Snapshot, at: Instant, event: str, evidence: str = "") -> Snapshot:
-    entry = TimelineEntry(at.mono_ns, at.wall_ns, event, evidence)
-    return replace(snapshot, timeline=(*snapshot.timeline, entry)[-TIMELINE_EVENTS:])
-
-
 def _summarise(snapshot: Snapshot) -> Snapshot:
     table = summary_table(snapshot.timeline)
-    return _notice(snapshot, logging.INFO, "switchover", "summary", "\n" + table, once=False)
-
-
-def _notice(snapshot: Snapshot, level: int, logger: str, event: str, text: str, *, once: bool = True) -> Snapshot:
-    """Have *text* logged; with *once*, unless it is among the last lines already."""
-    text = text[:NOTICE_CHARS]
-    if once and any(notice.text == text for notice in snapshot.notices):
-        return snapshot
-    number = snapshot.notices[-1].number + 1 if snapshot.notices else 1
-    notice = Notice(number, level, f"bgpool.{logger}", text, event)
-    return replace(snapshot, notices=(*snapshot.notices, notice)[-NOTICES:])
+    return add_notice(snapshot, logging.INFO, "switchover", "summary", "\n" + table, once=False)

@@ -95,8 +95,15 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
         suspend_new: Hold new blue connections in IN_PROGRESS instead of routing them to blue's recorded address.
 
     Source:
-        The phase table of docs/phases.md, row by row.
+        The phase table of docs/phases.md, row by row, and its section on orders by hand.
     """
+    decision = _decide(snapshot, host, purpose, suspend_new=suspend_new)
+    held = snapshot.hold_until_ns and purpose is Purpose.CHECKOUT and decision.action is not Action.REJECT
+    # Of every pool: without a deployment nobody knows whose endpoint is blue's.
+    return Decision(Action.HOLD, decision.epoch) if held else decision
+
+
+def _decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool) -> Decision:
     mine = snapshot.host(host)
     if mine is None:
         return PASS
@@ -104,10 +111,13 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
     if rules is None:
         return Decision(Action.PASS, snapshot.epoch)
     rule = rules[purpose]
-    if snapshot.suspected_until_ns and mine.role is _BLUE:
+    released = bool(snapshot.release_until_ns) and mine.role is _BLUE
+    if released and snapshot.phase is not Phase.POST:
+        rule = _Rule.PASS
+    elif snapshot.suspected_until_ns and mine.role is _BLUE:
         # PREPARATION, and blue has begun to cut: what would be opened or used now would be cut, too.
         rule = _Rule.HOLD
-    if suspend_new and snapshot.phase is Phase.IN_PROGRESS and purpose is Purpose.CONNECT:
+    elif suspend_new and snapshot.phase is Phase.IN_PROGRESS and purpose is Purpose.CONNECT:
         rule = _Rule.HOLD
     if rule is _Rule.PASS or (rule is _Rule.UNLESS_GONE and snapshot.green_gone):
         return Decision(Action.PASS, snapshot.epoch)
@@ -120,7 +130,7 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
     target = mine if rule is _Rule.TO_BLUE else snapshot.twin(host)
     if target is not None and target.addresses:
         return Decision(Action.ROUTE, snapshot.epoch, target.addresses, names_now(snapshot, target, mine.name))
-    return Decision(Action.HOLD if rule is _Rule.TO_GREEN else Action.PASS, snapshot.epoch)
+    return Decision(Action.HOLD if rule is _Rule.TO_GREEN and not released else Action.PASS, snapshot.epoch)
 
 
 class Names(NamedTuple):

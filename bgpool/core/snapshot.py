@@ -7,11 +7,16 @@ whether the timer has run out steps the same snapshot with its own clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from bgpool.core.phase import Phase, Role
 from bgpool.core.sightings import Sighting
 
-__all__ = ["Host", "Notice", "Snapshot", "TimelineEntry"]
+__all__ = ["EPOCH_OF_DECISION", "EPOCH_OF_TIMER", "Host", "Notice", "Snapshot", "TimelineEntry"]
+
+#: How far the epoch rises at a decision of the monitor, and at the running out of the timer, which is anybody's.
+EPOCH_OF_DECISION: Final = 2
+EPOCH_OF_TIMER: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,10 @@ class Snapshot:
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
         suspected_until_ns: Until when callers are held because blue has cut a connection in PREPARATION, and the
             switchover may have begun unread; on the monotonic clock, 0 for no such suspicion.
+        hold_until_ns: Until when an operator has every checkout wait, on the monotonic clock; 0 for no such order.
+            Never during a switchover.
+        release_until_ns: Until when an operator lets blue's callers go on where the switchover would hold them; on the
+            monotonic clock, 0 for no such order. Only during a switchover.
         sightings: What monitors' parameters have let them see; the last one is that of the monitor at hand.
     """
 
@@ -109,6 +118,8 @@ class Snapshot:
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0
     suspected_until_ns: int = 0
+    hold_until_ns: int = 0
+    release_until_ns: int = 0
     timeline: tuple[TimelineEntry, ...] = ()
     notices: tuple[Notice, ...] = ()
     sightings: tuple[Sighting, ...] = ()

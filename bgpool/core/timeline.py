@@ -9,7 +9,18 @@ from typing import Final
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 
-__all__ = ["CREATED_AGAIN", "DNS", "METADATA", "TIMER", "describe", "summary_table", "zero_ns"]
+__all__ = [
+    "CREATED_AGAIN",
+    "DNS",
+    "HELD_BY_HAND",
+    "HOLD_OVER",
+    "METADATA",
+    "RELEASED_BY_HAND",
+    "TIMER",
+    "describe",
+    "summary_table",
+    "zero_ns",
+]
 
 #: The last event of a switchover that went back to blue.
 CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
@@ -19,6 +30,11 @@ METADATA: Final = "metadata"
 DNS: Final = "DNS"
 #: That of a switchover that counts as over because its time was up: nothing has shown that green was promoted.
 TIMER: Final = "timer"
+
+#: What an operator has ordered, and the end of a hold; the evidence of the first is for how long, of the second, why.
+HELD_BY_HAND: Final = "Held by hand"
+HOLD_OVER: Final = "Hold by hand over"
+RELEASED_BY_HAND: Final = "Released by hand"
 
 _RULE = "-" * 82
 
@@ -31,7 +47,7 @@ def describe(entry: TimelineEntry) -> str:
 
 def zero_ns(timeline: Sequence[TimelineEntry]) -> int:
     """The moment that offsets count from, on the monotonic clock; *timeline* is not empty."""
-    rolled_back = timeline[-1].event == CREATED_AGAIN
+    rolled_back = any(entry.event == CREATED_AGAIN for entry in timeline)
     order = (Phase.PREPARATION.name,) if rolled_back else (Phase.IN_PROGRESS.name, Phase.PREPARATION.name)
     return next((e.mono_ns for name in order for e in timeline if e.event == name), timeline[0].mono_ns)
 

@@ -1,4 +1,4 @@
-"""The bell that workers ring when the server cuts a connection: the monitor hears it within a millisecond."""
+"""The bell that workers ring when the server cuts a connection, and operators: the monitor hears it within a ms."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import queue
 import threading
 from typing import Final
 
-from bgpool.core.events import Event, Nudged
-from bgpool.core.limits import NUDGE_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.events import Event, Nudged, Ordered
+from bgpool.core.limits import NUDGE_INTERVAL_S, ORDER_WAIT_S, WATCH_INTERVAL_S
 from bgpool.errors import SegmentError
 from bgpool.monitor.probe import now
+from bgpool.segment.orders import unpack
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table
 
@@ -27,17 +28,29 @@ class Bell(threading.Thread):
     def run(self) -> None:
         """Listen for ever."""
         table: Table | None = None
-        seen_ns = 0
+        seen_ns = order = 0
         while True:
             if table is None or not table.is_in_place(self._files):
                 table = self._open()
                 seen_ns = table.bell[0] if table is not None else 0
+                order = 0
             if table is None:
                 threading.Event().wait(WATCH_INTERVAL_S)
-            elif table.wait_rung(seen_ns, WATCH_INTERVAL_S):
+                continue
+            # Before the nudge that comes with it, and at the beginning: the monitor before may not have heard of it.
+            if table.order[0] != order:
+                order = table.order[0]
+                self._tell(order)
+            if table.wait_rung(seen_ns, WATCH_INTERVAL_S):
                 seen_ns = table.bell[0]
                 self._events.put(Nudged(now()))
                 threading.Event().wait(NUDGE_INTERVAL_S)
+
+    def _tell(self, word: int) -> None:
+        """Pass an order on, unless it is so old that whoever gave it waits no more."""
+        at, given = now(), unpack(word)
+        if given is not None and 0 <= at.mono_ns - given.at_ns <= ORDER_WAIT_S * 1e9:
+            self._events.put(Ordered(at, given.order, given.until_ns))
 
     def _open(self) -> Table | None:
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import SWITCHING, Phase
-from bgpool.core.snapshot import Snapshot
-from bgpool.core.timeline import zero_ns
+from bgpool.core.snapshot import Snapshot, TimelineEntry
+from bgpool.core.timeline import CREATED_AGAIN, HELD_BY_HAND, HOLD_OVER, zero_ns
 from bgpool.plain_errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
@@ -50,9 +50,17 @@ def record(snapshot: Snapshot) -> dict[str, Any] | None:
                 "event": entry.event,
                 "evidence": entry.evidence,
             }
-            for entry in snapshot.timeline
+            for entry in _story(snapshot.timeline)
         ],
     }
+
+
+def _story(timeline: Sequence[TimelineEntry]) -> list[TimelineEntry]:
+    """*timeline* without what an operator has held after the end: that belongs to no switchover."""
+    end = max(
+        (n for n, entry in enumerate(timeline) if entry.event in (Phase.COMPLETED.name, CREATED_AGAIN)), default=0
+    )
+    return [entry for n, entry in enumerate(timeline) if n <= end or entry.event not in (HELD_BY_HAND, HOLD_OVER)]
 
 
 def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = lambda: True) -> None:

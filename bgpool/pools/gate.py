@@ -115,7 +115,7 @@ class Gate:
                     raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    waited = f"was held for {time.monotonic() - started:.1f} s and the switchover has not passed; "
+                    waited = f"was held for {time.monotonic() - started:.1f} s {_reason(reading)}; "
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
@@ -173,9 +173,20 @@ class Gate:
     def _until_timer_s(self, reading: Reading) -> float:
         """Until a timer of *reading* runs out, so that no hold outlasts it even where no monitor lives."""
         snapshot = reading.snapshot
-        ends = (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ()
+        ends: tuple[int, ...] = ()
+        if snapshot is not None:
+            ends = (snapshot.deadline_ns, snapshot.suspected_until_ns, snapshot.hold_until_ns)
         now_ns = time.monotonic_ns()
         return max(0.001, min((end - now_ns for end in ends if end), default=3600 * 10**9) / 1e9)
 
     def _is_closed(self) -> bool:
         return self.closed
+
+
+def _reason(reading: Reading) -> str:
+    """Why whoever is held by *reading* was."""
+    snapshot = reading.snapshot
+    if snapshot is not None and snapshot.hold_until_ns:
+        left_s = max(0.0, (snapshot.hold_until_ns - time.monotonic_ns()) / 1e9)
+        return f"by an operator's order (bgpool hold), which ends in {left_s:.0f} s"
+    return "and the switchover has not passed"

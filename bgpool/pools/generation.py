@@ -20,10 +20,9 @@ from typing import Any, Final
 
 from bgpool import sockets
 from bgpool.core.limits import CONNECTS_PER_CORE, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
-from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
@@ -37,7 +36,8 @@ class Generation:
 
     Attributes:
         epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
-        live: A word, 0 once a statement must stop and think before it is sent; the kernel makes it so in a child.
+        live: A word, 0 while a statement must stop and think before it is sent; the kernel makes it so in a child.
+        drained: A switchover has made the connections unfit, for good unless it is rolled back.
         inner: The driver's pool.
         keep: Its way to take a connection back that is fit to be used again.
         switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
@@ -66,13 +66,14 @@ class Generation:
         self.epoch = epoch
         self.live: Final = parents_word(1)
         self._pid: Final = os.getpid()
-        self.retired = self.switching = False
+        self.retired = self.switching = self.drained = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = recipe.make_inner(self)
         self.keep: Final[Callable[[Any], None]] = self.inner.keep
 
     def __repr__(self) -> str:
-        state = "inherited" if self.inherited else "retired" if self.retired else "live" if self.live[0] else "draining"
+        states = {"inherited": self.inherited, "retired": self.retired, "draining": self.drained}
+        state = next((name for name, is_so in states.items() if is_so), "live" if self.live[0] else "held")
         return f"<Generation epoch={self.epoch} {state} connections={self.connections()}>"
 
     @property
@@ -164,7 +165,7 @@ class Generation:
 
     def take_closed(self, connection: Aware) -> None:
         """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
-        usable = self.live[0] and not connection.bgpool_unfit
+        usable = not self.drained and not connection.bgpool_unfit
         heir = connection.bgpool_pass_on() if usable else None
         if heir is None:
             self._replace(connection)
@@ -203,6 +204,16 @@ class Generation:
         """Retire, with *timeout_s* seconds for all threads of the driver's pool together."""
         self.retire(timeout_s / self.inner.num_workers)
 
+    def hold(self, *, held: bool) -> None:
+        """Have new transactions on these connections wait, or go on, as an operator orders."""
+        if not self.drained:
+            self.live[0] = not held
+
+    def drain(self) -> None:
+        """Have new transactions on these connections wait for the switchover to pass."""
+        self.drained = True
+        self.live[0] = 0
+
     def cut(self) -> int:
         """Cut the connections that are still in use, at the socket; how many."""
         with self._lock:
@@ -233,10 +244,23 @@ class Generation:
         except Exception as error:
             gate.tally.count_error(error)
             raise
-        if self.was_rolled_back(reading.snapshot):
+
+        if self.was_rolled_back(reading.snapshot) or not (self.drained or self.is_unfit(gate.snapshot(reading))):
             return
         text = gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
         raise self._counted(None, SwitchoverInterrupted, text)
+
+    def is_unfit(self, snapshot: Snapshot | None) -> bool:
+        """Whether these connections must not be handed out under *snapshot*."""
+        if snapshot is None:
+            return False
+        if snapshot.host(self._recipe.endpoint.name) is None and (self.epoch is None or self.switching):
+            # The deployment went away in a switchover whose end this process has not seen: it was frozen, say.
+            return self.epoch is not None
+        if self.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
+            # Opened before the first snapshot was there; nothing has moved since.
+            self.epoch = snapshot.epoch
+        return self.epoch != snapshot.epoch
 
     def was_rolled_back(self, snapshot: Snapshot | None) -> bool:
         """Whether the switchover that drained this generation, and no other since, went back to blue."""
@@ -255,7 +279,7 @@ class Generation:
 
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""
-        return not self.live[0] or self._recipe.gate.switching_or(self.switching)
+        return self.drained or self.inherited or self._recipe.gate.switching_or(self.switching)
 
     def explain_cut(self, error: Exception, doubt: str) -> Exception:
         """What a connection broken by a switchover means for the caller; *doubt* is why it may have committed."""

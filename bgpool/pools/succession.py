@@ -86,7 +86,7 @@ class Succession:
             if self._recipe.gate.closed:
                 raise self._recipe.like(None, PoolClosed, f"the pool {self._recipe.endpoint.name!r} is already closed")
             generation = self.current
-            if generation is not None and snapshot is not None and self._is_unfit(generation, snapshot):
+            if generation is not None and snapshot is not None and generation.is_unfit(snapshot):
                 old, generation = generation, None
                 self._put_away(old, snapshot)
             if generation is None:
@@ -123,29 +123,17 @@ class Succession:
             return
         with self._lock:
             generation = self.current
-            if generation is not None and self._is_unfit(generation, snapshot):
+            if generation is not None and generation.is_unfit(snapshot):
                 self._put_away(generation, snapshot)
             else:
                 if generation is not None:
                     self._note_switching(generation, snapshot)
                 generation = None
                 self._drain_leaving(snapshot)
+            for one in [*filter(None, [self.current]), *self._leaving]:
+                one.hold(held=bool(snapshot.hold_until_ns))
         if generation is not None:
             self._retire(generation)
-
-    def _is_unfit(self, generation: Generation, snapshot: Snapshot) -> bool:
-        """Whether the connections of *generation* must not be handed out under *snapshot*."""
-        epoch = self._epoch(snapshot)
-        if epoch is None and generation.epoch is None:
-            return False
-        if epoch is None and generation.switching:
-            # The deployment went away in a switchover whose end this process has not seen: it was frozen, say.
-            return True
-        if generation.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
-            # Opened before the first snapshot was there; nothing has moved since.
-            generation.epoch = snapshot.epoch
-            return False
-        return generation.epoch != snapshot.epoch
 
     def _note_switching(self, generation: Generation, snapshot: Snapshot | None) -> None:
         """What *generation* judges a cut by, once the deployment is gone."""
@@ -216,9 +204,9 @@ class Succession:
         for generation in leaving:
             if not generation.connections():
                 continue
-            drained = snapshot.phase >= Phase.IN_PROGRESS and self._is_unfit(generation, snapshot)
+            drained = snapshot.phase >= Phase.IN_PROGRESS and generation.is_unfit(snapshot)
             if drained:
-                generation.live[0] = 0
+                generation.drain()
             if drained and settings.bg_drop_blue_connections:
                 self._cuts.append((time.monotonic() + settings.bg_drain_timeout_ms / 1000, generation))
             else:

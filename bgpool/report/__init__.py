@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
 from bgpool.report.reasons import switched_off
 from bgpool.segment.paths import RunFiles, look_in
 from bgpool.settings import Settings
 
 __all__ = [
+    "ByHand",
     "Deployment",
     "Endpoint",
     "Event",

@@ -11,7 +11,7 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 from bgpool.core.timeline import TIMER
 
-__all__ = ["Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
+__all__ = ["ByHand", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,21 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class ByHand:
+    """What an operator has ordered, see docs/status.md.
+
+    Attributes:
+        order: ``hold`` or ``release``.
+        until: When it ends by itself, UTC, ISO 8601.
+        left_ms: Until then.
+    """
+
+    order: str
+    until: str
+    left_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class LastSwitchover:
     """The last switchover that has ended.
 
@@ -166,6 +181,7 @@ class Status:
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
+        by_hand: The operator's order that stands; None for none.
     """
 
     bg_id: str
@@ -184,6 +200,7 @@ class Status:
     last_switchover: LastSwitchover | None
     disabled: bool = False
     blind: tuple[str, ...] = ()
+    by_hand: ByHand | None = None
 
     @property
     def ready(self) -> bool:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+from bgpool.core.events import Order
 from bgpool.core.limits import HEARTBEAT_STALE_S, ROW_STALE_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.sightings import BLIND
 from bgpool.core.snapshot import Snapshot
-from bgpool.core.timeline import CREATED_AGAIN, zero_ns
+from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
-from bgpool.report.model import Endpoint, Event, LastSwitchover, Monitor, Status, Worker
+from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
 from bgpool.report.reasons import reasons, switched_off
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
@@ -35,6 +37,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
     refused: list[str] = []
     disabled = switched_off()
     mapped, sequence, snapshot = _segment(files, refused)
+    snapshot = _timely(snapshot)
     crowd = _workers(files, sequence, refused)
     past = history.read(files)
     monitor = _monitor(mapped, snapshot)
@@ -56,6 +59,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         last_switchover=_last_switchover(past),
         disabled=bool(disabled),
         blind=_blind(snapshot) if snapshot is not None else (),
+        by_hand=_by_hand(snapshot),
     )
 
 
@@ -79,6 +83,28 @@ def _checked(files: RunFiles, snapshot: Snapshot) -> Snapshot:
     if RunFiles.of(files.directory, snapshot.bg_id) != files:
         raise SegmentError(f"{files.segment} tells of bg_id {snapshot.bg_id!r}")
     return snapshot
+
+
+def _timely(snapshot: Snapshot | None) -> Snapshot | None:
+    """*snapshot* without an order whose time is up: there may be no monitor that has ended it."""
+    if snapshot is None:
+        return None
+    now_ns = time.monotonic_ns()
+
+    def still(end_ns: int) -> int:
+        return end_ns if end_ns > now_ns else 0
+
+    return replace(
+        snapshot, hold_until_ns=still(snapshot.hold_until_ns), release_until_ns=still(snapshot.release_until_ns)
+    )
+
+
+def _by_hand(snapshot: Snapshot | None) -> ByHand | None:
+    if snapshot is None or not (snapshot.hold_until_ns or snapshot.release_until_ns):
+        return None
+    order = Order.HOLD if snapshot.hold_until_ns else Order.RELEASE
+    left_ns = (snapshot.hold_until_ns or snapshot.release_until_ns) - time.monotonic_ns()
+    return ByHand(order.value, utc(time.time_ns() + left_ns), _ms(left_ns))
 
 
 def _workers(files: RunFiles, sequence: int, refused: list[str]) -> tuple[Worker, ...]:
@@ -173,11 +199,12 @@ def events_of(snapshot: Snapshot) -> tuple[Event, ...]:
 def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None:
     try:
         record = past[-1]
-        phases = {e["event"]: e for e in record["events"] if e["event"] in (*Phase.__members__, CREATED_AGAIN)}
+        told = (*Phase.__members__, CREATED_AGAIN, RELEASED_BY_HAND)
+        phases = {e["event"]: e for e in record["events"] if e["event"] in told}
         first = next(phases[name] for name in ("PREPARATION", "IN_PROGRESS", "POST") if name in phases)
         last = phases[CREATED_AGAIN] if CREATED_AGAIN in phases else phases["COMPLETED"]
         # A timer that ran out released whoever was held, too.
-        release = phases.get("POST", phases.get("COMPLETED"))
+        release = phases.get(RELEASED_BY_HAND, phases.get("POST", phases.get("COMPLETED")))
         zero = phases.get("IN_PROGRESS", first)
         return LastSwitchover(
             at=utc(int(first["at_unix_ns"])),

@@ -48,6 +48,8 @@ def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
 def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
     if snapshot is None:
         return
+    if snapshot.hold_until_ns:
+        yield "an operator holds every checkout (bgpool hold): bgpool release ends it"
     if snapshot.phase is Phase.NOT_CREATED:
         mine = f" with the parameters of {snapshot.sightings[-1].parameters}" if snapshot.sightings else ""
         yield f"no deployment is seen in the metadata{mine}{_monitor_said(snapshot)}"

@@ -27,7 +27,8 @@ _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
     "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
     "green_was_replica", "target_max_connections",
-    "hosts", "twins", "deadline_ns", "suspected_until_ns", "timeline", "notices", "sightings",
+    "hosts", "twins", "deadline_ns", "suspected_until_ns", "hold_until_ns", "release_until_ns", "timeline", "notices",
+    "sightings",
 )  # fmt: skip
 _MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, SIGHTINGS)
 
@@ -92,6 +93,8 @@ def _snapshot(fields: Any) -> Snapshot:
         twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),
         deadline_ns=_integer(fields["deadline_ns"]),
         suspected_until_ns=_integer(fields["suspected_until_ns"]),
+        hold_until_ns=_integer(fields["hold_until_ns"]),
+        release_until_ns=_integer(fields["release_until_ns"]),
         timeline=tuple(
             TimelineEntry(_integer(mono), _integer(wall), _text(event, NAME_CHARS), _text(evidence, NAME_CHARS))
             for mono, wall, event, evidence in _items(fields["timeline"])

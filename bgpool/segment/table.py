@@ -4,6 +4,7 @@
 
     0     header  magic 8, format u32, rows u32, row bytes u32, CRC-32 u32, zero to 64
     64    bell u64  alone on its cache line; CLOCK_MONOTONIC in ns of the last nudge
+    72    order u64  what an operator has ordered last, see orders.py
     4096  row 0   words of eight bytes: pid, updated (CLOCK_MONOTONIC in ns), then the fields of Usage; zero to 128
           row 1   the same, and so on
 
@@ -44,6 +45,7 @@ ROW_BYTES: Final = 256
 _ROW_WORDS: Final = ROW_BYTES // 8
 HEADER_BYTES: Final = 4096
 BELL_OFFSET: Final = 64
+ORDER_OFFSET: Final = 72
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
 #: What was said last of which table.
 _complained: Final[dict[Path, str]] = {}
@@ -130,6 +132,7 @@ class Table:
 
     Attributes:
         bell: The time of the last nudge, live.
+        order: What an operator has ordered last, live; 0 for nothing. Who writes it rings the bell.
     """
 
     def __init__(self, files: RunFiles) -> None:
@@ -153,6 +156,7 @@ class Table:
         words = memoryview(self._memory).cast("Q")
         self._rows: Final = words[HEADER_BYTES // 8 :]
         self.bell: Final = words[BELL_OFFSET // 8 :]
+        self.order: Final = words[ORDER_OFFSET // 8 :]
         self._bell_address: Final = wake.address_of(self._memory, BELL_OFFSET)
 
     def is_in_place(self, files: RunFiles) -> bool:

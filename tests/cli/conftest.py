@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from bgpool.core.events import Instant
-from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.sightings import Parameters, Sight, Sighting
-from bgpool.core.snapshot import Host, Snapshot, TimelineEntry
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Host, Snapshot, TimelineEntry
 from bgpool.monitor import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence

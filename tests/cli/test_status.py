@@ -9,6 +9,7 @@ import pwd
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ SCHEMA: dict[str, Any] = {
     "last_switchover": {"at": TEXT, "outcome": TEXT, "duration_ms": int, "released_ms": int, "evidence": TEXT},
     "disabled": bool,
     "blind": [TEXT],
+    "by_hand": {"order": TEXT, "until": TEXT, "left_ms": int},
     "ready": bool,
     "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }
@@ -210,6 +212,7 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
     hand.publish(target_max_connections=100)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED, Phase.PREPARATION):
         hand.enter(phase, "metadata" if phase is Phase.POST else "")
+    hand.publish(release_until_ns=time.monotonic_ns() + 60 * 10**9)
     done = bgpool_command("status", "--json")
     assert done.returncode == 0
     (status,) = json.loads(done.stdout)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 import bgpool
+from bgpool.cli.order import give
+from bgpool.core.events import Order
 from bgpool.core.limits import MONITOR_SHORT_LIFE_S
 from bgpool.errors import SegmentError
 from bgpool.segment.paths import RunFiles
@@ -300,3 +303,45 @@ pool.close(1.0)
     finally:
         worker.kill()
     assert (holder(files), SegmentMap(files).header.term) == (pid, 1)
+
+
+# -- an operator's orders ----------------------------------------------------------------------------------------
+
+
+def is_held(pool: bgpool.Pool[Any]) -> bool:
+    """Whether a checkout is held; without a server the others fail in another way."""
+    with pytest.raises((bgpool.SwitchoverHoldTimeout, bgpool.PoolTimeout)) as caught:
+        pool.getconn(timeout=0.05)
+    return caught.type is bgpool.SwitchoverHoldTimeout
+
+
+def test_a_hold_outlasts_the_monitor_that_took_it(
+    pool: bgpool.Pool[Any], run: Path, files: RunFiles, wait_until: WaitUntil
+) -> None:
+    assert give(Order.HOLD, "life", run, 600).done
+    assert is_held(pool)
+    old, snapshot = holder(files), pool.participant.reader.refresh().snapshot
+    os.kill(old, signal.SIGKILL)
+    assert is_held(pool)
+    wait_until(took_over(files, old))
+    after = pool.participant.reader.refresh().snapshot
+    assert snapshot is not None
+    assert after is not None
+    assert (after.hold_until_ns, after.epoch) == (snapshot.hold_until_ns, snapshot.epoch)
+    assert is_held(pool)
+    # The next one hears of orders, too.
+    assert give(Order.RELEASE, "life", run).done
+    assert not is_held(pool)
+
+
+def test_an_order_that_a_monitor_dies_over_is_taken_by_the_next(
+    pool: bgpool.Pool[Any], run: Path, files: RunFiles
+) -> None:
+    old = holder(files)
+    os.kill(old, signal.SIGSTOP)
+    timer = threading.Timer(0.2, os.kill, (old, signal.SIGKILL))
+    timer.start()
+    # It has shown signs of life until just now.
+    assert give(Order.HOLD, "life", run, 600).done
+    assert holder(files) != old
+    assert is_held(pool)

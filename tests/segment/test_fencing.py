@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from bgpool.core.machine import EPOCH_OF_DECISION
 from bgpool.core.phase import Phase
-from bgpool.core.snapshot import Snapshot, TimelineEntry
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
 from bgpool.monitor import election, history
 from bgpool.segment import drafts, layout, reader, writer

@@ -30,7 +30,7 @@ GOLDEN_HEADER = (
 #: Sequence, heartbeat and superseded at 64, 128 and 192: native words, here those of little-endian machines.
 GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
-GOLDEN_PAYLOAD_START = "de0018a562675f6964a66f7264657273a57068617365"
+GOLDEN_PAYLOAD_START = "de001aa562675f6964a66f7264657273a57068617365"
 
 
 FULL = Snapshot(

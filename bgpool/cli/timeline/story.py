@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from bgpool.core.limits import NAME_CHARS, TIMELINE_EVENTS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import TimelineEntry
-from bgpool.core.timeline import CREATED_AGAIN, zero_ns
+from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.monitor import history, samples
 from bgpool.monitor.samples import Recording
 from bgpool.segment.paths import RunFiles
@@ -66,7 +66,10 @@ class Story:
     def hold_s(self) -> float | None:
         """From IN_PROGRESS to the release, or to the end of a rollback, in seconds; None where nobody was held."""
         band = next((band for band in self.bands if band.phase == Phase.IN_PROGRESS.name), None)
-        return band.end_s - band.begin_s if band is not None else None
+        if band is None:
+            return None
+        release = self.release
+        return (release.mono_ns / 1e9 if release is not None else band.end_s) - band.begin_s
 
     @property
     def release(self) -> TimelineEntry | None:
@@ -82,7 +85,7 @@ class Story:
         return "metadata: back to blue" if release.event == CREATED_AGAIN else release.evidence or "not recorded"
 
     def _phases(self) -> Iterator[TimelineEntry]:
-        names = {band.phase for band in self.bands}
+        names = {band.phase for band in self.bands} | {RELEASED_BY_HAND}
         return (entry for entry in self.events if entry.event in names)
 
     def as_dict(self) -> dict[str, Any]:

@@ -246,7 +246,7 @@ class Worker:
         return snapshot.epoch
 
     def _fit(self, epoch: int | None, snapshot: Snapshot | None) -> bool:
-        """Pool._is_unfit, the other way round."""
+        """Generation.is_unfit, the other way round."""
         now = self._epoch(snapshot)
         if epoch is None:
             return now is None or (snapshot is not None and snapshot.phase < Phase.IN_PROGRESS)

@@ -280,8 +280,11 @@ class MysqlConnection(BoundedConnection):
         return count
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
-        """Hold what would begin a transaction while it is not known what becomes of the connection."""
-        begins = command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
+        """Hold what would begin a transaction while it is not known what becomes of the connection.
+
+        What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
+        """
+        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
         if begins and self.server_status & _UNSURE:
             begins = _first_words(statement)[0] not in _ENDS
         if generation.inherited or begins:

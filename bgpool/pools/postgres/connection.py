@@ -152,8 +152,10 @@ class SwitchoverAware(_Base):
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
             return
+        # What the pool itself does to a connection that nobody has (configure, check, reset) is nobody's transaction.
+        begins = self.bgpool_lent and self.pgconn.transaction_status == TransactionStatus.IDLE
         try:
-            if generation.inherited or self.pgconn.transaction_status == TransactionStatus.IDLE:
+            if generation.inherited or begins:
                 generation.wait_usable()
         except psycopg.Error as error:
             # Nothing was sent, so nothing is left to wait for.

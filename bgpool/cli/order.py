@@ -1,0 +1,149 @@
+"""``bgpool hold`` and ``bgpool release``: an operator's order to the monitor of this host, and what became of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bgpool.cli.watch import the_one
+from bgpool.core.events import Instant, Order, Tick
+from bgpool.core.limits import ORDER_S, ORDER_WAIT_S, WATCH_INTERVAL_S
+from bgpool.core.machine import Rules, step
+from bgpool.core.orders import refusal
+from bgpool.core.snapshot import Snapshot
+from bgpool.plain_errors import ConfigurationError, Error
+from bgpool.report import Deployment, Status, find
+from bgpool.segment.orders import pack, unpack
+from bgpool.segment.reader import Reader
+from bgpool.segment.table import Table
+
+__all__ = ["Answer", "NotTaken", "give", "read_duration"]
+
+#: How long the workers are given to act on the order before the command tells how many have, in seconds: each does so
+#: within milliseconds, and says so when it has.
+_SETTLE_S: Final = 2.0
+
+_DURATION: Final = re.compile(r"([0-9]{1,5})(s|m|h)?")
+_UNITS: Final = {None: 1, "s": 1, "m": 60, "h": 3600}
+
+
+class NotTaken(Error):
+    """No monitor has taken the order."""
+
+
+class Answer(NamedTuple):
+    """What became of an order that a monitor could take.
+
+    Attributes:
+        done: What was ordered is so, or was so before.
+        text: For the operator.
+    """
+
+    done: bool
+    text: str
+
+
+def read_duration(text: str) -> int:
+    """The seconds in *text*: a whole number, with s, m or h after it or nothing.
+
+    Raises:
+        ConfigurationError: It is none, or not within 1 s and ORDER_S.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    seconds = int(match[1]) * _UNITS[match[2]] if match is not None else 0
+    if not 1 <= seconds <= ORDER_S:
+        raise ConfigurationError(
+            f"--for {text!r}: 1 to {ORDER_S} seconds are allowed, as a whole number of seconds or as 90s, 5m or 1h"
+        )
+    return seconds
+
+
+def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0) -> Answer:
+    """Have the monitor of this host obey *order*, and wait until it has.
+
+    Args:
+        order: What is ordered.
+        bg_id: Of which deployment; None for the only one in use.
+        run_dir: As the parameter bg_run_dir; None for the default.
+        seconds: For how long to hold.
+
+    Raises:
+        NotTaken: There is no living monitor, or none has obeyed within ORDER_WAIT_S.
+        ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
+    """
+    deployment = _deployment(bg_id, run_dir)
+    reader = Reader(deployment.files)
+    reader.check_path()
+    before, name = _now(reader), f"bg_id {deployment.status().bg_id!r}"
+    if before is None or reader.monitor_is_silent():
+        raise NotTaken(f"{name}: no monitor lives on this host, and nobody else takes orders; see bgpool status")
+    why_not = refusal(before, order)
+    if not why_not:
+        after = _tell(deployment, reader, order, seconds)
+        why_not = refusal(after, order) if order is Order.HOLD else ""
+    if why_not:
+        return Answer(order is Order.RELEASE, f"{name}: {why_not}; nothing was changed")
+    return Answer(True, f"{name}: {_result(before, order, _settled(deployment))}")
+
+
+def _deployment(bg_id: str | None, run_dir: Path | None) -> Deployment:
+    found = find(bg_id, run_dir)
+    if not found:
+        raise NotTaken("no bg_id was used on this host, so that no monitor lives here; see bgpool status")
+    return the_one(found)
+
+
+def _tell(deployment: Deployment, reader: Reader, order: Order, seconds: int) -> Snapshot:
+    """Give the order, and wait until it is obeyed or pointless; what is true then.
+
+    Raises:
+        NotTaken: Neither is so in time; the order was taken back.
+    """
+    deadline = time.monotonic() + ORDER_WAIT_S
+    table = Table(deployment.files)
+    word = pack(order, seconds, time.monotonic_ns())
+    given = unpack(word)
+    try:
+        table.order[0] = word
+        table.ring(time.monotonic_ns())
+        while True:
+            # Before the look: what is published after it ends the wait at once.
+            reader.check_path()
+            reading, now = reader.refresh(), _now(reader)
+            if now is not None and (refusal(now, order) or (given and now.hold_until_ns == given.until_ns)):
+                return now
+            if time.monotonic() > deadline:
+                raise NotTaken(f"no monitor has taken the order within {ORDER_WAIT_S:.0f} s, and it was taken back")
+            reading.wait_changed(WATCH_INTERVAL_S)
+    except BaseException:
+        # Nobody is to obey it after it was called not taken.
+        if table.order[0] == word:
+            table.order[0] = 0
+        raise
+
+
+def _now(reader: Reader) -> Snapshot | None:
+    """What is true by the newest snapshot and this process's clock."""
+    snapshot = reader.refresh().snapshot
+    at = Instant(time.monotonic_ns(), time.time_ns())
+    return step(snapshot, Tick(at), Rules()) if snapshot is not None else None
+
+
+def _settled(deployment: Deployment) -> Status:
+    """The status once every worker has acted on the order, or when its time is up."""
+    deadline = time.monotonic() + _SETTLE_S
+    while (status := deployment.status()).totals.behind and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return status
+
+
+def _result(before: Snapshot, order: Order, status: Status) -> str:
+    crowd = f"{len(status.workers) - status.totals.behind} of {len(status.workers)} workers have acted on it"
+    if order is Order.HOLD:
+        until = status.by_hand.until if status.by_hand is not None else "now"
+        return f"every checkout on this host waits until {until}; bgpool release ends it; {crowd}"
+    if before.hold_until_ns:
+        return f"the hold is over; {crowd}"
+    return f"blue's callers are not held any more and connect by name until the switchover is over; {crowd}"

@@ -1,0 +1,102 @@
+"""What an operator orders by hand: have every caller wait for a while, or let go those whom a switchover holds.
+
+Both end by themselves. The end is a time on the clock, so that every reader finds it without a living monitor.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final
+
+from bgpool.core.events import Instant, Order, Ordered
+from bgpool.core.limits import ORDER_S
+from bgpool.core.phase import SWITCHING, Role
+from bgpool.core.records import add_entry, add_notice
+from bgpool.core.routing import Action, Purpose, decide
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
+from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND
+
+__all__ = ["expire", "holds_anybody", "obey", "refusal"]
+
+_ORDER_NS: Final = ORDER_S * 1_000_000_000
+
+
+def holds_anybody(snapshot: Snapshot) -> bool:
+    """Whether a checkout is held: by an operator, or that of a blue endpoint by the switchover."""
+    blue = snapshot.hosts_of(Role.SOURCE)
+    return bool(snapshot.hold_until_ns) or any(
+        decide(snapshot, host.name, Purpose.CHECKOUT).action is Action.HOLD for host in blue
+    )
+
+
+def refusal(snapshot: Snapshot, order: Order) -> str:
+    """Why *order* would change nothing now; empty where it would."""
+    phase = snapshot.phase.name
+    if order is Order.HOLD:
+        return f"a switchover is under way ({phase}), and who waits is its to say" if _is_switching(snapshot) else ""
+    if holds_anybody(snapshot):
+        return ""
+    return f"nobody is held ({phase}{', released by hand already' if snapshot.release_until_ns else ''})"
+
+
+def obey(snapshot: Snapshot, event: Ordered) -> Snapshot:
+    """What is true after an operator's order; the snapshot itself where it changes nothing."""
+    until_ns = min(event.until_ns, event.at.mono_ns + _ORDER_NS)
+    if until_ns <= event.at.mono_ns or refusal(snapshot, event.order):
+        return snapshot
+    if event.order is Order.HOLD:
+        return _hold(snapshot, event.at, until_ns)
+    if snapshot.hold_until_ns:
+        return _end_hold(snapshot, event.at, "bgpool release")
+    return _release(snapshot, event.at, until_ns)
+
+
+def expire(snapshot: Snapshot, at: Instant) -> Snapshot:
+    """What is left of an operator's order at *at*. A switchover that begins ends a hold; its own end, a release."""
+    if snapshot.hold_until_ns and _is_switching(snapshot):
+        snapshot = _end_hold(snapshot, at, "a switchover begins")
+    elif snapshot.hold_until_ns and at.mono_ns >= snapshot.hold_until_ns:
+        snapshot = _end_hold(snapshot, at, "its time is up")
+    if not snapshot.release_until_ns:
+        return snapshot
+    if not _is_switching(snapshot):
+        return replace(snapshot, release_until_ns=0)
+    if at.mono_ns >= snapshot.release_until_ns:
+        text = "the release by hand is over, its time is up: callers are held as the phase says"
+        return _say(replace(snapshot, release_until_ns=0), logging.WARNING, "release_over", text)
+    return snapshot
+
+
+def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
+    if until_ns == snapshot.hold_until_ns:
+        return snapshot
+    seconds = f"{(until_ns - at.mono_ns) / 1e9:.0f} s"
+    text = f"held by hand: every checkout waits for {seconds} (bgpool hold); bgpool release ends it"
+    # The log has those before. Somebody who holds every night must not fill the timeline of the next switchover.
+    kept = tuple(entry for entry in snapshot.timeline if entry.event not in (HELD_BY_HAND, HOLD_OVER))
+    snapshot = replace(snapshot, hold_until_ns=until_ns, timeline=kept)
+    return _say(add_entry(snapshot, at, HELD_BY_HAND, seconds), logging.WARNING, "held_by_hand", text)
+
+
+def _end_hold(snapshot: Snapshot, at: Instant, why: str) -> Snapshot:
+    snapshot = add_entry(replace(snapshot, hold_until_ns=0), at, HOLD_OVER, why)
+    return _say(snapshot, logging.INFO, "hold_over", f"the hold by hand is over: {why}")
+
+
+def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
+    # Nothing that was opened before is handed out any more: it may lead to where blue was.
+    snapshot = replace(snapshot, release_until_ns=until_ns, epoch=snapshot.epoch + EPOCH_OF_DECISION)
+    text = (
+        f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held until the switchover "
+        "is over, and connect by name, wherever it leads"
+    )
+    return _say(add_entry(snapshot, at, RELEASED_BY_HAND, "bgpool release"), logging.WARNING, "released_by_hand", text)
+
+
+def _is_switching(snapshot: Snapshot) -> bool:
+    return snapshot.phase in SWITCHING
+
+
+def _say(snapshot: Snapshot, level: int, event: str, text: str) -> Snapshot:
+    return add_notice(snapshot, level, "switchover", event, text, once=False)
