@@ -71,8 +71,11 @@ class Nobody:
     def tick(self) -> float:
         return math.inf
 
+    def __init__(self, **usage: int) -> None:
+        self._usage = Usage(**usage)
+
     def usage(self) -> Usage:
-        return Usage()
+        return self._usage
 
     def is_holding(self, _: Reading) -> bool:
         return False
@@ -95,6 +98,25 @@ def test_what_the_monitor_says_is_relayed_with_its_fields(tmp_path: Path, caplog
     assert record.name == "bgpool.switchover"
     assert record.getMessage() == "[bg_id: 'ledger'] ready for a switchover"
     assert told(record) == {"bg_id": "ledger", "phase": "CREATED", "event": "ready", "host": ""}
+
+
+def test_at_readiness_a_server_that_may_end_a_held_worker_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = RunFiles.of(tmp_path / "run", "ledger")
+    prepare_run_dir(files.directory)
+    writer = Writer(files, 1, Snapshot("ledger", Phase.CREATED))
+    participant = Participant("ledger", files.directory, lambda _files: None)
+    member = Nobody(hold_limit_ms=30_000, busy_limit_ms=30_000)
+    participant.join(member)
+    caplog.set_level(logging.INFO, "bgpool")
+    line = Notice(1, logging.INFO, "bgpool.switchover", "ready for a switchover", "ready")
+    writer.publish(Snapshot("ledger", Phase.CREATED, ready=True, notices=(line,)))
+    wait_until(lambda: len(caplog.records) == 2)
+    participant.leave(member)
+    assert "held for up to 30 s" in caplog.text
+    assert "busy for 30 s" in caplog.text
+    assert told(caplog.records[1])["event"] == "misfit"
 
 
 def _is_said(caplog: pytest.LogCaptureFixture, text: str) -> bool:

@@ -364,6 +364,14 @@ def doctor(
         int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
     ] = None,
     max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
+    worker_timeout: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="After how many seconds the server ends a worker that is busy, 0 for never; default: what"
+            " $GUNICORN_CMD_ARGS or the processes seen here say.",
+        ),
+    ] = None,
     json: _Json = False,
 ) -> None:
     """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.
@@ -375,7 +383,9 @@ def doctor(
 
     given = sys.stdin.readline() if dsn == "-" else dsn
     try:
-        status = command.run(given, bg_id=bg_id, processes=workers, max_size=max_size, as_json=json)
+        status = command.run(
+            given, bg_id=bg_id, processes=workers, max_size=max_size, busy_limit_s=worker_timeout, as_json=json
+        )
     except KeyboardInterrupt:
         status = 130
     raise typer.Exit(status)

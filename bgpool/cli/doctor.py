@@ -27,10 +27,19 @@ _COLOURS: Final = {
 _ORDER: Final = (Result.FAILED, Result.WARNING, Result.NOT_CHECKED, Result.OK)
 
 
-def run(dsn: str, *, bg_id: str | None, processes: int | None, max_size: int | None, as_json: bool) -> int:
+def run(
+    dsn: str,
+    *,
+    bg_id: str | None,
+    processes: int | None,
+    max_size: int | None,
+    busy_limit_s: float | None,
+    as_json: bool,
+) -> int:
     """Examine *dsn* and print what was found; the exit status: 0, 1 if a check failed, 2 if the DSN cannot be used."""
     try:
-        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size or DEFAULT_MAX_SIZE)
+        size = max_size or DEFAULT_MAX_SIZE
+        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=size, busy_limit_s=busy_limit_s)
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         return 2

@@ -82,6 +82,8 @@ def _say_ready(statuses: Sequence[Status]) -> None:
             print(f"{name}: {_reconnections(status)}")
         for reason in status.missing:
             print(f"{name} is not ready: {reason}")
+        for note in status.notes:
+            print(f"{name}: {note}")
 
 
 def _reconnections(status: Status) -> str:

@@ -87,6 +87,8 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
     if status.by_hand is not None:
         left = f"{status.by_hand.order} until {status.by_hand.until}, {status.by_hand.left_ms / 1000:.0f} s left"
         yield "by hand", Text(left, "bold yellow")
+    for number, text in enumerate(status.notes if status.phase not in SWITCHING else ()):
+        yield "" if number else "note", Text(plain(text))
     if status.timer_ms is not None:
         yield "timer", Text(_timer(status.timer_ms / 1000))
     for number, endpoint in enumerate(status.endpoints):

@@ -207,6 +207,16 @@ MYSQL_WRITE_TIMEOUT_S: Final = 60
 #: at which a wait raises OverflowError, is 292 years on 64-bit Linux.
 OPTION_SECONDS_MAX: Final = 31_536_000
 
+# -- time limits of others ---------------------------------------------------------------------------------------
+
+#: How long AWS lets a switchover take before it rolls back, unless it is told otherwise, and the least that it can be
+#: told, in seconds. Source: AWS, SwitchoverBlueGreenDeployment, SwitchoverTimeout.
+AWS_SWITCHOVER_TIMEOUT_S: Final = 300
+AWS_SHORTEST_SWITCHOVER_S: Final = 30
+
+#: What a request takes beside the hold of its checkout, in seconds: a server's time limit has to leave room for it.
+REQUEST_MARGIN_S: Final = 5.0
+
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether there is a monitor while there is none, in seconds. Where there is one it

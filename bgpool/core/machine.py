@@ -36,6 +36,7 @@ from bgpool.core.records import add_entry, add_notice
 from bgpool.core.snapshot import EPOCH_OF_DECISION, EPOCH_OF_TIMER, Snapshot
 from bgpool.core.suspicion import allay, suspect
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, TIMER, summary_table
+from bgpool.core.timeouts import timer_misfit
 
 __all__ = ["TRANSITIONS", "Rules", "Signal", "leave_blind", "step"]
 
@@ -231,7 +232,7 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
     snapshot = _with_reading(snapshot, event.role, reading)
     if reading is not before:
         snapshot = _news(snapshot, event.role, before, reading, event.at, rules)
-    snapshot = _check_ready(inventory.record_hosts(snapshot, event))
+    snapshot = _check_ready(inventory.record_hosts(snapshot, event), rules)
     return _green_renamed(snapshot, event.at, target.endpoint) if target is not None else snapshot
 
 
@@ -291,7 +292,7 @@ def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Sna
 
 def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
     if snapshot.phase is Phase.CREATED or (snapshot.phase in SWITCHING and not snapshot.ready):
-        snapshot = _check_ready(inventory.record_addresses(snapshot, event))
+        snapshot = _check_ready(inventory.record_addresses(snapshot, event), rules)
     if snapshot.phase < Phase.PREPARATION:
         return snapshot
     if not snapshot.blue_moved and _is_evidence(snapshot, event):
@@ -393,7 +394,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
     return snapshot
 
 
-def _check_ready(snapshot: Snapshot) -> Snapshot:
+def _check_ready(snapshot: Snapshot, rules: Rules) -> Snapshot:
     ready = inventory.is_complete(snapshot)
     if ready is snapshot.ready:
         return snapshot
@@ -405,7 +406,9 @@ def _check_ready(snapshot: Snapshot) -> Snapshot:
         f"{twin} ({', '.join(inventory.addresses(snapshot, twin))})"
         for name, twin in snapshot.twins
     )
-    return add_notice(snapshot, logging.INFO, "switchover", "ready", f"ready for a switchover: {pairs}")
+    misfit = timer_misfit(rules.switchover_timeout_ms)
+    text = f"ready for a switchover: {pairs}{f'; but {misfit}' if misfit else ''}"
+    return add_notice(snapshot, logging.INFO, "switchover", "ready", text)
 
 
 def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:

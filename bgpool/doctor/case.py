@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +29,26 @@ CHECK_TIMEOUT_S: Final = 10
 #: min_size, and with it max_size, of a pool that says nothing else. Source: psycopg_pool.
 DEFAULT_MAX_SIZE: Final = 4
 
+#: Source: gunicorn's settings.
+_GUNICORN_TIMEOUT_S: Final = 30.0
+
 #: Shorter ones are part of half the words there are.
 _SECRET_CHARS: Final = 4
 _SECRETS: Final = ("password", "sslpassword", "ssl_key_password")
+
+
+def gunicorn_timeout_s(arguments: str) -> float | None:
+    """After how long gunicorn kills a busy worker, by what is in $GUNICORN_CMD_ARGS; 0 for never, None: not known."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-t", "--timeout", type=float, default=_GUNICORN_TIMEOUT_S)
+    parser.add_argument("-k", "--worker-class", default="sync")
+    parser.add_argument("--threads", type=int, default=1)
+    try:
+        given, _ = parser.parse_known_args(shlex.split(arguments))
+    except (argparse.ArgumentError, ValueError, SystemExit):
+        return None
+    # Others give their signs of life beside the requests.
+    return given.timeout if given.worker_class == "sync" and given.threads == 1 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,7 @@ class Case:
         bg_id: str | None = None,
         processes: int | None = None,
         max_size: int = DEFAULT_MAX_SIZE,
+        busy_limit_s: float | None = None,
         timeout_s: int = CHECK_TIMEOUT_S,
     ) -> None:
         """Read a DSN.
@@ -67,6 +87,8 @@ class Case:
             bg_id: Which deployment; None for what the DSN says.
             processes: That have pools, on all hosts together; None for those seen in the run directory.
             max_size: Of each one's pool.
+            busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
+                for what $GUNICORN_CMD_ARGS or the processes on this host say.
             timeout_s: The end of every connect and every question, in seconds, >= 2.
 
         Raises:
@@ -74,6 +96,7 @@ class Case:
         """
         self.dsn, self.settings, _ = parse(dsn, {} if bg_id is None else {"bg_id": bg_id})
         self.max_size: Final = max_size
+        self._busy_limit_s: Final = busy_limit_s
         self.timeout_s: Final = timeout_s
         self.run_dir: Final = look_in(self.settings.bg_run_dir)
         self.files: Final = RunFiles.of(self.run_dir, self.settings.bg_id)
@@ -124,6 +147,16 @@ class Case:
             return workers(self.files) if whole else ()
         except SegmentError:
             return ()
+
+    @property
+    def busy_limit_s(self) -> float | None:
+        """After how long the application's server ends a busy worker, in seconds; 0 for never, None: unknown."""
+        if self._busy_limit_s is not None:
+            return self._busy_limit_s
+        if (arguments := os.environ.get("GUNICORN_CMD_ARGS")) is not None:
+            return gunicorn_timeout_s(arguments)
+        seen = [row.usage.busy_limit_ms / 1000 for row in self.rows if row.usage.busy_limit_ms]
+        return min(seen, default=None)
 
     def real_name(self, host: str) -> str:
         """The name that a monitoring connection to *host* goes by: certificates are for endpoints."""

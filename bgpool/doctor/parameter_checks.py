@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from bgpool.core.engine import Engine
+from bgpool.core.timeouts import hold_misfit, timer_misfit
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.dsn import MONITORING_PREFIX, names_are_proved
@@ -76,6 +77,29 @@ def _hold(case: Case) -> Verdict:
     if hold_ms == 0:
         return warning(f"{text}: every checkout during a switchover fails at once", "bg_connect_timeout_ms=30000")
     return ok(text)
+
+
+@parameter_checks.check("switchover timeout", "Does bgpool wait for a switchover as long as AWS may take?")
+def _switchover_timeout(case: Case) -> Verdict:
+    misfit = timer_misfit(case.settings.bg_switchover_timeout_ms)
+    if misfit:
+        return warning(*misfit.split(": ", 1))
+    return ok(f"bg_switchover_timeout_ms {case.settings.bg_switchover_timeout_ms}, and AWS allows 300 s by default")
+
+
+@parameter_checks.check("worker timeout", "Does the application's server leave callers alone while they are held?")
+def _worker_timeout(case: Case) -> Verdict:
+    hold_ms, limit_s = case.settings.bg_connect_timeout_ms, case.busy_limit_s
+    if limit_s is None:
+        return not_checked(
+            f"a caller is held for up to {hold_ms / 1000:g} s; after how long the server ends a busy worker is not "
+            "known: give --worker-timeout SECONDS (gunicorn's timeout is 30 s by default, and counts for sync workers)"
+        )
+    misfit = hold_misfit(hold_ms, int(limit_s * 1000))
+    if misfit:
+        return warning(*misfit.split(": ", 1))
+    ends = f"the server ends a worker that is busy for {limit_s:g} s" if limit_s else "the server ends no busy worker"
+    return ok(f"a caller is held for up to {hold_ms / 1000:g} s, and {ends}")
 
 
 @parameter_checks.check("tls", "Do servers have to prove their names?")

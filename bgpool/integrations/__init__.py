@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
-from bgpool.registry import open_pools
+import logging
 
-__all__ = ["open_pools"]
+from bgpool.core.timeouts import hold_misfit
+from bgpool.logs import log_fields
+from bgpool.pools.busy import note_busy_limit
+from bgpool.registry import open_pools, pools
+
+__all__ = ["begin_worker", "open_pools"]
+
+_logger = logging.getLogger("bgpool.pool")
+
+
+def begin_worker(busy_limit_s: float | None) -> None:
+    """Have the pools of this process connect, and log where its server may end it while a caller is held.
+
+    Args:
+        busy_limit_s: After how many seconds the server ends a process that is busy with one request or task; None or 0
+            for never. bgpool status tells of it, too.
+    """
+    note_busy_limit(busy_limit_s)
+    open_pools()
+    # In one process of the host: each would say the same.
+    for pool in [pool for pool in pools() if pool.participant.speaks_for_host()]:
+        usage = pool.usage()
+        misfit = hold_misfit(usage.hold_limit_ms, usage.busy_limit_ms)
+        if misfit:
+            extra = log_fields("misfit", bg_id=pool.bg_id, host=pool.name)
+            _logger.warning("[bg_id: %r] %s", pool.bg_id, misfit, extra=extra)

@@ -7,9 +7,12 @@ celery.install()
 
 from __future__ import annotations
 
+from typing import Any
+
+from celery import current_app
 from celery.signals import worker_process_init
 
-from bgpool.integrations import open_pools
+from bgpool.integrations import begin_worker
 
 __all__ = ["install"]
 
@@ -18,11 +21,13 @@ def install() -> None:
     """Have the pools of every child of the prefork pool connect when it starts instead of in its first task.
 
     Waits for nothing, because a child that took longer than four seconds to start would be killed; errors are
-    logged, not raised.
+    logged, not raised. A warning is logged if the application's ``task_time_limit`` or ``task_soft_time_limit`` may end
+    a task while it is held.
     """
     # Not a weak reference: nobody else has one to it.
     worker_process_init.connect(_open_pools, weak=False)
 
 
 def _open_pools(**_: object) -> None:
-    open_pools()
+    conf: Any = current_app.conf
+    begin_worker(min((limit for limit in (conf.task_soft_time_limit, conf.task_time_limit) if limit), default=None))

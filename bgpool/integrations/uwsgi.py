@@ -10,7 +10,7 @@ from __future__ import annotations
 import uwsgi
 import uwsgidecorators
 
-from bgpool.integrations import open_pools
+from bgpool.integrations import begin_worker
 
 __all__ = ["install"]
 
@@ -19,8 +19,15 @@ def install() -> None:
     """Have every worker's pools connect before its first request: after the fork, or now where it has happened.
 
     Waits for nothing; errors are logged, not raised. With lazy-apps the module is loaded in the worker itself.
+    A warning is logged if ``harakiri`` may end a worker while a caller is held.
     """
     if uwsgi.worker_id():
-        open_pools()
+        _begin()
     else:
-        uwsgidecorators.postfork(open_pools)
+        uwsgidecorators.postfork(_begin)
+
+
+def _begin() -> None:
+    harakiri = uwsgi.opt.get("harakiri", b"")
+    text = harakiri.decode() if isinstance(harakiri, bytes) else str(harakiri)
+    begin_worker(int(text) if text.isdecimal() else None)

@@ -21,6 +21,7 @@ from bgpool.dsn import Dsn
 from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
+from bgpool.pools.busy import busy_limit_ms
 from bgpool.pools.gate import Gate
 from bgpool.pools.options import Check
 from bgpool.pools.participant import Participant
@@ -284,6 +285,7 @@ class Pool(ABC, Generic[C]):
             max_size=self._max_size if part is not False else 0,
             offer=self._offer(snapshot) if connections.idle or connections.in_use else 0,
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
+            **self._limits(),
         )
         return Usage.merged((connections, self._gate.tally.usage(), own))
 
@@ -294,6 +296,12 @@ class Pool(ABC, Generic[C]):
     def take_longest_hold_s(self) -> float:
         """The longest hold that has ended since the last call, in seconds; 0 if none has."""
         return self._gate.tally.take_longest_s()
+
+    def _limits(self) -> dict[str, int]:
+        """The time limits that a switchover meets here, as a Usage names them."""
+        hold_ms = int(min(self._settings.bg_connect_timeout_ms, self.timeout * 1000))
+        timer_ms = self._settings.bg_switchover_timeout_ms
+        return {"hold_limit_ms": hold_ms, "timer_ms": timer_ms, "busy_limit_ms": busy_limit_ms()}
 
     def _offer(self, snapshot: Snapshot | None) -> int:
         """What a monitor may be expected to see with this pool's parameters, which work: there are connections."""

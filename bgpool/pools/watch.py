@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING
 from bgpool.core.snapshot import Notice, Snapshot
+from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.segment.locks import Lock, try_lock
@@ -158,7 +159,7 @@ class Watch:
         self._report(total, reading)
         self._log_holds(members, total, reading)
         if reading.snapshot is not None:
-            self._relay_notices(reading.snapshot)
+            self._relay_notices(reading.snapshot, total)
         if self._holding or (reading.snapshot is not None and reading.snapshot.phase in SWITCHING):
             # What the rows say now, a picture is made of afterwards; and the end of a hold is to be logged.
             due_s = min(due_s, WATCH_INTERVAL_S)
@@ -255,7 +256,7 @@ class Watch:
 
     # -- the relay -----------------------------------------------------------------------------------------------
 
-    def _relay_notices(self, snapshot: Snapshot) -> None:
+    def _relay_notices(self, snapshot: Snapshot, total: Usage) -> None:
         """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
         news = _news(snapshot.notices, self._relayed)
         if not news:
@@ -267,6 +268,14 @@ class Watch:
                 extra = log_fields(notice.event, bg_id=self._bg_id, phase=snapshot.phase)
                 logger = logging.getLogger(notice.logger)
                 logger.log(notice.level, "[bg_id: %r] %s", self._bg_id, notice.text, extra=extra)
+                if notice.event == "ready":
+                    self._log_misfit(total)
+
+    def _log_misfit(self, total: Usage) -> None:
+        """Log that the server around this process may end it while a caller is held: the monitor cannot know."""
+        misfit = hold_misfit(total.hold_limit_ms, total.busy_limit_ms)
+        if misfit:
+            _logger.warning("[bg_id: %r] %s", self._bg_id, misfit, extra=log_fields("misfit", bg_id=self._bg_id))
 
     def _try_to_relay(self) -> None:
         """Take the relay's lock if it is free; kept until end(), so that one log has all."""

@@ -180,6 +180,8 @@ class Status:
         green_max_connections: How many clients green takes (its max_connections); None while it is not known.
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
+        notes: What does not keep the host from a switchover, but may make it worse, with what to do: time limits that
+            do not fit each other.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
         by_hand: The operator's order that stands; None for none.
     """
@@ -201,6 +203,7 @@ class Status:
     disabled: bool = False
     blind: tuple[str, ...] = ()
     by_hand: ByHand | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

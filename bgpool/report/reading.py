@@ -18,7 +18,7 @@ from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
 from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
-from bgpool.report.reasons import reasons, switched_off
+from bgpool.report.reasons import notes, reasons, switched_off
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -38,7 +38,8 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
     disabled = switched_off()
     mapped, sequence, snapshot = _segment(files, refused)
     snapshot = _timely(snapshot)
-    crowd = _workers(files, sequence, refused)
+    rows = _rows(files, refused)
+    crowd = tuple(_worker(row, sequence) for row in rows)
     past = history.read(files)
     monitor = _monitor(mapped, snapshot)
     timer_ms, offset_ms = _clocks(snapshot)
@@ -60,6 +61,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         disabled=bool(disabled),
         blind=_blind(snapshot) if snapshot is not None else (),
         by_hand=_by_hand(snapshot),
+        notes=notes(row.usage for row in rows),
     )
 
 
@@ -107,13 +109,12 @@ def _by_hand(snapshot: Snapshot | None) -> ByHand | None:
     return ByHand(order.value, utc(time.time_ns() + left_ns), _ms(left_ns))
 
 
-def _workers(files: RunFiles, sequence: int, refused: list[str]) -> tuple[Worker, ...]:
+def _rows(files: RunFiles, refused: list[str]) -> tuple[WorkerRow, ...]:
     try:
-        rows = workers(files)
+        return workers(files)
     except SegmentError as error:
         refused.append(f"the table of workers is refused: {error}")
         return ()
-    return tuple(_worker(row, sequence) for row in rows)
 
 
 def _worker(row: WorkerRow, sequence: int) -> Worker:

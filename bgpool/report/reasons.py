@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from bgpool.core.limits import PASSWORD_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
+from bgpool.core.timeouts import hold_misfit, timer_misfit
 from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
-from bgpool.segment.table import ROWS
+from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["reasons", "switched_off"]
+__all__ = ["notes", "reasons", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -32,6 +33,15 @@ def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worke
     if monitor.state == "none" and not workers:
         return ("no process on this host uses this bg_id",)
     return (*_of_monitor(snapshot, monitor), *_of_deployment(snapshot), *_of_workers(workers))
+
+
+def notes(usages: Iterable[Usage]) -> tuple[str, ...]:
+    """The time limits that do not fit, of all processes of a host; each once."""
+    found: dict[str, None] = {}
+    for usage in usages:
+        found[timer_misfit(usage.timer_ms)] = None
+        found[hold_misfit(usage.hold_limit_ms, usage.busy_limit_ms)] = None
+    return tuple(text for text in found if text)
 
 
 def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:

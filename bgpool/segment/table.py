@@ -74,6 +74,9 @@ class Usage(NamedTuple):
         repeated: Units of work that were run again, since the process began.
         offer: What a monitor with the best of the pools' parameters may be expected to see: a Sight's number, 0 while
             no pool has a connection.
+        hold_limit_ms: The longest that a caller of any of its pools may be held.
+        timer_ms: The shortest bg_switchover_timeout_ms of its pools.
+        busy_limit_ms: After how long the server around the process ends it for being busy; 0 for never, or not known.
         hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
             says which error each of them counts.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
@@ -95,6 +98,9 @@ class Usage(NamedTuple):
     longest_hold_ms: int = 0
     repeated: int = 0
     offer: int = 0
+    hold_limit_ms: int = 0
+    timer_ms: int = 0
+    busy_limit_ms: int = 0
     hold_timeouts: int = 0
     green_rejected: int = 0
     interrupted: int = 0
@@ -106,12 +112,15 @@ class Usage(NamedTuple):
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
-        """What several pools or processes add up to. Of *longest_hold_ms* and *offer* it is the greatest."""
-        found = [*several]
-        sums = cls(*map(sum, zip(cls(), *found, strict=True)))
+        """What several pools or processes add up to: sums, but of what says how long or how good it is an extreme."""
+        found = [cls(), *several]
+        sums = cls(*map(sum, zip(*found, strict=True)))
         return sums._replace(
-            longest_hold_ms=max((one.longest_hold_ms for one in found), default=0),
-            offer=max((one.offer for one in found), default=0),
+            longest_hold_ms=max(one.longest_hold_ms for one in found),
+            offer=max(one.offer for one in found),
+            hold_limit_ms=max(one.hold_limit_ms for one in found),
+            timer_ms=min((one.timer_ms for one in found if one.timer_ms), default=0),
+            busy_limit_ms=min((one.busy_limit_ms for one in found if one.busy_limit_ms), default=0),
         )
 
 

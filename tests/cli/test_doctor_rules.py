@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from bgpool.cli import doctor as command
 from bgpool.cli.app import app
 from bgpool.core.phase import Phase, Role
+from bgpool.core.sightings import Sight, Sighting
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks
 from bgpool.doctor.bounded import side_by_side
@@ -281,6 +283,14 @@ def test_a_monitor_that_lives_one_that_is_silent_and_none(place: Path, monkeypat
     assert finding.result is Result.FAILED, "it is another deployment that is ready"
     assert f"does not watch {blue}, but orders.c0.eu.rds" in finding.text
     assert "bg_id" in finding.remedy
+    assert host(Case(DSN))["parameters"].result is Result.NOT_CHECKED
+    mine, others = Case(DSN).config.parameters, Case(DSN).config.parameters._replace(database="other")
+    blind, seen = Sighting(mine, Sight.MISSING, 1), Sighting(others, Sight.SEEN, 1)
+    writer.publish(Snapshot("1", Phase.CREATED, sightings=(blind, seen)))
+    finding = host(Case(DSN))["parameters"]
+    assert (finding.result, str(mine) in finding.text, str(others) in finding.text) == (Result.WARNING, True, True)
+    writer.publish(Snapshot("1", Phase.CREATED, sightings=(blind, replace(seen, parameters=mine))[1:]))
+    assert host(Case(DSN))["parameters"].result is Result.OK
     monkeypatch.setattr(host_checks, "HEARTBEAT_STALE_S", -1.0)
     assert host(Case(DSN))["monitor"].result is Result.FAILED
     presence.close()

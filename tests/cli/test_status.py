@@ -38,6 +38,23 @@ def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, b
     until_ready()
 
 
+@pytest.mark.usefixtures("hand")
+def test_ready_tells_of_time_limits_that_do_not_fit(
+    start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
+) -> None:
+    for _ in range(2):
+        start_worker(hold_limit_ms=30_000, busy_limit_ms=30_000, timer_ms=180_000)
+    until_ready()
+    done = bgpool_command("status", "--ready")
+    assert done.returncode == 0, "it is ready all the same"
+    first, _, *notes = done.stdout.splitlines()
+    assert "is ready for a switchover: 2 workers" in first
+    assert len(notes) == 2
+    assert "bg_switchover_timeout_ms is 180 s, and AWS allows a switchover 300 s by default" in notes[0]
+    assert "a caller is held for up to 30 s" in notes[1]
+    assert "busy for 30 s" in notes[1]
+
+
 def test_ready_takes_every_deployment(run_dir: Path, bgpool_command: Command) -> None:
     good, bad = Hand(run_dir, "good"), Hand(run_dir, "bad")
     bad.enter(Phase.PREPARATION)
@@ -188,6 +205,7 @@ SCHEMA: dict[str, Any] = {
     "disabled": bool,
     "blind": [TEXT],
     "by_hand": {"order": TEXT, "until": TEXT, "left_ms": int},
+    "notes": [TEXT],
     "ready": bool,
     "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }
@@ -208,7 +226,7 @@ def assert_fits(value: Any, schema: Any, where: str = "") -> None:
 
 
 def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_command: Command) -> None:
-    start_worker(held=4)
+    start_worker(held=4, timer_ms=180_000)
     hand.publish(target_max_connections=100)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED, Phase.PREPARATION):
         hand.enter(phase, "metadata" if phase is Phase.POST else "")
