@@ -185,7 +185,8 @@ def _read_parameter(where: str, name: str, value: object, allowed: Iterable[str]
     if name not in allowed:
         if name in _REFUSED:
             raise ConfigurationError(f"{where}: {shown} is not allowed: {_REFUSED[name]}")
-        raise ConfigurationError(f"{where}: unknown parameter {shown!r}: allowed are {', '.join(allowed)}")
+        keywords = "; the pool's options are keywords of get_pool" if where == "dsn" else ""
+        raise ConfigurationError(f"{where}: unknown parameter {shown!r}: allowed are {', '.join(allowed)}{keywords}")
     if name == "port":
         return read_port(value)
     if name in ("user", "database", "host"):

@@ -165,6 +165,9 @@ class Generation:
 
     def take_closed(self, connection: Aware) -> None:
         """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
+        # One step for the interpreter: of two threads that close it, the second finds it closed.
+        if not vars(connection).pop("bgpool_lent", False):
+            return
         usable = not self.drained and not connection.bgpool_unfit
         heir = connection.bgpool_pass_on() if usable else None
         if heir is None:
@@ -172,7 +175,7 @@ class Generation:
             return
         with self._lock:
             self._members[heir] = self._members.pop(connection)
-        connection.bgpool_lent = heir.bgpool_lent = False
+        heir.bgpool_lent = False
         self.keep(heir)
 
     def take_lost(self, connection: Aware) -> None:

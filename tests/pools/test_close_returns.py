@@ -60,6 +60,21 @@ def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, 
     returning.putconn(second)
 
 
+def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    conn = returning.getconn()
+    passing_on = type(conn).bgpool_pass_on
+
+    def meanwhile(self: Any) -> Any:
+        conn.close()  # what another thread does just then
+        return passing_on(self)
+
+    monkeypatch.setattr(type(conn), "bgpool_pass_on", meanwhile)
+    conn.close()
+    with returning.connection(timeout=2) as after:
+        assert after.execute("SELECT 1").fetchall() == [(1,)]
+        assert returning.stats().size == 1
+
+
 def test_notices_and_prepared_statements_go_on(returning: Pool[Any]) -> None:
     first = returning.getconn()
     for _ in range(8):
@@ -120,6 +135,9 @@ def test_the_drivers_own_putconn_returns(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     for _ in range(2):
         conn = pool.getconn()
-        conn._pool.putconn(conn)
+        inner = conn._pool
+        inner.putconn(conn)
+        with pytest.raises(ValueError, match="not checked out"):
+            inner.putconn(object())
         with pytest.raises(ValueError, match="given back before"):
             pool.putconn(conn)

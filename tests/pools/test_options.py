@@ -81,6 +81,11 @@ def test_what_a_url_asks_for_is_named(query: str, text: str) -> None:
         bgpool.get_pool(f"{POSTGRES}?{query}")
 
 
+def test_a_pools_option_in_a_mysql_url_is_a_keyword() -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=r"'max_size'.*keywords of get_pool"):
+        bgpool.get_pool(f"{MYSQL}?max_size=5")
+
+
 def test_what_may_be_part_of_a_password_is_not_named() -> None:
     for dsn in ("postgresql://app:top?s3cret=1", "postgresql://app:top/x?s3cret=1&y=@db/app"):
         with pytest.raises(bgpool.ConfigurationError, match="cannot be read") as caught:

@@ -39,7 +39,13 @@ class InnerPool(ConnectionPool[Any]):
         _said.setdefault(name, ("", 0.0))
 
     def putconn(self, conn: Any) -> None:
-        """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``."""
+        """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``.
+
+        Raises:
+            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+        """
+        if not hasattr(conn, "bgpool_generation"):
+            raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
         conn.bgpool_generation.take_back(conn)
 
     def replace(self, conn: Any) -> None:

@@ -43,7 +43,7 @@ class _SessionReset:
         Raises:
             Exception: That failed; psycopg_pool closes the connection.
         """
-        if not connection.bgpool_generation.live[0]:
+        if connection.bgpool_generation.drained:
             # It is to be replaced, and a statement on it would be held until the switchover is over.
             connection.bgpool_discard()
             return
