@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,14 @@ from bgpool.core.limits import (
     TCP_USER_TIMEOUT_MS,
 )
 
-__all__ = ["CUT_CODES", "READ_ONLY_CODES", "BoundedConnection", "code_of"]
+__all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "is_transactions_refusal"]
 
-#: The server takes no writes: --read-only, a read-only transaction, read-only mode.
-READ_ONLY_CODES: Final = frozenset({1290, 1792, 1836})
+#: A write was refused: an option of the server's prevents it, the transaction is read-only, the server is.
+_ER_OPTION_PREVENTS_STATEMENT: Final = 1290
+_ER_READ_ONLY_TRANSACTION: Final = 1792
+_ER_READ_ONLY_MODE: Final = 1836
+#: The options of 1290 with which a server takes no writes; others (--secure-file-priv) refuse one statement.
+_READ_ONLY_OPTION: Final = re.compile(r"--(?:super-|innodb-)?read[-_]only\b")
 
 #: The connection is gone, or the server has just ended it: server shutdown, aborted connection (1152), killed (MariaDB
 #: 1927, MySQL 3169), idle for too long (4031), gone away, lost. Source: mysqld_error.h and errmsg.h of both.
@@ -191,6 +196,19 @@ class BoundedConnection(_Driver):
                 "give ssl_ca and ssl_verify_identity",
             )
         return super()._process_auth(plugin_name, *args)
+
+
+def is_servers_refusal(error: BaseException) -> bool:
+    """Whether a server that takes no writes has refused one."""
+    code = code_of(error)
+    if code == _ER_OPTION_PREVENTS_STATEMENT:
+        return _READ_ONLY_OPTION.search(str(error.args[1:])) is not None
+    return code == _ER_READ_ONLY_MODE
+
+
+def is_transactions_refusal(error: BaseException) -> bool:
+    """Whether a write was refused because its transaction is read-only."""
+    return code_of(error) == _ER_READ_ONLY_TRANSACTION
 
 
 def code_of(error: BaseException) -> int:

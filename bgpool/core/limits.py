@@ -261,6 +261,13 @@ UNIT_PAUSE_MAX_S: Final = 0.5
 #: stopped before it could tell of one is replaced within 5 s, and the next one reads at once.
 UNIT_UNEXPLAINED_S: Final = 6.0
 
+#: After all connections of a pool were replaced because their server had refused a write: how long new ones are kept
+#: although theirs refuses one, too, in seconds. Doubled from one replacement to the next, until no write was refused
+#: for the longest one. A name that moves in a failover is followed within twice the time that it takes to move, and a
+#: server that stays read-only costs a pool two replacements a minute.
+DISTRUST_INTERVAL_S: Final = 0.1
+DISTRUST_INTERVAL_MAX_S: Final = 30.0
+
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.
 RETIRE_TIMEOUT_S: Final = 0.2

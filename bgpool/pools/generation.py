@@ -46,17 +46,28 @@ class Generation:
             nobody asks.
     """
 
-    def __init__(self, recipe: Recipe, epoch: int | None, *, follows: bool, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        epoch: int | None,
+        distrust: Callable[[Generation], bool],
+        *,
+        follows: bool,
+        at_once: int | None = None,
+    ) -> None:
         """A new generation.
 
         Args:
             recipe: How connections are made.
             epoch: The epoch to begin under.
+            distrust: Called with the generation once the server has refused a write on one of its connections; returns
+                whether none of them is handed out again.
             follows: A switchover has begun; failures to connect are its doing for a while.
             at_once: How many connections may be opened at a time while all the others do the same, >= 1; None for as
                 many as the driver's pool likes.
         """
         self._recipe: Final = recipe
+        self._distrust: Final = distrust
         self._follows: Final = follows
         self._turns: Final = threading.BoundedSemaphore(at_once) if at_once is not None else None
         self._born: Final = time.monotonic()
@@ -158,6 +169,8 @@ class Generation:
         if not connection.bgpool_lent:
             raise ValueError(f"{connection!r} was given back before")
         if connection.bgpool_unfit:
+            connection.bgpool_settle_refusal()
+        if connection.bgpool_unfit:
             self._replace(connection)
         else:
             connection.bgpool_lent = False
@@ -165,6 +178,8 @@ class Generation:
 
     def take_closed(self, connection: Aware) -> None:
         """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
+        if connection.bgpool_unfit:
+            connection.bgpool_settle_refusal()
         # One step for the interpreter: of two threads that close it, the second finds it closed.
         if not vars(connection).pop("bgpool_lent", False):
             return
@@ -279,6 +294,15 @@ class Generation:
         """The server has ended, or refused, one of these connections, or a write on it."""
         if not self.inherited and not self.retired:
             self._recipe.gate.note_cut()
+
+    def note_refusal(self) -> bool:
+        """Note that the server itself has refused a write on one of these connections.
+
+        Returns:
+            Whether none of them is handed out again.
+        """
+        self.note_cut()
+        return self._distrust(self)
 
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""

@@ -35,12 +35,15 @@ class Aware(Protocol):
     Attributes:
         bgpool_generation: What it was opened under. A returned connection goes back to it.
         bgpool_lent: From its checkout until it is returned, or closed by its user.
-        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
+        bgpool_refused: After a refused write, whether the server itself takes none (and not the caller's transaction);
+            None if no write was refused.
     """
 
     bgpool_generation: Any
     bgpool_lent: bool
     bgpool_unfit: bool
+    bgpool_refused: bool | None
 
     @property
     def closed(self) -> bool:
@@ -53,6 +56,10 @@ class Aware(Protocol):
 
     def bgpool_discard(self) -> None:
         """Close it for good, whatever close() means to its users."""
+        ...
+
+    def bgpool_settle_refusal(self) -> None:
+        """Find out whose a refusal was that is not known yet; rolls back what is open. Raises nothing of a driver's."""
         ...
 
     def bgpool_pass_on(self) -> Aware | None:

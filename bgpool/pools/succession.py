@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from bgpool.core.limits import DISTRUST_INTERVAL_MAX_S, DISTRUST_INTERVAL_S
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import PoolClosed
@@ -59,6 +60,9 @@ class Succession:
         # Put away, and perhaps still handing something out to who has waited before.
         self._ended: list[Generation] = []
         self._drained = self._cut = 0
+        # When a write was refused last, when a generation was replaced for that, and how long it is not done again.
+        self._refused_at = self._distrusted_at = -math.inf
+        self._distrust_s = 0.0
         # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
         self._served_before = self._served = 0
 
@@ -92,7 +96,9 @@ class Succession:
             if generation is None:
                 at_once = self._at_once
                 follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
-                generation = Generation(self._recipe, self._epoch(snapshot), follows=follows, at_once=at_once)
+                generation = Generation(
+                    self._recipe, self._epoch(snapshot), self.distrust, follows=follows, at_once=at_once
+                )
                 self.current = generation
             self._note_switching(generation, snapshot)
         try:
@@ -151,13 +157,42 @@ class Succession:
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
         with self._lock:
-            old, self.current = self.current, None
-            self.quick = _SHUT
-            if old is not None:
-                self._ended.append(old)
-                self._leaving.append(old)
+            old = self._take_current()
         if old is not None:
             self._retire(old)
+
+    def distrust(self, generation: Generation) -> bool:
+        """Replace every connection, if *generation* is the one that is handed out: its server refuses writes.
+
+        An endpoint's name may lead to another server by now: an ordinary failover. Where it leads to the same one, a
+        new connection is no better. So each replacement is followed by a pause, in which connections are kept.
+
+        Returns:
+            Whether *generation* is not handed out any more.
+        """
+        with self._lock:
+            if generation is not self.current:
+                return True
+            now = time.monotonic()
+            quiet_s, self._refused_at = now - self._refused_at, now
+            if quiet_s >= DISTRUST_INTERVAL_MAX_S:
+                self._distrust_s = 0.0
+            if now - self._distrusted_at < self._distrust_s:
+                return False
+            self._distrust_s = min(max(DISTRUST_INTERVAL_S, 2 * self._distrust_s), DISTRUST_INTERVAL_MAX_S)
+            self._distrusted_at = now
+            self._take_current()
+        self._retire(generation)
+        return True
+
+    def _take_current(self) -> Generation | None:
+        """Under the lock: hand nothing of the generation in use out any more, and leave alone what is out."""
+        old, self.current = self.current, None
+        self.quick = _SHUT
+        if old is not None:
+            self._ended.append(old)
+            self._leaving.append(old)
+        return old
 
     def close(self, timeout_s: float) -> None:
         """The same for good, once the gate is closed; at most *timeout_s* seconds of waiting for threads."""

@@ -12,12 +12,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeVar, cast
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
 from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.gate import Gate
+from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
     from bgpool.pools.pool import Pool
@@ -76,6 +77,8 @@ class Unit(ABC, Generic[C, R]):
         self._takes_part = False
         # Of the attempt at hand: why it may have been applied (see bgpool.pools.doubt), and what the function returned.
         self._doubt = NO_DOUBT
+        # Whether the attempt met a refused write that any server would refuse.
+        self._is_own_refusal = False
         self._result: Any = None
 
     def run(self) -> R:
@@ -122,7 +125,7 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     def was_refused(self, error: Exception) -> bool:
-        """Whether a server that takes no writes refused one."""
+        """Whether a write was refused as read-only: by the server, or in a transaction that is."""
 
     @abstractmethod
     def find_out(self) -> Outcome:
@@ -135,18 +138,33 @@ class Unit(ABC, Generic[C, R]):
     # -- the unit's own ------------------------------------------------------------------------------------------
 
     def _attempt(self) -> R:
-        self._doubt = NO_DOUBT
+        self._doubt, self._is_own_refusal = NO_DOUBT, False
         self._takes_part = self._gate.takes_part() or self._takes_part
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:
             self.apply(connection)
+        except self.driver_error as error:
+            if self.was_refused(error):
+                self._settle_refusal(cast(Aware, connection), error)
+            raise
         finally:
             self._pool.putconn(connection)
         result: R = self._result
         return result
 
+    def _settle_refusal(self, connection: Aware, error: Exception) -> None:
+        """Find out, now that the transaction is over, whether any server would refuse what was refused with *error*."""
+        connection.bgpool_settle_refusal()
+        self._is_own_refusal = connection.bgpool_refused is False
+        if self._is_own_refusal and isinstance(error, SwitchoverInterrupted) and error.__cause__ is not None:
+            # It seemed to be the switchover's doing, and was said to be.
+            self._gate.tally.absorb(error)
+            raise error.__cause__ from None
+
     def _may_begin_again(self, error: Exception) -> bool:
         """Whether *error* means that a switchover has cut the unit before its COMMIT."""
+        if self._is_own_refusal:
+            return False
         if isinstance(error, SwitchoverInterrupted):
             return True
         if isinstance(error, CommitOutcomeUnknown):

@@ -92,6 +92,18 @@ def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         pool.close()
 
 
+@pytest.fixture
+def nudges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pool[Any]], list[int]]:
+    """Counts the nudges of a pool."""
+
+    def count(pool: Pool[Any]) -> list[int]:
+        counted: list[int] = []
+        monkeypatch.setattr(pool._gate, "_nudge", lambda: counted.append(1))
+        return counted
+
+    return count
+
+
 @pytest.fixture(autouse=True)
 def _quiet_driver() -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

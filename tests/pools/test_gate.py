@@ -240,18 +240,6 @@ def test_a_lost_segment_cuts_nobody(kit: Kit, deployment: Deployment, make_pool:
         assert kit.session(conn) != before
 
 
-def test_a_write_refused_as_read_only_is_interrupted_and_the_connection_not_used_again(
-    kit: Kit, deployment: Deployment, make_pool: MakePool
-) -> None:
-    pool = make_pool(max_size=1)
-    deployment.phase(Phase.PREPARATION)
-    with pytest.raises(bgpool.SwitchoverInterrupted) as caught, pool.connection() as conn:
-        kit.execute(conn, "SET TRANSACTION READ ONLY")
-        kit.write(conn)
-    assert kit.refused_as_read_only(caught.value)
-    assert conn.closed
-
-
 def test_finished_autocommit_work_is_not_held_at_the_end_of_its_block(
     kit: Kit, deployment: Deployment, make_pool: MakePool
 ) -> None:

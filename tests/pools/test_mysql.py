@@ -66,6 +66,10 @@ class Connector:
     def note_cut(self) -> None:
         """As a generation's."""
 
+    def note_refusal(self) -> bool:
+        """As a generation's."""
+        return True
+
     def is_switching(self) -> bool:
         """As a generation's."""
         return False

@@ -18,7 +18,7 @@ from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
 from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 from pymysql.protocol import MysqlPacket
 
-from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, BoundedConnection, code_of
+from bgpool.mysql import CUT_CODES, BoundedConnection, code_of, is_servers_refusal, is_transactions_refusal
 from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, MAY_COMMIT, NO_DOUBT
 from bgpool.pools.fork import keep_forever
 
@@ -46,6 +46,11 @@ _FIRST_WORDS: Final = re.compile(
 #: As much of a statement as is looked at.
 _BEGINNING: Final = 256
 _ER_LOCK_DEADLOCK: Final = 1213
+#: Has a row where the server makes transactions read-only unless a session says otherwise; the name depends on its
+#: version.
+_SERVERS_DEFAULT: Final = (
+    "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only') AND Value = 'ON'"
+)
 #: A bit of ours beside the server's sixteen, which the next status of the server wipes: an error came without a status,
 #: and what it has left of a transaction, or begun, is not known.
 _UNSURE: Final = 1 << 16
@@ -60,7 +65,8 @@ class MysqlConnection(BoundedConnection):
 
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
-        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
+        bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_lent: While a caller has it.
         bgpool_charset: Character set and collation that the application asked for when it connected.
@@ -72,6 +78,7 @@ class MysqlConnection(BoundedConnection):
 
     bgpool_generation: Generation
     bgpool_unfit: bool = False
+    bgpool_refused: bool | None = None
     bgpool_in_unit: bool = False
     bgpool_rolled_back: bool = False
     bgpool_in_doubt: str | None = None
@@ -107,6 +114,22 @@ class MysqlConnection(BoundedConnection):
     def bgpool_pass_on(self) -> MysqlConnection | None:
         """As Aware says: close() closes."""
         return None
+
+    def bgpool_settle_refusal(self) -> None:
+        """As Aware says: a transaction that is read-only may be so by the server's own setting for all."""
+        generation, result = self.bgpool_generation, self._result
+        if self.bgpool_refused is not False or not self.bgpool_unfit or not self.open:
+            return
+        if not generation.live[0] or generation.retired or self._unanswered or (result and result.unbuffered_active):
+            return
+        try:
+            self.rollback()
+            with self.cursor() as cursor:
+                cursor.execute(_SERVERS_DEFAULT)
+                self.bgpool_refused = bool(cursor.fetchall())
+        except MySQLError:
+            return
+        self.bgpool_unfit = self.bgpool_refused and generation.note_refusal()
 
     def bgpool_is_readable(self) -> bool:
         """Whether the server has said something that nobody asked for: it ends the connection."""
@@ -322,9 +345,10 @@ class MysqlConnection(BoundedConnection):
             return error
         self._lose_track()
         self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
-        if code in READ_ONLY_CODES:
-            self.bgpool_unfit = True
-            generation.note_cut()
+        if is_transactions_refusal(error):
+            self.bgpool_refused, self.bgpool_unfit = False, True
+        elif is_servers_refusal(error):
+            self.bgpool_refused, self.bgpool_unfit = True, generation.note_refusal()
             if generation.is_switching():
                 self._doomed = bool(self.server_status & _MAY_BE_OPEN)
                 return generation.explain_read_only(error)

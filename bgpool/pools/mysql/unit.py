@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import pymysql
 
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
-from bgpool.mysql import CUT_CODES, READ_ONLY_CODES, code_of
+from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, is_transactions_refusal
 from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
@@ -31,6 +31,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says."""
         connection.begin()
         connection.bgpool_in_unit, connection.bgpool_rolled_back = True, False
+        connection.bgpool_refused = None
         try:
             self._result = self._fn(connection)
             # No status is true before the last result.
@@ -55,7 +56,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     def was_refused(self, error: Exception) -> bool:
         """As Unit says."""
-        return code_of(error) in READ_ONLY_CODES
+        return is_servers_refusal(error) or is_transactions_refusal(error)
 
     def find_out(self) -> Outcome:
         """As Unit says; the server cannot tell."""
@@ -69,7 +70,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         if not connection.open:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise self._interrupted(text)
-        if connection.bgpool_unfit:
+        if connection.bgpool_refused:
             raise self._interrupted("takes no writes any more; run the transaction again")
         if connection.bgpool_rolled_back:
             raise pymysql.err.OperationalError(1213, "a deadlock rolled the unit back and the function went on")

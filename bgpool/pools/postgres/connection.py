@@ -6,6 +6,7 @@ statement is stopped before it is sent, and where the driver's error becomes one
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator, Mapping
 from functools import cache
@@ -17,6 +18,7 @@ from psycopg.pq import PGconn, TransactionStatus, abc
 from bgpool.pools.doubt import PREPARED
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.postgres.classify import SETTLED, Piped, doubt_of, piped_by
+from bgpool.pools.postgres.refusal import QUESTION, is_servers, reports_read_only
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
@@ -46,8 +48,9 @@ class SwitchoverAware(_Base):
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
         bgpool_lent: From its checkout until it is returned, or closed by its user.
-        bgpool_unfit: Set once the server turned out to be read-only: closed on return instead of used again.
+        bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
         bgpool_modes: With *reset* "session", its modes when it was opened, by psycopg's names.
+        bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
             can have been. None before.
     """
@@ -56,7 +59,11 @@ class SwitchoverAware(_Base):
     bgpool_lent: bool = False
     bgpool_unfit: bool = False
     bgpool_modes: Mapping[str, Any]
+    bgpool_refused: bool | None = None
     bgpool_in_doubt: str | None = None
+    # Whose a refusal was is not known yet; and what the server had reported.
+    _unsettled: bool = False
+    _reported_read_only: bool | None = None
     # In autocommit, the transaction status that the server reported last.
     _reported: int = TransactionStatus.IDLE
     # What the commands of a pipeline may have done.
@@ -177,9 +184,12 @@ class SwitchoverAware(_Base):
                 if generation.is_switching():
                     return generation.explain_cut(error, doubt)
         elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            self.bgpool_unfit = True
-            generation.note_cut()
-            if generation.is_switching():
+            # Where the caller has said it to psycopg there is nothing to be asked.
+            self._reported_read_only = False if self.read_only else reports_read_only(self)
+            self.bgpool_refused = self._reported_read_only is not False
+            self._unsettled = self.bgpool_unfit = not self.read_only
+            self._settle()
+            if self.bgpool_refused and generation.is_switching():
                 return generation.explain_read_only(error)
         return error
 
@@ -197,6 +207,35 @@ class SwitchoverAware(_Base):
                 piped=self._piped if self._pipeline is not None else None,
             )
         return self.bgpool_in_doubt
+
+    def bgpool_settle_refusal(self) -> None:
+        """As Aware says."""
+        if self._unsettled and self.pgconn.transaction_status in SETTLED:
+            with contextlib.suppress(psycopg.Error):
+                self.rollback()
+
+    def rollback(self) -> None:
+        """As psycopg's; after a refused write the server is asked whether it takes any."""
+        super().rollback()
+        if self._unsettled:
+            with self.lock:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Ask whose a refusal was, if the transaction is over; under the lock."""
+        status = self.pgconn.transaction_status
+        if not self._unsettled or status != TransactionStatus.IDLE or self._pipeline is not None:
+            return
+        self._unsettled = False
+        generation = self.bgpool_generation
+        # One that is drained or retired is not used again.
+        if not generation.drained and not generation.retired:
+            try:
+                answer = super().wait(self._exec_command(QUESTION))
+            except psycopg.Error:
+                return
+            self.bgpool_refused = answer is not None and is_servers(answer, reported=self._reported_read_only)
+        self.bgpool_unfit = self.bgpool_refused is True and generation.note_refusal()
 
     def _is_prepared(self) -> bool:
         """Whether a two-phase transaction is prepared, or was being prepared: it outlives the connection."""

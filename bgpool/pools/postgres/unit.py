@@ -37,6 +37,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
     def apply(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover with a receipt for the COMMIT."""
         self._receipt = None
+        cast(SwitchoverAware, connection).bgpool_refused = None
         # Beforehand: a transaction that begins before a switchover may end in the middle of it.
         lineage = _lineage(connection) if self._takes_part else ""
         try:
@@ -63,7 +64,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
     def was_refused(self, error: Exception) -> bool:
         """As Unit says."""
-        return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+        return isinstance(error, psycopg.Error) and error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate
 
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
         """As Unit says."""
@@ -118,11 +119,13 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             raise SwitchoverInterrupted(self._gate.describe(text))
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
-            if cast(SwitchoverAware, connection).bgpool_unfit:
-                raise SwitchoverInterrupted(self._gate.describe("takes no writes any more; run the transaction again"))
-            raise psycopg.errors.InFailedSqlTransaction(
+            failed = psycopg.errors.InFailedSqlTransaction(
                 "a statement failed and the function went on: the unit was rolled back"
             )
+            if cast(SwitchoverAware, connection).bgpool_refused:
+                text = self._gate.describe("takes no writes any more; run the transaction again")
+                raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from failed
+            raise failed
         if status != TransactionStatus.INTRANS:
             raise psycopg.ProgrammingError(
                 "the function ended the transaction that it was called in; a unit of work is committed by its runner"

@@ -1,0 +1,159 @@
+"""A write that is refused as read-only: by the server, whose older connections are all distrusted, or by the caller."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pymysql
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair
+from bgpool.pools import succession
+from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
+from tests.engines import Kit
+from tests.pools.callers import Caller
+
+ENGINES = tuple(Engine)
+
+MakePool = Callable[..., Pool[Any]]
+
+#: How a session's transactions are made read-only.
+SESSION = {
+    Engine.POSTGRESQL: "SET default_transaction_read_only = on",
+    Engine.MYSQL: "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+@contextlib.contextmanager
+def read_only(pair: Pair) -> Iterator[None]:
+    """Within the block blue takes no writes."""
+    pair.blue.set_read_only(True)
+    try:
+        yield
+    finally:
+        pair.blue.set_read_only(False)
+
+
+def refused(kit: Kit, pool: Pool[Any]) -> int:
+    """The session on which a write was refused, with the driver's own error."""
+    with pytest.raises((psycopg.Error, pymysql.err.MySQLError)) as caught, pool.connection() as conn:
+        session = kit.session(conn)
+        kit.write(conn)
+    assert kit.refused_as_read_only(caught.value)
+    return session
+
+
+def session_of(kit: Kit, pool: Pool[Any]) -> int:
+    with pool.connection() as conn:
+        return kit.session(conn)
+
+
+# -- the caller's own ----------------------------------------------------------------------------------------------
+
+
+def assert_own(kit: Kit, pool: Pool[Any], nudged: list[int], prepare: Callable[[Any], object]) -> None:
+    """That a unit on *pool* whose writes are refused is called once, gets the driver's error, and costs nothing."""
+    sessions: list[int] = []
+
+    def write(conn: Any) -> None:
+        sessions.append(kit.session(conn))
+        prepare(conn)
+        kit.write(conn)
+
+    with pytest.raises((psycopg.Error, pymysql.err.MySQLError)) as caught:
+        pool.run(write, timeout=3)
+    assert kit.refused_as_read_only(caught.value)
+    assert not isinstance(caught.value, bgpool.Error)
+    assert [session_of(kit, pool)] == sessions
+    assert nudged == []
+
+
+PHASES = pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
+
+
+@pytest.mark.lab
+@PHASES
+def test_a_session_of_the_callers_that_is_read_only(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase
+) -> None:
+    def configure(conn: Any) -> None:
+        kit.execute(conn, SESSION[kit.engine])
+        conn.commit()
+
+    deployment.phase(phase)
+    pool = make_pool(max_size=1, configure=configure)
+    assert_own(kit, pool, nudges(pool), lambda _conn: None)
+
+
+# -- the server's --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+@PHASES
+def test_a_refusal_of_the_servers_is_noticed_and_all_connections_are_replaced(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, nudges: Any, phase: Phase
+) -> None:
+    deployment.phase(phase)
+    pool = make_pool(max_size=3)
+    nudged = nudges(pool)
+    with pool.connection() as one, pool.connection() as two, pool.connection() as three:
+        old = {kit.session(conn) for conn in (one, two, three)}
+    driver_errors = (psycopg.Error, pymysql.err.MySQLError)
+    with read_only(pair), pytest.raises(driver_errors) as caught, pool.connection() as conn:
+        kit.write(conn)
+    assert kit.refused_as_read_only(caught.value)
+    assert isinstance(caught.value, bgpool.SwitchoverInterrupted) is (phase is Phase.PREPARATION)
+    assert len(nudged) == 1
+    with pool.connection() as one, pool.connection() as two, pool.connection() as three:
+        assert not old & {kit.session(conn) for conn in (one, two, three)}
+
+
+@pytest.mark.lab
+def test_many_refusals_at_once_are_one_replacement(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
+    """No deployment, and so no monitor: an ordinary failover."""
+    pool = make_pool(max_size=4)
+    generations = set()
+
+    def write() -> None:
+        with contextlib.suppress(psycopg.Error, pymysql.err.MySQLError), pool.connection() as conn:
+            barrier.wait()
+            generations.add(id(conn.bgpool_generation))
+            kit.write(conn)
+
+    barrier = threading.Barrier(4, timeout=10)
+    with read_only(pair):
+        for _ in range(2):
+            for caller in [Caller(write) for _ in range(4)]:
+                caller.wait()
+        with pool.connection() as conn:
+            generations.add(id(conn.bgpool_generation))
+            assert conn.bgpool_generation is pool._succession.current
+    assert len(generations) == 2
+
+
+@pytest.mark.lab
+def test_a_server_that_stays_read_only_does_not_cost_a_connection_for_every_write(
+    kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "DISTRUST_INTERVAL_S", 0.2)
+    pool = make_pool(max_size=1)
+    with read_only(pair):
+        began, sessions = time.monotonic(), []
+        while time.monotonic() < began + 1.0:
+            sessions.append(refused(kit, pool))
+        # At once, after 0.2 s, and after 0.4 s more.
+        assert len(sessions) > 20
+        assert 3 <= len(set(sessions)) <= 4
+        kept = sessions[-1]
+    assert session_of(kit, pool) == kept
+    with pool.connection() as conn:
+        kit.write(conn)
