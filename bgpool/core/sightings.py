@@ -140,9 +140,12 @@ def leave(snapshot: Snapshot, at: Instant) -> Snapshot:
 def should_leave(snapshot: Snapshot, best_offer: int, now_ns: int) -> bool:
     """Whether a monitor should leave for parameters that are worth *best_offer*.
 
-    Never once a deployment is known, and never because a server is down that has answered before.
+    Never once a deployment is known, never because a server is down that has answered before, and not while an
+    operator's order stands, which only a living monitor can change.
     """
     if snapshot.phase is not Phase.NOT_CREATED or not snapshot.sightings:
+        return False
+    if max(snapshot.hold_until_ns, snapshot.release_until_ns) > now_ns:
         return False
     mine = snapshot.sightings[-1]
     patience_s = LOCKED_OUT_S if mine.sight is Sight.REFUSED else BLIND_S

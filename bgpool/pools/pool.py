@@ -15,7 +15,7 @@ import psycopg_pool
 from bgpool.core.limits import ALIAS_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
-from bgpool.core.sightings import Parameters, worth
+from bgpool.core.sightings import Parameters, Sight, worth
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.green import check_threads
@@ -283,7 +283,7 @@ class Pool(ABC, Generic[C]):
             taking_part=int(part is True),
             outside=int(part is False),
             max_size=self._max_size if part is not False else 0,
-            offer=self._offer(snapshot) if connections.idle or connections.in_use else 0,
+            offer=self._offer(snapshot, works=connections.idle + connections.in_use > 0),
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
             **self._limits(),
         )
@@ -303,11 +303,16 @@ class Pool(ABC, Generic[C]):
         timer_ms = self._settings.bg_switchover_timeout_ms
         return {"hold_limit_ms": hold_ms, "timer_ms": timer_ms, "busy_limit_ms": busy_limit_ms()}
 
-    def _offer(self, snapshot: Snapshot | None) -> int:
-        """What a monitor may be expected to see with this pool's parameters, which work: there are connections."""
+    def _offer(self, snapshot: Snapshot | None, *, works: bool) -> int:
+        """What a monitor may be expected to see with this pool's parameters; nothing where they may not even work.
+
+        They work where there are connections. Those with which the deployment was seen have worked: in a switchover no
+        pool has any connections, and the next monitor should be one that sees.
+        """
         if self.monitoring is None or snapshot is None:
-            return 0
-        return worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+            return Sight.NONE
+        sight = worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+        return sight if works or sight is Sight.SEEN else Sight.NONE
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""

@@ -122,13 +122,9 @@ def test_a_program_reads_the_dsn_from_its_input_and_prints_plain_lines(pair: Pai
     done = subprocess.run(program, input=pair.dsn + "\n", capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert [line for line in lines if not line.startswith(" ")][:-1] == [
-        "parameters",
-        "this host",
-        "deployment",
-        "blue",
-        "green",
-    ]
+    # What has to be done comes first, so that a place may be named more than once.
+    places = {line for line in lines[:-1] if not line.startswith(" ")}
+    assert places == {"parameters", "this host", "deployment", "blue", "green"}
     assert " 0 failed" in lines[-1]
     assert "\x1b" not in done.stdout
     assert "3 processes x max_size 4" in done.stdout

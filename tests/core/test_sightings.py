@@ -85,6 +85,8 @@ def test_a_blind_monitor_leaves_for_what_is_better_and_only_for_that() -> None:
     assert not should_leave(blind, Sight.MISSING, later_ns)
     assert not should_leave(blind, Sight.NONE, later_ns)
     assert not should_leave(watching(OTHER), Sight.UNTRIED, later_ns), "nobody has answered yet"
+    assert not should_leave(replace(blind, hold_until_ns=later_ns + 1), Sight.UNTRIED, later_ns), "an order stands"
+    assert should_leave(replace(blind, hold_until_ns=later_ns), Sight.UNTRIED, later_ns)
 
 
 def test_a_refused_login_is_given_time() -> None:

@@ -157,6 +157,20 @@ def test_equals_are_tried_in_turn(files: RunFiles) -> None:
     assert chosen == [old, new, old, new]
 
 
+def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -> None:
+    """In a switchover no pool has connections: whose parameters have shown the deployment must not look useless."""
+    pool = bgpool.get_pool("postgresql://app:s3cret@127.0.0.1:1/app", "ledger", bg_run_dir=files.directory)
+    mine, now_ns = config_of(files.directory).parameters, time.monotonic_ns()
+    writer = Writer(files, 1, Snapshot("ledger"))
+    offers = {}
+    for sight in Sight:
+        writer.publish(Snapshot("ledger", sightings=(Sighting(mine, sight, now_ns),)))
+        pool.participant.reader.check_path()
+        offers[sight] = pool.usage().offer
+    assert offers == {sight: Sight.SEEN if sight is Sight.SEEN else Sight.NONE for sight in Sight}
+    pool.close()
+
+
 # -- status -------------------------------------------------------------------------------------------------------
 
 
