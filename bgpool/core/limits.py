@@ -91,7 +91,7 @@ SAMPLES: Final = 300
 SAMPLED_WORKERS: Final = 64
 
 #: Switchovers of which samples are kept, and the largest file of them that is read, in bytes: 64 workers' 300 samples
-#: of seven numbers come to about half of it.
+#: of fifteen numbers, most of which are 0, come to about half of it.
 SAMPLED_SWITCHOVERS: Final = 5
 SAMPLES_BYTES: Final = 2_000_000
 

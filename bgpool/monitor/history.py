@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.core.timeline import CREATED_AGAIN, HELD_BY_HAND, HOLD_OVER, zero_ns
+from bgpool.logs import log_fields
 from bgpool.plain_errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
 
-__all__ = ["OUTCOMES", "keep", "read", "record", "totals"]
+__all__ = ["OUTCOMES", "Past", "keep", "look", "read", "record", "totals"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
 
 #: What a switchover may come to.
 OUTCOMES: Final = ("completed", "rolled back")
@@ -90,7 +94,11 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
             for other in drafts_of(files.history):
                 if other != draft:
                     remove(other)
-            others = [old for old in read(files) if _key(old) != _key(new)]
+            past = look(files)
+            if past.problem:
+                extra = log_fields("history_replaced", bg_id=snapshot.bg_id, phase=snapshot.phase)
+                _logger.warning("%s; replaced", past.problem, extra=extra)
+            others = [old for old in past.records if _key(old) != _key(new)]
             _count(new, others)
             json.dump([*others, new][-HISTORY_RECORDS:], file, indent=1)
         draft.path.replace(files.history)
@@ -98,19 +106,44 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
         remove(draft)
 
 
+class Past(NamedTuple):
+    """What a history says.
+
+    Attributes:
+        records: The last switchovers as `record` makes them, the oldest first.
+        problem: Why the file, or a part of it, cannot be used; empty where all is well, or there is none.
+    """
+
+    records: list[dict[str, Any]]
+    problem: str = ""
+
+
 def read(files: RunFiles) -> list[dict[str, Any]]:
     """The last switchovers as `record` makes them, the oldest first; none where there is no file to be trusted."""
+    return look(files).records
+
+
+def look(files: RunFiles) -> Past:
+    """The same, and what is wrong with the file."""
     try:
         fd = open_checked(files.history, os.O_RDONLY)
-    except (FileNotFoundError, SegmentError):
-        return []
+    except FileNotFoundError:
+        return Past([])
+    except SegmentError as error:
+        return Past([], f"the history is refused: {error}")
     with os.fdopen(fd, "rb") as file:
         data = file.read(HISTORY_BYTES + 1)
+    damaged = f"the history is damaged: {files.history}"
+    if len(data) > HISTORY_BYTES:
+        return Past([], f"{damaged} has more than {HISTORY_BYTES} bytes")
     found: object = None
-    if len(data) <= HISTORY_BYTES:
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(data)
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(data)
+    if not isinstance(found, list):
+        return Past([], f"{damaged} is no list in JSON")
+    records = [item for item in found if isinstance(item, dict)]
+    lost = len(found) - len(records)
+    return Past(records, f"{damaged} has {lost} items of {len(found)} that are no records" if lost else "")
 
 
 def _count(new: dict[str, Any], before: list[dict[str, Any]]) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from bgpool.core.limits import SAMPLE_INTERVAL_S, SAMPLED_WORKERS, SAMPLES
-from bgpool.segment.table import Usage
+from bgpool.segment.table import ERRORS, Usage
 
 __all__ = ["COLUMNS", "Lanes", "Sample"]
 
+#: What a row counts since its process began.
+_COUNTED: Final = ("served", "failed", "drained", "cut", "repeated", *ERRORS)
+
 #: The numbers of a sample as JSON has them, in this order.
-COLUMNS: Final = ("offset_ms", "held", "waiting", "served", "failed", "drained", "cut")
+COLUMNS: Final = ("offset_ms", "held", "waiting", *_COUNTED)
 
 
 class Sample(NamedTuple):
@@ -42,7 +45,9 @@ class _Lane:
 
     def _is_news(self, usage: Usage) -> bool:
         last = self.samples[-1].usage
-        return (usage.held > 0) != (last.held > 0) or usage.failed != last.failed or usage.cut != last.cut
+        return (usage.held > 0) != (last.held > 0) or any(
+            getattr(usage, name) != getattr(last, name) for name in ("failed", "cut", *ERRORS)
+        )
 
 
 class Lanes:
@@ -96,10 +101,7 @@ class Lanes:
                         round((at_ns - zero_ns) / 1e6),
                         usage.held,
                         usage.waiting,
-                        usage.served - first.served,
-                        usage.failed - first.failed,
-                        usage.drained - first.drained,
-                        usage.cut - first.cut,
+                        *(getattr(usage, name) - getattr(first, name) for name in _COUNTED),
                     ]
                     for at_ns, usage in samples
                 ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -13,15 +14,18 @@ from bgpool.monitor.lanes import COLUMNS
 from bgpool.plain_errors import SegmentError
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
+from bgpool.segment.table import ERRORS
 
 __all__ = ["Recording", "WorkerSample", "WorkerSamples", "keep", "read"]
 
 #: No number in a file may be further from zero: a double holds it exactly.
 _MOST: Final = 2**53
+#: Columns that every version has written.
+_LEAST: Final = 7
 
 
 class WorkerSample(NamedTuple):
-    """One worker at one moment; *served*, *failed*, *drained* and *cut* are counted from its first sample.
+    """One worker at one moment; all but the first three are counted from its first sample, as segment.table.Usage says.
 
     Attributes:
         offset_ms: As in the summary table.
@@ -35,6 +39,19 @@ class WorkerSample(NamedTuple):
     failed: int
     drained: int
     cut: int
+    repeated: int = 0
+    hold_timeouts: int = 0
+    green_rejected: int = 0
+    interrupted: int = 0
+    outcome_unknown: int = 0
+    pool_timeouts: int = 0
+    too_many_requests: int = 0
+    other_errors: int = 0
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How many errors of each type reached the application, by the names of their classes; those there were."""
+        return {name: count for field, name in ERRORS.items() if (count := getattr(self, field)) > 0}
 
 
 class WorkerSamples(NamedTuple):
@@ -45,10 +62,23 @@ class WorkerSamples(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """All workers through a switchover; *left_out* more of them were not sampled."""
+    """All workers through a switchover; *left_out* more of them were not sampled.
+
+    Attributes:
+        problem: Why there is a file and nothing of it can be told; empty where there is none, or all is well.
+    """
 
     workers: tuple[WorkerSamples, ...] = ()
     left_out: int = 0
+    problem: str = ""
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Those of all workers, by type."""
+        total: Counter[str] = Counter()
+        for worker in self.workers:
+            total.update(worker.samples[-1].errors if worker.samples else {})
+        return {name: total[name] for name in ERRORS.values() if total[name]}
 
 
 def keep(
@@ -90,30 +120,39 @@ def keep(
 
 def read(files: RunFiles, began_ns: int) -> Recording:
     """What was written; nothing where there is no file, or none to be trusted."""
+    path = files.samples(began_ns)
     try:
-        fd = open_checked(files.samples(began_ns), os.O_RDONLY)
-    except (FileNotFoundError, SegmentError):
+        fd = open_checked(path, os.O_RDONLY)
+    except FileNotFoundError:
         return Recording()
+    except SegmentError as error:
+        return Recording(problem=f"the samples are refused: {error}")
     with os.fdopen(fd, "rb") as file:
         data = file.read(SAMPLES_BYTES + 1)
     if len(data) <= SAMPLES_BYTES:
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return _recording(json.loads(data))
-    return Recording()
+    return Recording(problem=f"the samples are damaged: {path} is no recording")
 
 
 def _recording(found: Any) -> Recording:
     """What JSON says, if that is a recording; raises whatever a wrong type leads to if not."""
-    if found["columns"] != list(COLUMNS):
+    width = len(found["columns"])
+    # An earlier version wrote fewer.
+    if found["columns"] != list(COLUMNS)[:width] or width < _LEAST:
         raise ValueError("other columns")
     workers = tuple(
-        WorkerSamples(_number(worker["pid"]), tuple(_sample(values) for values in worker["samples"][: SAMPLES + 1]))
+        WorkerSamples(
+            _number(worker["pid"]), tuple(_sample(values, width) for values in worker["samples"][: SAMPLES + 1])
+        )
         for worker in found["workers"][:SAMPLED_WORKERS]
     )
     return Recording(workers, _number(found["left_out"]))
 
 
-def _sample(values: Any) -> WorkerSample:
+def _sample(values: Any, width: int) -> WorkerSample:
+    if len(values) != width:
+        raise ValueError("not as many numbers as columns")
     return WorkerSample(*map(_number, values))
 
 

@@ -181,7 +181,7 @@ class Status:
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
         notes: What does not keep the host from a switchover, but may make it worse, with what to do: time limits that
-            do not fit each other.
+            do not fit each other, and a history that is damaged or not to be trusted.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
         by_hand: The operator's order that stands; None for none.
     """

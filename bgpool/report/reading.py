@@ -40,7 +40,10 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
     snapshot = _timely(snapshot)
     rows = _rows(files, refused)
     crowd = tuple(_worker(row, sequence) for row in rows)
-    past = history.read(files)
+    past, problem = history.look(files)
+    last_switchover = _last_switchover(past)
+    if past and last_switchover is None:
+        problem = problem or f"the history is damaged: its last record cannot be read: {files.history}"
     monitor = _monitor(mapped, snapshot)
     timer_ms, offset_ms = _clocks(snapshot)
     return Status(
@@ -57,11 +60,11 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         green_max_connections=(snapshot.target_max_connections or None) if snapshot is not None else None,
         workers=crowd,
         events=events_of(snapshot) if snapshot is not None else (),
-        last_switchover=_last_switchover(past),
+        last_switchover=last_switchover,
         disabled=bool(disabled),
         blind=_blind(snapshot) if snapshot is not None else (),
         by_hand=_by_hand(snapshot),
-        notes=notes(row.usage for row in rows),
+        notes=(*notes(row.usage for row in rows), *filter(None, [problem])),
     )
 
 

@@ -284,6 +284,28 @@ def test_over_by_the_timer(hand: Hand, bgpool_command: Command) -> None:
     assert "by the timer: nothing showed that green was promoted" in text
 
 
+@pytest.mark.usefixtures("hand")
+def test_a_history_that_cannot_be_used_is_said(
+    run_dir: Path, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
+) -> None:
+    """Seen: a host without a past, as far as status and timeline told."""
+    start_worker()
+    path = run_dir / "ledger.history.json"
+    path.write_text("[{")
+    path.chmod(0o600)
+    until_ready()  # It is no obstacle.
+    damaged = f"the history is damaged: {path} is no list in JSON"
+    assert json.loads(bgpool_command("status", "--json").stdout)[0]["notes"] == [damaged]
+    assert re.search(r"^note +the history is damaged: ", bgpool_command("status").stdout, re.MULTILINE)
+    done = bgpool_command("timeline")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", damaged + "\n")
+    path.write_text('[{"events": 7}]')
+    assert "its last record cannot be read" in json.loads(bgpool_command("status", "--json").stdout)[0]["notes"][0]
+    path.chmod(0o644)
+    (note,) = json.loads(bgpool_command("status", "--json").stdout)[0]["notes"]
+    assert note.startswith(f"the history is refused: {path} has mode 0644")
+
+
 def test_names_from_files_do_nothing_to_a_terminal(run_dir: Path, bgpool_command: Command) -> None:
     Hand(run_dir, "x\x1b[2J[red]\n")
     done = bgpool_command("status", TERM="xterm", FORCE_COLOR="1")

@@ -23,6 +23,7 @@ from bgpool.lab.trial import Trial
 from bgpool.monitor import history, samples
 from bgpool.monitor.samples import WorkerSample, WorkerSamples
 from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.table import ERRORS
 
 MS = 1_000_000
 DAY_NS = 1_800_000_000 * 1000 * MS
@@ -55,7 +56,11 @@ def write(files: RunFiles, events: tuple[tuple[str, int, str], ...] = COMPLETED,
     phase = Phase.CREATED if back else Phase.COMPLETED
     history.keep(files, Snapshot("ledger", phase, rolled_back=back, hosts=hosts, timeline=timeline))
     told = [
-        [ms, 3 * (0 <= ms < 1500), 0, ms + 8000, int(ms >= 500), 2, 2 * (ms >= 1000)] for ms in range(-8000, 9000, 250)
+        [
+            *(ms, 3 * (0 <= ms < 1500), 0, ms + 8000, int(ms >= 500), 2, 2 * (ms >= 1000), 4 * (ms >= 1500)),
+            *(int(ms >= 500), 0, 3 * (ms >= 1000), 0, 0, 0, 0),
+        ]
+        for ms in range(-8000, 9000, 250)
     ]
     workers = [{"pid": pid, "samples": told} for pid in (4711, 4712)]
     samples.keep(files, timeline[0].wall_ns, workers, 0, lambda: True)
@@ -81,6 +86,8 @@ def test_the_last_one_as_a_table(files: RunFiles, timeline: Callable[..., Result
     assert re.search(r" 1523 ms +POST \(green promoted\)\n", result.stdout)
     assert "held for 1.523 s from IN_PROGRESS; evidence of the release: green promoted" in result.stdout
     assert "2 workers: at most 6 callers held, 2 checkouts failed, 4 connections cut" in result.stdout
+    told = "2 SwitchoverHoldTimeout, 6 SwitchoverInterrupted; 8 units of work were run again\n"
+    assert f"errors that reached the application: {told}" in result.stdout
 
 
 def test_the_same_as_json(files: RunFiles, timeline: Callable[..., Result]) -> None:
@@ -92,7 +99,9 @@ def test_the_same_as_json(files: RunFiles, timeline: Callable[..., Result]) -> N
     assert [worker["pid"] for worker in told["workers"]] == [4711, 4712]
     assert told["workers"][0]["samples"][32] == {
         "offset_ms": 0, "held": 3, "waiting": 0, "served": 8000, "failed": 0, "drained": 2, "cut": 0,
+        "repeated": 0, **dict.fromkeys(ERRORS, 0),
     }  # fmt: skip
+    assert told["errors"] == {"SwitchoverHoldTimeout": 2, "SwitchoverInterrupted": 6}
 
 
 def test_the_picture_is_whole_and_needs_nothing(
@@ -107,8 +116,9 @@ def test_the_picture_is_whole_and_needs_nothing(
     assert "Held for 1.523 s. Evidence of the release: green promoted." in words
     assert "seconds from IN_PROGRESS" in words
     titles = [title.text for title in root.iter(f"{SVG}title")]
-    assert titles.count("2 cut at +1.00 s") == 2
-    assert titles.count("1 failed at +0.50 s") == 2
+    assert titles.count("3 SwitchoverInterrupted, 2 cut at +1.00 s") == 2
+    assert titles.count("1 SwitchoverHoldTimeout at +0.50 s") == 2
+    assert any((text or "").startswith("Errors that reached the application: 2 Switchover") for text in words)
     page = html.read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page
@@ -155,6 +165,7 @@ def test_what_is_no_record_is_passed_over_and_what_is_hostile_is_escaped(
     result = timeline(20, "--html", html)
     assert result.exit_code == 0
     assert result.stdout.count("bg_id '") == 1
+    assert result.stderr == f"7 of 8 records in {files.history} cannot be read and are left out\n"
     assert "\x1b" not in result.stdout
     page = html.read_text(encoding="utf-8")
     assert "<script" not in page
@@ -167,6 +178,12 @@ def test_every_way_to_fail_says_why(files: RunFiles, timeline: Callable[..., Res
     assert "no switchover is recorded in" in result.stderr
     assert timeline("--bg-id", "ledger").exit_code == 1
     write(files)
+    result = timeline("--bg-id", "ledgre")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        result.stderr
+        == f"no switchover of bg_id 'ledgre' is recorded in {files.directory}; there are some of 'ledger'\n"
+    )
     result = timeline("--html", tmp_path / "nowhere" / "a.html")
     assert result.exit_code == 2
     assert "cannot be written: No such file or directory" in result.stderr
@@ -175,6 +192,33 @@ def test_every_way_to_fail_says_why(files: RunFiles, timeline: Callable[..., Res
     assert result.exit_code == 2
     assert "which one? --bg-id: ledger, orders" in result.stderr
     assert timeline("--bg-id", "orders").exit_code == 0
+
+
+@pytest.mark.parametrize(("mode", "text"), [(0o600, "are damaged"), (0o644, "are refused: ")])
+def test_samples_that_cannot_be_used_are_said(
+    files: RunFiles, timeline: Callable[..., Result], tmp_path: Path, mode: int, text: str
+) -> None:
+    write(files)
+    (path,) = files.all_samples()
+    path.write_text("<b>")
+    path.chmod(mode)
+    result = timeline("--svg", tmp_path / "a.svg")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"the samples {text}")
+    assert f"the samples {text}" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_a_recording_of_an_earlier_version_has_no_types(files: RunFiles, timeline: Callable[..., Result]) -> None:
+    write(files)
+    (path,) = files.all_samples()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["columns"] = found["columns"][:7]
+    for worker in found["workers"]:
+        worker["samples"] = [values[:7] for values in worker["samples"]]
+    path.write_text(json.dumps(found))
+    result = timeline()
+    assert "2 checkouts failed" in result.stdout
+    assert "errors that reached the application: not recorded by type" in result.stdout
 
 
 def test_png_without_its_library_says_what_to_install(
@@ -209,7 +253,7 @@ def test_rates_are_what_the_worker_itself_counted() -> None:
     worker = WorkerSamples(7, tuple(WorkerSample(ms, held, 0, n, failed, 0, 0) for ms, n, held, failed in rows))
     curve = curve_of(worker)
     assert curve.steps == (Step(0.0, 0.25, 100.0, 0), Step(0.25, 1.25, 0.0, 2)), "nobody knows of a long silence"
-    assert curve.marks == (Mark(1.25, 1, 0),)
+    assert curve.marks == (Mark(1.25, ("1 failed",), 0),)
     other = Curve("pid 8", (Step(0.0, 1.0, 50.0, 1),), ())
     both = sum_of([curve, other], 0.0, 2.0, 8)
     assert [(step.rate, step.held) for step in both.steps] == [(150, 1), (50, 3), (50, 3), (50, 3), (0, 2)]

@@ -79,10 +79,17 @@ def test_the_last_ones_are_kept(files: RunFiles) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[" * 100_000, '{"a": 1}', "[1, 2]", '[{"events": 7}]', " " * (HISTORY_BYTES + 1)]
 )
-def test_a_broken_file_is_replaced(files: RunFiles, text: str) -> None:
+def test_a_broken_file_is_replaced_and_that_is_said(
+    files: RunFiles, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     files.history.write_text(text)
     files.history.chmod(0o600)
+    problem = history.look(files).problem
     history.keep(files, switchover())
+    said = [record.getMessage() for record in caplog.records]
+    # A list of objects may be records of another version.
+    assert said == ([f"{problem}; replaced"] if problem else [])
+    assert problem.startswith(f"the history is damaged: {files.history} ") or text == '[{"events": 7}]'
     assert history.read(files)[-1]["outcome"] == "completed"
     json.loads(files.history.read_text())
 
@@ -92,6 +99,7 @@ def test_a_link_is_not_followed(files: RunFiles, tmp_path: Path) -> None:
     files.history.rename(tmp_path / "elsewhere")
     files.history.symlink_to(tmp_path / "elsewhere")
     assert history.read(files) == []
+    assert history.look(files).problem.startswith("the history is refused: ")
 
 
 def test_outcomes_are_counted_beyond_what_is_kept(files: RunFiles) -> None:

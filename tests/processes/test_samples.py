@@ -137,7 +137,7 @@ def test_workers_beyond_the_most_are_counted() -> None:
 
 
 def test_the_largest_file_is_read(files: RunFiles) -> None:
-    big = [[10**7 + n, 10**5, 10**5, 10**8 + n, 10**5, 10**5, 10**5] for n in range(SAMPLES)]
+    big = [[10**7 + n, 10**5, 10**5, 10**8 + n, *[10**5] * 4, *[0] * 7] for n in range(SAMPLES)]
     workers = [{"pid": 4_000_000 + n, "samples": big} for n in range(SAMPLED_WORKERS)]
     samples.keep(files, 1, workers, 0, lambda: True)
     assert files.samples(1).stat().st_size < SAMPLES_BYTES
@@ -156,12 +156,21 @@ def test_the_largest_file_is_read(files: RunFiles) -> None:
 def test_what_is_not_a_recording_is_none(files: RunFiles, text: str) -> None:
     files.samples(1).write_text(text)
     files.samples(1).chmod(0o600)
+    text = f"the samples are damaged: {files.samples(1)} is no recording"
+    assert samples.read(files, 1) == samples.Recording(problem=text)
+    files.samples(1).unlink()
     assert samples.read(files, 1) == samples.Recording()
+
+
+def test_columns_are_those_of_a_sample() -> None:
+    assert samples.WorkerSample._fields == COLUMNS
 
 
 def test_a_link_is_not_followed(files: RunFiles, tmp_path: Path) -> None:
-    samples.keep(files, 1, [{"pid": 1, "samples": [[0] * 7]}], 0, lambda: True)
+    samples.keep(files, 1, [{"pid": 1, "samples": [[0] * len(COLUMNS)]}], 0, lambda: True)
     assert samples.read(files, 1).workers
     files.samples(1).rename(tmp_path / "elsewhere")
     files.samples(1).symlink_to(tmp_path / "elsewhere")
-    assert samples.read(files, 1) == samples.Recording()
+    recording = samples.read(files, 1)
+    assert recording.workers == ()
+    assert recording.problem.startswith("the samples are refused: ")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bgpool.cli.timeline.page import render
 from bgpool.cli.timeline.picture import draw
-from bgpool.cli.timeline.story import Story, deployments, stories
+from bgpool.cli.timeline.story import Story, deployments, stories, told_errors
 from bgpool.core.timeline import summary_table
 from bgpool.plain_errors import Error
 from bgpool.report import find
@@ -42,9 +43,13 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
         Unusable: The directory is not to be trusted, a file cannot be written, or a library is missing.
     """
     files = _files(bg_id, run_dir)
-    told = stories(files, count)
+    told, problems = stories(files, count)
     if not told:
-        raise NothingRecorded(f"no switchover of bg_id {bg_id or files.stem!r} is recorded in {files.directory}")
+        if problems:
+            raise Unusable("\n".join(problems))
+        raise NothingRecorded(_nothing(bg_id or files.stem, files.directory))
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if as_json:
         print(json.dumps([story.as_dict() for story in told]))
     else:
@@ -68,6 +73,13 @@ def _files(bg_id: str | None, run_dir: Path | None) -> RunFiles:
     return found[0]
 
 
+def _nothing(bg_id: str, directory: Path) -> str:
+    """That no switchover of *bg_id* is recorded, and of which there are some."""
+    others = [deployment.status().bg_id for deployment in find(None, directory) if deployment.files.history.exists()]
+    text = f"no switchover of bg_id {bg_id!r} is recorded in {directory}"
+    return f"{text}; there are some of {', '.join(map(repr, others))}" if others else text
+
+
 def _text(story: Story) -> str:
     lines = [f"bg_id {story.bg_id!r}: {story.outcome}", summary_table(story.events)]
     hold_s = story.hold_s
@@ -86,6 +98,8 @@ def _text(story: Story) -> str:
         lines.append(
             f"{len(crowd)} workers: at most {held} callers held, {failed} checkouts failed, {cut} connections cut"
         )
+    if told := told_errors(story.recording):
+        lines.append(told)
     return "\n".join(lines)
 
 

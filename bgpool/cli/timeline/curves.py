@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from bgpool.monitor.samples import WorkerSamples
+from bgpool.monitor.samples import WorkerSample, WorkerSamples
 
 __all__ = ["Curve", "Mark", "Step", "curve_of", "sum_of"]
 
@@ -26,10 +26,14 @@ class Step(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something broke: checkouts failed, or connections were cut."""
+    """Something broke: errors reached the application, or connections were cut.
+
+    Attributes:
+        errors: How many there were and their type, in words.
+    """
 
     at_s: float
-    failed: int
+    errors: tuple[str, ...]
     cut: int
 
 
@@ -60,10 +64,20 @@ def curve_of(worker: WorkerSamples) -> Curve:
             continue
         if end_s - begin_s < _GONE_S:
             steps.append(Step(begin_s, end_s, max(0, after.served - before.served) / (end_s - begin_s), before.held))
-        failed, cut = after.failed - before.failed, after.cut - before.cut
-        if failed > 0 or cut > 0:
-            marks.append(Mark(end_s, max(0, failed), max(0, cut)))
+        errors, cut = tuple(_new_errors(before, after)), after.cut - before.cut
+        if errors or cut > 0:
+            marks.append(Mark(end_s, errors, max(0, cut)))
     return Curve(f"pid {worker.pid}", tuple(steps), tuple(marks))
+
+
+def _new_errors(before: WorkerSample, after: WorkerSample) -> Iterator[str]:
+    known = before.errors
+    for name, count in after.errors.items():
+        if count > known.get(name, 0):
+            yield f"{count - known.get(name, 0)} {name}"
+    if after.errors == known and after.failed > before.failed:
+        # An earlier version counted no types.
+        yield f"{after.failed - before.failed} failed"
 
 
 def sum_of(curves: Sequence[Curve], begin_s: float, end_s: float, parts: int) -> Curve:

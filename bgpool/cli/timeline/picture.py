@@ -8,7 +8,7 @@ from typing import Final
 
 from bgpool.cli.timeline.curves import Curve, Mark, curve_of, sum_of
 from bgpool.cli.timeline.scale import Scale, ticks
-from bgpool.cli.timeline.story import Band, Story
+from bgpool.cli.timeline.story import Band, Story, told_errors
 from bgpool.core.phase import Phase
 from bgpool.core.timeline import CREATED_AGAIN
 from bgpool.report.reading import utc
@@ -120,6 +120,9 @@ def _head(sheet: _Sheet, story: Story) -> None:
         sheet.text(20, sheet.y, "No caller was held: IN_PROGRESS was never read.", "ink")
     else:
         sheet.text(20, sheet.y, f"Held for {hold_s:.3f} s. Evidence of the release: {story.evidence}.", "ink")
+    if told := told_errors(story.recording):
+        sheet.y += 18
+        sheet.text(20, sheet.y, f"{told[0].upper()}{told[1:]}.", "ink")
     sheet.y += 16
 
 
@@ -184,7 +187,8 @@ def _lanes(sheet: _Sheet, story: Story, scale: Scale) -> None:
     curves = [curve for curve in curves if curve.steps]
     sheet.y += 4
     if not curves:
-        sheet.text((_LEFT + _RIGHT) / 2, sheet.y + 26, "No samples of workers were kept.", "dim middle")
+        told = story.recording.problem or "No samples of workers were kept."
+        sheet.text((_LEFT + _RIGHT) / 2, sheet.y + 26, told, "dim middle")
         sheet.y += 44
         return
     if len(curves) > 1:
@@ -233,11 +237,11 @@ def _lane(
 
 
 def _mark(sheet: _Sheet, mark: Mark, x: float, base: float) -> None:
-    what = [f"{mark.failed} failed"] * (mark.failed > 0) + [f"{mark.cut} cut"] * (mark.cut > 0)
-    sheet.add(f"<g><title>{', '.join(what)} at {mark.at_s:+.2f} s</title>")
+    what = [*mark.errors, *[f"{mark.cut} cut"] * (mark.cut > 0)]
+    sheet.add(f"<g><title>{escape(', '.join(what))} at {mark.at_s:+.2f} s</title>")
     if mark.cut:
         sheet.add(_cut_at(x, base))
-    if mark.failed:
+    if mark.errors:
         sheet.add(_failed_at(x, base - 8 * (mark.cut > 0)))
     sheet.add("</g>")
 
@@ -287,7 +291,7 @@ def _legend(sheet: _Sheet, story: Story) -> None:
     for kind, words in (
         ("rate", "checkouts per second"),
         ("held", "callers held"),
-        ("failed", "checkouts failed"),
+        ("failed", "errors"),
         ("cut", "connections cut after the grace"),
     ):
         if kind == "failed":

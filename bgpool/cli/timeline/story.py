@@ -17,7 +17,7 @@ from bgpool.monitor import history, samples
 from bgpool.monitor.samples import Recording
 from bgpool.segment.paths import RunFiles
 
-__all__ = ["Band", "Story", "deployments", "stories"]
+__all__ = ["Band", "Story", "deployments", "stories", "told_errors"]
 
 _HISTORY: Final = ".history.json"
 _MOST_NS: Final = 2**62
@@ -95,12 +95,26 @@ class Story:
             **self.record,
             "hold_ms": round(1000 * hold_s, 3) if hold_s is not None else None,
             "evidence": self.evidence,
+            "errors": self.recording.errors,
             "workers_left_out": self.recording.left_out,
             "workers": [
                 {"pid": worker.pid, "samples": [sample._asdict() for sample in worker.samples]}
                 for worker in self.recording.workers
             ],
         }
+
+
+def told_errors(recording: Recording) -> str:
+    """The errors that reached the application, by type, and the units that were run again; empty without workers."""
+    if not recording.workers:
+        return ""
+    last = [worker.samples[-1] for worker in recording.workers if worker.samples]
+    # An earlier version counted no types.
+    without = "not recorded by type" if any(sample.failed for sample in last) else "none"
+    errors = ", ".join(f"{count} {name}" for name, count in recording.errors.items()) or without
+    repeated = sum(sample.repeated for sample in last)
+    again = f"; {repeated} units of work were run again" if repeated else ""
+    return f"errors that reached the application: {errors}{again}"
 
 
 def deployments(directory: Path) -> tuple[RunFiles, ...]:
@@ -113,10 +127,16 @@ def deployments(directory: Path) -> tuple[RunFiles, ...]:
     return tuple(RunFiles(directory, name.removesuffix(_HISTORY)) for name in names)
 
 
-def stories(files: RunFiles, count: int) -> tuple[Story, ...]:
-    """The last *count* switchovers, the oldest first; without those whose record is none."""
-    told = (_story(files, record) for record in history.read(files))
-    return tuple(story for story in told if story is not None)[-count:]
+def stories(files: RunFiles, count: int) -> tuple[tuple[Story, ...], tuple[str, ...]]:
+    """The last *count* switchovers, the oldest first; and what is wrong with what was kept of them."""
+    past = history.look(files)
+    told = [_story(files, record) for record in past.records]
+    good = tuple(story for story in told if story is not None)[-count:]
+    problems = [past.problem]
+    if lost := told.count(None):
+        problems.append(f"{lost} of {len(told)} records in {files.history} cannot be read and are left out")
+    problems += [story.recording.problem for story in good]
+    return good, tuple(filter(None, problems))
 
 
 def _story(files: RunFiles, record: dict[str, Any]) -> Story | None:
