@@ -102,7 +102,7 @@ class _Session:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    monkeypatch.setattr(process, "_SESSIONS", {Engine.POSTGRESQL: world.session})
+    monkeypatch.setattr(process, "SESSIONS", {Engine.POSTGRESQL: world.session})
     return world
 
 

@@ -69,8 +69,10 @@ def foreground(dsn: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def line_of(monitor: subprocess.Popen[str]) -> str:
+    """The next line that is not about the run directory."""
     assert monitor.stdout is not None
-    return monitor.stdout.readline()
+    line = monitor.stdout.readline()
+    return monitor.stdout.readline() if "made run directory" in line else line
 
 
 def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
