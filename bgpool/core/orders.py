@@ -57,7 +57,7 @@ def expire(snapshot: Snapshot, at: Instant) -> Snapshot:
     if snapshot.hold_until_ns and _is_switching(snapshot):
         snapshot = _end_hold(snapshot, at, "a switchover begins")
     elif snapshot.hold_until_ns and at.mono_ns >= snapshot.hold_until_ns:
-        snapshot = _end_hold(snapshot, at, "its time is up")
+        snapshot = _end_hold(snapshot, at, "time is up")
     if not snapshot.release_until_ns:
         return snapshot
     if not _is_switching(snapshot):
@@ -81,7 +81,7 @@ def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
 
 def _end_hold(snapshot: Snapshot, at: Instant, why: str) -> Snapshot:
     snapshot = add_entry(replace(snapshot, hold_until_ns=0), at, HOLD_OVER, why)
-    return _say(snapshot, logging.INFO, "hold_over", f"the hold by hand is over: {why}")
+    return _say(snapshot, logging.INFO, "hold_over", f"the hold by hand is over ({why})")
 
 
 def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
@@ -91,7 +91,7 @@ def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
         f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held until the switchover "
         "is over, and connect by name, wherever it leads"
     )
-    return _say(add_entry(snapshot, at, RELEASED_BY_HAND, "bgpool release"), logging.WARNING, "released_by_hand", text)
+    return _say(add_entry(snapshot, at, RELEASED_BY_HAND, "an operator"), logging.WARNING, "released_by_hand", text)
 
 
 def _is_switching(snapshot: Snapshot) -> bool:

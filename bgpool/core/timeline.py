@@ -33,7 +33,7 @@ TIMER: Final = "timer"
 
 #: What an operator has ordered, and the end of a hold; the evidence of the first is for how long, of the second, why.
 HELD_BY_HAND: Final = "Held by hand"
-HOLD_OVER: Final = "Hold by hand over"
+HOLD_OVER: Final = "Hold over"
 RELEASED_BY_HAND: Final = "Released by hand"
 
 _RULE = "-" * 82

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import typer.testing
 
+import bgpool
 from bgpool.cli import order
 from bgpool.cli.app import app
+from bgpool.cli.timeline.story import stories
 from bgpool.core.events import Order
 from bgpool.core.phase import Phase
-from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER
+from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND
 from bgpool.errors import ConfigurationError
 from bgpool.monitor import history
 from bgpool.segment.orders import pack, unpack
@@ -66,7 +69,7 @@ def test_hold_and_release(watched: Path, bgpool_command: Command) -> None:
     assert run(watched, "release") == (0, "bg_id 'ledger': the hold is over; 0 of 0 workers have acted on it\n")
     told = status(bgpool_command, watched)
     assert told["by_hand"] is None
-    assert (told["events"][-1]["event"], told["events"][-1]["evidence"]) == ("Hold by hand over", "bgpool release")
+    assert (told["events"][-1]["event"], told["events"][-1]["evidence"]) == ("Hold over", "bgpool release")
 
 
 def test_a_release_where_nobody_is_held(watched: Path) -> None:
@@ -159,3 +162,25 @@ def test_what_is_no_order(word: int) -> None:
     assert unpack(word) is None
     with pytest.raises(ValueError, match="1 to 3600"):
         pack(Order.HOLD, 3601, 0)
+
+
+def test_a_release_by_hand_ends_the_hold_of_the_record(hand: Hand, run_dir: Path) -> None:
+    for phase, event in (
+        (Phase.PREPARATION, ""),
+        (Phase.IN_PROGRESS, ""),
+        (Phase.IN_PROGRESS, RELEASED_BY_HAND),
+        (Phase.POST, ""),
+        (Phase.COMPLETED, ""),
+    ):
+        hand.enter(phase, "an operator" if event else "", event=event)
+        time.sleep(0.002)
+    ((story,), problems) = stories(hand.files, 1)
+    assert problems == ()
+    assert (story.evidence, story.release) == ("an operator", story.events[2])
+    last = bgpool.status("ledger", run_dir).last_switchover
+    assert last is not None
+    assert last.evidence == "an operator"
+    assert last.released_ms is not None
+    assert story.hold_s is not None
+    assert abs(last.released_ms - 1000 * story.hold_s) <= 1
+    assert story.hold_s < story.bands[1].end_s, "the phase itself went on"

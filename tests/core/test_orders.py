@@ -13,11 +13,12 @@ from bgpool.core.orders import refusal
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Decision, Purpose, decide
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
-from bgpool.core.timeline import summary_table
+from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND, summary_table
 from tests.core.test_suspicion import BLUE, GREEN, MS, at, in_phase, status
 
 RULES = Rules()
 ELSEWHERE = "elsewhere.example"
+BY_HAND = (HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND)
 QUIET = [phase for phase in Phase if phase not in SWITCHING]
 
 
@@ -38,7 +39,7 @@ def action(snapshot: Snapshot, purpose: Purpose = Purpose.CHECKOUT, host: str = 
 
 
 def events(snapshot: Snapshot) -> list[str]:
-    return [f"{entry.event} ({entry.evidence})" for entry in snapshot.timeline if "hand" in entry.event]
+    return [f"{entry.event} ({entry.evidence})" for entry in snapshot.timeline if entry.event in BY_HAND]
 
 
 def said(snapshot: Snapshot) -> list[str]:
@@ -77,7 +78,7 @@ def test_a_hold_ends_by_itself_on_anybodys_clock() -> None:
     assert step(held, Tick(at(60_009)), RULES) is held
     over = step(held, Tick(at(60_010)), RULES)
     assert (action(over), over.epoch) == (Action.PASS, held.epoch)
-    assert events(over) == ["Held by hand (60 s)", "Hold by hand over (its time is up)"]
+    assert events(over) == ["Held by hand (60 s)", "Hold over (time is up)"]
     assert said(over) == ["held_by_hand", "hold_over"]
 
 
@@ -85,7 +86,7 @@ def test_a_release_ends_a_hold_and_the_same_connections_are_used_on() -> None:
     held = hold(in_phase(Phase.CREATED))
     over = release(held)
     assert (action(over), over.epoch, over.release_until_ns) == (Action.PASS, held.epoch, 0)
-    assert events(over)[-1] == "Hold by hand over (bgpool release)"
+    assert events(over)[-1] == "Hold over (bgpool release)"
 
 
 def test_another_hold_takes_the_place_of_the_one_before() -> None:
@@ -117,7 +118,7 @@ def test_a_switchover_that_begins_wins(name: str) -> None:
     begun = step(hold(in_phase(Phase.CREATED)), status(Role.TARGET, name, 12), RULES)
     assert begun.phase in SWITCHING
     assert begun.hold_until_ns == 0
-    assert events(begun)[-1] == "Hold by hand over (a switchover begins)"
+    assert events(begun)[-1] == "Hold over (a switchover begins)"
     assert decide(begun, BLUE, Purpose.CHECKOUT) == decide(replace(begun, hold_until_ns=0), BLUE, Purpose.CHECKOUT)
 
 
@@ -153,7 +154,7 @@ def test_a_release_lets_blues_callers_go_by_name(before: Snapshot) -> None:
     assert after.epoch == before.epoch + EPOCH_OF_DECISION
     for purpose in Purpose:
         assert decide(after, BLUE, purpose, suspend_new=True) == Decision(Action.PASS, after.epoch)
-    assert events(after) == ["Released by hand (bgpool release)"]
+    assert events(after) == ["Released by hand (an operator)"]
     assert said(after) == ["released_by_hand"]
 
 
@@ -226,3 +227,12 @@ def test_the_summary_of_a_rollback_counts_from_preparation_whatever_is_ordered_a
 def test_an_order_outlasts_what_is_no_news(event: Event) -> None:
     assert step(hold(in_phase(Phase.CREATED)), event, RULES).hold_until_ns
     assert step(release(in_phase(Phase.IN_PROGRESS)), event, RULES).release_until_ns
+
+
+def test_what_is_ordered_fits_the_summary() -> None:
+    """Every row as wide as the ruler."""
+    story = release(step(hold(in_phase(Phase.CREATED)), status(Role.TARGET, "SWITCHOVER_IN_PROGRESS", 12), RULES))
+    again = release(hold(in_phase(Phase.CREATED)))
+    for snapshot in (story, again, step(hold(in_phase(Phase.CREATED)), Tick(at(60_010)), RULES)):
+        table = summary_table(snapshot.timeline).splitlines()
+        assert {len(line) for line in table} == {len(table[0])}
