@@ -72,7 +72,7 @@ class Gate:
         at = Instant(time.monotonic_ns(), time.time_ns())
         return step(reading.snapshot, Tick(at), self._rules)
 
-    def _now(self) -> Snapshot | None:
+    def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
         return self.snapshot(self._reader.refresh())
 
@@ -126,12 +126,7 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        return bool(self.switching_by(self._now()))
-
-    def switching_or(self, before: bool) -> bool:
-        """The same, and *before* where this endpoint has no part in a deployment any more."""
-        now = self.switching_by(self._now())
-        return before if now is None else now
+        return bool(self.switching_by(self.now()))
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
         """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
@@ -141,7 +136,7 @@ class Gate:
 
     def note_cut(self) -> None:
         """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
-        snapshot = self._now()
+        snapshot = self.now()
         host = snapshot.host(self._endpoint.name) if snapshot is not None else None
         if snapshot is None or host is None or host.role is not Role.SOURCE:
             return
@@ -150,12 +145,12 @@ class Gate:
 
     def takes_part(self) -> bool:
         """Whether there is a deployment that this endpoint belongs to."""
-        snapshot = self._now()
+        snapshot = self.now()
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:
         """Whether green was a physical replica before it was promoted."""
-        snapshot = self._now()
+        snapshot = self.now()
         return snapshot is not None and snapshot.green_was_replica
 
     def describe(self, what: str) -> str:

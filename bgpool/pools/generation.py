@@ -306,7 +306,14 @@ class Generation:
 
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""
-        return self.drained or self.inherited or self._recipe.gate.switching_or(self.switching)
+        if self.drained or self.inherited:
+            return True
+        snapshot = self._recipe.gate.now()
+        switching = self._recipe.gate.switching_by(snapshot)
+        if switching is not None or snapshot is None or self.epoch is None:
+            return bool(switching)
+        # There was a deployment. The epoch, too, tells of a switchover that this process has slept through.
+        return self.switching or snapshot.epoch > self.epoch
 
     def explain_cut(self, error: Exception, doubt: str) -> Exception:
         """What a connection broken by a switchover means for the caller; *doubt* is why it may have committed."""

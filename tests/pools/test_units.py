@@ -16,7 +16,7 @@ import pytest
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.lab import Pair
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.pool import Pool
@@ -114,15 +114,17 @@ def test_a_unit_that_slept_through_the_switchover_and_the_end_of_the_deployment_
     assert work.rows(pair) == 1
 
 
+@pytest.mark.parametrize("begun", [Phase.CREATED, Phase.PREPARATION])
 def test_a_cut_in_a_switchover_is_one_though_the_deployment_is_deleted_when_it_shows(
-    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work, begun: Phase
 ) -> None:
     pool = make_pool(max_size=1)
-    deployment.phase(Phase.PREPARATION)
+    deployment.phase(begun)
     with pytest.raises(bgpool.SwitchoverInterrupted), pool.connection() as conn:
         work(conn)
         # In one step, as a process that was frozen meanwhile sees it.
-        deployment._publish(Snapshot(deployment.bg_id, epoch=deployment.snapshot.epoch))
+        missed = 0 if begun is Phase.PREPARATION else 2 * EPOCH_OF_DECISION
+        deployment._publish(Snapshot(deployment.bg_id, epoch=deployment.snapshot.epoch + missed))
         wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
         pair.blue.cut_clients()
         kit.execute(conn, "SELECT 1")
