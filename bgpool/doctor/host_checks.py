@@ -172,6 +172,12 @@ def _ready(case: Case) -> Verdict:
             f"the monitor of bg_id {case.settings.bg_id!r} does not watch {endpoint or 'the local socket'}, but {blue}",
             "give this database a bg_id of its own, or connect to an endpoint of that deployment",
         )
+    host = snapshot.host(endpoint)
+    if host is not None and host.port not in (0, case.dsn.port):
+        return warning(
+            f"the DSN has port {case.dsn.port}, {endpoint} has port {host.port}: a pool behind a proxy takes no part",
+            "connect to the endpoint itself, or leave switchovers to the proxy",
+        )
     if snapshot.ready:
         return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
     return warning(

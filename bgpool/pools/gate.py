@@ -82,7 +82,7 @@ class Gate:
         if snapshot is None:
             return PASS
         suspend = self._settings.bg_suspend_new_blue_connections
-        return decide(snapshot, self._endpoint.name, purpose, suspend_new=suspend)
+        return decide(snapshot, self._endpoint.decides_as(snapshot), purpose, suspend_new=suspend)
 
     def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
         """Hold until *purpose* may proceed; return the reading that let it through, and how.
@@ -130,21 +130,21 @@ class Gate:
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
         """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
-        if snapshot is None or snapshot.host(self._endpoint.name) is None:
+        if snapshot is None or self._endpoint.host(snapshot) is None:
             return None
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
     def note_cut(self) -> None:
         """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
         snapshot = self.now()
-        host = snapshot.host(self._endpoint.name) if snapshot is not None else None
+        host = self._endpoint.host(snapshot) if snapshot is not None else None
         if snapshot is None or host is None or host.role is not Role.SOURCE:
             return
         if snapshot.phase in (Phase.CREATED, Phase.PREPARATION):
             self._nudge()
 
     def takes_part(self) -> bool:
-        """Whether there is a deployment that this endpoint belongs to."""
+        """Whether there is a deployment that this endpoint belongs to, be it behind a proxy."""
         snapshot = self.now()
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 

@@ -272,7 +272,7 @@ class Generation:
         """Whether these connections must not be handed out under *snapshot*."""
         if snapshot is None:
             return False
-        if snapshot.host(self._recipe.endpoint.name) is None and (self.epoch is None or self.switching):
+        if self._recipe.endpoint.host(snapshot) is None and (self.epoch is None or self.switching):
             # The deployment went away in a switchover whose end this process has not seen: it was frozen, say.
             return self.epoch is not None
         if self.epoch is None and snapshot.phase < Phase.IN_PROGRESS:

@@ -270,18 +270,20 @@ class Pool(ABC, Generic[C]):
 
     def tick(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
-        self._endpoint.read_later()
+        self._endpoint.read_later(self.participant.reader.refresh().snapshot)
         return self._succession.cut_overdue()
 
     def usage(self) -> Usage:
         """What the pool does now, for the table of workers."""
         snapshot = self.participant.reader.refresh().snapshot
         part = self._endpoint.takes_part(snapshot)
+        proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
         connections = self._succession.usage()
         own = Usage(
             failed=self._failed,
             taking_part=int(part is True),
-            outside=int(part is False),
+            outside=int(part is False and not proxied),
+            behind_proxy=int(proxied),
             max_size=self._max_size if part is not False else 0,
             offer=self._offer(snapshot, works=connections.idle + connections.in_use > 0),
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),

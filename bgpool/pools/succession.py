@@ -148,7 +148,7 @@ class Succession:
             generation.switching = switching
 
     def _epoch(self, snapshot: Snapshot | None) -> int | None:
-        if snapshot is None or snapshot.host(self._recipe.endpoint.name) is None:
+        if snapshot is None or self._recipe.endpoint.host(snapshot) is None:
             return None
         return snapshot.epoch
 

@@ -73,6 +73,7 @@ class Worker:
         age_s: Seconds since it last said all this.
         stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
+        behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
     """
 
     pid: int
@@ -91,6 +92,7 @@ class Worker:
     age_s: float
     stale: bool
     stuck_passwords: int = 0
+    behind_proxy: int = 0
 
 
 @dataclass(frozen=True, slots=True)

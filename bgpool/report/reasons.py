@@ -13,7 +13,7 @@ from bgpool.report.model import Monitor, Worker, over_by_timer
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["notes", "reasons", "switched_off"]
+__all__ = ["notes", "proxies", "reasons", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -42,6 +42,15 @@ def notes(usages: Iterable[Usage]) -> tuple[str, ...]:
         found[timer_misfit(usage.timer_ms)] = None
         found[hold_misfit(usage.hold_limit_ms, usage.busy_limit_ms)] = None
     return tuple(text for text in found if text)
+
+
+def proxies(workers: Sequence[Worker]) -> Iterator[str]:
+    """That a switchover of some pools is up to a proxy; nothing where all connect to their endpoints themselves."""
+    if proxied := [worker.pid for worker in workers if worker.behind_proxy]:
+        yield (
+            f"{len(proxied)} of {len(workers)} workers have a pool behind a proxy, which bgpool leaves alone: pid "
+            f"{_some(proxied)}; the worker's log names both ports"
+        )
 
 
 def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:

@@ -80,6 +80,7 @@ class Usage(NamedTuple):
         hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
             says which error each of them counts.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
+        behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
     """
 
     sequence: int = 0
@@ -109,6 +110,7 @@ class Usage(NamedTuple):
     too_many_requests: int = 0
     other_errors: int = 0
     stuck_passwords: int = 0
+    behind_proxy: int = 0
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:

@@ -71,6 +71,16 @@ def test_pools_that_take_no_part(beating: Hand, start_worker: StartWorker, run_d
     assert (status.totals.taking_part, status.totals.outside) == (3, 1)
 
 
+@pytest.mark.usefixtures("beating")
+def test_pools_behind_a_proxy_are_noted(start_worker: StartWorker, run_dir: Path) -> None:
+    start_worker()
+    pid = start_worker(behind_proxy=1)
+    status = bgpool.status("ledger", run_dir)
+    assert status.ready
+    (note,) = status.notes
+    assert note.startswith(f"1 of 2 workers have a pool behind a proxy, which bgpool leaves alone: pid {pid};")
+
+
 def test_password_callables_that_hang(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
     start_worker()
     pid = start_worker(stuck_passwords=1)

@@ -198,6 +198,7 @@ SCHEMA: dict[str, Any] = {
             "age_s": NUMBER,
             "stale": bool,
             "stuck_passwords": int,
+            "behind_proxy": int,
         }
     ],
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],

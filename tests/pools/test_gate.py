@@ -67,6 +67,26 @@ def test_a_process_that_starts_in_progress_is_held_too(
     pool.putconn(conn)
 
 
+def test_a_pool_behind_a_proxy_goes_by_name_in_every_phase(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
+    deployment.phase(Phase.PREPARATION)
+    # To the pool, which connects to the pair's port, this makes a proxy of what listens there.
+    hosts = tuple(replace(host, port=pair.port + 1) for host in deployment.snapshot.hosts)
+    deployment._publish(replace(deployment.snapshot, hosts=hosts))
+    pool = make_pool()
+    conn = pool.getconn()
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED):
+        deployment.phase(phase)
+        with pool.connection(0.5) as other:
+            assert kit.where(other) == pair.blue.address
+        wait_until(lambda: pool.usage().behind_proxy == 1)
+        assert (pool.usage().taking_part, pool.usage().outside) == (0, 0)
+    kit.read(conn)
+    pool.putconn(conn)
+    assert pool.usage().cut == 0
+
+
 def test_rollback_lets_blue_go_on(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool()
     with pool.connection():

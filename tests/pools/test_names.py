@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from bgpool.core.events import CertificateRenewed
-from bgpool.core.phase import Phase
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Host, Snapshot
 from bgpool.dsn import parse
 from bgpool.lab import Pair, ledger
 from bgpool.monitor.probe import now
@@ -167,36 +168,89 @@ def endpoint(tmp_path: Path, host: str, text: str | None, **options: Any) -> End
     return Endpoint(*parse(f"postgresql://app@{host}/app", {"bg_resolver": f"hosts:{hosts}", **options})[:2])
 
 
-def test_an_alias_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rds = "ledger.c0.eu-west-1.rds.amazonaws.com"
-    found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {rds} db.shop.example\n")
+RDS = "ledger.c0.eu-west-1.rds.amazonaws.com"
+OTHER = "other.c0.eu-west-1.rds.amazonaws.com"
+
+
+def by_phase(phase: Phase) -> Snapshot:
+    hosts = (Host(RDS, 5432, Role.SOURCE, ("10.0.0.1",)), Host(OTHER, 5432, Role.TARGET, ("10.0.0.2",)))
+    return Snapshot("1", phase, hosts=hosts, ready=True)
+
+
+def read_later(found: Endpoint, phase: Phase) -> bool:
+    """Whether the alias was read in the background; waits for the end of it."""
+    found._reader = None
+    found.read_later(by_phase(phase))
+    if found._reader is None:
+        return False
+    found._reader.join(5.0)
+    return True
+
+
+def test_an_alias_is_read_again_while_there_is_a_deployment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {RDS} db.shop.example\n")
     assert found.name == "db.shop.example"
     found.read()
-    assert found.name == rds
-    (tmp_path / "hosts").write_text("10.0.0.1 db.shop.example\n")
+    assert found.name == RDS
+    (tmp_path / "hosts").write_text(f"10.0.0.1 {OTHER} db.shop.example\n")
     found.read()
-    assert found.name == rds
+    assert found.name == RDS, "read just now"
+    monkeypatch.setattr(found, "_due_at", 0.0)
+    assert not read_later(found, Phase.NOT_CREATED)
     assert caplog.text == ""
+    assert read_later(found, Phase.CREATED)
+    assert found.name == OTHER
+    assert f"db.shop.example stands for {OTHER} now, and not for {RDS} any more" in caplog.text
+    # What cannot be read stands for what it stood for.
+    (tmp_path / "hosts").unlink()
+    monkeypatch.setattr(found, "_due_at", 0.0)
+    assert read_later(found, Phase.CREATED)
+    assert found.name == OTHER
+    assert len(caplog.records) == 1
+
+
+def test_a_repointed_alias_is_read_before_it_decides_anything(tmp_path: Path) -> None:
+    found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {RDS} db.shop.example\n")
+    found.read()
+    assert found.decides_as(by_phase(Phase.CREATED)) == RDS
+    (tmp_path / "hosts").write_text("10.0.0.1 db.shop.example\n")
+    assert found.decides_as(by_phase(Phase.PREPARATION)) == "", "by name, until it is read"
+    assert read_later(found, Phase.PREPARATION)
+    assert found.decides_as(by_phase(Phase.PREPARATION)) == ""
+    assert not read_later(found, Phase.PREPARATION), "once is enough"
+    assert not read_later(found, Phase.IN_PROGRESS), "names move now"
+    # Rolled back, pointed back, and prepared again.
+    (tmp_path / "hosts").write_text(f"10.0.0.1 {RDS} db.shop.example\n")
+    read_later(found, Phase.CREATED)
+    assert read_later(found, Phase.PREPARATION)
+    assert found.decides_as(by_phase(Phase.PREPARATION)) == RDS
+
+
+def test_a_forked_child_reads_it_again(tmp_path: Path) -> None:
+    found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {RDS} db.shop.example\n")
+    found.read()
+    (tmp_path / "hosts").write_text(f"10.0.0.1 {OTHER} db.shop.example\n")
+    found.after_fork_in_child()
+    found.read()
+    assert found.name == OTHER
 
 
 def test_a_chain_that_cannot_be_read_is_said_once_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rds = "ledger.c0.eu-west-1.rds.amazonaws.com"
     found = endpoint(tmp_path, "db.shop.example", None)
     found.read()
     found.read()
     assert found.name == "db.shop.example"
     assert caplog.text.count("endpoint=") == 1
     assert "No such file" in caplog.text
-    (tmp_path / "hosts").write_text(f"10.0.0.1 {rds} db.shop.example\n")
-    found.read_later()
-    assert found._reader is None, "not before it is time"
-    monkeypatch.setattr(found, "_try_at", 0.0)
-    found.read_later()
-    assert found._reader is not None
-    found._reader.join(5.0)
-    assert found.name == rds
+    (tmp_path / "hosts").write_text(f"10.0.0.1 {RDS} db.shop.example\n")
+    assert not read_later(found, Phase.NOT_CREATED), "not before it is time"
+    monkeypatch.setattr(found, "_due_at", 0.0)
+    assert read_later(found, Phase.NOT_CREATED)
+    assert found.name == RDS
 
 
 def test_a_hosts_file_that_is_no_text_is_said_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,23 @@ def test_any_other_takes_none_and_that_is_said_once(
     found.after_fork_in_child()
     found.takes_part(deployment.snapshot)
     assert len(caplog.records) == 2
+
+
+def test_a_proxy_with_a_port_of_its_own_takes_none_and_both_ports_are_said(
+    deployment: testing.Deployment, hosts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = deployment.snapshot
+    known = replace(known, hosts=tuple(replace(host, port=5432) for host in known.hosts))
+    for direct in (endpoint(BLUE, hosts), endpoint("127.0.0.9", hosts, endpoint=BLUE)):
+        assert (direct.takes_part(known), direct.is_behind_proxy(known)) == (True, False)
+        assert direct.decides_as(known) == BLUE
+    proxied = endpoint("127.0.0.9:6432", hosts, endpoint=BLUE)
+    assert caplog.text == ""
+    for _ in range(2):
+        assert (proxied.takes_part(known), proxied.is_behind_proxy(known)) == (False, True)
+    assert (proxied.host(known), proxied.decides_as(known)) == (None, "")
+    (record,) = caplog.records
+    assert f"127.0.0.9 with port 6432 is a proxy of {BLUE}, which has port 5432" in record.getMessage()
 
 
 def test_an_alias_that_is_not_read_yet_is_not_complained_of(
