@@ -190,7 +190,7 @@ def test_a_callable_that_hangs_costs_one_thread_and_one_line(
 
 
 def test_calls_follow_each_other_and_each_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.55)
     running: list[int] = [0]
 
     def slow(*_: object) -> str:

@@ -77,8 +77,8 @@ def test_a_connection_comes_soon_after_one_can_be_opened(make_pool: MakePool, pa
     words["password"] = pair.app_password
     began = time.monotonic()
     pool.putconn(caller.wait())
-    assert time.monotonic() - began < 1.0
-    wait_until(lambda: pool.stats().idle == 4, 2.0)
+    assert time.monotonic() - began < 1.4
+    wait_until(lambda: pool.stats().idle == 4)
 
 
 def test_attempts_are_no_more_for_many_callers(make_pool: MakePool, pair: Pair) -> None:
@@ -91,7 +91,7 @@ def test_attempts_are_no_more_for_many_callers(make_pool: MakePool, pair: Pair) 
     pool = make_pool(pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@"), password=refused)
     callers = [Caller(lambda: pool.getconn(0.8)) for _ in range(8)]
     assert all(isinstance(caller.wait(), bgpool.PoolTimeout) for caller in callers)
-    assert 3 <= len(attempts) <= 24
+    assert 2 <= len(attempts) <= 24
     time.sleep(0.3)
     before = len(attempts)
     time.sleep(0.4)
