@@ -81,7 +81,7 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
         told = f": {status.monitor.sight}" if status.monitor.sight else ""
         yield "as", Text(plain(f"{status.monitor.parameters}{told}"), "yellow" if told else "")
     for number, text in enumerate(status.blind):
-        yield "" if number else "not as", Text(plain(text))
+        yield "" if number else "blind", Text(plain(text))
     for number, reason in enumerate(status.missing):
         yield "" if number else "missing", Text(plain(reason), "yellow")
     if status.by_hand is not None:
