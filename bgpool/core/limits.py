@@ -230,6 +230,11 @@ ROW_STALE_S: Final = 4.0
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
 POLL_INTERVAL_S: Final = 0.01
 
+#: How long a waiter sleeps in the kernel before it looks at the word again, in seconds: a monitor to which a sandbox
+#: refuses futex changes the word and wakes nobody. As long as a watcher sleeps anyway (HEARTBEAT_STALE_S), so that no
+#: process wakes more often for it.
+FUTEX_SLEEP_S: Final = 0.8
+
 #: Pause between two attempts to connect while a switchover is under way, in seconds. A driver's own back-off
 #: starts at a second, which would be the longest part of the gap.
 RECONNECT_INTERVAL_S: Final = 0.02

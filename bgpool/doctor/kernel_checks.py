@@ -16,7 +16,7 @@ from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, EarlyVerdict, Verdict, failed, not_checked, ok, warning
 from bgpool.doctor.host_checks import existing
 from bgpool.errors import SegmentError
-from bgpool.segment import table
+from bgpool.segment import host, table
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
@@ -85,6 +85,17 @@ def _locks(case: Case) -> Verdict:
     )
 
 
+@kernel_checks.check("kernel", "Does the kernel allow what bgpool makes use of?")
+def _kernel(_case: Case) -> Verdict:
+    refused_to = host.lacks()
+    lacking = [lack for bit, lack in host.LACKS.items() if refused_to & bit]
+    if not lacking:
+        return ok(", ".join(lack.name for lack in host.LACKS.values()))
+    return warning(
+        "; ".join(f"{lack.name}: {lack.text}" for lack in lacking), "; ".join(lack.remedy for lack in lacking)
+    )
+
+
 @kernel_checks.check("clock", "Do the clocks go, and which boot is this?")
 def _clock(_case: Case) -> Verdict:
     mono, wall = time.monotonic(), time.time()
@@ -105,11 +116,8 @@ def _clock(_case: Case) -> Verdict:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/time").stat().st_ino
-    except OSError as error:
-        return warning(
-            f"{error.filename} cannot be read: {error.strerror}",
-            "have /proc mounted; a segment of another boot is known by it",
-        )
+    except OSError:
+        return ok("both go; which boot this is cannot be told, see kernel")
     if namespace != _FIRST_TIME_NAMESPACE:
         return warning(
             f"boot {boot}, in a time namespace of its own ({namespace})",

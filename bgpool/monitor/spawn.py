@@ -37,6 +37,7 @@ from bgpool.core.sightings import Sighting, worth
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
+from bgpool.segment.host import memory_file
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
@@ -271,7 +272,8 @@ def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
     """
     if sys.platform != "linux":
         return
-    with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+    # The attribute is missing where Python was built for an old kernel.
+    with contextlib.suppress(AttributeError, OSError), selectors.DefaultSelector() as selector:
         fd = os.pidfd_open(pid)
         try:
             selector.register(fd, selectors.EVENT_READ)
@@ -283,11 +285,8 @@ def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
 @contextlib.contextmanager
 def _nameless(directory: Path) -> Iterator[int]:
     """A file that nobody can open, for as long as the block lasts: in memory, or in *directory* and without a name."""
-    fd = -1
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            fd = os.memfd_create("bgpool")
-    if fd < 0:
+    fd = memory_file()
+    if fd is None:
         with tempfile.TemporaryFile(dir=directory) as file:
             fd = os.dup(file.fileno())
     # Beyond the standard ones, which an application may have closed: they would be in each other's way.

@@ -9,24 +9,19 @@ word that keeps a pool's quick way open is wiped by the kernel in every child, a
 
 from __future__ import annotations
 
-import array
-import contextlib
 import ctypes
 import logging
-import mmap
 import os
-import sys
 import threading
 import weakref
 from typing import Final, Protocol
 
 from bgpool.logs import log_fields
 from bgpool.segment import locks
+from bgpool.segment.host import wiped_page
 
-__all__ = ["call_in_child", "keep_forever", "notice", "parents_word"]
+__all__ = ["PidWord", "call_in_child", "keep_forever", "notice", "parents_word"]
 
-#: Since Linux 4.14. Source: linux/mman.h; the mmap module names it from Python 3.13 on only.
-_MADV_WIPEONFORK: Final = 18
 _WORD_BYTES: Final = 8
 
 
@@ -61,19 +56,34 @@ def notice() -> None:
     )
 
 
-def parents_word(value: int) -> memoryview:
-    """A word of memory that says *value* in this process, and 0 in every child that it forks, in whatever way.
+class PidWord:
+    """What parents_word() makes where the kernel wipes nothing: the same, but each look asks for the process id."""
 
-    Where the kernel cannot wipe it, children are told of by Python's hooks alone.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            page.madvise(_MADV_WIPEONFORK)
-            word = memoryview(page)[:_WORD_BYTES].cast("Q")
-            word[0] = value
-            return word
-    return memoryview(array.array("Q", [value]))
+    __slots__ = ("_pid", "_value")
+
+    def __init__(self, value: int) -> None:
+        self._value, self._pid = value, os.getpid()
+
+    def __getitem__(self, index: int) -> int:
+        return self._value if os.getpid() == self._pid else 0
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, memoryview) and bool(other[0] == self[0])
+
+    __hash__ = None  # type: ignore[assignment]  # compared by what it says, which changes
+
+
+def parents_word(value: int) -> memoryview | PidWord:
+    """A word of memory that says *value* in this process, and 0 in every child that it forks, in whatever way."""
+    page = wiped_page()
+    if page is None:
+        return PidWord(value)
+    word = memoryview(page)[:_WORD_BYTES].cast("Q")
+    word[0] = value
+    return word
 
 
 def keep_forever(thing: object) -> None:

@@ -35,7 +35,7 @@ class Succession:
     """
 
     current: Generation | None
-    quick: tuple[memoryview, memoryview, Any]
+    quick: tuple[memoryview, memoryview | fork.PidWord, Any]
 
     def __init__(self, recipe: Recipe, count_workers: Callable[[], int]) -> None:
         """None yet.

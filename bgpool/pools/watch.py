@@ -16,6 +16,7 @@ from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
+from bgpool.segment.host import LACKS, lacks
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
@@ -28,6 +29,10 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: Past the moment at which something is due, not just before it.
 _PAST_S: Final = 0.005
+
+
+#: Those of host.LACKS that this process has logged.
+_lacks_logged: Final = [0]
 
 
 class Member(Protocol):
@@ -96,6 +101,7 @@ class Watch:
         except (SegmentError, OSError) as error:
             self._complain("plain_pool", f"{error}; the pool works as a plain pool")
             return
+        _log_lacks(self._bg_id)
         known = self._reader.refresh().snapshot
         self._relayed = known.notices[-1] if known and known.notices else None
         self._be_present()
@@ -287,6 +293,15 @@ class Watch:
                 self._relay = try_lock(self._files.relay)
             except SegmentError as error:
                 self._complain("hindered", str(error))
+
+
+def _log_lacks(bg_id: str) -> None:
+    """Log what the kernel refuses, once in this process; a child of its parent's need not say it again."""
+    refused_to = lacks() & ~_lacks_logged[0]
+    _lacks_logged[0] |= refused_to
+    for lack in (lack for bit, lack in LACKS.items() if refused_to & bit):
+        extra = log_fields("degraded", bg_id=bg_id)
+        _logger.warning("[bg_id: %r] %s: %s; %s", bg_id, lack.name, lack.text, lack.remedy, extra=extra)
 
 
 def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...]:

@@ -71,6 +71,7 @@ class Worker:
             deployment's inventory is complete.
         outside: Pools whose endpoint is neither, so that a switchover passes them by.
         age_s: Seconds since it last said all this.
+        lacks: What the kernel or a sandbox refuses to it; *notes* of the status say what follows.
         stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
         behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
@@ -93,6 +94,7 @@ class Worker:
     stale: bool
     stuck_passwords: int = 0
     behind_proxy: int = 0
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Status:
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
         notes: What does not keep the host from a switchover, but may make it worse, with what to do: time limits that
-            do not fit each other, and a history that is damaged or not to be trusted.
+            do not fit each other, what a kernel or sandbox refuses, and a history that is damaged or not to be trusted.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
         by_hand: The operator's order that stands; None for none.
     """

@@ -18,7 +18,8 @@ from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
 from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
-from bgpool.report.reasons import notes, proxies, reasons, switched_off
+from bgpool.report.reasons import degraded, notes, proxies, reasons, switched_off
+from bgpool.segment.host import LACKS
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -64,7 +65,7 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         disabled=bool(disabled),
         blind=_blind(snapshot) if snapshot is not None else (),
         by_hand=_by_hand(snapshot),
-        notes=(*notes(row.usage for row in rows), *proxies(crowd), *filter(None, [problem])),
+        notes=(*notes(row.usage for row in rows), *proxies(crowd), *degraded(crowd), *filter(None, [problem])),
     )
 
 
@@ -142,6 +143,7 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
         behind_proxy=usage.behind_proxy,
         age_s=age_s,
         stale=age_s > ROW_STALE_S,
+        lacks=tuple(lack.name for bit, lack in LACKS.items() if row.lacks & bit),
     )
 
 

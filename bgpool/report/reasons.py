@@ -10,10 +10,11 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeouts import hold_misfit, timer_misfit
 from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
+from bgpool.segment.host import LACKS
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["notes", "proxies", "reasons", "switched_off"]
+__all__ = ["degraded", "notes", "proxies", "reasons", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -125,6 +126,17 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
         yield f"{len(stale)} of {len(workers)} workers were last heard of {oldest_s:.1f} s ago: pid {_some(stale)}"
     if len(workers) >= ROWS:
         yield f"all {ROWS} rows are taken: there may be workers that cannot be seen"
+
+
+def degraded(workers: Sequence[Worker]) -> tuple[str, ...]:
+    """What the kernel or a sandbox refuses to workers, and what follows."""
+    found = []
+    for lack in LACKS.values():
+        if pids := [worker.pid for worker in workers if lack.name in worker.lacks]:
+            found.append(
+                f"{lack.name}, in {len(pids)} of {len(workers)} workers (pid {_some(pids)}): {lack.text}; {lack.remedy}"
+            )
+    return tuple(found)
 
 
 def _monitor_said(snapshot: Snapshot) -> str:

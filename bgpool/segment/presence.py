@@ -15,6 +15,7 @@ from typing import Final
 from bgpool.core.limits import ROW_STALE_S
 from bgpool.plain_errors import SegmentError
 from bgpool.segment import table
+from bgpool.segment.host import lacks
 from bgpool.segment.locks import Lock, is_held, try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table, Usage, read_rows
@@ -36,12 +37,14 @@ class WorkerRow:
         age_s: Seconds since it last wrote its row.
         usage: What it wrote.
         row: Which row of the table it has, for as long as it lives.
+        lacks: What the kernel refuses to it, see host.LACKS.
     """
 
     pid: int
     age_s: float
     usage: Usage
     row: int
+    lacks: int
 
 
 class Presence:
@@ -59,7 +62,7 @@ class Presence:
         self._table: Final = Table(files)
         self._row, self._lock = _claim(files)
         if self._row < table.ROWS:
-            self._table.wipe_row(self._row)
+            self._table.begin_row(self._row, lacks())
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
@@ -104,7 +107,10 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
         rows = read_rows(files)
     except FileNotFoundError:
         return ()
-    return tuple(WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row) for row, pid, at_ns, usage in rows)
+    return tuple(
+        WorkerRow(pid, max(0.0, (now_ns - at_ns) / 1e9), usage, row, refused_to)
+        for row, pid, at_ns, usage, refused_to in rows
+    )
 
 
 def best_offer(files: RunFiles) -> int:

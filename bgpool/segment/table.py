@@ -179,9 +179,9 @@ class Table:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def wipe_row(self, row: int) -> None:
-        """Make a row that was just claimed say nothing."""
-        self._store(row, [0] * _ROW_WORDS)
+    def begin_row(self, row: int, lacks: int) -> None:
+        """Make a row that was just claimed say nothing, but what is refused to its process, see host.py."""
+        self._store(row, [0] * (_ROW_WORDS - 1) + [lacks])
 
     def write_row(self, row: int, pid: int, updated_ns: int, usage: Usage) -> None:
         """Fill a row of one's own."""
@@ -221,8 +221,8 @@ class Table:
         return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
 
 
-def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
-    """Every row that a living process has: its number, pid, the time of the last update in ns, and what it says.
+def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
+    """Every row that a living process has: its number, pid, the time of the last update in ns, what it says, its lacks.
 
     Nothing is made, mended or mapped.
 
@@ -243,7 +243,8 @@ def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage]]:
     words = memoryview(table)[HEADER_BYTES:].cast("Q")
     written = [row for row, pid in enumerate(words[::_ROW_WORDS].tolist()) if pid]
     # The row of the dead keeps what they said last; only its lock tells that its owner lives.
-    return [(row, *_read(words, row)) for row in written if is_held(files.row(row))]
+    refused_to = words[_ROW_WORDS - 1 :: _ROW_WORDS].tolist()
+    return [(row, *_read(words, row), refused_to[row]) for row in written if is_held(files.row(row))]
 
 
 def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:

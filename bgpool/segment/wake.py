@@ -1,12 +1,13 @@
 """Sleeping in the kernel until a word of the mapping changes, and waking all who do, in every process of the host.
 
-Where the kernel cannot help (no futex, or threads are gevent's, which a sleeping kernel call would stop), waiting
-is a loop of short sleeps with the ``time.sleep`` in force, which gevent has made its own.
+Where the kernel cannot help (no futex, or a sandbox that refuses it, or threads are gevent's, which a sleeping kernel
+call would stop), waiting is a loop of short sleeps with the ``time.sleep`` in force, which gevent has made its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import platform
 import sys
@@ -14,16 +15,19 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from bgpool.core.limits import POLL_INTERVAL_S
+from bgpool.core.limits import FUTEX_SLEEP_S, POLL_INTERVAL_S
 from bgpool.green import sleeps_are_green
 
-__all__ = ["address_of", "has_futex", "wait_changed", "wake_all"]
+__all__ = ["address_of", "has_futex", "kernel_wakes", "wait_changed", "wake_all"]
 
 #: The futex system call by machine. Source: asm/unistd.h of the kernel; elsewhere waiting polls.
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
 _EVERYBODY: Final = 2**31 - 1
+_MASK: Final = 0xFFFFFFFF
+#: How a futex call ends that was neither refused nor woken: the word has changed, a signal has come, time is up.
+_ORDINARY: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
 #: The futex sees 32 bits: the half of the word that counts.
 _LOW_HALF: Final = 0 if sys.byteorder == "little" else 4
 
@@ -63,7 +67,15 @@ _FUTEX: Final = _find_futex()
 
 def has_futex() -> bool:
     """Whether waiters of this process sleep in the kernel; if not, they poll."""
-    return _FUTEX is not None and not sleeps_are_green()
+    return kernel_wakes() and not sleeps_are_green()
+
+
+def kernel_wakes() -> bool:
+    """Whether the kernel has futex and lets this process use it. Found by trying, on a word that nobody knows."""
+    word = ctypes.c_uint32(0)
+    address = ctypes.addressof(word)
+    # It does not wait: the word is not 1.
+    return _futex(address, _FUTEX_WAIT, 1, _Timespec(0, 0)) and _futex(address, _FUTEX_WAKE, _EVERYBODY)
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:
@@ -95,32 +107,31 @@ def wait_changed(
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        if _FUTEX is not None and address and not sleeps_are_green():
-            limit = _Timespec(int(left), int(left % 1 * 1e9))
-            # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
-            _FUTEX(
-                ctypes.c_long(_SYS_FUTEX or 0),
-                ctypes.c_void_p(address + _LOW_HALF),
-                ctypes.c_long(_FUTEX_WAIT),
-                ctypes.c_uint32(seen & 0xFFFFFFFF),
-                ctypes.byref(limit),
-                None,
-                ctypes.c_long(0),
-            )
-        else:
+        sleep_s = min(left, FUTEX_SLEEP_S)
+        limit = _Timespec(int(sleep_s), int(sleep_s % 1 * 1e9))
+        # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
+        slept = address and not sleeps_are_green() and _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, limit)
+        if not slept:
             time.sleep(min(left, POLL_INTERVAL_S))
     return bool(word[0] != seen)
 
 
 def wake_all(address: int) -> None:
     """Wake every thread of every process that waits on the word at *address*."""
-    if _FUTEX is not None:
-        _FUTEX(
-            ctypes.c_long(_SYS_FUTEX or 0),
-            ctypes.c_void_p(address + _LOW_HALF),
-            ctypes.c_long(_FUTEX_WAKE),
-            ctypes.c_uint32(_EVERYBODY),
-            None,
-            None,
-            ctypes.c_long(0),
-        )
+    _futex(address + _LOW_HALF, _FUTEX_WAKE, _EVERYBODY)
+
+
+def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None) -> bool:
+    """Make the system call; False where there is none, or it is refused."""
+    if _FUTEX is None:
+        return False
+    result = _FUTEX(
+        ctypes.c_long(_SYS_FUTEX or 0),
+        ctypes.c_void_p(address),
+        ctypes.c_long(operation),
+        ctypes.c_uint32(value),
+        ctypes.byref(limit) if limit is not None else None,
+        None,
+        ctypes.c_long(0),
+    )
+    return result >= 0 or ctypes.get_errno() in _ORDINARY

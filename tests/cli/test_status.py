@@ -199,6 +199,7 @@ SCHEMA: dict[str, Any] = {
             "stale": bool,
             "stuck_passwords": int,
             "behind_proxy": int,
+            "lacks": list,
         }
     ],
     "events": [{"at": TEXT, "offset_ms": int, "event": TEXT, "evidence": TEXT}],

@@ -67,10 +67,16 @@ def monitors(run: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            links = [os.path.realpath(fd) for fd in (process / "fd").iterdir()]
-            if any(link.startswith(f"{run}/") and ".term-" in link for link in links):
+            if any(link.startswith(f"{run}/") and ".term-" in link for link in links(process / "fd")):
                 found.append(int(process.name))
     return [pid for pid in found if pid != os.getpid()]
+
+
+def links(descriptors: Path) -> Iterator[str]:
+    """What is open there; descriptors that are closed meanwhile are left out."""
+    for fd in descriptors.iterdir():
+        with contextlib.suppress(OSError):
+            yield os.path.realpath(fd)
 
 
 def holder(files: RunFiles) -> int:

@@ -168,7 +168,7 @@ def test_in_a_switchover_rows_are_written_though_nothing_is_published(
     participant.join(member)
 
     def written_ns() -> int:
-        ((_, _, updated_ns, _),) = read_rows(files)
+        ((_, _, updated_ns, _, _),) = read_rows(files)
         return updated_ns
 
     try:

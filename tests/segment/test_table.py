@@ -55,6 +55,10 @@ def test_a_row_says_what_its_owner_wrote(files: RunFiles) -> None:
     assert workers(files) == ()
 
 
+def test_a_row_has_room_for_its_fields_and_the_last_word() -> None:
+    assert 2 + len(Usage._fields) < table.ROW_BYTES // 8
+
+
 def test_workers_are_counted_by_what_they_wrote_lately(files: RunFiles) -> None:
     mine, other = Presence(files), Presence(files)
     assert mine.count_workers() == 2

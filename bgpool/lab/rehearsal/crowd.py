@@ -74,16 +74,16 @@ class Crowd:
 
     def look(self) -> None:
         """Take in what the rows say, and the snapshot; a table that is not to be trusted says nothing."""
-        rows: Sequence[tuple[int, int, int, Usage]] = ()
+        rows: Sequence[tuple[int, int, int, Usage, int]] = ()
         with contextlib.suppress(SegmentError, FileNotFoundError):
             rows = read_rows(self._files)
         # After the rows: what a process has acted on is known then.
         self._take(self._reader.refresh().snapshot)
         moments = self._moments()
-        for _, pid, updated_ns, usage in rows:
+        for _, pid, updated_ns, usage, _ in rows:
             if pid in self._seen or len(self._seen) < ROWS:
                 self._seen.setdefault(pid, Seen()).take(updated_ns / 1e9, usage, moments)
-        self._present = tuple(pid for _, pid, _, _ in rows)
+        self._present = tuple(pid for _, pid, *_ in rows)
 
     def begin(self) -> None:
         """Whoever was there at the last look is there at the beginning of the switchover."""

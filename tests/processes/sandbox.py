@@ -1,0 +1,137 @@
+"""A seccomp filter that refuses what some kernels and sandboxes refuse, to this process and to all that it starts.
+
+Run as a program, it plays a whole switchover behind the filter: ``python -m tests.processes.sandbox NAME…``. The filter
+is made of a system call, so that no compiler is needed, and holds for the monitor and the database servers, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+
+class Refusal(NamedTuple):
+    """One system call that is answered with an error.
+
+    Attributes:
+        calls: Its number, by machine. Source: asm/unistd.h of the kernel.
+        error: The errno.
+        when: Arguments, from 0, and their values: it is refused where all of one tuple are so.
+    """
+
+    calls: dict[str, int]
+    error: int
+    when: tuple[tuple[tuple[int, int], ...], ...] = ((),)
+
+
+_EVERYBODY: Final = 0x7FFFFFFF
+#: By the name in host.LACKS, where there is one. Of futex what bgpool uses: PostgreSQL's semaphores wake one process.
+REFUSALS: Final = {
+    "F_OFD_SETLK": Refusal({"x86_64": 72, "aarch64": 25}, errno.EINVAL, (((1, 36),), ((1, 37),), ((1, 38),))),
+    "futex": Refusal({"x86_64": 202, "aarch64": 98}, errno.ENOSYS, (((1, 0),), ((1, 1), (2, _EVERYBODY)))),
+    "memfd_create": Refusal({"x86_64": 319, "aarch64": 279}, errno.ENOSYS),
+    "MADV_WIPEONFORK": Refusal({"x86_64": 28, "aarch64": 233}, errno.EINVAL, (((2, 18),),)),
+    "fallocate": Refusal({"x86_64": 285, "aarch64": 47}, errno.EOPNOTSUPP),
+}
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+
+
+def refuse(names: Iterable[str]) -> None:
+    """Refuse what REFUSALS has under *names*, from now on and for good.
+
+    Raises:
+        OSError: The kernel takes no filter.
+    """
+    program = b"".join(_rule(REFUSALS[name]) for name in names) + _step(_RETURN, 0, 0, _ALLOW)
+    steps = ctypes.create_string_buffer(program, len(program))
+    whole = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, None), (_PR_SET_SECCOMP, _MODE_FILTER, whole)):
+        if prctl(arguments[0], ctypes.c_ulong(arguments[1]), arguments[2], 0, 0):
+            raise OSError(ctypes.get_errno(), f"no seccomp filter: {os.strerror(ctypes.get_errno())}")
+
+
+def _rule(refusal: Refusal) -> bytes:
+    """Load the number, skip the rest if it is another, and return the error where the arguments are so."""
+    body = b"".join(_condition(arguments, refusal.error) for arguments in refusal.when)
+    number = refusal.calls[platform.machine()]
+    return _step(_LOAD, 0, 0, 0) + _step(_JUMP_EQUAL, 0, len(body) // 8, number) + body
+
+
+def _condition(arguments: tuple[tuple[int, int], ...], error: int) -> bytes:
+    program = _step(_RETURN, 0, 0, _ERRNO | error)
+    for argument, value in reversed(arguments):
+        # The lower half of the argument, on a little-endian machine.
+        load = _step(_LOAD, 0, 0, 16 + 8 * argument)
+        program = load + _step(_JUMP_EQUAL, 0, len(program) // 8, value) + program
+    return program
+
+
+def _step(code: int, if_true: int, if_false: int, operand: int) -> bytes:
+    return struct.pack("@HBBI", code, if_true, if_false, operand)
+
+
+def check(name: str) -> None:
+    """Make sure that *name* is refused: a filter that lets it through would show nothing."""
+    refused = REFUSALS[name]
+    arguments: dict[str, tuple[object, ...]] = {
+        "F_OFD_SETLK": (0, 37, None),
+        "futex": (ctypes.byref(ctypes.c_uint32()), 1, _EVERYBODY, None),
+        "memfd_create": (b"x", 0),
+        "MADV_WIPEONFORK": (None, mmap.PAGESIZE, 18),
+        "fallocate": (-1, 0, 0, 1),
+    }
+    result = ctypes.CDLL(None, use_errno=True).syscall(refused.calls[platform.machine()], *arguments[name])
+    assert (result, ctypes.get_errno()) == (-1, refused.error), name
+
+
+def main(names: list[str]) -> None:
+    """Play a switchover and print what came of it, as JSON."""
+    refuse(names)
+    for name in names:
+        check(name)
+    from bgpool.doctor import Case
+    from bgpool.doctor.kernel_checks import kernel_checks
+    from bgpool.lab import Event
+    from bgpool.lab.scenarios.scenario import FAST
+    from bgpool.lab.trial import Trial
+    from bgpool.report import Status, status
+
+    seen: list[Status] = []
+
+    def look(_event: Event) -> None:
+        seen.append(status("demo", trial.run_dir))
+
+    with Trial(workers=2, schedule=FAST, settle_s=0.5) as trial:
+        trial.on_ready = lambda: trial.director.on_event.append(look)
+        report = trial.run()
+        findings = kernel_checks.run(Case(trial.pair.dsn), "this host")
+    assert report.snapshot is not None
+    told = {
+        "clean": report.verdict.clean,
+        "acknowledged": report.verdict.acknowledged,
+        "errors": report.error_examples,
+        "excess_s": report.excess_s,
+        "phase": report.snapshot.phase.name,
+        "monitors": sorted({(one.monitor.state, one.monitor.term) for one in seen}),
+        "workers": min(len(one.workers) for one in seen),
+        "lacks": sorted({name for one in seen for worker in one.workers for name in worker.lacks}),
+        "notes": sorted({text.split(",")[0] for one in seen for text in one.notes}),
+        "doctor": {one.check: [one.result.value, one.text] for one in findings},
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,52 @@
+"""Kernels and sandboxes that refuse some of what Linux has: a switchover is gone through, and it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bgpool.segment import host
+from tests.docs.pages import ROOT
+from tests.processes.sandbox import REFUSALS
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([*REFUSALS], id="all"),
+        *(pytest.param([name], id=name, marks=pytest.mark.full) for name in REFUSALS),
+    ],
+)
+def test_a_switchover_is_gone_through(names: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.processes.sandbox", *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["clean"], told
+    assert told["acknowledged"] > 200
+    # Two workers of two threads: each may tell of the transaction that was cut.
+    assert len(told["errors"]) <= 4, told
+    # As in tests/processes/test_switchover.py.
+    assert told["excess_s"] < 2.0
+    assert told["phase"] == "COMPLETED"
+    # One monitor, the first, all the time; and it sees the workers.
+    assert told["monitors"] == [["alive", 1]]
+    assert told["workers"] == 2
+    lacking = sorted({lack.name for lack in host.LACKS.values()} & {*names})
+    assert told["lacks"] == lacking
+    assert {*lacking} <= {*told["notes"]}
+    result, text = told["doctor"]["kernel"]
+    assert result == ("warning" if lacking else "ok")
+    assert all(name in text for name in lacking)
+    assert told["doctor"]["locks"][0] == "ok"
+    assert told["doctor"]["wake"][0] == ("warning" if "futex" in lacking else "ok")
