@@ -318,6 +318,8 @@ class Generation:
     def explain_cut(self, error: Exception, doubt: str) -> Exception:
         """What a connection broken by a switchover means for the caller; *doubt* is why it may have committed."""
         describe = self._recipe.gate.describe
+        # Of a prepared transaction that was held, it may be an error of ours.
+        self._recipe.gate.tally.absorb(error)
         if doubt:
             return self._counted(error, CommitOutcomeUnknown, describe(doubt))
         text = describe("cut the transaction; it did not commit, run it again")

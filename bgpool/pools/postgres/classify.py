@@ -183,6 +183,8 @@ def _end_of_block(frame: FrameType | None) -> Kind:
 def piped_by(gen: Gen, before: Piped, connection: psycopg.Connection[Any]) -> Piped:
     """What the commands of the connection's pipeline may do once *gen* has queued its own; *before* is without them."""
     pipeline, status = connection._pipeline, connection.pgconn.transaction_status
+    if before is Piped.DOUBT and status not in SETTLED:
+        return before
     settled = status in SETTLED and pipeline is not None and not pipeline.command_queue and not pipeline.result_queue
     if settled:
         alone = connection.autocommit and status == TransactionStatus.IDLE
