@@ -46,3 +46,19 @@ def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> N
         with pool.connection() as conn:
             conn.execute("SELECT 1")
     assert not exits.acquire(blocking=False)
+
+
+def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: Pair) -> None:
+    called = threading.Event()
+
+    def leave(_pool: object) -> None:
+        called.set()
+        raise SystemExit
+
+    nowhere = pair.direct_dsn(pair.blue).replace(f":{pair.port}", ":1")
+    options = {"reconnect_timeout": 0.01, "num_workers": 1, "name": "given-up"}
+    with make_pool(nowhere, reconnect_failed=leave, **options) as pool:
+        with pytest.raises(bgpool.PoolTimeout):
+            pool.getconn(0.6)
+        assert called.is_set()
+        assert any(thread.name == "given-up-worker-0" for thread in threading.enumerate())

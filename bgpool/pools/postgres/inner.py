@@ -31,11 +31,20 @@ class InnerPool(ConnectionPool[Any]):
     #: Takes a usable connection back. The function itself: a method that calls it would cost every return.
     keep = ConnectionPool.putconn
 
-    def __init__(self, conninfo: str, *, reset: Callable[[Any], object] | None, name: str, **options: Any) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        name: str,
+        reset: Callable[[Any], object] | None = None,
+        reconnect_failed: Callable[[Any], object] | None = None,
+        **options: Any,
+    ) -> None:
         """A pool of *name*; the other arguments are ConnectionPool's."""
         self.failure = ""
         self._early_at = 0.0
-        super().__init__(conninfo, reset=reset and _as_exception(reset), name=name, **options)
+        reset, reconnect_failed = reset and _as_exception(reset), reconnect_failed and _as_exception(reconnect_failed)
+        super().__init__(conninfo, name=name, reset=reset, reconnect_failed=reconnect_failed, **options)
         _said.setdefault(name, ("", 0.0))
 
     def putconn(self, conn: Any) -> None:
@@ -120,13 +129,13 @@ class _Rest(MaintenanceTask):
 def _as_exception(hook: Callable[[Any], object]) -> Callable[[Any], None]:
     """*hook*, whose SystemExit or the like does not end the thread of psycopg_pool that calls it."""
 
-    def call(connection: Any) -> None:
+    def call(subject: Any) -> None:
         try:
-            hook(connection)
+            hook(subject)
         except Exception:
             raise
         except BaseException as error:
-            raise RuntimeError(f"{type(error).__name__} in reset") from error
+            raise RuntimeError(f"{hook!r} raised {type(error).__name__}") from error
 
     return call
 

@@ -21,7 +21,7 @@ class PostgresRecipe(Recipe):
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
         own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
-        return InnerPool("", **{"reset": None, **with_session_reset(self.options), **own})
+        return InnerPool("", **{**with_session_reset(self.options), **own})
 
     def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
         """As Recipe says."""
