@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bgpool.cli.status import absent
 from bgpool.cli.watch import the_one
 from bgpool.core.events import Instant, Order, Tick
 from bgpool.core.limits import ORDER_S, ORDER_WAIT_S, WATCH_INTERVAL_S
@@ -70,7 +71,7 @@ def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0
         seconds: For how long to hold.
 
     Raises:
-        NotTaken: There is no living monitor, or none has obeyed within ORDER_WAIT_S.
+        NotTaken: The bg_id is not known, no monitor lives, or none has obeyed within ORDER_WAIT_S.
         ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
     """
     deployment = _deployment(bg_id, run_dir)
@@ -78,7 +79,7 @@ def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0
     reader.check_path()
     before, name = _now(reader), f"bg_id {deployment.status().bg_id!r}"
     if before is None or reader.monitor_is_silent():
-        raise NotTaken(f"{name}: no monitor lives on this host, and nobody else takes orders; see bgpool status")
+        raise NotTaken(f"{name}: no monitor lives on this host, and only a monitor takes orders; see bgpool status")
     why_not = refusal(before, order)
     if not why_not:
         after = _tell(deployment, reader, order, seconds)
@@ -89,9 +90,9 @@ def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0
 
 
 def _deployment(bg_id: str | None, run_dir: Path | None) -> Deployment:
-    found = find(bg_id, run_dir)
+    found = [deployment for deployment in find(bg_id, run_dir) if deployment.is_known()]
     if not found:
-        raise NotTaken("no bg_id was used on this host, so that no monitor lives here; see bgpool status")
+        raise NotTaken(absent(bg_id, run_dir))
     return the_one(found)
 
 
@@ -117,11 +118,10 @@ def _tell(deployment: Deployment, reader: Reader, order: Order, seconds: int) ->
             if time.monotonic() > deadline:
                 raise NotTaken(f"no monitor has taken the order within {ORDER_WAIT_S:.0f} s, and it was taken back")
             reading.wait_changed(WATCH_INTERVAL_S)
-    except BaseException:
-        # Nobody is to obey it after it was called not taken.
+    finally:
+        # Obeyed once is enough; and nobody is to obey it after it was called not taken.
         if table.order[0] == word:
             table.order[0] = 0
-        raise
 
 
 def _now(reader: Reader) -> Snapshot | None:

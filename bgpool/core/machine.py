@@ -30,7 +30,7 @@ from bgpool.core.events import (
     Tick,
 )
 from bgpool.core.limits import ENDPOINTS
-from bgpool.core.orders import expire, obey
+from bgpool.core.orders import drain_released, expire, obey
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.records import add_entry, add_notice
 from bgpool.core.snapshot import EPOCH_OF_DECISION, EPOCH_OF_TIMER, Snapshot
@@ -131,8 +131,8 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
     snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
-    snapshot = allay(sightings.note(_take(snapshot, event, rules), event), event)
-    return expire(snapshot, event.at)
+    after = drain_released(snapshot, _take(snapshot, event, rules))
+    return expire(allay(sightings.note(after, event), event), event.at)
 
 
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
@@ -342,7 +342,7 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
             sightings=snapshot.sightings,
         )
         return _begin_to_watch(fresh, at)
-    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(before, phase, signal))
+    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(snapshot, phase, signal))
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
         return _summarise(add_entry(snapshot, at, CREATED_AGAIN))
@@ -362,15 +362,15 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
     return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
 
 
-def _makes_unfit(before: Phase, phase: Phase, signal: Signal) -> int:
-    """By how much the epoch rises: above 0 where connections opened before must not be used after.
+def _makes_unfit(snapshot: Snapshot, phase: Phase, signal: Signal) -> int:
+    """By how much the epoch rises at *phase*: above 0 where connections opened before must not be used after.
 
     The timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
     opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch.
     """
     drained = phase is Phase.IN_PROGRESS
-    released = phase is Phase.POST or (phase is Phase.COMPLETED and before < Phase.POST)
-    if not (drained or released):
+    released = phase is Phase.POST or (phase is Phase.COMPLETED and snapshot.phase < Phase.POST)
+    if not (drained or released or snapshot.release_until_ns):
         return 0
     return EPOCH_OF_TIMER if signal is Signal.TIMED_OUT else EPOCH_OF_DECISION
 

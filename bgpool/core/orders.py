@@ -17,7 +17,7 @@ from bgpool.core.routing import Action, Purpose, decide
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND
 
-__all__ = ["expire", "holds_anybody", "obey", "refusal"]
+__all__ = ["drain_released", "expire", "holds_anybody", "obey", "refusal"]
 
 _ORDER_NS: Final = ORDER_S * 1_000_000_000
 
@@ -34,7 +34,7 @@ def refusal(snapshot: Snapshot, order: Order) -> str:
     """Why *order* would change nothing now; empty where it would."""
     phase = snapshot.phase.name
     if order is Order.HOLD:
-        return f"a switchover is under way ({phase}), and who waits is its to say" if _is_switching(snapshot) else ""
+        return f"a switchover is under way ({phase}), which decides itself who waits" if _is_switching(snapshot) else ""
     if holds_anybody(snapshot):
         return ""
     return f"nobody is held ({phase}{', released by hand already' if snapshot.release_until_ns else ''})"
@@ -50,6 +50,19 @@ def obey(snapshot: Snapshot, event: Ordered) -> Snapshot:
     if snapshot.hold_until_ns:
         return _end_hold(snapshot, event.at, "bgpool release")
     return _release(snapshot, event.at, until_ns)
+
+
+def drain_released(before: Snapshot, after: Snapshot) -> Snapshot:
+    """*after* with another epoch if released callers are led elsewhere than *before* within one phase.
+
+    They went by name, which may have led to old blue until now. Each change of phase under a release raises the epoch
+    as well, see machine.py.
+    """
+    if not (before.release_until_ns and after.release_until_ns) or before.phase is not after.phase:
+        return after
+    if (before.hosts, before.pinned, before.blue_moved) == (after.hosts, after.pinned, after.blue_moved):
+        return after
+    return replace(after, epoch=after.epoch + EPOCH_OF_DECISION)
 
 
 def expire(snapshot: Snapshot, at: Instant) -> Snapshot:

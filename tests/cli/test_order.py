@@ -22,7 +22,7 @@ from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND
 from bgpool.errors import ConfigurationError
 from bgpool.monitor import history
 from bgpool.segment.orders import pack, unpack
-from bgpool.segment.paths import prepare_run_dir
+from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import workers
 from bgpool.segment.table import Table
 from tests.cli.conftest import Command, Hand, StartWorker
@@ -96,21 +96,40 @@ def test_durations(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("words", [("release",), ("hold", "--for", "60")], ids=" ".join)
-@pytest.mark.parametrize("there", ["nothing", "a directory", "a monitor that is silent", "another bg_id's monitor"])
-def test_without_a_monitor(
-    words: tuple[str, ...], there: str, run_dir: Path, watched: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bg_id: tuple[str, ...] = ()
+@pytest.mark.parametrize("there", ["nothing", "a directory"])
+def test_without_a_process_the_text_names_directory_and_user(words: tuple[str, ...], there: str, run_dir: Path) -> None:
     if there == "a directory":
         prepare_run_dir(run_dir)
-    elif there == "a monitor that is silent":
-        Hand(run_dir, "ledger")
-        monkeypatch.setattr("bgpool.segment.reader.HEARTBEAT_STALE_S", -1.0)
-    elif there == "another bg_id's monitor":
-        run_dir, bg_id = watched, ("--bg-id", "orders")
-    status, text = run(run_dir, *words, *bg_id)
+    status, text = run(run_dir, *words)
     assert status == 2
-    assert "no monitor lives" in text
+    assert f"no process on this host has used a pool with run directory {run_dir} (user " in text
+    assert "run this as the application's user" in text
+
+
+@pytest.mark.parametrize("words", [("release",), ("hold", "--for", "60")], ids=" ".join)
+def test_a_mistyped_bg_id(words: tuple[str, ...], watched: Path) -> None:
+    status, text = run(watched, *words, "--bg-id", "leger")
+    assert status == 2
+    assert f"bg_id 'leger' is not known in run directory {watched}" in text
+    assert "known: 'ledger'" in text
+
+
+@pytest.mark.parametrize("words", [("release",), ("hold", "--for", "60")], ids=" ".join)
+def test_with_a_monitor_that_is_silent(words: tuple[str, ...], run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Hand(run_dir, "ledger")
+    monkeypatch.setattr("bgpool.segment.reader.HEARTBEAT_STALE_S", -1.0)
+    status, text = run(run_dir, *words)
+    assert status == 2
+    assert "bg_id 'ledger': no monitor lives on this host" in text
+
+
+def test_an_order_is_obeyed_once(watched: Path) -> None:
+    """A monitor that takes over, or one after a reboot, must not find it again."""
+    table = Table(RunFiles.of(watched, "ledger"))
+    assert run(watched, "hold", "--for", "60")[0] == 0
+    assert table.order[0] == 0
+    assert run(watched, "release")[0] == 0
+    assert table.order[0] == 0
 
 
 def test_a_directory_that_is_not_to_be_trusted(run_dir: Path) -> None:

@@ -12,7 +12,7 @@ from bgpool.core.machine import Rules, step
 from bgpool.core.orders import refusal
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Decision, Purpose, decide
-from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
+from bgpool.core.snapshot import EPOCH_OF_DECISION, EPOCH_OF_TIMER, Snapshot
 from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND, summary_table
 from tests.core.test_suspicion import BLUE, GREEN, MS, at, in_phase, status
 
@@ -181,6 +181,35 @@ def test_where_nobody_is_held_a_release_changes_nothing(phase: Phase) -> None:
         assert refusal(before, Order.RELEASE) == f"nobody is held ({phase.name})"
         assert release(before).release_until_ns == 0
         assert release(before).epoch == before.epoch
+
+
+@pytest.mark.parametrize("found", ["green's address", "blue's new one"])
+def test_what_went_by_name_in_post_is_drained_when_it_is_known_where_to_go(found: str) -> None:
+    released = release(without_green(Phase.POST))
+    names = {BLUE: ("10.0.0.1",), GREEN: ("10.0.0.2",)} if "green" in found else {BLUE: ("10.0.0.2",), GREEN: ()}
+    known = step(replace(released, ready=False), Resolved(at(30), names), RULES)
+    assert known.phase is Phase.POST or known.blue_moved
+    assert known.epoch > released.epoch, "the name led to old blue before"
+    assert step(known, Resolved(at(40), names), RULES).epoch == known.epoch
+
+
+def test_what_went_by_name_is_drained_when_the_name_has_moved() -> None:
+    """Also where that is no evidence of a promotion, by the parameters."""
+    released = release(in_phase(Phase.IN_PROGRESS))
+    moved = Resolved(at(30), {BLUE: ("10.0.0.2",), GREEN: ("10.0.0.2",)})
+    after = step(released, moved, Rules(release_on_blue_dns_update=False))
+    assert (after.phase, after.epoch) == (Phase.IN_PROGRESS, released.epoch + EPOCH_OF_DECISION)
+
+
+@pytest.mark.parametrize("end", ["the timer", "a rollback"])
+def test_what_went_by_name_is_not_used_after_the_switchover(end: str) -> None:
+    if end == "the timer":
+        released = release(without_green(Phase.POST))
+        # And by another step than what a monitor may publish in the same moment.
+        assert step(released, Tick(at(180_000)), RULES).epoch == released.epoch + EPOCH_OF_TIMER
+    else:
+        released = release(in_phase(Phase.IN_PROGRESS))
+        assert step(released, status(Role.TARGET, "AVAILABLE", 30), RULES).epoch > released.epoch
 
 
 def test_a_second_release_is_none() -> None:
