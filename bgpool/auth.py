@@ -99,7 +99,7 @@ class PasswordMaker:
         turn = self._turn
         while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
             if turn.left_s() <= 0:
-                raise PasswordFailed(f"{what}: an earlier call has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
+                raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
         turn.since = time.monotonic()
         call = _Call(function, args, turn)
         try:
