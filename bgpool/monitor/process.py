@@ -166,7 +166,8 @@ class Monitor:
                 probe.cut_if_stuck()
             if linger_s is not None and self._has_better(beat_at):
                 return
-            if linger_s is None or self._is_needed():
+            # A hold is for those as well who start before it ends.
+            if linger_s is None or self._is_needed() or self._snapshot.hold_until_ns:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 text = "nobody has used bg_id %r for %.0f s; leaving"

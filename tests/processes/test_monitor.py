@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bgpool.core.events import Order
 from bgpool.dsn import parse
 from bgpool.errors import Error
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.process import run_monitor
-from bgpool.segment.paths import RunFiles
+from bgpool.segment.orders import pack, unpack
+from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.reader import Reader
+from bgpool.segment.table import Table
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +38,18 @@ def test_it_leaves_when_nobody_uses_its_bg_id(config: MonitorConfig, tmp_path: P
     assert not files.segment.exists()
     # And the next one begins afresh.
     assert run_monitor(config, linger_s=0.3)
+
+
+def test_it_stays_while_an_operator_holds_callers(config: MonitorConfig, tmp_path: Path) -> None:
+    """Who stops the application for the maintenance and starts it again finds the hold as it was."""
+    files = RunFiles.of(tmp_path / "run", "lonely")
+    prepare_run_dir(files.directory)
+    began_ns = time.monotonic_ns()
+    Table(files).order[0] = word = pack(Order.HOLD, 1, began_ns)
+    assert run_monitor(config, linger_s=0.1)
+    given = unpack(word)
+    assert given is not None
+    assert time.monotonic_ns() > given.until_ns
 
 
 def test_its_configuration_survives_the_pipe_and_hides_the_password(config: MonitorConfig) -> None:
