@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -250,6 +251,7 @@ class Pool(ABC, Generic[C]):
         Raises:
             CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
             SwitchoverInterrupted: Cut again and again, until the time was used up.
+            TypeError: *fn* is an ``async`` function.
             Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
 
         Source: docs/units-of-work.md.
@@ -257,7 +259,13 @@ class Pool(ABC, Generic[C]):
         timeout_s = self._settings.bg_connect_timeout_ms / 1000 + self.timeout if timeout is None else timeout
 
         def call(connection: C) -> R:
-            return fn(connection, *args)
+            result = fn(connection, *args)
+            if inspect.iscoroutine(result):
+                # It would run after the transaction, on a connection that is another caller's by then.
+                name = result.__qualname__
+                result.close()
+                raise TypeError(f"{name} is asynchronous: a unit of work is a plain function, called in a thread")
+            return result
 
         unit: Unit[C, R] = self._unit_class(self, self._gate, call, timeout_s=timeout_s, idempotent=idempotent)
         return unit.run()

@@ -192,6 +192,20 @@ def test_decorated_functions_are_called_without_a_connection(make_pool: MakePool
     assert work.rows(pair) == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
+    """It would run after its transaction, on a connection that is somebody else's by then."""
+    pool = make_pool()
+
+    @bgpool.transactional(pool)
+    async def place_order(conn: Any) -> None:
+        conn.execute("SELECT 1")
+
+    for call in (place_order, lambda: pool.run(place_order.__wrapped__)):  # type: ignore[attr-defined]  # functools.wraps
+        with pytest.raises(TypeError, match="place_order is asynchronous"):
+            call()
+
+
 def test_frameworks_see_the_signature_of_the_callers() -> None:
     """Asked of a request, the connection made FastAPI answer 422."""
     pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app")
