@@ -171,7 +171,7 @@ class Generation:
         if connection.bgpool_unfit:
             connection.bgpool_settle_refusal()
         if connection.bgpool_unfit:
-            self._replace(connection)
+            self.replace(connection)
         else:
             connection.bgpool_lent = False
             self.keep(connection)
@@ -186,7 +186,7 @@ class Generation:
         usable = not self.drained and not connection.bgpool_unfit
         heir = connection.bgpool_pass_on() if usable else None
         if heir is None:
-            self._replace(connection)
+            self.replace(connection)
             return
         with self._lock:
             self._members[heir] = self._members.pop(connection)
@@ -198,13 +198,16 @@ class Generation:
         text = f"{connection!r} was collected without being returned to its pool; use a with block, or putconn()"
         # The collector interrupts any thread anywhere, also one that holds a lock which this needs.
         with contextlib.suppress(RuntimeError):
-            _thread.start_new_thread(self._replace, (connection,))
+            _thread.start_new_thread(self.replace, (connection,))
         warnings.warn(text, ResourceWarning, stacklevel=3)
 
-    def _replace(self, connection: Aware) -> None:
+    def replace(self, connection: Aware) -> None:
+        """Close a connection of ours that is in nobody's hands any more, and free its slot."""
         connection.bgpool_lent = False
-        connection.bgpool_discard()
-        self.inner.replace(connection)
+        try:
+            connection.bgpool_discard()
+        finally:
+            self.inner.replace(connection)
 
     # -- ending --------------------------------------------------------------------------------------------------
 

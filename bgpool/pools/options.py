@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Final
+from typing import Final, get_origin
 
 import psycopg
 
@@ -69,7 +69,8 @@ def _name(name: str, value: object) -> None:
 
 
 def _connection_class(name: str, value: object) -> None:
-    if not isinstance(value, type) or not issubclass(value, psycopg.Connection):
+    found = get_origin(value) or value  # psycopg.Connection[DictRow] is for the type checker
+    if not isinstance(found, type) or not issubclass(found, psycopg.Connection):
         raise ConfigurationError(f"{name}={value!r}: psycopg.Connection or a subclass of it is allowed")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -141,3 +142,56 @@ def test_the_drivers_own_putconn_returns(make_pool: MakePool) -> None:
             inner.putconn(object())
         with pytest.raises(ValueError, match="given back before"):
             pool.putconn(conn)
+
+
+def test_a_generator_that_is_not_read_to_its_end_keeps_nobody_waiting(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, close_returns=True, kwargs={"autocommit": True})
+    conn = pool.getconn()
+    conn.execute("LISTEN mine")
+    conn.execute("NOTIFY mine")
+    notifications = conn.notifies()
+    assert next(notifications).channel == "mine"
+    # It holds the connection's lock.
+    conn.close()
+    answers: list[Any] = []
+
+    def use() -> None:
+        with pool.connection() as after:
+            answers.extend(after.execute("SELECT 1").fetchall())
+
+    caller = threading.Thread(target=use, daemon=True)
+    caller.start()
+    caller.join(5)
+    assert answers == [(1,)]
+    with pytest.raises(psycopg.OperationalError):
+        next(notifications)
+
+
+class Own(psycopg.Connection[Any]):
+    """A user's class that looks at its session, keeps things in two places, and listens to itself."""
+
+    __slots__ = ("label",)
+    label: str
+
+    def __init__(self, pgconn: Any, *args: Any) -> None:
+        super().__init__(pgconn, *args)
+        self.session = pgconn.backend_pid
+        self.heard = ""
+        self.add_notice_handler(self.hear)
+
+    def hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        self.heard = notice.message_primary or ""
+
+
+def test_a_class_of_the_users_is_what_it_was(make_pool: MakePool) -> None:
+    def configure(conn: Any) -> None:
+        conn.label = "configured"
+
+    pool = make_pool(max_size=1, close_returns=True, connection_class=Own, configure=configure)
+    first: Any = pool.getconn()
+    first.close()
+    second: Any = pool.getconn()
+    assert (second.session, second.label) == (first.session, "configured")
+    second.execute("DO $$ BEGIN RAISE NOTICE 'to the second'; END $$")
+    assert (first.heard, second.heard) == ("", "to the second")
+    pool.putconn(second)

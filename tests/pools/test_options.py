@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import pytest
+from psycopg.rows import DictRow, dict_row
 
 import bgpool
 from bgpool.pools import options
@@ -103,6 +104,7 @@ def test_every_value_that_makes_sense_is_taken() -> None:
         {"timeout": 0, "max_lifetime": math.inf, "reconnect_timeout": math.inf, "max_size": None, "check": None},
         {"timeout": 0.5, "configure": print, "reset": print, "name": None, "connection_class": Own},
         {"connection_class": Own, "kwargs": {"colour": "blue"}},
+        {"connection_class": psycopg.Connection[DictRow], "kwargs": {"row_factory": dict_row}},
         {"kwargs": {"autocommit": True, "prepare_threshold": None, "connect_timeout": "5", "row_factory": None}},
         {"kwargs": {"sslmode": "disable", "keepalives": "1", "application_name": None}},
         {"kwargs": dict},

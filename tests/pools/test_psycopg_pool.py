@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import psycopg
 import pytest
+from psycopg.rows import DictRow, dict_row
 
 import bgpool
 from bgpool.lab import Pair
+from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.pool import PostgresPool
 
 pytestmark = pytest.mark.lab
@@ -25,7 +29,7 @@ def test_the_log_names_the_dsn_and_repeats_nothing(
         with pytest.raises(bgpool.PoolTimeout):
             make_pool(nowhere, min_size=4, max_size=4).getconn(0.8)
         with pytest.raises(bgpool.PoolTimeout):
-            make_pool(nowhere, name="mine").getconn(0.1)
+            make_pool(nowhere, name="mine").getconn(0.5)
     lines = [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"]
     assert [line.partition(": connection failed")[0] for line in lines] == [
         f"error connecting in '{pair.blue.address}:1/app'",
@@ -62,3 +66,66 @@ def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: 
             pool.getconn(0.6)
         assert called.is_set()
         assert any(thread.name == "given-up-worker-0" for thread in threading.enumerate())
+
+
+def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(min_size=1, max_size=1, timeout=30.0)
+    with pool.connection() as conn:
+        session = conn.info.backend_pid
+    entering = InnerPool._getconn_unchecked
+
+    def meanwhile(self: InnerPool, timeout: float) -> Any:
+        # Where another thread drains the pool: between psycopg_pool's look at it and its lock.
+        monkeypatch.setattr(InnerPool, "_getconn_unchecked", entering)
+        pool.drain()
+        return entering(self, timeout)
+
+    monkeypatch.setattr(InnerPool, "_getconn_unchecked", meanwhile)
+    with pool.connection(timeout=5) as conn:
+        assert conn.info.backend_pid != session
+
+
+def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(min_size=1, max_size=1)
+    conn = pool.getconn()
+    conn.execute("SELECT 1")
+
+    def interrupted(_connection: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Connection, "rollback", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.putconn(conn)
+    with pool.connection(timeout=5) as conn:
+        assert conn.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def test_close_of_a_users_class_is_called(make_pool: MakePool) -> None:
+    class Own(psycopg.Connection[Any]):
+        closed_by = 0
+
+        def close(self) -> None:
+            Own.closed_by += 1
+            super().close()
+            raise RuntimeError("it fails, too")
+
+    pool = make_pool(min_size=1, max_size=1, connection_class=Own)
+    for count in (1, 2):
+        conn = pool.getconn()
+        with pytest.raises(RuntimeError):
+            conn.close()
+        assert conn.closed
+        assert Own.closed_by == count
+
+
+def test_rows_as_the_class_says(make_pool: MakePool) -> None:
+    pool = make_pool(
+        min_size=1, max_size=1, connection_class=psycopg.Connection[DictRow], kwargs={"row_factory": dict_row}
+    )
+    with pool.connection() as conn:
+        assert conn.execute("SELECT 1 AS one").fetchall() == [{"one": 1}]

@@ -72,3 +72,12 @@ def test_it_happens_in_a_thread_of_the_pool(make_pool: MakePool, monkeypatch: py
     pool.putconn(conn)
     wait_until(lambda: bool(executed))
     assert executed != [threading.current_thread()]
+
+
+def test_notifications_that_were_not_read_are_gone(make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, reset="session", kwargs={"autocommit": True})
+    with pool.connection() as conn:
+        conn.execute("LISTEN mine")
+        conn.execute("NOTIFY mine, 'to me alone'")
+    with pool.connection() as conn:
+        assert list(conn.notifies(timeout=0.1)) == []

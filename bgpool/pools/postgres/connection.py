@@ -10,14 +10,15 @@ import contextlib
 import sys
 from collections.abc import Generator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
 
 import psycopg
-from psycopg.pq import PGconn, TransactionStatus, abc
+from psycopg.pq import TransactionStatus
 
 from bgpool.pools.doubt import PREPARED
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.postgres.classify import SETTLED, Piped, doubt_of, piped_by
+from bgpool.pools.postgres.handover import hand_over
 from bgpool.pools.postgres.refusal import QUESTION, is_servers, reports_read_only
 
 if TYPE_CHECKING:
@@ -142,19 +143,21 @@ class SwitchoverAware(_Base):
 
     def bgpool_discard(self) -> None:
         """As Aware says."""
-        if not self.closed:
-            self._closed = True
-            self.pgconn.finish()
+        # Or psycopg would return it to the pool.
+        self._pool = None
+        try:
+            super().close()
+        finally:
+            if not self.closed:
+                self._closed = True
+                self.pgconn.finish()
 
     def bgpool_pass_on(self) -> SwitchoverAware | None:
         """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
         busy = self._num_transactions or self._pipeline is not None or self._tpc is not None
         if not getattr(self._pool, "close_returns", False) or busy or self.pgconn.transaction_status not in SETTLED:
             return None
-        heir, closed = type(self)(self.pgconn), type(self)(_closed_pgconn())
-        vars(heir).update(vars(self))
-        vars(self).update(vars(closed), _closed=True, _pool=None)
-        return heir
+        return hand_over(self)
 
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
@@ -216,7 +219,13 @@ class SwitchoverAware(_Base):
 
     def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""
-        super().rollback()
+        try:
+            super().rollback()
+        except BaseException as error:
+            if not self.bgpool_lent and not isinstance(error, Exception):
+                # An interrupt while the pool takes it back: psycopg_pool forgets the connection, and its slot.
+                self.bgpool_generation.replace(self)
+            raise
         if self._unsettled:
             with self.lock:
                 self._settle()
@@ -243,16 +252,9 @@ class SwitchoverAware(_Base):
 
 
 @cache
-def _closed_pgconn() -> abc.PGconn:
-    """A connection of libpq's that was never open: an empty name of a parameter is refused before anything is done."""
-    pgconn = PGconn.connect_start(b"=")
-    pgconn.finish()
-    return pgconn
-
-
-@cache
 def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAware]:
-    """*connection_class* with SwitchoverAware mixed in."""
+    """*connection_class* with SwitchoverAware mixed in; it may be written with its type of rows."""
+    connection_class = get_origin(connection_class) or connection_class
     bases = (SwitchoverAware, connection_class)
     return type(connection_class.__name__, bases, {"__module__": connection_class.__module__})
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
@@ -88,6 +88,18 @@ class InnerPool(ConnectionPool[Any]):
             return False
         self._early_at = now + RECONNECT_INTERVAL_MAX_S
         return True
+
+    def _maybe_grow_pool(self) -> None:
+        """Called under the lock for a caller that has joined the queue.
+
+        psycopg_pool looks whether it is closed before it takes the lock, and a caller that joins the queue after
+        close() would wait for its whole timeout.
+        """
+        if not self._closed:
+            super()._maybe_grow_pool()
+            return
+        while self._waiting:
+            self._waiting.popleft().fail(PoolClosed(f"the pool {self.name!r} is closed"))
 
     def _connect(self, timeout: float | None = None) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -52,6 +53,8 @@ class _SessionReset:
         connection.execute("DISCARD ALL", prepare=False)
         # psycopg may not notice it, and would go on to use prepared statements that are gone.
         connection._prepared = type(connection._prepared)()
+        # Notifications that the last user has not read.
+        connection._notifies_backlog = deque()
         for name, value in connection.bgpool_modes.items():
             setattr(connection, name, value)
         if self._configure is not None:

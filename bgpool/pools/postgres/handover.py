@@ -1,0 +1,66 @@
+"""Moving a session from one psycopg connection object to another, so that the last user's object is closed."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import MemberDescriptorType, MethodType
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.pq import PGconn, abc
+
+__all__ = ["hand_over"]
+
+C = TypeVar("C", bound=psycopg.Connection[Any])
+
+_HANDLERS: Final = ("_notice_handlers", "_notify_handlers")
+
+
+def hand_over(connection: C) -> C | None:
+    """The session of *connection* under a new object of its class; *connection* is closed after that.
+
+    The new object has all attributes of the old one. A subclass's ``__init__`` does not run again: it may use the
+    session, or count its calls.
+
+    Returns:
+        The new object; None if something still holds the connection's lock, such as a ``notifies()`` that was not
+        read to its end: it would keep the next user waiting.
+    """
+    lock = connection.lock
+    if not lock.acquire(blocking=False):
+        return None
+    try:
+        heir = object.__new__(type(connection))
+        psycopg.Connection.__init__(heir, connection.pgconn)
+        vars(heir).update(vars(connection), lock=heir.lock)
+        kind: type = type(connection)
+        for slot in _slots(kind):
+            if hasattr(connection, slot.__name__):
+                slot.__set__(heir, slot.__get__(connection))
+        for name in _HANDLERS:
+            setattr(heir, name, [_rebound(handler, connection, heir) for handler in getattr(connection, name)])
+        closed = psycopg.Connection[Any](_closed_pgconn())
+        vars(connection).update(vars(closed), _closed=True, _pool=None)
+        return heir
+    finally:
+        lock.release()
+
+
+def _rebound(handler: Any, old: object, new: object) -> Any:
+    """*handler*, as a method of *new* where it is one of *old*."""
+    return MethodType(handler.__func__, new) if isinstance(handler, MethodType) and handler.__self__ is old else handler
+
+
+@cache
+def _slots(connection_class: type) -> tuple[MemberDescriptorType, ...]:
+    """What a subclass keeps in ``__slots__``."""
+    found = (value for base in connection_class.__mro__ for value in vars(base).values())
+    return tuple(value for value in found if isinstance(value, MemberDescriptorType))
+
+
+@cache
+def _closed_pgconn() -> abc.PGconn:
+    """A connection of libpq's that was never open: an empty name of a parameter is refused before anything is done."""
+    pgconn = PGconn.connect_start(b"=")
+    pgconn.finish()
+    return pgconn
