@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -84,6 +85,9 @@ def _bg_id(name: str, value: object) -> str:
     text = str(number).strip().lower()
     if text != text.encode(errors="replace").decode():
         raise ConfigurationError(f"{name}={value!r}: text that can be written as UTF-8 is allowed")
+    if "://" in text and "@" in text:
+        # It would be in logs and in the names of files.
+        raise ConfigurationError(f"{name}: the name of a deployment is allowed, not a DSN (it is not repeated here)")
     if len(text) > 200:
         raise ConfigurationError(f"{name}={value!r}: at most 200 characters are allowed")
     return text
@@ -101,8 +105,11 @@ def _endpoint(name: str, value: object) -> str | None:
         return None
     host = normalise_host(value) if isinstance(value, str) else ""
     if parse_endpoint(host) is None:
+        # Nothing but a name is repeated: a whole DSN has a password.
+        is_safe = not isinstance(value, (str, bytes)) or re.fullmatch(r"[\w.-]+", host, re.ASCII)
+        shown = repr(value) if is_safe else f"<{type(value).__name__}>"
         raise ConfigurationError(
-            f"{name}={value!r}: the name of an RDS or Aurora endpoint is allowed, "
+            f"{name}={shown}: the name of an RDS or Aurora endpoint is allowed, "
             "such as ledger.c0abc.eu-west-1.rds.amazonaws.com"
         )
     return host

@@ -144,6 +144,8 @@ def test_a_connect_timeout_of_zero_is_refused(dsn: str, options: dict[str, Any])
         "host=db connect_timeout=s3cret",
         "host=db port=s3cret",
         "host=user@s3cret",
+        "host=db password=top?s3cret=1 nonsense",
+        "postgresql://db/app?endpoint=app:s3cret@db",
         "postgresql://db/app?blue-green-monitoring-port=s3cret",
         "postgresql://db/app?blue-green-monitoring-host=app@s3cret",
     ],
@@ -154,6 +156,39 @@ def test_a_bad_dsn_is_refused_without_its_password(dsn: str) -> None:
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://app:8675309/app", "postgresql://app:86753/app", "mysql://app:86753/app"])
+def test_digits_in_the_place_of_a_port_may_be_a_password(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="port=<str>") as caught:
+        parse(dsn, {})
+    assert "86753" not in str(caught.value)
+
+
+def test_an_endpoint_that_is_a_dsn_is_not_repeated() -> None:
+    for value in ("postgresql://app:s3cret@db/app", "app:s3cret@db", b"s3cret"):
+        with pytest.raises(ConfigurationError, match="endpoint=<") as caught:
+            parse("postgresql://db/app", {"endpoint": value})
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_bg_id_is_no_dsn() -> None:
+    with pytest.raises(ConfigurationError, match=r"bg_id: .* is allowed") as caught:
+        parse("postgresql://db/app", {"bg_id": "postgresql://app:s3cret@db/app"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_may_look_like_a_url_in_a_connection_string() -> None:
+    dsn, _, _ = parse("host=db password=x://y/@z", {})
+    assert dsn.params["password"] == "x://y/@z"
+
+
+def test_a_service_in_kwargs_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # libpq would read it: bgpool would not know where the connections go.
+    (tmp_path / "services").write_text("[prod]\nhost=elsewhere.example.com\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    with pytest.raises(ConfigurationError, match="service is not read"):
+        parse("postgresql:///app", {"kwargs": {"service": "prod"}})
 
 
 def test_nothing_that_holds_a_password_shows_it() -> None:

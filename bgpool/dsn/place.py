@@ -137,8 +137,10 @@ def read_port(value: object) -> int:
         ConfigurationError: It is none.
     """
     text = str(value)
-    if not text.isdecimal() or not 0 < int(text) < 65536:
+    if not text.isdecimal() or len(text) > 5 or not 0 < int(text) < 65536:
+        # Where the @ is missing, digits are a password's, too.
+        given = shown(value) if isinstance(value, int) else f"<{type(value).__name__}>"
         raise ConfigurationError(
-            f"dsn: port={shown(value)}: a number from 1 to 65535 is allowed; is there an @ between password and host?"
+            f"dsn: port={given}: a number from 1 to 65535 is allowed; is there an @ between password and host?"
         )
     return int(text)

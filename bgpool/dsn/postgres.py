@@ -58,6 +58,10 @@ def read(given: Given) -> Dsn:
             f"not {type(static).__name__}"
         )
     password = take_password("password", given_password, params)
+    if "service" in params:
+        raise ConfigurationError(
+            "dsn: service is not read; a host and a port are allowed, or the service in $PGSERVICE"
+        )
     _check_place(params)
     _check_connect_timeout(params, "connect_timeout")
     if "connect_timeout" not in params:
@@ -122,24 +126,21 @@ def _mode_of_root(params: Mapping[str, Any]) -> str | None:
 
 
 def _libpq_params(url: str, known: Collection[str]) -> dict[str, Any]:
-    if "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
+    is_url = "://" in url.partition("=")[0]
+    if is_url and "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
         # Before anything is quoted: what libpq takes for host and port is the beginning of a password then.
         _refuse()
     try:
         params = dict(conninfo.conninfo_to_dict(url))
     except (psycopg.Error, UnicodeError):
         # libpq's own message quotes the string, password and all.
-        unknown = unknown_in_query(url, known)
+        unknown = unknown_in_query(url, known) if is_url else None
         if unknown is None:
             _refuse()
         raise ConfigurationError(
             f"dsn: unknown parameter {unknown!r}: allowed are libpq's connection parameters and the bg_ parameters; "
             "the pool's options are keywords of get_pool"
         ) from None
-    if "service" in params:
-        raise ConfigurationError(
-            "dsn: service is not read; a host and a port are allowed, or the service in $PGSERVICE"
-        )
     return params
 
 
