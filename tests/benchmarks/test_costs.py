@@ -112,6 +112,7 @@ def test_the_cost_of_this_process() -> None:
 
 @pytest.mark.lab
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_small_storm() -> None:
     figures = measure(CASES[0], CLIENTS[0], Size(2, 50.0, 0.5, replace(SCHEDULE, scale=0.4))).figures()
     assert figures["held_before"] == 2 * THREADS
@@ -122,6 +123,7 @@ def test_a_small_storm() -> None:
 
 @pytest.mark.lab
 @pytest.mark.slow
+@pytest.mark.full
 def test_one_worker_under_bgpool() -> None:
     with processes.servers() as director:
         cost = processes.measure(director, "bgpool", 1, processes.Size((1,), 1.0, 1.0, 1.0))

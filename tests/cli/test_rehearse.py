@@ -196,8 +196,10 @@ def test_a_command_that_ends_by_itself_afterwards(tmp_path: Path, schema: Path) 
 @slow
 @pytest.mark.parametrize(
     "then",
-    ["pool.open()", "pool.run(lambda connection: None)"],
-    ids=["only opens it", "has done with it"],
+    [
+        pytest.param("pool.open()", id="only opens it", marks=pytest.mark.full),
+        pytest.param("pool.run(lambda connection: None)", id="has done with it"),
+    ],
 )
 def test_a_command_that_asks_for_nothing(tmp_path: Path, then: str) -> None:
     program = f"import bgpool, os, time; pool = bgpool.get_pool(os.environ['DATABASE_URL']); {then}; time.sleep(600)"

@@ -268,6 +268,7 @@ def test_ticks_are_round_and_few(begin_s: float, end_s: float) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.full
 def test_a_real_switchover_can_be_drawn(tmp_path: Path) -> None:
     """What the monitor has recorded of real workers: served before and after, held in between."""
     with Trial(workers=2, threads=2) as trial:

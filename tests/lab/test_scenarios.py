@@ -22,8 +22,8 @@ CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
 QUICK = {
     Engine.POSTGRESQL: {
         "rds", "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress",
-        "two-deployments-at-once", "connections-cut", "black-hole-green", "monitor-killed", "beyond-timeout",
-        "tls-renewed-late", "iam-renamed-late", "alias",
+        "connections-cut", "black-hole-green", "monitor-killed", "beyond-timeout", "tls-renewed-late",
+        "iam-renamed-late", "alias",
     },
     Engine.MYSQL: {"aurora", "metadata-deleted", "rollback-from-in-progress", "connections-cut", "long-transactions"},
 }  # fmt: skip

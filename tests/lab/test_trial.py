@@ -38,6 +38,7 @@ def test_a_thread_that_hangs_is_found_in_a_rollback(monkeypatch: pytest.MonkeyPa
     assert not outcome.report.clean
 
 
+@pytest.mark.full
 def test_a_worker_that_is_gone_at_the_end_is_found() -> None:
     def stage(trial: Trial) -> None:
         # When all threads have gone on: nothing else shows it.

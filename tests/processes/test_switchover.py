@@ -64,6 +64,7 @@ def test_healthy(engine: Engine) -> None:
     assert not trial.run_dir.exists()
 
 
+@pytest.mark.full
 def test_kill_9_of_workers_loses_nothing_that_was_acknowledged() -> None:
     def kill(event: Event) -> None:
         if event.name == "green_promoted":

@@ -48,11 +48,13 @@ def refuse(*_: object) -> None:
 
 
 def refuse_futex(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has every call of futex fail; the list of calls grows."""
+    """Has every call of futex fail; the list of calls by this thread grows."""
     calls: list[int] = []
+    waiter = threading.get_ident()
 
     def call(*_: object) -> int:
-        calls.append(1)
+        if threading.get_ident() == waiter:
+            calls.append(1)
         ctypes.set_errno(errno.ENOSYS)
         return -1
 
