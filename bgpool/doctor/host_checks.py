@@ -23,6 +23,7 @@ from bgpool.core.sightings import BLIND, Sight
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.errors import ConfigurationError, SegmentError
+from bgpool.report.reasons import of_deployment
 from bgpool.segment import layout, table
 from bgpool.segment.paths import file_mode, look_in, memory_dir
 from bgpool.segment.reader import SegmentMap
@@ -178,11 +179,12 @@ def _ready(case: Case) -> Verdict:
             f"the DSN has port {case.dsn.port}, {endpoint} has port {host.port}: a pool behind a proxy takes no part",
             "connect to the endpoint itself, or leave switchovers to the proxy",
         )
-    if snapshot.ready:
-        return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
-    return warning(
-        f"{snapshot.phase.name}, not ready", "wait until it is; if it stays so, the findings above and below tell why"
-    )
+    if missing := tuple(of_deployment(snapshot)):
+        return warning(
+            f"not ready: {'; '.join(missing)}",
+            "wait until it is; if it stays so, the findings above and below tell why",
+        )
+    return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
 
 
 @host_checks.check("parameters", "Does the monitor watch with parameters that show it the metadata, and do this DSN's?")

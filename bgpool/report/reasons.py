@@ -14,7 +14,7 @@ from bgpool.segment.host import LACKS
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["degraded", "notes", "proxies", "reasons", "switched_off"]
+__all__ = ["degraded", "notes", "of_deployment", "proxies", "reasons", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -33,7 +33,7 @@ def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worke
     """Everything that is missing; nothing if a switchover may begin."""
     if monitor.state == "none" and not workers:
         return ("no process on this host uses this bg_id",)
-    return (*_of_monitor(snapshot, monitor), *_of_deployment(snapshot), *_of_workers(workers))
+    return (*_of_monitor(snapshot, monitor), *of_deployment(snapshot), *_of_workers(workers))
 
 
 def notes(usages: Iterable[Usage]) -> tuple[str, ...]:
@@ -65,7 +65,8 @@ def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
         yield "the monitor has published nothing yet"
 
 
-def _of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
+def of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
+    """What is missing by what the monitor publishes; nothing where it publishes nothing, which is said elsewhere."""
     if snapshot is None:
         return
     if snapshot.hold_until_ns:

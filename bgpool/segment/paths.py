@@ -338,13 +338,15 @@ def _rights(directory: Path) -> int | None:
         raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
     what, mode = f"run directory {directory}", stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
-        raise SegmentError(f"{what} is not a directory")
+        raise SegmentError(
+            f"{what} is {'a link, which is not followed' if stat.S_ISLNK(found.st_mode) else 'not a directory'}"
+        )
     # Root's is as good as ours where a group shares it: who could write to it otherwise has root's rights anyway.
     shared = mode == _SHARED_MODE
     if found.st_uid != os.geteuid() and not (shared and found.st_uid == 0):
         raise SegmentError(
-            f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}: set BGPOOL_RUN_DIR (or bg_run_dir) to a "
-            "directory that this user can write to"
+            f"{what} belongs to user {found.st_uid}, not to {os.geteuid()}: run this as that user, or set "
+            "BGPOOL_RUN_DIR (or bg_run_dir) to a directory that this user can write to"
         )
     if shared:
         return found.st_gid

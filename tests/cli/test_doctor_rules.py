@@ -277,8 +277,19 @@ def test_a_monitor_that_lives_one_that_is_silent_and_none(place: Path, monkeypat
     assert (found["monitor"].result, found["ready"].result) == (Result.OK, Result.WARNING)
     assert str(os.getpid()) in found["monitor"].text
     blue = Case(DSN).dsn.endpoint
-    writer.publish(Snapshot("1", Phase.CREATED, ready=True, hosts=(Host(blue, 5432, Role.SOURCE),)))
+    fit = Snapshot("1", Phase.CREATED, ready=True, source_read_only=False, hosts=(Host(blue, 5432, Role.SOURCE),))
+    writer.publish(fit)
     assert host(Case(DSN))["ready"].result is Result.OK
+    for other, reason in (
+        (replace(fit, hold_until_ns=2**62), "an operator holds every checkout"),
+        (replace(fit, phase=Phase.COMPLETED), "the switchover is over, and no new deployment is seen"),
+        (replace(fit, phase=Phase.IN_PROGRESS), "a switchover is under way: IN_PROGRESS"),
+        (replace(fit, source_read_only=None), "blue does not answer the monitor"),
+    ):
+        writer.publish(other)
+        finding = host(Case(DSN))["ready"]
+        assert finding.result is Result.WARNING
+        assert reason in finding.text, "as bgpool status --ready says it"
     writer.publish(Snapshot("1", Phase.CREATED, ready=True, hosts=(Host("orders.c0.eu.rds", 5432, Role.SOURCE),)))
     finding = host(Case(DSN))["ready"]
     assert finding.result is Result.FAILED, "it is another deployment that is ready"
