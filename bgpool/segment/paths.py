@@ -338,9 +338,8 @@ def _rights(directory: Path) -> int | None:
         raise SegmentError(f"run directory {directory} cannot be used: {error.strerror}") from None
     what, mode = f"run directory {directory}", stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
-        raise SegmentError(
-            f"{what} is {'a link, which is not followed' if stat.S_ISLNK(found.st_mode) else 'not a directory'}"
-        )
+        link = ", but a link, which is not followed" if stat.S_ISLNK(found.st_mode) else ""
+        raise SegmentError(f"{what} is not a directory{link}")
     # Root's is as good as ours where a group shares it: who could write to it otherwise has root's rights anyway.
     shared = mode == _SHARED_MODE
     if found.st_uid != os.geteuid() and not (shared and found.st_uid == 0):
