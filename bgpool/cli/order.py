@@ -17,6 +17,8 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.plain_errors import ConfigurationError, Error
 from bgpool.report import Deployment, Status, find
 from bgpool.segment.orders import pack, unpack
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.presence import workers
 from bgpool.segment.reader import Reader
 from bgpool.segment.table import Table
 
@@ -86,7 +88,8 @@ def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0
         why_not = refusal(after, order) if order is Order.HOLD else ""
     if why_not:
         return Answer(order is Order.RELEASE, f"{name}: {why_not}; nothing was changed")
-    return Answer(True, f"{name}: {_result(before, order, _settled(deployment))}")
+    text = _result(before, order, _settled(deployment))
+    return Answer(True, f"{name}: {text}{_patience(deployment.files, seconds)}")
 
 
 def _deployment(bg_id: str | None, run_dir: Path | None) -> Deployment:
@@ -146,4 +149,16 @@ def _result(before: Snapshot, order: Order, status: Status) -> str:
         return f"every checkout on this host waits until {until}; bgpool release ends it; {crowd}"
     if before.hold_until_ns:
         return f"the hold is over; {crowd}"
+    if status.by_hand is None:
+        # The switchover itself was faster.
+        return f"nobody is held any more ({status.phase.name if status.phase is not None else 'unknown'}); {crowd}"
     return f"blue's callers are not held any more and connect by name until the switchover is over; {crowd}"
+
+
+def _patience(files: RunFiles, seconds: int) -> str:
+    """That callers give up before a hold of *seconds* is over; empty where they do not."""
+    limits = [row.usage.hold_limit_ms / 1000 for row in workers(files) if row.usage.hold_limit_ms]
+    shortest_s = min(limits, default=float("inf"))
+    if shortest_s >= seconds:
+        return ""
+    return f"; a caller gives up after {shortest_s:g} s (bg_connect_timeout_ms, or the pool's timeout), with an error"

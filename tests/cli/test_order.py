@@ -123,6 +123,26 @@ def test_with_a_monitor_that_is_silent(words: tuple[str, ...], run_dir: Path, mo
     assert "bg_id 'ledger': no monitor lives on this host" in text
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"), [((), ""), ((60_000,), ""), ((30_000, 5500), "; a caller gives up after 5.5 s")]
+)
+def test_a_hold_that_outlasts_its_callers(
+    limits: tuple[int, ...], said: str, run_dir: Path, start_worker: StartWorker
+) -> None:
+    prepare_run_dir(run_dir)
+    for limit_ms in limits:
+        start_worker(hold_limit_ms=limit_ms)
+    text = order._patience(RunFiles.of(run_dir, "ledger"), 60)
+    assert text.startswith(said)
+    assert bool(text) is bool(said)
+
+
+def test_a_switchover_that_released_before_the_operator(hand: Hand, run_dir: Path) -> None:
+    hand.enter(Phase.POST)
+    text = order._result(hand.snapshot, Order.RELEASE, bgpool.status("ledger", run_dir))
+    assert text == "nobody is held any more (POST); 0 of 0 workers have acted on it"
+
+
 def test_an_order_is_obeyed_once(watched: Path) -> None:
     """A monitor that takes over, or one after a reboot, must not find it again."""
     table = Table(RunFiles.of(watched, "ledger"))
