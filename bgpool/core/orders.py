@@ -85,7 +85,7 @@ def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
     if until_ns == snapshot.hold_until_ns:
         return snapshot
     seconds = f"{(until_ns - at.mono_ns) / 1e9:.0f} s"
-    text = f"held by hand: every checkout waits for {seconds} (bgpool hold); bgpool release ends it"
+    text = f"held by hand for the next {seconds} (bgpool hold): every checkout waits; bgpool release ends it"
     # The log has those before. Somebody who holds every night must not fill the timeline of the next switchover.
     kept = tuple(entry for entry in snapshot.timeline if entry.event not in (HELD_BY_HAND, HOLD_OVER))
     snapshot = replace(snapshot, hold_until_ns=until_ns, timeline=kept)
@@ -101,8 +101,8 @@ def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
     # Nothing that was opened before is handed out any more: it may lead to where blue was.
     snapshot = replace(snapshot, release_until_ns=until_ns, epoch=snapshot.epoch + EPOCH_OF_DECISION)
     text = (
-        f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held until the switchover "
-        "is over, and connect by name, wherever it leads"
+        f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held any more and connect "
+        "by name, wherever it leads, until the switchover is over"
     )
     return _say(add_entry(snapshot, at, RELEASED_BY_HAND, "an operator"), logging.WARNING, "released_by_hand", text)
 
