@@ -1014,3 +1014,35 @@ class TestInterruptedStatements:
             conn.cursor().execute("SELECT 1")
         assert conn.closed
         pool.putconn(conn)
+
+
+def test_of_two_threads_that_close_a_connection_neither_fails(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(max_size=1)
+    closing = pymysql.connections.Connection.close
+
+    def meanwhile(self: Any) -> None:
+        closing(self)  # what another thread does just then
+        closing(self)
+
+    conn = pool.getconn()
+    with monkeypatch.context() as patch:
+        patch.setattr(pymysql.connections.Connection, "close", meanwhile)
+        conn.close()
+    with pool.connection(timeout=5) as after:
+        after.ping()
+
+
+def test_the_rest_of_an_answer_is_nobody_elses(make_pool: MakePool) -> None:
+    def interrupted(_value: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = make_pool(max_size=1)
+    with pytest.raises(KeyboardInterrupt), pool.connection() as conn:
+        conn.decoders = dict.fromkeys(range(256), interrupted)
+        conn.query("SELECT 1 UNION SELECT 2 UNION SELECT 3")
+    with pool.connection() as conn:
+        cursor = conn.cursor()
+        cursor.execute("SELECT 'mine'")
+        assert cursor.fetchall() == (("mine",),)

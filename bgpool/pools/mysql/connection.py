@@ -7,6 +7,7 @@ that says what to do.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import sys
@@ -228,7 +229,9 @@ class MysqlConnection(BoundedConnection):
         elif self.bgpool_lent:
             self.bgpool_generation.take_closed(self)
         elif self.open:
-            super().close()
+            # Another thread may be closing it: then PyMySQL raises.
+            with contextlib.suppress(MySQLError):
+                super().close()
 
     def _force_close(self) -> None:
         if self._is_inherited():
@@ -289,6 +292,9 @@ class MysqlConnection(BoundedConnection):
         except MySQLError as error:
             self._unanswered = False
             self._raise(error, generation)
+        except BaseException:
+            self._force_close()
+            raise
         self._unanswered = False
         data = packet.get_all_data()
         if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
@@ -297,7 +303,14 @@ class MysqlConnection(BoundedConnection):
         return packet
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
-        count: int = super()._read_query_result(unbuffered)  # type: ignore[misc]  # not in the stubs
+        try:
+            count: int = super()._read_query_result(unbuffered)  # type: ignore[misc]  # not in the stubs
+        except MySQLError:
+            raise
+        except BaseException:
+            # Interrupted, or a value cannot be decoded: the rest would be taken for the answer to the next statement.
+            self._force_close()
+            raise
         if unbuffered:
             self._result.__class__ = _UnbufferedResult
         return count
