@@ -105,7 +105,9 @@ def test_gunicorns_hook_knows_its_timeout(worker: Any, limit_ms: int, monkeypatc
     assert busy.busy_limit_ms() == limit_ms
 
 
-def test_a_worker_that_may_be_killed_while_held_says_so(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_may_be_killed_while_held_says_so(
+    run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bgpool.get_pool(DSN, "limits", timeout=20)
     with caplog.at_level(logging.WARNING, "bgpool.pool"):
         begin_worker(20)
@@ -123,3 +125,6 @@ def test_a_worker_that_may_be_killed_while_held_says_so(run_dir: Path, caplog: p
     assert "bg_switchover_timeout_ms is 180 s" in first
     assert "busy for 20 s" in second
     assert finding("worker timeout", "bg_id=limits").result is Result.WARNING
+    # The process has read gunicorn's configuration file; the variable tells the arguments alone.
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 4")
+    assert "busy for 20 s" in finding("worker timeout", "bg_id=limits&bg_connect_timeout_ms=20000").text

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from bgpool.cli.pipes import end_with_the_reader
+from bgpool.cli.pipes import end_with_the_reader, open_standard_streams
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
+    open_standard_streams()
     end_with_the_reader()
     try:
         _run()

@@ -368,8 +368,8 @@ def doctor(
         int | None,
         typer.Option(
             min=0,
-            help="After how many seconds the server ends a worker that is busy, 0 for never; default: what"
-            " $GUNICORN_CMD_ARGS or the processes seen here say.",
+            help="After how many seconds the server ends a worker that is busy, 0 for never; default: what the"
+            " processes seen here say, or else $GUNICORN_CMD_ARGS.",
         ),
     ] = None,
     json: _Json = False,

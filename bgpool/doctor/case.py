@@ -88,7 +88,7 @@ class Case:
             processes: That have pools, on all hosts together; None for those seen in the run directory.
             max_size: Of each one's pool.
             busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
-                for what $GUNICORN_CMD_ARGS or the processes on this host say.
+                for what the processes on this host say, or else $GUNICORN_CMD_ARGS.
             timeout_s: The end of every connect and every question, in seconds, >= 2.
 
         Raises:
@@ -153,10 +153,11 @@ class Case:
         """After how long the application's server ends a busy worker, in seconds; 0 for never, None: unknown."""
         if self._busy_limit_s is not None:
             return self._busy_limit_s
-        if (arguments := os.environ.get("GUNICORN_CMD_ARGS")) is not None:
-            return gunicorn_timeout_s(arguments)
-        seen = [row.usage.busy_limit_ms / 1000 for row in self.rows if row.usage.busy_limit_ms]
-        return min(seen, default=None)
+        # A process knows its server's configuration file, too.
+        if seen := [row.usage.busy_limit_ms / 1000 for row in self.rows if row.usage.busy_limit_ms]:
+            return min(seen)
+        arguments = os.environ.get("GUNICORN_CMD_ARGS")
+        return gunicorn_timeout_s(arguments) if arguments is not None else None
 
     def real_name(self, host: str) -> str:
         """The name that a monitoring connection to *host* goes by: certificates are for endpoints."""

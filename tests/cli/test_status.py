@@ -338,6 +338,29 @@ def test_every_command_ends_with_its_reader(arguments: list[str], environment: d
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 1, "standard output cannot be written: No"),
+    ],
+)
+def test_output_that_goes_nowhere(
+    redirection: str, status: int, said: str, run_dir: Path, environment: dict[str, str]
+) -> None:
+    """Seen: a traceback where standard output was closed, and another on a full disk."""
+    Hand(run_dir, "ledger")
+    command = f'"$@" --run-dir "$RUN_DIR" {redirection}'
+    program = ["sh", "-c", command, "sh", sys.executable, "-m", "bgpool", "status"]
+    more = {**environment, "RUN_DIR": str(run_dir)}
+    done = subprocess.run(program, env=more, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stderr.startswith(said)
+    assert bool(done.stderr) is bool(said)
+
+
 @pytest.mark.parametrize("command", ["status", "watch", "timeline", "monitor", "doctor"])
 def test_no_second_try_will_help(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
     tmp_path.chmod(0o755)

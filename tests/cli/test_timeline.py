@@ -45,7 +45,12 @@ def files(tmp_path: Path) -> RunFiles:
     return RunFiles.of(tmp_path / "run", "ledger")
 
 
-def write(files: RunFiles, events: tuple[tuple[str, int, str], ...] = COMPLETED, later_ms: int = 0) -> None:
+def write(
+    files: RunFiles,
+    events: tuple[tuple[str, int, str], ...] = COMPLETED,
+    later_ms: int = 0,
+    bg_id: str = "ledger",
+) -> None:
     """A switchover with two workers, as the monitor leaves it behind."""
     timeline = tuple(
         TimelineEntry((ms + later_ms + 10**6) * MS, DAY_NS + (ms + later_ms) * MS, event, evidence)
@@ -54,7 +59,7 @@ def write(files: RunFiles, events: tuple[tuple[str, int, str], ...] = COMPLETED,
     back = events is ROLLED_BACK
     hosts = (Host("db.example.com", 5432, Role.SOURCE, ("10.0.0.1",)),)
     phase = Phase.CREATED if back else Phase.COMPLETED
-    history.keep(files, Snapshot("ledger", phase, rolled_back=back, hosts=hosts, timeline=timeline))
+    history.keep(files, Snapshot(bg_id, phase, rolled_back=back, hosts=hosts, timeline=timeline))
     told = [
         [
             *(ms, 3 * (0 <= ms < 1500), 0, ms + 8000, int(ms >= 500), 2, 2 * (ms >= 1000), 4 * (ms >= 1500)),
@@ -187,11 +192,16 @@ def test_every_way_to_fail_says_why(files: RunFiles, timeline: Callable[..., Res
     result = timeline("--html", tmp_path / "nowhere" / "a.html")
     assert result.exit_code == 2
     assert "cannot be written: No such file or directory" in result.stderr
-    write(RunFiles.of(files.directory, "orders"))
+    odd = RunFiles.of(files.directory, "our orders")
+    write(odd, bg_id="our orders")
     result = timeline()
     assert result.exit_code == 2
-    assert "which one? --bg-id: ledger, orders" in result.stderr
-    assert timeline("--bg-id", "orders").exit_code == 0
+    assert "choose one with --bg-id; there are 'ledger', 'our orders'" in result.stderr
+    assert timeline("--bg-id", "our orders").exit_code == 0
+    odd.history.write_text("[]")
+    result = timeline("--bg-id", "our orders")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("; there are some of 'ledger'\n")
 
 
 @pytest.mark.parametrize(("mode", "text"), [(0o600, "are damaged"), (0o644, "are refused: ")])

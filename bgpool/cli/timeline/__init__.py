@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,9 @@ from bgpool.cli.timeline.page import render
 from bgpool.cli.timeline.picture import draw
 from bgpool.cli.timeline.story import Story, deployments, stories, told_errors
 from bgpool.core.timeline import summary_table
+from bgpool.monitor import history
 from bgpool.plain_errors import Error
-from bgpool.report import find
+from bgpool.report import Deployment, find
 from bgpool.segment.paths import RunFiles, look_in
 
 __all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]
@@ -47,7 +48,7 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
     if not told:
         if problems:
             raise Unusable("\n".join(problems))
-        raise NothingRecorded(_nothing(bg_id or files.stem, files.directory))
+        raise NothingRecorded(_nothing(bg_id, files))
     for problem in problems:
         print(problem, file=sys.stderr)
     if as_json:
@@ -69,15 +70,21 @@ def _files(bg_id: str | None, run_dir: Path | None) -> RunFiles:
     if not found:
         raise NothingRecorded(f"no switchover is recorded in {look_in(run_dir)}")
     if len(found) > 1:
-        raise Unusable(f"which one? --bg-id: {', '.join(files.stem for files in found)}")
+        raise Unusable(f"there are several: choose one with --bg-id; there are {_names(found)}")
     return found[0]
 
 
-def _nothing(bg_id: str, directory: Path) -> str:
-    """That no switchover of *bg_id* is recorded, and of which there are some."""
-    others = [deployment.status().bg_id for deployment in find(None, directory) if deployment.files.history.exists()]
-    text = f"no switchover of bg_id {bg_id!r} is recorded in {directory}"
-    return f"{text}; there are some of {', '.join(map(repr, others))}" if others else text
+def _nothing(bg_id: str | None, files: RunFiles) -> str:
+    """That no switchover of *bg_id*, or else of that of *files*, is recorded, and of which there are some."""
+    name = repr(bg_id) if bg_id is not None else _names([files])
+    others = _names(deployment.files for deployment in find(None, files.directory) if history.read(deployment.files))
+    text = f"no switchover of bg_id {name} is recorded in {files.directory}"
+    return f"{text}; there are some of {others}" if others else text
+
+
+def _names(found: Iterable[RunFiles]) -> str:
+    """The bg_ids of *found*: the names of their files may be digests, which --bg-id does not take."""
+    return ", ".join(repr(Deployment(files).status().bg_id) for files in found)
 
 
 def _text(story: Story) -> str:
