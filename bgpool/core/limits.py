@@ -123,7 +123,7 @@ MONITOR_CHECKOUT_S: Final = 1.0
 MONITOR_SHORT_LIFE_S: Final = 2.0
 
 #: Pause after an attempt to start a monitor that came to nothing, in seconds: doubled from the first to the second.
-#: Less than MONITOR_START_S, because the right to start one is held meanwhile.
+#: Less than MONITOR_START_S, because a lock is held meanwhile.
 RESTART_PAUSE_S: Final = 0.5
 RESTART_PAUSE_MAX_S: Final = 8.0
 

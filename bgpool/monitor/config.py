@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import pickletools
 from collections.abc import Mapping
@@ -104,6 +105,11 @@ class MonitorConfig:
         host = self.host.rpartition("@")[2]
         user, host, database = (str(part)[:NAME_CHARS] for part in (user_of(self.params), host, database))
         return Parameters(user, host, self.port, database)
+
+    @property
+    def mark(self) -> str:
+        """Four hex digits that are the same for equal parameters: too few to try guesses of a password against."""
+        return hashlib.sha256(repr((self.parameters, self.password_callable)).encode()).hexdigest()[:4]
 
     @property
     def rules(self) -> Rules:

@@ -39,7 +39,7 @@ from bgpool.logs import log_fields
 from bgpool.monitor.config import MonitorConfig
 from bgpool.segment.host import memory_file
 from bgpool.segment.layout import FutureFormat
-from bgpool.segment.locks import try_lock
+from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import best_offer
 from bgpool.segment.reader import SegmentMap
@@ -72,7 +72,7 @@ class Starter:
         self._bg_id: Final = bg_id
         self._configs: Final = configs
         self._starts = 0
-        # Who holds the right to start one, by the inode of the lock's file, since when, and when we last saw that.
+        # Who holds a lock that we need, by the inode of the lock's file, since when, and when we last saw that.
         self._blocked_by = 0
         self._blocked_since = self._blocked_at = 0.0
         # Attempts in a row that came to nothing, and what was said about it; when the last one succeeded, if it did.
@@ -84,31 +84,27 @@ class Starter:
         """Start a monitor unless one lives or somebody else is starting one; wait until it watches.
 
         For a thread of its own: takes up to MONITOR_READY_S, and a pause of up to RESTART_PAUSE_MAX_S if there was no
-        success, in which nobody else on the host tries, either.
+        success, in which no process with the same parameters tries, either.
 
         Returns:
             Whether this call started one that lives. Not where another process has better parameters for it, which then
             has GIVE_WAY_S to start one.
 
         Raises:
-            SegmentError: The lock's file cannot be used, or a newer version of bgpool has made the segment.
+            SegmentError: A lock's file cannot be used, or a newer version of bgpool has made the segment.
         """
         if not _is_silent(files):
             return False
         config = self._choose(files)
         if config is None:
             return False
-        lock = try_lock(files.spawning)
-        if lock is None:
-            self._give_up_on_another(files)
+        turn = self._take(files.turn(config.mark))
+        if turn is None:
             return False
         try:
-            if not _is_silent(files):
-                self._failures, self._said, self._started_at = 0, "", None
-                return False
             return self._start(config, files)
         finally:
-            lock.release()
+            turn.release()
 
     def _choose(self, files: RunFiles) -> MonitorConfig | None:
         """The parameters that may be expected to see most; None where another process is to start its own instead."""
@@ -123,17 +119,26 @@ class Starter:
         return equals[self._starts % len(equals)]
 
     def _start(self, config: MonitorConfig, files: RunFiles) -> bool:
-        self._starts += 1
         if self._started_at is not None:
             if time.monotonic() - self._started_at < MONITOR_SHORT_LIFE_S + HEARTBEAT_STALE_S:
                 self._note_failure(files, "it left at once")
             else:
                 self._failures, self._said = 0, ""
         self._started_at = None
+        lock = self._take(files.spawning)
+        if lock is None:
+            return False
+        # Released before any pause: a process with other parameters may start a monitor meanwhile.
         try:
+            if not _is_silent(files):
+                self._failures, self._said = 0, ""
+                return False
+            self._starts += 1
             reason = _run(config, files)
         except OSError as error:
             reason = str(error)
+        finally:
+            lock.release()
         if _is_silent(files):
             self._note_failure(files, reason or "it ended without a word")
             return False
@@ -141,7 +146,7 @@ class Starter:
         return True
 
     def _note_failure(self, files: RunFiles, reason: str) -> None:
-        """Say why, once for as long as it stays the same, and pause with the lock in hand: so the whole host does."""
+        """Log why, once for as long as it stays the same, and pause: with our turn held, so do processes like ours."""
         if reason != self._said:
             self._said = reason
             bg_id, extra = self._bg_id, log_fields("monitor_not_started", bg_id=self._bg_id)
@@ -152,11 +157,18 @@ class Starter:
         self._failures += 1
         time.sleep(pause_s)
 
-    def _give_up_on_another(self, files: RunFiles) -> None:
+    def _take(self, path: Path) -> Lock | None:
+        """The lock on *path* if it is free; taken away from a starter that hangs, for the next call."""
+        lock = try_lock(path)
+        if lock is None:
+            self._give_up_on_another(path)
+        return lock
+
+    def _give_up_on_another(self, path: Path) -> None:
         """Take the lock away from a starter that hangs: at worst two monitors start, and one is elected."""
         now = time.monotonic()
         try:
-            holder = files.spawning.stat().st_ino
+            holder = path.stat().st_ino
         except OSError:
             return
         if holder != self._blocked_by or now - self._blocked_at > HEARTBEAT_HUNG_S:
@@ -165,7 +177,7 @@ class Starter:
             self._blocked_by, self._blocked_since = holder, now
         self._blocked_at = now
         if now - self._blocked_since > MONITOR_START_S:
-            files.spawning.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _is_silent(files: RunFiles) -> bool:

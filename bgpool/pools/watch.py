@@ -30,6 +30,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 #: Past the moment at which something is due, not just before it.
 _PAST_S: Final = 0.005
 
+#: Lines that are remembered so that they are not logged again.
+_COMPLAINTS: Final = 16
 
 #: Those of host.LACKS that this process has logged.
 _lacks_logged: Final = [0]
@@ -88,7 +90,7 @@ class Watch:
         self._relay: Lock | None = None
         self._absent_until = 0.0
         self._relayed: Notice | None = None
-        self._complaint = ""
+        self._complaints: Final[set[str]] = set()
         # What had been counted when the hold at hand began, or at the last look while there is none.
         self._before_hold = Usage()
         self._holding = False
@@ -204,9 +206,11 @@ class Watch:
             self._stopping.wait(RESTART_INTERVAL_S)
 
     def _complain(self, event: str, text: str) -> None:
-        """Say it, once for as long as it stays the same: the watcher comes by it again and again."""
-        if text != self._complaint:
-            self._complaint = text
+        """Log it, once: the watcher comes by it again and again, by several in turn."""
+        if text not in self._complaints:
+            if len(self._complaints) >= _COMPLAINTS:
+                self._complaints.clear()
+            self._complaints.add(text)
             _logger.warning("[bg_id: %r] %s", self._bg_id, text, extra=log_fields(event, bg_id=self._bg_id))
 
     # -- the row -------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"BGPOOL\r\n"
-FORMAT: Final = 1
+FORMAT: Final = 2
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128
@@ -102,8 +102,10 @@ def unpack_header(data: bytes) -> Header:
     ):
         raise SegmentError("segment header has a wrong checksum")
     if version != FORMAT:
-        kind = FutureFormat if version > FORMAT else SegmentError
-        raise kind(f"segment format {version} is not the format {FORMAT} that this version reads")
+        text = f"segment format {version} is not the format {FORMAT} that this version reads"
+        if version > FORMAT:
+            raise FutureFormat(f"{text}: a newer bgpool runs on this host; restart this process with that version")
+        raise SegmentError(f"{text}: an older bgpool has made it; the next monitor of this version replaces it")
     if slot_bytes != SLOT_BYTES:
         raise SegmentError(f"segment has slots of {slot_bytes} bytes instead of {SLOT_BYTES}")
     return Header(term, pid, boot_id)

@@ -119,6 +119,10 @@ class RunFiles:
         """The lock of the process that is starting a monitor."""
         return self.directory / f"{self.stem}.spawning.lock"
 
+    def turn(self, mark: str) -> Path:
+        """The lock of the process that tries to start a monitor with the parameters of *mark*, pauses included."""
+        return self.directory / f"{self.stem}.turn-{mark}.lock"
+
     @property
     def relay(self) -> Path:
         """The lock of the process that relays the monitor's notices into its own logs."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from bgpool.core.sightings import Parameters, Sight, Sighting, begin_to_watch
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import parse
 from bgpool.lab import Director, Pair, Schedule
-from bgpool.monitor import process
+from bgpool.monitor import process, spawn
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.process import run_monitor
@@ -155,6 +156,36 @@ def test_equals_are_tried_in_turn(files: RunFiles) -> None:
         chosen.append(starter._choose(files))
         starter._starts += 1
     assert chosen == [old, new, old, new]
+
+
+def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pauses, and so do those with the same parameters."""
+    broken, good = config_of(files.directory, "broken"), config_of(files.directory, "good")
+    tried: list[MonitorConfig] = []
+    pausing, go = threading.Event(), threading.Event()
+
+    def run(config: MonitorConfig, _files: RunFiles) -> str:
+        tried.append(config)
+        return "no module"
+
+    def pause(_seconds: float) -> None:
+        pausing.set()
+        if threading.current_thread() is thread:
+            go.wait(10)
+
+    monkeypatch.setattr(spawn, "_run", run)
+    monkeypatch.setattr(spawn.time, "sleep", pause)
+    starter = Starter("ledger", lambda: [broken])
+    thread = threading.Thread(target=starter.ensure_monitor, args=(files,))
+    thread.start()
+    assert pausing.wait(10)
+    for config in (broken, good):
+        Starter("ledger", lambda config=config: [config]).ensure_monitor(files)
+    go.set()
+    thread.join()
+    assert tried == [broken, good]
 
 
 def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -> None:

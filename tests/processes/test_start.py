@@ -339,7 +339,7 @@ def put_future_segment(files: RunFiles) -> None:
 
 
 CANNOT_BE_HELPED: dict[str, tuple[Callable[[RunFiles], object], str, int]] = {
-    "segment of the future": (put_future_segment, "segment format 9", 0),
+    "segment of the future": (put_future_segment, f"segment format {layout.FORMAT + 8}", 0),
     "log": (lambda files: files.log.mkdir(), "Is a directory", 3),
     "segment": (lambda files: files.segment.mkdir(), "Is a directory", 3),
     "tenure": (lambda files: files.tenure(1).mkdir(), "Is a directory", 3),

@@ -254,3 +254,15 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     assert ended.getMessage() == text
     told = [(record.levelname, record.event, record.phase) for record in (began, ended)]  # type: ignore[attr-defined]  # extra
     assert told == [("INFO", "hold_began", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]
+
+
+def test_two_complaints_in_turn_are_logged_once_each(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A process of an older version comes by the newer table and the newer segment again and again."""
+    part = Participant("watch", tmp_path, lambda _: None)
+    watching = watch.Watch("watch", part.files, part.reader, part.members, lambda _: None)
+    for text in ["the table is newer", "the segment is newer"] * 3:
+        watching._complain("hindered", text)
+    assert [record.getMessage() for record in caplog.records] == [
+        "[bg_id: 'watch'] the table is newer",
+        "[bg_id: 'watch'] the segment is newer",
+    ]

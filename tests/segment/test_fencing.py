@@ -346,7 +346,7 @@ def test_a_word_broken_so_that_it_says_superseded_is_no_way_in(files: RunFiles) 
 
 def test_a_segment_of_a_newer_version_is_not_replaced(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(layout, "FORMAT", 2)
+        newer.setattr(layout, "FORMAT", layout.FORMAT + 1)
         Writer(files, 1, BEFORE)
     content = files.segment.read_bytes()
     with pytest.raises(layout.FutureFormat):

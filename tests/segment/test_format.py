@@ -1,7 +1,8 @@
-"""Format 1, byte for byte, and what becomes of bytes that are not as they should be."""
+"""Format 2, byte for byte, and what becomes of bytes that are not as they should be."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgpool.core.phase import Phase, Role
+from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
 from bgpool.segment import layout
@@ -24,12 +26,14 @@ from bgpool.segment.writer import Writer
 
 # Changing these means that the format has changed, and with it the number in the header.
 GOLDEN_HEADER = (
-    "4247504f4f4c0d0a 01000000 00000400 0700000000000000 2a00000000000000"
-    "000102030405060708090a0b0c0d0e0f 7978bd8e 000000000000000000000000"
+    "4247504f4f4c0d0a 02000000 00000400 0700000000000000 2a00000000000000"
+    "000102030405060708090a0b0c0d0e0f f1c801a4 000000000000000000000000"
 )
 #: Sequence, heartbeat and superseded at 64, 128 and 192: native words, here those of little-endian machines.
 GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
+#: The format, and a digest of FULL as that format encodes it.
+GOLDEN_PAYLOAD = (2, "c275a86c447c7f84")
 GOLDEN_PAYLOAD_START = "de001aa562675f6964a66f7264657273a57068617365"
 
 
@@ -45,6 +49,7 @@ FULL = Snapshot(
     deadline_ns=2**60,
     timeline=(TimelineEntry(1, 2, "CREATED", "metadata"),),
     notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
+    sightings=(Sighting(Parameters("app", "blue", 5432, "orders"), Sight.SEEN, 1),),
 )
 
 
@@ -75,7 +80,15 @@ def test_golden_payload(snapshot: Snapshot) -> None:
     assert decode(encode(snapshot)) == snapshot
 
 
-@pytest.mark.parametrize(("version", "kind"), [(2, layout.FutureFormat), (0, SegmentError)])
+def test_the_number_of_the_format_changes_with_the_payload() -> None:
+    """A version that cannot read another's payload must know it from the header, where it is told what to do."""
+    digest = hashlib.sha256(encode(FULL)).hexdigest()[:16]
+    assert (layout.FORMAT, digest) == GOLDEN_PAYLOAD
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"), [(layout.FORMAT + 1, layout.FutureFormat), (layout.FORMAT - 1, SegmentError)]
+)
 def test_another_format_is_refused(version: int, kind: type[SegmentError], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(layout, "FORMAT", version)
