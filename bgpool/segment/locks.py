@@ -40,10 +40,14 @@ class Lock:
 
     def release(self) -> None:
         """Release the lock; harmless if that was done before."""
+        if self._fd < 0:
+            return
+        _unsettled[id(self)] = self._path
         fd, self._fd = self._fd, -1
         if fd >= 0:
             # Closed, never unlocked: LOCK_UN in a forked child would take the lock away from the parent.
             os.close(fd)
+        _unsettled.pop(id(self), None)
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to the locked file; if not, another process can lock the path."""
@@ -59,7 +63,7 @@ class Lock:
             FileNotFoundError: There is no such file, and *flags* are without O_CREAT.
             SegmentError: The file is not to be trusted, cannot be made, or cannot be locked.
         """
-        _opening[id(self)] = self._path
+        _unsettled[id(self)] = self._path
         try:
             self._fd = open_checked(self._path, flags)
             fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
@@ -72,14 +76,14 @@ class Lock:
             self.release()
             raise refused(f"{self._path} cannot be locked", error) from None
         finally:
-            _opening.pop(id(self), None)
+            _unsettled.pop(id(self), None)
         return True
 
 
 _locks: Final[weakref.WeakSet[Lock]] = weakref.WeakSet()
-#: Paths that are being opened. A child that is forked between the system call and the assignment of its result
-#: inherits a descriptor that no object knows.
-_opening: Final[dict[int, Path]] = {}
+#: Paths that are being opened or closed. A child that is forked between the system call and the assignment of its
+#: result, or between the assignment and the close, inherits a descriptor that no object knows.
+_unsettled: Final[dict[int, Path]] = {}
 
 
 def try_lock(path: Path) -> Lock | None:
@@ -113,9 +117,9 @@ def leave_to_parent() -> None:
     """In a forked child: close every descriptor of the parent's locks. Called by Python's fork hook; harmless again."""
     for lock in list(_locks):
         lock.release()
-    for path in _opening.values():
+    for path in _unsettled.values():
         _close_all(path)
-    _opening.clear()
+    _unsettled.clear()
 
 
 def _close_all(path: Path) -> None:

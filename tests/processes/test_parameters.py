@@ -176,13 +176,13 @@ def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
             go.wait(10)
 
     monkeypatch.setattr(spawn, "_run", run)
-    monkeypatch.setattr(spawn.time, "sleep", pause)
+    monkeypatch.setattr(time, "sleep", pause)
     starter = Starter("ledger", lambda: [broken])
     thread = threading.Thread(target=starter.ensure_monitor, args=(files,))
     thread.start()
     assert pausing.wait(10)
-    for config in (broken, good):
-        Starter("ledger", lambda config=config: [config]).ensure_monitor(files)
+    for configs in ([broken], [good]):
+        Starter("ledger", configs.copy).ensure_monitor(files)
     go.set()
     thread.join()
     assert tried == [broken, good]

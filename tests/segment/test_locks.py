@@ -123,6 +123,28 @@ def test_a_child_that_is_forked_while_the_file_is_opened_keeps_nothing_alive(
     os.kill(child, 0)
 
 
+def test_a_child_that_is_forked_while_the_file_is_closed_keeps_nothing_alive(
+    files: RunFiles, fork: Fork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = try_lock(files.relay)
+    assert lock is not None
+    ready, told = os.pipe()
+
+    def live_on() -> None:
+        os.write(told, b"!")
+        signal.pause()
+
+    def slow(fd: int, close: Callable[[int], None] = os.close) -> None:
+        monkeypatch.undo()
+        fork(live_on)
+        close(fd)
+
+    monkeypatch.setattr(os, "close", slow)
+    lock.release()
+    os.read(ready, 1)
+    assert not is_held(files.relay)
+
+
 _WORKER = """
 import collections, importlib, os, sys, threading, time, warnings
 import bgpool, bgpool.testing, bgpool.metrics, bgpool.metrics.deployment
