@@ -139,9 +139,9 @@ BLIND_S: Final = 3.0
 #: answer before the parameters count as leading nowhere. Longer than any failover's refusals.
 LOCKED_OUT_S: Final = 30.0
 
-#: How long nobody tries parameters again that have shown a monitor nothing, in seconds: a GRANT or an extension that
-#: comes later is seen by then. A server that showed its metadata, without a deployment, needs the least attention.
-SIGHT_LIFE_S: Final[Mapping[str, float]] = {"SILENT": 60.0, "REFUSED": 600.0, "MISSING": 600.0, "EMPTY": 3600.0}
+#: How long nobody tries parameters again that have shown a monitor nothing, in seconds: a GRANT, an extension or a
+#: deployment that comes later is seen by then. A deployment may be switched over minutes after it was created.
+SIGHT_LIFE_S: Final[Mapping[str, float]] = {"SILENT": 60.0, "REFUSED": 600.0, "MISSING": 600.0, "EMPTY": 600.0}
 
 #: Parameters whose sight is remembered; and how many monitors in a row try parameters of one name that was refused,
 #: because passwords, which are not remembered, may differ.

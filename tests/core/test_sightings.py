@@ -115,6 +115,15 @@ def test_readable_metadata_are_better_than_none_and_one_server_says_one_thing() 
     assert should_leave(blind, worth(blind.sightings, APP, 10 * S), 10 * S)
 
 
+def test_a_deployment_on_another_server_is_looked_for_every_ten_minutes() -> None:
+    """Both servers were empty; then a deployment was made of the one that is not watched."""
+    first = leave(told(watching(APP), StatusRead(at(1), Role.SOURCE, ())), at(5))
+    second = told(watching(ELSEWHERE, 6, since=first), StatusRead(at(7), Role.SOURCE, ()))
+    for second_s, expected in ((60, False), (606, True)):
+        offer = worth(second.sightings, APP, second_s * S)
+        assert should_leave(second, offer, second_s * S) is expected
+
+
 def test_writer_and_reader_endpoint_are_one_cluster() -> None:
     writer = Parameters("app", "a.cluster-c0abc.eu-west-1.rds.amazonaws.com", 5432, "app")
     reader = writer._replace(host="a.cluster-ro-c0abc.eu-west-1.rds.amazonaws.com")
