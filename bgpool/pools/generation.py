@@ -194,12 +194,17 @@ class Generation:
         self.keep(heir)
 
     def take_lost(self, connection: Aware) -> None:
-        """A connection of ours is being collected although its user did not return it: free its slot, and warn."""
-        text = f"{connection!r} was collected without being returned to its pool; use a with block, or putconn()"
+        """A connection of ours is being collected although it has a slot: free that, and warn if a user had it.
+
+        Nobody had it where an interrupt came between the driver's pool and its user.
+        """
+        lent = connection.bgpool_lent
         # The collector interrupts any thread anywhere, also one that holds a lock which this needs.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(self.replace, (connection,))
-        warnings.warn(text, ResourceWarning, stacklevel=3)
+        if lent:
+            text = f"{connection!r} was collected without being returned to its pool; use a with block, or putconn()"
+            warnings.warn(text, ResourceWarning, stacklevel=3)
 
     def replace(self, connection: Aware) -> None:
         """Close a connection of ours that is in nobody's hands any more, and free its slot."""

@@ -110,3 +110,29 @@ def test_what_was_returned_or_closed_is_forgotten_in_silence(
     pool.close()
     gc.collect()
     assert list(recwarn) == []
+
+
+def test_an_interrupt_between_the_drivers_pool_and_the_caller_costs_no_slot(
+    kit: Kit, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    pool = make_pool(max_size=1)
+    with pool.connection() as conn:
+        inner: Any = conn.bgpool_generation.inner
+    del conn
+    taking = type(inner).getconn
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(self: Any, timeout: float | None = None) -> Any:
+        connection = taking(self, timeout)
+        for interrupt in interrupts:
+            raise interrupt
+        return connection
+
+    pool.drain()  # or the quick way goes past what is patched here
+    monkeypatch.setattr(type(inner), "getconn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.getconn()
+    gc.collect()
+    with pool.connection(timeout=5) as after:
+        assert kit.execute(after, "SELECT 1") == [(1,)]
+    assert list(recwarn) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -101,6 +102,9 @@ def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
         patch.setattr(psycopg.Connection, "rollback", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.putconn(conn)
+    # It is in no pool any more: once it is collected another one takes its place.
+    del conn
+    gc.collect()
     with pool.connection(timeout=5) as conn:
         assert conn.execute("SELECT 1").fetchall() == [(1,)]
 

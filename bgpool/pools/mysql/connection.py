@@ -247,7 +247,9 @@ class MysqlConnection(BoundedConnection):
         super()._force_close()
 
     def __del__(self) -> None:
-        if self.bgpool_lent and not self._is_inherited() and not sys.is_finalizing():
+        # What the store has opened it also closes, unless it has lost it.
+        is_lost = self.bgpool_lent or (self.bgpool_expires_at > 0 and self.open)
+        if is_lost and not self._is_inherited() and not sys.is_finalizing():
             self.bgpool_generation.take_lost(self)
         else:
             self._force_close()

@@ -107,7 +107,9 @@ class SwitchoverAware(_Base):
             self.bgpool_discard()
 
     def __del__(self, *_: Any) -> None:
-        if self.bgpool_lent and not self._is_inherited() and not sys.is_finalizing():
+        # What psycopg_pool has once it keeps a connection; nobody else closes what it has lost.
+        is_lost = self.bgpool_lent or (hasattr(self, "_expire_at") and not self.closed)
+        if is_lost and not self._is_inherited() and not sys.is_finalizing():
             self.bgpool_generation.take_lost(self)
         else:
             super().__del__()
@@ -219,13 +221,7 @@ class SwitchoverAware(_Base):
 
     def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""
-        try:
-            super().rollback()
-        except BaseException as error:
-            if not self.bgpool_lent and not isinstance(error, Exception):
-                # An interrupt while the pool takes it back: psycopg_pool forgets the connection, and its slot.
-                self.bgpool_generation.replace(self)
-            raise
+        super().rollback()
         if self._unsettled:
             with self.lock:
                 self._settle()
