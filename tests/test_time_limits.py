@@ -108,7 +108,7 @@ def test_gunicorns_hook_knows_its_timeout(worker: Any, limit_ms: int, monkeypatc
 def test_a_worker_that_may_be_killed_while_held_says_so(
     run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bgpool.get_pool(DSN, "limits", timeout=20)
+    bgpool.get_pool(DSN, "limits", timeout=20, max_size=7)
     with caplog.at_level(logging.WARNING, "bgpool.pool"):
         begin_worker(20)
     (line,) = [record.getMessage() for record in caplog.records if "busy" in record.getMessage()]
@@ -127,4 +127,5 @@ def test_a_worker_that_may_be_killed_while_held_says_so(
     assert finding("worker timeout", "bg_id=limits").result is Result.WARNING
     # The process has read gunicorn's configuration file; the variable tells the arguments alone.
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 4")
+    assert Case(f"{DSN}?bg_id=limits").max_size == 7
     assert "busy for 20 s" in finding("worker timeout", "bg_id=limits&bg_connect_timeout_ms=20000").text

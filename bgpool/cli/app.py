@@ -363,7 +363,9 @@ def doctor(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
     ] = None,
-    max_size: Annotated[int | None, typer.Option(min=1, help="Of each one's pool; default: get_pool's, 4.")] = None,
+    max_size: Annotated[
+        int | None, typer.Option(min=1, help="Of each one's pool; default: the largest seen here, else 4.")
+    ] = None,
     worker_timeout: Annotated[
         int | None,
         typer.Option(

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from bgpool.cli.view import make_console, plain
-from bgpool.doctor import DEFAULT_MAX_SIZE, Case, Finding, Result, examine, exit_code
+from bgpool.doctor import Case, Finding, Result, examine, exit_code
 from bgpool.errors import ConfigurationError
 
 __all__ = ["run"]
@@ -38,8 +38,7 @@ def run(
 ) -> int:
     """Examine *dsn* and print what was found; the exit status: 0, 1 if a check failed, 2 if the DSN cannot be used."""
     try:
-        size = max_size or DEFAULT_MAX_SIZE
-        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=size, busy_limit_s=busy_limit_s)
+        case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size, busy_limit_s=busy_limit_s)
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         return 2

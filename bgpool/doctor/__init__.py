@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bgpool.doctor.case import DEFAULT_MAX_SIZE, Case
+from bgpool.doctor.case import Case
 from bgpool.doctor.examination import examine
 from bgpool.doctor.findings import Finding, Result, exit_code
 
-__all__ = ["DEFAULT_MAX_SIZE", "Case", "Finding", "Result", "examine", "exit_code"]
+__all__ = ["Case", "Finding", "Result", "examine", "exit_code"]

@@ -21,13 +21,13 @@ from bgpool.segment.paths import RunFiles, look_in, open_checked
 from bgpool.segment.presence import WorkerRow, workers
 from bgpool.settings import Settings
 
-__all__ = ["CHECK_TIMEOUT_S", "DEFAULT_MAX_SIZE", "Alias", "Case"]
+__all__ = ["CHECK_TIMEOUT_S", "Alias", "Case"]
 
 #: The end of every connect and every question, in seconds; as of a monitoring connection.
 CHECK_TIMEOUT_S: Final = 10
 
 #: min_size, and with it max_size, of a pool that says nothing else. Source: psycopg_pool.
-DEFAULT_MAX_SIZE: Final = 4
+_MAX_SIZE: Final = 4
 
 #: Source: gunicorn's settings.
 _GUNICORN_TIMEOUT_S: Final = 30.0
@@ -76,7 +76,7 @@ class Case:
         *,
         bg_id: str | None = None,
         processes: int | None = None,
-        max_size: int = DEFAULT_MAX_SIZE,
+        max_size: int | None = None,
         busy_limit_s: float | None = None,
         timeout_s: int = CHECK_TIMEOUT_S,
     ) -> None:
@@ -86,7 +86,7 @@ class Case:
             dsn: As for get_pool, ``bg_`` parameters included.
             bg_id: Which deployment; None for what the DSN says.
             processes: That have pools, on all hosts together; None for those seen in the run directory.
-            max_size: Of each one's pool.
+            max_size: Of each one's pool; None for the largest of those seen in the run directory.
             busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
                 for what the processes on this host say, or else $GUNICORN_CMD_ARGS.
             timeout_s: The end of every connect and every question, in seconds, >= 2.
@@ -95,7 +95,7 @@ class Case:
             ConfigurationError: It cannot be used; the text holds no secret.
         """
         self.dsn, self.settings, _ = parse(dsn, {} if bg_id is None else {"bg_id": bg_id})
-        self.max_size: Final = max_size
+        self._max_size: Final = max_size
         self._busy_limit_s: Final = busy_limit_s
         self.timeout_s: Final = timeout_s
         self.run_dir: Final = look_in(self.settings.bg_run_dir)
@@ -108,6 +108,12 @@ class Case:
     def processes(self) -> int:
         """Processes with a pool: as given, else those seen in the run directory, at least one."""
         return self._processes or max(1, len(self.rows))
+
+    @property
+    def max_size(self) -> int:
+        """Connections that the pools of one process may have."""
+        seen = max((row.usage.max_size for row in self.rows), default=0)
+        return self._max_size or seen or _MAX_SIZE
 
     @property
     def says_processes(self) -> str:
