@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -1046,3 +1048,17 @@ def test_the_rest_of_an_answer_is_nobody_elses(make_pool: MakePool) -> None:
         cursor = conn.cursor()
         cursor.execute("SELECT 'mine'")
         assert cursor.fetchall() == (("mine",),)
+
+
+def test_a_password_that_cannot_be_sent_leaves_nothing_on_standard_error(
+    make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    dsn = pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@")
+    made = iter(["s3cr\u20act"])
+    pool = make_pool(dsn, max_size=1, password=lambda *_: next(made, pair.app_password))
+    with pool.connection(timeout=5) as conn:
+        conn.ping()
+    gc.collect()
+    assert ignored == []

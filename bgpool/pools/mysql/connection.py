@@ -87,6 +87,8 @@ class MysqlConnection(BoundedConnection):
     bgpool_charset: tuple[str, str | None]
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
+    # PyMySQL sets it at the end of __init__, which may fail before.
+    _result: Any = None
     # What the application asked for when it connected.
     _autocommit: bool | None = None
     # The switchover has refused a write of the transaction at hand: it must not be committed any more.
