@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DURING_COMMIT", "IN_AUTOCOMMIT", "IN_PIPELINE", "MAY_COMMIT", "NO_DOUBT", "PREPARED"]
+__all__ = ["DURING_COMMIT", "ENDED_BY_FUNCTION", "IN_AUTOCOMMIT", "IN_PIPELINE", "MAY_COMMIT", "NO_DOUBT", "PREPARED"]
 
 #: Nothing can have been committed.
 NO_DOUBT: Final = ""
@@ -12,6 +12,10 @@ DURING_COMMIT: Final = "was cut during COMMIT; find out whether it took effect"
 IN_AUTOCOMMIT: Final = "was cut in autocommit; find out whether the statement took effect"
 IN_PIPELINE: Final = "cut a pipeline that may have committed; find out what of it took effect"
 MAY_COMMIT: Final = "cut a statement that may have committed by itself; find out whether it took effect"
+ENDED_BY_FUNCTION: Final = (
+    "cut a unit of work whose function may have ended the transaction itself (COMMIT as text, DDL, a procedure); find "
+    "out what of it took effect"
+)
 PREPARED: Final = (
     "cut a two-phase transaction that may be prepared: do not run it again, look for it in pg_prepared_xacts and "
     "finish it by its id"

@@ -38,12 +38,16 @@ class Aware(Protocol):
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
         bgpool_refused: After a refused write, whether the server itself takes none (and not the caller's transaction);
             None if no write was refused.
+        bgpool_in_unit: While the function of a unit of work has it.
+        bgpool_ended: Set once that function may have ended the unit's transaction itself.
     """
 
     bgpool_generation: Any
     bgpool_lent: bool
     bgpool_unfit: bool
     bgpool_refused: bool | None
+    bgpool_in_unit: bool
+    bgpool_ended: bool
 
     @property
     def closed(self) -> bool:

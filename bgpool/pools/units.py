@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, Pa
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
-from bgpool.pools.doubt import NO_DOUBT
+from bgpool.pools.doubt import ENDED_BY_FUNCTION, NO_DOUBT
 from bgpool.pools.gate import Gate
 from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
     from bgpool.pools.pool import Pool
 
-__all__ = ["Outcome", "Unit", "transactional"]
+__all__ = ["CLOSED_BY_FUNCTION", "Outcome", "Unit", "transactional"]
+
+#: What a unit says whose function has closed the connection: nothing was committed, and it would be so every time.
+CLOSED_BY_FUNCTION: Final = "the function closed its connection; a unit of work is committed by its runner"
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -77,6 +80,8 @@ class Unit(ABC, Generic[C, R]):
         self._takes_part = False
         # Of the attempt at hand: why it may have been applied (see bgpool.pools.doubt), and what the function returned.
         self._doubt = NO_DOUBT
+        # Whether the function may have ended the attempt's transaction itself, and begun another one.
+        self._ended = False
         # Whether the attempt met a refused write that any server would refuse.
         self._is_own_refusal = False
         self._result: Any = None
@@ -104,6 +109,9 @@ class Unit(ABC, Generic[C, R]):
                     again = self._idempotent or outcome is Outcome.NOT_COMMITTED
                     if last or not again or self._left_s() <= 0:
                         raise self._unknown(error) from error
+                elif self._ended and not self._idempotent and self._may_begin_again(error):
+                    self._doubt = ENDED_BY_FUNCTION
+                    raise self._unknown(error) from error
                 elif last or not self._may_begin_again(error) or self._left_s() <= 0:
                     if isinstance(error, Error):
                         self._gate.tally.count_error(error)
@@ -138,7 +146,7 @@ class Unit(ABC, Generic[C, R]):
     # -- the unit's own ------------------------------------------------------------------------------------------
 
     def _attempt(self) -> R:
-        self._doubt, self._is_own_refusal = NO_DOUBT, False
+        self._doubt, self._ended, self._is_own_refusal = NO_DOUBT, False, False
         self._takes_part = self._gate.takes_part() or self._takes_part
         connection = self._pool.getconn(max(0.0, self._left_s()))
         try:

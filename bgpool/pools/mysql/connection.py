@@ -44,6 +44,12 @@ _FIRST_WORDS: Final = re.compile(
     rb"(?:\s|\(|#[^\n]*\n|--\s[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
     re.DOTALL | re.IGNORECASE,
 )
+#: What commits nothing either if it is one statement, beside those: temporary tables, and settings but these.
+_KEEPS_TRANSACTION: Final = re.compile(
+    rb"\s*(?:(?:CREATE|DROP)\s+TEMPORARY\s|(?:USE|DO|DESC|DESCRIBE|TABLE|VALUES)\b"
+    rb"|SET\s(?!.*(?:AUTOCOMMIT|PASSWORD|STATEMENT|ROLE)))",
+    re.DOTALL | re.IGNORECASE,
+)
 #: As much of a statement as is looked at.
 _BEGINNING: Final = 256
 _ER_LOCK_DEADLOCK: Final = 1213
@@ -69,6 +75,7 @@ class MysqlConnection(BoundedConnection):
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
         bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
+        bgpool_ended: Set once the function of a unit may have ended the unit's transaction itself.
         bgpool_lent: While a caller has it.
         bgpool_charset: Character set and collation that the application asked for when it connected.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
@@ -81,6 +88,7 @@ class MysqlConnection(BoundedConnection):
     bgpool_unfit: bool = False
     bgpool_refused: bool | None = None
     bgpool_in_unit: bool = False
+    bgpool_ended: bool = False
     bgpool_rolled_back: bool = False
     bgpool_in_doubt: str | None = None
     bgpool_lent: bool = False
@@ -271,6 +279,7 @@ class MysqlConnection(BoundedConnection):
             self._before_sending(command, statement, generation)
         if self.bgpool_in_unit or self._doomed:
             self._check_allowed(command, statement, generation)
+            self.bgpool_ended |= self._may_end(command, statement, sql)
         if self._unanswered:
             self._force_close()
         self._in_flight = (command, statement)
@@ -317,6 +326,8 @@ class MysqlConnection(BoundedConnection):
             raise
         if unbuffered:
             self._result.__class__ = _UnbufferedResult
+        if self.bgpool_in_unit and not self.server_status & _MAY_BE_OPEN:
+            self.bgpool_ended = True
         return count
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
@@ -340,6 +351,17 @@ class MysqlConnection(BoundedConnection):
             raise ProgrammingError(
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
             )
+
+    def _may_end(self, command: int, statement: bytes, sql: str | bytes) -> bool:
+        """Whether what is sent may commit the transaction that is open, be it in the middle of a procedure."""
+        if command != COMMAND.COM_QUERY:
+            return False
+        if self.client_flag & CLIENT.MULTI_STATEMENTS and (";" in sql if isinstance(sql, str) else b";" in sql):
+            return True
+        is_whole = len(statement) < _BEGINNING
+        return _first_words(statement)[0] not in _NEVER_COMMITS and not (
+            is_whole and _KEEPS_TRANSACTION.match(statement)
+        )
 
     # -- what became of it ---------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, is_transactions
 from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
-from bgpool.pools.units import Outcome, Unit
+from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 
 __all__ = ["MysqlUnit"]
 
@@ -31,19 +31,19 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says."""
         connection.begin()
         connection.bgpool_in_unit, connection.bgpool_rolled_back = True, False
-        connection.bgpool_refused = None
+        connection.bgpool_refused, connection.bgpool_ended = None, False
         try:
             self._result = self._fn(connection)
             # No status is true before the last result.
             connection.bgpool_settle()
             self._check(connection)
         except BaseException:
-            connection.bgpool_in_unit = False
+            connection.bgpool_in_unit, self._ended = False, connection.bgpool_ended
             # A procedure, or DDL, may have committed by itself.
             self._doubt = connection.bgpool_in_doubt or NO_DOUBT
             connection.bgpool_rollback_quietly()
             raise
-        connection.bgpool_in_unit = False
+        connection.bgpool_in_unit, self._ended = False, connection.bgpool_ended
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt = DURING_COMMIT
         connection.commit()
@@ -67,6 +67,8 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         if connection.bgpool_in_doubt:
             text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
             raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
+        if connection._closed:
+            raise pymysql.err.ProgrammingError(CLOSED_BY_FUNCTION)
         if not connection.open:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise self._interrupted(text)

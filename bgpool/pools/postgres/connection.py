@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 
 from bgpool.pools.doubt import PREPARED
 from bgpool.pools.fork import keep_forever
-from bgpool.pools.postgres.classify import SETTLED, Piped, doubt_of, piped_by
+from bgpool.pools.postgres.classify import SETTLED, Piped, begins_nothing, doubt_of, ends, piped_by, synced_by
 from bgpool.pools.postgres.handover import hand_over
 from bgpool.pools.postgres.refusal import QUESTION, is_servers, reports_read_only
 
@@ -54,6 +54,8 @@ class SwitchoverAware(_Base):
         bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
             can have been. None before.
+        bgpool_in_unit: While the function of a unit of work has it.
+        bgpool_ended: Set once that function may have ended the unit's transaction itself.
     """
 
     bgpool_generation: Generation
@@ -62,6 +64,8 @@ class SwitchoverAware(_Base):
     bgpool_modes: Mapping[str, Any]
     bgpool_refused: bool | None = None
     bgpool_in_doubt: str | None = None
+    bgpool_in_unit: bool = False
+    bgpool_ended: bool = False
     # Whose a refusal was is not known yet; and what the server had reported.
     _unsettled: bool = False
     _reported_read_only: bool | None = None
@@ -69,6 +73,8 @@ class SwitchoverAware(_Base):
     _reported: int = TransactionStatus.IDLE
     # What the commands of a pipeline may have done.
     _piped: Piped = Piped.DOUBT
+    # Whether no command was queued behind the pipeline's last sync.
+    _synced: bool = True
 
     def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
         """Exchange with the server, unless the connection must not be used for that any more."""
@@ -79,8 +85,12 @@ class SwitchoverAware(_Base):
             return super().wait(gen, *args, **kwargs)
         if not generation.live[0]:
             self._before_sending(gen, generation)
+        if self.bgpool_in_unit and not self.bgpool_ended:
+            self.bgpool_ended = ends(gen)
         if self._pipeline is not None:
-            self._piped = piped_by(gen, self._piped, self)
+            synced = self._synced or not self._pipeline.level
+            self._piped = piped_by(gen, self._piped, self, synced=synced)
+            self._synced = synced_by(gen, self, before=synced)
         elif self._autocommit:
             status = self.pgconn.transaction_status
             if status in SETTLED:
@@ -166,6 +176,8 @@ class SwitchoverAware(_Base):
             return
         # What the pool itself does to a connection that nobody has (configure, check, reset) is nobody's transaction.
         begins = self.bgpool_lent and self.pgconn.transaction_status == TransactionStatus.IDLE
+        if begins_nothing(gen) or (self._pipeline is not None and self._pipeline.level and not self._synced):
+            begins = False
         try:
             if generation.inherited or begins:
                 generation.wait_usable()

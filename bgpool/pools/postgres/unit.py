@@ -16,7 +16,7 @@ from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import Receipt, lineage_of, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
-from bgpool.pools.units import Outcome, Unit
+from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 
 __all__ = ["PostgresUnit"]
 
@@ -37,21 +37,27 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
     def apply(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover with a receipt for the COMMIT."""
         self._receipt = None
-        cast(SwitchoverAware, connection).bgpool_refused = None
+        aware = cast(SwitchoverAware, connection)
+        aware.bgpool_refused, aware.bgpool_ended = None, False
         # Beforehand: a transaction that begins before a switchover may end in the middle of it.
         lineage = _lineage(connection) if self._takes_part else ""
         try:
             with connection.transaction():
-                self._result = self._fn(connection)
+                aware.bgpool_in_unit = True
+                try:
+                    self._result = self._fn(connection)
+                finally:
+                    aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
                 self._check(connection)
-                if lineage and self._gate.switching():
+                # A receipt tells of one transaction.
+                if lineage and not self._ended and self._gate.switching():
                     self._receipt = _receipt(connection, lineage)
                     self._promotes = self._gate.green_was_replica()
                 # Whatever goes wrong from here on may have gone wrong after the server had committed.
                 self._doubt = DURING_COMMIT
         except psycopg.Error:
             # The function may have sent a COMMIT of its own.
-            self._doubt = self._doubt or cast(SwitchoverAware, connection).bgpool_in_doubt or NO_DOUBT
+            self._doubt = self._doubt or aware.bgpool_in_doubt or NO_DOUBT
             raise
 
     def was_cut(self, error: Exception) -> bool:
@@ -114,6 +120,8 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         doubt = cast(SwitchoverAware, connection).bgpool_in_doubt
         if doubt:
             raise CommitOutcomeUnknown(self._gate.describe(doubt))
+        if connection.closed and not connection.broken:
+            raise psycopg.ProgrammingError(CLOSED_BY_FUNCTION)
         if connection.pgconn.status != ConnStatus.OK:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise SwitchoverInterrupted(self._gate.describe(text))
