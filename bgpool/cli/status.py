@@ -78,7 +78,7 @@ def _say_ready(statuses: Sequence[Status]) -> None:
         # As the logs name it; a name that comes from a file may hold what a terminal would obey.
         name = f"{status.host}: bg_id {status.bg_id!r}"
         if status.ready:
-            print(f"{name} is ready for a switchover: {len(status.workers)} workers")
+            print(f"{name} is ready for a switchover: {_count(status, 'worker', 'workers')}")
             print(f"{name}: {_reconnections(status)}")
         for reason in status.missing:
             print(f"{name} is not ready: {reason}")
@@ -86,12 +86,18 @@ def _say_ready(statuses: Sequence[Status]) -> None:
             print(f"{name}: {note}")
 
 
+def _count(status: Status, one: str, many: str) -> str:
+    number = len(status.workers)
+    return f"{number} {one if number == 1 else many}"
+
+
 def _reconnections(status: Status) -> str:
     """What the pools of this host may ask of green when callers are released."""
     sizes = sorted({worker.max_size for worker in status.workers if worker.max_size})
     pools = " or ".join(map(str, sizes)) or "0"
     most, green = status.totals.max_size, status.green_max_connections
-    text = f"at the release {len(status.workers)} processes (max_size {pools}) open up to {most} connections to green"
+    processes = _count(status, "process", "processes")
+    text = f"at the release {processes} (max_size {pools}) may open up to {most} connections to green"
     if green is None:
         return f"{text}; how many it takes is not known yet"
     text += f"; its max_connections is {green}, for all hosts"

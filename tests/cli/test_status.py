@@ -248,7 +248,7 @@ def test_reconnections_are_previewed(
     hand.publish(target_max_connections=20)
     until_ready()
     ready = f"{HOST}: bg_id 'ledger' is ready for a switchover: 2 workers\n"
-    wanted = "at the release 2 processes (max_size 10) open up to 20 connections to green"
+    wanted = "at the release 2 processes (max_size 10) may open up to 20 connections to green"
     text = f"{ready}{HOST}: bg_id 'ledger': {wanted}; its max_connections is 20, for all hosts\n"
     assert bgpool_command("status", "--ready").stdout == text
     hand.publish(target_max_connections=19)
