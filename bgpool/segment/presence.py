@@ -17,7 +17,7 @@ from bgpool.plain_errors import SegmentError
 from bgpool.segment import table
 from bgpool.segment.host import lacks
 from bgpool.segment.locks import Lock, is_held, try_lock
-from bgpool.segment.paths import RunFiles
+from bgpool.segment.paths import Exhausted, RunFiles
 from bgpool.segment.table import Table, Usage, read_rows
 
 __all__ = ["Presence", "WorkerRow", "anybody_present", "best_offer", "workers"]
@@ -26,6 +26,8 @@ __all__ = ["Presence", "WorkerRow", "anybody_present", "best_offer", "workers"]
 #: Processes of one bg_id on one host that can be present; those beyond ROWS have a lock and no row. Each claim tries
 #: the locks of all before it, which takes about 10 us for each.
 _PRESENT: Final = 8192
+#: Rows among the first ones that are passed by where their lock is refused.
+_PASSED_BY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,19 @@ def anybody_present(files: RunFiles) -> bool:
     """Whether a process on this host uses the bg_id of *files*.
 
     Raises:
-        SegmentError: A lock is not to be trusted, or the system refuses to tell.
+        SegmentError: Nobody is seen, but a lock is not to be trusted, or the system refuses to tell.
     """
-    return any(is_held(lock) for lock in files.all_rows())
+    refusal: SegmentError | None = None
+    for path in files.all_rows():
+        try:
+            if is_held(path):
+                return True
+        except SegmentError as error:
+            # One file that is not to be trusted hides nobody else.
+            refusal = error
+    if refusal is not None:
+        raise refusal
+    return False
 
 
 def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
@@ -125,6 +137,15 @@ def best_offer(files: RunFiles) -> int:
 def _claim(files: RunFiles) -> tuple[int, Lock]:
     """The first row whose lock is free, and the lock."""
     for row in range(_PRESENT):
-        if (lock := try_lock(files.row(row))) is not None:
+        try:
+            lock = try_lock(files.row(row))
+        except Exhausted:
+            raise
+        except SegmentError:
+            # Its file may not be to be trusted; what the kernel refuses, it refuses for every row.
+            if row >= _PASSED_BY:
+                raise
+            continue
+        if lock is not None:
             return row, lock
     raise SegmentError(f"more than {_PRESENT} processes of this host use bg_id {files.stem!r}")

@@ -330,3 +330,15 @@ def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pyte
         files.workers.chmod(0o600)
         Table(files)
     assert caplog.text.count("is not a table of workers; replaced") == 1
+
+
+def test_a_lock_that_is_not_to_be_trusted_is_passed_by(files: RunFiles) -> None:
+    """A monitor that saw nobody because of one file left every ten seconds, and the next one came."""
+    files.row(0).touch(mode=0o600)
+    files.row(0).chmod(0o644)
+    with pytest.raises(SegmentError, match="mode 0644"):
+        anybody_present(files)
+    presence = Presence(files)
+    assert anybody_present(files)
+    assert [row.row for row in workers(files)] == [1]
+    presence.close()
