@@ -16,6 +16,7 @@ from bgpool.mysql import is_servers_refusal, is_transactions_refusal
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.conftest import Work
 from tests.pools.test_read_only import refused, session_of
 
 ENGINES = (Engine.MYSQL,)
@@ -63,3 +64,24 @@ def test_a_default_of_the_servers_is_not_the_callers(kit: Kit, make_pool: MakePo
         assert refused(kit, pool) != session_of(kit, pool)
     finally:
         pair.blue.execute("SET GLOBAL tx_read_only = 0")
+
+
+@pytest.mark.lab
+def test_a_commit_that_was_refused_does_not_succeed_when_it_is_repeated(
+    make_pool: MakePool, pair: Pair, work: Work
+) -> None:
+    """The server has rolled back, and would say OK to the second one."""
+    pool = make_pool(max_size=1)
+    with pool.connection() as conn:
+        work(conn)
+        pair.blue.set_read_only(True)
+        try:
+            for _ in range(2):
+                with pytest.raises(pymysql.err.OperationalError) as caught:
+                    conn.commit()
+                assert caught.value.args[0] == 1290
+        finally:
+            pair.blue.set_read_only(False)
+        conn.rollback()
+        work(conn)
+    assert work.rows(pair) == 1

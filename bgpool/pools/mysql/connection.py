@@ -99,8 +99,9 @@ class MysqlConnection(BoundedConnection):
     _result: Any = None
     # What the application asked for when it connected.
     _autocommit: bool | None = None
-    # The switchover has refused a write of the transaction at hand: it must not be committed any more.
-    _doomed: bool = False
+    # What has refused a write of the transaction at hand in a switchover, or its COMMIT: that rolled it back, and
+    # another COMMIT would be answered with OK.
+    _doomed: MySQLError | None = None
     # What was sent last: the command, and how its statement begins; and whether its answer has not begun to come.
     _in_flight: tuple[int, bytes] | None = None
     _unanswered: bool = False
@@ -209,7 +210,7 @@ class MysqlConnection(BoundedConnection):
         self.bgpool_settle()
         if self.server_status & _MAY_BE_OPEN or not self.open:
             super().rollback()
-        self._doomed = False
+        self._doomed = None
 
     def ping(self, reconnect: bool | None = False) -> None:
         """Ask the server whether it is alive. Never reconnects: where to is the pool's to say."""
@@ -346,7 +347,8 @@ class MysqlConnection(BoundedConnection):
             return
         word, to_savepoint = _first_words(statement)
         if self._doomed and self.open and not (word == b"ROLLBACK" and not to_savepoint):
-            raise generation.explain_read_only(InterfaceError(0, ""))
+            again = type(self._doomed)(*self._doomed.args)
+            raise generation.explain_read_only(InterfaceError(0, "")) if generation.is_switching() else again
         if self.bgpool_in_unit and word in _ENDS_TRANSACTION and not to_savepoint:
             raise ProgrammingError(
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
@@ -388,8 +390,11 @@ class MysqlConnection(BoundedConnection):
             self.bgpool_refused, self.bgpool_unfit = False, True
         elif is_servers_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = True, generation.note_refusal()
-            if generation.is_switching():
-                self._doomed = bool(self.server_status & _MAY_BE_OPEN)
+            switching = generation.is_switching()
+            was_commit = self._in_flight is not None and _first_words(self._in_flight[1])[0] == b"COMMIT"
+            if (switching or was_commit) and self.server_status & _MAY_BE_OPEN:
+                self._doomed = error
+            if switching:
                 return generation.explain_read_only(error)
         return error
 
