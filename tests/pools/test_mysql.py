@@ -68,6 +68,10 @@ class Connector:
     def note_cut(self) -> None:
         """As a generation's."""
 
+    def take_lost(self, connection: MysqlConnection) -> None:
+        """As a generation's; nobody waits for the slot."""
+        connection._force_close()
+
     def note_refusal(self) -> bool:
         """As a generation's."""
         return True
