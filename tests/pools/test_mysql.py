@@ -1066,3 +1066,28 @@ def test_a_password_that_cannot_be_sent_leaves_nothing_on_standard_error(
         conn.ping()
     gc.collect()
     assert ignored == []
+
+
+def test_an_interrupt_in_dbutils_locks_nobody_out(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(max_size=1)
+    with pool.connection() as conn:
+        shelf: Any = conn.bgpool_generation.inner._shelf
+    entering = threading.Condition.__enter__
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(self: threading.Condition) -> bool:
+        entered = entering(self)
+        if self is shelf._lock:
+            for interrupt in interrupts:
+                raise interrupt
+        return entered
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(threading.Condition, "__enter__", interrupted)
+        pool.getconn().close()
+    del conn
+    gc.collect()
+    caller = threading.Thread(target=lambda: pool.getconn(timeout=2).close(), daemon=True)
+    caller.start()
+    caller.join(5)
+    assert not caller.is_alive()

@@ -41,11 +41,30 @@ class _Box:
             self.connection.bgpool_discard()
 
 
+class _NoLock:
+    """What DBUtils has in the place of its Condition: a shelf is used under the lock of its store.
+
+    A Condition is entered by Python code. An interrupt in the middle of that leaves it locked, and the pool with it.
+    """
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Nothing to do."""
+
+    def notify(self) -> None:
+        """Nobody waits."""
+
+    notify_all = notify
+
+
 class Shelf(PooledDB):  # type: ignore[misc]  # DBUtils has no types
     """PooledDB without anything that talks to a server: it keeps connections, the longest idle first."""
 
     def __init__(self) -> None:
         super().__init__(_nothing, failures=_NeverRaised, ping=0, reset=False)
+        self._lock = _NoLock()
 
     def __len__(self) -> int:
         return len(self._idle_cache)
