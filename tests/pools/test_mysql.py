@@ -1071,7 +1071,8 @@ def test_a_password_that_cannot_be_sent_leaves_nothing_on_standard_error(
 def test_an_interrupt_in_dbutils_locks_nobody_out(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(max_size=1)
     with pool.connection() as conn:
-        shelf: Any = conn.bgpool_generation.inner._shelf
+        inner: Any = conn.bgpool_generation.inner
+    shelf = inner._shelf
     entering = threading.Condition.__enter__
     interrupts = iter([KeyboardInterrupt])
 
