@@ -259,8 +259,7 @@ class MysqlConnection(BoundedConnection):
 
     def __del__(self) -> None:
         # What the store has opened it also closes, unless it has lost it.
-        has_slot = self.bgpool_expires_at > 0 and self._generation() is not None
-        is_lost = self.bgpool_lent or (has_slot and self.open)
+        is_lost = self.bgpool_lent or (self.bgpool_expires_at > 0 and self.open)
         if is_lost and not self._is_inherited() and not sys.is_finalizing():
             self.bgpool_generation.take_lost(self)
         else:
