@@ -98,7 +98,8 @@ class PasswordMaker:
         """Call *function* in a thread, after the calls before it; raises PasswordFailed where one of them hangs."""
         turn = self._turn
         while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
-            if turn.left_s() <= 0:
+            # Held for so long without a call: an interrupt came between the lock and the call.
+            if turn.left_s() <= 0 or turn.since == math.inf:
                 raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
         turn.since = time.monotonic()
         call = _Call(function, args, turn)

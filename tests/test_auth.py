@@ -228,3 +228,11 @@ def test_boto3_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(ConfigurationError, match=r"bgpool\[aws\]"):
         RdsIam()(HOST, 5432, "app")
+
+
+def test_a_lock_that_an_interrupt_left_taken_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.1)
+    maker = PasswordMaker(lambda *_: "secret")
+    maker._turn.lock.acquire()
+    with pytest.raises(PasswordFailed):
+        maker.make(HOST, 5432, "app")

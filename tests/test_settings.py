@@ -14,7 +14,7 @@ import pytest
 
 from bgpool.core.plan import Target
 from bgpool.dsn import parse
-from bgpool.dsn.place import Given
+from bgpool.dsn.place import Given, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
 from bgpool.pools.recipe import Place
@@ -468,3 +468,15 @@ def test_words_that_disable(value: str | None, disabled: bool, monkeypatch: pyte
     if value is not None:
         monkeypatch.setenv("BGPOOL_DISABLE", value)
     assert is_disabled() is disabled
+
+
+def test_a_user_id_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container of OpenShift; the driver says that a user is missing."""
+
+    def no_account(_uid: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", no_account)
+    for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert user_of({}) == ""

@@ -101,8 +101,17 @@ def check_host(name: str, value: object) -> None:
 
 
 def user_of(params: Mapping[str, Any]) -> str:
-    """Whom connections with *params* log in as, as libpq finds it out."""
-    return str(params.get("user") or os.environ.get("PGUSER") or getpass.getuser())
+    """Whom connections with *params* log in as, as libpq finds it out; empty where the system has no name for the user.
+
+    A container may run as a user id without an account. The driver's own error then says that a user is missing.
+    """
+    given = params.get("user") or os.environ.get("PGUSER")
+    if given:
+        return str(given)
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # before and from Python 3.13 on
+        return ""
 
 
 def names_are_proved(params: Mapping[str, Any]) -> bool:
