@@ -88,8 +88,7 @@ def open_pools() -> None:
 
     Never raises: a server's hook must not keep a worker from starting.
     """
-    fork.notice()
-    for pool in list(_registry.pools.values()):
+    for pool in pools():
         try:
             pool.open()
         except Exception as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bgpool
+from bgpool import registry
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.logs import utc_formatter
@@ -159,3 +160,9 @@ def told(record: logging.LogRecord) -> dict[str, str]:
 def test_logs_of_bgpools_own_have_a_zone() -> None:
     record = logging.makeLogRecord({"msg": "phase", "created": 1795000000.25, "msecs": 250.0, "levelname": "INFO"})
     assert utc_formatter("%(levelname)s %(message)s").format(record) == "2026-11-18T11:06:40.250Z INFO phase"
+
+
+def test_a_closed_pool_is_not_opened_by_a_hook(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bgpool.get_pool("postgresql://app@127.0.0.1:1/app", "closed", bg_run_dir=tmp_path).close()
+    registry.open_pools()
+    assert "'closed'" not in caplog.text

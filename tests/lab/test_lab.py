@@ -176,6 +176,7 @@ def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
     assert [row.key for row in verdict.split_examples] == [(0, 0, 3)]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_old_blue_becomes_a_new_green(engine: Engine) -> None:
     with Pair("aurora", engine=engine, readers=1) as pair:

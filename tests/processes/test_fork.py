@@ -72,15 +72,15 @@ def in_child_untold(function: Callable[[], object]) -> int:
     """As in_child, by a fork that runs none of Python's hooks.
 
     On a busy machine CPython's interpreter lock can be lost in such a child, which then hangs in any Python code: the
-    fork is repeated. A fault of bgpool's would hang all three. See docs/servers.md.
+    fork is repeated, with more time. A fault of bgpool's would hang all three. See docs/servers.md.
     """
 
     def run() -> None:
         sys.setswitchinterval(0.005)
         function()
 
-    for _ in range(3):
-        status = end_of(begin_child(run, ctypes.PyDLL(None).fork), 20.0)
+    for timeout_s in (4.0, 10.0, 20.0):
+        status = end_of(begin_child(run, ctypes.PyDLL(None).fork), timeout_s)
         if status != -signal.SIGKILL:
             break
     return status

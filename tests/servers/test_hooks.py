@@ -41,6 +41,7 @@ def test_uwsgi(lazy: list[str]) -> None:
         wait_connected(stage, stage.serve("uwsgi", [*command, *lazy, *module]), 2, 40_000)
 
 
+@pytest.mark.full
 def test_celery() -> None:
     command = ["{bin}/celery", "-A", "tests.servers.tasks:celery", "worker", "-c", "2", "--without-gossip"]
     with Stage() as stage:

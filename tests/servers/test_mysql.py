@@ -41,6 +41,7 @@ class TestWeb:
         assert_one_monitor_for_all(result)
 
 
+@pytest.mark.full
 class TestBatches:
     @pytest.fixture(scope="class")
     @classmethod
