@@ -1,4 +1,4 @@
-"""Half a minute of chaos in ``make test``, minutes in ``make test-full``; longer by hand: ``bgpool lab chaos``."""
+"""Some chaos in ``make test``, minutes in ``make test-full``; longer by hand: ``bgpool lab chaos``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = int(os.environ.get("BGPOOL_SEED", "0")) or int.from_bytes(os.urandom(4), 
 @pytest.mark.parametrize(
     ("engine", "seconds"),
     [
-        pytest.param(Engine.POSTGRESQL, 25.0, id="postgresql"),
+        pytest.param(Engine.POSTGRESQL, 20.0, id="postgresql"),
         pytest.param(Engine.POSTGRESQL, 120.0, id="postgresql-long", marks=pytest.mark.full),
         pytest.param(Engine.MYSQL, 60.0, id="mysql-long", marks=pytest.mark.full),
     ],

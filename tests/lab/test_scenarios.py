@@ -21,9 +21,8 @@ CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
 #: those whose metadata, names or transactions are its own. ``make test-full`` plays every scenario on every engine.
 QUICK = {
     Engine.POSTGRESQL: {
-        "rds", "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress",
-        "connections-cut", "black-hole-green", "monitor-killed", "beyond-timeout", "tls-renewed-late",
-        "iam-renamed-late", "alias",
+        "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress", "connections-cut",
+        "black-hole-green", "monitor-killed", "iam-renamed-late", "alias",
     },
     Engine.MYSQL: {"aurora", "metadata-deleted", "rollback-from-in-progress", "connections-cut", "long-transactions"},
 }  # fmt: skip

@@ -72,7 +72,7 @@ def absent_is_a_rollback(snapshot: Snapshot, event: Any, rules: Any) -> Snapshot
     ("name", "broken", "promise"),
     [
         ("_look_for_takeover", released_on_silence, "released before green was promoted"),
-        ("_check_timer", never_timed_out, "was not left in time"),
+        pytest.param("_check_timer", never_timed_out, "was not left in time", marks=pytest.mark.full),
         ("_makes_unfit", never_unfit, "a connection to old blue was handed out"),
         ("_enter", never_pinned, "a connection to old blue was handed out"),
         ("_metadata_absent", absent_is_a_rollback, "never released"),

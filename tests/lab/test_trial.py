@@ -18,6 +18,7 @@ from bgpool.lab.trial import Trial
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
+@pytest.mark.full
 def test_a_thread_that_hangs_is_found_in_a_rollback(monkeypatch: pytest.MonkeyPatch) -> None:
     do = worker_module._Jobs.do
 

@@ -31,6 +31,8 @@ def run(program: str, run_dir: Path) -> str:
     """What *program* says: the text of its ConfigurationError, or what it has printed."""
     lines = ["import bgpool", "try:", *(f"    {line}" for line in program.splitlines())]
     lines += ["except bgpool.ConfigurationError as error:", "    print(f'refused at {step}: {error}')"]
+    # Without the interpreter's own end, which real threads in a process that was patched late can crash.
+    lines += ["import os, sys", "sys.stdout.flush()", "os._exit(0)"]
     environment = {**os.environ, "BGPOOL_RUN_DIR": str(run_dir), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],

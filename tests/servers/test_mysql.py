@@ -24,6 +24,7 @@ WEB = {
 }
 
 
+@pytest.mark.full
 class TestWeb:
     @pytest.fixture(scope="class")
     @classmethod
