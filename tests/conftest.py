@@ -1,0 +1,17 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bgpool import registry
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pool_outlives_its_module() -> Iterator[None]:
+    """Later tests of the process would meet its threads, its rows and its log lines, or get it for the same DSN."""
+    yield
+    for pool in registry.pools():
+        pool.close(timeout=0)
