@@ -131,6 +131,19 @@ def test_children_that_are_forked_meanwhile_delay_nothing(tmp_path: Path) -> Non
             pool.close(0)
 
 
+@contextlib.contextmanager
+def monitored(script: str, files: RunFiles, wait_until: WaitUntil) -> Iterator[Path]:
+    """The descriptors, in /proc, of the monitor that the application *script* has started; both are ended."""
+    worker = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        wait_until(lambda: lives(files), START_S)
+        yield Path(f"/proc/{SegmentMap(files).header.pid}/fd")
+    finally:
+        worker.kill()
+        worker.wait()
+        kill_monitor(files)
+
+
 def test_an_application_without_standard_files(files: RunFiles, wait_until: WaitUntil) -> None:
     """Daemons close them; what they are replaced by comes first to their numbers."""
     script = f"""
@@ -141,15 +154,9 @@ pool = bgpool.get_pool({DSN!r}, bg_id="start", bg_run_dir={str(files.directory)!
 pool.open()
 time.sleep(30)
 """
-    worker = subprocess.Popen([sys.executable, "-c", script])
-    try:
-        wait_until(lambda: lives(files), START_S)
-        links = {fd.name: str(fd.readlink()) for fd in Path(f"/proc/{SegmentMap(files).header.pid}/fd").iterdir()}
+    with monitored(script, files, wait_until) as descriptors:
+        links = {fd.name: str(fd.readlink()) for fd in descriptors.iterdir()}
         assert {links["0"], links["1"], links["2"]} == {"/dev/null"}
-    finally:
-        worker.kill()
-        worker.wait()
-        kill_monitor(files)
 
 
 def test_an_inherited_descriptor_above_the_soft_limit(files: RunFiles, wait_until: WaitUntil) -> None:
@@ -163,14 +170,8 @@ pool = bgpool.get_pool({DSN!r}, bg_id="start", bg_run_dir={str(files.directory)!
 pool.open()
 time.sleep(30)
 """
-    worker = subprocess.Popen([sys.executable, "-c", script])
-    try:
-        wait_until(lambda: lives(files), START_S)
-        assert not Path(f"/proc/{SegmentMap(files).header.pid}/fd/700").exists()
-    finally:
-        worker.kill()
-        worker.wait()
-        kill_monitor(files)
+    with monitored(script, files, wait_until) as descriptors:
+        assert not (descriptors / "700").exists()
 
 
 @pytest.mark.parametrize("executable", [None, "", "/usr/bin/uwsgi"])
