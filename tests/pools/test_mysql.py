@@ -22,7 +22,7 @@ from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.mysql import BoundedConnection
-from bgpool.pools.mysql.connection import MysqlConnection, _first_words
+from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.mysql.store import Store
 from bgpool.testing import Deployment
@@ -543,26 +543,6 @@ def test_what_could_not_be_configured_is_closed_at_once(make_store: MakeStore) -
 
 
 class TestStatements:
-    @pytest.mark.parametrize(
-        ("statement", "word"),
-        [
-            ("insert into t values (1)", b"INSERT"),
-            ("  /* a hint */ -- and\n (select 1)", b"SELECT"),
-            ("# note\nUPDATE t SET n = 1", b"UPDATE"),
-            ("/*! COMMIT */", b""),
-            ("/*M! COMMIT */", b""),
-            ("COMMIT WORK", b"COMMIT"),
-            ("", b""),
-        ],
-    )
-    def test_first_word(self, statement: str, word: bytes) -> None:
-        assert _first_words(statement.encode())[0] == word
-
-    def test_savepoints_are_no_end(self) -> None:
-        assert _first_words(b"ROLLBACK TO SAVEPOINT s") == (b"ROLLBACK", True)
-        assert _first_words(b"rollback work to s") == (b"ROLLBACK", True)
-        assert _first_words(b"ROLLBACK") == (b"ROLLBACK", False)
-
     def test_a_select_tells_whether_it_opened_a_transaction(self, make_pool: MakePool, kit: Kit) -> None:
         with make_pool().connection() as conn:
             assert not conn.bgpool_in_transaction

@@ -8,7 +8,6 @@ that says what to do.
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import sys
 import warnings
@@ -20,38 +19,15 @@ from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 from pymysql.protocol import MysqlPacket
 
 from bgpool.mysql import CUT_CODES, BoundedConnection, code_of, is_servers_refusal, is_transactions_refusal
-from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, MAY_COMMIT, NO_DOUBT
+from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.fork import keep_forever
+from bgpool.pools.mysql import statements
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
 
 __all__ = ["MysqlConnection"]
 
-#: Statements that commit nothing, neither themselves nor what was open before. Any other one may have: DDL commits
-#: what is open, procedures do what they like, and what is not known errs on the side of "unknown", which is never run
-#: again by mistake.
-_NEVER_COMMITS: Final = frozenset(
-    {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"RELEASE",
-     b"ROLLBACK"}
-)  # fmt: skip
-#: What ends a transaction, or begins one, which ends the one before.
-_ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
-#: Of these, what is nothing new on a connection that may only end what it has begun.
-_ENDS: Final = frozenset({b"COMMIT", b"ROLLBACK"})
-#: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
-_FIRST_WORDS: Final = re.compile(
-    rb"(?:\s|\(|#[^\n]*\n|--\s[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
-    re.DOTALL | re.IGNORECASE,
-)
-#: What commits nothing either if it is one statement, beside those: temporary tables, and settings but these.
-_KEEPS_TRANSACTION: Final = re.compile(
-    rb"\s*(?:(?:CREATE|DROP)\s+TEMPORARY\s|(?:USE|DO|DESC|DESCRIBE|TABLE|VALUES)\b"
-    rb"|SET\s(?!.*(?:AUTOCOMMIT|PASSWORD|STATEMENT|ROLE)))",
-    re.DOTALL | re.IGNORECASE,
-)
-#: As much of a statement as is looked at.
-_BEGINNING: Final = 256
 _ER_LOCK_DEADLOCK: Final = 1213
 #: Has a row where the server makes transactions read-only unless a session says otherwise; the name depends on its
 #: version.
@@ -273,7 +249,7 @@ class MysqlConnection(BoundedConnection):
             # Still being set up by the connect that makes it; nobody else has it yet.
             super()._execute_command(command, sql)
             return
-        statement = sql[:_BEGINNING].encode(self.encoding, "replace") if isinstance(sql, str) else sql[:_BEGINNING]
+        statement = statements.beginning(sql, self.encoding)
         # Before anything is decided by the status, and while what was sent last is still what is being read.
         self.bgpool_settle()
         if not generation.live[0]:
@@ -338,32 +314,25 @@ class MysqlConnection(BoundedConnection):
         """
         begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
         if begins and self.server_status & _UNSURE:
-            begins = _first_words(statement)[0] not in _ENDS
+            begins = not statements.ends_nothing_else(statements.first_words(statement)[0])
         if generation.inherited or begins:
             generation.wait_usable()
 
     def _check_allowed(self, command: int, statement: bytes, generation: Generation) -> None:
         if command != COMMAND.COM_QUERY:
             return
-        word, to_savepoint = _first_words(statement)
+        word, to_savepoint = statements.first_words(statement)
         if self._doomed and self.open and not (word == b"ROLLBACK" and not to_savepoint):
             again = type(self._doomed)(*self._doomed.args)
             raise generation.explain_read_only(InterfaceError(0, "")) if generation.is_switching() else again
-        if self.bgpool_in_unit and word in _ENDS_TRANSACTION and not to_savepoint:
+        if self.bgpool_in_unit and statements.ends_transaction(word) and not to_savepoint:
             raise ProgrammingError(
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
             )
 
     def _may_end(self, command: int, statement: bytes, sql: str | bytes) -> bool:
         """Whether what is sent may commit the transaction that is open, be it in the middle of a procedure."""
-        if command != COMMAND.COM_QUERY:
-            return False
-        if self.client_flag & CLIENT.MULTI_STATEMENTS and (";" in sql if isinstance(sql, str) else b";" in sql):
-            return True
-        is_whole = len(statement) < _BEGINNING
-        return _first_words(statement)[0] not in _NEVER_COMMITS and not (
-            is_whole and _KEEPS_TRANSACTION.match(statement)
-        )
+        return command == COMMAND.COM_QUERY and statements.may_end(statement, sql, multi=self._takes_many())
 
     # -- what became of it ---------------------------------------------------------------------------------------
 
@@ -391,7 +360,7 @@ class MysqlConnection(BoundedConnection):
         elif is_servers_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = True, generation.note_refusal()
             switching = generation.is_switching()
-            was_commit = self._in_flight is not None and _first_words(self._in_flight[1])[0] == b"COMMIT"
+            was_commit = self._in_flight is not None and statements.first_words(self._in_flight[1])[0] == b"COMMIT"
             if (switching or was_commit) and self.server_status & _MAY_BE_OPEN:
                 self._doomed = error
             if switching:
@@ -409,19 +378,22 @@ class MysqlConnection(BoundedConnection):
         """Whether what was sent last neither commits anything nor begins what outlasts it, if it is in autocommit."""
         if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
             return True
-        # One of many may do anything; which of them was the last to be done nobody knows.
-        return not self.client_flag & CLIENT.MULTI_STATEMENTS and _first_words(self._in_flight[1])[0] in _NEVER_COMMITS
+        return statements.is_plain(self._in_flight[1], multi=self._takes_many())
 
     def _doubt(self) -> str:
         """Why what was sent last may have taken effect for good; NO_DOUBT if it cannot have."""
         if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
             return NO_DOUBT
-        if _first_words(self._in_flight[1])[0] == b"COMMIT":
-            return DURING_COMMIT
-        surely_open = self.server_status & _MAY_BE_OPEN == SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        if not surely_open and self.get_autocommit():
-            return IN_AUTOCOMMIT
-        return NO_DOUBT if self._is_plain() else MAY_COMMIT
+        in_transaction = self.server_status & _MAY_BE_OPEN == SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        return statements.doubt_of(
+            self._in_flight[1],
+            in_transaction=in_transaction,
+            autocommit=self.get_autocommit(),
+            multi=self._takes_many(),
+        )
+
+    def _takes_many(self) -> bool:
+        return bool(self.client_flag & CLIENT.MULTI_STATEMENTS)
 
     def _generation(self) -> Generation | None:
         return getattr(self, "bgpool_generation", None)
@@ -440,9 +412,3 @@ class _UnbufferedResult(MySQLResult):
             self.unbuffered_active = False
             return
         super()._finish_unbuffered_query()  # type: ignore[misc]  # not in the stubs
-
-
-def _first_words(statement: bytes) -> tuple[bytes, bool]:
-    """The first word of a statement, in capitals, and whether it goes TO a savepoint."""
-    found = _FIRST_WORDS.match(statement)
-    return (found[1].upper(), found[2] is not None) if found is not None else (b"", False)
