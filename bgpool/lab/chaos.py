@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -146,12 +146,14 @@ class Chaos:
         seconds: No switchover begins after that time.
         tell: Called with a line for everything that is done.
         engine: Whose servers.
+        pair_options: More keywords for Pair.
     """
 
     seed: int
     seconds: float
     tell: Callable[[str], object] = lambda _line: None
     engine: Engine = Engine.POSTGRESQL
+    pair_options: Mapping[str, Any] = field(default_factory=dict)
     _split: int = field(default=0, init=False)
     _switchovers: int = field(default=0, init=False)
 
@@ -173,6 +175,7 @@ class Chaos:
         }
         with Trial(
             engine=self.engine,
+            pair_options=dict(self.pair_options),
             workers=SPARED,
             threads=THREADS,
             job="write unit",

@@ -20,3 +20,21 @@ class LabError(RuntimeError):
 
 class LabAbortError(LabError):
     """A wait was ended by ``abort()``; the servers are left as they were at that moment."""
+
+
+class ProgramsError(LabError):
+    """The servers' programs are not where they were looked for, or cannot be used.
+
+    Attributes:
+        problem: What is wrong, and what would be right.
+        variable: The environment variable that names a directory with them.
+    """
+
+    def __init__(self, problem: str, variable: str) -> None:
+        self.problem: Final = problem
+        self.variable: Final = variable
+        super().__init__(self.advise('programs="DIRECTORY"'))
+
+    def advise(self, option: str) -> str:
+        """The problem, and how to name another directory: *option*, which depends on the caller, or the variable."""
+        return f"{self.problem}; name another directory with {option} or ${self.variable}"

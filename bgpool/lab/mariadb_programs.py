@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bgpool.lab.binaries import VERSION_TIMEOUT_S, Programs, account_for
+from bgpool.core.engine import Engine
+from bgpool.lab.binaries import VERSION_TIMEOUT_S, Account, Programs, account_for
 from bgpool.lab.errors import LabError
+from bgpool.lab.places import PATH, directories, place_of, unusable
 
 __all__ = ["MariadbPrograms", "find_mariadb"]
 
@@ -32,7 +34,7 @@ OLDEST: Final = (10, 6)
 
 HINT: Final = (
     "apt-get install mariadb-server-core (Debian, Ubuntu), dnf install mariadb-server (Fedora, RHEL) or "
-    'brew install mariadb; or pass programs="DIRECTORY" with the server in it'
+    "brew install mariadb"
 )
 
 
@@ -64,41 +66,48 @@ class MariadbPrograms:
             f"--lc-messages-dir={self.share}",
         )  # fmt: skip
 
-    def check(self) -> None:
-        """Have it say its version.
-
-        Raises:
-            LabError: It cannot be run, is not MariaDB, or is older than `OLDEST`.
-        """
-        said = self.programs.run(self.server, "--no-defaults", "--version", timeout_s=VERSION_TIMEOUT_S).strip()
-        found = re.search(r"Ver (\d+)\.(\d+)\S*-MariaDB", said)
-        if found is None:
-            raise LabError(f"{self.programs.bin_dir / self.server} is not MariaDB: {said}. {HINT}")
-        if (int(found[1]), int(found[2])) < OLDEST:
-            raise LabError(f"the lab needs MariaDB {OLDEST[0]}.{OLDEST[1]} or newer, not: {said}. {HINT}")
+    @property
+    def product(self) -> str:
+        """What it is, such as ``MariaDB 10.11.14``."""
+        return self.programs.product
 
 
 def find_mariadb(place: str | Path | None = None) -> MariadbPrograms:
     """Find MariaDB and the account to run it as.
 
     Args:
-        place: A directory that holds the server, or a ``bin`` or ``sbin`` with it; None for the PATH and then
-            `PLACES` and ``/opt/*/bin``.
+        place: A directory that holds the server, or a ``bin`` or ``sbin`` with it; ``"path"`` for the PATH and then
+            `PLACES` and ``/opt/*/bin``; None for what ``$BGPOOL_LAB_MYSQL`` says of these, or else as ``"path"``.
 
     Raises:
-        LabError: It was not found, cannot be run or is too old, or the lab is root's and none of `ACCOUNTS`
-            exists.
+        ProgramsError: It was not found, cannot be run, or is too old.
+        LabError: The lab is root's and none of `ACCOUNTS` exists.
     """
-    candidates = list(dict.fromkeys(_on_path() if place is None else _below(Path(place))))
+    chosen = place_of(Engine.MYSQL, place)
+    candidates = list(dict.fromkeys(_on_path() if chosen in (None, PATH) else _below(chosen)))
     for candidate in candidates:
         scripts = _scripts_of(candidate) if candidate.is_file() else ()
         if scripts:
-            programs = Programs(candidate.parent, account_for("MariaDB", ACCOUNTS))
-            found = MariadbPrograms(programs, candidate.name, scripts[0].parent, scripts)
-            found.check()
-            return found
+            account = account_for("MariaDB", ACCOUNTS)
+            programs = Programs(candidate.parent, account, _product(candidate, account))
+            return MariadbPrograms(programs, candidate.name, scripts[0].parent, scripts)
     looked_at = ", ".join(map(str, candidates)) or "nowhere to look"
-    raise LabError(f"no MariaDB server with its {' and '.join(SCRIPTS)} found; looked at: {looked_at}. {HINT}")
+    problem = f"no MariaDB server with its {' and '.join(SCRIPTS)} found; looked at: {looked_at}. {HINT}"
+    raise unusable(Engine.MYSQL, problem)
+
+
+def _product(server: Path, account: Account | None) -> str:
+    """What *server* says that it is."""
+    try:
+        programs = Programs(server.parent, account)
+        said = programs.run(server.name, "--no-defaults", "--version", timeout_s=VERSION_TIMEOUT_S).strip()
+    except LabError as error:
+        raise unusable(Engine.MYSQL, str(error)) from error
+    found = re.search(r"Ver ((\d+)\.(\d+)[\d.]*)\S*-MariaDB", said)
+    if found is None or (int(found[2]), int(found[3])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise unusable(Engine.MYSQL, f"the lab needs MariaDB {oldest} or newer; {server} is {said[:200]!r}. {HINT}")
+    return f"MariaDB {found[1]}"
 
 
 def _on_path() -> Iterator[Path]:
@@ -110,9 +119,9 @@ def _on_path() -> Iterator[Path]:
             yield directory / name
 
 
-def _below(place: Path) -> Iterator[Path]:
+def _below(place: str) -> Iterator[Path]:
     for name in SERVERS:
-        for directory in (place, place / "bin", place / "sbin"):
+        for directory in directories(Engine.MYSQL, place):
             yield (directory / name).resolve()
 
 

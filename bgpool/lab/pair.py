@@ -99,8 +99,9 @@ class Pair:
             iam: With tokens instead of a password for the role ``app``; implies *tls*.
             dns: With a DNS server instead of a hosts file.
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
-            programs: Where the servers' are, as in `bgpool.lab.binaries.find_programs` or
-                `bgpool.lab.mariadb_programs.find_mariadb`.
+            programs: The directory with the servers' programs (or with ``bin`` or ``sbin`` in it), or ``"path"`` for
+                installed ones; None for what ``$BGPOOL_LAB_POSTGRESQL`` or ``$BGPOOL_LAB_MYSQL`` says, or else for the
+                wheel's PostgreSQL, and an installed MySQL.
             base_dir: Where to make the temporary directory; the servers' account must be able to pass
                 through.
         """

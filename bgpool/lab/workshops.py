@@ -22,7 +22,7 @@ from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
 from bgpool.lab.server import Server, Setup
 
-__all__ = ["WORKSHOPS", "Entrance", "Workshop"]
+__all__ = ["WORKSHOPS", "Entrance", "Workshop", "find_servers"]
 
 
 class Entrance(Protocol):
@@ -58,6 +58,11 @@ class Workshop(abc.ABC):
         Raises:
             LabError: They were not found; the message says how to get them.
         """
+
+    @staticmethod
+    @abc.abstractmethod
+    def product(place: str | Path | None) -> str:
+        """What its servers would be, such as ``PostgreSQL 16.14``; raises as the constructor."""
 
     @abc.abstractmethod
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> Server:
@@ -100,6 +105,11 @@ class PostgresWorkshop(Workshop):
         """Find the programs, and copy them if their account cannot reach them."""
         self._setup: Final = setup
         self._programs: Final = make_usable(find_programs(place), guard.base / "programs")
+
+    @staticmethod
+    def product(place: str | Path | None) -> str:
+        """By the programs."""
+        return find_programs(place).product
 
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> PostgresServer:
         """Describe a server."""
@@ -147,6 +157,11 @@ class MysqlWorkshop(Workshop):
         self._setup: Final = setup
         self._found: Final = find_mariadb(place)
 
+    @staticmethod
+    def product(place: str | Path | None) -> str:
+        """By the server's program."""
+        return find_mariadb(place).product
+
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MariadbServer:
         """Describe a server."""
         return MariadbServer(
@@ -193,3 +208,17 @@ WORKSHOPS: Final[Mapping[Engine, type[Workshop]]] = {
     Engine.POSTGRESQL: PostgresWorkshop,
     Engine.MYSQL: MysqlWorkshop,
 }
+
+
+def find_servers(engine: Engine, programs: str | Path | None = None) -> str:
+    """What the servers of a pair would be, such as ``MariaDB 10.11.14``; nothing starts.
+
+    Args:
+        engine: Whose.
+        programs: Where they are, as for `Pair`.
+
+    Raises:
+        ProgramsError: They are not there, or cannot be used.
+        LabError: Nobody may run them.
+    """
+    return WORKSHOPS[engine].product(programs)

@@ -440,6 +440,7 @@ REPORT = Rehearsed(
     scenario="healthy",
     engine="postgresql",
     flavour="rds",
+    servers="PostgreSQL 16.14",
     outcome="completed",
     findings=(),
     down_s=1.6,

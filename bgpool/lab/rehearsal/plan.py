@@ -68,6 +68,7 @@ class Plan:
 
     Attributes:
         command: The application, with its arguments.
+        programs: Where the servers' programs are, as for `Pair`.
         scenario: One of SCENARIOS.
         scale: How many times as long as SCHEDULE everything takes.
         variables: The environment variables that get the DSN.
@@ -80,6 +81,7 @@ class Plan:
 
     command: tuple[str, ...]
     engine: Engine = Engine.POSTGRESQL
+    programs: str | None = None
     flavour: str = "rds"
     scenario: str = "healthy"
     scale: float = 1.0

@@ -36,6 +36,7 @@ class Rehearsed:
     """What an application went through.
 
     Attributes:
+        servers: What they were, such as ``PostgreSQL 16.14``.
         outcome: ``completed``, ``rolled back`` or ``not ended``.
         findings: What was wrong, in words; nothing if it went through.
         down_s: The longest time for which neither server took a write, for a client that knows both addresses.
@@ -53,6 +54,7 @@ class Rehearsed:
     scenario: str
     engine: str
     flavour: str
+    servers: str
     outcome: str
     findings: tuple[str, ...]
     down_s: float

@@ -25,6 +25,7 @@ from bgpool.lab.rehearsal.report import Rehearsed, Requests, findings, how
 from bgpool.lab.rehearsal.script import ScriptError, run_script
 from bgpool.lab.scenarios.scenario import FAST
 from bgpool.lab.truth import TruthProbe
+from bgpool.lab.workshops import find_servers
 from bgpool.plain_errors import Error, SegmentError
 from bgpool.report import Status, find
 from bgpool.report.reading import events_of
@@ -85,8 +86,10 @@ class _Rehearsal:
         self._output: Final = output
         self._tell: Final = tell
         self._load: Final = _load_of(plan)
-        tell(f"starting a blue and a green {plan.engine.value} server")
-        self.pair: Final = stack.enter_context(Pair(FLAVOURS[plan.flavour], engine=plan.engine))
+        self._servers: Final = find_servers(plan.engine, plan.programs)
+        tell(f"starting a blue and a green {self._servers}")
+        pair = Pair(FLAVOURS[plan.flavour], engine=plan.engine, programs=plan.programs)
+        self.pair: Final = stack.enter_context(pair)
         self._run_dir: Final = plan.run_dir.absolute() if plan.run_dir is not None else self.pair.directory / "run"
         self._stack.callback(_clear, self._run_dir)
         self.director: Final = Director(self.pair, replace(SCHEDULE, scale=SCHEDULE.scale * plan.scale))
@@ -258,6 +261,7 @@ class _Rehearsal:
             scenario=self._plan.scenario,
             engine=self._plan.engine.value,
             flavour=self._plan.flavour,
+            servers=self._servers,
             outcome=_outcome(self._crowd),
             findings=(),
             down_s=round(down_s, 3),

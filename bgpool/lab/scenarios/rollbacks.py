@@ -53,7 +53,15 @@ def _two_in_one_life(trial: Trial) -> None:
 def _two_at_once(trial: Trial) -> None:
     """Another deployment with workers of its own, in the same run directory, is rolled back meanwhile."""
     options = {**trial.pool_options, "bg_id": "other", "bg_run_dir": trial.run_dir}
-    other = Trial(engine=trial.engine, workers=1, job="write unit", schedule=FAST, pool_options=options, settle_s=0.5)
+    other = Trial(
+        engine=trial.engine,
+        pair_options=trial.pair_options,
+        workers=1,
+        job="write unit",
+        schedule=FAST,
+        pool_options=options,
+        settle_s=0.5,
+    )
     with other:
         done = threading.Thread(
             target=lambda: reports.append(other.run(_from_in_progress, rolled_back=True)), name="bgpool-other-trial"

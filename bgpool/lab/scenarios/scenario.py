@@ -121,8 +121,15 @@ class Outcome:
     findings: tuple[str, ...]
 
 
-def play(scenario: Scenario, engine: Engine = Engine.POSTGRESQL) -> Outcome:
+def play(
+    scenario: Scenario, engine: Engine = Engine.POSTGRESQL, pair_options: Mapping[str, Any] | None = None
+) -> Outcome:
     """Play *scenario* on servers of its own; takes about seven seconds.
+
+    Args:
+        scenario: What is played.
+        engine: Whose servers.
+        pair_options: More keywords for Pair; the scenario's own come first.
 
     Raises:
         LabError: The lab failed, or a worker did not end.
@@ -136,6 +143,7 @@ def play(scenario: Scenario, engine: Engine = Engine.POSTGRESQL) -> Outcome:
         "settle_s": 0.5,
         "evidence_event": scenario.evidence_event,
         **scenario.trial,
+        "pair_options": {**(pair_options or {}), **scenario.trial.get("pair_options", {})},
         "pool_options": {**_POOL_OPTIONS, **scenario.pool_options},
     }
     with Trial(**options) as trial:

@@ -27,7 +27,7 @@ def _read_everywhere(trial: Trial) -> None:
 
 def _outsider(trial: Trial) -> None:
     """A worker on a server that belongs to no deployment, in a pool of the same bg_id."""
-    other = trial.keep(Pair(engine=trial.engine))
+    other = trial.keep(Pair(engine=trial.engine, programs=trial.pair_options.get("programs")))
     ledger.create(other)
     pool = trial.make_pool(other.direct_dsn(other.blue))
     trial.add_worker(pool=pool, job="read unit", threads=1, endpoint=other.blue.address)

@@ -1,0 +1,44 @@
+"""Where a caller says that the servers' programs are: an argument, or an environment variable for each engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from bgpool.core.engine import Engine
+from bgpool.lab.errors import ProgramsError
+
+__all__ = ["PATH", "directories", "place_of", "unusable"]
+
+VARIABLES: Final[Mapping[Engine, str]] = {
+    Engine.POSTGRESQL: "BGPOOL_LAB_POSTGRESQL",
+    Engine.MYSQL: "BGPOOL_LAB_MYSQL",
+}
+"""What names the place where no argument does: for tests, benchmarks and scripts that take none."""
+
+PATH: Final = "path"
+"""A place that is no directory: the PATH, and then where distributions install servers."""
+
+
+def unusable(engine: Engine, problem: str) -> ProgramsError:
+    """The error for programs of *engine* that are missing or of no use."""
+    return ProgramsError(problem, VARIABLES[engine])
+
+
+def place_of(engine: Engine, given: str | Path | None) -> str | None:
+    """*given*, or what the environment variable of *engine* names; None if neither names a place."""
+    return str(given) if given is not None else os.environ.get(VARIABLES[engine]) or None
+
+
+def directories(engine: Engine, place: str) -> list[Path]:
+    """Where programs may be in a *place* that is a directory.
+
+    Raises:
+        ProgramsError: It is not one.
+    """
+    root = Path(place)
+    if not root.is_dir():
+        raise unusable(engine, f"{place!r} is not a directory: the one with the servers' programs, or {PATH!r}")
+    return [root.resolve() / below for below in (".", "bin", "sbin")]

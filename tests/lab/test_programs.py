@@ -1,0 +1,97 @@
+"""Which servers the lab is played on: the directory that is named, or a text that says what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bgpool.cli.app import app
+from bgpool.core.engine import Engine
+from bgpool.lab import LabError, Pair, ProgramsError
+from bgpool.lab.binaries import PROGRAMS, find_programs
+from bgpool.lab.places import VARIABLES
+from bgpool.lab.workshops import find_servers
+
+COMMANDS = (("demo",), ("lab", "run", "rds"), ("lab", "chaos", "--seconds", "1"), ("rehearse",))
+
+each_engine = pytest.mark.parametrize("engine", Engine, ids=lambda engine: engine.value)
+
+
+@pytest.fixture(autouse=True)
+def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def place() -> Path:
+    """A directory with a ``bin`` that everybody may go through."""
+    return Path(find_programs().bin_dir).parent
+
+
+def programs_that_say(directory: Path, text: str, *names: str) -> Path:
+    """*directory*, with programs of those names that print *text*."""
+    directory.mkdir()
+    for name in names:
+        (directory / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (directory / name).chmod(0o755)
+    return directory
+
+
+def test_a_directory_with_a_bin_or_the_bin_itself(place: Path) -> None:
+    usual = find_servers(Engine.POSTGRESQL)
+    assert usual.startswith("PostgreSQL ")
+    assert find_servers(Engine.POSTGRESQL, place) == find_servers(Engine.POSTGRESQL, str(place / "bin")) == usual
+
+
+def test_the_variable_names_it_and_the_argument_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = programs_that_say(tmp_path / "named", "postgres (PostgreSQL) 17.2 (Debian)", *PROGRAMS)
+    given = programs_that_say(tmp_path / "given", "postgres (PostgreSQL) 19beta1", *PROGRAMS)
+    monkeypatch.setenv("BGPOOL_LAB_POSTGRESQL", str(named))
+    assert find_servers(Engine.POSTGRESQL) == "PostgreSQL 17.2"
+    assert find_servers(Engine.POSTGRESQL, given) == "PostgreSQL 19beta1"
+    monkeypatch.setenv("BGPOOL_LAB_POSTGRESQL", "")
+    assert find_servers(Engine.POSTGRESQL) not in ("PostgreSQL 17.2", "PostgreSQL 19beta1")
+
+
+@each_engine
+def test_a_place_that_is_none(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (tmp_path / "gone", tmp_path):
+        with pytest.raises(ProgramsError) as failed:
+            find_servers(engine, place)
+        assert str(place) in str(failed.value)
+        assert f'programs="DIRECTORY" or ${VARIABLES[engine]}' in str(failed.value)
+        assert "\n" not in str(failed.value)
+    monkeypatch.setenv(VARIABLES[engine], str(tmp_path / "gone"))
+    with pytest.raises(LabError, match="gone' is not a directory"), Pair(engine=engine):
+        pass
+
+
+@pytest.mark.parametrize("said", ["postgres (PostgreSQL) 12.22", "not a server at all"])
+def test_postgresql_that_is_too_old_or_something_else(said: str, tmp_path: Path) -> None:
+    place = programs_that_say(tmp_path / "bin", said, *PROGRAMS)
+    with pytest.raises(ProgramsError, match="PostgreSQL 13 or newer") as failed:
+        find_servers(Engine.POSTGRESQL, tmp_path)
+    assert f"{place / 'postgres'} is '{said}'" in str(failed.value)
+
+
+@each_engine
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_commands_name_their_option(command: tuple[str, ...], engine: Engine, tmp_path: Path) -> None:
+    place = str(tmp_path / "gone")
+    rest = ["--log", str(tmp_path / "log"), "true"] if command[0] == "rehearse" else []
+    done = CliRunner().invoke(app, [*command, "--engine", engine.value, "--programs", place, *rest])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"{place!r} is not a directory: the one with the servers' programs, or 'path'; "
+        f"name another directory with --programs DIR or ${VARIABLES[engine]}"
+    )
+
+
+def test_a_rehearsal_that_names_none_and_finds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BGPOOL_LAB_MYSQL", str(tmp_path))
+    done = CliRunner().invoke(app, ["rehearse", "--engine", "mysql", "--log", str(tmp_path / "log"), "true"])
+    assert done.exit_code == 3
+    assert "--programs DIR" in done.stderr
