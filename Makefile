@@ -1,6 +1,7 @@
 # make demo   real databases go through a switchover under load, and a ledger judges the result
 # make test   linters and tests; ARGS="tests/pools -k reset" runs a part of the tests alone
 # make test-full  the same with every variant: all scenarios on all engines, long chaos, every Python
+# make mysql  the tests of MySQL, with every scenario, on a real one: Debian's, fetched to .mysql, or MYSQLD=/path/to/mysqld
 # make bench  measures, beside what people use
 # All set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
 # wheel has: it is installed from Debian's packages where that takes no questions.
@@ -16,7 +17,7 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 # This Python runs the quick tests among all the others: they are not run on it again.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
-.PHONY: demo test test-full bench clean mariadb
+.PHONY: demo test test-full mysql bench clean mariadb
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
@@ -28,6 +29,12 @@ test: mariadb $(VENV)/.tox
 # About half an hour.
 test-full: mariadb $(VENV)/.tox
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
+
+# About half an hour. The servers run as mysql or nobody if make is run by root; that account must reach the folder.
+mysql: export BGPOOL_LAB_MYSQL = $(if $(MYSQLD),$(dir $(abspath $(MYSQLD))),$(CURDIR)/.mysql)
+mysql: $(VENV)/.tox
+	@$(if $(MYSQLD),,sh tests/fetch_mysql.sh .mysql)
+	$(BIN)/tox run -e mysql -- $(ARGS)
 
 # Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.
 bench: mariadb $(VENV)/.tox
@@ -55,4 +62,4 @@ mariadb:
 	fi
 
 clean:
-	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mysql .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis

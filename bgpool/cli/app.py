@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -230,24 +230,33 @@ def lab_run(
     names: Annotated[list[str] | None, typer.Argument(help="Scenarios by name; all of them if none is given.")] = None,
     engine: _Engine = Engine.POSTGRESQL,
     programs: _Programs = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="offered|verified|disabled",
+            help="Servers offer TLS: what the driver does by itself, verify, or without. Default: the scenario's.",
+        ),
+    ] = None,
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
 
-    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name that is not known, or not played on that
-    engine, and if the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name or a value that is not known, or not played on
+    that engine, and if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
-    from bgpool.lab import ProgramsError
+    from bgpool.lab import Pair, ProgramsError
     from bgpool.lab.scenarios import catalogue_of, find
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
+        options: dict[str, Any] = {"programs": programs, "tls": tls or False}
+        Pair(engine=engine, **options)
     except ValueError as error:
         raise _unusable(str(error)) from None
     try:
-        clean = commands.play_scenarios(scenarios, engine, programs, as_json=json)
+        clean = commands.play_scenarios(scenarios, engine, options, as_json=json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except ProgramsError as error:

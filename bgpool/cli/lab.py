@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,21 +43,27 @@ def _description(scenario: Scenario) -> dict[str, Any]:
     return {"name": scenario.name, "story": scenario.story, "evidence": scenario.evidence, "engines": engines}
 
 
-def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, programs: str | None, *, as_json: bool) -> bool:
+def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mapping[str, Any], *, as_json: bool) -> bool:
     """Play *scenarios* one after the other and print what each came to; whether nothing was wrong.
+
+    Args:
+        scenarios: What is played.
+        engine: Whose servers.
+        options: Keywords for `Pair`, ``programs`` among them.
+        as_json: Print JSON.
 
     Raises:
         ProgramsError: The servers' programs are missing or of no use.
     """
     _quiet_driver()
     console = make_console(stderr=as_json)
-    servers = find_servers(engine, programs)
+    servers = find_servers(engine, options["programs"])
     console.print(f"on {plain(servers)}")
     results = []
     for scenario in scenarios:
         began = time.monotonic()
         try:
-            result = _summary(play(scenario, engine, {"programs": programs}))
+            result = _summary(play(scenario, engine, options))
         except LabError as error:
             result = {"name": scenario.name, "findings": [f"the lab failed: {error}"]}
         results.append({**result, "servers": servers})

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, get_args
 
 from bgpool.core.engine import Engine
 from bgpool.lab import metadata
@@ -24,7 +24,7 @@ from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
 from bgpool.lab.server import Flavour, Server, Setup
-from bgpool.lab.workshops import WORKSHOPS, Workshop
+from bgpool.lab.workshops import WORKSHOPS, Tls, Workshop
 
 log = logging.getLogger("bgpool.lab")
 
@@ -81,7 +81,7 @@ class Pair:
         engine: Engine | Literal["postgresql", "mysql"] = Engine.POSTGRESQL,
         readers: int | tuple[int, int] = 0,
         custom: bool = False,
-        tls: bool = False,
+        tls: bool | Tls = False,
         iam: bool = False,
         dns: bool = False,
         settings: Mapping[str, str] | None = None,
@@ -95,8 +95,9 @@ class Pair:
             engine: MySQL is played by MariaDB.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
-            tls: With certificates for the servers' names, and DSNs that verify them.
-            iam: With tokens instead of a password for the role ``app``; implies *tls*.
+            tls: Whether servers have certificates for their names. DSNs verify them with ``"verified"`` or True, leave
+                TLS to the driver's defaults with ``"offered"``, and switch it off with ``"disabled"``.
+            iam: With tokens instead of a password for the role ``app``; implies ``tls="verified"``.
             dns: With a DNS server instead of a hosts file.
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
             programs: The directory with the servers' programs (or with ``bin`` or ``sbin`` in it), or ``"path"`` for
@@ -114,7 +115,10 @@ class Pair:
         self._settings = dict(settings or {})
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
-        self.tls = tls or iam
+        if tls not in (False, True, *get_args(Tls)):
+            raise ValueError(f"tls must be False, True or one of {get_args(Tls)}, not {tls!r}")
+        self._tls: Tls = tls if isinstance(tls, str) and not iam else "verified"
+        self.tls = bool(tls) or iam
         self._with_iam = iam
         self._with_dns = dns
         self._programs = programs
@@ -313,7 +317,9 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = WORKSHOPS[self.engine].tls_options.format(ca=self.authority.ca_file) if self.authority is not None else ""
+        tls = ""
+        if self.authority is not None:
+            tls = WORKSHOPS[self.engine].tls_options[self._tls].format(ca=self.authority.ca_file)
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
         return f"{self.engine.value}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
 

@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final, Protocol
+from types import MappingProxyType
+from typing import ClassVar, Final, Literal, Protocol
 
 from bgpool.core.engine import Engine
 from bgpool.lab.binaries import find_programs, make_usable
@@ -22,7 +23,10 @@ from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
 from bgpool.lab.server import Server, Setup
 
-__all__ = ["WORKSHOPS", "Entrance", "Workshop", "find_servers"]
+__all__ = ["WORKSHOPS", "Entrance", "Tls", "Workshop", "find_servers"]
+
+Tls = Literal["offered", "verified", "disabled"]
+"""What clients do where the servers offer TLS: what their driver does by itself, verify, or without."""
 
 
 class Entrance(Protocol):
@@ -41,10 +45,10 @@ class Workshop(abc.ABC):
     """Makes the servers of one pair.
 
     Attributes:
-        tls_options: The end of a DSN that has certificates verified against the authority in ``{ca}``.
+        tls_options: The end of a DSN, with the authority's certificate in ``{ca}``.
     """
 
-    tls_options: ClassVar[str]
+    tls_options: ClassVar[Mapping[Tls, str]]
 
     @abc.abstractmethod
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
@@ -99,7 +103,9 @@ class Workshop(abc.ABC):
 class PostgresWorkshop(Workshop):
     """PostgreSQL: TLS is in front of the servers, whose build has none; they ask about tokens themselves."""
 
-    tls_options = "&sslmode=verify-full&sslrootcert={ca}"
+    tls_options = MappingProxyType(
+        {"offered": "", "verified": "&sslmode=verify-full&sslrootcert={ca}", "disabled": "&sslmode=disable"}
+    )
 
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
         """Find the programs, and copy them if their account cannot reach them."""
@@ -149,7 +155,9 @@ class PostgresWorkshop(Workshop):
 class MysqlWorkshop(Workshop):
     """MySQL, played by MariaDB: a relay gives what it lacks, TLS of the lab's, tokens and Aurora's tables."""
 
-    tls_options = "&ssl_ca={ca}&ssl_verify_identity=true"
+    tls_options = MappingProxyType(
+        {"offered": "", "verified": "&ssl_ca={ca}&ssl_verify_identity=true", "disabled": "&ssl_disabled=true"}
+    )
 
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
         """Find the server, which stays where it is."""

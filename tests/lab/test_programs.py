@@ -90,6 +90,13 @@ def test_commands_name_their_option(command: tuple[str, ...], engine: Engine, tm
     )
 
 
+def test_a_way_of_tls_that_there_is_not() -> None:
+    done = CliRunner().invoke(app, ["lab", "run", "rds", "--tls", "maybe"])
+    assert done.exit_code == 2
+    assert "'offered', 'verified', 'disabled'" in done.stderr
+    assert "'maybe'" in done.stderr
+
+
 def test_a_rehearsal_that_names_none_and_finds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BGPOOL_LAB_MYSQL", str(tmp_path))
     done = CliRunner().invoke(app, ["rehearse", "--engine", "mysql", "--log", str(tmp_path / "log"), "true"])

@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from typing import Final
 
+from bgpool.core.engine import Engine
 from bgpool.lab.scenarios.evidence import silence_metadata
 from bgpool.lab.scenarios.scenario import FAST, Scenario, Stage
 from bgpool.lab.server import Server
@@ -24,6 +25,15 @@ def _cut_alone(trial: Trial) -> None:
             server.cut_clients()
 
     trial.director.change("connections_dropped", action=cut)
+
+
+def _tls_cut(trial: Trial) -> None:
+    """The server cuts connections that are idle or in use, and the pools of three workers those in use for long.
+
+    A thread whose connection was cut fails later, on one that another thread has opened: not every time, hence three.
+    """
+    _cut_alone(trial)
+    _leave_in_use(trial, workers=3)
 
 
 def _refused(trial: Trial) -> None:
@@ -95,10 +105,11 @@ def _start_in_progress(trial: Trial) -> None:
     trial.director.add("another worker", 0.5, start)
 
 
-def _leave_in_use(trial: Trial) -> None:
-    """A pool whose connections are checked out for longer than the grace."""
+def _leave_in_use(trial: Trial, workers: int = 1) -> None:
+    """Pools whose connections are checked out for longer than the grace."""
     pool = trial.make_pool(trial.pair.dsn, name="slow", bg_drain_timeout_ms=100)
-    trial.add_worker(pool=pool, job="slow unit")
+    for _ in range(workers):
+        trial.add_worker(pool=pool, job="slow unit")
 
 
 SLOW_PROMOTION: Final = replace(
@@ -108,6 +119,15 @@ SLOW_PROMOTION: Final = replace(
 
 SCENARIOS: Final = (
     Scenario("connections-cut", "every connection is cut (57P01, 2013), and none refused", stage=_cut_alone),
+    Scenario(
+        "tls-cut",
+        "TLS connections are cut at work, and none refused: what OpenSSL keeps of that hurts no other",
+        trial={"pair_options": {"tls": True}, "workers": 2},
+        # A third one, for a moment, tries green under its new name.
+        connections=3,
+        stage=_tls_cut,
+        engines=(Engine.MYSQL,),
+    ),
     Scenario("connections-refused", "blue restarts in IN_PROGRESS: nothing listens for a while", stage=_refused),
     Scenario(
         "black-hole-blue",
