@@ -1,9 +1,9 @@
-"""A table that applications write to, and the judge that finds every lost, doubled or split-brain row."""
+"""A table that applications write to, and the judge that finds lost, doubled, split-brain and half-committed rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -19,6 +19,13 @@ INSERT_SQL = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
 """What a client executes, with a `Key` as parameters; psycopg's and PyMySQL's placeholders alike."""
 
 MOST_EXAMPLES = 20
+
+
+def second_of(key: Key) -> Key:
+    """The key of the second row of a unit of work that writes two: the number is the first one's, below zero."""
+    worker, thread, n = key
+    return worker, thread, -n
+
 
 # Deliberately no unique key on (worker, thread, n): a row that was written twice must be found, not refused.
 _CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
@@ -81,15 +88,19 @@ class Verdict:
 
     A client that was killed leaves some."""
 
+    half: int = 0
+    """Units of work of two rows (see `second_of`) of which one row is there: committed in part."""
+
     lost_examples: tuple[Key, ...] = ()
     doubled_examples: tuple[Key, ...] = ()
     split_examples: tuple[Row, ...] = ()
     unexplained_examples: tuple[Key, ...] = ()
+    half_examples: tuple[Key, ...] = ()
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, doubled or split."""
-        return not (self.lost or self.doubled or self.split)
+        """Nothing lost, doubled, split or half."""
+        return not (self.lost or self.doubled or self.split or self.half)
 
 
 def create(pair: Pair) -> None:
@@ -100,6 +111,8 @@ def create(pair: Pair) -> None:
 
 def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
     """Judge a switchover: green holds every acknowledged row once, and blue none that green does not hold.
+
+    Of a unit of two rows, it holds both or none.
 
     Clients must be done. No cut-off is needed: green is a copy of blue, byte by byte (PostgreSQL) or row by
     row (MySQL), so what was replicated is there with the same seq and time, and a row of blue that differs in
@@ -139,7 +152,9 @@ def _verdict(survivor: list[Row], other: list[Row], acknowledged: Iterable[Key],
     lost = sorted(reported - held.keys())
     doubled = sorted(key for key, count in held.items() if count > 1)
     split = [row for row in other if row not in identities]
-    unexplained = sorted(held.keys() - reported - uncertain)
+    firsts = {key for key in held if key[2] >= 0}
+    half = _halves(held.keys())
+    unexplained = sorted(firsts - reported - uncertain)
     return Verdict(
         acknowledged=len(reported),
         lost=len(lost),
@@ -147,8 +162,16 @@ def _verdict(survivor: list[Row], other: list[Row], acknowledged: Iterable[Key],
         split=len(split),
         landed=len((uncertain - reported) & held.keys()),
         unexplained=len(unexplained),
+        half=len(half),
         lost_examples=tuple(lost[:MOST_EXAMPLES]),
         doubled_examples=tuple(doubled[:MOST_EXAMPLES]),
         split_examples=tuple(split[:MOST_EXAMPLES]),
         unexplained_examples=tuple(unexplained[:MOST_EXAMPLES]),
+        half_examples=tuple(half[:MOST_EXAMPLES]),
     )
+
+
+def _halves(held: Set[Key]) -> list[Key]:
+    """Keys without the other row of their unit; a thread that ever wrote a second row writes two in every unit."""
+    pairing = {key[:2] for key in held if key[2] < 0}
+    return sorted(key for key in held if key[:2] in pairing and second_of(key) not in held)

@@ -18,12 +18,12 @@ import msgpack
 
 import bgpool
 from bgpool.lab.errors import LabError
-from bgpool.lab.ledger import INSERT_SQL, Key
+from bgpool.lab.ledger import INSERT_SQL, Key, second_of
 
 __all__ = ["Call", "Job", "Worker"]
 
 Job = Literal["write", "write unit", "slow unit", "read unit"]
-"""``write`` a row in a ``with`` block, or in a unit of work (`Pool.run`); a slow one takes `SLOW_S`."""
+"""``write`` a row in a ``with`` block, or two in a unit of work (`Pool.run`); a slow one takes `SLOW_S`."""
 
 PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
@@ -283,7 +283,7 @@ class _Jobs:
             with pool.connection() as connection:
                 return self._insert(connection, key)
         units: dict[Job, Callable[[Any, Key], Served]] = {
-            "write unit": self._insert,
+            "write unit": self._insert_two,
             "slow unit": self._insert_slowly,
             "read unit": self._select,
         }
@@ -299,11 +299,17 @@ class _Jobs:
             cursor.execute(INSERT_SQL, key)
         return self.address(connection), checked_out_s
 
+    def _insert_two(self, connection: Any, key: Key) -> Served:
+        served = self._insert(connection, key)
+        self._insert(connection, second_of(key))
+        return served
+
     def _insert_slowly(self, connection: Any, key: Key) -> Served:
         served = self._insert(connection, key)
         time.sleep(SLOW_S / 2)
         with connection.cursor() as cursor:
             cursor.execute(self.sleep, (SLOW_S / 2,))
+        self._insert(connection, second_of(key))
         return served
 
     def _select(self, connection: Any, _: Key) -> Served:

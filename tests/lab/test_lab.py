@@ -160,7 +160,7 @@ def test_a_switchover_and_its_ground_truth(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
+def test_the_judge_finds_lost_doubled_split_and_half_committed_rows(pair: Pair) -> None:
     pair.blue.execute(INSERT, (0, 0, 1), database="app")
     director = Director(pair, Schedule(scale=0.05))
     director.create_deployment()
@@ -168,11 +168,14 @@ def test_the_judge_finds_lost_doubled_and_split_rows(pair: Pair) -> None:
     assert ledger.judge(pair, [(0, 0, 1)]).clean
     for server, n in ((pair.green, 2), (pair.green, 2), (pair.blue, 3)):
         server.execute(INSERT, (0, 0, n), database="app")
+    for key in ((1, 1, 1), (1, 1, -1), (1, 1, -2), (1, 1, 3)):
+        pair.green.execute(INSERT, key, database="app")
     verdict = ledger.judge(pair, [(0, 0, 1), (0, 0, 4)], unknown=[(0, 0, 2)])
     assert not verdict.clean
-    assert (verdict.lost, verdict.doubled, verdict.split) == (1, 1, 1)
+    assert (verdict.lost, verdict.doubled, verdict.split, verdict.half) == (1, 1, 1, 2)
     assert verdict.lost_examples == ((0, 0, 4),)
     assert verdict.doubled_examples == ((0, 0, 2),)
+    assert verdict.half_examples == ((1, 1, -2), (1, 1, 3))
     assert [row.key for row in verdict.split_examples] == [(0, 0, 3)]
 
 

@@ -168,6 +168,7 @@ def test_a_good_report_has_no_findings() -> None:
         {"verdict": Verdict(acknowledged=10, lost=1, doubled=0, split=0, landed=0, unexplained=0)},
         {"verdict": Verdict(acknowledged=10, lost=0, doubled=1, split=0, landed=0, unexplained=0)},
         {"verdict": Verdict(acknowledged=10, lost=0, doubled=0, split=1, landed=0, unexplained=0)},
+        {"verdict": Verdict(acknowledged=10, lost=0, doubled=0, split=0, landed=0, unexplained=0, half=1)},
         {"undecided": 7},
         {"errors": 1},
         {"longest_call_s": 11.1},
