@@ -11,7 +11,7 @@ from pathlib import Path
 from bgpool._version import __version__
 from bgpool.lab.binaries import find_programs
 from bgpool.lab.errors import LabError
-from bgpool.lab.mariadb_programs import find_mariadb
+from bgpool.lab.mysql.programs import find_family
 
 __all__ = ["machine", "versions"]
 
@@ -53,7 +53,7 @@ def _postgres() -> Path:
 
 
 def _mariadb() -> Path:
-    found = find_mariadb()
+    found = find_family()
     return found.programs.bin_dir / found.server
 
 

@@ -92,7 +92,7 @@ class Pair:
 
         Args:
             flavour: ``"rds"``, a DB instance, or ``"aurora"``, a cluster; each with its metadata.
-            engine: MySQL is played by MariaDB.
+            engine: MySQL is played by MariaDB or MySQL, whichever is found.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
             tls: Whether servers have certificates for their names. DSNs verify them with ``"verified"`` or True, leave

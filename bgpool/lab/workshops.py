@@ -16,9 +16,9 @@ from bgpool.lab.binaries import find_programs, make_usable
 from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import Radius, TokenCheck
-from bgpool.lab.mariadb import MariadbServer
-from bgpool.lab.mariadb_conf import LAB_DATABASE
-from bgpool.lab.mariadb_programs import find_mariadb
+from bgpool.lab.mysql.conf import LAB_DATABASE
+from bgpool.lab.mysql.programs import find_family
+from bgpool.lab.mysql.server import MysqlServer
 from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
 from bgpool.lab.server import Server, Setup
@@ -153,7 +153,7 @@ class PostgresWorkshop(Workshop):
 
 
 class MysqlWorkshop(Workshop):
-    """MySQL, played by MariaDB: a relay gives what it lacks, TLS of the lab's, tokens and Aurora's tables."""
+    """MariaDB or MySQL: a relay gives what they lack, TLS of the lab's, tokens and Aurora's tables."""
 
     tls_options = MappingProxyType(
         {"offered": "", "verified": "&ssl_ca={ca}&ssl_verify_identity=true", "disabled": "&ssl_disabled=true"}
@@ -163,17 +163,17 @@ class MysqlWorkshop(Workshop):
         """Find the server, which stays where it is."""
         del guard
         self._setup: Final = setup
-        self._found: Final = find_mariadb(place)
+        self._family: Final = find_family(place)
 
     @staticmethod
     def product(place: str | Path | None) -> str:
         """By the server's program."""
-        return find_mariadb(place).product
+        return find_family(place).product
 
-    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MariadbServer:
+    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MysqlServer:
         """Describe a server."""
-        return MariadbServer(
-            name, home, address=address, port=port, socket_dir=socket_dir, found=self._found, setup=self._setup
+        return MysqlServer(
+            name, home, address=address, port=port, socket_dir=socket_dir, family=self._family, setup=self._setup
         )
 
     def has_entrances(self, *, tls: bool) -> bool:
@@ -210,7 +210,7 @@ class MysqlWorkshop(Workshop):
 
 
 AURORA_NAMES: Final = {b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode()}
-"""What MariaDB does not have where Aurora has it."""
+"""What the servers of the lab do not have where Aurora has it."""
 
 WORKSHOPS: Final[Mapping[Engine, type[Workshop]]] = {
     Engine.POSTGRESQL: PostgresWorkshop,

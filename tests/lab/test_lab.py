@@ -14,7 +14,7 @@ import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, faults, ledger
-from bgpool.lab.mariadb_programs import find_mariadb
+from bgpool.lab.mysql.programs import find_family
 from tests.lab.clients import Refused, connect
 
 pytestmark = pytest.mark.lab
@@ -218,7 +218,7 @@ def test_kill_9_leaves_no_server_and_no_file(engine: Engine) -> None:
 
 def test_a_lab_without_mariadb_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"apt-get install mariadb-server-core") as failed:
-        find_mariadb(tmp_path)
+        find_family(tmp_path)
     assert str(tmp_path / "sbin" / "mariadbd") in str(failed.value)
 
 

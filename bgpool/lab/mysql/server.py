@@ -1,4 +1,4 @@
-"""One real MariaDB server, a child process of the lab.
+"""One real server of MariaDB or MySQL, a child process of the lab.
 
 What differs between blue and green, roles and their locks for one, is written past the binary log: replication
 carries the applications' data alone.
@@ -19,9 +19,9 @@ import pymysql
 
 from bgpool.lab.errors import LabError
 from bgpool.lab.files import write_atomically
-from bgpool.lab.mariadb_conf import OPTIONS, REPLICATION_ROLE, STATUS_VIEW, SUPERUSER, setup_script
-from bgpool.lab.mariadb_programs import MariadbPrograms
-from bgpool.lab.mariadb_template import copy_template
+from bgpool.lab.mysql.conf import REPLICATION_ROLE, STATUS_VIEW, SUPERUSER, setup_script
+from bgpool.lab.mysql.family import Family, Upstream
+from bgpool.lab.mysql.template import copy_template
 from bgpool.lab.server import CONFIGURE_TIMEOUT_S, START_TIMEOUT_S, STATEMENT_TIMEOUT_S, Server, StopMode
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import MysqlWire
@@ -52,18 +52,18 @@ _server_ids: Final = itertools.count(1)
 """Never the same twice: a replica skips what was written under its own number, also in a former life."""
 
 
-class MariadbServer(Server):
-    """A MariaDB server. Replicas follow by GTID, over TCP and under a role of their own, past refused clients."""
+class MysqlServer(Server):
+    """A server of either family. Replicas follow by GTID, over TCP, under a role of their own that is never refused."""
 
     stop_signals: ClassVar[Mapping[StopMode, signal.Signals]] = {"fast": signal.SIGTERM, "immediate": signal.SIGKILL}
 
     # LOAD_FILE refuses what not everyone may read.
     file_mode: ClassVar[int] = 0o644
 
-    def __init__(self, name: str, home: Path, *, found: MariadbPrograms, **params: Any) -> None:
-        """As `Server`, with the programs as they were found."""
-        super().__init__(name, home, programs=found.programs, **params)
-        self._found: Final = found
+    def __init__(self, name: str, home: Path, *, family: Family, **params: Any) -> None:
+        """As `Server`, with the programs of *family*."""
+        super().__init__(name, home, programs=family.programs, **params)
+        self._family: Final = family
         self._init_file: Final = home / "init.sql"
         self._temporary_dir: Final = home / "tmp"
         self._make_directory(self._temporary_dir, 0o700)
@@ -85,21 +85,18 @@ class MariadbServer(Server):
         self._begin(read_only=True)
         # An attempt that comes too early would be repeated after a second.
         wait_until(follow.answers, timeout_s=START_TIMEOUT_S, what=f"{follow.name} accepts sessions")
-        self._administer(
-            f"CHANGE MASTER TO MASTER_HOST='{follow.address}', MASTER_PORT={follow.port}, "
-            f"MASTER_USER='{REPLICATION_ROLE}', MASTER_PASSWORD='{self._setup.lab_password}', "
-            "MASTER_USE_GTID=slave_pos, MASTER_CONNECT_RETRY=1, MASTER_HEARTBEAT_PERIOD=1",
-            "START SLAVE",
-        )
+        upstream = Upstream(follow.address, follow.port, REPLICATION_ROLE, self._setup.lab_password)
+        self._administer(*self._family.follow(upstream))
         self.wait_replayed(source.position(), CATCH_UP_TIMEOUT_S)
 
     def _begin(self, *, read_only: bool) -> None:
         """Start on a new data directory, with all of the setup."""
         shutil.rmtree(self.data_dir)
-        copy_template(self._found, self.data_dir)
+        copy_template(self._family, self.data_dir)
         self._server_id = next(_server_ids)
         self._read_only, self._refuses_all, self._refused_roles = read_only, False, set()
-        write_atomically(self._init_file, setup_script(self._setup), mode=0o600, prepare=self._programs.give)
+        script = setup_script(self._setup, self._family.replication_grants)
+        write_atomically(self._init_file, script, mode=0o600, prepare=self._programs.give)
         try:
             self.start()
         finally:
@@ -113,7 +110,7 @@ class MariadbServer(Server):
         ]  # fmt: skip
         if self._init_file.exists():
             options.append(f"--init-file={self._init_file}")
-        return *self._found.command(self.data_dir, self._temporary_dir), *OPTIONS, *options
+        return *self._family.command(self.data_dir, self._temporary_dir), *self._family.options, *options
 
     @property
     def _socket(self) -> Path:
@@ -198,10 +195,10 @@ class MariadbServer(Server):
         status = self._replica_status()
         if status is None:
             return
-        self._administer("STOP SLAVE IO_THREAD")
-        arrived = (self._replica_status() or status)["Gtid_IO_Pos"]
+        self._administer(self._family.stop_receiving)
+        arrived = (self._replica_status() or status)[self._family.arrived_column]
         self.wait_replayed(arrived, timeout_s, abort=abort)
-        self._administer("STOP SLAVE", "RESET SLAVE ALL")
+        self._administer(*self._family.stop_following)
         self.set_read_only(False)
 
     # -- replication ---------------------------------------------------------------------------------------
@@ -212,7 +209,7 @@ class MariadbServer(Server):
 
     def position(self) -> str:
         """The GTIDs of the last transactions in the binary log, such as ``0-1-27``; empty before the first."""
-        return str(self.execute("SELECT @@GLOBAL.gtid_binlog_pos")[0][0])
+        return str(self.execute(self._family.position)[0][0])
 
     def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
         """Wait until this replica has replayed everything up to *position*.
@@ -225,13 +222,12 @@ class MariadbServer(Server):
 
             def replayed() -> bool:
                 # Waits in the server, and not for long, so that an abort is heard.
-                return not position or _rows(connection, "SELECT MASTER_GTID_WAIT(%s, 0.02)", (position,)) == [(0,)]
+                return not position or _rows(connection, self._family.wait_position, (position, 0.02)) == [(0,)]
 
             try:
                 wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0)
             except LabError as error:
-                status = self._replica_status() or {}
-                reason = status.get("Last_SQL_Error") or status.get("Last_IO_Error")
+                reason = self._family.replication_error(self._replica_status() or {})
                 raise type(error)(f"{error}: {reason}" if reason else str(error)) from None
 
     # -- metadata ------------------------------------------------------------------------------------------
@@ -268,7 +264,7 @@ class MariadbServer(Server):
 
     def _replica_status(self) -> dict[str, Any] | None:
         with self.superuser() as connection, connection.cursor(pymysql.cursors.DictCursor) as cursor:
-            cursor.execute("SHOW SLAVE STATUS")
+            cursor.execute(self._family.replica_status)
             row: dict[str, Any] | None = cursor.fetchone()
         return row
 

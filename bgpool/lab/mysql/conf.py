@@ -1,4 +1,4 @@
-"""The configuration of the lab's MariaDB servers, and what is on them before anybody uses them."""
+"""The configuration that the families have in common, and what is on a server before anybody uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pymysql.converters import escape_string
 
 from bgpool.lab.server import Flavour, Setup
 
-__all__ = ["ACCOUNT", "LAB_DATABASE", "OPTIONS", "REPLICATION_ROLE", "STATUS_VIEW", "SUPERUSER", "TINY", "setup_script"]
+__all__ = ["COMMON", "LAB_DATABASE", "REPLICATION_ROLE", "SMALL", "STATUS_VIEW", "SUPERUSER", "setup_script"]
 
 SUPERUSER: Final = "root"
 REPLICATION_ROLE: Final = "replica"
@@ -19,17 +19,10 @@ LAB_DATABASE: Final = "lab"
 
 STATUS_VIEW: Final = "mysql.rds_topology"
 
-ACCOUNT: Final = (
-    f"""INSERT INTO mysql.global_priv VALUES ('localhost', '{SUPERUSER}', '{{"access":18446744073709551615}}');"""
-)
-"""The only superuser, without a password: the directory of the socket is closed to others."""
-
-TINY: Final = (
+SMALL: Final = (
     "--skip-name-resolve",
     "--key-buffer-size=64K",
-    "--aria-pagecache-buffer-size=1M",
     "--innodb-buffer-pool-size=16M",
-    "--innodb-log-file-size=8M",
     "--innodb-data-file-path=ibdata1:4M:autoextend",
     "--innodb-temp-data-file-path=ibtmp1:4M:autoextend",
     # A crash of the machine loses the lab, not data: no fsync. A crash of the server alone loses nothing, as
@@ -61,8 +54,7 @@ _ATTRIBUTES: Final = (
     ),
 )
 
-OPTIONS: Final = (
-    *TINY,
+COMMON: Final = (
     *_ATTRIBUTES,
     "--max-connections=200",
     "--max-user-connections=180",  # the lab gets in however many clients of one role there are
@@ -71,21 +63,23 @@ OPTIONS: Final = (
     # Row by row, a replica's table has the same numbers and times as its primary's.
     "--log-bin=binlog",
     "--binlog-format=ROW",
-    "--log-slave-updates",
-    "--gtid-strict-mode",
-    "--slave-net-timeout=10",
     "--relay-log=relay",
     "--pid-file=pid",
 )
 
 
-def setup_script(setup: Setup) -> str:
-    """What a server executes when it starts for the first time, one statement a line."""
+def setup_script(setup: Setup, replication_grants: str) -> str:
+    """What a server executes when it starts for the first time, one statement a line.
+
+    Args:
+        setup: What is to be there.
+        replication_grants: The global privileges of the role that replicas log in with.
+    """
     statements = [
         # Replication carries the applications' data alone.
         "SET sql_log_bin = 0",
         _role(REPLICATION_ROLE, setup.lab_password),
-        f"GRANT REPLICATION SLAVE ON *.* TO '{REPLICATION_ROLE}'@'%'",
+        f"GRANT {replication_grants} ON *.* TO '{REPLICATION_ROLE}'@'%'",
         f"CREATE DATABASE {LAB_DATABASE} CHARACTER SET utf8mb4",
         f"CREATE DATABASE {setup.database} CHARACTER SET utf8mb4",
     ]

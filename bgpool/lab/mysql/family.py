@@ -1,0 +1,133 @@
+"""What the families of servers that speak MySQL's protocol have to say in words of their own."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bgpool.lab.binaries import Programs
+from bgpool.lab.errors import LabError
+
+__all__ = ["Family", "Upstream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The server that a replica follows, and the role that it logs in with there."""
+
+    address: str
+    port: int
+    role: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family(abc.ABC):
+    """A server program that was found, and everything that its family does differently from the others.
+
+    Attributes:
+        programs: The program's directory, and the account that runs it.
+        server: The file name of the program.
+        version: Of the server, for example ``(10, 11, 6)``.
+    """
+
+    programs: Programs
+    server: str
+    version: tuple[int, ...]
+
+    name: ClassVar[str]
+    oldest: ClassVar[tuple[int, ...]]
+    """The oldest version that the lab can use."""
+
+    @property
+    def product(self) -> str:
+        """What the server is, for example ``MariaDB 10.11.6``."""
+        return f"{self.name} {'.'.join(map(str, self.version))}"
+
+    # -- the program ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abc.abstractmethod
+    def version_in(said: str) -> tuple[int, ...] | None:
+        """The version in the output of ``--version``; None if it is another family's."""
+
+    @classmethod
+    @abc.abstractmethod
+    def found(cls, programs: Programs, server: str, version: tuple[int, ...]) -> Family:
+        """The family of the program *server*.
+
+        Raises:
+            LabError: A file that must come with the program is missing.
+        """
+
+    @classmethod
+    def check(cls, version: tuple[int, ...], where: Path) -> None:
+        """Refuse a *version* that is too old.
+
+        Raises:
+            LabError: It is older than `oldest`.
+        """
+        if version < cls.oldest:
+            needed, present = (".".join(map(str, numbers)) for numbers in (cls.oldest, version))
+            raise LabError(f"{where} is {cls.name} {present}: the lab needs {needed} or newer")
+
+    @abc.abstractmethod
+    def command(self, data_dir: Path, temporary_dir: Path) -> tuple[str, ...]:
+        """The program, and the arguments that every start needs.
+
+        Args:
+            data_dir: The data.
+            temporary_dir: For this server alone: at its start it removes what looks like tables there.
+        """
+
+    @abc.abstractmethod
+    def make_template(self, data_dir: Path, temporary_dir: Path) -> None:
+        """Fill *data_dir* with the system tables and the superuser, for copies that servers start on.
+
+        Raises:
+            LabError: The program failed.
+        """
+
+    @property
+    @abc.abstractmethod
+    def options(self) -> tuple[str, ...]:
+        """The arguments of a server that runs, beside those of `command`."""
+
+    # -- accounts ------------------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def replication_grants(self) -> str:
+        """The global privileges of the role that replicas log in with."""
+
+    # -- replication ---------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def follow(self, upstream: Upstream) -> tuple[str, ...]:
+        """The statements that make a new server a replica of *upstream*, from the beginning of its log."""
+
+    stop_receiving: ClassVar[str]
+    """Receive no more of the log; what has arrived is still replayed."""
+
+    stop_following: ClassVar[tuple[str, ...]]
+    """Stop replaying, and forget the server that was followed."""
+
+    replica_status: ClassVar[str]
+    """A query with one row on a replica, and none on a primary."""
+
+    position: ClassVar[str]
+    """A query for the place in the log that is behind every commit so far; empty before the first."""
+
+    wait_position: ClassVar[str]
+    """A query with two parameters, position and seconds: 0 once everything up to there was replayed."""
+
+    arrived_column: ClassVar[str]
+    """In `replica_status`, the position up to which the log has arrived."""
+
+    @staticmethod
+    def replication_error(status: Mapping[str, Any]) -> str:
+        """What stopped a replica with this `replica_status`; empty if nothing did."""
+        return str(status.get("Last_SQL_Error") or status.get("Last_IO_Error") or "")
