@@ -8,9 +8,9 @@ import psycopg
 import pymysql
 from psycopg.pq import ConnStatus
 
-from bgpool.mysql import code_of
+from bgpool.mysql import CUT_CODES, code_of
 
-__all__ = ["first_line", "login_was_refused"]
+__all__ = ["first_line", "login_was_refused", "server_refused"]
 
 #: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
 #: how Python says that it cannot start a thread.
@@ -18,6 +18,8 @@ _SPEAKING: Final = (psycopg.Error, pymysql.err.Error, OSError, RuntimeError)
 
 #: MySQL's ER_ACCESS_DENIED_ERROR, and ER_ACCESS_DENIED_NO_PASSWORD_ERROR of both servers.
 _REFUSED_CODES: Final = frozenset({1045, 1698})
+#: PyMySQL's for a server that was not reached, and of an error that is none of its own.
+_UNREACHED_CODES: Final = CUT_CODES | {0, 2002, 2003, 2005}
 
 
 def first_line(error: BaseException) -> str:
@@ -41,3 +43,13 @@ def login_was_refused(error: BaseException) -> bool:
         return True
     failed = error.pgconn if isinstance(error, psycopg.Error) else None
     return failed is not None and failed.status == ConnStatus.BAD and failed.used_password
+
+
+def server_refused(error: BaseException) -> bool:
+    """Whether *error* ended a login at a server that was reached, for whatever reason.
+
+    What libpq tells of a server that asks for no password is text alone, which may be in another language than English.
+    """
+    if isinstance(error, pymysql.err.Error) and code_of(error):
+        return code_of(error) not in _UNREACHED_CODES
+    return login_was_refused(error) or (isinstance(error, psycopg.OperationalError) and "FATAL:" in str(error))

@@ -21,6 +21,7 @@ from bgpool.core.limits import (
     SSL_CONTEXTS,
     TCP_USER_TIMEOUT_MS,
 )
+from bgpool.mysql_logins import cache_warning, missing_package
 
 __all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "is_transactions_refusal"]
 
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         _secure: bool
         _read_timeout: float | None
         _write_timeout: float | None
+        _auth_plugin_name: str
 
         def _execute_command(self, command: int, sql: str | bytes) -> None: ...
         def _read_packet(self, packet_type: type[Any] = ...) -> Any: ...
@@ -105,8 +107,26 @@ class BoundedConnection(_Driver):
 
     def connect(self, sock: Any = None) -> None:
         """Connect, within the connect timeout for each step of the handshake."""
-        with self.bounded(self.connect_timeout):
-            super().connect(sock if sock is not None else self._open())
+        self._switched_to = ""
+        try:
+            with self.bounded(self.connect_timeout):
+                super().connect(sock if sock is not None else self._open())
+        except RuntimeError as error:
+            # How PyMySQL reports a package that it lacks: past every handler of its own errors.
+            remedy = missing_package(self._plugin) if "package is required" in str(error) else ""
+            if not remedy:
+                raise
+            raise OperationalError(CR.CR_AUTH_PLUGIN_ERR, f"{self.host!r} cannot be logged in to: {remedy}") from error
+
+    @property
+    def _plugin(self) -> str:
+        """The account's authentication plugin, as far as the server has said so."""
+        return self._switched_to or self._auth_plugin_name
+
+    @property
+    def cache_warning(self) -> str:
+        """Why this login fails on a server that has not the password in its cache; empty where it does not."""
+        return cache_warning(self._plugin, secure=self._secure) if self.password else ""
 
     @contextlib.contextmanager
     def bounded(self, timeout_s: float | None) -> Iterator[None]:
@@ -189,6 +209,7 @@ class BoundedConnection(_Driver):
         return sock
 
     def _process_auth(self, plugin_name: bytes, *args: Any) -> Any:
+        self._switched_to = plugin_name.decode("ascii", "replace")
         if plugin_name in _CLEAR_TEXT and not self._secure:
             raise OperationalError(
                 CR.CR_AUTH_PLUGIN_ERR,

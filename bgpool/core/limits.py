@@ -273,6 +273,13 @@ UNIT_UNEXPLAINED_S: Final = 6.0
 DISTRUST_INTERVAL_S: Final = 0.1
 DISTRUST_INTERVAL_MAX_S: Final = 30.0
 
+#: While a deployment waits for its switchover every process tries its own login on green: how soon again after one that
+#: worked and after one that was refused, in seconds, give or take half of it. Passwords and accounts change in hours;
+#: an operator who has put an account right waits for the second. And how many a host tries in a second at first.
+LOGIN_TRIAL_INTERVAL_S: Final = 600.0
+LOGIN_TRIAL_RETRY_S: Final = 60.0
+LOGIN_TRIALS_PER_S: Final = 50.0
+
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.
 RETIRE_TIMEOUT_S: Final = 0.2

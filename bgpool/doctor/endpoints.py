@@ -14,7 +14,7 @@ from bgpool.core.engine import Engine
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
-from bgpool.doctor.server import open_session
+from bgpool.doctor.server import cache_warning, open_session
 from bgpool.failures import first_line
 from bgpool.monitor.session import SessionError
 from bgpool.resolver import is_address
@@ -41,6 +41,7 @@ class Endpoint:
         unresolved: Why there are no addresses.
         login_s: How long logging in took, in seconds.
         refused: Why nobody was let in; None while nobody has tried.
+        cache_warning: Why others like it may refuse the login all the same, see BoundedConnection.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Endpoint:
     unresolved: str = ""
     login_s: float = 0.0
     refused: str | None = None
+    cache_warning: str = ""
 
     @property
     def place(self) -> str:
@@ -122,10 +124,13 @@ def _reachable(endpoints: Sequence[Endpoint]) -> Verdict:
     if refused:
         return failed(
             "; ".join(f"{endpoint.place}: {endpoint.refused}" for endpoint in refused),
-            "have every endpoint of both sides let this user in from this host: route, security group, password",
+            "have every endpoint of both sides let the application's user in from this host: route, security group, "
+            "account, password, database",
         )
     if any(endpoint.refused is None for endpoint in endpoints):
         return not_checked("nobody tried")
+    if depends := [endpoint for endpoint in endpoints if endpoint.cache_warning]:
+        return failed(*depends[0].cache_warning.rsplit("; ", 1))
     slowest = max(endpoint.login_s for endpoint in endpoints)
     names = ", ".join(endpoint.name or "the local socket" for endpoint in endpoints)
     return ok(f"{names}; logged in within {slowest * 1000:.0f} ms")
@@ -170,8 +175,9 @@ def _visit(case: Case, endpoint: Endpoint) -> bool:
         endpoint.refused = "it does not resolve"
         return True
     try:
-        open_session(case, _application(case), endpoint.name, endpoint.port).close()
-        endpoint.refused = ""
+        session = open_session(case, _application(case), endpoint.name, endpoint.port)
+        endpoint.refused, endpoint.cache_warning = "", cache_warning(session)
+        session.close()
     except (SessionError, OSError) as error:
         text = str(error) if isinstance(error, SessionError) else first_line(error)
         endpoint.refused = f"{case.without_secrets(text)} ({_tell_socket(endpoint)})"

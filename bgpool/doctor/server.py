@@ -27,7 +27,7 @@ from bgpool.mysql import CUT_CODES, BoundedConnection, code_of
 from bgpool.resolver import is_address
 from bgpool.sockets import cut, identity
 
-__all__ = ["Identity", "QueryFailed", "Server", "open_session"]
+__all__ = ["Identity", "QueryFailed", "Server", "cache_warning", "open_session"]
 
 _SPARE_S: Final = 1.0
 """Beyond a driver's own time limit, whose error says more than ours."""
@@ -101,6 +101,11 @@ class Server:
         finished = side_by_side([self._open], self.case.timeout_s + _SPARE_S)
         if finished == [None]:
             self.failure = f"no answer within {self.case.timeout_s} s"
+
+    @property
+    def cache_warning(self) -> str:
+        """As the function of that name, of a session that is open."""
+        return cache_warning(self._session) if self._session is not None else ""
 
     def close(self) -> None:
         """Close the connection; never raises."""
@@ -253,6 +258,11 @@ def open_session(case: Case, params: Mapping[str, Any], host: str, port: int) ->
     if case.dsn.engine is Engine.POSTGRESQL:
         return PostgresSession(params, target)
     return MysqlSession(params, target)
+
+
+def cache_warning(session: PostgresSession | MysqlSession) -> str:
+    """Why *session*'s login fails on a server that has not the password in its cache; empty where it does not."""
+    return session.connection.cache_warning if isinstance(session, MysqlSession) else ""
 
 
 def _is_lost(session: PostgresSession | MysqlSession, error: BaseException) -> bool:

@@ -74,6 +74,8 @@ def _login(server: Server) -> Verdict:
             f"{user} at {where}: {server.failure}",
             f"have {where} let {user} in from this host: route, security group, password; the monitor asks both sides",
         )
+    if server.cache_warning:
+        return failed(*f"{user} at {where}: {server.cache_warning}".rsplit("; ", 1))
     return ok(f"{user} at {where}, in a read-only session of the doctor's own")
 
 

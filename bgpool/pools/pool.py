@@ -24,6 +24,7 @@ from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.busy import busy_limit_ms
 from bgpool.pools.gate import Gate
+from bgpool.pools.green_login import GreenLogin
 from bgpool.pools.options import Check
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
@@ -108,6 +109,7 @@ class Pool(ABC, Generic[C]):
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
         self._succession: Final = Succession(self._recipe, participant.count_workers)
+        self._green_login: Final = GreenLogin(self._recipe, participant.count_workers)
         sample = self._recipe.make_inner(object())
         self.timeout: Final[float] = sample.timeout
         self._max_size: Final[int] = sample.max_size
@@ -278,7 +280,9 @@ class Pool(ABC, Generic[C]):
 
     def tick(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
-        self._endpoint.read_later(self.participant.reader.refresh().snapshot)
+        snapshot = self.participant.reader.refresh().snapshot
+        self._endpoint.read_later(snapshot)
+        self._green_login.look(snapshot)
         return self._succession.cut_overdue()
 
     def usage(self) -> Usage:
@@ -294,6 +298,7 @@ class Pool(ABC, Generic[C]):
             behind_proxy=int(proxied),
             max_size=self._max_size if part is not False else 0,
             offer=self._offer(snapshot, works=connections.idle + connections.in_use > 0),
+            locked_out=int(bool(self._green_login.failure)),
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
             **self._limits(),
         )
@@ -412,6 +417,7 @@ class Pool(ABC, Generic[C]):
         self._succession.after_fork_in_child()
         self._gate.reset()
         self._endpoint.after_fork_in_child()
+        self._green_login.reset()
         self._reset()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Protocol
 
 import psycopg
 import pymysql
@@ -15,12 +17,15 @@ from bgpool.core.limits import ENDPOINTS
 from bgpool.core.routing import Action, Decision, Names, names_to_try
 from bgpool.dsn import Dsn
 from bgpool.failures import login_was_refused
+from bgpool.logs import log_fields
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
 from bgpool.settings import Settings
 
 __all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "Place", "Recipe"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
 
 #: What a connection that cannot be opened or used raises.
 DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.err.OperationalError, OSError)
@@ -145,7 +150,13 @@ class Recipe(ABC):
         passwords: Makes the password of each connection; None where the parameters have it, or none is needed.
         resolver: Who finds addresses where connections go by name; None leaves it to the driver.
         proved: The names under which an address was last connected to, its own and its token's; where names matter.
+        cache_warning: Why logins that work here fail on a server that has not the password in its cache; empty where
+            they do not. Logged once.
+        TRIAL: What of the parameters is other for a login that is only tried: no statement of the application's, and
+            no server refused because it is read-only.
     """
+
+    TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -166,6 +177,7 @@ class Recipe(ABC):
         self.options: Final = dict(options)
         database = dsn.params.get("dbname") or dsn.params.get("database") or ""
         self.name: Final[str] = self.options.get("name") or f"{dsn.host}:{dsn.port}/{database}"
+        self.cache_warning = ""
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 
@@ -232,6 +244,21 @@ class Recipe(ABC):
                     self._remember(address, names)
                 return connection
         return None
+
+    def try_login(self, decision: Decision) -> None:
+        """Log in where *decision* leads as the application would, and out again.
+
+        Raises:
+            OperationalError: As connect.
+        """
+        self.connect(decision, self.TRIAL).bgpool_discard()
+
+    def warn_of_cache(self, text: str) -> None:
+        """Log *text*, why the pool's logins depend on the server's cache, once; nothing if it is empty."""
+        if text and not self.cache_warning:
+            extra = log_fields("cached_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
+            _logger.warning("[bg_id: %r] user %r: %s", self.settings.bg_id, self.dsn.user, text, extra=extra)
+        self.cache_warning = text
 
     def prepare(self) -> None:
         """Have the password callable get ready, in the background."""

@@ -75,6 +75,7 @@ class Worker:
         stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
         behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
+        locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
     """
 
     pid: int
@@ -94,6 +95,7 @@ class Worker:
     stale: bool
     stuck_passwords: int = 0
     behind_proxy: int = 0
+    locked_out: int = 0
     lacks: tuple[str, ...] = ()
 
 

@@ -141,6 +141,7 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
         outside=usage.outside,
         stuck_passwords=usage.stuck_passwords,
         behind_proxy=usage.behind_proxy,
+        locked_out=usage.locked_out,
         age_s=age_s,
         stale=age_s > ROW_STALE_S,
         lacks=tuple(lack.name for bit, lack in LACKS.items() if row.lacks & bit),

@@ -120,6 +120,11 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
             f"the password callable hangs in {len(stuck)} of {len(workers)} workers: pid {_some(stuck)}; no connection "
             f"can be opened there, it has not returned for {PASSWORD_TIMEOUT_S:.0f} s"
         )
+    if refused := [worker.pid for worker in workers if worker.locked_out]:
+        yield (
+            f"the login of {len(refused)} of {len(workers)} workers does not work on green: pid {_some(refused)}; the "
+            "worker's log says why, and what to do"
+        )
     if late := [worker.pid for worker in workers if worker.behind]:
         yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"
     if stale := [worker.pid for worker in workers if worker.stale]:

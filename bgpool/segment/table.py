@@ -81,6 +81,7 @@ class Usage(NamedTuple):
             says which error each of them counts.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
         behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
+        locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
     """
 
     sequence: int = 0
@@ -111,6 +112,7 @@ class Usage(NamedTuple):
     other_errors: int = 0
     stuck_passwords: int = 0
     behind_proxy: int = 0
+    locked_out: int = 0
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:

@@ -199,6 +199,7 @@ SCHEMA: dict[str, Any] = {
             "stale": bool,
             "stuck_passwords": int,
             "behind_proxy": int,
+            "locked_out": int,
             "lacks": list,
         }
     ],

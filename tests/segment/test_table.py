@@ -28,9 +28,10 @@ USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8
 USAGE = USAGE._replace(max_size=14, holds=15, longest_hold_ms=16, repeated=17, hold_timeouts=18, green_rejected=19)
 USAGE = USAGE._replace(interrupted=20, outcome_unknown=21, pool_timeouts=22, too_many_requests=23, other_errors=24)
 USAGE = USAGE._replace(offer=5, stuck_passwords=25, hold_limit_ms=26, timer_ms=27, busy_limit_ms=28, behind_proxy=29)
+USAGE = USAGE._replace(locked_out=30)
 #: As docs/segment-format.md has them; words are native, here those of little-endian machines.
 GOLDEN_HEADER = "424750574f524b0a 02000000 00040000 00010000"
-GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 18), *(5, 26, 27, 28), *range(18, 26), 29, *2 * (0,))
+GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 18), *(5, 26, 27, 28), *range(18, 26), 29, 30, 0)
 
 
 def test_golden_row(files: RunFiles) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import pymysql
 from pymysql.constants import CR
@@ -20,6 +21,8 @@ __all__ = ["MysqlRecipe", "like"]
 class MysqlRecipe(Recipe):
     """Recipe of a MySQL pool."""
 
+    TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({"init_command": None})
+
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says."""
         return Store(connector, **{**with_session_reset(self.options), "name": self.name})
@@ -30,7 +33,9 @@ class MysqlRecipe(Recipe):
         if place.password is not None:
             params["password"] = place.password
         host = place.host or self.dsn.host
-        return MysqlConnection(address=place.address, host=host, port=self.dsn.port, **params)
+        connection = MysqlConnection(address=place.address, host=host, port=self.dsn.port, **params)
+        self.warn_of_cache(connection.cache_warning)
+        return connection
 
     def is_silence(self, error: Exception) -> bool:
         """As Recipe says."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, cast
 
 import psycopg
 
@@ -17,6 +18,8 @@ __all__ = ["PostgresRecipe", "like"]
 
 class PostgresRecipe(Recipe):
     """Recipe of a PostgreSQL pool."""
+
+    TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({"target_session_attrs": "any"})
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""

@@ -1,0 +1,44 @@
+"""What a MySQL login takes beside the right password: a package for PyMySQL, or the password in the server's cache."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Final
+
+__all__ = ["cache_warning", "missing_package"]
+
+#: How a server is sent the password where TLS does not hide it: encrypted with the server's RSA key.
+_RSA: Final = frozenset({"caching_sha2_password", "sha256_password"})
+#: Of these, what takes a scrambled password instead while the server has it in its cache. The cache is empty after a
+#: start of the server and after FLUSH PRIVILEGES, and is not replicated.
+_CACHED: Final = "caching_sha2_password"
+_ED25519: Final = "client_ed25519"
+
+_USE: Final = "use TLS (ssl_ca and ssl_verify_identity), or pip install 'bgpool[rsa]'"
+
+
+def cache_warning(plugin: str, *, secure: bool) -> str:
+    """Why a login that worked fails on a server that has not the password in its cache; empty where it does not.
+
+    Args:
+        plugin: The account's authentication plugin.
+        secure: Whether the connection is encrypted, or is a Unix socket.
+    """
+    if plugin != _CACHED or secure or importlib.util.find_spec("cryptography") is not None:
+        return ""
+    return (
+        f"the login ({plugin}) works only while the server has the password in its cache, which green has not: the "
+        f"connection is not encrypted and the package cryptography is not installed; {_USE}"
+    )
+
+
+def missing_package(plugin: str) -> str:
+    """What to do where PyMySQL lacks a package for *plugin*; empty where it needs none."""
+    if plugin in _RSA:
+        return (
+            f"the account's {plugin} takes the password encrypted: the connection is not encrypted and the package "
+            f"cryptography is not installed; {_USE}"
+        )
+    if plugin == _ED25519:
+        return f"the account's {plugin} needs the package pynacl; pip install 'PyMySQL[ed25519]'"
+    return ""

@@ -1,0 +1,120 @@
+"""Whether a pool's own login will work on green: tried while a deployment waits for its switchover.
+
+The monitor's login is tried there anyway, and may be another user's. Only the application's processes have the
+application's password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pymysql.constants import CR
+
+from bgpool.core.limits import LOGIN_TRIAL_INTERVAL_S, LOGIN_TRIAL_RETRY_S, LOGIN_TRIALS_PER_S
+from bgpool.core.phase import Phase, Role
+from bgpool.core.routing import Action, Decision, names_now
+from bgpool.core.snapshot import Host, Snapshot
+from bgpool.failures import first_line, server_refused
+from bgpool.logs import log_fields
+from bgpool.mysql import code_of
+from bgpool.pools.recipe import Recipe
+
+__all__ = ["GreenLogin"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+_REMEDY: Final = "let the user in there as on blue: account, plugin, password, database and grants"
+
+
+class GreenLogin:
+    """The login of one pool on the green host that will stand in for its endpoint.
+
+    Attributes:
+        failure: Why it does not work; empty while it does, and while nobody knows.
+    """
+
+    def __init__(self, recipe: Recipe, count_workers: Callable[[], int]) -> None:
+        """For the pool with *recipe*, one of *count_workers* processes of the host."""
+        self._recipe: Final = recipe
+        self._count_workers: Final = count_workers
+        self._reported: Final[set[str]] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        """After a fork, in the child: nobody has asked yet, and the thread is the parent's."""
+        self.failure = ""
+        self._green: Host | None = None
+        self._due_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def look(self, snapshot: Snapshot | None) -> None:
+        """Log in there in the background, if it is time to; waits for nothing."""
+        blue = self._recipe.endpoint.host(snapshot) if snapshot is not None else None
+        green = _green_of(snapshot, blue) if snapshot is not None and blue is not None else None
+        now = time.monotonic()
+        if green != self._green:
+            # Beside each other, not all at once: every process of every host sees the deployment at the same moment.
+            self._due_at = now + random.random() * self._count_workers() / LOGIN_TRIALS_PER_S
+            self._green, self.failure = green, ""
+        if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
+            return
+        assert snapshot is not None
+        assert blue is not None
+        names = names_now(snapshot, green, blue.name)
+        decision = Decision(Action.ROUTE, addresses=green.addresses, names=names)
+        thread = threading.Thread(target=self._try, args=(green, decision), name="bgpool-login", daemon=True)
+        with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the next look tries again
+            thread.start()
+            self._thread = thread
+
+    def _try(self, green: Host, decision: Decision) -> None:
+        try:
+            # Not asked of the server: green may have the password in its cache today, and not after a restart.
+            failure = self._recipe.cache_warning or self._log_in(decision)
+        except Exception as error:
+            failure = f"the login could not be tried: {first_line(error)}"
+        interval_s = LOGIN_TRIAL_RETRY_S if failure else LOGIN_TRIAL_INTERVAL_S
+        self._due_at = time.monotonic() + interval_s * (0.5 + random.random())
+        if green == self._green:
+            self.failure = failure
+            self._report(green, failure)
+
+    def _log_in(self, decision: Decision) -> str:
+        """Why the server refuses the login; empty where it does not, or cannot be reached: the monitor says that."""
+        try:
+            self._recipe.try_login(decision)
+        except Exception as error:
+            if not server_refused(error):
+                return ""
+            # A package that is missing here is none of the server's business.
+            remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
+            return f"{first_line(error)}{remedy}"
+        return ""
+
+    def _report(self, green: Host, failure: str) -> None:
+        if not failure or failure in self._reported:
+            return
+        self._reported.add(failure)
+        dsn, bg_id = self._recipe.dsn, self._recipe.settings.bg_id
+        _logger.warning(
+            "[bg_id: %r] after a switchover this pool could not connect: user %r at %s:%d: %s",
+            bg_id,
+            dsn.user,
+            green.name,
+            dsn.port,
+            failure,
+            extra=log_fields("green_login", bg_id=bg_id, phase=Phase.CREATED, host=green.name),
+        )
+
+
+def _green_of(snapshot: Snapshot, blue: Host) -> Host | None:
+    """Where connections to *blue* go after a switchover; None while none is to be prepared for."""
+    if snapshot.phase is not Phase.CREATED or not snapshot.ready or blue.role is not Role.SOURCE:
+        return None
+    return snapshot.twin(blue.name)

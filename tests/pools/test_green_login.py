@@ -1,0 +1,162 @@
+"""While a deployment waits for its switchover a pool tries its own login on green, and readiness depends on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pymysql
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.events import Resolved
+from bgpool.core.phase import Phase, Role
+from bgpool.lab import Pair
+from bgpool.lab.pair import ROLE
+from bgpool.monitor.probe import now
+from bgpool.pools import green_login
+from bgpool.pools.green_login import GreenLogin
+from bgpool.testing import Deployment
+from tests.pools.callers import wait_until
+
+ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
+
+pytestmark = pytest.mark.lab
+
+
+def let_in(pair: Pair) -> None:
+    pair.green._refused_roles.discard(ROLE)  # type: ignore[attr-defined]  # of every engine's servers
+    pair.green.admit_clients()
+
+
+@pytest.fixture
+def locked(pair: Pair) -> Iterator[None]:
+    """The application's account exists on green, and may not log in there."""
+    pair.green.lock_out(ROLE)
+    yield
+    let_in(pair)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if vars(record).get("event") == "green_login"]
+
+
+@pytest.mark.usefixtures("locked")
+def test_an_account_that_is_locked_on_green_is_reported_until_it_is_not(
+    pair: Pair,
+    deployment: Deployment,
+    make_pool: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(green_login, "LOGIN_TRIAL_RETRY_S", 0.1)
+    pool = make_pool()
+    with pool.connection():
+        pass
+    wait_until(lambda: pool.usage().locked_out == 1)
+
+    def missing() -> str:
+        return " ".join(bgpool.status("1", deployment.run_dir).missing)
+
+    wait_until(lambda: "the login of 1 of 1 workers does not work on green: pid" in missing())
+    with pool.connection():
+        pass  # it says so, and keeps nobody from working
+    let_in(pair)
+    wait_until(lambda: pool.usage().locked_out == 0)
+    wait_until(lambda: "does not work on green" not in missing())
+    (record,) = logged(caplog)
+    assert record.levelno == logging.WARNING
+    text = record.getMessage()
+    assert f"user 'app' at {pair.names.green.primary}:{pair.port}: OperationalError" in text
+    assert "as on blue: account" in text
+    assert pair.app_password not in text
+
+
+def test_a_login_that_works_is_tried_once_and_leaves_nothing(
+    pair: Pair,
+    deployment: Deployment,
+    make_pool: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+    log_in = GreenLogin._log_in
+
+    def count(self: GreenLogin, decision: Any) -> str:
+        tried.append(log_in(self, decision))
+        return tried[-1]
+
+    monkeypatch.setattr(GreenLogin, "_log_in", count)
+    pool = make_pool()
+    with pool.connection():
+        pass
+    wait_until(lambda: tried == [""])
+    deployment.tell(Resolved(now(), {}))
+    wait_until(lambda: pair.application_connections("green") == 0)
+    assert (pool.usage().locked_out, tried, logged(caplog)) == (0, [""], [])
+
+
+class Recipe:
+    """As much of a recipe as a trial needs."""
+
+    cache_warning = ""
+
+    def __init__(self, pool: Any, outcome: Exception | None = None) -> None:
+        self.endpoint, self.dsn, self.settings = pool._endpoint, pool._recipe.dsn, pool._settings
+        self.outcome = outcome
+        self.decisions: list[Any] = []
+
+    def try_login(self, decision: Any) -> None:
+        self.decisions.append(decision)
+        if self.outcome is not None:
+            raise self.outcome
+
+
+def tried(recipe: Recipe, deployment: Deployment) -> GreenLogin:
+    login = GreenLogin(recipe, lambda: 0)  # type: ignore[arg-type]  # as much of it as is needed
+    login.look(deployment.snapshot)
+    if login._thread is not None:
+        login._thread.join()
+    return login
+
+
+def test_only_before_a_switchover_and_to_the_counterpart(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
+    recipe = Recipe(make_pool())
+    login = tried(recipe, deployment)
+    (decision,) = recipe.decisions
+    green = deployment.snapshot.hosts_of(Role.TARGET)[0]
+    assert (decision.addresses, decision.names[0]) == (green.addresses, green.name)
+    login.look(deployment.snapshot)
+    deployment.phase(Phase.PREPARATION)
+    login.look(deployment.snapshot)
+    login.look(None)
+    assert len(recipe.decisions) == 1, "neither again at once nor later"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (pymysql.err.OperationalError(2003, "Can't connect"), ""),
+        (OSError("unreachable"), ""),
+        (pymysql.err.OperationalError(1049, "Unknown database"), "Unknown database; let the user in there"),
+        (pymysql.err.OperationalError(2061, "needs a package; pip install it"), "pip install it"),
+    ],
+)
+def test_what_counts_as_refused(
+    outcome: Exception, expected: str, deployment: Deployment, make_pool: Callable[..., Any]
+) -> None:
+    failure = tried(Recipe(make_pool(), outcome), deployment).failure
+    assert expected in failure
+    assert bool(failure) is bool(expected)
+    assert failure.endswith(expected) or expected.startswith("Unknown")
+
+
+def test_a_password_that_only_blue_has_cached_needs_no_trial(
+    deployment: Deployment, make_pool: Callable[..., Any]
+) -> None:
+    recipe = Recipe(make_pool())
+    recipe.cache_warning = "only in the cache"
+    assert tried(recipe, deployment).failure == "only in the cache"
+    assert recipe.decisions == []
