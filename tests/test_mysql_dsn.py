@@ -248,7 +248,7 @@ def test_objects_stay_in_the_process() -> None:
     assert (place.user, place.params["database"], place.params["autocommit"]) == ("other", "else", None)
     assert left == {"x": 1}
     assert not set(kwargs) & set(place.monitoring)
-    assert (place.monitoring["user"], place.monitoring["database"]) == ("other", "else")
+    assert place.monitoring["user"] == "other"
 
 
 def test_monitoring_connections_have_their_own_parameters() -> None:
@@ -261,7 +261,6 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
     assert dict(place.monitoring) == {
         "user": "watcher",
         "password": "other",
-        "database": "app",
         "bind_address": "127.0.0.1",
         "ssl_ca": "/etc/ca.pem",
         "charset": "utf8mb4",
@@ -272,6 +271,7 @@ def test_monitoring_connections_have_their_own_parameters() -> None:
         "program_name": "bgpool-monitor",
     }
     assert left == {"x": 1}
+    assert parse(URL, {"monitoring": {"database": "own"}})[0].monitoring["database"] == "own"
     for name in ("autocommit", "unix_socket", "conv"):
         with pytest.raises(ConfigurationError, match=f"'blue-green-monitoring-{name}'"):
             parse(URL, {"monitoring": {name: "x"}})

@@ -68,7 +68,7 @@ class Parameters(NamedTuple):
 
     def __str__(self) -> str:
         host = self.host if self.host and not self.host.startswith("/") else "local socket"
-        return f"{self.user}@{host}:{self.port}/{self.database}"
+        return f"{self.user}@{host}:{self.port}{f'/{self.database}' if self.database else ''}"
 
     def is_beside(self, other: Parameters) -> bool:
         """Whether both lead to the same server, or to the writer and the reader endpoint of one cluster."""

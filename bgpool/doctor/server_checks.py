@@ -32,7 +32,7 @@ _GRANT_POSTGRES: Final = (
     "as an administrator, in database {database}: GRANT USAGE ON SCHEMA rds_tools TO {account}; "
     "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {account};"
 )
-_GRANT_MYSQL: Final = "as an administrator: GRANT SELECT ON mysql.rds_topology TO {account}; FLUSH PRIVILEGES;"
+_GRANT_MYSQL: Final = "as an administrator: GRANT SELECT ON mysql.rds_topology TO {account};"
 #: MySQL: no such table; not to be read, or its columns are not.
 _NO_TABLE, _DENIED = "1146", frozenset({"1142", "1143", "1044", "1227"})
 

@@ -59,8 +59,9 @@ _DEFAULTS: Final = {
 
 #: What a monitoring connection takes over: who logs in, over which network, and how the two prove themselves. The
 #: application's statements (init_command, sql_mode) and the objects of its process (conv, cursorclass) are its own.
+#: So is its database: to connect to one takes a grant there, and the metadata need none but theirs.
 _TLS: Final = frozenset(name for name in READERS if name.startswith("ssl_"))
-_INHERITED: Final = _TLS | {*_LOGIN, "bind_address", "unix_socket", "server_public_key", "tcp_user_timeout"}
+_INHERITED: Final = _TLS | {"user", "password", "bind_address", "unix_socket", "server_public_key", "tcp_user_timeout"}
 #: It has to see what is true now, and goes to several hosts.
 _NOT_FOR_MONITORING: Final = frozenset({"autocommit", "unix_socket"})
 _MONITORING_NAMES: Final = [

@@ -136,7 +136,8 @@ def test_sessions_are_read_only(pair: Pair) -> None:
     server.open()
     try:
         with pytest.raises(QueryFailed) as caught:
-            server.query("CREATE TABLE doctor (n int)")
+            # On MySQL in a database: the session has none.
+            server.query(f"CREATE TABLE {'app' if pair.engine.value == 'mysql' else 'public'}.doctor (n int)")
         assert caught.value.code in ("25006", "1792"), caught.value
     finally:
         server.close()
@@ -159,7 +160,7 @@ def test_a_missing_grant_is_named_with_the_statements_to_run(pair: Pair) -> None
         assert "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO app;" in remedy
         assert "in database app" in remedy
     else:
-        assert "GRANT SELECT ON mysql.rds_topology TO 'app'@'%'; FLUSH PRIVILEGES;" in remedy
+        assert "GRANT SELECT ON mysql.rds_topology TO 'app'@'%';" in remedy
     assert found["deployment", "green"]["result"] == "not checked"
     assert found["blue", "writes"]["result"] == "ok", "the others go on"
 

@@ -56,8 +56,8 @@ def files(tmp_path: Path) -> RunFiles:
     ("dsn", "options", "text"),
     [
         ("postgresql://app:s3cret@db:5433/ledger", {}, "app@db:5433/ledger"),
-        ("mysql://app:s3cret@db/ledger", {}, "app@db:3306/ledger"),
-        ("mysql://app:s3cret@db/", {"monitoring": {"user": "watch", "password": "s3cret"}}, "watch@db:3306/"),
+        ("mysql://app:s3cret@db/ledger", {}, "app@db:3306"),
+        ("mysql://app:s3cret@db/", {"monitoring": {"user": "watch", "password": "s3cret"}}, "watch@db:3306"),
         ("host=/tmp user=app dbname=ledger password=s3cret", {}, "app@local socket:5432/ledger"),
     ],
 )

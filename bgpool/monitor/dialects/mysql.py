@@ -163,7 +163,7 @@ class MysqlSession:
         if code not in _DENIED:
             return None
         user = self._user.replace("\\", "\\\\").replace("'", "\\'")
-        grant = f"GRANT SELECT ON mysql.rds_topology TO '{user}'@'%'; FLUSH PRIVILEGES;"
+        grant = f"GRANT SELECT ON mysql.rds_topology TO '{user}'@'%';"
         return _remedy(
             dialect,
             "mysql.rds_topology may not be read by this user, or does not exist",
