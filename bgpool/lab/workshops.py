@@ -209,7 +209,10 @@ class MysqlWorkshop(Workshop):
         return relays
 
 
-AURORA_NAMES: Final = {b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode()}
+AURORA_NAMES: Final = {
+    b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode(),
+    b"aurora_version()": f"{LAB_DATABASE}.aurora_version()".encode(),
+}
 """What the servers of the lab do not have where Aurora has it."""
 
 WORKSHOPS: Final[Mapping[Engine, type[Workshop]]] = {

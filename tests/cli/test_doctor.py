@@ -94,6 +94,19 @@ def test_a_deployment_in_order_passes_and_nothing_is_left_behind(pair: Pair, pla
     assert list(place.parent.iterdir()) == []
 
 
+def test_the_documented_grants_are_all_that_a_user_for_monitoring_needs(pair: Pair) -> None:
+    own = f"&blue-green-monitoring-user={MONITOR_ROLE}&blue-green-monitoring-password={pair.lab_password}"
+    status, found, _ = run(pair.dsn + own)
+    assert (status, failures(found)) == (0, set())
+    if pair.engine.value == "mysql":
+        for server in pair.servers:
+            grants = [grant for (grant,) in server.execute(f"SHOW GRANTS FOR '{MONITOR_ROLE}'@'%'")]
+            assert grants[0].startswith("GRANT USAGE ON *.* TO"), "the right to log in"
+            assert [grant.replace("`", "").partition(" TO ")[0] for grant in grants[1:]] == [
+                "GRANT SELECT ON mysql.rds_topology"
+            ]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_aurora_with_readers_and_tls(engine: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pair("aurora", engine=engine, readers=1, tls=True) as pair:  # type: ignore[arg-type]  # a parameter is any str

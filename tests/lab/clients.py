@@ -12,6 +12,7 @@ import pymysql
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair, Server
+from bgpool.lab.pair import MONITOR_ROLE
 from bgpool.mysql import BoundedConnection, code_of
 
 
@@ -73,11 +74,12 @@ def connect(
                 )
             )  # fmt: skip
         tls = {"ssl_ca": options["ssl_ca"], "ssl_verify_identity": True} if options else {"ssl_disabled": True}
-        mysql: dict[str, Any] = place | tls
+        # The monitor's role has no right to a database.
+        mysql: dict[str, Any] = place | tls | {"database": None if user == MONITOR_ROLE else "app"}
         return Client(
             BoundedConnection(
-                **mysql, address=server.address, port=pair.port, database="app", program_name=name, autocommit=True,
-                connect_timeout=5, read_timeout=10,
+                **mysql, address=server.address, port=pair.port, program_name=name, autocommit=True, connect_timeout=5,
+                read_timeout=10,
             )
         )  # fmt: skip
     except (psycopg.Error, pymysql.MySQLError) as error:

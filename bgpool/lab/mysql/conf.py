@@ -15,7 +15,7 @@ SUPERUSER: Final = "root"
 REPLICATION_ROLE: Final = "replica"
 
 LAB_DATABASE: Final = "lab"
-"""What the views of the metadata are made of; the relay leads questions for Aurora's own tables here."""
+"""What the views of the metadata are made of; the relay leads questions for what is built into Aurora here."""
 
 STATUS_VIEW: Final = "mysql.rds_topology"
 
@@ -85,9 +85,8 @@ def setup_script(setup: Setup, replication_grants: str) -> str:
     ]
     for role, password in setup.passwords.items():
         statements.append(_role(role, password))
-    statements += [f"GRANT EXECUTE ON {setup.database}.* TO '{role}'@'%'" for role in setup.passwords]
     statements += [f"GRANT ALL ON {setup.database}.* TO '{role}'@'%'" for role in setup.writers]
-    statements += _metadata(setup.flavour, setup.database, list(setup.passwords))
+    statements += _metadata(setup.flavour, list(setup.passwords))
     statements += [f"GRANT SELECT ON {STATUS_VIEW} TO '{role}'@'%'" for role in setup.watchers]
     return "".join(f"{' '.join(statement.split())};\n" for statement in statements)
 
@@ -118,17 +117,18 @@ FROM JSON_TABLE({LAB_DATABASE}.replicas(), '$[*]' COLUMNS (
     lag_ms DOUBLE PATH '$.lag_ms', age_s DOUBLE PATH '$.age_s'
 )) AS r
 """
-# Native on Aurora; here found in the database that a client names when it connects.
-_VERSION: Final = """
-CREATE DEFINER='{superuser}'@'localhost' FUNCTION {database}.aurora_version() RETURNS VARCHAR(16)
+_VERSION: Final = f"""
+CREATE DEFINER='{SUPERUSER}'@'localhost' FUNCTION {LAB_DATABASE}.aurora_version() RETURNS VARCHAR(16)
 DETERMINISTIC NO SQL RETURN '3.08.0'
 """
 
 
-def _metadata(flavour: Flavour, database: str, roles: Sequence[str]) -> list[str]:
+def _metadata(flavour: Flavour, roles: Sequence[str]) -> list[str]:
     statements = [_READ.format(name="topology", file="bgpool_topology.json"), _STATUS]
     if flavour == "aurora":
-        statements += [_READ.format(name="replicas", file="bgpool_replicas.json"), _REPLICAS]
-        statements += [f"GRANT SELECT ON {LAB_DATABASE}.replica_host_status TO '{role}'@'%'" for role in roles]
-        statements.append(_VERSION.format(superuser=SUPERUSER, database=database))
+        statements += [_READ.format(name="replicas", file="bgpool_replicas.json"), _REPLICAS, _VERSION]
+        # Both are built in on Aurora, and everybody's.
+        for role in roles:
+            statements.append(f"GRANT SELECT ON {LAB_DATABASE}.replica_host_status TO '{role}'@'%'")
+            statements.append(f"GRANT EXECUTE ON FUNCTION {LAB_DATABASE}.aurora_version TO '{role}'@'%'")
     return statements
