@@ -23,7 +23,7 @@ from bgpool.lab.front import Authority
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
-from bgpool.lab.server import Flavour, Server, Setup
+from bgpool.lab.server import Flavour, Server, Setup, Shut
 from bgpool.lab.workshops import WORKSHOPS, Tls, Workshop
 
 log = logging.getLogger("bgpool.lab")
@@ -85,6 +85,7 @@ class Pair:
         iam: bool = False,
         dns: bool = False,
         settings: Mapping[str, str] | None = None,
+        shut: Shut = "locked",
         programs: str | Path | None = None,
         base_dir: Path | None = None,
     ) -> None:
@@ -100,6 +101,8 @@ class Pair:
             iam: With tokens instead of a password for the role ``app``; implies ``tls="verified"``.
             dns: With a DNS server instead of a hosts file.
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
+            shut: How a switchover shuts servers; see `bgpool.lab.server.Shut`. `open` raises LabError where the
+                servers cannot be shut that way.
             programs: The directory with the servers' programs (or with ``bin`` or ``sbin`` in it), or ``"path"`` for
                 installed ones; None for what ``$BGPOOL_LAB_POSTGRESQL`` or ``$BGPOOL_LAB_MYSQL`` says, or else for the
                 wheel's PostgreSQL, and an installed MySQL.
@@ -112,6 +115,11 @@ class Pair:
         self.engine = Engine(engine)
         if settings and self.engine is not Engine.POSTGRESQL:
             raise ValueError("settings are for PostgreSQL")
+        if shut not in get_args(Shut):
+            raise ValueError(f"shut must be one of {', '.join(map(repr, get_args(Shut)))}, not {shut!r}")
+        if shut != "locked" and self.engine is Engine.POSTGRESQL:
+            raise ValueError(f"shut must be 'locked' for PostgreSQL, not {shut!r}")
+        self._shut: Shut = shut
         self._settings = dict(settings or {})
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
@@ -332,6 +340,7 @@ class Pair:
             watchers=(ROLE, MONITOR_ROLE),
             lab_password=self.lab_password,
             settings=self._settings,
+            shut=self._shut,
         )
         return WORKSHOPS[self.engine](setup, guard, self._programs)
 

@@ -21,13 +21,22 @@ from bgpool.lab.files import write_atomically
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import Wire
 
-__all__ = ["Flavour", "Server", "Setup", "StopMode"]
+__all__ = ["Flavour", "Server", "Setup", "Shut", "StopMode"]
 
 log = logging.getLogger("bgpool.lab")
 
 Flavour = Literal["rds", "aurora"]
 StopMode = Literal["fast", "immediate"]
 """``fast`` cuts clients and ends in order; after ``immediate`` the next start goes through crash recovery."""
+
+Shut = Literal["locked", "open", "super-read-only", "offline"]
+"""How a switchover shuts a server. Sessions that are there are always cut, and writes always stopped; in between:
+
+- ``locked``: new clients are refused, as their accounts are locked (PostgreSQL: by pg_hba.conf).
+- ``open``: new clients are let in at once, to a server that is read-only (MariaDB and MySQL).
+- ``super-read-only``: the same, where superusers cannot write either (MySQL).
+- ``offline``: new clients are refused by ``offline_mode``, error 3032 (MySQL).
+"""
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -51,6 +60,7 @@ class Setup:
         watchers: Those that may read the metadata where that takes a grant.
         lab_password: That of what the lab itself comes with over TCP.
         settings: Of PostgreSQL, by name, over those of the lab's configuration.
+        shut: How a switchover shuts the server.
     """
 
     flavour: Flavour
@@ -60,6 +70,7 @@ class Setup:
     watchers: Sequence[str]
     lab_password: str = field(repr=False)
     settings: Mapping[str, str] = field(default_factory=dict)
+    shut: Shut = "locked"
 
     @property
     def owner(self) -> str:

@@ -48,14 +48,17 @@ def children_of(pid: int) -> list[int]:
 
 
 def programs_below(directories: Iterable[str]) -> list[int]:
-    """The database programs that were started with a path below one of *directories*, also as ``--option=path``."""
+    """The database programs that were started with a path below one of *directories*, also as ``--option=path``.
+
+    A program's name need not come first: a dynamic linker may have been started with it, or a shell.
+    """
     prefixes = tuple(directory.rstrip("/") + "/" for directory in directories)
     found = []
     for pid in _pids():
-        program, *arguments = arguments_of(pid) or [""]
-        name = program.rpartition("/")[2]
-        places = (argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments)
-        if name in ENDED and any(place.startswith(prefixes) for place in places):
+        words = arguments_of(pid)
+        named = any(word.rpartition("/")[2] in ENDED for word in words)
+        places = (word.partition("=")[2] if word.startswith("--") else word for word in words[1:])
+        if named and any(place.startswith(prefixes) for place in places):
             found.append(pid)
     return found
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Literal, Protocol
 
 from bgpool.core.engine import Engine
 from bgpool.lab.binaries import find_programs, make_usable
+from bgpool.lab.errors import LabError
 from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import Radius, TokenCheck
@@ -164,6 +165,9 @@ class MysqlWorkshop(Workshop):
         del guard
         self._setup: Final = setup
         self._family: Final = find_family(place)
+        if setup.shut not in self._family.ways:
+            ways = ", ".join(map(repr, self._family.ways))
+            raise LabError(f"{self._family.product} cannot be shut by {setup.shut!r}; it has {ways}")
 
     @staticmethod
     def product(place: str | Path | None) -> str:

@@ -23,8 +23,6 @@ SMALL: Final = (
     "--skip-name-resolve",
     "--key-buffer-size=64K",
     "--innodb-buffer-pool-size=16M",
-    "--innodb-data-file-path=ibdata1:4M:autoextend",
-    "--innodb-temp-data-file-path=ibtmp1:4M:autoextend",
     # A crash of the machine loses the lab, not data: no fsync. A crash of the server alone loses nothing, as
     # every commit is in the kernel's hands.
     "--innodb-flush-method=nosync",
@@ -60,9 +58,8 @@ COMMON: Final = (
     "--max-user-connections=180",  # the lab gets in however many clients of one role there are
     "--default-time-zone=+00:00",
     "--character-set-server=utf8mb4",
-    # Row by row, a replica's table has the same numbers and times as its primary's.
+    # Rows, not statements: a replica's table has the same numbers and times as its primary's.
     "--log-bin=binlog",
-    "--binlog-format=ROW",
     "--relay-log=relay",
     "--pid-file=pid",
 )

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from bgpool.lab.binaries import Programs
 from bgpool.lab.errors import LabError
+from bgpool.lab.server import Shut
 
-__all__ = ["Family", "Upstream"]
+__all__ = ["Family", "Upstream", "Way"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,26 @@ class Upstream:
     port: int
     role: str
     password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a server is shut in a switchover. Sessions that are there are killed, whatever the way.
+
+    Attributes:
+        read_only: The global variable that stops writes.
+        locks_accounts: Whether new clients are refused because their accounts are locked.
+        refusing: The global variable that refuses new clients; empty where they are let in.
+    """
+
+    read_only: str
+    locks_accounts: bool = False
+    refusing: str = ""
+
+    @property
+    def binds_superusers(self) -> bool:
+        """Whether the lab's own sessions cannot write either."""
+        return self.read_only != "read_only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +123,9 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def replication_grants(self) -> str:
         """The global privileges of the role that replicas log in with."""
+
+    ways: ClassVar[Mapping[Shut, Way]]
+    """The ways in which a server of this family can be shut."""
 
     # -- replication ---------------------------------------------------------------------------------------
 

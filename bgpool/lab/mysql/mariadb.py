@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from bgpool.lab.binaries import Programs
 from bgpool.lab.errors import LabError
 from bgpool.lab.mysql.conf import COMMON, SMALL, SUPERUSER
-from bgpool.lab.mysql.family import Family, Upstream
+from bgpool.lab.mysql.family import Family, Upstream, Way
 
 __all__ = ["MariaDB"]
 
@@ -24,7 +25,13 @@ ACCOUNT: Final = (
 )
 """The only superuser, without a password: the directory of the socket is closed to others."""
 
-TINY: Final = (*SMALL, "--aria-pagecache-buffer-size=1M", "--innodb-log-file-size=8M")
+TINY: Final = (
+    *SMALL,
+    "--aria-pagecache-buffer-size=1M",
+    "--innodb-log-file-size=8M",
+    "--innodb-data-file-path=ibdata1:4M:autoextend",
+    "--innodb-temp-data-file-path=ibtmp1:4M:autoextend",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +89,21 @@ class MariaDB(Family):
     @property
     def options(self) -> tuple[str, ...]:
         """As `Family` says."""
-        return *TINY, *COMMON, "--log-slave-updates", "--gtid-strict-mode", "--slave-net-timeout=10"
+        return (
+            *TINY,
+            *COMMON,
+            "--binlog-format=ROW",
+            "--log-slave-updates",
+            "--gtid-strict-mode",
+            "--slave-net-timeout=10",
+        )
 
     @property
     def replication_grants(self) -> str:
         """As `Family` says."""
         return "REPLICATION SLAVE"
+
+    ways = MappingProxyType({"locked": Way("read_only", locks_accounts=True), "open": Way("read_only")})
 
     def follow(self, upstream: Upstream) -> tuple[str, ...]:
         """As `Family` says."""

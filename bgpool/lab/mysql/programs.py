@@ -12,11 +12,12 @@ from bgpool.lab.binaries import VERSION_TIMEOUT_S, Programs, account_for
 from bgpool.lab.errors import LabError
 from bgpool.lab.mysql.family import Family
 from bgpool.lab.mysql.mariadb import MariaDB
+from bgpool.lab.mysql.mysql import MySQL
 from bgpool.lab.places import PATH, directories, place_of, unusable
 
 __all__ = ["FAMILIES", "find_family"]
 
-FAMILIES: Final[tuple[type[Family], ...]] = (MariaDB,)
+FAMILIES: Final[tuple[type[Family], ...]] = (MariaDB, MySQL)
 """In the order of preference."""
 
 SERVERS: Final = ("mariadbd", "mysqld")
@@ -77,7 +78,7 @@ def _family_of(programs: Programs, server: Path) -> Family:
         if version is not None:
             family.check(version, server)
             return family.found(programs, server.name, version)
-    raise LabError(f"{server} is neither MariaDB nor MySQL: {said}")
+    raise LabError(f"{server} is neither MariaDB nor MySQL: {said[:200]!r}")
 
 
 def _on_path() -> Iterator[Path]:

@@ -36,6 +36,7 @@ CLIENTS: Final = f"""
     SELECT id FROM information_schema.processlist
     WHERE host NOT IN ('', 'localhost') AND user NOT IN ('system user', '{REPLICATION_ROLE}')
 """
+SESSIONS: Final = "SELECT id FROM information_schema.processlist WHERE user = %s"
 NAMED: Final = """
     SELECT count(*) FROM performance_schema.session_connect_attrs
     WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
@@ -64,6 +65,7 @@ class MysqlServer(Server):
         """As `Server`, with the programs of *family*."""
         super().__init__(name, home, programs=family.programs, **params)
         self._family: Final = family
+        self._way: Final = family.ways[self._setup.shut]
         self._init_file: Final = home / "init.sql"
         self._temporary_dir: Final = home / "tmp"
         self._make_directory(self._temporary_dir, 0o700)
@@ -106,8 +108,10 @@ class MysqlServer(Server):
         # As RDS keeps it in its parameters, read_only outlives a restart.
         options = [
             f"--socket={self._socket}", f"--bind-address={self.address}", f"--port={self.port}",
-            f"--server-id={self._server_id}", f"--read-only={int(self._read_only)}",
+            f"--server-id={self._server_id}",
         ]  # fmt: skip
+        if self._read_only:
+            options.append("--read-only=1")
         if self._init_file.exists():
             options.append(f"--init-file={self._init_file}")
         return *self._family.command(self.data_dir, self._temporary_dir), *self._family.options, *options
@@ -156,23 +160,28 @@ class MysqlServer(Server):
     def set_read_only(self, read_only: bool) -> None:
         """Set read_only: also a transaction that is running writes no more, and cannot commit what it wrote (1290)."""
         self._read_only = read_only
-        self._administer(f"SET GLOBAL read_only = {int(read_only)}")
+        # Without read_only there is no super_read_only.
+        variable = self._way.read_only if read_only else "read_only"
+        with self.superuser() as connection:
+            _rows(connection, f"SET GLOBAL {variable} = {int(read_only)}")
 
     def refuse_clients(self) -> None:
-        """Lock the accounts of all clients: error 4151."""
+        """Lock the accounts of all clients (error 4151, MySQL 3118), or what else `Shut` says."""
         self._refuses_all = True
-        self._lock()
+        self._refuse()
 
     def admit_clients(self) -> None:
-        """Unlock the accounts of clients, but for those that were locked out for good."""
+        """Undo `refuse_clients`; accounts that were locked out for good stay locked."""
         self._refuses_all = False
-        self._lock()
+        self._refuse()
 
     def lock_out(self, role: str) -> None:
         """Lock *role* for good, and kill its sessions."""
         self._refused_roles.add(role)
         self._lock()
-        self._administer(f"KILL CONNECTION USER '{role}'")
+        with self.superuser() as connection:
+            for (number,) in _rows(connection, SESSIONS, (role,)):
+                _kill(connection, number)
 
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
         """Kill every TCP client's session; who waits for an answer or asks again gets 2013."""
@@ -248,13 +257,27 @@ class MysqlServer(Server):
 
     def _administer(self, *statements: str) -> None:
         """Run *statements* past the binary log."""
+        before, after = ["SET sql_log_bin = 0"], []
+        if self._read_only and self._way.binds_superusers:
+            # read_only, which binds clients, stays on meanwhile.
+            before.append(f"SET GLOBAL {self._way.read_only} = 0")
+            after.append(f"SET GLOBAL {self._way.read_only} = 1")
         with self.superuser() as connection:
-            for statement in ("SET sql_log_bin = 0", *statements):
+            for statement in (*before, *statements, *after):
                 _rows(connection, statement)
+
+    def _refuse(self) -> None:
+        """Refuse clients, or admit them, as it should be now."""
+        if self._way.refusing:
+            with self.superuser() as connection:
+                _rows(connection, f"SET GLOBAL {self._way.refusing} = {int(self._refuses_all)}")
+        if self._way.locks_accounts:
+            self._lock()
 
     def _lock(self) -> None:
         """Lock and unlock accounts as it should be now; in force for whoever comes from then on."""
-        refused = self._setup.passwords if self._refuses_all else self._refused_roles
+        refuses_all = self._refuses_all and self._way.locks_accounts
+        refused = self._setup.passwords if refuses_all else self._refused_roles
         self._administer(
             *(
                 f"ALTER USER '{role}'@'%' ACCOUNT {'LOCK' if role in refused else 'UNLOCK'}"
