@@ -22,6 +22,7 @@ from bgpool.core.limits import (
     TCP_USER_TIMEOUT_MS,
 )
 from bgpool.mysql_logins import cache_warning, missing_package
+from bgpool.tls import GuardedContext
 
 __all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "is_transactions_refusal"]
 
@@ -54,10 +55,9 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-_UNVERIFIED: Final = _unverified()
-
-#: By what they were made of, files' times included: a renewed certificate is another context.
-_contexts: Final[dict[object, ssl.SSLContext]] = {}
+#: By what they were made of, files' times included: a renewed certificate is another context. So is one of another
+#: class: gevent replaces ssl.SSLContext, and sockets of a context made before would block all green threads.
+_contexts: Final[dict[object, GuardedContext]] = {}
 
 if TYPE_CHECKING:
 
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         def _read_packet(self, packet_type: type[Any] = ...) -> Any: ...
         def _force_close(self) -> None: ...
         def _process_auth(self, plugin_name: bytes, *args: Any) -> Any: ...
-        def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext: ...
+        def _create_ssl_ctx(self, sslp: Any) -> Any: ...
 
 else:
     _Driver = Connection
@@ -163,15 +163,13 @@ class BoundedConnection(_Driver):
             raise OSError("the connection is closed")
         return int(sock.fileno())
 
-    def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
+    def _create_ssl_ctx(self, sslp: Any) -> GuardedContext:
         """PyMySQL makes one for every connection, and loads the system's certificates into it: that takes 40 ms."""
-        if not sslp:
-            return _UNVERIFIED
         files = [Path(sslp[name]) for name in ("ca", "cert", "key") if sslp.get(name)]
-        key = (tuple(sorted(sslp.items())), tuple(file.stat().st_mtime_ns for file in files))
+        key = (ssl.SSLContext, tuple(sorted(sslp.items())), tuple(file.stat().st_mtime_ns for file in files))
         context = _contexts.get(key)
         if context is None:
-            context = super()._create_ssl_ctx(sslp)
+            context = GuardedContext(super()._create_ssl_ctx(sslp) if sslp else _unverified())
             # Bounded: whoever renews certificates every day must not collect them.
             if len(_contexts) >= SSL_CONTEXTS:
                 _contexts.clear()

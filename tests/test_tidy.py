@@ -20,7 +20,7 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"logs"},
-    {"settings", "resolver", "aliases", "sockets", "mysql_logins", "mysql", "green"},
+    {"settings", "resolver", "aliases", "sockets", "tls", "mysql_logins", "mysql", "green"},
     {"failures"},
     {"dsn"},
     {"auth"},
