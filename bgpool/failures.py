@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Final
 
 import psycopg
@@ -10,7 +11,7 @@ from psycopg.pq import ConnStatus
 
 from bgpool.mysql import CUT_CODES, code_of
 
-__all__ = ["first_line", "login_was_refused", "server_refused"]
+__all__ = ["certificate_was_refused", "first_line", "login_was_refused", "server_refused"]
 
 #: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
 #: how Python says that it cannot start a thread.
@@ -50,6 +51,16 @@ def server_refused(error: BaseException) -> bool:
 
     What libpq tells of a server that asks for no password is text alone, which may be in another language than English.
     """
+    if certificate_was_refused(error):
+        return True
     if isinstance(error, pymysql.err.Error) and code_of(error):
         return code_of(error) not in _UNREACHED_CODES
     return login_was_refused(error) or (isinstance(error, psycopg.OperationalError) and "FATAL:" in str(error))
+
+
+def certificate_was_refused(error: BaseException) -> bool:
+    """Whether *error* ended a login because of the server's certificate."""
+    if isinstance(error, pymysql.err.Error) and code_of(error):
+        # PyMySQL has no number for it.
+        return isinstance(error.__context__, ssl.SSLCertVerificationError)
+    return isinstance(error, psycopg.OperationalError) and "certificate" in str(error)

@@ -18,9 +18,9 @@ from pymysql.constants import CR
 
 from bgpool.core.limits import LOGIN_TRIAL_INTERVAL_S, LOGIN_TRIAL_RETRY_S, LOGIN_TRIALS_PER_S
 from bgpool.core.phase import Phase, Role
-from bgpool.core.routing import Action, Decision, names_now
+from bgpool.core.routing import Action, Decision
 from bgpool.core.snapshot import Host, Snapshot
-from bgpool.failures import first_line, server_refused
+from bgpool.failures import certificate_was_refused, first_line, server_refused
 from bgpool.logs import log_fields
 from bgpool.mysql import code_of
 from bgpool.pools.recipe import Recipe
@@ -29,7 +29,7 @@ __all__ = ["GreenLogin"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-_REMEDY: Final = "let the user in there as on blue: account, plugin, password, database and grants"
+_REMEDY: Final = "let the user in there as on blue: account, plugin, password, database, certificate"
 
 
 class GreenLogin:
@@ -49,6 +49,7 @@ class GreenLogin:
     def reset(self) -> None:
         """After a fork, in the child: nobody has asked yet, and the thread is the parent's."""
         self.failure = ""
+        self._reported.clear()
         self._green: Host | None = None
         self._due_at = 0.0
         self._thread: threading.Thread | None = None
@@ -64,38 +65,39 @@ class GreenLogin:
             self._green, self.failure = green, ""
         if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
             return
-        assert snapshot is not None
-        assert blue is not None
-        names = names_now(snapshot, green, blue.name)
-        decision = Decision(Action.ROUTE, addresses=green.addresses, names=names)
-        thread = threading.Thread(target=self._try, args=(green, decision), name="bgpool-login", daemon=True)
+        thread = threading.Thread(target=self._try, args=(green,), name="bgpool-login", daemon=True)
         with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the next look tries again
             thread.start()
             self._thread = thread
 
-    def _try(self, green: Host, decision: Decision) -> None:
+    def _try(self, green: Host) -> None:
+        interval_s = LOGIN_TRIAL_INTERVAL_S
         try:
             # Not asked of the server: green may have the password in its cache today, and not after a restart.
-            failure = self._recipe.cache_warning or self._log_in(decision)
+            failure = self._recipe.cache_warning
+            if not failure:
+                self._log_in(green)
         except Exception as error:
-            failure = f"the login could not be tried: {first_line(error)}"
-        interval_s = LOGIN_TRIAL_RETRY_S if failure else LOGIN_TRIAL_INTERVAL_S
+            failure = self._explain(error)
+            # A server counts handshakes that were broken off, and may shut the whole host out in the end.
+            if failure and not certificate_was_refused(error):
+                interval_s = LOGIN_TRIAL_RETRY_S
         self._due_at = time.monotonic() + interval_s * (0.5 + random.random())
         if green == self._green:
             self.failure = failure
             self._report(green, failure)
 
-    def _log_in(self, decision: Decision) -> str:
-        """Why the server refuses the login; empty where it does not, or cannot be reached: the monitor says that."""
-        try:
-            self._recipe.try_login(decision)
-        except Exception as error:
-            if not server_refused(error):
-                return ""
-            # A package that is missing here is none of the server's business.
-            remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
-            return f"{first_line(error)}{remedy}"
-        return ""
+    def _log_in(self, green: Host) -> None:
+        # By its own name: it takes blue's in the switchover.
+        self._recipe.try_login(Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,)))
+
+    def _explain(self, error: Exception) -> str:
+        """Why the login is refused; empty where the server cannot be reached: the monitor says that."""
+        if not server_refused(error):
+            return ""
+        # A package that is missing here is none of the server's business.
+        remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
+        return f"{first_line(error)}{remedy}"
 
     def _report(self, green: Host, failure: str) -> None:
         if not failure or failure in self._reported:
