@@ -96,8 +96,9 @@ class Pair:
             engine: MySQL is played by MariaDB or MySQL, whichever is found.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
-            tls: Whether servers have certificates for their names. DSNs verify them with ``"verified"`` or True, leave
-                TLS to the driver's defaults with ``"offered"``, and switch it off with ``"disabled"``.
+            tls: With certificates for the servers' names, which DSNs verify (``"verified"`` or True) or leave to the
+                driver's defaults (``"offered"``). ``"disabled"``: DSNs without TLS. False: what server and driver do by
+                themselves; MySQL and MariaDB from 11.4 on offer TLS with certificates of their own.
             iam: With tokens instead of a password for the role ``app``; implies ``tls="verified"``.
             dns: With a DNS server instead of a hosts file.
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
@@ -125,8 +126,8 @@ class Pair:
         self._custom = custom
         if tls not in (False, True, *get_args(Tls)):
             raise ValueError(f"tls must be False, True or one of {get_args(Tls)}, not {tls!r}")
-        self._tls: Tls = tls if isinstance(tls, str) and not iam else "verified"
-        self.tls = bool(tls) or iam
+        self._tls: Tls | Literal[False] = "verified" if tls is True or iam else tls
+        self.tls = self._tls in ("offered", "verified")
         self._with_iam = iam
         self._with_dns = dns
         self._programs = programs
@@ -325,9 +326,9 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = ""
+        tls = WORKSHOPS[self.engine].tls_options[self._tls] if self._tls else ""
         if self.authority is not None:
-            tls = WORKSHOPS[self.engine].tls_options[self._tls].format(ca=self.authority.ca_file)
+            tls = tls.format(ca=self.authority.ca_file)
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
         return f"{self.engine.value}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
 

@@ -27,7 +27,9 @@ QUIT_TIMEOUT_S = 2.0
 """An immediate shutdown of PostgreSQL takes some 30 ms here, one of MariaDB 50 ms; after this, SIGKILL."""
 
 KILL_TIMEOUT_S = 5.0
-ENDED = ("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld")
+ENDED = frozenset(("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld"))
+FIRST_WORDS = 4
+"""Of a command line: a program is among them, also if something else runs it: ``ld.so --library-path DIRS mysqld``."""
 
 
 def arguments_of(pid: int) -> list[str]:
@@ -56,9 +58,9 @@ def programs_below(directories: Iterable[str]) -> list[int]:
     found = []
     for pid in _pids():
         words = arguments_of(pid)
-        named = any(word.rpartition("/")[2] in ENDED for word in words)
+        names = {word.rpartition("/")[2] for word in words[:FIRST_WORDS]}
         places = (word.partition("=")[2] if word.startswith("--") else word for word in words[1:])
-        if named and any(place.startswith(prefixes) for place in places):
+        if names & ENDED and any(place.startswith(prefixes) for place in places):
             found.append(pid)
     return found
 

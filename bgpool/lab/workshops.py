@@ -27,7 +27,7 @@ from bgpool.lab.server import Server, Setup
 __all__ = ["WORKSHOPS", "Entrance", "Tls", "Workshop", "find_servers"]
 
 Tls = Literal["offered", "verified", "disabled"]
-"""What clients do where the servers offer TLS: what their driver does by itself, verify, or without."""
+"""Servers offer TLS, and the driver does what it does by itself, or verifies; or clients do without."""
 
 
 class Entrance(Protocol):

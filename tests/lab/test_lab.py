@@ -15,6 +15,7 @@ import pytest
 from bgpool.core.engine import Engine
 from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, faults, ledger
 from bgpool.lab.mysql.programs import find_family
+from bgpool.lab.watchdog import programs_below
 from tests.lab.clients import Refused, connect
 
 pytestmark = pytest.mark.lab
@@ -214,6 +215,18 @@ def test_kill_9_leaves_no_server_and_no_file(engine: Engine) -> None:
     while data_dir.parent.exists() or _servers_in(data_dir.parent):
         assert time.monotonic() < deadline, f"{data_dir.parent} is still there"
         time.sleep(0.1)
+
+
+def test_a_server_that_something_else_runs_is_found_by_the_watchdog(tmp_path: Path) -> None:
+    lab, other = tmp_path / "lab", tmp_path / "other"
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/sbin/mysqld", f"--datadir={lab}/data"]
+    process = subprocess.Popen(words)
+    try:
+        assert process.pid in programs_below([str(lab)])
+        assert process.pid not in programs_below([str(other)])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_lab_without_mariadb_says_how_to_get_it(tmp_path: Path) -> None:

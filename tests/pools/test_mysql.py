@@ -862,7 +862,7 @@ def test_no_statement_is_sent_twice(make_pool: MakePool, pair: Pair, work: Work,
 
             theirs = PooledDB(
                 pymysql, host=address, port=pair.port, user="app", password=pair.app_password, database="app",
-                autocommit=not in_transaction,
+                autocommit=not in_transaction, ssl_disabled=True,
             )  # fmt: skip
             cutter.when = "after"
             peer = theirs.connection()
