@@ -1,42 +1,27 @@
-"""What MariaDB lacks to stand for RDS and Aurora, given to clients on the way: TLS, IAM tokens, Aurora's tables."""
+"""What a server lacks to stand for RDS and Aurora, given to clients on the way: certificates, tokens, Aurora's tables."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
 from bgpool.lab.relay_flow import Rewriter, splice
-from bgpool.lab.relay_wire import (
-    ERROR,
-    FAST_AUTH_OK,
-    OK,
-    Greeting,
-    Login,
-    Packet,
-    access_denied,
-    asks_for_tls,
-    auth_switch,
-    read_packet,
-    scramble,
-    user_of,
-    without_transport,
-)
+from bgpool.lab.relay_login import HANDSHAKE_TIMEOUT_S, Check, ask_for_token, hear, log_in, pass_on
+from bgpool.lab.relay_wire import ERROR, Greeting, Packet, asks_for_tls, read_packet, tls_request, user_of
 
 __all__ = ["Relay"]
 
 log = logging.getLogger("bgpool.lab")
 
 CONNECT_TIMEOUT_S: Final = 2.0
-HANDSHAKE_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 0.05
 """Between attempts while there are no descriptors left."""
@@ -44,7 +29,15 @@ ACCEPT_PAUSE_S: Final = 0.05
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 NO_NAMES: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
-Check = Callable[[str, str], bool]
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+UNVERIFIED: Final = _unverified()
+"""Towards the server, which has no certificate of the lab's authority."""
 
 
 class Relay:
@@ -171,7 +164,7 @@ class _Session(threading.Thread):
         context = self._relay.context
         _prepare(client)
         backend = self._connect()
-        said = _hear(backend, client)
+        said = hear(backend, client)
         if said.kind == ERROR:  # too many connections
             client.sendall(said.encode())
             return
@@ -179,8 +172,12 @@ class _Session(threading.Thread):
         client.sendall(Packet(said.number, greeting.offering(tls=context is not None)).encode())
         login = read_packet(client)
         if context is not None and asks_for_tls(login.payload):
-            client = self._encrypt(client, context)
+            client = self._encrypt(0, context, server_side=True)
             login = read_packet(client)
+            # The server treats a client as it would without a relay: MySQL takes passwords over TLS alone.
+            if greeting.has_tls:
+                backend.sendall(Packet(1, tls_request(login.payload)).encode())
+                backend = self._encrypt(1, UNVERIFIED, server_side=False)
         if self._authenticate(client, backend, greeting, login):
             splice(client, backend, Rewriter(self._relay.rewrite))
 
@@ -194,11 +191,13 @@ class _Session(threading.Thread):
         _prepare(backend)
         return backend
 
-    def _encrypt(self, client: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    def _encrypt(self, place: int, context: ssl.SSLContext, *, server_side: bool) -> ssl.SSLSocket:
         # The descriptor goes over to another object, and cut() must find it there.
         with self._lock:
-            encrypted = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-            self._sockets[0] = encrypted
+            encrypted = context.wrap_socket(
+                self._sockets[place], server_side=server_side, do_handshake_on_connect=False
+            )
+            self._sockets[place] = encrypted
         encrypted.do_handshake()
         return encrypted
 
@@ -206,27 +205,9 @@ class _Session(threading.Thread):
         """Whether the client is let in; it has been told."""
         check, user = self._relay.check, user_of(login.payload)
         if check is None or user not in self._relay.users:
-            return _pass_on_authentication(client, backend, login)
-        admitted, last = _ask_for_token(client, login, user, check)
-        if not admitted:
-            client.sendall(last.answer(access_denied(user, self._host)))
-            return False
-        proof = scramble(self._relay.users[user], greeting.salt)
-        backend.sendall(Packet(1, Login.parse(without_transport(login.payload)).proving(proof)).encode())
-        said = _hear(backend, client)
-        if said.kind not in (OK, ERROR):
-            raise ValueError(f"the server wants another proof than a password: {said.payload!r}")
-        client.sendall(last.answer(said.payload))
-        return said.kind == OK
-
-
-def _ask_for_token(client: socket.socket, login: Packet, user: str, check: Check) -> tuple[bool, Packet]:
-    """Whether the client has a good one, and what it said last."""
-    if not isinstance(client, ssl.SSLSocket):
-        return False, login
-    client.sendall(login.answer(auth_switch(b"mysql_clear_password")))
-    said = read_packet(client)
-    return check(user, said.payload.rstrip(b"\0").decode("utf-8", "replace")), said
+            return pass_on(client, backend, login)
+        last = ask_for_token(client, login, user, self._host, check)
+        return last is not None and log_in(client, backend, greeting, login, last, self._relay.users[user])
 
 
 def _prepare(sock: socket.socket) -> None:
@@ -240,28 +221,3 @@ def _shut_down(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         # Not an SSLSocket's own, which makes its reader in another thread stumble.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _hear(backend: socket.socket, client: socket.socket) -> Packet:
-    """What the server says next, for which the client waits in silence until it hangs up."""
-    poller = select.poll()
-    for sock in (backend, client):
-        poller.register(sock, select.POLLIN)
-    ready = [descriptor for descriptor, _ in poller.poll(HANDSHAKE_TIMEOUT_S * 1000)]
-    if backend.fileno() not in ready:
-        raise ConnectionError("the client hung up" if ready else "the server says nothing")
-    return read_packet(backend)
-
-
-def _pass_on_authentication(client: socket.socket, backend: socket.socket, login: Packet) -> bool:
-    """Let client and server agree; whether they do."""
-    # A client that asked for TLS has said one packet more than the server hears of.
-    ahead = login.number - 1
-    backend.sendall(Packet(login.number, without_transport(login.payload)).encode(-ahead))
-    while True:
-        said = _hear(backend, client)
-        client.sendall(said.encode(ahead))
-        if said.kind in (OK, ERROR):
-            return said.kind == OK
-        if said.payload != FAST_AUTH_OK:
-            backend.sendall(read_packet(client).encode(-ahead))

@@ -15,6 +15,7 @@ from typing import Final
 __all__ = [
     "ERROR",
     "FAST_AUTH_OK",
+    "FULL_AUTH",
     "FULL_PACKET",
     "HEADER",
     "OK",
@@ -25,10 +26,11 @@ __all__ = [
     "asks_for_tls",
     "auth_switch",
     "length_and_number",
+    "proof_of",
     "read_packet",
-    "scramble",
+    "tls_request",
     "user_of",
-    "without_transport",
+    "with_transport",
 ]
 
 #: Offered by servers and taken up by clients.
@@ -40,6 +42,9 @@ OK, AUTH_SWITCH, ERROR = 0x00, 0xFE, 0xFF
 
 #: caching_sha2_password's word that it needs no more of the client: the one in the handshake that no answer follows.
 FAST_AUTH_OK: Final = b"\x01\x03"
+
+#: Its word that it needs the password itself, in clear text over TLS.
+FULL_AUTH: Final = b"\x01\x04"
 
 #: Two and one byte of length, and the number.
 HEADER: Final = struct.Struct("<HBB")
@@ -117,10 +122,14 @@ class Greeting:
 
     Attributes:
         salt: What passwords are to be scrambled with.
+        plugin: How, if a user has no other way.
+        has_tls: Whether a client may ask for TLS.
     """
 
     payload: bytes
     salt: bytes
+    plugin: bytes
+    has_tls: bool
     _flags_at: int
 
     @classmethod
@@ -133,7 +142,10 @@ class Greeting:
         salt = payload[salt_at : salt_at + 8] + payload[flags_at + 18 : flags_at + 30]
         if len(salt) != 20:
             raise ValueError("a greeting without a salt")
-        return cls(payload, salt, flags_at)
+        (flags,) = struct.unpack_from("<H", payload, flags_at)
+        # A zero ends the other salt, and one the name.
+        plugin = payload[flags_at + 31 :].partition(b"\0")[0]
+        return cls(payload, salt, plugin, bool(flags & SSL), flags_at)
 
     def offering(self, *, tls: bool) -> bytes:
         """The same from a server that has *tls* or has not, and does not compress, which would hide the queries."""
@@ -159,10 +171,16 @@ def user_of(payload: bytes) -> str:
     return payload[LOGIN_HEAD.size : payload.index(0, LOGIN_HEAD.size)].decode("utf-8", "replace")
 
 
-def without_transport(payload: bytes) -> bytes:
-    """A client's login as a server sees it that has neither TLS nor compression."""
+def tls_request(payload: bytes) -> bytes:
+    """What a client says before the login *payload* to go on with TLS."""
+    return with_transport(payload, tls=True)[: LOGIN_HEAD.size]
+
+
+def with_transport(payload: bytes, *, tls: bool) -> bytes:
+    """A client's login as a server sees it that has *tls* or has not, and does not compress."""
     flags, rest = LOGIN_HEAD.unpack_from(payload)
-    return LOGIN_HEAD.pack(flags & ~(SSL | COMPRESS), rest) + payload[LOGIN_HEAD.size :]
+    flags = flags & ~(SSL | COMPRESS) | (SSL if tls else 0)
+    return LOGIN_HEAD.pack(flags, rest) + payload[LOGIN_HEAD.size :]
 
 
 @dataclass(frozen=True)
@@ -197,18 +215,28 @@ class Login:
             rest=payload[payload.index(0, database_end) + 1 :],
         )
 
-    def proving(self, proof: bytes) -> bytes:
-        """The same with a proof for mysql_native_password."""
+    def proving(self, plugin: bytes, proof: bytes) -> bytes:
+        """The same with a proof for *plugin*."""
         name = self.user + b"\0" + bytes([len(proof)]) + proof
-        return self.head + name + self.database + b"mysql_native_password\0" + self.rest
+        return self.head + name + self.database + plugin + b"\0" + self.rest
 
 
-def scramble(password: str, salt: bytes) -> bytes:
-    """The proof of mysql_native_password."""
+def proof_of(plugin: bytes, password: str, salt: bytes) -> bytes:
+    """The first proof that *plugin* wants of a password.
+
+    Raises:
+        ValueError: It is not known how.
+    """
     if not password:
         return b""
-    once = hashlib.sha1(password.encode()).digest()
-    mask = hashlib.sha1(salt + hashlib.sha1(once).digest()).digest()
+    if plugin == b"mysql_native_password":
+        once = hashlib.sha1(password.encode()).digest()
+        mask = hashlib.sha1(salt + hashlib.sha1(once).digest()).digest()
+    elif plugin == b"caching_sha2_password":
+        once = hashlib.sha256(password.encode()).digest()
+        mask = hashlib.sha256(hashlib.sha256(once).digest() + salt).digest()
+    else:
+        raise ValueError(f"no proof for {plugin!r}")
     return bytes(a ^ b for a, b in zip(once, mask, strict=True))
 
 
