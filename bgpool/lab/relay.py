@@ -1,4 +1,4 @@
-"""What a server lacks to stand for RDS and Aurora, given to clients on the way: certificates, tokens, Aurora's tables."""
+"""What a server lacks to stand for RDS and Aurora, given to clients on the way: TLS, tokens, Aurora's tables."""
 
 from __future__ import annotations
 
