@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DURING_COMMIT", "ENDED_BY_FUNCTION", "IN_AUTOCOMMIT", "IN_PIPELINE", "MAY_COMMIT", "NO_DOUBT", "PREPARED"]
+__all__ = [
+    "DURING_COMMIT",
+    "ENDED_BY_FUNCTION",
+    "IN_AUTOCOMMIT",
+    "IN_PIPELINE",
+    "MAY_COMMIT",
+    "NO_DOUBT",
+    "PREPARED",
+    "XA_PREPARED",
+]
 
 #: Nothing can have been committed.
 NO_DOUBT: Final = ""
@@ -19,4 +28,8 @@ ENDED_BY_FUNCTION: Final = (
 PREPARED: Final = (
     "cut a two-phase transaction that may be prepared: do not run it again, look for it in pg_prepared_xacts and "
     "finish it by its id"
+)
+XA_PREPARED: Final = (
+    "cut an XA transaction that may be prepared: do not run it again, look for it with XA RECOVER and finish it by its "
+    "id"
 )

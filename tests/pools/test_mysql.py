@@ -558,7 +558,7 @@ class TestStatements:
 
     @pytest.mark.parametrize(
         ("statement", "unknown"),
-        [("INSERT INTO ledger (worker, thread, n) SELECT 1, 1, sleep(5)", False), ("DO sleep(5)", True)],
+        [("INSERT INTO ledger (worker, thread, n) SELECT 1, 1, sleep(5)", False), ("EXECUTE slow", True)],
     )
     def test_only_what_never_commits_is_said_not_to_have(
         self, deployment: Deployment, make_pool: MakePool, kit: Kit, statement: str, unknown: bool
@@ -566,6 +566,7 @@ class TestStatements:
         pool = make_pool(bg_drain_timeout_ms=100)
         conn = pool.getconn()
         kit.read(conn)
+        kit.execute(conn, "PREPARE slow FROM 'DO sleep(5)'")
         caller = Caller(lambda: kit.execute(conn, statement))
         time.sleep(0.2)
         deployment.phase(Phase.IN_PROGRESS)

@@ -22,6 +22,8 @@ from bgpool.mysql import CUT_CODES, BoundedConnection, code_of, is_servers_refus
 from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
+from bgpool.pools.mysql.expressions import Text
+from bgpool.pools.mysql.statements import Effect
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
@@ -78,7 +80,7 @@ class MysqlConnection(BoundedConnection):
     # What has refused a write of the transaction at hand in a switchover, or its COMMIT: that rolled it back, and
     # another COMMIT would be answered with OK.
     _doomed: MySQLError | None = None
-    # What was sent last: the command, and how its statement begins; and whether its answer has not begun to come.
+    # What was sent last: the command, and the beginning of its statement; and whether its answer has not begun to come.
     _in_flight: tuple[int, bytes] | None = None
     _unanswered: bool = False
 
@@ -256,7 +258,7 @@ class MysqlConnection(BoundedConnection):
             self._before_sending(command, statement, generation)
         if self.bgpool_in_unit or self._doomed:
             self._check_allowed(command, statement, generation)
-            self.bgpool_ended |= self._may_end(command, statement, sql)
+            self.bgpool_ended |= self._may_end(command, statement)
         if self._unanswered:
             self._force_close()
         self._in_flight = (command, statement)
@@ -330,9 +332,9 @@ class MysqlConnection(BoundedConnection):
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
             )
 
-    def _may_end(self, command: int, statement: bytes, sql: str | bytes) -> bool:
+    def _may_end(self, command: int, statement: bytes) -> bool:
         """Whether what is sent may commit the transaction that is open, be it in the middle of a procedure."""
-        return command == COMMAND.COM_QUERY and statements.may_end(statement, sql, multi=self._takes_many())
+        return command == COMMAND.COM_QUERY and statements.may_end(statement, self._text())
 
     # -- what became of it ---------------------------------------------------------------------------------------
 
@@ -378,22 +380,24 @@ class MysqlConnection(BoundedConnection):
         """Whether what was sent last neither commits anything nor begins what outlasts it, if it is in autocommit."""
         if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
             return True
-        return statements.is_plain(self._in_flight[1], multi=self._takes_many())
+        return statements.judge(self._in_flight[1], self._text()) <= Effect.WRITES
 
     def _doubt(self) -> str:
         """Why what was sent last may have taken effect for good; NO_DOUBT if it cannot have."""
         if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
             return NO_DOUBT
-        in_transaction = self.server_status & _MAY_BE_OPEN == SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        may_be_open = self.server_status & _MAY_BE_OPEN
         return statements.doubt_of(
-            self._in_flight[1],
-            in_transaction=in_transaction,
+            statements.judge(self._in_flight[1], self._text()),
+            surely_open=may_be_open == SERVER_STATUS.SERVER_STATUS_IN_TRANS,
+            may_be_open=may_be_open != 0,
             autocommit=self.get_autocommit(),
-            multi=self._takes_many(),
         )
 
-    def _takes_many(self) -> bool:
-        return bool(self.client_flag & CLIENT.MULTI_STATEMENTS)
+    def _text(self) -> Text:
+        many = bool(self.client_flag & CLIENT.MULTI_STATEMENTS)
+        backslash = not self.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
+        return Text(self.encoding, many, backslash)
 
     def _generation(self) -> Generation | None:
         return getattr(self, "bgpool_generation", None)

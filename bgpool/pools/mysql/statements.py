@@ -1,41 +1,106 @@
 """What a MySQL statement may do to a transaction, judged by its text.
 
-Nothing here knows a connection: callers say what the server has said of it, and in which mode it is.
+Nothing here knows a connection: the caller says how the text is to be read, and what the server has reported.
+What is not recognized may do anything: a statement that is wrongly said not to have committed is run twice.
 """
 
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from typing import Final
 
-from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, MAY_COMMIT, NO_DOUBT
+from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, MAY_COMMIT, NO_DOUBT, XA_PREPARED
+from bgpool.pools.mysql.expressions import Text, clean, only_reads
 
-__all__ = ["beginning", "doubt_of", "ends_nothing_else", "ends_transaction", "first_words", "is_plain", "may_end"]
+__all__ = [
+    "Effect",
+    "beginning",
+    "doubt_of",
+    "ends_nothing_else",
+    "ends_transaction",
+    "first_words",
+    "judge",
+    "may_end",
+]
 
-#: Statements that commit nothing, neither themselves nor what was open before. Any other one may have: DDL commits
-#: what is open, procedures do what they like, and what is not known errs on the side of "unknown", which is never run
-#: again by mistake.
+
+class Effect(IntEnum):
+    """What a statement may do, in the order of how much that is."""
+
+    NOTHING = 0
+    """It commits nothing, and writes nothing that outlives the session."""
+    WRITES = 1
+    """It writes, in the open transaction; without one, in autocommit, it commits what it has written."""
+    ENDS = 2
+    """It commits the open transaction, or begins one; where none is open it commits nothing."""
+    COMMIT = 3
+    """COMMIT, or XA COMMIT in one phase."""
+    TWO_PHASE = 4
+    """It prepares an XA transaction, or ends a prepared one, which outlives the connection."""
+    ANYTHING = 5
+    """Whatever it likes: DDL, a procedure, several statements, what is not known."""
+
+
+#: These never commit, whatever follows the word, if they are one statement.
 _NEVER_COMMITS: Final = frozenset(
-    {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"RELEASE",
-     b"ROLLBACK"}
-)  # fmt: skip
+    {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"ROLLBACK"}
+)
 #: What ends a transaction, or begins one, which ends the one before.
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
 #: Of these, what is nothing new on a connection that may only end what it has begun.
 _ENDS: Final = frozenset({b"COMMIT", b"ROLLBACK"})
 #: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
 _FIRST_WORDS: Final = re.compile(
-    rb"(?:\s|\(|#[^\n]*\n|--\s[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
+    rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
     re.DOTALL | re.IGNORECASE,
 )
-#: What commits nothing either if it is one statement, beside those: temporary tables, and settings but these.
-_KEEPS_TRANSACTION: Final = re.compile(
-    rb"\s*(?:(?:CREATE|DROP)\s+TEMPORARY\s|(?:USE|DO|DESC|DESCRIBE|TABLE|VALUES)\b"
-    rb"|SET\s(?!.*(?:AUTOCOMMIT|PASSWORD|STATEMENT|ROLE)))",
-    re.DOTALL | re.IGNORECASE,
+#: As much of a statement as is looked at, in bytes: enough for a long list of keys. The connection remembers so much
+#: of what was sent last. A longer SELECT counts as one that writes; longer texts of several statements do anything.
+_BEGINNING: Final = 64 * 1024
+
+
+def _form(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.ASCII | re.IGNORECASE | re.DOTALL)
+
+
+_SCOPE: Final = r"(?:(?:SESSION|LOCAL)\s+|@@(?:(?:SESSION|LOCAL)\s*\.\s*)?)?"
+_AUTOCOMMIT: Final = rf"SET\s+{_SCOPE}AUTOCOMMIT\s*:?=\s*"
+#: What one statement may do, by the form of its cleaned text; the first that fits counts. Each commits, or does not,
+#: as found on MySQL 9.7, MariaDB 10.11 and 11.8: a test runs them there.
+_FORMS: Final = tuple(
+    (_form(pattern), effect)
+    for pattern, effect in (
+        (r"(?:INSERT|UPDATE|DELETE|REPLACE)\b", Effect.WRITES),
+        # Into a table of the engine NDB, which neither RDS nor Aurora has, it would commit.
+        (r"LOAD\s+(?:DATA|XML)\b", Effect.WRITES),
+        # A temporary sequence is another matter: it commits.
+        (r"CREATE\s+(?:OR\s+REPLACE\s+)?TEMPORARY\s+TABLE\b", Effect.WRITES),
+        (r"DROP\s+TEMPORARY\s+TABLE\b", Effect.NOTHING),
+        (r"(?:SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK)\b", Effect.NOTHING),
+        (r"(?:DEALLOCATE|DROP)\s+PREPARE\b", Effect.NOTHING),
+        (rf"{_AUTOCOMMIT}(?:0|OFF|FALSE)\s*\Z", Effect.NOTHING),
+        (rf"{_AUTOCOMMIT}(?:1|ON|TRUE|DEFAULT)\s*\Z", Effect.ENDS),
+        (r"(?:BEGIN(?:\s+WORK)?|UNLOCK\s+TABLES?)\s*\Z", Effect.ENDS),
+        (r"(?:START\s+TRANSACTION|LOCK\s+TABLES?)\b", Effect.ENDS),
+        (r"XA\s+(?:START|BEGIN)\b", Effect.ENDS),
+        (r"XA\s+(?:END|RECOVER)\b", Effect.NOTHING),
+        (r"XA\s+COMMIT\b.*\bONE\s+PHASE\s*\Z", Effect.COMMIT),
+        (r"XA\s+(?:PREPARE|COMMIT|ROLLBACK)\b", Effect.TWO_PHASE),
+        (r"COMMIT\b", Effect.COMMIT),
+    )
 )
-#: As much of a statement as is looked at.
-_BEGINNING: Final = 256
+#: What evaluates expressions and does nothing else.
+_READS: Final = _form(
+    r"(?:SELECT|WITH|TABLE|VALUES|SHOW|EXPLAIN|DESC|DESCRIBE|DO|USE|PREPARE|HANDLER|HELP)\b"
+    r"|CHECKSUM\s+TABLE\b|GET\s+(?:CURRENT\s+|STACKED\s+)?DIAGNOSTICS\b"
+    r"|SET\s+(?:NAMES\b|CHARACTER\s+SET\b|CHARSET\b|ROLE\b|(?:(?:SESSION|LOCAL)\s+)?TRANSACTION\b"
+    rf"|(?:{_SCOPE}|@)[\w$.?]+\s*:?=)"
+)
+#: With these a SET is another matter: other sessions see it, or it commits. To read a global value is not.
+_NOT_SESSIONS: Final = _form(r".*?(?:\bPASSWORD|(?<!=@@)(?<!= @@)\b(?:GLOBAL|PERSIST(?:_ONLY)?))\b")
+#: Among several statements these decide what those behind them do.
+_DECIDES: Final = _form(r"ROLLBACK\b(?!\s+(?:WORK\s+)?TO\b)|SET\b.*AUTOCOMMIT")
 
 
 def beginning(sql: str | bytes, encoding: str) -> bytes:
@@ -59,37 +124,67 @@ def ends_nothing_else(word: bytes) -> bool:
     return word in _ENDS
 
 
-def may_end(statement: bytes, sql: str | bytes, *, multi: bool) -> bool:
-    """Whether *sql* may commit the transaction that is open, be it in the middle of a procedure.
+def may_end(statement: bytes, text: Text) -> bool:
+    """Whether *statement* may commit the open transaction, be it in the middle of a procedure.
 
     Args:
-        statement: The beginning of *sql*.
-        sql: The whole text.
-        multi: The connection takes several statements in one text.
+        statement: As `beginning` gives it.
+        text: How it is to be read.
     """
-    if multi and (";" in sql if isinstance(sql, str) else b";" in sql):
-        return True
+    if first_words(statement)[0] in _NEVER_COMMITS and not text.many:
+        return False
+    return judge(statement, text) > Effect.WRITES
+
+
+def judge(statement: bytes, text: Text) -> Effect:
+    """What *statement*, or all of several, may do.
+
+    Args:
+        statement: As `beginning` gives it.
+        text: How it is to be read.
+    """
     is_whole = len(statement) < _BEGINNING
-    return first_words(statement)[0] not in _NEVER_COMMITS and not (is_whole and _KEEPS_TRANSACTION.match(statement))
+    cleaned = clean(statement, text)
+    if not (is_whole and cleaned.is_clear):
+        alone = not text.many and first_words(statement)[0] in _NEVER_COMMITS
+        return Effect.WRITES if alone else Effect.ANYTHING
+    parts = [part for part in (part.strip().lstrip("( \t\n\r\f\v") for part in cleaned.sql.split(";")) if part]
+    effects = [_judge_one(part, cleaned.raw) for part in parts]
+    if len(parts) > 1 and (max(effects) > Effect.WRITES or any(map(_DECIDES.match, parts))):
+        return Effect.ANYTHING
+    return max(effects, default=Effect.NOTHING)
 
 
-def is_plain(statement: bytes, *, multi: bool) -> bool:
-    """Whether *statement* neither commits anything nor begins what outlasts it, if it is in autocommit."""
-    # One of many may do anything; which of them was the last to be done nobody knows.
-    return not multi and first_words(statement)[0] in _NEVER_COMMITS
+def _judge_one(statement: str, raw: str) -> Effect:
+    """What the one cleaned *statement* may do; *raw* is the text that it was cleaned from."""
+    for form, effect in _FORMS:
+        if form.match(statement):
+            return effect
+    if not _READS.match(statement):
+        return Effect.ANYTHING
+    # The name of a variable may be quoted, a keyword may not.
+    if statement[:3].upper() == "SET" and (_NOT_SESSIONS.match(statement) or "autocommit" in raw.lower()):
+        return Effect.ANYTHING
+    return Effect.NOTHING if only_reads(statement) else Effect.WRITES
 
 
-def doubt_of(statement: bytes, *, in_transaction: bool, autocommit: bool, multi: bool) -> str:
-    """Why *statement*, cut, may have taken effect for good; NO_DOUBT if it cannot have.
+def doubt_of(effect: Effect, *, surely_open: bool, may_be_open: bool, autocommit: bool) -> str:
+    """Why what was sent, and cut, may have taken effect for good; NO_DOUBT if it cannot have.
 
     Args:
-        statement: The beginning of what was sent.
-        in_transaction: A transaction was surely open.
-        autocommit: Without one, each statement commits by itself.
-        multi: The connection takes several statements in one text.
+        effect: What it may do.
+        surely_open: The server has said that a transaction is open.
+        may_be_open: It has, or one may have been begun since it said that none is.
+        autocommit: Without a transaction, each statement commits by itself.
     """
-    if first_words(statement)[0] == b"COMMIT":
-        return DURING_COMMIT
-    if not in_transaction and autocommit:
+    if effect is Effect.NOTHING:
+        return NO_DOUBT
+    if effect is Effect.TWO_PHASE:
+        return XA_PREPARED
+    if effect is Effect.COMMIT:
+        return DURING_COMMIT if may_be_open else NO_DOUBT
+    if effect is Effect.ENDS:
+        return MAY_COMMIT if may_be_open else NO_DOUBT
+    if autocommit and not surely_open:
         return IN_AUTOCOMMIT
-    return NO_DOUBT if is_plain(statement, multi=multi) else MAY_COMMIT
+    return NO_DOUBT if effect is Effect.WRITES else MAY_COMMIT
