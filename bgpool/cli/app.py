@@ -237,6 +237,10 @@ def lab_run(
             help="Servers offer TLS: what the driver does by itself, verify, or without. Default: the scenario's.",
         ),
     ] = None,
+    shut: Annotated[
+        str,
+        typer.Option(metavar="locked|open|super-read-only|offline", help="How the servers are shut; see docs/lab.md."),
+    ] = "locked",
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
@@ -251,7 +255,7 @@ def lab_run(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
-        options: dict[str, Any] = {"programs": programs, "tls": tls or False}
+        options: dict[str, Any] = {"programs": programs, "tls": tls or False, "shut": shut}
         Pair(engine=engine, **options)
     except ValueError as error:
         raise _unusable(str(error)) from None

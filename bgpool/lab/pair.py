@@ -55,6 +55,7 @@ class Pair:
         blue: The production server. After a switchover this is still the *same server*, old blue; see
             `renew`.
         green: The staging server, which a switchover promotes.
+        tls: Whether the lab's certificates are in use, which name the servers.
         blue_readers, green_readers: Their replicas.
         names: Every endpoint name.
         hosts: The hosts file that stands for DNS.
@@ -96,9 +97,9 @@ class Pair:
             engine: MySQL is played by MariaDB or MySQL, whichever is found.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
-            tls: With certificates for the servers' names, which DSNs verify (``"verified"`` or True) or leave to the
-                driver's defaults (``"offered"``). ``"disabled"``: DSNs without TLS. False: what server and driver do by
-                themselves; MySQL and MariaDB from 11.4 on offer TLS with certificates of their own.
+            tls: ``"verified"`` or True: servers have certificates for their names, and DSNs verify them. ``"offered"``:
+                servers offer TLS, if need be the lab's, and drivers do what they do by themselves. ``"disabled"``: DSNs
+                say that there is to be none. False: whatever server and driver do.
             iam: With tokens instead of a password for the role ``app``; implies ``tls="verified"``.
             dns: With a DNS server instead of a hosts file.
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
@@ -127,7 +128,7 @@ class Pair:
         if tls not in (False, True, *get_args(Tls)):
             raise ValueError(f"tls must be False, True or one of {get_args(Tls)}, not {tls!r}")
         self._tls: Tls | Literal[False] = "verified" if tls is True or iam else tls
-        self.tls = self._tls in ("offered", "verified")
+        self.tls = self._tls == "verified"
         self._with_iam = iam
         self._with_dns = dns
         self._programs = programs
@@ -159,6 +160,7 @@ class Pair:
             self.names = make_names(aurora=self.flavour == "aurora", replicas=self._readers, custom=self._custom)
             self.app_password, self.lab_password = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
             workshop = self._make_workshop(guard)
+            self.tls = self._tls == "verified" or (self._tls == "offered" and not workshop.offers_tls)
             self._describe_servers(workshop, guard)
             self.hosts = HostsFile(guard.base / "hosts")
             self._publish_names()

@@ -69,6 +69,11 @@ class Workshop(abc.ABC):
     def product(place: str | Path | None) -> str:
         """What its servers would be, such as ``PostgreSQL 16.14``; raises as the constructor."""
 
+    @property
+    @abc.abstractmethod
+    def offers_tls(self) -> bool:
+        """Whether the servers offer TLS by themselves, with certificates that prove no name."""
+
     @abc.abstractmethod
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> Server:
         """Describe a server; the arguments are those of `Server`."""
@@ -117,6 +122,11 @@ class PostgresWorkshop(Workshop):
     def product(place: str | Path | None) -> str:
         """By the programs."""
         return find_programs(place).product
+
+    @property
+    def offers_tls(self) -> bool:
+        """They do not."""
+        return False
 
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> PostgresServer:
         """Describe a server."""
@@ -173,6 +183,11 @@ class MysqlWorkshop(Workshop):
     def product(place: str | Path | None) -> str:
         """By the server's program."""
         return find_family(place).product
+
+    @property
+    def offers_tls(self) -> bool:
+        """As the family does."""
+        return self._family.offers_tls
 
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MysqlServer:
         """Describe a server."""

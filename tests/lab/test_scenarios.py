@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
+from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import Verdict
+from bgpool.lab.mysql.programs import find_family
 from bgpool.lab.report import Report, Stray
 from bgpool.lab.scenarios import CATALOGUE, Outcome, evidence, find, hosts, names, play, rollbacks, topologies
 from bgpool.lab.scenarios.scenario import FAST, Scenario, findings
+from bgpool.lab.server import Shut
+from bgpool.lab.workshops import Tls
 
 CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
 #: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL
@@ -26,6 +32,9 @@ QUICK = {
     },
     Engine.MYSQL: {"aurora", "metadata-deleted", "rollback-from-in-progress", "connections-cut", "long-transactions"},
 }  # fmt: skip
+#: Played in every way of shutting blue and of TLS; those of ``make test``.
+SHUT_SCENARIOS = ("rds", "metadata-frozen", "rollback-from-in-progress")
+QUICK_SHUTTING = {("rds", "open", "offered"), ("rds", "offline", "offered")}
 #: What the load of other tests may add to a release: in seconds, and as a part of its bound.
 LOAD_S, LOAD_PART = 0.4, 0.2
 _outcomes: dict[tuple[Engine, str], Outcome] = {}
@@ -117,6 +126,31 @@ class TestNames:
     @each(names)
     def test_scenario(self, name: str, engine: Engine) -> None:
         assert_clean(name, engine)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+class TestShutting:
+    """Every way of shutting blue, by every way of TLS."""
+
+    @pytest.mark.parametrize(
+        ("name", "shut", "tls"),
+        [
+            pytest.param(*case, id="-".join(case), marks=() if case in QUICK_SHUTTING else pytest.mark.full)
+            for case in itertools.product(SHUT_SCENARIOS, get_args(Shut), get_args(Tls))
+        ],
+    )
+    def test_mysql(self, name: str, shut: Shut, tls: Tls) -> None:
+        scenario = find(name, Engine.MYSQL)
+        scenario = dataclasses.replace(scenario, release_s=loaded_s(scenario))
+        options = {"shut": shut, "tls": tls}
+        if shut not in find_family().ways:
+            with pytest.raises(LabError, match=f"cannot be shut by '{shut}'"):
+                play(scenario, Engine.MYSQL, options)
+            return
+        outcome = play(scenario, Engine.MYSQL, options)
+        assert outcome.findings == ()
+        assert outcome.report.verdict.acknowledged > 100
 
 
 def test_every_chapter_is_played() -> None:

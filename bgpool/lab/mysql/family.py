@@ -117,6 +117,11 @@ class Family(abc.ABC):
     def options(self) -> tuple[str, ...]:
         """The arguments of a server that runs, beside those of `command`."""
 
+    @property
+    @abc.abstractmethod
+    def offers_tls(self) -> bool:
+        """Whether the server makes certificates for itself, so that clients find TLS without any configuration."""
+
     # -- accounts ------------------------------------------------------------------------------------------
 
     @property

@@ -99,6 +99,11 @@ class MariaDB(Family):
         )
 
     @property
+    def offers_tls(self) -> bool:
+        """From 11.4 on."""
+        return self.version >= (11, 4)
+
+    @property
     def replication_grants(self) -> str:
         """As `Family` says."""
         return "REPLICATION SLAVE"

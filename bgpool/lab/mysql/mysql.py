@@ -81,6 +81,11 @@ class MySQL(Family):
         )  # fmt: skip
 
     @property
+    def offers_tls(self) -> bool:
+        """It does."""
+        return True
+
+    @property
     def replication_grants(self) -> str:
         """With CONNECTION_ADMIN it is let in while the server is offline, too."""
         return "REPLICATION SLAVE, CONNECTION_ADMIN"
