@@ -1,27 +1,23 @@
 """A PyMySQL connection that knows its generation: it holds new transactions, and says what a cut has done.
 
-Everything that PyMySQL sends to a server goes through ``_execute_command``, and everything that it reads comes through
-``_read_packet``. These two are where a statement is stopped before it is sent, and where the driver's error becomes one
-that says what to do.
+Every statement goes through ``_execute_command``: there it is stopped before it is sent. What is sent and read, and
+where the driver's error is met, is the matter of ``exchange``; here it becomes one that says what to do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
 import sys
-import warnings
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from pymysql.connections import MySQLResult
 from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
 from pymysql.err import InterfaceError, MySQLError, ProgrammingError
-from pymysql.protocol import MysqlPacket
 
-from bgpool.mysql import CUT_CODES, BoundedConnection, code_of, is_servers_refusal, is_transactions_refusal
+from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, is_transactions_refusal
 from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
+from bgpool.pools.mysql.exchange import Exchange
 from bgpool.pools.mysql.expressions import Text
 from bgpool.pools.mysql.statements import Effect
 
@@ -40,12 +36,9 @@ _SERVERS_DEFAULT: Final = (
 #: and what it has left of a transaction, or begun, is not known.
 _UNSURE: Final = 1 << 16
 _MAY_BE_OPEN: Final = SERVER_STATUS.SERVER_STATUS_IN_TRANS | _UNSURE
-#: The packet that ends columns and rows: mark, warnings, status.
-_END_OF_ROWS: Final = 0xFE
-_END_OF_ROWS_BYTES: Final = 5
 
 
-class MysqlConnection(BoundedConnection):
+class MysqlConnection(Exchange):
     """A connection of a MySQL pool.
 
     Attributes:
@@ -73,16 +66,13 @@ class MysqlConnection(BoundedConnection):
     bgpool_charset: tuple[str, str | None]
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
-    # PyMySQL sets it at the end of __init__, which may fail before.
-    _result: Any = None
     # What the application asked for when it connected.
     _autocommit: bool | None = None
     # What has refused a write of the transaction at hand in a switchover, or its COMMIT: that rolled it back, and
     # another COMMIT would be answered with OK.
     _doomed: MySQLError | None = None
-    # What was sent last: the command, and the beginning of its statement; and whether its answer has not begun to come.
+    # What was sent last: the command, and the beginning of its statement.
     _in_flight: tuple[int, bytes] | None = None
-    _unanswered: bool = False
 
     # -- what the pool asks --------------------------------------------------------------------------------------
 
@@ -121,12 +111,6 @@ class MysqlConnection(BoundedConnection):
             return
         self.bgpool_unfit = self.bgpool_refused and generation.note_refusal()
 
-    def bgpool_is_readable(self) -> bool:
-        """Whether the server has said something that nobody asked for: it ends the connection."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-
     def bgpool_clean(self) -> None:
         """End what the last user has left open: results, a transaction, another autocommit mode.
 
@@ -142,24 +126,6 @@ class MysqlConnection(BoundedConnection):
         self.rollback()
         if self._autocommit is not None and self.get_autocommit() != self._autocommit:
             self.autocommit(self._autocommit)
-
-    def bgpool_settle(self) -> None:
-        """Read the results that were left unread, as PyMySQL does before it sends: no status is true before the last.
-
-        Raises:
-            InheritedConnection: The connection, and what is unread, is the parent's.
-            pymysql.err.Error: What a result that was left unread says, or what became of the connection meanwhile.
-        """
-        result = self._result
-        if result is None or not (result.unbuffered_active or result.has_next) or not self.open:
-            return
-        if self._is_inherited():
-            self.bgpool_generation.wait_usable()
-        if result.unbuffered_active:
-            warnings.warn("Previous unbuffered result was left incomplete", stacklevel=3)
-            result._finish_unbuffered_query()
-        while self._result is not None and self._result.has_next:
-            self.next_result()
 
     def bgpool_commit_block(self) -> None:
         """Commit at the end of a block, unless its user has closed the connection."""
@@ -194,7 +160,8 @@ class MysqlConnection(BoundedConnection):
         """Ask the server whether it is alive. Never reconnects: where to is the pool's to say."""
         if reconnect and not self.open:
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
-        super().ping(reconnect=False)
+        self._execute_command(COMMAND.COM_PING, "")
+        self._read_ok_packet()
 
     def connect(self, sock: Any = None) -> None:
         """Connect, once.
@@ -261,50 +228,19 @@ class MysqlConnection(BoundedConnection):
             self.bgpool_ended |= self._may_end(command, statement)
         if self._unanswered:
             self._force_close()
+        if not self.open:
+            self._fail(InterfaceError(0, ""))
         self._in_flight = (command, statement)
         try:
             super()._execute_command(command, sql)
-        except MySQLError as error:
-            self._raise(error, generation)
         except BaseException:
             # Interrupted: nobody knows how much of it has gone.
             self._force_close()
             raise
         self._unanswered = True
 
-    def _read_packet(self, packet_type: type[Any] = MysqlPacket) -> Any:
-        generation = self._generation()
-        if generation is None:
-            return super()._read_packet(packet_type)
-        if not generation.live[0] and generation.inherited:
-            # What is there to be read is the parent's.
-            generation.wait_usable()
-        try:
-            packet = super()._read_packet(packet_type)
-        except MySQLError as error:
-            self._unanswered = False
-            self._raise(error, generation)
-        except BaseException:
-            self._force_close()
-            raise
-        self._unanswered = False
-        data = packet.get_all_data()
-        if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
-            # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
-            self.server_status = int.from_bytes(data[3:5], "little")
-        return packet
-
     def _read_query_result(self, unbuffered: bool = False) -> int:
-        try:
-            count: int = super()._read_query_result(unbuffered)  # type: ignore[misc]  # not in the stubs
-        except MySQLError:
-            raise
-        except BaseException:
-            # Interrupted, or a value cannot be decoded: the rest would be taken for the answer to the next statement.
-            self._force_close()
-            raise
-        if unbuffered:
-            self._result.__class__ = _UnbufferedResult
+        count = super()._read_query_result(unbuffered)
         if self.bgpool_in_unit and not self.server_status & _MAY_BE_OPEN:
             self.bgpool_ended = True
         return count
@@ -337,12 +273,6 @@ class MysqlConnection(BoundedConnection):
         return command == COMMAND.COM_QUERY and statements.may_end(statement, self._text())
 
     # -- what became of it ---------------------------------------------------------------------------------------
-
-    def _raise(self, error: MySQLError, generation: Generation) -> NoReturn:
-        explained = self._explained(error, generation)
-        if explained is error:
-            raise error
-        raise explained from error
 
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
         """*error*, or what it means in a switchover."""
@@ -398,21 +328,3 @@ class MysqlConnection(BoundedConnection):
         many = bool(self.client_flag & CLIENT.MULTI_STATEMENTS)
         backslash = not self.server_status & SERVER_STATUS.SERVER_STATUS_NO_BACKSLASH_ESCAPES
         return Text(self.encoding, many, backslash)
-
-    def _generation(self) -> Generation | None:
-        return getattr(self, "bgpool_generation", None)
-
-    def _is_inherited(self) -> bool:
-        generation = self._generation()
-        return generation is not None and generation.inherited
-
-
-class _UnbufferedResult(MySQLResult):
-    """One whose end in a child, also by the collector, leaves the rest to the parent that reads it."""
-
-    def _finish_unbuffered_query(self) -> None:
-        connection: Any = self.connection
-        if connection is not None and connection._is_inherited():
-            self.unbuffered_active = False
-            return
-        super()._finish_unbuffered_query()  # type: ignore[misc]  # not in the stubs

@@ -1,0 +1,290 @@
+"""LOAD DATA LOCAL: a file that stops half-way is never committed, and a loss is the driver's error."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.pool import MysqlPool
+from bgpool.testing import Deployment
+from tests.engines import Kit
+from tests.pools.callers import Caller, wait_until
+
+pytestmark = pytest.mark.lab
+
+ENGINES = (Engine.MYSQL,)
+
+MakePool = Callable[..., MysqlPool]
+
+#: More than a socket's buffers hold.
+MANY_ROWS = b"".join(b"%060d\n" % n for n in range(200_000))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _table(mysql_pair: Pair) -> None:
+    mysql_pair.blue.execute("CREATE TABLE app.loaded (v VARCHAR(60))")
+
+
+@pytest.fixture
+def load(make_pool: MakePool) -> Callable[..., Any]:
+    """Makes a pool of connections that may load local files."""
+    return lambda **kwargs: make_pool(max_size=1, kwargs={"local_infile": True, **kwargs})
+
+
+def statement(path: Path) -> str:
+    return f"LOAD DATA LOCAL INFILE '{path}' INTO TABLE loaded (v)"
+
+
+def count(pair: Pair) -> int:
+    return int(pair.blue.execute("SELECT count(*) FROM app.loaded")[0][0])
+
+
+class Breaking(io.BytesIO):
+    """A file of which two pieces can be read, and then *error* is raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(MANY_ROWS)
+        self._error = error
+        self._left = 2
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if not self._left:
+            raise self._error
+        self._left -= 1
+        return super().read(size)
+
+
+class TimeIsUp(BaseException):
+    """As gevent's and Celery's."""
+
+
+@pytest.fixture
+def half_way(tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], Path]]:
+    """Makes files that call a function when the first half was read."""
+    writers: list[threading.Thread] = []
+
+    def make(meanwhile: Callable[[], object]) -> Path:
+        path = tmp_path / f"rows-{len(writers)}"
+        os.mkfifo(path)
+
+        def write() -> None:
+            try:
+                with path.open("wb") as file:
+                    file.write(MANY_ROWS[: len(MANY_ROWS) // 2])
+                    meanwhile()
+                    file.write(MANY_ROWS)
+            except BrokenPipeError:
+                pass  # nobody reads any more
+
+        writers.append(threading.Thread(target=write, daemon=True))
+        writers[-1].start()
+        return path
+
+    yield make
+    for writer in writers:
+        writer.join(10)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("how", ["killed", "cut by us"])
+@pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
+def test_cut_half_way(
+    load: Any, half_way: Any, kit: Kit, pair: Pair, deployment: Deployment, how: str, autocommit: bool, phase: Phase
+) -> None:
+    deployment.phase(phase)
+    pool = load(autocommit=autocommit)
+    conn: MysqlConnection = pool.getconn()
+
+    def end() -> None:
+        if how == "killed":
+            kit.kill(pair, kit.session(conn))
+        else:
+            conn.bgpool_generation.cut()
+
+    with pytest.raises(pymysql.err.OperationalError) as caught:
+        kit.execute(conn, statement(half_way(end)))
+    if phase is Phase.PREPARATION:
+        assert isinstance(caught.value, bgpool.SwitchoverError)
+        assert isinstance(caught.value, bgpool.CommitOutcomeUnknown) == autocommit
+    else:
+        assert caught.value.args[0] in (2006, 2013)
+    assert conn.closed
+    pool.putconn(conn)
+    with pool.connection() as conn:
+        assert kit.execute(conn, "SELECT count(*) FROM loaded") == [(0,)]
+
+
+def test_a_large_statement_that_its_server_stops_reading(
+    load: Any, kit: Kit, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the connection and leaves a full window behind: the rest can never be sent."""
+    pool = load(autocommit=True, write_timeout=20)
+    conn = pool.getconn()
+    waiting = MysqlConnection._wait_writable
+    pieces: list[int] = []
+
+    def kill_half_way(self: MysqlConnection) -> None:
+        pieces.append(1)
+        if len(pieces) == 300:
+            kit.kill(pair, kit.session(conn))
+        waiting(self)
+
+    monkeypatch.setattr(MysqlConnection, "_wait_writable", kill_half_way)
+    began = time.monotonic()
+    with pytest.raises(pymysql.err.OperationalError):
+        kit.execute(conn, f"INSERT INTO loaded VALUES {','.join([f'({chr(39)}{57 * chr(120)}{chr(39)})'] * 240_000)}")
+    assert time.monotonic() - began < 15
+    assert conn.closed
+    pool.putconn(conn)
+    assert count(pair) == 0
+
+
+def test_a_unit_is_begun_again(load: Any, half_way: Any, kit: Kit, pair: Pair, deployment: Deployment) -> None:
+    deployment.phase(Phase.PREPARATION)
+    calls: list[int] = []
+
+    def work(conn: MysqlConnection) -> str:
+        calls.append(kit.session(conn))
+        if len(calls) == 1:
+            kit.execute(conn, statement(half_way(lambda: kit.kill(pair, calls[0]))))
+        return "again"
+
+    assert load().run(work) == "again"
+
+
+@pytest.mark.parametrize("error", [TimeIsUp(), OSError(errno.EIO, "Input/output error")], ids=["interrupt", "disk"])
+def test_what_stops_half_way_is_not_committed_in_part(
+    load: Any, kit: Kit, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    pool = load(autocommit=True)
+    conn = pool.getconn()
+    monkeypatch.setattr(Path, "open", lambda *_: Breaking(error))
+    with pytest.raises(type(error) if isinstance(error, TimeIsUp) else pymysql.err.OperationalError) as caught:
+        kit.execute(conn, statement(tmp_path / "rows"))
+    monkeypatch.undo()
+    assert isinstance(caught.value, TimeIsUp) or caught.value.args[0] == pymysql.constants.ER.FILE_NOT_FOUND
+    assert conn.closed
+    pool.putconn(conn)
+    assert count(pair) == 0
+
+
+def test_a_file_that_is_not_there_costs_no_connection_and_no_transaction(load: Any, kit: Kit, tmp_path: Path) -> None:
+    with load().connection() as conn:
+        kit.write(conn)
+        for path in (tmp_path / "missing", tmp_path):
+            with pytest.raises(pymysql.err.OperationalError, match=f"cannot read the local file '{path}'"):
+                kit.execute(conn, statement(path))
+            assert conn.bgpool_in_transaction
+        assert kit.execute(conn, "SELECT 'mine'") == [("mine",)]
+        conn.rollback()
+
+
+@pytest.mark.parametrize("cursor_class", [pymysql.cursors.Cursor, pymysql.cursors.SSCursor])
+def test_a_whole_file(load: Any, kit: Kit, tmp_path: Path, cursor_class: Any) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(MANY_ROWS[: 61 * 3000])
+    with load().connection() as conn:
+        with conn.cursor(cursor_class) as cursor:
+            assert cursor.execute(statement(path)) == 3000
+        assert kit.execute(conn, "SELECT count(*) FROM loaded") == [(3000,)]
+        conn.rollback()
+
+
+def test_as_one_of_many_statements(load: Any, pair: Pair, tmp_path: Path, monkeypatch: Any) -> None:
+    pool = load(autocommit=True, client_flag=pymysql.constants.CLIENT.MULTI_STATEMENTS)
+    conn = pool.getconn()
+    cursor = conn.cursor()
+    cursor.execute(f"SELECT NULL; {statement(tmp_path / 'rows')}")
+    monkeypatch.setattr(Path, "open", lambda *_: Breaking(TimeIsUp()))
+    with pytest.raises(TimeIsUp):
+        cursor.nextset()
+    monkeypatch.undo()
+    pool.putconn(conn)
+    assert count(pair) == 0
+
+
+def test_not_allowed(make_pool: MakePool, kit: Kit, tmp_path: Path) -> None:
+    with make_pool(max_size=1).connection() as conn:
+        with pytest.raises(pymysql.err.MySQLError):
+            kit.execute(conn, statement(tmp_path / "rows"))
+        assert kit.execute(conn, "SELECT 'mine'") == [("mine",)]
+
+
+class TestLost:
+    """What is asked of a connection that is closed is the driver's InterfaceError, whoever closed it."""
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda conn: conn.next_result(),
+            lambda conn: conn._read_packet(),
+            lambda conn: conn.write_packet(b""),
+            lambda conn: conn.ping(),
+            lambda conn: conn.show_warnings(),
+            lambda conn: conn.select_db("app"),
+            lambda conn: conn.set_character_set("utf8mb4"),
+            lambda conn: conn.autocommit(not conn.get_autocommit()),
+            lambda conn: conn.begin(),
+            lambda conn: conn.commit(),
+            lambda conn: conn.kill(1),
+            lambda conn: conn.cursor().callproc("p", (1,)),
+            lambda conn: conn.cursor().executemany("INSERT INTO ledger (n) VALUES (%s)", [(1,), (2,)]),
+        ],
+    )
+    def test_asked_afterwards(self, make_pool: MakePool, ask: Callable[[Any], object]) -> None:
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+        conn._force_close()
+        with pytest.raises(pymysql.err.InterfaceError):
+            ask(conn)
+        pool.putconn(conn)
+
+    def test_rows_do_not_seem_to_end(self, make_pool: MakePool) -> None:
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+        cursor = conn.cursor(pymysql.cursors.SSCursor)
+        cursor.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3")
+        assert cursor.fetchone() == (1,)
+        conn.close()
+        with pytest.raises(pymysql.err.InterfaceError):
+            cursor.fetchone()
+
+    def test_closed_by_another_thread_while_an_answer_is_awaited(self, make_pool: MakePool, kit: Kit) -> None:
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+        sock: Any = conn._sock
+        caller = Caller(lambda: kit.sleep(conn, 30))
+        wait_until(lambda: conn._unanswered)
+        conn._sock = None
+        sock.shutdown(socket.SHUT_RDWR)
+        assert isinstance(caller.wait(), pymysql.err.OperationalError)
+        sock.close()
+        pool.putconn(conn)
+
+    def test_warnings_that_were_read_in_part(self, make_pool: MakePool) -> None:
+        def interrupted(_value: object) -> None:
+            raise TimeIsUp
+
+        pool = make_pool(max_size=1)
+        conn = pool.getconn()
+        conn.query("SELECT 1/0, CAST('x' AS SIGNED), CAST('y' AS SIGNED)")
+        conn.decoders = dict.fromkeys(range(256), interrupted)
+        with pytest.raises(TimeIsUp):
+            conn.show_warnings()
+        assert conn.closed
+        pool.putconn(conn)
