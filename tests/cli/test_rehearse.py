@@ -304,7 +304,7 @@ def test_no_servers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     def fail(*_: object, **__: object) -> None:
         raise LabError("no PostgreSQL: pip install it")
 
-    monkeypatch.setattr("bgpool.lab.rehearsal.run.Pair", fail)
+    monkeypatch.setattr("bgpool.lab.rehearsal.run.find_servers", fail)
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=False) == show.NO_LAB
     assert "pip install it" in capsys.readouterr().err
 
