@@ -43,13 +43,11 @@ class GreenLogin:
         """For the pool with *recipe*, one of *count_workers* processes of the host."""
         self._recipe: Final = recipe
         self._count_workers: Final = count_workers
-        self._reported: Final[set[str]] = set()
         self.reset()
 
     def reset(self) -> None:
         """After a fork, in the child: nobody has asked yet, and the thread is the parent's."""
-        self.failure = ""
-        self._reported.clear()
+        self.failure = self._reported = ""
         self._green: Host | None = None
         self._due_at = 0.0
         self._thread: threading.Thread | None = None
@@ -76,33 +74,24 @@ class GreenLogin:
             # Not asked of the server: green may have the password in its cache today, and not after a restart.
             failure = self._recipe.cache_warning
             if not failure:
-                self._log_in(green)
+                # By its own name: it takes blue's in the switchover.
+                self._recipe.try_login(Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,)))
         except Exception as error:
-            failure = self._explain(error)
+            # Of a server that cannot be reached nothing new is known; the monitor reports that.
+            failure = _explain(error) if server_refused(error) else self.failure
             # A server counts handshakes that were broken off, and may shut the whole host out in the end.
-            if failure and not certificate_was_refused(error):
+            if not certificate_was_refused(error):
                 interval_s = LOGIN_TRIAL_RETRY_S
         self._due_at = time.monotonic() + interval_s * (0.5 + random.random())
         if green == self._green:
             self.failure = failure
             self._report(green, failure)
 
-    def _log_in(self, green: Host) -> None:
-        # By its own name: it takes blue's in the switchover.
-        self._recipe.try_login(Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,)))
-
-    def _explain(self, error: Exception) -> str:
-        """Why the login is refused; empty where the server cannot be reached: the monitor says that."""
-        if not server_refused(error):
-            return ""
-        # A package that is missing here is none of the server's business.
-        remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
-        return f"{first_line(error)}{remedy}"
-
     def _report(self, green: Host, failure: str) -> None:
-        if not failure or failure in self._reported:
+        # What is true of every server was logged at the first login.
+        if failure in ("", self._recipe.cache_warning, self._reported):
             return
-        self._reported.add(failure)
+        self._reported = failure
         dsn, bg_id = self._recipe.dsn, self._recipe.settings.bg_id
         _logger.warning(
             "[bg_id: %r] after a switchover this pool could not connect: user %r at %s:%d: %s",
@@ -113,6 +102,12 @@ class GreenLogin:
             failure,
             extra=log_fields("green_login", bg_id=bg_id, phase=Phase.CREATED, host=green.name),
         )
+
+
+def _explain(error: Exception) -> str:
+    """Why a login was refused, and what to do; a package that is missing here is none of the server's business."""
+    remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
+    return f"{first_line(error)}{remedy}"
 
 
 def _green_of(snapshot: Snapshot, blue: Host) -> Host | None:

@@ -14,7 +14,6 @@ import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.events import Resolved
 from bgpool.core.phase import Phase, Role
-from bgpool.core.snapshot import Host
 from bgpool.lab import Pair
 from bgpool.lab.pair import ROLE
 from bgpool.monitor.probe import now
@@ -84,14 +83,14 @@ def test_a_login_that_works_is_tried_once_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried: list[str] = []
-    log_in = GreenLogin._log_in
-
-    def count(self: GreenLogin, green: Host) -> None:
-        log_in(self, green)
-        tried.append(green.name)
-
-    monkeypatch.setattr(GreenLogin, "_log_in", count)
     pool = make_pool()
+    log_in = pool._recipe.try_login
+
+    def count(decision: Any) -> None:
+        log_in(decision)
+        tried.append(decision.names[0])
+
+    monkeypatch.setattr(pool._recipe, "try_login", count)
     with pool.connection():
         pass
     wait_until(lambda: tried == [pair.names.green.primary])
@@ -163,10 +162,22 @@ def test_what_counts_as_refused(
     assert ("let the user in" in failure) is ("let the user in" in expected)
 
 
-def test_a_password_that_only_blue_has_cached_needs_no_trial(
-    deployment: Deployment, make_pool: Callable[..., Any]
+def test_a_green_that_cannot_be_reached_is_no_news(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
+    recipe = Recipe(make_pool(), pymysql.err.OperationalError(1045, "Access denied"))
+    login = tried(recipe, deployment)
+    refused = login.failure
+    recipe.outcome = OSError("unreachable")
+    login._due_at = 0.0
+    login.look(deployment.snapshot)
+    assert login._thread is not None
+    login._thread.join()
+    assert (len(recipe.decisions), login.failure) == (2, refused)
+
+
+def test_a_password_that_only_blue_has_cached_needs_no_trial_and_no_second_line(
+    deployment: Deployment, make_pool: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(make_pool())
     recipe.cache_warning = "only in the cache"
     assert tried(recipe, deployment).failure == "only in the cache"
-    assert recipe.decisions == []
+    assert (recipe.decisions, logged(caplog)) == ([], [])
