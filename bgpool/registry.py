@@ -79,6 +79,8 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
     with _registry.lock:
         pool = _registry.pools.get(key)
         if pool is None or pool.closed:
+            for closed in [key for key, known in _registry.pools.items() if known.closed]:
+                del _registry.pools[closed]
             pool = _registry.pools[key] = _make_pool(dsn, options)
         return pool
 

@@ -286,6 +286,14 @@ RETIRE_TIMEOUT_S: Final = 0.2
 
 # -- the pool under a MySQL pool ---------------------------------------------------------------------------------
 
+#: The most connections that a MySQL pool may have where its user names no number. Source: the largest max_connections
+#: that MySQL and MariaDB can be given.
+MYSQL_CONNECTIONS_MAX: Final = 100_000
+
+#: How long PooledDB waits for a connection that was dropped instead of closed, in seconds, before it says that all are
+#: in use: one rollback, on a server that is busy.
+RETURN_TIMEOUT_S: Final = 2.0
+
 #: A connection that was idle for less is handed out without asking its server, in seconds. Source: HikariCP.
 CHECK_AFTER_IDLE_S: Final = 0.5
 

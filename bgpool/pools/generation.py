@@ -183,13 +183,16 @@ class Generation:
         # One step for the interpreter: of two threads that close it, the second finds it closed.
         if not vars(connection).pop("bgpool_lent", False):
             return
-        usable = not self.drained and not connection.bgpool_unfit
+        unusable = self.drained or connection.bgpool_unfit or connection.bgpool_in_unit
+        usable = self.inner.close_returns and not unusable
         heir = connection.bgpool_pass_on() if usable else None
         if heir is None:
             self.replace(connection)
             return
         with self._lock:
-            self._members[heir] = self._members.pop(connection)
+            # Gone already where a finalizer closes it: the collector clears weak references first.
+            socket = self._members.pop(connection, None)
+            self._members[heir] = socket or sockets.identity(heir.fileno())
         heir.bgpool_lent = False
         self.keep(heir)
 

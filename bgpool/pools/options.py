@@ -89,6 +89,7 @@ MYSQL: Final[Mapping[str, Check]] = {
     "configure": _hook,
     "check": _hook,
     "reset": _reset,
+    "close_returns": _flag,
     "name": _name,
 }
 
@@ -97,7 +98,6 @@ POSTGRES: Final[Mapping[str, Check]] = {
     "reconnect_timeout": _seconds(endless=True),
     "reconnect_failed": _hook,
     "num_workers": _whole(1),
-    "close_returns": _flag,
     "connection_class": _connection_class,
     "kwargs": _unchecked,
 }

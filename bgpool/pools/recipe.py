@@ -72,7 +72,7 @@ class Aware(Protocol):
         ...
 
     def bgpool_pass_on(self) -> Aware | None:
-        """The same session under another object, if close() is to return it and it can be used again; None if not.
+        """The same session under another object, if it can be used again; None if not.
 
         What the last user still holds is closed after that: it cannot reach the session of the next one.
         """
@@ -83,6 +83,8 @@ class DriversPool(Protocol):
     """What a generation needs of a driver's pool; psycopg_pool's ConnectionPool has it."""
 
     timeout: float
+    #: Whether close() of a connection returns it, where it can be used again.
+    close_returns: bool
     #: Its threads that close() waits for, one after the other.
     num_workers: int
 

@@ -32,6 +32,7 @@ ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module
 GRANTED = {"README.md": "def place_order(conn, item): return item"}
 #: What is true after a page.
 AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1"}
+ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
 #: Files, which have tests of their own: below, and in tests/cli/test_rehearse.py.
@@ -75,6 +76,8 @@ def python_of(page: Path) -> list[Block]:
 def run(block: Block, names: dict[str, Any], pair: Pair) -> None:
     example = f"{EXAMPLE}:{pair.port}/app"
     text = EXAMPLE_DSN.sub(lambda match: f"{match[1]}://app:{pair.app_password}@{example}", block.text)
+    text = text.replace(f'host="{EXAMPLE}"', f'host="{EXAMPLE}", port={pair.port}')
+    text = text.replace('password="secret"', f'password="{pair.app_password}"')
     code = compile(text, block.place, "exec")
     if not any(text.find(line) >= 0 for line in ELSEWHERE):
         exec(code, names)
@@ -82,7 +85,7 @@ def run(block: Block, names: dict[str, Any], pair: Pair) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
 def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pair: Pair = request.getfixturevalue("mysql_pair" if page.name == "mysql.md" else "postgres_pair")
+    pair: Pair = request.getfixturevalue("mysql_pair" if page.name in ON_MYSQL else "postgres_pair")
     monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
     pair.blue.execute("DELETE FROM orders", database="app")
     names: dict[str, Any] = {"bgpool": bgpool}

@@ -24,6 +24,7 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.mysql import BoundedConnection
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.pool import MysqlPool
+from bgpool.pools.mysql.slots import Waiter
 from bgpool.pools.mysql.store import Store
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -256,13 +257,13 @@ class TestStore:
         connection = store.getconn()
         for give in (False, True):
 
-            def wait(_event: threading.Event, _timeout: float | None = None, give: bool = give) -> bool:
+            def wait(_waiter: Waiter, _timeout_s: float, give: bool = give) -> bool:
                 if give:
                     store.putconn(connection)
                 raise Limit
 
             with monkeypatch.context() as patch, pytest.raises(Limit):
-                patch.setattr(threading.Event, "wait", wait)
+                patch.setattr(Waiter, "wait", wait)
                 store.getconn()
             assert store.get_stats()["requests_waiting"] == 0
         assert store.getconn(1.0) is connection
@@ -488,15 +489,15 @@ class TestInterrupts:
         """Before it could take the lock to look."""
         store = make_store(max_size=1)
         held = store.getconn()
-        wait = threading.Event.wait
+        wait = Waiter.wait
 
-        def give_and_break(event: threading.Event, timeout: float | None = None) -> bool:
+        def give_and_break(waiter: Waiter, timeout_s: float) -> bool:
             store.putconn(held)
             monkeypatch.setattr(store, "_lock", _Interrupted(store._lock))
-            return wait(event, timeout)
+            return wait(waiter, timeout_s)
 
         with monkeypatch.context() as patch, pytest.raises(Limit):
-            patch.setattr(threading.Event, "wait", give_and_break)
+            patch.setattr(Waiter, "wait", give_and_break)
             store.getconn()
         assert store.getconn(5.0) is held
 
@@ -1047,29 +1048,3 @@ def test_a_password_that_cannot_be_sent_leaves_nothing_on_standard_error(
         conn.ping()
     gc.collect()
     assert ignored == []
-
-
-def test_an_interrupt_in_dbutils_locks_nobody_out(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = make_pool(max_size=1)
-    with pool.connection() as conn:
-        inner: Any = conn.bgpool_generation.inner
-    shelf = inner._shelf
-    entering = threading.Condition.__enter__
-    interrupts = iter([KeyboardInterrupt])
-
-    def interrupted(self: threading.Condition) -> bool:
-        entered = entering(self)
-        if self is shelf._lock:
-            for interrupt in interrupts:
-                raise interrupt
-        return entered
-
-    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(threading.Condition, "__enter__", interrupted)
-        pool.getconn().close()
-    del conn
-    gc.collect()
-    caller = threading.Thread(target=lambda: pool.getconn(timeout=2).close(), daemon=True)
-    caller.start()
-    caller.join(5)
-    assert not caller.is_alive()

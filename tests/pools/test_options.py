@@ -30,13 +30,13 @@ WRONG: dict[str, tuple[object, ...]] = {
     "configure": (5, "SET x"),
     "check": (True,),
     "reset": (True, "everything"),
+    "close_returns": ("no", 1, None),
     "name": (5, ""),
 }
 WRONG_POSTGRES: dict[str, tuple[object, ...]] = {
     "reconnect_timeout": ("300", -1),
     "reconnect_failed": (5,),
     "num_workers": (1.5, 0),
-    "close_returns": ("no", 1, None),
     "connection_class": (int, "Connection", None),
     "kwargs": (1, "autocommit", {"autocomit": True}, {"autocommit": "yes"}, {"prepare_threshold": "5"},
                {"dbname": "\0"}, {"dbname": "\udcff"}, {"row_factory": "dict"}, {"keepalives_idle": "soon"},

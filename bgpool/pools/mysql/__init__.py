@@ -1,1 +1,1 @@
-"""The MySQL pool: PyMySQL connections, kept by DBUtils, behind the gate."""
+"""The MySQL pool: PyMySQL connections behind the gate."""

@@ -19,10 +19,12 @@ from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
 from bgpool.pools.mysql.exchange import Exchange
 from bgpool.pools.mysql.expressions import Text
+from bgpool.pools.mysql.handover import hand_over
 from bgpool.pools.mysql.statements import Effect
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
+    from bgpool.pools.mysql.slots import Slot
 
 __all__ = ["MysqlConnection"]
 
@@ -49,6 +51,8 @@ class MysqlConnection(Exchange):
         bgpool_ended: Set once the function of a unit may have ended the unit's transaction itself.
         bgpool_lent: While a caller has it.
         bgpool_charset: Character set and collation that the application asked for when it connected.
+        bgpool_slot: Its place in the store, until the store has freed that.
+        bgpool_uses: How often it was lent, where somebody counts.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
         bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
@@ -64,6 +68,8 @@ class MysqlConnection(Exchange):
     bgpool_in_doubt: str | None = None
     bgpool_lent: bool = False
     bgpool_charset: tuple[str, str | None]
+    bgpool_slot: Slot | None = None
+    bgpool_uses: int = 0
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
     # What the application asked for when it connected.
@@ -92,8 +98,10 @@ class MysqlConnection(Exchange):
             self.close()
 
     def bgpool_pass_on(self) -> MysqlConnection | None:
-        """As Aware says: close() closes."""
-        return None
+        """As Aware says; a result that was left unread has no end."""
+        if not self.open or (self._result is not None and self._result.unbuffered_active):
+            return None
+        return hand_over(self)
 
     def bgpool_settle_refusal(self) -> None:
         """As Aware says: a transaction that is read-only may be so by the server's own setting for all."""
@@ -203,8 +211,7 @@ class MysqlConnection(Exchange):
         super()._force_close()
 
     def __del__(self) -> None:
-        # What the store has opened it also closes, unless it has lost it.
-        is_lost = self.bgpool_lent or (self.bgpool_expires_at > 0 and self.open)
+        is_lost = self.bgpool_lent or self.bgpool_slot is not None
         if is_lost and not self._is_inherited() and not sys.is_finalizing():
             self.bgpool_generation.take_lost(self)
         else:

@@ -1,9 +1,6 @@
-"""The pool under a MySQL pool: DBUtils' PooledDB keeps what is idle, and everything that takes time is done outside it.
+"""The pool under a MySQL pool: it opens, checks, resets and replaces connections.
 
-PooledDB connects, pings and rolls back under its one lock, and waits for a connection without a limit; SteadyDB, which
-it is built on, reconnects by itself and sends a statement a second time. All of that is switched off. What is left of
-PooledDB holds connections that nobody uses. Opening, checking, resetting, waiting and ageing are done here: no lock is
-held while a server is spoken to, and every wait has an end.
+No lock is held while a server is spoken to, and every wait has an end.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,7 +24,7 @@ from bgpool.core.limits import (
 from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.failures import first_line
 from bgpool.pools.mysql.connection import MysqlConnection
-from bgpool.pools.mysql.shelf import Shelf
+from bgpool.pools.mysql.slots import Slot, Slots, Waiter
 
 __all__ = ["Store"]
 
@@ -40,6 +36,7 @@ class Store:
 
     Attributes:
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        close_returns: close() of a connection returns it, where it can be used again.
         failure: Why the last attempt to open a connection failed; empty once one was opened.
     """
 
@@ -56,6 +53,7 @@ class Store:
         configure: Hook | None = None,
         check: Hook | None = None,
         reset: Hook | None = None,
+        close_returns: bool = False,
         name: str | None = None,
     ) -> None:
         """A store, not open yet, whose connections ``connector.connect()`` opens.
@@ -72,6 +70,7 @@ class Store:
             check: Called with a connection that was idle, before it is handed out; raises where it is not fit. None
                 for a ping.
             reset: Called with every connection that comes back, after the rollback.
+            close_returns: close() of a connection returns it, where it can be used again.
             name: For thread names.
 
         Raises:
@@ -83,32 +82,28 @@ class Store:
         if max_waiting < 0 or max_lifetime <= 0 or max_idle <= 0 or timeout < 0:
             raise ValueError("max_waiting and timeout must be >= 0, max_lifetime and max_idle > 0")
         self.timeout: float = timeout
+        self.close_returns: bool = close_returns
         self.num_workers = 1
-        self._connector: Final = connector
-        self._min_size: Final = min_size
         self.max_size: Final = most
+        self.failure = ""
+        self._connector: Final = connector
         self._max_waiting: Final = max_waiting
         self._max_lifetime_s: Final = max_lifetime
         self._max_idle_s: Final = max_idle
         self._configure: Final = configure
-        self._check: Final = check or _ping
+        self._check: Final[Hook] = check or MysqlConnection.ping
         self._reset: Final = reset
         self._name: Final = name or "mysql"
-        # All below under the lock. Of connections: open or being opened, and of these being opened.
         self._lock: Final = threading.Lock()
-        self._shelf: Final = Shelf()
-        self._waiters: Final[deque[_Waiter]] = deque()
-        self._size = self._opening = 0
-        self._closed = True
-        self.failure = ""
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._slots: Final = Slots(min_size, most)
         self._ending: Final = threading.Event()
-        # Nothing is opened before there is a keeper: it tries again what no thread could be had for.
+        # Without one nothing is opened: it tries again what no thread could be had for.
         self._keeper: threading.Thread | None = None
         self._keeper_due: Final = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Store {self._name} size={self._size} idle={len(self._shelf)} waiting={len(self._waiters)}>"
+        has = self._slots
+        return f"<Store {self._name} size={len(has.taken)} idle={len(has.idle)} waiting={len(has.waiters)}>"
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
@@ -136,7 +131,7 @@ class Store:
     def putconn(self, conn: MysqlConnection) -> None:
         """Take a connection back: rolled back and reset, or closed where it is not fit any more."""
         try:
-            fit = conn.open and not self._closed and time.monotonic() < conn.bgpool_expires_at
+            fit = conn.open and not self._slots.closed and time.monotonic() < conn.bgpool_expires_at
             if fit:
                 conn.bgpool_clean()
                 if self._reset is not None:
@@ -167,21 +162,21 @@ class Store:
                 self._check(connection)
 
     def _take(self, timeout_s: float, deadline: float) -> MysqlConnection:
+        slots = self._slots
         with self._lock:
-            self._counts["requests_num"] += 1
-            if self._closed:
+            slots.counts["requests_num"] += 1
+            if slots.closed:
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
-            connection = self._shelf.take()
-            if connection is not None:
-                return connection
-            if self._max_waiting and len(self._waiters) >= self._max_waiting:
-                self._counts["requests_errors"] += 1
+            if slots.idle:
+                return slots.idle.popleft()
+            if self._max_waiting and len(slots.waiters) >= self._max_waiting:
+                slots.counts["requests_errors"] += 1
                 raise TooManyRequests(
-                    CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} has {len(self._waiters)} requests waiting already"
+                    CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} has {len(slots.waiters)} requests waiting already"
                 )
-            self._counts["requests_queued"] += 1
-            waiter = _Waiter()
-            self._waiters.append(waiter)
+            slots.counts["requests_queued"] += 1
+            waiter = Waiter()
+            slots.waiters.append(waiter)
         try:
             self._wait_answered(waiter, deadline)
             return self._answer_of(waiter, timeout_s)
@@ -189,104 +184,96 @@ class Store:
             self._leave_queue(waiter)
             raise
 
-    def _wait_answered(self, waiter: _Waiter, deadline: float) -> None:
+    def _wait_answered(self, waiter: Waiter, deadline: float) -> None:
         """Until *waiter* was given something, the store was closed, or *deadline* has come; opens what is needed."""
         while not self._begin_keeping():
             left_s = max(0.0, deadline - time.monotonic())
-            if waiter.answered.wait(min(left_s, RECONNECT_INTERVAL_MAX_S)) or not left_s:
+            if waiter.wait(min(left_s, RECONNECT_INTERVAL_MAX_S)) or not left_s:
                 return
         self._begin_opening()
-        waiter.answered.wait(max(0.0, deadline - time.monotonic()))
+        waiter.wait(max(0.0, deadline - time.monotonic()))
 
-    def _answer_of(self, waiter: _Waiter, timeout_s: float) -> MysqlConnection:
+    def _answer_of(self, waiter: Waiter, timeout_s: float) -> MysqlConnection:
         """What *waiter* was given, after the wait; raises as getconn does."""
         with self._lock:
             if waiter.connection is not None:
                 return waiter.connection
-            if self._closed:
+            if self._slots.closed:
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} was closed while its callers waited")
-            self._waiters.remove(waiter)
-            self._counts["requests_errors"] += 1
+            self._slots.waiters.remove(waiter)
+            self._slots.counts["requests_errors"] += 1
         raise PoolTimeout(CR.CR_CONN_HOST_ERROR, f"couldn't get a connection after {timeout_s:.2f} sec")
 
-    def _leave_queue(self, waiter: _Waiter) -> None:
+    def _leave_queue(self, waiter: Waiter) -> None:
         """Its caller was interrupted; what it may have been given goes to the next one."""
         with self._lock:
             given = waiter.connection
-            if given is None and waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if given is None and waiter in self._slots.waiters:
+                self._slots.waiters.remove(waiter)
         if given is not None:
             self._arrive(given)
 
     def _arrive(self, connection: MysqlConnection, *, opened: bool = False) -> None:
-        """Hand *connection* to whoever waits for longest, or keep it."""
+        """Hand *connection* to the caller that has waited for longest, or keep it."""
         connection.bgpool_idle_since = time.monotonic()
+        slots = self._slots
         with self._lock:
             if opened:
-                self._opening -= 1
+                slots.opening.discard(connection.bgpool_slot)
+                slots.counts["connections_num"] += 1
                 self.failure = ""
-                self._counts["connections_num"] += 1
-            if not self._closed:
-                if self._waiters:
-                    self._waiters.popleft().answer(connection)
-                else:
-                    self._shelf.put(connection)
+            if slots.put(connection):
                 return
-            self._size -= 1
-        connection.bgpool_discard()
+            slots.free(connection.bgpool_slot)
+        self._discard(connection)
 
     def _drop(self, connection: MysqlConnection, count: str, error: BaseException | None = None) -> None:
         """Close *connection* and let another one be opened for those who wait."""
         with self._lock:
-            self._size -= 1
+            self._slots.free(connection.bgpool_slot)
             if count:
-                self._counts[count] += 1
+                self._slots.counts[count] += 1
             self.failure = first_line(error) if error is not None else self.failure
         try:
-            connection.bgpool_discard()
+            self._discard(connection)
         finally:
             self._begin_opening()
 
-    # -- opening -------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _discard(connection: MysqlConnection) -> None:
+        """Close *connection*, whose slot is free."""
+        connection.bgpool_slot = None
+        connection.bgpool_discard()
 
-    def _count_needed(self) -> int:
-        """How many more to open, under the lock, which counts them as being opened."""
-        if self._closed:
-            return 0
-        wanted = max(len(self._waiters) - self._opening, self._min_size - self._size)
-        needed = max(0, min(wanted, self.max_size - self._size))
-        self._size += needed
-        self._opening += needed
-        return needed
+    # -- opening -------------------------------------------------------------------------------------------------
 
     def _begin_opening(self) -> bool:
         """Open as many more as are needed; whether there were threads for all, or the keeper is to try again.
 
         A thread for each: nobody waits for a slow host in a queue, and a connection that comes back meanwhile serves.
         """
-        with self._lock:
-            needed = self._count_needed()
-        while needed:
-            # Whoever takes it answers for the slot: an interrupt does not tell whether the thread has begun.
-            claim = threading.Lock()
-            try:
-                _thread("open", self._name, self._open_one, claim).start()
-            except BaseException as error:
-                with self._lock:
-                    unbegun = needed - 1 + claim.acquire(blocking=False)
-                    self._size -= unbegun
-                    self._opening -= unbegun
-                self._keeper_due.set()
-                if not isinstance(error, _NO_THREAD):
-                    raise
-                self.failure = first_line(error)
-                return False
-            needed -= 1
+        claimed: list[Slot] = []
+        try:
+            with self._lock:
+                self._slots.claim_needed(claimed)
+            for slot in claimed:
+                _thread("open", self._name, self._open_one, slot).start()
+        except BaseException as error:
+            # An interrupt does not tell which threads have begun: a slot is freed by the one that gets its claim.
+            with self._lock:
+                for slot in claimed:
+                    if slot.claim.acquire(blocking=False):
+                        self._slots.free(slot)
+            self._keeper_due.set()
+            if not isinstance(error, _NO_THREAD):
+                raise
+            self.failure = first_line(error)
+            return False
         return True
 
-    def _open_one(self, claim: threading.Lock) -> None:
-        """Open a connection, however often it takes while anybody needs it."""
-        if not claim.acquire(blocking=False):
+    def _open_one(self, slot: Slot) -> None:
+        """Open a connection for *slot*, however often it takes while anybody needs it."""
+        if not slot.claim.acquire(blocking=False):
             return
         pause_s = RECONNECT_INTERVAL_S
         while True:
@@ -298,7 +285,7 @@ class Store:
                     self._configure(connection)
                     connection.bgpool_clean()
             except BaseException as error:
-                again = self._is_worth_trying_again(error)
+                again = self._is_worth_trying_again(slot, error)
                 if connection is not None:
                     connection.bgpool_discard()
                 if not again:
@@ -306,22 +293,23 @@ class Store:
                 self._ending.wait(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
                 continue
-            self._counts["connections_ms"] += int(1000 * (time.monotonic() - began))
+            self._slots.counts["connections_ms"] += int(1000 * (time.monotonic() - began))
             jitter_s = self._max_lifetime_s * LIFETIME_JITTER * random.random()
             connection.bgpool_expires_at = time.monotonic() + self._max_lifetime_s - jitter_s
+            connection.bgpool_slot = slot
             self._arrive(connection, opened=True)
             return
 
-    def _is_worth_trying_again(self, error: BaseException) -> bool:
+    def _is_worth_trying_again(self, slot: Slot, error: BaseException) -> bool:
+        slots = self._slots
         with self._lock:
-            self._counts["connections_num"] += 1
-            self._counts["connections_errors"] += 1
+            slots.counts["connections_num"] += 1
+            slots.counts["connections_errors"] += 1
             self.failure = first_line(error)
-            if not self._closed and self._waiters and isinstance(error, Exception):
+            if not slots.closed and slots.waiters and isinstance(error, Exception):
                 return True
             # The keeper tries again for min_size.
-            self._size -= 1
-            self._opening -= 1
+            slots.free(slot)
             return False
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -335,7 +323,7 @@ class Store:
         with self._lock:
             if self._ending.is_set():
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
-            self._closed = False
+            self._slots.closed = False
         if self._begin_keeping():
             self._begin_opening()
 
@@ -346,16 +334,13 @@ class Store:
             timeout: Longest wait for the store's thread, in seconds; those that are connecting are not waited for.
         """
         with self._lock:
-            self._closed = True
             self._ending.set()
-            waiters, idle = list(self._waiters), self._shelf.take_all()
-            self._waiters.clear()
-            self._size -= len(idle)
+            waiters, idle = self._slots.close()
         self._keeper_due.set()
         for waiter in waiters:
             waiter.answer(None)
         for connection in idle:
-            connection.bgpool_discard()
+            self._discard(connection)
         keeper = self._keeper
         if keeper is not None and keeper.is_alive():
             keeper.join(timeout)
@@ -363,14 +348,7 @@ class Store:
     def get_stats(self) -> dict[str, int]:
         """Figures, named as psycopg_pool names them."""
         with self._lock:
-            return {
-                "pool_min": self._min_size,
-                "pool_max": self.max_size,
-                "pool_size": self._size,
-                "pool_available": len(self._shelf),
-                "requests_waiting": len(self._waiters),
-                **self._counts,
-            }
+            return self._slots.stats()
 
     def forget_who_gave_up(self) -> None:
         """Nothing to do: they leave the queue by themselves."""
@@ -378,7 +356,7 @@ class Store:
     def _begin_keeping(self) -> bool:
         """Start the keeper unless it is there; whether it is."""
         with self._lock:
-            if self._keeper is not None or self._closed:
+            if self._keeper is not None or self._slots.closed:
                 return True
             keeper = self._keeper = _thread("keep", self._name, self._keep)
         try:
@@ -409,40 +387,9 @@ class Store:
 
     def _tidy(self) -> None:
         with self._lock:
-            idle = self._shelf.take_all()
-            now = time.monotonic()
-            spare = self._size - self._min_size
-            leaving: list[MysqlConnection] = []
-            for connection in idle:
-                unused = now - connection.bgpool_idle_since > self._max_idle_s and len(leaving) < spare
-                if unused or now >= connection.bgpool_expires_at:
-                    leaving.append(connection)
-                else:
-                    self._shelf.put(connection)
-            self._size -= len(leaving)
+            leaving = self._slots.take_unneeded(time.monotonic(), self._max_idle_s)
         for connection in leaving:
-            connection.bgpool_discard()
-
-
-#: What is counted since the store was made.
-_COUNTS: Final = (
-    "requests_num", "requests_queued", "requests_errors", "connections_num", "connections_ms", "connections_errors",
-    "connections_lost", "returns_bad",
-)  # fmt: skip
-
-
-class _Waiter:
-    """A caller in the queue, and what it is given."""
-
-    __slots__ = ("answered", "connection")
-
-    def __init__(self) -> None:
-        self.answered: Final = threading.Event()
-        self.connection: MysqlConnection | None = None
-
-    def answer(self, connection: MysqlConnection | None) -> None:
-        self.connection = connection
-        self.answered.set()
+            self._discard(connection)
 
 
 #: What a thread that cannot be started raises.
@@ -451,7 +398,3 @@ _NO_THREAD: Final = (RuntimeError, MemoryError)
 
 def _thread(purpose: str, name: str, run: Callable[..., object], *args: object) -> threading.Thread:
     return threading.Thread(target=run, args=args, name=f"bgpool-{purpose}-{name}", daemon=True)
-
-
-def _ping(connection: MysqlConnection) -> None:
-    connection.ping()

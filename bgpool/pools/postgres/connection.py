@@ -167,7 +167,7 @@ class SwitchoverAware(_Base):
     def bgpool_pass_on(self) -> SwitchoverAware | None:
         """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
         busy = self._num_transactions or self._pipeline is not None or self._tpc is not None
-        if not getattr(self._pool, "close_returns", False) or busy or self.pgconn.transaction_status not in SETTLED:
+        if busy or self.pgconn.transaction_status not in SETTLED:
             return None
         return hand_over(self)
 

@@ -1,0 +1,382 @@
+"""DBUtils' PooledDB on a bgpool pool. The import is the line that changes::
+
+from bgpool.integrations.dbutils import PooledDB  # was: from dbutils.pooled_db import PooledDB
+
+pool = PooledDB(pymysql, mincached=2, maxconnections=20, blocking=True, host="...", user="app", bg_id="ledger")
+
+Source: docs/dbutils.md.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import inspect
+import queue
+import sys
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import quote
+
+import pymysql
+from dbutils.pooled_db import InvalidConnectionError, NotSupportedError, PooledDBError, TooManyConnectionsError
+from pymysql.constants import CR
+
+from bgpool.core.limits import MYSQL_CONNECTIONS_MAX, RETURN_TIMEOUT_S
+from bgpool.errors import ConfigurationError, TooManyRequests
+from bgpool.pools import fork
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.pool import Pool
+from bgpool.registry import get_pool
+
+__all__ = [
+    "PooledDB", "PooledDedicatedDBConnection", "TooManyConnections", "InvalidConnection",
+    "PooledDBError", "InvalidConnectionError", "NotSupportedError", "TooManyConnectionsError",
+]  # fmt: skip
+
+InvalidConnection = InvalidConnectionError
+
+#: What PyMySQL's connect takes; every other keyword is get_pool's.
+_PARAMETERS: Final = frozenset(inspect.signature(pymysql.connections.Connection.__init__).parameters) - {"self"}
+_PYMYSQL: Final = (pymysql, pymysql.connect, pymysql.connections.Connection)
+#: PyMySQL's old names for parameters.
+_OLD_NAMES: Final = {"passwd": "password", "db": "database"}
+
+#: Connections that handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
+_lent: Final[set[MysqlConnection]] = set()
+
+
+class TooManyConnections(TooManyRequests, TooManyConnectionsError):  # type: ignore[misc]  # DBUtils has no types
+    """All ``maxconnections`` are in use, and ``blocking`` is false."""
+
+
+class PooledDB:
+    """DBUtils' PooledDB for MySQL: connections that ``close()`` gives back.
+
+    Attributes:
+        pool: The bgpool pool underneath, for ``run()``, ``stats()`` and the rest.
+    """
+
+    def __init__(
+        self,
+        creator: object,
+        mincached: int | None = 0,
+        maxcached: int | None = 0,
+        maxshared: int | None = 0,
+        maxconnections: int | None = 0,
+        blocking: bool = False,
+        maxusage: int | None = None,
+        setsession: Iterable[str] | None = None,
+        reset: object = True,
+        failures: object = None,  # noqa:ARG002  # DBUtils has it
+        ping: object = 1,
+        isfatal: object = None,  # noqa:ARG002  # DBUtils has it
+        **kwargs: Any,
+    ) -> None:
+        """A pool that connects at its first checkout.
+
+        Args:
+            creator: The module ``pymysql``, its ``connect``, or a ``mysql://`` URL.
+            mincached: Connections that are kept open, >= 0.
+            maxcached: Connections that may be idle; another one that comes back is closed. 0 for any number.
+            maxshared: Raises *maxconnections*. PyMySQL's connections are never shared, in DBUtils neither.
+            maxconnections: Connections at most; 0 for as many as the server lets in.
+            blocking: Wait for a free connection, up to ``timeout`` (30 s), instead of raising TooManyConnections.
+            maxusage: How often a connection is lent before it is replaced; 0 or None for any number.
+            setsession: SQL statements for every new connection.
+            reset: True, False and None are the same: an open transaction is rolled back. ``"session"`` or a function
+                as for get_pool.
+            failures: Not used: no statement is ever sent a second time.
+            ping: 0 for no check of a connection that was idle before it is lent; SQL or a function for another check
+                than a ping. DBUtils' other numbers, and a pair of number and check, are understood.
+            isfatal: Not used, as *failures*.
+            kwargs: PyMySQL's connection parameters, ``bg_id`` and the other ``bg_`` parameters, and options of
+                get_pool such as ``timeout``.
+
+        Raises:
+            ConfigurationError: Another driver, or a value that cannot be used.
+        """
+        numbers = {"mincached": mincached, "maxcached": maxcached, "maxshared": maxshared, "maxusage": maxusage,
+                   "maxconnections": maxconnections}  # fmt: skip
+        least, idle, shared, usage, most = (_whole(name, value) for name, value in numbers.items())
+        self._maxcached: Final = max(idle, least) if idle else 0
+        self._maxusage: Final = usage
+        self._maxconnections: Final = max(most, self._maxcached, shared, least) if most else 0
+        self._blocking: Final = bool(blocking)
+        dsn, options = _target(creator, kwargs)
+        options["configure"] = _configure(setsession, options.get("configure"))
+        if "check" not in options:
+            options["check"] = _check(ping)
+        if not isinstance(reset, bool):
+            options["reset"] = reset
+        size = {"min_size": least, "max_size": self._maxconnections or MYSQL_CONNECTIONS_MAX, "close_returns": True}
+        self._make: Final[Callable[[], Pool[Any]]] = lambda: get_pool(dsn, **{**options, **size})
+        self._pool = self._make()
+        self._begin()
+        fork.call_in_child(self)
+
+    def __repr__(self) -> str:
+        return f"<PooledDB {self._pool!r}>"
+
+    def __del__(self) -> None:
+        pool: Pool[Any] | None = getattr(self, "_pool", None)
+        if pool is not None and not sys.is_finalizing():
+            # In a thread, because the collector may have interrupted one that holds a lock. Waits for nothing.
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(pool.close, (0,))
+
+    def _begin(self) -> None:
+        # A place for each connection that may be in use. Putting one back is a single step, wherever it happens.
+        self._places: queue.SimpleQueue[None] | None = None
+        # One for each connection that is being given back because its handle was collected.
+        self._dropped: set[object] = set()
+        if self._maxconnections and not self._blocking:
+            self._places = queue.SimpleQueue()
+            for _ in range(self._maxconnections):
+                self._places.put(None)
+
+    @property
+    def pool(self) -> Pool[Any]:
+        """The bgpool pool; another one once that was closed, as DBUtils' goes on after close()."""
+        if self._pool.closed:
+            self._pool = self._make()
+        return self._pool
+
+    def connection(self, shareable: bool = True) -> PooledDedicatedDBConnection:  # noqa:ARG002  # DBUtils' interface
+        """A connection, to be given back with its ``close()``, by a ``with`` block, or by dropping it.
+
+        Raises:
+            TooManyConnections: All are in use and *blocking* is false.
+            PoolTimeout: None became free, or could be opened, in time.
+            SwitchoverHoldTimeout: Held by a switchover for as long as it may be.
+        """
+        places = self._places
+        if places is not None:
+            self._take_place(places)
+        try:
+            connection = self.pool.getconn()
+            handle = PooledDedicatedDBConnection(self, connection, places)
+            _lent.add(connection)
+            return handle
+        except BaseException:
+            if places is not None:
+                places.put(None)
+            raise
+
+    def dedicated_connection(self) -> PooledDedicatedDBConnection:
+        """The same as connection()."""
+        return self.connection()
+
+    def steady_connection(self) -> PooledDedicatedDBConnection:
+        """A connection that ``close()`` closes. It counts as one of *maxconnections*."""
+        connection = self.connection()
+        connection.dbapi_connection.bgpool_unfit = True
+        return connection
+
+    def close(self) -> None:
+        """Close what is idle; what is in use is closed when it comes back. connection() begins again."""
+        self._pool.close()
+
+    def after_fork_in_child(self) -> None:
+        """The parent's connections take no places here."""
+        self._begin()
+
+    def _take_place(self, places: queue.SimpleQueue[None]) -> None:
+        try:
+            # What was dropped is on its way back.
+            places.get(timeout=RETURN_TIMEOUT_S if self._dropped else 0)
+        except queue.Empty:
+            raise TooManyConnections(
+                CR.CR_CONN_HOST_ERROR,
+                f"all maxconnections={self._maxconnections} are in use; give connections back with close(), or set "
+                "blocking=True to wait for one",
+            ) from None
+
+    def _is_worn(self, connection: MysqlConnection) -> bool:
+        """Whether *connection*, which comes back, is one too many or was lent often enough."""
+        if self._maxusage:
+            connection.bgpool_uses += 1
+            if connection.bgpool_uses >= self._maxusage:
+                return True
+        inner = connection.bgpool_generation.inner
+        return bool(self._maxcached) and inner.get_stats()["pool_available"] >= self._maxcached
+
+
+class PooledDedicatedDBConnection:
+    """One checkout: a PyMySQL connection until ``close()``, which gives it back, and nothing after that.
+
+    Whatever it does not have itself is the PyMySQL connection's. Its cursors keep it from being collected.
+
+    Attributes:
+        closed: Whether it was given back, or the connection is broken.
+    """
+
+    _con: MysqlConnection | None = None
+
+    def __init__(self, owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None) -> None:
+        """Made by PooledDB.connection()."""
+        self._owner = owner
+        self._places = places
+        self._con = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dbapi_connection, name)
+
+    def __enter__(self) -> PooledDedicatedDBConnection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        connection = self._con
+        if connection is None or sys.is_finalizing():
+            return
+        # In a thread, because the collector may have interrupted one that holds a lock, and to roll back takes time.
+        mark = object()
+        try:
+            self._owner._dropped.add(mark)
+            _thread.start_new_thread(_give_back_dropped, (self._owner, connection, self._places, mark))
+        except RuntimeError:
+            # No thread is to be had. The connection's own end frees its slot.
+            _lent.discard(connection)
+            self._owner._dropped.discard(mark)
+            if self._places is not None:
+                self._places.put(None)
+
+    @property
+    def dbapi_connection(self) -> MysqlConnection:
+        """The PyMySQL connection.
+
+        Raises:
+            InvalidConnectionError: It was given back.
+        """
+        if self._con is None:
+            raise InvalidConnectionError("the connection was given back by close(); take another one")
+        return self._con
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was given back, or the connection is broken."""
+        return self._con is None or self._con.closed
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """A PyMySQL cursor; the connection is not given back by dropping it while the cursor is there."""
+        cursor: Any = self.dbapi_connection.cursor(*args, **kwargs)
+        cursor.bgpool_keeps = self
+        return cursor
+
+    def cancel(self) -> None:
+        """Nothing, as with DBUtils: PyMySQL cannot cancel."""
+
+    def dbapi(self) -> Any:
+        """The module ``pymysql``."""
+        return pymysql
+
+    def threadsafety(self) -> int:
+        """PyMySQL's."""
+        return pymysql.threadsafety
+
+    def close(self) -> None:
+        """Give the connection back, rolled back; does nothing the second time."""
+        # One step for the interpreter: of two threads that close it, one gives it back.
+        connection = vars(self).pop("_con", None)
+        if connection is not None:
+            _give_back(self._owner, connection, self._places)
+
+
+def _give_back(owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None) -> None:
+    try:
+        if not connection.closed and owner._is_worn(connection):
+            connection.bgpool_unfit = True
+        connection.close()
+    finally:
+        _lent.discard(connection)
+        if places is not None:
+            places.put(None)
+
+
+def _give_back_dropped(
+    owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None, mark: object
+) -> None:
+    try:
+        _give_back(owner, connection, places)
+    finally:
+        owner._dropped.discard(mark)
+
+
+# -- what DBUtils' arguments mean --------------------------------------------------------------------------------
+
+
+def _whole(name: str, value: object) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ConfigurationError(f"{name}={value!r}: a whole number from 0, or None, is allowed")
+    return int(value)
+
+
+def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The DSN, and the options of get_pool that *kwargs* are."""
+    for name in ("min_size", "max_size", "close_returns"):
+        if name in kwargs:
+            raise ConfigurationError(f"{name}: PooledDB takes mincached and maxconnections, and close() gives back")
+    parameters = {_OLD_NAMES.get(name, name): kwargs[name] for name in kwargs if name in _PARAMETERS}
+    options = {name: value for name, value in kwargs.items() if name not in _PARAMETERS}
+    if any(creator is known for known in _PYMYSQL):
+        host, port = parameters.pop("host", None) or "localhost", parameters.pop("port", None) or 3306
+        place = f"[{host}]" if ":" in str(host) else quote(str(host), safe="")
+        creator = f"mysql://{place}:{port}/"
+    elif not isinstance(creator, str) or not creator.strip().startswith("mysql"):
+        shown = "a text" if isinstance(creator, str) else repr(creator)
+        raise ConfigurationError(
+            f"creator={shown}: the module pymysql, pymysql.connect or a mysql:// URL is allowed; for PostgreSQL use "
+            "bgpool.get_pool(dsn, close_returns=True)"
+        )
+    options["kwargs"] = {**(options.get("kwargs") or {}), **parameters}
+    return creator, options
+
+
+def _configure(setsession: Any, own: Callable[[Any], object] | None) -> Callable[[Any], None]:
+    """What is done to every new connection. A function of its own for each PooledDB, which so has a pool of its own."""
+    statements = [setsession] if isinstance(setsession, str) else list(setsession or ())
+    if not all(isinstance(statement, str) for statement in statements):
+        raise ConfigurationError("setsession: a list of SQL statements is allowed")
+
+    def configure(connection: Any) -> None:
+        with pymysql.cursors.Cursor(connection) as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+        if own is not None:
+            own(connection)
+
+    return configure
+
+
+def _check(ping: object) -> Callable[[Any], None] | None:
+    """The check of a connection that was idle; None for a ping."""
+    flag, pinger = ping if isinstance(ping, tuple) and len(ping) == 2 else (ping, None)
+    if pinger is None and (isinstance(flag, str) or callable(flag)):
+        flag, pinger = 1, flag
+    known = flag is None or isinstance(flag, int), pinger is None or isinstance(pinger, str) or callable(pinger)
+    if not all(known):
+        raise ConfigurationError(f"ping={ping!r}: a number, SQL, a function or a pair of a number and one is allowed")
+    if flag and pinger is None:
+        return None
+
+    def check(connection: Any) -> None:
+        alive = True
+        if flag and callable(pinger):
+            answer = pinger(connection)
+            alive = answer is None or bool(answer)
+        elif flag:
+            with pymysql.cursors.Cursor(connection) as cursor:
+                cursor.execute(str(pinger))
+        if not alive:
+            raise pymysql.err.OperationalError(CR.CR_SERVER_GONE_ERROR, "the ping function says that it is not alive")
+
+    return check
