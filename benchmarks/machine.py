@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bgpool._version import __version__
-from bgpool.lab.binaries import find_programs
+from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
-from bgpool.lab.mysql.programs import find_family
+from bgpool.lab.workshops import find_servers
 
 __all__ = ["machine", "versions"]
 
@@ -40,27 +39,13 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    for name, find in (("PostgreSQL", _postgres), ("MariaDB", _mariadb)):
+    for engine in Engine:
         try:
-            found[name] = _said(find())
-        except (LabError, OSError, subprocess.SubprocessError):
+            name, _, number = find_servers(engine).partition(" ")
+        except LabError:
             continue
+        found[name] = number
     return found
-
-
-def _postgres() -> Path:
-    return find_programs().bin_dir / "postgres"
-
-
-def _mariadb() -> Path:
-    found = find_family()
-    return found.programs.bin_dir / found.server
-
-
-def _said(program: Path) -> str:
-    """The first word with which *program* tells its version that begins with a digit."""
-    text = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-    return next((word.rstrip(",") for word in text.split() if word[0].isdigit()), text.strip())
 
 
 def _lines(path: str) -> list[str]:

@@ -661,12 +661,18 @@ ENDINGS: dict[str, Callable[[Kit, Any], object]] = {
 }  # fmt: skip
 
 
+def make_procedure(pair: Pair, signature: str, body: str) -> None:
+    """Make a procedure on blue, or make it again: MySQL has no OR REPLACE."""
+    pair.blue.execute(f"DROP PROCEDURE IF EXISTS app.{signature.partition('(')[0]}")
+    pair.blue.execute(f"CREATE PROCEDURE app.{signature} BEGIN {body} END")
+
+
 class TestUnreadResults:
     @pytest.fixture(autouse=True)
     def procedures(self, pair: Pair) -> None:
         pair.blue.execute("GRANT EXECUTE ON app.* TO app@'%'")
         for name, body in PROCEDURES.items():
-            pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.{name}(k INT) BEGIN {body} END")
+            make_procedure(pair, f"{name}(k INT)", body)
 
     @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
     @pytest.mark.parametrize("cursor_class", [pymysql.cursors.Cursor, pymysql.cursors.SSCursor])
@@ -730,7 +736,7 @@ class TestUnreadResults:
             "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 900) "
             "SELECT repeat('x', 1000) FROM g a, g b"
         )
-        pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.much() BEGIN {many}; END")
+        make_procedure(pair, "much()", f"{many};")
         with (
             pytest.raises(bgpool.CommitOutcomeUnknown if calls else bgpool.SwitchoverInterrupted),
             make_pool().connection() as conn,
@@ -753,10 +759,11 @@ class TestUnreadResults:
         self, deployment: Deployment, make_pool: MakePool, pair: Pair, kit: Kit, autocommit: bool
     ) -> None:
         n = next(_keys)
-        pair.blue.execute(
-            "CREATE OR REPLACE PROCEDURE app.refused(k INT) BEGIN SELECT 'begun'; START TRANSACTION; "
-            "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); DO sleep(0.5); "
-            "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); END"
+        make_procedure(
+            pair,
+            "refused(k INT)",
+            "SELECT 'begun'; START TRANSACTION; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); "
+            "DO sleep(0.5); INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k);",
         )
         deployment.phase(Phase.PREPARATION)
         with make_pool(kwargs={"autocommit": autocommit}).connection() as conn:
@@ -918,8 +925,8 @@ class TestUnitsOfProcedures:
     @pytest.fixture(autouse=True)
     def procedures(self, pair: Pair) -> None:
         insert = "INSERT INTO ledger (worker, thread, n) VALUES (45, 4, k)"
-        pair.blue.execute(f"CREATE OR REPLACE PROCEDURE app.commits(k INT) BEGIN {insert}; COMMIT; END")
-        pair.blue.execute("CREATE OR REPLACE PROCEDURE app.rolls_back() BEGIN SELECT 'begun'; ROLLBACK; END")
+        make_procedure(pair, "commits(k INT)", f"{insert}; COMMIT;")
+        make_procedure(pair, "rolls_back()", "SELECT 'begun'; ROLLBACK;")
         pair.blue.execute("GRANT EXECUTE ON app.* TO app@'%'")
 
     @pytest.mark.usefixtures("prepared")

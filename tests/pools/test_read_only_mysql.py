@@ -58,12 +58,12 @@ def test_whose_a_refusal_is(code: int, text: str, servers: bool) -> None:
 
 @pytest.mark.lab
 def test_a_default_of_the_servers_is_not_the_callers(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
-    pair.blue.execute("SET GLOBAL tx_read_only = 1")
+    pair.blue.execute("SET GLOBAL TRANSACTION READ ONLY")
     try:
         pool = make_pool(max_size=1)
         assert refused(kit, pool) != session_of(kit, pool)
     finally:
-        pair.blue.execute("SET GLOBAL tx_read_only = 0")
+        pair.blue.execute("SET GLOBAL TRANSACTION READ WRITE")
 
 
 @pytest.mark.lab
