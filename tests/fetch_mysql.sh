@@ -4,15 +4,17 @@
 set -eu
 dir=$(realpath -m "$1")
 [ -x "$dir/bin/mysqld" ] && exit 0
-mirror=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null |
+mirror=$(cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
     sed -n -e 's/^URIs: *\([^ ]*\).*/\1/p' -e 's/^deb \(\[.*\] \)\?\([^ ]*\).*/\2/p' | head -n 1)
+[ -n "$mirror" ] || { echo "no Debian mirror in /etc/apt; give make mysql MYSQLD=/path/to/mysqld" >&2; exit 1; }
 mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" "$dir/root" "$dir/bin" "$dir/share"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$dir/apt/sources.list"
 # An apt of its own: no package counts as installed, so that all dependencies are fetched, libc included.
 own() {
     apt-get -qq -o Dir::Etc::SourceList="$dir/apt/sources.list" -o Dir::Etc::SourceParts=- -o Dir::State="$dir/apt" \
-        -o Dir::State::status=/dev/null -o Dir::Cache="$dir/apt" -o APT::Sandbox::User=root "$@"
+        -o Dir::State::status="$dir/apt/status" -o Dir::Cache="$dir/apt" -o APT::Sandbox::User=root "$@"
 }
+: >"$dir/apt/status"
 own update
 own install --download-only --yes --no-install-recommends mysql-server-core
 for package in "$dir"/apt/archives/*.deb; do dpkg-deb --extract "$package" "$dir/root"; done
