@@ -840,20 +840,6 @@ class TestUnits:
         assert work.rows(pair) == 1
         assert pair.blue.execute("SELECT count(*) FROM app.ledger WHERE worker = 99 AND n = 0")[0][0] == 0
 
-    @pytest.mark.usefixtures("deployment")
-    def test_a_deadlock_that_was_swallowed_commits_nothing(
-        self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
-    ) -> None:
-        def swallow(conn: MysqlConnection) -> None:
-            work(conn)
-            with contextlib.suppress(pymysql.err.OperationalError):
-                kit.execute(conn, "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'Deadlock found'")
-            kit.execute(conn, "SELECT 1")
-
-        with pytest.raises(pymysql.err.OperationalError, match="deadlock"):
-            make_pool().run(swallow)
-        assert work.rows(pair) == 0
-
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_no_statement_is_sent_twice(make_pool: MakePool, pair: Pair, work: Work, in_transaction: bool) -> None:

@@ -20,7 +20,7 @@ from bgpool.pools.mysql import statements
 from bgpool.pools.mysql.exchange import Exchange
 from bgpool.pools.mysql.expressions import Text
 from bgpool.pools.mysql.handover import hand_over
-from bgpool.pools.mysql.statements import Effect
+from bgpool.pools.mysql.transaction import Transaction
 
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
@@ -28,16 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MysqlConnection"]
 
-_ER_LOCK_DEADLOCK: Final = 1213
 #: Has a row where the server makes transactions read-only unless a session says otherwise; the name depends on its
 #: version.
 _SERVERS_DEFAULT: Final = (
     "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only') AND Value = 'ON'"
 )
-#: A bit of ours beside the server's sixteen, which the next status of the server wipes: an error came without a status,
-#: and what it has left of a transaction, or begun, is not known.
-_UNSURE: Final = 1 << 16
-_MAY_BE_OPEN: Final = SERVER_STATUS.SERVER_STATUS_IN_TRANS | _UNSURE
 
 
 class MysqlConnection(Exchange):
@@ -54,7 +49,6 @@ class MysqlConnection(Exchange):
         bgpool_slot: Its place in the store, until the store has freed that.
         bgpool_uses: How often it was lent, where somebody counts.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
-        bgpool_rolled_back: Set once the server has rolled the transaction back by itself, in a deadlock.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
             can have been. None before.
     """
@@ -64,7 +58,6 @@ class MysqlConnection(Exchange):
     bgpool_refused: bool | None = None
     bgpool_in_unit: bool = False
     bgpool_ended: bool = False
-    bgpool_rolled_back: bool = False
     bgpool_in_doubt: str | None = None
     bgpool_lent: bool = False
     bgpool_charset: tuple[str, str | None]
@@ -74,11 +67,11 @@ class MysqlConnection(Exchange):
     bgpool_expires_at: float = 0.0
     # What the application asked for when it connected.
     _autocommit: bool | None = None
-    # What has refused a write of the transaction at hand in a switchover, or its COMMIT: that rolled it back, and
-    # another COMMIT would be answered with OK.
-    _doomed: MySQLError | None = None
-    # What was sent last: the command, and the beginning of its statement.
-    _in_flight: tuple[int, bytes] | None = None
+
+    def __init__(self, **params: Any) -> None:
+        """As BoundedConnection."""
+        self._transaction: Final = Transaction()
+        super().__init__(**params)
 
     # -- what the pool asks --------------------------------------------------------------------------------------
 
@@ -89,8 +82,8 @@ class MysqlConnection(Exchange):
 
     @property
     def bgpool_in_transaction(self) -> bool:
-        """Whether a transaction is open, as the server said last."""
-        return bool(self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
+        """Whether a transaction is open, as the server said last; after an error one may be."""
+        return self._transaction.may_be_open(self.server_status)
 
     def bgpool_discard(self) -> None:
         """As Aware says."""
@@ -135,6 +128,23 @@ class MysqlConnection(Exchange):
         if self._autocommit is not None and self.get_autocommit() != self._autocommit:
             self.autocommit(self._autocommit)
 
+    def bgpool_check_transaction(self) -> None:
+        """Make sure that a transaction in which a statement has failed may go on; asks the server once if need be.
+
+        Raises:
+            SwitchoverInterrupted: Its writes are refused in a switchover.
+            pymysql.err.Error: What ended it, or what became of the connection.
+        """
+        failure, generation = self._transaction.failure, self.bgpool_generation
+        if failure is not None and not failure.is_final:
+            self.ping()
+            self._transaction.settle(self.server_status)
+        if failure is None or self._transaction.failure is None:
+            return
+        if is_servers_refusal(failure.error) and generation.is_switching():
+            raise generation.explain_read_only(failure.error) from failure.error
+        raise failure.again() from failure.error
+
     def bgpool_commit_block(self) -> None:
         """Commit at the end of a block, unless its user has closed the connection."""
         if not self._closed:
@@ -154,15 +164,14 @@ class MysqlConnection(Exchange):
     def commit(self) -> None:
         """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
         self.bgpool_settle()
-        if self.server_status & _MAY_BE_OPEN or not self.open:
+        if self.bgpool_in_transaction or not self.open:
             super().commit()
 
     def rollback(self) -> None:
         """Roll back; nothing is sent where no transaction is open."""
         self.bgpool_settle()
-        if self.server_status & _MAY_BE_OPEN or not self.open:
+        if self.bgpool_in_transaction or not self.open:
             super().rollback()
-        self._doomed = None
 
     def ping(self, reconnect: bool | None = False) -> None:
         """Ask the server whether it is alive. Never reconnects: where to is the pool's to say."""
@@ -207,7 +216,7 @@ class MysqlConnection(Exchange):
         if self.open and not self._closed:
             # Here, where also an interrupt comes by. What is asked of the connection afterwards is not sent, and says
             # nothing of what was.
-            self.bgpool_in_doubt = self._doubt()
+            self.bgpool_in_doubt = self._transaction.doubt(self.server_status, self._text())
         super()._force_close()
 
     def __del__(self) -> None:
@@ -228,16 +237,19 @@ class MysqlConnection(Exchange):
         statement = statements.beginning(sql, self.encoding)
         # Before anything is decided by the status, and while what was sent last is still what is being read.
         self.bgpool_settle()
+        failure = self._transaction.failure
+        if failure is not None and command == COMMAND.COM_QUERY and self.open and not failure.may_pass(statement):
+            self.bgpool_check_transaction()
         if not generation.live[0]:
             self._before_sending(command, statement, generation)
-        if self.bgpool_in_unit or self._doomed:
-            self._check_allowed(command, statement, generation)
+        if self.bgpool_in_unit:
+            self._check_allowed(command, statement)
             self.bgpool_ended |= self._may_end(command, statement)
         if self._unanswered:
             self._force_close()
         if not self.open:
             self._fail(InterfaceError(0, ""))
-        self._in_flight = (command, statement)
+        self._transaction.sent = (command, statement, self.server_status)
         try:
             super()._execute_command(command, sql)
         except BaseException:
@@ -248,29 +260,26 @@ class MysqlConnection(Exchange):
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
         count = super()._read_query_result(unbuffered)
-        if self.bgpool_in_unit and not self.server_status & _MAY_BE_OPEN:
+        if self.bgpool_in_unit and not self.bgpool_in_transaction:
             self.bgpool_ended = True
         return count
+
+    def _answered(self) -> None:
+        self._transaction.note_answer()
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
         """Hold what would begin a transaction while it is not known what becomes of the connection.
 
         What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
         """
-        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not self.bgpool_in_transaction
-        if begins and self.server_status & _UNSURE:
-            begins = not statements.ends_nothing_else(statements.first_words(statement)[0])
-        if generation.inherited or begins:
+        is_open = self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not is_open
+        if generation.inherited or (begins and not statements.ends_nothing_else(statements.first_words(statement)[0])):
             generation.wait_usable()
 
-    def _check_allowed(self, command: int, statement: bytes, generation: Generation) -> None:
-        if command != COMMAND.COM_QUERY:
-            return
+    def _check_allowed(self, command: int, statement: bytes) -> None:
         word, to_savepoint = statements.first_words(statement)
-        if self._doomed and self.open and not (word == b"ROLLBACK" and not to_savepoint):
-            again = type(self._doomed)(*self._doomed.args)
-            raise generation.explain_read_only(InterfaceError(0, "")) if generation.is_switching() else again
-        if self.bgpool_in_unit and statements.ends_transaction(word) and not to_savepoint:
+        if command == COMMAND.COM_QUERY and statements.ends_transaction(word) and not to_savepoint:
             raise ProgrammingError(
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
             )
@@ -292,44 +301,16 @@ class MysqlConnection(Exchange):
             if generation.is_switching():
                 return generation.explain_cut(error, self.bgpool_in_doubt or NO_DOUBT)
             return error
-        self._lose_track()
-        self.bgpool_rolled_back |= code == _ER_LOCK_DEADLOCK
+        self._transaction.note_error(error, self.server_status, self._text())
         if is_transactions_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = False, True
         elif is_servers_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = True, generation.note_refusal()
-            switching = generation.is_switching()
-            was_commit = self._in_flight is not None and statements.first_words(self._in_flight[1])[0] == b"COMMIT"
-            if (switching or was_commit) and self.server_status & _MAY_BE_OPEN:
-                self._doomed = error
-            if switching:
+            if generation.is_switching():
+                if self._transaction.failure is not None:
+                    self._transaction.failure.refuse_commit(error)
                 return generation.explain_read_only(error)
         return error
-
-    def _lose_track(self) -> None:
-        """An error does not tell whether a transaction is open: until the next answer does, one may be."""
-        if not self.get_autocommit():
-            self.server_status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        if self.bgpool_in_transaction or not self._is_plain():
-            self.server_status |= _UNSURE
-
-    def _is_plain(self) -> bool:
-        """Whether what was sent last neither commits anything nor begins what outlasts it, if it is in autocommit."""
-        if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
-            return True
-        return statements.judge(self._in_flight[1], self._text()) <= Effect.WRITES
-
-    def _doubt(self) -> str:
-        """Why what was sent last may have taken effect for good; NO_DOUBT if it cannot have."""
-        if self._in_flight is None or self._in_flight[0] != COMMAND.COM_QUERY:
-            return NO_DOUBT
-        may_be_open = self.server_status & _MAY_BE_OPEN
-        return statements.doubt_of(
-            statements.judge(self._in_flight[1], self._text()),
-            surely_open=may_be_open == SERVER_STATUS.SERVER_STATUS_IN_TRANS,
-            may_be_open=may_be_open != 0,
-            autocommit=self.get_autocommit(),
-        )
 
     def _text(self) -> Text:
         many = bool(self.client_flag & CLIENT.MULTI_STATEMENTS)

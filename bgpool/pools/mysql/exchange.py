@@ -48,6 +48,9 @@ class Exchange(BoundedConnection):
         """*error*, or what it means in a switchover."""
         raise NotImplementedError
 
+    def _answered(self) -> None:
+        """What was sent last did not fail: its answer, or its next result, begins to come."""
+
     # -- results -------------------------------------------------------------------------------------------------
 
     def bgpool_is_readable(self) -> bool:
@@ -139,7 +142,9 @@ class Exchange(BoundedConnection):
             self._fail(error)
         if self._unanswered and self._local_infile and packet.is_load_local_packet():
             return self._load_local(Path(os.fsdecode(packet.get_all_data()[1:])))
-        self._unanswered = False
+        if self._unanswered:
+            self._unanswered = False
+            self._answered()
         data = packet.get_all_data()
         if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
             # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.

@@ -16,6 +16,8 @@ from bgpool.pools.mysql.expressions import Text, clean, only_reads
 __all__ = [
     "Effect",
     "beginning",
+    "begins_transaction",
+    "commits_first",
     "doubt_of",
     "ends_nothing_else",
     "ends_transaction",
@@ -50,6 +52,14 @@ _NEVER_COMMITS: Final = frozenset(
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
 #: Of these, what is nothing new on a connection that may only end what it has begun.
 _ENDS: Final = frozenset({b"COMMIT", b"ROLLBACK"})
+#: What commits the open transaction before it does anything else, also if it fails then. Source: "Statements That Cause
+#: an Implicit Commit" of MySQL's manual, and MariaDB's page on them.
+_COMMITS_FIRST: Final = frozenset(
+    {b"ALTER", b"ANALYZE", b"CACHE", b"CHANGE", b"CHECK", b"CREATE", b"DROP", b"FLUSH", b"GRANT", b"INSTALL", b"LOCK",
+     b"OPTIMIZE", b"RENAME", b"REPAIR", b"RESET", b"REVOKE", b"TRUNCATE", b"UNINSTALL"}
+)  # fmt: skip
+#: What begins a transaction; MariaDB's BEGIN NOT ATOMIC is a block of statements.
+_BEGINS: Final = re.compile(rb"BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b", re.IGNORECASE)
 #: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
 _FIRST_WORDS: Final = re.compile(
     rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
@@ -112,6 +122,23 @@ def first_words(statement: bytes) -> tuple[bytes, bool]:
     """The first word of a statement, in capitals, and whether it goes TO a savepoint."""
     found = _FIRST_WORDS.match(statement)
     return (found[1].upper(), found[2] is not None) if found is not None else (b"", False)
+
+
+def begins_transaction(statement: bytes) -> bool:
+    """Whether *statement* is BEGIN or START TRANSACTION."""
+    found = _FIRST_WORDS.match(statement)
+    return found is not None and _BEGINS.match(statement, found.start(1)) is not None
+
+
+def commits_first(statement: bytes, text: Text) -> bool:
+    """Whether *statement* commits the open transaction before it does anything else, as DDL does.
+
+    Args:
+        statement: As `beginning` gives it.
+        text: How it is to be read.
+    """
+    is_ddl = not text.many and first_words(statement)[0] in _COMMITS_FIRST
+    return is_ddl and judge(statement, text) > Effect.WRITES
 
 
 def ends_transaction(word: bytes) -> bool:

@@ -30,8 +30,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     def apply(self, connection: MysqlConnection) -> None:
         """As Unit says."""
         connection.begin()
-        connection.bgpool_in_unit, connection.bgpool_rolled_back = True, False
-        connection.bgpool_refused, connection.bgpool_ended = None, False
+        connection.bgpool_in_unit, connection.bgpool_refused, connection.bgpool_ended = True, None, False
         try:
             self._result = self._fn(connection)
             # No status is true before the last result.
@@ -74,8 +73,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             raise self._interrupted(text)
         if connection.bgpool_refused:
             raise self._interrupted("takes no writes any more; run the transaction again")
-        if connection.bgpool_rolled_back:
-            raise pymysql.err.OperationalError(1213, "a deadlock rolled the unit back and the function went on")
+        connection.bgpool_check_transaction()
         if not connection.bgpool_in_transaction:
             raise pymysql.err.ProgrammingError(
                 "the function ended the transaction that it was called in (DDL does, too); a unit of work is committed "
