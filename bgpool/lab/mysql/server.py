@@ -21,33 +21,15 @@ from bgpool.lab.errors import LabError
 from bgpool.lab.files import write_atomically
 from bgpool.lab.mysql.conf import REPLICATION_ROLE, STATUS_VIEW, SUPERUSER, setup_script
 from bgpool.lab.mysql.family import Family, Upstream
+from bgpool.lab.mysql.sessions import CLIENTS, NAMED, OF_ROLE, OTHERS, kill, rows
 from bgpool.lab.mysql.template import copy_template
 from bgpool.lab.server import CONFIGURE_TIMEOUT_S, START_TIMEOUT_S, STATEMENT_TIMEOUT_S, Server, StopMode
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import MysqlWire
-from bgpool.mysql import BoundedConnection, code_of
+from bgpool.mysql import BoundedConnection
 
 CATCH_UP_TIMEOUT_S: Final = 60.0
 CONNECT_TIMEOUT_S: Final = 5
-
-NO_SUCH_THREAD: Final = 1094
-
-CLIENTS: Final = f"""
-    SELECT id FROM information_schema.processlist
-    WHERE host NOT IN ('', 'localhost') AND user NOT IN ('system user', '{REPLICATION_ROLE}')
-"""
-SESSIONS: Final = "SELECT id FROM information_schema.processlist WHERE user = %s"
-NAMED: Final = """
-    SELECT count(*) FROM performance_schema.session_connect_attrs
-    WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
-"""
-
-OTHERS: Final = """
-    SELECT count(*) FROM information_schema.processlist WHERE user = %s AND id NOT IN (
-        SELECT processlist_id FROM performance_schema.session_connect_attrs
-        WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
-    )
-"""
 
 _server_ids: Final = itertools.count(1)
 """Never the same twice: a replica skips what was written under its own number, also in a former life."""
@@ -120,6 +102,14 @@ class MysqlServer(Server):
     def _socket(self) -> Path:
         return self.socket_dir / f"mysql.{self.port}"
 
+    def begin_stop(self, mode: StopMode) -> None:
+        """As `Server` says, after ending the sessions of replicas: MySQL would wait for these, up to ten seconds."""
+        if mode == "fast" and self.pid is not None:
+            self.thaw()
+            with contextlib.suppress(pymysql.MySQLError):  # it does not answer; then it waits
+                self._kill_sessions(REPLICATION_ROLE)
+        super().begin_stop(mode)
+
     # -- sessions ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -138,7 +128,7 @@ class MysqlServer(Server):
     def execute(self, sql: str, params: Sequence[object] = (), *, database: str = "") -> list[tuple[Any, ...]]:
         """Run one statement as superuser and return its rows; it is written to the binary log."""
         with self.superuser(database) as connection:
-            return _rows(connection, sql, params)
+            return rows(connection, sql, params)
 
     def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> MysqlWire:
         """A client's session in the applications' database, on which every step is bounded."""
@@ -163,7 +153,7 @@ class MysqlServer(Server):
         # Without read_only there is no super_read_only.
         variable = self._way.read_only if read_only else "read_only"
         with self.superuser() as connection:
-            _rows(connection, f"SET GLOBAL {variable} = {int(read_only)}")
+            rows(connection, f"SET GLOBAL {variable} = {int(read_only)}")
 
     def refuse_clients(self) -> None:
         """Lock the accounts of all clients (error 4151, MySQL 3118), or what else `Shut` says."""
@@ -179,9 +169,7 @@ class MysqlServer(Server):
         """Lock *role* for good, and kill its sessions."""
         self._refused_roles.add(role)
         self._lock()
-        with self.superuser() as connection:
-            for (number,) in _rows(connection, SESSIONS, (role,)):
-                _kill(connection, number)
+        self._kill_sessions(role)
 
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
         """Kill every TCP client's session; who waits for an answer or asks again gets 2013."""
@@ -190,10 +178,10 @@ class MysqlServer(Server):
 
             def none_left() -> bool:
                 nonlocal cut
-                found = _rows(connection, CLIENTS)
+                found = rows(connection, CLIENTS)
                 cut = max(cut, len(found))
                 for (number,) in found:
-                    _kill(connection, number)
+                    kill(connection, number)
                 return not found
 
             wait_until(none_left, timeout_s=timeout_s, what=f"{self.name} has no TCP clients", poll_s=0.002)
@@ -231,7 +219,7 @@ class MysqlServer(Server):
 
             def replayed() -> bool:
                 # Waits in the server, and not for long, so that an abort is heard.
-                return not position or _rows(connection, self._family.wait_position, (position, 0.02)) == [(0,)]
+                return not position or rows(connection, self._family.wait_position, (position, 0.02)) == [(0,)]
 
             try:
                 wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0)
@@ -264,13 +252,13 @@ class MysqlServer(Server):
             after.append(f"SET GLOBAL {self._way.read_only} = 1")
         with self.superuser() as connection:
             for statement in (*before, *statements, *after):
-                _rows(connection, statement)
+                rows(connection, statement)
 
     def _refuse(self) -> None:
         """Refuse clients, or admit them, as it should be now."""
         if self._way.refusing:
             with self.superuser() as connection:
-                _rows(connection, f"SET GLOBAL {self._way.refusing} = {int(self._refuses_all)}")
+                rows(connection, f"SET GLOBAL {self._way.refusing} = {int(self._refuses_all)}")
         if self._way.locks_accounts:
             self._lock()
 
@@ -285,22 +273,13 @@ class MysqlServer(Server):
             )
         )
 
+    def _kill_sessions(self, role: str) -> None:
+        with self.superuser() as connection:
+            for (number,) in rows(connection, OF_ROLE, (role,)):
+                kill(connection, number)
+
     def _replica_status(self) -> dict[str, Any] | None:
         with self.superuser() as connection, connection.cursor(pymysql.cursors.DictCursor) as cursor:
             cursor.execute(self._family.replica_status)
             row: dict[str, Any] | None = cursor.fetchone()
         return row
-
-
-def _rows(connection: BoundedConnection, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, tuple(params) or None)
-        return list(cursor.fetchall())
-
-
-def _kill(connection: BoundedConnection, number: int) -> None:
-    try:
-        _rows(connection, f"KILL CONNECTION {number}")
-    except pymysql.err.Error as error:
-        if code_of(error) != NO_SUCH_THREAD:  # it has just ended by itself
-            raise

@@ -1,0 +1,54 @@
+"""Questions about the sessions of a server, and their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pymysql
+
+from bgpool.lab.mysql.conf import REPLICATION_ROLE
+from bgpool.mysql import BoundedConnection, code_of
+
+__all__ = ["CLIENTS", "NAMED", "OF_ROLE", "OTHERS", "kill", "rows"]
+
+NO_SUCH_THREAD: Final = 1094
+
+CLIENTS: Final = f"""
+    SELECT id FROM information_schema.processlist
+    WHERE host NOT IN ('', 'localhost') AND user NOT IN ('system user', '{REPLICATION_ROLE}')
+"""
+"""The ids of all TCP clients, but for replicas."""
+
+OF_ROLE: Final = "SELECT id FROM information_schema.processlist WHERE user = %s"
+"""The ids of one role."""
+
+NAMED: Final = """
+    SELECT count(*) FROM performance_schema.session_connect_attrs
+    WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
+"""
+"""How many give a name that starts with the prefix, which is given twice."""
+
+OTHERS: Final = """
+    SELECT count(*) FROM information_schema.processlist WHERE user = %s AND id NOT IN (
+        SELECT processlist_id FROM performance_schema.session_connect_attrs
+        WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
+    )
+"""
+"""How many a role has, but for those that `NAMED` counts."""
+
+
+def rows(connection: BoundedConnection, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    """Run one statement and return its rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, tuple(params) or None)
+        return list(cursor.fetchall())
+
+
+def kill(connection: BoundedConnection, number: int) -> None:
+    """End the session *number*; one that has just ended is fine."""
+    try:
+        rows(connection, f"KILL CONNECTION {number}")
+    except pymysql.err.Error as error:
+        if code_of(error) != NO_SUCH_THREAD:
+            raise
