@@ -24,18 +24,26 @@ from bgpool.core.limits import (
 from bgpool.mysql_logins import cache_warning, missing_package
 from bgpool.tls import GuardedContext
 
-__all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "is_transactions_refusal"]
+__all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "may_be_servers_refusal"]
 
-#: A write was refused: an option of the server's prevents it, the transaction is read-only, the server is.
+#: A write was refused: an option of the server's prevents it, the server is read-only.
 _ER_OPTION_PREVENTS_STATEMENT: Final = 1290
-_ER_READ_ONLY_TRANSACTION: Final = 1792
 _ER_READ_ONLY_MODE: Final = 1836
+#: Something is read-only: the transaction (1792) or the table (1036), and that may be the caller's own; or all of
+#: InnoDB, which may be forced (1881). A table that cannot be dropped says no more (3604). As seen with
+#: --innodb-read-only, --innodb-force-recovery and --transaction-read-only on MySQL 9.7, MariaDB 10.11 and 11.8.
+_SOMETHING_IS_READ_ONLY: Final = frozenset({1036, 1792, 1874, 1881, 3604})
+#: A table that cannot be created, locked or renamed may be so for a hundred reasons; this is the storage engine's
+#: number for a read-only one (HA_ERR_TABLE_READONLY), in every language.
+_WITH_ERRNO: Final = frozenset({1005, 1015, 1025})
+_ERRNO_READ_ONLY: Final = re.compile(r"\b165\b")
 #: The options of 1290 with which a server takes no writes; others (--secure-file-priv) refuse one statement.
 _READ_ONLY_OPTION: Final = re.compile(r"--(?:super-|innodb-)?read[-_]only\b")
 
 #: The connection is gone, or the server has just ended it: server shutdown, aborted connection (1152), killed (MariaDB
-#: 1927, MySQL 3169), idle for too long (4031), gone away, lost. Source: mysqld_error.h and errmsg.h of both.
-CUT_CODES: Final = frozenset({1053, 1152, 1927, 3169, 4031, 2006, 2013, 2055})
+#: 1927, MySQL 3169), idle for too long (4031), put in offline mode (3032), gone away, lost. Source: mysqld_error.h and
+#: errmsg.h of both.
+CUT_CODES: Final = frozenset({1053, 1152, 1927, 3032, 3169, 4031, 2006, 2013, 2055})
 
 #: A password in clear text is for encrypted connections alone: IAM tokens and PAM ask for one.
 _CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
@@ -229,9 +237,12 @@ def is_servers_refusal(error: BaseException) -> bool:
     return code == _ER_READ_ONLY_MODE
 
 
-def is_transactions_refusal(error: BaseException) -> bool:
-    """Whether a write was refused because its transaction is read-only."""
-    return code_of(error) == _ER_READ_ONLY_TRANSACTION
+def may_be_servers_refusal(error: BaseException) -> bool:
+    """Whether a write was refused because something is read-only: the server can be asked whether that is its doing."""
+    code = code_of(error)
+    if code in _WITH_ERRNO:
+        return _ERRNO_READ_ONLY.search(str(error.args[1:])) is not None
+    return code in _SOMETHING_IS_READ_ONLY
 
 
 def code_of(error: BaseException) -> int:

@@ -42,7 +42,7 @@ class Aware(Protocol):
         bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
         bgpool_refused: After a refused write, whether the server itself takes none (and not the caller's transaction);
-            None if no write was refused.
+            None if no write was refused, or the server could not be asked.
         bgpool_in_unit: While the function of a unit of work has it.
         bgpool_ended: Set once that function may have ended the unit's transaction itself.
     """

@@ -80,6 +80,7 @@ READS = (
     "ROLLBACK",
     "DROP TEMPORARY TABLE t",
     "XA END 'x'",
+    "SIGNAL SQLSTATE '01000'",
 )
 WRITES = (
     "INSERT INTO t VALUES ('; COMMIT')",

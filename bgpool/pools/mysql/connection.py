@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
 from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 
-from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, is_transactions_refusal
+from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
 from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MysqlConnection"]
 
-#: Has a row where the server makes transactions read-only unless a session says otherwise; the name depends on its
-#: version.
-_SERVERS_DEFAULT: Final = (
-    "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('transaction_read_only', 'tx_read_only') AND Value = 'ON'"
+#: Has a row where InnoDB takes no writes, or transactions are read-only unless a session says otherwise; that name
+#: depends on the server's version. A server with --read-only says so by itself.
+_READ_ONLY_SETTINGS: Final = (
+    "SHOW GLOBAL VARIABLES WHERE Value <> 'OFF' AND Variable_name IN"
+    " ('innodb_read_only', 'transaction_read_only', 'tx_read_only')"
 )
 
 
@@ -97,16 +98,18 @@ class MysqlConnection(Exchange):
         return hand_over(self)
 
     def bgpool_settle_refusal(self) -> None:
-        """As Aware says: a transaction that is read-only may be so by the server's own setting for all."""
+        """As Aware says: a transaction or a table that is read-only may be so by a setting of the server's."""
         generation, result = self.bgpool_generation, self._result
-        if self.bgpool_refused is not False or not self.bgpool_unfit or not self.open:
+        if self.bgpool_refused is not False or not self.bgpool_unfit:
             return
+        # Until it is answered. A connection that is on its way out is not asked: another one meets the same refusal.
+        self.bgpool_refused = None
         if not generation.live[0] or generation.retired or self._unanswered or (result and result.unbuffered_active):
             return
         try:
             self.rollback()
             with self.cursor() as cursor:
-                cursor.execute(_SERVERS_DEFAULT)
+                cursor.execute(_READ_ONLY_SETTINGS)
                 self.bgpool_refused = bool(cursor.fetchall())
         except MySQLError:
             return
@@ -302,7 +305,7 @@ class MysqlConnection(Exchange):
                 return generation.explain_cut(error, self.bgpool_in_doubt or NO_DOUBT)
             return error
         self._transaction.note_error(error, self.server_status, self._text())
-        if is_transactions_refusal(error):
+        if may_be_servers_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = False, True
         elif is_servers_refusal(error):
             self.bgpool_refused, self.bgpool_unfit = True, generation.note_refusal()

@@ -102,7 +102,7 @@ _FORMS: Final = tuple(
 )
 #: What evaluates expressions and does nothing else.
 _READS: Final = _form(
-    r"(?:SELECT|WITH|TABLE|VALUES|SHOW|EXPLAIN|DESC|DESCRIBE|DO|USE|PREPARE|HANDLER|HELP)\b"
+    r"(?:SELECT|WITH|TABLE|VALUES|SHOW|EXPLAIN|DESC|DESCRIBE|DO|USE|PREPARE|HANDLER|HELP|SIGNAL)\b"
     r"|CHECKSUM\s+TABLE\b|GET\s+(?:CURRENT\s+|STACKED\s+)?DIAGNOSTICS\b"
     r"|SET\s+(?:NAMES\b|CHARACTER\s+SET\b|CHARSET\b|ROLE\b|(?:(?:SESSION|LOCAL)\s+)?TRANSACTION\b"
     rf"|(?:{_SCOPE}|@)[\w$.?]+\s*:?=)"

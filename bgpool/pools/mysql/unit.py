@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import pymysql
 
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
-from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, is_transactions_refusal
+from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
 from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
@@ -55,7 +55,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     def was_refused(self, error: Exception) -> bool:
         """As Unit says."""
-        return is_servers_refusal(error) or is_transactions_refusal(error)
+        return is_servers_refusal(error) or may_be_servers_refusal(error)
 
     def find_out(self) -> Outcome:
         """As Unit says; the server cannot tell."""
