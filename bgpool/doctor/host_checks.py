@@ -37,7 +37,7 @@ host_checks: Final[Checks[Case]] = Checks()
 NEEDED_BYTES: Final = 2 * layout.FILE_BYTES + table.FILE_BYTES + 2_000_000 + HISTORY_BYTES
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _ELSEWHERE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"})
-_TESTED: Final = ((3, 10), (3, 13))
+_TESTED: Final = ((3, 10), (3, 14))
 
 
 @host_checks.check("software", "Which versions are these?")

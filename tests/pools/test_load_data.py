@@ -37,7 +37,7 @@ MANY_ROWS = b"".join(b"%060d\n" % n for n in range(200_000))
 
 @pytest.fixture(scope="module", autouse=True)
 def _table(mysql_pair: Pair) -> None:
-    mysql_pair.blue.execute("CREATE TABLE app.loaded (v VARCHAR(60))")
+    mysql_pair.blue.execute("CREATE TABLE IF NOT EXISTS app.loaded (v VARCHAR(60))")
 
 
 @pytest.fixture
