@@ -291,7 +291,8 @@ class PooledDedicatedDBConnection:
 
 def _give_back(owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None) -> None:
     try:
-        if not connection.closed and owner._is_worn(connection):
+        usable = not connection.closed and not connection.bgpool_generation.inherited
+        if usable and owner._is_worn(connection):
             connection.bgpool_unfit = True
         connection.close()
     finally:

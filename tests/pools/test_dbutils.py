@@ -6,6 +6,7 @@ import contextlib
 import gc
 import inspect
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -345,6 +346,23 @@ def test_a_child_has_places_of_its_own(make: Make) -> None:
     held.close()
     os.close(reader)
     os.close(writer)
+
+
+def test_a_child_closes_an_inherited_one_without_its_parents_locks(make: Make) -> None:
+    db = make(maxconnections=1, maxcached=1)
+    held = db.connection()
+    with held.bgpool_generation.inner._lock:
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                signal.alarm(5)
+                held.close()
+                status = 0
+            finally:
+                os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    held.ping()
 
 
 def test_held_and_released_to_green(make: Make, pair: Pair, deployment: Deployment) -> None:
