@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -221,6 +222,26 @@ def test_only_the_beginning_of_a_long_text_is_known() -> None:
     assert judge(b"SELECT 1" + rest[:60_000], MANY) is Effect.NOTHING
     assert judge((b"INSERT INTO t VALUES (1)" + rest)[: 64 * 1024], ONE) is Effect.WRITES
     assert judge((b"INSERT INTO t VALUES (1)" + rest)[: 64 * 1024], MANY) is Effect.ANYTHING
+
+
+@pytest.mark.parametrize(
+    ("text", "effect"),
+    [
+        ("SELECT 0x" + "a" * 60_000, Effect.NOTHING),
+        ("SELECT 1" + " " * 60_000 + "+ f(1)", Effect.WRITES),
+        ("SELECT 1" + "/* " * 20_000, Effect.NOTHING),
+        ("/* a */" * 8_000 + "1", Effect.ANYTHING),
+        ("SELECT " + "(" * 60_000, Effect.NOTHING),
+        ("SELECT 1 IN (" + "1, " * 20_000 + "2)", Effect.NOTHING),
+        ("SELECT " + "'" * 59_999, Effect.WRITES),
+    ],
+    ids=lambda value: str(value)[:9],
+)
+def test_no_text_takes_long(text: str, effect: Effect) -> None:
+    began = time.process_time()
+    assert judge(text.encode(), ONE) is effect
+    first_words(text.encode())
+    assert time.process_time() - began < 2.0
 
 
 #: Which effects are in doubt: in a transaction; where none is open, in autocommit; where none is open, without; and

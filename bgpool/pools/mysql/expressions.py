@@ -29,7 +29,7 @@ class Cleaned(NamedTuple):
 
 
 # A backslash in double quotes depends on ANSI_QUOTES, too: what has one is left as it is, and so is not clear.
-_REST: Final = r"""|"[^"\\]*"|`[^`]*`|(\#[^\n]*|--(?=\s|\Z)[^\n]*|/\*(?!!|M!).*?\*/)"""
+_REST: Final = r"""|"[^"\\]*"|`[^`]*`|(\#[^\n]*|--(?=\s|\Z)[^\n]*|/\*(?!!|M!).*?(?:\*/|\Z))"""
 _QUOTED: Final = {
     True: re.compile(r"'(?:[^'\\]|\\.)*'" + _REST, re.DOTALL | re.ASCII),
     False: re.compile(r"'[^']*'" + _REST, re.DOTALL | re.ASCII),
@@ -69,8 +69,8 @@ FUNCTIONS: Final = _words("""
     UTC_DATE UTC_TIME UTC_TIMESTAMP UUID UUID_SHORT VARIANCE VAR_POP VAR_SAMP VERSION WEEK WEEKDAY WEEKOFYEAR YEAR
     YEARWEEK
 """)
-#: An opening parenthesis with what is before it: a dot, a word or a sign, blanks.
-_CALL: Final = re.compile(r"(\.\s*)?([\w$]+|[^\s\w$])?(\s*)\(", re.ASCII)
+#: Blanks, a word, or a sign.
+_TOKENS: Final = re.compile(r"\s+|[\w$]+|[^\s\w$]", re.ASCII)
 #: Signs before a parenthesis that is no call's. A quoted name, a dot or a letter beyond ASCII may be one.
 _SIGNS: Final = frozenset("(),=<>!+-*/%|&^~:")
 #: What makes a statement of one that reads: it writes a file, runs what it explains, or WITH begins no SELECT.
@@ -89,14 +89,19 @@ def only_reads(sql: str) -> bool:
 
     A view may call a function that writes, and looks like a table: it counts as one.
     """
-    return _WRITES.search(sql) is None and all(map(_is_no_call, _CALL.finditer(sql)))
+    return _WRITES.search(sql) is None and not _calls(sql)
 
 
-def _is_no_call(found: re.Match[str]) -> bool:
-    dot, before, blank = found[1], found[2], found[3]
-    if dot is not None:
-        return False
-    if before is None or before in _SIGNS:
-        return True
-    word = before.upper()
-    return word in RESERVED or (word in FUNCTIONS and not blank)
+def _calls(sql: str) -> bool:
+    """Whether a parenthesis in *sql* may be the call of another function; in time that grows with the length alone."""
+    before, last, blank = "", "(", False
+    for token in _TOKENS.findall(sql):
+        if token == "(" and last not in _SIGNS:
+            word = last.upper()
+            own = word in RESERVED or (word in FUNCTIONS and not blank)
+            if before == "." or not own:
+                return True
+        blank = token.isspace()
+        if not blank:
+            before, last = last, token
+    return False

@@ -62,7 +62,7 @@ _COMMITS_FIRST: Final = frozenset(
 _BEGINS: Final = re.compile(rb"BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b", re.IGNORECASE)
 #: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
 _FIRST_WORDS: Final = re.compile(
-    rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M]).*?\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
+    rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M])(?:[^*]|\*(?!/))*\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
     re.DOTALL | re.IGNORECASE,
 )
 #: As much of a statement as is looked at, in bytes: enough for a long list of keys. The connection remembers so much
@@ -158,7 +158,8 @@ def may_end(statement: bytes, text: Text) -> bool:
         statement: As `beginning` gives it.
         text: How it is to be read.
     """
-    if first_words(statement)[0] in _NEVER_COMMITS and not text.many:
+    is_one = not text.many or (b";" not in statement and len(statement) < _BEGINNING)
+    if is_one and first_words(statement)[0] in _NEVER_COMMITS:
         return False
     return judge(statement, text) > Effect.WRITES
 
