@@ -66,6 +66,8 @@ class MysqlConnection(Exchange):
     bgpool_uses: int = 0
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
+    # PyMySQL sets it when the server has greeted; a connect can fail before that.
+    server_status: int = 0
     # What the application asked for when it connected.
     _autocommit: bool | None = None
 
