@@ -257,10 +257,11 @@ class Recipe(ABC):
 
     def warn_of_cache(self, text: str) -> None:
         """Log *text*, why the pool's logins depend on the server's cache, once; nothing if it is empty."""
-        if text and not self.cache_warning:
+        # In one step: several connections are opened at a time, and writing a log line lets the others go on.
+        before, self.cache_warning = self.cache_warning, text
+        if text and not before:
             extra = log_fields("cached_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning("[bg_id: %r] user %r: %s", self.settings.bg_id, self.dsn.user, text, extra=extra)
-        self.cache_warning = text
 
     def prepare(self) -> None:
         """Have the password callable get ready, in the background."""
