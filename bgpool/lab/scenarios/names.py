@@ -98,7 +98,8 @@ SCENARIOS: Final = (
     Scenario(
         "dns-slow",
         "every look-up takes 0.4 s",
-        trial={"pair_options": {"dns": True}},
+        # That a name is gone is seen by the look-up after the one that is under way then: up to 0.8 s later.
+        trial={"pair_options": {"dns": True}, "settle_s": 1.0},
         stage=_slow,
     ),
     Scenario(
