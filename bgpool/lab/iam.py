@@ -1,7 +1,7 @@
 """What stands for IAM: tokens that are good for one host name, and who is asked about them.
 
 RDS hands a token, which a client sends as its password over TLS, to a PAM module. PostgreSQL in the lab asks by
-RADIUS, which it has built in, and for MariaDB the relay in front of it asks; to a client there is no difference.
+RADIUS, which it has built in, and for MariaDB and MySQL the relay in front of it asks; clients see no difference.
 """
 
 from __future__ import annotations
