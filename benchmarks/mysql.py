@@ -1,14 +1,15 @@
-"""What a MySQL pool costs beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open."""
+"""What a MySQL pool costs beside DBUtils' PooledDB on each server, who waits for whom, and what a switchover does."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,30 +18,50 @@ import pymysql
 from dbutils.pooled_db import PooledDB
 
 import bgpool
+from benchmarks import mysql_switchover
+from benchmarks.machine import machine
 from benchmarks.result import Column, Result, Table, Value
-from benchmarks.rounds import compare
+from benchmarks.rounds import medians
+from bgpool.core.engine import Engine
+from bgpool.integrations.dbutils import PooledDB as OurPooledDB
 from bgpool.lab import Pair
+from bgpool.lab.places import PATH, VARIABLES
+from bgpool.lab.workshops import find_servers
 from bgpool.mysql import BoundedConnection
 
 __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "MySQL: beside PooledDB"
 QUESTION: Final = (
-    "What does a checkout cost beside DBUtils' PooledDB, and who waits for whom while a connection is slow to open? "
-    "Both pools talk to one MariaDB server. Checkouts are measured in alternating rounds; slow connects through a "
-    "relay of TCP that keeps the first client waiting."
+    "What does a checkout cost beside DBUtils' PooledDB, who waits for whom while a connection is slow to open, and "
+    "what do callers meet in a switchover? All pools of a row talk to one server: the installed one, and the one that "
+    "BGPOOL_LAB_MYSQL names. Checkouts are measured in alternating rounds; slow connects through a relay of TCP that "
+    "keeps the first client waiting."
 )
 THREADS: Final = 8
 SLOW_S: Final = 2.0
 SETTLE_S: Final = 1.5
 
+_SERVER: Final = Column("server", "server", is_key=True)
 _COLUMNS: Final = (
+    _SERVER,
     Column("what", "what", is_key=True),
-    Column("theirs_us", "PooledDB, µs", 1),
+    Column("theirs_us", "DBUtils, µs", 1),
     Column("bgpool_us", "bgpool, µs", 1),
-    Column("ratio", "ratio", 2),
+    Column("interface_us", "bgpool's PooledDB, µs", 1),
+    Column("ratio", "bgpool / DBUtils", 2),
+)
+_SWITCHOVER_COLUMNS: Final = (
+    _SERVER,
+    Column("client", "client", is_key=True),
+    Column("errors", "errors callers saw", 0),
+    Column("back_s", "last thread back, s", 3),
+    Column("lost", "rows lost", 0),
+    Column("doubled", "doubled", 0),
+    Column("split", "only on old blue", 0),
 )
 _WAIT_COLUMNS: Final = (
+    _SERVER,
     Column("pool", "pool", is_key=True),
     Column("first_s", "first through, s", 3),
     Column("second_last_s", "last but one, s", 3),
@@ -141,63 +162,99 @@ def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
     return results
 
 
-def run(*, quick: bool) -> Result:
-    """One repetition: a pair of pools on one server, then who waits for whom."""
-    rounds, calls = (3, 50) if quick else (20, 1000)
-    with tempfile.TemporaryDirectory() as directory, Pair(engine="mysql") as pair:
-        run_dir = Path(directory) / "run"
-        theirs = pooled_db(pair, pair.blue.address, pair.port)
-        ours = bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=run_dir, min_size=1, max_size=8)
-        params: dict[str, Any] = {
-            "host": pair.blue.address, "port": pair.port, "user": "app", "password": pair.app_password,
-            "database": "app",
-        }  # fmt: skip
+def costs(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[dict[str, Value]]:
+    """Three pools in alternating rounds on one server, and a connect alone."""
+    theirs = pooled_db(pair, pair.blue.address, pair.port)
+    own: dict[str, Any] = {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}
+    ours = bgpool.get_pool(pair.dsn, min_size=1, max_size=THREADS, **own)
+    interface = OurPooledDB(pair.dsn, mincached=1, maxconnections=THREADS, blocking=True, **own)
+    params: dict[str, Any] = {
+        "host": pair.blue.address, "port": pair.port, "user": "app", "password": pair.app_password, "database": "app",
+    }  # fmt: skip
 
-        def checkout_theirs() -> None:
-            theirs.connection().close()
+    def return_at_once(pool: Any) -> None:
+        pool.connection().close()
 
-        def checkout_ours() -> None:
-            ours.putconn(ours.getconn())
+    def with_statement(pool: Any, do: Callable[[Any], None]) -> None:
+        with pool.connection() as connection:
+            do(connection)
 
-        def statement_theirs() -> None:
-            with contextlib.closing(theirs.connection()) as connection:
-                ask(connection)
+    def every(do: Callable[[Any], None]) -> list[Callable[[], object]]:
+        return [partial(with_statement, pool, do) for pool in (theirs, ours, interface)]
 
-        def statement_ours() -> None:
-            with ours.connection() as connection:
-                ask(connection)
-
+    try:
+        pair.blue.execute("CREATE TABLE IF NOT EXISTS bench (n INT)", database="app")
         time.sleep(SETTLE_S)
-        rows: list[Mapping[str, Value]] = [
-            {"what": name, **compare(a, b, rounds=rounds, calls=count)}
-            for name, a, b, count in (
-                ("checkout and return", checkout_theirs, checkout_ours, calls),
-                ("with one statement in it", statement_theirs, statement_ours, calls),
-                (
-                    "a connect, beside PyMySQL's",
-                    lambda: pymysql.connect(**params).close(),
-                    lambda: BoundedConnection(**params).close(),
-                    max(1, calls // 100),
-                ),
-            )
+        checkout: list[Callable[[], object]] = [partial(return_at_once, theirs), lambda: ours.putconn(ours.getconn()),
+                    partial(return_at_once, interface)]  # fmt: skip
+        connect = [lambda: pymysql.connect(**params).close(), lambda: BoundedConnection(**params).close()]
+        found = [
+            _row("checkout and return", checkout, rounds, calls),
+            _row("with one statement in it", every(ask), rounds, calls),
+            _row("with an INSERT and a COMMIT", every(insert), rounds, max(1, calls // 5)),
+            _row("a connect, beside PyMySQL's", connect, rounds, max(1, calls // 100)),
         ]
+    finally:
+        interface.close()
         ours.close()
         theirs.close()
-        through = slow_connects(pair, run_dir)
+    return found
+
+
+def _row(what: str, three: Sequence[Callable[[], object]], rounds: int, calls: int) -> dict[str, Value]:
+    theirs_us, bgpool_us, *interface_us = medians(*three, rounds=rounds, calls=calls)
+    interface: Value = interface_us[0] if interface_us else None
+    return {"what": what, "theirs_us": theirs_us, "bgpool_us": bgpool_us, "interface_us": interface,
+            "ratio": bgpool_us / theirs_us}  # fmt: skip
+
+
+def insert(connection: Any) -> None:
+    """A row in a transaction of its own."""
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO bench (n) VALUES (1)")
+    connection.commit()
+
+
+def servers() -> dict[str, str]:
+    """Where the programs of each server are, by what it is: the installed one, and the one that is named."""
+    named = os.environ.get(VARIABLES[Engine.MYSQL])
+    return {find_servers(Engine.MYSQL, place): place for place in dict.fromkeys((PATH, named or PATH))}
+
+
+def run(*, quick: bool) -> Result:
+    """One repetition on each server."""
+    rounds, calls = (3, 50) if quick else (20, 1000)
+    load = os.getloadavg()[0]
+    found: dict[str, list[Mapping[str, Value]]] = {"checkout": [], "slow_connect": [], "switchover": []}
+    for server, place in servers().items():
+        with tempfile.TemporaryDirectory() as directory, Pair(engine="mysql", programs=place) as pair:
+            run_dir = Path(directory) / "run"
+            rows = costs(pair, run_dir, rounds=rounds, calls=calls)
+            found["checkout"] += [{"server": server, **row} for row in rows]
+            found["slow_connect"] += [
+                {"server": server, "pool": name, "first_s": w[0], "second_last_s": w[-2], "last_s": w[-1]}
+                for name, w in slow_connects(pair, run_dir).items()
+            ]
+        for client in mysql_switchover.CLIENTS:
+            with Pair(engine="mysql", programs=place) as pair:
+                figures = mysql_switchover.measure(pair, client)
+            found["switchover"].append({"server": server, "client": client, **figures})
+    at = machine()
+    notes = (f"Measured on {at['processor']}, {at['cores']} cores; the load before was {load:.1f}.",)
     waits_title = f"{THREADS} threads that each want a connection, while the first takes {SLOW_S:g} s to open"
+    switchover_title = f"A switchover under {mysql_switchover.THREADS} threads that write"
     return Result(
         (
-            Table("checkout", "Beside DBUtils' PooledDB with ping=1 on the same server", _COLUMNS, tuple(rows)),
-            Table(
-                "slow_connect",
-                waits_title,
-                _WAIT_COLUMNS,
-                tuple(
-                    {"pool": name, "first_s": w[0], "second_last_s": w[-2], "last_s": w[-1]}
-                    for name, w in through.items()
-                ),
-                ranked_by=("second_last_s",),
-                rivals="pool",
-            ),
+            Table("checkout", "Beside DBUtils' PooledDB with ping=1 on the same server", _COLUMNS,
+                  tuple(found["checkout"]), notes=notes),
+            Table("slow_connect", waits_title, _WAIT_COLUMNS, tuple(found["slow_connect"]),
+                  ranked_by=("second_last_s",), rivals="pool", notes=notes),
+            Table("switchover", switchover_title, _SWITCHOVER_COLUMNS, tuple(found["switchover"]),
+                  ranked_by=("errors", "back_s"), rivals="client", notes=(
+                      *notes,
+                      "Back: from the moment at which green was open until the last thread had written again. A thread "
+                      f"that met an error tries again after {mysql_switchover.PAUSE_S:g} s.",
+                      "DBUtils' pool looks its server's name up at each connect, without a cache.",
+                  )),
         )
-    )
+    )  # fmt: skip

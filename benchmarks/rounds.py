@@ -17,6 +17,14 @@ def measure(call: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - began) / calls * 1e6
 
 
+def medians(*calls_of: Callable[[], object], rounds: int, calls: int) -> list[float]:
+    """The median over *rounds* rounds of each, in microseconds for one call."""
+    for call in calls_of:
+        call()
+    found = [[measure(call, calls) for call in calls_of] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
 def compare(theirs: Callable[[], object], mine: Callable[[], object], *, rounds: int, calls: int) -> dict[str, Value]:
     """Medians of both over *rounds* rounds, and what *mine* takes beyond *theirs*, the median of each round's."""
     mine(), theirs()

@@ -1,0 +1,171 @@
+"""One switchover under threads that write through a MySQL pool, and what they met."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pymysql
+from dbutils.pooled_db import PooledDB as TheirPooledDB
+
+import bgpool
+from benchmarks.result import Value
+from bgpool.integrations.dbutils import PooledDB
+from bgpool.lab import Director, Pair, ledger
+from bgpool.lab.ledger import INSERT_SQL, Key
+from bgpool.lab.scenarios.scenario import FAST
+from bgpool.resolver import make_resolver
+
+__all__ = ["CLIENTS", "THREADS", "measure"]
+
+THREADS: Final = 8
+#: What an application does after an error before it tries again.
+PAUSE_S: Final = 0.05
+#: After the last step: whoever is not back by then has not come back.
+AFTER_S: Final = 3.0
+_READY_S: Final = 15.0
+
+#: Writes a row in a transaction of its own; raises what the driver raises.
+Write = Callable[[Key], object]
+
+
+def _write(connection: Any, key: Key) -> None:
+    with connection.cursor() as cursor:
+        connection.begin()
+        cursor.execute(INSERT_SQL, key)
+        connection.commit()
+
+
+def _theirs(pair: Pair, stack: contextlib.ExitStack) -> Write:
+    resolver = make_resolver(pair.resolver)
+
+    def connect(**params: Any) -> Any:
+        """By name, which is looked up at each connect, as the system's resolver would without a cache."""
+        return pymysql.connect(host=resolver.resolve(pair.names.blue.primary)[0], **params)
+
+    connect.dbapi = pymysql  # type: ignore[attr-defined]  # where DBUtils looks for the driver's exceptions
+    pool = TheirPooledDB(connect, maxconnections=THREADS, blocking=True, ping=1, **_login(pair))
+    stack.callback(pool.close)
+
+    def write(key: Key) -> None:
+        with pool.connection() as connection:
+            _write(connection, key)
+
+    return write
+
+
+def _interface(pair: Pair, stack: contextlib.ExitStack) -> Write:
+    host = pair.names.blue.primary
+    pool = PooledDB(pymysql, maxconnections=THREADS, blocking=True, host=host, **_login(pair), **_bgpool(pair, stack))
+    stack.callback(pool.close)
+    _wait_ready(pool.pool)
+
+    def write(key: Key) -> None:
+        with pool.connection() as connection:
+            _write(connection, key)
+
+    return write
+
+
+def _run(pair: Pair, stack: contextlib.ExitStack) -> Write:
+    pool = stack.enter_context(bgpool.get_pool(pair.dsn, max_size=THREADS, **_bgpool(pair, stack)))
+    _wait_ready(pool)
+
+    def insert(connection: Any, key: Key) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(INSERT_SQL, key)
+
+    return lambda key: pool.run(insert, key)
+
+
+CLIENTS: Final[dict[str, Callable[[Pair, contextlib.ExitStack], Write]]] = {
+    "DBUtils' PooledDB": _theirs,
+    "bgpool's PooledDB": _interface,
+    "bgpool's pool.run": _run,
+}
+
+
+def _login(pair: Pair) -> dict[str, Any]:
+    return {"port": pair.port, "user": "app", "password": pair.app_password, "database": "app", "connect_timeout": 5}
+
+
+def _bgpool(pair: Pair, stack: contextlib.ExitStack) -> dict[str, Any]:
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    # A deployment is polled as often as by default once it is there.
+    return {"bg_run_dir": Path(directory) / "run", "bg_resolver": pair.resolver, "bg_interval_baseline_ms": 1000}
+
+
+def _wait_ready(pool: Any) -> None:
+    pool.open()
+    deadline = time.monotonic() + _READY_S
+    while (snapshot := pool.participant.reader.refresh().snapshot) is None or not snapshot.ready:
+        if time.monotonic() > deadline:
+            raise bgpool.Error("the deployment was not ready in time")
+        time.sleep(0.02)
+
+
+class _Crowd:
+    """Threads that write, and when each of their writes ended and how."""
+
+    def __init__(self, write: Write) -> None:
+        self.done: list[tuple[float, Key]] = []
+        self.unknown: list[Key] = []
+        self.errors = 0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(write, n), daemon=True) for n in range(THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, write: Write, thread: int) -> None:
+        n = 0
+        while not self._over.is_set():
+            n += 1
+            try:
+                write((1, thread, n))
+                self.done.append((time.monotonic(), (1, thread, n)))
+            except pymysql.err.Error:
+                # Whatever it was: it may have been COMMIT that was cut.
+                self.errors += 1
+                self.unknown.append((1, thread, n))
+                time.sleep(PAUSE_S)
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        """Have them end."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def back_s(self, since: float) -> float | None:
+        """When the last thread was through again after *since*; None if one was not."""
+        first = {key[1]: at for at, key in sorted(self.done, reverse=True) if at > since}
+        return max(first.values()) - since if len(first) == THREADS else None
+
+
+def measure(pair: Pair, name: str) -> dict[str, Value]:
+    """One switchover of *pair*, which is ready for one, under *name* of CLIENTS."""
+    ledger.create(pair)
+    director = Director(pair, FAST)
+    director.create_deployment()
+    with contextlib.ExitStack() as stack:
+        crowd = _Crowd(CLIENTS[name](pair, stack))
+        try:
+            time.sleep(1.0)
+            director.run()
+            opened = director.event("green_open").monotonic_s
+            time.sleep(AFTER_S)
+        finally:
+            crowd.end()
+        verdict = ledger.judge(pair, [key for _, key in crowd.done], crowd.unknown)
+    return {
+        "errors": crowd.errors,
+        "back_s": crowd.back_s(opened),
+        "lost": verdict.lost,
+        "doubled": verdict.doubled,
+        "split": verdict.split,
+    }
