@@ -34,6 +34,10 @@ LEFTOVERS = {
     },
     Engine.MYSQL: {
         "a setting": ("SET SESSION time_zone = '+05:00'", "SELECT @@time_zone"),
+        "an isolation level": (
+            "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SHOW VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')",
+        ),
         "a variable": ("SET @mine = 1", "SELECT @mine"),
         "a named lock": ("SELECT GET_LOCK('mine', 1)", "SELECT IS_USED_LOCK('mine')"),
         "a temporary table": ("CREATE TEMPORARY TABLE ledger (n int)", "SHOW COLUMNS FROM ledger"),
