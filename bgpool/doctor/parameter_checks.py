@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Final
 
+from pymysql import VERSION_STRING
+
 from bgpool.core.engine import Engine
 from bgpool.core.timeouts import hold_misfit, timer_misfit
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
-from bgpool.dsn import MONITORING_PREFIX, names_are_proved
+from bgpool.dsn import MONITORING_PREFIX, Dsn, names_are_proved
+from bgpool.mysql_driver import wants_tls
 from bgpool.resolver import is_address
 from bgpool.settings import Settings
 
@@ -108,11 +111,21 @@ def _tls(case: Case) -> Verdict:
     unproved = [who for who, params in sides.items() if not names_are_proved(params)]
     if not unproved:
         return ok("verify-full" if case.dsn.engine is Engine.POSTGRESQL else "ssl_verify_identity")
-    mode = case.dsn.params.get("sslmode")
     return warning(
-        f"not to {' and '.join(unproved)}{f' (sslmode={mode})' if mode else ''}: whoever redirects a name can be blue",
+        f"not to {' and '.join(unproved)} ({_unproved_mode(case.dsn)}): whoever redirects a name can be blue",
         f"add {_VERIFYING[case.dsn.engine]} to the DSN; bgpool keeps names apart from addresses, also in a switchover",
     )
+
+
+def _unproved_mode(dsn: Dsn) -> str:
+    """How the application's connections are protected where no name is proved."""
+    if dsn.engine is Engine.POSTGRESQL:
+        return f"sslmode={dsn.params.get('sslmode') or 'prefer'}"
+    if dsn.params.get("unix_socket"):
+        return "a Unix socket"
+    if not wants_tls(dsn.params):
+        return f"PyMySQL {VERSION_STRING} does not encrypt with this DSN"
+    return f"PyMySQL {VERSION_STRING} encrypts at most, and takes any server's word for who it is"
 
 
 @parameter_checks.check("password", "Can the monitor have the password, too?")

@@ -21,6 +21,7 @@ from bgpool.core.limits import (
 from bgpool.dsn.keywords import READERS, read_text
 from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, names_are_proved, read_port, take_password
 from bgpool.errors import ConfigurationError
+from bgpool.mysql_driver import check_driver
 
 __all__ = ["read"]
 
@@ -76,8 +77,10 @@ def read(given: Given) -> Dsn:
     """Where and how to connect, by PyMySQL's names; host and port are not among the parameters.
 
     Raises:
-        ConfigurationError: Anything that cannot be used; the text never holds the password.
+        ConfigurationError: Anything that cannot be used, an unknown PyMySQL included; the text never holds the
+            password.
     """
+    check_driver()
     overrides = _overrides(given.overrides)
     host, port, params = _read_url(given.url)
     given_password = given.options.pop("password", None)
