@@ -13,7 +13,9 @@ import trustme
 from pymysql.connections import Connection, MySQLResult
 
 import bgpool
-from bgpool import ConfigurationError
+from bgpool import ConfigurationError, mysql_driver
+from bgpool.doctor import Case
+from bgpool.doctor.parameter_checks import parameter_checks
 from bgpool.mysql import BoundedConnection
 from bgpool.mysql_driver import check_driver
 
@@ -51,6 +53,31 @@ def test_names_are_proved_with_every_version(tmp_path: Path) -> None:
     connection: Any = BoundedConnection(user="app", defer_connect=True, ssl_ca=str(ca), ssl_verify_identity=True)
     context = connection.ctx._context
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "params", "wanted"),
+    [
+        ((1, 1, 1, "final"), {}, False),
+        ((1, 1, 1, "final"), {"ssl_ca": "ca.pem"}, True),
+        ((1, 2, 0, "final"), {}, True),
+        ((1, 2, 0, "final"), {"ssl_disabled": True}, False),
+    ],
+)
+def test_which_version_asks_for_tls(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[object, ...], params: dict[str, Any], wanted: bool
+) -> None:
+    monkeypatch.setattr(mysql_driver, "VERSION", version)
+    assert mysql_driver.wants_tls(params) == wanted
+
+
+def test_the_doctor_says_whether_a_dsn_encrypts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
+    for query, text in (("", "encrypts at most"), ("?ssl_disabled=1", "does not encrypt")):
+        monkeypatch.setattr(mysql_driver, "VERSION", (1, 2, 4, "final"))
+        case = Case(f"mysql://app@ledger.c0.eu-west-1.rds.amazonaws.com/app{query}")
+        found = {finding.check: finding for finding in parameter_checks.run(case, "parameters")}
+        assert text in found["tls"].text
 
 
 def test_every_stand_in_of_the_type_checker_is_checked() -> None:
