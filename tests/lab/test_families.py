@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,12 +40,12 @@ def install(place: Path, said: str, server: str = "mysqld", *, scripts: bool = F
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that the servers' account can enter."""
-    place = tmp_path_factory.mktemp("installed")
-    for directory in (place, place.parent, place.parent.parent):
+def place() -> Iterator[Path]:
+    """A directory that the servers' account can enter: pytest's own are below one that is closed to it."""
+    with tempfile.TemporaryDirectory(prefix="installed-") as made:
+        directory = Path(made)
         directory.chmod(0o755)
-    return place
+        yield directory
 
 
 @pytest.mark.parametrize(
