@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 # Interpreters that pyenv keeps, for tox to find beside those on PATH.
 space := $(subst ,, )
-export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python3))
+export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-4].*/bin/python3))
 
 # This Python runs the quick tests among all the others: they are not run on it again.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
