@@ -255,7 +255,7 @@ def lab_run(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
-        options: dict[str, Any] = {"programs": programs, "tls": tls or False, "shut": shut}
+        options: dict[str, Any] = {"programs": programs, "tls": False if tls is None else tls, "shut": shut}
         Pair(engine=engine, **options)
     except ValueError as error:
         raise _unusable(str(error)) from None

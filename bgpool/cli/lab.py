@@ -16,7 +16,7 @@ from bgpool.cli.view import make_console, plain
 from bgpool.core.engine import Engine
 from bgpool.lab import simulation
 from bgpool.lab.chaos import Chaos
-from bgpool.lab.errors import LabError
+from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
 from bgpool.lab.workshops import find_servers
 
@@ -64,6 +64,8 @@ def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mappi
         began = time.monotonic()
         try:
             result = _summary(play(scenario, engine, options))
+        except ProgramsError:
+            raise
         except LabError as error:
             result = {"name": scenario.name, "findings": [f"the lab failed: {error}"]}
         results.append({**result, "servers": servers})

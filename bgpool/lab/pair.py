@@ -94,7 +94,7 @@ class Pair:
 
         Args:
             flavour: ``"rds"``, a DB instance, or ``"aurora"``, a cluster; each with its metadata.
-            engine: MySQL is played by MariaDB or MySQL, whichever is found.
+            engine: Whose servers; for MySQL those of MariaDB or MySQL, whichever is found.
             readers: How many readers each side has, or blue and green.
             custom: With a custom endpoint (Aurora).
             tls: ``"verified"`` or True: servers have certificates for their names, and DSNs verify them. ``"offered"``:
@@ -126,7 +126,7 @@ class Pair:
         self._readers = (readers, readers) if isinstance(readers, int) else readers
         self._custom = custom
         if tls not in (False, True, *get_args(Tls)):
-            raise ValueError(f"tls must be False, True or one of {get_args(Tls)}, not {tls!r}")
+            raise ValueError(f"tls must be one of {', '.join(map(repr, get_args(Tls)))}, not {tls!r}")
         self._tls: Tls | Literal[False] = "verified" if tls is True or iam else tls
         self.tls = self._tls == "verified"
         self._with_iam = iam

@@ -39,6 +39,6 @@ def directories(engine: Engine, place: str) -> list[Path]:
         ProgramsError: It is not one.
     """
     root = Path(place)
-    if not root.is_dir():
+    if not place or not root.is_dir():  # Path('') is the current one
         raise unusable(engine, f"{place!r} is not a directory: the one with the servers' programs, or {PATH!r}")
     return [root.resolve() / below for below in (".", "bin", "sbin")]

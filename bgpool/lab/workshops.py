@@ -13,13 +13,13 @@ from typing import ClassVar, Final, Literal, Protocol
 
 from bgpool.core.engine import Engine
 from bgpool.lab.binaries import find_programs, make_usable
-from bgpool.lab.errors import LabError
 from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import Radius, TokenCheck
 from bgpool.lab.mysql.conf import LAB_DATABASE
 from bgpool.lab.mysql.programs import find_family
 from bgpool.lab.mysql.server import MysqlServer
+from bgpool.lab.places import unusable
 from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
 from bgpool.lab.server import Server, Setup
@@ -177,7 +177,8 @@ class MysqlWorkshop(Workshop):
         self._family: Final = find_family(place)
         if setup.shut not in self._family.ways:
             ways = ", ".join(map(repr, self._family.ways))
-            raise LabError(f"{self._family.product} cannot be shut by {setup.shut!r}; it has {ways}")
+            problem = f"{self._family.product} cannot be shut by {setup.shut!r}; it has {ways}"
+            raise unusable(Engine.MYSQL, problem)
 
     @staticmethod
     def product(place: str | Path | None) -> str:

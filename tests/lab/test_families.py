@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab import LabError, Pair, ProgramsError
 from bgpool.lab.binaries import Programs
@@ -138,3 +140,10 @@ def test_a_way_of_shutting_that_the_servers_do_not_have(place: Path) -> None:
     install(place, MARIADB, scripts=True)
     with pytest.raises(LabError, match=r"MariaDB 10\.11\.14 cannot be shut by 'offline'; it has 'locked', 'open'"):
         Pair(engine="mysql", programs=place, shut="offline").open()
+    command = ["lab", "run", "rds", "--engine", "mysql", "--programs", str(place), "--shut", "offline"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        "MariaDB 10.11.14 cannot be shut by 'offline'; it has 'locked', 'open'; "
+        "name another directory with --programs DIR or $BGPOOL_LAB_MYSQL"
+    )

@@ -90,11 +90,17 @@ def test_commands_name_their_option(command: tuple[str, ...], engine: Engine, tm
     )
 
 
-def test_a_way_of_tls_that_there_is_not() -> None:
-    done = CliRunner().invoke(app, ["lab", "run", "rds", "--tls", "maybe"])
+@pytest.mark.parametrize("tls", ["maybe", ""])
+def test_a_way_of_tls_that_there_is_not(tls: str) -> None:
+    done = CliRunner().invoke(app, ["lab", "run", "rds", "--tls", tls])
     assert done.exit_code == 2
-    assert "'offered', 'verified', 'disabled'" in done.stderr
-    assert "'maybe'" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"tls must be one of 'offered', 'verified', 'disabled', not {tls!r}"
+
+
+@each_engine
+def test_an_empty_name_is_no_directory(engine: Engine) -> None:
+    with pytest.raises(ProgramsError, match="'' is not a directory"):
+        find_servers(engine, "")
 
 
 def test_a_rehearsal_that_names_none_and_finds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
