@@ -180,9 +180,6 @@ class BoundedConnection(_Driver):
 
     def _create_ssl_ctx(self, sslp: Any) -> GuardedContext:
         """PyMySQL makes one for every connection, and loads the system's certificates into it: that takes 40 ms."""
-        if sslp.get("check_hostname"):
-            # PyMySQL 1.2 does so itself; 1.1 raises ValueError, unless ssl_verify_cert is given as well.
-            sslp = {**sslp, "verify_mode": True}
         files = [Path(sslp[name]) for name in ("ca", "cert", "key") if sslp.get(name)]
         key = (ssl.SSLContext, tuple(sorted(sslp.items())), tuple(file.stat().st_mtime_ns for file in files))
         context = _contexts.get(key)

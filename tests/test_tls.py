@@ -142,12 +142,6 @@ def test_threads_clear_at_the_same_time() -> None:
     assert spoiled == [False] * 8
 
 
-def test_a_name_to_be_verified_needs_a_certificate() -> None:
-    # As PyMySQL 1.1 calls it with ssl_verify_identity and without ssl_verify_cert.
-    context = BoundedConnection(defer_connect=True)._create_ssl_ctx({"check_hostname": True, "verify_mode": False})
-    assert context._context.verify_mode is ssl.CERT_REQUIRED
-
-
 def test_a_context_made_before_gevent_patched_is_not_used_after(monkeypatch: pytest.MonkeyPatch) -> None:
     class Green:
         """As gevent's: another class, of the same name."""
