@@ -33,7 +33,7 @@ test-full: mariadb $(VENV)/.tox
 # About half an hour. The servers run as mysql or nobody if make is run by root; that account must reach the folder.
 mysql: export BGPOOL_LAB_MYSQL = $(if $(MYSQLD),$(dir $(abspath $(MYSQLD))),$(CURDIR)/.mysql)
 mysql: $(VENV)/.tox
-	@$(if $(MYSQLD),,sh tests/fetch_mysql.sh .mysql)
+	@$(if $(MYSQLD),test -f '$(MYSQLD)' || { echo "MYSQLD is no program: $(MYSQLD)" >&2; exit 1; },sh tests/fetch_mysql.sh .mysql)
 	$(BIN)/tox run -e mysql -- $(ARGS)
 
 # Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,17 @@ def test_a_way_of_tls_that_there_is_not(tls: str) -> None:
 def test_an_empty_name_is_no_directory(engine: Engine) -> None:
     with pytest.raises(ProgramsError, match="'' is not a directory"):
         find_servers(engine, "")
+
+
+def test_make_mysql_says_what_to_do_where_nothing_can_be_fetched(tmp_path: Path) -> None:
+    programs = programs_that_say(tmp_path / "bin", "", "apt-get")
+    (programs / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    script = Path(__file__).parent.parent / "fetch_mysql.sh"
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", script, tmp_path / "mysql"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("make mysql MYSQLD=/path/to/mysqld\n")
+    assert not (tmp_path / "mysql" / "bin" / "mysqld").exists()
 
 
 def test_a_rehearsal_that_names_none_and_finds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
