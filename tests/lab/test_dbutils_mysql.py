@@ -80,6 +80,6 @@ def test_goes_through_a_switchover(tmp_path: Path) -> None:
         db.close()
         verdict = ledger.judge(pair, writers.acknowledged, writers.unknown)
     assert verdict.clean, verdict
-    # Held, but for those that were in the middle of a transaction when blue ended, or refused their write.
-    assert len(writers.errors) <= THREADS, writers.errors
+    # Held, but for those that were in the middle of a transaction when blue refused their write, or ended it.
+    assert len(writers.errors) <= 2 * THREADS, writers.errors
     assert all(isinstance(error, bgpool.Error) or error.args[0] == 1290 for error in writers.errors), writers.errors

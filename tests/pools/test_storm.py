@@ -24,7 +24,7 @@ CALLERS = 8
 
 
 class Door:
-    """Counts who is connecting at a time, and keeps each for a moment."""
+    """Counts who is connecting at a time, and keeps each for a moment; the pool's one trial of green is not counted."""
 
     def __init__(self, pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = self.inside = 0
@@ -33,6 +33,8 @@ class Door:
         monkeypatch.setattr(pool._recipe, "open", self._count)
 
     def _count(self, *args: Any) -> Any:
+        if threading.current_thread().name == "bgpool-login":
+            return self._open(*args)
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
