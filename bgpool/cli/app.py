@@ -303,6 +303,7 @@ def lab_chaos(
     commands = _lab_commands()
     from bgpool.lab import ProgramsError
 
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(0 if commands.run_chaos(engine, programs, seed, seconds, as_json=json) else 1)
     except KeyboardInterrupt:

@@ -231,6 +231,7 @@ def _child(
                     os.close(fd)
         # A Ctrl-C is for the parent, which tells us when to stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler cleans up what is the parent's
         stopping = threading.Event()
         lock = threading.Lock()
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
+from typer.testing import CliRunner
 
+from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab.chaos import Chaos
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 SEED = int(os.environ.get("BGPOOL_SEED", "0")) or int.from_bytes(os.urandom(4), "little")
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_terminated(*_args: object, **_options: object) -> None:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    monkeypatch.setattr("bgpool.cli.lab.run_chaos", be_terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert CliRunner().invoke(app, ["lab", "chaos"]).exit_code == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.timeout(300)
