@@ -198,6 +198,18 @@ def test_a_dropped_one_comes_back_rolled_back(
     assert list(recwarn) == []
 
 
+def test_one_is_dropped_by_a_function_that_caught_an_error(make: Make) -> None:
+    db = make(maxconnections=1)
+
+    def query() -> None:
+        con = db.connection()
+        with contextlib.suppress(pymysql.err.ProgrammingError):
+            con.cursor().execute("SELECT * FROM no_such_table")
+
+    for _ in range(3):
+        query()
+
+
 def test_a_cursor_keeps_its_connection(make: Make) -> None:
     """DBUtils lends the connection to the next user while the cursor is still in use."""
     db = make(maxconnections=1)

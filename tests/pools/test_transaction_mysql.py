@@ -88,7 +88,11 @@ def test_what_no_open_transaction_means_after_an_error(sql: bytes, status: int, 
         (b" /* why */ start transaction read only", True),
         (b"BEGIN NOT ATOMIC INSERT INTO t VALUES (1); END", False),
         (b"START REPLICA", False),
+        (b"XA START 'x'", True),
+        (b"XA END 'x'", True),
         (b"XA ROLLBACK 'x'", True),
+        (b"XA RECOVER", False),
+        (b"XA COMMIT 'x'", False),
         (b"COMMIT", False),
         (b"SAVEPOINT s", False),
         (b"SELECT 1", False),
@@ -100,6 +104,19 @@ def test_what_is_sent_without_asking(sql: bytes, passes: bool) -> None:
     assert failure.may_pass(sql) is passes
     failure.refuse_commit(OperationalError(1290, "--read-only"))
     assert failure.may_pass(sql) is (sql == b"ROLLBACK")
+
+
+def test_what_is_kept_of_an_error_keeps_nothing_of_its_callers_alive() -> None:
+    transaction = Transaction()
+    transaction.sent = (COMMAND.COM_QUERY, b"COMMIT", OPEN)
+    with pytest.raises(OperationalError) as caught:
+        raise OperationalError(1290, "--read-only")
+    transaction.note_error(caught.value, OPEN, Text("utf-8", many=False, backslash=True))
+    failure = transaction.failure
+    assert failure is not None
+    assert (failure.error.args, failure.error.__traceback__) == (caught.value.args, None)
+    failure.refuse_commit(caught.value)
+    assert (failure.error.args, failure.error.__traceback__) == (caught.value.args, None)
 
 
 # -- with a server ---------------------------------------------------------------------------------------------------

@@ -187,13 +187,18 @@ class Exchange(BoundedConnection):
         generation = self._generation()
         if isinstance(error, MySQLError):
             # While it is being set up nobody else has it; what its user has closed, nothing else has cut.
-            explained = error if generation is None or self._closed else self._explained(error, generation)
-            if explained is error:
-                raise error
-            raise explained from error
-        # Interrupted: nobody knows how much has gone, or come.
-        self._force_close()
-        raise error
+            cause, error = error, error if generation is None or self._closed else self._explained(error, generation)
+            if error is not cause:
+                error.__cause__ = cause
+            del cause
+        else:
+            # Interrupted: nobody knows how much has gone, or come.
+            self._force_close()
+        try:
+            raise error
+        finally:
+            # Or the error, its traceback and this frame would keep each other, and all that its callers have.
+            del error
 
     def _generation(self) -> Generation | None:
         return getattr(self, "bgpool_generation", None)

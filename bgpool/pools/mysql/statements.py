@@ -16,7 +16,6 @@ from bgpool.pools.mysql.expressions import Text, clean, only_reads
 __all__ = [
     "Effect",
     "beginning",
-    "begins_transaction",
     "commits_first",
     "doubt_of",
     "ends_nothing_else",
@@ -24,6 +23,7 @@ __all__ = [
     "first_words",
     "judge",
     "may_end",
+    "starts_over",
 ]
 
 
@@ -58,8 +58,11 @@ _COMMITS_FIRST: Final = frozenset(
     {b"ALTER", b"ANALYZE", b"CACHE", b"CHANGE", b"CHECK", b"CREATE", b"DROP", b"FLUSH", b"GRANT", b"INSTALL", b"LOCK",
      b"OPTIMIZE", b"RENAME", b"REPAIR", b"RESET", b"REVOKE", b"TRUNCATE", b"UNINSTALL"}
 )  # fmt: skip
-#: What begins a transaction; MariaDB's BEGIN NOT ATOMIC is a block of statements.
-_BEGINS: Final = re.compile(rb"BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b", re.IGNORECASE)
+#: What begins a transaction, or ends an XA transaction. What else XA does may be about others: XA RECOVER, say.
+#: MariaDB's BEGIN NOT ATOMIC is a block of statements.
+_STARTS_OVER: Final = re.compile(
+    rb"BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b|XA\s+(?:START|BEGIN|END|ROLLBACK)\b", re.IGNORECASE
+)
 #: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
 _FIRST_WORDS: Final = re.compile(
     rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M])(?:[^*]|\*(?!/))*\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
@@ -124,10 +127,10 @@ def first_words(statement: bytes) -> tuple[bytes, bool]:
     return (found[1].upper(), found[2] is not None) if found is not None else (b"", False)
 
 
-def begins_transaction(statement: bytes) -> bool:
-    """Whether *statement* is BEGIN or START TRANSACTION."""
+def starts_over(statement: bytes) -> bool:
+    """Whether *statement* begins a transaction, or ends an XA transaction."""
     found = _FIRST_WORDS.match(statement)
-    return found is not None and _BEGINS.match(statement, found.start(1)) is not None
+    return found is not None and _STARTS_OVER.match(statement, found.start(1)) is not None
 
 
 def commits_first(statement: bytes, text: Text) -> bool:

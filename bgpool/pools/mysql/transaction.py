@@ -67,7 +67,7 @@ class Transaction:
         if was_open or not _is_autocommit(before) or statements.judge(statement, text) > Effect.WRITES:
             # A read-only server refuses the implicit COMMIT before the statement: nothing was committed.
             committed = statements.commits_first(statement, text) and not is_servers_refusal(error)
-            self.failure = Failure(error, is_loss=was_open and not committed)
+            self.failure = Failure(_copy(error), is_loss=was_open and not committed)
 
     def settle(self, status: int) -> None:
         """Decide what became of the transaction by a *status* that the server gave after the failure."""
@@ -101,7 +101,7 @@ class Failure:
     """A statement that has failed.
 
     Attributes:
-        error: The server's error.
+        error: The server's error, without its traceback.
         is_loss: If no transaction is open now, the one that was open was rolled back; false where none was, and where
             the statement had committed it first, as DDL does.
         is_final: The transaction must not go on: it was rolled back, or was refused a write in a switchover.
@@ -117,21 +117,26 @@ class Failure:
         """Whether *statement* may be sent, whatever has become of the transaction.
 
         ROLLBACK ends it and BEGIN starts over; the server itself refuses a savepoint that went with the transaction
-        (1305) and guards XA transactions.
+        (1305), and to go on in an XA transaction that it has rolled back.
         """
         word, to_savepoint = statements.first_words(statement)
         if self.is_open:
             return word == b"ROLLBACK" and not to_savepoint
-        return word in (b"ROLLBACK", b"RELEASE", b"XA") or statements.begins_transaction(statement)
+        return word in (b"ROLLBACK", b"RELEASE") or statements.starts_over(statement)
 
     def refuse_commit(self, error: MySQLError) -> None:
         """A switchover refuses the transaction's writes with *error*: what was written before must not stay alone."""
-        self.error, self.is_final, self.is_open = error, True, True
+        self.error, self.is_final, self.is_open = _copy(error), True, True
 
     def again(self) -> MySQLError:
         """The error once more, for a statement that must not be sent."""
         code, *texts = self.error.args
         return type(self.error)(code, f"{texts[0]} ({_HINT})" if texts else _HINT)
+
+
+def _copy(error: MySQLError) -> MySQLError:
+    """*error* without its traceback, which would keep its callers' variables alive, such as a handle to be dropped."""
+    return type(error)(*error.args)
 
 
 def _is_open(status: int) -> bool:
