@@ -55,6 +55,7 @@ READS = (
     "(SELECT n FROM t) UNION (SELECT 2);",
     "SELECT count(*), MAX(n) FROM t WHERE n IN (1, 2) AND (a = 'it\\'s f(1)' OR b = \"f(1)\") LIMIT 5 FOR UPDATE",
     "SELECT `f(` FROM t -- f(1)\n",
+    "SELECT 5--3, n--'1', 1--(2)",
     "SELECT /*+ MAX_EXECUTION_TIME(1000) */ n /* f(1) */ FROM (SELECT n FROM t) AS d # f(1)",
     "WITH a AS (SELECT 1) SELECT * FROM a",
     "TABLE t",
@@ -98,6 +99,10 @@ WRITES = (
     "SELECT f /* */ (1)",
     "SELECT MAX (1)",
     "SELECT app . max(1)",
+    # A control character behind -- begins a comment, too; what looks like a string is none.
+    "SELECT 1 --\x01 '\n, f(1) -- '",
+    # A sequence goes on, whatever becomes of the transaction.
+    "SELECT NEXT VALUE FOR s",
     "SELECT fé(1)",
     "SELECT n FROM t WHERE (((f(n))))",
     "SELECT '\\' , f(1) , '\\'",
@@ -213,6 +218,9 @@ def test_a_backslash_is_read_as_the_server_reads_it() -> None:
     text = rb"INSERT INTO t VALUES ('\'); COMMIT; SELECT ('a')"
     assert judge(text, MANY._replace(backslash=False)) is Effect.ANYTHING
     assert judge(text, MANY) is Effect.ANYTHING, "the quote is open at the end"
+    # In latin1 a blank may be a no-break space.
+    latin1 = Text("cp1252", many=False, backslash=True)
+    assert judge(b"SELECT 1 --\xa0'\n, f(1) -- '", latin1) is Effect.WRITES
     # The second byte of a character may look like a backslash.
     assert judge("SELECT '表' , f(1) , '表'".encode("cp932"), Text("cp932", many=True, backslash=True)) is Effect.WRITES
 

@@ -34,7 +34,8 @@ _QUOTED: Final = {
     True: re.compile(r"'(?:[^'\\]|\\.)*'" + _REST, re.DOTALL | re.ASCII),
     False: re.compile(r"'[^']*'" + _REST, re.DOTALL | re.ASCII),
 }
-_UNCLEAR: Final = re.compile(r"""['"`\\]|/\*""")
+# Behind -- a server also takes control characters, and blanks of its character set beyond ASCII, for a blank.
+_UNCLEAR: Final = re.compile(r"""['"`\\]|/\*|--[^ -~]""")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -73,8 +74,10 @@ FUNCTIONS: Final = _words("""
 _TOKENS: Final = re.compile(r"\s+|[\w$]+|[^\s\w$]", re.ASCII)
 #: Signs before a parenthesis that is no call's. A quoted name, a dot or a letter beyond ASCII may be one.
 _SIGNS: Final = frozenset("(),=<>!+-*/%|&^~:")
-#: What makes a statement of one that reads: it writes a file, runs what it explains, or WITH begins no SELECT.
-_WRITES: Final = re.compile(r"\b(?:OUTFILE|DUMPFILE|ANALYZE|INSERT|DELETE|(?<!FOR )UPDATE)\b", re.ASCII | re.IGNORECASE)
+#: With one of these a statement that reads may write: a file, a sequence, what it explains, or what follows WITH.
+_WRITES: Final = re.compile(
+    r"\b(?:OUTFILE|DUMPFILE|NEXT\s+VALUE|NEXTVAL|ANALYZE|INSERT|DELETE|(?<!FOR )UPDATE)\b", re.ASCII | re.IGNORECASE
+)
 
 
 def clean(statement: bytes, text: Text) -> Cleaned:
