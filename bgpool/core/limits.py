@@ -290,10 +290,6 @@ RETIRE_TIMEOUT_S: Final = 0.2
 #: that MySQL and MariaDB can be given.
 MYSQL_CONNECTIONS_MAX: Final = 100_000
 
-#: How long PooledDB waits for a connection that was dropped instead of closed, in seconds, before it says that all are
-#: in use: one rollback, on a server that is busy.
-RETURN_TIMEOUT_S: Final = 2.0
-
 #: A connection that was idle for less is handed out without asking its server, in seconds. Source: HikariCP.
 CHECK_AFTER_IDLE_S: Final = 0.5
 

@@ -12,19 +12,20 @@ from __future__ import annotations
 import _thread
 import contextlib
 import inspect
-import queue
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote
+from weakref import WeakKeyDictionary, WeakSet
 
 import pymysql
 from dbutils.pooled_db import InvalidConnectionError, NotSupportedError, PooledDBError, TooManyConnectionsError
 from pymysql.constants import CR
 
-from bgpool.core.limits import MYSQL_CONNECTIONS_MAX, RETURN_TIMEOUT_S
+from bgpool.core.limits import MYSQL_CONNECTIONS_MAX
 from bgpool.errors import ConfigurationError, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.mysql.connection import MysqlConnection
@@ -44,8 +45,8 @@ _PYMYSQL: Final = (pymysql, pymysql.connect, pymysql.connections.Connection)
 #: PyMySQL's old names for parameters.
 _OLD_NAMES: Final = {"passwd": "password", "db": "database"}
 
-#: Connections that handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
-_lent: Final[set[MysqlConnection]] = set()
+#: What handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
+_lent: Final[WeakKeyDictionary[PooledDedicatedDBConnection, MysqlConnection]] = WeakKeyDictionary()
 
 
 class TooManyConnections(TooManyRequests, TooManyConnectionsError):  # type: ignore[misc]  # DBUtils has no types
@@ -128,14 +129,10 @@ class PooledDB:
                 _thread.start_new_thread(pool.close, (0,))
 
     def _begin(self) -> None:
-        # A place for each connection that may be in use. Putting one back is a single step, wherever it happens.
-        self._places: queue.SimpleQueue[None] | None = None
-        # One for each connection that is being given back because its handle was collected.
-        self._dropped: set[object] = set()
-        if self._maxconnections and not self._blocking:
-            self._places = queue.SimpleQueue()
-            for _ in range(self._maxconnections):
-                self._places.put(None)
+        # Handles that are in use. One that is gone, be it by an interrupt, counts no longer; what it had is on its way
+        # back, and the pool waits for it.
+        self._out: WeakSet[PooledDedicatedDBConnection] = WeakSet()
+        self._lock = threading.Lock()
 
     @property
     def pool(self) -> Pool[Any]:
@@ -152,17 +149,15 @@ class PooledDB:
             PoolTimeout: None became free, or could be opened, in time.
             SwitchoverHoldTimeout: Held by a switchover for as long as it may be.
         """
-        places = self._places
-        if places is not None:
-            self._take_place(places)
+        handle = PooledDedicatedDBConnection(self)
         try:
-            connection = self.pool.getconn()
-            handle = PooledDedicatedDBConnection(self, connection, places)
-            _lent.add(connection)
+            if self._maxconnections and not self._blocking:
+                self._take_place(handle)
+            handle._con = self.pool.getconn()
+            _lent[handle] = handle._con
             return handle
         except BaseException:
-            if places is not None:
-                places.put(None)
+            self._out.discard(handle)
             raise
 
     def dedicated_connection(self) -> PooledDedicatedDBConnection:
@@ -183,16 +178,18 @@ class PooledDB:
         """The parent's connections take no places here."""
         self._begin()
 
-    def _take_place(self, places: queue.SimpleQueue[None]) -> None:
-        try:
-            # What was dropped is on its way back.
-            places.get(timeout=RETURN_TIMEOUT_S if self._dropped else 0)
-        except queue.Empty:
-            raise TooManyConnections(
-                CR.CR_CONN_HOST_ERROR,
-                f"all maxconnections={self._maxconnections} are in use; give connections back with close(), or set "
-                "blocking=True to wait for one",
-            ) from None
+    def _take_place(self, handle: PooledDedicatedDBConnection) -> None:
+        with self._lock:
+            most, out = self._maxconnections, self._out
+            # len() counts the dead, too, where an interrupt came before they were taken out.
+            if len(out) < most or sum(1 for _ in out) < most:
+                out.add(handle)
+                return
+        raise TooManyConnections(
+            CR.CR_CONN_HOST_ERROR,
+            f"all maxconnections={most} are in use; give connections back with close(), or set blocking=True to wait "
+            "for one",
+        )
 
     def _is_worn(self, connection: MysqlConnection) -> bool:
         """Whether *connection*, which comes back, is one too many or was lent often enough."""
@@ -215,11 +212,9 @@ class PooledDedicatedDBConnection:
 
     _con: MysqlConnection | None = None
 
-    def __init__(self, owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None) -> None:
-        """Made by PooledDB.connection()."""
+    def __init__(self, owner: PooledDB) -> None:
+        """Made by PooledDB.connection(), which then gives it its connection."""
         self._owner = owner
-        self._places = places
-        self._con = connection
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dbapi_connection, name)
@@ -237,16 +232,9 @@ class PooledDedicatedDBConnection:
         if connection is None or sys.is_finalizing():
             return
         # In a thread, because the collector may have interrupted one that holds a lock, and to roll back takes time.
-        mark = object()
-        try:
-            self._owner._dropped.add(mark)
-            _thread.start_new_thread(_give_back_dropped, (self._owner, connection, self._places, mark))
-        except RuntimeError:
-            # No thread is to be had. The connection's own end frees its slot.
-            _lent.discard(connection)
-            self._owner._dropped.discard(mark)
-            if self._places is not None:
-                self._places.put(None)
+        # Where no thread is to be had, the connection's own end frees its slot.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(_give_back, (self._owner, connection))
 
     @property
     def dbapi_connection(self) -> MysqlConnection:
@@ -286,28 +274,18 @@ class PooledDedicatedDBConnection:
         # One step for the interpreter: of two threads that close it, one gives it back.
         connection = vars(self).pop("_con", None)
         if connection is not None:
-            _give_back(self._owner, connection, self._places)
+            try:
+                _give_back(self._owner, connection)
+            finally:
+                _lent.pop(self, None)
+                self._owner._out.discard(self)
 
 
-def _give_back(owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None) -> None:
-    try:
-        usable = not connection.closed and not connection.bgpool_generation.inherited
-        if usable and owner._is_worn(connection):
-            connection.bgpool_unfit = True
-        connection.close()
-    finally:
-        _lent.discard(connection)
-        if places is not None:
-            places.put(None)
-
-
-def _give_back_dropped(
-    owner: PooledDB, connection: MysqlConnection, places: queue.SimpleQueue[None] | None, mark: object
-) -> None:
-    try:
-        _give_back(owner, connection, places)
-    finally:
-        owner._dropped.discard(mark)
+def _give_back(owner: PooledDB, connection: MysqlConnection) -> None:
+    usable = not connection.closed and not connection.bgpool_generation.inherited
+    if usable and owner._is_worn(connection):
+        connection.bgpool_unfit = True
+    connection.close()
 
 
 # -- what DBUtils' arguments mean --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a MySQL pool has and who waits for it: slots, idle connections, a queue and counts. No threads, no servers.
 
-Slots are objects in sets. Freeing one twice is the same as freeing it once, so that an interrupt, after which nobody
-knows how far things had gone, leaves no wrong number behind.
+Slots are objects in weak sets. Freeing one twice is the same as freeing it once, and one that nothing refers to any
+more is free. So an interrupt leaves no wrong number behind, not even in a finalizer, where Python ignores it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from typing import Final
+from weakref import WeakSet
 
 from bgpool.pools.mysql.connection import MysqlConnection
 
@@ -26,12 +27,14 @@ class Slot:
 
     Attributes:
         claim: Taken by the thread that opens the connection; by the one that meant to start it if it did not begin.
+        is_taken: Until it is freed.
     """
 
-    __slots__ = ("claim",)
+    __slots__ = ("__weakref__", "claim", "is_taken")
 
     def __init__(self) -> None:
         self.claim: Final = threading.Lock()
+        self.is_taken = True
 
 
 class Waiter:
@@ -63,7 +66,7 @@ class Slots:
     """The state of a pool. Everything but ``len`` of its collections is used under the lock of the pool.
 
     Attributes:
-        taken: Of connections that are open or being opened.
+        taken: Of connections that are open or being opened; size() counts them.
         opening: Those of them that are being opened.
         idle: Connections that nobody uses, the longest idle first.
         waiters: Callers that wait, the longest waiting first.
@@ -75,19 +78,24 @@ class Slots:
         """None taken, and closed; between *min_size* and *max_size* of them are wanted."""
         self._min_size: Final = min_size
         self._max_size: Final = max_size
-        self.taken: Final[set[Slot]] = set()
-        self.opening: Final[set[Slot]] = set()
+        self.taken: Final[WeakSet[Slot]] = WeakSet()
+        self.opening: Final[WeakSet[Slot]] = WeakSet()
         self.idle: Final[deque[MysqlConnection]] = deque()
         self.waiters: Final[deque[Waiter]] = deque()
         self.closed = True
         self.counts: Final = dict.fromkeys(_COUNTS, 0)
 
+    def size(self) -> int:
+        """Connections that are open or being opened."""
+        return _count(self.taken)
+
     def claim_needed(self, claimed: list[Slot]) -> None:
         """Take as many slots as connections have to be opened, and add them to *claimed*."""
         if self.closed:
             return
-        wanted = max(len(self.waiters) - len(self.opening), self._min_size - len(self.taken))
-        for _ in range(min(wanted, self._max_size - len(self.taken))):
+        size = self.size()
+        wanted = max(len(self.waiters) - _count(self.opening), self._min_size - size)
+        for _ in range(min(wanted, self._max_size - size)):
             slot = Slot()
             claimed.append(slot)
             self.taken.add(slot)
@@ -96,23 +104,37 @@ class Slots:
     def free(self, slot: Slot | None) -> None:
         """Free *slot*, if it is one that is taken."""
         if slot is not None:
+            slot.is_taken = False
             self.taken.discard(slot)
             self.opening.discard(slot)
 
     def put(self, connection: MysqlConnection) -> bool:
         """Give *connection* to the caller that has waited for longest, or keep it; False if it is not wanted."""
-        if self.closed or connection.bgpool_slot not in self.taken:
+        slot = connection.bgpool_slot
+        if self.closed or slot is None or not slot.is_taken:
             return False
-        if self.waiters:
-            self.waiters.popleft().answer(connection)
-        else:
-            self.idle.append(connection)
+        while self.waiters:
+            waiter = self.waiters[0]
+            # It leaves the queue once it is answered; one that an interrupt kept from leaving has its answer.
+            unanswered = waiter.connection is None
+            if unanswered:
+                waiter.answer(connection)
+            self.waiters.popleft()
+            if unanswered:
+                return True
+        self.idle.append(connection)
         return True
+
+    def leave_queue(self, waiter: Waiter) -> MysqlConnection | None:
+        """Take *waiter* out, if it is in the queue still; what it was given."""
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+        return waiter.connection
 
     def take_unneeded(self, now: float, max_idle_s: float) -> list[MysqlConnection]:
         """Take out idle connections that are too old, or were not used for *max_idle_s* and are more than min_size."""
         leaving: list[MysqlConnection] = []
-        spare = len(self.taken) - self._min_size
+        spare = self.size() - self._min_size
         for connection in list(self.idle):
             unused = now - connection.bgpool_idle_since > max_idle_s and len(leaving) < spare
             if unused or now >= connection.bgpool_expires_at:
@@ -124,7 +146,8 @@ class Slots:
     def close(self) -> tuple[list[Waiter], list[MysqlConnection]]:
         """Close for good; the callers that have to be told, and the connections to be closed."""
         self.closed = True
-        waiters, idle = list(self.waiters), list(self.idle)
+        waiters = [waiter for waiter in self.waiters if waiter.connection is None]
+        idle = list(self.idle)
         self.waiters.clear()
         self.idle.clear()
         for connection in idle:
@@ -136,8 +159,13 @@ class Slots:
         return {
             "pool_min": self._min_size,
             "pool_max": self._max_size,
-            "pool_size": len(self.taken),
+            "pool_size": self.size(),
             "pool_available": len(self.idle),
             "requests_waiting": len(self.waiters),
             **self.counts,
         }
+
+
+def _count(slots: WeakSet[Slot]) -> int:
+    """How many there are: ``len`` counts the dead, too, where an interrupt came before they were taken out."""
+    return sum(1 for _ in slots)

@@ -103,7 +103,7 @@ class Store:
 
     def __repr__(self) -> str:
         has = self._slots
-        return f"<Store {self._name} size={len(has.taken)} idle={len(has.idle)} waiting={len(has.waiters)}>"
+        return f"<Store {self._name} size={has.size()} idle={len(has.idle)} waiting={len(has.waiters)}>"
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
@@ -163,25 +163,27 @@ class Store:
 
     def _take(self, timeout_s: float, deadline: float) -> MysqlConnection:
         slots = self._slots
-        with self._lock:
-            slots.counts["requests_num"] += 1
-            if slots.closed:
-                raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
-            if slots.idle:
-                return slots.idle.popleft()
-            if self._max_waiting and len(slots.waiters) >= self._max_waiting:
-                slots.counts["requests_errors"] += 1
-                raise TooManyRequests(
-                    CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} has {len(slots.waiters)} requests waiting already"
-                )
-            slots.counts["requests_queued"] += 1
-            waiter = Waiter()
-            slots.waiters.append(waiter)
+        waiter: Waiter | None = None
         try:
+            with self._lock:
+                slots.counts["requests_num"] += 1
+                if slots.closed:
+                    raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
+                if slots.idle:
+                    return slots.idle.popleft()
+                waiting = len(slots.waiters)
+                if self._max_waiting and waiting >= self._max_waiting:
+                    slots.counts["requests_errors"] += 1
+                    text = f"the pool {self._name!r} has {waiting} requests waiting already"
+                    raise TooManyRequests(CR.CR_CONN_HOST_ERROR, text)
+                slots.counts["requests_queued"] += 1
+                waiter = Waiter()
+                slots.waiters.append(waiter)
             self._wait_answered(waiter, deadline)
             return self._answer_of(waiter, timeout_s)
         except BaseException:
-            self._leave_queue(waiter)
+            if waiter is not None:
+                self._leave_queue(waiter)
             raise
 
     def _wait_answered(self, waiter: Waiter, deadline: float) -> None:
@@ -200,16 +202,14 @@ class Store:
                 return waiter.connection
             if self._slots.closed:
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} was closed while its callers waited")
-            self._slots.waiters.remove(waiter)
+            self._slots.leave_queue(waiter)
             self._slots.counts["requests_errors"] += 1
         raise PoolTimeout(CR.CR_CONN_HOST_ERROR, f"couldn't get a connection after {timeout_s:.2f} sec")
 
     def _leave_queue(self, waiter: Waiter) -> None:
         """Its caller was interrupted; what it may have been given goes to the next one."""
         with self._lock:
-            given = waiter.connection
-            if given is None and waiter in self._slots.waiters:
-                self._slots.waiters.remove(waiter)
+            given = self._slots.leave_queue(waiter)
         if given is not None:
             self._arrive(given)
 
@@ -218,7 +218,7 @@ class Store:
         connection.bgpool_idle_since = time.monotonic()
         slots = self._slots
         with self._lock:
-            if opened:
+            if opened and connection.bgpool_slot is not None:
                 slots.opening.discard(connection.bgpool_slot)
                 slots.counts["connections_num"] += 1
                 self.failure = ""
