@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
 
 import psycopg
 import pymysql
 from psycopg.pq import ConnStatus
+from pymysql.constants import CR
 
 from bgpool.mysql import CUT_CODES, code_of
 
-__all__ = ["certificate_was_refused", "first_line", "login_was_refused", "server_refused"]
+__all__ = ["first_line", "login_was_refused", "server_refused", "tls_was_refused"]
 
 #: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
 #: how Python says that it cannot start a thread.
@@ -21,6 +23,12 @@ _SPEAKING: Final = (psycopg.Error, pymysql.err.Error, OSError, RuntimeError)
 _REFUSED_CODES: Final = frozenset({1045, 1698})
 #: PyMySQL's for a server that was not reached, and of an error that is none of its own.
 _UNREACHED_CODES: Final = CUT_CODES | {0, 2002, 2003, 2005}
+#: No connection, memory or thread is left for this login: too many connections (1040, of one user 1203 and 1226), out
+#: of memory (1037, 1041), no thread (1135). Source: mysqld_error.h of both.
+_FULL_CODES: Final = frozenset({1037, 1040, 1041, 1135, 1203, 1226})
+#: The same in libpq's texts, and a server that starts or stops; it tells no SQLSTATE of a login. In another language
+#: they count as a refusal. Source: PostgreSQL's postmaster.c, proc.c and postinit.c.
+_FULL_TEXTS: Final = re.compile("too many clients|connection slots|too many connections for|the database system is")
 
 
 def first_line(error: BaseException) -> str:
@@ -47,20 +55,25 @@ def login_was_refused(error: BaseException) -> bool:
 
 
 def server_refused(error: BaseException) -> bool:
-    """Whether *error* ended a login at a server that was reached, for whatever reason.
+    """Whether *error* ended a login at a server that was reached, for a reason that does not pass by itself.
 
-    What libpq tells of a server that asks for no password is text alone, which may be in another language than English.
+    A server that has no connection left, or that is starting, has refused nobody. What libpq tells of a server that
+    asks for no password is text alone, which may be in another language than English.
     """
-    if certificate_was_refused(error):
+    if tls_was_refused(error):
         return True
     if isinstance(error, pymysql.err.Error) and code_of(error):
-        return code_of(error) not in _UNREACHED_CODES
+        return code_of(error) not in _UNREACHED_CODES | _FULL_CODES
+    if isinstance(error, psycopg.OperationalError) and _FULL_TEXTS.search(str(error)):
+        return False
     return login_was_refused(error) or (isinstance(error, psycopg.OperationalError) and "FATAL:" in str(error))
 
 
-def certificate_was_refused(error: BaseException) -> bool:
-    """Whether *error* ended a login because of the server's certificate."""
+def tls_was_refused(error: BaseException) -> bool:
+    """Whether a login ended with *error* because the two could not agree on TLS; a refused certificate most often."""
     if isinstance(error, pymysql.err.Error) and code_of(error):
-        # PyMySQL has no number for it.
-        return isinstance(error.__context__, ssl.SSLCertVerificationError)
+        # PyMySQL has a number for a server without TLS only. The end of the stream says nothing of TLS.
+        cause = error.__context__
+        disagreed = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
+        return disagreed or code_of(error) == CR.CR_SSL_CONNECTION_ERROR
     return isinstance(error, psycopg.OperationalError) and "certificate" in str(error)

@@ -20,7 +20,7 @@ from bgpool.core.limits import LOGIN_TRIAL_INTERVAL_S, LOGIN_TRIAL_RETRY_S, LOGI
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import Action, Decision
 from bgpool.core.snapshot import Host, Snapshot
-from bgpool.failures import certificate_was_refused, first_line, server_refused
+from bgpool.failures import first_line, server_refused, tls_was_refused
 from bgpool.logs import log_fields
 from bgpool.mysql import code_of
 from bgpool.pools.recipe import Recipe
@@ -77,10 +77,11 @@ class GreenLogin:
                 # By its own name: it takes blue's in the switchover.
                 self._recipe.try_login(Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,)))
         except Exception as error:
-            # Of a server that cannot be reached nothing new is known; the monitor reports that.
+            # Of a server that cannot be reached nothing new is known, and the monitor reports that. Nor is anything of
+            # one that has no connection left.
             failure = _explain(error) if server_refused(error) else self.failure
             # A server counts handshakes that were broken off, and may shut the whole host out in the end.
-            if not certificate_was_refused(error):
+            if not tls_was_refused(error):
                 interval_s = LOGIN_TRIAL_RETRY_S
         self._due_at = time.monotonic() + interval_s * (0.5 + random.random())
         if green == self._green:

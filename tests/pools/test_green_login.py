@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pymysql
 import pytest
 
@@ -136,17 +137,30 @@ def test_only_before_a_switchover_and_to_the_counterpart(deployment: Deployment,
     assert len(recipe.decisions) == 1, "neither again at once nor later"
 
 
-def certificate_refused() -> Exception:
-    """As PyMySQL raises it."""
-    error = pymysql.err.OperationalError(2003, "certificate verify failed")
-    error.__context__ = ssl.SSLCertVerificationError()
+def tls_refused(
+    cause: Exception | None = None, text: str = "certificate verify failed"
+) -> pymysql.err.OperationalError:
+    """As PyMySQL raises what failed in the TLS handshake."""
+    error = pymysql.err.OperationalError(2003, text)
+    error.__context__ = cause or ssl.SSLCertVerificationError()
     return error
 
 
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
-        (certificate_refused(), "certificate verify failed; let the user in there"),
+        (tls_refused(), "certificate verify failed; let the user in there"),
+        (tls_refused(ssl.SSLError(1, "alert"), "alert protocol version"), "protocol version; let the user in there"),
+        (pymysql.err.OperationalError(2026, "TLS is not supported"), "not supported; let the user in there"),
+        (tls_refused(ssl.SSLEOFError(8, "EOF"), "EOF"), ""),
+        (pymysql.err.OperationalError(1040, "Too many connections"), ""),
+        (pymysql.err.OperationalError(1203, "User app already has more than 'max_user_connections'"), ""),
+        (pymysql.err.OperationalError(1226, "User 'app' has exceeded the 'max_user_connections' resource"), ""),
+        (psycopg.OperationalError("FATAL:  sorry, too many clients already"), ""),
+        (psycopg.OperationalError('FATAL:  too many connections for role "app"'), ""),
+        (psycopg.OperationalError("FATAL:  remaining connection slots are reserved for roles with SUPERUSER"), ""),
+        (psycopg.OperationalError("FATAL:  the database system is starting up"), ""),
+        (psycopg.OperationalError('FATAL:  role "app" does not exist'), "does not exist; let the user in there"),
         (pymysql.err.OperationalError(2003, "Can't connect"), ""),
         (OSError("unreachable"), ""),
         (pymysql.err.OperationalError(1049, "Unknown database"), "Unknown database; let the user in there"),
