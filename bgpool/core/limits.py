@@ -278,7 +278,13 @@ DISTRUST_INTERVAL_MAX_S: Final = 30.0
 #: an operator who has put an account right waits for the second. And how many a host tries in a second at first.
 LOGIN_TRIAL_INTERVAL_S: Final = 600.0
 LOGIN_TRIAL_RETRY_S: Final = 60.0
-LOGIN_TRIALS_PER_S: Final = 50.0
+LOGIN_TRIALS_PER_S: Final = 10.0
+#: The same after a handshake that was broken off over TLS. MySQL counts these by client host, and shuts the host out
+#: after 100 without a login in between (max_connect_errors).
+LOGIN_TRIAL_TLS_S: Final = 3600.0
+#: A server may lock an account after some wrong passwords. So while one process of a host is refused, the others wait
+#: for it to be let in, and look so often, in seconds.
+LOGIN_TRIAL_WAIT_S: Final = 5.0
 
 #: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
 #: connecting to a dead host ends when that fails, and what it brings home is closed.

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from pymysql.constants import CR
 
-from bgpool.core.limits import LOGIN_TRIAL_INTERVAL_S, LOGIN_TRIAL_RETRY_S, LOGIN_TRIALS_PER_S
+from bgpool.core.limits import (
+    LOGIN_TRIAL_INTERVAL_S,
+    LOGIN_TRIAL_RETRY_S,
+    LOGIN_TRIAL_TLS_S,
+    LOGIN_TRIAL_WAIT_S,
+    LOGIN_TRIALS_PER_S,
+)
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import Action, Decision
 from bgpool.core.snapshot import Host, Snapshot
@@ -32,6 +38,16 @@ _logger: Final = logging.getLogger("bgpool.pool")
 _REMEDY: Final = "let the user in there as on blue: account, plugin, password, database, certificate"
 
 
+class Workers(Protocol):
+    """The host's processes that use the bg_id."""
+
+    def count_workers(self) -> int:
+        """How many there are, at least one."""
+
+    def locked_out_workers(self) -> list[int]:
+        """The pids of those of which green refuses the login of a pool."""
+
+
 class GreenLogin:
     """The login of one pool on the green host that will stand in for its endpoint.
 
@@ -39,10 +55,10 @@ class GreenLogin:
         failure: Why it does not work; empty while it does, and while nobody knows.
     """
 
-    def __init__(self, recipe: Recipe, count_workers: Callable[[], int]) -> None:
-        """For the pool with *recipe*, one of *count_workers* processes of the host."""
+    def __init__(self, recipe: Recipe, workers: Workers) -> None:
+        """For the pool with *recipe*, in one of the host's *workers*."""
         self._recipe: Final = recipe
-        self._count_workers: Final = count_workers
+        self._workers: Final = workers
         self.reset()
 
     def reset(self) -> None:
@@ -59,14 +75,22 @@ class GreenLogin:
         now = time.monotonic()
         if green != self._green:
             # Beside each other, not all at once: every process of every host sees the deployment at the same moment.
-            self._due_at = now + random.random() * self._count_workers() / LOGIN_TRIALS_PER_S
+            self._due_at = now + random.random() * self._workers.count_workers() / LOGIN_TRIALS_PER_S
             self._green, self.failure = green, ""
         if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
+            return
+        if self._leaves_it_to_another():
+            self._due_at = now + LOGIN_TRIAL_WAIT_S
             return
         thread = threading.Thread(target=self._try, args=(green,), name="bgpool-login", daemon=True)
         with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the next look tries again
             thread.start()
             self._thread = thread
+
+    def _leaves_it_to_another(self) -> bool:
+        """Whether another process is refused, and is the one of those that are to try again."""
+        others = [pid for pid in self._workers.locked_out_workers() if pid != os.getpid()]
+        return bool(others) and (not self.failure or min(others) < os.getpid())
 
     def _try(self, green: Host) -> None:
         interval_s = LOGIN_TRIAL_INTERVAL_S
@@ -80,9 +104,7 @@ class GreenLogin:
             # Of a server that cannot be reached nothing new is known, and the monitor reports that. Nor is anything of
             # one that has no connection left.
             failure = _explain(error) if server_refused(error) else self.failure
-            # A server counts handshakes that were broken off, and may shut the whole host out in the end.
-            if not tls_was_refused(error):
-                interval_s = LOGIN_TRIAL_RETRY_S
+            interval_s = LOGIN_TRIAL_TLS_S if tls_was_refused(error) else LOGIN_TRIAL_RETRY_S
         self._due_at = time.monotonic() + interval_s * (0.5 + random.random())
         if green == self._green:
             self.failure = failure

@@ -100,6 +100,11 @@ class Participant:
         watch = self._watch
         return watch.count_workers() if watch is not None else 1
 
+    def locked_out_workers(self) -> list[int]:
+        """The pids of the host's processes of which green refuses the login of a pool, as far as can be told."""
+        watch = self._watch
+        return watch.locked_out_workers() if watch is not None else []
+
     def speaks_for_host(self) -> bool:
         """Whether this is the one process of the host that tells what is true of all of it."""
         watch = self._watch

@@ -109,7 +109,7 @@ class Pool(ABC, Generic[C]):
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
         self._succession: Final = Succession(self._recipe, participant.count_workers)
-        self._green_login: Final = GreenLogin(self._recipe, participant.count_workers)
+        self._green_login: Final = GreenLogin(self._recipe, participant)
         sample = self._recipe.make_inner(object())
         self.timeout: Final[float] = sample.timeout
         self._max_size: Final[int] = sample.max_size

@@ -133,6 +133,11 @@ class Watch:
         presence = self._presence
         return presence.count_workers() if presence is not None else 1
 
+    def locked_out_workers(self) -> list[int]:
+        """As Participant says."""
+        presence = self._presence
+        return presence.locked_out_workers() if presence is not None else []
+
     def speaks_for_host(self) -> bool:
         """Whether this process has the relay; it takes it where nobody has."""
         self._try_to_relay()

@@ -76,6 +76,11 @@ class Presence:
         """How many processes of the host use the bg_id just now, this one included; at least one."""
         return max(1, self._table.count_since(time.monotonic_ns() - int(ROW_STALE_S * 1e9)))
 
+    def locked_out_workers(self) -> list[int]:
+        """The pids of the host's processes of which green refuses the login of a pool."""
+        since_ns = time.monotonic_ns() - int(ROW_STALE_S * 1e9)
+        return [pid for _, pid, at_ns, usage in self._table.rows() if usage.locked_out and at_ns >= since_ns]
+
     def nudge(self) -> None:
         """Tell the monitor that the server has cut a connection just now."""
         self._table.ring(time.monotonic_ns())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,8 +117,21 @@ class Recipe:
             raise self.outcome
 
 
-def tried(recipe: Recipe, deployment: Deployment) -> GreenLogin:
-    login = GreenLogin(recipe, lambda: 0)  # type: ignore[arg-type]  # as much of it as is needed
+class Workers:
+    """The processes of a host, this one and those that green refuses."""
+
+    def __init__(self, *locked_out: int) -> None:
+        self.locked_out = list(locked_out)
+
+    def count_workers(self) -> int:
+        return 0
+
+    def locked_out_workers(self) -> list[int]:
+        return self.locked_out
+
+
+def tried(recipe: Recipe, deployment: Deployment, workers: Workers | None = None) -> GreenLogin:
+    login = GreenLogin(recipe, workers or Workers())  # type: ignore[arg-type]  # as much of a recipe as is needed
     login.look(deployment.snapshot)
     if login._thread is not None:
         login._thread.join()
@@ -174,6 +188,40 @@ def test_what_counts_as_refused(
     assert expected in failure
     assert bool(failure) is bool(expected)
     assert ("let the user in" in failure) is ("let the user in" in expected)
+
+
+def test_one_process_of_a_host_is_refused_at_a_time(
+    deployment: Deployment, make_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server locks an account after some wrong passwords, and shuts a host out after some broken handshakes."""
+    monkeypatch.setattr(green_login, "LOGIN_TRIAL_WAIT_S", 0.0)
+    recipe = Recipe(make_pool(), pymysql.err.OperationalError(1045, "Access denied"))
+    workers = Workers(os.getpid() + 1)
+    login = tried(recipe, deployment, workers)
+    assert recipe.decisions == [], "another one is refused already"
+
+    def look() -> int:
+        login._due_at = 0.0
+        login.look(deployment.snapshot)
+        if login._thread is not None:
+            login._thread.join()
+        return len(recipe.decisions)
+
+    workers.locked_out = []
+    assert look() == 1
+    workers.locked_out = [os.getpid(), os.getpid() + 1]
+    assert look() == 2, "of those that are refused, the one with the lowest pid tries again"
+    workers.locked_out = [os.getpid() - 1, os.getpid()]
+    assert look() == 2
+
+
+@pytest.mark.usefixtures("deployment")
+def test_the_host_is_told_who_is_refused(make_pool: Callable[..., Any]) -> None:
+    pool = make_pool()
+    participant = pool.participant
+    assert participant.locked_out_workers() == []
+    pool._green_login.failure = "refused"
+    wait_until(lambda: participant.locked_out_workers() == [os.getpid()])
 
 
 def test_a_green_that_cannot_be_reached_is_no_news(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
