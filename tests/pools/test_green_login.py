@@ -59,6 +59,7 @@ def test_an_account_that_is_locked_on_green_is_reported_until_it_is_not(
     with pool.connection():
         pass
     wait_until(lambda: pool.usage().locked_out == 1)
+    wait_until(lambda: pool.participant.locked_out_workers() == [os.getpid()])
 
     def missing() -> str:
         return " ".join(bgpool.status("1", deployment.run_dir).missing)
@@ -213,15 +214,6 @@ def test_one_process_of_a_host_is_refused_at_a_time(
     assert look() == 2, "of those that are refused, the one with the lowest pid tries again"
     workers.locked_out = [os.getpid() - 1, os.getpid()]
     assert look() == 2
-
-
-@pytest.mark.usefixtures("deployment")
-def test_the_host_is_told_who_is_refused(make_pool: Callable[..., Any]) -> None:
-    pool = make_pool()
-    participant = pool.participant
-    assert participant.locked_out_workers() == []
-    pool._green_login.failure = "refused"
-    wait_until(lambda: participant.locked_out_workers() == [os.getpid()])
 
 
 def test_a_green_that_cannot_be_reached_is_no_news(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
