@@ -106,6 +106,26 @@ def test_what_is_sent_without_asking(sql: bytes, passes: bool) -> None:
     assert failure.may_pass(sql) is (sql == b"ROLLBACK")
 
 
+@pytest.mark.parametrize(
+    ("sql", "many", "advice"),
+    [
+        (b"UPDATE t SET n = 1", False, "run all of it again"),
+        (b"COMMIT", False, "run all of it again"),
+        (b"CALL p()", False, "find out before any of it is run again"),
+        (b"EXECUTE p", False, "find out before any of it is run again"),
+        (b"INSERT INTO t VALUES (1); COMMIT; INSERT INTO t VALUES (1)", True, "find out before any of it is run again"),
+    ],
+)
+def test_what_may_have_committed_before_it_failed_is_not_to_be_run_again(sql: bytes, many: bool, advice: str) -> None:
+    transaction = Transaction()
+    transaction.sent = (COMMAND.COM_QUERY, sql, OPEN)
+    transaction.note_error(OperationalError(1644, "text"), OPEN, Text("utf-8", many=many, backslash=True))
+    transaction.settle(AUTOCOMMIT)
+    failure = transaction.failure
+    assert failure is not None
+    assert advice in str(failure.again())
+
+
 def test_what_is_kept_of_an_error_keeps_nothing_of_its_callers_alive() -> None:
     transaction = Transaction()
     transaction.sent = (COMMAND.COM_QUERY, b"COMMIT", OPEN)

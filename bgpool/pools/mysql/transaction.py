@@ -27,6 +27,10 @@ from bgpool.pools.mysql.statements import Effect
 __all__ = ["Failure", "Transaction"]
 
 _HINT: Final = "the transaction did not survive this error; roll back and run all of it again"
+_COMMITTED_HINT: Final = (
+    "the transaction ended before this error, and what failed may have committed it; roll back and find out before any "
+    "of it is run again"
+)
 
 
 class Transaction:
@@ -67,7 +71,8 @@ class Transaction:
         if was_open or not _is_autocommit(before) or statements.judge(statement, text) > Effect.WRITES:
             # A read-only server refuses the implicit COMMIT before the statement: nothing was committed.
             committed = statements.commits_first(statement, text) and not is_servers_refusal(error)
-            self.failure = Failure(_copy(error), is_loss=was_open and not committed)
+            hint = _COMMITTED_HINT if statements.judge(statement, text) is Effect.ANYTHING else _HINT
+            self.failure = Failure(_copy(error), is_loss=was_open and not committed, hint=hint)
 
     def settle(self, status: int) -> None:
         """Decide what became of the transaction by a *status* that the server gave after the failure."""
@@ -104,12 +109,14 @@ class Failure:
         error: The server's error, without its traceback.
         is_loss: If no transaction is open now, the one that was open was rolled back; false where none was, and where
             the statement had committed it first, as DDL does.
+        hint: What to do once it is final.
         is_final: The transaction must not go on: it was rolled back, or was refused a write in a switchover.
         is_open: Of a transaction that must not go on: the server would let it.
     """
 
     error: MySQLError
     is_loss: bool
+    hint: str
     is_final: bool = False
     is_open: bool = False
 
@@ -126,12 +133,12 @@ class Failure:
 
     def refuse_commit(self, error: MySQLError) -> None:
         """A switchover refuses the transaction's writes with *error*: what was written before must not stay alone."""
-        self.error, self.is_final, self.is_open = _copy(error), True, True
+        self.error, self.hint, self.is_final, self.is_open = _copy(error), _HINT, True, True
 
     def again(self) -> MySQLError:
         """The error once more, for a statement that must not be sent."""
         code, *texts = self.error.args
-        return type(self.error)(code, f"{texts[0]} ({_HINT})" if texts else _HINT)
+        return type(self.error)(code, f"{texts[0]} ({self.hint})" if texts else self.hint)
 
 
 def _copy(error: MySQLError) -> MySQLError:
