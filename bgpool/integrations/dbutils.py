@@ -308,6 +308,8 @@ def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any
     options = {name: value for name, value in kwargs.items() if name not in _PARAMETERS}
     if any(creator is known for known in _PYMYSQL):
         host, port = parameters.pop("host", None) or "localhost", parameters.pop("port", None) or 3306
+        if not str(port).isdecimal():
+            raise ConfigurationError(f"port={port!r}: a number is allowed")
         place = f"[{host}]" if ":" in str(host) else quote(str(host), safe="")
         creator = f"mysql://{place}:{port}/"
     elif not isinstance(creator, str) or not creator.strip().startswith("mysql"):
@@ -322,9 +324,10 @@ def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any
 
 def _configure(setsession: Any, own: Callable[[Any], object] | None) -> Callable[[Any], None]:
     """What is done to every new connection. A function of its own for each PooledDB, which so has a pool of its own."""
-    statements = [setsession] if isinstance(setsession, str) else list(setsession or ())
+    given = [setsession] if isinstance(setsession, str) else setsession or ()
+    statements = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(statement, str) for statement in statements):
-        raise ConfigurationError("setsession: a list of SQL statements is allowed")
+        raise ConfigurationError(f"setsession={setsession!r}: a list of SQL statements is allowed")
 
     def configure(connection: Any) -> None:
         with pymysql.cursors.Cursor(connection) as cursor:
