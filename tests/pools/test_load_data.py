@@ -14,6 +14,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from pymysql.connections import MySQLResult
 
 import bgpool
 from bgpool.core.engine import Engine
@@ -270,11 +271,38 @@ class TestLost:
         sock: Any = conn._sock
         caller = Caller(lambda: kit.sleep(conn, 30))
         wait_until(lambda: conn._unanswered)
+        time.sleep(0.1)  # it is about to be sent
         conn._sock = None
         sock.shutdown(socket.SHUT_RDWR)
         assert isinstance(caller.wait(), pymysql.err.OperationalError)
         sock.close()
         pool.putconn(conn)
+
+    @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+    @pytest.mark.parametrize("how", ["the rest is skipped", "a row is fetched"])
+    def test_an_interrupt_at_the_end_of_an_unbuffered_result(
+        self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """The last packet has been read and PyMySQL has not noted it: nobody waits for another one."""
+
+        def interrupted(_result: object, packet: Any) -> bool:
+            if packet.is_eof_packet():
+                raise TimeIsUp
+            return False
+
+        pool = make_pool(max_size=1)
+        with pytest.raises(TimeIsUp), pool.connection() as conn:
+            cursor = conn.cursor(pymysql.cursors.SSCursor)
+            cursor.execute("SELECT 1")
+            with monkeypatch.context() as patch:
+                patch.setattr(MySQLResult, "_check_packet_is_eof", interrupted)
+                if how == "a row is fetched":
+                    cursor.fetchall()
+                else:
+                    conn.bgpool_settle()
+        with pool.connection() as conn, conn.cursor() as cursor:
+            cursor.execute("SELECT 2")
+            assert cursor.fetchall() == ((2,),)
 
     def test_warnings_that_were_read_in_part(self, make_pool: MakePool) -> None:
         def interrupted(_value: object) -> None:

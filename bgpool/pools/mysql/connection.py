@@ -256,12 +256,13 @@ class MysqlConnection(Exchange):
             self._fail(InterfaceError(0, ""))
         self._transaction.sent = (command, statement, self.server_status)
         try:
+            # Before it is sent: an interrupt may come right after.
+            self._unanswered = True
             super()._execute_command(command, sql)
         except BaseException:
             # Interrupted: nobody knows how much of it has gone.
             self._force_close()
             raise
-        self._unanswered = True
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
         count = super()._read_query_result(unbuffered)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pymysql.connections import MySQLResult
-from pymysql.constants import CR, ER
+from pymysql.constants import CR, ER, SERVER_STATUS
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import MysqlPacket
 
@@ -91,14 +91,14 @@ class Exchange(BoundedConnection):
         self._unanswered = True
         try:
             count: int = super()._read_query_result(unbuffered)  # type: ignore[misc]  # not in the stubs
+            if unbuffered:
+                self._result.__class__ = _UnbufferedResult
         except MySQLError:
             raise
         except BaseException:
             # Interrupted, or a value cannot be decoded: the rest would be taken for the answer to the next statement.
             self._force_close()
             raise
-        if unbuffered:
-            self._result.__class__ = _UnbufferedResult
         return count
 
     # -- bytes ---------------------------------------------------------------------------------------------------
@@ -137,6 +137,7 @@ class Exchange(BoundedConnection):
             generation.wait_usable()
         try:
             packet = super()._read_packet(packet_type)
+            self._note_end_of_rows(packet.get_all_data())
         except BaseException as error:
             self._unanswered = False
             self._fail(error)
@@ -145,11 +146,17 @@ class Exchange(BoundedConnection):
         if self._unanswered:
             self._unanswered = False
             self._answered()
-        data = packet.get_all_data()
-        if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
-            # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
-            self.server_status = int.from_bytes(data[3:5], "little")
         return packet
+
+    def _note_end_of_rows(self, data: bytes) -> None:
+        if len(data) != _END_OF_ROWS_BYTES or data[0] != _END_OF_ROWS:
+            return
+        # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
+        self.server_status = int.from_bytes(data[3:5], "little")
+        if self._result is not None and self._result.unbuffered_active:
+            # PyMySQL does so later. An interrupt in between would have the connection wait for rows that never come.
+            self._result.has_next = bool(self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS)
+            self._result.unbuffered_active = False
 
     def _load_local(self, path: Path) -> Any:
         """Send the file that LOAD DATA LOCAL asks for, and return the server's answer.
@@ -215,7 +222,14 @@ class _UnbufferedResult(MySQLResult):
         connection: Any = self.connection
         if connection is not None and not connection.open:
             connection._fail(InterfaceError(0, ""))
-        return super()._read_rowdata_packet_unbuffered()  # type: ignore[misc]  # not in the stubs
+        try:
+            return super()._read_rowdata_packet_unbuffered()  # type: ignore[misc]  # not in the stubs
+        except MySQLError:
+            raise
+        except BaseException:
+            if connection is not None:
+                connection._force_close()  # a row that was read would be missing
+            raise
 
     def _finish_unbuffered_query(self) -> None:
         connection: Any = self.connection
