@@ -137,7 +137,9 @@ class Exchange(BoundedConnection):
             generation.wait_usable()
         try:
             packet = super()._read_packet(packet_type)
-            self._note_end_of_rows(packet.get_all_data())
+            data = packet.get_all_data()
+            if len(data) == _END_OF_ROWS_BYTES and data[0] == _END_OF_ROWS:
+                self._note_end_of_rows(data)
         except BaseException as error:
             self._unanswered = False
             self._fail(error)
@@ -149,8 +151,6 @@ class Exchange(BoundedConnection):
         return packet
 
     def _note_end_of_rows(self, data: bytes) -> None:
-        if len(data) != _END_OF_ROWS_BYTES or data[0] != _END_OF_ROWS:
-            return
         # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
         self.server_status = int.from_bytes(data[3:5], "little")
         if self._result is not None and self._result.unbuffered_active:
