@@ -71,7 +71,9 @@ class Transaction:
         if was_open or not _is_autocommit(before) or statements.judge(statement, text) > Effect.WRITES:
             # A read-only server refuses the implicit COMMIT before the statement: nothing was committed.
             committed = statements.commits_first(statement, text) and not is_servers_refusal(error)
-            hint = _COMMITTED_HINT if statements.judge(statement, text) is Effect.ANYTHING else _HINT
+            # An INSERT of any length is told by its first word: errors that applications expect are such statements'.
+            anything = statements.may_end(statement, text) and statements.judge(statement, text) is Effect.ANYTHING
+            hint = _COMMITTED_HINT if anything else _HINT
             self.failure = Failure(_copy(error), is_loss=was_open and not committed, hint=hint)
 
     def settle(self, status: int) -> None:
