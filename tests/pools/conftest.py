@@ -93,6 +93,13 @@ def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
+def returning(make_pool: Callable[..., Any]) -> Pool[Any]:
+    """A pool of one connection whose close() returns it."""
+    pool: Pool[Any] = make_pool(max_size=1, close_returns=True)
+    return pool
+
+
+@pytest.fixture
 def nudges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pool[Any]], list[int]]:
     """Counts the nudges of a pool."""
 

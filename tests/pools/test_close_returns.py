@@ -20,12 +20,6 @@ pytestmark = pytest.mark.lab
 MakePool = Callable[..., Pool[Any]]
 
 
-@pytest.fixture
-def returning(make_pool: MakePool) -> Pool[Any]:
-    """A pool of one connection whose close() returns it."""
-    return make_pool(max_size=1, close_returns=True)
-
-
 def test_a_usable_connection_is_returned(kit: Kit, returning: Pool[Any]) -> None:
     first = returning.getconn()
     session = kit.session(first)
