@@ -31,21 +31,24 @@ if TYPE_CHECKING:
         SwitchoverInterrupted,
         TooManyRequests,
     )
+    from bgpool.pools.connector import Connector
     from bgpool.pools.mysql.pool import MysqlPool
     from bgpool.pools.pool import Pool, PoolStats
     from bgpool.pools.postgres.pool import PostgresPool
     from bgpool.pools.units import transactional
-    from bgpool.registry import get_pool
+    from bgpool.registry import get_connector, get_pool
     from bgpool.report import Status, status
 
 __all__ = [
     "get_pool",
+    "get_connector",
     "transactional",
     "status",
     "auth",
     "Pool",
     "PostgresPool",
     "MysqlPool",
+    "Connector",
     "PoolStats",
     "Status",
     "Phase",
@@ -70,12 +73,14 @@ logging.getLogger("bgpool").addHandler(logging.NullHandler())
 #: In which module each public name is, but for the errors.
 _HOMES: Final = {
     "get_pool": "registry",
+    "get_connector": "registry",
     "transactional": "pools.units",
     "status": "report",
     "Status": "report",
     "auth": "auth",
     "Pool": "pools.pool",
-    "PoolStats": "pools.pool",
+    "Connector": "pools.connector",
+    "PoolStats": "pools.source",
     "PostgresPool": "pools.postgres.pool",
     "MysqlPool": "pools.mysql.pool",
     "Phase": "core.phase",

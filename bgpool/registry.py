@@ -1,4 +1,4 @@
-"""get_pool: one pool per process for the same DSN and options, and the wiring between pools and monitor."""
+"""get_pool and get_connector: one per process for the same DSN and options, and their wiring with the monitor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from bgpool.core.engine import Engine
 from bgpool.core.limits import MONITOR_CHECKOUT_S
@@ -20,27 +20,38 @@ from bgpool.monitor import is_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.spawn import Starter
 from bgpool.pools import fork
+from bgpool.pools.connector import Connector
+from bgpool.pools.mysql.connector import MysqlConnector
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.participant import Bystander, Disabled, Participant
 from bgpool.pools.pool import Pool
+from bgpool.pools.postgres.connector import PostgresConnector
 from bgpool.pools.postgres.pool import PostgresPool
+from bgpool.pools.source import ConnectionSource
 from bgpool.resolver import make_resolver
 from bgpool.segment.paths import look_in
 from bgpool.settings import Settings, is_disabled
 
-__all__ = ["POOLS", "close_pools", "get_pool", "open_pools", "participants", "pools"]
+__all__ = ["POOLS", "close_pools", "get_connector", "get_pool", "open_pools", "participants", "pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
 #: The pool of each engine.
 POOLS: Final[Mapping[Engine, type[Pool[Any]]]] = {Engine.POSTGRESQL: PostgresPool, Engine.MYSQL: MysqlPool}
+#: The connector of each engine.
+CONNECTORS: Final[Mapping[Engine, type[Connector[Any]]]] = {
+    Engine.POSTGRESQL: PostgresConnector,
+    Engine.MYSQL: MysqlConnector,
+}
+
+S = TypeVar("S", bound=ConnectionSource[Any])
 
 
 class _Registry:
     """What this process has."""
 
     def __init__(self) -> None:
-        self.pools: Final[dict[object, Pool[Any]]] = {}
+        self.pools: Final[dict[object, ConnectionSource[Any]]] = {}
         self.participants: Final[dict[tuple[Path, str], Participant]] = {}
         self.lock = threading.Lock()
 
@@ -71,18 +82,39 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
         ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
             threads that bgpool does not run on.
     """
+    return _get(POOLS, dsn, bg_id, options)
+
+
+def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> Connector[Any]:
+    """The connector for *dsn*; the same one for the same arguments. It connects when it is told to, see Connector.
+
+    Safe before and after a fork, as a pool.
+
+    Args:
+        dsn: As for get_pool.
+        bg_id: As for get_pool.
+        options: As for get_pool, without those of a driver's pool: ``bg_`` parameters, ``password``, ``endpoint``,
+            ``monitoring``, ``kwargs`` (connection parameters), and for PostgreSQL ``connection_class``.
+
+    Raises:
+        ConfigurationError: As get_pool.
+    """
+    return _get(CONNECTORS, dsn, bg_id, options)
+
+
+def _get(kinds: Mapping[Engine, type[S]], dsn: str, bg_id: str | int | None, options: dict[str, Any]) -> S:
     check_threads()
     if bg_id is not None:
         options["bg_id"] = bg_id
-    key = (_frozen(dsn), _frozen(options))
+    key = (id(kinds), _frozen(dsn), _frozen(options))
     fork.notice()
     with _registry.lock:
-        pool = _registry.pools.get(key)
-        if pool is None or pool.closed:
-            for closed in [key for key, known in _registry.pools.items() if known.closed]:
+        known = _registry.pools.get(key)
+        if known is None or known.closed:
+            for closed in [key for key, one in _registry.pools.items() if one.closed]:
                 del _registry.pools[closed]
-            pool = _registry.pools[key] = _make_pool(dsn, options)
-        return pool
+            known = _registry.pools[key] = _make(kinds, dsn, options)
+        return cast(S, known)
 
 
 def open_pools() -> None:
@@ -102,8 +134,8 @@ def open_pools() -> None:
             )
 
 
-def pools() -> tuple[Pool[Any], ...]:
-    """The pools of this process that are not closed."""
+def pools() -> tuple[ConnectionSource[Any], ...]:
+    """The pools and connectors of this process that are not closed."""
     fork.notice()
     return tuple(pool for pool in list(_registry.pools.values()) if not pool.closed)
 
@@ -123,30 +155,31 @@ def close_pools(directory: Path, bg_id: str) -> None:
             pool.close()
 
 
-def _make_pool(dsn: str, options: Mapping[str, Any]) -> Pool[Any]:
+def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any]) -> S:
     place, settings, left = parse(dsn, options)
-    kind = POOLS[place.engine]
+    kind = kinds[place.engine]
     for name in left:
         if name not in kind.OPTIONS:
+            own = ", ".join(sorted({*kind.OPTIONS, "kwargs"}))
             raise ConfigurationError(
                 f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
-                f"pool's {', '.join(sorted(kind.OPTIONS))}"
+                f"{kind.KIND}'s {own}"
             )
         kind.OPTIONS[name](name, left[name])
-    if is_monitor():
+    if is_monitor() and "timeout" in kind.OPTIONS:
         # A module that asks the database while it loads must not keep the monitor waiting until a switchover is over.
         left = {**left, "timeout": MONITOR_CHECKOUT_S}
     make_resolver(settings.bg_resolver)
     directory = look_in(settings.bg_run_dir)
     config = MonitorConfig.of(place, settings, directory)
     try:
-        pool = kind(place, settings, _participant(settings, directory), left)
-        pool.monitoring = config
-        return pool
+        made = kind(place, settings, _participant(settings, directory), left)
+        made.monitoring = config
+        return made
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(f"the pool refuses its options: {error}") from None
+        raise ConfigurationError(f"the {kind.KIND} refuses its options: {error}") from None
 
 
 def _participant(settings: Settings, directory: Path) -> Participant:

@@ -49,6 +49,7 @@ class Generation:
     def __init__(
         self,
         recipe: Recipe,
+        make_inner: Callable[[Generation], DriversPool],
         epoch: int | None,
         distrust: Callable[[Generation], bool],
         *,
@@ -59,6 +60,7 @@ class Generation:
 
         Args:
             recipe: How connections are made.
+            make_inner: Makes what keeps the connections: a driver's pool, not open yet.
             epoch: The epoch to begin under.
             distrust: Called with the generation once the server has refused a write on one of its connections; returns
                 whether none of them is handed out again.
@@ -79,7 +81,7 @@ class Generation:
         self._pid: Final = os.getpid()
         self.retired = self.switching = self.drained = False
         self.lineage: str | None = None
-        self.inner: Final[DriversPool] = recipe.make_inner(self)
+        self.inner: Final[DriversPool] = make_inner(self)
         self.keep: Final[Callable[[Any], None]] = self.inner.keep
 
     def __repr__(self) -> str:
@@ -104,10 +106,11 @@ class Generation:
                 raise PoolClosed("the generation is retired")
             self.inner.open()
 
-    def connections(self) -> int:
-        """Connections that are open, in use ones included."""
+    def connections(self, counts: Callable[[Aware], bool] = lambda _: True) -> int:
+        """Connections that are open, in use ones included; those alone of which *counts* is true."""
         with self._lock:
-            return sum(not member.closed for member in self._members)
+            members = [member for member in self._members if not member.closed and not member.bgpool_cut]
+        return sum(map(counts, members))
 
     def served(self) -> int:
         """Checkouts that were given one of these connections."""
@@ -206,7 +209,7 @@ class Generation:
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(self.replace, (connection,))
         if lent:
-            text = f"{connection!r} was collected without being returned to its pool; use a with block, or putconn()"
+            text = f"{connection!r} was collected without being returned or closed; use a with block, or putconn()"
             warnings.warn(text, ResourceWarning, stacklevel=3)
 
     def replace(self, connection: Aware) -> None:
@@ -243,14 +246,16 @@ class Generation:
         self.drained = True
         self.live[0] = 0
 
-    def cut(self) -> int:
-        """Cut the connections that are still in use, at the socket; how many."""
+    def cut(self, chosen: Callable[[Aware], bool] = lambda _: True) -> int:
+        """Cut the connections that are still open, at the socket; of those that are *chosen*. How many."""
         with self._lock:
-            members = [(member, socket) for member, socket in self._members.items() if not member.closed]
+            open_ones = [(member, socket) for member, socket in self._members.items() if not member.closed]
         count = 0
-        for member, socket in members:
-            with contextlib.suppress(*DRIVER_FAILURES):
-                count += sockets.cut(member.fileno(), socket)
+        for member, socket in open_ones:
+            if not member.bgpool_cut and chosen(member):
+                with contextlib.suppress(*DRIVER_FAILURES):
+                    count += sockets.cut(member.fileno(), socket)
+                    member.bgpool_cut = True
         return count
 
     # -- what a connection asks ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import psycopg
 from bgpool.core.limits import OPTION_SECONDS_MAX
 from bgpool.errors import ConfigurationError
 
-__all__ = ["MYSQL", "POSTGRES", "RESET_SESSION", "Check"]
+__all__ = ["MYSQL", "MYSQL_CONNECTOR", "POSTGRES", "POSTGRES_CONNECTOR", "RESET_SESSION", "Check"]
 
 #: Raises ConfigurationError for a value that the option of that name cannot have.
 Check = Callable[[str, object], None]
@@ -101,3 +101,7 @@ POSTGRES: Final[Mapping[str, Check]] = {
     "connection_class": _connection_class,
     "kwargs": _unchecked,
 }
+
+#: What of these a connector has.
+MYSQL_CONNECTOR: Final[Mapping[str, Check]] = {}
+POSTGRES_CONNECTOR: Final[Mapping[str, Check]] = {name: POSTGRES[name] for name in ("connection_class", "kwargs")}

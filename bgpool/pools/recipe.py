@@ -41,6 +41,7 @@ class Aware(Protocol):
         bgpool_generation: What it was opened under. A returned connection goes back to it.
         bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
+        bgpool_cut: Set once it was cut at the socket: it is closed, whatever the driver has noticed of that.
         bgpool_refused: After a refused write, whether the server itself takes none (and not the caller's transaction);
             None if no write was refused, or the server could not be asked.
         bgpool_in_unit: While the function of a unit of work has it.
@@ -50,6 +51,7 @@ class Aware(Protocol):
     bgpool_generation: Any
     bgpool_lent: bool
     bgpool_unfit: bool
+    bgpool_cut: bool
     bgpool_refused: bool | None
     bgpool_in_unit: bool
     bgpool_ended: bool

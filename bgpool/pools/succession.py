@@ -14,7 +14,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.errors import PoolClosed
 from bgpool.pools import fork
 from bgpool.pools.generation import Generation, connects_at_once
-from bgpool.pools.recipe import Recipe
+from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
 
@@ -37,14 +37,21 @@ class Succession:
     current: Generation | None
     quick: tuple[memoryview, memoryview | fork.PidWord, Any]
 
-    def __init__(self, recipe: Recipe, count_workers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        make_inner: Callable[[Generation], DriversPool],
+        count_workers: Callable[[], int],
+    ) -> None:
         """None yet.
 
         Args:
             recipe: How connections are made.
+            make_inner: What keeps the connections of a generation, see Recipe.make_inner.
             count_workers: How many processes of the host do what this one does, see Participant.count_workers.
         """
         self._recipe: Final = recipe
+        self._make_inner: Final = make_inner
         self._count_workers: Final = count_workers
         self._reset()
 
@@ -97,7 +104,12 @@ class Succession:
                 at_once = self._at_once
                 follows = at_once is not None or (snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS)
                 generation = Generation(
-                    self._recipe, self._epoch(snapshot), self.distrust, follows=follows, at_once=at_once
+                    self._recipe,
+                    self._make_inner,
+                    self._epoch(snapshot),
+                    self.distrust,
+                    follows=follows,
+                    at_once=at_once,
                 )
                 self.current = generation
             self._note_switching(generation, snapshot)
@@ -253,6 +265,11 @@ class Succession:
         with self._lock:
             self._ended.remove(generation)
             self._served_before += generation.served()
+
+    def leaving(self) -> list[Generation]:
+        """Those that were put away, with connections that may still be out."""
+        with self._lock:
+            return self._all_leaving()
 
     def _all_leaving(self) -> list[Generation]:
         return [*self._leaving, *(generation for _, generation in self._cuts)]

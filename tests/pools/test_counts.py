@@ -137,7 +137,7 @@ def test_in_quiet_times_nothing_is_asked_but_the_word(
     def gated(_: float) -> None:
         raise AssertionError("the quick way is shut")
 
-    monkeypatch.setattr(pool, "_getconn_gated", gated)
+    monkeypatch.setattr(pool, "_take", gated)
     pool.putconn(pool.getconn())
     deployment.phase(Phase.PREPARATION)
     with pytest.raises(AssertionError, match="shut"):

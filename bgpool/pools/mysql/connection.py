@@ -42,6 +42,7 @@ class MysqlConnection(Exchange):
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
+        bgpool_cut: Set once it was cut at the socket: it is closed, whatever the driver has noticed of that.
         bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_ended: Set once the function of a unit may have ended the unit's transaction itself.
@@ -56,6 +57,7 @@ class MysqlConnection(Exchange):
 
     bgpool_generation: Generation
     bgpool_unfit: bool = False
+    bgpool_cut: bool = False
     bgpool_refused: bool | None = None
     bgpool_in_unit: bool = False
     bgpool_ended: bool = False

@@ -51,6 +51,7 @@ class SwitchoverAware(_Base):
         bgpool_lent: From its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
         bgpool_modes: With *reset* "session", its modes when it was opened, by psycopg's names.
+        bgpool_cut: Set once it was cut at the socket: it is closed, whatever the driver has noticed of that.
         bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
             can have been. None before.
@@ -61,6 +62,7 @@ class SwitchoverAware(_Base):
     bgpool_generation: Generation
     bgpool_lent: bool = False
     bgpool_unfit: bool = False
+    bgpool_cut: bool = False
     bgpool_modes: Mapping[str, Any]
     bgpool_refused: bool | None = None
     bgpool_in_doubt: str | None = None

@@ -1,0 +1,181 @@
+"""A connector: a pool without the driver's pool in it, for an owner that keeps the connections itself.
+
+SQLAlchemy's pools, a thread-local or a plain list keep connections by rules of their own. A connector opens them where
+the gate says, drains and cuts them as a pool does, and tells which of them may still be handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import psycopg_pool
+
+from bgpool.dsn import Dsn
+from bgpool.pools.generation import Generation
+from bgpool.pools.participant import Participant
+from bgpool.pools.recipe import Aware, DriversPool
+from bgpool.pools.source import ConnectionSource
+from bgpool.segment.table import Usage
+from bgpool.settings import Settings
+
+__all__ = ["Connector"]
+
+C = TypeVar("C")
+
+
+class Connector(ConnectionSource[C]):
+    """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
+
+    Attributes:
+        in_use: Tells the watcher's thread whether the owner is using a connection. One that is idle is cut as soon as
+            a switchover begins, one in use after bg_drain_timeout_ms. By default every connection counts as in use.
+        checkouts: How often the owner has handed out a connection, where it counts that; for the metrics.
+        timeout: Longest hold, in seconds; bg_connect_timeout_ms.
+    """
+
+    KIND = "connector"
+    in_use: Callable[[C], bool]
+
+    def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
+        """A connector for *dsn*."""
+        self.timeout = settings.bg_connect_timeout_ms / 1000
+        self.in_use = _always
+        self._owners: Final[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
+        super().__init__(dsn, settings, participant, options)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.checkouts = self._connects = 0
+
+    def _make_inner(self, generation: Generation) -> DriversPool:
+        return _Kept(generation, self)
+
+    # -- what its owner calls ------------------------------------------------------------------------------------
+
+    def wait_admitted(self, timeout: float | None = None) -> None:
+        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
+
+        Args:
+            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+            PoolClosed: The connector is closed.
+        """
+        word, admitted, _ = self._succession.quick
+        if word != admitted:
+            self._take(self.timeout if timeout is None else timeout, _nothing)
+
+    def connect(self, **kwargs: Any) -> C:
+        """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
+
+        Args:
+            kwargs: Connection parameters of the driver, over those of the connector.
+
+        Raises:
+            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: As wait_admitted.
+            OperationalError: The driver's: the server cannot be reached, or refuses the login.
+        """
+        static = self._recipe.options.get("kwargs") or {}
+        params = {**(static() if callable(static) else static), **kwargs}
+
+        def connect(generation: Generation, _left_s: float) -> C:
+            connection = generation.connect(**params)
+            if generation.retired:
+                # The switchover has begun meanwhile.
+                connection.bgpool_discard()
+                raise psycopg_pool.PoolClosed("the generation is retired")
+            connection.bgpool_lent = True
+            self._connects += 1
+            return cast(C, connection)
+
+        return self._take(self.timeout, connect)
+
+    def is_fit(self, conn: C) -> bool:
+        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it."""
+        connection = cast(Aware, conn)
+        generation = connection.bgpool_generation
+        live = bool(generation.live[0]) and not generation.retired
+        return live and not connection.bgpool_unfit and not connection.bgpool_cut and not connection.closed
+
+    def set_owner_size(self, owner: object, max_size: int) -> None:
+        """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.
+
+        The owner is not kept alive. What the owners have together is compared with the server's max_connections.
+        """
+        self._owners[owner] = max_size
+
+    # -- what the process asks -----------------------------------------------------------------------------------
+
+    @property
+    def max_size(self) -> int:
+        """Connections that its owners may have; 0 where they have told none."""
+        return sum(self._owners.values())
+
+    def tick(self) -> float:
+        """As ConnectionSource's; what its owner has brought home since the drain began is cut without the grace."""
+        for generation in self._succession.leaving():
+            generation.retire()
+        return super().tick()
+
+    def usage(self) -> Usage:
+        """As ConnectionSource's; what was served is what the owner has counted, or the connections that it has had."""
+        return super().usage()._replace(served=max(self.checkouts, self._connects))
+
+
+class _Kept:
+    """The connections of one generation, which the connector's owner keeps: what stands where a driver's pool would."""
+
+    close_returns = False
+    num_workers = 1
+
+    def __init__(self, generation: Generation, connector: Connector[Any]) -> None:
+        self._generation: Final = generation
+        self._connector: Final = connector
+        self.timeout = connector.timeout
+        self.failure = ""
+
+    @property
+    def max_size(self) -> int:
+        """As DriversPool says."""
+        return self._connector.max_size
+
+    def open(self) -> None:
+        """Nothing: its owner connects when it needs a connection."""
+
+    def getconn(self, timeout: float | None = None) -> Any:  # noqa:ARG002  # the driver has a timeout for it
+        """A new connection."""
+        return self._generation.connect()
+
+    def keep(self, conn: Any) -> None:
+        """Close it: its owner does not want it back."""
+        self._generation.replace(conn)
+
+    def replace(self, conn: Any) -> None:
+        """Nothing: its owner opens another one when it needs that."""
+
+    def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # there is nothing to wait for
+        """Cut what is idle; its owner finds it closed."""
+        self._generation.cut(self._is_idle)
+
+    def get_stats(self) -> dict[str, int]:
+        """As DriversPool says."""
+        size, idle = self._generation.connections(), self._generation.connections(self._is_idle)
+        return {"pool_size": size, "pool_available": idle, "pool_max": self.max_size, "requests_waiting": 0}
+
+    def forget_who_gave_up(self) -> None:
+        """Nothing: who waits for a connection waits at its owner."""
+
+    def _is_idle(self, connection: Any) -> bool:
+        return not self._connector.in_use(connection)
+
+
+def _always(_connection: object) -> bool:
+    return True
+
+
+def _nothing(_generation: Generation, _left_s: float) -> None:
+    """What a caller gets who only waits."""

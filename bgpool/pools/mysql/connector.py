@@ -1,0 +1,17 @@
+"""The MySQL connector: what of a connector is PyMySQL's."""
+
+from __future__ import annotations
+
+from bgpool.pools import options
+from bgpool.pools.connector import Connector
+from bgpool.pools.mysql.connection import MysqlConnection
+from bgpool.pools.mysql.recipe import MysqlRecipe
+
+__all__ = ["MysqlConnector"]
+
+
+class MysqlConnector(Connector[MysqlConnection]):
+    """Opens PyMySQL connections that go through Blue/Green switchovers. Made by get_connector."""
+
+    OPTIONS = options.MYSQL_CONNECTOR
+    _recipe_class = MysqlRecipe

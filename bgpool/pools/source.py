@@ -1,0 +1,327 @@
+"""What a pool and a connector share: an endpoint behind the gate, and connections that are replaced at each epoch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+
+import psycopg_pool
+
+from bgpool.core.limits import ALIAS_TIMEOUT_S
+from bgpool.core.phase import Phase
+from bgpool.core.routing import Action, Purpose
+from bgpool.core.sightings import Parameters, Sight, worth
+from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import Dsn
+from bgpool.green import check_threads
+from bgpool.pools import fork
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.busy import busy_limit_ms
+from bgpool.pools.gate import Gate
+from bgpool.pools.generation import Generation
+from bgpool.pools.green_login import GreenLogin
+from bgpool.pools.options import Check
+from bgpool.pools.participant import Participant
+from bgpool.pools.recipe import DriversPool, Recipe
+from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
+from bgpool.pools.succession import Succession
+from bgpool.resolver import make_resolver
+from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
+from bgpool.settings import Settings
+
+__all__ = ["ConnectionSource", "PoolStats"]
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool at one moment.
+
+    Attributes:
+        phase: The deployment's phase as this process knows it; None while no snapshot was seen.
+        epoch: The epoch of the pool's connections.
+        held: Callers that wait for the switchover to pass.
+        size: Connections of the pool, idle, in use and being opened.
+        idle: Those ready to be checked out.
+        waiting: Callers that wait for a connection.
+        driver: The figures of the driver's pool since the last generation began, named as psycopg_pool names its own.
+    """
+
+    phase: Phase | None
+    epoch: int | None
+    held: int
+    size: int
+    idle: int
+    waiting: int
+    driver: Mapping[str, int]
+
+
+class Monitoring(Protocol):
+    """What a monitor is started with, as far as a pool knows it."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """By what it is told from others."""
+        ...
+
+
+class ConnectionSource(ABC, Generic[C]):
+    """Connections to one endpoint that go through Blue/Green switchovers: a pool's, or those that others keep.
+
+    Nothing happens before the first checkout: it may be made before a fork and used on both sides of it.
+
+    Attributes:
+        KIND: What it is called in errors.
+        OPTIONS: The options that are passed on to the driver's pool, each with its check.
+        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        participant: The process's part in the deployment.
+        monitoring: What a monitor of the deployment could be started with; None for nothing.
+    """
+
+    KIND: ClassVar[str]
+    OPTIONS: ClassVar[Mapping[str, Check]]
+    timeout: float
+    _recipe_class: ClassVar[type[Recipe]]
+
+    def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
+        """Connections to the endpoint of *dsn*; *options* are those of the driver's pool."""
+        self._settings: Final = settings
+        self.participant: Final = participant
+        self.monitoring: Monitoring | None = None
+        self._endpoint: Final = Endpoint(dsn, settings)
+        self._gate: Final = Gate(
+            participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
+        )
+        resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
+        by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
+        self._recipe: Final = self._recipe_class(
+            dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
+        )
+        self._succession: Final = Succession(self._recipe, self._make_inner, participant.count_workers)
+        self._green_login: Final = GreenLogin(self._recipe, participant)
+        self._name: Final = f"{dsn.host}:{dsn.port}"
+        self._reset()
+        fork.call_in_child(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._joining = False
+        # Set once it is known where the endpoint belongs: until then nobody can tell what a switchover means for it.
+        self._joined = threading.Event()
+        self._failed = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._succession.current!r}>"
+
+    @abstractmethod
+    def _make_inner(self, generation: Generation) -> DriversPool:
+        """What keeps the connections of *generation*."""
+
+    @property
+    @abstractmethod
+    def max_size(self) -> int:
+        """Connections that there may be at a time; 0 where nobody knows."""
+
+    def _take(self, timeout_s: float, take: Callable[[Generation, float], T]) -> T:
+        """What *take* gets from the generation that is handed out, once the gate admits a checkout.
+
+        Args:
+            timeout_s: Longest wait in seconds, hold included, >= 0.
+            take: Called with the generation, open, and the seconds that are left. Where it raises psycopg_pool's
+                PoolClosed the generation was put away meanwhile, and the next one is tried.
+
+        Raises:
+            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed, PoolTimeout, TooManyRequests: As Pool.connection.
+            Exception: What *take* raises.
+        """
+        try:
+            return self._take_gated(timeout_s, take)
+        except Exception as error:
+            self._count_failure(error)
+            raise
+
+    def _take_gated(self, timeout_s: float, take: Callable[[Generation, float], T]) -> T:
+        deadline = time.monotonic() + timeout_s
+        fork.notice()
+        self._join()
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
+            try:
+                generation = self._succession.adopt(reading)
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
+                return take(generation, left_s)
+            except psycopg_pool.PoolClosed as error:
+                if self._gate.closed:
+                    raise self._as_ours(error) from error
+                forget_frames(error)
+            except REFUSALS as error:
+                raise self._as_ours(error) from error
+
+    def _as_ours(self, error: Exception) -> Exception:
+        """*error* of the driver's pool as bgpool's own, with what is known of why."""
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
+        phase = snapshot.phase.name if snapshot is not None else "unknown"
+        return as_ours(error, self._recipe.like, self._succession.current, phase)
+
+    def _count_failure(self, error: Exception) -> None:
+        self._gate.tally.count_error(error)
+        with self._lock:
+            self._failed += 1
+
+    # -- following the segment -----------------------------------------------------------------------------------
+
+    def apply(self, reading: Reading) -> None:
+        """Act on a new snapshot: drain what it makes unfit."""
+        self._succession.apply(reading)
+
+    def tick(self) -> float:
+        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
+        snapshot = self.participant.reader.refresh().snapshot
+        self._endpoint.read_later(snapshot)
+        self._green_login.look(snapshot)
+        return self._succession.cut_overdue()
+
+    def usage(self) -> Usage:
+        """What is done with it now, for the table of workers."""
+        snapshot = self.participant.reader.refresh().snapshot
+        part = self._endpoint.takes_part(snapshot)
+        proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
+        connections = self._succession.usage()
+        own = Usage(
+            failed=self._failed,
+            taking_part=int(part is True),
+            outside=int(part is False and not proxied),
+            behind_proxy=int(proxied),
+            max_size=self.max_size if part is not False else 0,
+            offer=self._offer(snapshot, works=connections.idle + connections.in_use > 0),
+            locked_out=int(bool(self._green_login.failure)),
+            stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
+            **self._limits(),
+        )
+        return Usage.merged((connections, self._gate.tally.usage(), own))
+
+    def is_holding(self, reading: Reading) -> bool:
+        """Whether a checkout would be held by *reading*."""
+        return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
+
+    def take_longest_hold_s(self) -> float:
+        """The longest hold that has ended since the last call, in seconds; 0 if none has."""
+        return self._gate.tally.take_longest_s()
+
+    def _limits(self) -> dict[str, int]:
+        """The time limits that a switchover meets here, as a Usage names them."""
+        hold_ms = int(min(self._settings.bg_connect_timeout_ms, self.timeout * 1000))
+        timer_ms = self._settings.bg_switchover_timeout_ms
+        return {"hold_limit_ms": hold_ms, "timer_ms": timer_ms, "busy_limit_ms": busy_limit_ms()}
+
+    def _offer(self, snapshot: Snapshot | None, *, works: bool) -> int:
+        """What a monitor may be expected to see with these parameters; nothing where they may not even work.
+
+        They work where there are connections. Those with which the deployment was seen have worked: in a switchover no
+        pool has any connections, and the next monitor should be one that sees.
+        """
+        if self.monitoring is None or snapshot is None:
+            return Sight.NONE
+        sight = worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+        return sight if works or sight is Sight.SEEN else Sight.NONE
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones at once, those in use when they are returned."""
+        fork.notice()
+        self._succession.drain()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        # A process may be patched after the pool was made, and even after it was opened.
+        check_threads()
+        with self._lock:
+            joining, self._joining = self._joining, True
+        if joining:
+            self._joined.wait(ALIAS_TIMEOUT_S)
+            return
+        try:
+            self.participant.join(self)
+            self._endpoint.read()
+            # Beside what this caller waits for, a release perhaps.
+            self._recipe.prepare()
+        except BaseException:
+            # A signal or a timeout of the caller's came in between: the next one takes it up again.
+            self._joining = False
+            raise
+        finally:
+            self._joined.set()
+
+    def open(self) -> None:
+        """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
+
+        To be called in the process that will use the pool, after the fork; see bgpool.integrations.
+        """
+        fork.notice()
+        self._join()
+        reading = self.participant.reader.refresh()
+        if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
+            self._succession.adopt(reading)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close idle connections and refuse further checkouts; those in use are closed when returned.
+
+        Callers who are held get PoolClosed.
+
+        Args:
+            timeout: Longest wait for these callers and for the pool's threads together, in seconds.
+        """
+        fork.notice()
+        deadline = time.monotonic() + timeout
+        self._gate.close(timeout)
+        self._succession.close(max(0.0, deadline - time.monotonic()))
+        self.participant.leave(self)
+
+    @property
+    def bg_id(self) -> str:
+        """Which deployment it follows."""
+        return self._settings.bg_id
+
+    @property
+    def name(self) -> str:
+        """Host and port, as its DSN has them."""
+        return self._name
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._gate.closed
+
+    def stats(self) -> PoolStats:
+        """Its connections, and who waits for one, at this moment."""
+        fork.notice()
+        generation = self._succession.current
+        driver = self._succession.driver_stats()
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
+        return PoolStats(
+            phase=snapshot.phase if snapshot is not None else None,
+            epoch=generation.epoch if generation is not None else None,
+            held=self._gate.tally.held,
+            size=driver.get("pool_size", 0),
+            idle=driver.get("pool_available", 0),
+            waiting=driver.get("requests_waiting", 0),
+            driver=driver,
+        )
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone and begin anew."""
+        self._succession.after_fork_in_child()
+        self._gate.reset()
+        self._endpoint.after_fork_in_child()
+        self._green_login.reset()
+        self._reset()
