@@ -134,7 +134,7 @@ def test_in_quiet_times_nothing_is_asked_but_the_word(
     pool = make_pool()
     pool.putconn(pool.getconn())
 
-    def gated(_: float) -> None:
+    def gated(*_: object) -> None:
         raise AssertionError("the quick way is shut")
 
     monkeypatch.setattr(pool, "_take", gated)
