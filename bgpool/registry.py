@@ -32,7 +32,7 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import look_in
 from bgpool.settings import Settings, is_disabled
 
-__all__ = ["POOLS", "close_pools", "get_connector", "get_pool", "open_pools", "participants", "pools"]
+__all__ = ["CONNECTORS", "POOLS", "close_pools", "get_connector", "get_pool", "open_pools", "participants", "pools"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 

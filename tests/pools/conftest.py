@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.monitor.probe import now
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
-from bgpool.registry import POOLS
+from bgpool.pools.source import ConnectionSource
+from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
 from tests.engines import KITS, Kit
 from tests.pools.proxy import CommitCutter
@@ -77,19 +78,27 @@ def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment
 @pytest.fixture
 def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes pools that follow the segment in the test's own directory and start no monitor."""
-    made: list[Pool[Any]] = []
+    yield from _maker(POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 5.0})
 
-    def make(dsn: str | None = None, **options: Any) -> Pool[Any]:
-        options = {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 2, "timeout": 5.0} | options
-        place, settings, left = parse(dsn or pair.dsn, options)
+
+@pytest.fixture
+def make_connector(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """The same of connectors."""
+    yield from _maker(CONNECTORS, pair, tmp_path, {})
+
+
+def _maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: Mapping[str, Any]) -> Iterator[Any]:
+    made: list[ConnectionSource[Any]] = []
+
+    def make(dsn: str | None = None, **options: Any) -> ConnectionSource[Any]:
+        place, settings, left = parse(dsn or pair.dsn, {"bg_resolver": pair.resolver, **usual, **options})
         participant = Participant(settings.bg_id, tmp_path / "run", lambda _files: None)
-        pool = POOLS[place.engine](place, settings, participant, left)
-        made.append(pool)
-        return pool
+        made.append(kinds[place.engine](place, settings, participant, left))
+        return made[-1]
 
     yield make
-    for pool in made:
-        pool.close()
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_nobody_is_let_through_while_the_alias_is_being_read(
         return pair.names.blue.primary
 
     monkeypatch.setattr("bgpool.pools.alias.real_endpoint", slow)
-    monkeypatch.setattr("bgpool.pools.pool.ALIAS_TIMEOUT_S", 10.0)
+    monkeypatch.setattr("bgpool.pools.source.ALIAS_TIMEOUT_S", 10.0)
     pair.hosts.set("db.shop.example", pair.blue.address)
     dsn = pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca")
     deployment.phase(Phase.IN_PROGRESS)

@@ -1,0 +1,230 @@
+"""A connector opens connections for an owner that keeps them, and drains and cuts them as a pool does."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.errors import ConfigurationError, PoolClosed, SwitchoverHoldTimeout, SwitchoverInterrupted
+from bgpool.lab import Pair
+from bgpool.pools.connector import Connector
+from bgpool.segment.table import Usage
+from bgpool.testing import Deployment
+from tests.engines import Kit
+
+ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
+
+MakeConnector = Callable[..., Connector[Any]]
+
+pytestmark = pytest.mark.lab
+
+
+def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def connector(make_connector: MakeConnector, deployment: Deployment) -> Iterator[Connector[Any]]:  # noqa:ARG001  # is there
+    """A connector; what it has opened is closed in the end."""
+    connector, opened = make_connector(bg_drain_timeout_ms=400), []
+    connect = connector.connect
+
+    def note(**kwargs: Any) -> Any:
+        opened.append(connect(**kwargs))
+        return opened[-1]
+
+    connector.connect = note  # type: ignore[method-assign]  # calls the real one
+    yield connector
+    for connection in opened:
+        connection.close()
+
+
+def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
+    connector: Connector[Any], kit: Kit, deployment: Deployment
+) -> None:
+    busy, idle = connector.connect(), connector.connect()
+    connector.in_use = lambda conn: conn is busy
+    kit.write(busy)
+    assert (connector.is_fit(busy), connector.is_fit(idle)) == (True, True)
+    deployment.phase(Phase.IN_PROGRESS)
+    until(lambda: idle.bgpool_cut)
+    assert not busy.bgpool_cut
+    assert (connector.is_fit(busy), connector.is_fit(idle)) == (False, False)
+    kit.read(busy)
+    busy.commit()
+    until(lambda: busy.bgpool_cut)
+
+
+def test_what_comes_home_in_the_grace_is_cut_then(connector: Connector[Any], deployment: Deployment) -> None:
+    connection, busy = connector.connect(), threading.Event()
+    busy.set()
+    connector.in_use = lambda _: busy.is_set()
+    deployment.phase(Phase.IN_PROGRESS)
+    began = time.monotonic()
+    until(lambda: not connector.is_fit(connection))
+    busy.clear()
+    until(lambda: connection.bgpool_cut)
+    assert time.monotonic() - began < 0.4
+
+
+def test_a_caller_is_held_before_it_connects_and_connects_to_green(
+    connector: Connector[Any], kit: Kit, deployment: Deployment, pair: Pair
+) -> None:
+    kit.read(before := connector.connect())
+    deployment.phase(Phase.IN_PROGRESS)
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(connector.connect()))
+    caller.start()
+    until(lambda: connector.stats().held)
+    deployment.phase(Phase.POST)
+    caller.join(5)
+    (after,) = found
+    assert kit.where(after) == pair.green.address
+    assert (connector.is_fit(before), connector.is_fit(after)) == (False, True)
+
+
+def test_a_hold_ends(make_connector: MakeConnector, deployment: Deployment) -> None:
+    connector = make_connector(bg_connect_timeout_ms=50)
+    deployment.phase(Phase.IN_PROGRESS)
+    for held in (connector.wait_admitted, connector.connect, lambda: connector.wait_admitted(0.01)):
+        with pytest.raises(SwitchoverHoldTimeout):
+            held()
+    assert connector.usage().failed == 3
+
+
+def test_after_a_rollback_connections_are_blues(
+    connector: Connector[Any], kit: Kit, deployment: Deployment, pair: Pair
+) -> None:
+    kit.write(kept := connector.connect())
+    deployment.phase(Phase.IN_PROGRESS)
+    until(lambda: not connector.is_fit(kept))
+    deployment.roll_back()
+    kit.read(kept)
+    kept.commit()
+    another = connector.connect()
+    assert kit.where(another) == pair.blue.address
+    assert connector.is_fit(another)
+
+
+def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
+    connector: Connector[Any], kit: Kit, deployment: Deployment
+) -> None:
+    kept = connector.connect()
+    deployment.phase(Phase.IN_PROGRESS)
+    until(lambda: not connector.is_fit(kept))
+    deployment.phase(Phase.POST)
+    with pytest.raises(SwitchoverInterrupted):
+        kit.read(kept)
+
+
+def test_drain_makes_all_unfit(connector: Connector[Any], kit: Kit) -> None:
+    kit.read(busy := connector.connect())
+    idle = connector.connect()
+    connector.in_use = lambda conn: conn is busy
+    connector.drain()
+    assert idle.bgpool_cut
+    assert not connector.is_fit(busy)
+    kit.write(busy)
+    busy.commit()
+    assert connector.is_fit(connector.connect())
+
+
+def test_a_closed_connector_connects_no_more(connector: Connector[Any]) -> None:
+    connection = connector.connect()
+    connector.close()
+    assert not connector.is_fit(connection)
+    for refused in (connector.wait_admitted, connector.connect):
+        with pytest.raises(PoolClosed):
+            refused()
+
+
+def test_its_figures_are_a_pools(connector: Connector[Any]) -> None:
+    class Owner:
+        pass
+
+    busy, idle = connector.connect(), connector.connect()
+    connector.in_use = lambda conn: conn is busy
+    connector.set_owner_size(owner := Owner(), 15)
+    connector.set_owner_size(another := Owner(), 5)
+    usage: Usage = connector.usage()
+    assert (usage.idle, usage.in_use, usage.served, usage.max_size, usage.taking_part) == (1, 1, 2, 20, 1)
+    stats = connector.stats()
+    assert (stats.size, stats.idle, stats.phase) == (2, 1, Phase.CREATED)
+    connector.checkouts = 30
+    del another
+    gc.collect()
+    assert (connector.usage().served, connector.max_size) == (30, 15)
+    assert f"<{type(connector).__name__} {connector.name} bg_id='1' <Generation epoch=" in repr(connector)
+    assert owner is not None
+    busy.close()
+    idle.close()
+    assert (connector.usage().in_use, connector.usage().idle) == (0, 0)
+
+
+def test_parameters_of_one_connection(connector: Connector[Any], kit: Kit) -> None:
+    name = "user" if kit.engine is Engine.MYSQL else "dbname"
+    with pytest.raises(kit.error):
+        connector.connect(**{name: "nobody-has-that-name"})
+    assert connector.usage().failed == 1
+    connection = connector.connect()
+    assert connector.is_fit(connection)
+
+
+@pytest.mark.usefixtures("deployment")
+def test_what_is_collected_says_so(make_connector: MakeConnector, kit: Kit, pair: Pair) -> None:
+    connector, before = make_connector(), kit.count_sessions(pair)
+    with pytest.warns(ResourceWarning, match="was collected without being returned or closed"):
+        connector.connect()
+    until(lambda: kit.count_sessions(pair) == before)
+
+
+def test_a_child_leaves_its_parents_connections_alone(connector: Connector[Any], kit: Kit) -> None:
+    kit.read(mine := connector.connect())
+    mine.rollback()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            assert not connector.is_fit(mine)
+            mine.close()
+            own = connector.connect()
+            assert kit.session(own) != kit.session(mine) if kit.engine is Engine.MYSQL else kit.read(own) >= 0
+            own.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert connector.is_fit(mine)
+    kit.read(mine)
+    mine.close()
+
+
+def test_one_for_the_same_arguments_and_none_of_a_pools_options() -> None:
+    dsn = "postgresql://app@10.0.0.1/app"
+    connector = bgpool.get_connector(dsn, bg_id="ledger")
+    assert bgpool.get_connector(dsn, bg_id="ledger") is connector
+    assert isinstance(connector, bgpool.Connector)
+    pool: object = bgpool.get_pool(dsn, bg_id="ledger")
+    assert pool is not connector
+    with pytest.raises(
+        ConfigurationError, match=r"unknown parameter 'min_size'.*the connector's connection_class, kwargs"
+    ):
+        bgpool.get_connector(dsn, min_size=3)
+    with pytest.raises(ConfigurationError, match=r"unknown parameter 'max_size'.*the connector's kwargs"):
+        bgpool.get_connector("mysql://app@10.0.0.1/app", max_size=3)
+    bgpool.get_pool(dsn, bg_id="ledger").close()
+    connector.close()
