@@ -1,0 +1,19 @@
+"""SQLAlchemy through switchovers: ``create_engine("postgresql+bgpool://…?bg_id=ledger")``, or ``mysql+bgpool://``.
+
+SQLAlchemy keeps its own pool, and everything of it means what it means there. bgpool holds a checkout before it takes a
+place in the pool, makes the connections, and has a stale one replaced when it is checked out.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+try:
+    from sqlalchemy import __version__ as _version
+except ImportError as error:
+    raise ImportError(
+        "bgpool.integrations.sqlalchemy needs SQLAlchemy 2.0 or 2.1: pip install 'bgpool[sqlalchemy]'"
+    ) from error
+
+if int(_version.split(".")[0]) < 2:
+    raise ImportError(f"bgpool.integrations.sqlalchemy needs SQLAlchemy 2.0 or 2.1, and this is {_version}")

@@ -1,0 +1,210 @@
+"""What the dialects of both engines have in common: connections are made by a connector, and each belongs to its pool.
+
+They are subclasses of SQLAlchemy's own dialects for the drivers, and override where a connection is made, judged and
+ended. What a URL, a listener or an adapter means to the driver is left to those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import PoolProxiedConnection
+
+from bgpool.core.engine import Engine
+from bgpool.errors import (
+    CommitOutcomeUnknown,
+    ConfigurationError,
+    InheritedConnection,
+    SwitchoverInterrupted,
+)
+from bgpool.integrations.sqlalchemy.gated import gate, most_connections
+from bgpool.integrations.sqlalchemy.target import changes, make_connector
+from bgpool.pools import fork
+from bgpool.pools.connector import Connector
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, ExceptionContext
+    from sqlalchemy.engine import Engine as SqlalchemyEngine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = ["BgpoolDialect"]
+
+#: What says that a connection is lost, whatever it looks like.
+_LOST: Final = (SwitchoverInterrupted, CommitOutcomeUnknown, InheritedConnection)
+
+_INSTEAD: Final = {
+    "creator": "connection parameters go into the URL or connect_args, and a token into a do_connect listener or "
+    "connect_args={'password': …}, which may be a callable",
+    "pool": "give poolclass= and the parameters of the pool, such as pool_size=",
+}
+
+if TYPE_CHECKING:
+    # Of the dialects that it is mixed in before, SQLAlchemy types what DefaultDialect has.
+    from sqlalchemy.engine.default import DefaultDialect as _Base
+else:
+    _Base = object
+
+
+class BgpoolDialect(_Base):
+    """Mixed in before SQLAlchemy's dialect of a driver.
+
+    Attributes:
+        bgpool_engine: Of which engine the servers are.
+        bgpool_connector: Makes the connections; None until create_engine has made an engine with the dialect.
+    """
+
+    supports_statement_cache = True
+    bgpool_engine: ClassVar[Engine]
+    bgpool_connector: Connector[Any] | None = None
+
+    # create_engine looks for what is no keyword-only argument, and hands over what it finds here.
+    def __init__(
+        self, connect_args: Mapping[str, Any] | None = None, creator: Any = None, pool: Any = None, **kwargs: Any
+    ):
+        """A dialect. Its arguments are those that create_engine takes, as far as they are a dialect's.
+
+        Args:
+            connect_args: Connection parameters, over those of the URL. They are needed here, and not only where a
+                connection is made: a monitor is to be started with them.
+            creator, pool: Not allowed: neither would have connections of bgpool's.
+            kwargs: As SQLAlchemy's dialect.
+
+        Raises:
+            ConfigurationError: One that is not allowed.
+        """
+        for name, given in (("creator", creator), ("pool", pool)):
+            if given is not None:
+                raise ConfigurationError(
+                    f"create_engine({name}=…) makes the connections itself, so that +bgpool cannot: {_INSTEAD[name]}"
+                )
+        self._connect_args: Final = dict(connect_args or {})
+        self._static: Mapping[str, Any] = {}
+        self._bg: Mapping[str, Any] = {}
+        super().__init__(**kwargs)
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: URL) -> Any:
+        """Refuse: there are no asynchronous connections yet."""
+        raise ConfigurationError(f"{url.drivername}:// has no asyncio support yet: use create_engine in threads")
+
+    # -- making an engine ----------------------------------------------------------------------------------------
+
+    def create_connect_args(self, url: URL, *names: Any, **named: Any) -> Any:
+        """As SQLAlchemy's, with connect_args; the parameters of bgpool are put aside, the driver does not know them."""
+        args, params = super().create_connect_args(url, *names, **named)
+        params.update(self._connect_args)
+        self._bg = {name: params.pop(name) for name in [*params] if name.startswith(("bg_", "blue-green-monitoring-"))}
+        self._static = dict(params)
+        return args, params
+
+    @classmethod
+    def engine_created(cls, engine: SqlalchemyEngine) -> None:
+        """Make the connector of *engine*, and have its pool held.
+
+        Raises:
+            ConfigurationError: As get_connector.
+        """
+        dialect = engine.dialect
+        # Always so, for SQLAlchemy calls it with its own engine; and mypy knows it by this.
+        assert isinstance(dialect, BgpoolDialect)
+        dialect._attach(engine)
+
+    def _attach(self, engine: SqlalchemyEngine) -> None:
+        connector = self.bgpool_connector = make_connector(self.bgpool_engine, self._static, self._bg)
+        connector.in_use = _in_use
+        connector.set_owner_size(self, most_connections(engine.pool))
+        gate(engine.pool, connector)
+        event.listen(engine.pool, "connect", _note_entry)
+        event.listen(engine.pool, "checkout", self._check)
+        event.listen(engine, "handle_error", _keep_the_others)
+        self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
+        fork.call_in_child(self)
+
+    # -- what SQLAlchemy calls -----------------------------------------------------------------------------------
+
+    def connect(self, *args: Any, **params: Any) -> Any:
+        """A connection; *params* are those of the URL and connect_args, as do_connect listeners have changed them."""
+        if self.bgpool_connector is None:
+            # A dialect without an engine.
+            return super().connect(*args, **params)
+        return self.bgpool_connector.connect(**changes(self._static, params))
+
+    def do_ping(self, dbapi_connection: DBAPIConnection) -> Any:
+        """As SQLAlchemy's. What is stale is not asked: its *checkout* event comes next, and has this one replaced."""
+        connector = self.bgpool_connector
+        if connector is not None and not connector.is_fit(dbapi_connection):
+            return True
+        return super().do_ping(dbapi_connection)
+
+    def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
+        """As SQLAlchemy's; what is gone is rolled back."""
+        connection = _drivers(dbapi_connection)
+        if _is_gone(connection):
+            return
+        try:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
+        except self.loaded_dbapi.Error:
+            if not _is_gone(connection):
+                raise
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """Whether *e* says that *connection* is lost."""
+        drivers = _drivers(connection)
+        if drivers is None or not hasattr(drivers, "bgpool_generation") or not isinstance(e, self.loaded_dbapi.Error):
+            return bool(super().is_disconnect(e, connection, cursor))
+        refused = drivers.bgpool_unfit and drivers.bgpool_refused
+        return bool(isinstance(e, _LOST) or refused or drivers.closed)
+
+    # -- what happens in a pool ----------------------------------------------------------------------------------
+
+    def _check(self, connection: Any, _entry: object, _proxy: object) -> None:
+        """Have a connection replaced that is stale, before its user gets it."""
+        connector = self.bgpool_connector
+        assert connector is not None
+        if not connector.is_fit(connection):
+            # Past the gate before it was held; a new connection is to be one from after the release.
+            connector.wait_admitted()
+            if not connector.is_fit(connection):
+                raise DisconnectionError("the connection is from before a switchover, or lost")
+
+    def after_fork_in_child(self) -> None:
+        """Give the engine a pool of the child's own, as ``dispose(close=False)`` does."""
+        engine = self._engine()
+        if engine is not None:
+            fork.keep_forever(engine.pool)
+            # Of a class that cannot be made again: its connections are replaced at their next checkout.
+            with contextlib.suppress(Exception):
+                engine.dispose(close=False)
+
+
+def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
+    connection.bgpool_entry = weakref.ref(entry)
+
+
+def _in_use(connection: Any) -> bool:
+    """Whether anybody but its pool has *connection*; also while it is being set up, or was detached."""
+    noted = getattr(connection, "bgpool_entry", None)
+    entry = noted() if noted is not None else None
+    return entry is None or entry.dbapi_connection is not connection or entry.in_use
+
+
+def _keep_the_others(context: ExceptionContext) -> None:
+    """One connection was cut: those that are as old are found stale one by one, and a fresh one need not go."""
+    if isinstance(context.original_exception, _LOST):
+        context.invalidate_pool_on_disconnect = False
+
+
+def _drivers(connection: Any) -> Any:
+    """The driver's connection behind *connection*, which may be SQLAlchemy's proxy for it."""
+    return connection.dbapi_connection if isinstance(connection, PoolProxiedConnection) else connection
+
+
+def _is_gone(connection: Any) -> bool:
+    generation = getattr(connection, "bgpool_generation", None)
+    return generation is not None and (generation.inherited or connection.closed)
