@@ -39,7 +39,7 @@ _CALLS: Final[dict[str, tuple[str, ...]]] = {
     "_read_ok_packet": ("_read_packet",),
 }
 #: Parameters with which every version insists on TLS.
-_ASKING: Final = ("ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "ssl_verify_identity")
+_ASKING: Final = ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "ssl_verify_identity")
 
 
 def check_driver() -> None:

@@ -31,6 +31,9 @@ VALUES: list[tuple[str, str, object]] = [
     ("bind_address", "127.0.0.1", "127.0.0.1"),
     ("autocommit", "true", True),
     ("local_infile", "0", False),
+    ("use_unicode", "1", True),
+    ("binary_prefix", "true", True),
+    ("client_flag", "2", 2),
     ("max_allowed_packet", "1048576", 1048576),
     ("program_name", "shop", "shop"),
     ("ssl_ca", "/etc/ca.pem", "/etc/ca.pem"),
@@ -182,7 +185,6 @@ def test_unknown_parameters_are_named_with_what_is_allowed() -> None:
         "compress",
         "db",
         "passwd",
-        "ssl",
     ],
 )
 def test_what_would_lead_elsewhere_or_cannot_be_handed_over_is_refused(name: str) -> None:
@@ -192,10 +194,69 @@ def test_what_would_lead_elsewhere_or_cannot_be_handed_over_is_refused(name: str
         assert "s3cret" not in str(caught.value)
 
 
-def test_ssl_objects_are_refused_with_what_to_give_instead() -> None:
-    for value in (ssl.create_default_context(), {"ca": "/etc/ca.pem"}):
-        with pytest.raises(ConfigurationError, match=r"give ssl_ca, .* as text"):
-            parse(URL, {"kwargs": {"ssl": value}})
+@pytest.mark.parametrize(
+    ("given", "tls", "proved"),
+    [
+        # As PyMySQL has it: with an authority's certificate names are compared, unless the dict says otherwise.
+        ({"ssl": {"ca": "ca.pem"}}, {"ca": "ca.pem", "check_hostname": True, "verify_mode": True}, True),
+        ({"ssl": {"capath": "certs"}}, {"capath": "certs", "check_hostname": True, "verify_mode": True}, True),
+        ({"ssl": {"ca": "ca.pem", "check_hostname": "no"}}, {"ca": "ca.pem", "check_hostname": False}, False),
+        (
+            {"ssl": {"ca": "ca.pem", "verify_mode": "None"}},
+            {"ca": "ca.pem", "verify_mode": "none", "check_hostname": False},
+            False,
+        ),
+        ({"ssl": {"verify_mode": False, "cipher": "HIGH"}},
+         {"verify_mode": False, "cipher": "HIGH", "check_hostname": False}, False),
+        ({"ssl": {"cert": "c", "key": "k"}}, {"cert": "c", "key": "k", "check_hostname": False}, False),
+        # PyMySQL would forget the dict, and with it the certificate.
+        (
+            {"ssl": {"ca": "ca.pem"}, "ssl_verify_identity": True, "ssl_key_password": "k3y"},
+            {"ca": "ca.pem", "check_hostname": True, "verify_mode": True, "password": "k3y"},
+            True,
+        ),
+        ({"ssl": {"ca": "a"}, "ssl_ca": "b", "ssl_verify_cert": False},
+         {"ca": "b", "verify_mode": False, "check_hostname": False}, False),
+    ],
+)  # fmt: skip
+def test_the_dict_ssl_is_the_monitors_too(given: dict[str, Any], tls: dict[str, Any], proved: bool) -> None:
+    place = parse(URL, {"kwargs": given})[0]
+    assert place.params["ssl"] == tls
+    assert [name for name in place.params if name.startswith("ssl_")] == []
+    assert place.names_matter is proved
+    config = monitor_of(URL, kwargs=given)
+    assert (config.params["ssl"], config.proves_names) == (tls, proved)
+
+
+def test_an_empty_dict_ssl_is_none() -> None:
+    for empty in ({}, {"ca": None}, None):
+        assert "ssl" not in parse(URL, {"kwargs": {"ssl": empty}})[0].params
+
+
+def test_the_monitor_may_have_another_certificate() -> None:
+    for own in ({"ssl_ca": "own.pem"}, {"ssl": {"ca": "own.pem"}}):
+        params = monitor_of(URL, kwargs={"ssl": {"ca": "ca.pem"}}, monitoring=own).params
+        assert params["ssl"] == {"ca": "own.pem", "check_hostname": True, "verify_mode": True}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (ssl.create_default_context(), "not SSLContext; the monitor is another process"),
+        ("s3cret", "not str"),
+        (True, "not bool"),
+        ({"fake_flag_to_enable_tls": True}, "ssl: fake_flag_to_enable_tls is not known"),
+        ({"ssl_ca": "s3cret"}, "ssl: ssl_ca is not known: allowed are ca, capath"),
+        ({"ca": 5}, "ssl: ca: a string is allowed, not int"),
+        ({"verify_mode": "perhaps"}, "ssl: verify_mode='perhaps'"),
+        ({"check_hostname": True}, "ssl_ca has to be given"),
+    ],
+)
+def test_what_is_no_dict_for_ssl_is_refused_with_what_to_give_instead(value: object, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(URL, {"kwargs": {"ssl": value}})
+    assert text in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ class Case:
     def without_secrets(self, text: str) -> str:
         """*text*, which is a driver's, without any password of the DSN's, should the driver quote one."""
         for params in (self.dsn.params, self.config.params):
-            for secret in (str(params.get(name) or "") for name in _SECRETS):
+            secrets = [params.get(name) for name in _SECRETS] + [(params.get("ssl") or {}).get("password")]
+            for secret in (str(secret or "") for secret in secrets):
                 if len(secret) >= _SECRET_CHARS:
                     text = text.replace(secret, "***")
         return text

@@ -13,7 +13,7 @@ from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, Password, names_are_
 from bgpool.errors import ConfigurationError
 from bgpool.settings import Settings
 
-__all__ = ["MONITORING_PREFIX", "Dsn", "Engine", "Password", "names_are_proved", "parse", "user_of"]
+__all__ = ["MONITORING_PREFIX", "Dsn", "Engine", "Password", "is_own", "names_are_proved", "parse", "user_of"]
 
 _ENDPOINT: Final = "endpoint"
 
@@ -27,6 +27,10 @@ _ENGINES: Final[Mapping[str, Engine]] = {
     "postgresql": Engine.POSTGRESQL,
     "postgres": Engine.POSTGRESQL,
     "mysql": Engine.MYSQL,
+    # SQLAlchemy's URLs. What differs from the same parameters elsewhere, dsn/mysql.py knows.
+    "postgresql+bgpool": Engine.POSTGRESQL,
+    "postgresql+psycopg": Engine.POSTGRESQL,
+    "mysql+bgpool": Engine.MYSQL,
     "mysql+pymysql": Engine.MYSQL,
 }
 
@@ -53,14 +57,15 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
         )
     engine, url, own = _split_url(dsn.strip())
     left = dict(options)
-    for name in [name for name in left if _is_own(name)]:
+    for name in [name for name in left if is_own(name)]:
         own[name] = left.pop(name)
     overrides = _monitoring_overrides(own, left.pop("monitoring", None))
     settings = Settings.from_mapping(own)
     return _READERS[engine](Given(url, overrides, left)), settings, left
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether the parameter *name* is bgpool's own, and none of the driver's."""
     # With an @ it is the rest of a password in which a ? was not escaped, and errors quote names.
     return name == _ENDPOINT or (name.startswith(("bg_", MONITORING_PREFIX)) and "@" not in name)
 
@@ -73,12 +78,18 @@ def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
         raise ConfigurationError(f"dsn: scheme{named} is not supported; postgresql and mysql are allowed")
     if not scheme:
         return _ENGINES[scheme], dsn, {}
+    if _ENGINES[scheme] is Engine.POSTGRESQL:
+        # libpq knows no other.
+        dsn = f"postgresql{dsn[len(scheme) :]}"
     base, _, query = dsn.partition("?")
+    if "+" in scheme:
+        # SQLAlchemy reads it as a browser does.
+        query = query.replace("+", "%20")
     own: dict[str, object] = {}
     rest: list[str] = []
     for item in query.split("&"):
         name, _, value = item.partition("=")
-        if _is_own(unquote(name)):
+        if is_own(unquote(name)):
             own[unquote(name)] = unquote(value)
         elif item:
             rest.append(item)

@@ -57,6 +57,18 @@ def _timeout_ms(name: str, value: object) -> int:
     return number
 
 
+def _flag(name: str, value: object) -> bool:
+    # PyMySQL's users write 1 and 0, too.
+    return bool(value) if value in (0, 1) else read_flag(name, value)
+
+
+def _flags(name: str, value: object) -> int:
+    number = _whole(value)
+    if number < 0:
+        raise ConfigurationError(f"{name}={shown(value)}: a sum of pymysql.constants.CLIENT's numbers is allowed")
+    return number
+
+
 def _bytes(name: str, value: object) -> int:
     number = _whole(value)
     if number <= 0:
@@ -91,16 +103,19 @@ READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "sql_mode": read_text,
     "unix_socket": read_text,
     "bind_address": read_text,
-    "autocommit": read_flag,
-    "local_infile": read_flag,
+    "autocommit": _flag,
+    "local_infile": _flag,
+    "use_unicode": _flag,
+    "binary_prefix": _flag,
+    "client_flag": _flags,
     "max_allowed_packet": _bytes,
     "program_name": read_text,
     "ssl_ca": read_text,
     "ssl_cert": read_text,
     "ssl_key": read_text,
     "ssl_key_password": read_text,
-    "ssl_verify_cert": read_flag,
-    "ssl_verify_identity": read_flag,
-    "ssl_disabled": read_flag,
+    "ssl_verify_cert": _flag,
+    "ssl_verify_identity": _flag,
+    "ssl_disabled": _flag,
     "server_public_key": _public_key,
 }

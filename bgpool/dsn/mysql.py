@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pymysql.connections import DEFAULT_USER, Connection
 
@@ -20,13 +20,18 @@ from bgpool.core.limits import (
 )
 from bgpool.dsn.keywords import READERS, read_text
 from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, names_are_proved, read_port, take_password
+from bgpool.dsn.tls import has_authority, merge_tls, take_sqlalchemys
 from bgpool.errors import ConfigurationError
 from bgpool.mysql_driver import check_driver
 
-__all__ = ["read"]
+__all__ = ["read", "renamed", "url_of"]
 
 _DEFAULT_PORT: Final = 3306
 _LOGIN: Final = ("user", "password", "database")
+#: Old names of PyMySQL's for parameters.
+_OLD_NAMES: Final = {"passwd": "password", "db": "database"}
+#: How URLs of the dialect begin, in which ssl_ca and its like mean what SQLAlchemy says.
+_SQLALCHEMYS_SCHEME: Final = "mysql+bgpool:"
 
 #: What is PyMySQL's and cannot be given, and why.
 _REFUSED: Final = {
@@ -34,10 +39,7 @@ _REFUSED: Final = {
     "port": "the DSN names it",
     "db": "give database, or the DSN's path",
     "passwd": "give password",
-    "ssl": (
-        "give ssl_ca, ssl_cert, ssl_key, ssl_verify_cert, ssl_verify_identity or ssl_disabled; "
-        "the monitor is another process and needs them as text"
-    ),
+    "ssl": "give ssl_ca, ssl_cert, ssl_key, ssl_verify_cert, ssl_verify_identity or ssl_disabled",
     "defer_connect": "connections are open when they are handed out",
     "read_default_file": "the monitor and every worker must go to the same place",
     "read_default_group": "the monitor and every worker must go to the same place",
@@ -47,6 +49,7 @@ _REFUSED: Final = {
 #: Every keyword that may be given in kwargs, objects included.
 _KEYWORDS: Final = [
     *(name for name in inspect.signature(Connection.__init__).parameters if name not in {"self", *_REFUSED}),
+    "ssl",
     "tcp_user_timeout",
 ]
 
@@ -61,7 +64,7 @@ _DEFAULTS: Final = {
 #: What a monitoring connection takes over: who logs in, over which network, and how the two prove themselves. The
 #: application's statements (init_command, sql_mode) and the objects of its process (conv, cursorclass) are its own.
 #: So is its database: to connect to one takes a grant there, and the metadata need none but theirs.
-_TLS: Final = frozenset(name for name in READERS if name.startswith("ssl_"))
+_TLS: Final = frozenset({"ssl", *(name for name in READERS if name.startswith("ssl_"))})
 _INHERITED: Final = _TLS | {"user", "password", "bind_address", "unix_socket", "server_public_key", "tcp_user_timeout"}
 #: It has to see what is true now, and goes to several hosts.
 _NOT_FOR_MONITORING: Final = frozenset({"autocommit", "unix_socket"})
@@ -69,6 +72,7 @@ _MONITORING_NAMES: Final = [
     *_LOGIN,
     "host",
     "port",
+    "ssl",
     *(name for name in READERS if name not in _NOT_FOR_MONITORING),
 ]
 
@@ -87,6 +91,7 @@ def read(given: Given) -> Dsn:
     static = _keywords(given.options.pop("kwargs", None))
     static_password = static.pop("password", None)
     params = {**_DEFAULTS, **params, **static}
+    merge_tls(params)
     password = take_password("password", static_password if given_password is None else given_password, params)
     if "user" not in params:
         params["user"] = _default_user()
@@ -130,10 +135,30 @@ def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
     for name, text in zip(_LOGIN, map(_decoded, (user, password, path)), strict=True):
         if text:
             params[name] = text
-    for item in filter(None, query.split("&")):
-        name, _, value = item.partition("=")
-        params[_decoded(name)] = _read_parameter("dsn", _decoded(name), _decoded(value), READERS)
+    given = dict(map(_decoded, item.partition("=")[::2]) for item in query.split("&") if item)
+    if url.lower().startswith(_SQLALCHEMYS_SCHEME) and (tls := take_sqlalchemys(given)):
+        params["ssl"] = tls
+    for name, value in given.items():
+        params[name] = _read_parameter("dsn", name, value, READERS)
     return host, port, params
+
+
+def renamed(params: Mapping[str, Any]) -> dict[str, Any]:
+    """PyMySQL's *params* without its old names for some."""
+    return {_OLD_NAMES.get(name, name): value for name, value in params.items()}
+
+
+def url_of(params: dict[str, Any]) -> str:
+    """The URL of the ``host`` and ``port`` among PyMySQL's *params*, which are taken out.
+
+    Raises:
+        ConfigurationError: The port is no number.
+    """
+    host, port = params.pop("host", None) or "localhost", params.pop("port", None) or _DEFAULT_PORT
+    if not str(port).isdecimal():
+        raise ConfigurationError(f"port={port!r}: a number is allowed")
+    place = f"[{host}]" if ":" in str(host) else quote(str(host), safe="")
+    return f"mysql://{place}:{port}/"
 
 
 def _read_place(place: str) -> tuple[str, int]:
@@ -212,7 +237,7 @@ def _overrides(given: Mapping[str, object]) -> dict[str, Any]:
 
 def _check(params: Mapping[str, Any], prefix: str = "") -> None:
     """What PyMySQL would pass over in silence, or fail at with the password in its hands."""
-    if names_are_proved(params) and (params.get("ssl_disabled") or not params.get("ssl_ca")):
+    if names_are_proved(params) and (params.get("ssl_disabled") or not has_authority(params)):
         raise ConfigurationError(
             f"{prefix}ssl_verify_identity: ssl_ca has to be given, and ssl_disabled is not allowed; "
             "PyMySQL would compare no names"
@@ -227,7 +252,7 @@ def _check(params: Mapping[str, Any], prefix: str = "") -> None:
 
 def _monitoring_params(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in params.items() if name in _INHERITED and name not in overrides}
-    return {
+    monitoring = {
         **own,
         "charset": "utf8mb4",
         "autocommit": True,
@@ -237,3 +262,5 @@ def _monitoring_params(params: Mapping[str, Any], overrides: Mapping[str, Any]) 
         "program_name": "bgpool-monitor",
         **{name: value for name, value in overrides.items() if value is not None},
     }
+    merge_tls(monitoring, MONITORING_PREFIX)
+    return monitoring

@@ -116,7 +116,8 @@ def user_of(params: Mapping[str, Any]) -> str:
 
 def names_are_proved(params: Mapping[str, Any]) -> bool:
     """Whether a server has to prove its name to a connection with *params*, of either driver."""
-    return params.get("sslmode") == "verify-full" or bool(params.get("ssl_verify_identity"))
+    asked = params.get("ssl_verify_identity") or (params.get("ssl") or {}).get("check_hostname")
+    return params.get("sslmode") == "verify-full" or bool(asked)
 
 
 def take_password(name: str, value: object, params: dict[str, Any]) -> Password | None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from numbers import Integral
 from types import TracebackType
 from typing import Any, Final
-from urllib.parse import quote
 from weakref import WeakKeyDictionary, WeakSet
 
 import pymysql
@@ -26,6 +25,7 @@ from dbutils.pooled_db import InvalidConnectionError, NotSupportedError, PooledD
 from pymysql.constants import CR
 
 from bgpool.core.limits import MYSQL_CONNECTIONS_MAX
+from bgpool.dsn import mysql
 from bgpool.errors import ConfigurationError, TooManyRequests
 from bgpool.pools import fork
 from bgpool.pools.mysql.connection import MysqlConnection
@@ -42,8 +42,6 @@ InvalidConnection = InvalidConnectionError
 #: What PyMySQL's connect takes; every other keyword is get_pool's.
 _PARAMETERS: Final = frozenset(inspect.signature(pymysql.connections.Connection.__init__).parameters) - {"self"}
 _PYMYSQL: Final = (pymysql, pymysql.connect, pymysql.connections.Connection)
-#: PyMySQL's old names for parameters.
-_OLD_NAMES: Final = {"passwd": "password", "db": "database"}
 
 #: What handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
 _lent: Final[WeakKeyDictionary[PooledDedicatedDBConnection, MysqlConnection]] = WeakKeyDictionary()
@@ -304,14 +302,10 @@ def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any
     for name in ("min_size", "max_size", "close_returns"):
         if name in kwargs:
             raise ConfigurationError(f"{name}: PooledDB takes mincached and maxconnections, and close() gives back")
-    parameters = {_OLD_NAMES.get(name, name): kwargs[name] for name in kwargs if name in _PARAMETERS}
+    parameters = mysql.renamed({name: kwargs[name] for name in kwargs if name in _PARAMETERS})
     options = {name: value for name, value in kwargs.items() if name not in _PARAMETERS}
     if any(creator is known for known in _PYMYSQL):
-        host, port = parameters.pop("host", None) or "localhost", parameters.pop("port", None) or 3306
-        if not str(port).isdecimal():
-            raise ConfigurationError(f"port={port!r}: a number is allowed")
-        place = f"[{host}]" if ":" in str(host) else quote(str(host), safe="")
-        creator = f"mysql://{place}:{port}/"
+        creator = mysql.url_of(parameters)
     elif not isinstance(creator, str) or not creator.strip().startswith("mysql"):
         shown = "a text" if isinstance(creator, str) else repr(creator)
         raise ConfigurationError(

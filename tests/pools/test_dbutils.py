@@ -303,7 +303,7 @@ def test_ping_is_a_check_of_what_was_idle(make: Make) -> None:
         ({"ping": (1, 2)}, "ping"),
         ({"reset": "all"}, "reset"),
         ({"max_size": 5}, "max_size"),
-        ({"ssl": {"ca": "x"}}, "ssl"),
+        ({"ssl": {"sl": "x"}}, "ssl"),
         ({"compres": True}, "compres"),
     ],
 )
