@@ -135,7 +135,8 @@ def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
     for name, text in zip(_LOGIN, map(_decoded, (user, password, path)), strict=True):
         if text:
             params[name] = text
-    given = dict(map(_decoded, item.partition("=")[::2]) for item in query.split("&") if item)
+    pairs = (item.partition("=") for item in query.split("&") if item)
+    given = {_decoded(name): _decoded(value) for name, _, value in pairs}
     if url.lower().startswith(_SQLALCHEMYS_SCHEME) and (tls := take_sqlalchemys(given)):
         params["ssl"] = tls
     for name, value in given.items():

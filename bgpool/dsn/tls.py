@@ -77,7 +77,7 @@ def _read(where: str, key: object, value: object) -> object:
         return read_flag(where, value)
     if key not in _TEXTS:
         raise ConfigurationError(
-            f"{where} is not known: allowed are {', '.join((*_TEXTS, *_FLAGS))}; {{'verify_mode': 'none'}} asks for TLS "
-            "and does not look at the certificate"
+            f"{where} is not known: allowed are {', '.join((*_TEXTS, *_FLAGS))}; {{'verify_mode': 'none'}} insists on "
+            "TLS and does not look at the certificate"
         )
     return read_text(where, value)
