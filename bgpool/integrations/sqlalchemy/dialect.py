@@ -23,7 +23,7 @@ from bgpool.errors import (
     SwitchoverInterrupted,
 )
 from bgpool.integrations.sqlalchemy.gated import gate, most_connections
-from bgpool.integrations.sqlalchemy.target import changes, make_connector
+from bgpool.integrations.sqlalchemy.target import changes, make_connector, split
 from bgpool.pools import fork
 from bgpool.pools.connector import Connector
 
@@ -99,7 +99,7 @@ class BgpoolDialect(_Base):
         """As SQLAlchemy's, with connect_args; the parameters of bgpool are put aside, the driver does not know them."""
         args, params = super().create_connect_args(url, *names, **named)
         params.update(self._connect_args)
-        self._bg = {name: params.pop(name) for name in [*params] if name.startswith(("bg_", "blue-green-monitoring-"))}
+        params, self._bg = split(params)
         self._static = dict(params)
         return args, params
 
