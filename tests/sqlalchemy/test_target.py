@@ -9,14 +9,14 @@ from typing import Any
 import psycopg.rows
 import pymysql.cursors
 import pytest
-from sqlalchemy.dialects.mysql.pymysql import MySQLDialect_pymysql
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL
 
 import bgpool.auth
-from bgpool.dsn import Dsn, Engine, parse
+from bgpool.dsn import Dsn, parse
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.sqlalchemy import target
+from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
 from bgpool.settings import Settings
 
 SECRET = "s3cret"
@@ -24,21 +24,24 @@ PG = f"postgresql+bgpool://app:{SECRET}@db.example.com:5433/ledger"
 MY = f"mysql+bgpool://app:{SECRET}@db.example.com:3307/ledger"
 
 
-def plain(url: str | URL) -> tuple[Engine, dict[str, Any]]:
-    """What SQLAlchemy's own dialect makes of *url*."""
-    found = make_url(url)
-    if found.get_backend_name() == "mysql":
-        return Engine.MYSQL, MySQLDialect_pymysql(dbapi=pymysql).create_connect_args(found)[1]
-    return Engine.POSTGRESQL, PGDialect_psycopg(dbapi=psycopg).create_connect_args(found)[1]
+def dialect_of(url: str | URL, **connect_args: Any) -> BgpoolDialect:
+    """The dialect of an engine for *url* and *connect_args*."""
+    dialect = create_engine(url, connect_args=connect_args).dialect
+    assert isinstance(dialect, BgpoolDialect)
+    return dialect
 
 
 def read(url: str | URL, **connect_args: Any) -> tuple[Dsn, Settings]:
     """What the connector for *url* and *connect_args* is made of."""
-    engine, params = plain(url)
-    given, own = target.split({**params, **connect_args})
-    connector = target.make_connector(engine, given, own)
+    connector = dialect_of(url, **connect_args).bgpool_connector
+    assert connector is not None
     assert SECRET not in repr(connector)
     return connector._recipe.dsn, connector._settings
+
+
+def plain(url: str) -> Mapping[str, Any]:
+    """The driver's parameters of an engine for *url*, before its listeners have changed any."""
+    return dialect_of(url)._static
 
 
 # -- what works --------------------------------------------------------------------------------------------------
@@ -143,12 +146,9 @@ def test_whether_mysql_proves_its_name_is_known_to_the_monitor(
 
 
 def test_engines_with_the_same_url_share_a_connector() -> None:
-    connectors = []
-    for _ in range(2):
-        engine, params = plain(PG)
-        assert "context" in params
-        connectors.append(target.make_connector(engine, params, {"bg_id": "shared"}))
-    assert connectors[0] is connectors[1]
+    one, two = (dialect_of(f"{PG}?bg_id=shared") for _ in range(2))
+    assert one._static["context"] is not two._static["context"]
+    assert one.bgpool_connector is two.bgpool_connector
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_engines_with_the_same_url_share_a_connector() -> None:
         (f"{PG}?connect_timeout=0", {}, "a whole number of seconds above 0 is allowed"),
         (f"{PG}?sslmode=on", {}, "verify-ca or verify-full is allowed"),
         (f"{PG}?ssl=true", {}, "write sslmode=verify-full and sslrootcert=FILE"),
-        (f"{PG}?plugins=blue_green", {}, "plugins is not a parameter here: it is the AWS wrapper's: leave it out"),
+        (PG, {"plugins": "blue_green"}, "plugins is not a parameter here: it is the AWS wrapper's: leave it out"),
         (PG, {"wrapper_dialect": "aurora-pg"}, "wrapper_dialect is not a parameter here"),
         (PG, {"executemany_mode": "values"}, "executemany_mode is not a parameter here: it is an argument of create"),
         (PG, {"connection_factory": object}, "connection_factory is not a parameter here: it is psycopg2's"),
@@ -212,7 +212,7 @@ def test_bad_input_is_one_clear_sentence(url: str, connect_args: dict[str, Any],
 
 
 def test_only_what_a_listener_did_is_passed_on() -> None:
-    _, static = plain(PG)
+    static = plain(PG)
     now = {**static, "password": "token", "application_name": "shop", "row_factory": psycopg.rows.dict_row}
     del now["dbname"]
     found = target.changes(static, now)
@@ -224,7 +224,7 @@ def test_only_what_a_listener_did_is_passed_on() -> None:
         "dbname": None,
     }
     assert target.changes(static, static) == {"context": static["context"]}
-    _, static = plain(MY)
+    static = plain(MY)
     assert target.changes(static, {**static, "passwd": "token"}) == {"password": "token"}
 
 
@@ -244,7 +244,7 @@ def test_only_what_a_listener_did_is_passed_on() -> None:
     ],
 )
 def test_a_listener_cannot_lead_elsewhere(url: str, name: str, value: object, text: str) -> None:
-    _, static = plain(url)
+    static = plain(url)
     with pytest.raises(ConfigurationError) as caught:
         target.changes(static, {**static, name: value})
     assert text in str(caught.value)
@@ -270,7 +270,7 @@ def test_commands_take_the_url_of_an_engine(url: str, host: str, proved: bool) -
     dsn, settings, _ = parse(url, {})
     assert (dsn.host, dsn.names_matter, settings.bg_id) == (host, proved, "ledger")
     # Where the dialect goes, too.
-    own, _ = read(url)
+    own, _ = read(url.replace("+psycopg", "+bgpool").replace("+pymysql", "+bgpool"))
     same = ("host", "port", "engine", "endpoint")
     assert [getattr(dsn, name) for name in same] == [getattr(own, name) for name in same]
     assert dsn.params.get("options") == own.params.get("options")
