@@ -42,8 +42,8 @@ class Generation:
         keep: Its way to take a connection back that is fit to be used again.
         switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
             may be gone when a process that was frozen meanwhile wakes up.
-        lineage: The identifier of the database cluster behind the connections; None until it was asked for, and where
-            nobody asks.
+        lineage: The identifier of the database cluster behind the connections; None until the first receipt, empty
+            where the server gives none.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
 from bgpool.pools.source import ConnectionSource, PoolStats
-from bgpool.pools.units import Unit
+from bgpool.pools.units import Unit, plain
 from bgpool.settings import Settings
 
 __all__ = ["Checkout", "Pool", "PoolStats"]
@@ -148,7 +147,7 @@ class Pool(ConnectionSource[C]):
         Raises:
             CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
             SwitchoverInterrupted: Cut again and again, until the time was used up.
-            TypeError: *fn* is an ``async`` function.
+            TypeError: *fn* is an ``async`` or a generator function.
             Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
 
         Source: docs/units-of-work.md.
@@ -156,16 +155,21 @@ class Pool(ConnectionSource[C]):
         timeout_s = self._settings.bg_connect_timeout_ms / 1000 + self.timeout if timeout is None else timeout
 
         def call(connection: C) -> R:
-            result = fn(connection, *args)
-            if inspect.iscoroutine(result):
-                # It would run after the transaction, on a connection that is another caller's by then.
-                name = result.__qualname__
-                result.close()
-                raise TypeError(f"{name} is asynchronous: a unit of work is a plain function, called in a thread")
-            return result
+            return plain(fn, fn(connection, *args))
 
-        unit: Unit[C, R] = self._unit_class(self, self._gate, call, timeout_s=timeout_s, idempotent=idempotent)
+        def attempt(unit: Unit[C, R]) -> R:
+            connection = self.getconn(unit.left_s())
+            try:
+                return self.apply_unit(unit, connection, call)
+            finally:
+                self.putconn(connection)
+
+        unit: Unit[C, R] = self._unit_class(self._gate, attempt, self, timeout_s=timeout_s, idempotent=idempotent)
         return unit.run()
+
+    @abstractmethod
+    def apply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], R]) -> R:
+        """Call *fn* in a transaction on *connection* and commit it, as one attempt of *unit*."""
 
 
 def _lend(generation: Generation, timeout_s: float) -> Any:

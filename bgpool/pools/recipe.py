@@ -46,6 +46,8 @@ class Aware(Protocol):
             None if no write was refused, or the server could not be asked.
         bgpool_in_unit: While the function of a unit of work has it.
         bgpool_ended: Set once that function may have ended the unit's transaction itself.
+        bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
+            can have been. None before.
     """
 
     bgpool_generation: Any
@@ -55,6 +57,7 @@ class Aware(Protocol):
     bgpool_refused: bool | None
     bgpool_in_unit: bool
     bgpool_ended: bool
+    bgpool_in_doubt: str | None
 
     @property
     def closed(self) -> bool:

@@ -12,18 +12,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
-from bgpool.pools.doubt import ENDED_BY_FUNCTION, NO_DOUBT
+from bgpool.pools.doubt import DURING_COMMIT, ENDED_BY_FUNCTION, NO_DOUBT
 from bgpool.pools.gate import Gate
 from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
     from bgpool.pools.pool import Pool
 
-__all__ = ["CLOSED_BY_FUNCTION", "Outcome", "Unit", "transactional"]
+__all__ = ["CLOSED_BY_FUNCTION", "Lender", "Outcome", "Unit", "hide_connection", "plain", "transactional"]
 
 #: What a unit says whose function has closed the connection: nothing was committed, and it would be so every time.
 CLOSED_BY_FUNCTION: Final = "the function closed its connection; a unit of work is committed by its runner"
@@ -42,8 +42,24 @@ class Outcome(Enum):
     UNKNOWN = "the server cannot tell"
 
 
+class Lender(Protocol[C]):
+    """Where a unit gets a connection to ask what became of a COMMIT. A pool is one."""
+
+    def getconn(self, timeout: float | None = None) -> C:
+        """A connection, within *timeout* seconds."""
+        ...
+
+    def putconn(self, conn: C) -> None:
+        """Give it back."""
+        ...
+
+
 class Unit(ABC, Generic[C, R]):
-    """One unit of work, to be run once. What differs from engine to engine is in its subclasses.
+    """One unit of work, to be run once: whether its attempts are repeated, and what became of a COMMIT that was cut.
+
+    How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
+    transaction, calls the function and commits, and it calls ``begin``, ``finish`` and ``fail`` of the unit in between.
+    What differs from engine to engine is in the unit's subclasses.
 
     Attributes:
         driver_error: The root of the driver's errors.
@@ -53,41 +69,45 @@ class Unit(ABC, Generic[C, R]):
 
     def __init__(
         self,
-        pool: Pool[C],
         gate: Gate,
-        fn: Callable[[C], R],
+        attempt: Callable[[Unit[C, R]], R],
+        lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,
     ) -> None:
-        """A unit that calls *fn* with a connection.
+        """A unit whose attempts are made by *attempt*.
 
         Args:
-            pool: Where connections come from.
-            gate: What the segment means for the pool's endpoint.
-            fn: What is to be done in one transaction.
+            gate: What the segment means for the endpoint.
+            attempt: Makes one attempt and returns what the function returned; raises the driver's errors as they are.
+            lender: Where a connection for questions comes from.
             timeout_s: Longest time until the last attempt begins, waits included, in seconds.
-            idempotent: *fn* may be applied twice.
+            idempotent: The function may be applied twice.
         """
-        self._pool: Final = pool
         self._gate: Final = gate
-        self._fn: Final = fn
+        self._make_attempt: Final = attempt
+        self._lender: Final = lender
         self._idempotent: Final = idempotent
         self._deadline: Final = time.monotonic() + timeout_s
         self._unexplained_since: float | None = None
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
-        # Of the attempt at hand: why it may have been applied (see bgpool.pools.doubt), and what the function returned.
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget what is known of the last attempt."""
+        # Why it may have been applied (see bgpool.pools.doubt), and what the function returned.
         self._doubt = NO_DOUBT
+        self._result: Any = None
         # Whether the function may have ended the attempt's transaction itself, and begun another one.
         self._ended = False
         # Whether the attempt met a refused write that any server would refuse.
         self._is_own_refusal = False
-        self._result: Any = None
 
     def run(self) -> R:
-        """Call the function until it was applied once.
+        """Make attempts until one was applied.
 
         Raises:
             CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
@@ -97,8 +117,10 @@ class Unit(ABC, Generic[C, R]):
         pause_s = UNIT_PAUSE_S
         for attempt in range(1, UNIT_ATTEMPTS + 1):
             last = attempt == UNIT_ATTEMPTS
+            self._reset()
+            self._takes_part = self._gate.takes_part() or self._takes_part
             try:
-                return self._attempt()
+                return self._make_attempt(self)
             except self.driver_error as error:
                 if self._doubt and self.was_cut(error):
                     outcome = self.find_out()
@@ -107,25 +129,88 @@ class Unit(ABC, Generic[C, R]):
                         result: R = self._result
                         return result
                     again = self._idempotent or outcome is Outcome.NOT_COMMITTED
-                    if last or not again or self._left_s() <= 0:
+                    if last or not again or self.left_s() <= 0:
                         raise self._unknown(error) from error
                 elif self._ended and not self._idempotent and self._may_begin_again(error):
                     self._doubt = ENDED_BY_FUNCTION
                     raise self._unknown(error) from error
-                elif last or not self._may_begin_again(error) or self._left_s() <= 0:
+                elif last or not self._may_begin_again(error) or self.left_s() <= 0:
                     if isinstance(error, Error):
                         self._gate.tally.count_error(error)
                     raise
                 self._gate.tally.repeat(error)
-            time.sleep(min(pause_s, max(0.0, self._left_s())))
+            time.sleep(min(pause_s, self.left_s()))
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
+
+    def left_s(self) -> float:
+        """Seconds until the time for attempts is up, >= 0."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    # -- what an attempt calls -----------------------------------------------------------------------------------
+
+    def begin(self, connection: C) -> None:
+        """The attempt's transaction is open, or begins with the next statement; the function is called next."""
+        aware = cast(Aware, connection)
+        aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
+
+    def leave(self, connection: C) -> None:
+        """The function is done with the transaction, which its runner may end now. To call it again does nothing."""
+        aware = cast(Aware, connection)
+        if aware.bgpool_in_unit:
+            aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
+
+    def finish(self, connection: C, result: R) -> None:
+        """The function returned *result*, and COMMIT is sent next.
+
+        Raises:
+            Exception: The driver's, or bgpool's own: there is no transaction to be committed.
+        """
+        self._result = result
+        self.check(connection)
+        self.leave(connection)
+        self.take_receipt(connection)
+        # Whatever goes wrong from here on may have gone wrong after the server had committed.
+        self._doubt = DURING_COMMIT
+
+    def fail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
+        """The attempt ends with *error*.
+
+        Args:
+            connection: Not returned yet, unless *held* is false. Its transaction is over, or is rolled back by this.
+            error: What the function, ``finish``, or the COMMIT raised.
+            held: Whether the attempt still has the connection, which may be asked something then.
+
+        Raises:
+            Exception: The error that *error* stands for: it is not the switchover's doing, though it seemed to be.
+        """
+        self.leave(connection)
+        aware = cast(Aware, connection)
+        # What the function sent may have committed by itself: its own COMMIT, a procedure, DDL.
+        self._doubt = self._doubt or aware.bgpool_in_doubt or NO_DOUBT
+        if held and isinstance(error, self.driver_error) and self.was_refused(error):
+            self._settle_refusal(aware, error)
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 
     @abstractmethod
-    def apply(self, connection: C) -> None:
-        """Call the function in a transaction and commit it; set ``_result``, and ``_doubt`` before the COMMIT."""
+    def check(self, connection: C) -> None:
+        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it.
+
+        Raises:
+            Exception: The driver's, or bgpool's own.
+        """
+
+    @abstractmethod
+    def check_lost(self, connection: C) -> None:
+        """The part of ``check`` that a switchover has to do with: a lost connection, a refused write. Sends nothing.
+
+        Raises:
+            CommitOutcomeUnknown, SwitchoverInterrupted: What the function may have swallowed.
+        """
+
+    def take_receipt(self, connection: C) -> None:
+        """Note what the transaction is known by, so that its COMMIT can be asked for."""
 
     @abstractmethod
     def was_cut(self, error: Exception) -> bool:
@@ -144,21 +229,6 @@ class Unit(ABC, Generic[C, R]):
         """A *kind* of error that still answers for the code of *error*."""
 
     # -- the unit's own ------------------------------------------------------------------------------------------
-
-    def _attempt(self) -> R:
-        self._doubt, self._ended, self._is_own_refusal = NO_DOUBT, False, False
-        self._takes_part = self._gate.takes_part() or self._takes_part
-        connection = self._pool.getconn(max(0.0, self._left_s()))
-        try:
-            self.apply(connection)
-        except self.driver_error as error:
-            if self.was_refused(error):
-                self._settle_refusal(cast(Aware, connection), error)
-            raise
-        finally:
-            self._pool.putconn(connection)
-        result: R = self._result
-        return result
 
     def _settle_refusal(self, connection: Aware, error: Exception) -> None:
         """Find out, now that the transaction is over, whether any server would refuse what was refused with *error*."""
@@ -194,9 +264,6 @@ class Unit(ABC, Generic[C, R]):
         self._gate.tally.count_error(unknown)
         return unknown
 
-    def _left_s(self) -> float:
-        return self._deadline - time.monotonic()
-
 
 def transactional(
     pool: Pool[C], *, timeout: float | None = None, idempotent: bool = False
@@ -211,17 +278,39 @@ def transactional(
         @functools.wraps(fn)
         def unit(*args: P.args, **kwargs: P.kwargs) -> R:
             def call(connection: C) -> R:
-                return fn(connection, *args, **kwargs)
+                return plain(fn, fn(connection, *args, **kwargs))
 
             return pool.run(call, timeout=timeout, idempotent=idempotent)
 
-        _hide_connection(unit, fn)
+        hide_connection(unit, fn)
         return unit
 
     return decorate
 
 
-def _hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> None:
+def plain(fn: Callable[..., object], result: R) -> R:
+    """The *result* of *fn*, whose body has run.
+
+    Raises:
+        TypeError: *fn* is an ``async`` or a generator function: its body would run after the transaction, on a
+            connection that is another caller's by then.
+    """
+    if inspect.iscoroutine(result):
+        name = result.__qualname__
+        result.close()
+        raise TypeError(f"{name} is asynchronous: a unit of work is a plain function, called in a thread")
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        code = result.gi_code if inspect.isgenerator(result) else result.ag_code
+        # A generator that it was given, or made of what it has read, is a result like any other.
+        if code is getattr(inspect.unwrap(fn), "__code__", None):
+            name = result.__qualname__
+            raise TypeError(
+                f"{name} is a generator: a unit of work is a plain function; return a list of what it yields"
+            )
+    return result
+
+
+def hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> None:
     """Give *unit* the signature and the annotations of *fn* without the connection, its first parameter."""
     try:
         signature = inspect.signature(fn)

@@ -115,7 +115,7 @@ def test_a_receipt_that_took_too_long_is_asked_for_again_by_the_next_unit(
     assert work.rows(pair) == 2
 
 
-@pytest.mark.usefixtures("deployment")
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", ["undefined", "no grant"])
 def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
     make_pool: MakePool, pair: Pair, work: Work, how: str

@@ -206,6 +206,23 @@ def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
             call()
 
 
+def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
+    """Its body would run after its transaction; a generator of what was read is a result like any other."""
+    pool = make_pool()
+
+    @bgpool.transactional(pool)
+    def rows(conn: Any) -> Any:
+        yield from kit.execute(conn, "SELECT 1")
+
+    def doubled(conn: Any) -> Any:
+        return (2 * row[0] for row in kit.execute(conn, "SELECT 1"))
+
+    for call in (rows, lambda: pool.run(rows.__wrapped__)):  # type: ignore[attr-defined]  # functools.wraps
+        with pytest.raises(TypeError, match="rows is a generator"):
+            call()
+    assert list(pool.run(doubled)) == [2]
+
+
 def test_frameworks_see_the_signature_of_the_callers() -> None:
     """Asked of a request, the connection made FastAPI answer 422."""
     pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app")

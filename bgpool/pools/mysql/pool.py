@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from bgpool.pools import options
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import MysqlRecipe
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.pool import Pool
+from bgpool.pools.units import Unit
 
 __all__ = ["MysqlPool"]
+
+R = TypeVar("R")
 
 
 class MysqlPool(Pool[MysqlConnection]):
@@ -24,3 +30,21 @@ class MysqlPool(Pool[MysqlConnection]):
             conn.bgpool_commit_block()
         else:
             conn.bgpool_rollback_quietly()
+
+    def apply_unit(
+        self, unit: Unit[MysqlConnection, R], connection: MysqlConnection, fn: Callable[[MysqlConnection], R]
+    ) -> R:
+        """As Pool says."""
+        connection.begin()
+        try:
+            unit.begin(connection)
+            result = fn(connection)
+            unit.finish(connection, result)
+            connection.commit()
+        except BaseException as error:
+            try:
+                unit.fail(connection, error)
+            finally:
+                connection.bgpool_rollback_quietly()
+            raise
+        return result

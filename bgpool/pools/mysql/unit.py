@@ -12,7 +12,6 @@ import pymysql
 
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
-from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
@@ -26,26 +25,6 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     """One unit of work on a MySQL pool."""
 
     driver_error: ClassVar[type[Exception]] = pymysql.err.MySQLError
-
-    def apply(self, connection: MysqlConnection) -> None:
-        """As Unit says."""
-        connection.begin()
-        connection.bgpool_in_unit, connection.bgpool_refused, connection.bgpool_ended = True, None, False
-        try:
-            self._result = self._fn(connection)
-            # No status is true before the last result.
-            connection.bgpool_settle()
-            self._check(connection)
-        except BaseException:
-            connection.bgpool_in_unit, self._ended = False, connection.bgpool_ended
-            # A procedure, or DDL, may have committed by itself.
-            self._doubt = connection.bgpool_in_doubt or NO_DOUBT
-            connection.bgpool_rollback_quietly()
-            raise
-        connection.bgpool_in_unit, self._ended = False, connection.bgpool_ended
-        # Whatever goes wrong from here on may have gone wrong after the server had committed.
-        self._doubt = DURING_COMMIT
-        connection.commit()
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -61,24 +40,29 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says; the server cannot tell."""
         return Outcome.UNKNOWN
 
-    def _check(self, connection: MysqlConnection) -> None:
-        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
-        if connection.bgpool_in_doubt:
-            text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
-            raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
-        if connection._closed:
-            raise pymysql.err.ProgrammingError(CLOSED_BY_FUNCTION)
+    def check(self, connection: MysqlConnection) -> None:
+        """As Unit says."""
+        # No status is true before the last result.
+        connection.bgpool_settle()
+        self.check_lost(connection)
         if not connection.open:
-            text = "cut the transaction, and the function went on; it did not commit, run it again"
-            raise self._interrupted(text)
-        if connection.bgpool_refused:
-            raise self._interrupted("takes no writes any more; run the transaction again")
+            raise pymysql.err.ProgrammingError(CLOSED_BY_FUNCTION)
         connection.bgpool_check_transaction()
         if not connection.bgpool_in_transaction:
             raise pymysql.err.ProgrammingError(
                 "the function ended the transaction that it was called in (DDL does, too); a unit of work is committed "
                 "by its runner"
             )
+
+    def check_lost(self, connection: MysqlConnection) -> None:
+        """As Unit says."""
+        if connection.bgpool_in_doubt:
+            text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
+            raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
+        if connection.bgpool_in_doubt is not None or not (connection.open or connection._closed):
+            raise self._interrupted("cut the transaction, and the function went on; it did not commit, run it again")
+        if connection.bgpool_refused:
+            raise self._interrupted("takes no writes any more; run the transaction again")
 
     def _interrupted(self, text: str) -> Exception:
         return like(pymysql.err.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))

@@ -46,9 +46,12 @@ _RECEIPT: Final = """
     SAVEPOINT bgpool_receipt;
     SELECT CASE WHEN NOT pg_is_in_recovery() THEN txid_current_if_assigned()::text END,
            CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
-           extract(epoch FROM clock_timestamp())::float8;
+           extract(epoch FROM clock_timestamp())::float8,
+           {lineage};
     RELEASE SAVEPOINT bgpool_receipt
 """
+_WITHOUT_LINEAGE: Final = _RECEIPT.format(lineage="NULL")
+_WITH_LINEAGE: Final = _RECEIPT.format(lineage=f"({_LINEAGE})")
 _NO_RECEIPT: Final = "ROLLBACK TO SAVEPOINT bgpool_receipt"
 # A server that was restarted since has replayed other things than the receipt's server wrote.
 _SAME_LIFE: Final = """
@@ -72,19 +75,19 @@ def lineage_of(connection: psycopg.Connection[Any]) -> str:
             connection.rollback()
 
 
-def take_receipt(connection: psycopg.Connection[Any], lineage: str) -> Receipt:
-    """The receipt of the transaction at hand on *connection*, whose server is of *lineage*.
+def take_receipt(connection: psycopg.Connection[Any], lineage: str | None = None) -> Receipt:
+    """The receipt of the transaction at hand on *connection*; its server is of *lineage*, or is asked for that, too.
 
     Raises:
         psycopg.Error: The server gives none, and the transaction is as it was before; or it was cut.
     """
     try:
-        xid, lsn, taken_at = _row(connection, _RECEIPT)
+        xid, lsn, taken_at, asked = _row(connection, _WITHOUT_LINEAGE if lineage else _WITH_LINEAGE)
     except psycopg.Error:
         if not connection.closed:
             psycopg.Cursor(connection).execute(_NO_RECEIPT)
         raise
-    return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage)
+    return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage or asked)
 
 
 def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promoted: bool) -> Outcome:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -10,8 +11,11 @@ from bgpool.pools import options
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit
+from bgpool.pools.units import Unit
 
 __all__ = ["PostgresPool"]
+
+R = TypeVar("R")
 
 
 class PostgresPool(Pool[psycopg.Connection[Any]]):
@@ -24,3 +28,20 @@ class PostgresPool(Pool[psycopg.Connection[Any]]):
     def end_block(self, conn: psycopg.Connection[Any], error: BaseException | None) -> None:
         """As Pool says."""
         conn.__exit__(type(error) if error is not None else None, error, None)
+
+    def apply_unit(
+        self,
+        unit: Unit[psycopg.Connection[Any], R],
+        connection: psycopg.Connection[Any],
+        fn: Callable[[psycopg.Connection[Any]], R],
+    ) -> R:
+        """As Pool says."""
+        try:
+            with connection.transaction():
+                unit.begin(connection)
+                result = fn(connection)
+                unit.finish(connection, result)
+        except BaseException as error:
+            unit.fail(connection, error)
+            raise
+        return result

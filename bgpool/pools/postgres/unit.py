@@ -12,9 +12,8 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
-from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.postgres.connection import SwitchoverAware
-from bgpool.pools.postgres.outcome import Receipt, lineage_of, outcome_of, take_receipt
+from bgpool.pools.postgres.outcome import Receipt, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 
@@ -34,31 +33,16 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
     # Whether green was a physical replica when the receipt was taken.
     _promotes: bool = False
 
-    def apply(self, connection: psycopg.Connection[Any]) -> None:
-        """As Unit says; during a switchover with a receipt for the COMMIT."""
+    def _reset(self) -> None:
+        super()._reset()
         self._receipt = None
-        aware = cast(SwitchoverAware, connection)
-        aware.bgpool_refused, aware.bgpool_ended = None, False
-        # Beforehand: a transaction that begins before a switchover may end in the middle of it.
-        lineage = _lineage(connection) if self._takes_part else ""
-        try:
-            with connection.transaction():
-                aware.bgpool_in_unit = True
-                try:
-                    self._result = self._fn(connection)
-                finally:
-                    aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
-                self._check(connection)
-                # A receipt tells of one transaction.
-                if lineage and not self._ended and self._gate.switching():
-                    self._receipt = _receipt(connection, lineage)
-                    self._promotes = self._gate.green_was_replica()
-                # Whatever goes wrong from here on may have gone wrong after the server had committed.
-                self._doubt = DURING_COMMIT
-        except psycopg.Error:
-            # The function may have sent a COMMIT of its own.
-            self._doubt = self._doubt or aware.bgpool_in_doubt or NO_DOUBT
-            raise
+
+    def take_receipt(self, connection: psycopg.Connection[Any]) -> None:
+        """As Unit says; during a switchover."""
+        # A receipt tells of one transaction.
+        if not self._ended and self._gate.switching():
+            self._receipt = _receipt(connection)
+            self._promotes = self._gate.green_was_replica()
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -83,7 +67,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             # Nothing was written: what was not applied can be run again.
             return Outcome.UNKNOWN if receipt is None else Outcome.NOT_COMMITTED
         pause_s = UNIT_PAUSE_S
-        while self._left_s() > 0:
+        while self.left_s() > 0:
             try:
                 outcome = self._ask(receipt)
             except (PoolClosed, GreenHostRejected) as error:
@@ -103,7 +87,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         return Outcome.UNKNOWN
 
     def _ask(self, receipt: Receipt) -> Outcome:
-        connection = self._pool.getconn(max(0.0, self._left_s()))
+        connection = self._lender.getconn(self.left_s())
         try:
             return outcome_of(receipt, connection, promoted=self._promotes)
         finally:
@@ -113,51 +97,52 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
                     with contextlib.suppress(psycopg.Error):
                         connection.rollback()
             finally:
-                self._pool.putconn(connection)
+                self._lender.putconn(connection)
 
-    def _check(self, connection: psycopg.Connection[Any]) -> None:
-        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it."""
-        doubt = cast(SwitchoverAware, connection).bgpool_in_doubt
-        if doubt:
-            raise CommitOutcomeUnknown(self._gate.describe(doubt))
-        if connection.closed and not connection.broken:
-            raise psycopg.ProgrammingError(CLOSED_BY_FUNCTION)
+    def check(self, connection: psycopg.Connection[Any]) -> None:
+        """As Unit says."""
+        self.check_lost(connection)
         if connection.pgconn.status != ConnStatus.OK:
-            text = "cut the transaction, and the function went on; it did not commit, run it again"
-            raise SwitchoverInterrupted(self._gate.describe(text))
+            raise psycopg.ProgrammingError(CLOSED_BY_FUNCTION)
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
-            failed = psycopg.errors.InFailedSqlTransaction(
-                "a statement failed and the function went on: the unit was rolled back"
-            )
-            if cast(SwitchoverAware, connection).bgpool_refused:
-                text = self._gate.describe("takes no writes any more; run the transaction again")
-                raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from failed
-            raise failed
+            raise _failed()
         if status != TransactionStatus.INTRANS:
             raise psycopg.ProgrammingError(
                 "the function ended the transaction that it was called in; a unit of work is committed by its runner"
             )
 
+    def check_lost(self, connection: psycopg.Connection[Any]) -> None:
+        """As Unit says."""
+        aware = cast(SwitchoverAware, connection)
+        if aware.bgpool_in_doubt:
+            raise CommitOutcomeUnknown(self._gate.describe(aware.bgpool_in_doubt))
+        if aware.bgpool_in_doubt is not None or (connection.pgconn.status != ConnStatus.OK and not connection._closed):
+            text = "cut the transaction, and the function went on; it did not commit, run it again"
+            raise SwitchoverInterrupted(self._gate.describe(text))
+        if aware.bgpool_refused and connection.pgconn.transaction_status == TransactionStatus.INERROR:
+            text = self._gate.describe("takes no writes any more; run the transaction again")
+            raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from _failed()
 
-def _lineage(connection: psycopg.Connection[Any]) -> str:
-    """As lineage_of, asked once for all the connections of an epoch; empty where no receipt can be had."""
+
+def _failed() -> Exception:
+    return psycopg.errors.InFailedSqlTransaction(
+        "a statement failed and the function went on: the unit was rolled back"
+    )
+
+
+def _receipt(connection: psycopg.Connection[Any]) -> Receipt | None:
+    """As take_receipt; None where the server gives none. Its lineage is asked for once in an epoch."""
     generation = cast(SwitchoverAware, connection).bgpool_generation
-    if generation.lineage is None:
-        try:
-            generation.lineage = lineage_of(connection)
-        except psycopg.Error as error:
-            _go_on_without(connection, error)
-    return generation.lineage or ""
-
-
-def _receipt(connection: psycopg.Connection[Any], lineage: str) -> Receipt | None:
-    """As take_receipt; None where the server gives none."""
+    if generation.lineage == "":
+        return None
     try:
-        return take_receipt(connection, lineage)
+        receipt = take_receipt(connection, generation.lineage)
     except psycopg.Error as error:
         _go_on_without(connection, error)
         return None
+    generation.lineage = receipt.lineage
+    return receipt
 
 
 def _go_on_without(connection: psycopg.Connection[Any], error: psycopg.Error) -> None:
