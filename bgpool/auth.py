@@ -18,9 +18,16 @@ from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError, PasswordFailed
 from bgpool.logs import log_fields
 
-__all__ = ["PasswordMaker", "RdsIam"]
+__all__ = ["GIVE_PASSWORD", "PasswordMaker", "RdsIam"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
+
+#: How the monitor gets a password, where the application's comes with each connection.
+GIVE_PASSWORD: Final = (
+    "give what makes it as password, a callable such as bgpool.auth.RdsIam() (with SQLAlchemy in connect_args, instead "
+    "of a do_connect listener), or give the monitor a login of its own with blue-green-monitoring-user and "
+    "blue-green-monitoring-password"
+)
 
 
 class PasswordMaker:

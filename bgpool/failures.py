@@ -43,7 +43,7 @@ def first_line(error: BaseException) -> str:
 
 
 def login_was_refused(error: BaseException) -> bool:
-    """Whether *error* ended a login after the server was given a password.
+    """Whether *error* ended a login after the server was given a password, or because there was none to give.
 
     libpq tells no SQLSTATE of a connection that failed, and the server's text is in its own language. So on PostgreSQL
     what else fails after the password was sent (no such database, no connection left) counts, too.
@@ -51,7 +51,7 @@ def login_was_refused(error: BaseException) -> bool:
     if code_of(error) in _REFUSED_CODES:
         return True
     failed = error.pgconn if isinstance(error, psycopg.Error) else None
-    return failed is not None and failed.status == ConnStatus.BAD and failed.used_password
+    return failed is not None and failed.status == ConnStatus.BAD and (failed.used_password or failed.needs_password)
 
 
 def server_refused(error: BaseException) -> bool:

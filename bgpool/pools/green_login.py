@@ -79,6 +79,10 @@ class GreenLogin:
             self._green, self.failure = green, ""
         if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
             return
+        if self._recipe.given_password:
+            # It comes with each connection, and none is given here.
+            self.failure = ""
+            return
         if self._leaves_it_to_another():
             self._due_at = now + LOGIN_TRIAL_WAIT_S
             return

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Protocol
 import psycopg
 import pymysql
 
-from bgpool.auth import PasswordMaker
+from bgpool.auth import GIVE_PASSWORD, PasswordMaker
 from bgpool.core.limits import ENDPOINTS
 from bgpool.core.routing import Action, Decision, Names, names_to_try
 from bgpool.dsn import Dsn
@@ -157,6 +157,7 @@ class Recipe(ABC):
         passwords: Makes the password of each connection; None where the parameters have it, or none is needed.
         resolver: Who finds addresses where connections go by name; None leaves it to the driver.
         proved: The names under which an address was last connected to, its own and its token's; where names matter.
+        given_password: Set once a connection was opened with a password that came with it: the DSN's may be of no use.
         cache_warning: Why logins that work here fail on a server that has not the password in its cache; empty where
             they do not. Logged once.
         TRIAL: What of the parameters is other for a login that is only tried: no statement of the application's, and
@@ -185,6 +186,7 @@ class Recipe(ABC):
         database = dsn.params.get("dbname") or dsn.params.get("database") or ""
         self.name: Final[str] = self.options.get("name") or f"{dsn.host}:{dsn.port}/{database}"
         self.cache_warning = ""
+        self.given_password = False
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 
@@ -224,9 +226,14 @@ class Recipe(ABC):
 
         Where a login is refused the password callable is told to forget, and all is tried once more at once.
 
+        Args:
+            decision: Where to.
+            kwargs: Over the DSN's parameters; a password among them over the callable, too.
+
         Raises:
             OperationalError: No address and no name of it would do; the last one's failure.
         """
+        self._note_password(kwargs.get("password"))
         failures: list[Exception] = []
         connection = self._connect(decision, kwargs, failures)
         if connection is None and any(map(login_was_refused, failures)) and self.passwords and self.passwords.forget():
@@ -241,7 +248,7 @@ class Recipe(ABC):
         for address in decision.addresses if routed else self._addresses():
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
-                    connection = self.open(self._place(names, address), kwargs)
+                    connection = self.open(self._place(names, address, kwargs), kwargs)
                 except (psycopg.OperationalError, pymysql.err.OperationalError) as error:
                     failures.append(error)
                     if self.is_silence(error):
@@ -268,6 +275,25 @@ class Recipe(ABC):
             extra = log_fields("cached_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning("[bg_id: %r] user %r: %s", self.settings.bg_id, self.dsn.user, text, extra=extra)
 
+    def _note_password(self, given: object) -> None:
+        """Note that a connection comes with a password, and log once that the monitor does not have it."""
+        dsn = self.dsn
+        own = dsn.params.get("password")
+        if given is None or given == own or self.given_password:
+            return
+        self.given_password = True
+        if dsn.monitoring_password is None and dsn.monitoring.get("password") == own:
+            extra = log_fields("given_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
+            _logger.warning(
+                "[bg_id: %r] the password of user %r comes with each connection, and the monitor, which is a process "
+                "of its own, has %s: %s",
+                self.settings.bg_id,
+                dsn.user,
+                "none" if own is None else "the DSN's alone",
+                GIVE_PASSWORD,
+                extra=extra,
+            )
+
     def prepare(self) -> None:
         """Have the password callable get ready, in the background."""
         if self.passwords is not None:
@@ -285,10 +311,10 @@ class Recipe(ABC):
         names = names_to_try(decision.names, tokens=self.passwords is not None)
         return sorted(names, key=lambda pair: pair != last)
 
-    def _place(self, names: Names, address: str) -> Place:
+    def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Place:
         """What tells the driver where to go; without a name the host keeps the one that the application gave."""
         password = None
-        if self.passwords is not None:
+        if self.passwords is not None and kwargs.get("password") is None:
             name = names.token or self.endpoint.name
             password = self.passwords.make(name, self.dsn.port, self.dsn.user)
         return Place(address, names.host, password)

@@ -227,12 +227,14 @@ class ConnectionSource(ABC, Generic[C]):
     def _offer(self, snapshot: Snapshot | None, *, works: bool) -> int:
         """What a monitor may be expected to see with these parameters; nothing where they may not even work.
 
-        They work where there are connections. Those with which the deployment was seen have worked: in a switchover no
-        pool has any connections, and the next monitor should be one that sees.
+        They work where there are connections, unless those came with a password of their own. Those with which the
+        deployment was seen have worked: in a switchover no pool has any connections, and the next monitor should be
+        one that sees.
         """
         if self.monitoring is None or snapshot is None:
             return Sight.NONE
         sight = worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+        works = works and not self._recipe.given_password
         return sight if works or sight is Sight.SEEN else Sight.NONE
 
     def drain(self) -> None:

@@ -106,6 +106,7 @@ class Recipe:
     """As much of a recipe as a trial needs."""
 
     cache_warning = ""
+    given_password = False
 
     def __init__(self, pool: Any, outcome: Exception | None = None) -> None:
         self.endpoint, self.dsn, self.settings = pool._endpoint, pool._recipe.dsn, pool._settings
@@ -137,6 +138,15 @@ def tried(recipe: Recipe, deployment: Deployment, workers: Workers | None = None
     if login._thread is not None:
         login._thread.join()
     return login
+
+
+def test_nobody_knows_where_the_password_comes_with_each_connection(
+    deployment: Deployment, make_pool: Callable[..., Any]
+) -> None:
+    recipe = Recipe(make_pool(), outcome=psycopg.OperationalError("FATAL: no"))
+    recipe.given_password = True
+    login = tried(recipe, deployment)
+    assert (recipe.decisions, login.failure) == ([], "")
 
 
 def test_only_before_a_switchover_and_to_the_counterpart(deployment: Deployment, make_pool: Callable[..., Any]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import psycopg
 import pymysql
 
-from bgpool.auth import PasswordMaker
+from bgpool.auth import GIVE_PASSWORD, PasswordMaker
 from bgpool.core.plan import Target
 from bgpool.core.routing import Names, names_to_try
 from bgpool.failures import first_line, login_was_refused
@@ -17,6 +17,8 @@ from bgpool.monitor.session import SessionError
 __all__ = ["reach"]
 
 C = TypeVar("C")
+
+_GIVEN: Final = f"comes with another (from a do_connect listener), {GIVE_PASSWORD}"
 
 
 def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, passwords: PasswordMaker | None) -> C:
@@ -46,9 +48,12 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, p
     if not failures:
         raise SessionError("no address to connect to")
     refused = any(map(login_was_refused, failures))
+    text = first_line(failures[-1])
     if refused and passwords is not None:
         passwords.forget()
-    raise SessionError(first_line(failures[-1]), refused=refused) from None
+    elif refused:
+        text += f"; the monitor has no password but the DSN's: if each connection of the application's {_GIVEN}"
+    raise SessionError(text, refused=refused) from None
 
 
 def _is_silence(error: Exception) -> bool:
