@@ -70,12 +70,12 @@ def url(pair: Pair, deployment: Deployment) -> URL:
 
 @pytest.fixture
 def make_engine(url: URL) -> Iterator[Callable[..., Any]]:
-    """Makes engines; keywords that begin with ``bg_`` go into the URL, the others to create_engine."""
+    """Makes engines, of another *url* perhaps; keywords that begin with ``bg_`` go into it, others to create_engine."""
     made: list[sqlalchemy.Engine] = []
 
-    def make(**options: Any) -> sqlalchemy.Engine:
+    def make(url: URL = url, **options: Any) -> sqlalchemy.Engine:
         bg = {name: str(options.pop(name)) for name in [*options] if name.startswith("bg_")}
-        engine = sqlalchemy.create_engine(url.update_query_dict(bg), **{"pool_size": 3, "max_overflow": 0} | options)
+        engine = sqlalchemy.create_engine(url.update_query_dict(bg), **options)
         made.append(engine)
         return engine
 

@@ -25,7 +25,7 @@ def where(kit: Kit, connection: sqlalchemy.Connection) -> str:
 def test_held_callers_take_no_slot_and_go_on_to_green(
     kit: Kit, pair: Pair, make_engine: Callable[..., Any], deployment: Deployment
 ) -> None:
-    engine = make_engine(pool_timeout=0.1)
+    engine = make_engine(pool_size=3, max_overflow=0, pool_timeout=0.1)
     with engine.connect() as connection:
         assert where(kit, connection) == pair.blue.address
     deployment.phase(Phase.IN_PROGRESS)

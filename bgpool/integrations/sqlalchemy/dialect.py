@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import PoolProxiedConnection
 
 from bgpool.core.engine import Engine
 from bgpool.errors import (
@@ -22,7 +21,7 @@ from bgpool.errors import (
     InheritedConnection,
     SwitchoverInterrupted,
 )
-from bgpool.integrations.sqlalchemy.gated import gate, most_connections
+from bgpool.integrations.sqlalchemy.gated import STALE, gate, most_connections
 from bgpool.integrations.sqlalchemy.target import changes, make_connector, split
 from bgpool.pools import fork
 from bgpool.pools.connector import Connector
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, ExceptionContext
     from sqlalchemy.engine import Engine as SqlalchemyEngine
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 __all__ = ["BgpoolDialect"]
 
@@ -121,7 +120,6 @@ class BgpoolDialect(_Base):
         connector.set_owner_size(self, most_connections(engine.pool))
         gate(engine.pool, connector)
         event.listen(engine.pool, "connect", _note_entry)
-        event.listen(engine.pool, "checkout", self._check)
         event.listen(engine, "handle_error", _keep_the_others)
         self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
         fork.call_in_child(self)
@@ -136,10 +134,10 @@ class BgpoolDialect(_Base):
         return self.bgpool_connector.connect(**changes(self._static, params))
 
     def do_ping(self, dbapi_connection: DBAPIConnection) -> Any:
-        """As SQLAlchemy's. What is stale is not asked: its *checkout* event comes next, and has this one replaced."""
+        """As SQLAlchemy's. What is stale is not asked, but replaced, and this one alone."""
         connector = self.bgpool_connector
         if connector is not None and not connector.is_fit(dbapi_connection):
-            return True
+            raise DisconnectionError(STALE)
         return super().do_ping(dbapi_connection)
 
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
@@ -148,7 +146,7 @@ class BgpoolDialect(_Base):
         if _is_gone(connection):
             return
         try:
-            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
+            super().do_rollback(connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
         except self.loaded_dbapi.Error:
             if not _is_gone(connection):
                 raise
@@ -161,18 +159,6 @@ class BgpoolDialect(_Base):
         refused = drivers.bgpool_unfit and drivers.bgpool_refused
         return bool(isinstance(e, _LOST) or refused or drivers.closed)
 
-    # -- what happens in a pool ----------------------------------------------------------------------------------
-
-    def _check(self, connection: Any, _entry: object, _proxy: object) -> None:
-        """Have a connection replaced that is stale, before its user gets it."""
-        connector = self.bgpool_connector
-        assert connector is not None
-        if not connector.is_fit(connection):
-            # Past the gate before it was held; a new connection is to be one from after the release.
-            connector.wait_admitted()
-            if not connector.is_fit(connection):
-                raise DisconnectionError("the connection is from before a switchover, or lost")
-
     def after_fork_in_child(self) -> None:
         """Give the engine a pool of the child's own, as ``dispose(close=False)`` does."""
         engine = self._engine()
@@ -184,6 +170,16 @@ class BgpoolDialect(_Base):
 
 
 def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
+    """Note by whom *connection*, which is new, is kept.
+
+    Raises:
+        ConfigurationError: It is none of bgpool's.
+    """
+    if not hasattr(connection, "bgpool_generation"):
+        raise ConfigurationError(
+            "a do_connect listener returned a connection of its own, which bgpool cannot carry through a switchover: "
+            "change the parameters that the listener is given, and return nothing"
+        )
     connection.bgpool_entry = weakref.ref(entry)
 
 
@@ -202,9 +198,10 @@ def _keep_the_others(context: ExceptionContext) -> None:
 
 def _drivers(connection: Any) -> Any:
     """The driver's connection behind *connection*, which may be SQLAlchemy's proxy for it."""
-    return connection.dbapi_connection if isinstance(connection, PoolProxiedConnection) else connection
+    return getattr(connection, "dbapi_connection", connection)
 
 
 def _is_gone(connection: Any) -> bool:
+    """Whether *connection* is closed, or the parent's of a fork."""
     generation = getattr(connection, "bgpool_generation", None)
-    return generation is not None and (generation.inherited or connection.closed)
+    return generation is not None and (connection.closed or (not generation.live[0] and generation.inherited))

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import (
     AssertionPool,
+    ConnectionPoolEntry,
     NullPool,
     Pool,
     PoolProxiedConnection,
@@ -19,21 +22,41 @@ from sqlalchemy.pool import (
 from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
 
-__all__ = ["gate", "most_connections"]
+__all__ = ["STALE", "gate", "most_connections"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
 
-def _connect(pool: Pool) -> PoolProxiedConnection:
+# The dialect of these pools is one of ours, which SQLAlchemy does not say. Each call is a tenth of the whole price.
+
+
+def _connect(pool: Any) -> PoolProxiedConnection:
     """As SQLAlchemy's, after the hold; the pool's own timeout begins then.
 
     Raises:
         SwitchoverHoldTimeout: Held for bg_connect_timeout_ms.
         GreenHostRejected: The endpoint is green and the switchover is over.
     """
-    dialect: Any = pool._dialect
-    dialect.bgpool_connector.wait_admitted()
+    pool._dialect.bgpool_connector.wait_admitted()
     return Pool.connect(pool)
+
+
+def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
+    """*entry*, which *pool* is about to hand out; without its connection where that is stale, so that it gets another.
+
+    A *checkout* event would do, but costs more than all the rest; and SQLAlchemy allows it two attempts.
+    """
+    connector: Connector[Any] = pool._dialect.bgpool_connector
+    connector.checkouts += 1
+    connection = entry.dbapi_connection
+    if connection is not None and not connector.is_fit(connection):
+        try:
+            entry.invalidate()
+        except BaseException:
+            # A listener of the user's, or an interrupt: nobody has it yet who would return it.
+            pool._do_return_conn(entry)
+            raise
+    return entry
 
 
 # Each has one base, and no attribute of its own: a pool can be made one of them.
@@ -44,11 +67,17 @@ class GatedQueuePool(QueuePool):
 
     connect = _connect
 
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, QueuePool._do_get(self))
+
 
 class GatedNullPool(NullPool):
     """A NullPool behind the gate."""
 
     connect = _connect
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, NullPool._do_get(self))
 
 
 class GatedStaticPool(StaticPool):
@@ -56,11 +85,17 @@ class GatedStaticPool(StaticPool):
 
     connect = _connect
 
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, StaticPool._do_get(self))
+
 
 class GatedAssertionPool(AssertionPool):
     """An AssertionPool behind the gate."""
 
     connect = _connect
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, AssertionPool._do_get(self))
 
 
 class GatedSingletonThreadPool(SingletonThreadPool):
@@ -74,6 +109,9 @@ class GatedSingletonThreadPool(SingletonThreadPool):
             dialect.bgpool_connector.wait_admitted()
         return super().connect()
 
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, super()._do_get())
+
 
 _GATED: Final[Mapping[type[Pool], type[Pool]]] = {
     QueuePool: GatedQueuePool,
@@ -83,17 +121,27 @@ _GATED: Final[Mapping[type[Pool], type[Pool]]] = {
     SingletonThreadPool: GatedSingletonThreadPool,
 }
 
+#: Why SQLAlchemy logs that it replaces a connection.
+STALE: Final = "the connection is from before a switchover, or lost"
+
 #: Classes of users' own that were warned of.
 _warned: Final[set[type[Pool]]] = set()
 
 
 def gate(pool: Pool, connector: Connector[Any]) -> None:
-    """Have *pool* held before a checkout takes a place in it, if it is of one of SQLAlchemy's classes."""
+    """Have *pool* held before a checkout takes a place in it, and give out nothing stale.
+
+    A class that is not SQLAlchemy's own may do anything in its place: there a *checkout* event does both.
+    """
     kind = type(pool)
     if kind in _GATED:
         # For good: recreate() makes another one of the same class.
         pool.__class__ = _GATED[kind]
-    elif not isinstance(pool, tuple(_GATED.values())) and kind not in _warned:
+        return
+    if isinstance(pool, tuple(_GATED.values())):
+        return
+    event.listen(pool, "checkout", _check)
+    if kind not in _warned:
         _warned.add(kind)
         _logger.warning(
             "[bg_id: %r] %s.%s is no pool class of SQLAlchemy's own: a caller that is held in a switchover takes a "
@@ -103,6 +151,16 @@ def gate(pool: Pool, connector: Connector[Any]) -> None:
             kind.__qualname__,
             extra=log_fields("pool_not_gated", bg_id=connector.bg_id, host=connector.name),
         )
+
+
+def _check(connection: Any, _entry: object, proxy: Any) -> None:
+    """Have a connection replaced that is stale, before its user gets it."""
+    connector: Connector[Any] = proxy._pool._dialect.bgpool_connector
+    if not connector.is_fit(connection):
+        # What replaces it is to be from after the release.
+        connector.wait_admitted()
+        if not connector.is_fit(connection):
+            raise DisconnectionError(STALE)
 
 
 def most_connections(pool: Pool) -> int:

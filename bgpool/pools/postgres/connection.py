@@ -235,6 +235,11 @@ class SwitchoverAware(_Base):
 
     def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""
+        if self.pgconn.transaction_status == TransactionStatus.IDLE and not (
+            self._num_transactions or self._tpc or self._pipeline or self._unsettled
+        ):
+            # As psycopg finds, too, once it has taken a lock and made a generator: SQLAlchemy asks at every return.
+            return
         super().rollback()
         if self._unsettled:
             with self.lock:
