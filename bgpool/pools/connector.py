@@ -95,9 +95,16 @@ class Connector(ConnectionSource[C]):
         return self._take(self.timeout, connect)
 
     def is_fit(self, conn: C) -> bool:
-        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it."""
+        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it.
+
+        Raises:
+            ValueError: *conn* was not opened by a connector.
+        """
         connection = cast(Aware, conn)
-        generation = connection.bgpool_generation
+        try:
+            generation = connection.bgpool_generation
+        except AttributeError:
+            raise ValueError(f"{conn!r} was not opened by {self!r}") from None
         live = bool(generation.live[0]) and not generation.retired
         return live and not connection.bgpool_unfit and not connection.bgpool_cut and not connection.closed
 

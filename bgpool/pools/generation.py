@@ -270,7 +270,7 @@ class Generation:
         """
         gate = self._recipe.gate
         if self.inherited:
-            text = gate.describe("connection was checked out before a fork and belongs to the parent; ")
+            text = gate.describe("connection was opened before a fork and belongs to the parent; check out a new one")
             raise self._counted(None, InheritedConnection, text)
         hold_s = self._recipe.settings.bg_connect_timeout_ms / 1000
         try:

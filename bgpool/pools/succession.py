@@ -95,7 +95,9 @@ class Succession:
         old: Generation | None = None
         with self._lock:
             if self._recipe.gate.closed:
-                raise self._recipe.like(None, PoolClosed, f"the pool {self._recipe.endpoint.name!r} is already closed")
+                raise self._recipe.like(
+                    None, PoolClosed, f"{self._recipe.endpoint.name!r}: the pool or connector is closed"
+                )
             generation = self.current
             if generation is not None and snapshot is not None and generation.is_unfit(snapshot):
                 old, generation = generation, None

@@ -218,6 +218,8 @@ def test_one_for_the_same_arguments_and_none_of_a_pools_options() -> None:
     connector = bgpool.get_connector(dsn, bg_id="ledger")
     assert bgpool.get_connector(dsn, bg_id="ledger") is connector
     assert isinstance(connector, bgpool.Connector)
+    with pytest.raises(ValueError, match="was not opened by <PostgresConnector"):
+        connector.is_fit(object())
     pool: object = bgpool.get_pool(dsn, bg_id="ledger")
     assert pool is not connector
     with pytest.raises(
