@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psycopg.rows
@@ -206,6 +210,39 @@ def test_bad_input_is_one_clear_sentence(url: str, connect_args: dict[str, Any],
     assert SECRET not in said
     assert "kwargs" not in said
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "text"),
+    [
+        (PG, "creator", "a token into a do_connect listener or connect_args={'password': …}"),
+        (MY, "pool", "give poolclass="),
+        (PG, "executemany_mode", "is for psycopg2, and this is psycopg 3"),
+        (PG, "executemany_batch_page_size", "is for psycopg2, and this is psycopg 3"),
+        (PG, "use_batch_mode", "is for psycopg2, and this is psycopg 3"),
+    ],
+)
+def test_arguments_of_create_engine_that_cannot_be_used(url: str, name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        create_engine(url, **{name: object()})
+    assert f"create_engine({name}=…)" in str(caught.value)
+    assert text in str(caught.value)
+
+
+def test_those_of_a_dialect_work() -> None:
+    engine = create_engine(PG, client_encoding="latin1", json_serializer=str, isolation_level="AUTOCOMMIT")
+    assert isinstance(engine.dialect, BgpoolDialect)
+    assert engine.dialect._static["client_encoding"] == "latin1"
+
+
+def test_below_sqlalchemy_2_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sqlalchemy").mkdir()
+    (tmp_path / "sqlalchemy" / "__init__.py").write_text("__version__ = '1.4.54'")
+    found = subprocess.run(
+        [sys.executable, "-c", "import bgpool.integrations.sqlalchemy.postgresql"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.stderr.rstrip().endswith("needs SQLAlchemy 2.0 or 2.1, and this is 1.4.54")
 
 
 # -- what a listener does ----------------------------------------------------------------------------------------

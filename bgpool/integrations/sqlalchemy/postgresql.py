@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from bgpool.core.engine import Engine
+from bgpool.errors import ConfigurationError
 from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
 
 __all__ = ["BgpoolPostgresDialect"]
@@ -17,3 +20,31 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
     driver = "psycopg"
     supports_statement_cache = True
     bgpool_engine = Engine.POSTGRESQL
+
+    # create_engine hands over what it finds here by name, as in BgpoolDialect.
+    def __init__(
+        self,
+        executemany_mode: object = None,
+        executemany_batch_page_size: object = None,
+        executemany_values_page_size: object = None,
+        use_batch_mode: object = None,
+        **kwargs: Any,
+    ) -> None:
+        """A dialect. The named arguments are those of SQLAlchemy's dialect for psycopg2, to refuse them.
+
+        Raises:
+            ConfigurationError: One of them is given, or as BgpoolDialect.
+        """
+        psycopg2s = {
+            "executemany_mode": executemany_mode,
+            "executemany_batch_page_size": executemany_batch_page_size,
+            "executemany_values_page_size": executemany_values_page_size,
+            "use_batch_mode": use_batch_mode,
+        }
+        for name, value in psycopg2s.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"create_engine({name}=…) is for psycopg2, and this is psycopg 3, which sends the statements of an "
+                    "executemany in one pipeline: leave it out; insertmanyvalues_page_size= sizes INSERT … RETURNING"
+                )
+        super().__init__(**kwargs)
