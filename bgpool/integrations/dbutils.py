@@ -205,7 +205,7 @@ class PooledDedicatedDBConnection:
     Whatever it does not have itself is the PyMySQL connection's. Its cursors keep it from being collected.
 
     Attributes:
-        closed: Whether it was given back, or the connection is broken.
+        closed: Whether it was given back, or the connection is broken or must not be used again.
     """
 
     _con: MysqlConnection | None = None
@@ -247,7 +247,7 @@ class PooledDedicatedDBConnection:
 
     @property
     def closed(self) -> bool:
-        """Whether it was given back, or the connection is broken."""
+        """Whether it was given back, or the connection is broken or must not be used again."""
         return self._con is None or self._con.closed
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
@@ -280,7 +280,7 @@ class PooledDedicatedDBConnection:
 
 
 def _give_back(owner: PooledDB, connection: MysqlConnection) -> None:
-    usable = not connection.closed and not connection.bgpool_generation.inherited
+    usable = connection.bgpool_is_open and not connection.bgpool_generation.inherited
     if usable and owner._is_worn(connection):
         connection.bgpool_unfit = True
     connection.close()

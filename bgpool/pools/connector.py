@@ -106,7 +106,7 @@ class Connector(ConnectionSource[C]):
         except AttributeError:
             raise ValueError(f"{conn!r} was not opened by {self!r}") from None
         live = bool(generation.live[0]) and not generation.retired
-        return live and not connection.bgpool_unfit and not connection.bgpool_cut and not connection.closed
+        return live and not connection.bgpool_unfit and not connection.bgpool_cut and connection.bgpool_is_open
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
         """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.

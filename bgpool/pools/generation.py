@@ -109,7 +109,7 @@ class Generation:
     def connections(self, counts: Callable[[Aware], bool] = lambda _: True) -> int:
         """Connections that are open, in use ones included; those alone of which *counts* is true."""
         with self._lock:
-            members = [member for member in self._members if not member.closed and not member.bgpool_cut]
+            members = [member for member in self._members if member.bgpool_is_open and not member.bgpool_cut]
         return sum(map(counts, members))
 
     def served(self) -> int:
@@ -167,7 +167,7 @@ class Generation:
         Raises:
             ValueError: It was returned before, and is open: it may be the next user's.
         """
-        if self.inherited or (not connection.bgpool_lent and connection.closed):
+        if self.inherited or not (connection.bgpool_lent or connection.bgpool_is_open):
             return
         if not connection.bgpool_lent:
             raise ValueError(f"{connection!r} was given back before")
@@ -249,7 +249,7 @@ class Generation:
     def cut(self, chosen: Callable[[Aware], bool] = lambda _: True) -> int:
         """Cut the connections that are still open, at the socket; of those that are *chosen*. How many."""
         with self._lock:
-            open_ones = [(member, socket) for member, socket in self._members.items() if not member.closed]
+            open_ones = [(member, socket) for member, socket in self._members.items() if member.bgpool_is_open]
         count = 0
         for member, socket in open_ones:
             if not member.bgpool_cut and chosen(member):
@@ -305,6 +305,16 @@ class Generation:
             and snapshot.epoch == self.epoch + EPOCH_OF_DECISION
             and snapshot.phase is Phase.CREATED
         )
+
+    def is_over(self) -> bool:
+        """Whether these connections are to be replaced as soon as they are in no transaction.
+
+        A switchover is under way, or has passed and was not rolled back; or all were replaced for another reason, such
+        as drain(). Not after close(), which replaces nothing.
+        """
+        if self.drained:
+            return not self.was_rolled_back(self._recipe.gate.now())
+        return self.retired and not self._recipe.gate.closed
 
     def note_cut(self) -> None:
         """The server has ended, or refused, one of these connections, or a write on it."""

@@ -61,7 +61,17 @@ class Aware(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed or is broken."""
+        """Whether its user is to replace it: it was closed, is broken, or must not be used again, see looks_closed."""
+        ...
+
+    @property
+    def bgpool_is_open(self) -> bool:
+        """Whether the driver has a session, be it one that looks closed."""
+        ...
+
+    @property
+    def bgpool_is_idle(self) -> bool:
+        """Whether it is in no transaction and in no block, and no result is left to be read."""
         ...
 
     def fileno(self) -> int:

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Caller", "wait_until"]
+from bgpool.core.phase import Phase
+from bgpool.testing import Deployment
+
+__all__ = ["Caller", "drain", "wait_until"]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -16,6 +19,12 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.01)
+
+
+def drain(deployment: Deployment, conn: Any) -> None:
+    """A switchover begins, and the process of *conn* has noticed."""
+    deployment.phase(Phase.IN_PROGRESS)
+    wait_until(lambda: conn.bgpool_generation.drained)
 
 
 class Caller(threading.Thread):

@@ -157,7 +157,7 @@ class BgpoolDialect(_Base):
         if drivers is None or not hasattr(drivers, "bgpool_generation") or not isinstance(e, self.loaded_dbapi.Error):
             return bool(super().is_disconnect(e, connection, cursor))
         refused = drivers.bgpool_unfit and drivers.bgpool_refused
-        return bool(isinstance(e, _LOST) or refused or drivers.closed)
+        return bool(isinstance(e, _LOST) or refused or not drivers.bgpool_is_open)
 
     def after_fork_in_child(self) -> None:
         """Give the engine a pool of the child's own, as ``dispose(close=False)`` does."""
@@ -204,4 +204,6 @@ def _drivers(connection: Any) -> Any:
 def _is_gone(connection: Any) -> bool:
     """Whether *connection* is closed, or the parent's of a fork."""
     generation = getattr(connection, "bgpool_generation", None)
-    return generation is not None and (connection.closed or (not generation.live[0] and generation.inherited))
+    if generation is None:
+        return False
+    return not connection.bgpool_is_open or bool(not generation.live[0] and generation.inherited)

@@ -10,11 +10,13 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from pymysql.constants import CLIENT, COMMAND, SERVER_STATUS
-from pymysql.err import InterfaceError, MySQLError, ProgrammingError
+from pymysql.constants import CLIENT, COMMAND, CR, SERVER_STATUS
+from pymysql.err import InterfaceError, MySQLError, OperationalError, ProgrammingError
 
+from bgpool.errors import SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
 from bgpool.pools.doubt import NO_DOUBT
+from bgpool.pools.fitness import looks_closed
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
 from bgpool.pools.mysql.exchange import Exchange
@@ -81,9 +83,21 @@ class MysqlConnection(Exchange):
     # -- what the pool asks --------------------------------------------------------------------------------------
 
     @property
+    def open(self) -> bool:
+        """Whether it may be used for another transaction: PyMySQL's own spelling of not *closed*."""
+        return self._sock is not None and not looks_closed(self)
+
+    @property
     def closed(self) -> bool:
-        """Whether it was closed or is broken."""
+        """Whether it was closed, is broken, or must not be used for another transaction."""
         return not self.open
+
+    @property
+    def bgpool_is_idle(self) -> bool:
+        """As Aware says."""
+        result = self._result
+        is_unread = self._unanswered or (result is not None and (result.unbuffered_active or result.has_next))
+        return not is_unread and not self.bgpool_in_transaction
 
     @property
     def bgpool_in_transaction(self) -> bool:
@@ -92,12 +106,12 @@ class MysqlConnection(Exchange):
 
     def bgpool_discard(self) -> None:
         """As Aware says."""
-        if self.open:
+        if self.bgpool_is_open:
             self.close()
 
     def bgpool_pass_on(self) -> MysqlConnection | None:
         """As Aware says; a result that was left unread has no end."""
-        if not self.open or (self._result is not None and self._result.unbuffered_active):
+        if not self.bgpool_is_open or (self._result is not None and self._result.unbuffered_active):
             return None
         return hand_over(self)
 
@@ -159,7 +173,7 @@ class MysqlConnection(Exchange):
 
     def bgpool_rollback_quietly(self) -> None:
         """Roll back after an error, which is the one to be told of; a connection where that fails is closed."""
-        if not self.open:
+        if not self.bgpool_is_open:
             return
         try:
             self.rollback()
@@ -171,19 +185,26 @@ class MysqlConnection(Exchange):
     def commit(self) -> None:
         """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
         self.bgpool_settle()
-        if self.bgpool_in_transaction or not self.open:
+        if self.bgpool_in_transaction or not self.bgpool_is_open:
             super().commit()
 
     def rollback(self) -> None:
         """Roll back; nothing is sent where no transaction is open."""
         self.bgpool_settle()
-        if self.bgpool_in_transaction or not self.open:
+        if self.bgpool_in_transaction or not self.bgpool_is_open:
             super().rollback()
 
     def ping(self, reconnect: bool | None = False) -> None:
-        """Ask the server whether it is alive. Never reconnects: where to is the pool's to say."""
+        """Ask the server whether it is alive. Never reconnects: where to is the pool's to say.
+
+        Raises:
+            InterfaceError: It is not open any more, and *reconnect* was asked for.
+            OperationalError: It must not be used for another transaction: a pool that checks it replaces it.
+        """
         if reconnect and not self.open:
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
+        if self.bgpool_is_open and not self.open and not self._is_inherited():
+            raise OperationalError(CR.CR_SERVER_GONE_ERROR, "the connection is not to be used; check out a new one")
         self._execute_command(COMMAND.COM_PING, "")
         self._read_ok_packet()
 
@@ -208,7 +229,7 @@ class MysqlConnection(Exchange):
             keep_forever(self)
         elif self.bgpool_lent:
             self.bgpool_generation.take_closed(self)
-        elif self.open:
+        elif self.bgpool_is_open:
             # Another thread may be closing it: then PyMySQL raises.
             with contextlib.suppress(MySQLError):
                 super().close()
@@ -220,7 +241,7 @@ class MysqlConnection(Exchange):
         if self._result is not None:
             # Or PyMySQL would read the rest of it from the closed connection, and say so on stderr.
             self._result.unbuffered_active = False
-        if self.open and not self._closed:
+        if self.bgpool_is_open and not self._closed:
             # Here, where also an interrupt comes by. What is asked of the connection afterwards is not sent, and says
             # nothing of what was.
             self.bgpool_in_doubt = self._transaction.doubt(self.server_status, self._text())
@@ -245,7 +266,12 @@ class MysqlConnection(Exchange):
         # Before anything is decided by the status, and while what was sent last is still what is being read.
         self.bgpool_settle()
         failure = self._transaction.failure
-        if failure is not None and command == COMMAND.COM_QUERY and self.open and not failure.may_pass(statement):
+        if (
+            failure is not None
+            and command == COMMAND.COM_QUERY
+            and self.bgpool_is_open
+            and not failure.may_pass(statement)
+        ):
             self.bgpool_check_transaction()
         if not generation.live[0]:
             self._before_sending(command, statement, generation)
@@ -254,7 +280,7 @@ class MysqlConnection(Exchange):
             self.bgpool_ended |= self._may_end(command, statement)
         if self._unanswered:
             self._force_close()
-        if not self.open:
+        if not self.bgpool_is_open:
             self._fail(InterfaceError(0, ""))
         self._transaction.sent = (command, statement, self.server_status)
         try:
@@ -281,9 +307,15 @@ class MysqlConnection(Exchange):
         What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
         """
         is_open = self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.open and not is_open
+        begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.bgpool_is_open and not is_open
         if generation.inherited or (begins and not statements.ends_nothing_else(statements.first_words(statement)[0])):
-            generation.wait_usable()
+            try:
+                generation.wait_usable()
+            except SwitchoverInterrupted:
+                # For good, so that whoever keeps the connection replaces it. Nothing was under way.
+                self._force_close()
+                self.bgpool_in_doubt = NO_DOUBT
+                raise
 
     def _check_allowed(self, command: int, statement: bytes) -> None:
         word, to_savepoint = statements.first_words(statement)
@@ -301,10 +333,10 @@ class MysqlConnection(Exchange):
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
         """*error*, or what it means in a switchover."""
         code = code_of(error)
-        if code in CUT_CODES and self.open:
+        if code in CUT_CODES and self.bgpool_is_open:
             # The server has said that it ends the connection; whatever comes after that is not for us.
             self._force_close()
-        if not self.open:
+        if not self.bgpool_is_open:
             generation.note_cut()
             if generation.is_switching():
                 return generation.explain_cut(error, self.bgpool_in_doubt or NO_DOUBT)

@@ -51,6 +51,11 @@ class Exchange(BoundedConnection):
     def _answered(self) -> None:
         """What was sent last did not fail: its answer, or its next result, begins to come."""
 
+    @property
+    def bgpool_is_open(self) -> bool:
+        """As Aware says."""
+        return self._sock is not None
+
     # -- results -------------------------------------------------------------------------------------------------
 
     def bgpool_is_readable(self) -> bool:
@@ -67,7 +72,7 @@ class Exchange(BoundedConnection):
             pymysql.err.Error: What a result that was left unread says, or what became of the connection meanwhile.
         """
         result = self._result
-        if result is None or not (result.unbuffered_active or result.has_next) or not self.open:
+        if result is None or not (result.unbuffered_active or result.has_next) or not self.bgpool_is_open:
             return
         if self._is_inherited():
             self.bgpool_generation.wait_usable()
@@ -121,7 +126,7 @@ class Exchange(BoundedConnection):
         A server that ends a connection in the middle of a large statement or file leaves a full window behind: a write
         alone would wait for the end of its time limit.
         """
-        if not self.open:
+        if not self.bgpool_is_open:
             raise InterfaceError(0, "")
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT | _ENDED)
@@ -188,7 +193,7 @@ class Exchange(BoundedConnection):
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise what *error*, met while bytes were sent or read, means."""
-        if isinstance(error, (AttributeError, ValueError)) and not self.open:
+        if isinstance(error, (AttributeError, ValueError)) and not self.bgpool_is_open:
             # PyMySQL does not look whether it was closed before, or by another thread.
             error = InterfaceError(0, "")
         generation = self._generation()
@@ -220,7 +225,7 @@ class _UnbufferedResult(MySQLResult):
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
         connection: Any = self.connection
-        if connection is not None and not connection.open:
+        if connection is not None and not connection.bgpool_is_open:
             connection._fail(InterfaceError(0, ""))
         try:
             return super()._read_rowdata_packet_unbuffered()  # type: ignore[misc]  # not in the stubs

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pymysql
 from pymysql.constants import CR
 
+from bgpool.errors import InheritedConnection, SwitchoverInterrupted
 from bgpool.mysql import code_of
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.session import with_session_reset
@@ -54,8 +55,9 @@ class MysqlRecipe(Recipe):
 def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
     """A *kind* of error with number and text, as PyMySQL's are.
 
-    The number is that of *error*; where it has none, that of a lost connection, and without an error that of one that
-    cannot be had.
+    The number is that of *error*; where it has none, that of a lost connection. Without an error it is that of one that
+    cannot be had; but what is said of a connection that is there says that it is lost, so that its owner replaces it.
     """
-    number = CR.CR_CONN_HOST_ERROR if error is None else code_of(error) or CR.CR_SERVER_GONE_ERROR
-    return kind(number, text)
+    had_one = error is not None or kind in (SwitchoverInterrupted, InheritedConnection)
+    number = code_of(error) if error is not None else 0
+    return kind(number or (CR.CR_SERVER_GONE_ERROR if had_one else CR.CR_CONN_HOST_ERROR), text)

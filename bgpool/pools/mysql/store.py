@@ -131,12 +131,12 @@ class Store:
     def putconn(self, conn: MysqlConnection) -> None:
         """Take a connection back: rolled back and reset, or closed where it is not fit any more."""
         try:
-            fit = conn.open and not self._slots.closed and time.monotonic() < conn.bgpool_expires_at
+            fit = conn.bgpool_is_open and not self._slots.closed and time.monotonic() < conn.bgpool_expires_at
             if fit:
                 conn.bgpool_clean()
                 if self._reset is not None:
                     self._reset(conn)
-                    fit = conn.open and not conn.bgpool_in_transaction
+                    fit = conn.bgpool_is_open and not conn.bgpool_in_transaction
         except BaseException as error:
             self._drop(conn, "returns_bad", error)
             if not isinstance(error, Exception):
@@ -145,7 +145,7 @@ class Store:
         if fit:
             self._arrive(conn)
         else:
-            self._drop(conn, "" if conn.open else "returns_bad")
+            self._drop(conn, "" if conn.bgpool_is_open else "returns_bad")
 
     #: As every driver's pool calls it; psycopg_pool's own name is putconn.
     keep = putconn

@@ -45,7 +45,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         # No status is true before the last result.
         connection.bgpool_settle()
         self.check_lost(connection)
-        if not connection.open:
+        if not connection.bgpool_is_open:
             raise pymysql.err.ProgrammingError(CLOSED_BY_FUNCTION)
         connection.bgpool_check_transaction()
         if not connection.bgpool_in_transaction:
@@ -59,7 +59,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         if connection.bgpool_in_doubt:
             text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
             raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
-        if connection.bgpool_in_doubt is not None or not (connection.open or connection._closed):
+        if connection.bgpool_in_doubt is not None or not (connection.bgpool_is_open or connection._closed):
             raise self._interrupted("cut the transaction, and the function went on; it did not commit, run it again")
         if connection.bgpool_refused:
             raise self._interrupted("takes no writes any more; run the transaction again")

@@ -10,12 +10,15 @@ import contextlib
 import sys
 from collections.abc import Generator, Mapping
 from functools import cache
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
+from bgpool.errors import SwitchoverInterrupted
 from bgpool.pools.doubt import PREPARED
+from bgpool.pools.fitness import looks_closed
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.postgres.classify import SETTLED, Piped, begins_nothing, doubt_of, ends, piped_by, synced_by
 from bgpool.pools.postgres.handover import hand_over
@@ -105,6 +108,52 @@ class SwitchoverAware(_Base):
                 raise
             raise explained from error
 
+    # -- what it looks like --------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, is broken, or must not be used for another transaction."""
+        return self.pgconn.status == ConnStatus.BAD or looks_closed(self)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it is closed, and was not closed by its user."""
+        return not self._closed and self.closed
+
+    @property
+    def bgpool_is_open(self) -> bool:
+        """As Aware says."""
+        return self.pgconn.status != ConnStatus.BAD
+
+    @property
+    def bgpool_is_idle(self) -> bool:
+        """As Aware says; nor is there anything to lose in a transaction that a read-only server has ended."""
+        if self._is_in_block():
+            return False
+        status = self.pgconn.transaction_status
+        refused = status == TransactionStatus.INERROR and self.bgpool_unfit and bool(self.bgpool_refused)
+        return status == TransactionStatus.IDLE or refused
+
+    def _is_in_block(self) -> bool:
+        """Whether a block of psycopg's is still open: a transaction, a pipeline, a two-phase transaction."""
+        return bool(self._num_transactions) or self._pipeline is not None or self._tpc is not None
+
+    # -- its end -------------------------------------------------------------------------------------------------
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As psycopg's, which does nothing to a connection that looks closed.
+
+        Raises:
+            InheritedConnection: What would be committed is the parent's.
+        """
+        if kind is None and self._is_inherited():
+            self.commit()
+        super().__exit__(kind, error, trace)
+        if self.bgpool_is_open and not getattr(self, "_pool", None):
+            self.close()
+
     def close(self) -> None:
         """Return the connection to its pool with *close_returns*, or else close it and free its slot.
 
@@ -120,7 +169,7 @@ class SwitchoverAware(_Base):
 
     def __del__(self, *_: Any) -> None:
         # What psycopg_pool has once it keeps a connection; nobody else closes what it has lost.
-        is_lost = self.bgpool_lent or (hasattr(self, "_expire_at") and not self.closed)
+        is_lost = self.bgpool_lent or (hasattr(self, "_expire_at") and self.bgpool_is_open)
         if is_lost and not self._is_inherited() and not sys.is_finalizing():
             self.bgpool_generation.take_lost(self)
         else:
@@ -162,14 +211,14 @@ class SwitchoverAware(_Base):
         try:
             super().close()
         finally:
-            if not self.closed:
+            # psycopg leaves one that looks closed as it is.
+            if self.bgpool_is_open:
                 self._closed = True
                 self.pgconn.finish()
 
     def bgpool_pass_on(self) -> SwitchoverAware | None:
         """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
-        busy = self._num_transactions or self._pipeline is not None or self._tpc is not None
-        if busy or self.pgconn.transaction_status not in SETTLED:
+        if self._is_in_block() or self.pgconn.transaction_status not in SETTLED:
             return None
         return hand_over(self)
 
@@ -186,16 +235,23 @@ class SwitchoverAware(_Base):
         except psycopg.Error as error:
             # Nothing was sent, so nothing is left to wait for.
             gen.close()
+            if isinstance(error, SwitchoverInterrupted):
+                # For good: whoever keeps the connection sees by that, and only by that, that it is to be replaced.
+                self.pgconn.finish()
             if self._is_prepared() and not generation.inherited:
                 raise generation.explain_cut(error, PREPARED) from error
             raise
 
     def _explained(self, gen: Generator[Any, Any, Any], error: BaseException, generation: Generation) -> BaseException:
         """*error*, or what it means in a switchover."""
-        if isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in _ENDS_SESSION and not self.closed:
+        if (
+            isinstance(error, psycopg.Error)
+            and error.diag.severity_nonlocalized in _ENDS_SESSION
+            and self.bgpool_is_open
+        ):
             # The server has said that it ends the session; psycopg has not read the end yet.
             self.pgconn.finish()
-        if self.broken:
+        if not self.bgpool_is_open and not self._closed:
             # An interrupt may have ended the connection, too, and a server that ends it has other errors.
             doubt = self._judge(gen, error)
             if isinstance(error, psycopg.OperationalError):

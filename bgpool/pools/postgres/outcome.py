@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+from psycopg.pq import ConnStatus
 from psycopg.rows import tuple_row
 
 from bgpool.pools.units import Outcome
@@ -71,7 +72,7 @@ def lineage_of(connection: psycopg.Connection[Any]) -> str:
     try:
         return str(_row(connection, _LINEAGE)[0])
     finally:
-        if not connection.autocommit and not connection.closed:
+        if not connection.autocommit and connection.pgconn.status == ConnStatus.OK:
             connection.rollback()
 
 
@@ -84,7 +85,7 @@ def take_receipt(connection: psycopg.Connection[Any], lineage: str | None = None
     try:
         xid, lsn, taken_at, asked = _row(connection, _WITHOUT_LINEAGE if lineage else _WITH_LINEAGE)
     except psycopg.Error:
-        if not connection.closed:
+        if connection.pgconn.status == ConnStatus.OK:
             psycopg.Cursor(connection).execute(_NO_RECEIPT)
         raise
     return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage or asked)

@@ -1,0 +1,107 @@
+"""What psycopg has open looks open: no COMMIT is passed over because the connection is to be replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair
+from bgpool.pools.pool import Pool
+from bgpool.testing import Deployment
+from tests.pools.callers import drain
+from tests.pools.conftest import Work
+
+pytestmark = pytest.mark.lab
+
+ENGINES = (Engine.POSTGRESQL,)
+
+MakePool = Callable[..., Pool[Any]]
+#: Left alone by the drain: what is lost here is lost by its looks.
+UNCUT = {"bg_drop_blue_connections": False}
+
+
+def test_its_own_block(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+    with contextlib.closing(make_pool(max_size=1, **UNCUT).getconn()) as conn:
+        with conn:
+            work(conn)
+            drain(deployment, conn)
+        assert work.rows(pair) == 1
+        assert conn.closed
+
+
+def test_a_pipeline(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+    pool = make_pool(max_size=1, **UNCUT)
+    with pool.connection() as conn, conn.pipeline():
+        work(conn)
+        drain(deployment, conn)
+        assert not conn.closed
+    assert work.rows(pair) == 1
+
+
+def test_a_transaction_block(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+    pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
+    with pool.connection() as conn, conn.transaction():
+        work(conn)
+        drain(deployment, conn)
+        assert not conn.closed
+        with conn.transaction():
+            work(conn)
+    assert work.rows(pair) == 2
+
+
+def test_a_failed_statement_and_its_savepoint(
+    pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work
+) -> None:
+    pool = make_pool(max_size=1, **UNCUT)
+    with pool.connection() as conn:
+        work(conn)
+        conn.execute("SAVEPOINT mine")
+        drain(deployment, conn)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            conn.execute("SELECT 1/0")
+        assert not conn.closed
+        conn.execute("ROLLBACK TO SAVEPOINT mine")
+    assert work.rows(pair) == 1
+
+
+def test_a_two_phase_transaction(deployment: Deployment, make_pool: MakePool) -> None:
+    with contextlib.closing(make_pool(max_size=1, **UNCUT).getconn()) as conn:
+        conn.tpc_begin("looks")
+        drain(deployment, conn)
+        assert not conn.closed
+        conn.tpc_rollback()
+        assert conn.closed
+
+
+def test_a_server_side_cursor(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, **UNCUT)
+    with pool.connection() as conn, conn.cursor("mine") as cursor:
+        cursor.execute("SELECT generate_series(1, 1000)")
+        assert cursor.fetchone() == (1,)
+        drain(deployment, conn)
+        assert not conn.closed
+        assert len(cursor.fetchall()) == 999
+
+
+def test_rows_that_are_still_coming(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
+    with pool.connection() as conn, conn.cursor() as cursor:
+        rows = cursor.stream("SELECT generate_series(1, 1000)")
+        next(rows)
+        drain(deployment, conn)
+        assert not conn.closed
+        assert sum(1 for _ in rows) == 999
+        assert conn.closed
+
+
+def test_autocommit_between_statements(deployment: Deployment, make_pool: MakePool) -> None:
+    pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
+    with pool.connection() as conn:
+        conn.execute("SELECT 1")
+        drain(deployment, conn)
+        assert conn.closed
