@@ -252,7 +252,7 @@ def test_only_what_a_listener_did_is_passed_on() -> None:
     static = plain(PG)
     now = {**static, "password": "token", "application_name": "shop", "row_factory": psycopg.rows.dict_row}
     del now["dbname"]
-    found = target.changes(static, now)
+    found = target.changes(static, [""], now)
     assert found == {
         "context": static["context"],
         "password": "token",
@@ -260,9 +260,9 @@ def test_only_what_a_listener_did_is_passed_on() -> None:
         "row_factory": psycopg.rows.dict_row,
         "dbname": None,
     }
-    assert target.changes(static, static) == {"context": static["context"]}
+    assert target.changes(static, [""], static) == {"context": static["context"]}
     static = plain(MY)
-    assert target.changes(static, {**static, "passwd": "token"}) == {"password": "token"}
+    assert target.changes(static, [""], {**static, "passwd": "token"}) == {"password": "token"}
 
 
 @pytest.mark.parametrize(
@@ -283,9 +283,14 @@ def test_only_what_a_listener_did_is_passed_on() -> None:
 def test_a_listener_cannot_lead_elsewhere(url: str, name: str, value: object, text: str) -> None:
     static = plain(url)
     with pytest.raises(ConfigurationError) as caught:
-        target.changes(static, {**static, name: value})
+        target.changes(static, [""], {**static, name: value})
     assert text in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+def test_a_listener_s_connection_string_is_not_ignored() -> None:
+    with pytest.raises(ConfigurationError, match="cannot add positional arguments"):
+        target.changes({}, ["host=green"], {})
 
 
 # -- the URL of an engine, given to a command --------------------------------------------------------------------

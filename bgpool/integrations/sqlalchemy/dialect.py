@@ -131,7 +131,7 @@ class BgpoolDialect(_Base):
         if self.bgpool_connector is None:
             # A dialect without an engine.
             return super().connect(*args, **params)
-        return self.bgpool_connector.connect(**changes(self._static, params))
+        return self.bgpool_connector.connect(**changes(self._static, args, params))
 
     def do_ping(self, dbapi_connection: DBAPIConnection) -> Any:
         """As SQLAlchemy's. What is stale is not asked, but replaced, and this one alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import psycopg
@@ -107,16 +107,21 @@ def make_connector(engine: Engine, cparams: Mapping[str, Any], own: Mapping[str,
         raise ConfigurationError(f"create_engine: {text}") from None
 
 
-def changes(static: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def changes(static: Mapping[str, Any], args: Iterable[object], now: Mapping[str, Any]) -> dict[str, Any]:
     """What ``Connector.connect`` is to be given: what do_connect listeners have changed, added or taken away.
 
     Args:
         static: The driver's parameters that make_connector was given.
-        now: Those that the dialect's ``connect`` is given.
+        args, now: What the dialect's ``connect`` is given.
 
     Raises:
         ConfigurationError: A change that would lead elsewhere, or that the monitor has to know of.
     """
+    if any(args):
+        # Of a URL without any parameter SQLAlchemy makes one empty connection string.
+        raise ConfigurationError(
+            "a do_connect listener cannot add positional arguments; change what it is given by name"
+        )
     before, after = mysql.renamed(static), mysql.renamed(now)
     changed: dict[str, Any] = {}
     for name in {**before, **after}:
