@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 import bgpool
 import bgpool.testing
@@ -22,9 +23,14 @@ from tests.docs.pages import PAGES, Block, blocks
 
 pytestmark = pytest.mark.lab
 
-EXAMPLE = "ledger.c0abc.eu-west-1.rds.amazonaws.com"
-#: The examples' DSNs; what is in the query (certificates) is not there in the lab.
-EXAMPLE_DSN = re.compile(rf"(\w+)://app(?::secret)?@{re.escape(EXAMPLE)}/app(?:\?[^\"]*)?")
+#: The examples' endpoints: an instance's, a cluster's and its reader's.
+EXAMPLES = [f"ledger.{shape}c0abc.eu-west-1.rds.amazonaws.com" for shape in ("", "cluster-", "cluster-ro-")]
+#: The examples' URLs.
+EXAMPLE_URL = re.compile(
+    rf"(?P<scheme>[\w+]+)://app(?::secret)?@(?P<host>{'|'.join(map(re.escape, EXAMPLES))})/app(?P<query>\?[^\"]*)?"
+)
+#: A parameter of theirs that names a certificate, which is not there in the lab.
+CERTIFICATE = re.compile(r"&?ssl\w+=[^&]*")
 
 #: What cannot be run, by its first import, and why.
 ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there"}
@@ -32,6 +38,8 @@ ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module
 GRANTED = {"README.md": "def place_order(conn, item): return item"}
 #: What is true after a page.
 AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1"}
+#: What closes the connections that a page leaves open on purpose; engines are disposed of in any case.
+GOODBYE = {"connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()"}
 ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
@@ -53,7 +61,8 @@ def mysql_pair() -> Iterator[Pair]:
 
 def _with_orders(pair: Pair) -> Pair:
     """*pair* under the examples' name, too, and with their table."""
-    pair.hosts.set(EXAMPLE, pair.blue.address)
+    for host in EXAMPLES:
+        pair.hosts.set(host, pair.blue.address)
     pair.blue.execute("CREATE TABLE orders (item varchar(40))", database="app")
     if pair.engine is Engine.POSTGRESQL:
         pair.blue.execute("GRANT ALL ON orders TO app", database="app")
@@ -74,9 +83,12 @@ def python_of(page: Path) -> list[Block]:
 
 
 def run(block: Block, names: dict[str, Any], pair: Pair) -> None:
-    example = f"{EXAMPLE}:{pair.port}/app"
-    text = EXAMPLE_DSN.sub(lambda match: f"{match[1]}://app:{pair.app_password}@{example}", block.text)
-    text = text.replace(f'host="{EXAMPLE}"', f'host="{EXAMPLE}", port={pair.port}')
+    def in_the_lab(url: re.Match[str]) -> str:
+        query = CERTIFICATE.sub("", url["query"] or "").rstrip("?")
+        return f"{url['scheme']}://app:{pair.app_password}@{url['host']}:{pair.port}/app{query}"
+
+    text = EXAMPLE_URL.sub(in_the_lab, block.text)
+    text = text.replace(f'host="{EXAMPLES[0]}"', f'host="{EXAMPLES[0]}", port={pair.port}')
     text = text.replace('password="secret"', f'password="{pair.app_password}"')
     code = compile(text, block.place, "exec")
     if not any(text.find(line) >= 0 for line in ELSEWHERE):
@@ -88,7 +100,7 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     pair: Pair = request.getfixturevalue("mysql_pair" if page.name in ON_MYSQL else "postgres_pair")
     monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
     pair.blue.execute("DELETE FROM orders", database="app")
-    names: dict[str, Any] = {"bgpool": bgpool}
+    names: dict[str, Any] = {"__name__": "page", "bgpool": bgpool}
     with contextlib.ExitStack() as stack:
         if page.name not in ON_THEIR_OWN:
             names["pool"] = bgpool.get_pool(pair.dsn, max_size=1, min_size=1)
@@ -99,6 +111,9 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         for block in python_of(page):
             run(block, names, pair)
         assert eval(AFTERWARDS.get(page.name, "True"), names)
+        exec(GOODBYE.get(page.name, ""), names)
+        for engine in [value for value in names.values() if isinstance(value, sqlalchemy.Engine)]:
+            engine.dispose()
     inserts = any("INSERT" in block.text for block in python_of(page))
     assert bool(pair.blue.execute("SELECT count(*) FROM orders", database="app")[0][0]) is inserts
 
