@@ -7,6 +7,8 @@ ended. What a URL, a listener or an adapter means to the driver is left to those
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -56,11 +58,13 @@ class BgpoolDialect(_Base):
     Attributes:
         bgpool_engine: Of which engine the servers are.
         bgpool_connector: Makes the connections; None until create_engine has made an engine with the dialect.
+        bgpool_replaced_at: When a stale connection was replaced last, on the monotonic clock, in seconds.
     """
 
     supports_statement_cache = True
     bgpool_engine: ClassVar[Engine]
     bgpool_connector: Connector[Any] | None = None
+    bgpool_replaced_at: float = -math.inf
 
     # create_engine looks for what is no keyword-only argument, and hands over what it finds here.
     def __init__(
@@ -123,6 +127,12 @@ class BgpoolDialect(_Base):
         event.listen(engine, "handle_error", _keep_the_others)
         self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
         fork.call_in_child(self)
+
+    def bgpool_switched_within(self, seconds: float) -> bool:
+        """Whether checkouts are held, or the connections of the pool were replaced within the last *seconds*."""
+        connector = self.bgpool_connector
+        holding = connector is not None and connector.is_holding(connector.participant.reader.refresh())
+        return holding or time.monotonic() - self.bgpool_replaced_at < seconds
 
     # -- what SQLAlchemy calls -----------------------------------------------------------------------------------
 

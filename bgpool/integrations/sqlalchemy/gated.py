@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import event, exc
 from sqlalchemy.pool import (
     AssertionPool,
     ConnectionPoolEntry,
@@ -50,6 +50,7 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
     connector.checkouts += 1
     connection = entry.dbapi_connection
     if connection is not None and not connector.is_fit(connection):
+        pool._dialect.bgpool_replaced_at = time.monotonic()
         try:
             entry.invalidate()
         except BaseException:
@@ -65,7 +66,21 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
 class GatedQueuePool(QueuePool):
     """A QueuePool behind the gate."""
 
-    connect = _connect
+    def connect(self) -> PoolProxiedConnection:
+        """As SQLAlchemy's, after the hold. A caller that a switchover meets in the queue waits there again after it.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for bg_connect_timeout_ms.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+        """
+        dialect: Any = self._dialect
+        dialect.bgpool_connector.wait_admitted()
+        try:
+            return QueuePool.connect(self)
+        except exc.TimeoutError:
+            if not dialect.bgpool_switched_within(self._timeout):
+                raise
+        return _connect(self)
 
     def _do_get(self) -> ConnectionPoolEntry:
         return _refreshed(self, QueuePool._do_get(self))
@@ -154,13 +169,12 @@ def gate(pool: Pool, connector: Connector[Any]) -> None:
 
 
 def _check(connection: Any, _entry: object, proxy: Any) -> None:
-    """Have a connection replaced that is stale, before its user gets it."""
+    """Hold, and have a connection replaced that is stale, before its user gets it."""
     connector: Connector[Any] = proxy._pool._dialect.bgpool_connector
+    connector.wait_admitted()
     if not connector.is_fit(connection):
-        # What replaces it is to be from after the release.
-        connector.wait_admitted()
-        if not connector.is_fit(connection):
-            raise DisconnectionError(STALE)
+        raise exc.DisconnectionError(STALE)
+    connector.checkouts += 1
 
 
 def most_connections(pool: Pool) -> int:
