@@ -24,9 +24,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: How the monitor gets a password, where the application's comes with each connection.
 GIVE_PASSWORD: Final = (
-    "give what makes it as password, a callable such as bgpool.auth.RdsIam() (with SQLAlchemy in connect_args, instead "
-    "of a do_connect listener), or give the monitor a login of its own with blue-green-monitoring-user and "
-    "blue-green-monitoring-password"
+    "give what makes it as password, such as bgpool.auth.RdsIam() (SQLAlchemy: in connect_args), or the monitor a "
+    "login of its own: blue-green-monitoring-user and blue-green-monitoring-password"
 )
 
 

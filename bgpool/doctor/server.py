@@ -85,6 +85,7 @@ class Server:
     Attributes:
         host, port: Where the monitor would look for it.
         failure: Why it is not to be asked (any more); empty while it is.
+        remedy: What may help where its login was refused; empty otherwise.
     """
 
     def __init__(self, case: Case, role: Role, host: str, port: int) -> None:
@@ -93,6 +94,7 @@ class Server:
         self.host: Final = host
         self.port: Final = port
         self.failure = "not connected yet"
+        self.remedy = ""
         self._session: PostgresSession | MysqlSession | None = None
 
     def open(self) -> None:
@@ -191,6 +193,7 @@ class Server:
         except (SessionError, OSError) as error:
             text = str(error) if isinstance(error, SessionError) else first_line(error)
             self.failure = self.case.without_secrets(text)
+            self.remedy = error.remedy if isinstance(error, SessionError) else ""
             return True
         if self.failure:  # too late
             session.close()

@@ -70,10 +70,10 @@ def _login(server: Server) -> Verdict:
     where = f"{server.host or 'the local socket'}:{server.port}"
     user = server.case.config.params.get("user") or server.case.dsn.user
     if server.failure:
-        return failed(
-            f"{user} at {where}: {server.failure}",
-            f"have {where} let {user} in from this host: route, security group, password; the monitor asks both sides",
+        remedy = (
+            f"have {where} let {user} in from this host: route, security group, password; the monitor asks both sides"
         )
+        return failed(f"{user} at {where}: {server.failure}", "; ".join(filter(None, (remedy, server.remedy))))
     if server.cache_warning:
         return failed(*f"{user} at {where}: {server.cache_warning}".rsplit("; ", 1))
     return ok(f"{user} at {where}, in a read-only session of the doctor's own")

@@ -85,8 +85,9 @@ class Probe(threading.Thread):
             answer = session.ask()
         except (SessionError, OSError) as error:
             self._close()
-            refused = isinstance(error, SessionError) and error.refused
-            self._events.put(ProbeFailed(now(), self._role, str(error), refused))
+            failure = error if isinstance(error, SessionError) else SessionError(str(error))
+            text = "; ".join(filter(None, (str(failure), failure.remedy)))
+            self._events.put(ProbeFailed(now(), self._role, text, failure.refused))
             return False
         finally:
             self._asked_at = 0.0

@@ -15,11 +15,13 @@ class SessionError(Exception):
 
     Attributes:
         refused: The server is there, and refused the login.
+        remedy: What may help; empty where the text says it all.
     """
 
-    def __init__(self, text: str, *, refused: bool = False) -> None:
+    def __init__(self, text: str, *, refused: bool = False, remedy: str = "") -> None:
         super().__init__(text)
         self.refused = refused
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)

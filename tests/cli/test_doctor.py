@@ -264,6 +264,7 @@ def test_a_wrong_password_fails_and_is_not_repeated(pair: Pair) -> None:
     assert status == 1
     assert failures(found) == {("blue", "login"), ("blue", "reachable")}
     assert "TCP connects" in found["blue", "reachable"]["finding"]
+    assert "if the application's password comes with each connection" in found["blue", "login"]["remedy"]
     assert "s3cret" not in output
 
 

@@ -18,7 +18,10 @@ __all__ = ["reach"]
 
 C = TypeVar("C")
 
-_GIVEN: Final = f"comes with another (from a do_connect listener), {GIVE_PASSWORD}"
+_REMEDY: Final = (
+    "if the application's password comes with each connection (from a do_connect listener), the monitor does not have "
+    f"it: {GIVE_PASSWORD}"
+)
 
 
 def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, passwords: PasswordMaker | None) -> C:
@@ -48,12 +51,10 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, p
     if not failures:
         raise SessionError("no address to connect to")
     refused = any(map(login_was_refused, failures))
-    text = first_line(failures[-1])
     if refused and passwords is not None:
         passwords.forget()
-    elif refused:
-        text += f"; the monitor has no password but the DSN's: if each connection of the application's {_GIVEN}"
-    raise SessionError(text, refused=refused) from None
+    remedy = _REMEDY if refused and passwords is None else ""
+    raise SessionError(first_line(failures[-1]), refused=refused, remedy=remedy) from None
 
 
 def _is_silence(error: Exception) -> bool:
