@@ -18,8 +18,8 @@ def looks_closed(connection: Aware) -> bool:
     if generation is None:
         # Still being set up by the connect that makes it.
         return False
-    is_marked = connection.bgpool_cut or connection.bgpool_unfit
-    if generation.live[0] and not generation.retired and not is_marked:
+    if generation.live[0] and not generation.retired:
+        # Nor is one of them cut, or unfit: the first needs an end of the generation, the second brings it about.
         return False
     if generation.inherited:
         # The transaction is the parent's as well.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
@@ -35,6 +35,7 @@ __all__ = ["SwitchoverAware", "aware"]
 
 RV = TypeVar("RV")
 
+_BAD: Final = ConnStatus.BAD
 #: A server that says so ends the session.
 _ENDS_SESSION: Final = frozenset({"FATAL", "PANIC"})
 #: Generators that send nothing while no transaction is open.
@@ -76,6 +77,8 @@ class SwitchoverAware(_Base):
     _reported_read_only: bool | None = None
     # In autocommit, the transaction status that the server reported last.
     _reported: int = TransactionStatus.IDLE
+    # __exit__ of the connection class, which ours stands before.
+    _end_block: Callable[..., None]
     # What the commands of a pipeline may have done.
     _piped: Piped = Piped.DOUBT
     # Whether no command was queued behind the pipeline's last sync.
@@ -113,7 +116,7 @@ class SwitchoverAware(_Base):
     @property
     def closed(self) -> bool:
         """Whether it was closed, is broken, or must not be used for another transaction."""
-        return self.pgconn.status == ConnStatus.BAD or looks_closed(self)
+        return self.pgconn.status == _BAD or looks_closed(self)
 
     @property
     def broken(self) -> bool:
@@ -123,7 +126,7 @@ class SwitchoverAware(_Base):
     @property
     def bgpool_is_open(self) -> bool:
         """As Aware says."""
-        return self.pgconn.status != ConnStatus.BAD
+        return self.pgconn.status != _BAD
 
     @property
     def bgpool_is_idle(self) -> bool:
@@ -148,11 +151,21 @@ class SwitchoverAware(_Base):
         Raises:
             InheritedConnection: What would be committed is the parent's.
         """
-        if kind is None and self._is_inherited():
-            self.commit()
-        super().__exit__(kind, error, trace)
+        self.bgpool_end_block(kind, error, trace)
         if self.bgpool_is_open and not getattr(self, "_pool", None):
             self.close()
+
+    def bgpool_end_block(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit at the end of a pool's block, or roll back after *error*, as the connection's class does.
+
+        Raises:
+            InheritedConnection: What would be committed is the parent's.
+        """
+        if error is None and not self.bgpool_generation.live[0] and self._is_inherited():
+            self.commit()
+        self._end_block(kind, error, trace)
 
     def close(self) -> None:
         """Return the connection to its pool with *close_returns*, or else close it and free its slot.
@@ -327,7 +340,8 @@ def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAwa
     """*connection_class* with SwitchoverAware mixed in; it may be written with its type of rows."""
     connection_class = get_origin(connection_class) or connection_class
     bases = (SwitchoverAware, connection_class)
-    return type(connection_class.__name__, bases, {"__module__": connection_class.__module__})
+    names = {"__module__": connection_class.__module__, "_end_block": connection_class.__exit__}
+    return type(connection_class.__name__, bases, names)
 
 
 def _name(gen: object) -> str:

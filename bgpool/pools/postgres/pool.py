@@ -27,7 +27,8 @@ class PostgresPool(Pool[psycopg.Connection[Any]]):
 
     def end_block(self, conn: psycopg.Connection[Any], error: BaseException | None) -> None:
         """As Pool says."""
-        conn.__exit__(type(error) if error is not None else None, error, None)
+        aware: Any = conn
+        aware.bgpool_end_block(type(error) if error is not None else None, error, None)
 
     def apply_unit(
         self,
