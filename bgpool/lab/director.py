@@ -210,9 +210,13 @@ class Director:
             server.cut_clients()
 
     def catch_up(self) -> None:
-        """Wait until green has everything that was ever committed on blue."""
+        """Cut clients that came in late, and wait until green has everything that was ever committed on blue."""
         # Once more: a client that was still logging in when the others were cut may have come through.
         self.pair.blue.cut_clients()
+        self.wait_caught_up()
+
+    def wait_caught_up(self) -> None:
+        """Wait until green has everything that was committed on blue up to now."""
         self.pair.green.wait_replayed(self.pair.blue.position(), CATCH_UP_TIMEOUT_S, abort=self._abort)
 
     def promote_green(self) -> None:

@@ -7,12 +7,14 @@ import itertools
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
+from bgpool.lab.director import Director
 from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.mysql.programs import find_family
@@ -230,3 +232,15 @@ def test_a_rollback_that_released_or_held_on_is_found() -> None:
     assert len(findings(scenario, good())) == 1
     assert findings(scenario, dataclasses.replace(report, resume_s=None)) == ["a thread never went on"]
     assert len(findings(scenario, dataclasses.replace(report, resume_s=1.3))) == 1
+
+
+def test_a_black_hole_cuts_nobody() -> None:
+    pair = Mock(tls=False)
+    director = Director(pair, FAST)
+    hosts.black_hole_blue(Mock(pair=pair, director=director))
+    for step in sorted(director.steps, key=lambda step: step.at_s):
+        if FAST.writes_stopped_s < step.at_s < FAST.green_promoted_s:
+            step.action()
+    pair.green.wait_replayed.assert_called_once()
+    pair.blue.freeze.assert_called_once_with()
+    pair.blue.cut_clients.assert_not_called()

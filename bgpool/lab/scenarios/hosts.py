@@ -53,6 +53,8 @@ def black_hole_blue(stage: Stage) -> None:
     blue = stage.pair.blue
     # Green has caught up before: a stopped blue replicates nothing.
     stage.director.change("connections_dropped", action=blue.refuse_clients)
+    # The usual step cuts clients once more.
+    stage.director.change("caught_up", action=stage.director.wait_caught_up)
     stage.director.add("blue frozen", 0.4, blue.freeze)
 
     def wake() -> None:
