@@ -102,8 +102,10 @@ class BgpoolDialect(_Base):
         """As SQLAlchemy's, with connect_args; the parameters of bgpool are put aside, the driver does not know them."""
         args, params = super().create_connect_args(url, *names, **named)
         params.update(self._connect_args)
-        params, self._bg = split(params)
-        self._static = dict(params)
+        params, own = split(params)
+        if self.bgpool_connector is None:
+            # Later it is asked for by libraries, also with other URLs.
+            self._static, self._bg = dict(params), own
         return args, params
 
     @classmethod
@@ -143,12 +145,12 @@ class BgpoolDialect(_Base):
             return super().connect(*args, **params)
         return self.bgpool_connector.connect(**changes(self._static, args, params))
 
-    def do_ping(self, dbapi_connection: DBAPIConnection) -> Any:
-        """As SQLAlchemy's. What is stale is not asked, but replaced, and this one alone."""
+    def _do_ping_w_event(self, dbapi_connection: DBAPIConnection) -> bool:
+        """What SQLAlchemy's pool calls. What is stale is not asked, but replaced, and this one alone."""
         connector = self.bgpool_connector
         if connector is not None and not connector.is_fit(dbapi_connection):
             raise DisconnectionError(STALE)
-        return super().do_ping(dbapi_connection)
+        return super()._do_ping_w_event(dbapi_connection)
 
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
         """As SQLAlchemy's; what is gone is rolled back."""

@@ -22,7 +22,7 @@ from sqlalchemy.pool import (
 from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
 
-__all__ = ["STALE", "gate", "most_connections"]
+__all__ = ["GATED", "STALE", "gate", "most_connections"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -128,7 +128,7 @@ class GatedSingletonThreadPool(SingletonThreadPool):
         return _refreshed(self, super()._do_get())
 
 
-_GATED: Final[Mapping[type[Pool], type[Pool]]] = {
+GATED: Final[Mapping[type[Pool], type[Pool]]] = {
     QueuePool: GatedQueuePool,
     NullPool: GatedNullPool,
     StaticPool: GatedStaticPool,
@@ -149,11 +149,11 @@ def gate(pool: Pool, connector: Connector[Any]) -> None:
     A class that is not SQLAlchemy's own may do anything in its place: there a *checkout* event does both.
     """
     kind = type(pool)
-    if kind in _GATED:
+    if kind in GATED:
         # For good: recreate() makes another one of the same class.
-        pool.__class__ = _GATED[kind]
+        pool.__class__ = GATED[kind]
         return
-    if isinstance(pool, tuple(_GATED.values())):
+    if isinstance(pool, tuple(GATED.values())):
         return
     event.listen(pool, "checkout", _check)
     if kind not in _warned:
