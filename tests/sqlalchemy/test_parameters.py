@@ -40,7 +40,6 @@ WAYS: dict[Engine, list[tuple[dict[str, str], dict[str, Any], dict[str, Any], st
         ({}, {"cursorclass": pymysql.cursors.SSCursor}, {}, "SELECT 1"),
         ({}, {"conv": {**pymysql.converters.conversions, FIELD_TYPE.LONG: str}}, {}, "SELECT 1"),
         ({}, {"client_flag": 8}, {}, "SELECT 1"),
-        ({}, {"ssl": {"verify_mode": "none"}}, {}, "SELECT 1"),
         ({"ssl_disabled": "true"}, {}, {}, "SHOW STATUS LIKE 'Ssl_cipher'"),
         ({}, {}, {"isolation_level": "SERIALIZABLE"}, "SHOW VARIABLES LIKE 't%isolation'"),
     ],
