@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import psycopg
 import pymysql
+import sqlalchemy
+import sqlalchemy.exc
+from sqlalchemy.orm import Session
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["KITS", "Kit", "kit_of"]
+__all__ = ["KITS", "WAYS", "Kit", "Sqlalchemy", "kit_of"]
 
 
 class Kit(ABC):
@@ -23,9 +26,14 @@ class Kit(ABC):
         programming_error: Its ProgrammingError.
     """
 
-    engine: ClassVar[Engine]
-    error: ClassVar[type[Exception]]
-    programming_error: ClassVar[type[Exception]]
+    engine: Engine
+    error: type[Exception]
+    programming_error: type[Exception] | tuple[type[Exception], ...]
+
+    @property
+    def name(self) -> str:
+        """What tests are called by it."""
+        return self.engine.value
 
     @abstractmethod
     def execute(self, conn: Any, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -134,6 +142,57 @@ class _Mysql(Kit):
 
 
 KITS = {kit.engine: kit for kit in (_Postgres(), _Mysql())}
+
+
+class Sqlalchemy(Kit):
+    """An engine through SQLAlchemy: what a test executes on is a Session, or a Connection."""
+
+    error = sqlalchemy.exc.OperationalError
+    programming_error = (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.InvalidRequestError)
+
+    def __init__(self, kit: Kit, *, sessions: bool) -> None:
+        self.engine = kit.engine
+        self.sessions = sessions
+        self._kit = kit
+
+    @property
+    def name(self) -> str:
+        return f"{self._kit.name}-{'session' if self.sessions else 'connection'}"
+
+    def execute(self, conn: Any, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        connection = conn.connection() if isinstance(conn, Session) else conn
+        result = connection.exec_driver_sql(sql, tuple(params) or None)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    def where(self, conn: Any) -> str:
+        return self._kit.where(self._drivers(conn))
+
+    def session(self, conn: Any) -> int:
+        return self._kit.session(self._drivers(conn))
+
+    def sleep(self, conn: Any, seconds: float) -> None:
+        self._kit.sleep(self._drivers(conn), seconds)
+
+    def kill(self, pair: Pair, session: int) -> None:
+        self._kit.kill(pair, session)
+
+    def count_sessions(self, pair: Pair) -> int:
+        return self._kit.count_sessions(pair)
+
+    def connect(self, pair: Pair) -> Any:
+        return self._kit.connect(pair)
+
+    def refused_as_read_only(self, error: BaseException) -> bool:
+        return isinstance(error, sqlalchemy.exc.DBAPIError) and self._kit.refused_as_read_only(error.orig or error)
+
+    @staticmethod
+    def _drivers(conn: Any) -> Any:
+        connection = conn.connection() if isinstance(conn, Session) else conn
+        return connection.connection.driver_connection if isinstance(connection, sqlalchemy.Connection) else connection
+
+
+#: The ways in which a unit of work can be run on an engine.
+WAYS = {engine: (kit, Sqlalchemy(kit, sessions=True), Sqlalchemy(kit, sessions=False)) for engine, kit in KITS.items()}
 
 
 def kit_of(conn: Any) -> Kit:

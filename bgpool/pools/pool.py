@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import psycopg_pool
 
@@ -36,7 +36,6 @@ class Pool(ConnectionSource[C]):
     """
 
     KIND = "pool"
-    _unit_class: ClassVar[type[Unit[Any, Any]]]
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
         """A pool for *dsn*; *options* are those of the driver's pool.
@@ -164,8 +163,7 @@ class Pool(ConnectionSource[C]):
             finally:
                 self.putconn(connection)
 
-        unit: Unit[C, R] = self._unit_class(self._gate, attempt, self, timeout_s=timeout_s, idempotent=idempotent)
-        return unit.run()
+        return self.make_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent).run()
 
     @abstractmethod
     def apply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], R]) -> R:

@@ -29,6 +29,7 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
+from bgpool.pools.units import Lender, Unit
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
@@ -37,6 +38,7 @@ from bgpool.settings import Settings
 __all__ = ["ConnectionSource", "PoolStats"]
 
 C = TypeVar("C")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -89,6 +91,7 @@ class ConnectionSource(ABC, Generic[C]):
     OPTIONS: ClassVar[Mapping[str, Check]]
     timeout: float
     _recipe_class: ClassVar[type[Recipe]]
+    _unit_class: ClassVar[type[Unit[Any, Any]]]
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
         """Connections to the endpoint of *dsn*; *options* are those of the driver's pool."""
@@ -177,6 +180,14 @@ class ConnectionSource(ABC, Generic[C]):
         self._gate.tally.count_error(error)
         with self._lock:
             self._failed += 1
+
+    # -- units of work -------------------------------------------------------------------------------------------
+
+    def make_unit(
+        self, attempt: Callable[[Unit[C, R]], R], lender: Lender[C], *, timeout_s: float, idempotent: bool
+    ) -> Unit[C, R]:
+        """A unit of work on this endpoint; arguments as Unit has them."""
+        return self._unit_class(self._gate, attempt, lender, timeout_s=timeout_s, idempotent=idempotent)
 
     # -- following the segment -----------------------------------------------------------------------------------
 

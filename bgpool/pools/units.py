@@ -63,9 +63,12 @@ class Unit(ABC, Generic[C, R]):
 
     Attributes:
         driver_error: The root of the driver's errors.
+        needs_begin: Whether BEGIN must have been sent when ``begin`` is called: not every first statement begins a
+            transaction there, even where autocommit is off.
     """
 
     driver_error: ClassVar[type[Exception]]
+    needs_begin: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -147,6 +150,11 @@ class Unit(ABC, Generic[C, R]):
         """Seconds until the time for attempts is up, >= 0."""
         return max(0.0, self._deadline - time.monotonic())
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last attempt may have been applied although it failed."""
+        return bool(self._doubt)
+
     # -- what an attempt calls -----------------------------------------------------------------------------------
 
     def begin(self, connection: C) -> None:
@@ -192,6 +200,10 @@ class Unit(ABC, Generic[C, R]):
             self._settle_refusal(aware, error)
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def is_autocommit(self, connection: C) -> bool:
+        """Whether each statement on *connection* commits by itself unless a transaction was begun."""
 
     @abstractmethod
     def check(self, connection: C) -> None:

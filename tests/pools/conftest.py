@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import sessionmaker
 
 from bgpool import testing
 from bgpool.core.engine import Engine
 from bgpool.core.events import Answered, Resolved
 from bgpool.core.phase import Phase, Role
 from bgpool.dsn import parse
+from bgpool.integrations import sqlalchemy as sa
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.monitor.probe import now
@@ -22,7 +26,7 @@ from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit
+from tests.engines import KITS, WAYS, Kit, Sqlalchemy
 from tests.pools.proxy import CommitCutter
 
 
@@ -43,10 +47,13 @@ def mysql_pair() -> Iterator[Pair]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The kit of each engine that the module's ``ENGINES`` name; a module whose promises name none has them all."""
+    """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work."""
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
-        metafunc.parametrize("kit", [KITS[engine] for engine in engines], ids=[engine.value for engine in engines])
+        kits: list[Kit] = [KITS[engine] for engine in engines]
+        if "make_runner" in metafunc.fixturenames:
+            kits = [kit for engine in engines for kit in WAYS[engine]]
+        metafunc.parametrize("kit", kits, ids=[kit.name for kit in kits])
 
 
 @pytest.fixture
@@ -99,6 +106,53 @@ def _maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual:
     yield make
     for one in made:
         one.close()
+
+
+class Runner:
+    """Runs units of work through SQLAlchemy, called as a pool is."""
+
+    def __init__(self, maker: Any) -> None:
+        self._maker = maker
+
+    def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """As Pool.run."""
+        return sa.run(self._maker, fn, *args, **options)
+
+
+@pytest.fixture
+def make_engine(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes engines of SQLAlchemy's on the test's own directory; a monitor starts unless there is a *deployment*."""
+    made: list[Any] = []
+
+    def make(**options: Any) -> sqlalchemy.Engine:
+        plain = make_url(pair.dsn)
+        query = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run")}
+        url = plain.set(drivername=f"{plain.drivername}+bgpool").update_query_dict(query)
+        options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 5.0} | options
+        engine = sqlalchemy.create_engine(url, **options)
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        assert engine.pool.checkedout() == 0, "a slot was lost"
+        engine.dispose()
+        engine.dialect.bgpool_connector.close()
+
+
+@pytest.fixture
+def make_runner(kit: Kit, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes what has ``run``: a pool, or SQLAlchemy with an engine of its own, which needs a *deployment*."""
+    if not isinstance(kit, Sqlalchemy):
+        pools: Callable[..., Any] = request.getfixturevalue("make_pool")
+        return pools
+    make_engine, sessions = request.getfixturevalue("make_engine"), kit.sessions
+
+    def make(max_size: int = 2) -> Runner:
+        engine = make_engine(pool_size=max_size)
+        return Runner(sessionmaker(engine) if sessions else engine)
+
+    return make
 
 
 @pytest.fixture

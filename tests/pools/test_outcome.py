@@ -58,10 +58,10 @@ def refused(pair: Pair, function: str, how: str = "undefined_function") -> Itera
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
 def test_postgresql_12_gives_receipts_and_knows_what_became_of_them(
-    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
+    make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
     """RDS has it from 12.21 on; what it has not is of PostgreSQL 13."""
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     cutter.when = when
     with refused(pair, "pg_current_xact_id_if_assigned()"), refused(pair, "pg_xact_status(xid8)"):
         assert pool.run(work) == answer
@@ -71,9 +71,9 @@ def test_postgresql_12_gives_receipts_and_knows_what_became_of_them(
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", REFUSALS)
 def test_a_refused_receipt_costs_the_unit_nothing_but_certainty(
-    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, how: str
+    make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, how: str
 ) -> None:
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     with refused(pair, "pg_current_wal_insert_lsn()", how):
         assert [pool.run(work) for _ in range(2)] == ["call 1", "call 2"]
         assert work.rows(pair) == 2
@@ -85,7 +85,7 @@ def test_a_refused_receipt_costs_the_unit_nothing_but_certainty(
 
 @pytest.mark.usefixtures("prepared")
 def test_what_was_refused_is_not_asked_for_again(
-    make_pool: MakePool, pair: Pair, work: Work, monkeypatch: pytest.MonkeyPatch
+    make_runner: MakePool, pair: Pair, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the server's log would have an error for every unit of a switchover."""
     asked: list[object] = []
@@ -95,7 +95,7 @@ def test_what_was_refused_is_not_asked_for_again(
         return take_receipt(connection, lineage)
 
     monkeypatch.setattr(unit, "take_receipt", count)
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     with refused(pair, "pg_current_wal_insert_lsn()"):
         for _ in range(3):
             pool.run(work)
@@ -104,10 +104,10 @@ def test_what_was_refused_is_not_asked_for_again(
 
 @pytest.mark.usefixtures("prepared")
 def test_a_receipt_that_took_too_long_is_asked_for_again_by_the_next_unit(
-    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+    kit: Kit, make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
-    pool = make_pool(max_size=1)
-    work.meanwhile = lambda conn: conn.execute("SET LOCAL statement_timeout = '300ms'")
+    pool = make_runner(max_size=1)
+    work.meanwhile = lambda conn: kit.execute(conn, "SET LOCAL statement_timeout = '300ms'")
     with refused(pair, "pg_current_wal_insert_lsn()", "slow"):
         assert pool.run(work) == "call 1"
     cutter.when = "after"
@@ -118,9 +118,9 @@ def test_a_receipt_that_took_too_long_is_asked_for_again_by_the_next_unit(
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", ["undefined", "no grant"])
 def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
-    make_pool: MakePool, pair: Pair, work: Work, how: str
+    make_runner: MakePool, pair: Pair, work: Work, how: str
 ) -> None:
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     if how == "undefined":
         with refused(pair, "pg_control_system()"):
             assert pool.run(work) == "call 1"
@@ -166,9 +166,9 @@ def test_a_pool_that_was_closed_is_asked_no_more(
 
 @pytest.mark.usefixtures("prepared")
 def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
-    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+    make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     cutter.when = "after"
     began = time.monotonic()
     with refused(pair, "txid_status(int8)"), pytest.raises(bgpool.CommitOutcomeUnknown):
@@ -194,7 +194,7 @@ def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: 
 
 @pytest.mark.usefixtures("prepared")
 def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind_it(
-    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
+    kit: Kit, make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Outcome] = []
 
@@ -204,7 +204,7 @@ def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind
         return asked[-1]
 
     monkeypatch.setattr(unit, "outcome_of", ask)
-    pool = make_pool(max_size=1)
+    pool = make_runner(max_size=1)
     cutter.when = "after"
     assert pool.run(work, timeout=8.0) == "call 1"
     assert asked == [Outcome.COMMITTED]

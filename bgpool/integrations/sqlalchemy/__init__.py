@@ -1,12 +1,13 @@
 """SQLAlchemy through switchovers: ``create_engine("postgresql+bgpool://…?bg_id=ledger")``, or ``mysql+bgpool://``.
 
 SQLAlchemy keeps its own pool, and everything of it means what it means there. bgpool holds a checkout before it takes a
-place in the pool, makes the connections, and has a stale one replaced when it is checked out.
+place in the pool, makes the connections, and has a stale one replaced when it is checked out. A unit of work that a
+switchover cuts is called again: see run and transactional.
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+__all__ = ["run", "transactional"]
 
 try:
     from sqlalchemy import __version__ as _version
@@ -17,3 +18,6 @@ except ImportError as error:
 
 if int(_version.split(".")[0]) < 2:
     raise ImportError(f"bgpool.integrations.sqlalchemy needs SQLAlchemy 2.0 or 2.1, and this is {_version}")
+
+# Behind the check, for they need SQLAlchemy.
+from bgpool.integrations.sqlalchemy.units import run, transactional  # see above

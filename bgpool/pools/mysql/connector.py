@@ -6,6 +6,7 @@ from bgpool.pools import options
 from bgpool.pools.connector import Connector
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import MysqlRecipe
+from bgpool.pools.mysql.unit import MysqlUnit
 
 __all__ = ["MysqlConnector"]
 
@@ -15,3 +16,4 @@ class MysqlConnector(Connector[MysqlConnection]):
 
     OPTIONS = options.MYSQL_CONNECTOR
     _recipe_class = MysqlRecipe
+    _unit_class = MysqlUnit

@@ -25,6 +25,11 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     """One unit of work on a MySQL pool."""
 
     driver_error: ClassVar[type[Exception]] = pymysql.err.MySQLError
+    needs_begin: ClassVar[bool] = True
+
+    def is_autocommit(self, connection: MysqlConnection) -> bool:
+        """As Unit says."""
+        return connection.get_autocommit()
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""

@@ -182,9 +182,12 @@ def commits(text: str) -> bool:
 
 
 def ends(gen: Gen) -> bool:
-    """Whether *gen* may send the end of the transaction as a statement; so may one whose text cannot be found."""
-    if _kind(gen) is not Kind.STATEMENT:
-        return False
+    """Whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
+    kind = _kind(gen)
+    if kind is Kind.END_OF_BLOCK:
+        kind = _end_of_block(gen.gi_frame)
+    if kind is not Kind.STATEMENT:
+        return kind in (Kind.COMMIT, Kind.ROLLBACK)
     text = _text(gen, None)
     return text is None or _ends(text)
 

@@ -299,8 +299,11 @@ class SwitchoverAware(_Base):
     def bgpool_settle_refusal(self) -> None:
         """As Aware says."""
         if self._unsettled and self.pgconn.transaction_status in SETTLED:
+            ended = self.bgpool_ended
             with contextlib.suppress(psycopg.Error):
                 self.rollback()
+            # That was not the function of a unit.
+            self.bgpool_ended = ended
 
     def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""

@@ -9,6 +9,7 @@ import psycopg
 from bgpool.pools import options
 from bgpool.pools.connector import Connector
 from bgpool.pools.postgres.recipe import PostgresRecipe
+from bgpool.pools.postgres.unit import PostgresUnit
 
 __all__ = ["PostgresConnector"]
 
@@ -18,3 +19,4 @@ class PostgresConnector(Connector[psycopg.Connection[Any]]):
 
     OPTIONS = options.POSTGRES_CONNECTOR
     _recipe_class = PostgresRecipe
+    _unit_class = PostgresUnit

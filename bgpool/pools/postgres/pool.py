@@ -40,7 +40,11 @@ class PostgresPool(Pool[psycopg.Connection[Any]]):
         try:
             with connection.transaction():
                 unit.begin(connection)
-                result = fn(connection)
+                try:
+                    result = fn(connection)
+                finally:
+                    # Before psycopg's block ends the transaction after an error, which is no doing of the function's.
+                    unit.leave(connection)
                 unit.finish(connection, result)
         except BaseException as error:
             unit.fail(connection, error)

@@ -32,15 +32,27 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
     _receipt: Receipt | None = None
     # Whether green was a physical replica when the receipt was taken.
     _promotes: bool = False
+    # Whether the transaction was open when the function was called; else its first statement opens it.
+    _was_open: bool = True
 
     def _reset(self) -> None:
         super()._reset()
         self._receipt = None
 
+    def is_autocommit(self, connection: psycopg.Connection[Any]) -> bool:
+        """As Unit says."""
+        return connection.autocommit
+
+    def begin(self, connection: psycopg.Connection[Any]) -> None:
+        """As Unit says."""
+        super().begin(connection)
+        self._was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
+
     def take_receipt(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover."""
         # A receipt tells of one transaction.
-        if not self._ended and self._gate.switching():
+        is_open = connection.pgconn.transaction_status == TransactionStatus.INTRANS
+        if is_open and not self._ended and self._gate.switching():
             self._receipt = _receipt(connection)
             self._promotes = self._gate.green_was_replica()
 
@@ -107,6 +119,9 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.INERROR:
             raise _failed()
+        if status == TransactionStatus.IDLE and not (self._was_open or cast(SwitchoverAware, connection).bgpool_ended):
+            # The function has sent nothing.
+            return
         if status != TransactionStatus.INTRANS:
             raise psycopg.ProgrammingError(
                 "the function ended the transaction that it was called in; a unit of work is committed by its runner"
