@@ -20,7 +20,7 @@ from tests.engines import KITS, Kit
 @pytest.fixture(scope="session")
 def postgres_pair() -> Iterator[Pair]:
     """A blue and a green PostgreSQL server that no test switches over."""
-    with Pair() as pair:
+    with Pair(settings={"max_prepared_transactions": "5"}) as pair:
         ledger.create(pair)
         yield pair
 
