@@ -24,8 +24,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: How the monitor gets a password, where the application's comes with each connection.
 GIVE_PASSWORD: Final = (
-    "give what makes it as password, such as bgpool.auth.RdsIam() (SQLAlchemy: in connect_args), or the monitor a "
-    "login of its own: blue-green-monitoring-user and blue-green-monitoring-password"
+    "give what makes it as password, such as bgpool.auth.RdsIam(), or the monitor a login of its own as "
+    "monitoring={'user': ..., 'password': ...}; with SQLAlchemy in connect_args"
 )
 
 

@@ -21,7 +21,7 @@ from bgpool.logs import log_fields
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.resolver import Resolver
-from bgpool.settings import Settings
+from bgpool.settings import Settings, is_disabled
 
 __all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "Place", "Recipe"]
 
@@ -292,7 +292,7 @@ class Recipe(ABC):
         if given is None or given == own or self.given_password:
             return
         self.given_password = True
-        if dsn.monitoring_password is None and dsn.monitoring.get("password") == own:
+        if dsn.monitoring_password is None and dsn.monitoring.get("password") == own and not is_disabled():
             extra = log_fields("given_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning(
                 "[bg_id: %r] the password of user %r comes with each connection, and the monitor, which is a process "

@@ -80,7 +80,7 @@ def test_application_and_monitor_say_what_to_do(
         engine.dispose()
     (said,) = events(caplog, "given_password")
     assert f"user {ROLE!r} comes with each connection, and the monitor, which is a process of its own, has none" in said
-    assert "bgpool.auth.RdsIam() (SQLAlchemy: in connect_args)" in said
+    assert "monitoring={'user': ..., 'password': ...}; with SQLAlchemy in connect_args" in said
     wait_until(
         lambda: (
             "comes with each connection (from a do_connect listener), the monitor does not have it"
@@ -90,7 +90,7 @@ def test_application_and_monitor_say_what_to_do(
     wait_until(lambda: bool(events(caplog, "no_answer")))
     for told in (*events(caplog, "no_answer"), missing(bare, tmp_path / "run")):
         assert "bgpool.auth.RdsIam()" in told
-        assert "blue-green-monitoring-user" in told
+        assert "with SQLAlchemy in connect_args" in told
     assert pair.app_password not in caplog.text
 
 
