@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy
@@ -32,6 +33,14 @@ def test_a_ping_of_what_is_closed_fails_with_the_drivers_error(make_engine: Make
     connection.dbapi_connection.close()
     with pytest.raises(engine.dialect.loaded_dbapi.Error):
         engine.dialect.do_ping(connection.dbapi_connection)
+
+
+@pytest.mark.lab
+def test_a_proxy_is_rolled_back_by_its_own_method(make_engine: MakeEngine) -> None:
+    proxy = make_engine().raw_connection()
+    with mock.patch.object(proxy, "rollback", wraps=proxy.rollback) as rollback:
+        proxy.close()
+    assert rollback.mock_calls == [mock.call()]
 
 
 def test_mariadbs_url() -> None:

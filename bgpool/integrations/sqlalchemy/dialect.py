@@ -158,7 +158,8 @@ class BgpoolDialect(_Base):
         if _is_gone(connection):
             return
         try:
-            super().do_rollback(connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
+            # By the proxy, where there is one: who has replaced its rollback() is called.
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
         except self.loaded_dbapi.Error:
             if not _is_gone(connection):
                 raise
