@@ -15,3 +15,11 @@ def no_pool_outlives_its_module() -> Iterator[None]:
     yield
     for pool in registry.pools():
         pool.close(timeout=0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have recorded as ``told``: a result that is more than passed or failed."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "told":
+                terminalreporter.write_line(str(value))

@@ -1,0 +1,115 @@
+"""SQLAlchemy's own tests through our dialects: what passes with the dialect that one is derived from passes with it.
+
+Our pools are gated and watched meanwhile: a deployment is there, in CREATED. What the server or the machine lets fail
+with both dialects is no matter of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Final
+
+import pytest
+
+from bgpool.testing import deployment
+from tests.sqlalchemy.suite import runs, sdist
+from tests.sqlalchemy.suite.runs import Run
+from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
+
+COMMON: Final = ("test/engine/test_reconnect.py", "test/engine/test_pool.py", "test/orm/test_transaction.py")
+PART_TIMEOUT_S: Final = 100.0
+WHOLE_TIMEOUT_S: Final = 1200.0
+
+
+class Both:
+    """Runs tests with SQLAlchemy's dialect and with ours, on one server."""
+
+    def __init__(self, server: Servers, scratch: Path) -> None:
+        """On *server*, with *scratch* for what the runs write."""
+        self._server = server
+        self._scratch = scratch
+        self._tree = sdist.unpacked()
+
+    def plain(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
+        """With SQLAlchemy's."""
+        url = self._server.url(PLAIN[self._server.engine])
+        return runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
+
+    def ours(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
+        """With ours, in a deployment."""
+        with deployment(blue=self._server.blue, green=self._server.green, bg_id="suite") as made:
+            url = self._server.url("bgpool", bg_id="suite", bg_run_dir=str(made.run_dir))
+            run = runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
+        assert (run.dialect[:6], run.phase) == ("Bgpool", "CREATED")
+        return run
+
+    def lost(self, plain: Run, ours: Run, timeout_s: float, *options: str) -> dict[str, str]:
+        """As `runs.lost`."""
+        return runs.lost(
+            plain, ours, lambda files: (self.plain(files, timeout_s, *options), self.ours(files, timeout_s, *options))
+        )
+
+
+@pytest.fixture(scope="class")
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    """Runs tests on a server of the engine."""
+    with servers(request.cls.engine) as server:
+        yield Both(server, tmp_path_factory.mktemp("suite"))
+
+
+class Suite:
+    """A class for each engine, so that they run side by side."""
+
+    engine: ClassVar[str]
+    own: ClassVar[str]
+
+    @pytest.mark.lab
+    @pytest.mark.timeout(5 * PART_TIMEOUT_S)
+    def test_a_part_passes(self, both: Both) -> None:
+        """Where all of it passes with ours there is nothing to compare."""
+        options = PART_TIMEOUT_S, "--notimingintensive"
+        ours = both.ours([*COMMON, f"{self.own}/test_dialect.py"], *options)
+        assert len(ours.of("passed")) > 400, str(ours)
+        if ours.of("failed"):
+            plain = both.plain(sorted({test.partition("::")[0] for test in ours.of("failed")}), *options)
+            assert both.lost(plain, ours, *options) == {}
+
+    @pytest.mark.lab
+    @pytest.mark.full
+    @pytest.mark.timeout(4 * WHOLE_TIMEOUT_S)
+    def test_what_passes_with_sqlalchemys_dialect_passes_with_ours(
+        self, both: Both, record_property: Callable[[str, object], None]
+    ) -> None:
+        selection = *COMMON, "test/dialect/test_suite.py", self.own
+        plain, ours = both.plain(selection, WHOLE_TIMEOUT_S), both.ours(selection, WHOLE_TIMEOUT_S)
+        for run in (plain, ours):
+            record_property("told", str(run))
+        assert both.lost(plain, ours, WHOLE_TIMEOUT_S) == {}
+
+
+class TestPostgresql(Suite):
+    engine = "postgresql"
+    own = "test/dialect/postgresql"
+
+
+class TestMysql(Suite):
+    engine = "mysql"
+    own = "test/dialect/mysql"
+
+
+def test_what_is_lost() -> None:
+    """What fails with both, or no more when it is run again, is not; a test that is gone or skipped is."""
+    same = {"a::1": ("passed", ""), "b::1": ("failed", "no locale"), "b::2": ("skipped", "")}
+    plain = Run("", "", same | {"a::2": ("passed", ""), "a::3": ("passed", ""), "c::1": ("passed", "")})
+    ours = Run("", "", same | {"a::2": ("failed", "late"), "a::3": ("failed", "why"), "b::2": ("failed", "")})
+    again: list[Sequence[str]] = []
+
+    def run(files: Sequence[str]) -> tuple[Run, Run]:
+        again.append(files)
+        return plain, Run("", "", same | {"a::2": ("passed", ""), "a::3": ("failed", "why"), "b::2": ("skipped", "")})
+
+    assert runs.lost(plain, ours, run) == {"a::3": "failed\nwhy", "c::1": "not run\n"}
+    assert again == [["a", "c"]]
+    assert runs.lost(plain, plain, run) == {}
+    assert len(again) == 1
