@@ -37,7 +37,7 @@ ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module
 #: What a page takes for granted.
 GRANTED = {"README.md": "def place_order(conn, item): return item"}
 #: What is true after a page.
-AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1"}
+AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1", "sqlalchemy.md": "total == 4"}
 #: What closes the connections that a page leaves open on purpose; engines are disposed of in any case.
 GOODBYE = {"connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()"}
 ON_MYSQL = {"mysql.md", "dbutils.md"}
