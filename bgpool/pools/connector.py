@@ -15,7 +15,7 @@ import psycopg_pool
 from bgpool.dsn import Dsn
 from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
-from bgpool.pools.recipe import Aware, DriversPool
+from bgpool.pools.recipe import DriversPool
 from bgpool.pools.source import ConnectionSource
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
@@ -100,13 +100,16 @@ class Connector(ConnectionSource[C]):
         Raises:
             ValueError: *conn* was not opened by a connector.
         """
-        connection = cast(Aware, conn)
+        # Asked at every checkout: no call that can be done without.
+        connection: Any = conn
         try:
-            generation = connection.bgpool_generation
+            generation: Generation = connection.bgpool_generation
         except AttributeError:
             raise ValueError(f"{conn!r} was not opened by {self!r}") from None
-        live = bool(generation.live[0]) and not generation.retired
-        return live and not connection.bgpool_unfit and not connection.bgpool_cut and connection.bgpool_is_open
+        if not generation.live[0] or generation.retired or connection.bgpool_unfit or connection.bgpool_cut:
+            return False
+        is_open: bool = connection.bgpool_is_open
+        return is_open
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
         """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.

@@ -36,6 +36,7 @@ __all__ = ["SwitchoverAware", "aware"]
 RV = TypeVar("RV")
 
 _BAD: Final = ConnStatus.BAD
+_IDLE: Final = TransactionStatus.IDLE
 #: A server that says so ends the session.
 _ENDS_SESSION: Final = frozenset({"FATAL", "PANIC"})
 #: Generators that send nothing while no transaction is open.
@@ -307,7 +308,7 @@ class SwitchoverAware(_Base):
 
     def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""
-        if self.pgconn.transaction_status == TransactionStatus.IDLE and not (
+        if self.pgconn.transaction_status == _IDLE and not (
             self._num_transactions or self._tpc or self._pipeline or self._unsettled
         ):
             # As psycopg finds, too, once it has taken a lock and made a generator: SQLAlchemy asks at every return.
