@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg_pool
+from sqlalchemy import URL, make_url
 
 import bgpool
+from benchmarks import alchemy_costs
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import compare
 from bgpool.core.phase import Phase, Role
@@ -28,7 +30,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 TITLE: Final = "Checkout in quiet times"
 QUESTION: Final = (
     "What does a checkout and return cost over the bare pool underneath, and a statement over the bare connection? "
-    "Both pools talk to one server; what is measured sends nothing, but for the statement. Rounds of both alternate, "
+    "And what does an engine of SQLAlchemy's cost on bgpool's dialect, over the plain one? "
+    "All pools talk to one server; what is measured sends nothing, but for the statements. Rounds of both alternate, "
     "and the figures are medians over the rounds."
 )
 READY_S: Final = 15.0
@@ -48,11 +51,13 @@ _SEGMENT_COLUMNS: Final = (Column("what", "what", is_key=True), Column("ns", "ns
 def run(*, quick: bool) -> Result:
     """One repetition: a pair of pools on one server, and a segment without any."""
     rounds, calls = (4, 500) if quick else (40, 5000)
-    with tempfile.TemporaryDirectory() as directory, _pools(Path(directory) / "run") as (ours, bare):
+    with tempfile.TemporaryDirectory() as directory, _pools(Path(directory) / "run") as (pair, ours, bare):
         figures = {name: compare(a, b, rounds=rounds, calls=calls) for name, a, b in _ways(bare, ours)}
         with _two_connections(bare, ours) as (theirs, mine):
             statements = compare(_statement(theirs), _statement(mine), rounds=rounds, calls=max(1, calls // 10))
         figures["one statement on a connection"] = statements
+        with alchemy_costs.engines(*_urls(pair), _options(pair, Path(directory) / "run")) as engines:
+            alchemy = tuple(alchemy_costs.rows(*engines, rounds=rounds, calls=calls))
     rows = tuple({"what": name, **figure} for name, figure in figures.items())
     notes = (
         "A statement: where a wrapper would sit on it. The server's processes are on the client's core meanwhile.",
@@ -61,18 +66,25 @@ def run(*, quick: bool) -> Result:
     return Result(
         (
             Table("checkout", "Checkout and return, beside psycopg_pool", _COLUMNS, rows, notes=notes),
+            Table(
+                "alchemy",
+                "Checkout and return of a SQLAlchemy engine, beside QueuePool on psycopg's dialect",
+                alchemy_costs.COLUMNS,
+                alchemy,
+                notes=("Both engines have QueuePool's way of pooling, with one connection that is open.",),
+            ),
             Table("segment", "What is asked of the segment", _SEGMENT_COLUMNS, _segment_rows(calls)),
         )
     )
 
 
 @contextlib.contextmanager
-def _pools(run_dir: Path) -> Iterator[tuple[Any, Any]]:
+def _pools(run_dir: Path) -> Iterator[tuple[Pair, Any, Any]]:
     """bgpool's in a deployment that is ready, and psycopg_pool's."""
     with Pair() as pair:
         Director(pair).create_deployment()
         bare = psycopg_pool.ConnectionPool(pair.direct_dsn(pair.blue), min_size=2, open=True)
-        ours = bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=run_dir, min_size=2)
+        ours = bgpool.get_pool(pair.dsn, min_size=2, **_options(pair, run_dir))
         try:
             bare.wait()
             deadline = time.monotonic() + READY_S
@@ -82,10 +94,20 @@ def _pools(run_dir: Path) -> Iterator[tuple[Any, Any]]:
                 ours.putconn(ours.getconn())
                 time.sleep(0.05)
             time.sleep(SETTLE_S)
-            yield ours, bare
+            yield pair, ours, bare
         finally:
             ours.close()
             bare.close()
+
+
+def _options(pair: Pair, run_dir: Path) -> dict[str, Any]:
+    return {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}
+
+
+def _urls(pair: Pair) -> tuple[URL, URL]:
+    """The plain dialect's, by address, and bgpool's, by name."""
+    plain, ours = make_url(pair.direct_dsn(pair.blue)), make_url(pair.dsn)
+    return plain.set(drivername="postgresql+psycopg"), ours.set(drivername="postgresql+bgpool")
 
 
 def _ways(bare: Any, ours: Any) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.crew import Attempt
 
-__all__ = ["first_success_s", "is_back", "longest_gap_s", "median_s", "most_s"]
+__all__ = ["first_success_s", "in_flight", "is_back", "longest_gap_s", "median_s", "most_s"]
 
 
 def longest_gap_s(attempts: Sequence[Attempt], since_s: float) -> float:
@@ -35,6 +35,11 @@ def is_back(attempts: Sequence[Attempt], since_s: float) -> bool:
 def first_success_s(attempts: Iterable[Attempt], since_s: float) -> float | None:
     """From *since_s* to the first success after it; None without one."""
     return next((a.ended_s - since_s for a in attempts if a.ok and a.ended_s > since_s), None)
+
+
+def in_flight(attempts_of: Iterable[Sequence[Attempt]], from_s: float, to_s: float) -> int:
+    """How many threads had an attempt under way at some moment from *from_s* to *to_s*."""
+    return sum(any(a.began_s <= to_s and a.ended_s >= from_s for a in attempts) for attempts in attempts_of)
 
 
 def median_s(values: Sequence[float | None]) -> float | None:

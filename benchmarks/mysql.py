@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import pymysql
 from dbutils.pooled_db import PooledDB
+from sqlalchemy import make_url
 
 import bgpool
-from benchmarks import mysql_switchover
+from benchmarks import alchemy_costs, mysql_switchover
 from benchmarks.machine import machine
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import medians
@@ -201,6 +202,15 @@ def costs(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[dict[st
     return found
 
 
+def alchemy_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
+    """SQLAlchemy's engines on PyMySQL's dialect and on bgpool's, in alternating rounds."""
+    theirs = make_url(pair.direct_dsn(pair.blue)).set(drivername="mysql+pymysql")
+    mine = make_url(pair.dsn).set(drivername="mysql+bgpool")
+    with alchemy_costs.engines(theirs, mine, {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}) as engines:
+        time.sleep(SETTLE_S)
+        return alchemy_costs.rows(*engines, rounds=rounds, calls=calls)
+
+
 def _row(what: str, three: Sequence[Callable[[], object]], rounds: int, calls: int) -> dict[str, Value]:
     theirs_us, bgpool_us, *interface_us = medians(*three, rounds=rounds, calls=calls)
     interface: Value = interface_us[0] if interface_us else None
@@ -225,12 +235,14 @@ def run(*, quick: bool) -> Result:
     """One repetition on each server."""
     rounds, calls = (3, 50) if quick else (20, 1000)
     load = os.getloadavg()[0]
-    found: dict[str, list[Mapping[str, Value]]] = {"checkout": [], "slow_connect": [], "switchover": []}
+    found: dict[str, list[Mapping[str, Value]]] = {"checkout": [], "alchemy": [], "slow_connect": [], "switchover": []}
     for server, place in servers().items():
         with tempfile.TemporaryDirectory() as directory, Pair(engine="mysql", programs=place) as pair:
             run_dir = Path(directory) / "run"
             rows = costs(pair, run_dir, rounds=rounds, calls=calls)
             found["checkout"] += [{"server": server, **row} for row in rows]
+            alchemy = alchemy_rows(pair, run_dir, rounds=rounds, calls=calls)
+            found["alchemy"] += [{"server": server, **row} for row in alchemy]
             found["slow_connect"] += [
                 {"server": server, "pool": name, "first_s": w[0], "second_last_s": w[-2], "last_s": w[-1]}
                 for name, w in slow_connects(pair, run_dir).items()
@@ -247,6 +259,8 @@ def run(*, quick: bool) -> Result:
         (
             Table("checkout", "Beside DBUtils' PooledDB with ping=1 on the same server", _COLUMNS,
                   tuple(found["checkout"]), notes=notes),
+            Table("alchemy", "Checkout and return of a SQLAlchemy engine, beside QueuePool on PyMySQL's dialect",
+                  (_SERVER, *alchemy_costs.COLUMNS), tuple(found["alchemy"]), notes=notes),
             Table("slow_connect", waits_title, _WAIT_COLUMNS, tuple(found["slow_connect"]),
                   ranked_by=("second_last_s",), rivals="pool", notes=notes),
             Table("switchover", switchover_title, _SWITCHOVER_COLUMNS, tuple(found["switchover"]),

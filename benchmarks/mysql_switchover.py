@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pymysql
 from dbutils.pooled_db import PooledDB as TheirPooledDB
+from sqlalchemy.exc import DBAPIError
 
 import bgpool
+from benchmarks import clients
+from benchmarks.clients import Config
 from benchmarks.result import Value
 from bgpool.integrations.dbutils import PooledDB
 from bgpool.lab import Director, Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.lab.scenarios.scenario import FAST
+from bgpool.lab.waiting import wait_until
 from bgpool.resolver import make_resolver
 
 __all__ = ["CLIENTS", "THREADS", "measure"]
@@ -83,10 +89,25 @@ def _run(pair: Pair, stack: contextlib.ExitStack) -> Write:
     return lambda key: pool.run(insert, key)
 
 
+def _alchemy(client: str, pair: Pair, stack: contextlib.ExitStack) -> Write:
+    """A client of the *switchover* benchmark's, on the other engine."""
+    spec = clients.CLIENTS[client]
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
+    config = Config(pair.dsn, ("", ""), resolver=pair.resolver, size=THREADS, directory=directory)
+    # What SQLAlchemy says of connections that were cut belongs into an application's log.
+    logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
+    made = spec.make(config)
+    stack.callback(made.close)
+    made.write((0, 0, 1))
+    wait_until(lambda: spec.has_seen(config), timeout_s=_READY_S, what=f"{client} sees the deployment")
+    return made.write
+
+
 CLIENTS: Final[dict[str, Callable[[Pair, contextlib.ExitStack], Write]]] = {
     "DBUtils' PooledDB": _theirs,
     "bgpool's PooledDB": _interface,
     "bgpool's pool.run": _run,
+    **{name: partial(_alchemy, name) for name in clients.CLIENTS if name.startswith("SQLAlchemy")},
 }
 
 
@@ -128,7 +149,7 @@ class _Crowd:
             try:
                 write((1, thread, n))
                 self.done.append((time.monotonic(), (1, thread, n)))
-            except pymysql.err.Error:
+            except (pymysql.err.Error, DBAPIError):
                 # Whatever it was: it may have been COMMIT that was cut.
                 self.errors += 1
                 self.unknown.append((1, thread, n))

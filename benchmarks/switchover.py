@@ -46,6 +46,8 @@ _COLUMNS: Final = (
     Column("split", "rows split or doubled"),
     Column("never", "threads not back"),
     Column("errors", "errors"),
+    Column("in_flight", "writes in flight at the cut"),
+    Column("strayed", "connections left on the wrong side"),
     Column("down_s", "database down (s)", 3),
     Column("gap_s", "longest gap (s)", 3),
     Column("excess_s", "beyond the down time (s)", 3),
@@ -104,6 +106,8 @@ def _row(scenario: Scenario, client: str, settle_s: float) -> dict[str, Value]:
         "client": client,
         "lost": found.lost,
         "split": found.split,
+        "in_flight": found.in_flight,
+        "strayed": found.strayed,
         "down_s": found.down_s,
         "gap_s": found.longest_gap_s,
         "cpu_s": found.cpu_s,
@@ -158,6 +162,9 @@ def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, .
         " database's first write after the outage.",
         f"Not back: the thread's last attempt failed or never ended, {settle_s:g} s after the last step. A client of"
         " which a thread is not back has no longest gap.",
+        "In flight at the cut: threads with a write under way at some moment between the database's last write and the"
+        " end of the step that cuts connections. The wrong side at the end is old blue, and green in a rollback; what"
+        " a client keeps open there to monitor counts, bgpool's own monitor's two aside.",
         f"CPU: of all the client's processes, with what polls beside them, from the first step to {CPU_AFTER_S:g} s"
         " after the last.",
         "Who connects by name before DNS has moved comes to old blue, which lets clients in again and is read-only; a"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,9 +12,11 @@ from benchmarks import gaps, hosts
 from benchmarks.clients import CLIENTS, Config
 from benchmarks.crew import PAUSE_S, Crew, Report
 from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, ledger
+from bgpool.lab.ledger import Key
 from bgpool.lab.scenarios.evidence import metadata_frozen
 from bgpool.lab.scenarios.hosts import black_hole_blue
 from bgpool.lab.scenarios.scenario import FAST, Stage
+from bgpool.lab.truth import Outage, Side
 from bgpool.lab.waiting import wait_until
 
 __all__ = [
@@ -61,6 +63,12 @@ _SEEN_TIMEOUT_S: Final = 60.0
 _START_TIMEOUT_S: Final = 120.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    pair: Pair
+    director: Director
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A switchover that is compared.
@@ -74,6 +82,40 @@ class Scenario:
     schedule: Schedule = SCHEDULE
     stage: Callable[[Stage], None] | None = None
     rolled_back: bool = False
+
+    @property
+    def loser(self) -> Side:
+        """The side on which no application has any business at the end."""
+        return "green" if self.rolled_back else "blue"
+
+    def prepare(self, pair: Pair, director: Director) -> None:
+        """Alter the steps of *director*, before the deployment is created."""
+        if self.stage is not None:
+            self.stage(_Stage(pair, director))
+
+    def direct(self, director: Director) -> None:
+        """Play it; returns after the last step."""
+        if self.rolled_back:
+            director.rollback_from("IN_PROGRESS")
+        else:
+            director.run()
+
+    def outage(self, truth: TruthProbe) -> Outage:
+        """The outage that the switchover was.
+
+        Raises:
+            LabError: There was none, or the longest did not end as the scenario does.
+        """
+        outage = max(truth.outages, key=lambda each: each.down_s, default=None)
+        if outage is None:
+            raise LabError("the database was never down")
+        if outage.next_side == self.loser:
+            raise LabError(f"the longest outage ended on {outage.next_side}")
+        return outage
+
+    def judge(self, pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key]) -> ledger.Verdict:
+        """The ledger's verdict, for the side that survives."""
+        return (ledger.judge_rollback if self.rolled_back else ledger.judge)(pair, acknowledged, unknown)
 
 
 HEALTHY: Final = Scenario("healthy")
@@ -113,6 +155,9 @@ class Run:
         lost: Rows that were acknowledged and are gone.
         split: Rows on the wrong server, and rows that are there twice.
         error_classes: The errors by their class.
+        in_flight: Threads with a write under way when the database went down: from its last write to the moment at
+            which connections were cut.
+        strayed: Connections that were left at the end to the side that is not the primary.
     """
 
     down_s: float
@@ -126,6 +171,8 @@ class Run:
     lost: int
     split: int
     error_classes: dict[str, int]
+    in_flight: int
+    strayed: int
 
     @property
     def excess_s(self) -> float | None:
@@ -136,12 +183,6 @@ class Run:
     def median_excess_s(self) -> float | None:
         """The same for the median thread."""
         return None if self.median_gap_s is None else self.median_gap_s - self.down_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    pair: Pair
-    director: Director
 
 
 def play(
@@ -168,13 +209,12 @@ def play(
             )
         )
         crew.wait_writing(_START_TIMEOUT_S)
-        if scenario.stage is not None:
-            scenario.stage(_Stage(pair, director))
+        scenario.prepare(pair, director)
         director.create_deployment()
         _wait_seen(client, crew)
         with TruthProbe(pair) as truth:
-            began_s, cpu_s = _switch_over(scenario, director, crew, settle_s)
-        return _judge(scenario, pair, truth, crew.report(), began_s, cpu_s)
+            began_s, cpu_s, strayed = _switch_over(scenario, director, crew, settle_s)
+        return _judge(scenario, director, truth, crew.report(), began_s, cpu_s, strayed)
 
 
 def _config(pair: Pair, director: Director, high_ms: int) -> Config:
@@ -192,34 +232,33 @@ def _wait_seen(client: str, crew: Crew) -> None:
     time.sleep(spec.sees_s)
 
 
-def _switch_over(scenario: Scenario, director: Director, crew: Crew, settle_s: float) -> tuple[float, float]:
-    """Direct, and let the application come back; when it began, and the CPU time that it took."""
+def _switch_over(scenario: Scenario, director: Director, crew: Crew, settle_s: float) -> tuple[float, float, int]:
+    """Direct, and let the application come back; when it began, the CPU time that it took, and who went astray."""
     began_s, cpu_before_s = time.monotonic(), crew.cpu_s()
-    if scenario.rolled_back:
-        director.rollback_from("IN_PROGRESS")
-    else:
-        director.run()
+    scenario.direct(director)
     last_step_s = time.monotonic()
     time.sleep(CPU_AFTER_S)
     cpu_s = crew.cpu_s() - cpu_before_s
     # Who is not back then will be told by the figures.
     with contextlib.suppress(LabError):
         crew.wait_written_since(last_step_s, settle_s - CPU_AFTER_S)
+    strayed = director.pair.application_connections(scenario.loser)
     crew.stop()
-    return began_s, cpu_s
+    return began_s, cpu_s, strayed
 
 
 def _judge(
-    scenario: Scenario, pair: Pair, truth: TruthProbe, report: Report, began_s: float, cpu_s: float
-) -> Run:  # fmt: skip
-    outage = max(truth.outages, key=lambda each: each.down_s, default=None)
-    if outage is None:
-        raise LabError("the database was never down")
-    if (outage.next_side == "blue") != scenario.rolled_back:
-        raise LabError(f"the longest outage ended on {outage.next_side}")
-    judge = ledger.judge_rollback if scenario.rolled_back else ledger.judge
-    verdict = judge(pair, report.acknowledged, report.unknown)
-    back_s = outage.next_write_s
+    scenario: Scenario,
+    director: Director,
+    truth: TruthProbe,
+    report: Report,
+    began_s: float,
+    cpu_s: float,
+    strayed: int,
+) -> Run:
+    outage = scenario.outage(truth)
+    verdict = scenario.judge(director.pair, report.acknowledged, report.unknown)
+    back_s, cut_s = outage.next_write_s, director.event("connections_dropped").monotonic_s
     never, longest, firsts = 0, list[float | None](), list[float | None]()
     for place, attempts in report.attempts.items():
         back = gaps.is_back(attempts, back_s) and place not in report.stuck
@@ -238,4 +277,6 @@ def _judge(
         lost=verdict.lost,
         split=verdict.split + verdict.doubled,
         error_classes=dict(report.errors),
+        in_flight=gaps.in_flight(report.attempts.values(), outage.last_write_s, cut_s),
+        strayed=strayed,
     )

@@ -78,7 +78,7 @@ class Client(Protocol):
     """One process's way to the database. Its methods are called from any thread."""
 
     def write(self, key: Key) -> None:
-        """Insert one row of the ledger and commit; whatever is raised is an error that a caller would have seen."""
+        """Insert one row of the ledger and commit; an exception is an error that a caller would have seen."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -128,6 +128,8 @@ CLIENTS: Final[Mapping[str, Spec]] = {
     "psycopg_pool": Spec("psycopgs", "Plain", needs_names=True),
     "psycopg_pool, check": Spec("psycopgs", "Checked", needs_names=True),
     "SQLAlchemy, pre-ping": Spec("alchemy", "PrePing", needs_names=True),
+    "SQLAlchemy, bgpool": Spec("ours_alchemy", "Plain", needs_names=False),
+    "SQLAlchemy, bgpool run": Spec("ours_alchemy", "Run", needs_names=False),
     "AWS wrapper": Spec(
         "aws",
         "Wrapper",

@@ -14,7 +14,19 @@ from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, SegmentMap
 
-__all__ = ["Plain", "Retry", "helpers", "is_ready"]
+__all__ = ["Plain", "Retry", "bg_options", "helpers", "is_ready"]
+
+
+def bg_options(config: Config) -> dict[str, Any]:
+    """What bgpool is told beside the DSN, however it is called."""
+    return {
+        "bg_id": config.bg_id,
+        "bg_resolver": config.resolver,
+        "bg_run_dir": _run_dir(config),
+        "bg_interval_baseline_ms": config.baseline_ms,
+        "bg_interval_increased_ms": config.increased_ms,
+        "bg_interval_high_ms": config.high_ms,
+    }
 
 
 class Plain:
@@ -24,12 +36,7 @@ class Plain:
         """Make the pool and open it."""
         self._pool = get_pool(
             config.dsn,
-            bg_id=config.bg_id,
-            bg_resolver=config.resolver,
-            bg_run_dir=_run_dir(config),
-            bg_interval_baseline_ms=config.baseline_ms,
-            bg_interval_increased_ms=config.increased_ms,
-            bg_interval_high_ms=config.high_ms,
+            **bg_options(config),
             min_size=config.size,
             max_size=config.size,
             timeout=POOL_TIMEOUT_S,

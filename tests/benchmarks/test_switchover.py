@@ -48,6 +48,14 @@ def test_the_first_success_is_counted_from_the_moment_that_it_was_possible() -> 
     assert gaps.first_success_s(done, 7) is None
 
 
+def test_in_flight_is_what_overlaps_the_cut() -> None:
+    before, across, after = attempts((0, 1, True)), attempts((0, 1, True), (2, 5, False)), attempts((5, 6, True))
+    assert gaps.in_flight([before, across, after], 3, 4) == 1
+    assert gaps.in_flight([before, across, after], 1, 5) == 3
+    assert gaps.in_flight([across, attempts((2, 3, False), (3, 4, False))], 2, 4) == 2
+    assert gaps.in_flight([], 0, 1) == 0
+
+
 def test_none_is_longer_than_anything() -> None:
     assert gaps.median_s([1.0, None, 3.0]) == 3.0
     assert gaps.median_s([1.0, None, None]) is None

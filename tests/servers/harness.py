@@ -19,9 +19,11 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final
 
+from benchmarks.crew import Attempt
+from benchmarks.switchover_run import Scenario
 from bgpool.core.engine import Engine
 from bgpool.core.snapshot import Snapshot
-from bgpool.lab import Director, Pair, Schedule, TruthProbe, Verdict, ledger
+from bgpool.lab import Director, Outage, Pair, Schedule, TruthProbe, Verdict, ledger
 from bgpool.lab.ledger import Key
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -48,6 +50,7 @@ SCHEDULE: Final = Schedule(
     green_dns_gone_s=2.8,
     completed_s=3.0,
 )
+HEALTHY: Final = Scenario("healthy", SCHEDULE)
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Load:
         acknowledged, unknown: Keys whose request was answered with 200, and those that got no such answer.
         errors: The answers that were none.
         times: When each client's requests were answered, on the monotonic clock.
+        attempts: Every request of each client over HTTP that came to an end.
         pids: The server's processes that answered.
         longest_s: The longest request.
     """
@@ -66,6 +70,7 @@ class Load:
     unknown: list[Key] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     times: dict[int, list[float]] = field(default_factory=dict)
+    attempts: dict[int, list[Attempt]] = field(default_factory=dict)
     pids: set[str] = field(default_factory=set)
     longest_s: float = 0.0
 
@@ -149,7 +154,7 @@ class WebServer(Server):
         """Start the clients."""
         self._stopping, self._clients = threading.Event(), []
         for client in range(clients):
-            self.load.times[client] = []
+            self.load.times[client], self.load.attempts[client] = [], []
             thread = threading.Thread(target=self._use, args=(client,), daemon=True)
             self._clients.append(thread)
             thread.start()
@@ -172,16 +177,18 @@ class WebServer(Server):
         n = 0
         while not self._stopping.wait(0.02):
             n += 1
-            key, began = (self.number, client, n), time.monotonic()
+            key, began, is_answered = (self.number, client, n), time.monotonic(), False
             try:
                 pid = self._ask(key, 35.0)
             except (OSError, http.client.HTTPException) as error:
                 self.load.unknown.append(key)
                 self.load.errors.append(f"{key}: {error!r}")
             else:
+                is_answered = True
                 self.load.acknowledged.append(key)
                 self.load.times[client].append(time.monotonic())
                 self.load.pids.add(pid)
+            self.load.attempts[client].append(Attempt(began, time.monotonic(), is_answered))
             self.load.longest_s = max(self.load.longest_s, time.monotonic() - began)
 
     def _ask(self, key: Key, timeout_s: float) -> str:
@@ -239,16 +246,28 @@ class Script(Batch):
 
 @dataclass(frozen=True)
 class Result:
-    """What a switchover came to."""
+    """What a switchover came to.
+
+    Attributes:
+        cut_s: When the servers had cut their clients; writable_s: when the next primary let clients in.
+        strayed: Connections that were left at the end to the side that is not the primary.
+    """
 
     servers: Mapping[str, Server]
     verdict: Verdict
-    down_s: float
+    outage: Outage
     began_s: float
+    cut_s: float
     writable_s: float
     connections: int
+    strayed: int
     rows: tuple[WorkerRow, ...]
     snapshot: Snapshot | None
+
+    @property
+    def down_s(self) -> float:
+        """How long no server took a write."""
+        return self.outage.down_s
 
     def excess_s(self, name: str) -> float:
         """What the clients of a server missed beyond what the database did."""
@@ -312,32 +331,44 @@ class Stage:
         self.servers[name] = kind(number, name, command, all_of_it, self.directory / f"{number}.log")
         return self.servers[name]
 
-    def switch_over(self, clients: int = 3) -> Result:
-        """Load on all servers, a switchover, an end, and the verdict."""
+    def switch_over(self, clients: int = 3, scenario: Scenario = HEALTHY, *, monitored: bool = True) -> Result:
+        """Load on all servers, a switchover, an end, and the verdict; *monitored* unless no server has bgpool."""
         for server in self.servers.values():
             server.wait_serving()
-        director = Director(self.pair, SCHEDULE)
+        director = Director(self.pair, scenario.schedule)
+        scenario.prepare(self.pair, director)
         with self.loaded(clients), TruthProbe(self.pair) as truth:
             truth.wait_writing()
             director.create_deployment()
-            self.wait_ready()
+            if monitored:
+                self.wait_ready()
             began_s = time.monotonic()
             connections = self.pair.monitoring_connections()
-            director.run()
+            scenario.direct(director)
             time.sleep(0.7)
+            strayed = self.pair.application_connections(scenario.loser)
             rows = workers(self.files)
             snapshot = Reader(self.files).refresh().snapshot
             connections = max(connections, self.pair.monitoring_connections())
         self.stop()
         loads = [server.load for server in self.servers.values()]
-        verdict = ledger.judge(
+        verdict = scenario.judge(
             self.pair,
             [key for load in loads for key in load.acknowledged],
             [key for load in loads for key in load.unknown],
         )
-        writable_s = director.event("green_open").monotonic_s
-        down_s = max(outage.down_s for outage in truth.outages)
-        return Result(self.servers, verdict, down_s, began_s, writable_s, connections, rows, snapshot)
+        return Result(
+            self.servers,
+            verdict,
+            scenario.outage(truth),
+            began_s,
+            cut_s=director.event("connections_dropped").monotonic_s,
+            writable_s=director.event("green_open").monotonic_s,
+            connections=connections,
+            strayed=strayed,
+            rows=rows,
+            snapshot=snapshot,
+        )
 
     def stop(self) -> None:
         """End all servers, side by side."""
