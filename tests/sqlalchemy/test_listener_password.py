@@ -13,6 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 
 import bgpool
+from bgpool.core.sightings import Sight
 from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
 from bgpool.lab import Pair
 from bgpool.lab.pair import MONITOR_ROLE, ROLE
@@ -92,6 +93,10 @@ def test_application_and_monitor_say_what_to_do(
         assert "bgpool.auth.RdsIam()" in told
         assert "with SQLAlchemy in connect_args" in told
     assert pair.app_password not in caplog.text
+    # Another monitor with the same parameters would be refused as well.
+    assert isinstance(engine.dialect, BgpoolDialect)
+    assert engine.dialect.bgpool_connector is not None
+    assert engine.dialect.bgpool_connector.usage().offer == Sight.NONE
 
 
 def test_a_monitor_with_a_login_of_its_own_needs_none(
