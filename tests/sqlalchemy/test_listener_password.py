@@ -96,7 +96,9 @@ def test_application_and_monitor_say_what_to_do(
     # Another monitor with the same parameters would be refused as well.
     assert isinstance(engine.dialect, BgpoolDialect)
     assert engine.dialect.bgpool_connector is not None
-    assert engine.dialect.bgpool_connector.usage().offer == Sight.NONE
+    with engine.connect():
+        usage = engine.dialect.bgpool_connector.usage()
+    assert (usage.in_use, usage.offer) == (1, Sight.NONE)
 
 
 def test_a_monitor_with_a_login_of_its_own_needs_none(
