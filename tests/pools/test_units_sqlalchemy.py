@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pymysql
 import pytest
 import sqlalchemy
 from sqlalchemy import Connection, create_engine, event, func, select, text
@@ -330,7 +331,7 @@ def test_a_commit_on_the_driver_s_connection_is_one(kit: Kit, make_engine: MakeE
             session.execute(text("SELECT 1"))
 
     shop.meanwhile = commit
-    with pytest.raises((bgpool.CommitOutcomeUnknown, ProgrammingError)):
+    with pytest.raises((bgpool.CommitOutcomeUnknown, pymysql.err.ProgrammingError)):
         run(sessionmaker(engine), shop)
     assert shop.calls == 1
 

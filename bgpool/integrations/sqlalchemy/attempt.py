@@ -33,7 +33,7 @@ class Attempt:
         """An attempt of *unit* with *work*, which is used for nothing else."""
         self._unit: Final = unit
         self._connector: Final = connector
-        self._work: Final = work
+        self._work = work
         # What the transaction is on, once there is one.
         self._connection: Connection | None = None
         self._drivers: Any = None
@@ -50,7 +50,13 @@ class Attempt:
             Exception: As the function and SQLAlchemy raise it; but what stands behind an error that only follows from
                 another one that the function has caught.
         """
-        work = self._work
+        try:
+            return self._make(self._work, call)
+        finally:
+            # They know it by its listeners, and would wait for the garbage collector with it.
+            del self._work, self._connection, self._drivers
+
+    def _make(self, work: Work, call: Callable[[Any], Any]) -> Any:
         with work.begin() as transaction:
             try:
                 if isinstance(work, Session):

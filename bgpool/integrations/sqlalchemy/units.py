@@ -124,25 +124,28 @@ class _Runner(Generic[R]):
         self._call: Final = call
         self._engine: Final = _engine_of(maker)
         self._connector: Final = _connector_of(self._engine)
+        self._timeout: Final = timeout
+        self._idempotent: Final = idempotent
+        # Of the last attempt, unless it came to its end: its session, and what SQLAlchemy raised.
+        self._work: Work | None = None
+        self._raised: DBAPIError | None = None
+
+    def run(self) -> R:
+        timeout = self._timeout
         if timeout is None:
             pool = self._engine.pool
             timeout = self._connector.timeout + (pool.timeout() if isinstance(pool, QueuePool) else 0.0)
-        self._unit: Final[Unit[Any, R]] = self._connector.make_unit(
-            self._attempt, _Lender(self._engine, self._connector), timeout_s=timeout, idempotent=idempotent
+        lender = _Lender(self._engine, self._connector)
+        unit: Unit[Any, R] = self._connector.make_unit(
+            self._attempt, lender, timeout_s=timeout, idempotent=self._idempotent
         )
-        # Of the last attempt: its session, what SQLAlchemy raised, and whether it came to its end.
-        self._work: Work | None = None
-        self._raised: DBAPIError | None = None
-        self._is_done = False
-
-    def run(self) -> R:
         try:
-            result = self._unit.run()
-        except self._unit.driver_error as error:
+            result = unit.run()
+        except unit.driver_error as error:
             if self._raised is None or self._raised.orig is not error or isinstance(error, Error):
                 raise
             raise self._raised from error
-        if not self._is_done and isinstance(self._work, Session):
+        if isinstance(self._work, Session):
             # The COMMIT of the last attempt was cut, and has turned out to be applied.
             self._work.dispatch.after_commit(self._work)
         return result
@@ -160,7 +163,7 @@ class _Runner(Generic[R]):
                 raise
             self._raised, cause = error, error.orig
             raise cause from cause.__cause__
-        self._is_done = True
+        self._work = None
         return result
 
     @contextlib.contextmanager
