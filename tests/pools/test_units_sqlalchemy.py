@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import time
 from collections.abc import Callable
@@ -316,6 +317,51 @@ def test_a_connection_that_the_function_throws_away(make_engine: MakeEngine, sho
     shop.meanwhile = lambda session: session.connection().detach()
     run(sessionmaker(engine), shop)
     assert items(engine) == ["tea"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_a_commit_listener_refuses_is_rolled_back(make_engine: MakeEngine, shop: Shop) -> None:
+    """SQLAlchemy itself leaves it open, and the next user of the connection commits it."""
+    engine = make_engine(pool_size=1)
+
+    def refuse(_connection: object) -> None:
+        raise ValueError("not this one")
+
+    event.listen(engine, "commit", refuse)
+    with pytest.raises(ValueError, match="not this one"):
+        run(sessionmaker(engine), shop)
+    event.remove(engine, "commit", refuse)
+    run(sessionmaker(engine), lambda session: session.execute(text("SELECT 1")))
+    assert (shop.calls, items(engine)) == (1, [])
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_transaction_that_is_read_only_by_itself_is_not_repeated(
+    kit: Kit, make_engine: MakeEngine, shop: Shop
+) -> None:
+    engine = make_engine().execution_options(postgresql_readonly=True)
+    if kit.engine is Engine.MYSQL:
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("START TRANSACTION READ ONLY"))
+    with pytest.raises(DBAPIError) as caught:
+        run(sessionmaker(engine), shop)
+    assert not isinstance(caught.value.orig, bgpool.Error)
+    assert shop.calls == 1
+
+
+@pytest.mark.usefixtures("deployment")
+def test_a_unit_leaves_nothing_for_the_garbage_collector(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    for maker in (sessionmaker(engine), engine):
+        run(maker, lambda work: work.execute(text("SELECT 1")).all())
+        gc.collect()
+        gc.disable()
+        try:
+            before = len(gc.get_objects())
+            for _ in range(20):
+                run(maker, lambda work: work.execute(text("SELECT 1")).all())
+            assert len(gc.get_objects()) - before < 100
+        finally:
+            gc.enable()
 
 
 @pytest.mark.usefixtures("prepared")
