@@ -18,8 +18,8 @@ def looks_closed(connection: Aware) -> bool:
     if generation is None:
         # Still being set up by the connect that makes it.
         return False
-    if generation.live[0] and not generation.retired:
-        # Nor is one of them cut, or unfit: the first needs an end of the generation, the second brings it about.
+    if generation.live[0] and not generation.retired and not connection.bgpool_unfit:
+        # Nor was it cut: only connections of a generation that has ended are.
         return False
     if generation.inherited:
         # The transaction is the parent's as well.

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.lab
 ENGINES = tuple(Engine)
 
 MakePool = Callable[..., Pool[Any]]
+DIALECTS = {Engine.POSTGRESQL: "postgresql+psycopg://", Engine.MYSQL: "mysql+pymysql://"}
 #: Left alone by the drain: what is lost here is lost by its looks.
 UNCUT = {"bg_drop_blue_connections": False}
 
@@ -219,8 +220,7 @@ def test_sqlalchemys_pool_with_its_own_dialect(
     kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_size=4, **UNCUT)
-    url = "postgresql+psycopg://" if kit.engine is Engine.POSTGRESQL else "mysql+pymysql://"
-    engine = sa.create_engine(url, creator=pool.getconn, pool_size=4, max_overflow=0)
+    engine = sa.create_engine(DIALECTS[kit.engine], creator=pool.getconn, pool_size=4, max_overflow=0)
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(engine.connect()).execute(sa.text("SELECT 1"))
@@ -236,13 +236,33 @@ def test_sqlalchemys_pool_with_its_own_dialect(
 
 def test_sqlalchemys_pre_ping(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=4, **UNCUT)
-    url = "postgresql+psycopg://" if kit.engine is Engine.POSTGRESQL else "mysql+pymysql://"
-    engine = sa.create_engine(url, creator=pool.getconn, pool_size=4, max_overflow=0, pool_pre_ping=True)
+    engine = sa.create_engine(
+        DIALECTS[kit.engine], creator=pool.getconn, pool_size=4, max_overflow=0, pool_pre_ping=True
+    )
     with engine.begin() as connection:
         kept = connection.connection.driver_connection
     drain(deployment, kept)
     deployment.release()
     assert transactions(engine, 20) == []
+    engine.dispose()
+
+
+def test_sqlalchemys_pool_in_a_forks_child(kit: Kit, make_pool: MakePool) -> None:
+    """Without dispose(), and with one that was in a transaction."""
+    engine = sa.create_engine(DIALECTS[kit.engine], creator=make_pool(max_size=4).getconn, pool_size=4, max_overflow=0)
+    with engine.connect() as mine, engine.connect() as other:
+        for connection in (mine, other):
+            connection.execute(sa.text("SELECT 1"))
+        other.close()
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                assert len(transactions(engine, 5)) <= 1
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        mine.execute(sa.text("SELECT 1"))
+    assert transactions(engine, 2) == []
     engine.dispose()
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
+from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.pools.callers import drain
@@ -105,3 +107,23 @@ def test_autocommit_between_statements(deployment: Deployment, make_pool: MakePo
         conn.execute("SELECT 1")
         drain(deployment, conn)
         assert conn.closed
+
+
+def test_a_refused_write_is_a_lost_connection_to_sqlalchemy(pair: Pair, make_pool: MakePool) -> None:
+    """In a failover without a deployment: its pool would keep connections to a server that takes no writes."""
+    pool = make_pool(max_size=2)
+    engine = sa.create_engine("postgresql+psycopg://", creator=pool.getconn, pool_size=2, max_overflow=0)
+    with engine.connect() as one, engine.connect() as two:
+        for connection in (one, two):
+            connection.execute(sa.text("SELECT 1"))
+    pair.blue.set_read_only(True)
+    try:
+        with pytest.raises(sa.exc.DBAPIError) as caught, engine.begin() as connection:
+            connection.exec_driver_sql(INSERT_SQL, (77, 7, 7))
+    finally:
+        pair.blue.set_read_only(False)
+    assert caught.value.connection_invalidated
+    for _ in range(4):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(INSERT_SQL, (77, 7, 7))
+    engine.dispose()
