@@ -150,7 +150,11 @@ class BgpoolDialect(_Base):
         connector = self.bgpool_connector
         if connector is not None and not connector.is_fit(dbapi_connection):
             raise DisconnectionError(STALE)
-        return super()._do_ping_w_event(dbapi_connection)
+        is_alive = super()._do_ping_w_event(dbapi_connection)
+        if connector is not None and not connector.is_fit(dbapi_connection):
+            # A switchover has begun while it was being asked.
+            raise DisconnectionError(STALE)
+        return is_alive
 
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
         """As SQLAlchemy's; what is gone is rolled back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from psycopg.pq import ConnStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from bgpool.core.engine import Engine
@@ -48,3 +49,13 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
                     "executemany in one pipeline: leave it out; insertmanyvalues_page_size= sizes INSERT … RETURNING"
                 )
         super().__init__(**kwargs)
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """As SQLAlchemy's, which asks in autocommit, and leaves there what looks closed once it has answered."""
+        before = dbapi_connection.autocommit
+        try:
+            return bool(super().do_ping(dbapi_connection))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
+        finally:
+            # The raw state: one that a switchover has drained meanwhile may be good again after a rollback.
+            if dbapi_connection.autocommit != before and dbapi_connection.pgconn.status == ConnStatus.OK:
+                dbapi_connection.autocommit = before
