@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -23,7 +23,7 @@ from benchmarks.crew import Attempt
 from benchmarks.switchover_run import Scenario
 from bgpool.core.engine import Engine
 from bgpool.core.snapshot import Snapshot
-from bgpool.lab import Director, Outage, Pair, Schedule, TruthProbe, Verdict, ledger
+from bgpool.lab import Director, Event, Outage, Pair, Schedule, TruthProbe, Verdict, ledger
 from bgpool.lab.ledger import Key
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -150,6 +150,10 @@ class WebServer(Server):
     _stopping: threading.Event
     _clients: list[threading.Thread]
 
+    def path_of(self, _key: Key) -> str:
+        """What is asked for a row."""
+        return "/"
+
     def begin_load(self, clients: int) -> None:
         """Start the clients."""
         self._stopping, self._clients = threading.Event(), []
@@ -194,7 +198,7 @@ class WebServer(Server):
     def _ask(self, key: Key, timeout_s: float) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
-            connection.request("GET", "/?key=" + ".".join(map(str, key)))
+            connection.request("GET", f"{self.path_of(key)}?key=" + ".".join(map(str, key)))
             answer = connection.getresponse()
             body = answer.read().decode()
             if answer.status != 200:
@@ -209,6 +213,7 @@ class Batch(Server):
 
     def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.notes: Final = Path(environment["APP_NOTES"])
+        self._is_read = False
         super().__init__(number, name, command, environment, log)
 
     def end_load(self) -> None:
@@ -218,6 +223,9 @@ class Batch(Server):
     def stop(self) -> None:
         """Wait for its end, and read the notes."""
         super().stop()
+        if self._is_read:
+            return
+        self._is_read = True
         for path in self.notes.glob(f"{self.number}.*"):
             slot = int(path.suffix[1:])
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -303,7 +311,7 @@ class Stage:
             "APP_DSN": self.pair.dsn,
             "APP_RESOLVER": self.pair.resolver,
             "BGPOOL_RUN_DIR": str(self.files.directory),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -331,12 +339,25 @@ class Stage:
         self.servers[name] = kind(number, name, command, all_of_it, self.directory / f"{number}.log")
         return self.servers[name]
 
-    def switch_over(self, clients: int = 3, scenario: Scenario = HEALTHY, *, monitored: bool = True) -> Result:
-        """Load on all servers, a switchover, an end, and the verdict; *monitored* unless no server has bgpool."""
+    def switch_over(
+        self,
+        clients: int = 3,
+        scenario: Scenario = HEALTHY,
+        *,
+        monitored: bool = True,
+        on_event: Sequence[Callable[[Event], None]] = (),
+    ) -> Result:
+        """Load on all servers, a switchover, an end, and the verdict.
+
+        Args:
+            monitored: False where no server has bgpool.
+            on_event: Called with each step that was done, in the director's thread.
+        """
         for server in self.servers.values():
             server.wait_serving()
         director = Director(self.pair, scenario.schedule)
         scenario.prepare(self.pair, director)
+        director.on_event.extend(on_event)
         with self.loaded(clients), TruthProbe(self.pair) as truth:
             truth.wait_writing()
             director.create_deployment()

@@ -9,21 +9,13 @@ from celery import Celery
 from bgpool.integrations import celery as integration
 from tests.servers import app as application
 from tests.servers import rows
+from tests.servers.broker import on_files
 
 if os.environ.get("APP_HOOK"):
     integration.install()
 
 celery = Celery("tasks", broker="filesystem://")
-celery.conf.update(
-    broker_transport_options={
-        "data_folder_in": os.environ["APP_BROKER"],
-        "data_folder_out": os.environ["APP_BROKER"],
-        "control_folder": os.environ["APP_BROKER"],
-        "polling_interval": 0.01,
-    },
-    worker_prefetch_multiplier=1,
-    worker_hijack_root_logger=False,
-)
+celery.conf.update(on_files())
 
 ROWS = 5
 #: More than any worker gets done in a switchover. All are sent before: the broker is not made for busy threads.
