@@ -15,11 +15,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from bgpool.core.engine import Engine
-from bgpool.core.phase import Phase
-from bgpool.errors import SwitchoverInterrupted
+from bgpool.core.events import Resolved
+from bgpool.core.phase import Phase, Role
+from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
 from bgpool.lab import Pair, ledger
+from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
@@ -89,6 +92,26 @@ def test_a_session_whose_commit_was_cut(
     assert caught.value.connection_invalidated
     with maker() as session:
         assert where(kit, session.connection()) == pair.green.address
+    assert complaints() == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_commit_that_was_cut_has_an_unknown_outcome(
+    pair: Pair, make_engine: MakeEngine, deployment: Deployment, complaints: Callable[[], list[str]], when: Any
+) -> None:
+    address = pair.blue.address.rsplit(".", 1)[0] + ".98"
+    with CommitCutter(address, pair.port, (pair.blue.address, pair.port)) as cutter:
+        blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
+        deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
+        deployment.phase(Phase.PREPARATION)
+        engine = make_engine()
+        with pytest.raises(OperationalError) as caught, engine.begin() as connection:
+            connection.execute(INSERT, {"n": 20})
+            cutter.when = when
+        assert isinstance(caught.value.orig, CommitOutcomeUnknown)
+        assert caught.value.statement is None
+        assert caught.value.connection_invalidated
+        engine.dispose()
     assert complaints() == []
 
 

@@ -232,6 +232,39 @@ def test_a_detached_connection_counts_as_in_use(kit: Kit, make_engine: MakeEngin
     assert engine.dialect.bgpool_connector.stats().size == 0  # type: ignore[attr-defined]  # ours
 
 
+def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
+    kit: Kit, make_engine: MakeEngine, deployment: Deployment
+) -> None:
+    engine = make_engine(bg_drain_timeout_ms=1000)
+    busy, other = engine.connect(), engine.connect()
+    kit.write(busy.connection.dbapi_connection)
+    using: Any = busy.connection.dbapi_connection
+    idle: Any = other.connection.dbapi_connection
+    other.close()
+    deployment.phase(Phase.IN_PROGRESS)
+    deadline = time.monotonic() + 0.9
+    while not idle.bgpool_cut:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not using.bgpool_cut
+    busy.rollback()
+    busy.close()
+
+
+def test_who_shares_a_static_pools_connection_has_the_grace(
+    kit: Kit, make_engine: MakeEngine, deployment: Deployment
+) -> None:
+    engine = make_engine(poolclass=pool.StaticPool, bg_drain_timeout_ms=5000)
+    one, other = engine.connect(), engine.connect()
+    other.close()
+    kit.write(one.connection.dbapi_connection)
+    using: Any = one.connection.dbapi_connection
+    deployment.phase(Phase.IN_PROGRESS)
+    time.sleep(0.2)
+    assert not using.bgpool_cut
+    one.close()
+
+
 def test_the_row_says_how_many_connections_there_may_be(make_engine: MakeEngine) -> None:
     def most(**options: Any) -> int:
         connector: Any = make_engine(**options).dialect.bgpool_connector  # type: ignore[attr-defined]  # ours

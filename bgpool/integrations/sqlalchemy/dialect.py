@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import StaticPool
 
 from bgpool.core.engine import Engine
 from bgpool.errors import (
@@ -125,7 +126,10 @@ class BgpoolDialect(_Base):
         connector.in_use = _in_use
         connector.set_owner_size(self, most_connections(engine.pool))
         gate(engine.pool, connector)
-        event.listen(engine.pool, "connect", _note_entry)
+        event.listen(engine.pool, "connect", _refuse_foreign)
+        if not isinstance(engine.pool, StaticPool):
+            # Its one entry is everybody's, and unused to SQLAlchemy once one of them has returned it.
+            event.listen(engine.pool, "connect", _note_entry)
         event.listen(engine, "handle_error", _keep_the_others)
         self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
         fork.call_in_child(self)
@@ -188,17 +192,17 @@ class BgpoolDialect(_Base):
                 engine.dispose(close=False)
 
 
-def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
-    """Note by whom *connection*, which is new, is kept.
-
-    Raises:
-        ConfigurationError: It is none of bgpool's.
-    """
+def _refuse_foreign(connection: Any, _entry: object) -> None:
+    """Raise ConfigurationError unless *connection*, which is new, is bgpool's."""
     if not hasattr(connection, "bgpool_generation"):
         raise ConfigurationError(
             "a do_connect listener returned a connection of its own, which bgpool cannot carry through a switchover: "
             "change the parameters that the listener is given, and return nothing"
         )
+
+
+def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
+    """Note by whom *connection* is kept."""
     connection.bgpool_entry = weakref.ref(entry)
 
 
