@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
     PendingRollbackError,
     ProgrammingError,
 )
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 import bgpool
@@ -303,6 +304,18 @@ def test_an_interrupt_leaves_nothing_behind(make_engine: MakeEngine, shop: Shop)
 
 
 @pytest.mark.usefixtures("prepared")
+def test_a_session_that_the_function_has_kept_is_none_of_the_unit_s(make_engine: MakeEngine, shop: Shop) -> None:
+    engine = make_engine(pool_size=1)
+    run(sessionmaker(engine), shop)
+    with shop.sessions[0] as kept:
+        kept.execute(_insert(2, "coffee"))
+        kept.commit()
+        kept.execute(_insert(3, "milk"))
+        kept.rollback()
+    assert items(engine) == ["tea", "coffee"]
+
+
+@pytest.mark.usefixtures("prepared")
 def test_a_connection_that_the_function_throws_away(make_engine: MakeEngine, shop: Shop) -> None:
     engine = make_engine(pool_size=1)
 
@@ -507,6 +520,7 @@ def test_what_makes_sessions_is_asked_for() -> None:
         Session(plain): "each attempt needs a new session",
         plain: r"the engine of postgresql\+psycopg:// is not bgpool's; make it with postgresql\+bgpool://",
         sessionmaker(plain): "is not bgpool's",
+        async_sessionmaker(): "asyncio is not supported yet",
         create_engine("sqlite://"): r"postgresql\+bgpool:// and mysql\+bgpool:// are allowed",
     }
     for maker, said in wrong.items():

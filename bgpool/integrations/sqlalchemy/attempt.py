@@ -53,6 +53,7 @@ class Attempt:
         try:
             return self._make(self._work, call)
         finally:
+            self._is_over = True
             # They know it by its listeners, and would wait for the garbage collector with it.
             del self._work, self._connection, self._drivers
 
@@ -78,8 +79,8 @@ class Attempt:
     # -- what SQLAlchemy tells -----------------------------------------------------------------------------------
 
     def _after_begin(self, _session: object, _transaction: object, connection: Connection) -> None:
-        # A savepoint begins, too.
-        if connection is not self._connection:
+        # The function may have kept the session, and savepoints begin, too.
+        if not self._is_over and connection is not self._connection:
             self._join(connection)
 
     def _join(self, connection: Connection) -> None:
