@@ -159,12 +159,12 @@ class Unit(ABC, Generic[C, R]):
 
     def begin(self, connection: C) -> None:
         """The attempt's transaction is open, or begins with the next statement; the function is called next."""
-        aware = cast(Aware, connection)
+        aware: Any = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
 
     def leave(self, connection: C) -> None:
         """The function is done with the transaction, which its runner may end now. To call it again does nothing."""
-        aware = cast(Aware, connection)
+        aware: Any = connection
         if aware.bgpool_in_unit:
             aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
 

@@ -50,9 +50,10 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
     def take_receipt(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover."""
-        # A receipt tells of one transaction.
-        is_open = connection.pgconn.transaction_status == TransactionStatus.INTRANS
-        if is_open and not self._ended and self._gate.switching():
+        # A receipt tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
+        if not self._takes_part or self._ended or not self._gate.switching():
+            return
+        if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
             self._receipt = _receipt(connection)
             self._promotes = self._gate.green_was_replica()
 
@@ -113,23 +114,24 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
 
     def check(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says."""
+        aware: Any = connection
         self.check_lost(connection)
         if connection.pgconn.status != ConnStatus.OK:
             raise psycopg.ProgrammingError(CLOSED_BY_FUNCTION)
         status = connection.pgconn.transaction_status
+        if status == TransactionStatus.INTRANS:
+            return
         if status == TransactionStatus.INERROR:
             raise _failed()
-        if status == TransactionStatus.IDLE and not (self._was_open or cast(SwitchoverAware, connection).bgpool_ended):
-            # The function has sent nothing.
-            return
-        if status != TransactionStatus.INTRANS:
+        if self._was_open or self._ended or aware.bgpool_ended or status != TransactionStatus.IDLE:
             raise psycopg.ProgrammingError(
                 "the function ended the transaction that it was called in; a unit of work is committed by its runner"
             )
+        # The function has sent nothing.
 
     def check_lost(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says."""
-        aware = cast(SwitchoverAware, connection)
+        aware: Any = connection
         if aware.bgpool_in_doubt:
             raise CommitOutcomeUnknown(self._gate.describe(aware.bgpool_in_doubt))
         if aware.bgpool_in_doubt is not None or (connection.pgconn.status != ConnStatus.OK and not connection._closed):
