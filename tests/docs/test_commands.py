@@ -115,6 +115,13 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 @page_of
+def test_no_heading_comes_twice(page: Path) -> None:
+    """Two authors of one page would give it the same section twice, and links lead to the first."""
+    headings = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert len(headings) == len(set(headings)), headings
+
+
+@page_of
 def test_shell_blocks(page: Path) -> None:
     for block in blocks(page, "sh"):
         done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=30, check=False)
