@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
@@ -27,6 +28,9 @@ __all__ = ["CLOSED_BY_FUNCTION", "Lender", "Outcome", "Unit", "hide_connection",
 
 #: What a unit says whose function has closed the connection: nothing was committed, and it would be so every time.
 CLOSED_BY_FUNCTION: Final = "the function closed its connection; a unit of work is committed by its runner"
+
+#: What calling a function gives whose body has not run.
+_LATER: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -120,7 +124,8 @@ class Unit(ABC, Generic[C, R]):
         pause_s = UNIT_PAUSE_S
         for attempt in range(1, UNIT_ATTEMPTS + 1):
             last = attempt == UNIT_ATTEMPTS
-            self._reset()
+            if attempt > 1:
+                self._reset()
             self._takes_part = self._gate.takes_part() or self._takes_part
             try:
                 return self._make_attempt(self)
@@ -307,6 +312,9 @@ def plain(fn: Callable[..., object], result: R) -> R:
         TypeError: *fn* is an ``async`` or a generator function: its body would run after the transaction, on a
             connection that is another caller's by then.
     """
+    # One call for the three of them.
+    if not isinstance(result, _LATER):
+        return result
     if inspect.iscoroutine(result):
         name = result.__qualname__
         result.close()
