@@ -20,6 +20,14 @@ _FILLED_IN = {
     "target_metadata=target_metadata": "target_metadata=target_metadata, include_name=ours",
 }
 
+_MAIN = """
+import shlex, sys
+from alembic.config import main
+
+for command in sys.argv[1:]:
+    main(shlex.split(command), prog="alembic")
+"""
+
 _MODELS = '''\
 from sqlalchemy import Integer, String
 from sqlalchemy.orm import DeclarativeBase, mapped_column
@@ -58,10 +66,10 @@ def downgrade():
 
 
 class Ran(NamedTuple):
-    """A command that has ended.
+    """Commands that have ended.
 
     Attributes:
-        output: What it printed.
+        output: What they printed.
         ended_s: When, on the monotonic clock.
     """
 
@@ -78,7 +86,7 @@ class Project:
         self.directory = directory
         self._environment = dict(environment)
         directory.mkdir()
-        made = self.alembic("init", "migrations")
+        made = self.alembic("init migrations")
         assert made.status == 0, made.output
         ini = directory / "alembic.ini"
         # "%" begins an interpolation in an ini file.
@@ -98,14 +106,14 @@ class Project:
         )
         (directory / "models.py").write_text(_MODELS)
 
-    def alembic(self, *arguments: str) -> Ran:
-        """Run a command."""
-        return self.end(self.begin(*arguments))
+    def alembic(self, *commands: str) -> Ran:
+        """Run command lines of Alembic's, one after another, until one fails."""
+        return self.end(self.begin(*commands))
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command."""
+    def begin(self, *commands: str) -> subprocess.Popen[str]:
+        """Start them: in one process, which is what most of their time goes into."""
         return subprocess.Popen(
-            [sys.executable, "-m", "alembic", *arguments],
+            [sys.executable, "-c", _MAIN, *commands],
             cwd=self.directory,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -114,7 +122,7 @@ class Project:
         )
 
     def end(self, command: subprocess.Popen[str]) -> Ran:
-        """Wait for a command; one that takes too long is killed."""
+        """Wait for commands; what takes too long is killed."""
         try:
             output, _ = command.communicate(timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
