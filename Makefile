@@ -22,11 +22,11 @@ SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-qu
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
-# About nine minutes. tox prints the time of each part at the end.
+# About ten minutes. tox prints the time of each part at the end.
 test: mariadb $(VENV)/.tox
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))
 
-# About half an hour.
+# About forty minutes.
 test-full: mariadb $(VENV)/.tox
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
 

@@ -18,7 +18,7 @@ from tests.sqlalchemy.suite.runs import Run
 from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
 
 COMMON: Final = ("test/engine/test_reconnect.py", "test/engine/test_pool.py", "test/orm/test_transaction.py")
-PART_TIMEOUT_S: Final = 100.0
+PART_TIMEOUT_S: Final = 200.0
 WHOLE_TIMEOUT_S: Final = 1200.0
 
 
@@ -65,7 +65,7 @@ class Suite:
     own: ClassVar[str]
 
     @pytest.mark.lab
-    @pytest.mark.timeout(5 * PART_TIMEOUT_S)
+    @pytest.mark.timeout(4 * PART_TIMEOUT_S)
     def test_a_part_passes(self, both: Both) -> None:
         """Where all of it passes with ours there is nothing to compare."""
         options = PART_TIMEOUT_S, "--notimingintensive"
