@@ -105,7 +105,8 @@ class SwitchoverAware(_Base):
             if status in SETTLED:
                 self._reported = status
         try:
-            return super().wait(gen, *args, **kwargs)
+            # The common call is the cheaper one.
+            return super().wait(gen, *args, **kwargs) if args or kwargs else super().wait(gen)
         except BaseException as error:
             explained = self._explained(gen, error, generation)
             if explained is error:
