@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,7 @@ def _prepare(server: Server, statements: tuple[str, ...], database: str = "") ->
 
 
 def _with_contrib() -> str | None:
-    """An installed PostgreSQL that has hstore and citext, which the wheel's has not; or else the wheel's."""
+    """An installed PostgreSQL that has hstore and citext, which the wheel's has not; else the lab's choice."""
     found = any(Path("/usr/share/postgresql").glob("*/extension/hstore.control"))
-    return "path" if found and DEBIAN_ROOT.is_dir() else None
+    named = os.environ.get("BGPOOL_LAB_POSTGRESQL")
+    return "path" if found and DEBIAN_ROOT.is_dir() and not named else None
