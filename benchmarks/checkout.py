@@ -16,6 +16,7 @@ from sqlalchemy import URL, make_url
 
 import bgpool
 from benchmarks import alchemy_costs
+from benchmarks.machine import measured_on
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import compare
 from bgpool.core.phase import Phase, Role
@@ -62,6 +63,7 @@ def run(*, quick: bool) -> Result:
     notes = (
         "A statement: where a wrapper would sit on it. The server's processes are on the client's core meanwhile.",
         "The bare pool's own with block is a generator, bgpool's a class: hence a ratio below 1.",
+        measured_on(),
     )
     return Result(
         (

@@ -12,7 +12,7 @@ from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
 from bgpool.lab.workshops import find_servers
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "measured_on", "versions"]
 
 _PACKAGES = (
     "psycopg", "psycopg-pool", "PyMySQL", "DBUtils", "filelock", "msgpack", "SQLAlchemy", "aws-advanced-python-wrapper",
@@ -29,6 +29,12 @@ def machine() -> dict[str, str]:
         "memory": f"{memory_kb / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def measured_on() -> str:
+    """The machine in one sentence, for the notes of a table that may be measured apart from the others."""
+    at = machine()
+    return f"Measured on {at['processor']}, {at['cores']} cores."
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 
 import bgpool
 from benchmarks import alchemy_costs, mysql_switchover
-from benchmarks.machine import machine
+from benchmarks.machine import measured_on
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import medians
 from bgpool.core.engine import Engine
@@ -251,8 +251,7 @@ def run(*, quick: bool) -> Result:
             with Pair(engine="mysql", programs=place) as pair:
                 figures = mysql_switchover.measure(pair, client)
             found["switchover"].append({"server": server, "client": client, **figures})
-    at = machine()
-    notes = (f"Measured on {at['processor']}, {at['cores']} cores; the load before was {load:.1f}.",)
+    notes = (measured_on(), f"The load before was {load:.1f}.")
     waits_title = f"{THREADS} threads that each want a connection, while the first takes {SLOW_S:g} s to open"
     switchover_title = f"A switchover under {mysql_switchover.THREADS} threads that write"
     return Result(

@@ -7,6 +7,7 @@ from typing import Final
 
 from benchmarks import hosts
 from benchmarks.clients import CLIENTS
+from benchmarks.machine import measured_on
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.switchover_run import (
     CPU_AFTER_S,
@@ -156,6 +157,7 @@ def _targets() -> Table:
 def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, ...]:
     application = Application()
     notes = [
+        measured_on(),
         f"{application.processes} processes of {application.threads} threads each, which pause"
         f" {application.pause_s * 1000:g} ms between two writes, also after an error; as many connections as threads.",
         "A gap is from the first attempt after a success to the end of the next success. First success: from the"
