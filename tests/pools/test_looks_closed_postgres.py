@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
+from bgpool.pools.connector import Connector
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.pools.callers import drain
@@ -34,6 +35,20 @@ def test_its_own_block(pair: Pair, deployment: Deployment, make_pool: MakePool, 
             drain(deployment, conn)
         assert work.rows(pair) == 1
         assert conn.closed
+
+
+def test_the_block_of_a_connectors_connection_closes_it(
+    pair: Pair, deployment: Deployment, make_connector: Callable[..., Connector[Any]], work: Work
+) -> None:
+    """Also where it looks closed at the end; psycopg leaves it then, open."""
+    connector = make_connector(**UNCUT)
+    with connector.connect() as conn:
+        work(conn)
+        conn.commit()
+        drain(deployment, conn)
+        assert conn.closed
+    assert not conn.bgpool_is_open
+    assert work.rows(pair) == 1
 
 
 def test_a_pipeline(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
