@@ -254,8 +254,9 @@ class Generation:
         for member, socket in open_ones:
             if not member.bgpool_cut and chosen(member):
                 with contextlib.suppress(*DRIVER_FAILURES):
-                    count += sockets.cut(member.fileno(), socket)
-                    member.bgpool_cut = True
+                    # Marked afterwards: what is sent once it is marked goes nowhere.
+                    member.bgpool_cut = sockets.cut(member.fileno(), socket)
+                    count += member.bgpool_cut
         return count
 
     # -- what a connection asks ----------------------------------------------------------------------------------

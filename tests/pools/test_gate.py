@@ -185,15 +185,13 @@ def test_a_connection_in_use_is_cut_after_the_grace(kit: Kit, deployment: Deploy
         kit.sleep(conn, 10)
 
 
-def test_a_cut_is_noticed_at_commit_and_said_to_be_unknown(
-    kit: Kit, deployment: Deployment, make_pool: MakePool
-) -> None:
+def test_a_cut_before_the_commit_is_sent_is_certain(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(bg_drain_timeout_ms=0)
-    with pytest.raises(bgpool.CommitOutcomeUnknown, match="COMMIT"), pool.connection() as conn:
-        kit.read(conn)
+    with pytest.raises(bgpool.SwitchoverInterrupted, match="did not commit"), pool.connection() as conn:
+        kit.write(conn)
         deployment.phase(Phase.IN_PROGRESS)
-        wait_until(lambda: pool.stats().size == 0)
-        time.sleep(0.6)
+        wait_until(lambda: conn.bgpool_cut)
+    assert conn.closed
 
 
 def test_autocommit_is_unknown_too(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:

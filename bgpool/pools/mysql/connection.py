@@ -308,14 +308,22 @@ class MysqlConnection(Exchange):
         """
         is_open = self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
         begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.bgpool_is_open and not is_open
-        if generation.inherited or (begins and not statements.ends_nothing_else(statements.first_words(statement)[0])):
+        word, _ = statements.first_words(statement)
+        if generation.inherited or (begins and not statements.ends_nothing_else(word)):
             try:
                 generation.wait_usable()
             except SwitchoverInterrupted:
-                # For good, so that whoever keeps the connection replaces it. Nothing was under way.
-                self._force_close()
-                self.bgpool_in_doubt = NO_DOUBT
+                # For good, so that whoever keeps the connection replaces it.
+                self._lose_unsent()
                 raise
+        elif self.bgpool_cut and is_open and self.bgpool_is_open and not self._unanswered and word != b"XA":
+            # Nothing of it reaches the server, be it a COMMIT. A prepared transaction outlives the connection.
+            self._lose_unsent()
+
+    def _lose_unsent(self) -> None:
+        """Close before a statement is sent, and while none is under way: nothing was committed."""
+        self._force_close()
+        self.bgpool_in_doubt = NO_DOUBT
 
     def _check_allowed(self, command: int, statement: bytes) -> None:
         word, to_savepoint = statements.first_words(statement)

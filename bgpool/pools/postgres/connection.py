@@ -17,7 +17,7 @@ import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.errors import SwitchoverInterrupted
-from bgpool.pools.doubt import PREPARED
+from bgpool.pools.doubt import NO_DOUBT, PREPARED
 from bgpool.pools.fitness import looks_closed
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.postgres.classify import SETTLED, Piped, begins_nothing, doubt_of, ends, piped_by, synced_by
@@ -240,6 +240,10 @@ class SwitchoverAware(_Base):
     def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
             return
+        if self.bgpool_cut and self._is_between_statements():
+            # Nothing of what comes now reaches the server, be it a COMMIT.
+            self.bgpool_in_doubt = NO_DOUBT
+            self.pgconn.finish()
         # What the pool itself does to a connection that nobody has (configure, check, reset) is nobody's transaction.
         begins = self.bgpool_lent and self.pgconn.transaction_status == TransactionStatus.IDLE
         if begins_nothing(gen) or (self._pipeline is not None and self._pipeline.level and not self._synced):
@@ -334,6 +338,11 @@ class SwitchoverAware(_Base):
                 return
             self.bgpool_refused = answer is not None and is_servers(answer, reported=self._reported_read_only)
         self.bgpool_unfit = self.bgpool_refused is True and generation.note_refusal()
+
+    def _is_between_statements(self) -> bool:
+        """Whether all that was sent in a transaction is answered, and the transaction ends with the connection."""
+        is_open = self.pgconn.transaction_status == TransactionStatus.INTRANS
+        return is_open and self._pipeline is None and not self._is_prepared()
 
     def _is_prepared(self) -> bool:
         """Whether a two-phase transaction is prepared, or was being prepared: it outlives the connection."""
