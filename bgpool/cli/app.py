@@ -168,7 +168,7 @@ def rehearse(
         str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
     ] = "healthy",
     scale: Annotated[float, typer.Option(min=0.25, max=60.0, help="So many times as long as seven seconds.")] = 1.0,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Which variables get the DSN.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME[=SCHEME]", help="What gets the DSN.")] = None,
     sql: Annotated[Path | None, typer.Option(help="Executed first, as the role of the DSN: your tables.")] = None,
     url: Annotated[str | None, typer.Option(help="GET this, on 127.0.0.1, from four clients, and count.")] = None,
     every: Annotated[int, typer.Option(min=5, max=60_000, help="Between two requests of a client, in ms.")] = 50,
@@ -181,7 +181,7 @@ def rehearse(
     """Your application, through a switchover of real servers: what it went through, process by process.
 
     CMD finds the DSN in $DATABASE_URL, or in the variables that are given with --env, and BGPOOL_RESOLVER and
-    BGPOOL_RUN_DIR beside it. It gets SIGTERM at the end.
+    BGPOOL_RUN_DIR beside it. With SQLAlchemy: --env DATABASE_URL=postgresql+bgpool. It gets SIGTERM at the end.
 
     Exit status: 0 if all went through; 1 if a request failed, a process was lost, no caller used a pool, the switchover
     did not end as it should, or never began; 2 for a wrong call; 3 if the servers cannot be started; 130 after Ctrl-C.

@@ -37,7 +37,7 @@ from bgpool.lab.rehearsal import (
 )
 from bgpool.lab.rehearsal.crowd import Crowd, Process, Seen
 from bgpool.lab.rehearsal.load import Load
-from bgpool.lab.rehearsal.plan import check
+from bgpool.lab.rehearsal.plan import check, environment
 from bgpool.lab.rehearsal.report import findings
 from bgpool.report import Event
 from bgpool.segment.table import Usage
@@ -504,9 +504,23 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["", "A=B", "A B", "BGPOOL_RUN_DIR"])
+@pytest.mark.parametrize("name", ["", "A B", "BGPOOL_RUN_DIR"])
 def test_a_variable_that_cannot_get_the_dsn(name: str) -> None:
     """Seen: ValueError, illegal environment variable name, once both servers were up."""
     with pytest.raises(UnusablePlanError, match=f"--env '{name}': a name of letters, digits, _, . and - is allowed"):
         check(Plan(("true",), variables=("DATABASE_URL", name)))
     check(Plan(("true",), variables=("spring.datasource.url",)))
+
+
+def test_each_variable_may_have_a_scheme_of_its_own() -> None:
+    """Seen: SQLAlchemy took the DSN for that of its own driver, and no rehearsal was ready."""
+    plan = Plan(("true",), variables=("DSN", "DATABASE_URL=postgresql+bgpool", "BACKEND=db+postgresql+bgpool"))
+    check(plan)
+    assert environment(plan, "postgresql://app:a=b://@h:1/d") == {
+        "DSN": "postgresql://app:a=b://@h:1/d",
+        "DATABASE_URL": "postgresql+bgpool://app:a=b://@h:1/d",
+        "BACKEND": "db+postgresql+bgpool://app:a=b://@h:1/d",
+    }
+    for scheme in ("", "postgresql+bgpool://", "1"):
+        with pytest.raises(UnusablePlanError, match="a URL's scheme is allowed after =, such as postgresql"):
+            check(Plan(("true",), variables=(f"A={scheme}",)))

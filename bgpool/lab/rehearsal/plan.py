@@ -17,7 +17,17 @@ from bgpool.lab.scenarios.hosts import black_hole_blue
 from bgpool.lab.scenarios.scenario import Stage
 from bgpool.lab.server import Flavour
 
-__all__ = ["FLAVOURS", "KEPT", "SCENARIOS", "NotRehearsedError", "Plan", "Play", "UnusablePlanError", "check"]
+__all__ = [
+    "FLAVOURS",
+    "KEPT",
+    "SCENARIOS",
+    "NotRehearsedError",
+    "Plan",
+    "Play",
+    "UnusablePlanError",
+    "check",
+    "environment",
+]
 
 FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
 
@@ -29,6 +39,7 @@ OWN: Final = ("BGPOOL_RESOLVER", "BGPOOL_RUN_DIR", MARK)
 """The environment variables that a rehearsal itself sets."""
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class UnusablePlanError(ValueError):
@@ -71,7 +82,8 @@ class Plan:
         programs: Where the servers' programs are, as for `Pair`.
         scenario: One of SCENARIOS.
         scale: How many times as long as SCHEDULE everything takes.
-        variables: The environment variables that get the DSN.
+        variables: The environment variables that get the DSN: NAME, or NAME=SCHEME for another scheme than the pair's,
+            such as postgresql+bgpool.
         sql: A file to be executed on blue first.
         url: What to GET meanwhile; None for no load.
         every_s: Between two requests of a client, at least.
@@ -104,10 +116,14 @@ def check(plan: Plan) -> None:
         raise UnusablePlanError(f"no scenario {plan.scenario!r}: there are {', '.join(SCENARIOS)}")
     if plan.flavour not in FLAVOURS:
         raise UnusablePlanError(f"no flavour {plan.flavour!r}: there are {', '.join(FLAVOURS)}")
-    for name in plan.variables:
+    for name, scheme in _variables(plan):
         if not _NAME.fullmatch(name) or name in OWN:
             raise UnusablePlanError(
                 f"--env {name!r}: a name of letters, digits, _, . and - is allowed, but none of {', '.join(OWN)}"
+            )
+        if scheme is not None and not _SCHEME.fullmatch(scheme):
+            raise UnusablePlanError(
+                f"--env {name}={scheme}: a URL's scheme is allowed after =, such as {plan.engine.value}+bgpool"
             )
     if not plan.command or shutil.which(plan.command[0]) is None:
         raise UnusablePlanError(f"no such program: {plan.command[0] if plan.command else '(nothing)'}")
@@ -117,3 +133,14 @@ def check(plan: Plan) -> None:
         others = sorted(path.name for path in plan.run_dir.iterdir() if not path.name.endswith(KEPT))
         if others:
             raise UnusablePlanError(f"{plan.run_dir} is in use, or something else is in there: {others[0]}")
+
+
+def environment(plan: Plan, dsn: str) -> dict[str, str]:
+    """The variables of *plan*, each with *dsn*, with the scheme that the plan has for it."""
+    rest = dsn[dsn.index("://") :]
+    return {name: dsn if scheme is None else scheme + rest for name, scheme in _variables(plan)}
+
+
+def _variables(plan: Plan) -> list[tuple[str, str | None]]:
+    split = (variable.partition("=") for variable in plan.variables)
+    return [(name, scheme if sign else None) for name, sign, scheme in split]

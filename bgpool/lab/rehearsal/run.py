@@ -20,7 +20,16 @@ from bgpool.lab.pair import Pair
 from bgpool.lab.rehearsal.application import Application
 from bgpool.lab.rehearsal.crowd import LOOK_S, Crowd
 from bgpool.lab.rehearsal.load import Load
-from bgpool.lab.rehearsal.plan import FLAVOURS, KEPT, SCENARIOS, NotRehearsedError, Plan, UnusablePlanError, check
+from bgpool.lab.rehearsal.plan import (
+    FLAVOURS,
+    KEPT,
+    SCENARIOS,
+    NotRehearsedError,
+    Plan,
+    UnusablePlanError,
+    check,
+    environment,
+)
 from bgpool.lab.rehearsal.report import Rehearsed, Requests, findings, how
 from bgpool.lab.rehearsal.script import ScriptError, run_script
 from bgpool.lab.scenarios.scenario import FAST
@@ -138,15 +147,16 @@ class _Rehearsal:
 
     def _start(self) -> Application:
         plan = self._plan
-        environment = {
+        own = environment(plan, self.pair.dsn)
+        told = {
             **os.environ,
-            **dict.fromkeys(plan.variables, self.pair.dsn),
+            **own,
             "BGPOOL_RESOLVER": self.pair.resolver,
             "BGPOOL_RUN_DIR": str(self._run_dir),
         }
-        self._tell(f"starting {plan.command[0]}, with the DSN in {', '.join(plan.variables)}")
+        self._tell(f"starting {plan.command[0]}, with the DSN in {', '.join(own)}")
         try:
-            application = Application(plan.command, environment, self._output)
+            application = Application(plan.command, told, self._output)
         except OSError as error:
             raise UnusablePlanError(f"{plan.command[0]} cannot be started: {error.strerror}") from None
         if self._load is not None:
@@ -187,12 +197,13 @@ class _Rehearsal:
         if mine:
             return ("; ".join(mine[0].missing) or "the load has had no answer") + asked
         told = [f"bg_id {status.bg_id!r}: {'; '.join(status.missing)}" for status in statuses]
-        variables = ", ".join(f"${name}" for name in self._plan.variables)
+        variables = ", ".join(f"${name}" for name in environment(self._plan, self.pair.dsn))
         if told:
             return f"no pool goes to the database in {variables} ({' / '.join(told)}){asked}"
         return (
             "no process has used a pool. A pool begins with its first checkout, or with open(): give --url, or have "
-            f"the application open it. It must take its DSN from {variables}, and no bg_run_dir of its own{asked}"
+            f"the application open it. It must take its DSN from {variables}, and no bg_run_dir of its own; "
+            f"SQLAlchemy takes it with --env NAME={self._plan.engine.value}+bgpool{asked}"
         )
 
     # -- the switchover ------------------------------------------------------------------------------------------
