@@ -15,12 +15,14 @@ import pymysql.cursors
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import Pool
 
 import bgpool.auth
 from bgpool.dsn import Dsn, parse
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.sqlalchemy import target
 from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
+from bgpool.integrations.sqlalchemy.gated import GATED
 from bgpool.settings import Settings
 
 SECRET = "s3cret"
@@ -316,3 +318,12 @@ def test_commands_take_the_url_of_an_engine(url: str, host: str, proved: bool) -
     same = ("host", "port", "engine", "endpoint")
     assert [getattr(dsn, name) for name in same] == [getattr(own, name) for name in same]
     assert dsn.params.get("options") == own.params.get("options")
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_a_pool_logs_under_the_name_of_sqlalchemys(kind: type[Pool]) -> None:
+    """Seen: after dispose() or a fork, lines of ``sqlalchemy.pool`` came from a logger of bgpool's."""
+    engine, plain = (create_engine(url, poolclass=kind) for url in (PG, PG.replace("+bgpool", "+psycopg")))
+    for _ in range(2):
+        assert engine.pool.logger is plain.pool.logger
+        engine.dispose()

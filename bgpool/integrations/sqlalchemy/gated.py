@@ -60,11 +60,18 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
     return entry
 
 
-# Each has one base, and no attribute of its own: a pool can be made one of them.
+def _logger_of(kind: type[Pool]) -> str:
+    """What SQLAlchemy calls the logger of *kind*. A gated pool keeps it, for users who set its level."""
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+# Each has one base, and its instances no attribute of their own: a pool can be made one of them.
 
 
 class GatedQueuePool(QueuePool):
     """A QueuePool behind the gate."""
+
+    _sqla_logger_namespace = _logger_of(QueuePool)
 
     def connect(self) -> PoolProxiedConnection:
         """As SQLAlchemy's, after the hold. A caller that a switchover meets in the queue waits there again after it.
@@ -89,6 +96,8 @@ class GatedQueuePool(QueuePool):
 class GatedNullPool(NullPool):
     """A NullPool behind the gate."""
 
+    _sqla_logger_namespace = _logger_of(NullPool)
+
     connect = _connect
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -97,6 +106,8 @@ class GatedNullPool(NullPool):
 
 class GatedStaticPool(StaticPool):
     """A StaticPool behind the gate."""
+
+    _sqla_logger_namespace = _logger_of(StaticPool)
 
     connect = _connect
 
@@ -107,6 +118,8 @@ class GatedStaticPool(StaticPool):
 class GatedAssertionPool(AssertionPool):
     """An AssertionPool behind the gate."""
 
+    _sqla_logger_namespace = _logger_of(AssertionPool)
+
     connect = _connect
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -115,6 +128,8 @@ class GatedAssertionPool(AssertionPool):
 
 class GatedSingletonThreadPool(SingletonThreadPool):
     """A SingletonThreadPool behind the gate."""
+
+    _sqla_logger_namespace = _logger_of(SingletonThreadPool)
 
     def connect(self) -> PoolProxiedConnection:
         """As SQLAlchemy's, after the hold; a thread is not held for what it is using already."""
