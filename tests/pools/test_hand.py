@@ -136,6 +136,7 @@ def test_a_release_in_a_switchover(kit: Kit, pair: Pair, deployment: Deployment,
     kit.write(old)
     deployment.phase(Phase.IN_PROGRESS)
     old.rollback()
+    wait_until(lambda: not old.bgpool_generation.live[0])
     caller, before = Caller(pool.getconn), Caller(lambda: kit.read(old))
     wait_until(lambda: pool.stats().held == 2)
     give(deployment, Order.RELEASE)

@@ -20,7 +20,7 @@ from bgpool.pools.mysql.store import Store
 class Connection:
     """What a handle needs of a connection."""
 
-    closed = True
+    bgpool_is_open = False
 
     def close(self) -> None:
         """Nothing."""

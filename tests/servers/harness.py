@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -291,7 +292,8 @@ class Stage:
         self.servers: Final[dict[str, Server]] = {}
 
     def __enter__(self) -> Stage:
-        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-servers-")))
+        self.directory = Path(tempfile.mkdtemp(prefix="bgpool-servers-"))
+        self._stack.callback(remove, self.directory)
         self.pair = self._stack.enter_context(Pair(engine=self._engine))
         self.files = RunFiles.of(self.directory / "run", "servers")
         ledger.create(self.pair)
@@ -415,6 +417,13 @@ class Stage:
         while not ((snapshot := Reader(self.files).refresh().snapshot) and snapshot.ready):
             assert time.monotonic() < deadline, f"not ready: {snapshot}"
             time.sleep(0.05)
+
+
+def remove(directory: Path) -> None:
+    """Remove *directory*, into which a monitor may write until it has noticed that nobody needs it any more."""
+    deadline = time.monotonic() + 10
+    while directory.exists():
+        shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
 
 
 def free_port() -> int:
