@@ -15,7 +15,7 @@ import psycopg_pool
 from bgpool.dsn import Dsn
 from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
-from bgpool.pools.recipe import DriversPool
+from bgpool.pools.recipe import DRIVER_FAILURES, DriversPool
 from bgpool.pools.source import ConnectionSource
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
@@ -83,7 +83,12 @@ class Connector(ConnectionSource[C]):
         params = {**(static() if callable(static) else static), **kwargs}
 
         def connect(generation: Generation, _left_s: float) -> C:
-            connection = generation.connect(**params)
+            try:
+                connection = generation.connect(**params)
+            except DRIVER_FAILURES as error:
+                if generation.retired:
+                    raise psycopg_pool.PoolClosed("the generation is retired") from error
+                raise
             if generation.retired:
                 # The switchover has begun meanwhile.
                 connection.bgpool_discard()
@@ -119,14 +124,17 @@ class Connector(ConnectionSource[C]):
 
         The owner is not kept alive. What the owners have together is compared with the server's max_connections.
         """
-        self._owners[owner] = max_size
+        with self._lock:
+            self._owners[owner] = max_size
 
     # -- what the process asks -----------------------------------------------------------------------------------
 
     @property
     def max_size(self) -> int:
         """Connections that its owners may have; 0 where they have told none."""
-        return sum(self._owners.values())
+        # The watcher asks while another thread makes an engine.
+        with self._lock:
+            return sum(self._owners.values())
 
     def tick(self) -> float:
         """As ConnectionSource's; what its owner has brought home since the drain began is cut without the grace."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -98,7 +99,8 @@ class Pool(ConnectionSource[C]):
                 ours = self._as_ours(error)
                 self._count_failure(ours)
                 raise ours from error
-        lent: C = self._take(self.timeout if timeout is None else timeout, _lend)
+        timeout_s = self.timeout if timeout is None else timeout
+        lent: C = self._take(timeout_s, partial(_lend, timeout_s))
         return lent
 
     def putconn(self, conn: C) -> None:
@@ -170,9 +172,11 @@ class Pool(ConnectionSource[C]):
         """Call *fn* in a transaction on *connection* and commit it, as one attempt of *unit*."""
 
 
-def _lend(generation: Generation, timeout_s: float) -> Any:
-    """A connection of *generation*, for a caller."""
-    connection = generation.inner.getconn(timeout_s)
+def _lend(timeout_s: float, generation: Generation, left_s: float) -> Any:
+    """A connection of *generation*, for a caller who has *left_s* of *timeout_s* seconds left."""
+    if left_s <= 0:
+        raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
+    connection = generation.inner.getconn(left_s)
     connection.bgpool_lent = True
     return connection
 

@@ -137,8 +137,8 @@ class ConnectionSource(ABC, Generic[C]):
 
         Args:
             timeout_s: Longest wait in seconds, hold included, >= 0.
-            take: Called with the generation, open, and the seconds that are left. Where it raises psycopg_pool's
-                PoolClosed the generation was put away meanwhile, and the next one is tried.
+            take: Called with the generation, open, and the seconds that are left, < 0 if they are used up. Where it
+                raises psycopg_pool's PoolClosed the generation was put away meanwhile, and the next one is tried.
 
         Raises:
             SwitchoverHoldTimeout, GreenHostRejected, PoolClosed, PoolTimeout, TooManyRequests: As Pool.connection.
@@ -159,10 +159,7 @@ class ConnectionSource(ABC, Generic[C]):
             reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
             try:
                 generation = self._succession.adopt(reading)
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
-                return take(generation, left_s)
+                return take(generation, deadline - time.monotonic())
             except psycopg_pool.PoolClosed as error:
                 if self._gate.closed:
                     raise self._as_ours(error) from error

@@ -229,6 +229,8 @@ class Succession:
     def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
         """Under the lock: hand nothing of *generation* out any more, and drain what is out."""
         self.current = None
+        # Before its connections are counted: one that is opened later is closed by who has opened it.
+        generation.retired = True
         self._ended.append(generation)
         self._leaving.append(generation)
         self.quick = _SHUT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 import warnings
@@ -103,6 +104,102 @@ def test_a_hold_ends(make_connector: MakeConnector, deployment: Deployment) -> N
         with pytest.raises(SwitchoverHoldTimeout):
             held()
     assert connector.usage().failed == 3
+
+
+@pytest.mark.usefixtures("deployment")
+def test_no_hold_and_no_timeout(make_connector: MakeConnector) -> None:
+    make_connector().wait_admitted(0)
+    # However long the first one takes: nobody holds it.
+    make_connector(bg_connect_timeout_ms=1).connect().close()
+
+
+def test_an_attempt_that_a_switchover_ends_is_held(
+    connector: Connector[Any], kit: Kit, deployment: Deployment, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector.wait_admitted()
+    generation: Any = connector._succession.current
+    real = connector._recipe.connect
+
+    def refused(*_: Any) -> Any:
+        monkeypatch.setattr(connector._recipe, "connect", real)
+        deployment.phase(Phase.IN_PROGRESS)
+        until(lambda: generation.retired)
+        raise kit.error("the database system is shutting down")
+
+    monkeypatch.setattr(connector._recipe, "connect", refused)
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(connector.connect()))
+    caller.start()
+    until(lambda: connector.stats().held)
+    deployment.phase(Phase.POST)
+    caller.join(5)
+    assert kit.where(found[0]) == pair.green.address
+
+
+def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
+    connector: Connector[Any], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector.wait_admitted()
+    generation: Any = connector._succession.current
+    open_it, retire, draining, opened = (
+        connector._recipe.connect,
+        generation.retire,
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def slowly(*args: Any) -> Any:
+        connection = open_it(*args)
+        deployment.phase(Phase.IN_PROGRESS)
+        draining.wait(5)
+        return connection
+
+    def later(*args: Any) -> None:
+        draining.set()
+        opened.wait(0.1)
+        retire(*args)
+
+    monkeypatch.setattr(connector._recipe, "connect", slowly)
+    monkeypatch.setattr(generation, "retire", later)
+    found: list[Any] = []
+
+    def call() -> None:
+        found.append(connector.connect())
+        opened.set()
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    until(lambda: found or connector.stats().held)
+    until(lambda: not found or found[0].bgpool_cut)
+    monkeypatch.setattr(connector._recipe, "connect", open_it)
+    deployment.phase(Phase.POST)
+    caller.join(5)
+
+
+def test_owners_come_and_go_while_they_are_counted() -> None:
+    class Owner:
+        pass
+
+    connector, over = bgpool.get_connector("postgresql://app@10.0.0.1/owners"), threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            owners = [Owner() for _ in range(50)]
+            for owner in owners:
+                connector.set_owner_size(owner, 1)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        sys.setswitchinterval(1e-6)
+        until_then = time.monotonic() + 0.3
+        while time.monotonic() < until_then:
+            assert 0 <= connector.max_size <= 100
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        thread.join()
 
 
 def test_after_a_rollback_connections_are_blues(
