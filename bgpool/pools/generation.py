@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
@@ -141,8 +141,8 @@ class Generation:
     def _connect_once(self, kwargs: Mapping[str, Any]) -> Aware:
         recipe = self._recipe
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
-        # Decided after the wait for a turn, which ends with a hold and the driver's connect timeout at the latest.
-        with self._turns if self._turns is not None and self._is_recent() else contextlib.nullcontext():
+        # Decided after the wait for a turn.
+        with self._turn():
             _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
             connection = recipe.connect(decision, kwargs)
         connection.bgpool_generation = self
@@ -151,11 +151,23 @@ class Generation:
             self._members[connection] = sockets.identity(connection.fileno())
         return connection
 
-    def _worth_trying_again(self) -> bool:
-        return self._follows and self._is_recent() and not self.retired
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A turn to connect, while turns are given: then all go on, however many wait behind a silent server."""
+        left_s = self._recent_s()
+        taken = self._turns is not None and left_s > 0 and self._turns.acquire(timeout=left_s)
+        try:
+            yield
+        finally:
+            if taken and self._turns is not None:
+                self._turns.release()
 
-    def _is_recent(self) -> bool:
-        return time.monotonic() - self._born < self._recipe.settings.bg_connect_timeout_ms / 1000
+    def _worth_trying_again(self) -> bool:
+        return self._follows and self._recent_s() > 0 and not self.retired
+
+    def _recent_s(self) -> float:
+        """For how long failures to connect are put down to the switchover yet, in seconds."""
+        return self._born + self._recipe.settings.bg_connect_timeout_ms / 1000 - time.monotonic()
 
     # -- the ways back -------------------------------------------------------------------------------------------
 
