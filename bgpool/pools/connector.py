@@ -6,6 +6,7 @@ the gate says, drains and cuts them as a pool does, and tells which of them may 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 import psycopg_pool
 
 from bgpool.dsn import Dsn
+from bgpool.logs import log_fields
 from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DRIVER_FAILURES, DriversPool
@@ -21,6 +23,8 @@ from bgpool.segment.table import Usage
 from bgpool.settings import Settings
 
 __all__ = ["Connector"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
 
 C = TypeVar("C")
 
@@ -158,6 +162,7 @@ class _Kept:
         self._connector: Final = connector
         self.timeout = connector.timeout
         self.failure = ""
+        self._told = False
 
     @property
     def max_size(self) -> int:
@@ -191,7 +196,17 @@ class _Kept:
         """Nothing: who waits for a connection waits at its owner."""
 
     def _is_idle(self, connection: Any) -> bool:
-        return not self._connector.in_use(connection)
+        try:
+            return not self._connector.in_use(connection)
+        except Exception as error:
+            # The watcher's thread has other pools to look after; and what may be in use has the grace.
+            told, self._told = self._told, True
+            if not told:
+                connector = self._connector
+                extra = log_fields("in_use_failed", bg_id=connector.bg_id, host=connector.name)
+                text = "[bg_id: %r] in_use of %s failed, its connections count as in use: %r"
+                _logger.warning(text, connector.bg_id, connector.name, error, extra=extra)
+            return False
 
 
 def _always(_connection: object) -> bool:

@@ -58,7 +58,7 @@ def _why_none(generation: Generation, phase: str) -> str:
     if inner.failure:
         why = f"none could be opened: {inner.failure}"
     else:
-        why = f"all {size} are in use" if in_use >= size else "none was opened in time"
+        why = f"all {size} are in use" if 0 < size <= in_use else "none was opened in time"
     return (
         f"{why} (size {size} of {counts.get('pool_max', size)}, {idle} idle, {in_use} in use, "
         f"{counts['requests_waiting']} others waiting; phase {phase})"

@@ -227,6 +227,27 @@ def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
         kit.read(kept)
 
 
+def test_an_owner_whose_in_use_fails_stops_nobody(
+    connector: Connector[Any], deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it is asked of counts as in use; the watcher's thread, which serves all pools, goes on."""
+
+    def fails(_conn: object) -> bool:
+        raise KeyError("no such connection")
+
+    connection = connector.connect()
+    connector.in_use = fails
+    assert (connector.usage().in_use, connector.stats().idle) == (1, 0)
+    deployment.phase(Phase.IN_PROGRESS)
+    until(lambda: connection.bgpool_cut, 2.0)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in lines if "in_use" in line] == [
+        f"[bg_id: '1'] in_use of {connector.name} failed, its connections count as in use: "
+        "KeyError('no such connection')"
+    ]
+    assert not [line for line in lines if "watching failed" in line]
+
+
 def test_drain_makes_all_unfit(connector: Connector[Any], kit: Kit) -> None:
     kit.read(busy := connector.connect())
     idle = connector.connect()
