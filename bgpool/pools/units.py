@@ -67,6 +67,8 @@ class Unit(ABC, Generic[C, R]):
 
     Attributes:
         driver_error: The root of the driver's errors.
+        is_applied: The server has answered that it has committed. What fails after that, in a listener of SQLAlchemy's
+            say, is not the unit's: it is neither called again nor in doubt.
         needs_begin: Whether BEGIN must have been sent when ``begin`` is called: not every first statement begins a
             transaction there, even where autocommit is off.
     """
@@ -98,6 +100,7 @@ class Unit(ABC, Generic[C, R]):
         self._idempotent: Final = idempotent
         self._deadline: Final = time.monotonic() + timeout_s
         self._unexplained_since: float | None = None
+        self.is_applied = False
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
@@ -130,6 +133,8 @@ class Unit(ABC, Generic[C, R]):
             try:
                 return self._make_attempt(self)
             except self.driver_error as error:
+                if self.is_applied:
+                    raise
                 if self._doubt and self.was_cut(error):
                     outcome = self.find_out()
                     if outcome is Outcome.COMMITTED:
@@ -185,6 +190,10 @@ class Unit(ABC, Generic[C, R]):
         self.take_receipt(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt = DURING_COMMIT
+
+    def note_applied(self) -> None:
+        """The server has answered the COMMIT that followed ``finish``, and the connection is not returned yet."""
+        self.is_applied, self._doubt = True, NO_DOUBT
 
     def fail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
         """The attempt ends with *error*.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import time
@@ -18,7 +19,6 @@ from sqlalchemy.exc import (
     InvalidRequestError,
     OperationalError,
     PendingRollbackError,
-    ProgrammingError,
 )
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
@@ -324,7 +324,7 @@ def test_a_connection_that_the_function_throws_away(make_engine: MakeEngine, sho
         session.connection().invalidate()
 
     shop.meanwhile = throw_away
-    with pytest.raises(ProgrammingError, match="closed its connection"):
+    with pytest.raises(PendingRollbackError):
         run(sessionmaker(engine), shop)
     assert (shop.calls, items(engine)) == (1, [])
     shop.meanwhile = lambda session: session.connection().detach()
@@ -346,6 +346,95 @@ def test_what_a_commit_listener_refuses_is_rolled_back(make_engine: MakeEngine, 
     event.remove(engine, "commit", refuse)
     run(sessionmaker(engine), lambda session: session.execute(text("SELECT 1")))
     assert (shop.calls, items(engine)) == (1, [])
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("way", ["engine", "pool"])
+def test_what_is_cut_behind_the_commit_is_not_the_unit_s(
+    make_engine: MakeEngine, make_pool: Callable[..., Any], kit: Kit, pair: Pair, shop: Shop, way: str
+) -> None:
+    """A listener that uses another connection once the unit is committed: to call the unit again would double it."""
+    engine, elsewhere, pool = make_engine(), make_engine(pool_pre_ping=True), make_pool()
+    maker = sessionmaker(engine)
+
+    def look(_session: Session) -> None:
+        if way == "engine":
+            with elsewhere.connect() as connection:
+                connection.execute(text("SELECT 1"))
+                pair.blue.cut_clients()
+                connection.execute(text("SELECT 1"))
+        with pool.connection() as conn:
+            kit.execute(conn, "SELECT 1")
+            pair.blue.cut_clients()
+            kit.execute(conn, "SELECT 1")
+
+    event.listen(maker, "after_commit", look)
+    expected = {"engine": OperationalError, "pool": bgpool.SwitchoverInterrupted}
+    with pytest.raises(expected[way]):
+        run(maker, shop)
+    assert (shop.calls, items(elsewhere)) == (1, ["tea"])
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_commit_listener_of_the_function_s_writes_is_known_by_the_receipt(
+    kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, when: Any
+) -> None:
+    engine = make_engine()
+    calls: list[int] = []
+
+    def call(connection: Connection) -> None:
+        calls.append(1)
+        connection.execute(text("SELECT 1"))
+        number = len(calls)
+        event.listen(connection, "commit", lambda connection: connection.execute(_insert(number, "late")))
+
+    cutter.when = when
+    if kit.engine is Engine.MYSQL:
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            run(engine, call)
+    else:
+        run(engine, call)
+        assert (len(calls), items(engine)) == (1 if when == "after" else 2, ["late"])
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_question_that_cannot_be_asked_does_not_hide_the_doubt(
+    make_engine: MakeEngine, cutter: CommitCutter, shop: Shop
+) -> None:
+    """The application's own part in a connection fails, and its error says nothing of the COMMIT."""
+    engine = make_engine()
+    tokens = ["token"]
+
+    def log_in(*_: object) -> None:
+        if not tokens:
+            raise LookupError("no token")
+
+    event.listen(engine, "do_connect", log_in)
+    cutter.when, cutter.on_cut = "after", tokens.clear
+    with pytest.raises(bgpool.CommitOutcomeUnknown):
+        run(sessionmaker(engine), shop, timeout=0.5)
+    tokens.append("token")
+    assert (shop.calls, items(engine)) == (1, ["tea"])
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_cut_of_the_first_thing_that_is_sent_may_be_swallowed(
+    make_engine: MakeEngine, pair: Pair, shop: Shop
+) -> None:
+    engine = make_engine(pool_size=1)
+    assert items(engine) == []
+
+    def call(session: Session) -> None:
+        shop.sessions.append(session)
+        if shop.calls == 1:
+            pair.blue.cut_clients()
+        with contextlib.suppress(DBAPIError):
+            session.execute(text("SELECT 1"))
+        session.execute(_insert(1, "tea"))
+
+    run(sessionmaker(engine), call)
+    assert (shop.calls, items(engine)) == (2, ["tea"])
 
 
 @pytest.mark.usefixtures("prepared")

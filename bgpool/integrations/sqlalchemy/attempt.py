@@ -27,7 +27,10 @@ _ENDED: Final = "the function ended the transaction that it was called in; a uni
 
 
 class Attempt:
-    """One transaction of a unit of work, begun, committed or rolled back by SQLAlchemy."""
+    """One transaction of a unit of work, begun, committed or rolled back by SQLAlchemy.
+
+    The driver's connection has it as ``bgpool_attempt`` meanwhile, by which the dialect finds it.
+    """
 
     def __init__(self, unit: Unit[Any, Any], connector: Connector[Any], work: Work) -> None:
         """An attempt of *unit* with *work*, which is used for nothing else."""
@@ -54,8 +57,9 @@ class Attempt:
             return self._make(self._work, call)
         finally:
             self._is_over = True
-            # They know it by its listeners, and would wait for the garbage collector with it.
-            del self._work, self._connection, self._drivers
+            # The session knows it by its listener, and would wait for the garbage collector with it.
+            del self._work
+            self._connection = self._drivers = None
 
     def _make(self, work: Work, call: Callable[[Any], Any]) -> Any:
         with work.begin() as transaction:
@@ -84,17 +88,24 @@ class Attempt:
             self._join(connection)
 
     def _join(self, connection: Connection) -> None:
-        """The unit's transaction is on *connection*."""
+        """The unit's transaction is on *connection*.
+
+        Raises:
+            Exception: It cannot be. The function may catch that, and go on outside of the unit.
+        """
         drivers: Any = connection.connection.driver_connection
-        self._misuse = self._refusal(connection, drivers)
-        if self._misuse is not None:
-            raise self._misuse
-        if self._unit.needs_begin and not drivers.bgpool_in_transaction:
-            connection.exec_driver_sql("BEGIN")
-        self._connection, self._drivers = connection, drivers
-        event.listen(connection, "commit", self._before_commit)
-        event.listen(connection, "rollback", self._before_rollback)
-        self._unit.begin(drivers)
+        try:
+            refusal = self._refusal(connection, drivers)
+            if refusal is not None:
+                raise refusal
+            self._connection, self._drivers = connection, drivers
+            drivers.bgpool_attempt = self
+            if self._unit.needs_begin and not drivers.bgpool_in_transaction:
+                connection.exec_driver_sql("BEGIN")
+            self._unit.begin(drivers)
+        except Exception as error:
+            self._misuse = error
+            raise
 
     def _refusal(self, connection: Connection, drivers: Any) -> Exception | None:
         """Why the unit cannot have its transaction on *connection*."""
@@ -116,24 +127,39 @@ class Attempt:
             )
         return None
 
-    def _before_commit(self, _connection: object) -> None:
-        """The last moment before COMMIT is sent: all that sessions and listeners had to write was written."""
+    # -- what the dialect tells ----------------------------------------------------------------------------------
+
+    def before_commit(self) -> None:
+        """COMMIT is sent next: all that sessions and listeners had to write was written.
+
+        Raises:
+            InvalidRequestError: It must not be.
+        """
+        if self._is_over or not self._is_held():
+            return
         if not self._is_committing:
             self._misuse = InvalidRequestError(_ENDED)
             raise self._misuse
-        unit = self._unit
         try:
-            unit.finish(self._drivers, self._result)
-        except unit.driver_error as error:
-            if isinstance(error, Error):
-                raise
-            raise self._wrapped(error) from error
+            self._unit.finish(self._drivers, self._result)
+        except self._unit.driver_error as error:
+            # Not as the driver's error: SQLAlchemy would throw the connection away, which may have to be asked.
+            self._met = error
+            raise InvalidRequestError("the transaction of the unit of work cannot be committed") from error
 
-    def _before_rollback(self, _connection: object) -> None:
+    def after_commit(self) -> None:
+        """The server has answered that it has committed; the connection is returned next."""
+        if self._is_committing and not self._is_over and self._is_held():
+            self._drivers.bgpool_attempt = None
+            self._unit.note_applied()
+
+    def before_rollback(self) -> None:
         """A flush has failed, or the function rolls back: after this the connection may be another user's."""
+        if not self._is_held():
+            return
         if not self._is_over:
             self._met = self._met or self._swallowed()
-            self._unit.leave(self._drivers)
+        self._unit.leave(self._drivers)
 
     # -- what it means -------------------------------------------------------------------------------------------
 
@@ -144,9 +170,9 @@ class Attempt:
             Exception: What the unit takes it for.
         """
         self._is_over = True
-        if self._drivers is None:
+        if self._drivers is None or self._unit.is_applied:
             return
-        cause: BaseException = error
+        cause: Any = error
         if isinstance(error, DBAPIError) and error.orig is not None:
             cause = error.orig
         elif isinstance(error, InvalidRequestError):
@@ -158,11 +184,13 @@ class Attempt:
             raise self._wrapped(settled) from settled
         finally:
             self._roll_back()
+            if self._drivers.bgpool_attempt is self:
+                self._drivers.bgpool_attempt = None
         if self._unit.in_doubt and isinstance(self._work, Session):
             # What the rollback would expire or take back may be what was committed, and be in the result.
             self._work.expunge_all()
         if isinstance(error, InvalidRequestError) and cause is not error:
-            raise cause from error
+            raise cause if isinstance(cause, Error) else self._wrapped(cause) from error
 
     def _roll_back(self) -> None:
         """Roll back: after an error in a ``commit`` listener SQLAlchemy does not. A lost connection needs none."""

@@ -160,9 +160,22 @@ class BgpoolDialect(_Base):
             raise DisconnectionError(STALE)
         return is_alive
 
+    def do_commit(self, dbapi_connection: PoolProxiedConnection) -> None:
+        """As SQLAlchemy's; a unit of work is told right before COMMIT is sent, and right after it was answered."""
+        attempt = getattr(_drivers(dbapi_connection), "bgpool_attempt", None)
+        if attempt is None:
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
+            return
+        attempt.before_commit()
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
+        attempt.after_commit()
+
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
         """As SQLAlchemy's; what is gone is rolled back."""
         connection = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+        attempt = getattr(connection, "bgpool_attempt", None)
+        if attempt is not None:
+            attempt.before_rollback()
         generation = getattr(connection, "bgpool_generation", None)
         if generation is not None and not generation.live[0] and _is_gone(connection):
             return

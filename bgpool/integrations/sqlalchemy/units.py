@@ -159,7 +159,7 @@ class _Runner(Generic[R]):
                 self._work = work
                 result: R = Attempt(unit, self._connector, work).make(self._call)
         except DBAPIError as error:
-            if not isinstance(error.orig, unit.driver_error):
+            if unit.is_applied or not isinstance(error.orig, unit.driver_error):
                 raise
             self._raised, cause = error, error.orig
             raise cause from cause.__cause__

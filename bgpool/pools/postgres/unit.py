@@ -93,6 +93,10 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             except psycopg.Error:
                 # Refused, and it would be every time.
                 return Outcome.UNKNOWN
+            except Exception:
+                # What the application does for a connection has failed, for a token perhaps, and must not hide that
+                # the transaction may have been committed.
+                outcome = Outcome.PENDING
             if outcome is not Outcome.PENDING:
                 return outcome
             time.sleep(pause_s)
