@@ -75,6 +75,7 @@ def test_every_parameter_is_tested_and_documented() -> None:
     [
         ("mysql://app@DB.example.com/app", "DB.example.com", 3306),
         ("mysql+pymysql://app@db:3307", "db", 3307),
+        ("mariadb+pymysql://app@db:3307", "db", 3307),
         ("MYSQL://app@[2001:db8::1]:3307/app", "2001:db8::1", 3307),
         ("mysql://app@[::1]", "::1", 3306),
         ("mysql://app@/app", "", 3306),

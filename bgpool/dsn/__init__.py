@@ -32,6 +32,8 @@ _ENGINES: Final[Mapping[str, Engine]] = {
     "postgresql+psycopg": Engine.POSTGRESQL,
     "mysql+bgpool": Engine.MYSQL,
     "mysql+pymysql": Engine.MYSQL,
+    "mariadb+bgpool": Engine.MYSQL,
+    "mariadb+pymysql": Engine.MYSQL,
 }
 
 

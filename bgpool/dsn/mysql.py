@@ -30,8 +30,8 @@ _DEFAULT_PORT: Final = 3306
 _LOGIN: Final = ("user", "password", "database")
 #: Old names of PyMySQL's for parameters.
 _OLD_NAMES: Final = {"passwd": "password", "db": "database"}
-#: How URLs of the dialect begin, in which ssl_ca and its like mean what SQLAlchemy says.
-_SQLALCHEMYS_SCHEME: Final = "mysql+bgpool:"
+#: How URLs of the dialects begin, in which ssl_ca and its like mean what SQLAlchemy says.
+_SQLALCHEMYS_SCHEMES: Final = ("mysql+bgpool:", "mariadb+bgpool:")
 
 #: What is PyMySQL's and cannot be given, and why.
 _REFUSED: Final = {
@@ -137,7 +137,7 @@ def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
             params[name] = text
     pairs = (item.partition("=") for item in query.split("&") if item)
     given = {_decoded(name): _decoded(value) for name, _, value in pairs}
-    if url.lower().startswith(_SQLALCHEMYS_SCHEME) and (tls := take_sqlalchemys(given)):
+    if url.lower().startswith(_SQLALCHEMYS_SCHEMES) and (tls := take_sqlalchemys(given)):
         params["ssl"] = tls
     for name, value in given.items():
         params[name] = _read_parameter("dsn", name, value, READERS)

@@ -307,6 +307,7 @@ def test_a_listener_s_connection_string_is_not_ignored() -> None:
         (f"{MY}?bg_id=ledger&ssl_ca=ca.pem&charset=utf8mb4&use_unicode=1", "db.example.com", True),
         (f"{MY}?bg_id=ledger&ssl_ca=ca.pem&ssl_check_hostname=false", "db.example.com", False),
         (f"{MY.replace('+bgpool', '+pymysql')}?bg_id=ledger&ssl_ca=ca.pem", "db.example.com", False),
+        (f"{MY.replace('mysql', 'mariadb')}?bg_id=ledger&ssl_ca=ca.pem&use_unicode=1", "db.example.com", True),
         (f"{MY}?bg_id=ledger&client_flag=2&binary_prefix=true&ssl_capath=certs", "db.example.com", True),
     ],
 )
