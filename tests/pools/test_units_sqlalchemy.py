@@ -281,7 +281,7 @@ def test_isolation_levels_hold(kit: Kit, make_engine: MakeEngine, cutter: Commit
         Engine.MYSQL: "SHOW VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')",
     }[kit.engine]
     found: list[str] = []
-    shop.meanwhile = lambda session: found.append(session.execute(text(shown)).one()[-1])
+    shop.meanwhile = lambda session: found.append(session.execute(text(shown)).all()[0][-1])
     if kit.engine is Engine.POSTGRESQL:
         cutter.when = "after"
     run(sessionmaker(engine), shop)

@@ -66,9 +66,7 @@ def servers(engine: str) -> Iterator[Servers]:
         with Pair(settings={"max_prepared_transactions": "20"}, programs=_with_contrib()) as pair:
             _prepare(pair.blue, _POSTGRESQL)
             _prepare(pair.blue, _IN_DATABASE, "test")
-            for (name,) in pair.blue.execute(
-                "SELECT name FROM pg_available_extensions WHERE name IN ('citext', 'hstore')"
-            ):
+            for (name,) in pair.blue.execute(_EXTENSIONS):
                 pair.blue.execute(f"CREATE EXTENSION {name}", database="test")
             pair.green.stop("immediate")  # nobody goes there
             yield Servers(pair)
