@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pymysql
@@ -27,6 +29,7 @@ import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.sqlalchemy import run, transactional
+from bgpool.integrations.sqlalchemy.attempt import Attempt
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -301,6 +304,41 @@ def test_an_interrupt_leaves_nothing_behind(make_engine: MakeEngine, shop: Shop)
     with pytest.raises(KeyboardInterrupt):
         run(sessionmaker(engine), shop)
     assert items(engine) == []
+
+
+@pytest.mark.usefixtures("prepared")
+def test_an_interrupt_anywhere_in_an_attempt_leaves_a_connection_for_the_next(make_engine: MakeEngine) -> None:
+    """It comes at each line of the attempt's code in turn; where none is left, the unit is committed."""
+    engine = make_engine(pool_size=1, pool_timeout=1.0)
+    file = inspect.getsourcefile(Attempt)
+    line, left = 0, -1
+
+    def trace(frame: FrameType, kind: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != file:
+            return None
+        left -= kind == "line"
+        if left < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    while left < 0:
+        left = line = line + 1
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                run(sessionmaker(engine), lambda session: session.execute(_insert(1, "tea")))
+        finally:
+            sys.settrace(before)
+        assert items(engine) in ([], ["tea"])
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.delete(Order))
+            drivers: Any = connection.connection.driver_connection
+            assert not drivers.bgpool_in_unit
+            assert getattr(drivers, "bgpool_attempt", None) is None
+    assert line > 20
 
 
 @pytest.mark.usefixtures("prepared")

@@ -157,7 +157,9 @@ class Attempt:
         """A flush has failed, or the function rolls back: after this the connection may be another user's."""
         if not self._is_held():
             return
-        if not self._is_over:
+        if self._is_over:
+            self._drivers.bgpool_attempt = None
+        else:
             self._met = self._met or self._swallowed()
         self._unit.leave(self._drivers)
 
@@ -184,8 +186,6 @@ class Attempt:
             raise self._wrapped(settled) from settled
         finally:
             self._roll_back()
-            if self._drivers.bgpool_attempt is self:
-                self._drivers.bgpool_attempt = None
         if self._unit.in_doubt and isinstance(self._work, Session):
             # What the rollback would expire or take back may be what was committed, and be in the result.
             self._work.expunge_all()
