@@ -297,3 +297,20 @@ def test_a_slot_is_free_again_where_a_listener_fails_on_a_stale_connection(
     with pytest.raises(ZeroDivisionError), engine.connect():
         pass
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a QueuePool
+
+
+def test_a_slot_is_free_again_after_an_interrupt(
+    kit: Kit, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    where(kit, engine)
+
+    def interrupted(_connection: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.dialect.bgpool_connector, "is_fit", interrupted)  # type: ignore[attr-defined]  # ours
+        with pytest.raises(KeyboardInterrupt):
+            engine.connect()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a QueuePool
+    where(kit, engine)

@@ -47,16 +47,16 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
     A *checkout* event would do, but costs more than all the rest; and SQLAlchemy allows it two attempts.
     """
     connector: Connector[Any] = pool._dialect.bgpool_connector
-    connector.checkouts += 1
-    connection = entry.dbapi_connection
-    if connection is not None and not connector.is_fit(connection):
-        pool._dialect.bgpool_replaced_at = time.monotonic()
-        try:
+    try:
+        connector.checkouts += 1
+        connection = entry.dbapi_connection
+        if connection is not None and not connector.is_fit(connection):
+            pool._dialect.bgpool_replaced_at = time.monotonic()
             entry.invalidate()
-        except BaseException:
-            # A listener of the user's, or an interrupt: nobody has it yet who would return it.
-            pool._do_return_conn(entry)
-            raise
+    except BaseException:
+        # A listener of the user's, or an interrupt: nobody has it yet who would return it.
+        pool._do_return_conn(entry)
+        raise
     return entry
 
 
