@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import psycopg_pool
 
 from bgpool.dsn import Dsn
+from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
 from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
@@ -22,11 +23,14 @@ from bgpool.pools.source import ConnectionSource
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
 
-__all__ = ["Connector"]
+__all__ = ["PLACE", "Connector"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
 C = TypeVar("C")
+
+#: The drivers' parameters that say where a connection goes. That is the gate's to decide.
+PLACE: Final = ("host", "hostaddr", "port", "unix_socket", "service", "conninfo", "dsn")
 
 
 class Connector(ConnectionSource[C]):
@@ -77,12 +81,18 @@ class Connector(ConnectionSource[C]):
         """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
 
         Args:
-            kwargs: Connection parameters of the driver, over those of the connector.
+            kwargs: Connection parameters of the driver, over those of the connector; none that says where to.
 
         Raises:
+            ConfigurationError: One of PLACE is among them.
             SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: As wait_admitted.
             OperationalError: The driver's: the server cannot be reached, or refuses the login.
         """
+        for name in PLACE:
+            if name in kwargs:
+                raise ConfigurationError(
+                    f"{name}: a connector goes to one endpoint; make another one for another server"
+                )
         static = self._recipe.options.get("kwargs") or {}
         params = {**(static() if callable(static) else static), **kwargs}
 

@@ -348,3 +348,10 @@ def test_one_for_the_same_arguments_and_none_of_a_pools_options() -> None:
         bgpool.get_connector("mysql://app@10.0.0.1/app", max_size=3)
     bgpool.get_pool(dsn, bg_id="ledger").close()
     connector.close()
+
+
+def test_a_connection_cannot_be_sent_elsewhere(connector: Connector[Any]) -> None:
+    """Seen: PostgreSQL ignored a host and went to its own under that name; MySQL raised a TypeError."""
+    for name, value in {"host": "x", "hostaddr": "127.0.0.9", "port": 1, "unix_socket": "/x", "conninfo": ""}.items():
+        with pytest.raises(ConfigurationError, match=f"^{name}: a connector goes to one endpoint"):
+            connector.connect(**{name: value})

@@ -10,7 +10,7 @@ import pymysql
 
 from bgpool.dsn import Engine, is_own, mysql, names_are_proved
 from bgpool.errors import ConfigurationError
-from bgpool.pools.connector import Connector
+from bgpool.pools.connector import PLACE, Connector
 from bgpool.registry import get_connector
 
 __all__ = ["changes", "make_connector", "split"]
@@ -20,7 +20,6 @@ _MONITORING: Final = "monitoring"
 #: Belongs to one engine, and is given to each of its connections: engines with the same URL share a connector.
 _PER_CONNECTION: Final = frozenset({"context"})
 
-_PLACE: Final = ("host", "hostaddr", "port", "unix_socket", "service", "conninfo", "dsn")
 _NO_FILE: Final = (
     "write user, password, host and port into the URL; the monitor and every worker must go to the same place"
 )
@@ -138,7 +137,7 @@ def changes(static: Mapping[str, Any], args: Iterable[object], now: Mapping[str,
 
 
 def _refuse_change(name: str) -> None:
-    if name in _PLACE:
+    if name in PLACE:
         raise ConfigurationError(
             f"{name}: a do_connect listener cannot change where the engine goes; make another engine for another server"
         )
@@ -158,7 +157,7 @@ def _refuse_lists(params: Mapping[str, Any]) -> None:
     """Refuse several values for one name: hosts, or a name that is in the query twice."""
     for name, value in params.items():
         is_list = isinstance(value, (list, tuple))
-        if name in _PLACE and (is_list or "," in str(value or "")):
+        if name in PLACE and (is_list or "," in str(value or "")):
             raise ConfigurationError(
                 f"create_engine: {name}: the URL names several, and one endpoint is allowed; bgpool follows it through "
                 "the switchover, and the cluster's endpoint leads to the writer after a failover"
