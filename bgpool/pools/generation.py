@@ -221,7 +221,7 @@ class Generation:
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(self.replace, (connection,))
         if lent:
-            text = f"{connection!r} was collected without being returned or closed; use a with block, or putconn()"
+            text = f"{connection!r} was collected without being returned or closed; use a with block, or close it"
             warnings.warn(text, ResourceWarning, stacklevel=3)
 
     def replace(self, connection: Aware) -> None:
