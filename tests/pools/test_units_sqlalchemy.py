@@ -152,6 +152,25 @@ def test_what_only_the_commit_writes_is_known_by_the_receipt(
         assert items(engine) == ["tea", "outbox"]
 
 
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_new_object_from_outside_is_inserted_by_the_attempt_that_is_applied(
+    kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, when: Any
+) -> None:
+    """To SQLAlchemy it has a row once it was flushed, unless the session has been rolled back."""
+    engine = make_engine()
+    maker = sessionmaker(engine)
+    order, cutter.when = Order(number=1, item="tea"), when
+    if kit.engine is Engine.MYSQL:
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            run(maker, Session.add, order)
+        assert sqlalchemy.inspect(order).transient
+    else:
+        run(maker, Session.add, order)
+        assert sqlalchemy.inspect(order).detached
+        assert items(engine) == ["tea"]
+
+
 def _insert(number: int, item: str) -> Any:
     return sqlalchemy.insert(Order).values(number=number, item=item)
 

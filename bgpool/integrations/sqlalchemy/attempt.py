@@ -32,8 +32,12 @@ class Attempt:
     The driver's connection has it as ``bgpool_attempt`` meanwhile, by which the dialect finds it.
     """
 
-    def __init__(self, unit: Unit[Any, Any], connector: Connector[Any], work: Work) -> None:
-        """An attempt of *unit* with *work*, which is used for nothing else."""
+    def __init__(self, unit: Unit[Any, Any], connector: Connector[Any], work: Work, inserted: list[object]) -> None:
+        """An attempt of *unit* with *work*, which is used for nothing else.
+
+        To *inserted* it adds, if it ends in doubt, the new objects whose rows it has inserted: they are detached, and
+        SQLAlchemy would not insert them again.
+        """
         self._unit: Final = unit
         self._connector: Final = connector
         self._work = work
@@ -41,6 +45,7 @@ class Attempt:
         self._connection: Connection | None = None
         self._drivers: Any = None
         self._result: Any = None
+        self._inserted: Final = inserted
         self._is_committing = self._is_over = False
         # What the function did that no unit can do, and what it met that a unit must know of. It may catch either.
         self._misuse: Exception | None = None
@@ -188,6 +193,10 @@ class Attempt:
             self._roll_back()
         if self._unit.in_doubt and isinstance(self._work, Session):
             # What the rollback would expire or take back may be what was committed, and be in the result.
+            transaction: Any = self._work.get_transaction()
+            # None where the function has rolled back itself.
+            states = list(transaction._new) if transaction is not None else []
+            self._inserted.extend(entity for state in states if (entity := state.obj()) is not None)
             self._work.expunge_all()
         if isinstance(error, InvalidRequestError) and cause is not error:
             raise cause if isinstance(cause, Error) else self._wrapped(cause) from error

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeV
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.exc import TimeoutError as QueuePoolTimeout
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, make_transient, scoped_session, sessionmaker
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from bgpool.errors import ConfigurationError, Error, PoolTimeout
@@ -129,8 +129,23 @@ class _Runner(Generic[R]):
         # Of the last attempt, unless it came to its end: its session, and what SQLAlchemy raised.
         self._work: Work | None = None
         self._raised: DBAPIError | None = None
+        # The new objects that an attempt has inserted, if it is in doubt.
+        self._inserted: Final[list[object]] = []
 
     def run(self) -> R:
+        """Run the unit; arguments and errors as the function's."""
+        try:
+            return self._run()
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Have the objects that the last attempt has inserted be new again, as a rollback does: it is not applied."""
+        while self._inserted:
+            make_transient(self._inserted.pop())
+
+    def _run(self) -> R:
         timeout = self._timeout
         if timeout is None:
             pool = self._engine.pool
@@ -151,13 +166,14 @@ class _Runner(Generic[R]):
         return result
 
     def _attempt(self, unit: Unit[Any, R]) -> R:
+        self._take_back()
         self._work = self._raised = None
         try:
             # Before it takes a place in the pool; and the unit's time is shorter than that of a checkout, perhaps.
             self._connector.wait_admitted(unit.left_s())
             with self._open() as work:
                 self._work = work
-                result: R = Attempt(unit, self._connector, work).make(self._call)
+                result: R = Attempt(unit, self._connector, work, self._inserted).make(self._call)
         except DBAPIError as error:
             if unit.is_applied or not isinstance(error.orig, unit.driver_error):
                 raise
