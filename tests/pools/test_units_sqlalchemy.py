@@ -620,7 +620,9 @@ def test_functions_whose_body_runs_later_are_refused(make_engine: MakeEngine) ->
 
 @pytest.mark.usefixtures("deployment")
 def test_a_unit_is_on_one_connection(make_engine: MakeEngine) -> None:
-    engine, other = make_engine(), make_engine(connect_args={"connect_timeout": 7})
+    engine = make_engine()
+    secret = {"connect_timeout": "7", "blue-green-monitoring-password": "s3cret"}
+    other = make_engine(engine.url.update_query_dict(secret))
 
     cache = create_engine("sqlite://")
     maker = sessionmaker(engine, binds={Elsewhere: other, Cache: cache})
@@ -634,8 +636,9 @@ def test_a_unit_is_on_one_connection(make_engine: MakeEngine) -> None:
         session.execute(_insert(1, "tea"))
         session.execute(select(Cache))
 
-    with pytest.raises(bgpool.ConfigurationError, match="one connection; call run once for each engine"):
+    with pytest.raises(bgpool.ConfigurationError, match="one connection; call run once for each engine") as refused:
         run(maker, on_both)
+    assert "s3cret" not in str(refused.value)
     with pytest.raises(bgpool.ConfigurationError, match="sqlite://"):
         run(maker, beside)
     with pytest.raises(bgpool.ConfigurationError, match="bound to the engine it uses"):

@@ -116,13 +116,12 @@ class Attempt:
         """Why the unit cannot have its transaction on *connection*."""
         if self._connection is not None:
             return ConfigurationError(
-                f"run: the function used {connection.engine.url.render_as_string()} beside "
-                f"{self._connection.engine.url.render_as_string()}, and a unit of work is one transaction on one "
-                "connection; call run once for each engine"
+                f"run: the function used {_place(connection)} beside {_place(self._connection)}, and a unit of work is "
+                "one transaction on one connection; call run once for each engine"
             )
         if getattr(connection.dialect, "bgpool_connector", None) is not self._connector:
             return ConfigurationError(
-                f"run: the function used {connection.engine.url.render_as_string()}, and the session's own engine is "
+                f"run: the function used {_place(connection)}, and the session's own engine is "
                 f"another one ({self._connector.name}); give run a sessionmaker that is bound to the engine it uses"
             )
         if self._unit.is_autocommit(drivers):
@@ -228,3 +227,8 @@ class Attempt:
         """Whether the connection is still the attempt's own: it is back in the pool once its transaction has ended."""
         connection = self._connection
         return connection is not None and not (connection.closed or connection.invalidated)
+
+
+def _place(connection: Connection) -> str:
+    """The URL of *connection* without its query, in which SQLAlchemy shows what is secret."""
+    return connection.engine.url.set(query={}).render_as_string()
