@@ -266,9 +266,10 @@ class Succession:
     def _retire(self, generation: Generation) -> None:
         """The end of one that was put away; what it has served is final then."""
         generation.retire()
+        served = generation.served()
         with self._lock:
             self._ended.remove(generation)
-            self._served_before += generation.served()
+            self._served_before += served
 
     def leaving(self) -> list[Generation]:
         """Those that were put away, with connections that may still be out."""
@@ -302,8 +303,11 @@ class Succession:
     def _count_served(self) -> int:
         """Checkouts that were given a connection, by the driver's own count: the quick way counts nothing."""
         with self._lock:
-            mine = [*self._ended, *filter(None, [self.current])]
-            self._served = max(self._served, self._served_before + sum(one.served() for one in mine))
+            mine, before = [*self._ended, *filter(None, [self.current])], self._served_before
+        # Not under the lock: a connector asks its owner, who may be waiting for the lock with one of its own.
+        served = before + sum(one.served() for one in mine)
+        with self._lock:
+            self._served = max(self._served, served)
             return self._served
 
 

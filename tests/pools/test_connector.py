@@ -227,6 +227,26 @@ def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
         kit.read(kept)
 
 
+def test_in_use_is_asked_under_no_lock(connector: Connector[Any], deployment: Deployment) -> None:
+    """Its owner may take a lock there, and call the connector while it has that."""
+    lock, connection, free = connector._succession._lock, connector.connect(), []
+
+    def in_use(_conn: object) -> bool:
+        free.append(lock.acquire(timeout=0.5))
+        if free[-1]:
+            lock.release()
+        return True
+
+    connector.in_use = in_use
+    connector.usage()
+    connector.stats()
+    deployment.phase(Phase.IN_PROGRESS)
+    until(lambda: not connector.is_fit(connection))
+    connector.drain()
+    assert free
+    assert all(free)
+
+
 def test_an_owner_whose_in_use_fails_stops_nobody(
     connector: Connector[Any], deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
