@@ -620,9 +620,8 @@ def test_functions_whose_body_runs_later_are_refused(make_engine: MakeEngine) ->
 
 @pytest.mark.usefixtures("deployment")
 def test_a_unit_is_on_one_connection(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    secret = {"connect_timeout": "7", "blue-green-monitoring-password": "s3cret"}
-    other = make_engine(engine.url.update_query_dict(secret))
+    engine, other = make_engine(), make_engine(connect_args={"connect_timeout": 7})
+    other.url = other.url.update_query_dict({"blue-green-monitoring-password": "s3cret"})
 
     cache = create_engine("sqlite://")
     maker = sessionmaker(engine, binds={Elsewhere: other, Cache: cache})
