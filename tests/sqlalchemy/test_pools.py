@@ -276,10 +276,13 @@ def test_the_row_says_how_many_connections_there_may_be(make_engine: MakeEngine)
     assert most(bg_id="c", max_overflow=-1) == 0
     assert most(bg_id="d", poolclass=pool.NullPool) == 0
     assert most(bg_id="e", poolclass=pool.StaticPool) == 1
+    assert most(bg_id="f", poolclass=pool.AssertionPool) == 1
+    assert most(bg_id="g", poolclass=pool.SingletonThreadPool, pool_size=3) == 3
 
 
-def test_checkouts_are_counted(make_engine: MakeEngine) -> None:
-    engine = make_engine()
+@pytest.mark.parametrize("kind", [pool.QueuePool, OwnPool], ids=lambda kind: kind.__name__)
+def test_checkouts_are_counted(kind: type[pool.Pool], make_engine: MakeEngine) -> None:
+    engine = make_engine(poolclass=kind)
     for _ in range(3):
         with engine.connect():
             pass
