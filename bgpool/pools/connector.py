@@ -37,8 +37,9 @@ class Connector(ConnectionSource[C]):
     """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
 
     Attributes:
-        in_use: Tells the watcher's thread whether the owner is using a connection. One that is idle is cut as soon as
-            a switchover begins, one in use after bg_drain_timeout_ms. By default every connection counts as in use.
+        in_use: Tells whether the owner is using a connection. One that is idle is cut as soon as a switchover begins,
+            one in use after bg_drain_timeout_ms. By default every connection counts as in use. Called by the watcher's
+            thread, and by those that call the connector: not while they hold a lock that it takes.
         checkouts: How often the owner has handed out a connection, where it counts that; for the metrics.
         timeout: Longest hold, in seconds; bg_connect_timeout_ms.
     """
