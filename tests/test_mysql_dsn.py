@@ -249,7 +249,10 @@ def test_the_monitor_may_have_another_certificate() -> None:
         ({"fake_flag_to_enable_tls": True}, "ssl: fake_flag_to_enable_tls is not known"),
         ({"ssl_ca": "s3cret"}, "ssl: ssl_ca is not known: allowed are ca, capath"),
         ({"ca": 5}, "ssl: ca: a string is allowed, not int"),
-        ({"verify_mode": "perhaps"}, "ssl: verify_mode='perhaps'"),
+        (
+            {"verify_mode": "perhaps"},
+            "ssl: verify_mode='perhaps': true or false, or none, optional or required",
+        ),
         ({"check_hostname": True}, "ssl_ca has to be given"),
     ],
 )

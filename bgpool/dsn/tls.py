@@ -37,7 +37,8 @@ def merge_tls(params: dict[str, Any], prefix: str = "") -> None:
     otherwise.
 
     Raises:
-        ConfigurationError: It is no dict, or a key or a value of it is none of PyMySQL's. Values are not quoted.
+        ConfigurationError: It is no dict, or a key or a value of it is none of PyMySQL's. What may be a
+            secret is not quoted.
     """
     given = params.pop("ssl", None)
     if given is None:
@@ -74,7 +75,11 @@ def _read(where: str, key: object, value: object) -> object:
     if key == "verify_mode" and str(value).strip().lower() in _VERIFY_MODES:
         return str(value).strip().lower()
     if key in _FLAGS:
-        return read_flag(where, value)
+        try:
+            return read_flag(where, value)
+        except ConfigurationError:
+            more = ", or none, optional or required" if key == "verify_mode" else ""
+            raise ConfigurationError(f"{where}={value!r}: true or false{more} is allowed") from None
     if key not in _TEXTS:
         raise ConfigurationError(
             f"{where} is not known: allowed are {', '.join((*_TEXTS, *_FLAGS))}; {{'verify_mode': 'none'}} insists on "
