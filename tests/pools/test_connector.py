@@ -69,7 +69,8 @@ def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
     until(lambda: busy.bgpool_cut)
 
 
-def test_what_comes_home_in_the_grace_is_cut_then(connector: Connector[Any], deployment: Deployment) -> None:
+def test_what_comes_home_in_the_grace_is_cut_then(make_connector: MakeConnector, deployment: Deployment) -> None:
+    connector = make_connector(bg_drain_timeout_ms=20_000)
     connection, busy = connector.connect(), threading.Event()
     busy.set()
     connector.in_use = lambda _: busy.is_set()
@@ -78,7 +79,8 @@ def test_what_comes_home_in_the_grace_is_cut_then(connector: Connector[Any], dep
     until(lambda: not connector.is_fit(connection))
     busy.clear()
     until(lambda: connection.bgpool_cut)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 20
+    connection.close()
 
 
 def test_a_caller_is_held_before_it_connects_and_connects_to_green(

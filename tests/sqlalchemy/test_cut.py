@@ -122,6 +122,24 @@ def test_a_commit_that_was_cut_has_an_unknown_outcome(
     assert complaints() == []
 
 
+def test_a_connection_to_a_server_that_takes_no_writes_is_not_used_again(
+    kit: Kit, pair: Pair, make_engine: MakeEngine
+) -> None:
+    """Blue stops writes before the monitor has read of the switchover."""
+    with make_engine().connect() as connection:
+        before = kit.session(connection.connection.dbapi_connection)
+        connection.rollback()
+        pair.blue.set_read_only(True)
+        try:
+            with pytest.raises(DBAPIError) as caught:
+                connection.execute(INSERT, {"n": 30})
+        finally:
+            pair.blue.set_read_only(False)
+        assert caught.value.connection_invalidated
+        connection.rollback()
+        assert kit.session(connection.connection.dbapi_connection) != before
+
+
 def test_one_session_goes_on_after_rollback(
     kit: Kit, pair: Pair, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
