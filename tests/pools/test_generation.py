@@ -20,7 +20,7 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
         raise KeyError
 
     recipe: Any = SimpleNamespace(
-        settings=SimpleNamespace(bg_connect_timeout_ms=100),
+        settings=SimpleNamespace(bg_connect_timeout_ms=400),
         gate=SimpleNamespace(wait_admitted=lambda _purpose, timeout_s: (timeout_s, None)),
         connect=connect,
     )
