@@ -166,6 +166,20 @@ def test_who_waits_for_a_slot_when_a_switchover_begins_waits_again_after_it(
     assert caller.took_s > 0.5
 
 
+def test_who_waits_for_a_slot_waits_again_where_those_before_him_have_been_held(
+    kit: Kit, pair: Pair, make_engine: MakeEngine, deployment: Deployment
+) -> None:
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.2)
+    where(kit, engine)
+    deployment.phase(Phase.IN_PROGRESS)
+    deployment.release()
+    with engine.connect():
+        engine.dialect.bgpool_replaced_at += 5  # type: ignore[attr-defined]  # ours; however slow the machine
+        caller = Caller(kit, engine)
+        time.sleep(0.4)
+    assert caller.result() == pair.green.address
+
+
 def test_without_a_switchover_pool_timeout_is_what_it_was(kit: Kit, make_engine: MakeEngine) -> None:
     engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.2)
     with engine.connect():
