@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == "told":
                 terminalreporter.write_line(str(value))
+
+
+@pytest.fixture
+def patient_threads() -> Iterator[None]:
+    """Keeps other threads from asking for the interpreter lock during a fork without hooks, which would lose it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)

@@ -86,15 +86,6 @@ def in_child_untold(function: Callable[[], object]) -> int:
     return status
 
 
-@pytest.fixture
-def patient_threads() -> Iterator[None]:
-    """Keeps other threads from asking for the interpreter lock during a fork without hooks, which would lose it."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1000)
-    yield
-    sys.setswitchinterval(before)
-
-
 def end_of(pid: int, timeout_s: float = 60.0) -> int:
     """The exit status of a child; it is killed if it takes more than *timeout_s* seconds."""
     deadline = time.monotonic() + timeout_s

@@ -25,6 +25,7 @@ from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, workers
 from bgpool.segment.reader import Reader
 from bgpool.segment.writer import Writer
+from tests.processes.test_fork import in_child, in_child_untold
 
 NAMES = [lack.name for lack in host.LACKS.values()]
 
@@ -142,10 +143,11 @@ def test_the_parents_word_is_zero_in_a_child(monkeypatch: pytest.MonkeyPatch, wi
     assert isinstance(word, PidWord) != wiped
     # As the quick way through a pool compares them.
     assert mapped == word
-    child = os.fork() if hooks else ctypes.PyDLL(None).fork()
-    if child == 0:
-        os._exit(0 if word[0] == 0 and mapped != word else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child() -> None:
+        assert (word[0], mapped == word) == (0, False)
+
+    assert (in_child if hooks else in_child_untold)(child) == 0
     word[0] = 0
     assert (word[0], mapped == word) == (0, False)
 

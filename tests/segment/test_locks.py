@@ -65,6 +65,7 @@ def test_a_look_does_not_keep_another_from_looking(files: RunFiles) -> None:
     looking.release()
 
 
+@pytest.mark.usefixtures("patient_threads")
 @pytest.mark.parametrize("hooks", [True, False], ids=["with hooks", "without hooks"])
 def test_a_child_holds_nothing_and_keeps_nothing_alive(files: RunFiles, hooks: bool) -> None:
     """A child forked by C code runs no hooks; its first use of a pool notices that."""
