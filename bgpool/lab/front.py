@@ -93,7 +93,8 @@ class Front:
             client.settimeout(None)
             backend.sendall(first)
             _relay(client, backend)
-        except OSError as error:  # ssl.SSLError is one: a client that does not like the certificate
+        # ssl.SSLError is an OSError: a client that does not like the certificate. close() may close what is waited for.
+        except (OSError, ValueError) as error:
             log.debug("%s: %s", self._server.name, error)
         finally:
             self._open.discard(client)
