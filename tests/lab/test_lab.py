@@ -15,7 +15,7 @@ import pytest
 from bgpool.core.engine import Engine
 from bgpool.lab import Director, LabError, Pair, Schedule, TruthProbe, faults, ledger
 from bgpool.lab.mysql.programs import find_family
-from bgpool.lab.watchdog import programs_below
+from bgpool.lab.watchdog import arguments_of, programs_below
 from tests.lab.clients import Refused, connect
 
 pytestmark = pytest.mark.lab
@@ -222,6 +222,11 @@ def test_a_server_that_something_else_runs_is_found_by_the_watchdog(tmp_path: Pa
     words = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/sbin/mysqld", f"--datadir={lab}/data"]
     process = subprocess.Popen(words)
     try:
+        # Popen returns when the child's exec() has closed its files. Its command line is readable a moment later.
+        deadline = time.monotonic() + 15
+        while not any(arguments_of(process.pid)):
+            assert time.monotonic() < deadline, f"process {process.pid} has no command line"
+            time.sleep(0.01)
         assert process.pid in programs_below([str(lab)])
         assert process.pid not in programs_below([str(other)])
     finally:
