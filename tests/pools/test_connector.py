@@ -40,7 +40,7 @@ def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
 @pytest.fixture
 def connector(make_connector: MakeConnector, deployment: Deployment) -> Iterator[Connector[Any]]:  # noqa:ARG001  # is there
     """A connector; what it has opened is closed in the end."""
-    connector, opened = make_connector(bg_drain_timeout_ms=400), []
+    connector, opened = make_connector(bg_drain_timeout_ms=1500), []
     connect = connector.connect
 
     def note(**kwargs: Any) -> Any:

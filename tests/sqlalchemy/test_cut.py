@@ -227,7 +227,7 @@ def test_a_stream_across_the_drain(make_engine: MakeEngine, deployment: Deployme
         Engine.POSTGRESQL: "SELECT generate_series(1, 100000)",
         Engine.MYSQL: f"SELECT a.collation_name, b.collation_name FROM {tables}",
     }[kit.engine]
-    engine = make_engine(bg_drain_timeout_ms=300)
+    engine = make_engine(bg_drain_timeout_ms=1000)
     with engine.connect() as connection:
         stream = connection.execution_options(yield_per=10).execute(text(numbers))
         assert len(stream.fetchmany(10)) == 10
