@@ -37,6 +37,18 @@ def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
         time.sleep(0.005)
 
 
+def connect_held(connector: Connector[Any], deployment: Deployment) -> Any:
+    """A connection for which a caller was held until the release."""
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(connector.connect()))
+    caller.start()
+    until(lambda: connector.stats().held)
+    deployment.phase(Phase.POST)
+    caller.join(5)
+    (connection,) = found
+    return connection
+
+
 @pytest.fixture
 def connector(make_connector: MakeConnector, deployment: Deployment) -> Iterator[Connector[Any]]:  # noqa:ARG001  # is there
     """A connector; what it has opened is closed in the end."""
@@ -88,13 +100,7 @@ def test_a_caller_is_held_before_it_connects_and_connects_to_green(
 ) -> None:
     kit.read(before := connector.connect())
     deployment.phase(Phase.IN_PROGRESS)
-    found: list[Any] = []
-    caller = threading.Thread(target=lambda: found.append(connector.connect()))
-    caller.start()
-    until(lambda: connector.stats().held)
-    deployment.phase(Phase.POST)
-    caller.join(5)
-    (after,) = found
+    after = connect_held(connector, deployment)
     assert kit.where(after) == pair.green.address
     assert (connector.is_fit(before), connector.is_fit(after)) == (False, True)
 
@@ -129,13 +135,8 @@ def test_an_attempt_that_a_switchover_ends_is_held(
         raise kit.error("the database system is shutting down")
 
     monkeypatch.setattr(connector._recipe, "connect", refused)
-    found: list[Any] = []
-    caller = threading.Thread(target=lambda: found.append(connector.connect()))
-    caller.start()
-    until(lambda: connector.stats().held)
-    deployment.phase(Phase.POST)
-    caller.join(5)
-    assert kit.where(found[0]) == pair.green.address
+    after = connect_held(connector, deployment)
+    assert kit.where(after) == pair.green.address
 
 
 def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
