@@ -6,10 +6,9 @@ import atexit
 import contextlib
 import logging
 import threading
-import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from bgpool.core.engine import Engine
 from bgpool.core.limits import MONITOR_CHECKOUT_S
@@ -52,22 +51,13 @@ class _Registry:
     """What this process has."""
 
     def __init__(self) -> None:
-        self.pools: Final[dict[object, Pool[Any]]] = {}
-        # An owner may make one for each set of credentials or each tenant. It lives as long as its owner or one of
-        # its connections does.
-        self.connectors: Final[weakref.WeakValueDictionary[object, Connector[Any]]] = weakref.WeakValueDictionary()
+        self.pools: Final[dict[object, ConnectionSource[Any]]] = {}
         self.participants: Final[dict[tuple[Path, str], Participant]] = {}
         self.lock = threading.Lock()
 
     def after_fork_in_child(self) -> None:
         # Another thread may have been inside get_pool.
         self.lock = threading.Lock()
-
-    def sources(self) -> list[ConnectionSource[Any]]:
-        """All of them, the closed ones too."""
-        # valuerefs() is a list, made in one go: another thread may be in get_connector.
-        connectors = (reference() for reference in self.connectors.valuerefs())
-        return [*self.pools.values(), *(connector for connector in connectors if connector is not None)]
 
 
 _registry: Final = _Registry()
@@ -92,13 +82,12 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
         ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
             threads that bgpool does not run on.
     """
-    return _get(_registry.pools, POOLS, dsn, bg_id, options)
+    return _get(POOLS, dsn, bg_id, options)
 
 
 def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> Connector[Any]:
     """The connector for *dsn*; the same one for the same arguments. It connects when it is told to, see Connector.
 
-    It is kept for as long as the caller keeps it, or one of its connections; after that the next call makes another.
     Safe before and after a fork, as a pool.
 
     Args:
@@ -110,28 +99,22 @@ def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> C
     Raises:
         ConfigurationError: As get_pool.
     """
-    return _get(_registry.connectors, CONNECTORS, dsn, bg_id, options)
+    return _get(CONNECTORS, dsn, bg_id, options)
 
 
-def _get(
-    known: MutableMapping[object, S],
-    kinds: Mapping[Engine, type[S]],
-    dsn: str,
-    bg_id: str | int | None,
-    options: dict[str, Any],
-) -> S:
+def _get(kinds: Mapping[Engine, type[S]], dsn: str, bg_id: str | int | None, options: dict[str, Any]) -> S:
     check_threads()
     if bg_id is not None:
         options["bg_id"] = bg_id
-    key = (_frozen(dsn), _frozen(options))
+    key = (id(kinds), _frozen(dsn), _frozen(options))
     fork.notice()
     with _registry.lock:
-        found = known.get(key)
-        if found is None or found.closed:
-            for closed in [key for key, one in known.items() if one.closed]:
-                known.pop(closed, None)
-            found = known[key] = _make(kinds, dsn, options)
-        return found
+        known = _registry.pools.get(key)
+        if known is None or known.closed:
+            for closed in [key for key, one in _registry.pools.items() if one.closed]:
+                del _registry.pools[closed]
+            known = _registry.pools[key] = _make(kinds, dsn, options)
+        return cast(S, known)
 
 
 def open_pools() -> None:
@@ -154,7 +137,7 @@ def open_pools() -> None:
 def pools() -> tuple[ConnectionSource[Any], ...]:
     """The pools and connectors of this process that are not closed."""
     fork.notice()
-    return tuple(pool for pool in _registry.sources() if not pool.closed)
+    return tuple(pool for pool in list(_registry.pools.values()) if not pool.closed)
 
 
 def participants() -> tuple[Participant, ...]:
@@ -167,7 +150,7 @@ def close_pools(directory: Path, bg_id: str) -> None:
     """Close the pools of this process that use *bg_id* in *directory*, for whoever takes the deployment away."""
     fork.notice()
     participant = _registry.participants.get((directory, bg_id))
-    for pool in _registry.sources():
+    for pool in list(_registry.pools.values()):
         if pool.participant is participant:
             pool.close()
 
@@ -209,9 +192,9 @@ def _participant(settings: Settings, directory: Path) -> Participant:
 
 
 def _monitor_configs(participant: Participant) -> list[MonitorConfig]:
-    """What *participant*'s pools in use could have a monitor watch with: in the order of making, pools first."""
+    """What *participant*'s pools in use could have a monitor watch with, in the order in which the pools were made."""
     joined = participant.members()
-    found = [pool.monitoring for pool in _registry.sources() if pool in joined]
+    found = [pool.monitoring for pool in list(_registry.pools.values()) if pool in joined]
     return [config for config in found if isinstance(config, MonitorConfig)]
 
 
@@ -233,7 +216,7 @@ def _close_all() -> None:
     """Say goodbye on what is idle, and wait for nothing: a thread that is connecting to a silent host ends with us."""
     # Which psycopg_pool warns of, on standard error where logging was not set up, and nobody can do anything about.
     logging.getLogger("psycopg.pool").addFilter(lambda record: "couldn't stop thread" not in record.getMessage())
-    for pool in _registry.sources():
+    for pool in list(_registry.pools.values()):
         # The others are to hear of the end as well.
         with contextlib.suppress(Exception):
             pool.close(timeout=0)

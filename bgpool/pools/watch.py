@@ -163,14 +163,6 @@ class Watch:
     def _round(self) -> bool:
         """Act on what is published, and wait for more; whether there is."""
         reading = self._reader.refresh()
-        due_s = self._tell(reading)
-        return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
-
-    def _tell(self, reading: Reading) -> float:
-        """Have all members act on *reading*; seconds until something is due again.
-
-        It holds them only until it returns: a connector that its owner has let go is collected while the watcher waits.
-        """
         members = self._members()
         due_s = math.inf
         for member in members:
@@ -184,7 +176,7 @@ class Watch:
         if self._holding or (reading.snapshot is not None and reading.snapshot.phase in SWITCHING):
             # What the rows say now, a picture is made of afterwards; and the end of a hold is to be logged.
             due_s = min(due_s, WATCH_INTERVAL_S)
-        return due_s
+        return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
 
     def _look_after(self) -> None:
         """Nothing was published for a while: is everything still in its place?"""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from bgpool import registry
 from bgpool.core.events import Order, Ordered
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
@@ -88,30 +85,3 @@ def test_an_operators_hold_keeps_the_connections(
     deployment.tell(ordered(Order.RELEASE))
     thread.join()
     assert found == [before]
-
-
-def test_an_engine_that_is_let_go_leaves_no_connector_behind(
-    kit: Kit, url: sqlalchemy.URL, deployment: Deployment
-) -> None:
-    """Credentials that change in the URL make a new connector each time; the old ones used to stay for ever."""
-
-    def use(number: int) -> None:
-        engine = sqlalchemy.create_engine(url.update_query_dict({"bg_connect_timeout_ms": str(20_000 + number)}))
-        with engine.connect() as connection:
-            where(kit, connection)
-        engine.dispose()
-
-    def members() -> int:
-        gc.collect()
-        here = (one for one in registry.participants() if one.files.directory == deployment.run_dir)
-        return sum(len(one.members()) for one in here)
-
-    use(0)
-    assert any(one.files.directory == deployment.run_dir for one in registry.participants())
-    for number in range(1, 5):
-        use(number)
-    # The watcher looks at them all now and then, and lets them go before it waits.
-    deadline = time.monotonic() + 5
-    while members():
-        assert time.monotonic() < deadline, registry.pools()
-        time.sleep(0.02)
