@@ -172,3 +172,33 @@ def test_a_child_that_ends_says_nothing_to_the_parents_server(
     done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.returncode) == ("both went on\n", 0), done.stderr
     assert "Traceback" not in done.stderr
+
+
+QUIET = """
+import gc, multiprocessing, sys, sqlalchemy
+engine = sqlalchemy.create_engine(sys.argv[1])
+def session():
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+session()
+def child():
+    session()
+    engine.dispose()
+    gc.collect()
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+assert process.exitcode == 0
+session()
+engine.dispose()
+"""
+
+
+def test_a_child_does_not_let_go_of_the_parents_sockets(url: sqlalchemy.URL, deployment: Deployment) -> None:
+    """Python's development mode would warn of each."""
+    assert deployment.snapshot.ready
+    program = [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", QUIET]
+    program.append(url.render_as_string(hide_password=False))
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unclosed" not in done.stderr

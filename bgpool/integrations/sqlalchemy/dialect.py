@@ -199,8 +199,8 @@ class BgpoolDialect(_Base):
         """Give the engine a pool of the child's own, as ``dispose(close=False)`` does."""
         engine = self._engine()
         if engine is not None:
-            # The old pool's connections are collected: they know that they are the parent's, and leave it alone.
-            # A pool of a class that cannot be made again stays: its connections are replaced at their next checkout.
+            fork.keep_forever(engine.pool)
+            # Of a class that cannot be made again: its connections are replaced at their next checkout.
             with contextlib.suppress(Exception):
                 engine.dispose(close=False)
 
