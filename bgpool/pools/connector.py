@@ -128,8 +128,8 @@ class Connector(ConnectionSource[C]):
             raise ValueError(f"{conn!r} was not opened by {self!r}") from None
         if generation.retired or connection.bgpool_unfit or connection.bgpool_cut:
             return False
-        # Not live it is for an operator's hold, too, which leaves its connections fit.
-        if not generation.live[0] and generation.inherited:
+        # An operator's hold makes a generation wait as well, and a caller may be here before it is live again.
+        if not generation.live[0] and (generation.drained or generation.inherited):
             return False
         is_open: bool = connection.bgpool_is_open
         return is_open

@@ -204,8 +204,6 @@ class Succession:
         old, self.current = self.current, None
         self.quick = _SHUT
         if old is not None:
-            # Before its connections are counted: one that is opened later is closed by who has opened it.
-            old.retired = True
             self._ended.append(old)
             self._leaving.append(old)
         return old
@@ -230,6 +228,8 @@ class Succession:
 
     def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
         """Under the lock: hand nothing of *generation*, the one in use, out any more, and drain what is out."""
+        # Before its connections are counted: one that is opened later is closed by who has opened it.
+        generation.retired = True
         self._take_current()
         held = generation.connections()
         self._at_once = connects_at_once(held, self._count_workers())
