@@ -216,12 +216,13 @@ class Generation:
 
         Nobody had it where an interrupt came between the driver's pool and its user.
         """
-        lent = connection.bgpool_lent
+        # Before the thread has it: a driver may raise where it is to describe what is being closed meanwhile.
+        shown = repr(connection) if connection.bgpool_lent else ""
         # The collector interrupts any thread anywhere, also one that holds a lock which this needs.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(self.replace, (connection,))
-        if lent:
-            text = f"{connection!r} was collected without being returned or closed; use a with block, or close it"
+        if shown:
+            text = f"{shown} was collected without being returned or closed; use a with block, or close it"
             warnings.warn(text, ResourceWarning, stacklevel=3)
 
     def replace(self, connection: Aware) -> None:

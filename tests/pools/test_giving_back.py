@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
+from bgpool.pools import generation
 from bgpool.pools.pool import Pool
 from tests.engines import Kit
 from tests.pools.callers import wait_until
@@ -96,6 +98,29 @@ def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool
         del conn
     with pool.connection() as after:
         assert kit.execute(after, "SELECT 1") == [(1,)]
+
+
+def test_the_warning_describes_a_connection_that_nobody_closes_meanwhile(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: psycopg's repr() raised in a destructor, where another thread closed the connection at that moment."""
+    pool = make_pool(max_size=1)
+    held: list[Any] = [pool.getconn()]
+    told: list[str] = []
+
+    def begin(call: Callable[[Any], None], args: tuple[Any]) -> None:
+        told.append("closed")
+        call(*args)
+
+    def describe(_: object) -> str:
+        told.append("described")
+        return "a connection"
+
+    monkeypatch.setattr(generation, "_thread", SimpleNamespace(start_new_thread=begin))
+    monkeypatch.setattr(type(held[0]), "__repr__", describe)
+    with pytest.warns(ResourceWarning, match="a connection was collected"):
+        forget(held)
+    assert told == ["described", "closed"]
 
 
 def test_what_was_returned_or_closed_is_forgotten_in_silence(
