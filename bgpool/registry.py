@@ -32,7 +32,17 @@ from bgpool.resolver import make_resolver
 from bgpool.segment.paths import look_in
 from bgpool.settings import Settings, is_disabled
 
-__all__ = ["CONNECTORS", "POOLS", "close_pools", "get_connector", "get_pool", "open_pools", "participants", "pools"]
+__all__ = [
+    "CONNECTORS",
+    "POOLS",
+    "close_pools",
+    "get_connector",
+    "get_pool",
+    "get_source",
+    "open_pools",
+    "participants",
+    "pools",
+]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -82,7 +92,7 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
         ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
             threads that bgpool does not run on.
     """
-    return _get(POOLS, dsn, bg_id, options)
+    return get_source(POOLS, dsn, bg_id, options)
 
 
 def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> Connector[Any]:
@@ -99,21 +109,38 @@ def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> C
     Raises:
         ConfigurationError: As get_pool.
     """
-    return _get(CONNECTORS, dsn, bg_id, options)
+    return get_source(CONNECTORS, dsn, bg_id, options)
 
 
-def _get(kinds: Mapping[Engine, type[S]], dsn: str, bg_id: str | int | None, options: dict[str, Any]) -> S:
+def get_source(
+    kinds: Mapping[Engine, type[S]],
+    dsn: str,
+    bg_id: str | int | None,
+    options: Mapping[str, Any],
+    *,
+    takes_part: bool = True,
+) -> S:
+    """What get_pool and get_connector return.
+
+    Args:
+        kinds: POOLS or CONNECTORS.
+        dsn, bg_id, options: As they take them.
+        takes_part: False for one that takes no part in any deployment: it starts no monitor and reads no segment.
+
+    Raises:
+        ConfigurationError: As get_pool.
+    """
     check_threads()
     if bg_id is not None:
-        options["bg_id"] = bg_id
-    key = (id(kinds), _frozen(dsn), _frozen(options))
+        options = {**options, "bg_id": bg_id}
+    key = (id(kinds), takes_part, _frozen(dsn), _frozen(options))
     fork.notice()
     with _registry.lock:
         known = _registry.pools.get(key)
         if known is None or known.closed:
             for closed in [key for key, one in _registry.pools.items() if one.closed]:
                 del _registry.pools[closed]
-            known = _registry.pools[key] = _make(kinds, dsn, options)
+            known = _registry.pools[key] = _make(kinds, dsn, options, takes_part=takes_part)
         return cast(S, known)
 
 
@@ -155,7 +182,7 @@ def close_pools(directory: Path, bg_id: str) -> None:
             pool.close()
 
 
-def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any]) -> S:
+def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any], *, takes_part: bool) -> S:
     place, settings, left = parse(dsn, options)
     kind = kinds[place.engine]
     for name in left:
@@ -173,7 +200,8 @@ def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any])
     directory = look_in(settings.bg_run_dir)
     config = MonitorConfig.of(place, settings, directory)
     try:
-        made = kind(place, settings, _participant(settings, directory), left)
+        participant = _participant(settings, directory) if takes_part else _bystander(settings)
+        made = kind(place, settings, participant, left)
         made.monitoring = config
         return made
     except (TypeError, ValueError) as error:
@@ -189,6 +217,10 @@ def _participant(settings: Settings, directory: Path) -> Participant:
         starter = Starter(settings.bg_id, lambda: _monitor_configs(known[key]))
         known[key] = kind(settings.bg_id, settings.bg_run_dir, starter.ensure_monitor)
     return known[key]
+
+
+def _bystander(settings: Settings) -> Participant:
+    return Bystander(settings.bg_id, settings.bg_run_dir, lambda _files: None)
 
 
 def _monitor_configs(participant: Participant) -> list[MonitorConfig]:

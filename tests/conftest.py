@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bgpool import registry
+from bgpool import registry, testing
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair, ledger
+from bgpool.testing import Deployment
+from tests.engines import Kit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,3 +38,42 @@ def patient_threads() -> Iterator[None]:
     sys.setswitchinterval(1000)
     yield
     sys.setswitchinterval(before)
+
+
+# -- a pair of each engine, for the tests of frameworks ------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_pair() -> Iterator[Pair]:
+    """A blue and a green PostgreSQL server that no test switches over."""
+    with Pair(settings={"max_prepared_transactions": "5"}) as pair:
+        ledger.create(pair)
+        yield pair
+
+
+@pytest.fixture(scope="session")
+def mysql_pair() -> Iterator[Pair]:
+    """The same of MySQL."""
+    with Pair(engine="mysql") as pair:
+        ledger.create(pair)
+        yield pair
+
+
+@pytest.fixture
+def pair(kit: Kit, request: pytest.FixtureRequest) -> Pair:
+    """The servers of the engine."""
+    found: Pair = request.getfixturevalue("mysql_pair" if kit.engine is Engine.MYSQL else "postgres_pair")
+    return found
+
+
+@pytest.fixture
+def deployment(pair: Pair, tmp_path: Path) -> Iterator[Deployment]:
+    """The deployment of *pair*; a test sets its phases."""
+    with testing.deployment(
+        tmp_path / "run",
+        blue=pair.names.blue.primary,
+        green=pair.names.green.primary,
+        bg_resolver=pair.resolver,
+        bg_switchover_timeout_ms=60_000,
+    ) as deployment:
+        yield deployment

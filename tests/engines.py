@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pymysql
+import pytest
 import sqlalchemy
 import sqlalchemy.exc
 from sqlalchemy.orm import Session
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["KITS", "WAYS", "Kit", "Sqlalchemy", "kit_of"]
+__all__ = ["KITS", "WAYS", "Kit", "Sqlalchemy", "kit_of", "on_each_engine"]
 
 
 class Kit(ABC):
@@ -198,3 +199,10 @@ WAYS = {engine: (kit, Sqlalchemy(kit, sessions=True), Sqlalchemy(kit, sessions=F
 def kit_of(conn: Any) -> Kit:
     """The kit for a connection."""
     return KITS[Engine.MYSQL if isinstance(conn, pymysql.connections.Connection) else Engine.POSTGRESQL]
+
+
+def on_each_engine(metafunc: pytest.Metafunc) -> None:
+    """A test with a *kit* runs on both engines, or on those that its module's ``ENGINES`` name."""
+    if "kit" in metafunc.fixturenames:
+        engines = getattr(metafunc.module, "ENGINES", tuple(KITS))
+        metafunc.parametrize("kit", [KITS[engine] for engine in engines], ids=[engine.value for engine in engines])

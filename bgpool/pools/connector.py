@@ -63,21 +63,6 @@ class Connector(ConnectionSource[C]):
 
     # -- what its owner calls ------------------------------------------------------------------------------------
 
-    def wait_admitted(self, timeout: float | None = None) -> None:
-        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
-
-        Args:
-            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
-
-        Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
-            GreenHostRejected: The endpoint is green and the switchover is over.
-            PoolClosed: The connector is closed.
-        """
-        word, admitted, _ = self._succession.quick
-        if word != admitted:
-            self._take(self.timeout if timeout is None else timeout, _nothing)
-
     def connect(self, **kwargs: Any) -> C:
         """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
 
@@ -113,26 +98,6 @@ class Connector(ConnectionSource[C]):
             return cast(C, connection)
 
         return self._take(self.timeout, connect)
-
-    def is_fit(self, conn: C) -> bool:
-        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it.
-
-        Raises:
-            ValueError: *conn* was not opened by a connector.
-        """
-        # Asked at every checkout: no call that can be done without.
-        connection: Any = conn
-        try:
-            generation: Generation = connection.bgpool_generation
-        except AttributeError:
-            raise ValueError(f"{conn!r} was not opened by {self!r}") from None
-        if generation.retired or connection.bgpool_unfit or connection.bgpool_cut:
-            return False
-        # An operator's hold makes a generation wait as well, and a caller may be here before it is live again.
-        if not generation.live[0] and (generation.drained or generation.inherited):
-            return False
-        is_open: bool = connection.bgpool_is_open
-        return is_open
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
         """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.
@@ -222,7 +187,3 @@ class _Kept:
 
 def _always(_connection: object) -> bool:
     return True
-
-
-def _nothing(_generation: Generation, _left_s: float) -> None:
-    """What a caller gets who only waits."""

@@ -132,6 +132,50 @@ class ConnectionSource(ABC, Generic[C]):
     def max_size(self) -> int:
         """Connections that there may be at a time; 0 where nobody knows."""
 
+    # -- what their owner asks -----------------------------------------------------------------------------------
+
+    def admits(self) -> bool:
+        """Whether a checkout goes on at once: no switchover and no operator holds it. One compare."""
+        word, admitted, _ = self._succession.quick
+        return bool(word == admitted)
+
+    def wait_admitted(self, timeout: float | None = None) -> None:
+        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
+
+        Args:
+            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+            PoolClosed: The connector is closed.
+        """
+        word, admitted, _ = self._succession.quick
+        if word != admitted:
+            self._take(self.timeout if timeout is None else timeout, _nothing)
+
+    def is_fit(self, conn: C) -> bool:
+        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it.
+
+        Raises:
+            ValueError: *conn* was not opened by a pool or connector.
+        """
+        # Asked at every checkout: no call that can be done without.
+        connection: Any = conn
+        try:
+            generation: Generation = connection.bgpool_generation
+        except AttributeError:
+            raise ValueError(f"{conn!r} was not opened by {self!r}") from None
+        if generation.retired or connection.bgpool_unfit or connection.bgpool_cut:
+            return False
+        # An operator's hold makes a generation wait as well, and a caller may be here before it is live again.
+        if not generation.live[0] and (generation.drained or generation.inherited):
+            return False
+        is_open: bool = connection.bgpool_is_open
+        return is_open
+
+    # -- checkouts -----------------------------------------------------------------------------------------------
+
     def _take(self, timeout_s: float, take: Callable[[Generation, float], T]) -> T:
         """What *take* gets from the generation that is handed out, once the gate admits a checkout.
 
@@ -185,6 +229,11 @@ class ConnectionSource(ABC, Generic[C]):
     ) -> Unit[C, R]:
         """A unit of work on this endpoint; arguments as Unit has them."""
         return self._unit_class(self._gate, attempt, lender, timeout_s=timeout_s, idempotent=idempotent)
+
+    @property
+    def hold_s(self) -> float:
+        """The longest hold, in seconds."""
+        return self._settings.bg_connect_timeout_ms / 1000
 
     # -- following the segment -----------------------------------------------------------------------------------
 
@@ -335,3 +384,7 @@ class ConnectionSource(ABC, Generic[C]):
         self._endpoint.after_fork_in_child()
         self._green_login.reset()
         self._reset()
+
+
+def _nothing(_generation: Generation, _left_s: float) -> None:
+    """What a caller gets who only waits."""

@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 
-from bgpool import testing
-from bgpool.core.engine import Engine
-from bgpool.lab import Pair, ledger
+from bgpool.lab import Pair
 from bgpool.testing import Deployment
-from tests.engines import KITS, Kit
-
-
-@pytest.fixture(scope="session")
-def postgres_pair() -> Iterator[Pair]:
-    """A blue and a green PostgreSQL server that no test switches over."""
-    with Pair(settings={"max_prepared_transactions": "5"}) as pair:
-        ledger.create(pair)
-        yield pair
-
-
-@pytest.fixture(scope="session")
-def mysql_pair() -> Iterator[Pair]:
-    """The same of MySQL."""
-    with Pair(engine="mysql") as pair:
-        ledger.create(pair)
-        yield pair
+from tests.engines import on_each_engine
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a *kit* runs on both engines, or on those that its module's ``ENGINES`` name."""
-    if "kit" in metafunc.fixturenames:
-        engines = getattr(metafunc.module, "ENGINES", tuple(KITS))
-        metafunc.parametrize("kit", [KITS[engine] for engine in engines], ids=[engine.value for engine in engines])
-
-
-@pytest.fixture
-def pair(kit: Kit, request: pytest.FixtureRequest) -> Pair:
-    """The servers of the engine."""
-    found: Pair = request.getfixturevalue("mysql_pair" if kit.engine is Engine.MYSQL else "postgres_pair")
-    return found
-
-
-@pytest.fixture
-def deployment(pair: Pair, tmp_path: Path) -> Iterator[Deployment]:
-    """The deployment that the engines of *make_engine* follow; a test sets its phases."""
-    with testing.deployment(
-        tmp_path / "run",
-        blue=pair.names.blue.primary,
-        green=pair.names.green.primary,
-        bg_resolver=pair.resolver,
-        bg_switchover_timeout_ms=60_000,
-    ) as deployment:
-        yield deployment
+    """See there."""
+    on_each_engine(metafunc)
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""Django's engine for MySQL and MariaDB, on PyMySQL, through switchovers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import pymysql
+from django.db import IntegrityError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.mysql import base
+from django.db.backends.utils import typecast_time
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import conversions
+
+from bgpool.core.engine import Engine
+from bgpool.integrations.django.wrapper import SwitchoverWrapper
+
+if TYPE_CHECKING:
+    _Base = base.DatabaseWrapper
+else:
+    _Base = object
+
+__all__ = ["DatabaseWrapper", "MysqlWrapper"]
+
+#: As Django's, with PyMySQL's: columns of type TIME are times to Django, and not differences of times.
+_CONVERSIONS: Final = {**conversions, FIELD_TYPE.TIME: typecast_time}
+
+
+class CursorWrapper(base.CursorWrapper):
+    """As Django's, by the errors of PyMySQL."""
+
+    def execute(self, query: Any, args: Any = None) -> Any:
+        """As Django's."""
+        return self._as_django(self.cursor.execute, query, args)
+
+    def executemany(self, query: Any, args: Iterable[Any]) -> Any:
+        """As Django's."""
+        return self._as_django(self.cursor.executemany, query, args)
+
+    def _as_django(self, call: Callable[..., Any], query: Any, args: Any) -> Any:
+        try:
+            return call(query, args)
+        except pymysql.OperationalError as error:
+            # As in Django's: these are errors of integrity to it.
+            if error.args and error.args[0] in self.codes_for_integrityerror:
+                raise IntegrityError(*error.args) from error
+            raise
+
+
+class MysqlWrapper(SwitchoverWrapper, _Base):
+    """Mixed in before a DatabaseWrapper for MySQL.
+
+    Whatever Django does through the module that it has imported as the driver is done here by PyMySQL.
+    """
+
+    bgpool_engine: ClassVar[Engine] = Engine.MYSQL
+    Database = pymysql
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """As Django's, in PyMySQL's terms."""
+        params = super().get_connection_params()
+        params.pop("pool", None)
+        if "conv" not in self.settings_dict["OPTIONS"]:
+            params["conv"] = _CONVERSIONS
+        # Else PyMySQL would turn it off when it connects, and Django on again.
+        params.setdefault("autocommit", True)
+        return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """A connection of bgpool's, or of PyMySQL's where bgpool is not wanted."""
+        source = self.bgpool_find(conn_params)
+        if source is None:
+            return pymysql.connect(**conn_params)
+        connections: Any = source.connections
+        connection = connections.connect() if source.pool is None else source.pool.getconn()
+        self.bgpool_note(connection)
+        return connection
+
+    def init_connection_state(self) -> None:
+        """As Django's, which sends all of it in one: the server takes several statements only where it was told to."""
+        BaseDatabaseWrapper.init_connection_state(self)
+        if self.pool:
+            return
+        if self.features.is_sql_auto_is_null_enabled:
+            self._send("SET SQL_AUTO_IS_NULL = 0")
+        self._send_isolation_level()
+
+    def _send_isolation_level(self) -> None:
+        if self.isolation_level:
+            self._send(f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}")
+
+    def _send(self, statement: str) -> None:
+        with self.cursor() as cursor:
+            cursor.execute(statement)
+
+    def _bgpool_configured_by(self) -> object:
+        return self.isolation_level
+
+    def bgpool_configure_connection(self, connection: Any) -> None:
+        """As SwitchoverWrapper says."""
+        self.get_connection_params()  # reads the isolation level
+        with connection.cursor() as cursor:
+            cursor.execute("SET SQL_AUTO_IS_NULL = 0")
+            if self.isolation_level:
+                cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}")
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """As Django's."""
+        del name
+        return CursorWrapper(self.connection.cursor())
+
+    def _rollback(self) -> None:
+        BaseDatabaseWrapper._rollback(self)  # type: ignore[attr-defined]  # not in the stubs
+
+    def is_usable(self) -> bool:
+        """As Django's; PyMySQL must not connect again by itself."""
+        source, connection = self.bgpool_source, self.connection
+        if source is not None and not source.connections.is_fit(connection):
+            return False
+        try:
+            connection.ping(reconnect=False)
+        except pymysql.Error:
+            return False
+        return True
+
+
+class DatabaseWrapper(MysqlWrapper, base.DatabaseWrapper):
+    """Django's DatabaseWrapper on connections of bgpool's."""

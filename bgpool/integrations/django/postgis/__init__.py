@@ -1,0 +1,1 @@
+"""``"ENGINE": "bgpool.integrations.django.postgis"``."""

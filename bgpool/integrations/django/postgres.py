@@ -1,0 +1,65 @@
+"""What of an engine is psycopg's. Other backends for PostgreSQL can have it as well: see docs/django.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from bgpool.core.engine import Engine
+from bgpool.integrations.django.sources import Source
+from bgpool.integrations.django.wrapper import SwitchoverWrapper
+
+if TYPE_CHECKING:
+    from django.db.backends.postgresql.base import DatabaseWrapper as _Base
+else:
+    _Base = object
+
+__all__ = ["PostgresWrapper"]
+
+if not is_psycopg3:
+    raise ImproperlyConfigured("bgpool's engines need psycopg 3, and Django has found psycopg2: pip install psycopg")
+
+
+class PostgresWrapper(SwitchoverWrapper, _Base):
+    """Mixed in before a DatabaseWrapper for PostgreSQL."""
+
+    bgpool_engine: ClassVar[Engine] = Engine.POSTGRESQL
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """As the backend's, with a connection of bgpool's in place of psycopg's."""
+        source = self.bgpool_find(conn_params)
+        if source is None:
+            return super().get_new_connection(conn_params)
+        # What the backend makes of a connection is left to it: PostGIS registers its types, say.
+        self.Database: Any = _Driver(source)
+        try:
+            connection = super().get_new_connection(conn_params)
+        finally:
+            del self.Database
+        self.bgpool_note(connection)
+        return connection
+
+    def _bgpool_configured_by(self) -> object:
+        return self.timezone_name, self.settings_dict["OPTIONS"].get("assume_role")
+
+    def bgpool_configure_connection(self, connection: Any) -> None:
+        """As SwitchoverWrapper says."""
+        self._configure_connection(connection)  # type: ignore[attr-defined]  # not in the stubs
+
+
+class _Driver:
+    """psycopg as a backend knows it, but for where it connects."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(psycopg, name)
+
+    def connect(self, **params: Any) -> Any:
+        """A connection of the source's connector; all but what belongs to this one the connector has already."""
+        connector: Any = self._source.connections
+        return connector.connect(context=params["context"])

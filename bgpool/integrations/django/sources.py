@@ -1,0 +1,202 @@
+"""From a database of the settings to the pool or connector that its connections come from."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg_pool
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS
+
+from bgpool.aliases import may_be_alias, real_endpoint
+from bgpool.core.endpoints import parse_endpoint
+from bgpool.core.engine import Engine
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.django.under_test import is_under_test
+from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
+from bgpool.pools.pool import Pool
+from bgpool.pools.source import ConnectionSource
+from bgpool.registry import CONNECTORS, POOLS, get_source
+from bgpool.settings import Settings, read_flag
+
+__all__ = ["BG_ID", "OpenPool", "Source", "close_pools", "find", "is_wanted", "pool_options"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+#: The option without which an engine is Django's own.
+BG_ID: Final = "bg_id"
+#: Options of the pool that Django gives it itself.
+_DJANGOS_OWN: Final = ("kwargs", "configure", "check", "open", "conninfo")
+
+
+class OpenPool:
+    """A pool as Django uses it in ``DatabaseWrapper.pool``."""
+
+    def __init__(self, pool: Pool[Any]) -> None:
+        """In front of *pool*, whose methods it has."""
+        self.pool: Final = pool
+        self.getconn: Final = pool.getconn
+        self.putconn: Final = pool.putconn
+        self.close: Final = pool.close
+        self.stats: Final = pool.stats
+
+    def open(self) -> None:
+        """Nothing: Django asks for it at every checkout, and the first one opens the pool."""
+
+    def get_stats(self) -> Mapping[str, int]:
+        """The figures of the driver's pool, as psycopg_pool names them."""
+        return self.pool.stats().driver
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the connections of a database come from.
+
+    Attributes:
+        connections: The pool or connector.
+        pool: The pool; None where Django keeps the connections itself.
+        asked: What it was made of; there is a password among it.
+    """
+
+    connections: ConnectionSource[Any]
+    pool: OpenPool | None
+    asked: tuple[object, ...] = field(repr=False)
+
+
+#: The source that each alias had last. Django's own are keyed by alias alone, and lead to the database that the
+#: settings named before a test database was made.
+_known: Final[dict[str, Source]] = {}
+_lock: Final = threading.Lock()
+#: Whether a name is an alias of an RDS endpoint, where that was found out.
+_aliases: Final[dict[tuple[str, str], bool]] = {}
+
+
+def is_wanted(settings_dict: Mapping[str, Any]) -> bool:
+    """Whether the database of *settings_dict* is to have connections of bgpool's."""
+    return settings_dict["OPTIONS"].get(BG_ID) is not None
+
+
+def pool_options(settings_dict: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """``OPTIONS["pool"]`` as options of get_pool; None where there is to be no pool.
+
+    Raises:
+        ConfigurationError: It is none of what Django allows.
+    """
+    given = settings_dict["OPTIONS"].get("pool")
+    if isinstance(given, str):
+        given = read_flag("OPTIONS['pool']", given)
+    if not given:
+        return None
+    if given is True:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"OPTIONS['pool']={given!r}: True, False or a dict of the pool's options is allowed")
+    for name in _DJANGOS_OWN:
+        if name in given:
+            raise ConfigurationError(f"OPTIONS['pool']: {name} is Django's own to give; leave it out")
+    return given
+
+
+def find(
+    engine: Engine,
+    alias: str,
+    settings_dict: Mapping[str, Any],
+    params: Mapping[str, Any],
+    configure: Callable[[Any], None],
+) -> Source:
+    """The source for the database *alias*; the same one for the same settings.
+
+    Args:
+        engine: Of which engine it is.
+        alias: Its name in the settings, or Django's for a connection to none of its databases.
+        settings_dict: Its settings.
+        params: The driver's parameters, as Django has made them of the settings.
+        configure: Called with each new connection of a pool. What is equal is the same.
+
+    Raises:
+        ImproperlyConfigured: The settings cannot be used; the text says what to write instead.
+    """
+    origin = Origin(f"DATABASES[{alias!r}]", "HOST, PORT, USER, PASSWORD and NAME", "OPTIONS")
+    try:
+        own = split(settings_dict["OPTIONS"])[1]
+        options = pool_options(settings_dict) if alias != NO_DB_ALIAS else None
+        takes_part = alias != NO_DB_ALIAS and not is_under_test(settings_dict) and _is_rds(settings_dict, own)
+        checks = bool(settings_dict["CONN_HEALTH_CHECKS"])
+        asked = (dict(params), own, options, takes_part, checks, configure)
+        with _lock:
+            known = _known.get(alias)
+            if known is not None and known.asked == asked and not known.connections.closed:
+                return known
+            made = _make(engine, origin, asked)
+            _known[alias] = made
+    except ConfigurationError as error:
+        raise ImproperlyConfigured(
+            str(origin.refusal(error)) if origin.name not in str(error) else str(error)
+        ) from error
+    if known is not None and known.pool is not None and known.pool.pool is not made.connections:
+        known.pool.close(timeout=0)
+    return made
+
+
+def close_pools(alias: str) -> None:
+    """Close the pool of *alias*, if it has one: its idle connections at once, the others when they are returned."""
+    with _lock:
+        known = _known.get(alias)
+        if known is None or known.pool is None:
+            return
+        del _known[alias]
+    known.pool.close()
+
+
+def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...]) -> Source:
+    params, own, options, takes_part, checks, configure = asked
+    dsn, kwargs = origin.translate(engine, params, {**own, **(options or {})})
+    if options is None:
+        kwargs = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
+        connector = get_source(CONNECTORS, dsn, None, {**own, "kwargs": kwargs}, takes_part=takes_part)
+        connector.in_use = _in_use
+        return Source(connector, None, asked)
+    check = {"check": _CHECKS[engine]} if checks else {}
+    whole = {**own, **options, **check, "configure": configure, "kwargs": {**kwargs, "autocommit": True}}
+    pool = get_source(POOLS, dsn, None, whole, takes_part=takes_part)
+    return Source(pool, OpenPool(pool), asked)
+
+
+def _in_use(connection: Any) -> bool:
+    """Whether a connection that Django keeps has a transaction open; one without is cut as a switchover begins."""
+    return not connection.bgpool_is_idle
+
+
+def _ping(connection: Any) -> None:
+    connection.ping()
+
+
+#: By what a pool checks a connection that it is about to hand out.
+_CHECKS: Final[Mapping[Engine, Callable[[Any], None]]] = {
+    Engine.POSTGRESQL: psycopg_pool.ConnectionPool.check_connection,
+    Engine.MYSQL: _ping,
+}
+
+
+def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the host is an RDS or Aurora endpoint, or stands for one."""
+    # A look at what is there, and nothing is connected to; only an alias costs a question to the DNS, once.
+    host = str(settings_dict["HOST"] or "")
+    if own.get("endpoint") is not None or parse_endpoint(host) is not None:
+        return True
+    if not may_be_alias(host):
+        return False
+    resolver = Settings.from_mapping({n: v for n, v in own.items() if n == "bg_resolver"}).bg_resolver
+    known = _aliases.get((host, resolver))
+    if known is None:
+        try:
+            known = real_endpoint(host, resolver) is not None
+        except (OSError, ValueError):
+            # It is followed again as long as it cannot be told, and so is what the log says of it.
+            return True
+        _aliases[host, resolver] = known
+    return known

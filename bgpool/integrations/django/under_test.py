@@ -1,0 +1,69 @@
+"""Whether a database is one of Django's tests: bgpool takes no part there, so that a test run starts no monitor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from bgpool.settings import read_flag
+
+if TYPE_CHECKING:
+    from django.db.backends.base.creation import BaseDatabaseCreation as _Base
+else:
+    _Base = object
+
+__all__ = ["IN_TESTS", "MarksTestDatabases", "is_under_test"]
+
+#: The environment variable that has test databases take part, for a rehearsal in a TransactionTestCase.
+IN_TESTS: Final = "BGPOOL_IN_TESTS"
+#: In the settings of a database: it is a test database now. Threads share them, and test processes are given a copy.
+_MARK: Final = "BGPOOL_TEST_DATABASE"
+#: What runs management commands.
+_MANAGE: Final = ("manage.py", "django-admin", "__main__.py")
+
+
+class MarksTestDatabases(_Base):
+    """Mixed in before the class with which a backend makes its test databases."""
+
+    def create_test_db(self, *args: Any, **kwargs: Any) -> str:
+        """As Django's, once nothing leads to the database of the settings any more."""
+        self.connection.settings_dict[_MARK] = True
+        self.connection.close()
+        close_pool = getattr(self.connection, "close_pool", None)
+        if close_pool is not None:
+            close_pool()
+        return super().create_test_db(*args, **kwargs)
+
+    def set_as_test_mirror(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's."""
+        self.connection.settings_dict[_MARK] = True
+        super().set_as_test_mirror(*args, **kwargs)
+
+    def destroy_test_db(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's, which has the settings name the other database again."""
+        super().destroy_test_db(*args, **kwargs)
+        if kwargs.get("suffix") is None:
+            self.connection.settings_dict.pop(_MARK, None)
+
+
+def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
+    """Whether the database of *settings_dict* is one of a test run, or this process is about to make one of it.
+
+    Never with ``$BGPOOL_IN_TESTS``.
+
+    Raises:
+        ConfigurationError: That is neither a word for yes nor one for no.
+    """
+    in_tests = os.environ.get(IN_TESTS, "").strip()
+    if in_tests and read_flag(f"${IN_TESTS}", in_tests):
+        return False
+    if settings_dict.get(_MARK):
+        return True
+    # setup_test_environment() makes it, before there are test databases; teardown_test_environment() removes it.
+    if hasattr(sys.modules.get("django.core.mail"), "outbox"):
+        return True
+    # Applications ask their database while they are loaded.
+    return sys.argv[1:2] == ["test"] and Path(sys.argv[0]).name in _MANAGE

@@ -1,0 +1,305 @@
+"""Units of work with Django: a function is called in ``atomic``, and again when a switchover cut its transaction.
+
+Every decision is that of pool.run: whether the function is called again, and what became of a COMMIT that was cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import Error as DjangoError
+
+from bgpool.errors import ConfigurationError, Error, SwitchoverInterrupted
+from bgpool.integrations.django.sources import Source
+from bgpool.integrations.django.under_test import is_under_test
+from bgpool.integrations.django.wrapper import SwitchoverWrapper
+from bgpool.logs import log_fields
+from bgpool.pools.connector import Connector
+from bgpool.pools.units import Lender, Unit, plain
+
+__all__ = ["is_interrupted", "run", "transactional"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Aliases of engines that are not bgpool's, which were warned of.
+_warned: Final[set[str]] = set()
+
+
+def run(
+    fn: Callable[..., R],
+    *args: Any,
+    using: str = DEFAULT_DB_ALIAS,
+    timeout: float | None = None,
+    idempotent: bool = False,
+) -> R:
+    """Call ``fn(*args)`` in ``atomic(durable=True)``; again, when a switchover cut it before its COMMIT.
+
+    *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
+    times. Hooks of ``transaction.on_commit`` run once, and exactly when it is known that the transaction is committed.
+    Keywords for *fn*: functools.partial, or a lambda.
+
+    Args:
+        fn: What is to be done in one transaction.
+        args: Its arguments.
+        using: The alias of the database. *fn* may use others; what it does there is not in the transaction.
+        timeout: Longest time until the last call begins, in seconds; None for the longest hold, and with
+            ``OPTIONS["pool"]`` the pool's timeout after it.
+        idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+
+    Returns:
+        What *fn* returned.
+
+    Raises:
+        CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
+        SwitchoverInterrupted: Cut again and again, until the time was used up.
+        SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without Django's around
+            them.
+        ConfigurationError: An argument cannot be used; or autocommit was turned off by hand.
+        RuntimeError: Called within ``atomic``, Django's own error for ``durable=True``.
+        TypeError: *fn* is an ``async`` or a generator function.
+        Exception: Whatever *fn*, a hook or Django raised; unless a hook raised it the transaction was rolled back.
+
+    Source: docs/units-of-work.md.
+    """
+    _check(using, timeout)
+    if not callable(fn):
+        raise ConfigurationError(f"run: fn={fn!r} cannot be called; a function is allowed")
+    return _run(lambda: plain(fn, fn(*args)), using, timeout, idempotent=idempotent)
+
+
+@overload
+def transactional(using: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def transactional(
+    using: str = ..., *, timeout: float | None = ..., idempotent: bool = ...
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def transactional(using: Any = DEFAULT_DB_ALIAS, *, timeout: float | None = None, idempotent: bool = False) -> Any:
+    """Decorate a function so that every call of it is a unit of work: ``@transactional``, ``@transactional(using=…)``.
+
+    A view can be decorated. It is one of ``non_atomic_requests`` then: ATOMIC_REQUESTS would begin a transaction
+    around it. Arguments and errors are those of run.
+    """
+    if callable(using):
+        return transactional()(using)
+    _check(using, timeout)
+
+    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(fn)
+        def unit(*args: P.args, **kwargs: P.kwargs) -> R:
+            return _run(lambda: plain(fn, fn(*args, **kwargs)), using, timeout, idempotent=idempotent)
+
+        marked: Callable[P, R] = transaction.non_atomic_requests(using)(unit)
+        return marked
+
+    return decorate
+
+
+def is_interrupted(error: BaseException | None) -> bool:
+    """Whether *error* says that a switchover has cut a transaction, which did not commit and can be run again.
+
+    For retry decorators. It is SwitchoverInterrupted, or the ``django.db.OperationalError`` that Django makes of it.
+    """
+    cause = error.__cause__ if isinstance(error, DjangoError) else error
+    return isinstance(cause, SwitchoverInterrupted)
+
+
+def _run(call: Callable[[], R], using: str, timeout: float | None, *, idempotent: bool) -> R:
+    wrapper = connections[using]
+    source = _source_of(wrapper)
+    if source is None or wrapper.in_atomic_block:
+        # Django's own affair; or in the transaction of a TestCase, which cannot be begun again. In any other Django
+        # raises.
+        with transaction.atomic(using=using, durable=True):
+            return call()
+    assert isinstance(wrapper, SwitchoverWrapper)
+    return _Runner(call, using, wrapper, source, timeout, idempotent=idempotent).run()
+
+
+def _source_of(wrapper: Any) -> Source | None:
+    if isinstance(wrapper, SwitchoverWrapper):
+        source = wrapper.bgpool_find(wrapper.get_connection_params()) if wrapper.connection is None else None
+        return source or wrapper.bgpool_source
+    # SQLite in tests, say. In production it is an ENGINE that was forgotten.
+    if wrapper.alias not in _warned and not is_under_test(wrapper.settings_dict):
+        _warned.add(wrapper.alias)
+        _logger.warning(
+            "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not bgpool's",
+            wrapper.alias,
+            wrapper.settings_dict["ENGINE"],
+            extra=log_fields("foreign_engine"),
+        )
+    return None
+
+
+class _Runner(Generic[R]):
+    """One unit of work, with what it needs of Django."""
+
+    def __init__(
+        self,
+        call: Callable[[], R],
+        using: str,
+        wrapper: SwitchoverWrapper,
+        source: Source,
+        timeout: float | None,
+        *,
+        idempotent: bool,
+    ) -> None:
+        self._call: Final = call
+        self._using: Final = using
+        self._wrapper: Final = wrapper
+        self._source: Final = source
+        self._timeout: Final = timeout
+        self._idempotent: Final = idempotent
+        # Of the last attempt: what Django raised, and the hooks that its COMMIT would have run.
+        self._raised: DjangoError | None = None
+        self._hooks: list[Any] = []
+
+    def run(self) -> R:
+        """Run the unit; arguments and errors as the function's."""
+        wrapper, made = self._wrapper, self._source.connections
+        if wrapper.connection is not None and not wrapper.get_autocommit():
+            raise ConfigurationError(
+                f"run: autocommit of DATABASES[{self._using!r}] was turned off by hand, and a unit of work is a "
+                "transaction of its own; turn it on again before"
+            )
+        lender: Lender[Any] = _Lender(made) if isinstance(made, Connector) else made  # type: ignore[assignment]  # a pool is one
+        timeout_s = self._timeout
+        if timeout_s is None:
+            timeout_s = made.hold_s if isinstance(made, Connector) else made.hold_s + made.timeout
+        unit: Unit[Any, R] = made.make_unit(self._attempt, lender, timeout_s=timeout_s, idempotent=self._idempotent)
+        try:
+            result = unit.run()
+        except unit.driver_error as error:
+            if self._raised is None or self._raised.__cause__ is not error or isinstance(error, Error):
+                raise
+            raise self._raised from error
+        if not unit.is_applied and self._hooks:
+            # The COMMIT of the last attempt was cut, and has turned out to be applied.
+            wrapper.run_on_commit = self._hooks
+            wrapper.run_and_clear_commit_hooks()
+        return result
+
+    def _attempt(self, unit: Unit[Any, R]) -> R:
+        self._raised, self._hooks = None, []
+        try:
+            # Before it takes a connection; and the unit's time is shorter than that of a checkout, perhaps.
+            self._source.connections.wait_admitted(unit.left_s())
+            result: R = _Attempt(unit, self._wrapper, self._hooks).make(self._call, self._using)
+            return result
+        except DjangoError as error:
+            cause = error.__cause__
+            if unit.is_applied or not isinstance(cause, unit.driver_error):
+                raise
+            self._raised = error
+            raise cause from cause.__cause__
+
+
+class _Attempt:
+    """One transaction of a unit of work, begun, committed or rolled back by Django."""
+
+    def __init__(self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, hooks: list[Any]) -> None:
+        """An attempt of *unit* on *wrapper*. To *hooks* it adds those that wait for its COMMIT."""
+        self._unit: Final = unit
+        self._wrapper: Final = wrapper
+        self._hooks: Final = hooks
+        self._drivers: Any = None
+        self._result: Any = None
+
+    def make(self, call: Callable[[], Any], using: str) -> Any:
+        """Call *call* in ``atomic``, which commits, and return the result."""
+        unit, wrapper = self._unit, self._wrapper
+        try:
+            with transaction.atomic(using=using, durable=True):
+                self._begin()
+                try:
+                    self._result = call()
+                finally:
+                    # Before Django ends the transaction after an error, which is no doing of the function's.
+                    unit.leave(self._drivers)
+                if wrapper.needs_rollback or wrapper.closed_in_transaction:
+                    # Nothing is committed, and Django would say nothing. As the function wants it, or what it caught?
+                    self._check_lost()
+        except BaseException as error:
+            if self._drivers is not None and not unit.is_applied:
+                self._fail(error)
+            raise
+        finally:
+            wrapper.bgpool_listener = None
+        return self._result
+
+    def _begin(self) -> None:
+        wrapper = self._wrapper
+        drivers: Any = wrapper.connection
+        if self._unit.needs_begin:
+            with wrapper.cursor() as cursor:
+                cursor.execute("BEGIN")
+        self._unit.begin(drivers)
+        self._drivers = drivers
+        wrapper.bgpool_listener = self
+
+    def _check_lost(self) -> None:
+        wrapper = self._wrapper
+        with wrapper.wrap_database_errors:
+            if wrapper.connection is self._drivers and not wrapper.closed_in_transaction:
+                self._unit.check_lost(self._drivers)
+            else:
+                self._unit.check(self._drivers)
+
+    def _fail(self, error: BaseException) -> None:
+        cause = error.__cause__ if isinstance(error, DjangoError) and error.__cause__ is not None else error
+        held = self._wrapper.connection is self._drivers
+        with self._wrapper.wrap_database_errors:
+            self._unit.fail(self._drivers, cause, held=held)
+
+    # -- what the wrapper tells ----------------------------------------------------------------------------------
+
+    def before_commit(self) -> None:
+        """COMMIT is sent next."""
+        self._hooks[:] = self._wrapper.run_on_commit
+        with self._wrapper.wrap_database_errors:
+            self._unit.finish(self._drivers, self._result)
+
+    def after_commit(self) -> None:
+        """The server has answered that it has committed."""
+        self._unit.note_applied()
+
+
+class _Lender:
+    """Lends connections of a connector to a unit."""
+
+    def __init__(self, connector: Connector[Any]) -> None:
+        self._connector: Final = connector
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        """As Lender says."""
+        self._connector.wait_admitted(timeout)
+        return self._connector.connect()
+
+    def putconn(self, conn: Any) -> None:
+        """As Lender says."""
+        conn.close()
+
+
+# -- what was given ----------------------------------------------------------------------------------------------
+
+
+def _check(using: object, timeout: object) -> None:
+    if not isinstance(using, str) or using not in connections:
+        known = ", ".join(map(repr, connections))
+        raise ConfigurationError(f"run: using={using!r}; the alias of a database is allowed: {known}")
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is None or (is_number and 0 <= float(timeout) < math.inf):  # type: ignore[arg-type]  # a number, as seen
+        return
+    raise ConfigurationError(f"run: timeout={timeout!r}; seconds from 0 on are allowed, or None")

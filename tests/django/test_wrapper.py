@@ -1,0 +1,69 @@
+"""An engine of bgpool's in a deployment: what a request that keeps its connection meets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+from bgpool.core.phase import Phase
+from bgpool.integrations.django import run
+from bgpool.testing import Deployment
+from tests.engines import Kit
+
+pytestmark = [pytest.mark.lab]
+
+
+def ask(wrapper: Any, sql: str = "SELECT 1") -> Any:
+    with wrapper.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+def test_a_kept_connection_is_held_at_its_next_cursor_and_replaced(
+    kit: Kit, deployment: Deployment, make_database: Callable[..., str]
+) -> None:
+    wrapper: Any = connections[make_database()]
+    ask(wrapper)
+    first = wrapper.connection
+    deployment.phase(Phase.PREPARATION)
+    ask(wrapper)
+    assert wrapper.connection is first
+    deployment.phase(Phase.IN_PROGRESS)
+    timer = threading.Timer(0.3, lambda: deployment.phase(Phase.POST))
+    timer.start()
+    ask(wrapper)
+    timer.join()
+    assert wrapper.connection is not first
+    assert kit.where(wrapper.connection)
+
+
+def test_hooks_run_at_the_end_of_an_atomic_block_whose_connection_went_stale(
+    deployment: Deployment, make_database: Callable[..., str]
+) -> None:
+    alias = make_database()
+    wrapper: Any = connections[alias]
+    ran: list[int] = []
+    ask(wrapper)
+    deployment.phase(Phase.PREPARATION)
+    with transaction.atomic(using=alias):
+        ask(wrapper, "SELECT 1")
+        transaction.on_commit(lambda: ran.append(1), using=alias)
+        deployment.phase(Phase.IN_PROGRESS)
+    assert ran == [1]
+    assert wrapper.connection is None
+
+
+def test_run_commits(make_database: Callable[..., str]) -> None:
+    alias = make_database()
+    ran: list[int] = []
+
+    def work() -> Any:
+        transaction.on_commit(lambda: ran.append(1), using=alias)
+        return ask(connections[alias])
+
+    assert run(work, using=alias) == 1
+    assert ran == [1]
