@@ -9,6 +9,6 @@ from __future__ import annotations
 import pymysql
 
 try:
-    import MySQLdb  # noqa: F401  # Django's engine imports it
+    import MySQLdb  # noqa:F401  # Django's engine imports it
 except ImportError:
     pymysql.install_as_MySQLdb()
