@@ -17,6 +17,7 @@ from bgpool.core.routing import Action, Purpose
 from bgpool.core.sightings import Parameters, Sight, worth
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
+from bgpool.errors import GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
 from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
@@ -135,9 +136,22 @@ class ConnectionSource(ABC, Generic[C]):
     # -- what their owner asks -----------------------------------------------------------------------------------
 
     def admits(self) -> bool:
-        """Whether a checkout goes on at once: no switchover and no operator holds it. One compare."""
+        """Whether a checkout goes on at once and nothing was published since the last one. One compare.
+
+        Where there is no deployment that is never so: ask would_admit().
+        """
         word, admitted, _ = self._succession.quick
         return bool(word == admitted)
+
+    def would_admit(self) -> bool:
+        """Whether a checkout would go on at once, by the newest snapshot, which is acted on; nobody waits."""
+        if self.admits():
+            return True
+        try:
+            self._take_gated(0.0, _nothing)
+        except (SwitchoverHoldTimeout, GreenHostRejected, PoolClosed):
+            return False
+        return True
 
     def wait_admitted(self, timeout: float | None = None) -> None:
         """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.

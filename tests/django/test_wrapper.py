@@ -11,6 +11,7 @@ from django.db import connections, transaction
 
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import run
+from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.engines import Kit
 
@@ -67,3 +68,13 @@ def test_run_commits(make_database: Callable[..., str]) -> None:
 
     assert run(work, using=alias) == 1
     assert ran == [1]
+
+
+def test_a_database_outside_a_deployment_keeps_its_connection(pair: Pair, make_database: Callable[..., str]) -> None:
+    alias = make_database(HOST=pair.blue.address)
+    wrapper: Any = connections[alias]
+    ask(wrapper)
+    first = wrapper.connection
+    with transaction.atomic(using=alias):
+        ask(wrapper)
+    assert wrapper.connection is first

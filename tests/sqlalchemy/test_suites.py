@@ -13,7 +13,8 @@ from typing import ClassVar, Final
 import pytest
 
 from bgpool.testing import deployment
-from tests.sqlalchemy.suite import runs, sdist
+from tests import sdists
+from tests.sqlalchemy.suite import runs
 from tests.sqlalchemy.suite.runs import Run
 from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
 
@@ -29,7 +30,7 @@ class Both:
         """On *server*, with *scratch* for what the runs write."""
         self._server = server
         self._scratch = scratch
-        self._tree = sdist.unpacked()
+        self._tree = sdists.unpacked("sqlalchemy")
 
     def plain(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
         """With SQLAlchemy's."""

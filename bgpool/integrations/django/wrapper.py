@@ -203,7 +203,7 @@ class SwitchoverWrapper(_Base):
 
     def _bgpool_is_over(self, source: Source, connection: Any) -> bool:
         """Whether *connection*, whose transaction has ended, is not worth a question."""
-        admits = source.connections.admits()
+        admits = source.connections.would_admit()
         if connection is None:
             return not admits
         if admits and source.connections.is_fit(connection):
