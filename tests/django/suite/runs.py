@@ -1,0 +1,113 @@
+"""Runs Django's tests in a process of their own, and compares what became of each with two engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import django
+
+from tests.django.suite import DATABASES, OUTCOMES
+
+__all__ = ["Run", "lost", "run"]
+
+REPOSITORY: Final = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of the tests.
+
+    Attributes:
+        engine: The setting ENGINE that they ran with.
+        phase: The deployment's, as the process saw it at the end; empty where it took part in none.
+        outcomes: By test: ``passed``, ``skipped`` or ``failed``, and why.
+    """
+
+    engine: str
+    phase: str
+    outcomes: Mapping[str, tuple[str, str]]
+
+    def of(self, outcome: str) -> set[str]:
+        """The tests with this outcome."""
+        return {test for test, (became, _) in self.outcomes.items() if became == outcome}
+
+    def __str__(self) -> str:
+        counts = Counter(outcome for outcome, _ in self.outcomes.values())
+        told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+        return f"Django {django.__version__}, {self.engine} {self.phase}: {told}"
+
+
+def run(
+    tree: Path,
+    databases: Mapping[str, Mapping[str, Any]],
+    labels: Sequence[str],
+    scratch: Path,
+    *,
+    environment: Mapping[str, str],
+    timeout_s: float,
+) -> Run:
+    """Run Django's tests of *labels*.
+
+    Args:
+        tree: The sdist.
+        databases: The setting DATABASES.
+        labels: Names of applications, modules, classes or tests.
+        scratch: A directory for what it writes.
+        environment: More variables.
+        timeout_s: How long that may take.
+
+    Raises:
+        AssertionError: It did not come to its end.
+    """
+    told = scratch / "outcomes.json"
+    told.unlink(missing_ok=True)
+    command = [
+        sys.executable, "runtests.py", "--settings", "tests.django.suite.settings", "--parallel", "1", "--noinput",
+        "--verbosity", "0", *labels,
+    ]  # fmt: skip
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH", ""))))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BGPOOL_"))}
+    given = {OUTCOMES: str(told), DATABASES: json.dumps(databases), "PYTHONPATH": path, **environment}
+    done = subprocess.run(
+        command, cwd=tree / "tests", env=inherited | given, capture_output=True, text=True, timeout=timeout_s,
+        check=False,
+    )  # fmt: skip
+    finished = done.returncode in (0, 1) and told.exists()
+    assert finished, (
+        f"it ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[:9000]} ... {done.stderr[-6000:]}"
+    )
+    read = json.loads(told.read_text(encoding="utf-8"))
+    outcomes = {test: (outcome, reason) for test, (outcome, reason) in read.pop("outcomes").items()}
+    return Run(**read, outcomes=outcomes)
+
+
+def lost(plain: Run, ours: Run, again: Callable[[Sequence[str]], tuple[Run, Run]]) -> dict[str, str]:
+    """The tests that pass with Django's engine and not with ours, each with what became of it.
+
+    Args:
+        plain: The run with Django's engine.
+        ours: That with ours.
+        again: Runs applications with both. What fails now and then, whatever the engine, is run again, with all of its
+            application: a test may depend on those before it.
+    """
+    suspects = plain.of("passed") - ours.of("passed")
+    if suspects:
+        plain, ours = again(sorted({application(test) for test in suspects}))
+        suspects &= plain.of("passed") - ours.of("passed")
+    return {test: "\n".join(ours.outcomes.get(test, ("not run", ""))) for test in sorted(suspects)}
+
+
+def application(test: str) -> str:
+    """The application of *test*, which unittest calls ``setUpClass (application.…)`` where that has failed."""
+    found = re.search(r"(\w+)\.", test)
+    assert found is not None, test
+    return found[1]
