@@ -67,7 +67,9 @@ def make_database(database: dict[str, Any]) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(options: dict[str, Any] | None = None, **changed: Any) -> str:
-        whole = {**database, **changed}
+        # As Django's engine, ours refuses to keep connections of a pool.
+        max_age = {"CONN_MAX_AGE": 0} if options and options.get("pool") else {}
+        whole = {**database, **max_age, **changed}
         whole["OPTIONS"] = {**whole["OPTIONS"], **(options or {})}
         defaults = connections.configure_settings({"default": whole})["default"]
         alias = f"test{next(_numbers)}"

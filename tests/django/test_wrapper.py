@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 
 from bgpool.core.phase import Phase
@@ -78,3 +79,23 @@ def test_a_database_outside_a_deployment_keeps_its_connection(pair: Pair, make_d
     with transaction.atomic(using=alias):
         ask(wrapper)
     assert wrapper.connection is first
+
+
+@pytest.mark.parametrize("max_age", [None, 60])
+def test_a_pool_with_persistent_connections_is_refused_as_djangos_is(
+    make_database: Callable[..., str], max_age: int | None
+) -> None:
+    wrapper: Any = connections[make_database({"pool": True}, CONN_MAX_AGE=max_age)]
+    with pytest.raises(ImproperlyConfigured, match="Pooling doesn't support persistent connections"):
+        wrapper.ensure_connection()
+    with pytest.raises(ImproperlyConfigured, match="CONN_MAX_AGE"):
+        _ = wrapper.pool
+
+
+def test_a_pools_own_check_is_called_in_place_of_djangos(make_database: Callable[..., str]) -> None:
+    checked: list[Any] = []
+    wrapper: Any = connections[make_database({"pool": {"check": checked.append}}, CONN_HEALTH_CHECKS=True)]
+    ask(wrapper)
+    wrapper.close()
+    ask(wrapper)
+    assert checked[-1] is wrapper.connection

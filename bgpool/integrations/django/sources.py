@@ -30,7 +30,7 @@ _logger: Final = logging.getLogger("bgpool.pool")
 #: The option without which an engine is Django's own.
 BG_ID: Final = "bg_id"
 #: Options of the pool that Django gives it itself.
-_DJANGOS_OWN: Final = ("kwargs", "configure", "check", "open", "conninfo")
+_DJANGOS_OWN: Final = ("kwargs", "configure", "open", "conninfo")
 
 
 class OpenPool:
@@ -124,6 +124,10 @@ def find(
     try:
         own = split(settings_dict["OPTIONS"])[1]
         options = pool_options(settings_dict) if alias != NO_DB_ALIAS else None
+        if options is not None and settings_dict["CONN_MAX_AGE"] != 0:
+            raise ConfigurationError(
+                "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] out"
+            )
         takes_part = alias != NO_DB_ALIAS and not is_under_test(settings_dict) and _is_rds(settings_dict, own)
         checks = bool(settings_dict["CONN_HEALTH_CHECKS"])
         asked = (dict(params), own, options, takes_part, checks, configure)
@@ -161,7 +165,7 @@ def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...]) -> Source:
         connector.in_use = _in_use
         return Source(connector, None, asked)
     check = {"check": _CHECKS[engine]} if checks else {}
-    whole = {**own, **options, **check, "configure": configure, "kwargs": {**kwargs, "autocommit": True}}
+    whole = {**own, **check, **options, "configure": configure, "kwargs": {**kwargs, "autocommit": True}}
     pool = get_source(POOLS, dsn, None, whole, takes_part=takes_part)
     return Source(pool, OpenPool(pool), asked)
 

@@ -97,7 +97,7 @@ class SwitchoverWrapper(_Base):
         if not sources.is_wanted(self.settings_dict):
             return getattr(super(), "pool", None)
         source = self.bgpool_source
-        if source is None and sources.pool_options(self.settings_dict) is not None:
+        if source is None and self.settings_dict["OPTIONS"].get("pool"):
             source = self.bgpool_find(self.get_connection_params())
         return source.pool if source is not None else None
 
