@@ -10,6 +10,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
 
+from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import run
 from bgpool.lab import Pair
@@ -92,10 +93,10 @@ def test_a_pool_with_persistent_connections_is_refused_as_djangos_is(
         _ = wrapper.pool
 
 
-def test_a_pools_own_check_is_called_in_place_of_djangos(make_database: Callable[..., str]) -> None:
+def test_a_pools_own_check_is_called_in_place_of_djangos(kit: Kit, make_database: Callable[..., str]) -> None:
+    if kit.engine is Engine.MYSQL:
+        pytest.skip("pools of MySQL check connections that were idle for a while")
     checked: list[Any] = []
     wrapper: Any = connections[make_database({"pool": {"check": checked.append}}, CONN_HEALTH_CHECKS=True)]
     ask(wrapper)
-    wrapper.close()
-    ask(wrapper)
-    assert checked[-1] is wrapper.connection
+    assert checked == [wrapper.connection]
