@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -100,3 +101,31 @@ def test_a_pools_own_check_is_called_in_place_of_djangos(kit: Kit, make_database
     wrapper: Any = connections[make_database({"pool": {"check": checked.append}}, CONN_HEALTH_CHECKS=True)]
     ask(wrapper)
     assert checked == [wrapper.connection]
+
+
+def test_a_request_goes_on_with_another_connection_once_its_pool_was_closed(
+    kit: Kit, make_database: Callable[..., str]
+) -> None:
+    """Celery closes the pool behind each task, whatever other threads do."""
+    wrapper: Any = connections[make_database({"pool": True})]
+    ask(wrapper)
+    first = wrapper.connection
+
+    def close_pool() -> None:
+        its: Any = connections[wrapper.alias]
+        its.close_pool()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(close_pool).result()
+    assert ask(wrapper) == 1
+    assert wrapper.connection is not first
+    assert kit.where(wrapper.connection)
+
+
+def test_a_pools_settings_are_judged_when_it_is_made(make_database: Callable[..., str]) -> None:
+    """As Django's: tests change CONN_MAX_AGE of a database that is in use."""
+    wrapper: Any = connections[make_database({"pool": True})]
+    ask(wrapper)
+    wrapper.settings_dict["CONN_MAX_AGE"] = None
+    wrapper.close()
+    assert ask(wrapper) == 1

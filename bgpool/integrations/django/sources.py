@@ -124,10 +124,6 @@ def find(
     try:
         own = split(settings_dict["OPTIONS"])[1]
         options = pool_options(settings_dict) if alias != NO_DB_ALIAS else None
-        if options is not None and settings_dict["CONN_MAX_AGE"] != 0:
-            raise ConfigurationError(
-                "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] out"
-            )
         takes_part = alias != NO_DB_ALIAS and not is_under_test(settings_dict) and _is_rds(settings_dict, own)
         checks = bool(settings_dict["CONN_HEALTH_CHECKS"])
         asked = (dict(params), own, options, takes_part, checks, configure)
@@ -135,6 +131,11 @@ def find(
             known = _known.get(alias)
             if known is not None and known.asked == asked and not known.connections.closed:
                 return known
+            if options is not None and settings_dict["CONN_MAX_AGE"] != 0:
+                raise ConfigurationError(
+                    "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] "
+                    "out"
+                )
             made = _make(engine, origin, asked)
             _known[alias] = made
     except ConfigurationError as error:

@@ -154,10 +154,16 @@ class SwitchoverWrapper(_Base):
         if (is_open and not connection.bgpool_is_idle) or (not is_open and not self.autocommit):
             # The connection itself says what becomes of the transaction.
             return
-        with self.wrap_database_errors:
-            source.connections.wait_admitted()
-        if source.connections.is_fit(connection):
-            return
+        try:
+            with self.wrap_database_errors:
+                source.connections.wait_admitted()
+        except Error:
+            # Closed meanwhile: the next connection comes from another pool.
+            if not source.connections.closed:
+                raise
+        else:
+            if source.connections.is_fit(connection):
+                return
         autocommit = self.autocommit
         self.close()
         if autocommit != self.settings_dict["AUTOCOMMIT"]:
