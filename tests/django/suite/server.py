@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 from bgpool.testing import deployment
+from tests.sqlalchemy.suite.server import with_contrib
 
 __all__ = ["Servers", "servers"]
 
@@ -36,11 +38,13 @@ class Servers:
 
     Attributes:
         engine: ``postgresql`` or ``mysql``.
+        has_contrib: Whether it is a PostgreSQL with the extensions that Django's tests of PostgreSQL create.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, *, has_contrib: bool) -> None:
         """Of *pair*, which is open and prepared."""
         self.engine: Final = pair.engine.value
+        self.has_contrib: Final = has_contrib
         self._pair: Final = pair
 
     def plain(self, **options: Any) -> dict[str, Any]:
@@ -76,8 +80,9 @@ class Servers:
 @contextlib.contextmanager
 def servers(engine: str) -> Iterator[Servers]:
     """Start a pair and prepare it."""
-    with Pair(engine=engine) as pair:  # type: ignore[arg-type]
+    programs = with_contrib() if engine == "postgresql" else None
+    with Pair(engine=Engine(engine), programs=programs) as pair:
         for statement in _PREPARED[engine]:
             pair.blue.execute(statement)
         pair.green.stop("immediate")  # nobody goes there
-        yield Servers(pair)
+        yield Servers(pair, has_contrib=programs is not None)

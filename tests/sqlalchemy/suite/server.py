@@ -11,7 +11,7 @@ from typing import Final
 from bgpool.lab import Pair, Server
 from bgpool.lab.binaries import DEBIAN_ROOT
 
-__all__ = ["PLAIN", "Servers", "servers"]
+__all__ = ["PLAIN", "Servers", "servers", "with_contrib"]
 
 PLAIN: Final = {"postgresql": "psycopg", "mysql": "pymysql"}
 """The driver's name in the URL of the dialect that ours is derived from."""
@@ -63,7 +63,7 @@ class Servers:
 def servers(engine: str) -> Iterator[Servers]:
     """Start a pair and prepare it."""
     if engine == "postgresql":
-        with Pair(settings={"max_prepared_transactions": "20"}, programs=_with_contrib()) as pair:
+        with Pair(settings={"max_prepared_transactions": "20"}, programs=with_contrib()) as pair:
             _prepare(pair.blue, _POSTGRESQL)
             _prepare(pair.blue, _IN_DATABASE, "test")
             for (name,) in pair.blue.execute(_EXTENSIONS):
@@ -82,7 +82,7 @@ def _prepare(server: Server, statements: tuple[str, ...], database: str = "") ->
         server.execute(statement, database=database)
 
 
-def _with_contrib() -> str | None:
+def with_contrib() -> str | None:
     """An installed PostgreSQL that has hstore and citext, which the wheel's has not; else the lab's choice."""
     found = any(Path("/usr/share/postgresql").glob("*/extension/hstore.control"))
     named = os.environ.get("BGPOOL_LAB_POSTGRESQL")
