@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +12,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from bgpool.core.engine import Engine
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.wrapper import SwitchoverWrapper
+from bgpool.integrations.drivers import PER_CONNECTION
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.base import DatabaseWrapper as _Base
@@ -34,12 +36,12 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
         if source is None:
             return super().get_new_connection(conn_params)
         # What the backend makes of a connection is left to it: PostGIS registers its types, say.
-        self.Database: Any = _Driver(source)
+        self.Database: Any = _Driver(source, conn_params)
         try:
             connection = super().get_new_connection(conn_params)
         finally:
             del self.Database
-        self.bgpool_note(connection)
+        self.bgpool_note(source, connection)
         return connection
 
     def _bgpool_configured_by(self) -> object:
@@ -53,13 +55,20 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
 class _Driver:
     """psycopg as a backend knows it, but for where it connects."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, params: Mapping[str, Any]) -> None:
+        """psycopg, with connections of *source*, which was made of *params*."""
+        self._source: Final = source
+        self._params: Final = dict(params)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
 
     def connect(self, **params: Any) -> Any:
-        """A connection of the source's connector; all but what belongs to this one the connector has already."""
+        """A connection of the source's connector; with what is new in *params*, a backend's token for instance.
+
+        Raises:
+            ConfigurationError: That is where the connection goes to, which is the settings' to say.
+        """
         connector: Any = self._source.connections
-        return connector.connect(context=params["context"])
+        own = {name for name, value in params.items() if name not in self._params or self._params[name] != value}
+        return connector.connect(**{name: params[name] for name in own | (PER_CONNECTION & params.keys())})

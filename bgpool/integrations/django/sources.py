@@ -18,6 +18,7 @@ from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.django.under_test import is_under_test
 from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
+from bgpool.pools import fork
 from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS, get_source
@@ -67,10 +68,26 @@ class Source:
     asked: tuple[object, ...] = field(repr=False)
 
 
-#: The source that each alias had last. Django's own are keyed by alias alone, and lead to the database that the
-#: settings named before a test database was made.
-_known: Final[dict[str, Source]] = {}
-_lock: Final = threading.Lock()
+class _Known:
+    """What this process has.
+
+    Attributes:
+        sources: What each alias had last. Django's own pools are keyed by alias alone, and lead to the database that
+            the settings named before a test database was made.
+        lock: Held while one is looked up, or made.
+    """
+
+    def __init__(self) -> None:
+        self.sources: Final[dict[str, Source]] = {}
+        self.lock = threading.Lock()
+
+    def after_fork_in_child(self) -> None:
+        # Another thread may have been making one.
+        self.lock = threading.Lock()
+
+
+_known: Final = _Known()
+fork.call_in_child(_known)
 #: Whether a name is an alias of an RDS endpoint, where that was found out.
 _aliases: Final[dict[tuple[str, str], bool]] = {}
 
@@ -127,8 +144,9 @@ def find(
         takes_part = alias != NO_DB_ALIAS and not is_under_test(settings_dict) and _is_rds(settings_dict, own)
         checks = bool(settings_dict["CONN_HEALTH_CHECKS"])
         asked = (dict(params), own, options, takes_part, checks, configure)
-        with _lock:
-            known = _known.get(alias)
+        fork.notice()
+        with _known.lock:
+            known = _known.sources.get(alias)
             if known is not None and known.asked == asked and not known.connections.closed:
                 return known
             if options is not None and settings_dict["CONN_MAX_AGE"] != 0:
@@ -137,7 +155,7 @@ def find(
                     "out"
                 )
             made = _make(engine, origin, asked)
-            _known[alias] = made
+            _known.sources[alias] = made
     except ConfigurationError as error:
         raise ImproperlyConfigured(
             str(origin.refusal(error)) if origin.name not in str(error) else str(error)
@@ -149,11 +167,12 @@ def find(
 
 def close_pools(alias: str) -> None:
     """Close the pool of *alias*, if it has one: its idle connections at once, the others when they are returned."""
-    with _lock:
-        known = _known.get(alias)
+    fork.notice()
+    with _known.lock:
+        known = _known.sources.get(alias)
         if known is None or known.pool is None:
             return
-        del _known[alias]
+        del _known.sources[alias]
     known.pool.close()
 
 

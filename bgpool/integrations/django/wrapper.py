@@ -6,15 +6,20 @@ request keeps is looked at where Django would check its health: before each curs
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error
 from django.utils.functional import cached_property
 
 from bgpool.core.engine import Engine
+from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.django import sources
+from bgpool.integrations.django.shell import AsksForPassword
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import MarksTestDatabases
 from bgpool.integrations.drivers import split
@@ -52,15 +57,22 @@ class SwitchoverWrapper(_Base):
     bgpool_engine: ClassVar[Engine]
     bgpool_source: Source | None = None
     bgpool_listener: CommitListener | None = None
-    # Under which epoch what is remembered of the server was read.
-    _bgpool_epoch: int | None = None
+    # Of what the connection is, by the settings of then.
+    _bgpool_place: tuple[object, ...] = ()
+    # From where, and under what, came the last connection: what is remembered of the server was read there.
+    _bgpool_noted: tuple[Source, Any] | None = None
+    # While a connection is set up, which is not the time to replace it.
+    _bgpool_connects: bool = False
+    # Set once the user has rolled back a transaction whose connection is gone.
+    _bgpool_rolled_back: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        creation = getattr(cls, "creation_class", None)
-        if creation is not None and not issubclass(creation, MarksTestDatabases):
-            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{creation.__name__}"}
-            cls.creation_class = type(creation.__name__, (MarksTestDatabases, creation), names)
+        for name, mixin in (("creation_class", MarksTestDatabases), ("client_class", AsksForPassword)):
+            backends = getattr(cls, name, None)
+            if backends is not None and not issubclass(backends, mixin):
+                names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{backends.__name__}"}
+                setattr(cls, name, type(backends.__name__, (mixin, backends), names))
 
     # -- where connections come from -----------------------------------------------------------------------------
 
@@ -75,6 +87,7 @@ class SwitchoverWrapper(_Base):
             ImproperlyConfigured: The settings cannot be used.
         """
         wanted = sources.is_wanted(self.settings_dict)
+        self._bgpool_place = _place_of(self.settings_dict)
         self.bgpool_source = (
             sources.find(self.bgpool_engine, self.alias, self.settings_dict, params, self._bgpool_configure())
             if wanted
@@ -82,14 +95,61 @@ class SwitchoverWrapper(_Base):
         )
         return self.bgpool_source
 
-    def bgpool_note(self, connection: Any) -> None:
-        """Note that *connection* is new: after a switchover it leads to a server that may have another version."""
-        epoch = connection.bgpool_generation.epoch
-        if epoch != self._bgpool_epoch:
-            if self._bgpool_epoch is not None:
-                for kept in (self, self.features, self.ops, self.introspection):
-                    _forget(kept)
-            self._bgpool_epoch = epoch
+    def bgpool_note(self, source: Source, connection: Any) -> None:
+        """Note that *connection* is new: after a switchover it leads to a server that may have another version.
+
+        Raises:
+            ImproperlyConfigured: It is none of bgpool's.
+        """
+        generation = getattr(connection, "bgpool_generation", None)
+        if generation is None:
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]: {type(self).__module__} opens connections by itself, and bgpool's are "
+                "those that get_new_connection() gets of self.Database.connect() or self.pool"
+            )
+        last, self._bgpool_noted = self._bgpool_noted, (source, generation)
+        # A generation learns its epoch later where no monitor has spoken yet.
+        if last is not None and (last[0] is not source or last[1].epoch != generation.epoch):
+            for kept in (self, self.features, self.ops, self.introspection):
+                _forget(kept)
+        self._bgpool_rolled_back = False
+
+    def connect(self) -> None:
+        """As Django's; a switchover that begins while the connection is set up has it made again.
+
+        A connection whose setup failed is closed: what follows would run without its time zone, or its role.
+        """
+        if self._bgpool_connects or not sources.is_wanted(self.settings_dict):
+            super().connect()
+            return
+        self._bgpool_connects = True
+        try:
+            self._bgpool_connect()
+        finally:
+            self._bgpool_connects = False
+
+    def _bgpool_connect(self) -> None:
+        ends_at: float | None = None
+        while True:
+            try:
+                super().connect()
+            except BaseException as error:
+                source, connection = self.bgpool_source, self.connection
+                with contextlib.suppress(Error):
+                    self.close()
+                if source is None or connection is None or not _is_interrupted(error):
+                    raise
+                if ends_at is not None and time.monotonic() >= ends_at:
+                    raise
+            else:
+                source, connection = self.bgpool_source, self.connection
+                if source is None or connection is None or source.connections.is_fit(connection):
+                    return
+                if ends_at is not None and time.monotonic() >= ends_at:
+                    return
+                self.close()
+            # Nothing of the caller's was sent. The next one waits until the switchover has passed.
+            ends_at = ends_at or time.monotonic() + source.connections.hold_s
 
     @property
     def pool(self) -> Any:
@@ -136,11 +196,16 @@ class SwitchoverWrapper(_Base):
     # -- the gate ------------------------------------------------------------------------------------------------
 
     def close_if_health_check_failed(self) -> None:
-        """As Django's; and outside ``atomic`` wait while a switchover lasts, and have a stale connection replaced."""
+        """As Django's; and outside ``atomic`` wait while a switchover lasts, and have a stale connection replaced.
+
+        So is one to a database that the settings no longer name: that of a test run has another name.
+        """
         source, connection = self.bgpool_source, self.connection
         if source is not None and connection is not None and not self.in_atomic_block:
-            of_its = source.connections
-            if not (of_its.admits() and of_its.is_fit(connection)):
+            of_its, settings = source.connections, self.settings_dict
+            # In place of a call: this is on the way to every cursor.
+            place = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
+            if not (of_its.admits() and of_its.is_fit(connection) and place == self._bgpool_place):
                 self._bgpool_renew(source, connection)
         super().close_if_health_check_failed()
 
@@ -150,10 +215,25 @@ class SwitchoverWrapper(_Base):
         Raises:
             django.db.OperationalError: Held for as long as it may be; or the endpoint is green.
         """
+        if self._bgpool_connects:
+            return
         is_open = connection.bgpool_is_open
-        if (is_open and not connection.bgpool_is_idle) or (not is_open and not self.autocommit):
+        is_between = connection.bgpool_is_idle if is_open else self.autocommit or self._bgpool_rolled_back
+        if not is_between:
             # The connection itself says what becomes of the transaction.
             return
+        is_same = self._bgpool_place == _place_of(self.settings_dict)
+        if is_same and self._bgpool_is_kept(source, connection):
+            return
+        autocommit = self.autocommit
+        self.close()
+        if autocommit != self.settings_dict["AUTOCOMMIT"]:
+            with self.wrap_database_errors:
+                self.connect()
+            self.set_autocommit(autocommit)
+
+    def _bgpool_is_kept(self, source: Source, connection: Any) -> bool:
+        """Whether *connection* may still be used once a switchover, if there is one, has passed."""
         try:
             with self.wrap_database_errors:
                 source.connections.wait_admitted()
@@ -161,15 +241,8 @@ class SwitchoverWrapper(_Base):
             # Closed meanwhile: the next connection comes from another pool.
             if not source.connections.closed:
                 raise
-        else:
-            if source.connections.is_fit(connection):
-                return
-        autocommit = self.autocommit
-        self.close()
-        if autocommit != self.settings_dict["AUTOCOMMIT"]:
-            with self.wrap_database_errors:
-                self.connect()
-            self.set_autocommit(autocommit)
+            return False
+        return source.connections.is_fit(connection)
 
     def is_usable(self) -> bool:
         """As Django's; a stale connection is not asked, which would be held."""
@@ -186,7 +259,8 @@ class SwitchoverWrapper(_Base):
         The transaction has been committed or rolled back by then. What follows is its hooks, or its error.
         """
         source, connection = self.bgpool_source, self.connection
-        if autocommit and source is not None and not self.in_atomic_block and self._bgpool_is_over(source, connection):
+        at_the_end = autocommit and not self.in_atomic_block and not self._bgpool_connects
+        if at_the_end and source is not None and self._bgpool_is_over(source, connection):
             self.validate_thread_sharing()
             self._bgpool_drop()
             self.autocommit = True
@@ -212,7 +286,8 @@ class SwitchoverWrapper(_Base):
         admits = source.connections.would_admit()
         if connection is None:
             return not admits
-        if admits and source.connections.is_fit(connection):
+        is_same = self._bgpool_place == _place_of(self.settings_dict)
+        if admits and is_same and source.connections.is_fit(connection):
             return False
         return not connection.bgpool_is_open or bool(connection.bgpool_is_idle)
 
@@ -221,6 +296,17 @@ class SwitchoverWrapper(_Base):
         hooks = self.run_on_commit
         self.close()
         self.run_on_commit = hooks
+
+    def rollback(self) -> None:
+        """As Django's; what was open on a connection that is gone is rolled back already."""
+        connection = self.connection
+        if self.bgpool_source is None or connection is None or self.in_atomic_block or connection.bgpool_is_open:
+            super().rollback()
+            return
+        self.validate_thread_sharing()
+        self.needs_rollback = False
+        self.run_on_commit = []
+        self._bgpool_rolled_back = True
 
     def _commit(self) -> None:
         listener = self.bgpool_listener
@@ -247,6 +333,16 @@ class _Configure:
 
     def __repr__(self) -> str:
         return f"<configure {self.alias!r}>"
+
+
+def _place_of(settings_dict: Mapping[str, Any]) -> tuple[object, ...]:
+    """Which database the settings name, and for whom."""
+    return settings_dict["NAME"], settings_dict["HOST"], settings_dict["PORT"], settings_dict["USER"]
+
+
+def _is_interrupted(error: BaseException) -> bool:
+    """Whether *error*, Django's or the driver's, is that of a connection that a switchover has outdated."""
+    return isinstance(error, SwitchoverInterrupted) or isinstance(error.__cause__, SwitchoverInterrupted)
 
 
 #: What Django computes once, of the settings as well; that is not worth telling apart.

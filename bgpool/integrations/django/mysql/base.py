@@ -74,7 +74,7 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
             return pymysql.connect(**conn_params)
         connections: Any = source.connections
         connection = connections.connect() if source.pool is None else source.pool.getconn()
-        self.bgpool_note(connection)
+        self.bgpool_note(source, connection)
         return connection
 
     def init_connection_state(self) -> None:

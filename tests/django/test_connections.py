@@ -1,0 +1,342 @@
+"""What the engines do with a thread's connection where Django's would keep a wrong one, or lose something."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
+
+from bgpool.core.phase import Phase
+from bgpool.errors import SwitchoverInterrupted
+from bgpool.integrations.django import sources
+from bgpool.lab import Pair
+from bgpool.pools.connector import Connector
+from bgpool.testing import Deployment
+from tests.engines import Kit
+from tests.processes.test_fork import in_child, in_child_untold
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+MakeDatabase = Callable[..., str]
+
+#: Django keeps the connection; or OPTIONS["pool"].
+KEPT: dict[str, Any] = {}
+POOLED: dict[str, Any] = {"options": {"pool": {"min_size": 0, "max_size": 2}}, "CONN_MAX_AGE": 0}
+WAYS = pytest.mark.parametrize("way", [KEPT, POOLED], ids=["kept", "pool"])
+
+
+def ask(wrapper: Any, sql: str = "SELECT 1") -> Any:
+    with wrapper.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+def switch_over(deployment: Deployment) -> None:
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST):
+        deployment.phase(phase)
+
+
+def other_database(kit: Kit) -> str:
+    return "postgres" if kit.engine.value == "postgresql" else "information_schema"
+
+
+NAME = {"postgresql": "SELECT current_database()", "mysql": "SELECT database()"}
+
+
+# -- settings that change ------------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_a_connection_to_a_database_that_the_settings_no_longer_name_is_not_used(
+    way: dict[str, Any], kit: Kit, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database(**way)]
+    assert ask(wrapper, NAME[kit.name]) == "app"
+    wrapper.settings_dict["NAME"] = other_database(kit)
+    assert ask(wrapper, NAME[kit.name]) == other_database(kit)
+    with transaction.atomic(using=wrapper.alias):
+        assert ask(wrapper, NAME[kit.name]) == other_database(kit)
+
+
+def test_nor_is_that_of_another_thread(kit: Kit, make_database: MakeDatabase) -> None:
+    alias = make_database()
+    asked, changed = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def work() -> None:
+        wrapper: Any = connections[alias]
+        seen.append(ask(wrapper, NAME[kit.name]))
+        asked.set()
+        assert changed.wait(10)
+        with transaction.atomic(using=alias):
+            seen.append(ask(wrapper, NAME[kit.name]))
+        wrapper.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert asked.wait(10)
+    connections[alias].settings_dict["NAME"] = other_database(kit)
+    changed.set()
+    thread.join()
+    assert seen == ["app", other_database(kit)]
+
+
+def test_a_transaction_that_is_open_ends_where_it_began(kit: Kit, make_database: MakeDatabase) -> None:
+    wrapper: Any = connections[make_database()]
+    with transaction.atomic(using=wrapper.alias):
+        ask(wrapper)
+        wrapper.settings_dict["NAME"] = other_database(kit)
+        assert ask(wrapper, NAME[kit.name]) == "app"
+    assert ask(wrapper, NAME[kit.name]) == other_database(kit)
+
+
+# -- while it is made ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_created() -> Any:
+    """Connects functions to Django's signal for the test."""
+    connected: list[Any] = []
+
+    def connect(function: Callable[[Any], None]) -> None:
+        def receive(connection: Any, **_: Any) -> None:
+            function(connection)
+
+        connected.append(receive)
+        connection_created.connect(receive)
+
+    yield connect
+    for receive in connected:
+        connection_created.disconnect(receive)
+
+
+@WAYS
+def test_a_switchover_while_a_connection_is_set_up_costs_the_caller_nothing(
+    way: dict[str, Any], deployment: Deployment, make_database: MakeDatabase, on_created: Any
+) -> None:
+    wrapper: Any = connections[make_database(**way)]
+    made: list[Any] = []
+
+    def receive(created: Any) -> None:
+        made.append(created.connection)
+        if len(made) == 1:
+            switch_over(deployment)
+        ask(created)
+
+    on_created(receive)
+    assert ask(wrapper) == 1
+    assert len(made) == 2
+    assert wrapper.connection is made[1]
+
+
+def test_so_does_one_before_autocommit_is_set(
+    deployment: Deployment, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper: Any = connections[make_database()]
+    kind = type(wrapper)
+    connect = kind.get_new_connection
+    made: list[Any] = []
+
+    def get_new_connection(self: Any, params: Any) -> Any:
+        connection = connect(self, params)
+        made.append(connection)
+        if len(made) == 1:
+            switch_over(deployment)
+        return connection
+
+    monkeypatch.setattr(kind, "get_new_connection", get_new_connection)
+    assert ask(wrapper) == 1
+    with transaction.atomic(using=wrapper.alias):
+        assert ask(wrapper) == 1
+
+
+def test_a_connection_whose_setup_failed_is_not_used(make_database: MakeDatabase, on_created: Any) -> None:
+    wrapper: Any = connections[make_database()]
+    fails = [True]
+
+    def receive(created: Any) -> None:
+        if fails and fails.pop():
+            ask(created, "SELECT nothing_of_the_kind")
+
+    on_created(receive)
+    with pytest.raises(Exception, match="nothing_of_the_kind"):
+        ask(wrapper)
+    assert wrapper.connection is None
+    assert ask(wrapper) == 1
+
+
+# -- what is remembered of the server ------------------------------------------------------------------------------
+
+
+def test_what_was_read_of_blue_is_forgotten(kit: Kit, deployment: Deployment, make_database: MakeDatabase) -> None:
+    wrapper: Any = connections[make_database()]
+    ask(wrapper)
+    name = "pg_version" if kit.name == "postgresql" else "mysql_server_data"
+    vars(wrapper)[name] = "of blue"
+    switch_over(deployment)
+    ask(wrapper)
+    assert getattr(wrapper, name) != "of blue"
+
+
+def test_also_where_it_was_read_before_the_monitor_had_spoken(
+    kit: Kit, deployment: Deployment, make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper: Any = connections[make_database()]
+    connect = Connector.connect
+
+    def without_epoch(self: Any, **params: Any) -> Any:
+        connection = connect(self, **params)
+        connection.bgpool_generation.epoch = None
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connector, "connect", without_epoch)
+        ask(wrapper)
+    name = "pg_version" if kit.name == "postgresql" else "mysql_server_data"
+    vars(wrapper)[name] = "of blue"
+    switch_over(deployment)
+    ask(wrapper)
+    assert getattr(wrapper, name) != "of blue"
+
+
+# -- transactions by hand ------------------------------------------------------------------------------------------
+
+
+def test_autocommit_off_stays_off_on_the_connection_that_follows(
+    deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database()]
+    wrapper.set_autocommit(False)
+    ask(wrapper)
+    wrapper.rollback()
+    first = wrapper.connection
+    switch_over(deployment)
+    ask(wrapper)
+    assert wrapper.connection is not first
+    assert wrapper.get_autocommit() is False
+    wrapper.rollback()
+    wrapper.set_autocommit(True)
+
+
+@pytest.mark.parametrize("off_in_settings", [False, True])
+def test_rollback_after_a_cut_ends_the_transaction_and_the_next_begins_on_a_new_connection(
+    off_in_settings: bool, kit: Kit, pair: Pair, deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database(AUTOCOMMIT=not off_in_settings)]
+    if not off_in_settings:
+        wrapper.set_autocommit(False)
+    ask(wrapper)
+    deployment.phase(Phase.PREPARATION)
+    kit.kill(pair, kit.session(wrapper.connection))
+    with pytest.raises(OperationalError) as raised:
+        ask(wrapper)
+    assert isinstance(raised.value.__cause__, SwitchoverInterrupted)
+    with pytest.raises(OperationalError):
+        # Its transaction is not over for its user yet.
+        ask(wrapper)
+    wrapper.rollback()
+    assert ask(wrapper) == 1
+    assert wrapper.get_autocommit() is False
+    wrapper.rollback()
+    wrapper.set_autocommit(True)
+
+
+def test_a_transaction_begun_by_a_statement_is_not_taken_to_another_connection(
+    deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database(options={"bg_drain_timeout_ms": "60000"})]
+    with wrapper.cursor() as cursor:
+        cursor.execute("BEGIN")
+    ask(wrapper, "SELECT count(*) FROM ledger")
+    first = wrapper.connection
+    deployment.phase(Phase.PREPARATION)
+    deployment.phase(Phase.IN_PROGRESS)
+    ask(wrapper)
+    assert wrapper.connection is first
+    with wrapper.cursor() as cursor:
+        cursor.execute("COMMIT")
+    deployment.phase(Phase.POST)
+    ask(wrapper)
+    assert wrapper.connection is not first
+
+
+# -- forks ---------------------------------------------------------------------------------------------------------
+
+
+@WAYS
+@pytest.mark.parametrize("fork", [in_child, in_child_untold], ids=lambda fork: fork.__name__)
+def test_a_child_makes_its_own_connection_and_leaves_the_parents_alone(
+    fork: Callable[[Callable[[], object]], int], way: dict[str, Any], kit: Kit, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database(**way)]
+    ask(wrapper)
+    mine = kit.session(wrapper.connection)
+
+    def child() -> None:
+        ask(wrapper)
+        assert kit.session(wrapper.connection) != mine
+        connections.close_all()
+
+    assert fork(child) == 0
+    ask(wrapper)
+    assert kit.session(wrapper.connection) == mine
+
+
+def test_so_it_does_where_the_sockets_number_was_closed_and_is_anothers(kit: Kit, make_database: MakeDatabase) -> None:
+    wrapper: Any = connections[make_database()]
+    ask(wrapper)
+    mine = kit.session(wrapper.connection)
+
+    def child() -> None:
+        # As Celery does in its children, before it has Django close the connection.
+        number = wrapper.connection.fileno()
+        reader, writer = os.pipe()
+        os.dup2(writer, number)
+        wrapper.close()
+        ask(wrapper)
+        os.write(number, b"x")
+        assert os.read(reader, 1) == b"x"
+        assert kit.session(wrapper.connection) != mine
+
+    assert in_child(child) == 0
+    ask(wrapper)
+    assert kit.session(wrapper.connection) == mine
+
+
+def test_a_fork_while_another_thread_connects_leaves_no_lock_behind(
+    make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper: Any = connections[make_database()]
+    ask(wrapper)
+    inside, over = threading.Event(), threading.Event()
+    make = sources._make
+
+    def slow(*args: Any) -> Any:
+        if threading.current_thread() is thread:
+            inside.set()
+            over.wait(10)
+        return make(*args)
+
+    monkeypatch.setattr(sources, "_make", slow)
+    other = make_database(options={"connect_timeout": "7"})
+
+    def connect() -> None:
+        connections[other].connect()
+        connections[other].close()
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    assert inside.wait(10)
+    try:
+        assert in_child(lambda: ask(wrapper)) == 0
+    finally:
+        over.set()
+        thread.join()
