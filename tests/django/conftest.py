@@ -85,3 +85,16 @@ def make_database(database: dict[str, Any]) -> Iterator[Callable[..., str]]:
             wrapper.close_pool()
         del connections[alias]
         del connections.settings[alias]
+
+
+@pytest.fixture
+def entries(kit: Kit, pair: Pair) -> Iterator[int]:
+    """How many rows of worker 88 the ledger has."""
+    with kit.connect(pair) as connection:
+        for n in range(300):
+            kit.execute(connection, f"INSERT INTO ledger (worker, thread, n) VALUES (88, 8, {n})")
+        connection.commit()
+    yield 300
+    with kit.connect(pair) as connection:
+        kit.execute(connection, "DELETE FROM ledger WHERE worker = 88")
+        connection.commit()

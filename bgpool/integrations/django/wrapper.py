@@ -246,10 +246,14 @@ class SwitchoverWrapper(_Base):
 
     def is_usable(self) -> bool:
         """As Django's; a stale connection is not asked, which would be held."""
+        return self.bgpool_may_be_asked() and super().is_usable()
+
+    def bgpool_may_be_asked(self) -> bool:
+        """Whether a question to the server would be sent at once, on a connection that is worth it."""
         source, connection = self.bgpool_source, self.connection
-        if source is not None and connection is not None and not source.connections.is_fit(connection):
-            return False
-        return super().is_usable()
+        if source is None or connection is None:
+            return True
+        return source.connections.would_admit() and source.connections.is_fit(connection)
 
     # -- transactions --------------------------------------------------------------------------------------------
 
@@ -329,6 +333,8 @@ class _Configure:
 
     def __call__(self, connection: Any) -> None:
         wrapper = self.wrapper_class({**self.settings_dict}, self.alias)
+        # Django quotes the name of a role with a cursor of the wrapper's, which would ask the pool for a connection.
+        wrapper.connection = connection
         wrapper.bgpool_configure_connection(connection)
 
     def __repr__(self) -> str:

@@ -115,11 +115,10 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
 
     def is_usable(self) -> bool:
         """As Django's; PyMySQL must not connect again by itself."""
-        source, connection = self.bgpool_source, self.connection
-        if source is not None and not source.connections.is_fit(connection):
+        if not self.bgpool_may_be_asked():
             return False
         try:
-            connection.ping(reconnect=False)
+            self.connection.ping(reconnect=False)
         except pymysql.Error:
             return False
         return True

@@ -1,0 +1,130 @@
+"""What is PostgreSQL's own: roles, time zones, isolation levels, cursors on the server, and others' backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connections, transaction
+from django.db.backends.postgresql import base as postgresql
+
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.integrations.django.postgres import PostgresWrapper
+from bgpool.lab import Pair
+from bgpool.testing import Deployment
+from tests.django.models import entry_model
+from tests.django.test_connections import WAYS, ask, switch_over
+from tests.engines import Kit
+
+pytestmark = [pytest.mark.lab]
+
+ENGINES = (Engine.POSTGRESQL,)
+
+MakeDatabase = Callable[..., str]
+
+
+@pytest.fixture
+def role(postgres_pair: Pair) -> Iterator[str]:
+    postgres_pair.blue.execute("CREATE ROLE ledger_owner; GRANT ledger_owner TO app")
+    yield "ledger_owner"
+    postgres_pair.blue.execute("DROP ROLE ledger_owner")
+
+
+@WAYS
+def test_role_time_zone_and_isolation_level_are_those_of_every_connection(
+    way: dict[str, Any], kit: Kit, role: str, deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    options = {"assume_role": role, "isolation_level": psycopg.IsolationLevel.REPEATABLE_READ, **way.get("options", {})}
+    wrapper: Any = connections[make_database(**{**way, "options": options, "TIME_ZONE": "Asia/Tokyo"})]
+    for _ in range(2):
+        with transaction.atomic(using=wrapper.alias):
+            assert ask(wrapper, "SELECT current_user") == role
+            assert ask(wrapper, "SHOW timezone") == "Asia/Tokyo"
+            assert ask(wrapper, "SHOW transaction_isolation") == "repeatable read"
+        if wrapper.connection is not None and deployment.snapshot.phase is Phase.CREATED:
+            switch_over(deployment)
+    assert kit.where(wrapper.connection)
+
+
+@WAYS
+def test_a_role_that_is_not_there_is_an_error_each_time(way: dict[str, Any], make_database: MakeDatabase) -> None:
+    pool = {"pool": {"min_size": 0, "max_size": 1, "timeout": 1.0}} if way else {}
+    wrapper: Any = connections[make_database(**{**way, "options": {"assume_role": "nobody_knows_it", **pool}})]
+    for _ in range(2):
+        with pytest.raises(OperationalError if way else Exception, match=r"nobody_knows_it|after 1\.00 sec"):
+            ask(wrapper)
+
+
+def test_queries_while_iterating_by_a_cursor_on_the_server_end_in_an_error_after_a_switchover(
+    entries: int, deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    alias = make_database()
+    wrapper: Any = connections[alias]
+    rows = entry_model().objects.using(alias).filter(worker=88).iterator(chunk_size=10)
+    with pytest.raises(OperationalError):
+        for number, _ in enumerate(rows, 1):
+            if number == 15:
+                switch_over(deployment)
+            ask(wrapper)
+    assert entries
+    assert ask(wrapper) == 1
+
+
+# -- other backends ------------------------------------------------------------------------------------------------
+
+
+class OfAThirdParty(postgresql.DatabaseWrapper):
+    """A backend as others write it: a password of its own for each connection, and a search path."""
+
+    made: list[dict[str, Any]]
+    password: str
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        self.made.append(dict(conn_params))
+        return super().get_new_connection({**conn_params, "password": self.password})
+
+    def init_connection_state(self) -> None:
+        super().init_connection_state()
+        with self.cursor() as cursor:
+            cursor.execute("SET search_path = public")
+
+
+class Mixed(PostgresWrapper, OfAThirdParty):
+    """It with the mixin."""
+
+
+def test_another_backend_has_the_mixin_and_keeps_its_own_ways(
+    database: dict[str, Any], deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    alias = make_database()
+    wrapper: Any = Mixed({**connections.settings[alias], "PASSWORD": "of yesterday"}, alias)
+    wrapper.made, wrapper.password = [], database["PASSWORD"]
+    try:
+        assert ask(wrapper, "SHOW search_path") == "public"
+        switch_over(deployment)
+        assert ask(wrapper, "SHOW search_path") == "public"
+        assert len(wrapper.made) == 2
+        assert wrapper.made[0]["context"] is not None
+    finally:
+        wrapper.close()
+
+
+class PastTheMixin(PostgresWrapper, postgresql.DatabaseWrapper):
+    """A backend that opens its connections itself."""
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        source = self.bgpool_find(conn_params)
+        assert source is not None
+        connection = object()
+        self.bgpool_note(source, connection)
+        return connection
+
+
+def test_a_backend_that_opens_connections_past_the_mixin_is_refused(make_database: MakeDatabase) -> None:
+    alias = make_database()
+    with pytest.raises(ImproperlyConfigured, match=r"self\.Database\.connect"):
+        ask(PastTheMixin(connections.settings[alias], alias))
