@@ -122,10 +122,10 @@ def test_a_request_goes_on_with_another_connection_once_its_pool_was_closed(
     assert kit.where(wrapper.connection)
 
 
-def test_a_pools_settings_are_judged_when_it_is_made(make_database: Callable[..., str]) -> None:
+def test_conn_max_age_is_judged_when_a_databases_first_pool_is_made(make_database: Callable[..., str]) -> None:
     """As Django's: tests change CONN_MAX_AGE of a database that is in use."""
     wrapper: Any = connections[make_database({"pool": True})]
     ask(wrapper)
-    wrapper.settings_dict["CONN_MAX_AGE"] = None
+    wrapper.settings_dict.update(CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True)
     wrapper.close()
     assert ask(wrapper) == 1

@@ -149,7 +149,9 @@ def find(
             known = _known.sources.get(alias)
             if known is not None and known.asked == asked and not known.connections.closed:
                 return known
-            if options is not None and settings_dict["CONN_MAX_AGE"] != 0:
+            # As Django's, which looks at it once: tests change the settings of a database that is in use.
+            is_first = known is None or known.pool is None
+            if options is not None and is_first and settings_dict["CONN_MAX_AGE"] != 0:
                 raise ConfigurationError(
                     "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] "
                     "out"
