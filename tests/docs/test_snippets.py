@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from django.db import OperationalError, connections
+from django.db.utils import load_backend
 
 import bgpool
 import bgpool.testing
@@ -33,18 +35,32 @@ EXAMPLE_URL = re.compile(
 CERTIFICATE = re.compile(r"&?ssl\w+=[^&]*")
 
 #: What cannot be run, by its first import, and why.
-ELSEWHERE = {"from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there"}
+ELSEWHERE = {
+    "from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there",
+    "from tenacity import": "it is not installed; tests/django calls is_interrupted",
+}
 #: What a page takes for granted.
-GRANTED = {"README.md": "def place_order(conn, item): return item"}
+GRANTED = {
+    "README.md": "def place_order(conn, item): return item",
+    "django.md": "from tests.docs import django_page; globals().update(django_page.prepare(pair))",
+}
 #: What is true after a page.
-AFTERWARDS = {"README.md": "total == 'tea'", "units-of-work.md": "total == 1", "sqlalchemy.md": "total == 4"}
+AFTERWARDS = {
+    "README.md": "total == 'tea'",
+    "units-of-work.md": "total == 1",
+    "sqlalchemy.md": "total == 4",
+    "django.md": "sent == [1]",
+}
 #: What closes the connections that a page leaves open on purpose; engines are disposed of in any case.
-GOODBYE = {"connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()"}
+GOODBYE = {
+    "connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()",
+    "django.md": "django_page.forget()",
+}
 ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
 #: Files, which have tests of their own: below, and in tests/cli/test_rehearse.py.
-FILES = {"test_switchover.py", "app.py", "schema.sql"}
+FILES = {"test_switchover.py", "app.py", "schema.sql", "settings.py", "middleware.py", "myproject/db/base.py"}
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +116,7 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     pair: Pair = request.getfixturevalue("mysql_pair" if page.name in ON_MYSQL else "postgres_pair")
     monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
     pair.blue.execute("DELETE FROM orders", database="app")
-    names: dict[str, Any] = {"__name__": "page", "bgpool": bgpool}
+    names: dict[str, Any] = {"__name__": "page", "bgpool": bgpool, "pair": pair}
     with contextlib.ExitStack() as stack:
         if page.name not in ON_THEIR_OWN:
             names["pool"] = bgpool.get_pool(pair.dsn, max_size=1, min_size=1)
@@ -114,7 +130,7 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         exec(GOODBYE.get(page.name, ""), names)
         for engine in [value for value in names.values() if isinstance(value, sqlalchemy.Engine)]:
             engine.dispose()
-    inserts = any("INSERT" in block.text for block in python_of(page))
+    inserts = any(re.search(r"INSERT|objects\.create", block.text) for block in python_of(page))
     assert bool(pair.blue.execute("SELECT count(*) FROM orders", database="app")[0][0]) is inserts
 
 
@@ -154,3 +170,33 @@ def test_the_application_that_the_docs_rehearse(postgres_pair: Pair, monkeypatch
     with bgpool.testing.deployment(os.environ["BGPOOL_RUN_DIR"]):
         exec(compile(file("app.py"), "app.py", "exec"), names)
         assert names["app"].test_client().get("/").json == {"orders": 0}
+
+
+def test_the_settings_that_the_docs_propose() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(file("settings.py"), "settings.py", "exec"), names)
+    (database,) = names["DATABASES"].values()
+    backend = load_backend(database["ENGINE"])
+    wrapper = backend.DatabaseWrapper(connections.configure_settings({"default": database})["default"])
+    params = wrapper.get_connection_params()
+    assert wrapper.bgpool_find(params).connections.bg_id == "ledger"
+
+
+def test_the_middleware_that_the_docs_propose() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(file("middleware.py"), "middleware.py", "exec"), names)
+    middleware = names["SwitchoverAs503"](lambda request: request)
+    error = OperationalError()
+    error.__cause__ = bgpool.SwitchoverInterrupted("cut")
+    assert middleware.process_exception(None, error).status_code == 503
+    assert middleware.process_exception(None, bgpool.SwitchoverHoldTimeout("held")).status_code == 503
+    assert middleware.process_exception(None, bgpool.CommitOutcomeUnknown("unknown")) is None
+    assert middleware.process_exception(None, OperationalError()) is None
+
+
+def test_the_backend_that_the_docs_propose() -> None:
+    """With Django's own in place of another library's."""
+    names: dict[str, Any] = {"__name__": "base"}
+    text = file("myproject/db/base.py").replace("django_tenants.postgresql_backend", "django.db.backends.postgresql")
+    exec(compile(text, "base.py", "exec"), names)
+    assert issubclass(names["DatabaseWrapper"], names["base"].DatabaseWrapper)

@@ -6,14 +6,13 @@ What benchmarks measure alone on a quiet machine is held to here, with the same 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import pytest
 
-from benchmarks import gaps
 from benchmarks.switchover_run import QUICK, SCENARIOS, Scenario
 from bgpool.core.engine import Engine
-from tests.servers.harness import Load, Result, Stage
+from tests.servers.harness import Stage
+from tests.servers.played import Played
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -30,45 +29,6 @@ BAD_LINE = re.compile(r"\b(error|critical)\b|traceback", re.IGNORECASE)
 #: Healthy, frozen, rollback and black hole. The servers cut their clients 0.05 s after the metadata have told of it,
 #: which is less than the poll interval.
 HARD = SCENARIOS[:4]
-
-
-@dataclass(frozen=True)
-class Played:
-    """What a switchover came to for one application."""
-
-    result: Result
-    load: Load
-    output: str
-
-    @property
-    def in_flight(self) -> int:
-        """Clients with a request under way when the database went down."""
-        attempts = self.load.attempts.values()
-        return gaps.in_flight(attempts, self.result.outage.last_write_s, self.result.cut_s)
-
-    @property
-    def late(self) -> list[float]:
-        """How long after the cut each request began that failed and had not been under way."""
-        failed = [each for attempts in self.load.attempts.values() for each in attempts if not each.ok]
-        return [each.began_s - self.result.cut_s for each in failed if each.began_s > self.result.cut_s]
-
-    @property
-    def excess_s(self) -> float | None:
-        """How much longer than the database itself the last client was without an answer; None if one still is."""
-        back_s = self.result.outage.next_write_s
-        longest_s = gaps.most_s(
-            [
-                gaps.longest_gap_s(attempts, self.result.began_s) if gaps.is_back(attempts, back_s) else None
-                for attempts in self.load.attempts.values()
-            ]
-        )
-        return None if longest_s is None else longest_s - self.result.down_s
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.load.errors)} errors, {self.in_flight} in flight, late {self.late}, excess {self.excess_s} s,"
-            f" {self.result.strayed} strayed, {self.result.verdict}, {self.load.errors[:3]}"
-        )
 
 
 def play(scenario: Scenario, engine: Engine, *clients: str) -> dict[str, Played]:

@@ -1,0 +1,22 @@
+"""Make the table."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    """The first."""
+
+    initial = True
+    dependencies = ()
+    operations = (
+        migrations.CreateModel(
+            name="Entry",
+            fields=[
+                ("seq", models.BigAutoField(primary_key=True, serialize=False)),
+                ("worker", models.IntegerField()),
+                ("thread", models.IntegerField()),
+                ("n", models.IntegerField()),
+            ],
+            options={"db_table": "ledger"},
+        ),
+    )

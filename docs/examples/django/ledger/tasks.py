@@ -1,0 +1,13 @@
+"""The row as a task."""
+
+from celery import shared_task
+
+from bgpool.integrations.django import transactional
+from ledger.views import write
+
+
+@shared_task
+@transactional
+def write_entry(key: str) -> None:
+    """Write the row of *key*."""
+    write(key)

@@ -1,0 +1,1 @@
+"""The example project of docs/examples/django, as the tests start it."""

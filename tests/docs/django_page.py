@@ -1,0 +1,60 @@
+"""What the page about Django takes for granted: a project with a model, and a database in the lab."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import django
+from django.conf import settings
+from django.db import connections
+from django.http import HttpResponse
+from sqlalchemy.engine import make_url
+
+from bgpool.lab import Pair
+
+__all__ = ["forget", "prepare"]
+
+ALIAS = "default"
+
+
+def prepare(pair: Pair) -> dict[str, Any]:
+    """The names of the page, with the database ``default`` on *pair*."""
+    if not settings.configured:
+        settings.configure(USE_TZ=True, SECRET_KEY="of the tests", INSTALLED_APPS=["bgpool.integrations.django"])
+        django.setup()
+    url = make_url(pair.dsn)
+    database: dict[str, Any] = {
+        "ENGINE": "bgpool.integrations.django.postgresql",
+        "HOST": url.host,
+        "PORT": url.port,
+        "USER": url.username,
+        "PASSWORD": url.password,
+        "NAME": url.database,
+        "OPTIONS": {"bg_id": "ledger", "bg_resolver": pair.resolver},
+    }
+    connections.settings[ALIAS] = connections.configure_settings({ALIAS: database})[ALIAS]
+    sent: list[int] = []
+    return {
+        "Order": SimpleNamespace(objects=_Orders()),
+        "send_receipt": SimpleNamespace(delay=sent.append),
+        "sent": sent,
+        "HttpResponse": HttpResponse,
+    }
+
+
+def forget() -> None:
+    """Leave no database behind."""
+    connections[ALIAS].close()
+    del connections[ALIAS]
+    del connections.settings[ALIAS]
+
+
+class _Orders:
+    """As the manager of a model for the examples' table, which has no primary key."""
+
+    def create(self, *, item: str) -> Any:
+        """Insert a row."""
+        with connections[ALIAS].cursor() as cursor:
+            cursor.execute("INSERT INTO orders (item) VALUES (%s)", [item])
+        return SimpleNamespace(pk=1)

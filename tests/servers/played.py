@@ -1,0 +1,49 @@
+"""What a switchover came to for the clients of one server, as the benchmarks judge it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks import gaps
+from tests.servers.harness import Load, Result
+
+__all__ = ["Played"]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a switchover came to for one application."""
+
+    result: Result
+    load: Load
+    output: str
+
+    @property
+    def in_flight(self) -> int:
+        """Clients with a request under way when the database went down."""
+        attempts = self.load.attempts.values()
+        return gaps.in_flight(attempts, self.result.outage.last_write_s, self.result.cut_s)
+
+    @property
+    def late(self) -> list[float]:
+        """How long after the cut each request began that failed and had not been under way."""
+        failed = [each for attempts in self.load.attempts.values() for each in attempts if not each.ok]
+        return [each.began_s - self.result.cut_s for each in failed if each.began_s > self.result.cut_s]
+
+    @property
+    def excess_s(self) -> float | None:
+        """How much longer than the database itself the last client was without an answer; None if one still is."""
+        back_s = self.result.outage.next_write_s
+        longest_s = gaps.most_s(
+            [
+                gaps.longest_gap_s(attempts, self.result.began_s) if gaps.is_back(attempts, back_s) else None
+                for attempts in self.load.attempts.values()
+            ]
+        )
+        return None if longest_s is None else longest_s - self.result.down_s
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.load.errors)} errors, {self.in_flight} in flight, late {self.late}, excess {self.excess_s} s,"
+            f" {self.result.strayed} strayed, {self.result.verdict}, {self.load.errors[:3]}"
+        )
