@@ -128,3 +128,44 @@ def test_a_backend_that_opens_connections_past_the_mixin_is_refused(make_databas
     alias = make_database()
     with pytest.raises(ImproperlyConfigured, match=r"self\.Database\.connect"):
         ask(PastTheMixin(connections.settings[alias], alias))
+
+
+def test_a_password_that_a_backend_makes_for_each_connection_makes_no_connector_for_each(
+    database: dict[str, Any], make_database: MakeDatabase
+) -> None:
+    alias = make_database()
+    settings = {**connections.settings[alias], "PASSWORD": ""}
+
+    class OfTokens(postgresql.DatabaseWrapper):
+        """As backends for IAM do: each token is another one."""
+
+        def get_connection_params(self) -> dict[str, Any]:
+            # libpq takes it for the same password.
+            return {**super().get_connection_params(), "password": _Text(database["PASSWORD"])}
+
+    class Mixed(PostgresWrapper, OfTokens):
+        pass
+
+    wrapper: Any = Mixed(settings, alias)
+    try:
+        ask(wrapper)
+        first = wrapper.bgpool_source.connections
+        wrapper.close()
+        ask(wrapper)
+        assert wrapper.bgpool_source.connections is first
+    finally:
+        wrapper.close()
+    settings["OPTIONS"] = {**settings["OPTIONS"], "pool": True}
+    with pytest.raises(ImproperlyConfigured, match="RdsIam"):
+        ask(Mixed({**settings, "CONN_MAX_AGE": 0}, alias))
+
+
+class _Text(str):
+    """Text that is equal to none."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = str.__hash__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
@@ -36,11 +35,14 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
         if source is None:
             return super().get_new_connection(conn_params)
         # What the backend makes of a connection is left to it: PostGIS registers its types, say.
-        self.Database: Any = _Driver(source, conn_params)
-        try:
+        if source.pool is not None:
             connection = super().get_new_connection(conn_params)
-        finally:
-            del self.Database
+        else:
+            self.Database: Any = _Driver(source)
+            try:
+                connection = super().get_new_connection(conn_params)
+            finally:
+                del self.Database
         self.bgpool_note(source, connection)
         return connection
 
@@ -55,10 +57,9 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
 class _Driver:
     """psycopg as a backend knows it, but for where it connects."""
 
-    def __init__(self, source: Source, params: Mapping[str, Any]) -> None:
-        """psycopg, with connections of *source*, which was made of *params*."""
+    def __init__(self, source: Source) -> None:
+        """psycopg, with connections of *source*."""
         self._source: Final = source
-        self._params: Final = dict(params)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
@@ -70,5 +71,5 @@ class _Driver:
             ConfigurationError: That is where the connection goes to, which is the settings' to say.
         """
         connector: Any = self._source.connections
-        own = {name for name, value in params.items() if name not in self._params or self._params[name] != value}
-        return connector.connect(**{name: params[name] for name in own | (PER_CONNECTION & params.keys())})
+        of_each = {name: params[name] for name in PER_CONNECTION if name in params}
+        return connector.connect(**of_each, **self._source.others(params))

@@ -60,12 +60,22 @@ class Source:
     Attributes:
         connections: The pool or connector.
         pool: The pool; None where Django keeps the connections itself.
+        params: The driver's parameters of all its connections, as Django has them.
         asked: What it was made of; there is a password among it.
+        seen: The settings that led to *asked*, to be compared at each connection. None where it could not be told
+            whether the host is an alias: that is looked at again.
     """
 
     connections: ConnectionSource[Any]
     pool: OpenPool | None
+    params: Mapping[str, Any] = field(repr=False)
     asked: tuple[object, ...] = field(repr=False)
+    seen: tuple[object, ...] | None = field(repr=False)
+
+    def others(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of *params* that are not the source's: one connection's own, such as a token that a backend made."""
+        mine = self.params
+        return {name: value for name, value in params.items() if name not in mine or mine[name] != value}
 
 
 class _Known:
@@ -123,7 +133,8 @@ def find(
     alias: str,
     settings_dict: Mapping[str, Any],
     params: Mapping[str, Any],
-    configure: Callable[[Any], None],
+    configured_by: object,
+    make_configure: Callable[[], Callable[[Any], None]],
 ) -> Source:
     """The source for the database *alias*; the same one for the same settings.
 
@@ -132,36 +143,67 @@ def find(
         alias: Its name in the settings, or Django's for a connection to none of its databases.
         settings_dict: Its settings.
         params: The driver's parameters, as Django has made them of the settings.
-        configure: Called with each new connection of a pool. What is equal is the same.
+        configured_by: What decides how the connections of a pool are configured.
+        make_configure: Makes what is called with each new connection of a pool. What is equal is the same.
 
     Raises:
         ImproperlyConfigured: The settings cannot be used; the text says what to write instead.
     """
+    made_password = _is_made(params.get("password"), settings_dict)
+    if made_password:
+        params = {name: value for name, value in params.items() if name != "password"}
     origin = Origin(f"DATABASES[{alias!r}]", "HOST, PORT, USER, PASSWORD and NAME", "OPTIONS")
     try:
-        own = split(settings_dict["OPTIONS"])[1]
-        options = pool_options(settings_dict) if alias != NO_DB_ALIAS else None
-        takes_part = alias != NO_DB_ALIAS and not is_under_test(settings_dict) and _is_rds(settings_dict, own)
-        checks = bool(settings_dict["CONN_HEALTH_CHECKS"])
-        asked = (dict(params), own, options, takes_part, checks, configure)
-        fork.notice()
-        with _known.lock:
-            known = _known.sources.get(alias)
-            if known is not None and known.asked == asked and not known.connections.closed:
-                return known
-            # As Django's, which looks at it once: tests change the settings of a database that is in use.
-            is_first = known is None or known.pool is None
-            if options is not None and is_first and settings_dict["CONN_MAX_AGE"] != 0:
-                raise ConfigurationError(
-                    "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] "
-                    "out"
-                )
-            made = _make(engine, origin, asked)
-            _known.sources[alias] = made
+        seen = (
+            params,
+            _copied(settings_dict["OPTIONS"]),
+            settings_dict["HOST"],
+            settings_dict["CONN_HEALTH_CHECKS"],
+            alias == NO_DB_ALIAS or is_under_test(settings_dict),
+            configured_by,
+            made_password,
+        )
+        last = _known.sources.get(alias)
+        if last is not None and last.seen == seen and not last.connections.closed:
+            # At every connection, and a request with a pool takes one: the rest is looked at where something changed.
+            return last
+        return _find(engine, origin, alias, settings_dict, seen, make_configure)
     except ConfigurationError as error:
         raise ImproperlyConfigured(
             str(origin.refusal(error)) if origin.name not in str(error) else str(error)
         ) from error
+
+
+def _find(
+    engine: Engine,
+    origin: Origin,
+    alias: str,
+    settings_dict: Mapping[str, Any],
+    seen: tuple[Any, ...],
+    make_configure: Callable[[], Callable[[Any], None]],
+) -> Source:
+    params, given, _, checks, stands_by, _, made_password = seen
+    own = split(given)[1]
+    options = pool_options({"OPTIONS": given}) if alias != NO_DB_ALIAS else None
+    if options is not None and made_password:
+        raise ConfigurationError(
+            "the backend makes a password for each connection, and a pool opens connections by itself: give "
+            "PASSWORD a callable, such as bgpool.auth.RdsIam, or leave OPTIONS['pool'] out"
+        )
+    is_rds = False if stands_by else _is_rds(settings_dict, own)
+    asked = (params, own, options, is_rds is not False, bool(checks), make_configure())
+    fork.notice()
+    with _known.lock:
+        known = _known.sources.get(alias)
+        if known is not None and known.asked == asked and not known.connections.closed:
+            return known
+        # As Django's, which looks at it once: tests change the settings of a database that is in use.
+        is_first = known is None or known.pool is None
+        if options is not None and is_first and settings_dict["CONN_MAX_AGE"] != 0:
+            raise ConfigurationError(
+                "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] out"
+            )
+        made = _known.sources[alias] = _make(engine, origin, asked, seen if is_rds is not None else None)
     if known is not None and known.pool is not None and known.pool.pool is not made.connections:
         known.pool.close(timeout=0)
     return made
@@ -178,18 +220,31 @@ def close_pools(alias: str) -> None:
     known.pool.close()
 
 
-def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...]) -> Source:
+def _is_made(password: object, settings_dict: Mapping[str, Any]) -> bool:
+    """Whether a backend has made *password*, perhaps another one for each connection: the settings have it nowhere."""
+    if password is None or password is settings_dict["PASSWORD"]:
+        return False
+    options = settings_dict["OPTIONS"]
+    return password not in (settings_dict["PASSWORD"], options.get("password"), options.get("passwd"))
+
+
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options*, and dicts among them, as they are now."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+
+
+def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...], seen: tuple[object, ...] | None) -> Source:
     params, own, options, takes_part, checks, configure = asked
     dsn, kwargs = origin.translate(engine, params, {**own, **(options or {})})
     if options is None:
         kwargs = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
         connector = get_source(CONNECTORS, dsn, None, {**own, "kwargs": kwargs}, takes_part=takes_part)
         connector.in_use = _in_use
-        return Source(connector, None, asked)
+        return Source(connector, None, params, asked, seen)
     check = {"check": _CHECKS[engine]} if checks else {}
     whole = {**own, **check, **options, "configure": configure, "kwargs": {**kwargs, "autocommit": True}}
     pool = get_source(POOLS, dsn, None, whole, takes_part=takes_part)
-    return Source(pool, OpenPool(pool), asked)
+    return Source(pool, OpenPool(pool), params, asked, seen)
 
 
 def _in_use(connection: Any) -> bool:
@@ -208,8 +263,8 @@ _CHECKS: Final[Mapping[Engine, Callable[[Any], None]]] = {
 }
 
 
-def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether the host is an RDS or Aurora endpoint, or stands for one."""
+def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool | None:
+    """Whether the host is an RDS or Aurora endpoint, or stands for one; None where that could not be found out."""
     # A look at what is there, and nothing is connected to; only an alias costs a question to the DNS, once.
     host = str(settings_dict["HOST"] or "")
     if own.get("endpoint") is not None or parse_endpoint(host) is not None:
@@ -223,6 +278,6 @@ def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
             known = real_endpoint(host, resolver) is not None
         except (OSError, ValueError):
             # It is followed again as long as it cannot be told, and so is what the log says of it.
-            return True
+            return None
         _aliases[host, resolver] = known
     return known

@@ -59,13 +59,14 @@ def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
     Raises:
         ConfigurationError: That is neither a word for yes nor one for no.
     """
-    in_tests = os.environ.get(IN_TESTS, "").strip()
-    if in_tests and read_flag(f"${IN_TESTS}", in_tests):
+    # setup_test_environment() makes the outbox, before there are test databases, and teardown_test_environment()
+    # removes it. And applications ask their database while they are loaded.
+    is_so = (
+        _MARK in settings_dict
+        or hasattr(sys.modules.get("django.core.mail"), "outbox")
+        or (sys.argv[1:2] == ["test"] and Path(sys.argv[0]).name in _MANAGE)
+    )
+    if not is_so:
         return False
-    if settings_dict.get(_MARK):
-        return True
-    # setup_test_environment() makes it, before there are test databases; teardown_test_environment() removes it.
-    if hasattr(sys.modules.get("django.core.mail"), "outbox"):
-        return True
-    # Applications ask their database while they are loaded.
-    return sys.argv[1:2] == ["test"] and Path(sys.argv[0]).name in _MANAGE
+    in_tests = os.environ.get(IN_TESTS, "").strip()
+    return not (in_tests and read_flag(f"${IN_TESTS}", in_tests))

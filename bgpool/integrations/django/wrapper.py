@@ -17,12 +17,13 @@ from django.db import Error
 from django.utils.functional import cached_property
 
 from bgpool.core.engine import Engine
+from bgpool.dsn import is_own
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.django import sources
 from bgpool.integrations.django.shell import AsksForPassword
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import MarksTestDatabases
-from bgpool.integrations.drivers import split
+from bgpool.integrations.drivers import MONITORING
 
 if TYPE_CHECKING:
     # Which one it is mixed in before, mypy need not know.
@@ -78,7 +79,11 @@ class SwitchoverWrapper(_Base):
 
     def get_connection_params(self) -> dict[str, Any]:
         """As Django's, without what is bgpool's own."""
-        return split(super().get_connection_params())[0]
+        params = super().get_connection_params()
+        for name in self.settings_dict["OPTIONS"]:
+            if is_own(name) or name == MONITORING:
+                params.pop(name, None)
+        return params
 
     def bgpool_find(self, params: Mapping[str, Any]) -> Source | None:
         """Where a connection with *params* is to come from; None without *bg_id*, where it is Django's own affair.
@@ -89,7 +94,14 @@ class SwitchoverWrapper(_Base):
         wanted = sources.is_wanted(self.settings_dict)
         self._bgpool_place = _place_of(self.settings_dict)
         self.bgpool_source = (
-            sources.find(self.bgpool_engine, self.alias, self.settings_dict, params, self._bgpool_configure())
+            sources.find(
+                self.bgpool_engine,
+                self.alias,
+                self.settings_dict,
+                params,
+                (type(self), self._bgpool_configured_by()),
+                self._bgpool_make_configure,
+            )
             if wanted
             else None
         )
@@ -154,10 +166,13 @@ class SwitchoverWrapper(_Base):
     @property
     def pool(self) -> Any:
         """The pool, if ``OPTIONS["pool"]`` asks for one."""
-        if not sources.is_wanted(self.settings_dict):
-            return getattr(super(), "pool", None)
         source = self.bgpool_source
-        if source is None and self.settings_dict["OPTIONS"].get("pool"):
+        if source is not None:
+            # The common case first: Django asks at every cursor.
+            return source.pool
+        if self.settings_dict["OPTIONS"].get(sources.BG_ID) is None:
+            return getattr(super(), "pool", None)
+        if self.settings_dict["OPTIONS"].get("pool"):
             source = self.bgpool_find(self.get_connection_params())
         return source.pool if source is not None else None
 
@@ -172,7 +187,7 @@ class SwitchoverWrapper(_Base):
         if self.connection is None:
             self.bgpool_source = None
 
-    def _bgpool_configure(self) -> Callable[[Any], None]:
+    def _bgpool_make_configure(self) -> Callable[[Any], None]:
         return _Configure(type(self), self.alias, self.settings_dict, self._bgpool_configured_by())
 
     def _bgpool_configured_by(self) -> object:
@@ -276,7 +291,8 @@ class SwitchoverWrapper(_Base):
 
     def _set_autocommit(self, autocommit: bool) -> None:
         connection = self.connection
-        was_idle = autocommit and self.bgpool_source is not None and connection.bgpool_is_idle
+        looks = autocommit and self.bgpool_source is not None and not self._bgpool_connects
+        was_idle = looks and connection.bgpool_is_idle
         try:
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # not in the stubs
         except Error:

@@ -73,7 +73,7 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         if source is None:
             return pymysql.connect(**conn_params)
         connections: Any = source.connections
-        connection = connections.connect() if source.pool is None else source.pool.getconn()
+        connection = connections.connect(**source.others(conn_params)) if source.pool is None else source.pool.getconn()
         self.bgpool_note(source, connection)
         return connection
 
