@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from django.db import connections
+
 from bgpool.settings import read_flag
 
 if TYPE_CHECKING:
@@ -32,10 +34,7 @@ class MarksTestDatabases(_Base):
     def _create_test_db(self, *args: Any, **kwargs: Any) -> str:
         """As Django's, once nothing leads to the database of the settings any more."""
         self.connection.settings_dict[_MARK] = True
-        self.connection.close()
-        close_pool = getattr(self.connection, "close_pool", None)
-        if close_pool is not None:
-            close_pool()
+        _leave(self.connection)
         name: str = super()._create_test_db(*args, **kwargs)  # type: ignore[misc]  # not in the stubs
         return name
 
@@ -44,11 +43,25 @@ class MarksTestDatabases(_Base):
         self.connection.settings_dict[_MARK] = True
         super().set_as_test_mirror(*args, **kwargs)
 
+    def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
+        """As Django's, once no pool of this process leads to it, be it a mirror's: the server would refuse."""
+        for alias in connections:
+            if connections[alias].settings_dict["NAME"] == test_database_name:
+                _leave(connections[alias])
+        super()._destroy_test_db(test_database_name, verbosity)  # type: ignore[misc]  # not in the stubs
+
     def destroy_test_db(self, *args: Any, **kwargs: Any) -> None:
         """As Django's, which has the settings name the other database again."""
         super().destroy_test_db(*args, **kwargs)
         if kwargs.get("suffix") is None:
             self.connection.settings_dict.pop(_MARK, None)
+
+
+def _leave(wrapper: Any) -> None:
+    """Close what *wrapper* has open."""
+    wrapper.close()
+    if hasattr(wrapper, "close_pool"):
+        wrapper.close_pool()
 
 
 def is_under_test(settings_dict: Mapping[str, Any]) -> bool:

@@ -1,0 +1,1 @@
+"""A small site whose tests are run with manage.py, as a user's are."""

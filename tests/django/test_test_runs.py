@@ -1,0 +1,237 @@
+"""``manage.py test`` of a small site: nothing is monitored, nothing is left, and nobody asks the production database.
+
+The site asks its database while it is loaded, before there is a test database: Django's own pools would then lead there
+for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from bgpool.core.engine import Engine
+from bgpool.lab import Pair
+from bgpool.lab.waiting import wait_until
+from tests.django.conftest import ENGINES
+from tests.engines import Kit
+
+pytestmark = [pytest.mark.lab]
+
+SITE: Final = Path(__file__).parent / "site"
+REPOSITORY: Final = SITE.parents[2]
+ROLE: Final = "shop"
+TIMEOUT_S: Final = 100.0
+
+
+class Heard(ABC):
+    """What the server was asked as the site's user, in order: the database, and what.
+
+    A connection counts as asked.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        """On *pair*'s blue."""
+        self.blue: Final = pair.blue
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the user and the databases, and write down what is asked from now on."""
+
+    @abstractmethod
+    def all(self) -> list[tuple[str, str]]:
+        """All of it."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Remove what was made."""
+
+
+class _Postgres(Heard):
+    def prepare(self) -> None:
+        self.blue.execute(f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD 'secret'")
+        for name in ("production", "second"):
+            self.blue.execute(f"CREATE DATABASE {name} OWNER {ROLE}")
+        self.blue.execute(f"ALTER ROLE {ROLE} SET log_statement = 'all'")
+        self._log_connections("on")
+        self._begin = self.blue.log_file.stat().st_size
+
+    def all(self) -> list[tuple[str, str]]:
+        with self.blue.log_file.open("rb") as log:
+            log.seek(self._begin)
+            text = log.read().decode()
+        line = rf"^\S+ \S+ \S+ \[\d+\] {ROLE}@(\S+) .*LOG:  ((?:connection authorized|statement|execute).*)$"
+        return re.findall(line, text, re.MULTILINE)
+
+    def forget(self) -> None:
+        self._log_connections("off")
+        for name in ("production", "second", "test_production", "test_second"):
+            self.blue.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self.blue.execute(f"DROP ROLE {ROLE}")
+
+    def _log_connections(self, value: str) -> None:
+        self.blue.execute(f"ALTER SYSTEM SET log_connections = {value}")
+        self.blue.execute("SELECT pg_reload_conf()")
+
+
+class _Mysql(Heard):
+    def prepare(self) -> None:
+        self.blue.execute(f"CREATE USER {ROLE} IDENTIFIED BY 'secret'")
+        self.blue.execute(f"GRANT ALL ON *.* TO {ROLE}")
+        for name in ("production", "second"):
+            self.blue.execute(f"CREATE DATABASE {name}")
+        self.blue.execute("SET GLOBAL log_output = 'TABLE'")
+        self.blue.execute("TRUNCATE mysql.general_log")
+        self.blue.execute("SET GLOBAL general_log = ON")
+
+    def all(self) -> list[tuple[str, str]]:
+        sql = "SELECT thread_id, command_type, argument, user_host FROM mysql.general_log ORDER BY event_time"
+        database: dict[int, str] = {}
+        asked = []
+        for thread, command, argument, who in self.blue.execute(sql):
+            text = argument.decode() if isinstance(argument, bytes) else str(argument)
+            if command == "Connect" and text.startswith(f"{ROLE}@"):
+                found = re.search(r" on (\S*) using", text)
+                database[thread] = found[1] if found else ""
+            elif command == "Init DB" and thread in database:
+                database[thread] = text
+            if thread in database and command != "Quit" and ROLE in str(who):
+                asked.append((database[thread], f"{command}: {text}"))
+        return asked
+
+    def forget(self) -> None:
+        self.blue.execute("SET GLOBAL general_log = OFF")
+        self.blue.execute("SET GLOBAL log_output = 'FILE'")
+        for name in ("production", "second", "test_production", "test_second"):
+            self.blue.execute(f"DROP DATABASE IF EXISTS {name}")
+        self.blue.execute(f"DROP USER {ROLE}")
+
+
+class Site:
+    """The site, with its databases on a server.
+
+    Attributes:
+        heard: What the server was asked.
+        run_dir: Where a monitor would live.
+    """
+
+    def __init__(self, pair: Pair, engine: Engine, scratch: Path) -> None:
+        """On *pair*, with *scratch* for what is written."""
+        self.heard: Final = (_Mysql if engine is Engine.MYSQL else _Postgres)(pair)
+        self.run_dir: Final = scratch / "run"
+        self._pair: Final = pair
+        self._engine: Final = engine
+        self._scratch: Final = scratch
+
+    def test(self, *arguments: str, environment: dict[str, str] | None = None, **options: Any) -> str:
+        """Run its tests, with *arguments* of ``manage.py test`` and *options* of its databases; what that printed."""
+        command = [sys.executable, str(SITE / "manage.py"), "test", "--noinput", *arguments, "tests.django.site"]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BGPOOL_"))}
+        given = {"SITE_DATABASES": json.dumps(self._databases(options)), "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(
+            command, cwd=self._scratch, env=inherited | given | (environment or {}), capture_output=True, text=True,
+            timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def assert_nothing_is_left(self) -> None:
+        """Neither a process that was started, nor a session, nor what a monitor writes."""
+        assert not self.run_dir.exists() or not list(self.run_dir.iterdir())
+        assert self._processes() == []
+        assert self._pair.monitoring_connections() == 0
+        blue = self._pair.blue
+        wait_until(lambda: blue.sessions_of(ROLE, but="-") == 0, timeout_s=10, what="the end of all sessions")
+
+    def assert_production_was_left_alone(self) -> None:
+        """Once a test database was made, or asked."""
+        asked = self.heard.all()
+        production = {"production", "second"}
+        begin = next(number for number, (database, _) in enumerate(asked) if database not in production)
+        assert begin > 0, "the site has not asked its database while it was loaded"
+        assert [one for one in asked[begin:] if one[0] in production] == []
+
+    def _databases(self, options: dict[str, Any]) -> dict[str, Any]:
+        own = {"bg_id": "site", "bg_run_dir": str(self.run_dir), "bg_resolver": self._pair.resolver}
+        database = {
+            "ENGINE": ENGINES[self._engine],
+            "HOST": self._pair.names.blue.primary,
+            "PORT": str(self._pair.port),
+            "USER": ROLE,
+            "PASSWORD": "secret",
+            "CONN_MAX_AGE": 0 if options.get("pool") else None,
+            "OPTIONS": {**own, **options},
+        }
+        return {
+            "default": {**database, "NAME": "production"},
+            "second": {**database, "NAME": "second"},
+            "replica": {**database, "NAME": "production", "TEST": {"MIRROR": "default"}},
+        }
+
+    def _processes(self) -> list[int]:
+        """What still runs of what the tests started, which has inherited the environment."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(self.run_dir).encode() in environment:
+                found.append(int(process.name))
+        return found
+
+
+@pytest.fixture
+def site(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Site]:
+    """The site on the engine's servers."""
+    made = Site(pair, kit.engine, tmp_path)
+    made.heard.prepare()
+    yield made
+    made.heard.forget()
+
+
+POOLED: Final = pytest.mark.parametrize("options", [{}, {"pool": True}], ids=["kept", "pool"])
+
+
+@POOLED
+def test_a_test_run_leaves_nothing_and_asks_only_its_databases(site: Site, options: dict[str, Any]) -> None:
+    assert "OK" in site.test(**options)
+    site.assert_nothing_is_left()
+    site.assert_production_was_left_alone()
+
+
+@pytest.mark.full
+@POOLED
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_parallel_tests(kit: Kit, site: Site, start: str, options: dict[str, Any]) -> None:
+    if kit.engine is Engine.MYSQL and shutil.which("mysqldump") is None:
+        pytest.skip("Django copies test databases with mysqldump")
+    told = site.test("--parallel", "2", environment={"SITE_START": start}, **options)
+    assert "OK" in told
+    site.assert_nothing_is_left()
+    site.assert_production_was_left_alone()
+
+
+@pytest.mark.full
+@POOLED
+def test_a_kept_test_database_is_used_again(site: Site, options: dict[str, Any]) -> None:
+    for _ in range(2):
+        site.test("--keepdb", **options)
+        site.assert_nothing_is_left()
+    site.assert_production_was_left_alone()
+
+
+def test_a_switchover_is_rehearsed_in_a_test(pair: Pair, site: Site, tmp_path: Path) -> None:
+    rehearsal = {"SITE_REHEARSAL": str(tmp_path / "run"), "SITE_GREEN": pair.names.green.primary}
+    told = site.test("-k", "Rehearsal", environment=rehearsal)
+    assert re.search(r"Ran 1 test .*\n\nOK\n", told), told
+    site.assert_production_was_left_alone()
