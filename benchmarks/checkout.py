@@ -15,7 +15,7 @@ import psycopg_pool
 from sqlalchemy import URL, make_url
 
 import bgpool
-from benchmarks import alchemy_costs
+from benchmarks import alchemy_costs, django_costs
 from benchmarks.machine import measured_on
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import compare
@@ -31,7 +31,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 TITLE: Final = "Checkout in quiet times"
 QUESTION: Final = (
     "What does a checkout and return cost over the bare pool underneath, and a statement over the bare connection? "
-    "And what does an engine of SQLAlchemy's cost on bgpool's dialect, over the plain one? "
+    "And what does an engine of SQLAlchemy's cost on bgpool's dialect, over the plain one, and Django on bgpool's "
+    "engine, over its own? "
     "All pools talk to one server; what is measured sends nothing, but for the statements. Rounds of both alternate, "
     "and the figures are medians over the rounds."
 )
@@ -59,6 +60,9 @@ def run(*, quick: bool) -> Result:
         figures["one statement on a connection"] = statements
         with alchemy_costs.engines(*_urls(pair), _options(pair, Path(directory) / "run")) as engines:
             alchemy = tuple(alchemy_costs.rows(*engines, rounds=rounds, calls=calls))
+        with django_costs.all_ways(pair, _options(pair, Path(directory) / "run")) as ways:
+            time.sleep(SETTLE_S)
+            django = tuple(django_costs.rows(ways, rounds=rounds, calls=calls))
     rows = tuple({"what": name, **figure} for name, figure in figures.items())
     notes = (
         "A statement: where a wrapper would sit on it. The server's processes are on the client's core meanwhile.",
@@ -74,6 +78,13 @@ def run(*, quick: bool) -> Result:
                 alchemy_costs.COLUMNS,
                 alchemy,
                 notes=("Both engines have QueuePool's way of pooling, with one connection that is open.",),
+            ),
+            Table(
+                "django",
+                "A cursor, a request and a transaction of Django's, beside its own engine",
+                django_costs.COLUMNS,
+                django,
+                notes=django_costs.NOTES,
             ),
             Table("segment", "What is asked of the segment", _SEGMENT_COLUMNS, _segment_rows(calls)),
         )

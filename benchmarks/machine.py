@@ -15,7 +15,8 @@ from bgpool.lab.workshops import find_servers
 __all__ = ["machine", "measured_on", "versions"]
 
 _PACKAGES = (
-    "psycopg", "psycopg-pool", "PyMySQL", "DBUtils", "filelock", "msgpack", "SQLAlchemy", "aws-advanced-python-wrapper",
+    "psycopg", "psycopg-pool", "PyMySQL", "DBUtils", "filelock", "msgpack", "SQLAlchemy", "Django",
+    "aws-advanced-python-wrapper",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from dbutils.pooled_db import PooledDB
 from sqlalchemy import make_url
 
 import bgpool
-from benchmarks import alchemy_costs, mysql_switchover
+from benchmarks import alchemy_costs, django_costs, mysql_switchover
 from benchmarks.machine import measured_on
 from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import medians
@@ -211,6 +211,13 @@ def alchemy_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[
         return alchemy_costs.rows(*engines, rounds=rounds, calls=calls)
 
 
+def django_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
+    """Django's engine over PyMySQL and bgpool's, in alternating rounds."""
+    with django_costs.all_ways(pair, {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}) as ways:
+        time.sleep(SETTLE_S)
+        return django_costs.rows(ways, rounds=rounds, calls=calls)
+
+
 def _row(what: str, three: Sequence[Callable[[], object]], rounds: int, calls: int) -> dict[str, Value]:
     theirs_us, bgpool_us, *interface_us = medians(*three, rounds=rounds, calls=calls)
     interface: Value = interface_us[0] if interface_us else None
@@ -235,7 +242,8 @@ def run(*, quick: bool) -> Result:
     """One repetition on each server."""
     rounds, calls = (3, 50) if quick else (20, 1000)
     load = os.getloadavg()[0]
-    found: dict[str, list[Mapping[str, Value]]] = {"checkout": [], "alchemy": [], "slow_connect": [], "switchover": []}
+    tables = ("checkout", "alchemy", "django", "slow_connect", "switchover")
+    found: dict[str, list[Mapping[str, Value]]] = {table: [] for table in tables}
     for server, place in servers().items():
         with tempfile.TemporaryDirectory() as directory, Pair(engine="mysql", programs=place) as pair:
             run_dir = Path(directory) / "run"
@@ -243,6 +251,8 @@ def run(*, quick: bool) -> Result:
             found["checkout"] += [{"server": server, **row} for row in rows]
             alchemy = alchemy_rows(pair, run_dir, rounds=rounds, calls=calls)
             found["alchemy"] += [{"server": server, **row} for row in alchemy]
+            django = django_rows(pair, run_dir, rounds=rounds, calls=calls)
+            found["django"] += [{"server": server, **row} for row in django]
             found["slow_connect"] += [
                 {"server": server, "pool": name, "first_s": w[0], "second_last_s": w[-2], "last_s": w[-1]}
                 for name, w in slow_connects(pair, run_dir).items()
@@ -260,6 +270,8 @@ def run(*, quick: bool) -> Result:
                   tuple(found["checkout"]), notes=notes),
             Table("alchemy", "Checkout and return of a SQLAlchemy engine, beside QueuePool on PyMySQL's dialect",
                   (_SERVER, *alchemy_costs.COLUMNS), tuple(found["alchemy"]), notes=notes),
+            Table("django", "A cursor, a request and a transaction of Django's, beside its own engine over PyMySQL",
+                  (_SERVER, *django_costs.COLUMNS), tuple(found["django"]), notes=(*notes, *django_costs.NOTES)),
             Table("slow_connect", waits_title, _WAIT_COLUMNS, tuple(found["slow_connect"]),
                   ranked_by=("second_last_s",), rivals="pool", notes=notes),
             Table("switchover", switchover_title, _SWITCHOVER_COLUMNS, tuple(found["switchover"]),

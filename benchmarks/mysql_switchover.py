@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pymysql
 from dbutils.pooled_db import PooledDB as TheirPooledDB
+from django.db import Error as DjangosError
 from sqlalchemy.exc import DBAPIError
 
 import bgpool
@@ -89,7 +90,7 @@ def _run(pair: Pair, stack: contextlib.ExitStack) -> Write:
     return lambda key: pool.run(insert, key)
 
 
-def _alchemy(client: str, pair: Pair, stack: contextlib.ExitStack) -> Write:
+def _of_framework(client: str, pair: Pair, stack: contextlib.ExitStack) -> Write:
     """A client of the *switchover* benchmark's, on the other engine."""
     spec = clients.CLIENTS[client]
     directory = stack.enter_context(tempfile.TemporaryDirectory())
@@ -107,7 +108,12 @@ CLIENTS: Final[dict[str, Callable[[Pair, contextlib.ExitStack], Write]]] = {
     "DBUtils' PooledDB": _theirs,
     "bgpool's PooledDB": _interface,
     "bgpool's pool.run": _run,
-    **{name: partial(_alchemy, name) for name in clients.CLIENTS if name.startswith("SQLAlchemy")},
+    **{
+        name: partial(_of_framework, name)
+        for name in clients.CLIENTS
+        # Django's own engine for MySQL has no pool.
+        if name.startswith(("SQLAlchemy", "Django")) and name != "Django, pool"
+    },
 }
 
 
@@ -149,7 +155,7 @@ class _Crowd:
             try:
                 write((1, thread, n))
                 self.done.append((time.monotonic(), (1, thread, n)))
-            except (pymysql.err.Error, DBAPIError):
+            except (pymysql.err.Error, DBAPIError, DjangosError):
                 # Whatever it was: it may have been COMMIT that was cut.
                 self.errors += 1
                 self.unknown.append((1, thread, n))

@@ -130,6 +130,10 @@ CLIENTS: Final[Mapping[str, Spec]] = {
     "SQLAlchemy, pre-ping": Spec("alchemy", "PrePing", needs_names=True),
     "SQLAlchemy, bgpool": Spec("ours_alchemy", "Plain", needs_names=False),
     "SQLAlchemy, bgpool run": Spec("ours_alchemy", "Run", needs_names=False),
+    "Django, pool": Spec("djangos", "Pooled", needs_names=True),
+    "Django, health checks": Spec("djangos", "Checked", needs_names=True),
+    "Django, bgpool": Spec("ours_django", "Plain", needs_names=False),
+    "Django, bgpool run": Spec("ours_django", "Run", needs_names=False),
     "AWS wrapper": Spec(
         "aws",
         "Wrapper",

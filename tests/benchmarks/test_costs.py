@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, processes
+from benchmarks import django_costs, growth, processes
 from benchmarks.arrivals import Attempt, attempts, most_at_once
 from benchmarks.fleet import Call, Fleet, Post
 from benchmarks.footprint import cpu_s, memory_of, parent_of, threads_of
 from benchmarks.storm_figures import Storm
 from benchmarks.storm_run import CASES, CLIENTS, SCHEDULE, THREADS, Size, measure
-from bgpool.lab import LabError
+from bgpool.core.engine import Engine
+from bgpool.lab import LabError, Pair
 
 LOG = """\
 2026-01-02 03:04:05.100 UTC [11] [unknown]@[unknown] [unknown] 127.0.0.1 LOG:  connection received: host=127.0.0.1
@@ -129,6 +131,22 @@ def test_one_worker_under_bgpool() -> None:
         cost = processes.measure(director, "bgpool", 1, processes.Size((1,), 1.0, 1.0, 1.0))
     assert cost.connections == 2
     assert 0 < cost.created.statements_per_s < cost.prepared.statements_per_s
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("engine", list(Engine))
+def test_every_way_of_djangos_has_a_row(engine: Engine, tmp_path: Path) -> None:
+    with Pair(engine=engine.value) as pair:
+        bg_options = {"bg_resolver": pair.resolver, "bg_run_dir": tmp_path / "run"}
+        with django_costs.all_ways(pair, bg_options) as ways:
+            rows = django_costs.rows(ways, rounds=3, calls=20)
+    assert len(rows) == (5 if engine is Engine.POSTGRESQL else 4)
+    for row in rows:
+        assert row.keys() == {column.key for column in django_costs.COLUMNS}
+        assert isinstance(row["theirs_us"], float)
+        assert row["theirs_us"] > 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from benchmarks import gaps, hosts, switchover
 from benchmarks.clients import CLIENTS, Config
 from benchmarks.crew import Attempt, Crew
 from benchmarks.crew_process import Orders
-from bgpool.lab import Pair, ledger
+from bgpool.lab import Director, Pair, ledger
+from bgpool.lab.waiting import wait_until
 
 needs_names = pytest.mark.skipif(bool(hosts.available()), reason=hosts.available())
 
@@ -122,6 +123,24 @@ def test_a_crew_reports_what_it_wrote_and_leaves_nobody_behind() -> None:
         assert (report.unknown, report.stuck, dict(report.errors)) == ((), (), {})
         assert sorted(row.key for row in ledger.read(pair.blue)) == sorted(report.acknowledged)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    "client", ["Django, bgpool run", pytest.param("Django, bgpool", marks=(pytest.mark.slow, pytest.mark.full))]
+)
+def test_djangos_orm_writes_as_the_others_do(client: str) -> None:
+    with Pair("rds") as pair:
+        ledger.create(pair)
+        Director(pair).create_deployment()
+        with Crew(client, Config.of(pair), processes=1, threads=2, pause_s=math.inf) as crew:
+            crew.wait_writing(20)
+            wait_until(lambda: CLIENTS[client].has_seen(crew.config), timeout_s=20, what="the deployment is seen")
+            crew.stop()
+            report = crew.report()
+        assert sorted(report.acknowledged) == [(0, 0, 1), (0, 1, 1)]
+        assert dict(report.errors) == {}
+        assert sorted(row.key for row in ledger.read(pair.blue)) == sorted(report.acknowledged)
 
 
 @pytest.mark.lab
