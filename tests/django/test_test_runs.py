@@ -6,16 +6,19 @@ for as long as the process lives.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 import pytest
 
@@ -24,6 +27,7 @@ from bgpool.lab import Pair
 from bgpool.lab.waiting import wait_until
 from tests.django.conftest import ENGINES
 from tests.engines import Kit
+from tests.servers.harness import free_port
 
 pytestmark = [pytest.mark.lab]
 
@@ -131,18 +135,39 @@ class Site:
         self._pair: Final = pair
         self._engine: Final = engine
         self._scratch: Final = scratch
+        self._heard_before = 0
 
     def test(self, *arguments: str, environment: dict[str, str] | None = None, **options: Any) -> str:
         """Run its tests, with *arguments* of ``manage.py test`` and *options* of its databases; what that printed."""
         command = [sys.executable, str(SITE / "manage.py"), "test", "--noinput", *arguments, "tests.django.site"]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BGPOOL_"))}
-        given = {"SITE_DATABASES": json.dumps(self._databases(options)), "PYTHONPATH": str(REPOSITORY)}
+        self._heard_before = len(self.heard.all())
+        env = self._environment(options) | (environment or {})
         done = subprocess.run(
-            command, cwd=self._scratch, env=inherited | given | (environment or {}), capture_output=True, text=True,
-            timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
+            command, cwd=self._scratch, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def serve(self, *fixtures: str) -> None:
+        """Start ``manage.py testserver``, ask it once, and end it as Ctrl-C does."""
+        port = free_port()
+        command = [
+            sys.executable,
+            str(SITE / "manage.py"),
+            "testserver",
+            "--noinput",
+            "--addrport",
+            str(port),
+            *fixtures,
+        ]
+        with subprocess.Popen(
+            command, cwd=self._scratch, env=self._environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                wait_until(lambda: _get(port) == "2", timeout_s=60, what="the first answer")
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.wait(20)
 
     def assert_nothing_is_left(self) -> None:
         """Neither a process that was started, nor a session, nor what a monitor writes."""
@@ -153,12 +178,16 @@ class Site:
         wait_until(lambda: blue.sessions_of(ROLE, but="-") == 0, timeout_s=10, what="the end of all sessions")
 
     def assert_production_was_left_alone(self) -> None:
-        """Once a test database was made, or asked."""
-        asked = self.heard.all()
+        """In the last run, once a test database was made, or asked."""
+        asked = self.heard.all()[self._heard_before :]
         production = {"production", "second"}
         begin = next(number for number, (database, _) in enumerate(asked) if database not in production)
         assert begin > 0, "the site has not asked its database while it was loaded"
         assert [one for one in asked[begin:] if one[0] in production] == []
+
+    def _environment(self, options: dict[str, Any]) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "BGPOOL_"))}
+        return inherited | {"SITE_DATABASES": json.dumps(self._databases(options)), "PYTHONPATH": str(REPOSITORY)}
 
     def _databases(self, options: dict[str, Any]) -> dict[str, Any]:
         own = {"bg_id": "site", "bg_run_dir": str(self.run_dir), "bg_resolver": self._pair.resolver}
@@ -188,6 +217,13 @@ class Site:
             if str(self.run_dir).encode() in environment:
                 found.append(int(process.name))
         return found
+
+
+def _get(port: int) -> str:
+    """What the site's view says; nothing where it does not answer."""
+    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/count", timeout=5) as response:
+        return str(response.read().decode())
+    return ""
 
 
 @pytest.fixture
@@ -224,9 +260,17 @@ def test_parallel_tests(kit: Kit, site: Site, start: str, options: dict[str, Any
 @pytest.mark.full
 @POOLED
 def test_a_kept_test_database_is_used_again(site: Site, options: dict[str, Any]) -> None:
+    """But for tests that leave tables empty, which Django cannot fill again then."""
     for _ in range(2):
-        site.test("--keepdb", **options)
+        site.test("--keepdb", "-k", "InOneTransaction", **options)
         site.assert_nothing_is_left()
+        site.assert_production_was_left_alone()
+
+
+@pytest.mark.full
+def test_testserver_is_a_test_run(site: Site) -> None:
+    site.serve("items.json")
+    site.assert_nothing_is_left()
     site.assert_production_was_left_alone()
 
 

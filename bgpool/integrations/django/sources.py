@@ -16,7 +16,7 @@ from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
-from bgpool.integrations.django.under_test import is_under_test
+from bgpool.integrations.django.under_test import is_under_test, rehearses
 from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
 from bgpool.pools import fork
 from bgpool.pools.pool import Pool
@@ -159,7 +159,7 @@ def find(
             _copied(settings_dict["OPTIONS"]),
             settings_dict["HOST"],
             settings_dict["CONN_HEALTH_CHECKS"],
-            alias == NO_DB_ALIAS or is_under_test(settings_dict),
+            _part_of(alias, settings_dict),
             configured_by,
             made_password,
         )
@@ -182,7 +182,7 @@ def _find(
     seen: tuple[Any, ...],
     make_configure: Callable[[], Callable[[Any], None]],
 ) -> Source:
-    params, given, _, checks, stands_by, _, made_password = seen
+    params, given, _, checks, part, _, made_password = seen
     own = split(given)[1]
     options = pool_options({"OPTIONS": given}) if alias != NO_DB_ALIAS else None
     if options is not None and made_password:
@@ -190,8 +190,8 @@ def _find(
             "the backend makes a password for each connection, and a pool opens connections by itself: give "
             "PASSWORD a callable, such as bgpool.auth.RdsIam, or leave OPTIONS['pool'] out"
         )
-    is_rds = False if stands_by else _is_rds(settings_dict, own)
-    asked = (params, own, options, is_rds is not False, bool(checks), make_configure())
+    takes_part = _is_rds(settings_dict, own) if part is None else part
+    asked = (params, own, options, takes_part is not False, bool(checks), make_configure())
     fork.notice()
     with _known.lock:
         known = _known.sources.get(alias)
@@ -203,7 +203,7 @@ def _find(
             raise ConfigurationError(
                 "Pooling doesn't support persistent connections. Set CONN_MAX_AGE to 0, or leave OPTIONS['pool'] out"
             )
-        made = _known.sources[alias] = _make(engine, origin, asked, seen if is_rds is not None else None)
+        made = _known.sources[alias] = _make(engine, origin, asked, seen if takes_part is not None else None)
     if known is not None and known.pool is not None and known.pool.pool is not made.connections:
         known.pool.close(timeout=0)
     return made
@@ -218,6 +218,13 @@ def close_pools(alias: str) -> None:
             return
         del _known.sources[alias]
     known.pool.close()
+
+
+def _part_of(alias: str, settings_dict: Mapping[str, Any]) -> bool | None:
+    """Whether the database is to take part in a deployment; None where its host decides."""
+    if alias == NO_DB_ALIAS:
+        return False
+    return rehearses() if is_under_test(settings_dict) else None
 
 
 def _is_made(password: object, settings_dict: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["IN_TESTS", "MarksTestDatabases", "is_under_test"]
+__all__ = ["IN_TESTS", "MarksTestDatabases", "is_under_test", "rehearses"]
 
 #: The environment variable that has test databases take part, for a rehearsal in a TransactionTestCase.
 IN_TESTS: Final = "BGPOOL_IN_TESTS"
@@ -25,6 +25,8 @@ IN_TESTS: Final = "BGPOOL_IN_TESTS"
 _MARK: Final = "BGPOOL_TEST_DATABASE"
 #: What runs management commands.
 _MANAGE: Final = ("manage.py", "django-admin", "__main__.py")
+#: Those that make test databases.
+_TESTING: Final = (["test"], ["testserver"])
 
 
 class MarksTestDatabases(_Base):
@@ -65,21 +67,21 @@ def _leave(wrapper: Any) -> None:
 
 
 def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
-    """Whether the database of *settings_dict* is one of a test run, or this process is about to make one of it.
+    """Whether the database of *settings_dict* is one of a test run, or this process is about to make one of it."""
+    if settings_dict.get(_MARK):
+        return True
+    # setup_test_environment() makes it, before there are test databases; teardown_test_environment() removes it.
+    if hasattr(sys.modules.get("django.core.mail"), "outbox"):
+        return True
+    # Applications ask their database while they are loaded.
+    return "pytest_django" in sys.modules or (sys.argv[1:2] in _TESTING and Path(sys.argv[0]).name in _MANAGE)
 
-    Never with ``$BGPOOL_IN_TESTS``.
+
+def rehearses() -> bool:
+    """Whether ``$BGPOOL_IN_TESTS`` has test databases take part.
 
     Raises:
-        ConfigurationError: That is neither a word for yes nor one for no.
+        ConfigurationError: It is neither a word for yes nor one for no.
     """
-    # setup_test_environment() makes the outbox, before there are test databases, and teardown_test_environment()
-    # removes it. And applications ask their database while they are loaded.
-    is_so = (
-        _MARK in settings_dict
-        or hasattr(sys.modules.get("django.core.mail"), "outbox")
-        or (sys.argv[1:2] == ["test"] and Path(sys.argv[0]).name in _MANAGE)
-    )
-    if not is_so:
-        return False
-    in_tests = os.environ.get(IN_TESTS, "").strip()
-    return not (in_tests and read_flag(f"${IN_TESTS}", in_tests))
+    given = os.environ.get(IN_TESTS, "").strip()
+    return bool(given) and read_flag(f"${IN_TESTS}", given)

@@ -6,6 +6,7 @@ import json
 import os
 
 DATABASES = json.loads(os.environ["SITE_DATABASES"])
+ALLOWED_HOSTS = ["127.0.0.1"]
 SECRET_KEY = "of the tests"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True

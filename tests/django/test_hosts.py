@@ -1,0 +1,122 @@
+"""Which hosts have a database take part: RDS endpoints and what stands for one, and in tests what is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from bgpool.core.engine import Engine
+from bgpool.integrations.django.under_test import IN_TESTS
+from bgpool.pools.participant import Bystander
+from tests.django.conftest import ENGINES
+from tests.engines import Kit
+
+ENDPOINT = "ledger.c0abc0000000.us-east-1.rds.amazonaws.com"
+
+
+@pytest.fixture
+def aliases(tmp_path: Path) -> str:
+    """A resolver that knows one alias of the endpoint, and a host that is none."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.9 {ENDPOINT} ledger.example.org\n127.0.0.8 db.example.org\n")
+    return f"hosts:{hosts}"
+
+
+class Wrappers:
+    """Makes wrappers, each with an alias of its own, that connect to nothing."""
+
+    def __init__(self, engine: Engine, scratch: Path) -> None:
+        """Of *engine*, with *scratch* for run directories."""
+        self._engine = engine
+        self._scratch = scratch
+        self.made: list[Any] = []
+
+    def takes_part(self, host: str, *, mark: bool = False, **options: str) -> bool:
+        """Whether a database on *host* would; *mark* if it is a test database."""
+        own = {"bg_id": "hosts", "bg_run_dir": str(self._scratch), **options}
+        database = {"ENGINE": ENGINES[self._engine], "HOST": host, "NAME": "app", "USER": "app", "OPTIONS": own}
+        settings = connections.configure_settings({"default": database})["default"]
+        alias = f"{self._scratch.name}{len(self.made)}"
+        connections.settings[alias] = settings
+        wrapper: Any = connections[alias]
+        self.made.append(wrapper)
+        if mark:
+            settings["BGPOOL_TEST_DATABASE"] = True
+        source = wrapper.bgpool_find(wrapper.get_connection_params())
+        return not isinstance(source.connections.participant, Bystander)
+
+
+@pytest.fixture
+def wrappers(kit: Kit, tmp_path: Path) -> Iterator[Wrappers]:
+    """See there."""
+    made = Wrappers(kit.engine, tmp_path)
+    yield made
+    for wrapper in made.made:
+        del connections[wrapper.alias]
+        del connections.settings[wrapper.alias]
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "127.0.0.1", "::1", "db", "/var/run/postgresql", "db.example.org"])
+def test_a_host_that_is_no_endpoint_does_not(wrappers: Wrappers, aliases: str, host: str) -> None:
+    assert not wrappers.takes_part(host, bg_resolver=aliases)
+
+
+@pytest.mark.parametrize("host", [ENDPOINT, "ledger.example.org"])
+def test_an_endpoint_or_what_stands_for_one_does(wrappers: Wrappers, aliases: str, host: str) -> None:
+    assert wrappers.takes_part(host, bg_resolver=aliases)
+
+
+def test_so_does_what_is_said_to_stand_for_one(wrappers: Wrappers) -> None:
+    assert wrappers.takes_part("127.0.0.1", endpoint=ENDPOINT)
+
+
+def test_a_name_that_cannot_be_followed_does_until_it_can(wrappers: Wrappers, tmp_path: Path) -> None:
+    """In production the name may stand for the endpoint."""
+    later = tmp_path / "later"
+    assert wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
+    later.write_text("127.0.0.8 db.example.org\n")
+    assert not wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
+
+
+def test_nor_can_one_be_followed_without_dnspython(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("dns", "dns.resolver", "dns.exception"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert wrappers.takes_part("db.example.org")
+    assert not wrappers.takes_part("db")
+
+
+@pytest.mark.parametrize("host", [ENDPOINT, "127.0.0.1"])
+def test_a_test_database_does_only_where_it_is_asked_for(
+    wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    assert not wrappers.takes_part(host, mark=True)
+    monkeypatch.setenv(IN_TESTS, "1")
+    assert wrappers.takes_part(host, mark=True)
+    monkeypatch.setenv(IN_TESTS, "0")
+    assert not wrappers.takes_part(host, mark=True)
+
+
+def test_that_is_asked_for_test_databases_alone(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IN_TESTS, "1")
+    assert not wrappers.takes_part("127.0.0.1")
+
+
+@pytest.mark.parametrize("arguments", [["manage.py", "test"], ["/usr/bin/django-admin", "testserver", "items.json"]])
+def test_commands_that_make_test_databases_have_none_take_part(
+    wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """Before they have made them, while applications are loaded."""
+    monkeypatch.setattr(sys, "argv", ["manage.py", "runserver"])
+    assert wrappers.takes_part(ENDPOINT)
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert not wrappers.takes_part(ENDPOINT)
+
+
+def test_nor_has_pytest_django(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytest_django", sys)
+    assert not wrappers.takes_part(ENDPOINT)
