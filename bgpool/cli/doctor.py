@@ -15,7 +15,7 @@ from bgpool.cli.view import make_console, plain
 from bgpool.doctor import Case, Finding, Result, examine, exit_code
 from bgpool.errors import ConfigurationError
 
-__all__ = ["run"]
+__all__ = ["run", "tell"]
 
 _COLOURS: Final = {
     Result.OK: "green",
@@ -42,6 +42,11 @@ def run(
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         return 2
+    return tell(case, as_json=as_json)
+
+
+def tell(case: Case, *, as_json: bool) -> int:
+    """Examine *case* and print what was found; the exit status: 0, or 1 if a check failed."""
     findings = sorted(examine(case), key=lambda finding: _ORDER.index(finding.result))
     if as_json:
         typer.echo(json.dumps(report(case, findings)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.endpoints import parse_endpoint
@@ -75,6 +76,7 @@ class Case:
         dsn: str,
         *,
         bg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
         processes: int | None = None,
         max_size: int | None = None,
         busy_limit_s: float | None = None,
@@ -85,6 +87,7 @@ class Case:
         Args:
             dsn: As for get_pool, ``bg_`` parameters included.
             bg_id: Which deployment; None for what the DSN says.
+            options: More of get_pool's, where a DSN cannot hold them.
             processes: That have pools, on all hosts together; None for those seen in the run directory.
             max_size: Of each one's pool; None for the largest of those seen in the run directory.
             busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
@@ -94,7 +97,8 @@ class Case:
         Raises:
             ConfigurationError: It cannot be used; the text holds no secret.
         """
-        self.dsn, self.settings, _ = parse(dsn, {} if bg_id is None else {"bg_id": bg_id})
+        own = {} if bg_id is None else {"bg_id": bg_id}
+        self.dsn, self.settings, _ = parse(dsn, {**(options or {}), **own})
         self._max_size: Final = max_size
         self._busy_limit_s: Final = busy_limit_s
         self.timeout_s: Final = timeout_s

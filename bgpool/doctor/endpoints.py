@@ -175,7 +175,7 @@ def _visit(case: Case, endpoint: Endpoint) -> bool:
         endpoint.refused = "it does not resolve"
         return True
     try:
-        session = open_session(case, _application(case), endpoint.name, endpoint.port)
+        session = open_session(case, _application(case), endpoint.name, endpoint.port, case.dsn.password)
         endpoint.refused, endpoint.cache_warning = "", cache_warning(session)
         session.close()
     except (SessionError, OSError) as error:

@@ -130,6 +130,8 @@ def _unproved_mode(dsn: Dsn) -> str:
 
 @parameter_checks.check("password", "Can the monitor have the password, too?")
 def _password(case: Case) -> Verdict:
+    if case.config.password_callable is not None:
+        return ok("a callable, which the monitor's process can import")
     return not_checked(
         ("the DSN holds one" if case.dsn.params.get("password") else "the DSN holds none")
         + "; a password callable is a keyword of get_pool, and cannot be part of a DSN"

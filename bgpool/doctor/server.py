@@ -12,6 +12,7 @@ from typing import Any, Final
 import psycopg
 import pymysql
 
+from bgpool.auth import PasswordMaker
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
@@ -19,6 +20,7 @@ from bgpool.doctor import minimums
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import EarlyVerdict, failed, not_checked
+from bgpool.dsn import Password
 from bgpool.failures import first_line
 from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
@@ -189,7 +191,9 @@ class Server:
 
     def _open(self) -> bool:
         try:
-            session = open_session(self.case, self.case.config.params, self.host, self.port)
+            session = open_session(
+                self.case, self.case.config.params, self.host, self.port, self.case.dsn.monitoring_password
+            )
         except (SessionError, OSError) as error:
             text = str(error) if isinstance(error, SessionError) else first_line(error)
             self.failure = self.case.without_secrets(text)
@@ -245,12 +249,15 @@ class Server:
             return ""
 
 
-def open_session(case: Case, params: Mapping[str, Any], host: str, port: int) -> PostgresSession | MysqlSession:
-    """Log in at *host* as a monitor would, with *params*.
+def open_session(
+    case: Case, params: Mapping[str, Any], host: str, port: int, password: Password | None
+) -> PostgresSession | MysqlSession:
+    """Log in at *host* as a monitor would, with *params*, and with what *password* makes if it is given.
 
     Raises:
         SessionError, OSError: It cannot be reached, or does not let us in.
     """
+    passwords = PasswordMaker(password) if password is not None else None
     name = case.real_name(host)
     addresses: tuple[str, ...] = ()
     if case.settings.bg_resolver != "system" and name and not name.startswith("/") and not is_address(name):
@@ -259,8 +266,8 @@ def open_session(case: Case, params: Mapping[str, Any], host: str, port: int) ->
             raise SessionError(f"{name} does not resolve")
     target = Target(name, port, addresses, timeout_s=case.timeout_s)
     if case.dsn.engine is Engine.POSTGRESQL:
-        return PostgresSession(params, target)
-    return MysqlSession(params, target)
+        return PostgresSession(params, target, passwords)
+    return MysqlSession(params, target, passwords)
 
 
 def cache_warning(session: PostgresSession | MysqlSession) -> str:

@@ -24,7 +24,7 @@ from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS, get_source
 from bgpool.settings import Settings, read_flag
 
-__all__ = ["BG_ID", "OpenPool", "Source", "close_pools", "find", "is_wanted", "pool_options"]
+__all__ = ["BG_ID", "OpenPool", "Source", "close_pools", "describe", "find", "is_wanted", "pool_options"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -152,7 +152,7 @@ def find(
     made_password = _is_made(params.get("password"), settings_dict)
     if made_password:
         params = {name: value for name, value in params.items() if name != "password"}
-    origin = Origin(f"DATABASES[{alias!r}]", "HOST, PORT, USER, PASSWORD and NAME", "OPTIONS")
+    origin = _origin(alias)
     try:
         seen = (
             params,
@@ -209,6 +209,19 @@ def _find(
     return made
 
 
+def describe(
+    engine: Engine, alias: str, settings_dict: Mapping[str, Any], params: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The DSN and the options of get_connector that the database *alias* comes to; arguments as for find.
+
+    Raises:
+        ConfigurationError: The settings cannot be used.
+    """
+    own = split(settings_dict["OPTIONS"])[1]
+    dsn, kwargs = _origin(alias).translate(engine, params, own)
+    return dsn, {**own, "kwargs": {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}}
+
+
 def close_pools(alias: str) -> None:
     """Close the pool of *alias*, if it has one: its idle connections at once, the others when they are returned."""
     fork.notice()
@@ -238,6 +251,10 @@ def _is_made(password: object, settings_dict: Mapping[str, Any]) -> bool:
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
     """*options*, and dicts among them, as they are now."""
     return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+
+
+def _origin(alias: str) -> Origin:
+    return Origin(f"DATABASES[{alias!r}]", "HOST, PORT, USER, PASSWORD and NAME", "OPTIONS")
 
 
 def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...], seen: tuple[object, ...] | None) -> Source:

@@ -20,6 +20,7 @@ from bgpool.core.engine import Engine
 from bgpool.dsn import is_own
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.django import sources
+from bgpool.integrations.django.checks import ChecksSettings
 from bgpool.integrations.django.shell import AsksForPassword
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import MarksTestDatabases
@@ -46,6 +47,14 @@ class CommitListener(Protocol):
         ...
 
 
+#: What is mixed in before the classes that a backend names.
+_MIXINS: Final[tuple[tuple[str, type], ...]] = (
+    ("creation_class", MarksTestDatabases),
+    ("client_class", AsksForPassword),
+    ("validation_class", ChecksSettings),
+)
+
+
 class SwitchoverWrapper(_Base):
     """Mixed in before a DatabaseWrapper.
 
@@ -69,7 +78,7 @@ class SwitchoverWrapper(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, mixin in (("creation_class", MarksTestDatabases), ("client_class", AsksForPassword)):
+        for name, mixin in _MIXINS:
             backends = getattr(cls, name, None)
             if backends is not None and not issubclass(backends, mixin):
                 names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{backends.__name__}"}

@@ -1,0 +1,160 @@
+"""System checks of ``DATABASES``. They connect to nothing. docs/django.md has their ids and what to do.
+
+Without the application in INSTALLED_APPS the checks of one database run with ``manage.py check --database ALIAS``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from django.apps import apps
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from bgpool.doctor import Case, Result
+from bgpool.doctor.parameter_checks import parameter_checks
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.django import sources
+from bgpool.integrations.drivers import split
+
+if TYPE_CHECKING:
+    from django.db.backends.base.validation import BaseDatabaseValidation as _Base
+
+    from bgpool.integrations.django.wrapper import SwitchoverWrapper
+else:
+    _Base = object
+
+__all__ = ["APP", "ChecksSettings", "case_of", "check_deployments", "check_settings", "wrappers"]
+
+APP: Final = "bgpool.integrations.django"
+
+_REFUSED: Final = "bgpool.E001"
+_FOREIGN_ENGINE: Final = "bgpool.E002"
+_POOL_UNDER_CELERY: Final = "bgpool.W001"
+_NO_BG_ID: Final = "bgpool.W002"
+_TWO_BG_IDS: Final = "bgpool.W003"
+_DOCTORS: Final = "bgpool.W004"
+
+
+class ChecksSettings(_Base):
+    """Mixed in before the class with which a backend checks its settings."""
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        """As Django's, and what is said of a database of bgpool's."""
+        wrapper: Any = self.connection
+        found = list(_of_database(wrapper))
+        refused = any(isinstance(message, checks.Error) for message in found)
+        # With settings that are refused there is no connection to ask.
+        djangos = [] if refused else super().check(**kwargs)
+        return djangos if apps.is_installed(APP) else [*djangos, *found]
+
+
+def check_settings(**_kwargs: object) -> list[checks.CheckMessage]:
+    """What is wrong in DATABASES."""
+    found: list[checks.CheckMessage] = []
+    for alias in connections:
+        settings_dict = connections.settings[alias]
+        if "bg_id" in settings_dict["OPTIONS"] and not _is_ours(alias):
+            found.append(_foreign(alias, settings_dict))
+    for wrapper in _with_engine():
+        found += _of_database(wrapper)
+    return [*found, *_of_all(wrappers())]
+
+
+def check_deployments(**_kwargs: object) -> list[checks.CheckMessage]:
+    """What the doctor says of the settings, for ``manage.py check --deploy``; one look-up follows an alias."""
+    found: list[checks.CheckMessage] = []
+    for wrapper in wrappers():
+        try:
+            case = case_of(wrapper)
+        except (ConfigurationError, ImproperlyConfigured):
+            continue  # check_settings tells it
+        for finding in parameter_checks.run(case, "parameters"):
+            if finding.result in (Result.WARNING, Result.FAILED):
+                text = f"DATABASES[{wrapper.alias!r}]: {finding.check}: {finding.text}"
+                found.append(checks.Warning(text, hint=finding.remedy or None, id=_DOCTORS))
+    return found
+
+
+def wrappers() -> list[SwitchoverWrapper]:
+    """The databases whose connections are bgpool's."""
+    return [wrapper for wrapper in _with_engine() if sources.is_wanted(wrapper.settings_dict)]
+
+
+def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
+    """The doctor's case of a database; *more* as Case has it.
+
+    Raises:
+        ConfigurationError, ImproperlyConfigured: The settings cannot be used.
+    """
+    params = wrapper.get_connection_params()
+    dsn, options = sources.describe(wrapper.bgpool_engine, wrapper.alias, wrapper.settings_dict, params)
+    return Case(dsn, options=options, **more)
+
+
+def _with_engine() -> list[SwitchoverWrapper]:
+    ours: list[Any] = [connections[alias] for alias in connections if _is_ours(alias)]
+    return ours
+
+
+def _is_ours(alias: str) -> bool:
+    """Whether the database has an engine of bgpool's; one that cannot be loaded is Django's to report."""
+    try:
+        return hasattr(connections[alias], "bgpool_engine")
+    except ImproperlyConfigured:
+        return False
+
+
+def _of_database(wrapper: SwitchoverWrapper) -> Iterator[checks.CheckMessage]:
+    settings_dict, alias = wrapper.settings_dict, wrapper.alias
+    own = split(settings_dict["OPTIONS"])[1]
+    if not sources.is_wanted(settings_dict):
+        if own.keys() - {sources.BG_ID}:
+            names = ", ".join(sorted(own.keys() - {sources.BG_ID}))
+            yield checks.Warning(
+                f"DATABASES[{alias!r}]: OPTIONS has {names} and no bg_id: the engine is Django's own, and its "
+                "connections go through no switchover.",
+                hint='Add "bg_id" to OPTIONS, or leave the others out.',
+                id=_NO_BG_ID,
+            )
+        return
+    try:
+        wrapper.bgpool_find(wrapper.get_connection_params())
+    except ImproperlyConfigured as error:
+        yield checks.Error(str(error), id=_REFUSED)
+        return
+    if "celery" in sys.modules and sources.pool_options(settings_dict) is not None:
+        yield checks.Warning(
+            f'DATABASES[{alias!r}]: OPTIONS has "pool", and Celery\'s prefork workers close it after each task.',
+            hint="Use CONN_MAX_AGE in the settings of Celery's workers; silence this if they are not of the pool "
+            "prefork.",
+            id=_POOL_UNDER_CELERY,
+        )
+
+
+def _of_all(ours: list[SwitchoverWrapper]) -> Iterator[checks.CheckMessage]:
+    """What is wrong between databases: those of one host belong to one deployment."""
+    bg_ids: dict[str, dict[str, str]] = defaultdict(dict)
+    for wrapper in ours:
+        host = str(wrapper.settings_dict["HOST"] or "").lower()
+        bg_ids[host].setdefault(str(wrapper.settings_dict["OPTIONS"][sources.BG_ID]).strip().lower(), wrapper.alias)
+    for host, aliases in bg_ids.items():
+        if host and len(aliases) > 1:
+            told = ", ".join(f"{bg_id!r} in DATABASES[{alias!r}]" for bg_id, alias in aliases.items())
+            yield checks.Warning(
+                f"Host {host} has several bg_ids: {told}. Each starts a monitor of its own.",
+                hint="Give all databases of one Blue/Green Deployment the same bg_id.",
+                id=_TWO_BG_IDS,
+            )
+
+
+def _foreign(alias: str, settings_dict: Mapping[str, Any]) -> checks.CheckMessage:
+    return checks.Error(
+        f"DATABASES[{alias!r}]: OPTIONS has bg_id, and ENGINE {settings_dict['ENGINE']} is not bgpool's.",
+        hint="Engines of bgpool's are bgpool.integrations.django.postgresql, .postgis and .mysql.",
+        id=_FOREIGN_ENGINE,
+    )

@@ -1,0 +1,1 @@
+"""Django's management commands: a command line of bgpool's, as bgpool.cli is."""

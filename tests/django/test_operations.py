@@ -1,0 +1,189 @@
+"""System checks and management commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.core import checks
+from django.core.management import CommandError, call_command
+from django.db import connections
+from typer.testing import CliRunner
+
+from bgpool.cli.app import app
+from bgpool.lab import Pair
+from bgpool.testing import Deployment
+
+pytestmark = pytest.mark.lab
+
+
+def found(*, deploy: bool = False) -> dict[str, list[checks.CheckMessage]]:
+    """What the checks say, by id."""
+    said: dict[str, list[checks.CheckMessage]] = {}
+    for message in checks.run_checks(include_deployment_checks=deploy):
+        if (message.id or "").startswith("bgpool."):
+            said.setdefault(str(message.id), []).append(message)
+    return said
+
+
+def command(name: str, *arguments: str) -> tuple[int, str]:
+    """The exit status and the standard output of a management command."""
+    output = io.StringIO()
+    try:
+        call_command(name, *arguments, stdout=output)
+    except SystemExit as ended:
+        return int(ended.code or 0), output.getvalue()
+    return 0, output.getvalue()
+
+
+def password(_host: str, _port: int, _user: str) -> str:
+    """As a callable in a settings file."""
+    return os.environ["TESTS_PASSWORD"]
+
+
+@pytest.fixture
+def only(make_database: Callable[..., str]) -> Iterator[Callable[..., str]]:
+    """As make_database, with no other database in Django's settings."""
+    hidden = {alias: connections.settings.pop(alias) for alias in list(connections)}
+    yield make_database
+    connections.settings.update(hidden)
+
+
+@pytest.fixture
+def without_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Celery had not been imported."""
+    monkeypatch.delitem(sys.modules, "celery", raising=False)
+
+
+@pytest.mark.usefixtures("without_celery")
+class TestChecks:
+    def test_good_settings_pass(self, only: Callable[..., str]) -> None:
+        only()
+        only({"pool": True}, CONN_MAX_AGE=0)
+        assert found() == {}
+
+    def test_e001_settings_that_are_refused(self, only: Callable[..., str]) -> None:
+        alias = only({"bg_drain_timeout_ms": "soon"}, PASSWORD="of nobody's business")
+        (error,) = found()["bgpool.E001"]
+        assert isinstance(error, checks.Error)
+        assert error.msg.startswith(f"DATABASES[{alias!r}]: bg_drain_timeout_ms='soon'")
+        assert "business" not in str(error)
+
+    def test_e002_an_engine_that_is_not_bgpools(self, only: Callable[..., str]) -> None:
+        only(ENGINE="django.db.backends.sqlite3")
+        (error,) = found()["bgpool.E002"]
+        assert "django.db.backends.sqlite3 is not bgpool's" in error.msg
+
+    def test_w001_a_pool_under_celery(self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        only({"pool": True}, CONN_MAX_AGE=0)
+        monkeypatch.setitem(sys.modules, "celery", ModuleType("celery"))
+        assert [*found()] == ["bgpool.W001"]
+
+    def test_w002_options_without_bg_id(self, only: Callable[..., str]) -> None:
+        only({"bg_id": None, "bg_connect_timeout_ms": "100"})
+        (warning,) = found()["bgpool.W002"]
+        assert "bg_connect_timeout_ms" in warning.msg
+
+    def test_w003_one_host_with_two_bg_ids(self, only: Callable[..., str]) -> None:
+        first, second = only({"bg_id": "a"}), only({"bg_id": "b"})
+        (warning,) = found()["bgpool.W003"]
+        assert f"'a' in DATABASES[{first!r}], 'b' in DATABASES[{second!r}]" in warning.msg
+
+    def test_w004_what_the_doctor_says_of_the_settings(self, only: Callable[..., str]) -> None:
+        only({"bg_connect_timeout_ms": "0"})
+        assert "bgpool.W004" not in found()
+        said = [message.msg for message in found(deploy=True)["bgpool.W004"]]
+        assert any("every checkout during a switchover fails at once" in text for text in said)
+
+    def test_without_the_application_they_run_with_the_databases(
+        self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alias = only({"bg_drain_timeout_ms": "soon"})
+        validation: Any = connections[alias].validation
+        assert validation.check() == [], "the application's own check tells it"
+        monkeypatch.setattr("django.apps.apps.is_installed", lambda _name: False)
+        assert [message.id for message in validation.check()] == ["bgpool.E001"]
+
+    def test_a_test_run_has_them_as_well(self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        only({"bg_drain_timeout_ms": "soon"})
+        monkeypatch.setattr("sys.argv", ["manage.py", "test"])
+        assert [*found()] == ["bgpool.E001"]
+
+
+class TestStatus:
+    def test_is_that_of_bgpool_status(self, only: Callable[..., str], deployment: Deployment) -> None:
+        alias = only()
+        connections[alias].ensure_connection()
+        status, output = command("bgpool_status", "--json")
+        (told,) = json.loads(output)
+        assert (status, told["bg_id"], told["run_dir"]) == (0, deployment.bg_id, str(deployment.run_dir))
+        assert told["phase"] == "CREATED"
+        assert [worker["taking_part"] for worker in told["workers"]] == [1]
+
+    def test_ready_is_an_exit_status(self, only: Callable[..., str], tmp_path: Path) -> None:
+        only({"bg_run_dir": str(tmp_path / "nobody")})
+        status, output = command("bgpool_status", "--ready")
+        assert status == 1
+        assert "is not ready" in output
+
+    def test_without_a_database_of_bgpools(self, only: Callable[..., str]) -> None:
+        only({"bg_id": None})
+        with pytest.raises(CommandError, match="no connections of bgpool's; add"):
+            command("bgpool_status")
+
+    def test_names_the_databases_that_there_are(self, only: Callable[..., str]) -> None:
+        alias = only()
+        with pytest.raises(CommandError, match=f"those with one are '{alias}'"):
+            command("bgpool_status", "--database", "other")
+
+
+class TestDoctor:
+    def test_is_that_of_bgpool_doctor(
+        self, only: Callable[..., str], pair: Pair, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        only()
+        status, output = command("bgpool_doctor", "--json")
+        monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
+        monkeypatch.setenv("BGPOOL_RUN_DIR", str(deployment.run_dir))
+        asked = CliRunner().invoke(app, ["doctor", "--json", "--bg-id", deployment.bg_id, pair.dsn])
+        mine, theirs = json.loads(output), json.loads(asked.stdout)
+        assert status == asked.exit_code
+        assert (mine["bg_id"], mine["endpoint"]) == (theirs["bg_id"], theirs["endpoint"])
+
+        def results(told: Any) -> dict[str, str]:
+            return {f"{item['where']}, {item['check']}": item["result"] for item in told["findings"]}
+
+        assert results(mine) == results(theirs)
+        assert pair.app_password not in output
+
+    def test_a_password_callable_is_asked(
+        self, only: Callable[..., str], pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TESTS_PASSWORD", pair.app_password)
+        only(PASSWORD=password)
+        _, output = command("bgpool_doctor", "--json")
+        told = {(item["where"], item["check"]): item["result"] for item in json.loads(output)["findings"]}
+        assert told["blue", "login"] == "ok"
+
+    def test_settings_that_cannot_be_used(self, only: Callable[..., str]) -> None:
+        only({"bg_drain_timeout_ms": "soon"})
+        with pytest.raises(CommandError, match="bg_drain_timeout_ms='soon'"):
+            command("bgpool_doctor")
+
+
+def test_the_commands_are_found_with_the_application_installed() -> None:
+    code = (
+        "import django; from django.conf import settings; "
+        "settings.configure(INSTALLED_APPS=['bgpool.integrations.django']); django.setup(); "
+        "from django.core.management import get_commands; print(get_commands()['bgpool_status'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "bgpool.integrations.django"
