@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class SwitchoverError(Error, psycopg.OperationalError, pymysql.err.OperationalError):
+class SwitchoverError(Error, psycopg.OperationalError, pymysql.OperationalError):
     """The root of the errors that a switchover causes; a driver's ``OperationalError`` of either engine."""
 
 
@@ -56,17 +56,17 @@ class InheritedConnection(SwitchoverError):
     """A connection that was checked out before a fork was used in the child, where it belongs to the parent."""
 
 
-class PoolTimeout(Error, pymysql.err.OperationalError, psycopg_pool.PoolTimeout):
+class PoolTimeout(Error, pymysql.OperationalError, psycopg_pool.PoolTimeout):
     """No connection could be had in time: all were in use, or none could be opened. The text says which, and why."""
 
 
-class TooManyRequests(Error, pymysql.err.OperationalError, psycopg_pool.TooManyRequests):
+class TooManyRequests(Error, pymysql.OperationalError, psycopg_pool.TooManyRequests):
     """As many callers as ``max_waiting`` allows wait for a connection already."""
 
 
-class PoolClosed(Error, pymysql.err.OperationalError, psycopg_pool.PoolClosed):
+class PoolClosed(Error, pymysql.OperationalError, psycopg_pool.PoolClosed):
     """The pool was closed. Nothing was sent."""
 
 
-class PasswordFailed(Error, psycopg.OperationalError, pymysql.err.OperationalError):
+class PasswordFailed(Error, psycopg.OperationalError, pymysql.OperationalError):
     """What makes passwords has made none; to either driver a connection that failed. Nothing was sent."""

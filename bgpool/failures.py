@@ -17,7 +17,7 @@ __all__ = ["first_line", "login_was_refused", "server_refused", "tls_was_refused
 
 #: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
 #: how Python says that it cannot start a thread.
-_SPEAKING: Final = (psycopg.Error, pymysql.err.Error, OSError, RuntimeError)
+_SPEAKING: Final = (psycopg.Error, pymysql.Error, OSError, RuntimeError)
 
 #: MySQL's ER_ACCESS_DENIED_ERROR, and ER_ACCESS_DENIED_NO_PASSWORD_ERROR of both servers.
 _REFUSED_CODES: Final = frozenset({1045, 1698})
@@ -37,7 +37,7 @@ def first_line(error: BaseException) -> str:
     if not isinstance(error, _SPEAKING):
         return kind
     text = str(error)
-    if isinstance(error, pymysql.err.Error) and len(error.args) == 2:
+    if isinstance(error, pymysql.Error) and len(error.args) == 2:
         kind, text = f"{kind} {error.args[0]}", str(error.args[1])
     return f"{kind}: {text.strip().partition(chr(10))[0]}"
 
@@ -62,7 +62,7 @@ def server_refused(error: BaseException) -> bool:
     """
     if tls_was_refused(error):
         return True
-    if isinstance(error, pymysql.err.Error) and code_of(error):
+    if isinstance(error, pymysql.Error) and code_of(error):
         return code_of(error) not in _UNREACHED_CODES | _FULL_CODES
     if isinstance(error, psycopg.OperationalError) and _FULL_TEXTS.search(str(error)):
         return False
@@ -71,7 +71,7 @@ def server_refused(error: BaseException) -> bool:
 
 def tls_was_refused(error: BaseException) -> bool:
     """Whether a login ended with *error* because the two could not agree on TLS; a refused certificate most often."""
-    if isinstance(error, pymysql.err.Error) and code_of(error):
+    if isinstance(error, pymysql.Error) and code_of(error):
         # PyMySQL has a number for a server without TLS only. The end of the stream says nothing of TLS.
         cause = error.__context__
         disagreed = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)

@@ -111,7 +111,7 @@ class BoundedConnection(_Driver):
             params: As PyMySQL's.
 
         Raises:
-            pymysql.err.OperationalError: The server cannot be reached, or does not let us in.
+            pymysql.OperationalError: The server cannot be reached, or does not let us in.
         """
         self._address: Final = address
         self._user_timeout_ms: Final = tcp_user_timeout

@@ -141,7 +141,7 @@ class Server:
                 with session.connection.cursor() as cursor:
                     cursor.execute(sql)
                     return list(cursor.fetchall())
-            except (psycopg.Error, pymysql.err.Error, OSError, RuntimeError) as error:
+            except (psycopg.Error, pymysql.Error, OSError, RuntimeError) as error:
                 text = self.case.without_secrets(first_line(error))
                 if late.is_set() or _is_lost(session, error):
                     raise self._lost("" if late.is_set() else text) from None

@@ -22,7 +22,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import pymysql
 from dbutils.pooled_db import InvalidConnectionError, NotSupportedError, PooledDBError, TooManyConnectionsError
+from pymysql.connections import Connection
 from pymysql.constants import CR
+from pymysql.cursors import Cursor
 
 from bgpool.core.limits import MYSQL_CONNECTIONS_MAX
 from bgpool.dsn import mysql
@@ -40,8 +42,8 @@ __all__ = [
 InvalidConnection = InvalidConnectionError
 
 #: What PyMySQL's connect takes; every other keyword is get_pool's.
-_PARAMETERS: Final = frozenset(inspect.signature(pymysql.connections.Connection.__init__).parameters) - {"self"}
-_PYMYSQL: Final = (pymysql, pymysql.connect, pymysql.connections.Connection)
+_PARAMETERS: Final = frozenset(inspect.signature(Connection.__init__).parameters) - {"self"}
+_PYMYSQL: Final = (pymysql, pymysql.connect, Connection)
 
 #: What handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
 _lent: Final[WeakKeyDictionary[PooledDedicatedDBConnection, MysqlConnection]] = WeakKeyDictionary()
@@ -324,7 +326,7 @@ def _configure(setsession: Any, own: Callable[[Any], object] | None) -> Callable
         raise ConfigurationError(f"setsession={setsession!r}: a list of SQL statements is allowed")
 
     def configure(connection: Any) -> None:
-        with pymysql.cursors.Cursor(connection) as cursor:
+        with Cursor(connection) as cursor:
             for statement in statements:
                 cursor.execute(statement)
         if own is not None:
@@ -350,9 +352,9 @@ def _check(ping: object) -> Callable[[Any], None] | None:
             answer = pinger(connection)
             alive = answer is None or bool(answer)
         elif flag:
-            with pymysql.cursors.Cursor(connection) as cursor:
+            with Cursor(connection) as cursor:
                 cursor.execute(str(pinger))
         if not alive:
-            raise pymysql.err.OperationalError(CR.CR_SERVER_GONE_ERROR, "the ping function says that it is not alive")
+            raise pymysql.OperationalError(CR.CR_SERVER_GONE_ERROR, "the ping function says that it is not alive")
 
     return check

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg
-import pymysql
+from pymysql.cursors import Cursor as MysqlCursor
 
 from bgpool.dsn import Engine, is_own, mysql
 from bgpool.errors import ConfigurationError
@@ -141,7 +141,7 @@ class Origin:
             instead = instead.format(place=self.place) if instead is not None else self.elsewhere.get(name)
             if instead is not None and value is not None:
                 raise self._refuse(f"{name} is not a parameter here: {instead}")
-        base = psycopg.Cursor if engine is Engine.POSTGRESQL else pymysql.cursors.Cursor
+        base = psycopg.Cursor if engine is Engine.POSTGRESQL else MysqlCursor
         name = "cursor_factory" if engine is Engine.POSTGRESQL else "cursorclass"
         cursors = params.get(name)
         if isinstance(cursors, type) and not issubclass(cursors, base):

@@ -124,7 +124,7 @@ def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) 
         unknown: Keys of statements that were cut before an answer.
 
     Raises:
-        psycopg.Error, pymysql.err.Error: A server does not answer.
+        psycopg.Error, pymysql.Error: A server does not answer.
     """
     return _verdict(read(pair.green), read(pair.blue), acknowledged, unknown)
 

@@ -270,7 +270,7 @@ class Pair:
         """Sessions of the role ``app`` on the servers of ``blue`` or ``green``, but for monitoring ones.
 
         Raises:
-            psycopg.Error, pymysql.err.Error: One of them does not answer.
+            psycopg.Error, pymysql.Error: One of them does not answer.
         """
         return sum(server.sessions_of(ROLE, but=MONITOR_PREFIX) for server in self.side(colour))
 

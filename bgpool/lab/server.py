@@ -251,7 +251,7 @@ class Server(abc.ABC):
         """Run one statement as superuser and return its rows; none for a statement that has no result.
 
         Raises:
-            psycopg.Error, pymysql.err.Error: As the server said.
+            psycopg.Error, pymysql.Error: As the server said.
         """
 
     def answers(self) -> bool:
@@ -273,7 +273,7 @@ class Server(abc.ABC):
         """How many clients gave a name of their application that starts with *prefix*.
 
         Raises:
-            psycopg.Error, pymysql.err.Error: The server does not answer.
+            psycopg.Error, pymysql.Error: The server does not answer.
         """
 
     @abc.abstractmethod
@@ -281,7 +281,7 @@ class Server(abc.ABC):
         """How many clients are logged in as *role*, but for those whose application's name starts with *but*.
 
         Raises:
-            psycopg.Error, pymysql.err.Error: The server does not answer.
+            psycopg.Error, pymysql.Error: The server does not answer.
         """
 
     # -- what a switchover does to a server ----------------------------------------------------------------

@@ -28,7 +28,7 @@ __all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "Place", "Recipe"]
 _logger: Final = logging.getLogger("bgpool.pool")
 
 #: What a connection that cannot be opened or used raises.
-DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.err.OperationalError, OSError)
+DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.OperationalError, OSError)
 
 #: The application's own name for it.
 _OWN: Final = Names("", "")
@@ -259,7 +259,7 @@ class Recipe(ABC):
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
                     connection = self.open(self._place(names, address, kwargs), kwargs)
-                except (psycopg.OperationalError, pymysql.err.OperationalError) as error:
+                except (psycopg.OperationalError, pymysql.OperationalError) as error:
                     failures.append(error)
                     if self.is_silence(error):
                         break

@@ -16,6 +16,7 @@ from threading import Event
 from typing import Any, ClassVar, Final
 
 import pymysql
+from pymysql.cursors import DictCursor
 
 from bgpool.lab.errors import LabError
 from bgpool.lab.files import write_atomically
@@ -279,7 +280,7 @@ class MysqlServer(Server):
                 kill(connection, number)
 
     def _replica_status(self) -> dict[str, Any] | None:
-        with self.superuser() as connection, connection.cursor(pymysql.cursors.DictCursor) as cursor:
+        with self.superuser() as connection, connection.cursor(DictCursor) as cursor:
             cursor.execute(self._family.replica_status)
             row: dict[str, Any] | None = cursor.fetchone()
         return row

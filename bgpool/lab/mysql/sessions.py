@@ -49,6 +49,6 @@ def kill(connection: BoundedConnection, number: int) -> None:
     """End the session *number*; one that has just ended is fine."""
     try:
         rows(connection, f"KILL CONNECTION {number}")
-    except pymysql.err.Error as error:
+    except pymysql.Error as error:
         if code_of(error) != NO_SUCH_THREAD:
             raise

@@ -110,7 +110,7 @@ class MysqlSession:
                 return self._read()
             except _Missing as missing:
                 return Answer(self._is_read_only(), missing=str(missing))
-            except pymysql.err.Error as error:
+            except pymysql.Error as error:
                 if not self._connection.open or code_of(error) in CUT_CODES:
                     raise
                 return Answer(self._is_read_only(), failure=first_line(error))
@@ -120,7 +120,7 @@ class MysqlSession:
 
     def close(self) -> None:
         """As Session says."""
-        with contextlib.suppress(pymysql.err.Error, OSError):
+        with contextlib.suppress(pymysql.Error, OSError):
             self._connection.close()
 
     def _read(self) -> Answer:
@@ -129,7 +129,7 @@ class MysqlSession:
         dialect = self._dialect
         try:
             columns, found = self._query(_STATUS)
-        except pymysql.err.Error as error:
+        except pymysql.Error as error:
             missing = self._explain(dialect, code_of(error))
             if missing is None:
                 raise
@@ -150,7 +150,7 @@ class MysqlSession:
     def _find_dialect(self) -> Dialect:
         try:
             self._query("SELECT AURORA_VERSION()")
-        except pymysql.err.Error as error:
+        except pymysql.Error as error:
             if code_of(error) not in _NOT_AURORA:
                 raise
             return RDS
@@ -227,6 +227,6 @@ def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker
             # To refuse a certificate breaks a handshake off. A server counts those, and after max_connect_errors (100)
             # in a row it shuts everybody out who comes from our address, the application too. A login sets the count
             # back, and the host's own name is the one that it still goes by.
-            with contextlib.suppress(SessionError, pymysql.err.Error, OSError):
+            with contextlib.suppress(SessionError, pymysql.Error, OSError):
                 reach(replace(target, names=()), connect, proved=proved, passwords=passwords).close()
         raise

@@ -62,4 +62,4 @@ def _is_silence(error: Exception) -> bool:
     if isinstance(error, psycopg.Error):
         return isinstance(error, psycopg.errors.ConnectionTimeout)
     # PyMySQL has no error of its own for it, but raises what it has while the socket's error is handled.
-    return isinstance(error, pymysql.err.Error) and isinstance(error.__context__, TimeoutError)
+    return isinstance(error, pymysql.Error) and isinstance(error.__context__, TimeoutError)

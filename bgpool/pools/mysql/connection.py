@@ -137,7 +137,7 @@ class MysqlConnection(Exchange):
         """End what the last user has left open: results, a transaction, another autocommit mode.
 
         Raises:
-            pymysql.err.Error: That could not be done; the connection is not to be used again.
+            pymysql.Error: That could not be done; the connection is not to be used again.
         """
         if self._unanswered:
             # An interrupt came in between. Who is next would take it for the answer to a statement of its own.
@@ -154,7 +154,7 @@ class MysqlConnection(Exchange):
 
         Raises:
             SwitchoverInterrupted: Its writes are refused in a switchover.
-            pymysql.err.Error: What ended it, or what became of the connection.
+            pymysql.Error: What ended it, or what became of the connection.
         """
         failure, generation = self._transaction.failure, self.bgpool_generation
         if failure is not None and not failure.is_final:

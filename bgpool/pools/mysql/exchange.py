@@ -69,7 +69,7 @@ class Exchange(BoundedConnection):
 
         Raises:
             InheritedConnection: The connection, and what is unread, is the parent's.
-            pymysql.err.Error: What a result that was left unread says, or what became of the connection meanwhile.
+            pymysql.Error: What a result that was left unread says, or what became of the connection meanwhile.
         """
         result = self._result
         if result is None or not (result.unbuffered_active or result.has_next) or not self.bgpool_is_open:

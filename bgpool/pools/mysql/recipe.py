@@ -44,7 +44,7 @@ class MysqlRecipe(Recipe):
 
     def failure(self, text: str) -> Exception:
         """As Recipe says."""
-        return pymysql.err.OperationalError(CR.CR_UNKNOWN_HOST, text)
+        return pymysql.OperationalError(CR.CR_UNKNOWN_HOST, text)
 
     @staticmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import pymysql
+from pymysql.cursors import Cursor
 
 from bgpool.pools.options import RESET_SESSION
 
@@ -38,7 +38,7 @@ def _wipe(connection: Any) -> None:
     connection.set_character_set(*connection.bgpool_charset)
     if connection.db:
         connection.select_db(connection.db)
-    with pymysql.cursors.Cursor(connection) as cursor:
+    with Cursor(connection) as cursor:
         if connection.sql_mode is not None:
             cursor.execute("SET sql_mode=%s", (connection.sql_mode,))
         if connection.init_command is not None:

@@ -24,7 +24,7 @@ R = TypeVar("R")
 class MysqlUnit(Unit[MysqlConnection, R]):
     """One unit of work on a MySQL pool."""
 
-    driver_error: ClassVar[type[Exception]] = pymysql.err.MySQLError
+    driver_error: ClassVar[type[Exception]] = pymysql.MySQLError
     needs_begin: ClassVar[bool] = True
 
     def is_autocommit(self, connection: MysqlConnection) -> bool:
@@ -51,10 +51,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         connection.bgpool_settle()
         self.check_lost(connection)
         if not connection.bgpool_is_open:
-            raise pymysql.err.ProgrammingError(CLOSED_BY_FUNCTION)
+            raise pymysql.ProgrammingError(CLOSED_BY_FUNCTION)
         connection.bgpool_check_transaction()
         if not connection.bgpool_in_transaction:
-            raise pymysql.err.ProgrammingError(
+            raise pymysql.ProgrammingError(
                 "the function ended the transaction that it was called in (DDL does, too); a unit of work is committed "
                 "by its runner"
             )
@@ -63,14 +63,14 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says."""
         if connection.bgpool_in_doubt:
             text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
-            raise like(pymysql.err.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
+            raise like(pymysql.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
         if connection.bgpool_in_doubt is not None or not (connection.bgpool_is_open or connection._closed):
             raise self._interrupted("cut the transaction, and the function went on; it did not commit, run it again")
         if connection.bgpool_refused:
             raise self._interrupted("takes no writes any more; run the transaction again")
 
     def _interrupted(self, text: str) -> Exception:
-        return like(pymysql.err.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))
+        return like(pymysql.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))
 
     def like(self, error: Exception, kind: Any, text: str) -> Exception:
         """As Unit says."""
@@ -79,4 +79,4 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
 def _is_closed(error: Exception) -> bool:
     """Whether *error* is what PyMySQL says of a connection that was closed under its user."""
-    return type(error) is pymysql.err.InterfaceError and code_of(error) == 0
+    return type(error) is pymysql.InterfaceError and code_of(error) == 0
