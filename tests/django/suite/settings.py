@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 
@@ -9,11 +10,10 @@ import pymysql
 
 from tests.django.suite import DATABASES as DATABASES_VARIABLE
 
+# Django's own settings for its tests, which lie beside runtests.py.
+_own = importlib.import_module("test_sqlite")
+globals().update({name: value for name, value in vars(_own).items() if name.isupper()})
 DATABASES = json.loads(os.environ[DATABASES_VARIABLE])
-SECRET_KEY = "django_tests_secret_key"
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
-USE_TZ = False
 TEST_RUNNER = "tests.django.suite.runner.Runner"
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.mysql":
