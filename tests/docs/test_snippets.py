@@ -59,8 +59,16 @@ GOODBYE = {
 ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
-#: Files, which have tests of their own: below, and in tests/cli/test_rehearse.py.
-FILES = {"test_switchover.py", "app.py", "schema.sql", "settings.py", "middleware.py", "myproject/db/base.py"}
+#: Files, which have tests of their own: below, in tests/cli/test_rehearse.py and in tests/django/test_test_runs.py.
+FILES = {
+    "test_switchover.py",
+    "app.py",
+    "schema.sql",
+    "settings.py",
+    "middleware.py",
+    "myproject/db/base.py",
+    "shop/test_switchover.py",
+}
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
-from unittest import mock, skipUnless
 from urllib.request import urlopen
 
-from django.db import connection, connections, transaction
+from django.db import connections, transaction
 from django.test import LiveServerTestCase, TestCase, TransactionTestCase
 
-import bgpool
-import bgpool.testing
 from bgpool.integrations.django import run
 from tests.django.site.shop.models import Item
-
-REHEARSAL = os.environ.get("SITE_REHEARSAL", "")
-"""Where the rehearsal may put a deployment; none takes place without."""
 
 
 def names_of_databases() -> dict[str, str]:
@@ -99,37 +91,3 @@ class OverHttp(LiveServerTestCase):
     def test_a_request(self) -> None:
         with urlopen(f"{self.live_server_url}/count", timeout=10) as response:
             assert response.read() == b"1"
-
-
-@skipUnless(REHEARSAL, "no rehearsal is wanted")
-class Rehearsal(TransactionTestCase):
-    """A switchover in a test, as docs/testing.md has it."""
-
-    def setUp(self) -> None:
-        settings = connection.settings_dict
-        deployment = bgpool.testing.deployment(
-            Path(REHEARSAL),
-            bg_id=settings["OPTIONS"]["bg_id"],
-            blue=settings["HOST"],
-            green=os.environ["SITE_GREEN"],
-            bg_resolver=settings["OPTIONS"].get("bg_resolver", "system"),
-        )
-        self.deployment = deployment.__enter__()
-        self.addCleanup(deployment.__exit__, None, None, None)
-        taking_part = mock.patch.dict(os.environ, BGPOOL_IN_TESTS="1")
-        taking_part.start()
-        self.addCleanup(taking_part.stop)
-        connection.close()
-
-    def test_a_request_is_held_and_goes_on(self) -> None:
-        Item.objects.create(name="before")
-        self.deployment.phase(bgpool.Phase.IN_PROGRESS)
-        with ThreadPoolExecutor(1) as threads:
-            ended = threads.submit(self.go_on)
-            Item.objects.create(name="after")
-            ended.result()
-        assert Item.objects.filter(name__in=["before", "after"]).count() == 2
-
-    def go_on(self) -> None:
-        self.deployment.wait_held()
-        self.deployment.roll_back()
