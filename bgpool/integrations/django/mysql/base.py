@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pymysql
@@ -82,17 +82,16 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         BaseDatabaseWrapper.init_connection_state(self)
         if self.pool:
             return
-        if self.features.is_sql_auto_is_null_enabled:
-            self._send("SET SQL_AUTO_IS_NULL = 0")
-        self._send_isolation_level()
+        for statement in self._assignments(auto_is_null=self.features.is_sql_auto_is_null_enabled):
+            with self.cursor() as cursor:
+                cursor.execute(statement)
 
-    def _send_isolation_level(self) -> None:
+    def _assignments(self, *, auto_is_null: bool) -> Iterator[str]:
+        """What a session is set to; *auto_is_null* where that is or may be on."""
+        if auto_is_null:
+            yield "SET SQL_AUTO_IS_NULL = 0"
         if self.isolation_level:
-            self._send(f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}")
-
-    def _send(self, statement: str) -> None:
-        with self.cursor() as cursor:
-            cursor.execute(statement)
+            yield f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}"
 
     def _bgpool_configured_by(self) -> object:
         return self.isolation_level
@@ -101,9 +100,9 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         """As SwitchoverWrapper says."""
         self.get_connection_params()  # reads the isolation level
         with connection.cursor() as cursor:
-            cursor.execute("SET SQL_AUTO_IS_NULL = 0")
-            if self.isolation_level:
-                cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}")
+            # Whether it is on is asked on a connection of the wrapper's, which would wait for this one.
+            for statement in self._assignments(auto_is_null=True):
+                cursor.execute(statement)
 
     def create_cursor(self, name: str | None = None) -> Any:
         """As Django's."""
