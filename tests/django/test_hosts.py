@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core import mail
 from django.db import connections
+from django.test.utils import setup_test_environment, teardown_test_environment
 
 from bgpool.core.engine import Engine
 from bgpool.integrations.django.under_test import IN_TESTS
@@ -120,3 +122,20 @@ def test_commands_that_make_test_databases_have_none_take_part(
 def test_nor_has_pytest_django(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytest_django", sys)
     assert not wrappers.takes_part(ENDPOINT)
+
+
+def test_an_application_that_keeps_its_mail_in_memory_is_no_test_run(
+    wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a staging site: the mailbox is the one that test runs have."""
+    monkeypatch.setattr(mail, "outbox", [], raising=False)
+    assert wrappers.takes_part(ENDPOINT)
+
+
+def test_databases_take_no_part_between_setup_and_teardown_of_a_test_environment(wrappers: Wrappers) -> None:
+    setup_test_environment()
+    try:
+        assert not wrappers.takes_part(ENDPOINT)
+    finally:
+        teardown_test_environment()
+    assert wrappers.takes_part(ENDPOINT)

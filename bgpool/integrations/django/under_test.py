@@ -70,8 +70,9 @@ def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
     """Whether the database of *settings_dict* is one of a test run, or this process is about to make one of it."""
     if settings_dict.get(_MARK):
         return True
-    # setup_test_environment() makes it, before there are test databases; teardown_test_environment() removes it.
-    if hasattr(sys.modules.get("django.core.mail"), "outbox"):
+    # There from setup_test_environment(), before there are test databases, to teardown_test_environment(). mail.outbox
+    # is public and would not do: an application with the locmem email backend has it in production as well.
+    if hasattr(getattr(sys.modules.get("django.test.utils"), "_TestState", None), "saved_data"):
         return True
     # Applications ask their database while they are loaded.
     return "pytest_django" in sys.modules or (sys.argv[1:2] in _TESTING and Path(sys.argv[0]).name in _MANAGE)
