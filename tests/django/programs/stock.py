@@ -45,4 +45,5 @@ def _init(self: Any, **params: Any) -> None:
 
 
 psycopg.Connection.connect = classmethod(_connect)  # type: ignore[assignment,method-assign]  # in its place
+psycopg.connect = psycopg.Connection.connect
 pymysql.connections.Connection.__init__ = _init  # type: ignore[method-assign]  # in its place
