@@ -195,7 +195,8 @@ class TestEveryScenario:
         """Alone, so that its gaps are its own."""
         result = play(engine, scenario, (name,))
         assert callable(record_property)
-        record_property("told", f"{engine.value}, {scenario.name}, {told(result, name)}")
+        gap = f"gap {result.excess_s(name):.2f} s over the down time"
+        record_property("told", f"{engine.value}, {scenario.name}, {told(result, name)}, {gap}")
         assert_rows(result)
         assert_good(result, name, engine)
 
