@@ -6,16 +6,21 @@ one of them must not be used: its statements would pass the gate unseen.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
+import pymysql
 from pymysql import VERSION, VERSION_STRING
 from pymysql.connections import Connection, MySQLResult
 
 from bgpool.errors import ConfigurationError
 
-__all__ = ["check_driver", "wants_tls"]
+__all__ = ["check_driver", "keep_modules_single", "wants_tls"]
 
+_PREFIX: Final = "pymysql."
+#: The name of mysqlclient's module.
+_LENT: Final = "MySQLdb"
 #: What bgpool uses or replaces. Source: PyMySQL 1.1.1 to 1.2.4; pyproject.toml has the bounds.
 _PARTS: Final[dict[type[Any], tuple[str, ...]]] = {
     Connection: (
@@ -42,12 +47,33 @@ _CALLS: Final[dict[str, tuple[str, ...]]] = {
 _ASKING: Final = ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "ssl_verify_identity")
 
 
+def keep_modules_single() -> None:
+    """Keep a single copy of each of PyMySQL's modules where PyMySQL stands in for mysqlclient.
+
+    ``install_as_MySQLdb()`` gives it the name ``MySQLdb``, and its modules none. To import ``MySQLdb.converters``, as
+    Django does, loads that module and ``MySQLdb.err`` a second time. The second ``err`` then replaces ``pymysql.err``,
+    and its errors are other classes than those that PyMySQL raises.
+    """
+    own = {name: module for name, module in sys.modules.copy().items() if name.startswith(_PREFIX)}
+    if sys.modules.get(_LENT) is not pymysql or all(_lent(name) is module for name, module in own.items()):
+        return
+    for name, module in own.items():
+        sys.modules[f"{_LENT}.{name.removeprefix(_PREFIX)}"] = module
+        parent, _, child = name.rpartition(".")
+        setattr(sys.modules[parent], child, module)
+
+
+def _lent(name: str) -> object:
+    return sys.modules.get(f"{_LENT}.{name.removeprefix(_PREFIX)}")
+
+
 def check_driver() -> None:
     """Refuse a PyMySQL that lacks a part.
 
     Raises:
         ConfigurationError: What is missing, and the versions that have it.
     """
+    keep_modules_single()
     missing = [*_missing_parts(), *_missing_calls()]
     if missing:
         raise ConfigurationError(

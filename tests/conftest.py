@@ -10,9 +10,13 @@ import pytest
 
 from bgpool import registry, testing
 from bgpool.core.engine import Engine
+from bgpool.core.events import Answered, Resolved
+from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
+from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.proxy import CommitCutter
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,3 +81,27 @@ def deployment(pair: Pair, tmp_path: Path) -> Iterator[Deployment]:
         bg_switchover_timeout_ms=60_000,
     ) as deployment:
         yield deployment
+
+
+@pytest.fixture
+def cutter(pair: Pair) -> Iterator[CommitCutter]:
+    """Stands where blue's name leads to."""
+    address = pair.blue.address.rsplit(".", 1)[0] + ".99"
+    with CommitCutter(address, pair.port, (pair.blue.address, pair.port)) as cutter:
+        yield cutter
+
+
+@pytest.fixture
+def replica() -> bool:
+    """Whether green was a physical replica before the switchover."""
+    return True
+
+
+@pytest.fixture
+def prepared(deployment: Deployment, cutter: CommitCutter, replica: bool) -> Deployment:
+    """A switchover is prepared, and blue is behind the cutter."""
+    blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
+    deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
+    deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=replica))
+    deployment.phase(Phase.PREPARATION)
+    return deployment

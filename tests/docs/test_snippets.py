@@ -39,15 +39,17 @@ ELSEWHERE = {
     "from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there",
     "from tenacity import": "it is not installed; tests/django calls is_interrupted",
 }
+_DJANGO = "from tests.docs import django_page; globals().update(django_page.prepare(pair))"
 #: What a page takes for granted.
 GRANTED = {
     "README.md": "def place_order(conn, item): return item",
-    "django.md": "from tests.docs import django_page; globals().update(django_page.prepare(pair))",
+    "django.md": _DJANGO,
+    "units-of-work.md": _DJANGO,
 }
 #: What is true after a page.
 AFTERWARDS = {
     "README.md": "total == 'tea'",
-    "units-of-work.md": "total == 1",
+    "units-of-work.md": "total == 1 and sent == [1]",
     "sqlalchemy.md": "total == 4",
     "django.md": "sent == [1]",
 }
@@ -55,6 +57,7 @@ AFTERWARDS = {
 GOODBYE = {
     "connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()",
     "django.md": "django_page.forget()",
+    "units-of-work.md": "django_page.forget()",
 }
 ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.

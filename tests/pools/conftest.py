@@ -14,20 +14,16 @@ from sqlalchemy.orm import sessionmaker
 
 from bgpool import testing
 from bgpool.core.engine import Engine
-from bgpool.core.events import Answered, Resolved
-from bgpool.core.phase import Phase, Role
 from bgpool.dsn import parse
 from bgpool.integrations import sqlalchemy as sa
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
-from bgpool.monitor.probe import now
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
 from tests.engines import KITS, WAYS, Kit, Sqlalchemy
-from tests.pools.proxy import CommitCutter
 
 
 @pytest.fixture(scope="session")
@@ -207,27 +203,3 @@ _numbers = iter(range(1, 10_000))
 def work(kit: Kit) -> Work:
     """A unit of work."""
     return Work(kit)
-
-
-@pytest.fixture
-def cutter(pair: Pair) -> Iterator[CommitCutter]:
-    """Stands where blue's name leads to."""
-    address = pair.blue.address.rsplit(".", 1)[0] + ".99"
-    with CommitCutter(address, pair.port, (pair.blue.address, pair.port)) as cutter:
-        yield cutter
-
-
-@pytest.fixture
-def replica() -> bool:
-    """Whether green was a physical replica before the switchover."""
-    return True
-
-
-@pytest.fixture
-def prepared(deployment: Deployment, cutter: CommitCutter, replica: bool) -> Deployment:
-    """A switchover is prepared, and blue is behind the cutter."""
-    blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
-    deployment.tell(Resolved(now(), {blue: (cutter.address,)}))
-    deployment.tell(Answered(now(), Role.TARGET, read_only=True, replica=replica))
-    deployment.phase(Phase.PREPARATION)
-    return deployment
