@@ -155,18 +155,14 @@ class SwitchoverWrapper(_Base):
             try:
                 super().connect()
             except BaseException as error:
-                source, connection = self.bgpool_source, self.connection
+                source, was_made = self.bgpool_source, self.connection is not None
                 with contextlib.suppress(Error):
                     self.close()
-                if source is None or connection is None or not _is_interrupted(error):
-                    raise
-                if ends_at is not None and time.monotonic() >= ends_at:
+                if source is None or not was_made or not _is_interrupted(error) or _is_past(ends_at):
                     raise
             else:
-                source, connection = self.bgpool_source, self.connection
-                if source is None or connection is None or source.connections.is_fit(connection):
-                    return
-                if ends_at is not None and time.monotonic() >= ends_at:
+                source = self.bgpool_source
+                if source is None or self.bgpool_may_be_asked() or _is_past(ends_at):
                     return
                 self.close()
             # Nothing of the caller's was sent. The next one waits until the switchover has passed.
@@ -369,6 +365,11 @@ class _Configure:
 def _place_of(settings_dict: Mapping[str, Any]) -> tuple[object, ...]:
     """Which database the settings name, and for whom."""
     return settings_dict["NAME"], settings_dict["HOST"], settings_dict["PORT"], settings_dict["USER"]
+
+
+def _is_past(moment: float | None) -> bool:
+    """Whether *moment*, by the monotonic clock, has come; None never does."""
+    return moment is not None and time.monotonic() >= moment
 
 
 def _is_interrupted(error: BaseException) -> bool:
