@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,12 +78,36 @@ def test_so_does_what_is_said_to_stand_for_one(wrappers: Wrappers) -> None:
     assert wrappers.takes_part("127.0.0.1", endpoint=ENDPOINT)
 
 
-def test_a_name_that_cannot_be_followed_does_until_it_can(wrappers: Wrappers, tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_followed_does_until_it_can(
+    wrappers: Wrappers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In production the name may stand for the endpoint."""
+    monkeypatch.setattr("bgpool.integrations.django.sources.ALIAS_RETRY_S", 0)
     later = tmp_path / "later"
     assert wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
     later.write_text("127.0.0.8 db.example.org\n")
     assert not wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
+
+
+def test_connections_do_not_each_wait_for_a_dns_that_does_not_answer(wrappers: Wrappers) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.setblocking(False)
+        resolver = f"dns://127.0.0.1:{silent.getsockname()[1]}"
+        assert wrappers.takes_part("db.example.org", bg_resolver=resolver)
+        while _receive(silent):
+            pass
+        for _ in range(3):
+            assert wrappers.takes_part("db.example.org", bg_resolver=resolver)
+        assert not _receive(silent)
+
+
+def _receive(silent: socket.socket) -> bytes:
+    """A question that was sent to *silent*; empty if there is none."""
+    try:
+        return silent.recv(512)
+    except BlockingIOError:
+        return b""
 
 
 def test_nor_can_one_be_followed_without_dnspython(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +133,15 @@ def test_that_is_asked_for_test_databases_alone(wrappers: Wrappers, monkeypatch:
     assert not wrappers.takes_part("127.0.0.1")
 
 
-@pytest.mark.parametrize("arguments", [["manage.py", "test"], ["/usr/bin/django-admin", "testserver", "items.json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["manage.py", "test"],
+        ["./manage", "test", "shop"],
+        ["/usr/bin/django-admin", "testserver", "items.json"],
+        ["/site-packages/django/__main__.py", "test"],
+    ],
+)
 def test_commands_that_make_test_databases_have_none_take_part(
     wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
@@ -117,6 +150,13 @@ def test_commands_that_make_test_databases_have_none_take_part(
     assert wrappers.takes_part(ENDPOINT)
     monkeypatch.setattr(sys, "argv", arguments)
     assert not wrappers.takes_part(ENDPOINT)
+
+
+def test_the_command_of_another_program_that_is_called_test_is_none_of_those(
+    wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/app/worker/__main__.py", "test"])
+    assert wrappers.takes_part(ENDPOINT)
 
 
 def test_nor_has_pytest_django(wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch) -> None:

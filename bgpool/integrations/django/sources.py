@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,6 +16,7 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.engine import Engine
+from bgpool.core.limits import ALIAS_RETRY_S
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.django.under_test import is_under_test, rehearses
 from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
@@ -32,6 +34,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 BG_ID: Final = "bg_id"
 #: Options of the pool that Django gives it itself.
 _DJANGOS_OWN: Final = ("kwargs", "configure", "open", "conninfo")
+#: The longest pause between two questions to a DNS that could not say whether a name is an alias, in seconds.
+_LONGEST_PAUSE_S: Final = 600.0
 
 
 class OpenPool:
@@ -98,8 +102,25 @@ class _Known:
 
 _known: Final = _Known()
 fork.call_in_child(_known)
-#: Whether a name is an alias of an RDS endpoint, where that was found out.
-_aliases: Final[dict[tuple[str, str], bool]] = {}
+
+
+@dataclass
+class _Alias:
+    """What is known of a name that may be an alias of an RDS endpoint.
+
+    Attributes:
+        is_rds: Whether it is one; None where that could not be found out yet.
+        due_at: When it may be asked again, by the monotonic clock.
+        pause_s: How long it was left alone after the last time; that doubles.
+    """
+
+    is_rds: bool | None = None
+    due_at: float = 0.0
+    pause_s: float = 0.0
+
+
+#: By name and resolver.
+_aliases: Final[dict[tuple[str, str], _Alias]] = {}
 
 
 def is_wanted(settings_dict: Mapping[str, Any]) -> bool:
@@ -296,12 +317,14 @@ def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool | 
     if not may_be_alias(host):
         return False
     resolver = Settings.from_mapping({n: v for n, v in own.items() if n == "bg_resolver"}).bg_resolver
-    known = _aliases.get((host, resolver))
-    if known is None:
+    alias = _aliases.setdefault((host, resolver), _Alias())
+    if alias.is_rds is None and time.monotonic() >= alias.due_at:
+        # Each request may open a connection: with a DNS that does not answer, only one of them in a while waits for it.
+        alias.pause_s = min(max(2 * alias.pause_s, ALIAS_RETRY_S), _LONGEST_PAUSE_S)
+        alias.due_at = time.monotonic() + alias.pause_s
         try:
-            known = real_endpoint(host, resolver) is not None
+            alias.is_rds = real_endpoint(host, resolver) is not None
         except (OSError, ValueError):
-            # It is followed again as long as it cannot be told, and so is what the log says of it.
+            # The pool or connector follows it as well, and logs why that failed.
             return None
-        _aliases[host, resolver] = known
-    return known
+    return alias.is_rds

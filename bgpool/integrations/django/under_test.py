@@ -23,8 +23,9 @@ __all__ = ["IN_TESTS", "MarksTestDatabases", "is_under_test", "rehearses"]
 IN_TESTS: Final = "BGPOOL_IN_TESTS"
 #: In the settings of a database: it is a test database now. Threads share them, and test processes are given a copy.
 _MARK: Final = "BGPOOL_TEST_DATABASE"
-#: What runs management commands.
-_MANAGE: Final = ("manage.py", "django-admin", "__main__.py")
+#: What runs management commands: the end of its path. ``__main__.py`` is that of ``python -m django``; an application's
+#: own may have other uses for the word "test".
+_MANAGE: Final = ("/manage.py", "/manage", "/django-admin", "/django-admin.py", "/django/__main__.py")
 #: Those that make test databases.
 _TESTING: Final = (["test"], ["testserver"])
 
@@ -75,7 +76,12 @@ def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
     if hasattr(getattr(sys.modules.get("django.test.utils"), "_TestState", None), "saved_data"):
         return True
     # Applications ask their database while they are loaded.
-    return "pytest_django" in sys.modules or (sys.argv[1:2] in _TESTING and Path(sys.argv[0]).name in _MANAGE)
+    return "pytest_django" in sys.modules or _runs_tests(sys.argv)
+
+
+def _runs_tests(arguments: list[str]) -> bool:
+    """Whether *arguments* are the command line of a command that makes test databases."""
+    return arguments[1:2] in _TESTING and f"/{Path(arguments[0]).as_posix()}".endswith(_MANAGE)
 
 
 def rehearses() -> bool:
