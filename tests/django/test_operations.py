@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,22 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from typer.testing import CliRunner
 
+from bgpool import testing
 from bgpool.cli.app import app
+from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
+from tests.engines import Kit
 
 pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).parents[2]
+#: As many as programs.sessions sends.
+TASKS = 4
+WORKER = (
+    "-A", "tests.django.programs.sessions:celery", "worker", "-P", "prefork", "-c", "1", "-Q", "queue", "-l", "WARNING",
+    "--without-gossip", "--without-mingle", "--without-heartbeat", "-n", "sessions@127.0.0.1",
+)  # fmt: skip
 
 
 def found(*, deploy: bool = False) -> dict[str, list[checks.CheckMessage]]:
@@ -128,6 +140,16 @@ class TestStatus:
         assert told["phase"] == "CREATED"
         assert [worker["taking_part"] for worker in told["workers"]] == [1]
 
+    def test_json_of_several_deployments_is_one_list(
+        self, only: Callable[..., str], deployment: Deployment, tmp_path: Path
+    ) -> None:
+        connections[only()].ensure_connection()
+        with testing.deployment(tmp_path / "another", bg_id="another") as another:
+            only({"bg_id": another.bg_id, "bg_run_dir": str(another.run_dir)})
+            status, output = command("bgpool_status", "--json")
+        assert status == 0
+        assert [told["bg_id"] for told in json.loads(output)] == [deployment.bg_id, another.bg_id]
+
     def test_ready_is_an_exit_status(self, only: Callable[..., str], tmp_path: Path) -> None:
         only({"bg_run_dir": str(tmp_path / "nobody")})
         status, output = command("bgpool_status", "--ready")
@@ -179,6 +201,20 @@ class TestDoctor:
             command("bgpool_doctor")
 
 
+@pytest.mark.parametrize("name", ["bgpool_status", "bgpool_doctor"])
+def test_a_command_says_what_django_refuses_in_the_settings(only: Callable[..., str], kit: Kit, name: str) -> None:
+    # Both of them are refused before the settings come to bgpool.
+    refusals: dict[Engine, tuple[dict[str, Any], str]] = {
+        Engine.POSTGRESQL: ({"NAME": "n" * 100}, "longer than"),
+        Engine.MYSQL: ({"OPTIONS": {"bg_id": "a", "isolation_level": "loose"}}, "Invalid transaction isolation level"),
+    }
+    settings, text = refusals[kit.engine]
+    only(**settings)
+    with pytest.raises(CommandError, match=text) as error:
+        command(name)
+    assert error.value.returncode == 2
+
+
 def test_the_commands_are_found_with_the_application_installed() -> None:
     code = (
         "import django; from django.conf import settings; "
@@ -187,3 +223,88 @@ def test_the_commands_are_found_with_the_application_installed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "bgpool.integrations.django"
+
+
+@pytest.fixture
+def environment(pair: Pair, deployment: Deployment, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The environment of the example project, with *options* in its URL and more lines of *settings*."""
+
+    def make(options: str = "", settings: str = "") -> dict[str, str]:
+        (tmp_path / "own_settings.py").write_text(f"from shop.settings import *\n{settings}\n", encoding="ascii")
+        return {
+            **os.environ,
+            "BGPOOL_RESOLVER": pair.resolver,
+            "BGPOOL_RUN_DIR": str(deployment.run_dir),
+            "DATABASE_URL": f"{pair.dsn}{'&' if '?' in pair.dsn else '?'}bg_id={deployment.bg_id}{options}",
+            "DJANGO_SETTINGS_MODULE": "own_settings",
+            "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT / "docs/examples/django"), str(ROOT))),
+        }
+
+    return make
+
+
+POOLED = "DATABASES['default']['CONN_MAX_AGE'] = 0"
+
+
+class TestManage:
+    """The checks by ``manage.py check`` of the example project."""
+
+    @staticmethod
+    def check(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "django", "check", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def test_a_pool_in_a_project_with_a_celery_application(self, environment: Callable[..., dict[str, str]]) -> None:
+        done = self.check(environment("&pool=true", POOLED), "--fail-level", "WARNING")
+        assert done.returncode == 1
+        assert "(bgpool.W001)" in done.stderr
+
+    def test_one_database_without_the_application(self, environment: Callable[..., dict[str, str]]) -> None:
+        given = environment("&bg_drain_timeout_ms=soon", "INSTALLED_APPS = ['ledger']")
+        done = self.check(given, "--tag", "database", "--database", "default")
+        assert done.returncode == 1
+        assert "(bgpool.E001)" in done.stderr
+
+
+@pytest.fixture
+def sessions(environment: Callable[..., dict[str, str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs the tasks of programs.sessions on a prefork worker with one child; returns the connection of each."""
+
+    def run(options: str = "", settings: str = "") -> list[str]:
+        told, broker, log = tmp_path / "sessions", tmp_path / "broker", tmp_path / "log"
+        broker.mkdir()
+        own = {**environment(options, settings), "APP_BROKER": str(broker), "APP_SESSIONS": str(told)}
+        send = "from tests.django.programs import sessions; sessions.send()"
+        subprocess.run([sys.executable, "-c", send], env=own, check=True, timeout=60)
+        command = [sys.executable, "-m", "celery", *WORKER]
+        with log.open("w") as output, subprocess.Popen(command, env=own, stdout=output, stderr=output) as worker:
+            try:
+                deadline = time.monotonic() + 60
+                while not told.exists() or len(told.read_text().split()) < TASKS:
+                    assert worker.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.05)
+            finally:
+                worker.terminate()
+                try:
+                    worker.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+        return told.read_text().split()
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.full
+class TestPreforkWorker:
+    """What the check W001 and the page say of Celery."""
+
+    def test_closes_a_pool_at_each_task(self, sessions: Callable[..., list[str]]) -> None:
+        assert len(set(sessions("&pool=true", POOLED))) == TASKS
+
+    def test_closes_a_kept_connection_at_each_task(self, sessions: Callable[..., list[str]]) -> None:
+        assert len(set(sessions())) == TASKS
+
+    def test_keeps_a_connection_with_db_reuse_max(self, sessions: Callable[..., list[str]]) -> None:
+        assert len(set(sessions(settings="CELERY_DB_REUSE_MAX = 100"))) == 1

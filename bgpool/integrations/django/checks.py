@@ -1,6 +1,7 @@
 """System checks of ``DATABASES``. They connect to nothing. docs/django.md has their ids and what to do.
 
-Without the application in INSTALLED_APPS the checks of one database run with ``manage.py check --database ALIAS``.
+Without the application in INSTALLED_APPS the checks of one database run with
+``manage.py check --tag database --database ALIAS``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from bgpool.doctor import Case, Result
-from bgpool.doctor.parameter_checks import parameter_checks
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.django import sources
 from bgpool.integrations.drivers import split
@@ -24,6 +23,7 @@ from bgpool.integrations.drivers import split
 if TYPE_CHECKING:
     from django.db.backends.base.validation import BaseDatabaseValidation as _Base
 
+    from bgpool.doctor import Case
     from bgpool.integrations.django.wrapper import SwitchoverWrapper
 else:
     _Base = object
@@ -67,6 +67,10 @@ def check_settings(**_kwargs: object) -> list[checks.CheckMessage]:
 
 def check_deployments(**_kwargs: object) -> list[checks.CheckMessage]:
     """What the doctor says of the settings, for ``manage.py check --deploy``; one look-up follows an alias."""
+    # Every process imports this module with the engine; only a few ask the doctor.
+    from bgpool.doctor import Result
+    from bgpool.doctor.parameter_checks import parameter_checks
+
     found: list[checks.CheckMessage] = []
     for wrapper in wrappers():
         try:
@@ -91,6 +95,8 @@ def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
     Raises:
         ConfigurationError, ImproperlyConfigured: The settings cannot be used.
     """
+    from bgpool.doctor import Case
+
     params = wrapper.get_connection_params()
     dsn, options = sources.describe(wrapper.bgpool_engine, wrapper.alias, wrapper.settings_dict, params)
     return Case(dsn, options=options, **more)
@@ -130,8 +136,8 @@ def _of_database(wrapper: SwitchoverWrapper) -> Iterator[checks.CheckMessage]:
     if "celery" in sys.modules and sources.pool_options(settings_dict) is not None:
         yield checks.Warning(
             f'DATABASES[{alias!r}]: OPTIONS has "pool", and Celery\'s prefork workers close it after each task.',
-            hint="Use CONN_MAX_AGE in the settings of Celery's workers; silence this if they are not of the pool "
-            "prefork.",
+            hint='Leave "pool" out of the settings of Celery\'s workers; CELERY_DB_REUSE_MAX has them keep a '
+            "connection for some tasks. Silence this check if the workers do not run under prefork.",
             id=_POOL_UNDER_CELERY,
         )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from bgpool.integrations.django.checks import wrappers
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.django.checks import case_of, wrappers
 
 if TYPE_CHECKING:
-    from bgpool.integrations.django.wrapper import SwitchoverWrapper
+    from bgpool.doctor import Case
 
 __all__ = ["DatabasesCommand"]
 
@@ -27,11 +30,11 @@ class DatabasesCommand(BaseCommand):
         parser.add_argument("--database", metavar="ALIAS", help="of which database; default: of all with a bg_id")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
-    def chosen(self, alias: str | None) -> list[SwitchoverWrapper]:
-        """The databases that the command is about, at least one.
+    def chosen(self, alias: str | None, **more: Any) -> dict[str, Case]:
+        """The doctor's cases of the databases that the command is about, at least one, by alias; *more* as Case has it.
 
         Raises:
-            CommandError: There is none.
+            CommandError: There is none, or its settings cannot be used.
         """
         ours = wrappers()
         found = [wrapper for wrapper in ours if alias in (None, wrapper.alias)]
@@ -40,18 +43,21 @@ class DatabasesCommand(BaseCommand):
             which = f"DATABASES[{alias!r}]" if alias is not None else "DATABASES"
             told = f"; those with one are {known}" if known else '; add OPTIONS["bg_id"] with an engine of bgpool\'s'
             raise CommandError(f"{which} has no connections of bgpool's{told}", returncode=2)
-        return found
+        try:
+            return {wrapper.alias: case_of(wrapper, **more) for wrapper in found}
+        except (ConfigurationError, ImproperlyConfigured) as error:
+            raise CommandError(str(error), returncode=2) from error
 
     @contextlib.contextmanager
-    def printing(self) -> Iterator[None]:
-        """What is printed within goes to the command's standard output.
+    def printing(self, output: io.StringIO | None = None) -> Iterator[None]:
+        """What is printed within goes to *output*; without, to the command's standard output.
 
         Raises:
             CommandError: A package of the extra ``cli`` is missing.
         """
         try:
-            output: Any = self.stdout
-            with contextlib.redirect_stdout(output):
+            stdout: Any = self.stdout
+            with contextlib.redirect_stdout(output if output is not None else stdout):
                 yield
         except ModuleNotFoundError as error:
             if error.name not in ("typer", "rich"):

@@ -6,10 +6,6 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import CommandError
-
-from bgpool.errors import ConfigurationError
-from bgpool.integrations.django.checks import case_of
 from bgpool.integrations.django.management.databases import DatabasesCommand
 
 __all__ = ["Command"]
@@ -40,11 +36,7 @@ class Command(DatabasesCommand):
             "max_size": options["max_size"],
             "busy_limit_s": options["worker_timeout"],
         }
-        chosen = self.chosen(options["database"])
-        try:
-            cases = {wrapper.alias: case_of(wrapper, **more) for wrapper in chosen}
-        except ConfigurationError as error:
-            raise CommandError(str(error), returncode=2) from error
+        cases = self.chosen(options["database"], **more)
         with self.printing():
             from bgpool.cli.doctor import tell
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from typing import Any
 
-from django.core.management.base import CommandError
-
 from bgpool.cli import status
-from bgpool.errors import ConfigurationError
-from bgpool.integrations.django.checks import case_of
 from bgpool.integrations.django.management.databases import DatabasesCommand
 
 __all__ = ["Command"]
@@ -29,14 +29,24 @@ class Command(DatabasesCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Print it; the exit status is that of ``bgpool status``."""
         del args
-        try:
-            cases = [case_of(wrapper) for wrapper in self.chosen(options["database"])]
-        except ConfigurationError as error:
-            raise CommandError(str(error), returncode=2) from error
+        cases = self.chosen(options["database"]).values()
         flags = [f"--{name}" for name in ("json", "ready") if options[name]]
         # In the order of the settings, and each once.
         deployments = dict.fromkeys((case.settings.bg_id, str(case.run_dir)) for case in cases)
-        with self.printing():
+        output = io.StringIO()
+        with self.printing(output if options["json"] else None):
             ended = [status.main([f"--bg-id={bg_id}", f"--run-dir={where}", *flags]) for bg_id, where in deployments]
+        if options["json"]:
+            # One list, as one call of ``bgpool status`` prints it.
+            self.stdout.write(json.dumps(list(itertools.chain(*_values(output.getvalue()))), indent=1))
         if any(ended):
             sys.exit(max(ended))
+
+
+def _values(text: str) -> Iterator[list[Any]]:
+    """The lists that *text* holds, one after the other."""
+    decoder = json.JSONDecoder()
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
+        text = text[end:]
+        yield value
