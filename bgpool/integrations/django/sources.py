@@ -173,7 +173,6 @@ def find(
     made_password = _is_made(params.get("password"), settings_dict)
     if made_password:
         params = {name: value for name, value in params.items() if name != "password"}
-    origin = _origin(alias)
     try:
         seen = (
             params,
@@ -188,8 +187,9 @@ def find(
         if last is not None and last.seen == seen and not last.connections.closed:
             # At every connection, and a request with a pool takes one: the rest is looked at where something changed.
             return last
-        return _find(engine, origin, alias, settings_dict, seen, make_configure)
+        return _find(engine, _origin(alias), alias, settings_dict, seen, make_configure)
     except ConfigurationError as error:
+        origin = _origin(alias)
         raise ImproperlyConfigured(
             str(origin.refusal(error)) if origin.name not in str(error) else str(error)
         ) from error
