@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pymysql
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, OperationalError, connections, transaction
+from pymysql.constants import CLIENT
 
 import bgpool
 from bgpool.core.engine import Engine
@@ -155,6 +158,37 @@ class TestCut:
         assert isinstance(raised.value.__cause__, bgpool.CommitOutcomeUnknown)
 
 
+class TestMixin:
+    """A backend of another library, with MysqlWrapper mixed in before it."""
+
+    def test_its_cursors_are_kept(self, make_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        from django.db.backends.mysql import base
+
+        from bgpool.integrations.django.mysql.base import MysqlWrapper
+
+        class Counting(base.CursorWrapper):
+            executed: ClassVar[list[str]] = []
+
+            def execute(self, query: Any, args: Any = None) -> Any:
+                self.executed.append(query)
+                return super().execute(query, args)
+
+        class Theirs(base.DatabaseWrapper):
+            def create_cursor(self, name: str | None = None) -> Any:
+                del name
+                return Counting(self.connection.cursor())
+
+        class Mixed(MysqlWrapper, Theirs):
+            pass
+
+        backend = types.ModuleType("counting.base")
+        backend.DatabaseWrapper = Mixed  # type: ignore[attr-defined]  # a module is given its names
+        monkeypatch.setitem(sys.modules, "counting", types.ModuleType("counting"))
+        monkeypatch.setitem(sys.modules, "counting.base", backend)
+        assert ask(make_database(ENGINE="counting"), "SELECT 41 + 1") == 42
+        assert "SELECT 41 + 1" in Counting.executed
+
+
 class TestOptions:
     def test_mysqlclients_names(self, pair: Pair, make_database: Callable[..., str]) -> None:
         alias = make_database({"db": "app", "passwd": pair.app_password}, NAME="", PASSWORD="")
@@ -183,6 +217,7 @@ class TestOptions:
             ({"read_default_file": "/etc/my.cnf"}, "write user, password, host and port into HOST, PORT, USER"),
             ({"ssl_mode": "VERIFY_IDENTITY"}, "ssl_mode=VERIFY_IDENTITY is mysqlclient's"),
             ({"isolation_level": "none"}, "Invalid transaction isolation level 'none'"),
+            ({"client_flag": "FOUND_ROWS"}, "client_flag"),
             ({"no_such": 1}, "unknown parameter 'no_such'"),
         ],
     )
@@ -191,8 +226,12 @@ class TestOptions:
         with pytest.raises(ImproperlyConfigured, match=text):
             wrapper.ensure_connection()
 
-    def test_updates_count_the_rows_that_were_found(self, make_database: Callable[..., str]) -> None:
-        alias = make_database()
+    @pytest.mark.parametrize("options", [{}, {"client_flag": "65536"}, {"client_flag": CLIENT.MULTI_STATEMENTS}])
+    def test_updates_count_the_rows_that_were_found(
+        self, make_database: Callable[..., str], options: dict[str, Any]
+    ) -> None:
+        """Or save() would insert a row that is there already, and has not changed."""
+        alias = make_database(options)
         ask(alias, "CREATE TEMPORARY TABLE t (n INT)")
         ask(alias, "INSERT INTO t VALUES (1)")
         with connections[alias].cursor() as cursor:

@@ -10,7 +10,7 @@ from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.mysql import base
 from django.db.backends.utils import typecast_time
-from pymysql.constants import FIELD_TYPE
+from pymysql.constants import CLIENT, FIELD_TYPE
 from pymysql.converters import conversions
 
 from bgpool.core.engine import Engine
@@ -63,6 +63,8 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         params.pop("pool", None)
         if "conv" not in self.settings_dict["OPTIONS"]:
             params["conv"] = _CONVERSIONS
+        # Django's own is lost where the settings have one: save() counts rows that were found, changed or not.
+        params["client_flag"] = _with_found_rows(params["client_flag"])
         # Else PyMySQL would turn it off when it connects, and Django on again.
         params.setdefault("autocommit", True)
         return params
@@ -105,9 +107,9 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
                 cursor.execute(statement)
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """As Django's."""
-        del name
-        return CursorWrapper(self.connection.cursor())
+        """As Django's, or as the backend's that the mixin is before."""
+        cursor: Any = super().create_cursor(name)
+        return CursorWrapper(cursor.cursor) if type(cursor) is base.CursorWrapper else cursor
 
     def _rollback(self) -> None:
         BaseDatabaseWrapper._rollback(self)  # type: ignore[attr-defined]  # not in the stubs
@@ -121,6 +123,12 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         except pymysql.Error:
             return False
         return True
+
+
+def _with_found_rows(flags: Any) -> Any:
+    """*flags*, a number or its text, with FOUND_ROWS. What is neither is refused when a connection is made."""
+    text = str(flags)
+    return int(text) | CLIENT.FOUND_ROWS if text.isdecimal() else flags
 
 
 class DatabaseWrapper(MysqlWrapper, base.DatabaseWrapper):
