@@ -433,6 +433,27 @@ def test_it_is_no_part_of_another_transaction(work: Work) -> None:
     work.wrapper.set_autocommit(True)
 
 
+@WAYS
+@pytest.mark.usefixtures("deployment")
+def test_a_database_whose_settings_turn_autocommit_off_is_refused_before_it_connects(
+    way: dict[str, Any], make_work: MakeWork
+) -> None:
+    work = make_work(AUTOCOMMIT=False, **way)
+    with pytest.raises(bgpool.ConfigurationError, match="AUTOCOMMIT"):
+        run(work, using=work.alias)
+    assert (work.calls, work.wrapper.connection) == (0, None)
+
+
+def test_a_database_without_a_bg_id_is_refused_without_autocommit_as_well(
+    make_work: MakeWork, database: dict[str, Any]
+) -> None:
+    del database["OPTIONS"]["bg_id"]
+    work = make_work(AUTOCOMMIT=False)
+    with pytest.raises(bgpool.ConfigurationError, match="AUTOCOMMIT"):
+        run(work, using=work.alias)
+    assert work.calls == 0
+
+
 @pytest.mark.usefixtures("prepared")
 def test_in_a_test_case_it_is_part_of_the_tests_transaction(work: Work, pair: Pair) -> None:
     of_the_test: Any = transaction.atomic(using=work.alias)

@@ -62,7 +62,7 @@ def run(
         SwitchoverInterrupted: Cut again and again, until the time was used up.
         SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without Django's around
             them.
-        ConfigurationError: An argument cannot be used; or autocommit was turned off by hand.
+        ConfigurationError: An argument cannot be used; or autocommit is off, by hand or by ``AUTOCOMMIT``.
         RuntimeError: Called within ``atomic``, Django's own error for ``durable=True``.
         TypeError: *fn* is an ``async`` or a generator function.
         Exception: Whatever *fn*, a hook or Django raised; unless a hook raised it the transaction was rolled back.
@@ -117,6 +117,7 @@ def is_interrupted(error: BaseException | None) -> bool:
 
 def _run(call: Callable[[], R], using: str, timeout: float | None, *, idempotent: bool) -> R:
     wrapper = connections[using]
+    _check_autocommit(wrapper)
     source = _source_of(wrapper)
     if source is None or wrapper.in_atomic_block:
         # Django's own affair; or in the transaction of a TestCase, which cannot be begun again. In any other Django
@@ -125,6 +126,23 @@ def _run(call: Callable[[], R], using: str, timeout: float | None, *, idempotent
             return call()
     assert isinstance(wrapper, SwitchoverWrapper)
     return _Runner(call, using, wrapper, source, timeout, idempotent=idempotent).run()
+
+
+def _check_autocommit(wrapper: Any) -> None:
+    """Refuse a database without autocommit: ``atomic`` leaves the COMMIT to the caller there.
+
+    Raises:
+        ConfigurationError: It was turned off by hand, or in the settings.
+    """
+    if wrapper.in_atomic_block:
+        return
+    # What a connection begins with, where there is none yet.
+    is_on = wrapper.settings_dict["AUTOCOMMIT"] if wrapper.connection is None else wrapper.get_autocommit()
+    if not is_on:
+        raise ConfigurationError(
+            f"run: autocommit of DATABASES[{wrapper.alias!r}] is off, by hand or by its setting AUTOCOMMIT, and a unit "
+            "of work is a transaction of its own; turn it on before"
+        )
 
 
 def _source_of(wrapper: Any) -> Source | None:
@@ -169,11 +187,6 @@ class _Runner(Generic[R]):
     def run(self) -> R:
         """Run the unit; arguments and errors as the function's."""
         wrapper, made = self._wrapper, self._source.connections
-        if wrapper.connection is not None and not wrapper.get_autocommit():
-            raise ConfigurationError(
-                f"run: autocommit of DATABASES[{self._using!r}] was turned off by hand, and a unit of work is a "
-                "transaction of its own; turn it on again before"
-            )
         lender: Lender[Any] = _Lender(made) if isinstance(made, Connector) else made  # type: ignore[assignment]  # a pool is one
         timeout_s = self._timeout
         if timeout_s is None:
