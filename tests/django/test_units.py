@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.handlers.base import BaseHandler
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db import Error as DjangoError
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, TestCase
@@ -25,6 +25,7 @@ from bgpool.core.phase import Phase
 from bgpool.integrations.django import is_interrupted, run, transactional
 from bgpool.lab import Pair, ledger
 from bgpool.testing import Deployment
+from tests.django.models import entry_model
 from tests.django.test_connections import WAYS, ask
 from tests.engines import Kit
 from tests.pools.proxy import CommitCutter
@@ -379,6 +380,21 @@ def test_a_failed_statement_that_was_swallowed_is_no_silent_rollback(kit: Kit, w
         assert run(work, using=work.alias) == "call 1"
         assert (work.rows(pair), work.hooks) == (1, [1])
     assert work.calls == 1
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_models_error_that_was_caught_is_as_in_djangos_atomic(nested: bool, work: Work, pair: Pair) -> None:
+    """The whole transaction is rolled back, unless a nested block was around it."""
+
+    def save() -> None:
+        block = transaction.atomic(using=work.alias) if nested else contextlib.nullcontext()
+        with contextlib.suppress(IntegrityError), block:
+            entry_model()(worker=None, thread=8, n=5).save(using=work.alias, force_insert=True)
+
+    work.meanwhile = save
+    assert run(work, using=work.alias) == "call 1"
+    assert (work.rows(pair), work.hooks) == ((1, [1]) if nested else (0, []))
 
 
 @pytest.mark.usefixtures("prepared")
