@@ -24,6 +24,8 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import is_interrupted, run, transactional
 from bgpool.lab import Pair, ledger
+from bgpool.pools.mysql.unit import MysqlUnit
+from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.testing import Deployment
 from tests.django.models import entry_model
 from tests.django.test_connections import WAYS, ask
@@ -196,6 +198,27 @@ def test_an_interrupt_leaves_nothing_behind(work: Work, pair: Pair) -> None:
     assert work.rows(pair) == 0
     work.meanwhile = lambda: None
     assert run(work, using=work.alias) == "call 2"
+
+
+@WAYS
+@pytest.mark.usefixtures("prepared")
+def test_an_interrupt_right_before_commit_commits_nothing_and_leaves_the_connection_usable(
+    way: dict[str, Any], make_work: MakeWork, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's soft time limit, say, while the receipt is asked for. SET AUTOCOMMIT = 1 would commit on MySQL."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    work = make_work(**way)
+    with monkeypatch.context() as patched:
+        for unit in (MysqlUnit, PostgresUnit):
+            patched.setattr(unit, "take_receipt", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(work, using=work.alias)
+    assert (work.calls, work.rows(pair), work.hooks) == (1, 0, [])
+    assert run(work, using=work.alias) == "call 2"
+    assert (work.rows(pair), work.hooks) == (1, [2])
 
 
 # -- in COMMIT -----------------------------------------------------------------------------------------------------

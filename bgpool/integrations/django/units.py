@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db import Error as DjangoError
 
 from bgpool.errors import ConfigurationError, Error, SwitchoverInterrupted
@@ -280,9 +280,21 @@ class _Attempt:
 
     def before_commit(self) -> None:
         """COMMIT is sent next."""
-        self._hooks[:] = self._wrapper.run_on_commit
-        with self._wrapper.wrap_database_errors:
-            self._unit.finish(self._drivers, self._result)
+        wrapper = self._wrapper
+        self._hooks[:] = wrapper.run_on_commit
+        try:
+            with wrapper.wrap_database_errors:
+                self._unit.finish(self._drivers, self._result)
+        except DatabaseError:
+            # Django rolls back.
+            raise
+        except BaseException:
+            # An interrupt, a time limit of Celery's. Django would turn autocommit on, which commits on MySQL.
+            try:
+                wrapper.rollback()
+            except DjangoError:
+                wrapper.close()
+            raise
 
     def after_commit(self) -> None:
         """The server has answered that it has committed."""
