@@ -39,7 +39,7 @@ class Wrappers:
         self._scratch = scratch
         self.made: list[Any] = []
 
-    def takes_part(self, host: str, *, mark: bool = False, **options: str) -> bool:
+    def takes_part(self, host: str, /, *, mark: bool = False, **options: str) -> bool:
         """Whether a database on *host* would; *mark* if it is a test database."""
         own = {"bg_id": "hosts", "bg_run_dir": str(self._scratch), **options}
         database = {"ENGINE": ENGINES[self._engine], "HOST": host, "NAME": "app", "USER": "app", "OPTIONS": own}
@@ -72,6 +72,23 @@ def test_a_host_that_is_no_endpoint_does_not(wrappers: Wrappers, aliases: str, h
 @pytest.mark.parametrize("host", [ENDPOINT, "ledger.example.org"])
 def test_an_endpoint_or_what_stands_for_one_does(wrappers: Wrappers, aliases: str, host: str) -> None:
     assert wrappers.takes_part(host, bg_resolver=aliases)
+
+
+def test_so_does_an_endpoint_that_the_options_name(wrappers: Wrappers) -> None:
+    assert wrappers.takes_part("", host=ENDPOINT)
+
+
+@pytest.mark.parametrize("way", ["PGHOST", "PGSERVICE"])
+def test_so_does_an_endpoint_that_libpq_is_told_of(
+    kit: Kit, wrappers: Wrappers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if kit.engine is not Engine.POSTGRESQL:
+        pytest.skip("PyMySQL reads no such variables")
+    services = tmp_path / "services"
+    services.write_text(f"[ledger]\nhost={ENDPOINT}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setenv(way, {"PGHOST": ENDPOINT, "PGSERVICE": "ledger"}[way])
+    assert wrappers.takes_part("")
 
 
 def test_so_does_what_is_said_to_stand_for_one(wrappers: Wrappers) -> None:

@@ -17,6 +17,7 @@ from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.engine import Engine
 from bgpool.core.limits import ALIAS_RETRY_S
+from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.django.under_test import is_under_test, rehearses
 from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
@@ -211,7 +212,7 @@ def _find(
             "the backend makes a password for each connection, and a pool opens connections by itself: give "
             "PASSWORD a callable, such as bgpool.auth.RdsIam, or leave OPTIONS['pool'] out"
         )
-    takes_part = _is_rds(settings_dict, own) if part is None else part
+    takes_part = _is_rds(_host_of(engine, origin, params, own), own) if part is None else part
     asked = (params, own, options, takes_part is not False, bool(checks), make_configure())
     fork.notice()
     with _known.lock:
@@ -308,10 +309,16 @@ _CHECKS: Final[Mapping[Engine, Callable[[Any], None]]] = {
 }
 
 
-def _is_rds(settings_dict: Mapping[str, Any], own: Mapping[str, Any]) -> bool | None:
-    """Whether the host is an RDS or Aurora endpoint, or stands for one; None where that could not be found out."""
+def _host_of(engine: Engine, origin: Origin, params: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Where the driver goes to: HOST does not name it where OPTIONS, $PGHOST or a service of libpq does."""
+    dsn, kwargs = origin.translate(engine, params, own)
+    shared = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
+    return parse(dsn, {**own, "kwargs": shared})[0].host
+
+
+def _is_rds(host: str, own: Mapping[str, Any]) -> bool | None:
+    """Whether *host* is an RDS or Aurora endpoint, or stands for one; None where that could not be found out."""
     # A look at what is there, and nothing is connected to; only an alias costs a question to the DNS, once.
-    host = str(settings_dict["HOST"] or "")
     if own.get("endpoint") is not None or parse_endpoint(host) is not None:
         return True
     if not may_be_alias(host):
