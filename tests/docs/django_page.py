@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,9 @@ def prepare(pair: Pair) -> dict[str, Any]:
         "NAME": url.database,
         "OPTIONS": {"bg_id": "ledger", "bg_resolver": pair.resolver},
     }
+    # That of this thread is made once; a test before may have asked for it.
+    with contextlib.suppress(AttributeError):
+        del connections[ALIAS]
     connections.settings[ALIAS] = connections.configure_settings({ALIAS: database})[ALIAS]
     sent: list[int] = []
     return {

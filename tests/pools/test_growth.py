@@ -30,7 +30,7 @@ def descriptors() -> int:
 
 
 def generations() -> int:
-    return sum(isinstance(thing, Generation) for thing in gc.get_objects())
+    return sum(type(thing) is Generation for thing in gc.get_objects())
 
 
 def use(pool: Pool[Any]) -> None:
