@@ -158,4 +158,14 @@ class _Blind(Reader):
         return _NOTHING
 
 
-_NOTHING: Final = Reading(memoryview(array.array("Q", [0])), 0, None, None)
+class _Nothing(Reading):
+    """That there is no segment, and never will be one: a checkout need not look again."""
+
+    @property
+    def is_current(self) -> bool:
+        """Always: nothing is ever published here."""
+        return True
+
+
+# Not 0, which the kernel makes of the number in a forked child.
+_NOTHING: Final = _Nothing(memoryview(array.array("Q", [1])), 1, None, None)

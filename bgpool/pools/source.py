@@ -138,7 +138,7 @@ class ConnectionSource(ABC, Generic[C]):
     def admits(self) -> bool:
         """Whether a checkout goes on at once and nothing was published since the last one. One compare.
 
-        Where there is no deployment that is never so: ask would_admit().
+        Where a deployment may come and there is no segment yet that is never so: ask would_admit().
         """
         word, admitted, _ = self._succession.quick
         return bool(word == admitted)

@@ -81,6 +81,8 @@ def test_a_database_outside_a_deployment_keeps_its_connection(pair: Pair, make_d
     with transaction.atomic(using=alias):
         ask(wrapper)
     assert wrapper.connection is first
+    # One compare for each cursor, as in a deployment.
+    assert wrapper.bgpool_source.connections.admits()
 
 
 @pytest.mark.parametrize("max_age", [None, 60])

@@ -393,6 +393,19 @@ class TestForksThatTellNobody:
         assert [in_child_untold(child) for _ in range(10)] == [0] * 10
         assert backend(pool) == parents
 
+    def test_so_is_that_of_a_plain_pool(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BGPOOL_DISABLE", "1")
+        plain = bgpool.get_pool(pair.dsn, bg_id="fork-plain", bg_resolver=pair.resolver, min_size=1, max_size=1)
+        parents = backend(plain)
+        assert plain.admits()
+
+        def child() -> None:
+            assert backend(plain) != parents
+
+        assert [in_child_untold(child) for _ in range(3)] == [0] * 3
+        assert backend(plain) == parents
+        plain.close()
+
     def test_many_threads_notice_at_once(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
 
