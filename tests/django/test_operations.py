@@ -308,3 +308,14 @@ class TestPreforkWorker:
 
     def test_keeps_a_connection_with_db_reuse_max(self, sessions: Callable[..., list[str]]) -> None:
         assert len(set(sessions(settings="CELERY_DB_REUSE_MAX = 100"))) == 1
+
+
+def test_the_examples_tables_can_be_made_on_each_engine(kit: Kit, pair: Pair) -> None:
+    """``bgpool rehearse --sql`` takes the same file with and without ``--engine mysql``."""
+    statement = (ROOT / "docs/examples/django/schema.sql").read_text().replace("TABLE ledger", "TABLE example_ledger")
+    with kit.connect(pair) as connection:
+        kit.execute(connection, statement)
+        kit.execute(connection, "INSERT INTO example_ledger (worker, thread, n) VALUES (1, 1, 1)")
+        assert kit.execute(connection, "SELECT seq FROM example_ledger") == [(1,)]
+        kit.execute(connection, "DROP TABLE example_ledger")
+        connection.commit()
