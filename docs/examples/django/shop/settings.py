@@ -5,6 +5,7 @@ import os
 import dj_database_url
 
 # Without these lines dj-database-url would name Django's own engines.
+dj_database_url.register("postgres", "bgpool.integrations.django.postgresql")
 dj_database_url.register("postgresql", "bgpool.integrations.django.postgresql")
 dj_database_url.register("mysql", "bgpool.integrations.django.mysql")
 
