@@ -53,6 +53,7 @@ def test_a_name_that_leads_nowhere_of_aws_is_no_alias(server: DnsServer) -> None
     assert real_endpoint("missing.shop.example", resolver(server)) is None
 
 
+@pytest.mark.slow
 def test_a_loop_and_an_answer_that_does_not_come_are_said_in_time(server: DnsServer) -> None:
     server.alias("one.example", "two.example")
     server.alias("two.example", "one.example")

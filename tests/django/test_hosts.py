@@ -106,6 +106,7 @@ def test_a_name_that_cannot_be_followed_does_until_it_can(
     assert not wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
 
 
+@pytest.mark.slow
 def test_connections_do_not_each_wait_for_a_dns_that_does_not_answer(wrappers: Wrappers) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
