@@ -367,6 +367,31 @@ def test_a_hook_may_run_a_unit(work: Work, pair: Pair) -> None:
     assert (work.rows(pair), inner.rows(pair), work.hooks, inner.hooks) == (1, 1, [1], [1])
 
 
+@WAYS
+def test_a_hook_may_commit_where_a_switchover_has_begun_behind_the_units_commit(
+    way: dict[str, Any], deployment: Deployment, make_work: MakeWork, pair: Pair
+) -> None:
+    """It waits, and has a connection that is not the unit's."""
+    work = make_work(**way)
+    inner = Work(work.alias)
+    deployment.phase(Phase.PREPARATION)
+    timer = threading.Timer(0.2, deployment.roll_back)
+
+    def write() -> None:
+        with transaction.atomic(using=work.alias):
+            inner()
+
+    def begin() -> None:
+        transaction.on_commit(write, using=work.alias)
+        deployment.phase(Phase.IN_PROGRESS)
+        timer.start()
+
+    work.meanwhile = begin
+    assert run(work, using=work.alias) == "call 1"
+    timer.join()
+    assert (work.rows(pair), inner.rows(pair), work.hooks, inner.hooks) == (1, 1, [1], [1])
+
+
 # -- what the function does with its transaction -------------------------------------------------------------------
 
 
