@@ -146,6 +146,43 @@ def test_a_cut_that_the_function_swallowed_is_no_success(inner: bool, pair: Pair
 
 
 @pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("how", ["save", "nested"])
+def test_a_function_that_goes_on_after_a_cut_that_it_swallowed_is_called_again(
+    how: str, pair: Pair, work: Work
+) -> None:
+    """Django refuses its next statement as of a transaction that is to be rolled back, and does not say why."""
+
+    def cut() -> None:
+        if work.calls == 1:
+            with contextlib.suppress(DatabaseError):
+                if how == "save":
+                    pair.blue.cut_clients()
+                    entry_model()(worker=66, thread=9, n=next(_numbers)).save(using=work.alias, force_insert=True)
+                else:
+                    with transaction.atomic(using=work.alias):
+                        pair.blue.cut_clients()
+                        work.ask()
+        work.ask()
+
+    work.meanwhile = cut
+    assert run(work, using=work.alias) == "call 2"
+    assert (work.rows(pair), work.hooks) == (1, [2])
+
+
+@pytest.mark.usefixtures("prepared")
+def test_an_error_of_its_own_that_the_function_swallowed_and_went_on_after_is_djangos(work: Work, pair: Pair) -> None:
+    def fail() -> None:
+        with contextlib.suppress(IntegrityError):
+            entry_model()(worker=None, thread=9, n=5).save(using=work.alias, force_insert=True)
+        work.ask()
+
+    work.meanwhile = fail
+    with pytest.raises(transaction.TransactionManagementError):
+        run(work, using=work.alias)
+    assert (work.calls, work.rows(pair), work.hooks) == (1, 0, [])
+
+
+@pytest.mark.usefixtures("prepared")
 def test_a_blue_that_takes_no_writes_any_more_is_waited_out(pair: Pair, work: Work) -> None:
     pair.blue.set_read_only(True)
     timer = threading.Timer(0.3, lambda: pair.blue.set_read_only(False))

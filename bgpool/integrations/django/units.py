@@ -238,6 +238,10 @@ class _Attempt:
                 self._begin()
                 try:
                     self._result = call()
+                except transaction.TransactionManagementError:
+                    # The function went on after an error that it had caught: the switchover's, perhaps.
+                    self._check_lost()
+                    raise
                 finally:
                     # Before Django ends the transaction after an error, which is no doing of the function's.
                     unit.leave(self._drivers)
