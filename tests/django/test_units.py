@@ -28,7 +28,7 @@ from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.testing import Deployment
 from tests.django.models import entry_model
-from tests.django.test_connections import WAYS, ask
+from tests.django.test_connections import NAME, POOLED, WAYS, ask, other_database
 from tests.engines import Kit
 from tests.pools.proxy import CommitCutter
 
@@ -553,6 +553,35 @@ def test_a_database_without_a_bg_id_is_refused_without_autocommit_as_well(
     with pytest.raises(bgpool.ConfigurationError, match="AUTOCOMMIT"):
         run(work, using=work.alias)
     assert work.calls == 0
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_pool_that_was_closed_meanwhile_is_no_matter(make_work: MakeWork, pair: Pair) -> None:
+    work = make_work(**POOLED)
+    work.ask()
+    work.wrapper.close_pool()
+    assert run(work, using=work.alias) == "call 1"
+    assert (work.rows(pair), work.hooks) == (1, [1])
+
+
+@WAYS
+@pytest.mark.usefixtures("prepared")
+def test_a_unit_belongs_to_the_database_that_the_settings_name_now(
+    way: dict[str, Any], kit: Kit, make_work: MakeWork, pair: Pair
+) -> None:
+    work = make_work(**way)
+    work.ask()
+    work.wrapper.settings_dict["NAME"] = other_database(kit)
+    asked: list[str] = []
+
+    def cut_once() -> None:
+        asked.append(ask(work.wrapper, NAME[kit.name]))
+        if len(asked) == 1:
+            pair.blue.cut_clients()
+            work.ask()
+
+    run(cut_once, using=work.alias)
+    assert asked == [other_database(kit)] * 2
 
 
 @pytest.mark.usefixtures("prepared")

@@ -147,6 +147,7 @@ def _check_autocommit(wrapper: Any) -> None:
 
 def _source_of(wrapper: Any) -> Source | None:
     if isinstance(wrapper, SwitchoverWrapper):
+        wrapper.bgpool_leave_behind()
         source = wrapper.bgpool_find(wrapper.get_connection_params()) if wrapper.connection is None else None
         return source or wrapper.bgpool_source
     # SQLite in tests, say. In production it is an ENGINE that was forgotten.

@@ -264,6 +264,18 @@ class SwitchoverWrapper(_Base):
             return False
         return source.connections.is_fit(connection)
 
+    def bgpool_leave_behind(self) -> None:
+        """Close a connection between two transactions that the next one will not use, whatever the phase.
+
+        It leads to a database that the settings no longer name, or its pool was closed.
+        """
+        source, connection = self.bgpool_source, self.connection
+        if source is None or connection is None or self.in_atomic_block:
+            return
+        is_left = source.connections.closed or self._bgpool_place != _place_of(self.settings_dict)
+        if is_left and (connection.bgpool_is_idle or not connection.bgpool_is_open):
+            self.close()
+
     def is_usable(self) -> bool:
         """As Django's; a stale connection is not asked, which would be held."""
         return self.bgpool_may_be_asked() and super().is_usable()
