@@ -80,6 +80,28 @@ def test_a_blue_that_takes_no_writes_any_more_is_waited_out(make_runner: MakePoo
     assert work.rows(pair) == 1
 
 
+@pytest.mark.usefixtures("prepared")
+def test_a_blue_that_takes_writes_again_before_it_refuses_one_has_refused_it_all_the_same(
+    kit: Kit, make_runner: MakePool, pair: Pair, work: Work
+) -> None:
+    """A transaction of PostgreSQL's stays as it was begun, so the server that refuses it says that it takes writes."""
+
+    def unit(conn: Any) -> str:
+        if work.calls == 0:
+            kit.execute(conn, "SELECT 1")
+            pair.blue.set_read_only(False)
+        return work(conn)
+
+    pool = make_runner()
+    pair.blue.set_read_only(True)
+    try:
+        pool.run(unit)
+    finally:
+        pair.blue.set_read_only(False)
+    assert work.calls == (2 if kit.engine is Engine.POSTGRESQL else 1)
+    assert work.rows(pair) == 1
+
+
 @pytest.mark.usefixtures("deployment")
 def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
     kit: Kit, make_pool: MakePool, pair: Pair, work: Work

@@ -62,6 +62,7 @@ class SwitchoverAware(_Base):
             can have been. None before.
         bgpool_in_unit: While the function of a unit of work has it.
         bgpool_ended: Set once that function may have ended the unit's transaction itself.
+        bgpool_began_read_only: What the server reported when that function was called.
     """
 
     bgpool_generation: Generation
@@ -73,6 +74,7 @@ class SwitchoverAware(_Base):
     bgpool_in_doubt: str | None = None
     bgpool_in_unit: bool = False
     bgpool_ended: bool = False
+    bgpool_began_read_only: bool = False
     # Whose a refusal was is not known yet; and what the server had reported.
     _unsettled: bool = False
     _reported_read_only: bool | None = None
@@ -279,7 +281,9 @@ class SwitchoverAware(_Base):
                     return generation.explain_cut(error, doubt)
         elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             # Where the caller has said it to psycopg there is nothing to be asked.
-            self._reported_read_only = False if self.read_only else reports_read_only(self)
+            # A transaction stays as it was begun, and the server may take writes again by now.
+            began_read_only = self.bgpool_in_unit and self.bgpool_began_read_only
+            self._reported_read_only = not self.read_only and (began_read_only or reports_read_only(self))
             self.bgpool_refused = self._reported_read_only is not False
             self._unsettled = self.bgpool_unfit = not self.read_only
             self._settle()

@@ -15,6 +15,7 @@ from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolCl
 from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import Receipt, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
+from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 
 __all__ = ["PostgresUnit"]
@@ -47,6 +48,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         """As Unit says."""
         super().begin(connection)
         self._was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
+        cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
     def take_receipt(self, connection: psycopg.Connection[Any]) -> None:
         """As Unit says; during a switchover."""
