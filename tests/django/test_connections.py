@@ -89,6 +89,14 @@ def test_nor_is_that_of_another_thread(kit: Kit, make_database: MakeDatabase) ->
     assert seen == ["app", other_database(kit)]
 
 
+def test_nor_once_a_check_has_looked_at_the_settings(kit: Kit, make_database: MakeDatabase) -> None:
+    wrapper: Any = connections[make_database()]
+    assert ask(wrapper, NAME[kit.name]) == "app"
+    wrapper.settings_dict["NAME"] = other_database(kit)
+    wrapper.validation.check()
+    assert ask(wrapper, NAME[kit.name]) == other_database(kit)
+
+
 def test_a_transaction_that_is_open_ends_where_it_began(kit: Kit, make_database: MakeDatabase) -> None:
     wrapper: Any = connections[make_database()]
     with transaction.atomic(using=wrapper.alias):

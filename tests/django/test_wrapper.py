@@ -15,6 +15,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import run
 from bgpool.lab import Pair
+from bgpool.pools.connector import Connector
 from bgpool.testing import Deployment
 from tests.engines import Kit
 
@@ -130,4 +131,29 @@ def test_conn_max_age_is_judged_when_a_databases_first_pool_is_made(make_databas
     ask(wrapper)
     wrapper.settings_dict.update(CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True)
     wrapper.close()
+    assert ask(wrapper) == 1
+
+
+def test_a_switchover_that_begins_behind_the_commit_holds_nobody(
+    deployment: Deployment, make_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias = make_database({"bg_connect_timeout_ms": "200"})
+    wrapper: Any = connections[alias]
+    ran: list[int] = []
+    ask(wrapper)
+    deployment.phase(Phase.PREPARATION)
+    is_fit = Connector.is_fit
+
+    def and_then_it_begins(self: Connector[Any], connection: Any) -> bool:
+        fit = is_fit(self, connection)
+        deployment.phase(Phase.IN_PROGRESS)
+        return fit
+
+    with transaction.atomic(using=alias):
+        ask(wrapper)
+        transaction.on_commit(lambda: ran.append(1), using=alias)
+        monkeypatch.setattr(Connector, "is_fit", and_then_it_begins)
+    monkeypatch.undo()
+    assert ran == [1]
+    deployment.phase(Phase.POST)
     assert ask(wrapper) == 1

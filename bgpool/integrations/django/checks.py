@@ -129,7 +129,7 @@ def _of_database(wrapper: SwitchoverWrapper) -> Iterator[checks.CheckMessage]:
             )
         return
     try:
-        wrapper.bgpool_find(wrapper.get_connection_params())
+        wrapper.bgpool_look(wrapper.get_connection_params())
     except ImproperlyConfigured as error:
         yield checks.Error(str(error), id=_REFUSED)
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from psycopg.pq import TransactionStatus
 
 from bgpool.core.engine import Engine
 from bgpool.integrations.django.sources import Source
@@ -45,6 +46,11 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
                 del self.Database
         self.bgpool_note(source, connection)
         return connection
+
+    def _bgpool_is_idle(self, connection: Any) -> bool:
+        # One in which a read-only server has refused a write counts as idle otherwise. On another connection the rest
+        # of it would be committed.
+        return super()._bgpool_is_idle(connection) and connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _bgpool_configured_by(self) -> object:
         return self.timezone_name, self.settings_dict["OPTIONS"].get("assume_role")

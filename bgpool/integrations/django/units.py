@@ -136,8 +136,12 @@ def _check_autocommit(wrapper: Any) -> None:
     """
     if wrapper.in_atomic_block:
         return
-    # What a connection begins with, where there is none yet.
-    is_on = wrapper.settings_dict["AUTOCOMMIT"] if wrapper.connection is None else wrapper.get_autocommit()
+    if wrapper.connection is None:
+        # What the next one begins with.
+        kept = getattr(wrapper, "bgpool_autocommit", None)
+        is_on = wrapper.settings_dict["AUTOCOMMIT"] if kept is None else kept
+    else:
+        is_on = wrapper.get_autocommit()
     if not is_on:
         raise ConfigurationError(
             f"run: autocommit of DATABASES[{wrapper.alias!r}] is off, by hand or by its setting AUTOCOMMIT, and a unit "

@@ -62,11 +62,14 @@ class SwitchoverWrapper(_Base):
         bgpool_engine: Of which engine the servers are.
         bgpool_source: Where the connection comes from; None before the first, and without *bg_id*.
         bgpool_listener: Is told of COMMIT, while a unit of work runs.
+        bgpool_autocommit: Where a connection was dropped between two transactions, whether it had autocommit: the next
+            one is to have it as well. None where the settings decide.
     """
 
     bgpool_engine: ClassVar[Engine]
     bgpool_source: Source | None = None
     bgpool_listener: CommitListener | None = None
+    bgpool_autocommit: bool | None = None
     # Of what the connection is, by the settings of then.
     _bgpool_place: tuple[object, ...] = ()
     # From where, and under what, came the last connection: what is remembered of the server was read there.
@@ -95,26 +98,31 @@ class SwitchoverWrapper(_Base):
         return params
 
     def bgpool_find(self, params: Mapping[str, Any]) -> Source | None:
-        """Where a connection with *params* is to come from; None without *bg_id*, where it is Django's own affair.
+        """Where the connection, now made with *params*, is to come from; as bgpool_look.
 
         Raises:
             ImproperlyConfigured: The settings cannot be used.
         """
-        wanted = sources.is_wanted(self.settings_dict)
         self._bgpool_place = _place_of(self.settings_dict)
-        self.bgpool_source = (
-            sources.find(
-                self.bgpool_engine,
-                self.alias,
-                self.settings_dict,
-                params,
-                (type(self), self._bgpool_configured_by()),
-                self._bgpool_make_configure,
-            )
-            if wanted
-            else None
-        )
+        self.bgpool_source = self.bgpool_look(params)
         return self.bgpool_source
+
+    def bgpool_look(self, params: Mapping[str, Any]) -> Source | None:
+        """Where a connection with *params* would come from; None without *bg_id*, where it is Django's own affair.
+
+        Raises:
+            ImproperlyConfigured: The settings cannot be used.
+        """
+        if not sources.is_wanted(self.settings_dict):
+            return None
+        return sources.find(
+            self.bgpool_engine,
+            self.alias,
+            self.settings_dict,
+            params,
+            (type(self), self._bgpool_configured_by()),
+            self._bgpool_make_configure,
+        )
 
     def bgpool_note(self, source: Source, connection: Any) -> None:
         """Note that *connection* is new: after a switchover it leads to a server that may have another version.
@@ -143,17 +151,27 @@ class SwitchoverWrapper(_Base):
         if self._bgpool_connects or not sources.is_wanted(self.settings_dict):
             super().connect()
             return
+        autocommit, hooks = self.bgpool_autocommit, self.run_on_commit
         self._bgpool_connects = True
         try:
-            self._bgpool_connect()
+            self._bgpool_connect(autocommit)
+            self.bgpool_autocommit = None
+        except BaseException:
+            self.bgpool_autocommit = autocommit
+            raise
         finally:
             self._bgpool_connects = False
+            if autocommit is not None:
+                # Those of a transaction that was committed on the connection that was dropped.
+                self.run_on_commit = hooks
 
-    def _bgpool_connect(self) -> None:
+    def _bgpool_connect(self, autocommit: bool | None) -> None:
         ends_at: float | None = None
         while True:
             try:
                 super().connect()
+                if autocommit not in (None, self.autocommit):
+                    self.set_autocommit(bool(autocommit))
             except BaseException as error:
                 source, was_made = self.bgpool_source, self.connection is not None
                 with contextlib.suppress(Error):
@@ -238,19 +256,18 @@ class SwitchoverWrapper(_Base):
         if self._bgpool_connects:
             return
         is_open = connection.bgpool_is_open
-        is_between = connection.bgpool_is_idle if is_open else self.autocommit or self._bgpool_rolled_back
+        is_between = self._bgpool_is_idle(connection) if is_open else self.autocommit or self._bgpool_rolled_back
         if not is_between:
             # The connection itself says what becomes of the transaction.
             return
         is_same = self._bgpool_place == _place_of(self.settings_dict)
         if is_same and self._bgpool_is_kept(source, connection):
             return
-        autocommit = self.autocommit
-        self.close()
-        if autocommit != self.settings_dict["AUTOCOMMIT"]:
-            with self.wrap_database_errors:
-                self.connect()
-            self.set_autocommit(autocommit)
+        self._bgpool_drop(self.autocommit)
+
+    def _bgpool_is_idle(self, connection: Any) -> bool:
+        """Whether *connection*, which is open, has no transaction that its user has yet to end."""
+        return bool(connection.bgpool_is_idle)
 
     def _bgpool_is_kept(self, source: Source, connection: Any) -> bool:
         """Whether *connection* may still be used once a switchover, if there is one, has passed."""
@@ -273,8 +290,26 @@ class SwitchoverWrapper(_Base):
         if source is None or connection is None or self.in_atomic_block:
             return
         is_left = source.connections.closed or self._bgpool_place != _place_of(self.settings_dict)
-        if is_left and (connection.bgpool_is_idle or not connection.bgpool_is_open):
+        if is_left and (self._bgpool_is_idle(connection) or not connection.bgpool_is_open):
+            self._bgpool_drop(self.autocommit)
+
+    def get_autocommit(self) -> bool:
+        """As Django's; where it is off, an ``atomic`` block asks for nothing else before it begins."""
+        source, connection = self.bgpool_source, self.connection
+        if not (self.autocommit or self.in_atomic_block) and source is not None and connection is not None:
+            self._bgpool_renew(source, connection)
+        return super().get_autocommit()
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """As Django's, at both ends of a request, where nobody waits."""
+        source, connection = self.bgpool_source, self.connection
+        if connection is None:
+            self.bgpool_autocommit = None
+        # Django asks whether autocommit is on, which waits where it is off and the connection is stale.
+        asked = source if connection is not None and not self.autocommit else None
+        if asked is not None and self._bgpool_has_ended(asked, connection) and self._bgpool_is_stale(asked, connection):
             self.close()
+        super().close_if_unusable_or_obsolete()
 
     def is_usable(self) -> bool:
         """As Django's; a stale connection is not asked, which would be held."""
@@ -295,51 +330,73 @@ class SwitchoverWrapper(_Base):
         The transaction has been committed or rolled back by then. What follows is its hooks, or its error.
         """
         source, connection = self.bgpool_source, self.connection
-        at_the_end = autocommit and not self.in_atomic_block and not self._bgpool_connects
-        if at_the_end and source is not None and self._bgpool_is_over(source, connection):
-            self.validate_thread_sharing()
-            self._bgpool_drop()
-            self.autocommit = True
-            if self.run_commit_hooks_on_set_autocommit_on:
-                self.run_and_clear_commit_hooks()
-                self.run_commit_hooks_on_set_autocommit_on = False
+        may_be_the_end = autocommit and not self.in_atomic_block and not self._bgpool_connects
+        if not may_be_the_end or source is None or not self._bgpool_has_ended(source, connection):
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             return
-        super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        self.validate_thread_sharing()
+        if self._bgpool_is_stale(source, connection):
+            self._bgpool_drop(autocommit)
+        else:
+            self._set_autocommit(autocommit)
+        self.autocommit = True
+        if self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()
+            self.run_commit_hooks_on_set_autocommit_on = False
 
     def _set_autocommit(self, autocommit: bool) -> None:
         connection = self.connection
         looks = autocommit and self.bgpool_source is not None and not self._bgpool_connects
-        was_idle = looks and connection.bgpool_is_idle
+        was_idle = looks and connection.bgpool_is_open and connection.bgpool_is_idle
         try:
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # not in the stubs
         except Error:
-            # Cut behind the end of its transaction: nothing but the connection is lost.
-            if not was_idle or connection.bgpool_is_open or connection.bgpool_in_doubt:
+            # Cut, or held, behind the end of its transaction: nothing but the connection is lost.
+            if not was_idle or connection.bgpool_in_doubt:
                 raise
-            self._bgpool_drop()
+            self._bgpool_drop(autocommit)
 
-    def _bgpool_is_over(self, source: Source, connection: Any) -> bool:
-        """Whether *connection*, whose transaction has ended, is not worth a question."""
-        admits = source.connections.would_admit()
+    def _bgpool_has_ended(self, source: Source, connection: Any) -> bool:
+        """Whether the transaction on *connection* was committed or rolled back; where there is none, nobody waits."""
         if connection is None:
-            return not admits
-        is_same = self._bgpool_place == _place_of(self.settings_dict)
-        if admits and is_same and source.connections.is_fit(connection):
-            return False
-        return not connection.bgpool_is_open or bool(connection.bgpool_is_idle)
+            return not source.connections.would_admit()
+        # A transaction that went with its connection is over once it was rolled back by hand as well.
+        return self._bgpool_is_idle(connection) if connection.bgpool_is_open else self._bgpool_rolled_back
 
-    def _bgpool_drop(self) -> None:
-        """Close the connection, and keep the hooks of the transaction that it has committed."""
+    def _bgpool_is_stale(self, source: Source, connection: Any) -> bool:
+        """Whether *connection* is not worth a question."""
+        is_same = connection is not None and self._bgpool_place == _place_of(self.settings_dict)
+        return not (is_same and source.connections.would_admit() and source.connections.is_fit(connection))
+
+    def _bgpool_drop(self, autocommit: bool) -> None:
+        """Close the connection between two transactions. The hooks of what it has committed are kept.
+
+        The next connection has *autocommit*, whatever the settings have connections begin with.
+        """
         hooks = self.run_on_commit
         self.close()
         self.run_on_commit = hooks
+        self.bgpool_autocommit = autocommit
+
+    def close(self) -> None:
+        """As Django's; the next connection begins as the settings say."""
+        self.bgpool_autocommit = None
+        super().close()
 
     def rollback(self) -> None:
         """As Django's; what was open on a connection that is gone is rolled back already."""
         connection = self.connection
-        if self.bgpool_source is None or connection is None or self.in_atomic_block or connection.bgpool_is_open:
+        if self.bgpool_source is None or connection is None or self.in_atomic_block:
             super().rollback()
             return
+        if connection.bgpool_is_open:
+            try:
+                super().rollback()
+            except Error:
+                if connection.bgpool_is_open or connection.bgpool_in_doubt:
+                    raise
+            else:
+                return
         self.validate_thread_sharing()
         self.needs_rollback = False
         self.run_on_commit = []
