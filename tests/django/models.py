@@ -1,4 +1,4 @@
-"""A model of the table that every pair has."""
+"""A model of the table that every pair has, and two of tables that tests make."""
 
 from __future__ import annotations
 
@@ -23,3 +23,22 @@ def entry_model() -> Any:
             managed = False
 
     return Entry
+
+
+@functools.cache
+def parcel_models() -> tuple[Any, Any]:
+    """A parcel, whose key the database gives, and a label that is stuck on one."""
+
+    class Parcel(models.Model):
+        name: Any = models.CharField(max_length=20)
+
+        class Meta:
+            app_label = "ledgers"
+
+    class Label(models.Model):
+        parcel: Any = models.OneToOneField(Parcel, models.CASCADE, primary_key=True)
+
+        class Meta:
+            app_label = "ledgers"
+
+    return Parcel, Label

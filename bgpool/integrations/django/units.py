@@ -15,6 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db import Error as DjangoError
 
 from bgpool.errors import ConfigurationError, Error, SwitchoverInterrupted
+from bgpool.integrations.django.instances import NewInstances, watch_saves
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import is_under_test
 from bgpool.integrations.django.wrapper import SwitchoverWrapper
@@ -188,9 +189,11 @@ class _Runner(Generic[R]):
         # Of the last attempt: what Django raised, and the hooks that its COMMIT would have run.
         self._raised: DjangoError | None = None
         self._hooks: list[Any] = []
+        self._instances: Final = NewInstances()
 
     def run(self) -> R:
         """Run the unit; arguments and errors as the function's."""
+        watch_saves()
         wrapper, made = self._wrapper, self._source.connections
         lender: Lender[Any] = _Lender(made) if isinstance(made, Connector) else made  # type: ignore[assignment]  # a pool is one
         timeout_s = self._timeout
@@ -200,6 +203,9 @@ class _Runner(Generic[R]):
         try:
             result = unit.run()
         except unit.driver_error as error:
+            if isinstance(error, SwitchoverInterrupted):
+                # It says: run it again.
+                self._instances.undo()
             if self._raised is None or self._raised.__cause__ is not error or isinstance(error, Error):
                 raise
             raise self._raised from error
@@ -211,10 +217,11 @@ class _Runner(Generic[R]):
 
     def _attempt(self, unit: Unit[Any, R]) -> R:
         self._raised, self._hooks = None, []
+        self._instances.undo()
         try:
             # Before it takes a connection; and the unit's time is shorter than that of a checkout, perhaps.
             self._source.connections.wait_admitted(unit.left_s())
-            result: R = _Attempt(unit, self._wrapper, self._hooks).make(self._call, self._using)
+            result: R = _Attempt(unit, self._wrapper, self._hooks, self._instances).make(self._call, self._using)
             return result
         except DjangoError as error:
             cause = error.__cause__
@@ -227,11 +234,17 @@ class _Runner(Generic[R]):
 class _Attempt:
     """One transaction of a unit of work, begun, committed or rolled back by Django."""
 
-    def __init__(self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, hooks: list[Any]) -> None:
-        """An attempt of *unit* on *wrapper*. To *hooks* it adds those that wait for its COMMIT."""
+    def __init__(
+        self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, hooks: list[Any], instances: NewInstances
+    ) -> None:
+        """An attempt of *unit* on *wrapper*.
+
+        It adds to *hooks* those that wait for its COMMIT, and to *instances* what its function saves.
+        """
         self._unit: Final = unit
         self._wrapper: Final = wrapper
         self._hooks: Final = hooks
+        self._instances: Final = instances
         self._drivers: Any = None
         self._result: Any = None
 
@@ -286,6 +299,10 @@ class _Attempt:
             self._unit.fail(self._drivers, cause, held=held)
 
     # -- what the wrapper tells ----------------------------------------------------------------------------------
+
+    def before_save(self, instance: object) -> None:
+        """A model's *instance* is saved next."""
+        self._instances.note(instance)
 
     def before_commit(self) -> None:
         """COMMIT is sent next."""

@@ -38,6 +38,10 @@ __all__ = ["CommitListener", "SwitchoverWrapper"]
 class CommitListener(Protocol):
     """What a unit of work wants to know of its transaction."""
 
+    def before_save(self, instance: object) -> None:
+        """A model's *instance* is saved next."""
+        ...
+
     def before_commit(self) -> None:
         """COMMIT is sent next."""
         ...
@@ -61,7 +65,7 @@ class SwitchoverWrapper(_Base):
     Attributes:
         bgpool_engine: Of which engine the servers are.
         bgpool_source: Where the connection comes from; None before the first, and without *bg_id*.
-        bgpool_listener: Is told of COMMIT, while a unit of work runs.
+        bgpool_listener: Is told of COMMIT, and of instances that are saved, while a unit of work runs.
         bgpool_autocommit: Where a connection was dropped between two transactions, whether it had autocommit: the next
             one is to have it as well. None where the settings decide.
     """
