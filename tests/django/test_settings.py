@@ -55,7 +55,10 @@ def test_every_option_may_be_text(deployment: Deployment, make_database: MakeDat
     switch_over(deployment)
     assert ask(wrapper) == 1
     assert wrapper.connection is not first
-    assert ask(connections[make_database({"pool": "false"})]) == 1
+    for none in ("false", ""):
+        wrapper = connections[make_database({"pool": none})]
+        assert ask(wrapper) == 1
+        assert wrapper.pool is None
 
 
 SECRET = "s3cret-of-the-test"

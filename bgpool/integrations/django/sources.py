@@ -136,7 +136,7 @@ def pool_options(settings_dict: Mapping[str, Any]) -> Mapping[str, Any] | None:
         ConfigurationError: It is none of what Django allows.
     """
     given = settings_dict["OPTIONS"].get("pool")
-    if isinstance(given, str):
+    if isinstance(given, str) and given:
         given = read_flag("OPTIONS['pool']", given)
     if not given:
         return None
