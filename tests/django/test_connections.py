@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -104,6 +105,51 @@ def test_a_transaction_that_is_open_ends_where_it_began(kit: Kit, make_database:
         wrapper.settings_dict["NAME"] = other_database(kit)
         assert ask(wrapper, NAME[kit.name]) == "app"
     assert ask(wrapper, NAME[kit.name]) == other_database(kit)
+
+
+def test_a_pool_is_closed_where_the_settings_want_none_of_bgpools_any_more(
+    pair: Pair, make_database: MakeDatabase
+) -> None:
+    wrapper: Any = connections[make_database(**POOLED)]
+    ask(wrapper)
+    pool = wrapper.pool.pool
+    wrapper.close()
+    wrapper.settings_dict.update(HOST=pair.blue.address, OPTIONS={})
+    assert ask(wrapper) == 1
+    assert pool.closed
+
+
+def test_the_end_of_a_pool_whose_settings_have_changed_is_no_warning(
+    make_database: MakeDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapper: Any = connections[make_database(**POOLED)]
+    ask(wrapper)
+    pool = wrapper.pool.pool
+    wrapper.close()
+    wrapper.settings_dict["OPTIONS"]["pool"] = {"min_size": 0, "max_size": 3}
+    assert ask(wrapper) == 1
+    assert pool.closed
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "become",
+    [
+        lambda creation: creation.set_as_test_mirror({"NAME": "test"}),
+        lambda creation: creation.setup_worker_connection(1),
+    ],
+    ids=["mirror", "process"],
+)
+def test_what_becomes_a_test_database_leaves_that_of_the_settings(
+    become: Callable[[Any], object], make_database: MakeDatabase
+) -> None:
+    """A pool would go on replacing its connections there for as long as nothing is asked."""
+    wrapper: Any = connections[make_database(**POOLED)]
+    ask(wrapper)
+    pool = wrapper.pool.pool
+    wrapper.close()
+    become(wrapper.creation)
+    assert pool.closed
 
 
 # -- while it is made ----------------------------------------------------------------------------------------------

@@ -74,6 +74,18 @@ def test_queries_while_iterating_by_a_cursor_on_the_server_end_in_an_error_after
     assert ask(wrapper) == 1
 
 
+def test_a_pools_connections_do_not_keep_an_isolation_level_that_the_settings_no_longer_have(
+    make_database: MakeDatabase,
+) -> None:
+    options = {"isolation_level": psycopg.IsolationLevel.SERIALIZABLE, "pool": {"min_size": 0, "max_size": 1}}
+    wrapper: Any = connections[make_database(options)]
+    ask(wrapper)
+    wrapper.close()
+    del wrapper.settings_dict["OPTIONS"]["isolation_level"]
+    with transaction.atomic(using=wrapper.alias):
+        assert ask(wrapper, "SHOW transaction_isolation") == "read committed"
+
+
 # -- other backends ------------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,9 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
         return super()._bgpool_is_idle(connection) and connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _bgpool_configured_by(self) -> object:
-        return self.timezone_name, self.settings_dict["OPTIONS"].get("assume_role")
+        options = self.settings_dict["OPTIONS"]
+        # Django gives a connection the isolation level when it takes it out of the pool, and nobody takes it back.
+        return self.timezone_name, options.get("assume_role"), options.get("isolation_level")
 
     def bgpool_configure_connection(self, connection: Any) -> None:
         """As SwitchoverWrapper says."""

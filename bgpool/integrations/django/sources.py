@@ -227,7 +227,7 @@ def _find(
             )
         made = _known.sources[alias] = _make(engine, origin, asked, seen if takes_part is not None else None)
     if known is not None and known.pool is not None and known.pool.pool is not made.connections:
-        known.pool.close(timeout=0)
+        known.pool.close()
     return made
 
 

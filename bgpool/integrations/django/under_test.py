@@ -44,7 +44,13 @@ class MarksTestDatabases(_Base):
     def set_as_test_mirror(self, *args: Any, **kwargs: Any) -> None:
         """As Django's."""
         self.connection.settings_dict[_MARK] = True
+        _leave(self.connection)
         super().set_as_test_mirror(*args, **kwargs)
+
+    def setup_worker_connection(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's, which gives a process of parallel tests a database of its own."""
+        _leave(self.connection)
+        super().setup_worker_connection(*args, **kwargs)
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
         """As Django's, once no pool of this process leads to it, be it a mirror's: the server would refuse."""

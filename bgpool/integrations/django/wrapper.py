@@ -118,6 +118,8 @@ class SwitchoverWrapper(_Base):
             ImproperlyConfigured: The settings cannot be used.
         """
         if not sources.is_wanted(self.settings_dict):
+            # Settings that have changed may have wanted one before.
+            sources.close_pools(self.alias)
             return None
         return sources.find(
             self.bgpool_engine,
