@@ -89,6 +89,16 @@ class TestChecks:
         assert error.msg.startswith(f"DATABASES[{alias!r}]: bg_drain_timeout_ms='soon'")
         assert "business" not in str(error)
 
+    def test_e001_settings_that_django_itself_cannot_use(self, only: Callable[..., str], kit: Kit) -> None:
+        """As where no variable of the environment is set; Django's own engines fail at the first connection."""
+        given: dict[Engine, dict[str, Any]] = {
+            Engine.POSTGRESQL: {"TIME_ZONE": "Nowhere"},
+            Engine.MYSQL: {"HOST": None},
+        }
+        alias = only(**given[kit.engine])
+        (error,) = found(deploy=True)["bgpool.E001"]
+        assert error.msg.startswith(f"DATABASES[{alias!r}]: these settings cannot be used: ")
+
     def test_e002_an_engine_that_is_not_bgpools(self, only: Callable[..., str]) -> None:
         only(ENGINE="django.db.backends.sqlite3")
         (error,) = found()["bgpool.E002"]
@@ -199,6 +209,15 @@ class TestDoctor:
         only({"bg_drain_timeout_ms": "soon"})
         with pytest.raises(CommandError, match="bg_drain_timeout_ms='soon'"):
             command("bgpool_doctor")
+
+
+@pytest.mark.parametrize("name", ["bgpool_status", "bgpool_doctor"])
+def test_a_command_says_what_django_cannot_use_in_the_settings(only: Callable[..., str], kit: Kit, name: str) -> None:
+    given: dict[Engine, dict[str, Any]] = {Engine.POSTGRESQL: {"NAME": 17}, Engine.MYSQL: {"PORT": "none"}}
+    only(**given[kit.engine])
+    with pytest.raises(CommandError, match="these settings cannot be used: ") as error:
+        command(name)
+    assert error.value.returncode == 2
 
 
 @pytest.mark.parametrize("name", ["bgpool_status", "bgpool_doctor"])

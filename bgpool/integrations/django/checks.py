@@ -6,6 +6,7 @@ Without the application in INSTALLED_APPS the checks of one database run with
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -97,9 +98,25 @@ def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
     """
     from bgpool.doctor import Case
 
-    params = wrapper.get_connection_params()
+    with _refused(wrapper.alias):
+        params = wrapper.get_connection_params()
     dsn, options = sources.describe(wrapper.bgpool_engine, wrapper.alias, wrapper.settings_dict, params)
     return Case(dsn, options=options, **more)
+
+
+@contextlib.contextmanager
+def _refused(alias: str) -> Iterator[None]:
+    """Django reads a port, a time zone or a missing host as it finds them; that must end neither check nor command.
+
+    Raises:
+        ImproperlyConfigured: Whatever is raised within.
+    """
+    try:
+        yield
+    except (ConfigurationError, ImproperlyConfigured):
+        raise
+    except Exception as error:
+        raise ImproperlyConfigured(f"DATABASES[{alias!r}]: these settings cannot be used: {error!r}") from error
 
 
 def _with_engine() -> list[SwitchoverWrapper]:
@@ -129,7 +146,8 @@ def _of_database(wrapper: SwitchoverWrapper) -> Iterator[checks.CheckMessage]:
             )
         return
     try:
-        wrapper.bgpool_look(wrapper.get_connection_params())
+        with _refused(alias):
+            wrapper.bgpool_look(wrapper.get_connection_params())
     except ImproperlyConfigured as error:
         yield checks.Error(str(error), id=_REFUSED)
         return
