@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import psycopg
@@ -13,7 +14,7 @@ from bgpool.dsn import Engine, is_own, mysql
 from bgpool.errors import ConfigurationError
 from bgpool.pools.connector import PLACE
 
-__all__ = ["MONITORING", "PER_CONNECTION", "Origin", "split"]
+__all__ = ["MONITORING", "PER_CONNECTION", "Origin", "is_bgpools", "split"]
 
 #: get_connector's keyword that is no connection parameter.
 MONITORING: Final = "monitoring"
@@ -63,13 +64,19 @@ _SSL_MODES: Final[Mapping[str, str]] = {
 _UNSUPPORTED: Final = ("compress", "named_pipe")
 
 
+@lru_cache
+def is_bgpools(name: str) -> bool:
+    """Whether a parameter is get_connector's own. Remembered: a framework may ask at each request."""
+    return is_own(name) or name == MONITORING
+
+
 def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Those of *params* that are the driver's, and those that are get_connector's own.
 
     Args:
         params: By name.
     """
-    own = {name: value for name, value in params.items() if is_own(name) or name == MONITORING}
+    own = {name: value for name, value in params.items() if is_bgpools(name)}
     return {name: value for name, value in params.items() if name not in own}, own
 
 

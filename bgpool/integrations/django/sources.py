@@ -175,9 +175,9 @@ def find(
     if made_password:
         params = {name: value for name, value in params.items() if name != "password"}
     try:
-        seen = (
+        options = settings_dict["OPTIONS"]
+        others = (
             params,
-            _copied(settings_dict["OPTIONS"]),
             settings_dict["HOST"],
             settings_dict["CONN_HEALTH_CHECKS"],
             _part_of(alias, settings_dict),
@@ -185,10 +185,10 @@ def find(
             made_password,
         )
         last = _known.sources.get(alias)
-        if last is not None and last.seen == seen and not last.connections.closed:
+        if last is not None and last.seen == (options, *others) and not last.connections.closed:
             # At every connection, and a request with a pool takes one: the rest is looked at where something changed.
             return last
-        return _find(engine, _origin(alias), alias, settings_dict, seen, make_configure)
+        return _find(engine, _origin(alias), alias, settings_dict, (_copied(options), *others), make_configure)
     except ConfigurationError as error:
         origin = _origin(alias)
         raise ImproperlyConfigured(
@@ -204,7 +204,7 @@ def _find(
     seen: tuple[Any, ...],
     make_configure: Callable[[], Callable[[Any], None]],
 ) -> Source:
-    params, given, _, checks, part, _, made_password = seen
+    given, params, _, checks, part, _, made_password = seen
     own = split(given)[1]
     options = pool_options({"OPTIONS": given}) if alias != NO_DB_ALIAS else None
     if options is not None and made_password:

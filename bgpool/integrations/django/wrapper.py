@@ -17,14 +17,13 @@ from django.db import Error
 from django.utils.functional import cached_property
 
 from bgpool.core.engine import Engine
-from bgpool.dsn import is_own
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.django import sources
 from bgpool.integrations.django.checks import ChecksSettings
 from bgpool.integrations.django.shell import AsksForPassword
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import MarksTestDatabases
-from bgpool.integrations.drivers import MONITORING
+from bgpool.integrations.drivers import is_bgpools
 
 if TYPE_CHECKING:
     # Which one it is mixed in before, mypy need not know.
@@ -97,7 +96,7 @@ class SwitchoverWrapper(_Base):
         """As Django's, without what is bgpool's own."""
         params = super().get_connection_params()
         for name in self.settings_dict["OPTIONS"]:
-            if is_own(name) or name == MONITORING:
+            if is_bgpools(name):
                 params.pop(name, None)
         return params
 
