@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -241,6 +242,20 @@ class TestOptions:
     def test_times_are_times(self, make_database: Callable[..., str]) -> None:
         assert str(ask(make_database(), "SELECT CAST('01:02:03' AS TIME)")) == "01:02:03"
         assert type(ask(make_database(), "SELECT CAST('01:02:03' AS TIME)")).__name__ == "time"
+
+    @pytest.mark.parametrize(
+        "value",
+        ["CAST('0000-00-00' AS DATE)", "STR_TO_DATE('2026-11', '%Y-%m')", "CAST('0000-00-00 00:00:00' AS DATETIME)"],
+    )
+    def test_a_date_that_there_is_not_is_none(self, make_database: Callable[..., str], value: str) -> None:
+        """As with mysqlclient: old tables have them, and Django's fields know no text in their place."""
+        assert ask(make_database(), f"SELECT {value}") is None
+
+    def test_dates_are_dates(self, make_database: Callable[..., str]) -> None:
+        alias = make_database()
+        assert ask(alias, "SELECT CAST('2026-11-29' AS DATE)") == datetime.date(2026, 11, 29)
+        made = ask(alias, "SELECT CAST('2026-11-29 01:02:03.000004' AS DATETIME(6))")
+        assert made == datetime.datetime(2026, 11, 29, 1, 2, 3, 4)
 
     def test_a_check_is_an_integrity_error(self, make_database: Callable[..., str]) -> None:
         alias = make_database()

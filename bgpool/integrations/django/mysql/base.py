@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -23,8 +24,28 @@ else:
 
 __all__ = ["DatabaseWrapper", "MysqlWrapper"]
 
+_DATES: Final = (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
+
+
+def _date_or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As *convert*, PyMySQL's for a type of dates, which returns dates that there are not, such as 0000-00-00, as text.
+
+    mysqlclient returns None for them, and Django's fields expect a date or None.
+    """
+
+    def typecast(value: Any) -> Any:
+        made = convert(value)
+        return made if isinstance(made, datetime.date) else None
+
+    return typecast
+
+
 #: As Django's, with PyMySQL's: columns of type TIME are times to Django, and not differences of times.
-_CONVERSIONS: Final = {**conversions, FIELD_TYPE.TIME: typecast_time}
+_CONVERSIONS: Final[dict[Any, Any]] = {
+    **conversions,
+    **{number: _date_or_none(conversions[number]) for number in _DATES},
+    FIELD_TYPE.TIME: typecast_time,
+}
 
 
 class CursorWrapper(base.CursorWrapper):
