@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -150,6 +151,36 @@ def test_what_becomes_a_test_database_leaves_that_of_the_settings(
     wrapper.close()
     become(wrapper.creation)
     assert pool.closed
+
+
+@dataclass(eq=False)
+class Vault:
+    """A password callable as others write it: of two, neither is the same."""
+
+    password: str
+
+    def __call__(self, _host: str, _port: int, _user: str) -> str:
+        return self.password
+
+
+@WAYS
+@pytest.mark.parametrize("place", ["PASSWORD", "OPTIONS"])
+def test_a_copy_of_a_wrapper_connects_from_where_it_does(
+    place: str, way: dict[str, Any], pair: Pair, make_database: MakeDatabase
+) -> None:
+    vault = Vault(pair.app_password)
+    options = {**way.get("options", {}), **({"password": vault} if place == "OPTIONS" else {})}
+    alias = make_database(**{**way, "options": options}, PASSWORD=vault if place == "PASSWORD" else "")
+    wrapper: Any = connections[alias]
+    ask(wrapper)
+    copied = wrapper.copy()
+    try:
+        ask(copied)
+        assert copied.bgpool_source is wrapper.bgpool_source
+        copied.settings_dict["OPTIONS"]["bg_id"] = "another"
+        assert wrapper.settings_dict["OPTIONS"]["bg_id"] != "another"
+    finally:
+        copied.close()
 
 
 # -- while it is made ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ request keeps is looked at where Django would check its health: before each curs
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,12 @@ class SwitchoverWrapper(_Base):
             (type(self), self._bgpool_configured_by()),
             self._bgpool_make_configure,
         )
+
+    def copy(self, alias: str | None = None) -> Any:
+        """As Django's, which would copy a password callable as well: the copy's connections would be from elsewhere."""
+        given = (self.settings_dict["PASSWORD"], *self.settings_dict["OPTIONS"].values())
+        copied = copy.deepcopy(self.settings_dict, {id(one): one for one in given if callable(one)})
+        return type(self)(copied, self.alias if alias is None else alias)
 
     def bgpool_note(self, source: Source, connection: Any) -> None:
         """Note that *connection* is new: after a switchover it leads to a server that may have another version.
