@@ -25,7 +25,7 @@ MakeDatabase = Callable[..., str]
 
 def put(wrapper: Any, n: int) -> None:
     with wrapper.cursor() as cursor:
-        cursor.execute(f"INSERT INTO ledger (worker, thread, n) VALUES (66, 6, {n})")
+        cursor.execute(f"INSERT INTO ledger (worker, thread, n) VALUES (67, 6, {n})")
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def rows(kit: Kit, pair: Pair) -> Iterator[Callable[[], list[int]]]:
 
     def read() -> list[int]:
         with kit.connect(pair) as connection:
-            found = kit.execute(connection, "SELECT n FROM ledger WHERE worker = 66 ORDER BY n")
+            found = kit.execute(connection, "SELECT n FROM ledger WHERE worker = 67 ORDER BY n")
             return [n for (n,) in found]
 
     yield read
     with kit.connect(pair) as connection:
-        kit.execute(connection, "DELETE FROM ledger WHERE worker = 66")
+        kit.execute(connection, "DELETE FROM ledger WHERE worker = 67")
         connection.commit()
 
 
