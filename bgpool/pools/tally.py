@@ -11,7 +11,7 @@ from bgpool.segment.table import ERRORS, Usage
 
 __all__ = ["Tally"]
 
-#: Marks an error that is counted.
+#: Marks an error that is counted, with where.
 _COUNTED: Final = "_bgpool_counted"
 _FIELDS: Final = {name: field for field, name in ERRORS.items()}
 
@@ -58,8 +58,8 @@ class Tally:
 
     def count_error(self, error: Exception) -> None:
         """*error* goes to the application; counted once, however often it is told."""
-        if not getattr(error, _COUNTED, False):
-            setattr(error, _COUNTED, True)
+        if not getattr(error, _COUNTED, None):
+            setattr(error, _COUNTED, _Mark(self))
             with self._lock:
                 self._errors[_field(error)] += 1
 
@@ -70,10 +70,19 @@ class Tally:
         self.absorb(error)
 
     def absorb(self, error: Exception) -> None:
-        """A unit of work has settled *error*, which does not reach the application after all."""
-        if getattr(error, _COUNTED, False):
-            setattr(error, _COUNTED, False)
-            with self._lock:
+        """A unit of work has settled *error*, which does not reach the application after all.
+
+        It may be that of another pool, which the unit's function has used as well: it is not counted there any more.
+        """
+        mark = getattr(error, _COUNTED, None)
+        if mark:
+            setattr(error, _COUNTED, None)
+            mark.tally._discount(error)
+
+    def _discount(self, error: Exception) -> None:
+        with self._lock:
+            # A fork may lie in between.
+            if self._errors[_field(error)] > 0:
                 self._errors[_field(error)] -= 1
 
     def usage(self) -> Usage:
@@ -88,6 +97,17 @@ class Tally:
                 repeated=self._repeated,
                 **self._errors,
             )
+
+
+class _Mark:
+    """On an error that *tally* has counted."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally: Final = tally
+
+    def __reduce__(self) -> tuple[type[bool], tuple[()]]:
+        # Errors are copied, and sent to other processes. Nobody has counted the copy.
+        return bool, ()
 
 
 def _field(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,31 @@ def test_an_error_that_a_unit_settled_did_not_reach_the_application(
         with pytest.raises(bgpool.SwitchoverInterrupted):
             pool.run(cut, timeout=0.3)
         assert (errors_of(pool), pool.usage().repeated) == ({"SwitchoverInterrupted": 1}, 0)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("sent", [False, True], ids=["", "from-another-process"])
+def test_an_error_of_another_pool_that_a_unit_settled_is_taken_off_that_pools_count(
+    kit: Kit, pair: Pair, make_pool: MakePool, *, sent: bool
+) -> None:
+    """A count below zero could not be written, and a process whose pools have one would tell nothing any more."""
+    pool, other = make_pool(), make_pool(min_size=0)
+    calls: list[Any] = []
+
+    def cut(conn: Any) -> None:
+        calls.append(conn)
+        if len(calls) > 1:
+            return
+        try:
+            with other.connection() as elsewhere:
+                kit.kill(pair, kit.session(elsewhere))
+                kit.execute(elsewhere, "SELECT 1")
+        except bgpool.SwitchoverInterrupted as error:
+            raise (pickle.loads(pickle.dumps(error)) if sent else error) from None
+
+    pool.run(cut)
+    assert (errors_of(pool), pool.usage().repeated) == ({}, 1)
+    assert errors_of(other) == ({"SwitchoverInterrupted": 1} if sent else {})
 
 
 def test_nothing_is_logged_for_a_checkout(
