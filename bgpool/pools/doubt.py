@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "COMMITTED_BEFORE",
     "DURING_COMMIT",
     "ENDED_BY_FUNCTION",
     "IN_AUTOCOMMIT",
@@ -20,6 +21,10 @@ NO_DOUBT: Final = ""
 DURING_COMMIT: Final = "was cut during COMMIT; find out whether it took effect"
 IN_AUTOCOMMIT: Final = "was cut in autocommit; find out whether the statement took effect"
 IN_PIPELINE: Final = "cut a pipeline that may have committed; find out what of it took effect"
+COMMITTED_BEFORE: Final = (
+    "stopped executemany() in autocommit, where each of its statements commits by itself, and some of them have; find "
+    "out which took effect"
+)
 MAY_COMMIT: Final = "cut a statement that may have committed by itself; find out whether it took effect"
 ENDED_BY_FUNCTION: Final = (
     "cut a unit of work whose function may have ended the transaction itself (COMMIT as text, DDL, a procedure); find "

@@ -619,6 +619,45 @@ class TestStatements:
             conn.rollback()
         assert work.rows(pair) == 0
 
+    @pytest.mark.parametrize("autocommit", [True, False])
+    @pytest.mark.parametrize("reached", [0, 2])
+    def test_what_executemany_has_committed_is_not_forgotten(
+        self, deployment: Deployment, make_pool: MakePool, autocommit: bool, reached: int
+    ) -> None:
+        """In autocommit each row has a statement, and commits, of its own: to run all of them again doubles some."""
+        pool = make_pool(bg_drain_timeout_ms=0, kwargs={"autocommit": autocommit})
+        conn = pool.getconn()
+
+        def rows() -> Iterator[tuple[int]]:
+            for n in range(3):
+                if n == reached:
+                    deployment.phase(Phase.IN_PROGRESS)
+                    wait_until(lambda: conn.bgpool_cut)
+                    deployment.release()
+                yield (n,)
+
+        unknown = autocommit and reached > 0
+        with (
+            conn.cursor() as cursor,
+            pytest.raises(bgpool.CommitOutcomeUnknown if unknown else bgpool.SwitchoverInterrupted) as caught,
+        ):
+            cursor.executemany("UPDATE ledger SET n = n WHERE worker = -%s", rows())
+        assert ("executemany" in str(caught.value)) == unknown
+        assert caught.value.args[0] == 2006
+        pool.putconn(conn)
+
+    def test_cursors_are_still_of_their_classes(self, make_pool: MakePool) -> None:
+        pool = make_pool(kwargs={"cursorclass": pymysql.cursors.DictCursor})
+        with pool.connection() as conn:
+            assert type(conn.cursor()).__name__ == "DictCursor"
+            assert isinstance(conn.cursor(), pymysql.cursors.DictCursor)
+            with conn.cursor(pymysql.cursors.SSCursor) as cursor:
+                cursor.execute("SELECT 1")
+                cursor.executemany("DO 1", [])
+                assert isinstance(cursor, pymysql.cursors.SSCursor)
+                assert cursor.fetchall() == [(1,)]
+            assert conn.cursor(lambda of: of) is conn
+
     def test_errors_have_a_number_and_a_text(self, deployment: Deployment, make_pool: MakePool) -> None:
         deployment.phase(Phase.IN_PROGRESS)
         with pytest.raises(bgpool.SwitchoverHoldTimeout) as caught:

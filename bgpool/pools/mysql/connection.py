@@ -19,6 +19,7 @@ from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.fitness import looks_closed
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.mysql import statements
+from bgpool.pools.mysql.cursors import aware
 from bgpool.pools.mysql.exchange import Exchange
 from bgpool.pools.mysql.expressions import Text
 from bgpool.pools.mysql.handover import hand_over
@@ -181,6 +182,11 @@ class MysqlConnection(Exchange):
             self._force_close()
 
     # -- what its user asks --------------------------------------------------------------------------------------
+
+    def cursor(self, cursor: Any = None) -> Any:
+        """As PyMySQL's; its executemany() tells whether something was committed before it was stopped."""
+        chosen: Any = cursor or self.cursorclass
+        return aware(chosen)(self)
 
     def commit(self) -> None:
         """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
