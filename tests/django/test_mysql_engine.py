@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import select
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import is_interrupted
 from bgpool.lab import Pair
+from bgpool.mysql import CUT_CODES
 from bgpool.testing import Deployment
 from tests.engines import Kit
 
@@ -157,6 +159,34 @@ class TestCut:
         with pytest.raises(OperationalError) as raised:
             ask(cut, INSERT)
         assert isinstance(raised.value.__cause__, bgpool.CommitOutcomeUnknown)
+
+
+class TestLost:
+    """The server ends the session, and there is no switchover."""
+
+    @pytest.fixture(params=["kept", "pool", "plain"])
+    def alias(self, request: pytest.FixtureRequest, pair: Pair, make_database: Callable[..., str]) -> str:
+        options: dict[str, dict[str, Any]] = {"kept": {}, "pool": {"pool": True}, "plain": {"bg_id": None}}
+        host = {"HOST": pair.blue.address} if request.param == "plain" else {}
+        return make_database(options[request.param], **host)
+
+    def test_a_block_that_has_caught_the_error_fails_and_the_next_one_does_not(
+        self, kit: Kit, pair: Pair, alias: str
+    ) -> None:
+        """As with mysqlclient, so that Django rolls back: what PyMySQL says then is no DatabaseError to it."""
+        with pytest.raises(OperationalError, match="gone away") as raised, transaction.atomic(using=alias):
+            ask(alias, INSERT)
+            connection: Any = connections[alias].connection
+            kit.kill(pair, kit.session(connection))
+            assert select.select([connection._sock], [], [], 10)[0]
+            for codes in (CUT_CODES, {2006}):
+                with pytest.raises(OperationalError) as caught:
+                    ask(alias, "SELECT 1")
+                assert caught.value.args[0] in codes
+        assert raised.value.args[0] == 2006
+        with transaction.atomic(using=alias):
+            assert ask(alias, "SELECT 41 + 1") == 42
+        assert connections[alias].get_autocommit()
 
 
 class TestMixin:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pymysql
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.mysql import base
 from django.db.backends.utils import typecast_time
-from pymysql.constants import CLIENT, FIELD_TYPE
+from django.db.utils import DatabaseErrorWrapper
+from django.utils.functional import cached_property
+from pymysql.constants import CLIENT, CR, FIELD_TYPE
 from pymysql.converters import conversions
 
 from bgpool.core.engine import Engine
@@ -24,6 +26,8 @@ else:
 
 __all__ = ["DatabaseWrapper", "MysqlWrapper"]
 
+#: What PyMySQL says of a connection that is closed.
+_LOST: Final = (0, "")
 _DATES: Final = (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
 
 
@@ -69,6 +73,21 @@ class CursorWrapper(base.CursorWrapper):
             raise
 
 
+class _ErrorWrapper(DatabaseErrorWrapper):
+    """As Django's; what is asked of a lost connection is an OperationalError, as with mysqlclient.
+
+    PyMySQL's InterfaceError is no DatabaseError to Django: ``atomic`` would neither roll back nor close.
+    """
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """As Django's."""
+        if kind is pymysql.InterfaceError and error.args == _LOST:
+            self.wrapper.errors_occurred = True  # type: ignore[attr-defined]  # not in the stubs
+            lost = OperationalError(CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away")
+            raise lost.with_traceback(traceback) from error
+        super().__exit__(kind, error, traceback)
+
+
 class MysqlWrapper(SwitchoverWrapper, _Base):
     """Mixed in before a DatabaseWrapper for MySQL.
 
@@ -77,6 +96,11 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
 
     bgpool_engine: ClassVar[Engine] = Engine.MYSQL
     Database = pymysql
+
+    @cached_property
+    def wrap_database_errors(self) -> DatabaseErrorWrapper:
+        """As Django's, by the errors of PyMySQL."""
+        return _ErrorWrapper(self)
 
     def get_connection_params(self) -> dict[str, Any]:
         """As Django's, in PyMySQL's terms."""
