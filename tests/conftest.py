@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,19 @@ from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
+from tests.clusters import copy_clusters
 from tests.engines import Kit
 from tests.pools.proxy import CommitCutter
+
+
+@pytest.fixture(autouse=True, scope="session")
+def copied_clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The run begins hundreds of PostgreSQL servers."""
+    directory = tmp_path_factory.mktemp("clusters")
+    with pytest.MonkeyPatch.context() as patch:
+        copy_clusters(patch, directory)
+        yield
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(autouse=True, scope="module")
