@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import django
 import pytest
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from sqlalchemy.engine import make_url
 
@@ -79,11 +81,13 @@ def make_database(database: dict[str, Any]) -> Iterator[Callable[..., str]]:
 
     yield make
     for alias in made:
-        wrapper: Any = connections[alias]
-        wrapper.close()
-        if hasattr(wrapper, "close_pool"):
-            wrapper.close_pool()
-        del connections[alias]
+        # An engine that cannot be loaded has left nothing.
+        with contextlib.suppress(ImproperlyConfigured, ImportError):
+            wrapper: Any = connections[alias]
+            wrapper.close()
+            if hasattr(wrapper, "close_pool"):
+                wrapper.close_pool()
+            del connections[alias]
         del connections.settings[alias]
 
 

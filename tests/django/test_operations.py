@@ -104,6 +104,21 @@ class TestChecks:
         (error,) = found()["bgpool.E002"]
         assert "django.db.backends.sqlite3 is not bgpool's" in error.msg
 
+    def test_e002_an_engine_that_cannot_be_loaded(self, only: Callable[..., str]) -> None:
+        only(ENGINE="bgpool.integrations.django.postgres")
+        (error,) = found()["bgpool.E002"]
+        assert "django.postgres cannot be loaded: 'bgpool.integrations.django.postgres' isn't an available" in error.msg
+
+    def test_an_engine_of_another_database_that_cannot_be_loaded_is_djangos_to_report(
+        self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One of Django's own raises what the import of its driver has raised."""
+        for driver in ("oracledb", "cx_Oracle"):
+            monkeypatch.setitem(sys.modules, driver, None)
+        only()
+        only(ENGINE="django.db.backends.oracle", OPTIONS={})
+        assert found() == {}
+
     def test_w001_a_pool_under_celery(self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
         only({"pool": True}, CONN_MAX_AGE=0)
         monkeypatch.setitem(sys.modules, "celery", ModuleType("celery"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from django.apps import apps
@@ -58,9 +58,8 @@ def check_settings(**_kwargs: object) -> list[checks.CheckMessage]:
     """What is wrong in DATABASES."""
     found: list[checks.CheckMessage] = []
     for alias in connections:
-        settings_dict = connections.settings[alias]
-        if "bg_id" in settings_dict["OPTIONS"] and not _is_ours(alias):
-            found.append(_foreign(alias, settings_dict))
+        if "bg_id" in connections.settings[alias]["OPTIONS"]:
+            found += _of_engine(alias)
     for wrapper in _with_engine():
         found += _of_database(wrapper)
     return [*found, *_of_all(wrappers())]
@@ -128,7 +127,7 @@ def _is_ours(alias: str) -> bool:
     """Whether the database has an engine of bgpool's; one that cannot be loaded is Django's to report."""
     try:
         return hasattr(connections[alias], "bgpool_engine")
-    except ImproperlyConfigured:
+    except (ImproperlyConfigured, ImportError):
         return False
 
 
@@ -176,9 +175,19 @@ def _of_all(ours: list[SwitchoverWrapper]) -> Iterator[checks.CheckMessage]:
             )
 
 
-def _foreign(alias: str, settings_dict: Mapping[str, Any]) -> checks.CheckMessage:
-    return checks.Error(
-        f"DATABASES[{alias!r}]: OPTIONS has bg_id, and ENGINE {settings_dict['ENGINE']} is not bgpool's.",
+def _of_engine(alias: str) -> Iterator[checks.CheckMessage]:
+    """What is wrong with the engine of a database that has a bg_id."""
+    try:
+        wrapper: Any = connections[alias]
+    except (ImproperlyConfigured, ImportError) as error:
+        # PostGIS without GDAL, or a name that is not there.
+        wrong = f"cannot be loaded: {error}"
+    else:
+        if hasattr(wrapper, "bgpool_engine"):
+            return
+        wrong = "is not bgpool's."
+    yield checks.Error(
+        f"DATABASES[{alias!r}]: OPTIONS has bg_id, and ENGINE {connections.settings[alias]['ENGINE']} {wrong}",
         hint="Engines of bgpool's are bgpool.integrations.django.postgresql, .postgis and .mysql.",
         id=_FOREIGN_ENGINE,
     )
