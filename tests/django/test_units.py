@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -323,6 +324,54 @@ def test_a_cut_behind_the_answer_to_commit_is_no_matter(kit: Kit, pair: Pair, ma
         del wrapper._set_autocommit
     assert (work.rows(pair), work.hooks) == (1, [2])
     assert (work.wrapper.connection is None) == (kit.engine is Engine.MYSQL)
+
+
+class TimeLimit(Exception):
+    """As Celery's SoftTimeLimitExceeded, which is raised by the handler of a signal."""
+
+
+@pytest.fixture
+def limited(cutter: CommitCutter, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The next COMMIT of the main thread is interrupted before the server has seen it, and takes effect."""
+    due = [threading.main_thread().ident]
+
+    def interrupt(data: bytes) -> bool:
+        if due and (data.endswith(b"\3COMMIT") or b"COMMIT\0" in data):
+            signal.pthread_kill(due.pop() or 0, signal.SIGUSR1)
+            time.sleep(0.2)
+        return False
+
+    def handle(*_: object) -> None:
+        raise TimeLimit
+
+    monkeypatch.setattr(cutter, "_is_moment", interrupt)
+    before = signal.signal(signal.SIGUSR1, handle)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@WAYS
+@pytest.mark.usefixtures("prepared", "limited")
+@pytest.mark.parametrize("is_unit", [True, False], ids=["unit", "atomic"])
+def test_an_interrupt_in_commit_drops_the_hooks_and_leaves_nothing_behind(
+    way: dict[str, Any], is_unit: bool, make_work: MakeWork, pair: Pair
+) -> None:
+    """Django would run them behind the next COMMIT, or meet the answer to this one where it expects another's."""
+    work = make_work(**way)
+
+    def once(work: Work) -> None:
+        if is_unit:
+            run(work, using=work.alias)
+        else:
+            with transaction.atomic(using=work.alias):
+                work()
+
+    with pytest.raises(TimeLimit):
+        once(work)
+    other = Work(work.alias)
+    once(other)
+    assert (work.calls, work.hooks) == (1, [])
+    assert (other.rows(pair), other.hooks) == (1, [1])
 
 
 # -- hooks ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error
+from django.db import DatabaseError, Error
 from django.utils.functional import cached_property
 
 from bgpool.core.engine import Engine
@@ -416,12 +416,22 @@ class SwitchoverWrapper(_Base):
 
     def _commit(self) -> None:
         listener = self.bgpool_listener
-        if listener is None:
+        if listener is not None:
+            listener.before_commit()
+        try:
             super()._commit()  # type: ignore[misc]  # not in the stubs
-            return
-        listener.before_commit()
-        super()._commit()  # type: ignore[misc]  # not in the stubs
-        listener.after_commit()
+        except DatabaseError:
+            # Django rolls back.
+            raise
+        except BaseException:
+            # An interrupt, a time limit of Celery's: nobody knows whether it has committed. Django would keep the hooks
+            # for the next COMMIT, and use the connection while its answer is still to come.
+            if self.bgpool_source is not None:
+                self._bgpool_drop(self.autocommit)
+                self.run_on_commit = []
+            raise
+        if listener is not None:
+            listener.after_commit()
 
 
 @dataclass(frozen=True)
