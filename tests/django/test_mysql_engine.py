@@ -189,6 +189,56 @@ class TestLost:
         assert connections[alias].get_autocommit()
 
 
+class Limit(BaseException):
+    """An interrupt, or a time limit of Celery's."""
+
+
+class TestInterrupted:
+    """While an answer is waited for, at the end of a block. PyMySQL closes the connection then."""
+
+    class _Reader:
+        def read(self, _count: int) -> bytes:
+            raise Limit
+
+        def close(self) -> None:
+            pass
+
+    @pytest.fixture(params=[None, True], ids=["kept", "pool"])
+    def alias(self, request: pytest.FixtureRequest, deployment: Deployment, make_database: Callable[..., str]) -> str:
+        deployment.phase(Phase.PREPARATION)
+        return make_database({"pool": request.param} if request.param else None)
+
+    def check(self, alias: str) -> None:
+        """The next query is asked on a connection of its own, in autocommit."""
+        for n in (1, 2):
+            assert ask(alias, f"SELECT {n}") == n
+        assert connections[alias].get_autocommit()
+
+    def test_in_rollback(self, alias: str) -> None:
+        wrapper: Any = connections[alias]
+        with pytest.raises(Limit), transaction.atomic(using=alias):
+            ask(alias, INSERT)
+            wrapper.connection._rfile = self._Reader()
+            raise KeyError
+        self.check(alias)
+
+    def test_behind_commit(self, alias: str) -> None:
+        """Or the next query would be said to have been cut, and not to have committed."""
+        wrapper: Any = connections[alias]
+        with pytest.raises(Limit), transaction.atomic(using=alias):
+            ask(alias, "UPDATE ledger SET n = n WHERE worker = -1")
+            # Runs after COMMIT, and before what turns autocommit on.
+            committed = wrapper._commit
+
+            def commit() -> None:
+                committed()
+                wrapper.connection._rfile = self._Reader()
+
+            wrapper._commit = commit
+        del wrapper._commit
+        self.check(alias)
+
+
 class TestMixin:
     """A backend of another library, with MysqlWrapper mixed in before it."""
 

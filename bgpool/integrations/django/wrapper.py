@@ -362,10 +362,15 @@ class SwitchoverWrapper(_Base):
         was_idle = looks and connection.bgpool_is_open and connection.bgpool_is_idle
         try:
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # not in the stubs
-        except Error:
-            # Cut, or held, behind the end of its transaction: nothing but the connection is lost.
+        except BaseException as error:
+            # Behind the end of its transaction nothing but the connection is lost.
             if not was_idle or connection.bgpool_in_doubt:
                 raise
+            if not isinstance(error, Error):
+                # An interrupt, a time limit of Celery's: the answer may still come.
+                self.close()
+                raise
+            # Cut, or held.
             self._bgpool_drop(autocommit)
 
     def _bgpool_has_ended(self, source: Source, connection: Any) -> bool:
@@ -404,12 +409,19 @@ class SwitchoverWrapper(_Base):
         if connection.bgpool_is_open:
             try:
                 super().rollback()
-            except Error:
+            except BaseException as error:
                 if connection.bgpool_is_open or connection.bgpool_in_doubt:
+                    raise
+                if not isinstance(error, Error):
+                    # An interrupt, a time limit of Celery's, has closed it.
+                    self._bgpool_note_rolled_back()
                     raise
             else:
                 return
         self.validate_thread_sharing()
+        self._bgpool_note_rolled_back()
+
+    def _bgpool_note_rolled_back(self) -> None:
         self.needs_rollback = False
         self.run_on_commit = []
         self._bgpool_rolled_back = True
