@@ -170,6 +170,24 @@ def test_an_atomic_block_begins_on_a_new_connection(
     assert kit.where(wrapper.connection)
 
 
+def test_an_atomic_block_that_cannot_begin_leaves_the_transaction_to_be_rolled_back(
+    kit: Kit, pair: Pair, deployment: Deployment, make_database: MakeDatabase, rows: Callable[[], list[int]]
+) -> None:
+    wrapper: Any = connections[make_database()]
+    wrapper.set_autocommit(False)
+    put(wrapper, 1)
+    deployment.phase(Phase.PREPARATION)
+    kit.kill(pair, kit.session(wrapper.connection))
+    with pytest.raises(OperationalError), transaction.atomic(using=wrapper.alias):
+        put(wrapper, 2)
+    wrapper.rollback()
+    with transaction.atomic(using=wrapper.alias), transaction.atomic(using=wrapper.alias):
+        put(wrapper, 3)
+    wrapper.commit()
+    wrapper.set_autocommit(True)
+    assert rows() == [3]
+
+
 def test_the_end_of_a_request_is_not_held(deployment: Deployment, make_database: MakeDatabase) -> None:
     wrapper: Any = connections[make_database(AUTOCOMMIT=False, options={"bg_connect_timeout_ms": "1500"})]
     ask(wrapper)

@@ -356,6 +356,16 @@ class SwitchoverWrapper(_Base):
             self.run_and_clear_commit_hooks()
             self.run_commit_hooks_on_set_autocommit_on = False
 
+    def _savepoint(self, sid: str) -> None:
+        try:
+            super()._savepoint(sid)  # type: ignore[misc]  # not in the stubs
+        except BaseException:
+            if not (self.commit_on_exit or self.savepoint_ids or self.atomic_blocks):
+                # With it a block begins where autocommit is off. To Django it would stay open: nothing could be rolled
+                # back in this thread any more, and no connection replaced.
+                self.in_atomic_block = False
+            raise
+
     def _set_autocommit(self, autocommit: bool) -> None:
         connection = self.connection
         looks = autocommit and self.bgpool_source is not None and not self._bgpool_connects
