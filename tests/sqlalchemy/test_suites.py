@@ -18,7 +18,8 @@ from tests.sqlalchemy.suite import runs
 from tests.sqlalchemy.suite.runs import Run
 from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
 
-COMMON: Final = ("test/engine/test_reconnect.py", "test/engine/test_pool.py", "test/orm/test_transaction.py")
+PART: Final = ("test/engine/test_reconnect.py", "test/orm/test_transaction.py")
+WHOLE: Final = (*PART, "test/engine/test_pool.py", "test/dialect/test_suite.py")
 PART_TIMEOUT_S: Final = 200.0
 WHOLE_TIMEOUT_S: Final = 1200.0
 
@@ -70,7 +71,7 @@ class Suite:
     def test_a_part_passes(self, both: Both) -> None:
         """Where all of it passes with ours there is nothing to compare."""
         options = PART_TIMEOUT_S, "--notimingintensive"
-        ours = both.ours([*COMMON, f"{self.own}/test_dialect.py"], *options)
+        ours = both.ours([*PART, f"{self.own}/test_dialect.py"], *options)
         assert len(ours.of("passed")) > 400, str(ours)
         if ours.of("failed"):
             plain = both.plain(sorted({test.partition("::")[0] for test in ours.of("failed")}), *options)
@@ -82,7 +83,7 @@ class Suite:
     def test_what_passes_with_sqlalchemys_dialect_passes_with_ours(
         self, both: Both, record_property: Callable[[str, object], None]
     ) -> None:
-        selection = *COMMON, "test/dialect/test_suite.py", self.own
+        selection = *WHOLE, self.own
         plain, ours = both.plain(selection, WHOLE_TIMEOUT_S), both.ours(selection, WHOLE_TIMEOUT_S)
         for run in (plain, ours):
             record_property("told", str(run))
