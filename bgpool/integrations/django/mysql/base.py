@@ -81,6 +81,9 @@ class _ErrorWrapper(DatabaseErrorWrapper):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """As Django's."""
+        if kind is None:
+            # The common case first: Django asks around all that a cursor does.
+            return
         if kind is pymysql.InterfaceError and error.args == _LOST:
             self.wrapper.errors_occurred = True  # type: ignore[attr-defined]  # not in the stubs
             lost = OperationalError(CR.CR_SERVER_GONE_ERROR, "MySQL server has gone away")
