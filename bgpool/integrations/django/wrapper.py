@@ -360,7 +360,8 @@ class SwitchoverWrapper(_Base):
         try:
             super()._savepoint(sid)  # type: ignore[misc]  # not in the stubs
         except BaseException:
-            if not (self.commit_on_exit or self.savepoint_ids or self.atomic_blocks):
+            begins = not (self.commit_on_exit or self.savepoint_ids or self.atomic_blocks)
+            if begins and self.bgpool_source is not None:
                 # With it a block begins where autocommit is off. To Django it would stay open: nothing could be rolled
                 # back in this thread any more, and no connection replaced.
                 self.in_atomic_block = False
