@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from bgpool.core.phase import Phase
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.django import sources
 from bgpool.lab import Pair
+from bgpool.lab.waiting import wait_until
 from bgpool.pools.connector import Connector
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -151,6 +153,32 @@ def test_what_becomes_a_test_database_leaves_that_of_the_settings(
     wrapper.close()
     become(wrapper.creation)
     assert pool.closed
+
+
+def test_a_caller_whose_pool_is_closed_meanwhile_gets_a_connection_of_the_next_one(
+    deployment: Deployment, make_database: MakeDatabase
+) -> None:
+    """As Celery closes it behind each task, for whichever thread had that."""
+    alias = make_database(**POOLED)
+    mine: Any = connections[alias]
+    ask(mine)
+    pool = mine.pool.pool
+    mine.close()
+
+    def work() -> Any:
+        try:
+            return ask(connections[alias])
+        finally:
+            connections[alias].close()
+
+    deployment.phase(Phase.PREPARATION)
+    deployment.phase(Phase.IN_PROGRESS)
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(work)
+        wait_until(lambda: pool.stats().held == 1, timeout_s=10, what="the hold")
+        mine.close_pool()
+        deployment.phase(Phase.POST)
+        assert held.result(20) == 1
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from django.db import DatabaseError, Error
 from django.utils.functional import cached_property
 
 from bgpool.core.engine import Engine
-from bgpool.errors import SwitchoverInterrupted
+from bgpool.errors import PoolClosed, SwitchoverInterrupted
 from bgpool.integrations.django import sources
 from bgpool.integrations.django.checks import ChecksSettings
 from bgpool.integrations.django.shell import AsksForPassword
@@ -156,7 +156,7 @@ class SwitchoverWrapper(_Base):
         self._bgpool_rolled_back = False
 
     def connect(self) -> None:
-        """As Django's; a switchover that begins while the connection is set up has it made again.
+        """As Django's; a switchover that begins meanwhile has it made again, and so has the end of its pool.
 
         A connection whose setup failed is closed: what follows would run without its time zone, or its role.
         """
@@ -185,17 +185,18 @@ class SwitchoverWrapper(_Base):
                 if autocommit not in (None, self.autocommit):
                     self.set_autocommit(bool(autocommit))
             except BaseException as error:
-                source, was_made = self.bgpool_source, self.connection is not None
+                source = self.bgpool_source
+                outdated = PoolClosed if self.connection is None else SwitchoverInterrupted
                 with contextlib.suppress(Error):
                     self.close()
-                if source is None or not was_made or not _is_interrupted(error) or _is_past(ends_at):
+                if source is None or not _is_of(outdated, error) or _is_past(ends_at):
                     raise
             else:
                 source = self.bgpool_source
                 if source is None or self.bgpool_may_be_asked() or _is_past(ends_at):
                     return
                 self.close()
-            # Nothing of the caller's was sent. The next one waits until the switchover has passed.
+            # Nothing of the caller's was sent. The next one waits until the switchover has passed; or another pool has it.
             ends_at = ends_at or time.monotonic() + source.connections.hold_s
 
     @property
@@ -486,9 +487,9 @@ def _is_past(moment: float | None) -> bool:
     return moment is not None and time.monotonic() >= moment
 
 
-def _is_interrupted(error: BaseException) -> bool:
-    """Whether *error*, Django's or the driver's, is that of a connection that a switchover has outdated."""
-    return isinstance(error, SwitchoverInterrupted) or isinstance(error.__cause__, SwitchoverInterrupted)
+def _is_of(kind: type[Exception], error: BaseException) -> bool:
+    """Whether *error*, Django's or the driver's, is one of *kind*."""
+    return isinstance(error, kind) or isinstance(error.__cause__, kind)
 
 
 #: What Django computes once, of the settings as well; that is not worth telling apart.
