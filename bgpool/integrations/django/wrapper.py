@@ -196,7 +196,7 @@ class SwitchoverWrapper(_Base):
                 if source is None or self.bgpool_may_be_asked() or _is_past(ends_at):
                     return
                 self.close()
-            # Nothing of the caller's was sent. The next one waits until the switchover has passed; or another pool has it.
+            # Nothing of the caller's was sent. The next one waits until the switchover has passed, or has another pool.
             ends_at = ends_at or time.monotonic() + source.connections.hold_s
 
     @property
