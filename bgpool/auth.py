@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bgpool import signals
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.limits import AWS_CLIENT_MIN_AGE_S, PASSWORD_TIMEOUT_S
 from bgpool.dsn import Password
@@ -155,6 +156,7 @@ class _Call:
         if not self.claim.acquire(blocking=False):
             return
         try:
+            signals.take_again()
             self.made = self._function(*self._args)
         except BaseException as error:
             self.error = error

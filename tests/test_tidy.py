@@ -20,7 +20,7 @@ LAYERS = [
     {"errors"},
     {"core"},
     {"logs"},
-    {"settings", "resolver", "aliases", "sockets", "tls", "mysql_logins", "mysql_driver", "mysql", "green"},
+    {"settings", "resolver", "aliases", "signals", "sockets", "tls", "mysql_logins", "mysql_driver", "mysql", "green"},
     {"failures"},
     {"dsn"},
     {"auth"},

@@ -22,6 +22,7 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader, Reading
 from bgpool.segment.table import Usage
+from bgpool.signals import refusing
 
 __all__ = ["Member", "Watch"]
 
@@ -82,7 +83,7 @@ class Watch:
         self._members: Final = members
         self._ensure_monitor: Final = ensure_monitor
         self._stopping: Final = threading.Event()
-        self._thread: Final = threading.Thread(target=self._run, name=f"bgpool-watch-{bg_id}", daemon=True)
+        self._thread: Final = threading.Thread(target=refusing(self._run), name=f"bgpool-watch-{bg_id}", daemon=True)
         self._starter: threading.Thread | None = None
         # Protects the two that follow, and that neither is there once the watch is stopping.
         self._lock: Final = threading.Lock()

@@ -25,6 +25,7 @@ from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.failures import first_line
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.slots import Slot, Slots, Waiter
+from bgpool.signals import refusing
 
 __all__ = ["Store"]
 
@@ -397,4 +398,4 @@ _NO_THREAD: Final = (RuntimeError, MemoryError)
 
 
 def _thread(purpose: str, name: str, run: Callable[..., object], *args: object) -> threading.Thread:
-    return threading.Thread(target=run, args=args, name=f"bgpool-{purpose}-{name}", daemon=True)
+    return threading.Thread(target=refusing(run), args=args, name=f"bgpool-{purpose}-{name}", daemon=True)

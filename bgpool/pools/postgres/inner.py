@@ -17,6 +17,7 @@ from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
+from bgpool.signals import refusing
 
 __all__ = ["InnerPool"]
 
@@ -56,6 +57,16 @@ class InnerPool(ConnectionPool[Any]):
         if not hasattr(conn, "bgpool_generation"):
             raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
         conn.bgpool_generation.take_back(conn)
+
+    def _start_workers(self) -> None:
+        """As ConnectionPool's, whose threads would take signals."""
+        schedule, work = self._sched.run, self.worker
+        self._sched.run, self.worker = refusing(schedule), refusing(work)  # type: ignore[method-assign]  # for a moment
+        try:
+            super()._start_workers()
+        finally:
+            # What stayed would hold the scheduler, and be held by it.
+            del self._sched.run, self.worker
 
     def replace(self, conn: Any) -> None:
         """Free the slot of *conn*, which is closed: open another connection in its place."""
