@@ -93,11 +93,16 @@ def _count(status: Status, one: str, many: str) -> str:
 
 def _reconnections(status: Status) -> str:
     """What the pools of this host may ask of green when callers are released."""
-    sizes = sorted({worker.max_size for worker in status.workers if worker.max_size})
-    pools = " or ".join(map(str, sizes)) or "0"
-    most, green = status.totals.max_size, status.green_max_connections
-    processes = _count(status, "process", "processes")
-    text = f"at the release {processes} (max_size {pools}) may open up to {most} connections to green"
+    processes, green = _count(status, "process", "processes"), status.green_max_connections
+    if all(worker.max_size for worker in status.workers):
+        most = status.totals.max_size
+        pools = " or ".join(map(str, sorted({worker.max_size for worker in status.workers})))
+        text = f"at the release {processes} (max_size {pools}) may open up to {most} connections to green"
+    else:
+        # Django and others keep connections themselves, and say no bound.
+        most = sum(worker.max_size or worker.in_use + worker.idle for worker in status.workers)
+        text = f"at the release {processes}, not all of them with a max_size, may open {most} connections to green"
+        text += ", or more"
     if green is None:
         return f"{text}; how many it takes is not known yet"
     text += f"; its max_connections is {green}, for all hosts"

@@ -262,6 +262,20 @@ def test_reconnections_are_previewed(
     assert f"{wanted}; how many it takes is not known yet\n" in bgpool_command("status", "--ready").stdout
 
 
+def test_connections_that_an_application_keeps_itself_are_counted_as_they_are(
+    hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
+) -> None:
+    start_worker(in_use=3, idle=9)
+    start_worker(max_size=10, idle=1)
+    hand.publish(target_max_connections=22)
+    until_ready()
+    wanted = "at the release 2 processes, not all of them with a max_size, may open 22 connections to green, or more"
+    assert f"bg_id 'ledger': {wanted}; its max_connections is 22" in bgpool_command("status", "--ready").stdout
+    hand.publish(target_max_connections=21)
+    until_ready()
+    assert f"WARNING: {wanted}; its max_connections is 21" in bgpool_command("status", "--ready").stdout
+
+
 @pytest.mark.usefixtures("hand")
 def test_the_text(start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command) -> None:
     pid = start_worker(held=4)
