@@ -115,8 +115,8 @@ class Case:
 
     @property
     def max_size(self) -> int:
-        """Connections that the pools of one process may have."""
-        seen = max((row.usage.max_size for row in self.rows), default=0)
+        """Connections that the pools of one process may have; those that it has, where it keeps them itself."""
+        seen = max((row.usage.max_size or row.usage.in_use + row.usage.idle for row in self.rows), default=0)
         return self._max_size or seen or _MAX_SIZE
 
     @property

@@ -180,6 +180,7 @@ class TestStatus:
         status, output = command("bgpool_status", "--ready")
         assert status == 1
         assert "is not ready" in output
+        assert "" not in output.splitlines(), "one line for each thing that is said"
 
     def test_without_a_database_of_bgpools(self, only: Callable[..., str]) -> None:
         only({"bg_id": None})
@@ -219,6 +220,21 @@ class TestDoctor:
         _, output = command("bgpool_doctor", "--json")
         told = {(item["where"], item["check"]): item["result"] for item in json.loads(output)["findings"]}
         assert told["blue", "login"] == "ok"
+
+    def test_a_database_is_a_line_of_json(self, only: Callable[..., str]) -> None:
+        first, second = only(), only()
+        _, output = command("bgpool_doctor", "--json")
+        assert len([json.loads(line) for line in output.splitlines()]) == 2
+        for alias in (first, second):
+            assert f"DATABASES[{alias!r}]\n" in command("bgpool_doctor")[1]
+
+    def test_the_size_of_a_pool_is_that_of_the_settings(self, only: Callable[..., str]) -> None:
+        only({"pool": {"min_size": 1, "max_size": 6}})
+        told = json.loads(command("bgpool_doctor", "--json", "--workers", "2")[1])["findings"]
+        rooms = [item["finding"] for item in told if (item["where"], item["check"]) == ("blue", "connections")]
+        assert rooms[0].startswith("2 processes x max_size 6 + 2 for the monitor = 14 of ")
+        told = json.loads(command("bgpool_doctor", "--json", "--workers", "2", "--max-size", "3")[1])["findings"]
+        assert "2 processes x max_size 3" in json.dumps(told)
 
     def test_settings_that_cannot_be_used(self, only: Callable[..., str]) -> None:
         only({"bg_drain_timeout_ms": "soon"})

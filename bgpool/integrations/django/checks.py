@@ -100,6 +100,9 @@ def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
     with _refused(wrapper.alias):
         params = wrapper.get_connection_params()
     dsn, options = sources.describe(wrapper.bgpool_engine, wrapper.alias, wrapper.settings_dict, params)
+    if more.get("max_size") is None and sources.pool_options(wrapper.settings_dict) is not None:
+        source = wrapper.bgpool_find(params)
+        more["max_size"] = source.connections.max_size if source is not None else None
     return Case(dsn, options=options, **more)
 
 

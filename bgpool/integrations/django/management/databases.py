@@ -55,11 +55,14 @@ class DatabasesCommand(BaseCommand):
         Raises:
             CommandError: A package of the extra ``cli`` is missing.
         """
+        stdout: Any = self.stdout
+        ending, stdout.ending = stdout.ending, ""  # print() ends its lines itself
         try:
-            stdout: Any = self.stdout
             with contextlib.redirect_stdout(output if output is not None else stdout):
                 yield
         except ModuleNotFoundError as error:
             if error.name not in ("typer", "rich"):
                 raise
             raise CommandError(f"this needs {error.name}: pip install 'bgpool[cli]'", returncode=2) from error
+        finally:
+            stdout.ending = ending
