@@ -28,7 +28,10 @@ _PARTS: Final[dict[type[Any], tuple[str, ...]]] = {
         "_local_infile", "_execute_command", "_read_packet", "_read_ok_packet", "_read_query_result", "_write_bytes",
         "_force_close", "_process_auth", "_create_ssl_ctx",
     ),
-    MySQLResult: ("_finish_unbuffered_query", "_read_rowdata_packet_unbuffered", "unbuffered_active", "has_next"),
+    MySQLResult: (
+        "_finish_unbuffered_query", "_read_rowdata_packet_unbuffered", "_check_packet_is_eof", "unbuffered_active",
+        "has_next",
+    ),
 }  # fmt: skip
 #: Which of PyMySQL's functions must still go through what bgpool replaces.
 _CALLS: Final[dict[str, tuple[str, ...]]] = {

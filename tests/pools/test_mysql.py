@@ -658,6 +658,25 @@ class TestStatements:
                 assert cursor.fetchall() == [(1,)]
             assert conn.cursor(lambda of: of) is conn
 
+    @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
+    @pytest.mark.parametrize("read", [0, 2, 3])
+    def test_rows_that_another_statement_has_dropped_are_not_the_end_of_a_result(
+        self, make_pool: MakePool, read: int
+    ) -> None:
+        """PyMySQL alone ends the loop over them as if there were no more."""
+        with make_pool().connection() as conn, conn.cursor(pymysql.cursors.SSCursor) as cursor:
+            cursor.execute("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")
+            assert [cursor.fetchone() for _ in range(read)] == [(1,), (2,), (3,)][:read]
+            with conn.cursor() as other:
+                other.execute("SELECT 4")
+                assert other.fetchall() == ((4,),)
+            if read == 3:
+                assert cursor.fetchall() == []
+                return
+            for fetch in (cursor.fetchone, cursor.fetchall, cursor.fetchmany, lambda: next(iter(cursor))):
+                with pytest.raises(pymysql.err.ProgrammingError, match=r"2014.* dropped the rows"):
+                    fetch()
+
     def test_errors_have_a_number_and_a_text(self, deployment: Deployment, make_pool: MakePool) -> None:
         deployment.phase(Phase.IN_PROGRESS)
         with pytest.raises(bgpool.SwitchoverHoldTimeout) as caught:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pymysql.connections import MySQLResult
 from pymysql.constants import CR, ER, SERVER_STATUS
-from pymysql.err import InterfaceError, MySQLError, OperationalError
+from pymysql.err import InterfaceError, MySQLError, OperationalError, ProgrammingError
 from pymysql.protocol import MysqlPacket
 
 from bgpool.mysql import BoundedConnection
@@ -31,6 +31,10 @@ _END_OF_ROWS_BYTES: Final = 5
 #: What is sent without looking whether the server has ended the connection meanwhile. PyMySQL sends local files in
 #: packets of this size; a socket that takes anything takes about as much.
 _PIECE_BYTES: Final = 16 * 1024
+_CUT_SHORT: Final = (
+    "Commands out of sync: another statement on this connection dropped the rows that were not read yet; read all of "
+    "an unbuffered result (SSCursor) first, or use another connection"
+)
 #: The server has ended the connection; macOS does not tell.
 _ENDED: Final = getattr(select, "POLLRDHUP", 0)
 
@@ -221,9 +225,18 @@ class Exchange(BoundedConnection):
 
 
 class _UnbufferedResult(MySQLResult):
-    """One whose rows do not seem to end where the connection was lost, and whose rest a child leaves to its parent."""
+    """One whose rows do not seem to end where the connection was lost, or where another statement has dropped the rest.
+
+    In a fork's child the rest is the parent's.
+    """
+
+    # Whether rows were dropped, and whether any packet was since the dropping began.
+    _is_cut_short: bool = False
+    _has_dropped: bool = False
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
+        if self._is_cut_short:
+            raise ProgrammingError(CR.CR_COMMANDS_OUT_OF_SYNC, _CUT_SHORT)
         connection: Any = self.connection
         if connection is not None and not connection.bgpool_is_open:
             connection._fail(InterfaceError(0, ""))
@@ -241,4 +254,14 @@ class _UnbufferedResult(MySQLResult):
         if connection is not None and connection._is_inherited():
             self.unbuffered_active = False
             return
+        if self.unbuffered_active:
+            self._is_cut_short = True
         super()._finish_unbuffered_query()  # type: ignore[misc]  # not in the stubs
+
+    def _check_packet_is_eof(self, packet: MysqlPacket) -> bool:
+        is_end: bool = super()._check_packet_is_eof(packet)  # type: ignore[misc]  # not in the stubs
+        if self._is_cut_short:
+            # Where nothing but the end was unread, no row is missing.
+            self._is_cut_short = self._has_dropped or not is_end
+            self._has_dropped = True
+        return is_end
