@@ -25,6 +25,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.integrations.django import is_interrupted, run, transactional
 from bgpool.lab import Pair, ledger
+from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.testing import Deployment
@@ -372,6 +373,44 @@ def test_an_interrupt_in_commit_drops_the_hooks_and_leaves_nothing_behind(
     once(other)
     assert (work.calls, work.hooks) == (1, [])
     assert (other.rows(pair), other.hooks) == (1, [1])
+
+
+@WAYS
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("is_unit", [True, False], ids=["unit", "atomic"])
+@pytest.mark.parametrize("mode", [False, True], ids=["begins", "ends"])
+def test_an_interrupt_while_autocommit_is_switched_leaves_it_on(
+    way: dict[str, Any], is_unit: bool, mode: bool, kit: Kit, make_work: MakeWork, pair: Pair
+) -> None:
+    """MySQL is asked to switch it, and without it nothing is committed."""
+    if kit.engine is not Engine.MYSQL:
+        pytest.skip("nothing is asked of the server")
+    work = make_work(**way)
+    work.ask()
+    switch = MysqlConnection.autocommit
+
+    def interrupted(connection: Any, value: bool) -> None:
+        switch(connection, value)
+        if value == mode:
+            raise TimeLimit
+
+    def once(work: Work) -> None:
+        if is_unit:
+            run(work, using=work.alias)
+        else:
+            with transaction.atomic(using=work.alias):
+                work()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MysqlConnection, "autocommit", interrupted)
+        with pytest.raises(TimeLimit):
+            once(work)
+    assert work.rows(pair) == int(mode)
+    # In a transaction of their own, one by itself and one in a block.
+    for write in (lambda other: other(), once):
+        other = Work(work.alias)
+        write(other)
+        assert (other.rows(pair), other.hooks) == (1, [1])
 
 
 # -- hooks ---------------------------------------------------------------------------------------------------------

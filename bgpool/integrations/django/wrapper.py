@@ -375,6 +375,9 @@ class SwitchoverWrapper(_Base):
         try:
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # not in the stubs
         except BaseException as error:
+            if not (autocommit or self._bgpool_connects or isinstance(error, Error) or self.bgpool_source is None):
+                # Interrupted: the server may have it off, where Django believes that it is on.
+                self.close()
             # Behind the end of its transaction nothing but the connection is lost.
             if not was_idle or connection.bgpool_in_doubt:
                 raise
