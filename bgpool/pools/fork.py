@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import weakref
+from pathlib import Path
 from typing import Final, Protocol
 
 from bgpool.logs import log_fields
@@ -49,11 +50,12 @@ def notice() -> None:
         if os.getpid() == _pid:
             return
         _after_fork_in_child()
-    _logger.warning(
-        "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
-        "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever",
-        extra=log_fields("fork_without_hooks"),
-    )
+    if _lists_parents_threads():
+        _logger.warning(
+            "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
+            "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever",
+            extra=log_fields("fork_without_hooks"),
+        )
 
 
 class PidWord:
@@ -89,6 +91,21 @@ def parents_word(value: int) -> memoryview | PidWord:
 def keep_forever(thing: object) -> None:
     """Never let *thing* be collected, not even when the interpreter ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _lists_parents_threads() -> bool:
+    """Whether threads that did not come along are still in Python's list, from which its hooks would take them.
+
+    Where the parent had none there is no lock that one of them may have held.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        return True
+    # Not threading.enumerate(): it takes a lock that such a thread may have held.
+    listed: dict[int, threading.Thread] = getattr(threading, "_active", {})
+    main = threading.main_thread()
+    ids = [thread.native_id for thread in [*listed.values()] if thread is not main]
+    return any(not (tasks / str(number)).exists() for number in ids if number is not None)
 
 
 def _after_fork_in_child() -> None:

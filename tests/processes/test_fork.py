@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -378,6 +379,47 @@ pool.putconn(conn)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+#: A pool is made before the fork and used after it, by a thread beside the main one, too.
+CHILD_OF_ONE_THREAD = """
+import ctypes, os, threading
+import bgpool
+from tests.processes.test_fork import warnings_of_fork
+
+pool = bgpool.get_pool({dsn!r}, bg_id="alone", bg_run_dir={run!r}, kwargs={{"connect_timeout": 2}}, timeout=0.2)
+pid = ctypes.PyDLL(None).fork()
+if pid:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+def use():
+    try:
+        pool.getconn()
+    except bgpool.Error:
+        pass
+with warnings_of_fork() as texts:
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    use()
+os.write(1, f"{{texts}}\\n".encode())
+os._exit(0)
+"""
+
+
+@contextlib.contextmanager
+def warnings_of_fork() -> Iterator[list[str]]:
+    """The log lines that warn of a fork without hooks."""
+    texts: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "event", "") == "fork_without_hooks":
+                texts.append(record.getMessage())
+
+    handler, logger = Handler(), logging.getLogger("bgpool.pool")
+    logger.addHandler(handler)
+    yield texts
+    logger.removeHandler(handler)
+
+
 class TestForksThatTellNobody:
     """uWSGI and C libraries fork without Python's hooks: nothing of ours runs in the child before its first call."""
 
@@ -451,6 +493,24 @@ class TestForksThatTellNobody:
 
         assert in_child_untold(child) == 0
         assert backend(pool) == parents
+
+    def test_threads_of_the_parent_are_warned_of(self, pool: bgpool.Pool[Any]) -> None:
+        backend(pool)
+
+        def child() -> None:
+            with warnings_of_fork() as texts:
+                backend(pool)
+                backend(pool)
+            assert len(texts) == 1
+            assert "a thread of the parent may stop it" in texts[0]
+
+        assert in_child_untold(child) == 0
+
+    def test_a_parent_without_threads_is_not(self, pair: Pair, tmp_path: Path) -> None:
+        # A process of its own: here there are threads of pytest's.
+        script = CHILD_OF_ONE_THREAD.format(dsn=pair.dsn, run=str(tmp_path / "run"))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
     def test_the_parents_row_is_not_the_childs(self, pool: bgpool.Pool[Any], tmp_path: Path) -> None:
         backend(pool)
