@@ -331,12 +331,20 @@ def plain(fn: Callable[..., object], result: R) -> R:
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         code = result.gi_code if inspect.isgenerator(result) else result.ag_code
         # A generator that it was given, or made of what it has read, is a result like any other.
-        if code is getattr(inspect.unwrap(fn), "__code__", None):
+        if code is _code_of(fn):
             name = result.__qualname__
             raise TypeError(
                 f"{name} is a generator: a unit of work is a plain function; return a list of what it yields"
             )
     return result
+
+
+def _code_of(fn: Any) -> object:
+    """What a call of *fn* runs, where that is Python."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = inspect.unwrap(fn)
+    return getattr(fn if hasattr(fn, "__code__") else type(fn).__call__, "__code__", None)
 
 
 def hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> None:

@@ -7,6 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import psycopg
@@ -237,11 +238,20 @@ def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
     def rows(conn: Any) -> Any:
         yield from kit.execute(conn, "SELECT 1")
 
+    class Rows:
+        def __call__(self, conn: Any) -> Any:
+            yield from kit.execute(conn, "SELECT 1")
+
     def doubled(conn: Any) -> Any:
         return (2 * row[0] for row in kit.execute(conn, "SELECT 1"))
 
-    for call in (rows, lambda: pool.run(rows.__wrapped__)):  # type: ignore[attr-defined]  # functools.wraps
-        with pytest.raises(TypeError, match="rows is a generator"):
+    bare: Any = rows.__wrapped__  # type: ignore[attr-defined]  # functools.wraps
+    calls: list[Any] = [
+        rows,
+        *(partial(pool.run, one) for one in (bare, partial(partial(bare)), Rows(), Rows().__call__)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"(rows|__call__) is a generator"):
             call()
     assert list(pool.run(doubled)) == [2]
 
