@@ -23,8 +23,10 @@ from bgpool import testing
 from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
+from bgpool.segment.presence import workers
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.callers import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -159,6 +161,8 @@ class TestStatus:
     def test_is_that_of_bgpool_status(self, only: Callable[..., str], deployment: Deployment) -> None:
         alias = only()
         connections[alias].ensure_connection()
+        # The watch fills the process's row a moment later.
+        wait_until(lambda: [row.usage.taking_part for row in workers(deployment._files)] == [1])
         status, output = command("bgpool_status", "--json")
         (told,) = json.loads(output)
         assert (status, told["bg_id"], told["run_dir"]) == (0, deployment.bg_id, str(deployment.run_dir))
