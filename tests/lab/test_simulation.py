@@ -20,7 +20,7 @@ FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.full)])
 def test_every_promise_is_kept(count: int) -> None:
     released = rolled_back = acknowledged = 0
     for outcome in simulate_many(count, FIRST_SEED):

@@ -146,14 +146,15 @@ def test_a_daemon_uses_its_parents_pool_anew(pool: bgpool.Pool[Any], tmp_path: P
     assert backend(pool) == parents
 
 
-def test_a_hundred_children_leave_the_parents_connection_alone(pool: bgpool.Pool[Any]) -> None:
+@pytest.mark.parametrize("children", [20, pytest.param(100, marks=pytest.mark.full)])
+def test_children_leave_the_parents_connection_alone(pool: bgpool.Pool[Any], children: int) -> None:
     with pool.connection() as conn:
         execute = kit_of(conn).execute
         execute(conn, "CREATE TEMPORARY TABLE mine (n int)")
-        for n in range(100):
+        for n in range(children):
             assert in_child(lambda: None) == 0
             execute(conn, "INSERT INTO mine VALUES (%s)", (n,))
-        assert execute(conn, "SELECT count(*) FROM mine") == [(100,)]
+        assert execute(conn, "SELECT count(*) FROM mine") == [(children,)]
 
 
 def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_parent(
