@@ -318,9 +318,8 @@ class SwitchoverWrapper(_Base):
         source, connection = self.bgpool_source, self.connection
         if connection is None:
             self.bgpool_autocommit = None
-        # Django asks whether autocommit is on, which waits where it is off and the connection is stale.
-        asked = source if connection is not None and not self.autocommit else None
-        if asked is not None and self._bgpool_has_ended(asked, connection) and self._bgpool_is_stale(asked, connection):
+        elif not self.autocommit and source is not None and self._bgpool_is_left_stale(source, connection):
+            # Or Django would ask whether autocommit is on, which waits.
             self.close()
         super().close_if_unusable_or_obsolete()
 
@@ -399,6 +398,10 @@ class SwitchoverWrapper(_Base):
         """Whether *connection* is not worth a question."""
         is_same = connection is not None and self._bgpool_place == _place_of(self.settings_dict)
         return not (is_same and source.connections.would_admit() and source.connections.is_fit(connection))
+
+    def _bgpool_is_left_stale(self, source: Source, connection: Any) -> bool:
+        """Whether *connection* is stale and no transaction is open on it."""
+        return self._bgpool_has_ended(source, connection) and self._bgpool_is_stale(source, connection)
 
     def _bgpool_drop(self, autocommit: bool) -> None:
         """Close the connection between two transactions. The hooks of what it has committed are kept.
