@@ -170,21 +170,27 @@ def test_an_atomic_block_begins_on_a_new_connection(
     assert kit.where(wrapper.connection)
 
 
-def test_an_atomic_block_that_cannot_begin_leaves_the_transaction_to_be_rolled_back(
-    kit: Kit, pair: Pair, deployment: Deployment, make_database: MakeDatabase, rows: Callable[[], list[int]]
-) -> None:
+@pytest.fixture
+def cut(kit: Kit, pair: Pair, deployment: Deployment, make_database: MakeDatabase) -> Any:
+    """A database whose connection a switchover has cut in a transaction by hand, in which row 1 was put."""
     wrapper: Any = connections[make_database()]
     wrapper.set_autocommit(False)
     put(wrapper, 1)
     deployment.phase(Phase.PREPARATION)
     kit.kill(pair, kit.session(wrapper.connection))
-    with pytest.raises(OperationalError), transaction.atomic(using=wrapper.alias):
-        put(wrapper, 2)
-    wrapper.rollback()
-    with transaction.atomic(using=wrapper.alias), transaction.atomic(using=wrapper.alias):
-        put(wrapper, 3)
-    wrapper.commit()
-    wrapper.set_autocommit(True)
+    return wrapper
+
+
+def test_an_atomic_block_that_cannot_begin_leaves_the_transaction_to_be_rolled_back(
+    cut: Any, rows: Callable[[], list[int]]
+) -> None:
+    with pytest.raises(OperationalError), transaction.atomic(using=cut.alias):
+        put(cut, 2)
+    cut.rollback()
+    with transaction.atomic(using=cut.alias), transaction.atomic(using=cut.alias):
+        put(cut, 3)
+    cut.commit()
+    cut.set_autocommit(True)
     assert rows() == [3]
 
 
@@ -200,18 +206,11 @@ def test_the_end_of_a_request_is_not_held(deployment: Deployment, make_database:
     assert wrapper.connection is None
 
 
-def test_a_rollback_that_finds_the_connection_gone_has_rolled_back(
-    kit: Kit, pair: Pair, deployment: Deployment, make_database: MakeDatabase, rows: Callable[[], list[int]]
-) -> None:
-    wrapper: Any = connections[make_database()]
-    wrapper.set_autocommit(False)
-    put(wrapper, 1)
-    deployment.phase(Phase.PREPARATION)
-    kit.kill(pair, kit.session(wrapper.connection))
-    wrapper.rollback()
-    put(wrapper, 2)
-    wrapper.commit()
-    wrapper.set_autocommit(True)
+def test_a_rollback_that_finds_the_connection_gone_has_rolled_back(cut: Any, rows: Callable[[], list[int]]) -> None:
+    cut.rollback()
+    put(cut, 2)
+    cut.commit()
+    cut.set_autocommit(True)
     assert rows() == [2]
 
 

@@ -318,7 +318,12 @@ class SwitchoverWrapper(_Base):
         source, connection = self.bgpool_source, self.connection
         if connection is None:
             self.bgpool_autocommit = None
-        elif not self.autocommit and source is not None and self._bgpool_is_left_stale(source, connection):
+        elif (
+            not self.autocommit
+            and source is not None
+            and self._bgpool_has_ended(source, connection)
+            and self._bgpool_is_stale()
+        ):
             # Or Django would ask whether autocommit is on, which waits.
             self.close()
         super().close_if_unusable_or_obsolete()
@@ -347,7 +352,7 @@ class SwitchoverWrapper(_Base):
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             return
         self.validate_thread_sharing()
-        if self._bgpool_is_stale(source, connection):
+        if self._bgpool_is_stale():
             self._bgpool_drop(autocommit)
         else:
             self._set_autocommit(autocommit)
@@ -394,14 +399,10 @@ class SwitchoverWrapper(_Base):
         # A transaction that went with its connection is over once it was rolled back by hand as well.
         return self._bgpool_is_idle(connection) if connection.bgpool_is_open else self._bgpool_rolled_back
 
-    def _bgpool_is_stale(self, source: Source, connection: Any) -> bool:
-        """Whether *connection* is not worth a question."""
-        is_same = connection is not None and self._bgpool_place == _place_of(self.settings_dict)
-        return not (is_same and source.connections.would_admit() and source.connections.is_fit(connection))
-
-    def _bgpool_is_left_stale(self, source: Source, connection: Any) -> bool:
-        """Whether *connection* is stale and no transaction is open on it."""
-        return self._bgpool_has_ended(source, connection) and self._bgpool_is_stale(source, connection)
+    def _bgpool_is_stale(self) -> bool:
+        """Whether there is no connection that is worth a question."""
+        is_same = self.connection is not None and self._bgpool_place == _place_of(self.settings_dict)
+        return not (is_same and self.bgpool_may_be_asked())
 
     def _bgpool_drop(self, autocommit: bool) -> None:
         """Close the connection between two transactions. The hooks of what it has committed are kept.
