@@ -151,7 +151,7 @@ def open_pools() -> None:
     """
     for pool in pools():
         try:
-            pool.open()
+            pool.start()
         except Exception as error:
             _logger.warning(
                 "%r cannot be opened yet: %r",
@@ -179,7 +179,7 @@ def close_pools(directory: Path, bg_id: str) -> None:
     participant = _registry.participants.get((directory, bg_id))
     for pool in list(_registry.pools.values()):
         if pool.participant is participant:
-            pool.close()
+            pool.stop()
 
 
 def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any], *, takes_part: bool) -> S:
@@ -251,4 +251,4 @@ def _close_all() -> None:
     for pool in list(_registry.pools.values()):
         # The others are to hear of the end as well.
         with contextlib.suppress(Exception):
-            pool.close(timeout=0)
+            pool.stop(timeout=0)

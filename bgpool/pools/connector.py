@@ -19,7 +19,7 @@ from bgpool.logs import log_fields
 from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DRIVER_FAILURES, DriversPool
-from bgpool.pools.source import ConnectionSource
+from bgpool.pools.source import BlockingSource
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
 
@@ -33,7 +33,7 @@ C = TypeVar("C")
 PLACE: Final = ("host", "hostaddr", "port", "unix_socket", "service", "conninfo", "dsn")
 
 
-class Connector(ConnectionSource[C]):
+class Connector(BlockingSource[C]):
     """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
 
     Attributes:
@@ -82,9 +82,9 @@ class Connector(ConnectionSource[C]):
         static = self._recipe.options.get("kwargs") or {}
         params = {**(static() if callable(static) else static), **kwargs}
 
-        def connect(generation: Generation, _left_s: float) -> C:
+        async def connect(generation: Generation, _left_s: float) -> C:
             try:
-                connection = generation.connect(**params)
+                connection = await generation.aconnect(**params)
             except DRIVER_FAILURES as error:
                 if generation.retired:
                     raise psycopg_pool.PoolClosed("the generation is retired") from error
@@ -97,7 +97,7 @@ class Connector(ConnectionSource[C]):
             self._connects += 1
             return cast(C, connection)
 
-        return self._take(self.timeout, connect)
+        return self._gate.waits.finish(self._atake(self.timeout, connect))
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
         """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.

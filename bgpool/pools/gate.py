@@ -15,6 +15,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.errors import GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.tally import Tally
+from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
@@ -25,6 +26,7 @@ class Gate:
     """What the segment means for one endpoint, for callers who can wait. Holds no lock while anybody waits.
 
     Attributes:
+        waits: How its callers wait.
         tally: What callers went through.
         closed: Nobody waits here any more.
     """
@@ -36,6 +38,7 @@ class Gate:
         endpoint: Endpoint,
         nudge: Callable[[], object] = lambda: None,
         like: Callable[[None, Callable[..., Exception], str], Exception] = lambda _, kind, text: kind(text),
+        waits: Waits = BLOCKING,
     ) -> None:
         """A gate for *endpoint*; *nudge* makes the monitor look at once, *like* makes errors in the driver's form."""
         self._reader: Final = reader
@@ -43,6 +46,7 @@ class Gate:
         self._endpoint: Final = endpoint
         self._nudge: Final = nudge
         self._like: Final = like
+        self.waits: Final = waits
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self.tally: Final = Tally()
         self.closed = False
@@ -85,6 +89,10 @@ class Gate:
         return decide(snapshot, self._endpoint.decides_as(snapshot), purpose, suspend_new=suspend)
 
     def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
+        """As await_admitted, for a caller that cannot await."""
+        return self.waits.finish(self.await_admitted(purpose, timeout_s=timeout_s))
+
+    async def await_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
         """Hold until *purpose* may proceed; return the reading that let it through, and how.
 
         Takes no lock that a return needs: a held caller never blocks a drain. Whoever has waited decides again.
@@ -119,7 +127,7 @@ class Gate:
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
-                reading.wait_changed(min(left_s, self._until_timer_s(reading)), self._is_closed)
+                await self.waits.changed(reading, min(left_s, self._until_timer_s(reading)), self._is_closed)
         finally:
             if caller is not None:
                 self.tally.end_hold(caller)

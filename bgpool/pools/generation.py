@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
@@ -27,6 +27,7 @@ from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed,
 from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
 from bgpool.pools.recipe import DRIVER_FAILURES, Aware, DriversPool, Recipe
+from bgpool.pools.waits import settled
 
 __all__ = ["Generation", "connects_at_once"]
 
@@ -39,7 +40,7 @@ class Generation:
         live: A word, 0 while a statement must stop and think before it is sent; the kernel makes it so in a child.
         drained: A switchover has made the connections unfit, for good unless it is rolled back.
         inner: The driver's pool.
-        keep: Its way to take a connection back that is fit to be used again.
+        keep: Its way to take a connection back that is fit to be used again; a coroutine function where callers await.
         switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
             may be gone when a process that was frozen meanwhile wakes up.
         lineage: The identifier of the database cluster behind the connections; None until the first receipt, empty
@@ -71,7 +72,7 @@ class Generation:
         self._recipe: Final = recipe
         self._distrust: Final = distrust
         self._follows: Final = follows
-        self._turns: Final = threading.BoundedSemaphore(at_once) if at_once is not None else None
+        self._turns: Final = recipe.waits.turns(at_once) if at_once is not None else None
         self._born: Final = time.monotonic()
         # And which socket each has: its number may be another's by the time that it is cut.
         self._members: Final[weakref.WeakKeyDictionary[Aware, tuple[int, int]]] = weakref.WeakKeyDictionary()
@@ -82,7 +83,7 @@ class Generation:
         self.retired = self.switching = self.drained = False
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = make_inner(self)
-        self.keep: Final[Callable[[Any], None]] = self.inner.keep
+        self.keep: Final[Callable[[Any], Any]] = self.inner.keep
 
     def __repr__(self) -> str:
         states = {"inherited": self.inherited, "retired": self.retired, "draining": self.drained}
@@ -121,7 +122,11 @@ class Generation:
     # -- opening -------------------------------------------------------------------------------------------------
 
     def connect(self, _conninfo: str = "", **kwargs: Any) -> Any:
-        """Open a connection; called by the threads of the driver's pool in place of a connection class.
+        """As aconnect; called by the threads of the driver's pool in place of a connection class."""
+        return self._recipe.waits.finish(self.aconnect(**kwargs))
+
+    async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
+        """Open a connection; called by the tasks of the driver's pool in place of a connection class.
 
         Waits where the gate holds, and tries again at once while a switchover is being gone through: a failure
         would be answered with a back-off of a second and more.
@@ -129,33 +134,33 @@ class Generation:
         pause_s = RECONNECT_INTERVAL_S
         while True:
             try:
-                return self._connect_once(kwargs)
+                return await self._aconnect_once(kwargs)
             except DRIVER_FAILURES as error:
                 self.note_cut()
                 self.inner.failure = first_line(error)
                 if not self._worth_trying_again():
                     raise
-                time.sleep(pause_s)
+                await self._recipe.waits.sleep(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
 
-    def _connect_once(self, kwargs: Mapping[str, Any]) -> Aware:
+    async def _aconnect_once(self, kwargs: Mapping[str, Any]) -> Aware:
         recipe = self._recipe
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
         # Decided after the wait for a turn.
-        with self._turn():
-            _, decision = recipe.gate.wait_admitted(Purpose.CONNECT, timeout_s=hold_s)
-            connection = recipe.connect(decision, kwargs)
+        async with self._turn():
+            _, decision = await recipe.gate.await_admitted(Purpose.CONNECT, timeout_s=hold_s)
+            connection = await recipe.aconnect(decision, kwargs)
         connection.bgpool_generation = self
         connection.bgpool_lent = connection.bgpool_unfit = False
         with self._lock:
             self._members[connection] = sockets.identity(connection.fileno())
         return connection
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
         """A turn to connect, while turns are given: then all go on, however many wait behind a silent server."""
         left_s = self._recent_s()
-        taken = self._turns is not None and left_s > 0 and self._turns.acquire(timeout=left_s)
+        taken = self._turns is not None and left_s > 0 and await self._turns.acquire(left_s)
         try:
             yield
         finally:
@@ -172,6 +177,10 @@ class Generation:
     # -- the ways back -------------------------------------------------------------------------------------------
 
     def take_back(self, connection: Aware) -> None:
+        """As atake_back."""
+        self._recipe.waits.finish(self.atake_back(connection))
+
+    async def atake_back(self, connection: Aware) -> None:
         """A connection of ours is returned; closed instead of kept where the server turned out to be read-only.
 
         Harmless after close(), which returned it.
@@ -184,17 +193,21 @@ class Generation:
         if not connection.bgpool_lent:
             raise ValueError(f"{connection!r} was given back before")
         if connection.bgpool_unfit:
-            connection.bgpool_settle_refusal()
+            await connection.bgpool_asettle_refusal()
         if connection.bgpool_unfit:
             self.replace(connection)
         else:
             connection.bgpool_lent = False
-            self.keep(connection)
+            await settled(self.keep(connection))
 
     def take_closed(self, connection: Aware) -> None:
+        """As atake_closed."""
+        self._recipe.waits.finish(self.atake_closed(connection))
+
+    async def atake_closed(self, connection: Aware) -> None:
         """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
         if connection.bgpool_unfit:
-            connection.bgpool_settle_refusal()
+            await connection.bgpool_asettle_refusal()
         # One step for the interpreter: of two threads that close it, the second finds it closed.
         if not vars(connection).pop("bgpool_lent", False):
             return
@@ -209,7 +222,7 @@ class Generation:
             socket = self._members.pop(connection, None)
             self._members[heir] = socket or sockets.identity(heir.fileno())
         heir.bgpool_lent = False
-        self.keep(heir)
+        await settled(self.keep(heir))
 
     def take_lost(self, connection: Aware) -> None:
         """A connection of ours is being collected although it has a slot: free that, and warn if a user had it.
@@ -275,6 +288,10 @@ class Generation:
     # -- what a connection asks ----------------------------------------------------------------------------------
 
     def wait_usable(self) -> None:
+        """As await_usable."""
+        self._recipe.waits.finish(self.await_usable())
+
+    async def await_usable(self) -> None:
         """Hold a new transaction on a connection in use until it is known what becomes of it.
 
         Raises:
@@ -288,7 +305,7 @@ class Generation:
             raise self._counted(None, InheritedConnection, text)
         hold_s = self._recipe.settings.bg_connect_timeout_ms / 1000
         try:
-            reading, _ = gate.wait_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
+            reading, _ = await gate.await_admitted(Purpose.CHECKOUT, timeout_s=hold_s)
         except Exception as error:
             gate.tally.count_error(error)
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -16,25 +16,19 @@ from bgpool.pools.generation import Generation
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
-from bgpool.pools.source import ConnectionSource, PoolStats
+from bgpool.pools.source import BlockingSource, ConnectionSource, PoolStats
 from bgpool.pools.units import Unit, plain
+from bgpool.pools.waits import finish, settled
 from bgpool.settings import Settings
 
-__all__ = ["Checkout", "Pool", "PoolStats"]
+__all__ = ["AnyPool", "Checkout", "Pool", "PoolStats"]
 
 C = TypeVar("C")
 R = TypeVar("R")
 
 
-class Pool(ConnectionSource[C]):
-    """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
-
-    Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
-
-    Attributes:
-        OPTIONS: The options of the driver's pool that get_pool passes on, each with its check.
-        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
-    """
+class AnyPool(ConnectionSource[C]):
+    """What a Pool and an AsyncPool share."""
 
     KIND = "pool"
 
@@ -49,12 +43,6 @@ class Pool(ConnectionSource[C]):
         self.timeout = sample.timeout
         self._max_size: Final[int] = sample.max_size
 
-    def __enter__(self) -> Pool[C]:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     @property
     def max_size(self) -> int:
         """Connections that it may have."""
@@ -62,6 +50,73 @@ class Pool(ConnectionSource[C]):
 
     def _make_inner(self, generation: Generation) -> DriversPool:
         return self._recipe.make_inner(generation)
+
+    async def agetconn(self, timeout: float | None = None) -> C:
+        """A connection, once the gate admits a checkout: the long way of getconn()."""
+        timeout_s = self.timeout if timeout is None else timeout
+        return await self._atake(timeout_s, partial(_alend, timeout_s))
+
+    async def aputconn(self, conn: C) -> None:
+        """Give *conn* back, as putconn()."""
+        returned: Any = conn
+        try:
+            generation = returned.bgpool_generation
+        except AttributeError:
+            raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
+        if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
+            # Before it is kept: from then on it may be the next user's.
+            returned.bgpool_lent = False
+            await settled(generation.keep(conn))
+        else:
+            await generation.atake_back(conn)
+
+    def _refused(self, error: Exception) -> Exception:
+        """What a caller gets for *error* of the driver's pool, which had no connection on the quick way."""
+        ours = self._as_ours(error)
+        self._count_failure(ours)
+        return ours
+
+    async def _arun(self, fn: Callable[[C], Awaitable[R]], *, timeout: float | None, idempotent: bool) -> R:
+        """Run *fn* as a unit of work; arguments and errors as run()."""
+        timeout_s = self.hold_s + self.timeout if timeout is None else timeout
+
+        async def attempt(unit: Unit[C, R]) -> R:
+            connection = await settled(self.getconn(unit.left_s()))
+            try:
+                return await self.aapply_unit(unit, connection, fn)
+            finally:
+                await settled(self.putconn(connection))
+
+        return await self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent).arun()
+
+    @abstractmethod
+    async def aapply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], Awaitable[R]]) -> R:
+        """Call *fn* in a transaction on *connection* and commit it, as one attempt of *unit*."""
+
+    @abstractmethod
+    def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
+        """A connection, to be given back with putconn; in an AsyncPool a coroutine."""
+
+    @abstractmethod
+    def putconn(self, conn: C) -> Awaitable[None] | None:
+        """Give a connection back; in an AsyncPool a coroutine."""
+
+
+class Pool(BlockingSource[C], AnyPool[C]):
+    """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
+
+    Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
+
+    Attributes:
+        OPTIONS: The options of the driver's pool that get_pool passes on, each with its check.
+        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+    """
+
+    def __enter__(self) -> Pool[C]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
@@ -96,12 +151,8 @@ class Pool(ConnectionSource[C]):
                 forget_frames(error)
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             except REFUSALS as error:
-                ours = self._as_ours(error)
-                self._count_failure(ours)
-                raise ours from error
-        timeout_s = self.timeout if timeout is None else timeout
-        lent: C = self._take(timeout_s, partial(_lend, timeout_s))
-        return lent
+                raise self._refused(error) from error
+        return finish(self.agetconn(timeout))
 
     def putconn(self, conn: C) -> None:
         """Give a connection back; closed instead of kept if a switchover has made it unfit.
@@ -153,30 +204,18 @@ class Pool(ConnectionSource[C]):
 
         Source: docs/units-of-work.md.
         """
-        timeout_s = self._settings.bg_connect_timeout_ms / 1000 + self.timeout if timeout is None else timeout
 
-        def call(connection: C) -> R:
+        async def call(connection: C) -> R:
             return plain(fn, fn(connection, *args))
 
-        def attempt(unit: Unit[C, R]) -> R:
-            connection = self.getconn(unit.left_s())
-            try:
-                return self.apply_unit(unit, connection, call)
-            finally:
-                self.putconn(connection)
-
-        return self.make_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent).run()
-
-    @abstractmethod
-    def apply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], R]) -> R:
-        """Call *fn* in a transaction on *connection* and commit it, as one attempt of *unit*."""
+        return finish(self._arun(call, timeout=timeout, idempotent=idempotent))
 
 
-def _lend(timeout_s: float, generation: Generation, left_s: float) -> Any:
+async def _alend(timeout_s: float, generation: Generation, left_s: float) -> Any:
     """A connection of *generation*, for a caller who has *left_s* of *timeout_s* seconds left."""
     if left_s <= 0:
         raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
-    connection = generation.inner.getconn(left_s)
+    connection = await settled(generation.inner.getconn(left_s))
     connection.bgpool_lent = True
     return connection
 

@@ -20,6 +20,7 @@ from bgpool.failures import login_was_refused
 from bgpool.logs import log_fields
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
+from bgpool.pools.waits import finish
 from bgpool.resolver import Resolver
 from bgpool.settings import Settings, is_disabled
 
@@ -82,7 +83,7 @@ class Aware(Protocol):
         """Close it for good, whatever close() means to its users."""
         ...
 
-    def bgpool_settle_refusal(self) -> None:
+    async def bgpool_asettle_refusal(self) -> None:
         """Find out whose a refusal was that is not known yet; rolls back what is open. Raises nothing of a driver's."""
         ...
 
@@ -95,7 +96,7 @@ class Aware(Protocol):
 
 
 class DriversPool(Protocol):
-    """What a generation needs of a driver's pool; psycopg_pool's ConnectionPool has it."""
+    """What a generation needs of a driver's pool, of threads or of tasks; psycopg_pool's have it."""
 
     timeout: float
     #: Whether close() of a connection returns it, where it can be used again.
@@ -116,11 +117,11 @@ class DriversPool(Protocol):
         ...
 
     def getconn(self, timeout: float | None = None) -> Any:
-        """A connection that is handed out, within *timeout* seconds."""
+        """A connection that is handed out, within *timeout* seconds; a coroutine where callers await."""
         ...
 
-    def keep(self, conn: Any) -> None:
-        """Take back a connection that may be used again."""
+    def keep(self, conn: Any) -> Any:
+        """Take back a connection that may be used again; a coroutine where callers await."""
         ...
 
     def replace(self, conn: Any) -> None:
@@ -163,6 +164,7 @@ class Recipe(ABC):
 
     Attributes:
         options: The options of the driver's pool, passed on as they are.
+        waits: How those wait who connect.
         name: What the driver's pool is called in logs; the user's own, or host, port and database.
         passwords: Makes the password of each connection; None where the parameters have it, or none is needed.
         resolver: Who finds addresses where connections go by name; None leaves it to the driver.
@@ -189,6 +191,7 @@ class Recipe(ABC):
         self.settings: Final = settings
         self.gate: Final = gate
         self.endpoint: Final = endpoint
+        self.waits = gate.waits
         self.proved: Final[dict[str, Names]] = {}
         self.passwords: Final = PasswordMaker(dsn.password) if dsn.password is not None else None
         self.resolver: Final = resolver
@@ -216,6 +219,10 @@ class Recipe(ABC):
             OperationalError: The driver's.
         """
 
+    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> Aware:
+        """As open."""
+        return self.open(place, kwargs)
+
     @abstractmethod
     def is_silence(self, error: Exception) -> bool:
         """Whether *error* means that nobody is there, whatever the name."""
@@ -231,7 +238,7 @@ class Recipe(ABC):
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
-    def connect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
+    async def aconnect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
         """A connection to where *decision* leads, under the first name that is right there.
 
         Where a login is refused the password callable is told to forget, and all is tried once more at once.
@@ -245,20 +252,22 @@ class Recipe(ABC):
         """
         self._note_password(kwargs.get("password"))
         failures: list[Exception] = []
-        connection = self._connect(decision, kwargs, failures)
-        if connection is None and any(map(login_was_refused, failures)) and self.passwords and self.passwords.forget():
-            connection = self._connect(decision, kwargs, failures)
+        connection = await self._aconnect(decision, kwargs, failures)
+        passwords = self.passwords
+        refused = connection is None and any(map(login_was_refused, failures))
+        if refused and passwords is not None and await self.waits.call(passwords.forget):
+            connection = await self._aconnect(decision, kwargs, failures)
         if connection is None:
             raise failures[-1] if failures else self.failure(f"{self.dsn.host} does not exist")
         return connection
 
-    def _connect(self, decision: Decision, kwargs: Mapping[str, Any], failures: list[Exception]) -> Aware | None:
-        """As connect, once; what failed is added to *failures*."""
+    async def _aconnect(self, decision: Decision, kwargs: Mapping[str, Any], failures: list[Exception]) -> Aware | None:
+        """As aconnect, once; what failed is added to *failures*."""
         routed = decision.action is Action.ROUTE
-        for address in decision.addresses if routed else self._addresses():
+        for address in decision.addresses if routed else await self._addresses():
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
-                    connection = self.open(self._place(names, address, kwargs), kwargs)
+                    connection = await self.aopen(await self._place(names, address, kwargs), kwargs)
                 except (psycopg.OperationalError, pymysql.OperationalError) as error:
                     failures.append(error)
                     if self.is_silence(error):
@@ -269,13 +278,17 @@ class Recipe(ABC):
                 return connection
         return None
 
+    def for_trials(self) -> Recipe:
+        """A recipe for try_login, which is called in a thread of its own."""
+        return self
+
     def try_login(self, decision: Decision) -> None:
         """Log in where *decision* leads as the application would, and out again.
 
         Raises:
-            OperationalError: As connect.
+            OperationalError: As aconnect.
         """
-        self.connect(decision, self.TRIAL).bgpool_discard()
+        finish(self.aconnect(decision, self.TRIAL)).bgpool_discard()
 
     def warn_of_cache(self, text: str) -> None:
         """Log *text*, why the pool's logins depend on the server's cache, once; nothing if it is empty."""
@@ -309,9 +322,12 @@ class Recipe(ABC):
         if self.passwords is not None:
             self.passwords.prepare(self.endpoint.name, self.dsn.port, self.dsn.user)
 
-    def _addresses(self) -> tuple[str, ...]:
+    async def _addresses(self) -> tuple[str, ...]:
         """Where the endpoint is by name; one empty address leaves it to the driver."""
-        return self.resolver.resolve(self.dsn.host)[:1] if self.resolver is not None else ("",)
+        resolver = self.resolver
+        if resolver is None:
+            return ("",)
+        return (await self.waits.call(lambda: resolver.resolve(self.dsn.host)))[:1]
 
     def _names(self, decision: Decision, address: str) -> list[Names]:
         """The names to try at *address*, those that were right there last first."""
@@ -321,12 +337,13 @@ class Recipe(ABC):
         names = names_to_try(decision.names, tokens=self.passwords is not None)
         return sorted(names, key=lambda pair: pair != last)
 
-    def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Place:
+    async def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Place:
         """What tells the driver where to go; without a name the host keeps the one that the application gave."""
         password = None
-        if self.passwords is not None and kwargs.get("password") is None:
+        passwords = self.passwords
+        if passwords is not None and kwargs.get("password") is None:
             name = names.token or self.endpoint.name
-            password = self.passwords.make(name, self.dsn.port, self.dsn.user)
+            password = await self.waits.call(lambda: passwords.make(name, self.dsn.port, self.dsn.user))
         return Place(address, names.host, password)
 
     def _remember(self, address: str, names: Names) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -30,13 +31,14 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
-from bgpool.pools.units import Lender, Unit
+from bgpool.pools.units import AsyncLender, BlockingLender, Lender, Unit
+from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
 
-__all__ = ["ConnectionSource", "PoolStats"]
+__all__ = ["BlockingSource", "ConnectionSource", "PoolStats"]
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -101,15 +103,19 @@ class ConnectionSource(ABC, Generic[C]):
         self.monitoring: Monitoring | None = None
         self._endpoint: Final = Endpoint(dsn, settings)
         self._gate: Final = Gate(
-            participant.reader, settings, self._endpoint, participant.nudge, self._recipe_class.like
+            participant.reader,
+            settings,
+            self._endpoint,
+            participant.nudge,
+            self._recipe_class.like,
+            self._waits_of(participant),
         )
         resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
         by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params
         self._recipe: Final = self._recipe_class(
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
-        self._succession: Final = Succession(self._recipe, self._make_inner, participant.count_workers)
-        self._green_login: Final = GreenLogin(self._recipe, participant)
+        self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant)
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
         fork.call_in_child(self)
@@ -122,7 +128,31 @@ class ConnectionSource(ABC, Generic[C]):
         self._failed = 0
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {self._succession.current!r}>"
+        current = [one.current for one in self._successions()] or [None]
+        return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {', '.join(map(repr, current))}>"
+
+    # -- what a kind of source says of itself --------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def _waits_of(participant: Participant) -> Waits:
+        """How its callers wait."""
+
+    @abstractmethod
+    def _here(self) -> Succession:
+        """The connections for the calling thread or task."""
+
+    @abstractmethod
+    def _successions(self) -> Sequence[Succession]:
+        """All connections."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Get ready in a process that has just been forked, as far as that can be done in any thread."""
+
+    @abstractmethod
+    def stop(self, timeout: float = 5.0) -> None:
+        """Refuse further checkouts, from any thread; *timeout* as close() has it."""
 
     @abstractmethod
     def _make_inner(self, generation: Generation) -> DriversPool:
@@ -134,39 +164,6 @@ class ConnectionSource(ABC, Generic[C]):
         """Connections that there may be at a time; 0 where nobody knows."""
 
     # -- what their owner asks -----------------------------------------------------------------------------------
-
-    def admits(self) -> bool:
-        """Whether a checkout goes on at once and nothing was published since the last one. One compare.
-
-        Where a deployment may come and there is no segment yet that is never so: ask would_admit().
-        """
-        word, admitted, _ = self._succession.quick
-        return bool(word == admitted)
-
-    def would_admit(self) -> bool:
-        """Whether a checkout would go on at once, by the newest snapshot, which is acted on; nobody waits."""
-        if self.admits():
-            return True
-        try:
-            self._take_gated(0.0, _nothing)
-        except (SwitchoverHoldTimeout, GreenHostRejected, PoolClosed):
-            return False
-        return True
-
-    def wait_admitted(self, timeout: float | None = None) -> None:
-        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
-
-        Args:
-            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
-
-        Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
-            GreenHostRejected: The endpoint is green and the switchover is over.
-            PoolClosed: The connector is closed.
-        """
-        word, admitted, _ = self._succession.quick
-        if word != admitted:
-            self._take(self.timeout if timeout is None else timeout, _nothing)
 
     def is_fit(self, conn: C) -> bool:
         """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it.
@@ -190,7 +187,7 @@ class ConnectionSource(ABC, Generic[C]):
 
     # -- checkouts -----------------------------------------------------------------------------------------------
 
-    def _take(self, timeout_s: float, take: Callable[[Generation, float], T]) -> T:
+    async def _atake(self, timeout_s: float, take: Callable[[Generation, float], Awaitable[T]]) -> T:
         """What *take* gets from the generation that is handed out, once the gate admits a checkout.
 
         Args:
@@ -203,21 +200,21 @@ class ConnectionSource(ABC, Generic[C]):
             Exception: What *take* raises.
         """
         try:
-            return self._take_gated(timeout_s, take)
+            return await self._atake_gated(timeout_s, take)
         except Exception as error:
             self._count_failure(error)
             raise
 
-    def _take_gated(self, timeout_s: float, take: Callable[[Generation, float], T]) -> T:
+    async def _atake_gated(self, timeout_s: float, take: Callable[[Generation, float], Awaitable[T]]) -> T:
         deadline = time.monotonic() + timeout_s
         fork.notice()
-        self._join()
+        await self._ajoin()
         while True:
             left_s = max(0.0, deadline - time.monotonic())
-            reading, _ = self._gate.wait_admitted(Purpose.CHECKOUT, timeout_s=left_s)
+            reading, _ = await self._gate.await_admitted(Purpose.CHECKOUT, timeout_s=left_s)
             try:
-                generation = self._succession.adopt(reading)
-                return take(generation, deadline - time.monotonic())
+                generation = self._here().adopt(reading)
+                return await take(generation, deadline - time.monotonic())
             except psycopg_pool.PoolClosed as error:
                 if self._gate.closed:
                     raise self._as_ours(error) from error
@@ -229,7 +226,7 @@ class ConnectionSource(ABC, Generic[C]):
         """*error* of the driver's pool as bgpool's own, with what is known of why."""
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         phase = snapshot.phase.name if snapshot is not None else "unknown"
-        return as_ours(error, self._recipe.like, self._succession.current, phase)
+        return as_ours(error, self._recipe.like, self._here().current, phase)
 
     def _count_failure(self, error: Exception) -> None:
         self._gate.tally.count_error(error)
@@ -238,8 +235,13 @@ class ConnectionSource(ABC, Generic[C]):
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    def make_unit(
-        self, attempt: Callable[[Unit[C, R]], R], lender: Lender[C], *, timeout_s: float, idempotent: bool
+    def amake_unit(
+        self,
+        attempt: Callable[[Unit[C, R]], Awaitable[R]],
+        lender: AsyncLender[C],
+        *,
+        timeout_s: float,
+        idempotent: bool,
     ) -> Unit[C, R]:
         """A unit of work on this endpoint; arguments as Unit has them."""
         return self._unit_class(self._gate, attempt, lender, timeout_s=timeout_s, idempotent=idempotent)
@@ -253,21 +255,22 @@ class ConnectionSource(ABC, Generic[C]):
 
     def apply(self, reading: Reading) -> None:
         """Act on a new snapshot: drain what it makes unfit."""
-        self._succession.apply(reading)
+        for succession in self._successions():
+            succession.apply(reading)
 
     def tick(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         snapshot = self.participant.reader.refresh().snapshot
         self._endpoint.read_later(snapshot)
         self._green_login.look(snapshot)
-        return self._succession.cut_overdue()
+        return min((one.cut_overdue() for one in self._successions()), default=math.inf)
 
     def usage(self) -> Usage:
         """What is done with it now, for the table of workers."""
         snapshot = self.participant.reader.refresh().snapshot
         part = self._endpoint.takes_part(snapshot)
         proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
-        connections = self._succession.usage()
+        connections = Usage.merged(one.usage() for one in self._successions())
         own = Usage(
             failed=self._failed,
             taking_part=int(part is True),
@@ -311,13 +314,18 @@ class ConnectionSource(ABC, Generic[C]):
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
         fork.notice()
-        self._succession.drain()
+        for succession in self._successions():
+            succession.drain()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def _join(self) -> None:
+    async def _ajoin(self) -> None:
         # A process may be patched after the pool was made, and even after it was opened.
         check_threads()
+        if not self._joining or not self._joined.is_set():
+            await self._gate.waits.call(self._join)
+
+    def _join(self) -> None:
         with self._lock:
             joining, self._joining = self._joining, True
         if joining:
@@ -334,6 +342,101 @@ class ConnectionSource(ABC, Generic[C]):
             raise
         finally:
             self._joined.set()
+
+    @property
+    def bg_id(self) -> str:
+        """Which deployment it follows."""
+        return self._settings.bg_id
+
+    @property
+    def name(self) -> str:
+        """Host and port, as its DSN has them."""
+        return self._name
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._gate.closed
+
+    def stats(self) -> PoolStats:
+        """Its connections, and who waits for one, at this moment."""
+        fork.notice()
+        succession = self._here()
+        generation, driver = succession.current, succession.driver_stats()
+        snapshot = self._gate.snapshot(self.participant.reader.refresh())
+        return PoolStats(
+            phase=snapshot.phase if snapshot is not None else None,
+            epoch=generation.epoch if generation is not None else None,
+            held=self._gate.tally.held,
+            size=driver.get("pool_size", 0),
+            idle=driver.get("pool_available", 0),
+            waiting=driver.get("requests_waiting", 0),
+            driver=driver,
+        )
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone and begin anew."""
+        for succession in self._successions():
+            succession.after_fork_in_child()
+        self._gate.reset()
+        self._endpoint.after_fork_in_child()
+        self._green_login.reset()
+        self._reset()
+
+
+class BlockingSource(ConnectionSource[C]):
+    """A source whose callers do not await: for threads, or for greenlets that await for them."""
+
+    def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
+        """As ConnectionSource."""
+        super().__init__(dsn, settings, participant, options)
+        self._succession: Final = Succession(self._recipe, self._make_inner, participant.count_workers)
+
+    @staticmethod
+    def _waits_of(participant: Participant) -> Waits:  # noqa:ARG004  # others need it
+        """As ConnectionSource says."""
+        return BLOCKING
+
+    def _here(self) -> Succession:
+        """As ConnectionSource says: the same for all."""
+        return self._succession
+
+    def _successions(self) -> Sequence[Succession]:
+        """As ConnectionSource says."""
+        return (self._succession,)
+
+    def admits(self) -> bool:
+        """Whether a checkout goes on at once and nothing was published since the last one. One compare.
+
+        Where a deployment may come and there is no segment yet that is never so: ask would_admit().
+        """
+        word, admitted, _ = self._succession.quick
+        return bool(word == admitted)
+
+    def would_admit(self) -> bool:
+        """Whether a checkout would go on at once, by the newest snapshot, which is acted on; nobody waits."""
+        if self.admits():
+            return True
+        try:
+            self._gate.waits.finish(self._atake_gated(0.0, _nothing))
+        except (SwitchoverHoldTimeout, GreenHostRejected, PoolClosed):
+            return False
+        return True
+
+    def wait_admitted(self, timeout: float | None = None) -> None:
+        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
+
+        Args:
+            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+            PoolClosed: The connector is closed.
+        """
+        word, admitted, _ = self._succession.quick
+        if word != admitted:
+            self._gate.waits.finish(self._atake(self.timeout if timeout is None else timeout, _nothing))
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
@@ -360,45 +463,24 @@ class ConnectionSource(ABC, Generic[C]):
         self._succession.close(max(0.0, deadline - time.monotonic()))
         self.participant.leave(self)
 
-    @property
-    def bg_id(self) -> str:
-        """Which deployment it follows."""
-        return self._settings.bg_id
+    def start(self) -> None:
+        """As ConnectionSource says."""
+        self.open()
 
-    @property
-    def name(self) -> str:
-        """Host and port, as its DSN has them."""
-        return self._name
+    def stop(self, timeout: float = 5.0) -> None:
+        """As ConnectionSource says."""
+        self.close(timeout)
 
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._gate.closed
+    def make_unit(
+        self, attempt: Callable[[Unit[C, R]], R], lender: Lender[C], *, timeout_s: float, idempotent: bool
+    ) -> Unit[C, R]:
+        """A unit of work whose attempts do not await; arguments as Unit has them."""
 
-    def stats(self) -> PoolStats:
-        """Its connections, and who waits for one, at this moment."""
-        fork.notice()
-        generation = self._succession.current
-        driver = self._succession.driver_stats()
-        snapshot = self._gate.snapshot(self.participant.reader.refresh())
-        return PoolStats(
-            phase=snapshot.phase if snapshot is not None else None,
-            epoch=generation.epoch if generation is not None else None,
-            held=self._gate.tally.held,
-            size=driver.get("pool_size", 0),
-            idle=driver.get("pool_available", 0),
-            waiting=driver.get("requests_waiting", 0),
-            driver=driver,
-        )
+        async def make(unit: Unit[C, R]) -> R:
+            return attempt(unit)
 
-    def after_fork_in_child(self) -> None:
-        """Leave the parent's connections alone and begin anew."""
-        self._succession.after_fork_in_child()
-        self._gate.reset()
-        self._endpoint.after_fork_in_child()
-        self._green_login.reset()
-        self._reset()
+        return self.amake_unit(make, BlockingLender(lender), timeout_s=timeout_s, idempotent=idempotent)
 
 
-def _nothing(_generation: Generation, _left_s: float) -> None:
+async def _nothing(_generation: Generation, _left_s: float) -> None:
     """What a caller gets who only waits."""

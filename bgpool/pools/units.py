@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -24,7 +24,17 @@ from bgpool.pools.recipe import Aware
 if TYPE_CHECKING:
     from bgpool.pools.pool import Pool
 
-__all__ = ["CLOSED_BY_FUNCTION", "Lender", "Outcome", "Unit", "hide_connection", "plain", "transactional"]
+__all__ = [
+    "CLOSED_BY_FUNCTION",
+    "AsyncLender",
+    "BlockingLender",
+    "Lender",
+    "Outcome",
+    "Unit",
+    "hide_connection",
+    "plain",
+    "transactional",
+]
 
 #: What a unit says whose function has closed the connection: nothing was committed, and it would be so every time.
 CLOSED_BY_FUNCTION: Final = "the function closed its connection; a unit of work is committed by its runner"
@@ -58,11 +68,39 @@ class Lender(Protocol[C]):
         ...
 
 
+class AsyncLender(Protocol[C]):
+    """The same, in coroutines."""
+
+    async def agetconn(self, timeout: float | None = None) -> C:
+        """A connection, within *timeout* seconds."""
+        ...
+
+    async def aputconn(self, conn: C) -> None:
+        """Give it back."""
+        ...
+
+
+class BlockingLender(Generic[C]):
+    """A Lender as an AsyncLender whose coroutines block."""
+
+    def __init__(self, lender: Lender[C]) -> None:
+        self._lender: Final = lender
+
+    async def agetconn(self, timeout: float | None = None) -> C:
+        """As AsyncLender says."""
+        return self._lender.getconn(timeout)
+
+    async def aputconn(self, conn: C) -> None:
+        """As AsyncLender says."""
+        self._lender.putconn(conn)
+
+
 class Unit(ABC, Generic[C, R]):
     """One unit of work, to be run once: whether its attempts are repeated, and what became of a COMMIT that was cut.
 
     How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
-    transaction, calls the function and commits, and it calls ``begin``, ``finish`` and ``fail`` of the unit in between.
+    transaction, calls the function and commits, and it calls ``begin``, ``afinish`` and ``afail`` of the unit in
+    between; those of SQLAlchemy and Django cannot await, and call ``finish`` and ``fail``.
     What differs from engine to engine is in the unit's subclasses.
 
     Attributes:
@@ -79,8 +117,8 @@ class Unit(ABC, Generic[C, R]):
     def __init__(
         self,
         gate: Gate,
-        attempt: Callable[[Unit[C, R]], R],
-        lender: Lender[C],
+        attempt: Callable[[Unit[C, R]], Awaitable[R]],
+        lender: AsyncLender[C],
         *,
         timeout_s: float,
         idempotent: bool,
@@ -95,6 +133,7 @@ class Unit(ABC, Generic[C, R]):
             idempotent: The function may be applied twice.
         """
         self._gate: Final = gate
+        self._waits: Final = gate.waits
         self._make_attempt: Final = attempt
         self._lender: Final = lender
         self._idempotent: Final = idempotent
@@ -117,6 +156,10 @@ class Unit(ABC, Generic[C, R]):
         self._is_own_refusal = False
 
     def run(self) -> R:
+        """As arun, for a caller that cannot await."""
+        return self._waits.finish(self.arun())
+
+    async def arun(self) -> R:
         """Make attempts until one was applied.
 
         Raises:
@@ -131,12 +174,12 @@ class Unit(ABC, Generic[C, R]):
                 self._reset()
             self._takes_part = self._gate.takes_part() or self._takes_part
             try:
-                return self._make_attempt(self)
+                return await self._make_attempt(self)
             except self.driver_error as error:
                 if self.is_applied:
                     raise
                 if self._doubt and self.was_cut(error):
-                    outcome = self.find_out()
+                    outcome = await self.afind_out()
                     if outcome is Outcome.COMMITTED:
                         self._gate.tally.absorb(error)
                         result: R = self._result
@@ -152,7 +195,7 @@ class Unit(ABC, Generic[C, R]):
                         self._gate.tally.count_error(error)
                     raise
                 self._gate.tally.repeat(error)
-            time.sleep(min(pause_s, self.left_s()))
+            await self._waits.sleep(min(pause_s, self.left_s()))
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
 
@@ -179,6 +222,10 @@ class Unit(ABC, Generic[C, R]):
             aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
 
     def finish(self, connection: C, result: R) -> None:
+        """As afinish, for a caller that cannot await."""
+        self._waits.finish(self.afinish(connection, result))
+
+    async def afinish(self, connection: C, result: R) -> None:
         """The function returned *result*, and COMMIT is sent next.
 
         Raises:
@@ -187,7 +234,7 @@ class Unit(ABC, Generic[C, R]):
         self._result = result
         self.check(connection)
         self.leave(connection)
-        self.take_receipt(connection)
+        await self.atake_receipt(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt = DURING_COMMIT
 
@@ -196,6 +243,10 @@ class Unit(ABC, Generic[C, R]):
         self.is_applied, self._doubt = True, NO_DOUBT
 
     def fail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
+        """As afail, for a caller that cannot await."""
+        self._waits.finish(self.afail(connection, error, held=held))
+
+    async def afail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
         """The attempt ends with *error*.
 
         Args:
@@ -211,7 +262,7 @@ class Unit(ABC, Generic[C, R]):
         # What the function sent may have committed by itself: its own COMMIT, a procedure, DDL.
         self._doubt = self._doubt or aware.bgpool_in_doubt or NO_DOUBT
         if held and isinstance(error, self.driver_error) and self.was_refused(error):
-            self._settle_refusal(aware, error)
+            await self._asettle_refusal(aware, error)
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 
@@ -235,7 +286,7 @@ class Unit(ABC, Generic[C, R]):
             CommitOutcomeUnknown, SwitchoverInterrupted: What the function may have swallowed.
         """
 
-    def take_receipt(self, connection: C) -> None:
+    async def atake_receipt(self, connection: C) -> None:
         """Note what the transaction is known by, so that its COMMIT can be asked for."""
 
     @abstractmethod
@@ -247,7 +298,7 @@ class Unit(ABC, Generic[C, R]):
         """Whether a write was refused as read-only: by the server, or in a transaction that is."""
 
     @abstractmethod
-    def find_out(self) -> Outcome:
+    async def afind_out(self) -> Outcome:
         """What became of the COMMIT that was cut."""
 
     @abstractmethod
@@ -256,9 +307,9 @@ class Unit(ABC, Generic[C, R]):
 
     # -- the unit's own ------------------------------------------------------------------------------------------
 
-    def _settle_refusal(self, connection: Aware, error: Exception) -> None:
+    async def _asettle_refusal(self, connection: Aware, error: Exception) -> None:
         """Find out, now that the transaction is over, whether any server would refuse what was refused with *error*."""
-        connection.bgpool_settle_refusal()
+        await connection.bgpool_asettle_refusal()
         self._is_own_refusal = connection.bgpool_refused is False
         if self._is_own_refusal and isinstance(error, SwitchoverInterrupted) and error.__cause__ is not None:
             # It seemed to be the switchover's doing, and was said to be.

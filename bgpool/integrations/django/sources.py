@@ -23,7 +23,7 @@ from bgpool.integrations.django.under_test import is_under_test, rehearses
 from bgpool.integrations.drivers import PER_CONNECTION, Origin, split
 from bgpool.pools import fork
 from bgpool.pools.pool import Pool
-from bgpool.pools.source import ConnectionSource
+from bgpool.pools.source import BlockingSource
 from bgpool.registry import CONNECTORS, POOLS, get_source
 from bgpool.settings import Settings, read_flag
 
@@ -71,7 +71,7 @@ class Source:
             whether the host is an alias: that is looked at again.
     """
 
-    connections: ConnectionSource[Any]
+    connections: BlockingSource[Any]
     pool: OpenPool | None
     params: Mapping[str, Any] = field(repr=False)
     asked: tuple[object, ...] = field(repr=False)

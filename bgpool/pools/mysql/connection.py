@@ -116,7 +116,7 @@ class MysqlConnection(Exchange):
             return None
         return hand_over(self)
 
-    def bgpool_settle_refusal(self) -> None:
+    async def bgpool_asettle_refusal(self) -> None:
         """As Aware says: a transaction or a table that is read-only may be so by a setting of the server's."""
         generation, result = self.bgpool_generation, self._result
         if self.bgpool_refused is not False or not self.bgpool_unfit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from bgpool.pools import options
@@ -31,19 +31,19 @@ class MysqlPool(Pool[MysqlConnection]):
         else:
             conn.bgpool_rollback_quietly()
 
-    def apply_unit(
-        self, unit: Unit[MysqlConnection, R], connection: MysqlConnection, fn: Callable[[MysqlConnection], R]
+    async def aapply_unit(
+        self, unit: Unit[MysqlConnection, R], connection: MysqlConnection, fn: Callable[[MysqlConnection], Awaitable[R]]
     ) -> R:
         """As Pool says."""
         connection.begin()
         try:
             unit.begin(connection)
-            result = fn(connection)
-            unit.finish(connection, result)
+            result = await fn(connection)
+            await unit.afinish(connection, result)
             connection.commit()
         except BaseException as error:
             try:
-                unit.fail(connection, error)
+                await unit.afail(connection, error)
             finally:
                 connection.bgpool_rollback_quietly()
             raise

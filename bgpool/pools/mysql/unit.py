@@ -41,7 +41,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says."""
         return is_servers_refusal(error) or may_be_servers_refusal(error)
 
-    def find_out(self) -> Outcome:
+    async def afind_out(self) -> Outcome:
         """As Unit says; the server cannot tell."""
         return Outcome.UNKNOWN
 

@@ -15,8 +15,8 @@ from enum import Enum
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
-import psycopg
 from psycopg import sql
+from psycopg._connection_base import BaseConnection
 from psycopg.pq import TransactionStatus
 
 from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, IN_PIPELINE, MAY_COMMIT, NO_DOUBT, PREPARED
@@ -220,7 +220,7 @@ def _end_of_block(frame: FrameType | None) -> Kind:
 # -- pipelines -------------------------------------------------------------------------------------------------------
 
 
-def synced_by(gen: Gen, connection: psycopg.Connection[Any], *, before: bool) -> bool:
+def synced_by(gen: Gen, connection: BaseConnection[Any], *, before: bool) -> bool:
     """Whether the last command of the connection's pipeline is a sync once *gen* has queued its own.
 
     What libpq says of the transaction is from the last sync: commands behind it may have been answered, and ended or
@@ -234,7 +234,7 @@ def synced_by(gen: Gen, connection: psycopg.Connection[Any], *, before: bool) ->
     return before and kind is Kind.NOTHING
 
 
-def piped_by(gen: Gen, before: Piped, connection: psycopg.Connection[Any], *, synced: bool) -> Piped:
+def piped_by(gen: Gen, before: Piped, connection: BaseConnection[Any], *, synced: bool) -> Piped:
     """What the commands of the connection's pipeline may do once *gen* has queued its own.
 
     Args:

@@ -1,37 +1,39 @@
 """A psycopg connection that knows its generation: it holds new transactions, and says what a cut has done.
 
 Everything that a psycopg connection exchanges with its server goes through ``wait``. That one method is where a
-statement is stopped before it is sent, and where the driver's error becomes one that says what to do.
+statement is stopped before it is sent, and where the driver's error becomes one that says what to do. What is decided
+there is here, for psycopg's Connection and its AsyncConnection; the method itself is in a module of each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Mapping
-from functools import cache
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
+from psycopg._connection_base import BaseConnection
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.pools.doubt import NO_DOUBT, PREPARED
 from bgpool.pools.fitness import looks_closed
-from bgpool.pools.fork import keep_forever
 from bgpool.pools.postgres.classify import SETTLED, Piped, begins_nothing, doubt_of, ends, piped_by, synced_by
 from bgpool.pools.postgres.handover import hand_over
 from bgpool.pools.postgres.refusal import QUESTION, is_servers, reports_read_only
+from bgpool.pools.waits import settled
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from bgpool.pools.generation import Generation
 
-    _Base = psycopg.Connection[Any]
+    _Base = BaseConnection[Any]
 else:
     _Base = object
 
-__all__ = ["SwitchoverAware", "aware"]
+__all__ = ["SwitchoverAware"]
 
 RV = TypeVar("RV")
 
@@ -49,7 +51,7 @@ _SENDS_NOTHING: Final = frozenset(
 
 
 class SwitchoverAware(_Base):
-    """Mixed in before a psycopg connection class.
+    """What BlockingAware and AsyncAware share, which are mixed in before a psycopg connection class.
 
     Attributes:
         bgpool_generation: What the connection was opened under. A returned connection goes back to it.
@@ -80,22 +82,17 @@ class SwitchoverAware(_Base):
     _reported_read_only: bool | None = None
     # In autocommit, the transaction status that the server reported last.
     _reported: int = TransactionStatus.IDLE
-    # __exit__ of the connection class, which ours stands before.
-    _end_block: Callable[..., None]
     # What the commands of a pipeline may have done.
     _piped: Piped = Piped.DOUBT
     # Whether no command was queued behind the pipeline's last sync.
     _synced: bool = True
 
-    def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
-        """Exchange with the server, unless the connection must not be used for that any more."""
-        try:
-            generation = self.bgpool_generation
-        except AttributeError:
-            # Still being set up by the connect that makes it; nobody else has it yet.
-            return super().wait(gen, *args, **kwargs)
-        if not generation.live[0]:
-            self._before_sending(gen, generation)
+    async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
+        """Exchange with the server, as the connection class does."""
+        raise NotImplementedError
+
+    def _note_sending(self, gen: Generator[Any, Any, Any]) -> None:
+        """Note what *gen*, which is sent next, may do to the transaction at hand."""
         if self.bgpool_in_unit and not self.bgpool_ended:
             self.bgpool_ended = ends(gen)
         if self._pipeline is not None:
@@ -106,14 +103,6 @@ class SwitchoverAware(_Base):
             status = self.pgconn.transaction_status
             if status in SETTLED:
                 self._reported = status
-        try:
-            # The common call is the cheaper one.
-            return super().wait(gen, *args, **kwargs) if args or kwargs else super().wait(gen)
-        except BaseException as error:
-            explained = self._explained(gen, error, generation)
-            if explained is error:
-                raise
-            raise explained from error
 
     # -- what it looks like --------------------------------------------------------------------------------------
 
@@ -147,43 +136,6 @@ class SwitchoverAware(_Base):
 
     # -- its end -------------------------------------------------------------------------------------------------
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """As psycopg's, which does nothing to a connection that looks closed.
-
-        Raises:
-            InheritedConnection: What would be committed is the parent's.
-        """
-        self.bgpool_end_block(kind, error, trace)
-        if self.bgpool_is_open and not getattr(self, "_pool", None):
-            self.close()
-
-    def bgpool_end_block(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Commit at the end of a pool's block, or roll back after *error*, as the connection's class does.
-
-        Raises:
-            InheritedConnection: What would be committed is the parent's.
-        """
-        if error is None and not self.bgpool_generation.live[0] and self._is_inherited():
-            self.commit()
-        self._end_block(kind, error, trace)
-
-    def close(self) -> None:
-        """Return the connection to its pool with *close_returns*, or else close it and free its slot.
-
-        It is closed to its user either way, and closing it again does nothing. In a fork's child the parent's
-        connection is left alone.
-        """
-        if self._is_inherited():
-            keep_forever(self)
-        elif self.bgpool_lent:
-            self.bgpool_generation.take_closed(self)
-        else:
-            self.bgpool_discard()
-
     def __del__(self, *_: Any) -> None:
         # What psycopg_pool has once it keeps a connection; nobody else closes what it has lost.
         is_lost = self.bgpool_lent or (hasattr(self, "_expire_at") and self.bgpool_is_open)
@@ -191,6 +143,10 @@ class SwitchoverAware(_Base):
             self.bgpool_generation.take_lost(self)
         else:
             super().__del__()
+
+    def bgpool_discard(self) -> None:
+        """As Aware says."""
+        raise NotImplementedError
 
     def cancel(self) -> None:
         """As psycopg's.
@@ -202,44 +158,17 @@ class SwitchoverAware(_Base):
             self.bgpool_generation.wait_usable()
         super().cancel()
 
-    def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """As psycopg's.
-
-        Raises:
-            InheritedConnection: What would be cancelled is the parent's.
-        """
-        if self._is_inherited():
-            self.bgpool_generation.wait_usable()
-        super().cancel_safe(timeout=timeout)
-
-    def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        # What psycopg does when a result, or a COPY, is left in the middle.
-        if not self._is_inherited():
-            super()._try_cancel(timeout=timeout)
-
     def _is_inherited(self) -> bool:
         generation = getattr(self, "bgpool_generation", None)
         return generation is not None and generation.inherited
 
-    def bgpool_discard(self) -> None:
-        """As Aware says."""
-        # Or psycopg would return it to the pool.
-        self._pool = None
-        try:
-            super().close()
-        finally:
-            # psycopg leaves one that looks closed as it is.
-            if self.bgpool_is_open:
-                self._closed = True
-                self.pgconn.finish()
-
-    def bgpool_pass_on(self) -> SwitchoverAware | None:
+    def bgpool_pass_on(self) -> Self | None:
         """As Aware says; a connection with a block of psycopg's still open cannot be used again."""
         if self._is_in_block() or self.pgconn.transaction_status not in SETTLED:
             return None
         return hand_over(self)
 
-    def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
+    async def _before_sending(self, gen: Generator[Any, Any, Any], generation: Generation) -> None:
         if self.pgconn.transaction_status == TransactionStatus.IDLE and _name(gen) in _SENDS_NOTHING:
             return
         if self.bgpool_cut and self._is_between_statements():
@@ -252,7 +181,7 @@ class SwitchoverAware(_Base):
             begins = False
         try:
             if generation.inherited or begins:
-                generation.wait_usable()
+                await generation.await_usable()
         except psycopg.Error as error:
             # Nothing was sent, so nothing is left to wait for.
             gen.close()
@@ -263,7 +192,9 @@ class SwitchoverAware(_Base):
                 raise generation.explain_cut(error, PREPARED) from error
             raise
 
-    def _explained(self, gen: Generator[Any, Any, Any], error: BaseException, generation: Generation) -> BaseException:
+    async def _explained(
+        self, gen: Generator[Any, Any, Any], error: BaseException, generation: Generation
+    ) -> BaseException:
         """*error*, or what it means in a switchover."""
         if (
             isinstance(error, psycopg.Error)
@@ -286,7 +217,7 @@ class SwitchoverAware(_Base):
             self._reported_read_only = not self.read_only and (began_read_only or reports_read_only(self))
             self.bgpool_refused = self._reported_read_only is not False
             self._unsettled = self.bgpool_unfit = not self.read_only
-            self._settle()
+            await self._settle()
             if self.bgpool_refused and generation.is_switching():
                 return generation.explain_read_only(error)
         return error
@@ -306,28 +237,21 @@ class SwitchoverAware(_Base):
             )
         return self.bgpool_in_doubt
 
-    def bgpool_settle_refusal(self) -> None:
+    async def bgpool_asettle_refusal(self) -> None:
         """As Aware says."""
         if self._unsettled and self.pgconn.transaction_status in SETTLED:
             ended = self.bgpool_ended
             with contextlib.suppress(psycopg.Error):
-                self.rollback()
+                await settled(cast(Any, self).rollback())
             # That was not the function of a unit.
             self.bgpool_ended = ended
 
-    def rollback(self) -> None:
-        """As psycopg's; after a refused write the server is asked whether it takes any."""
-        if self.pgconn.transaction_status == _IDLE and not (
+    def _has_nothing_to_roll_back(self) -> bool:
+        return self.pgconn.transaction_status == _IDLE and not (
             self._num_transactions or self._tpc or self._pipeline or self._unsettled
-        ):
-            # As psycopg finds, too, once it has taken a lock and made a generator: SQLAlchemy asks at every return.
-            return
-        super().rollback()
-        if self._unsettled:
-            with self.lock:
-                self._settle()
+        )
 
-    def _settle(self) -> None:
+    async def _settle(self) -> None:
         """Ask whose a refusal was, if the transaction is over; under the lock."""
         status = self.pgconn.transaction_status
         if not self._unsettled or status != TransactionStatus.IDLE or self._pipeline is not None:
@@ -337,7 +261,7 @@ class SwitchoverAware(_Base):
         # One that is drained or retired is not used again.
         if not generation.drained and not generation.retired:
             try:
-                answer = super().wait(self._exec_command(QUESTION))
+                answer = await self._exchange(self._exec_command(QUESTION))
             except psycopg.Error:
                 return
             self.bgpool_refused = answer is not None and is_servers(answer, reported=self._reported_read_only)
@@ -351,15 +275,6 @@ class SwitchoverAware(_Base):
     def _is_prepared(self) -> bool:
         """Whether a two-phase transaction is prepared, or was being prepared: it outlives the connection."""
         return self._tpc is not None and self._tpc[1]
-
-
-@cache
-def aware(connection_class: type[psycopg.Connection[Any]]) -> type[SwitchoverAware]:
-    """*connection_class* with SwitchoverAware mixed in; it may be written with its type of rows."""
-    connection_class = get_origin(connection_class) or connection_class
-    bases = (SwitchoverAware, connection_class)
-    names = {"__module__": connection_class.__module__, "_end_block": connection_class.__exit__}
-    return type(connection_class.__name__, bases, names)
 
 
 def _name(gen: object) -> str:

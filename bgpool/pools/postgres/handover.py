@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from types import MemberDescriptorType, MethodType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
+from psycopg._connection_base import BaseConnection
 from psycopg.pq import PGconn, abc
 
 __all__ = ["hand_over"]
 
-C = TypeVar("C", bound=psycopg.Connection[Any])
+C = TypeVar("C", bound=BaseConnection[Any])
 
 _HANDLERS: Final = ("_notice_handlers", "_notify_handlers")
 
@@ -26,12 +27,15 @@ def hand_over(connection: C) -> C | None:
         The new object; None if something still holds the connection's lock, such as a ``notifies()`` that was not
         read to its end: it would keep the next user waiting.
     """
-    lock = connection.lock
-    if not lock.acquire(blocking=False):
+    # Its lock is of threads or of tasks; and of tasks only one runs at a time.
+    lock: Any = cast(Any, connection).lock
+    is_async = isinstance(connection, psycopg.AsyncConnection)
+    if lock.locked() if is_async else not lock.acquire(blocking=False):
         return None
     try:
-        heir = object.__new__(type(connection))
-        psycopg.Connection.__init__(heir, connection.pgconn)
+        driver: Any = psycopg.AsyncConnection if is_async else psycopg.Connection
+        heir: Any = object.__new__(type(connection))
+        driver.__init__(heir, connection.pgconn)
         vars(heir).update(vars(connection), lock=heir.lock)
         kind: type = type(connection)
         for slot in _slots(kind):
@@ -39,11 +43,12 @@ def hand_over(connection: C) -> C | None:
                 slot.__set__(heir, slot.__get__(connection))
         for name in _HANDLERS:
             setattr(heir, name, [_rebound(handler, connection, heir) for handler in getattr(connection, name)])
-        closed = psycopg.Connection[Any](_closed_pgconn())
+        closed = driver(_closed_pgconn())
         vars(connection).update(vars(closed), _closed=True, _pool=None)
-        return heir
+        return cast(C, heir)
     finally:
-        lock.release()
+        if not is_async:
+            lock.release()
 
 
 def _rebound(handler: Any, old: object, new: object) -> Any:

@@ -10,15 +10,18 @@ what was not cannot hold its commit, which lies further on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.rows import tuple_row
 
 from bgpool.pools.units import Outcome
+from bgpool.pools.waits import settled
 
-__all__ = ["Receipt", "lineage_of", "outcome_of", "take_receipt"]
+__all__ = ["AnyConnection", "Receipt", "lineage_of", "outcome_of", "take_receipt"]
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +66,35 @@ _SAME_LIFE: Final = """
 _STATUS: Final = "SELECT txid_status(%s::bigint)"
 
 
-def lineage_of(connection: psycopg.Connection[Any]) -> str:
+async def lineage_of(connection: AnyConnection) -> str:
     """The identifier of the database cluster. Ends a transaction at hand.
 
     Raises:
         psycopg.Error: The server refuses to say, or the connection was cut.
     """
     try:
-        return str(_row(connection, _LINEAGE)[0])
+        return str((await _row(connection, _LINEAGE))[0])
     finally:
         if not connection.autocommit and connection.pgconn.status == ConnStatus.OK:
-            connection.rollback()
+            await settled(connection.rollback())
 
 
-def take_receipt(connection: psycopg.Connection[Any], lineage: str | None = None) -> Receipt:
+async def take_receipt(connection: AnyConnection, lineage: str | None = None) -> Receipt:
     """The receipt of the transaction at hand on *connection*; its server is of *lineage*, or is asked for that, too.
 
     Raises:
         psycopg.Error: The server gives none, and the transaction is as it was before; or it was cut.
     """
     try:
-        xid, lsn, taken_at, asked = _row(connection, _WITHOUT_LINEAGE if lineage else _WITH_LINEAGE)
+        xid, lsn, taken_at, asked = await _row(connection, _WITHOUT_LINEAGE if lineage else _WITH_LINEAGE)
     except psycopg.Error:
         if connection.pgconn.status == ConnStatus.OK:
-            psycopg.Cursor(connection).execute(_NO_RECEIPT)
+            await settled(_cursor(connection).execute(_NO_RECEIPT))
         raise
     return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage or asked)
 
 
-def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promoted: bool) -> Outcome:
+async def outcome_of(receipt: Receipt, connection: AnyConnection, *, promoted: bool) -> Outcome:
     """What the server of *connection* knows of the transaction of *receipt*.
 
     Args:
@@ -107,17 +110,17 @@ def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promote
     # First what needs no question: a server that was no replica may refuse the one of how far it has replayed.
     if receipt.xid is None or not receipt.lineage or not (same_server or promoted):
         return Outcome.UNKNOWN
-    if lineage_of(connection) != receipt.lineage:
+    if await lineage_of(connection) != receipt.lineage:
         return Outcome.UNKNOWN
     if not same_server:
-        in_recovery, same_life, replayed = _row(connection, _SAME_LIFE, (receipt.taken_at, receipt.lsn))
+        in_recovery, same_life, replayed = await _row(connection, _SAME_LIFE, (receipt.taken_at, receipt.lsn))
         if in_recovery or not same_life or replayed is None:
             return Outcome.UNKNOWN
         if not replayed:
             # The commit is further on in a log of which this server has seen less.
             return Outcome.NOT_COMMITTED
     try:
-        (status,) = _row(connection, _STATUS, (receipt.xid,))
+        (status,) = await _row(connection, _STATUS, (receipt.xid,))
     except psycopg.DataError:  # an id of the future
         return Outcome.UNKNOWN
     if status == "in progress" and same_server:
@@ -125,14 +128,21 @@ def outcome_of(receipt: Receipt, connection: psycopg.Connection[Any], *, promote
     return {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED}.get(status, Outcome.UNKNOWN)
 
 
-def _row(connection: psycopg.Connection[Any], query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
+def _cursor(connection: AnyConnection) -> Any:
+    """Not the connection's own kind of cursor, which may want other placeholders."""
+    if isinstance(connection, psycopg.AsyncConnection):
+        return psycopg.AsyncCursor(connection, row_factory=tuple_row)
+    return psycopg.Cursor(connection, row_factory=tuple_row)
+
+
+async def _row(connection: AnyConnection, query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
     """The first row that *query* gives; not prepared, for that is not done to several statements at a time."""
-    # Not the connection's own kind of cursor, which may want other placeholders.
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(query, params or None, prepare=False)
-        while cursor.description is None and cursor.nextset():
-            pass
-        row = cursor.fetchone()
+    cursor = _cursor(connection)
+    await settled(cursor.execute(query, params or None, prepare=False))
+    while cursor.description is None and cursor.nextset():
+        pass
+    row: Any = await settled(cursor.fetchone())
+    cursor._close()
     assert row is not None
     # From a database in SQL_ASCII text comes as bytes.
     return tuple(value.decode("ascii") if isinstance(value, bytes) else value for value in row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import psycopg
@@ -10,7 +10,7 @@ import psycopg
 from bgpool.pools import options
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.recipe import PostgresRecipe
-from bgpool.pools.postgres.unit import PostgresUnit
+from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
 from bgpool.pools.units import Unit
 
 __all__ = ["PostgresPool"]
@@ -30,23 +30,11 @@ class PostgresPool(Pool[psycopg.Connection[Any]]):
         aware: Any = conn
         aware.bgpool_end_block(type(error) if error is not None else None, error, None)
 
-    def apply_unit(
+    async def aapply_unit(
         self,
         unit: Unit[psycopg.Connection[Any], R],
         connection: psycopg.Connection[Any],
-        fn: Callable[[psycopg.Connection[Any]], R],
+        fn: Callable[[psycopg.Connection[Any]], Awaitable[R]],
     ) -> R:
         """As Pool says."""
-        try:
-            with connection.transaction():
-                unit.begin(connection)
-                try:
-                    result = fn(connection)
-                finally:
-                    # Before psycopg's block ends the transaction after an error, which is no doing of the function's.
-                    unit.leave(connection)
-                unit.finish(connection, result)
-        except BaseException as error:
-            unit.fail(connection, error)
-            raise
-        return result
+        return await apply_unit(unit, connection, connection.transaction(), fn)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 
 import psycopg
 
-from bgpool.pools.postgres.connection import SwitchoverAware, aware
+from bgpool.pools.postgres.blocking_connection import BlockingAware, aware
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.session import with_session_reset
 from bgpool.pools.recipe import DriversPool, Place, Recipe
@@ -26,13 +26,17 @@ class PostgresRecipe(Recipe):
         own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
         return InnerPool("", **{**with_session_reset(self.options), **own})
 
-    def open(self, place: Place, kwargs: Mapping[str, Any]) -> SwitchoverAware:
+    def open(self, place: Place, kwargs: Mapping[str, Any]) -> BlockingAware:
         """As Recipe says."""
         connection_class = aware(self.options.get("connection_class", psycopg.Connection))
+        return connection_class.connect("", **self._params(place, kwargs))
+
+    def _params(self, place: Place, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What psycopg connects with."""
         where = {name: value for name, value in (("hostaddr", place.address), ("host", place.host)) if value}
         if place.password is not None:
             where["password"] = place.password
-        return connection_class.connect("", **{**self.dsn.params, **kwargs, **where})
+        return {**self.dsn.params, **kwargs, **where}
 
     def is_silence(self, error: Exception) -> bool:
         """As Recipe says."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import psycopg
+from psycopg._connection_base import BaseConnection
 from psycopg.pq.abc import PGresult
 
 __all__ = ["QUESTION", "is_servers", "reports_read_only"]
@@ -24,7 +24,7 @@ _REPORTED: Final = (b"in_hot_standby", b"default_transaction_read_only")
 _SERVERS_SOURCES: Final = frozenset({b"configuration file", b"command line", b"environment variable"})
 
 
-def reports_read_only(connection: psycopg.Connection[Any]) -> bool | None:
+def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
     """Whether more than a transaction was read-only, by what the server reports; None where it reports nothing."""
     reports = [connection.pgconn.parameter_status(name) for name in _REPORTED]
     return None if None in reports else b"on" in reports

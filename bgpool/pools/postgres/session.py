@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgpool.pools.options import RESET_SESSION
-from bgpool.pools.postgres.connection import SwitchoverAware
+from bgpool.pools.postgres.blocking_connection import BlockingAware
 
 __all__ = ["with_session_reset"]
 
@@ -32,13 +32,13 @@ class _SessionReset:
     def __init__(self, configure: Callable[[Any], object] | None) -> None:
         self._configure: Final = configure
 
-    def begin(self, connection: SwitchoverAware) -> None:
+    def begin(self, connection: BlockingAware) -> None:
         """Note how *connection* was opened, and configure it."""
         connection.bgpool_modes = {name: getattr(connection, name) for name in _MODES}
         if self._configure is not None:
             self._configure(connection)
 
-    def wipe(self, connection: SwitchoverAware) -> None:
+    def wipe(self, connection: BlockingAware) -> None:
         """Bring *connection*, which is in no transaction, to what it was when it was opened, and configure it again.
 
         Raises:

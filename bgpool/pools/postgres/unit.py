@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, ClassVar, Final, TypeVar, cast
 
 import psycopg
@@ -13,21 +13,23 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
 from bgpool.pools.postgres.connection import SwitchoverAware
-from bgpool.pools.postgres.outcome import Receipt, outcome_of, take_receipt
+from bgpool.pools.postgres.outcome import AnyConnection, Receipt, outcome_of, take_receipt
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
+from bgpool.pools.waits import settled
 
-__all__ = ["PostgresUnit"]
+__all__ = ["PostgresUnit", "apply_unit"]
 
+C = TypeVar("C", bound=AnyConnection)
 R = TypeVar("R")
 
 #: SQLSTATEs with which a server ends a connection, or says that it was ended.
 _CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
 
 
-class PostgresUnit(Unit[psycopg.Connection[Any], R]):
-    """One unit of work on a PostgreSQL pool."""
+class PostgresUnit(Unit[C, R]):
+    """One unit of work on a PostgreSQL pool, of threads or of tasks."""
 
     driver_error: ClassVar[type[Exception]] = psycopg.Error
     _receipt: Receipt | None = None
@@ -40,23 +42,23 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         super()._reset()
         self._receipt = None
 
-    def is_autocommit(self, connection: psycopg.Connection[Any]) -> bool:
+    def is_autocommit(self, connection: C) -> bool:
         """As Unit says."""
         return connection.autocommit
 
-    def begin(self, connection: psycopg.Connection[Any]) -> None:
+    def begin(self, connection: C) -> None:
         """As Unit says."""
         super().begin(connection)
         self._was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
         cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
-    def take_receipt(self, connection: psycopg.Connection[Any]) -> None:
+    async def atake_receipt(self, connection: C) -> None:
         """As Unit says; during a switchover."""
         # A receipt tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
         if not self._takes_part or self._ended or not self._gate.switching():
             return
         if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
-            self._receipt = _receipt(connection)
+            self._receipt = await _receipt(connection)
             self._promotes = self._gate.green_was_replica()
 
     def was_cut(self, error: Exception) -> bool:
@@ -75,7 +77,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         """As Unit says."""
         return like(error, kind, text)
 
-    def find_out(self) -> Outcome:
+    async def afind_out(self) -> Outcome:
         """As Unit says; the server that is the primary now tells."""
         receipt = self._receipt
         if receipt is None or receipt.xid is None:
@@ -84,7 +86,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
         pause_s = UNIT_PAUSE_S
         while self.left_s() > 0:
             try:
-                outcome = self._ask(receipt)
+                outcome = await self._ask(receipt)
             except (PoolClosed, GreenHostRejected) as error:
                 self._gate.tally.absorb(error)
                 return Outcome.UNKNOWN
@@ -101,24 +103,24 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
                 outcome = Outcome.PENDING
             if outcome is not Outcome.PENDING:
                 return outcome
-            time.sleep(pause_s)
+            await self._waits.sleep(pause_s)
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         return Outcome.UNKNOWN
 
-    def _ask(self, receipt: Receipt) -> Outcome:
-        connection = self._lender.getconn(self.left_s())
+    async def _ask(self, receipt: Receipt) -> Outcome:
+        connection = await self._lender.agetconn(self.left_s())
         try:
-            return outcome_of(receipt, connection, promoted=self._promotes)
+            return await outcome_of(receipt, connection, promoted=self._promotes)
         finally:
             try:
                 # The pool would do it, and complain. What was answered stands, also where this is cut.
                 if not connection.autocommit:
                     with contextlib.suppress(psycopg.Error):
-                        connection.rollback()
+                        await settled(connection.rollback())
             finally:
-                self._lender.putconn(connection)
+                await self._lender.aputconn(connection)
 
-    def check(self, connection: psycopg.Connection[Any]) -> None:
+    def check(self, connection: C) -> None:
         """As Unit says."""
         aware: Any = connection
         self.check_lost(connection)
@@ -135,7 +137,7 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             )
         # The function has sent nothing.
 
-    def check_lost(self, connection: psycopg.Connection[Any]) -> None:
+    def check_lost(self, connection: C) -> None:
         """As Unit says."""
         aware: Any = connection
         if aware.bgpool_in_doubt:
@@ -148,19 +150,54 @@ class PostgresUnit(Unit[psycopg.Connection[Any], R]):
             raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from _failed()
 
 
+async def apply_unit(
+    unit: Unit[C, R],
+    connection: C,
+    block: AbstractContextManager[object] | AbstractAsyncContextManager[object],
+    fn: Callable[[C], Awaitable[R]],
+) -> R:
+    """Call *fn* in *block*, a transaction of psycopg's on *connection*, and commit it, as one attempt of *unit*."""
+    try:
+        async with _Awaited(block) if isinstance(block, AbstractContextManager) else block:
+            unit.begin(connection)
+            try:
+                result = await fn(connection)
+            finally:
+                # Before psycopg's block ends the transaction after an error, which is no doing of the function's.
+                unit.leave(connection)
+            await unit.afinish(connection, result)
+    except BaseException as error:
+        await unit.afail(connection, error)
+        raise
+    return result
+
+
+class _Awaited:
+    """A context manager that blocks, for ``async with``."""
+
+    def __init__(self, block: AbstractContextManager[object]) -> None:
+        self._block: Final = block
+
+    async def __aenter__(self) -> object:
+        return self._block.__enter__()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
+
+
 def _failed() -> Exception:
     return psycopg.errors.InFailedSqlTransaction(
         "a statement failed and the function went on: the unit was rolled back"
     )
 
 
-def _receipt(connection: psycopg.Connection[Any]) -> Receipt | None:
+async def _receipt(connection: AnyConnection) -> Receipt | None:
     """As take_receipt; None where the server gives none. Its lineage is asked for once in an epoch."""
     generation = cast(SwitchoverAware, connection).bgpool_generation
     if generation.lineage == "":
         return None
     try:
-        receipt = take_receipt(connection, generation.lineage)
+        receipt = await take_receipt(connection, generation.lineage)
     except psycopg.Error as error:
         _go_on_without(connection, error)
         return None
@@ -168,7 +205,7 @@ def _receipt(connection: psycopg.Connection[Any]) -> Receipt | None:
     return receipt
 
 
-def _go_on_without(connection: psycopg.Connection[Any], error: psycopg.Error) -> None:
+def _go_on_without(connection: AnyConnection, error: psycopg.Error) -> None:
     """Raise *error* if the transaction cannot go on after it: receipts are a help, and no unit may fail for one."""
     status = connection.pgconn.transaction_status
     if isinstance(error, Error) or status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):

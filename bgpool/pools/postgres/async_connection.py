@@ -1,0 +1,133 @@
+"""SwitchoverAware for psycopg's AsyncConnection: its waits give way to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+
+import psycopg
+
+from bgpool.pools.fork import keep_forever
+from bgpool.pools.postgres.connection import SwitchoverAware
+
+if TYPE_CHECKING:
+    _Base = psycopg.AsyncConnection[Any]
+else:
+    _Base = object
+
+__all__ = ["AsyncAware", "async_aware"]
+
+RV = TypeVar("RV")
+
+
+class AsyncAware(SwitchoverAware, _Base):
+    """Mixed in before a subclass of psycopg's AsyncConnection, or that class itself."""
+
+    # __aexit__ of the connection class, which ours stands before.
+    _end_block: Callable[..., Awaitable[None]]
+
+    async def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
+        """Exchange with the server, unless the connection must not be used for that any more."""
+        try:
+            generation = self.bgpool_generation
+        except AttributeError:
+            # Still being set up by the connect that makes it; nobody else has it yet.
+            return await super().wait(gen, *args, **kwargs)
+        if not generation.live[0]:
+            await self._before_sending(gen, generation)
+        self._note_sending(gen)
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            explained = await self._explained(gen, error, generation)
+            if explained is error:
+                raise
+            raise explained from error
+
+    async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
+        """As SwitchoverAware says."""
+        return await super().wait(gen)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As psycopg's, which does nothing to a connection that looks closed.
+
+        Raises:
+            InheritedConnection: What would be committed is the parent's.
+        """
+        await self.bgpool_end_block(kind, error, trace)
+        if self.bgpool_is_open and not getattr(self, "_pool", None):
+            await self.close()
+
+    async def bgpool_end_block(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit at the end of a pool's block, or roll back after *error*, as the connection's class does.
+
+        Raises:
+            InheritedConnection: What would be committed is the parent's.
+        """
+        if error is None and not self.bgpool_generation.live[0] and self._is_inherited():
+            await self.commit()
+        await self._end_block(kind, error, trace)
+
+    async def close(self) -> None:
+        """Return the connection to its pool with *close_returns*, or else close it and free its slot.
+
+        It is closed to its user either way, and closing it again does nothing. In a fork's child the parent's
+        connection is left alone.
+        """
+        if self._is_inherited():
+            keep_forever(self)
+        elif self.bgpool_lent:
+            await self.bgpool_generation.atake_closed(self)
+        else:
+            self.bgpool_discard()
+
+    def bgpool_discard(self) -> None:
+        """As Aware says."""
+        self._pool = None
+        if not self._closed or self.bgpool_is_open:
+            self._closed = True
+            self.pgconn.finish()
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """As psycopg's.
+
+        Raises:
+            InheritedConnection: What would be cancelled is the parent's.
+        """
+        if self._is_inherited():
+            await self.bgpool_generation.await_usable()
+        await super().cancel_safe(timeout=timeout)
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        # What psycopg does when a task is cancelled, or a result or a COPY is left in the middle.
+        if self._is_inherited():
+            return
+        if self.bgpool_cut:
+            # Nobody would answer, for as long as the time allows.
+            raise asyncio.CancelledError
+        await super()._try_cancel(timeout=timeout)
+
+    async def rollback(self) -> None:
+        """As psycopg's; after a refused write the server is asked whether it takes any."""
+        if self._has_nothing_to_roll_back():
+            return
+        await super().rollback()
+        if self._unsettled:
+            async with self.lock:
+                await self._settle()
+
+
+@cache
+def async_aware(connection_class: type[psycopg.AsyncConnection[Any]]) -> type[AsyncAware]:
+    """*connection_class* with AsyncAware mixed in; it may be written with its type of rows."""
+    connection_class = get_origin(connection_class) or connection_class
+    bases = (AsyncAware, connection_class)
+    names = {"__module__": connection_class.__module__, "_end_block": connection_class.__aexit__}
+    return type(connection_class.__name__, bases, names)
