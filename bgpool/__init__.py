@@ -34,13 +34,15 @@ if TYPE_CHECKING:
     from bgpool.pools.connector import Connector
     from bgpool.pools.mysql.pool import MysqlPool
     from bgpool.pools.pool import Pool, PoolStats
+    from bgpool.pools.postgres.async_pool import AsyncPool
     from bgpool.pools.postgres.pool import PostgresPool
     from bgpool.pools.units import transactional
-    from bgpool.registry import get_connector, get_pool
+    from bgpool.registry import get_async_pool, get_connector, get_pool
     from bgpool.report import Status, status
 
 __all__ = [
     "get_pool",
+    "get_async_pool",
     "get_connector",
     "transactional",
     "status",
@@ -48,6 +50,7 @@ __all__ = [
     "Pool",
     "PostgresPool",
     "MysqlPool",
+    "AsyncPool",
     "Connector",
     "PoolStats",
     "Status",
@@ -73,6 +76,7 @@ logging.getLogger("bgpool").addHandler(logging.NullHandler())
 #: In which module each public name is, but for the errors.
 _HOMES: Final = {
     "get_pool": "registry",
+    "get_async_pool": "registry",
     "get_connector": "registry",
     "transactional": "pools.units",
     "status": "report",
@@ -82,6 +86,7 @@ _HOMES: Final = {
     "Connector": "pools.connector",
     "PoolStats": "pools.source",
     "PostgresPool": "pools.postgres.pool",
+    "AsyncPool": "pools.postgres.async_pool",
     "MysqlPool": "pools.mysql.pool",
     "Phase": "core.phase",
 }

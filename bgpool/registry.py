@@ -25,6 +25,7 @@ from bgpool.pools.mysql.connector import MysqlConnector
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.participant import Bystander, Disabled, Participant
 from bgpool.pools.pool import Pool
+from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.pools.postgres.connector import PostgresConnector
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.pools.source import ConnectionSource
@@ -33,9 +34,11 @@ from bgpool.segment.paths import look_in
 from bgpool.settings import Settings, is_disabled
 
 __all__ = [
+    "ASYNC_POOLS",
     "CONNECTORS",
     "POOLS",
     "close_pools",
+    "get_async_pool",
     "get_connector",
     "get_pool",
     "get_source",
@@ -48,6 +51,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: The pool of each engine.
 POOLS: Final[Mapping[Engine, type[Pool[Any]]]] = {Engine.POSTGRESQL: PostgresPool, Engine.MYSQL: MysqlPool}
+#: The async pool of each engine that has one.
+ASYNC_POOLS: Final[Mapping[Engine, type[AsyncPool]]] = {Engine.POSTGRESQL: AsyncPool}
 #: The connector of each engine.
 CONNECTORS: Final[Mapping[Engine, type[Connector[Any]]]] = {
     Engine.POSTGRESQL: PostgresConnector,
@@ -93,6 +98,23 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
             threads that bgpool does not run on.
     """
     return get_source(POOLS, dsn, bg_id, options)
+
+
+def get_async_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> AsyncPool:
+    """The async pool for *dsn*; the same one for the same arguments, made at the first call and opened at first use.
+
+    It may be made where no event loop runs. Each loop of asyncio's that uses it gets connections of its own.
+
+    Args:
+        dsn: As for get_pool; PostgreSQL only.
+        bg_id: As for get_pool.
+        options: As for get_pool, with the options of psycopg_pool's AsyncConnectionPool but ``open``. *configure*,
+            *check*, *reset* and *reconnect_failed* may be functions or coroutine functions.
+
+    Raises:
+        ConfigurationError: As get_pool; or the engine is MySQL, for which there is no async pool.
+    """
+    return get_source(ASYNC_POOLS, dsn, bg_id, options)
 
 
 def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> Connector[Any]:
@@ -184,6 +206,8 @@ def close_pools(directory: Path, bg_id: str) -> None:
 
 def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any], *, takes_part: bool) -> S:
     place, settings, left = parse(dsn, options)
+    if place.engine not in kinds:
+        raise ConfigurationError(f"there is no async pool for {place.engine.value}: postgresql:// is allowed")
     kind = kinds[place.engine]
     for name in left:
         if name not in kind.OPTIONS:

@@ -227,6 +227,9 @@ WATCH_INTERVAL_S: Final = 0.25
 #: the row in every WATCH_INTERVAL_S, unless it is stopped or its server lets threads run in requests only.
 ROW_STALE_S: Final = 4.0
 
+#: Calls that block, of a password callable or a resolver, which an event loop makes in threads at a time.
+LOOP_CALLS: Final = 4
+
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
 POLL_INTERVAL_S: Final = 0.01
 

@@ -58,16 +58,17 @@ class Gate:
         """After a fork, in the child: nobody waits here yet."""
         self.tally.reset()
 
-    def close(self, timeout_s: float) -> None:
+    async def aclose(self, timeout_s: float) -> None:
         """Send everybody away who waits; until they are gone, at most *timeout_s* seconds."""
         self.closed = True
         deadline = time.monotonic() + timeout_s
         while True:
             # Again and again: who was just about to sleep has not heard of it.
             self._reader.wake_waiters()
+            self.waits.wake()
             if not self.tally.held or time.monotonic() >= deadline:
                 return
-            time.sleep(POLL_INTERVAL_S)
+            await self.waits.sleep(POLL_INTERVAL_S)
 
     def snapshot(self, reading: Reading) -> Snapshot | None:
         """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""

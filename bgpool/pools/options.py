@@ -12,7 +12,7 @@ import psycopg
 from bgpool.core.limits import OPTION_SECONDS_MAX
 from bgpool.errors import ConfigurationError
 
-__all__ = ["MYSQL", "MYSQL_CONNECTOR", "POSTGRES", "POSTGRES_CONNECTOR", "RESET_SESSION", "Check"]
+__all__ = ["ASYNC_POSTGRES", "MYSQL", "MYSQL_CONNECTOR", "POSTGRES", "POSTGRES_CONNECTOR", "RESET_SESSION", "Check"]
 
 #: Raises ConfigurationError for a value that the option of that name cannot have.
 Check = Callable[[str, object], None]
@@ -68,10 +68,13 @@ def _name(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r}: a string that is not empty, or None, is allowed")
 
 
-def _connection_class(name: str, value: object) -> None:
-    found = get_origin(value) or value  # psycopg.Connection[DictRow] is for the type checker
-    if not isinstance(found, type) or not issubclass(found, psycopg.Connection):
-        raise ConfigurationError(f"{name}={value!r}: psycopg.Connection or a subclass of it is allowed")
+def _subclass_of(base: type) -> Check:
+    def check(name: str, value: object) -> None:
+        found = get_origin(value) or value  # psycopg.Connection[DictRow] is for the type checker
+        if not isinstance(found, type) or not issubclass(found, base):
+            raise ConfigurationError(f"{name}={value!r}: psycopg.{base.__name__} or a subclass of it is allowed")
+
+    return check
 
 
 def _unchecked(_name: str, _value: object) -> None:
@@ -98,8 +101,13 @@ POSTGRES: Final[Mapping[str, Check]] = {
     "reconnect_timeout": _seconds(endless=True),
     "reconnect_failed": _hook,
     "num_workers": _whole(1),
-    "connection_class": _connection_class,
+    "connection_class": _subclass_of(psycopg.Connection),
     "kwargs": _unchecked,
+}
+
+ASYNC_POSTGRES: Final[Mapping[str, Check]] = {
+    **POSTGRES,
+    "connection_class": _subclass_of(psycopg.AsyncConnection),
 }
 
 #: What of these a connector has.

@@ -13,6 +13,7 @@ from typing import Final
 
 from bgpool.logs import log_fields
 from bgpool.pools import fork
+from bgpool.pools.loops import LoopWaits
 from bgpool.pools.watch import Member, Watch
 from bgpool.segment.paths import RunFiles, look_in
 from bgpool.segment.reader import Reader, Reading
@@ -29,6 +30,7 @@ class Participant:
     Attributes:
         bg_id, files: Which deployment.
         reader: The segment; says nothing where the run directory cannot be used.
+        loops: How tasks wait for what is published.
     """
 
     def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
@@ -39,6 +41,7 @@ class Participant:
         self._user = os.geteuid()
         self.files = RunFiles.of(look_in(run_dir), bg_id)
         self.reader = Reader(self.files)
+        self.loops: Final = LoopWaits(self.is_watched)
         self._reset()
         fork.call_in_child(self)
 
@@ -53,6 +56,7 @@ class Participant:
     def after_fork_in_child(self) -> None:
         """Nobody has joined here yet."""
         self._reset()
+        self.loops.reset()
 
     def join(self, member: Member) -> None:
         """Take *member* on; the first one makes the process present and starts the watcher.
@@ -64,7 +68,9 @@ class Participant:
             if self._watch is not None:
                 return
             self._follow_user()
-            self._watch = watch = Watch(self.bg_id, self.files, self.reader, self.members, self._ensure_monitor)
+            self._watch = watch = Watch(
+                self.bg_id, self.files, self.reader, self.members, self._ensure_monitor, self.loops.wake
+            )
         try:
             watch.begin()
         except BaseException:
@@ -94,6 +100,11 @@ class Participant:
         watch = self._watch
         if watch is not None:
             watch.nudge()
+
+    def is_watched(self) -> bool:
+        """Whether the process's thread is at work that hears of what is published."""
+        watch = self._watch
+        return watch is not None and watch.is_alive()
 
     def count_workers(self) -> int:
         """How many processes of the host use the bg_id just now, as far as can be told; at least one."""

@@ -45,7 +45,7 @@ class AnyPool(ConnectionSource[C]):
 
     @property
     def max_size(self) -> int:
-        """Connections that it may have."""
+        """Connections that it may have; an AsyncPool in each loop."""
         return self._max_size
 
     def _make_inner(self, generation: Generation) -> DriversPool:

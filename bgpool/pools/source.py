@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
@@ -361,17 +362,20 @@ class ConnectionSource(ABC, Generic[C]):
     def stats(self) -> PoolStats:
         """Its connections, and who waits for one, at this moment."""
         fork.notice()
-        succession = self._here()
-        generation, driver = succession.current, succession.driver_stats()
+        driver: Counter[str] = Counter()
+        epochs = []
+        for succession in self._successions():
+            driver.update(succession.driver_stats())
+            epochs.append(succession.current.epoch if succession.current is not None else None)
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
-            epoch=generation.epoch if generation is not None else None,
+            epoch=epochs[0] if epochs else None,
             held=self._gate.tally.held,
             size=driver.get("pool_size", 0),
             idle=driver.get("pool_available", 0),
             waiting=driver.get("requests_waiting", 0),
-            driver=driver,
+            driver=dict(driver),
         )
 
     def after_fork_in_child(self) -> None:
@@ -459,7 +463,7 @@ class BlockingSource(ConnectionSource[C]):
         """
         fork.notice()
         deadline = time.monotonic() + timeout
-        self._gate.close(timeout)
+        self._gate.waits.finish(self._gate.aclose(timeout))
         self._succession.close(max(0.0, deadline - time.monotonic()))
         self.participant.leave(self)
 

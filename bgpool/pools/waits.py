@@ -52,6 +52,10 @@ class Waits(Protocol):
         """What *function* returns, which may block its thread."""
         ...
 
+    def wake(self) -> None:
+        """Have those look again who wait for a change, as Reader.wake_waiters has threads."""
+        ...
+
     def turns(self, count: int) -> Turns:
         """*count* turns, to be taken by this kind of callers."""
         ...
@@ -89,6 +93,9 @@ class Blocking:
     async def call(self, function: Callable[[], T]) -> T:
         """As Waits says."""
         return function()
+
+    def wake(self) -> None:
+        """Nothing: the kernel wakes threads."""
 
     def turns(self, count: int) -> Turns:
         """As Waits says."""

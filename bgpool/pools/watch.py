@@ -75,13 +75,19 @@ class Watch:
         reader: Reader,
         members: Callable[[], list[Member]],
         ensure_monitor: Callable[[RunFiles], object],
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """A watch that tells *members* what *reader* reads, and sees to it that there is a monitor."""
+        """A watch that tells *members* what *reader* reads, and sees to it that there is a monitor.
+
+        Calls *wake*, before anything else, when something was published.
+        """
         self._bg_id: Final = bg_id
         self._files: Final = files
         self._reader: Final = reader
         self._members: Final = members
         self._ensure_monitor: Final = ensure_monitor
+        self._wake: Final = wake
+        self._woken_by: Reading | None = None
         self._stopping: Final = threading.Event()
         self._thread: Final = threading.Thread(target=refusing(self._run), name=f"bgpool-watch-{bg_id}", daemon=True)
         self._starter: threading.Thread | None = None
@@ -122,6 +128,10 @@ class Watch:
         self._leave_the_row()
         if relay is not None:
             relay.release()
+
+    def is_alive(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread.is_alive()
 
     def nudge(self) -> None:
         """Ring the monitor's bell."""
@@ -164,6 +174,9 @@ class Watch:
     def _round(self) -> bool:
         """Act on what is published, and wait for more; whether there is."""
         reading = self._reader.refresh()
+        if reading is not self._woken_by:
+            self._woken_by = reading
+            self._wake()
         members = self._members()
         due_s = math.inf
         for member in members:

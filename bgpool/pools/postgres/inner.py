@@ -19,15 +19,43 @@ from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
 from bgpool.signals import refusing
 
-__all__ = ["InnerPool"]
+__all__ = ["InnerPool", "Patience", "note_connected", "watch_log"]
 
 
-class InnerPool(ConnectionPool[Any]):
-    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly.
+class Patience:
+    """Mixed in before a pool of psycopg_pool's: when a failed attempt to connect is repeated, and what is said of it.
 
     Attributes:
         failure: Why the last attempt to open a connection failed; empty once one was opened.
     """
+
+    failure: str = ""
+    _early_at: float = 0.0
+
+    def may_try_early(self) -> bool:
+        """Whether an attempt to connect has rested enough: it may succeed, or somebody waits.
+
+        While all fail, one attempt in RECONNECT_INTERVAL_MAX_S is enough for all who wait.
+        """
+        if not self.failure:
+            return True
+        pool: Any = self
+        now = time.monotonic()
+        if now < self._early_at or not pool._waiting:
+            return False
+        self._early_at = now + RECONNECT_INTERVAL_MAX_S
+        return True
+
+    def forget_who_gave_up(self) -> None:
+        """Take callers whose time was up out of the queue: psycopg_pool counts them until a connection comes by."""
+        pool: Any = self
+        waiting = [client for client in pool._waiting if client.error is None]
+        pool._waiting.clear()
+        pool._waiting.extend(waiting)
+
+
+class InnerPool(Patience, ConnectionPool[Any]):
+    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly."""
 
     #: Takes a usable connection back. The function itself: a method that calls it would cost every return.
     keep = ConnectionPool.putconn
@@ -42,11 +70,9 @@ class InnerPool(ConnectionPool[Any]):
         **options: Any,
     ) -> None:
         """A pool of *name*; the other arguments are ConnectionPool's."""
-        self.failure = ""
-        self._early_at = 0.0
         reset, reconnect_failed = reset and _as_exception(reset), reconnect_failed and _as_exception(reconnect_failed)
         super().__init__(conninfo, name=name, reset=reset, reconnect_failed=reconnect_failed, **options)
-        _said.setdefault(name, ("", 0.0))
+        watch_log(name)
 
     def putconn(self, conn: Any) -> None:
         """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``.
@@ -75,30 +101,15 @@ class InnerPool(ConnectionPool[Any]):
             self.run_task(AddConnection(self))
 
     def forget_who_gave_up(self) -> None:
-        """Take callers whose time was up out of the queue: psycopg_pool counts them until a connection comes by."""
+        """As Patience says."""
         with self._lock:
-            waiting = [client for client in self._waiting if client.error is None]
-            self._waiting.clear()
-            self._waiting.extend(waiting)
+            super().forget_who_gave_up()
 
     def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
         """As ConnectionPool's; but an attempt to connect does not rest for *delay* seconds while somebody waits."""
         if isinstance(task, AddConnection):
             task, delay = _Rest(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
         super().schedule_task(task, delay)
-
-    def may_try_early(self) -> bool:
-        """Whether an attempt to connect has rested enough: it may succeed, or somebody waits.
-
-        While all fail, one attempt in RECONNECT_INTERVAL_MAX_S is enough for all who wait.
-        """
-        if not self.failure:
-            return True
-        now = time.monotonic()
-        if now < self._early_at or not self._waiting:
-            return False
-        self._early_at = now + RECONNECT_INTERVAL_MAX_S
-        return True
 
     def _maybe_grow_pool(self) -> None:
         """Called under the lock for a caller that has joined the queue.
@@ -123,7 +134,7 @@ class InnerPool(ConnectionPool[Any]):
             # It would end the thread of psycopg_pool that it is raised in, and take the connection's place with it.
             raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error
         self.failure = ""
-        _said[self.name] = ("", 0.0)
+        note_connected(self.name)
         return connection
 
 
@@ -167,6 +178,16 @@ def _as_exception(hook: Callable[[Any], object]) -> Callable[[Any], None]:
 
 #: What psycopg_pool has logged last of a failed attempt, and when, by the names of our pools.
 _said: Final[dict[str, tuple[str, float]]] = {}
+
+
+def watch_log(name: str) -> None:
+    """Have psycopg_pool's log not repeat itself about the pool of *name*."""
+    _said.setdefault(name, ("", 0.0))
+
+
+def note_connected(name: str) -> None:
+    """The pool of *name* has connected: its next failure is news."""
+    _said[name] = ("", 0.0)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgpool.pools.options import RESET_SESSION
-from bgpool.pools.postgres.blocking_connection import BlockingAware
+from bgpool.pools.waits import finish, settled
 
 __all__ = ["with_session_reset"]
 
@@ -18,27 +18,41 @@ _MODES: Final = (
 )  # fmt: skip
 
 
-def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """*options* of psycopg_pool's, whose ``reset="session"`` has become what psycopg_pool calls."""
+#: Those that are set with a method, which an AsyncConnection has as a coroutine.
+_SERVERS_MODES: Final = frozenset({"autocommit", "isolation_level", "read_only", "deferrable"})
+
+
+def with_session_reset(options: Mapping[str, Any], *, awaits: bool = False) -> dict[str, Any]:
+    """*options* of psycopg_pool's, whose ``reset="session"`` has become what psycopg_pool calls, or *awaits*."""
     if options.get("reset") != RESET_SESSION:
         return dict(options)
     reset = _SessionReset(options.get("configure"))
+    if awaits:
+        return {**options, "configure": reset.abegin, "reset": reset.awipe}
     return {**options, "configure": reset.begin, "reset": reset.wipe}
 
 
 class _SessionReset:
-    """Callables for psycopg_pool: *begin* in place of ``configure``, *wipe* as ``reset``."""
+    """Callables for psycopg_pool: *begin* in place of ``configure``, *wipe* as ``reset``; its hooks may await."""
 
     def __init__(self, configure: Callable[[Any], object] | None) -> None:
         self._configure: Final = configure
 
-    def begin(self, connection: BlockingAware) -> None:
+    def begin(self, connection: Any) -> None:
+        """As abegin, for psycopg_pool's ConnectionPool."""
+        finish(self.abegin(connection))
+
+    def wipe(self, connection: Any) -> None:
+        """As awipe, for psycopg_pool's ConnectionPool."""
+        finish(self.awipe(connection))
+
+    async def abegin(self, connection: Any) -> None:
         """Note how *connection* was opened, and configure it."""
         connection.bgpool_modes = {name: getattr(connection, name) for name in _MODES}
         if self._configure is not None:
-            self._configure(connection)
+            await settled(self._configure(connection))
 
-    def wipe(self, connection: BlockingAware) -> None:
+    async def awipe(self, connection: Any) -> None:
         """Bring *connection*, which is in no transaction, to what it was when it was opened, and configure it again.
 
         Raises:
@@ -49,13 +63,16 @@ class _SessionReset:
             connection.bgpool_discard()
             return
         # DISCARD ALL is refused in a transaction.
-        connection.autocommit = True
-        connection.execute("DISCARD ALL", prepare=False)
+        await settled(connection.set_autocommit(True))
+        await settled(connection.execute("DISCARD ALL", prepare=False))
         # psycopg may not notice it, and would go on to use prepared statements that are gone.
         connection._prepared = type(connection._prepared)()
         # Notifications that the last user has not read.
         connection._notifies_backlog = deque()
         for name, value in connection.bgpool_modes.items():
-            setattr(connection, name, value)
+            if name in _SERVERS_MODES:
+                await settled(getattr(connection, f"set_{name}")(value))
+            else:
+                setattr(connection, name, value)
         if self._configure is not None:
-            self._configure(connection)
+            await settled(self._configure(connection))

@@ -1,0 +1,194 @@
+"""Waits of asyncio's tasks: nothing of them takes a thread, and a loop in which nobody waits is never woken.
+
+The process's watch thread sleeps until something is published, as it does for threads, and wakes each loop once in
+which somebody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from bgpool.core.limits import LOOP_CALLS, POLL_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.errors import ConfigurationError
+from bgpool.pools.waits import Turns, finish
+from bgpool.segment.reader import Reading
+from bgpool.signals import refusing
+
+__all__ = ["LoopWaits", "running_loop", "whole"]
+
+T = TypeVar("T")
+
+#: Tasks that nobody else holds; asyncio itself would let the collector take them.
+_tasks: Final[set[asyncio.Task[Any]]] = set()
+
+
+class LoopWaits:
+    """Waits of the tasks of all loops of a process, for one deployment."""
+
+    finish = staticmethod(finish)
+
+    def __init__(self, is_watched: Callable[[], bool]) -> None:
+        """Waits that a thread ends with ``wake`` when something is published, while *is_watched* is true."""
+        self._is_watched: Final = is_watched
+        self.reset()
+
+    def reset(self) -> None:
+        """After a fork, in the child: nobody waits here yet."""
+        self._waiting: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
+        self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTurns] = WeakKeyDictionary()
+
+    def wake(self) -> None:
+        """Have everybody who waits look again; from any thread."""
+        for loop in list(self._waiting):
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(self._wake_here, loop)
+
+    def _wake_here(self, loop: asyncio.AbstractEventLoop) -> None:
+        for future in self._waiting.pop(loop, ()):
+            _settle(future)
+
+    async def sleep(self, seconds: float) -> None:
+        """As Waits says."""
+        await asyncio.sleep(seconds)
+
+    async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
+        """As Waits says."""
+        if reading.mapped is None:
+            # Nothing wakes us when there is a segment at last: look again in time.
+            seconds = min(seconds, WATCH_INTERVAL_S)
+        if not self._is_watched():
+            seconds = min(seconds, POLL_INTERVAL_S)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault(loop, set()).add(future)
+        timer = loop.call_later(seconds, _settle, future)
+        try:
+            # Looked at only now: whatever is published from now on wakes us.
+            if (reading.mapped is None or reading.is_current) and not over():
+                await future
+        finally:
+            timer.cancel()
+            waiting = self._waiting.get(loop)
+            if waiting is not None:
+                waiting.discard(future)
+                if not waiting:
+                    del self._waiting[loop]
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """As Waits says; in a thread of its own, of which a loop has no more than LOOP_CALLS.
+
+        Not in the loop's default executor, which the application may keep busy. A caller that is cancelled leaves the
+        thread to its end.
+        """
+        loop = asyncio.get_running_loop()
+        turns = self._calls.setdefault(loop, LoopTurns(LOOP_CALLS))
+        await turns.acquire(None)
+        result: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                made = function()
+            except BaseException as error:
+                tell(_fail, result, error)
+            else:
+                tell(_settle, result, made)
+
+        def tell(what: Callable[..., None], *args: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(end, what, *args)
+
+        def end(what: Callable[..., None], *args: object) -> None:
+            turns.release()
+            what(*args)
+
+        try:
+            threading.Thread(target=refusing(run), name="bgpool-call", daemon=True).start()
+        except BaseException:
+            turns.release()
+            raise
+        return await result
+
+    def turns(self, count: int) -> Turns:
+        """As Waits says."""
+        return LoopTurns(count)
+
+
+class LoopTurns:
+    """Turns for the tasks of one loop, given in the order in which they were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._queue: Final[deque[asyncio.Future[bool]]] = deque()
+
+    async def acquire(self, seconds: float | None) -> bool:
+        """As Turns says; None for no limit."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self._queue.append(future)
+        timer = loop.call_later(seconds, _settle, future, False) if seconds is not None else None
+        try:
+            return await future
+        except BaseException:
+            if future.done() and not future.cancelled() and future.result():
+                # Cancelled when the turn had just come.
+                self.release()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def release(self) -> None:
+        """As Turns says."""
+        while self._queue:
+            future = self._queue.popleft()
+            if not future.done():
+                future.set_result(True)
+                return
+        self._free += 1
+
+
+async def whole(steps: Coroutine[Any, Any, T]) -> T:
+    """Await *steps*, which go on to their end also where the caller is cancelled, be it again and again."""
+    return await asyncio.shield(begin(steps))
+
+
+def begin(steps: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """*steps* as a task of the running loop, which is held until it ends."""
+    task = asyncio.get_running_loop().create_task(steps)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The loop of the calling task.
+
+    Raises:
+        ConfigurationError: There is none, or it is another library's.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "an async pool is used inside of a running event loop of asyncio, uvloop included; there is none here, and "
+            "that of another library, such as trio, does not count"
+        ) from None
+
+
+def _settle(future: asyncio.Future[Any], result: object = None) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,249 @@
+"""The pool under an AsyncPool: psycopg_pool's AsyncConnectionPool, in one event loop.
+
+It hands nothing out that was retired while its caller waited, takes every connection back whatever happens to the task
+that returns it, and ends with its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import psycopg
+import psycopg_pool
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool
+from psycopg_pool.pool_async import AddConnection, MaintenanceTask, StopWorker
+
+from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S
+from bgpool.failures import first_line
+from bgpool.pools.loops import begin, running_loop, whole
+from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
+from bgpool.pools.waits import settled
+
+__all__ = ["AsyncInnerPool"]
+
+_HOOKS: Final = ("configure", "check", "reset", "reconnect_failed")
+
+
+class Dialer(Protocol):
+    """What opens the connections: a generation."""
+
+    retired: bool
+
+    async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
+        """A new connection."""
+        ...
+
+
+class AsyncInnerPool:
+    """What a generation needs of a driver's pool, see DriversPool. ``getconn`` and ``keep`` are coroutine functions.
+
+    The others may be called in any thread. It begins in the loop that opens it, and belongs to that one.
+    """
+
+    def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
+        """A pool that is not open yet; *options* are AsyncConnectionPool's."""
+        self._pool: Final = _Pool(dialer, options)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.timeout = self._pool.timeout
+        self.close_returns = self._pool.close_returns
+        self.num_workers = self._pool.num_workers
+        self.getconn: Final = self._pool.getconn
+        self.keep: Final = self._pool.putconn
+
+    @property
+    def max_size(self) -> int:
+        """As DriversPool says."""
+        return self._pool.max_size
+
+    @property
+    def failure(self) -> str:
+        """As DriversPool says."""
+        return self._pool.failure
+
+    @failure.setter
+    def failure(self, text: str) -> None:
+        self._pool.failure = text
+
+    def open(self) -> None:
+        """Begin to connect, in the running loop; idempotent."""
+        if self._loop is None:
+            self._loop = running_loop()
+            self._pool.begin()
+
+    def replace(self, conn: Any) -> None:
+        """As DriversPool says."""
+        self._in_loop(self._pool.replace, conn)
+
+    def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # nothing is waited for
+        """Have it closed in its loop; at once where that does not run any more."""
+        if self._loop is None or not self._loop.is_running():
+            self._pool.abandon()
+        self._in_loop(self._pool.end)
+
+    def get_stats(self) -> dict[str, int]:
+        """As DriversPool says."""
+        return self._pool.get_stats()
+
+    def forget_who_gave_up(self) -> None:
+        """As DriversPool says."""
+        self._pool.forget_who_gave_up()
+
+    def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            function(*args)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(function, *args)
+
+
+class _Pool(Patience, AsyncConnectionPool[Any]):
+    def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
+        self._dialer: Final = dialer
+        # Set once the loop ends its tasks.
+        self._cancelled = False
+        hooks = {name: _awaited(options[name]) for name in _HOOKS if options.get(name) is not None}
+        super().__init__("", **{**options, **hooks, "open": False, "connection_class": _Connector(dialer)})
+        watch_log(self.name)
+
+    # -- checkout and return -------------------------------------------------------------------------------------
+
+    async def getconn(self, timeout: float | None = None) -> Any:
+        connection = await super().getconn(timeout)
+        if self._dialer.retired or connection.bgpool_cut:
+            # psycopg_pool does not notice that an idle connection was cut, nor that the pool is about to be closed.
+            connection.bgpool_discard()
+            self.replace(connection)
+            if self._dialer.retired:
+                raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is retired")
+            return await self.getconn(timeout)
+        return connection
+
+    async def _putconn(self, conn: Any, from_getconn: bool) -> None:
+        returning = super()._putconn(conn, from_getconn)
+        if conn.pgconn.transaction_status == TransactionStatus.IDLE and not self._lock.locked():
+            # It gives way nowhere, so that nobody can cancel it.
+            await returning
+        else:
+            await whole(returning)
+
+    def _maybe_grow_pool(self) -> None:
+        if not self._closed:
+            super()._maybe_grow_pool()
+            return
+        # Closed while a caller was about to join the queue, which would wait for its whole timeout.
+        while self._waiting:
+            self._waiting.popleft().error = self._closed_error()
+
+    # -- connecting ----------------------------------------------------------------------------------------------
+
+    async def _connect(self, timeout: float | None = None) -> Any:
+        if self._cancelled:
+            raise asyncio.CancelledError
+        try:
+            connection = await super()._connect(timeout)
+        except asyncio.CancelledError:
+            # psycopg_pool's worker would go on all the same, and a loop that ends its tasks wait for it for ever.
+            self._cancelled = True
+            self.run_task(StopWorker(self))
+            raise
+        except BaseException as error:
+            self.failure = first_line(error)
+            if isinstance(error, Exception):
+                raise
+            raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error
+        self.failure = ""
+        note_connected(self.name)
+        return connection
+
+    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
+        if isinstance(task, AddConnection):
+            task, delay = _Rest(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
+        await super().schedule_task(task, delay)
+
+    def replace(self, conn: Any) -> None:
+        conn._pool = None
+        if not self._closed:
+            self.run_task(AddConnection(self))
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """As AsyncConnectionPool.open, which waits for nothing either."""
+        self._open()
+
+    def end(self) -> None:
+        """Close idle connections, send waiting callers on, stop the workers, whatever they are at. In the loop."""
+        waiting = self.abandon()
+        for place in waiting:
+            begin(place.fail(self._closed_error()))
+        ending = [*self._workers, *filter(None, [self._sched_runner])]
+        self._workers, self._sched_runner = [], None
+        for task in ending:
+            task.cancel()
+
+    def abandon(self) -> list[Any]:
+        """The part of it that needs no loop; returns the places of those who wait."""
+        self._closed = True
+        waiting, idle = list(self._waiting), list(self._pool)
+        self._pool.clear()
+        for connection in idle:
+            connection.bgpool_discard()
+        return waiting
+
+    def _closed_error(self) -> Exception:
+        return psycopg_pool.PoolClosed(f"the pool {self.name!r} is closed")
+
+
+class _Connector:
+    """What AsyncConnectionPool uses of a connection class."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self.connect: Final = getattr(dialer, "aconnect", None)
+
+
+class _Rest(MaintenanceTask):
+    """The pause after a failed attempt: looks again and again whether it is over."""
+
+    def __init__(self, pool: _Pool, task: AddConnection, until: float) -> None:
+        super().__init__(pool)
+        self._task: Final = task
+        self._until: Final = until
+
+    async def tick(self) -> None:
+        """Called by the pool's scheduler."""
+        pool = self.pool()
+        if not isinstance(pool, _Pool) or pool.closed:
+            return
+        if time.monotonic() >= self._until or pool.may_try_early():
+            pool.run_task(self)
+        else:
+            await pool.schedule_task(self, RECONNECT_INTERVAL_MAX_S)
+
+    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
+        await self._task._run(pool)
+
+
+def _awaited(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """*hook*, a function or a coroutine function, whose SystemExit or the like does not end the task that calls it."""
+
+    async def call(subject: Any) -> None:
+        try:
+            await settled(hook(subject))
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"{hook!r} raised {type(error).__name__}") from error
+
+    return call

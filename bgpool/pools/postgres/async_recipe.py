@@ -1,0 +1,38 @@
+"""How connections of an AsyncPool are made: as those of a PostgresPool, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import psycopg
+
+from bgpool.pools.postgres.async_connection import AsyncAware, async_aware
+from bgpool.pools.postgres.async_inner import AsyncInnerPool
+from bgpool.pools.postgres.recipe import PostgresRecipe
+from bgpool.pools.postgres.session import with_session_reset
+from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.waits import BLOCKING
+
+__all__ = ["AsyncPostgresRecipe"]
+
+
+class AsyncPostgresRecipe(PostgresRecipe):
+    """Recipe of an AsyncPool."""
+
+    def make_inner(self, connector: object) -> DriversPool:
+        """As Recipe says."""
+        options = {**with_session_reset(self.options, awaits=True), "name": self.name}
+        return AsyncInnerPool(cast(Any, connector), options)
+
+    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> AsyncAware:
+        """As Recipe says."""
+        connection_class = async_aware(self.options.get("connection_class", psycopg.AsyncConnection))
+        return await connection_class.connect("", **self._params(place, kwargs))
+
+    def for_trials(self) -> Recipe:
+        """As Recipe says: one whose connections block."""
+        options = {name: value for name, value in self.options.items() if name != "connection_class"}
+        trials = PostgresRecipe(self.dsn, self.settings, self.gate, self.endpoint, self.resolver, options)
+        trials.waits = BLOCKING
+        return trials
