@@ -36,7 +36,7 @@ def no_pool_outlives_its_module() -> Iterator[None]:
     """Later tests of the process would meet its threads, its rows and its log lines, or get it for the same DSN."""
     yield
     for pool in registry.pools():
-        pool.close(timeout=0)
+        pool.stop(timeout=0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

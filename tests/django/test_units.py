@@ -246,13 +246,13 @@ def test_an_interrupt_right_before_commit_commits_nothing_and_leaves_the_connect
 ) -> None:
     """Celery's soft time limit, say, while the receipt is asked for. SET AUTOCOMMIT = 1 would commit on MySQL."""
 
-    def interrupt(*_: object) -> None:
+    async def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     work = make_work(**way)
     with monkeypatch.context() as patched:
         for unit in (MysqlUnit, PostgresUnit):
-            patched.setattr(unit, "take_receipt", interrupt)
+            patched.setattr(unit, "atake_receipt", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(work, using=work.alias)
     assert (work.calls, work.rows(pair), work.hooks) == (1, 0, [])

@@ -20,7 +20,7 @@ from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
-from bgpool.pools.source import ConnectionSource
+from bgpool.pools.source import BlockingSource
 from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
 from tests.engines import KITS, WAYS, Kit, Sqlalchemy
@@ -91,9 +91,9 @@ def make_connector(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def _maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: Mapping[str, Any]) -> Iterator[Any]:
-    made: list[ConnectionSource[Any]] = []
+    made: list[BlockingSource[Any]] = []
 
-    def make(dsn: str | None = None, **options: Any) -> ConnectionSource[Any]:
+    def make(dsn: str | None = None, **options: Any) -> BlockingSource[Any]:
         place, settings, left = parse(dsn or pair.dsn, {"bg_resolver": pair.resolver, **usual, **options})
         participant = Participant(settings.bg_id, tmp_path / "run", lambda _files: None)
         made.append(kinds[place.engine](place, settings, participant, left))

@@ -126,15 +126,15 @@ def test_an_attempt_that_a_switchover_ends_is_held(
 ) -> None:
     connector.wait_admitted()
     generation: Any = connector._succession.current
-    real = connector._recipe.connect
+    real = connector._recipe.aconnect
 
-    def refused(*_: Any) -> Any:
-        monkeypatch.setattr(connector._recipe, "connect", real)
+    async def refused(*_: Any) -> Any:
+        monkeypatch.setattr(connector._recipe, "aconnect", real)
         deployment.phase(Phase.IN_PROGRESS)
         until(lambda: generation.retired)
         raise kit.error("the database system is shutting down")
 
-    monkeypatch.setattr(connector._recipe, "connect", refused)
+    monkeypatch.setattr(connector._recipe, "aconnect", refused)
     after = connect_held(connector, deployment)
     assert kit.where(after) == pair.green.address
 
@@ -145,14 +145,14 @@ def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
     connector.wait_admitted()
     generation: Any = connector._succession.current
     open_it, retire, draining, opened = (
-        connector._recipe.connect,
+        connector._recipe.aconnect,
         generation.retire,
         threading.Event(),
         threading.Event(),
     )
 
-    def slowly(*args: Any) -> Any:
-        connection = open_it(*args)
+    async def slowly(*args: Any) -> Any:
+        connection = await open_it(*args)
         deployment.phase(Phase.IN_PROGRESS)
         draining.wait(5)
         return connection
@@ -162,7 +162,7 @@ def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
         opened.wait(0.1)
         retire(*args)
 
-    monkeypatch.setattr(connector._recipe, "connect", slowly)
+    monkeypatch.setattr(connector._recipe, "aconnect", slowly)
     monkeypatch.setattr(generation, "retire", later)
     found: list[Any] = []
 
@@ -174,7 +174,7 @@ def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
     caller.start()
     until(lambda: found or connector.stats().held)
     until(lambda: not found or found[0].bgpool_cut)
-    monkeypatch.setattr(connector._recipe, "connect", open_it)
+    monkeypatch.setattr(connector._recipe, "aconnect", open_it)
     deployment.phase(Phase.POST)
     caller.join(5)
 

@@ -160,10 +160,10 @@ def test_in_quiet_times_nothing_is_asked_but_the_word(
     pool = make_pool()
     pool.putconn(pool.getconn())
 
-    def gated(*_: object) -> None:
+    async def gated(*_: object) -> None:
         raise AssertionError("the quick way is shut")
 
-    monkeypatch.setattr(pool, "_take", gated)
+    monkeypatch.setattr(pool, "_atake", gated)
     pool.putconn(pool.getconn())
     deployment.phase(Phase.PREPARATION)
     with pytest.raises(AssertionError, match="shut"):

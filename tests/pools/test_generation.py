@@ -8,21 +8,26 @@ from types import SimpleNamespace
 from typing import Any
 
 from bgpool.pools.generation import Generation
+from bgpool.pools.waits import BLOCKING
 
 
 def test_a_turn_is_not_waited_for_without_end() -> None:
     """A server that is silent takes the driver's connect timeout from each: not one after the other."""
     answers, began = threading.Event(), threading.Semaphore(0)
 
-    def connect(_decision: object, _kwargs: object) -> Any:
+    async def admitted(_purpose: object, *, timeout_s: float) -> Any:
+        return timeout_s, None
+
+    async def connect(_decision: object, _kwargs: object) -> Any:
         began.release()
         assert answers.wait(5.0)
         raise KeyError
 
     recipe: Any = SimpleNamespace(
         settings=SimpleNamespace(bg_connect_timeout_ms=400),
-        gate=SimpleNamespace(wait_admitted=lambda _purpose, timeout_s: (timeout_s, None)),
-        connect=connect,
+        gate=SimpleNamespace(await_admitted=admitted),
+        waits=BLOCKING,
+        aconnect=connect,
     )
     inner: Any = SimpleNamespace(keep=None)
     generation = Generation(recipe, lambda _: inner, 1, lambda _: True, follows=True, at_once=1)

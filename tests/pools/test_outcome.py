@@ -17,6 +17,7 @@ from bgpool.pools.pool import Pool
 from bgpool.pools.postgres import unit
 from bgpool.pools.postgres.outcome import lineage_of, outcome_of, take_receipt
 from bgpool.pools.units import Outcome
+from bgpool.pools.waits import finish
 from tests.engines import Kit
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
@@ -90,9 +91,9 @@ def test_what_was_refused_is_not_asked_for_again(
     """Or the server's log would have an error for every unit of a switchover."""
     asked: list[object] = []
 
-    def count(connection: Any, lineage: str) -> Any:
+    async def count(connection: Any, lineage: str) -> Any:
         asked.append(connection)
-        return take_receipt(connection, lineage)
+        return await take_receipt(connection, lineage)
 
     monkeypatch.setattr(unit, "take_receipt", count)
     pool = make_runner(max_size=1)
@@ -151,7 +152,7 @@ def test_receipts_are_never_prepared(
 def test_a_pool_that_was_closed_is_asked_no_more(
     make_pool: MakePool, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(*_: object, **__: object) -> Outcome:
+    async def ask(*_: object, **__: object) -> Outcome:
         pool.close()
         raise psycopg.OperationalError("cut again")
 
@@ -180,16 +181,16 @@ def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
 def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: Pair) -> None:
     """Aurora refuses the very question."""
     with contextlib.closing(kit.connect(pair)) as conn:
-        lineage = lineage_of(conn)
+        lineage = finish(lineage_of(conn))
         kit.write(conn)
-        receipt = take_receipt(conn, lineage)
+        receipt = finish(take_receipt(conn, lineage))
         conn.rollback()
         elsewhere = replace(receipt, address="192.0.2.1")
         with refused(pair, "pg_last_wal_replay_lsn()", "feature_not_supported"):
-            assert outcome_of(elsewhere, conn, promoted=False) is Outcome.UNKNOWN
-            assert outcome_of(receipt, conn, promoted=False) is Outcome.NOT_COMMITTED
+            assert finish(outcome_of(elsewhere, conn, promoted=False)) is Outcome.UNKNOWN
+            assert finish(outcome_of(receipt, conn, promoted=False)) is Outcome.NOT_COMMITTED
             with pytest.raises(psycopg.NotSupportedError):
-                outcome_of(elsewhere, conn, promoted=True)
+                finish(outcome_of(elsewhere, conn, promoted=True))
 
 
 @pytest.mark.usefixtures("prepared")
@@ -198,8 +199,8 @@ def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind
 ) -> None:
     asked: list[Outcome] = []
 
-    def ask(receipt: Any, connection: Any, *, promoted: bool) -> Outcome:
-        asked.append(outcome_of(receipt, connection, promoted=promoted))
+    async def ask(receipt: Any, connection: Any, *, promoted: bool) -> Outcome:
+        asked.append(await outcome_of(receipt, connection, promoted=promoted))
         kit.kill(pair, kit.session(connection))
         return asked[-1]
 
