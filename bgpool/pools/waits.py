@@ -20,6 +20,9 @@ __all__ = ["BLOCKING", "Blocking", "Turns", "Waits", "finish", "settled"]
 
 T = TypeVar("T")
 
+#: What Python makes of a StopIteration that leaves a coroutine, as its cause.
+_STOPPED: Final = ("coroutine raised StopIteration",)
+
 
 class Turns(Protocol):
     """A number of turns, of which each caller takes one."""
@@ -68,8 +71,19 @@ def finish(steps: Coroutine[Any, Any, T], /) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
-    steps.close()
-    raise RuntimeError(f"{steps!r} waits for an event loop: await it")
+    except RuntimeError as error:
+        stop = error.__cause__
+        if error.args != _STOPPED or not isinstance(stop, StopIteration):
+            raise
+    else:
+        steps.close()
+        raise RuntimeError(f"{steps!r} waits for an event loop: await it")
+    try:
+        # Raised by a function of the application's, whose error is its own.
+        raise stop
+    finally:
+        # Or it would be kept by its own traceback.
+        del stop
 
 
 async def settled(step: T | Awaitable[T]) -> T:

@@ -182,7 +182,8 @@ def test_the_time_for_it_ends(kit: Kit, make_runner: MakePool, pair: Pair, work:
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(
-    "error", [ValueError("mine"), psycopg.ProgrammingError("its"), pymysql.err.IntegrityError("its")]
+    "error",
+    [ValueError("mine"), StopIteration("mine"), psycopg.ProgrammingError("its"), pymysql.err.IntegrityError("its")],
 )
 def test_errors_of_the_function_are_its_own(make_runner: MakePool, pair: Pair, work: Work, error: Exception) -> None:
     def fail(_conn: Any) -> None:
