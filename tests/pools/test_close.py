@@ -40,7 +40,7 @@ def test_held_callers_and_threads_are_waited_for_together(tmp_path: Path, monkey
         pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app", bg_run_dir=deployment.run_dir)
         deployment.phase(Phase.PREPARATION)
         given: list[float] = []
-        monkeypatch.setattr(pool._gate, "close", time.sleep)
+        monkeypatch.setattr(pool._gate, "aclose", pool._gate.waits.sleep)
         monkeypatch.setattr(pool._succession, "close", given.append)
         pool.close(timeout=0.2)
         assert given == [0.0]
