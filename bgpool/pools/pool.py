@@ -56,20 +56,6 @@ class AnyPool(ConnectionSource[C]):
         timeout_s = self.timeout if timeout is None else timeout
         return await self._atake(timeout_s, partial(_alend, timeout_s))
 
-    async def aputconn(self, conn: C) -> None:
-        """Give *conn* back, as putconn()."""
-        returned: Any = conn
-        try:
-            generation = returned.bgpool_generation
-        except AttributeError:
-            raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
-        if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
-            # Before it is kept: from then on it may be the next user's.
-            returned.bgpool_lent = False
-            await settled(generation.keep(conn))
-        else:
-            await generation.atake_back(conn)
-
     def _refused(self, error: Exception) -> Exception:
         """What a caller gets for *error* of the driver's pool, which had no connection on the quick way."""
         ours = self._as_ours(error)

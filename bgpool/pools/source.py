@@ -32,7 +32,7 @@ from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
-from bgpool.pools.units import AsyncLender, BlockingLender, Lender, Unit
+from bgpool.pools.units import Lender, Unit
 from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
@@ -239,7 +239,7 @@ class ConnectionSource(ABC, Generic[C]):
     def amake_unit(
         self,
         attempt: Callable[[Unit[C, R]], Awaitable[R]],
-        lender: AsyncLender[C],
+        lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,
@@ -483,7 +483,7 @@ class BlockingSource(ConnectionSource[C]):
         async def make(unit: Unit[C, R]) -> R:
             return attempt(unit)
 
-        return self.amake_unit(make, BlockingLender(lender), timeout_s=timeout_s, idempotent=idempotent)
+        return self.amake_unit(make, lender, timeout_s=timeout_s, idempotent=idempotent)
 
 
 async def _nothing(_generation: Generation, _left_s: float) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLOSED_BY_FUNCTION",
-    "AsyncLender",
-    "BlockingLender",
     "Lender",
     "Outcome",
     "Unit",
@@ -59,40 +57,13 @@ class Outcome(Enum):
 class Lender(Protocol[C]):
     """Where a unit gets a connection to ask what became of a COMMIT. A pool is one."""
 
-    def getconn(self, timeout: float | None = None) -> C:
-        """A connection, within *timeout* seconds."""
+    def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
+        """A connection, within *timeout* seconds; a coroutine where callers await."""
         ...
 
-    def putconn(self, conn: C) -> None:
-        """Give it back."""
+    def putconn(self, conn: C) -> object:
+        """Give it back; a coroutine where callers await."""
         ...
-
-
-class AsyncLender(Protocol[C]):
-    """The same, in coroutines."""
-
-    async def agetconn(self, timeout: float | None = None) -> C:
-        """A connection, within *timeout* seconds."""
-        ...
-
-    async def aputconn(self, conn: C) -> None:
-        """Give it back."""
-        ...
-
-
-class BlockingLender(Generic[C]):
-    """A Lender as an AsyncLender whose coroutines block."""
-
-    def __init__(self, lender: Lender[C]) -> None:
-        self._lender: Final = lender
-
-    async def agetconn(self, timeout: float | None = None) -> C:
-        """As AsyncLender says."""
-        return self._lender.getconn(timeout)
-
-    async def aputconn(self, conn: C) -> None:
-        """As AsyncLender says."""
-        self._lender.putconn(conn)
 
 
 class Unit(ABC, Generic[C, R]):
@@ -118,7 +89,7 @@ class Unit(ABC, Generic[C, R]):
         self,
         gate: Gate,
         attempt: Callable[[Unit[C, R]], Awaitable[R]],
-        lender: AsyncLender[C],
+        lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,

@@ -147,10 +147,6 @@ class AsyncPool(AnyPool[Connection]):
         else:
             await whole(generation.atake_back(conn))
 
-    async def aputconn(self, conn: Connection) -> None:
-        """As putconn."""
-        await self.putconn(conn)
-
     # -- units of work -------------------------------------------------------------------------------------------
 
     async def run(

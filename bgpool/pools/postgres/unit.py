@@ -108,7 +108,7 @@ class PostgresUnit(Unit[C, R]):
         return Outcome.UNKNOWN
 
     async def _ask(self, receipt: Receipt) -> Outcome:
-        connection = await self._lender.agetconn(self.left_s())
+        connection = await settled(self._lender.getconn(self.left_s()))
         try:
             return await outcome_of(receipt, connection, promoted=self._promotes)
         finally:
@@ -118,7 +118,7 @@ class PostgresUnit(Unit[C, R]):
                     with contextlib.suppress(psycopg.Error):
                         await settled(connection.rollback())
             finally:
-                await self._lender.aputconn(connection)
+                await settled(self._lender.putconn(connection))
 
     def check(self, connection: C) -> None:
         """As Unit says."""
