@@ -137,6 +137,12 @@ class Snapshot:
         return next((self.host(green) for name, green in self.twins if name == blue), None)
 
     @property
+    def timers(self) -> tuple[int, ...]:
+        """When time alone changes it, on the monotonic clock; those that have run out already may be among them."""
+        ends = (self.deadline_ns, self.suspected_until_ns, self.hold_until_ns, self.release_until_ns)
+        return tuple(end for end in ends if end)
+
+    @property
     def green_took_over(self) -> bool:
         """Whether the servers themselves show that green was promoted, whatever the metadata say.
 

@@ -21,6 +21,9 @@ from bgpool.settings import Settings
 
 __all__ = ["Gate"]
 
+#: Later than any timer, and than any caller's time.
+_NEVER_NS: Final = 2**63
+
 
 class Gate:
     """What the segment means for one endpoint, for callers who can wait. Holds no lock while anybody waits.
@@ -50,6 +53,7 @@ class Gate:
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self.tally: Final = Tally()
         self.closed = False
+        self._last = _Meaning(None, None, 0)
 
     def __repr__(self) -> str:
         return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
@@ -72,10 +76,21 @@ class Gate:
 
     def snapshot(self, reading: Reading) -> Snapshot | None:
         """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
-        if reading.snapshot is None:
-            return None
-        at = Instant(time.monotonic_ns(), time.time_ns())
-        return step(reading.snapshot, Tick(at), self._rules)
+        return self._meaning(reading).snapshot
+
+    def _meaning(self, reading: Reading) -> _Meaning:
+        """What *reading* means now: worked out once, whoever asks, until something is published or a timer runs out.
+
+        A thousand callers may be let go at once, and each decides anew.
+        """
+        meaning, now_ns = self._last, time.monotonic_ns()
+        if meaning.reading is not reading or now_ns >= meaning.until_ns:
+            snapshot, until_ns = reading.snapshot, _NEVER_NS
+            if snapshot is not None:
+                until_ns = min((end for end in snapshot.timers if end > now_ns), default=_NEVER_NS)
+                snapshot = step(snapshot, Tick(Instant(now_ns, time.time_ns())), self._rules)
+            self._last = meaning = _Meaning(reading, snapshot, until_ns)
+        return meaning
 
     def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
@@ -83,11 +98,19 @@ class Gate:
 
     def decide(self, reading: Reading, purpose: Purpose) -> Decision:
         """What *purpose* may do by *reading*."""
-        snapshot = self.snapshot(reading)
+        return self._decide(self._meaning(reading), purpose)
+
+    def _decide(self, meaning: _Meaning, purpose: Purpose) -> Decision:
+        snapshot = meaning.snapshot
         if snapshot is None:
             return PASS
-        suspend = self._settings.bg_suspend_new_blue_connections
-        return decide(snapshot, self._endpoint.decides_as(snapshot), purpose, suspend_new=suspend)
+        # Asked every time: an alias may have been read again.
+        host = self._endpoint.decides_as(snapshot)
+        decision = meaning.decisions.get((host, purpose))
+        if decision is None:
+            suspend = self._settings.bg_suspend_new_blue_connections
+            decision = meaning.decisions[host, purpose] = decide(snapshot, host, purpose, suspend_new=suspend)
+        return decision
 
     def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
         """As await_admitted, for a caller that cannot await."""
@@ -113,7 +136,8 @@ class Gate:
         try:
             while True:
                 reading = self._reader.refresh()
-                decision = self.decide(reading, purpose)
+                meaning = self._meaning(reading)
+                decision = self._decide(meaning, purpose)
                 if decision.action is Action.REJECT:
                     raise self._like(
                         None, GreenHostRejected, self._text(reading, "is a green host and the switchover is over; ")
@@ -128,7 +152,9 @@ class Gate:
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
-                await self.waits.changed(reading, min(left_s, self._until_timer_s(reading)), self._is_closed)
+                # No hold outlasts a timer, even where no monitor lives.
+                timer_s = max(0.001, (meaning.until_ns - time.monotonic_ns()) / 1e9)
+                await self.waits.changed(reading, min(left_s, timer_s), self._is_closed)
         finally:
             if caller is not None:
                 self.tally.end_hold(caller)
@@ -174,17 +200,27 @@ class Gate:
         }.get(what[:5], "")
         return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
-    def _until_timer_s(self, reading: Reading) -> float:
-        """Until a timer of *reading* runs out, so that no hold outlasts it even where no monitor lives."""
-        snapshot = reading.snapshot
-        ends: tuple[int, ...] = ()
-        if snapshot is not None:
-            ends = (snapshot.deadline_ns, snapshot.suspected_until_ns, snapshot.hold_until_ns)
-        now_ns = time.monotonic_ns()
-        return max(0.001, min((end - now_ns for end in ends if end), default=3600 * 10**9) / 1e9)
-
     def _is_closed(self) -> bool:
         return self.closed
+
+
+class _Meaning:
+    """What a reading means.
+
+    Attributes:
+        reading: Which one.
+        snapshot: What is true by it; None before the first.
+        until_ns: When a timer changes that, on the monotonic clock.
+        decisions: What follows, by the name that decides and the purpose.
+    """
+
+    __slots__ = ("decisions", "reading", "snapshot", "until_ns")
+
+    def __init__(self, reading: Reading | None, snapshot: Snapshot | None, until_ns: int) -> None:
+        self.reading: Final = reading
+        self.snapshot: Final = snapshot
+        self.until_ns: Final = until_ns
+        self.decisions: Final[dict[tuple[str, Purpose], Decision]] = {}
 
 
 def _reason(reading: Reading) -> str:

@@ -1,0 +1,89 @@
+"""What a gate makes of a reading: worked out once for all who ask, and again when a timer has run out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+import bgpool
+import bgpool.testing
+from bgpool.core.events import Event, Order, Ordered
+from bgpool.core.machine import Rules, step
+from bgpool.core.phase import Phase
+from bgpool.core.routing import Action, Purpose
+from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import parse
+from bgpool.monitor.probe import now
+from bgpool.pools import gate
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.gate import Gate
+from bgpool.pools.loops import LoopWaits
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.reader import Reader
+
+
+def make_gate(deployment: bgpool.testing.Deployment, waits: LoopWaits | None = None) -> Gate:
+    place, settings, _ = parse("postgresql://app@127.0.0.1/app", {"bg_connect_timeout_ms": 5000})
+    reader = Reader(RunFiles.of(deployment.run_dir, deployment.bg_id))
+    options = {} if waits is None else {"waits": waits}
+    return Gate(reader, settings, Endpoint(place, settings), **options)  # type: ignore[arg-type]  # the last one alone
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """The events of every step that gates take from now on."""
+    steps: list[Event] = []
+
+    def counted(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
+        steps.append(event)
+        return step(snapshot, event, rules)
+
+    monkeypatch.setattr(gate, "step", counted)
+    return steps
+
+
+def test_a_reading_is_worked_out_once_for_all_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = LoopWaits(lambda: True)
+
+    async def hold_100(deployment: bgpool.testing.Deployment) -> None:
+        gate = make_gate(deployment, waits)
+        callers = [asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=5)) for _ in range(100)]
+        while gate.tally.held < 100:
+            await asyncio.sleep(0)
+        assert len(steps) == 1
+        deployment.release()
+        waits.wake()
+        for _, decision in await asyncio.gather(*callers):
+            assert decision.action is Action.ROUTE
+        assert len(steps) == 2
+
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        deployment.phase(Phase.IN_PROGRESS)
+        steps = count_steps(monkeypatch)
+        asyncio.run(hold_100(deployment))
+
+
+def test_an_operators_hold_ends_in_time_with_nobody_to_say_so(tmp_path: Path) -> None:
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        gate = make_gate(deployment)
+        at = now()
+        deployment.tell(Ordered(at, Order.HOLD, at.mono_ns + 300_000_000))
+        assert gate.decide(gate._reader.refresh(), Purpose.CHECKOUT).action is Action.HOLD
+        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=5)
+        assert 0.29 < (time.monotonic_ns() - at.mono_ns) / 1e9 < 2
+
+
+def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        gate = make_gate(deployment)
+        deployment.phase(Phase.IN_PROGRESS)
+        at = now()
+        deployment.tell(Ordered(at, Order.RELEASE, at.mono_ns + 200_000_000))
+        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=5)
+        time.sleep(0.25)
+        steps = count_steps(monkeypatch)
+        with pytest.raises(bgpool.SwitchoverHoldTimeout):
+            gate.wait_admitted(Purpose.CHECKOUT, timeout_s=0.2)
+        assert len(steps) <= 2
