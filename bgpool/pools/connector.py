@@ -17,13 +17,14 @@ from bgpool.dsn import Dsn
 from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
 from bgpool.pools.generation import Generation
+from bgpool.pools.loop_source import LoopSource
 from bgpool.pools.participant import Participant
-from bgpool.pools.recipe import DRIVER_FAILURES, DriversPool
-from bgpool.pools.source import BlockingSource
+from bgpool.pools.recipe import DriversPool
+from bgpool.pools.source import BlockingSource, ConnectionSource
 from bgpool.segment.table import Usage
 from bgpool.settings import Settings
 
-__all__ = ["PLACE", "Connector"]
+__all__ = ["PLACE", "AnyConnector", "AsyncConnector", "Connector"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -33,8 +34,8 @@ C = TypeVar("C")
 PLACE: Final = ("host", "hostaddr", "port", "unix_socket", "service", "conninfo", "dsn")
 
 
-class Connector(BlockingSource[C]):
-    """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
+class AnyConnector(ConnectionSource[C]):
+    """What a connector does, for callers that block and for those that await.
 
     Attributes:
         in_use: Tells whether the owner is using a connection. One that is idle is cut as soon as a switchover begins,
@@ -63,17 +64,8 @@ class Connector(BlockingSource[C]):
 
     # -- what its owner calls ------------------------------------------------------------------------------------
 
-    def connect(self, **kwargs: Any) -> C:
-        """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
-
-        Args:
-            kwargs: Connection parameters of the driver, over those of the connector; none that says where to.
-
-        Raises:
-            ConfigurationError: One of PLACE is among them.
-            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: As wait_admitted.
-            OperationalError: The driver's: the server cannot be reached, or refuses the login.
-        """
+    async def aconnect(self, **kwargs: Any) -> C:
+        """As Connector.connect."""
         for name in PLACE:
             if name in kwargs:
                 raise ConfigurationError(
@@ -85,7 +77,7 @@ class Connector(BlockingSource[C]):
         async def connect(generation: Generation, _left_s: float) -> C:
             try:
                 connection = await generation.aconnect(**params)
-            except DRIVER_FAILURES as error:
+            except self._recipe.failures as error:
                 if generation.retired:
                     raise psycopg_pool.PoolClosed("the generation is retired") from error
                 raise
@@ -97,7 +89,7 @@ class Connector(BlockingSource[C]):
             self._connects += 1
             return cast(C, connection)
 
-        return self._gate.waits.finish(self._atake(self.timeout, connect))
+        return await self._atake(self.timeout, connect)
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
         """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.
@@ -118,13 +110,40 @@ class Connector(BlockingSource[C]):
 
     def tick(self) -> float:
         """As ConnectionSource's; what its owner has brought home since the drain began is cut without the grace."""
-        for generation in self._succession.leaving():
-            generation.retire()
+        for succession in self._successions():
+            for generation in succession.leaving():
+                generation.retire()
         return super().tick()
 
     def usage(self) -> Usage:
         """As ConnectionSource's; what was served is what the owner has counted, or the connections that it has had."""
         return super().usage()._replace(served=max(self.checkouts, self._connects))
+
+
+class Connector(AnyConnector[C], BlockingSource[C]):
+    """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
+
+    Attributes: See AnyConnector.
+    """
+
+    def connect(self, **kwargs: Any) -> C:
+        """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
+
+        Args:
+            kwargs: Connection parameters of the driver, over those of the connector; none that says where to.
+
+        Raises:
+            ConfigurationError: One of PLACE is among them.
+            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: As wait_admitted.
+            OperationalError: The driver's: the server cannot be reached, or refuses the login.
+        """
+        return self._gate.waits.finish(self.aconnect(**kwargs))
+
+
+class AsyncConnector(AnyConnector[C], LoopSource[C]):
+    """The same for callers that await: ``aconnect`` and ``await_admitted``."""
+
+    KIND = "async connector"
 
 
 class _Kept:
@@ -133,7 +152,7 @@ class _Kept:
     close_returns = False
     num_workers = 1
 
-    def __init__(self, generation: Generation, connector: Connector[Any]) -> None:
+    def __init__(self, generation: Generation, connector: AnyConnector[Any]) -> None:
         self._generation: Final = generation
         self._connector: Final = connector
         self.timeout = connector.timeout

@@ -26,7 +26,7 @@ from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
-from bgpool.pools.recipe import DRIVER_FAILURES, Aware, DriversPool, Recipe
+from bgpool.pools.recipe import Aware, DriversPool, Recipe
 from bgpool.pools.waits import settled
 
 __all__ = ["Generation", "connects_at_once"]
@@ -135,7 +135,7 @@ class Generation:
         while True:
             try:
                 return await self._aconnect_once(kwargs)
-            except DRIVER_FAILURES as error:
+            except self._recipe.failures as error:
                 self.note_cut()
                 self.inner.failure = first_line(error)
                 if not self._worth_trying_again():
@@ -279,7 +279,7 @@ class Generation:
         count = 0
         for member, socket in open_ones:
             if not member.bgpool_cut and chosen(member):
-                with contextlib.suppress(*DRIVER_FAILURES):
+                with contextlib.suppress(*self._recipe.failures):
                     # Marked afterwards: what is sent once it is marked goes nowhere.
                     member.bgpool_cut = sockets.cut(member.fileno(), socket)
                     count += member.bgpool_cut

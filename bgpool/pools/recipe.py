@@ -172,10 +172,12 @@ class Recipe(ABC):
         given_password: Set once a connection was opened with a password that came with it: the DSN's may be of no use.
         cache_warning: Why logins that work here fail on a server that has not the password in its cache; empty where
             they do not. Logged once.
+        failures: What a connection of the driver's that cannot be opened or used raises.
         TRIAL: What of the parameters is other for a login that is only tried: no statement of the application's, and
             no server refused because it is read-only.
     """
 
+    failures: ClassVar[tuple[type[Exception], ...]] = DRIVER_FAILURES
     TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(
@@ -268,7 +270,7 @@ class Recipe(ABC):
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
                     connection = await self.aopen(await self._place(names, address, kwargs), kwargs)
-                except (psycopg.OperationalError, pymysql.OperationalError) as error:
+                except self.failures as error:
                     failures.append(error)
                     if self.is_silence(error):
                         break

@@ -223,6 +223,21 @@ class ConnectionSource(ABC, Generic[C]):
             except REFUSALS as error:
                 raise self._as_ours(error) from error
 
+    async def await_admitted(self, timeout: float | None = None) -> None:
+        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
+
+        Args:
+            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
+
+        Raises:
+            SwitchoverHoldTimeout: Held for as long as it may be.
+            GreenHostRejected: The endpoint is green and the switchover is over.
+            PoolClosed: The connector is closed.
+        """
+        word, admitted, _ = self._here().quick
+        if word != admitted:
+            await self._atake(self.timeout if timeout is None else timeout, _nothing)
+
     def _as_ours(self, error: Exception) -> Exception:
         """*error* of the driver's pool as bgpool's own, with what is known of why."""
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
@@ -428,19 +443,10 @@ class BlockingSource(ConnectionSource[C]):
         return True
 
     def wait_admitted(self, timeout: float | None = None) -> None:
-        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
-
-        Args:
-            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
-
-        Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
-            GreenHostRejected: The endpoint is green and the switchover is over.
-            PoolClosed: The connector is closed.
-        """
+        """As await_admitted."""
         word, admitted, _ = self._succession.quick
         if word != admitted:
-            self._gate.waits.finish(self._atake(self.timeout if timeout is None else timeout, _nothing))
+            self._gate.waits.finish(self.await_admitted(timeout))
 
     def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.

@@ -25,6 +25,7 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
 
     recipe: Any = SimpleNamespace(
         settings=SimpleNamespace(bg_connect_timeout_ms=400),
+        failures=(OSError,),
         gate=SimpleNamespace(await_admitted=admitted),
         waits=BLOCKING,
         aconnect=connect,

@@ -1,32 +1,23 @@
-"""AsyncPool: the PostgreSQL pool for asyncio. What it decides is a Pool's; here is what is a task's.
-
-Everything that belongs to an event loop, connections among it, is made in the loop that asks for it first, and ends
-with that loop.
-"""
+"""AsyncPool: the PostgreSQL pool for asyncio. What it decides is a Pool's; here is what is a task's."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import psycopg
 import psycopg_pool
 
-from bgpool.core.routing import Action, Purpose
-from bgpool.pools import fork, options
-from bgpool.pools.loops import running_loop, whole
-from bgpool.pools.participant import Participant
+from bgpool.pools import options
+from bgpool.pools.loop_source import LoopSource
+from bgpool.pools.loops import whole
 from bgpool.pools.pool import AnyPool
 from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
 from bgpool.pools.refusals import REFUSALS, forget_frames
-from bgpool.pools.succession import Succession
 from bgpool.pools.units import Unit
-from bgpool.pools.waits import Waits
-from bgpool.segment.table import Usage
 
 __all__ = ["AsyncCheckout", "AsyncPool"]
 
@@ -35,7 +26,7 @@ R = TypeVar("R")
 Connection = psycopg.AsyncConnection[Any]
 
 
-class AsyncPool(AnyPool[Connection]):
+class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     """A pool of psycopg's AsyncConnections that goes through Blue/Green switchovers. Made by get_async_pool.
 
     Nothing happens before the first checkout: it may be made at module level, where no event loop runs yet. Each loop
@@ -50,55 +41,12 @@ class AsyncPool(AnyPool[Connection]):
     _recipe_class = AsyncPostgresRecipe
     _unit_class = PostgresUnit
 
-    def _reset(self) -> None:
-        super()._reset()
-        # The loop that was here last, and its connections: the common case is one compare.
-        self._last: tuple[asyncio.AbstractEventLoop | None, Succession | None] = (None, None)
-        self._loops: dict[asyncio.AbstractEventLoop, Succession] = {}
-        # What the loops have counted that are closed.
-        self._before = Usage()
-
     async def __aenter__(self) -> AsyncPool:
         await self.open()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
-
-    # -- one succession for each loop ----------------------------------------------------------------------------
-
-    @staticmethod
-    def _waits_of(participant: Participant) -> Waits:
-        """As ConnectionSource says."""
-        return participant.loops
-
-    def _here(self) -> Succession:
-        """As ConnectionSource says: those of the running loop."""
-        loop = running_loop()
-        last, succession = self._last
-        if last is loop and succession is not None:
-            return succession
-        with self._lock:
-            self._bury_closed()
-            succession = self._loops.get(loop)
-            if succession is None:
-                succession = Succession(self._recipe, self._make_inner, self.participant.count_workers)
-                self._loops[loop] = succession
-            self._last = (loop, succession)
-        return succession
-
-    def _successions(self) -> Sequence[Succession]:
-        """As ConnectionSource says."""
-        return list(self._loops.values())
-
-    def _bury_closed(self) -> None:
-        """Under the lock: end what belongs to loops that are closed."""
-        for loop in [loop for loop in self._loops if loop.is_closed()]:
-            succession = self._loops.pop(loop)
-            succession.close(0)
-            was = succession.usage()
-            self._before = Usage.merged((self._before, was._replace(in_use=0, idle=0, waiting=0)))
-            self._last = (None, None)
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
@@ -176,59 +124,6 @@ class AsyncPool(AnyPool[Connection]):
     ) -> R:
         """As AnyPool says."""
         return await apply_unit(unit, connection, connection.transaction(), fn)
-
-    # -- following the segment -----------------------------------------------------------------------------------
-
-    def tick(self) -> float:
-        """As ConnectionSource's; and what loops have left behind that are closed is closed as well."""
-        with self._lock:
-            self._bury_closed()
-        return super().tick()
-
-    def usage(self) -> Usage:
-        """As ConnectionSource's."""
-        return Usage.merged((self._before, super().usage()))
-
-    # -- life ----------------------------------------------------------------------------------------------------
-
-    async def open(self) -> None:
-        """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing."""
-        fork.notice()
-        await self._ajoin()
-        reading = self.participant.reader.refresh()
-        if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
-            self._here().adopt(reading)
-
-    async def close(self, timeout: float = 5.0) -> None:
-        """Close idle connections and refuse further checkouts; those in use are closed when returned.
-
-        Callers who are held get PoolClosed.
-
-        Args:
-            timeout: Longest wait for these callers, in seconds.
-        """
-        fork.notice()
-        await self._gate.aclose(timeout)
-        self._end()
-        # What was begun in this loop takes one turn of it.
-        await asyncio.sleep(0)
-
-    def start(self) -> None:
-        """As ConnectionSource says: watches the deployment. Connections are opened in a loop."""
-        fork.notice()
-        self._join()
-
-    def stop(self, timeout: float = 5.0) -> None:  # noqa:ARG002  # nothing is waited for
-        """As ConnectionSource says."""
-        fork.notice()
-        self._gate.closed = True
-        self._gate.waits.wake()
-        self._end()
-
-    def _end(self) -> None:
-        for succession in self._successions():
-            succession.close(0)
-        self.participant.leave(self)
 
 
 class AsyncCheckout:
