@@ -18,6 +18,7 @@ from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
 from bgpool.pools.generation import Generation
 from bgpool.pools.loop_source import LoopSource
+from bgpool.pools.loops import running_loop
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.source import BlockingSource, ConnectionSource
@@ -141,9 +142,20 @@ class Connector(AnyConnector[C], BlockingSource[C]):
 
 
 class AsyncConnector(AnyConnector[C], LoopSource[C]):
-    """The same for callers that await: ``aconnect`` and ``await_admitted``."""
+    """The same for callers that await: ``aconnect`` and ``await_admitted``.
+
+    A connection belongs to the loop in which it was opened, and is fit in no other.
+    """
 
     KIND = "async connector"
+
+    def is_fit(self, conn: C) -> bool:
+        """As ConnectionSource says; *conn* is of the running loop as well."""
+        connection: Any = conn
+        return super().is_fit(conn) and connection.bgpool_generation.inner.loop is running_loop()
+
+    def _make_inner(self, generation: Generation) -> DriversPool:
+        return _KeptHere(generation, self)
 
 
 class _Kept:
@@ -202,6 +214,14 @@ class _Kept:
                 text = "[bg_id: %r] in_use of %s failed, its connections count as in use: %r"
                 _logger.warning(text, connector.bg_id, connector.name, error, extra=extra)
             return False
+
+
+class _KeptHere(_Kept):
+    """Those of one event loop."""
+
+    def __init__(self, generation: Generation, connector: AnyConnector[Any]) -> None:
+        super().__init__(generation, connector)
+        self.loop: Final = running_loop()
 
 
 def _always(_connection: object) -> bool:

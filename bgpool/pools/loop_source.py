@@ -49,12 +49,12 @@ class LoopSource(ConnectionSource[C]):
         if last is loop and succession is not None:
             return succession
         with self._lock:
-            self._bury_closed()
             succession = self._loops.get(loop)
             if succession is None:
                 succession = Succession(self._recipe, self._make_inner, self.participant.count_workers)
                 self._loops[loop] = succession
             self._last = (loop, succession)
+        self._bury_closed()
         return succession
 
     def _successions(self) -> Sequence[Succession]:
@@ -62,20 +62,21 @@ class LoopSource(ConnectionSource[C]):
         return list(self._loops.values())
 
     def _bury_closed(self) -> None:
-        """Under the lock: end what belongs to loops that are closed."""
-        for loop in [loop for loop in self._loops if loop.is_closed()]:
-            succession = self._loops.pop(loop)
+        """End what belongs to loops that are closed."""
+        with self._lock:
+            closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
+        # Not under the lock: a connector's figures take it, and its owner is asked.
+        for succession in closed:
             succession.close(0)
             was = succession.usage()
-            self._before = Usage.merged((self._before, was._replace(in_use=0, idle=0, waiting=0)))
-            self._last = (None, None)
+            with self._lock:
+                self._before = Usage.merged((self._before, was._replace(in_use=0, idle=0, waiting=0)))
 
     # -- following the segment -----------------------------------------------------------------------------------
 
     def tick(self) -> float:
         """As ConnectionSource's; and what loops have left behind that are closed is closed as well."""
-        with self._lock:
-            self._bury_closed()
+        self._bury_closed()
         return super().tick()
 
     def usage(self) -> Usage:

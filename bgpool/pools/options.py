@@ -12,7 +12,16 @@ import psycopg
 from bgpool.core.limits import OPTION_SECONDS_MAX
 from bgpool.errors import ConfigurationError
 
-__all__ = ["ASYNC_POSTGRES", "MYSQL", "MYSQL_CONNECTOR", "POSTGRES", "POSTGRES_CONNECTOR", "RESET_SESSION", "Check"]
+__all__ = [
+    "ASYNC_POSTGRES",
+    "ASYNC_POSTGRES_CONNECTOR",
+    "MYSQL",
+    "MYSQL_CONNECTOR",
+    "POSTGRES",
+    "POSTGRES_CONNECTOR",
+    "RESET_SESSION",
+    "Check",
+]
 
 #: Raises ConfigurationError for a value that the option of that name cannot have.
 Check = Callable[[str, object], None]
@@ -113,3 +122,4 @@ ASYNC_POSTGRES: Final[Mapping[str, Check]] = {
 #: What of these a connector has.
 MYSQL_CONNECTOR: Final[Mapping[str, Check]] = {}
 POSTGRES_CONNECTOR: Final[Mapping[str, Check]] = {name: POSTGRES[name] for name in ("connection_class", "kwargs")}
+ASYNC_POSTGRES_CONNECTOR: Final[Mapping[str, Check]] = {name: ASYNC_POSTGRES[name] for name in POSTGRES_CONNECTOR}

@@ -20,7 +20,7 @@ from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
-from bgpool.pools.source import BlockingSource
+from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
 from tests.engines import KITS, WAYS, Kit, Sqlalchemy
@@ -81,19 +81,20 @@ def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment
 @pytest.fixture
 def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes pools that follow the segment in the test's own directory and start no monitor."""
-    yield from _maker(POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 5.0})
+    yield from maker(POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 5.0})
 
 
 @pytest.fixture
 def make_connector(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """The same of connectors."""
-    yield from _maker(CONNECTORS, pair, tmp_path, {})
+    yield from maker(CONNECTORS, pair, tmp_path, {})
 
 
-def _maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: Mapping[str, Any]) -> Iterator[Any]:
-    made: list[BlockingSource[Any]] = []
+def maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: Mapping[str, Any]) -> Iterator[Any]:
+    """Makes sources of *kinds* with the *usual* options and others, and closes them."""
+    made: list[ConnectionSource[Any]] = []
 
-    def make(dsn: str | None = None, **options: Any) -> BlockingSource[Any]:
+    def make(dsn: str | None = None, **options: Any) -> ConnectionSource[Any]:
         place, settings, left = parse(dsn or pair.dsn, {"bg_resolver": pair.resolver, **usual, **options})
         participant = Participant(settings.bg_id, tmp_path / "run", lambda _files: None)
         made.append(kinds[place.engine](place, settings, participant, left))
@@ -101,7 +102,7 @@ def _maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual:
 
     yield make
     for one in made:
-        one.close()
+        one.stop()
 
 
 class Runner:

@@ -1,0 +1,22 @@
+"""The async PostgreSQL connector: what of a connector is psycopg's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from bgpool.pools import options
+from bgpool.pools.connector import AsyncConnector
+from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
+from bgpool.pools.postgres.unit import PostgresUnit
+
+__all__ = ["AsyncPostgresConnector"]
+
+
+class AsyncPostgresConnector(AsyncConnector[psycopg.AsyncConnection[Any]]):
+    """Opens psycopg's AsyncConnections that go through Blue/Green switchovers."""
+
+    OPTIONS = options.ASYNC_POSTGRES_CONNECTOR
+    _recipe_class = AsyncPostgresRecipe
+    _unit_class = PostgresUnit
