@@ -119,20 +119,32 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
 
     # -- checkout and return -------------------------------------------------------------------------------------
 
-    async def getconn(self, timeout: float | None = None) -> Any:
-        connection = await super().getconn(timeout)
-        if self._dialer.retired or connection.bgpool_cut:
+    async def _getconn_with_check_loop(self, deadline: float) -> Any:
+        while True:
+            if self._pool and not self._check and time.monotonic() < deadline:
+                # As psycopg_pool does, without the lock: nobody else of this loop is at it before the next await.
+                connection = self._pool.popleft()
+                self._nconns_min = min(self._nconns_min, len(self._pool))
+                connection._pool = self
+            else:
+                connection = await super()._getconn_with_check_loop(deadline)
+            if not (self._dialer.retired or connection.bgpool_cut):
+                return connection
             # psycopg_pool does not notice that an idle connection was cut, nor that the pool is about to be closed.
             connection.bgpool_discard()
             self.replace(connection)
             if self._dialer.retired:
                 raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is retired")
-            return await self.getconn(timeout)
-        return connection
 
     async def _putconn(self, conn: Any, from_getconn: bool) -> None:
+        is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
+        if is_idle and not (self._reset or self._waiting or self._closed) and time.monotonic() < conn._expire_at:
+            # As psycopg_pool does, without the lock.
+            conn._pool = None
+            self._pool.append(conn)
+            return
         returning = super()._putconn(conn, from_getconn)
-        if conn.pgconn.transaction_status == TransactionStatus.IDLE and not self._lock.locked():
+        if is_idle and not self._lock.locked():
             # It gives way nowhere, so that nobody can cancel it.
             await returning
         else:
