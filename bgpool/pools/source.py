@@ -454,6 +454,7 @@ class BlockingSource(ConnectionSource[C]):
         To be called in the process that will use the pool, after the fork; see bgpool.integrations.
         """
         fork.notice()
+        check_threads()
         self._join()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
