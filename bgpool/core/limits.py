@@ -230,6 +230,10 @@ ROW_STALE_S: Final = 4.0
 #: Calls that block, of a password callable or a resolver, which an event loop makes in threads at a time.
 LOOP_CALLS: Final = 4
 
+#: Longest that a cancelled task waits for the server to take the request to cancel its statement, in seconds; after
+#: that its connection is closed. A server that works takes it within milliseconds.
+CANCEL_TIMEOUT_S: Final = 1.0
+
 #: How often a waiter looks at the mapped word where the kernel cannot wake it (no futex, gevent), in seconds.
 POLL_INTERVAL_S: Final = 0.01
 

@@ -102,8 +102,10 @@ class LoopSource(ConnectionSource[C]):
             timeout: Longest wait for these callers, in seconds.
         """
         fork.notice()
-        await self._gate.aclose(timeout)
-        self._end()
+        try:
+            await self._gate.aclose(timeout)
+        finally:
+            self._end()
         # What was begun in this loop takes one turn of it.
         await asyncio.sleep(0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -20,7 +21,7 @@ from bgpool.pools.waits import Turns, finish
 from bgpool.segment.reader import Reading
 from bgpool.signals import refusing
 
-__all__ = ["LoopWaits", "running_loop", "whole"]
+__all__ = ["LoopWaits", "begin", "running_loop", "whole"]
 
 T = TypeVar("T")
 
@@ -117,6 +118,20 @@ class LoopWaits:
     def turns(self, count: int) -> Turns:
         """As Waits says."""
         return LoopTurns(count)
+
+    def cancels(self) -> int:
+        """As Waits says; Python 3.10 does not count."""
+        task: Any = asyncio.current_task()
+        return task.cancelling() if sys.version_info >= (3, 11) and task is not None else 0
+
+    def heed_cancels(self, before: int) -> None:
+        """As Waits says.
+
+        Raises:
+            CancelledError: It has been.
+        """
+        if self.cancels() > before:
+            raise asyncio.CancelledError
 
 
 class LoopTurns:

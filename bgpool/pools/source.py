@@ -349,6 +349,9 @@ class ConnectionSource(ABC, Generic[C]):
             return
         try:
             self.participant.join(self)
+            if self._gate.closed:
+                # Meanwhile, by another thread or task.
+                self.participant.leave(self)
             self._endpoint.read()
             # Beside what this caller waits for, a release perhaps.
             self._recipe.prepare()

@@ -109,6 +109,7 @@ class Unit(ABC, Generic[C, R]):
         self._lender: Final = lender
         self._idempotent: Final = idempotent
         self._deadline: Final = time.monotonic() + timeout_s
+        self._cancels: Final = self._waits.cancels()
         self._unexplained_since: float | None = None
         self.is_applied = False
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
@@ -167,6 +168,7 @@ class Unit(ABC, Generic[C, R]):
                     raise
                 self._gate.tally.repeat(error)
             await self._waits.sleep(min(pause_s, self.left_s()))
+            self._waits.heed_cancels(self._cancels)
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
 
@@ -200,8 +202,10 @@ class Unit(ABC, Generic[C, R]):
         """The function returned *result*, and COMMIT is sent next.
 
         Raises:
+            CancelledError: The task was cancelled, and the function has caught that.
             Exception: The driver's, or bgpool's own: there is no transaction to be committed.
         """
+        self._waits.heed_cancels(self._cancels)
         self._result = result
         self.check(connection)
         self.leave(connection)

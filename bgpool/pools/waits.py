@@ -62,6 +62,14 @@ class Waits(Protocol):
         """*count* turns, to be taken by this kind of callers."""
         ...
 
+    def cancels(self) -> int:
+        """How often the caller has been told to end, and has not been called off; 0 where nobody can do that."""
+        ...
+
+    def heed_cancels(self, before: int) -> None:
+        """End the caller, if it has been told to end more often than *before*, whoever has caught that."""
+        ...
+
 
 def finish(steps: Coroutine[Any, Any, T], /) -> T:
     """The result of *steps*, none of whose waits gives way to an event loop: they end at the first step."""
@@ -115,6 +123,13 @@ class Blocking:
     def turns(self, count: int) -> Turns:
         """As Waits says."""
         return _BlockingTurns(count)
+
+    def cancels(self) -> int:
+        """As Waits says."""
+        return 0
+
+    def heed_cancels(self, before: int) -> None:
+        """As Waits says."""
 
 
 class _BlockingTurns:

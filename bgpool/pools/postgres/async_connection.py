@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from functools import cache
 from types import TracebackType
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import psycopg
 
+from bgpool.core.limits import CANCEL_TIMEOUT_S, POLL_INTERVAL_S
 from bgpool.pools.fork import keep_forever
+from bgpool.pools.loops import begin, whole
 from bgpool.pools.postgres.connection import SwitchoverAware
 
 if TYPE_CHECKING:
@@ -84,7 +87,8 @@ class AsyncAware(SwitchoverAware, _Base):
         if self._is_inherited():
             keep_forever(self)
         elif self.bgpool_lent:
-            await self.bgpool_generation.atake_closed(self)
+            # The server may have to be asked first whether it takes writes.
+            await whole(self.bgpool_generation.atake_closed(self))
         else:
             self.bgpool_discard()
 
@@ -106,13 +110,34 @@ class AsyncAware(SwitchoverAware, _Base):
         await super().cancel_safe(timeout=timeout)
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        # What psycopg does when a task is cancelled, or a result or a COPY is left in the middle.
+        # What psycopg does when a task is cancelled, or a result or a COPY is left in the middle. After that it waits
+        # for the end of the statement.
         if self._is_inherited():
             return
-        if self.bgpool_cut:
-            # Nobody would answer, for as long as the time allows.
-            raise asyncio.CancelledError
-        await super()._try_cancel(timeout=timeout)
+        is_cancelled = isinstance(sys.exc_info()[1], asyncio.CancelledError)
+        taken = not self.bgpool_cut and await self._ask_to_cancel(CANCEL_TIMEOUT_S if is_cancelled else timeout)
+        if self.bgpool_cut or (is_cancelled and not taken):
+            # Nobody ends the statement, and the caller is not to wait for that.
+            self.pgconn.finish()
+            if is_cancelled:
+                raise asyncio.CancelledError
+
+    async def _ask_to_cancel(self, timeout_s: float) -> bool:
+        """Ask the server to cancel the statement; whether it has taken that. A cut ends the wait for it."""
+
+        async def ask() -> bool:
+            try:
+                await self.cancel_safe(timeout=timeout_s)
+            except Exception:
+                # psycopg logs that the connection is closed.
+                return False
+            return True
+
+        # A task of its own: who is cancelled at every wait, as by anyio, would never come to ask.
+        asking = begin(ask())
+        while not asking.done() and not self.bgpool_cut:
+            await asyncio.wait({asking}, timeout=POLL_INTERVAL_S)
+        return asking.done() and asking.result()
 
     async def rollback(self) -> None:
         """As psycopg's; after a refused write the server is asked whether it takes any."""

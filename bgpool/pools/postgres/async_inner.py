@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -16,13 +17,14 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
-from psycopg_pool.pool_async import AddConnection, MaintenanceTask, StopWorker
+from psycopg_pool._acompat import AEvent
+from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnection, StopWorker, WaitingClient
 
 from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
-from bgpool.pools.loops import begin, running_loop, whole
+from bgpool.pools.loops import running_loop, whole
 from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
-from bgpool.pools.waits import settled
+from bgpool.pools.waits import finish, settled
 
 __all__ = ["AsyncInnerPool"]
 
@@ -136,6 +138,33 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
             if self._dialer.retired:
                 raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is retired")
 
+    async def _getconn_unchecked(self, timeout: float) -> Any:
+        # As AsyncConnectionPool's, with another place in the queue.
+        async with self._lock:
+            connection = await self._get_ready_connection(timeout)
+            if connection is None:
+                place = _Place(timeout)
+                self._waiting.append(place)
+                self._stats[self._REQUESTS_QUEUED] += 1
+                self._maybe_grow_pool()
+        if connection is None:
+            began = time.monotonic()
+            try:
+                connection = await place.wait()
+            except BaseException:
+                self._stats[self._REQUESTS_ERRORS] += 1
+                if place.conn is not None:
+                    # Cancelled when it had just come.
+                    self.run_task(ReturnConnection(self, place.conn, from_getconn=True))
+                else:
+                    with contextlib.suppress(ValueError):
+                        self._waiting.remove(place)
+                raise
+            finally:
+                self._stats[self._REQUESTS_WAIT_MS] += int(1000 * (time.monotonic() - began))
+        connection._pool = self
+        return connection
+
     async def _putconn(self, conn: Any, from_getconn: bool) -> None:
         is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
         if is_idle and not (self._reset or self._waiting or self._closed) and time.monotonic() < conn._expire_at:
@@ -145,7 +174,7 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
             return
         returning = super()._putconn(conn, from_getconn)
         if is_idle and not self._lock.locked():
-            # It gives way nowhere, so that nobody can cancel it.
+            # It gives way nowhere, so that nobody can cancel it: a place in the queue is given something at once.
             await returning
         else:
             await whole(returning)
@@ -156,7 +185,7 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
             return
         # Closed while a caller was about to join the queue, which would wait for its whole timeout.
         while self._waiting:
-            self._waiting.popleft().error = self._closed_error()
+            finish(self._waiting.popleft().fail(self._closed_error()))
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
@@ -194,16 +223,20 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
     def begin(self) -> None:
         """As AsyncConnectionPool.open, which waits for nothing either."""
         self._open()
+        # Before the scheduler has begun.
+        self._sched._event = _Event()
 
     def end(self) -> None:
         """Close idle connections, send waiting callers on, stop the workers, whatever they are at. In the loop."""
         waiting = self.abandon()
         for place in waiting:
-            begin(place.fail(self._closed_error()))
+            finish(place.fail(self._closed_error()))
         ending = [*self._workers, *filter(None, [self._sched_runner])]
         self._workers, self._sched_runner = [], None
         for task in ending:
             task.cancel()
+            # A worker would go on if that meets a task of the pool's.
+            self.run_task(StopWorker(self))
 
     def abandon(self) -> list[Any]:
         """The part of it that needs no loop; returns the places of those who wait."""
@@ -216,6 +249,77 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
 
     def _closed_error(self) -> Exception:
         return psycopg_pool.PoolClosed(f"the pool {self.name!r} is closed")
+
+
+class _Place(WaitingClient[Any]):
+    """A caller's place in the queue for a connection, which it leaves as soon as it gives up.
+
+    psycopg_pool's keeps a task, and stays in the queue; and in Python before 3.12 a cancellation that comes together
+    with the connection is lost, so that the caller goes on.
+    """
+
+    __slots__ = ("_come", "_timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self.conn = self.error = None
+        self._timeout: Final = timeout
+        self._come: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, timeout: float = math.inf) -> Any:  # noqa:ARG002  # has run since it was made
+        """The connection, once there is one.
+
+        Raises:
+            PoolTimeout: There was none in time.
+            Exception: What fail() was told.
+        """
+        timer = self._come.get_loop().call_later(self._timeout, self._give_up)
+        try:
+            await self._come
+        finally:
+            timer.cancel()
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Or it would be kept by its own traceback.
+                del error
+        return self.conn
+
+    async def set(self, conn: Any) -> bool:
+        """Hand over *conn*; whether it is taken. Does not give way."""
+        if self._come.done():
+            return False
+        self.conn = conn
+        self._come.set_result(None)
+        return True
+
+    async def fail(self, error: Exception) -> bool:
+        """The same of an error."""
+        if self._come.done():
+            return False
+        self.error = error
+        self._come.set_result(None)
+        return True
+
+    def _give_up(self) -> None:
+        # Its text is AsyncConnectionPool's.
+        finish(self.fail(psycopg_pool.PoolTimeout()))
+
+
+class _Event(AEvent):
+    """What the scheduler waits for. psycopg_pool's swallows a cancellation that comes together with what is waited for.
+
+    The scheduler would go on, and a loop that ends its tasks wait for it for ever.
+    """
+
+    async def wait_timeout(self, timeout: float) -> bool:
+        """Wait at most *timeout* seconds."""
+        timer = asyncio.get_running_loop().call_later(timeout, self.set)
+        try:
+            return await self.wait()
+        finally:
+            timer.cancel()
 
 
 class _Connector:

@@ -42,7 +42,12 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     _unit_class = PostgresUnit
 
     async def __aenter__(self) -> AsyncPool:
-        await self.open()
+        try:
+            await self.open()
+        except BaseException:
+            # Cancelled: nobody closes it.
+            self.stop()
+            raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -1,0 +1,205 @@
+"""Cancels a coroutine where it gives way to the event loop: at the k-th time, or again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from bgpool.core.engine import Engine
+from bgpool.dsn import parse
+from bgpool.lab import Pair
+from bgpool.lab.ledger import Key
+from bgpool.lab.pair import ROLE
+from bgpool.pools.participant import Participant
+from bgpool.pools.postgres.async_pool import AsyncPool
+from bgpool.registry import ASYNC_POOLS
+
+__all__ = ["HOW", "Cancelled", "Scene", "new_pool", "quiet", "until"]
+
+#: How a task is cancelled: when it has just begun to wait; when what it waits for has just happened; once more where it
+#: waits next; at every wait from then on, as anyio does.
+HOW: Final = ("early", "late", "twice", "always")
+
+_numbers: Final = itertools.count(1)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The driver logs nothing: what it logs is kept by pytest, with connections and their sockets."""
+    logger = logging.getLogger("psycopg")
+    before, logger.disabled = logger.disabled, True
+    yield
+    logger.disabled = before
+
+
+def new_pool(pair: Pair, run_dir: Path, **options: Any) -> AsyncPool:
+    """An async pool that follows the segment in *run_dir* and starts no monitor."""
+    usual = {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 1, "timeout": 5.0}
+    place, settings, left = parse(pair.dsn, usual | options)
+    participant = Participant(settings.bg_id, run_dir, lambda _files: None)
+    return ASYNC_POOLS[Engine.POSTGRESQL](place, settings, participant, left)
+
+
+class Cancelled:
+    """*steps*, whose task is cancelled at the *at*-th time that they give way, counted from 1.
+
+    Attributes:
+        waits: How often they gave way.
+        hit: Whether the task was cancelled.
+        on_hit: Called just before that.
+    """
+
+    def __init__(self, steps: Coroutine[Any, Any, Any], how: str, at: int, on_hit: Callable[[], object]) -> None:
+        self._steps = steps
+        self._how = how
+        self._at = at
+        self.waits = 0
+        self.hit = False
+        self.on_hit = on_hit
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        error: BaseException | None = None
+        while True:
+            try:
+                waiter = self._steps.send(None) if error is None else self._steps.throw(error)
+            except StopIteration as end:
+                return end.value
+            error = None
+            self.waits += 1
+            if self._is_due():
+                self._cancel(task, waiter)
+            try:
+                yield waiter
+            except BaseException as thrown:
+                error = thrown
+
+    def _cancel(self, task: asyncio.Task[Any], waiter: Any) -> None:
+        if not self.hit:
+            self.on_hit()
+        self.hit = True
+        if self._how == "late" and waiter is not None:
+            # Before the task hears of it: it is cancelled although it has what it waited for.
+            waiter.add_done_callback(lambda _: task.cancel())
+        else:
+            task.cancel()
+
+    def _is_due(self) -> bool:
+        last = {"twice": self._at + 1, "always": self.waits}.get(self._how, self._at)
+        return self._at <= self.waits <= last
+
+    async def end(self, limit_s: float = 10.0) -> Any:
+        """What they returned or raised, in a task of their own."""
+
+        async def run() -> Any:
+            return await self
+
+        task = asyncio.create_task(run())
+        await asyncio.wait({task}, timeout=limit_s)
+        assert task.done(), f"it did not end: {task}"
+        if task.cancelled():
+            return asyncio.CancelledError()
+        # Without the frames, which hold connections.
+        error = task.exception()
+        return task.result() if error is None else error.with_traceback(None)
+
+
+async def until(condition: Callable[[], bool], what: Callable[[], object], timeout_s: float = 8.0) -> None:
+    """Wait for *condition*; an assertion fails with *what* when the time is up."""
+    began = time.monotonic()
+    while not condition():
+        waited_s = time.monotonic() - began
+        assert waited_s < timeout_s, what()
+        if waited_s > 0.1:
+            # What hangs in a cycle has its sockets until then.
+            gc.collect()
+        await asyncio.sleep(0.002)
+
+
+@dataclass
+class Scene:
+    """What is the same before and after a cancelled operation.
+
+    Attributes:
+        pair: The servers.
+        pool: A pool whose connections are all open; None for operations that have one of their own.
+        monitor: A connection of the test's own to blue.
+        things: Tasks of the loop, and file descriptors of the process, before.
+        key: Of the row that the operation at hand writes.
+        calls: How often its unit was called.
+    """
+
+    pair: Pair
+    pool: AsyncPool | None
+    monitor: psycopg.Connection[Any]
+    things: tuple[int, int] = (0, 0)
+    key: Key = (98, 0, 0)
+    calls: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        self.things = _things()
+
+    def next(self) -> None:
+        """Another operation begins."""
+        self.key, self.calls = (98, 0, next(_numbers)), 0
+
+    def sessions(self) -> list[str]:
+        """The states of the pool's sessions on the server."""
+        sql = "SELECT state FROM pg_stat_activity WHERE usename = %s AND pid <> pg_backend_pid()"
+        return [state for (state,) in self.monitor.execute(sql, (ROLE,))]
+
+    def rows(self) -> int:
+        """How often the row is in the ledger."""
+        sql = "SELECT count(*) FROM ledger WHERE (worker, thread, n) = (%s, %s, %s)"
+        row = self.monitor.execute(sql, self.key).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def settle(self) -> None:
+        """Until everything is as before, and every connection of the pool works."""
+        pool = self.pool
+        size = pool.max_size if pool is not None else 0
+        if pool is not None:
+            # After drain() there is none until somebody asks.
+            async with pool.connection(2.0):
+                pass
+
+        def is_as_before() -> bool:
+            if any(now > before for now, before in zip(_things(), self.things, strict=True)):
+                return False
+            if pool is not None:
+                stats = pool.stats()
+                if (stats.held, stats.waiting, stats.idle) != (0, 0, size):
+                    return False
+            return self.sessions() == ["idle"] * size
+
+        def shown() -> str:
+            tasks = [str(task) for task in asyncio.all_tasks()]
+            return f"{_things()}, not {self.things}; {pool and pool.stats()}; {self.sessions()}; {tasks}"
+
+        await until(is_as_before, shown)
+        if pool is None:
+            return
+        taken = [await pool.getconn(2.0) for _ in range(size)]
+        for connection in taken:
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            async with connection.transaction():
+                await connection.execute("SELECT 1")
+            await connection.execute("SELECT 1")
+            await connection.commit()
+            await pool.putconn(connection)
+
+
+def _things() -> tuple[int, int]:
+    return len(asyncio.all_tasks()), sum(1 for _ in Path("/proc/self/fd").iterdir())
