@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -37,6 +40,21 @@ def test_the_log_names_the_dsn_and_repeats_nothing(
         "error connecting in 'mine'",
     ]
     assert pair.app_password not in caplog.text
+
+
+def test_the_end_of_an_async_pool_is_no_failure_to_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")
+
+    async def begin_and_end(dsn: str) -> None:
+        async with bgpool.get_async_pool(dsn, bg_id="ends", bg_run_dir=str(tmp_path), min_size=1):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
+
+    with caplog.at_level(logging.WARNING, logger="psycopg.pool"), socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(begin_and_end(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"))
+    assert [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"] == []
 
 
 def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> None:
