@@ -10,10 +10,22 @@ import functools
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
 from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
@@ -22,7 +34,10 @@ from bgpool.pools.gate import Gate
 from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
+    import psycopg
+
     from bgpool.pools.pool import Pool
+    from bgpool.pools.postgres.async_pool import AsyncPool
 
 __all__ = [
     "CLOSED_BY_FUNCTION",
@@ -317,25 +332,40 @@ class Unit(ABC, Generic[C, R]):
         return unknown
 
 
+@overload
 def transactional(
-    pool: Pool[C], *, timeout: float | None = None, idempotent: bool = False
-) -> Callable[[Callable[Concatenate[C, P], R]], Callable[P, R]]:
+    pool: Pool[C], *, timeout: float | None = ..., idempotent: bool = ...
+) -> Callable[[Callable[Concatenate[C, P], R]], Callable[P, R]]: ...
+
+
+@overload
+def transactional(
+    pool: AsyncPool, *, timeout: float | None = ..., idempotent: bool = ...
+) -> Callable[
+    [Callable[Concatenate[psycopg.AsyncConnection[Any], P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]
+]: ...
+
+
+def transactional(pool: Any, *, timeout: float | None = None, idempotent: bool = False) -> Callable[[Any], Any]:
     """Decorate a function of a connection so that every call of it is a unit of work on *pool*.
 
     The connection is the function's first argument and is left out by its callers; frameworks that inspect signatures
-    (FastAPI, Typer) see none. Arguments and errors are those of Pool.run.
+    (FastAPI, Typer) see none. With an AsyncPool it is a coroutine function, and stays one. Arguments and errors are
+    those of the pool's run.
     """
 
-    def decorate(fn: Callable[Concatenate[C, P], R]) -> Callable[P, R]:
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
-        def unit(*args: P.args, **kwargs: P.kwargs) -> R:
-            def call(connection: C) -> R:
-                return plain(fn, fn(connection, *args, **kwargs))
+        def unit(*args: Any, **kwargs: Any) -> Any:
+            return pool.run(functools.partial(fn, **kwargs), *args, timeout=timeout, idempotent=idempotent)
 
-            return pool.run(call, timeout=timeout, idempotent=idempotent)
+        @functools.wraps(fn)
+        async def aunit(*args: Any, **kwargs: Any) -> Any:
+            return await unit(*args, **kwargs)
 
-        hide_connection(unit, fn)
-        return unit
+        made = aunit if inspect.iscoroutinefunction(pool.run) else unit
+        hide_connection(made, fn)
+        return made
 
     return decorate
 

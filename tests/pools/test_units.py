@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import threading
@@ -255,6 +256,33 @@ def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
         with pytest.raises(TypeError, match=r"(rows|__call__) is a generator"):
             call()
     assert list(pool.run(doubled)) == [2]
+
+
+def test_decorated_coroutine_functions_stay_what_they_are(postgres_pair: Pair) -> None:
+    """A framework asks whether it has to await, and a decorated unit is awaited."""
+    pool = bgpool.get_async_pool(postgres_pair.dsn, bg_resolver=postgres_pair.resolver)
+
+    @bgpool.transactional(pool)
+    async def count(conn: psycopg.AsyncConnection[Any], item: str, *, times: int = 1) -> str:
+        """Count."""
+        cursor = await conn.execute("SELECT pg_backend_pid(), now() = statement_timestamp()")
+        assert await cursor.fetchone() is not None
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        return times * item
+
+    def plain(conn: psycopg.AsyncConnection[Any]) -> None:
+        """Awaits nothing."""
+
+    async def main() -> None:
+        async with pool:
+            assert await count("tea", times=2) == "teatea"
+            with pytest.raises(TypeError, match=r"plain.* returned None"):
+                await bgpool.transactional(pool)(plain)()  # type: ignore[arg-type]  # that is it
+
+    assert inspect.iscoroutinefunction(count)
+    assert (count.__name__, count.__doc__) == ("count", "Count.")
+    assert str(inspect.signature(count)) == "(item: 'str', *, times: 'int' = 1) -> 'str'"
+    asyncio.run(main())
 
 
 def test_frameworks_see_the_signature_of_the_callers() -> None:
