@@ -45,6 +45,7 @@ __all__ = [
     "open_pools",
     "participants",
     "pools",
+    "pools_of",
 ]
 
 _logger: Final = logging.getLogger("bgpool.pool")
@@ -195,13 +196,16 @@ def participants() -> tuple[Participant, ...]:
     return tuple(_registry.participants.copy().values())
 
 
+def pools_of(directory: Path, bg_id: str) -> tuple[ConnectionSource[Any], ...]:
+    """The pools and connectors of this process that use *bg_id* in *directory*."""
+    participant = _registry.participants.get((directory, bg_id))
+    return tuple(pool for pool in pools() if pool.participant is participant)
+
+
 def close_pools(directory: Path, bg_id: str) -> None:
     """Close the pools of this process that use *bg_id* in *directory*, for whoever takes the deployment away."""
-    fork.notice()
-    participant = _registry.participants.get((directory, bg_id))
-    for pool in list(_registry.pools.values()):
-        if pool.participant is participant:
-            pool.stop()
+    for pool in pools_of(directory, bg_id):
+        pool.stop()
 
 
 def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any], *, takes_part: bool) -> S:

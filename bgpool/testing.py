@@ -4,18 +4,22 @@
 ...     pool = bgpool.get_pool("postgresql://app@127.0.0.1/app", bg_run_dir=deployment.run_dir)
 ...     deployment.phase(bgpool.Phase.IN_PROGRESS)  # checkouts are held
 ...     deployment.release()  # and go on, to green's address
+
+With ``async with`` it is a coroutine's, and so is ``await_held``; what sets a phase only writes to memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from bgpool.core.endpoints import name_after, normalise_host
@@ -27,7 +31,9 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.errors import ConfigurationError, Error
 from bgpool.monitor.election import claim
 from bgpool.monitor.probe import now
-from bgpool.registry import close_pools
+from bgpool.pools.loop_source import LoopSource
+from bgpool.pools.waits import BLOCKING
+from bgpool.registry import close_pools, pools_of
 from bgpool.resolver import make_resolver
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, look_in, memory_dir, prepare_run_dir
@@ -35,7 +41,7 @@ from bgpool.segment.presence import workers
 from bgpool.segment.writer import Superseded, Writer
 from bgpool.settings import Settings
 
-__all__ = ["Deployment", "deployment"]
+__all__ = ["Block", "Deployment", "deployment"]
 
 #: Where blue's names lead once they have moved. Nobody goes there: it is none of the recorded addresses (RFC 5737).
 _ELSEWHERE: Final = ("192.0.2.1",)
@@ -132,14 +138,23 @@ class Deployment:
     def wait_held(self, callers: int = 1, *, timeout_s: float = 5.0) -> None:
         """Wait until at least *callers* are held, in all processes that use the deployment. Linux.
 
+        It blocks the thread: where that runs an event loop, none of the loop's tasks goes on meanwhile; see await_held.
+
         Raises:
             TimeoutError: Fewer were after *timeout_s* seconds.
         """
+        BLOCKING.finish(self._await_held(BLOCKING.sleep, callers, timeout_s))
+
+    async def await_held(self, callers: int = 1, *, timeout_s: float = 5.0) -> None:
+        """As wait_held, for a coroutine of asyncio's: the loop goes on."""
+        await self._await_held(asyncio.sleep, callers, timeout_s)
+
+    async def _await_held(self, sleep: Callable[[float], Awaitable[None]], callers: int, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while (held := sum(row.usage.held for row in workers(self._files))) < callers:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{held} callers were held after {timeout_s} s, not {callers}")
-            time.sleep(0.01)
+            await sleep(0.01)
 
     def close(self) -> None:
         """Close the pools of this process that use the deployment, and take the segment away.
@@ -148,6 +163,18 @@ class Deployment:
         would start a monitor.
         """
         close_pools(self.run_dir, self.bg_id)
+        self._take_away()
+
+    async def aclose(self) -> None:
+        """As close, for a coroutine of asyncio's: what its loop has of the pools is closed when it returns."""
+        for pool in pools_of(self.run_dir, self.bg_id):
+            if isinstance(pool, LoopSource):
+                await pool.close()
+            else:
+                await asyncio.to_thread(pool.stop)
+        self._take_away()
+
+    def _take_away(self) -> None:
         self._publish(Snapshot(self.bg_id, epoch=self.snapshot.epoch))
         self._over.set()
         self._heart.join()
@@ -190,7 +217,6 @@ class Deployment:
         return facts
 
 
-@contextlib.contextmanager
 def deployment(
     run_dir: str | os.PathLike[str] | None = None,
     *,
@@ -199,8 +225,8 @@ def deployment(
     bg_id: str | int = "1",
     bg_resolver: str = "system",
     bg_switchover_timeout_ms: int = 180_000,
-) -> Iterator[Deployment]:
-    """A deployment for as long as a ``with`` block lasts, in ``CREATED`` and ready for a switchover.
+) -> Block:
+    """A deployment for as long as a ``with`` or ``async with`` block lasts, in ``CREATED`` and ready for a switchover.
 
     It is what an elected monitor is to the pools: it holds the monitor's lock and shows signs of life, so that no pool
     starts one. Nothing connects anywhere but the pools.
@@ -219,11 +245,39 @@ def deployment(
         Error: A monitor uses it already.
     """
     given = {"bg_id": bg_id, "bg_resolver": bg_resolver, "bg_switchover_timeout_ms": bg_switchover_timeout_ms}
-    settings = Settings.from_mapping(given)
-    with contextlib.ExitStack() as stack:
-        if run_dir is None:
-            memory = tempfile.mkdtemp(prefix="bgpool-test-", dir=memory_dir())
-            stack.callback(shutil.rmtree, memory, ignore_errors=True)
-        made = Deployment(look_in(Path(run_dir or memory)), blue, green, settings)
-        stack.callback(made.close)
-        yield made
+    return Block(run_dir, blue, green, Settings.from_mapping(given))
+
+
+class Block:
+    """What deployment() returns, for ``with`` or ``async with``, once."""
+
+    def __init__(self, run_dir: str | os.PathLike[str] | None, blue: str, green: str, settings: Settings) -> None:
+        """As deployment(); nothing is made before the block begins."""
+        self._run_dir: Final = run_dir
+        self._hosts: Final = (blue, green)
+        self._settings: Final = settings
+
+    def __enter__(self) -> Deployment:
+        with contextlib.ExitStack() as stack:
+            run_dir = self._run_dir
+            if run_dir is None:
+                run_dir = tempfile.mkdtemp(prefix="bgpool-test-", dir=memory_dir())
+                stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+            self._made = Deployment(look_in(Path(run_dir)), *self._hosts, self._settings)
+            self._after = stack.pop_all()
+        return self._made
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._after:
+            self._made.close()
+
+    async def __aenter__(self) -> Deployment:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._after:
+            await self._made.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -110,6 +111,43 @@ def test_who_is_still_held_at_the_end_is_let_go(tmp_path: Path) -> None:
         caller = run(pool.getconn)
         deployment.wait_held()
     assert isinstance(what_came(caller), bgpool.PoolClosed)
+
+
+def test_a_coroutine_that_is_still_held_at_the_end_is_let_go(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with bgpool.testing.deployment(tmp_path) as deployment:
+            pool = bgpool.get_async_pool(NOWHERE, bg_run_dir=deployment.run_dir)
+            threads = bgpool.get_pool(NOWHERE, bg_run_dir=deployment.run_dir)
+            deployment.phase(bgpool.Phase.IN_PROGRESS)
+            caller = run(threads.getconn)
+            tasks = [asyncio.create_task(pool.getconn()) for _ in range(2)]
+            await deployment.await_held(3)
+        assert all(
+            isinstance(error, bgpool.PoolClosed) for error in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+        assert isinstance(what_came(caller), bgpool.PoolClosed)
+        # Nor does anything of the pool's own run on.
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_loop_goes_on_while_a_coroutine_waits_for_callers(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with bgpool.testing.deployment(tmp_path) as deployment:
+            turns = asyncio.create_task(count_turns())
+            with pytest.raises(TimeoutError, match=r"0 callers were held after 0\.05 s, not 2"):
+                await deployment.await_held(2, timeout_s=0.05)
+            turns.cancel()
+            assert turned[0] > 10
+
+    async def count_turns() -> None:
+        while True:
+            turned[0] += 1
+            await asyncio.sleep(0)
+
+    turned = [0]
+    asyncio.run(main())
 
 
 def test_waiting_for_callers_who_do_not_come_ends(tmp_path: Path) -> None:
@@ -227,6 +265,30 @@ def test_held_and_released(
     # By name again. The names of this pair have not moved.
     pool.drain()
     assert where(pool) == pair.blue.address
+
+
+@pytest.mark.lab
+def test_coroutines_are_held_and_released(pair: Pair, tmp_path: Path) -> None:
+    async def where(conn: psycopg.AsyncConnection[Any]) -> str:
+        return str(conn.info.hostaddr)
+
+    async def main() -> None:
+        blue, green = pair.names.blue.primary, pair.names.green.primary
+        async with bgpool.testing.deployment(tmp_path, blue=blue, green=green, bg_resolver=pair.resolver) as deployment:
+            pool = bgpool.get_async_pool(pair.dsn, bg_run_dir=tmp_path, bg_resolver=pair.resolver, min_size=1)
+            assert await pool.run(where) == pair.blue.address
+            deployment.phase(bgpool.Phase.IN_PROGRESS)
+            callers = [asyncio.create_task(pool.run(where)) for _ in range(20)]
+            await deployment.await_held(20)
+            deployment.release()
+            assert await asyncio.gather(*callers) == [pair.green.address] * 20
+        assert pool.closed
+        # What is cancelled takes some turns.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
 
 
 @pytest.mark.lab
