@@ -15,7 +15,7 @@ from bgpool.lab.workshops import find_servers
 __all__ = ["machine", "measured_on", "versions"]
 
 _PACKAGES = (
-    "psycopg", "psycopg-pool", "PyMySQL", "DBUtils", "filelock", "msgpack", "SQLAlchemy", "Django",
+    "psycopg", "psycopg-pool", "PyMySQL", "DBUtils", "filelock", "msgpack", "SQLAlchemy", "Django", "uvloop",
     "aws-advanced-python-wrapper",
 )  # fmt: skip
 

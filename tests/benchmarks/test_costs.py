@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import django_costs, growth, processes
 from benchmarks.arrivals import Attempt, attempts, most_at_once
+from benchmarks.coroutines_held import WAYS, measure_held
 from benchmarks.fleet import Call, Fleet, Post
 from benchmarks.footprint import cpu_s, memory_of, parent_of, threads_of
 from benchmarks.storm_figures import Storm
@@ -155,3 +156,10 @@ def test_more_endpoints_cost_more() -> None:
     assert isinstance(few["bytes"], int)
     assert isinstance(many["bytes"], int)
     assert few["bytes"] < many["bytes"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_held_coroutines_go_on(way: str) -> None:
+    figures = measure_held("uvloop", way, 20, times=1)
+    assert 0 < float(str(figures["median_ms"])) <= float(str(figures["last_ms"])) < 5000
+    assert float(str(figures["waiting_ms"])) > 0
