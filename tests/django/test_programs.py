@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from benchmarks.switchover_run import QUICK, SCENARIOS, Scenario
 from bgpool.core.engine import Engine
-from tests.servers.harness import Batch, Load, Result, Stage, WebServer
-from tests.servers.played import Played
+from tests.servers.harness import Batch, Result, Stage, WebServer
+from tests.servers.played import Played, part
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -71,19 +70,6 @@ def is_unit(key: tuple[int, int, int]) -> bool:
     return key[1] % 2 == 1
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What became of the rows of one kind on one server.
-
-    Attributes:
-        failed: What failed, with the answer.
-        played: What the clients went through.
-    """
-
-    failed: list[str]
-    played: Played
-
-
 def environment(stage: Stage, more: Mapping[str, str]) -> dict[str, str]:
     """For the example: what its README says, and nothing of the tests'."""
     resolver = stage.environment["APP_RESOLVER"]
@@ -121,21 +107,14 @@ def play_stock(engine: Engine, scenario: Scenario, name: str) -> Result:
         return stage.switch_over(2 * CLIENTS, scenario, monitored=False)
 
 
-def judged(result: Result, name: str, *, units: bool) -> Judged:
-    server = result.servers[name]
-    load = server.load
-    mine = Load(
-        acknowledged=[key for key in load.acknowledged if is_unit(key) is units],
-        unknown=[key for key in load.unknown if is_unit(key) is units],
-        errors=[error for key, error in zip(load.unknown, load.errors, strict=True) if is_unit(key) is units],
-        attempts={client: attempts for client, attempts in load.attempts.items() if client % 2 == int(units)},
-    )
-    return Judged(mine.errors, Played(result, mine, server.output))
+def judged(result: Result, name: str, *, units: bool) -> Played:
+    """What became of the rows of one kind on one server."""
+    return part(result, name, lambda key: is_unit(key) is units)
 
 
 def told(result: Result, name: str) -> str:
     plain, unit = judged(result, name, units=False), judged(result, name, units=True)
-    return f"{name}: plain {plain.played}; units {unit.played}"
+    return f"{name}: plain {plain}; units {unit}"
 
 
 def assert_rows(result: Result) -> None:
@@ -148,19 +127,20 @@ def assert_rows(result: Result) -> None:
 def assert_good(result: Result, name: str, engine: Engine) -> None:
     server = result.servers[name]
     units, plain = judged(result, name, units=True), judged(result, name, units=False)
-    failed = [error for error in units.failed if engine is Engine.POSTGRESQL or "CommitOutcomeUnknown" not in error]
+    errors = units.load.errors
+    failed = [error for error in errors if engine is Engine.POSTGRESQL or "CommitOutcomeUnknown" not in error]
     assert failed == [], told(result, name)
     assert server.exit_status == 0, server.output
     assert len(server.load.acknowledged) > 100
     if isinstance(server, WebServer):
-        assert len(units.failed) <= units.played.in_flight, told(result, name)
-        assert len(plain.failed) <= plain.played.in_flight, told(result, name)
+        assert len(units.load.errors) <= units.in_flight, told(result, name)
+        assert len(plain.load.errors) <= plain.in_flight, told(result, name)
         for each in (units, plain):
-            assert each.played.excess_s is not None, told(result, name)
-            assert each.played.excess_s < EXCESS_S + LOAD_S, told(result, name)
+            assert each.excess_s is not None, told(result, name)
+            assert each.excess_s < EXCESS_S + LOAD_S, told(result, name)
         assert len(server.load.pids) == 2, "every worker took part"
     else:
-        assert len(plain.failed) <= 2, "one for each child"
+        assert len(plain.load.errors) <= 2, "one for each child"
         assert result.excess_s(name) < 4.0
     # What a plain view's clients met is logged by Django as an error of the request.
     lines = [line for line in server.output.splitlines() if re.search("ERROR|CRITICAL", line)]
@@ -210,5 +190,5 @@ class TestEveryScenario:
         result = play_stock(engine, scenario, name)
         assert callable(record_property)
         record_property("told", f"{engine.value}, {scenario.name}, Django's own, {told(result, name)}")
-        failed = judged(result, name, units=False).failed + judged(result, name, units=True).failed
+        failed = judged(result, name, units=False).load.errors + judged(result, name, units=True).load.errors
         assert len(failed) > 8, "more than were in flight"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import DictRow, dict_row
+from psycopg_pool import PoolClosed
 
 import bgpool
 from bgpool.lab import Pair
+from bgpool.pools.postgres.async_inner import AsyncInnerPool
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.pool import PostgresPool
 
@@ -37,6 +42,21 @@ def test_the_log_names_the_dsn_and_repeats_nothing(
         "error connecting in 'mine'",
     ]
     assert pair.app_password not in caplog.text
+
+
+def test_the_end_of_an_async_pool_is_no_failure_to_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")
+
+    async def begin_and_end(dsn: str) -> None:
+        async with bgpool.get_async_pool(dsn, bg_id="ends", bg_run_dir=str(tmp_path), min_size=1):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
+
+    with caplog.at_level(logging.WARNING, logger="psycopg.pool"), socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(begin_and_end(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"))
+    assert [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"] == []
 
 
 def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> None:
@@ -86,6 +106,29 @@ def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
     monkeypatch.setattr(InnerPool, "_getconn_unchecked", meanwhile)
     with pool.connection(timeout=5) as conn:
         assert conn.info.backend_pid != session
+
+
+def test_nobody_waits_in_an_async_pool_that_is_closed_as_another_caller_joins_the_queue() -> None:
+    class Silent:
+        retired = False
+
+        async def aconnect(self, _conninfo: str = "", **_: Any) -> Any:
+            await asyncio.sleep(60)
+
+    async def end() -> list[Any]:
+        inner = AsyncInnerPool(Silent(), {"min_size": 1, "max_size": 1, "timeout": 30.0, "name": "closed"})
+        inner.open()
+        waiting = [asyncio.ensure_future(inner.getconn()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        lock = inner._pool._lock
+        await lock.acquire()
+        waiting.append(asyncio.ensure_future(inner.getconn()))
+        await asyncio.sleep(0.01)
+        lock.release()
+        inner.close()
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2)
+
+    assert [type(each) for each in asyncio.run(end())] == [PoolClosed] * 4
 
 
 def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -207,6 +208,67 @@ class WebServer(Server):
             return body
         finally:
             connection.close()
+
+
+class AsyncServer(WebServer):
+    """A server that a crowd in a process of its own asks for units of work, plain blocks, and ``/ping``: see crowd.py.
+
+    Attributes:
+        pings: When each request that needs no database began, and when it was answered, on the monotonic clock.
+        unanswered: The errors of those that were not.
+    """
+
+    PINGS: Final = 2
+
+    pings: list[tuple[float, float]]
+    unanswered: list[str]
+    _crowd: subprocess.Popen[str]
+
+    @staticmethod
+    def is_unit(key: Key) -> bool:
+        """Whether a row is written in a unit of work."""
+        return key[1] % 2 == 1
+
+    def path_of(self, _key: Key) -> str:
+        """As WebServer says; before the crowd comes."""
+        return "/run"
+
+    def begin_load(self, clients: int) -> None:
+        """Start the crowd."""
+        self._count = clients
+        words = map(str, (self.port, self.number, clients, self.PINGS))
+        command = [sys.executable, "-m", "tests.servers.crowd", *words]
+        pipe = subprocess.PIPE
+        self._crowd = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+    def end_load(self) -> None:
+        """Send it home, and read what it saw."""
+        load, self.pings, self.unanswered = self.load, [], []
+        try:
+            notes = json.loads(self._crowd.communicate(timeout=40.0)[0])
+        finally:
+            self._crowd.kill()
+            self._crowd.wait()
+        for client, n, began_s, ended_s, body, error in notes:
+            if client >= self._count:
+                self.pings.append((began_s, ended_s))
+                self.unanswered += [error] if error else []
+                continue
+            key = (self.number, client, n)
+            load.attempts.setdefault(client, []).append(Attempt(began_s, ended_s, error is None))
+            load.longest_s = max(load.longest_s, ended_s - began_s)
+            if error is None:
+                load.acknowledged.append(key)
+                load.times.setdefault(client, []).append(ended_s)
+                load.pids.add(body)
+            else:
+                load.unknown.append(key)
+                load.errors.append(f"{key}: {error}")
+
+    def ping_ms(self, since_s: float, until_s: float) -> float:
+        """The p99 of the pings that were answered in that time, in milliseconds."""
+        taken = sorted(ended_s - began_s for began_s, ended_s in self.pings if since_s <= ended_s <= until_s)
+        return 1000 * taken[int(0.99 * len(taken))]
 
 
 class Batch(Server):

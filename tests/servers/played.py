@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks import gaps
+from bgpool.lab.ledger import Key
 from tests.servers.harness import Load, Result
 
-__all__ = ["Played"]
+__all__ = ["Played", "part"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,18 @@ class Played:
             f"{len(self.load.errors)} errors, {self.in_flight} in flight, late {self.late}, excess {self.excess_s} s,"
             f" {self.result.strayed} strayed, {self.result.verdict}, {self.load.errors[:3]}"
         )
+
+
+def part(result: Result, name: str, is_mine: Callable[[Key], bool]) -> Played:
+    """What it came to for the clients of a server whose keys *is_mine* picks."""
+    server = result.servers[name]
+    load = server.load
+    mine = Load(
+        acknowledged=[key for key in load.acknowledged if is_mine(key)],
+        unknown=[key for key in load.unknown if is_mine(key)],
+        errors=[error for key, error in zip(load.unknown, load.errors, strict=True) if is_mine(key)],
+        attempts={
+            client: attempts for client, attempts in load.attempts.items() if is_mine((server.number, client, 0))
+        },
+    )
+    return Played(result, mine, server.output)

@@ -6,6 +6,7 @@ after a failed attempt to connect, and tells nobody but its log why that failed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -195,6 +196,9 @@ def _is_news(record: logging.LogRecord) -> bool:
     args = record.args
     if record.msg != "error connecting in %r: %s" or not isinstance(args, tuple) or args[0] not in _said:
         return True
+    if isinstance(args[1], asyncio.CancelledError):
+        # An attempt that the end of its pool, or of its loop, has ended.
+        return False
     (text, at), now = _said[str(args[0])], time.monotonic()
     if str(args[1]) == text and now < at + LOG_REPEAT_S:
         return False

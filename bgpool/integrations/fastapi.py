@@ -1,0 +1,117 @@
+"""FastAPI: a connection or a session for each request, committed before the response is sent.
+
+    Conn = Annotated[psycopg.AsyncConnection, bgpool.integrations.fastapi.connection(pool)]
+
+    @app.post("/orders")
+    async def place_order(item: str, conn: Conn) -> int:
+        ...
+
+FastAPI ends a dependency that yields when the response has been sent: with the COMMIT there, a client is told that all
+is well before anybody knows. What is made here ends when the endpoint returns. A COMMIT that fails is an error of the
+endpoint's then: the application's exception handlers get it, or the client gets 500.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from bgpool.errors import ConfigurationError
+from bgpool.pools.postgres.async_pool import AsyncPool
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+__all__ = ["connection", "session"]
+
+_NEEDED = "bgpool.integrations.fastapi needs FastAPI 0.121 or newer"
+
+try:
+    from fastapi import Depends, __version__
+except ImportError as error:
+    raise ImportError(f"{_NEEDED}: pip install 'bgpool[fastapi]'") from error
+
+if tuple(map(int, __version__.split(".")[:2])) < (0, 121):
+    raise ImportError(
+        f"{_NEEDED}, and this is {__version__}, which cannot end a dependency before the response is sent; "
+        "call pool.run() or pool.connection() in the endpoints instead"
+    )
+
+
+def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
+    """A dependency that gives an endpoint a connection of *pool*, with a transaction for the whole of it.
+
+    When the endpoint returns the transaction is committed, and the connection goes back, before anything of the
+    response is sent; if it raises, HTTPException included, the transaction is rolled back. The dependencies of one
+    request that name the same pool share one connection.
+
+    The connection is not there any more while a StreamingResponse is sent, nor in background tasks: take one from the
+    pool there.
+
+    Args:
+        pool: Made by bgpool.get_async_pool.
+        timeout: Longest wait for a connection, in seconds; the pool's own by default. A request that waits for longer
+            fails with PoolTimeout, or SwitchoverHoldTimeout.
+
+    Returns:
+        What FastAPI's Depends() returns, for ``Annotated[psycopg.AsyncConnection, ...]``. In tests, its attribute
+        ``dependency`` is the key for ``app.dependency_overrides``.
+
+    Raises:
+        ConfigurationError: *pool* is no async pool.
+    """
+    if not isinstance(pool, AsyncPool):
+        raise ConfigurationError(
+            f"{pool!r} is no async pool, which bgpool.get_async_pool makes: a connection of any other would block the "
+            "event loop"
+        )
+    return Depends(_Connection(pool, timeout), scope="function")
+
+
+def session(maker: async_sessionmaker[Any]) -> Any:
+    """A dependency that gives an endpoint a session of SQLAlchemy's, with a transaction for the whole of it.
+
+    It ends as that of ``connection`` does. Objects that are loaded in it expire at the COMMIT unless *maker* has
+    ``expire_on_commit=False``; the response is made of what the endpoint returns before that.
+
+    Args:
+        maker: An async_sessionmaker, of an engine for ``postgresql+bgpool://`` or any other.
+
+    Returns:
+        What FastAPI's Depends() returns, for ``Annotated[AsyncSession, ...]``.
+
+    Raises:
+        ConfigurationError: *maker* is no async_sessionmaker.
+    """
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+
+    if not isinstance(maker, async_sessionmaker):
+        raise ConfigurationError(
+            f"{maker!r} is no async_sessionmaker: a session of any other would block the event loop, or not begin a "
+            "transaction"
+        )
+    return Depends(_Session(maker), scope="function")
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """Equal for the same pool, for FastAPI calls equal dependencies of a request once."""
+
+    pool: AsyncPool
+    timeout: float | None
+
+    async def __call__(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with self.pool.connection(self.timeout) as connection:
+            yield connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    maker: async_sessionmaker[Any]
+
+    async def __call__(self) -> AsyncIterator[AsyncSession]:
+        async with self.maker.begin() as session:
+            yield session

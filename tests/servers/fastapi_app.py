@@ -1,0 +1,58 @@
+"""A FastAPI application as users write it: units of work, plain blocks, and an endpoint that needs no database."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import psycopg
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+import bgpool
+from bgpool.integrations.fastapi import connection
+from bgpool.lab.ledger import INSERT_SQL
+
+pool = bgpool.get_async_pool(
+    os.environ["APP_DSN"],
+    bg_id="servers",
+    bg_resolver=os.environ["APP_RESOLVER"],
+    bg_interval_baseline_ms=500,
+    bg_interval_increased_ms=500,
+    min_size=2,
+    max_size=8,
+)
+Connection = Annotated[psycopg.AsyncConnection, connection(pool)]
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async with pool:
+        yield
+
+
+app = FastAPI(lifespan=lifespan, default_response_class=PlainTextResponse)
+
+
+async def insert(conn: psycopg.AsyncConnection[Any], key: str) -> None:
+    await conn.execute(INSERT_SQL, [int(part) for part in key.split(".")])
+
+
+@app.get("/run")
+async def run(key: str) -> str:
+    """A unit of work."""
+    await pool.run(insert, key)
+    return str(os.getpid())
+
+
+@app.get("/block")
+async def block(key: str, conn: Connection) -> str:
+    """A transaction that ends with the endpoint."""
+    await insert(conn, key)
+    return str(os.getpid())
+
+
+@app.get("/ping")
+async def ping() -> str:
+    """No database."""
+    return str(os.getpid())

@@ -1,0 +1,113 @@
+"""FastAPI on an AsyncPool, under the servers that people run, through switchovers: who fails, and who is kept waiting.
+
+Half of the 64 clients ask for a unit of work, the others for a plain block. Beside them some ask for an endpoint that
+needs no database, which must go on answering.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from benchmarks.switchover_run import QUICK, SCENARIOS, Scenario
+from tests.servers.harness import AsyncServer, Result, Stage
+from tests.servers.played import part
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CLIENTS = 64
+#: What a switchover may add to the down time, in seconds; and what other tests on the same cores may add to that.
+EXCESS_S, LOAD_S = 0.15, 0.85
+#: The same for the 99th percentile of the answers that need no database, in milliseconds.
+PING_MS, PING_LOAD_MS = 10.0, 90.0
+
+_UVICORN = [
+    "{bin}/uvicorn", "tests.servers.fastapi_app:app", "--port", "{port}", "--no-access-log", "--log-level", "warning",
+    "--timeout-graceful-shutdown", "5",
+]  # fmt: skip
+_GUNICORN = [
+    "{bin}/gunicorn", "-b", "127.0.0.1:{port}", "-w", "2", "-k", "asgi", "--graceful-timeout", "5", "--log-level",
+    "warning", "tests.servers.fastapi_app:app",
+]  # fmt: skip
+COMMANDS = {
+    f"{server}, {loop}": [*command, *options, loop]
+    for server, command, options in (
+        ("uvicorn", _UVICORN, ["--workers", "1", "--loop"]),
+        ("uvicorn, 2 workers", _UVICORN, ["--workers", "2", "--loop"]),
+        ("gunicorn asgi", _GUNICORN, ["--asgi-loop"]),
+    )
+    for loop in ("asyncio", "uvloop")
+}
+
+
+def play(scenario: Scenario, *names: str, clients: int = CLIENTS) -> Result:
+    with Stage() as stage:
+        for name in names:
+            stage.serve(name, COMMANDS[name], AsyncServer)
+        return stage.switch_over(clients, scenario)
+
+
+def told(result: Result, name: str) -> str:
+    """All that is judged of one server, in one line."""
+    server = result.servers[name]
+    assert isinstance(server, AsyncServer)
+    units, blocks = part(result, name, server.is_unit), part(result, name, lambda key: not server.is_unit(key))
+    before_ms, held_ms = pings_ms(result, server)
+    excess = " / ".join("never" if one.excess_s is None else f"{one.excess_s:.3f}" for one in (units, blocks))
+    return (
+        f"{name}: down {result.down_s:.2f} s; units: {len(units.load.errors)} failed; blocks: {len(blocks.load.errors)}"
+        f" failed, {blocks.in_flight} in flight, late {blocks.late}; excess {excess} s; ping {before_ms:.1f} ms, held"
+        f" {held_ms:.1f} ms; {result.verdict}; {len(server.load.acknowledged)} rows; {server.load.errors[:3]}"
+    )
+
+
+def pings_ms(result: Result, server: AsyncServer) -> tuple[float, float]:
+    """The p99 of two seconds before the outage, and while it lasted."""
+    down_s, up_s = result.outage.last_write_s, result.outage.next_write_s
+    return server.ping_ms(down_s - 2.0, down_s), server.ping_ms(down_s, up_s)
+
+
+def assert_good(result: Result, name: str) -> None:
+    server = result.servers[name]
+    assert isinstance(server, AsyncServer)
+    units, blocks = part(result, name, server.is_unit), part(result, name, lambda key: not server.is_unit(key))
+    before_ms, held_ms = pings_ms(result, server)
+    print(told(result, name))
+    assert units.load.errors == [], told(result, name)
+    assert len(blocks.load.errors) <= blocks.in_flight, told(result, name)
+    for played in (units, blocks):
+        assert played.excess_s is not None, told(result, name)
+        assert played.excess_s < EXCESS_S + LOAD_S, told(result, name)
+    assert server.unanswered == []
+    assert held_ms < before_ms + PING_MS + PING_LOAD_MS, told(result, name)
+    assert len(server.load.pids) == (2 if "2 workers" in name or "gunicorn" in name else 1)
+    assert result.verdict.clean, result.verdict
+    assert result.strayed == 0
+    assert result.connections == 2
+    # uvicorn ends by the signal that told it to.
+    assert server.exit_status in (0, -signal.SIGTERM), f"{name} did not end in time: {server.output}"
+    # A block that was cut has its traceback in the server's log.
+    said = r"Task .* destroyed|never awaited|couldn't stop|error connecting in '.*': $"
+    assert not re.search(said, server.output, re.MULTILINE), server.output
+
+
+class TestSideBySide:
+    NAMES = ("uvicorn, asyncio", "gunicorn asgi, uvloop")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls) -> Result:
+        return play(QUICK, *cls.NAMES, clients=CLIENTS // 2)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_goes_through(self, result: Result, name: str) -> None:
+        assert_good(result, name)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scenario", SCENARIOS[:4], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_scenario(scenario: Scenario, name: str) -> None:
+    assert_good(play(scenario, name), name)
