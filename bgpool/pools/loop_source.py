@@ -88,6 +88,7 @@ class LoopSource(ConnectionSource[C]):
     async def open(self) -> None:
         """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing."""
         fork.notice()
+        running_loop()
         await self._ajoin()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
@@ -102,6 +103,7 @@ class LoopSource(ConnectionSource[C]):
             timeout: Longest wait for these callers, in seconds.
         """
         fork.notice()
+        running_loop()
         try:
             await self._gate.aclose(timeout)
         finally:

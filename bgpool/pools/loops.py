@@ -65,7 +65,7 @@ class LoopWaits:
             seconds = min(seconds, WATCH_INTERVAL_S)
         if not self._is_watched():
             seconds = min(seconds, POLL_INTERVAL_S)
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._waiting.setdefault(loop, set()).add(future)
         timer = loop.call_later(seconds, _settle, future)
@@ -87,7 +87,7 @@ class LoopWaits:
         Not in the loop's default executor, which the application may keep busy. A caller that is cancelled leaves the
         thread to its end.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         turns = self._calls.setdefault(loop, LoopTurns(LOOP_CALLS))
         await turns.acquire(None)
         result: asyncio.Future[T] = loop.create_future()
@@ -121,7 +121,7 @@ class LoopWaits:
 
     def cancels(self) -> int:
         """As Waits says; Python 3.10 does not count."""
-        task: Any = asyncio.current_task()
+        task: Any = asyncio.current_task(running_loop())
         return task.cancelling() if sys.version_info >= (3, 11) and task is not None else 0
 
     def heed_cancels(self, before: int) -> None:
@@ -146,7 +146,7 @@ class LoopTurns:
         if self._free > 0:
             self._free -= 1
             return True
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         future: asyncio.Future[bool] = loop.create_future()
         self._queue.append(future)
         timer = loop.call_later(seconds, _settle, future, False) if seconds is not None else None
@@ -178,7 +178,7 @@ async def whole(steps: Coroutine[Any, Any, T]) -> T:
 
 def begin(steps: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """*steps* as a task of the running loop, which is held until it ends."""
-    task = asyncio.get_running_loop().create_task(steps)
+    task = running_loop().create_task(steps)
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
