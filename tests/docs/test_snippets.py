@@ -65,6 +65,7 @@ ON_THEIR_OWN = {"testing.md"}
 #: Files, which have tests of their own: below, in tests/cli/test_rehearse.py and in tests/django/test_test_runs.py.
 FILES = {
     "test_switchover.py",
+    "test_switchover_async.py",
     "app.py",
     "schema.sql",
     "settings.py",
@@ -153,15 +154,16 @@ def file(title: str) -> str:
     return next(block.text for page in PAGES for block in blocks(page) if block.title == title)
 
 
-def test_the_tests_that_the_docs_propose(postgres_pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("title", ["test_switchover.py", "test_switchover_async.py"])
+def test_the_tests_that_the_docs_propose(title: str, postgres_pair: Pair, tmp_path: Path) -> None:
     pair = postgres_pair
     pair.blue.execute("DELETE FROM orders", database="app")
     pair.green.wait_replayed(pair.blue.position(), 10.0)
-    text = file("test_switchover.py").replace("127.0.0.2", pair.green.address)
+    text = file(title).replace("127.0.0.2", pair.green.address)
     text = text.replace("app:secret@127.0.0.1", f"app:{pair.app_password}@{pair.blue.address}:{pair.port}")
-    (tmp_path / "test_switchover.py").write_text(text.replace("127.0.0.1", pair.blue.address), encoding="utf-8")
+    (tmp_path / title).write_text(text.replace("127.0.0.1", pair.blue.address), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_switchover.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", title],
         capture_output=True,
         text=True,
         timeout=60,
