@@ -211,7 +211,9 @@ def close_pools(directory: Path, bg_id: str) -> None:
 def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any], *, takes_part: bool) -> S:
     place, settings, left = parse(dsn, options)
     if place.engine not in kinds:
-        raise ConfigurationError(f"there is no async pool for {place.engine.value}: postgresql:// is allowed")
+        raise ConfigurationError(
+            f"there is no async pool for {place.engine.value}: postgresql:// is allowed, or get_pool in threads"
+        )
     kind = kinds[place.engine]
     for name in left:
         if name not in kind.OPTIONS:

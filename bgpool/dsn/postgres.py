@@ -139,7 +139,7 @@ def _libpq_params(url: str, known: Collection[str]) -> dict[str, Any]:
             _refuse()
         raise ConfigurationError(
             f"dsn: unknown parameter {unknown!r}: allowed are libpq's connection parameters and the bg_ parameters; "
-            "the pool's options are keywords of get_pool"
+            "the pool's options are keywords of get_pool and get_async_pool"
         ) from None
     return params
 

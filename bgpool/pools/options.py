@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -67,6 +68,19 @@ def _reset(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r}: a function, {RESET_SESSION!r} or None is allowed")
 
 
+def _blocking(check: Check) -> Check:
+    """As *check*, and no coroutine function: nobody would await it."""
+
+    def check_also(name: str, value: object) -> None:
+        check(name, value)
+        if inspect.iscoroutinefunction(value):
+            raise ConfigurationError(
+                f"{name}={value!r}: a coroutine function is for get_async_pool; here a plain one, or None, is allowed"
+            )
+
+    return check_also
+
+
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name}={value!r}: True or False is allowed")
@@ -98,9 +112,9 @@ MYSQL: Final[Mapping[str, Check]] = {
     "max_waiting": _whole(0),
     "max_lifetime": _seconds(above=True, endless=True),
     "max_idle": _seconds(above=True),
-    "configure": _hook,
-    "check": _hook,
-    "reset": _reset,
+    "configure": _blocking(_hook),
+    "check": _blocking(_hook),
+    "reset": _blocking(_reset),
     "close_returns": _flag,
     "name": _name,
 }
@@ -108,7 +122,7 @@ MYSQL: Final[Mapping[str, Check]] = {
 POSTGRES: Final[Mapping[str, Check]] = {
     **MYSQL,
     "reconnect_timeout": _seconds(endless=True),
-    "reconnect_failed": _hook,
+    "reconnect_failed": _blocking(_hook),
     "num_workers": _whole(1),
     "connection_class": _subclass_of(psycopg.Connection),
     "kwargs": _unchecked,
@@ -116,6 +130,10 @@ POSTGRES: Final[Mapping[str, Check]] = {
 
 ASYNC_POSTGRES: Final[Mapping[str, Check]] = {
     **POSTGRES,
+    "configure": _hook,
+    "check": _hook,
+    "reset": _reset,
+    "reconnect_failed": _hook,
     "connection_class": _subclass_of(psycopg.AsyncConnection),
 }
 

@@ -383,7 +383,10 @@ def plain(fn: Callable[..., object], result: R) -> R:
     if inspect.iscoroutine(result):
         name = result.__qualname__
         result.close()
-        raise TypeError(f"{name} is asynchronous: a unit of work is a plain function, called in a thread")
+        raise TypeError(
+            f"{name} is asynchronous, and run awaits nothing: give it a plain function; those that await are run of "
+            "get_async_pool, and arun of SQLAlchemy's integration"
+        )
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         code = result.gi_code if inspect.isgenerator(result) else result.ag_code
         # A generator that it was given, or made of what it has read, is a result like any other.

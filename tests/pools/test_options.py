@@ -19,6 +19,11 @@ from bgpool.pools.mysql.store import Store
 POSTGRES = "postgresql://app:s3cret@127.0.0.1:1/app"
 MYSQL = "mysql://app:s3cret@127.0.0.1:1/app"
 
+
+async def awaited(_conn: object) -> None:
+    """What an async pool may call."""
+
+
 #: Values of other types, and out of their domain.
 WRONG: dict[str, tuple[object, ...]] = {
     "min_size": ("1", 1.5, True, None, -1),
@@ -27,15 +32,15 @@ WRONG: dict[str, tuple[object, ...]] = {
     "max_waiting": ("10", None, -1),
     "max_lifetime": ("3600", None, 0, math.nan),
     "max_idle": ("600", None, 0, math.inf),
-    "configure": (5, "SET x"),
-    "check": (True,),
-    "reset": (True, "everything"),
+    "configure": (5, "SET x", awaited),
+    "check": (True, awaited),
+    "reset": (True, "everything", awaited),
     "close_returns": ("no", 1, None),
     "name": (5, ""),
 }
 WRONG_POSTGRES: dict[str, tuple[object, ...]] = {
     "reconnect_timeout": ("300", -1),
-    "reconnect_failed": (5,),
+    "reconnect_failed": (5, awaited),
     "num_workers": (1.5, 0),
     "connection_class": (int, "Connection", None),
     "kwargs": (1, "autocommit", {"autocomit": True}, {"autocommit": "yes"}, {"prepare_threshold": "5"},
@@ -59,6 +64,14 @@ def test_a_wrong_type_or_value_is_refused_at_once(dsn: str, name: str, value: ob
         bgpool.get_pool(dsn, bg_id="options", **{name: value})
     assert (next(iter(value)) if isinstance(value, dict) else name) in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["configure", "check", "reset", "reconnect_failed"])
+def test_an_async_pool_takes_functions_of_both_kinds(name: str) -> None:
+    for value in (awaited, print, None):
+        assert not bgpool.get_async_pool(POSTGRES, bg_id="options", **{name: value}).closed
+    with pytest.raises(bgpool.ConfigurationError, match=f"{name}=5.*allowed"):
+        bgpool.get_async_pool(POSTGRES, bg_id="options", **{name: 5})
 
 
 @pytest.mark.parametrize("dsn", [b"postgresql://h/db", 1, None, ["x"], {"host": "h"}])
