@@ -38,6 +38,11 @@ LAYERS = [
 ]
 #: What would make the core depend on anything but its arguments.
 IMPURE = {"time", "os", "io", "socket", "threading", "subprocess", "random", "asyncio", "pathlib", "mmap", "ctypes"}
+#: What decides for callers, and what tells them of it: of a pool whose callers await as of one for threads.
+DECISIONS = {
+    "decide", "step", "outcome_of", "take_receipt", "doubt_of", "note_applied", "CommitOutcomeUnknown",
+    "GreenHostRejected", "InheritedConnection", "SwitchoverHoldTimeout", "SwitchoverInterrupted",
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -87,6 +92,14 @@ def test_core_is_pure(path: Path) -> None:
         assert top not in IMPURE, f"{path.name} imports {name}"
         assert top != "bgpool" or name.startswith("bgpool.core"), f"{path.name} imports {name}"
     assert not re.search(r"\b(now|today|utcnow)\(\)", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "pools").rglob("*.py")), ids=lambda path: path.stem)
+def test_what_is_decided_is_written_once(path: Path) -> None:
+    """A module of the pools that knows of asyncio decides nothing, and one that decides knows nothing of it."""
+    found = set(imports(path))
+    if any(name.split(".")[0] in ("asyncio", "anyio", "trio", "uvloop") for name in found):
+        assert not {name for name in found if name.rpartition(".")[2] in DECISIONS}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
