@@ -18,6 +18,7 @@ from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
 from tests.clusters import copy_clusters
 from tests.engines import Kit
+from tests.greenlets import call_in_greenlet
 from tests.pools.proxy import CommitCutter
 
 
@@ -37,6 +38,16 @@ def no_pool_outlives_its_module() -> Iterator[None]:
     yield
     for pool in registry.pools():
         pool.stop(timeout=0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test whose kit is asyncio's in a greenlet."""
+    kit = pyfuncitem.funcargs.get("kit")
+    if not isinstance(kit, Kit) or not kit.in_greenlet:
+        return None
+    call_in_greenlet(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
+    return True
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,11 +12,12 @@ import pytest
 import sqlalchemy
 import sqlalchemy.exc
 from sqlalchemy.orm import Session
+from sqlalchemy.util.concurrency import await_only
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["KITS", "WAYS", "Kit", "Sqlalchemy", "kit_of", "on_each_engine"]
+__all__ = ["ASYNCIO", "KITS", "WAYS", "Kit", "Sqlalchemy", "extra_kits", "kit_of", "on_each_engine"]
 
 
 class Kit(ABC):
@@ -30,6 +31,9 @@ class Kit(ABC):
     engine: Engine
     error: type[Exception]
     programming_error: type[Exception] | tuple[type[Exception], ...]
+
+    #: Whether the test is run in a greenlet of SQLAlchemy's, see tests.greenlets.
+    in_greenlet = False
 
     @property
     def name(self) -> str:
@@ -108,6 +112,25 @@ class _Postgres(Kit):
         return isinstance(error, psycopg.Error) and error.sqlstate == "25006"
 
 
+class AsyncPostgres(_Postgres):
+    """PostgreSQL through SQLAlchemy's asyncio extension: what a test does, it does in a greenlet of a task's."""
+
+    in_greenlet = True
+
+    @property
+    def name(self) -> str:
+        return "postgresql-asyncio"
+
+    def execute(self, conn: Any, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return super().execute(conn, sql, params)
+        cursor: Any = await_only(conn.execute(sql.encode(), params or None))
+        return list(await_only(cursor.fetchall())) if cursor.description else []
+
+    def sleep(self, conn: Any, seconds: float) -> None:
+        self.execute(conn, "SELECT pg_sleep(%s)", (seconds,))
+
+
 class _Mysql(Kit):
     engine = Engine.MYSQL
     error = pymysql.err.OperationalError
@@ -142,6 +165,7 @@ class _Mysql(Kit):
         return isinstance(error, pymysql.err.OperationalError) and error.args[0] in (1290, 1792)
 
 
+ASYNCIO = AsyncPostgres()
 KITS = {kit.engine: kit for kit in (_Postgres(), _Mysql())}
 
 
@@ -154,6 +178,7 @@ class Sqlalchemy(Kit):
     def __init__(self, kit: Kit, *, sessions: bool) -> None:
         self.engine = kit.engine
         self.sessions = sessions
+        self.in_greenlet = kit.in_greenlet
         self._kit = kit
 
     @property
@@ -193,7 +218,10 @@ class Sqlalchemy(Kit):
 
 
 #: The ways in which a unit of work can be run on an engine.
-WAYS = {engine: (kit, Sqlalchemy(kit, sessions=True), Sqlalchemy(kit, sessions=False)) for engine, kit in KITS.items()}
+WAYS: dict[Engine, tuple[Kit, ...]] = {
+    engine: (kit, Sqlalchemy(kit, sessions=True), Sqlalchemy(kit, sessions=False)) for engine, kit in KITS.items()
+}
+WAYS[Engine.POSTGRESQL] += (Sqlalchemy(ASYNCIO, sessions=True), Sqlalchemy(ASYNCIO, sessions=False))
 
 
 def kit_of(conn: Any) -> Kit:
@@ -202,7 +230,18 @@ def kit_of(conn: Any) -> Kit:
 
 
 def on_each_engine(metafunc: pytest.Metafunc) -> None:
-    """A test with a *kit* runs on both engines, or on those that its module's ``ENGINES`` name."""
+    """A test with a *kit* runs on both engines, or on those that its module's ``ENGINES`` name.
+
+    And in SQLAlchemy's form for asyncio, where its module says ``ASYNCIO``, unless it is marked ``threads_alone``.
+    """
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", tuple(KITS))
-        metafunc.parametrize("kit", [KITS[engine] for engine in engines], ids=[engine.value for engine in engines])
+        kits = [KITS[engine] for engine in engines] + extra_kits(metafunc)
+        metafunc.parametrize("kit", kits, ids=[kit.name for kit in kits])
+
+
+def extra_kits(metafunc: pytest.Metafunc) -> list[Kit]:
+    """That of asyncio, for a test that is to be run so, too."""
+    wanted = getattr(metafunc.module, "ASYNCIO", False)
+    alone = any(metafunc.definition.iter_markers("threads_alone"))
+    return [ASYNCIO] if wanted and not alone else []

@@ -44,6 +44,7 @@ __all__ = [
     "Lender",
     "Outcome",
     "Unit",
+    "awaitable",
     "hide_connection",
     "plain",
     "transactional",
@@ -396,6 +397,17 @@ def plain(fn: Callable[..., object], result: R) -> R:
                 f"{name} is a generator: a unit of work is a plain function; return a list of what it yields"
             )
     return result
+
+
+def awaitable(fn: Callable[..., object], result: object) -> Awaitable[Any]:
+    """The *result* of *fn*, to be awaited.
+
+    Raises:
+        TypeError: It cannot be.
+    """
+    if isinstance(result, Awaitable):
+        return result
+    raise TypeError(f"{fn!r} returned {result!r}: a unit of work for asyncio is a coroutine function")
 
 
 def _code_of(fn: Any) -> object:

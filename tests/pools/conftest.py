@@ -15,7 +15,6 @@ from sqlalchemy.orm import sessionmaker
 from bgpool import testing
 from bgpool.core.engine import Engine
 from bgpool.dsn import parse
-from bgpool.integrations import sqlalchemy as sa
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.participant import Participant
@@ -23,7 +22,8 @@ from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
 from bgpool.registry import CONNECTORS, POOLS
 from bgpool.testing import Deployment
-from tests.engines import KITS, WAYS, Kit, Sqlalchemy
+from tests.engines import KITS, WAYS, Kit, Sqlalchemy, extra_kits
+from tests.greenlets import create_engine, end, run
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work."""
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
-        kits: list[Kit] = [KITS[engine] for engine in engines]
+        kits: list[Kit] = [KITS[engine] for engine in engines] + extra_kits(metafunc)
         if "make_runner" in metafunc.fixturenames:
             kits = [kit for engine in engines for kit in WAYS[engine]]
         metafunc.parametrize("kit", kits, ids=[kit.name for kit in kits])
@@ -113,11 +113,11 @@ class Runner:
 
     def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """As Pool.run."""
-        return sa.run(self._maker, fn, *args, **options)
+        return run(self._maker, fn, *args, **options)
 
 
 @pytest.fixture
-def make_engine(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def make_engine(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes engines of SQLAlchemy's on the test's own directory; a monitor starts unless there is a *deployment*."""
     made: list[Any] = []
 
@@ -126,15 +126,15 @@ def make_engine(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         query = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run")}
         url = plain.set(drivername=f"{plain.drivername}+bgpool").update_query_dict(query)
         options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 5.0} | options
-        engine = sqlalchemy.create_engine(url, **options)
+        engine = create_engine(kit, url, **options)
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
         assert engine.pool.checkedout() == 0, "a slot was lost"
-        engine.dispose()
-        engine.dialect.bgpool_connector.close()
+        end(kit, engine)
+        engine.dialect.bgpool_connector.stop()
 
 
 @pytest.fixture

@@ -186,7 +186,12 @@ def test_the_time_for_it_ends(kit: Kit, make_runner: MakePool, pair: Pair, work:
     "error",
     [ValueError("mine"), StopIteration("mine"), psycopg.ProgrammingError("its"), pymysql.err.IntegrityError("its")],
 )
-def test_errors_of_the_function_are_its_own(make_runner: MakePool, pair: Pair, work: Work, error: Exception) -> None:
+def test_errors_of_the_function_are_its_own(
+    kit: Kit, make_runner: MakePool, pair: Pair, work: Work, error: Exception
+) -> None:
+    if kit.in_greenlet and isinstance(error, StopIteration):
+        pytest.skip("no coroutine raises it")
+
     def fail(_conn: Any) -> None:
         raise error
 

@@ -22,22 +22,25 @@ from sqlalchemy.exc import (
     OperationalError,
     PendingRollbackError,
 )
-from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.util.concurrency import await_only
 
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.integrations.sqlalchemy import run, transactional
+from bgpool.integrations.sqlalchemy import transactional
 from bgpool.integrations.sqlalchemy.attempt import Attempt
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.greenlets import run
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ASYNCIO = True
 
 MakeEngine = Callable[..., sqlalchemy.Engine]
 
@@ -532,7 +535,7 @@ def test_a_commit_on_the_driver_s_connection_is_one(kit: Kit, make_engine: MakeE
     def commit(session: Session) -> None:
         session.flush()
         drivers: Any = session.connection().connection.driver_connection
-        drivers.commit()
+        await_only(drivers.commit()) if kit.in_greenlet else drivers.commit()
         if kit.engine is Engine.POSTGRESQL and shop.calls == 1:
             pair.blue.cut_clients()
             session.execute(text("SELECT 1"))
@@ -569,6 +572,7 @@ def test_a_pool_without_a_place_is_sqlalchemy_s_error(make_engine: MakeEngine, s
 # -- what may be given -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads_alone
 @pytest.mark.usefixtures("deployment")
 def test_a_scoped_session_leads_to_the_unit_s(make_engine: MakeEngine, shop: Shop) -> None:
     """Code that the function calls has it by heart: Flask-SQLAlchemy's db.session."""
@@ -584,6 +588,7 @@ def test_a_scoped_session_leads_to_the_unit_s(make_engine: MakeEngine, shop: Sho
     assert items(engine) == ["tea", "coffee", "milk"]
 
 
+@pytest.mark.threads_alone
 @pytest.mark.usefixtures("deployment")
 def test_decorated_functions_are_called_without_a_session(make_engine: MakeEngine) -> None:
     engine = make_engine()
@@ -603,6 +608,7 @@ def test_decorated_functions_are_called_without_a_session(make_engine: MakeEngin
     assert (place.__name__, place.__doc__) == ("place", "Write an order down.")
 
 
+@pytest.mark.threads_alone
 @pytest.mark.usefixtures("deployment")
 @pytest.mark.filterwarnings("error")
 def test_functions_whose_body_runs_later_are_refused(make_engine: MakeEngine) -> None:
@@ -662,6 +668,7 @@ def test_what_has_no_transaction_is_refused(make_engine: MakeEngine) -> None:
         run(sessionmaker(), lambda _session: None)
 
 
+@pytest.mark.threads_alone
 def test_what_makes_sessions_is_asked_for() -> None:
     plain = create_engine("postgresql+psycopg://app:secret@127.0.0.1/app")
     wrong: dict[Any, str] = {
@@ -670,7 +677,8 @@ def test_what_makes_sessions_is_asked_for() -> None:
         Session(plain): "each attempt needs a new session",
         plain: r"the engine of postgresql\+psycopg:// is not bgpool's; make it with postgresql\+bgpool://",
         sessionmaker(plain): "is not bgpool's",
-        async_sessionmaker(): "asyncio is not supported yet",
+        async_sessionmaker(): r"it is asyncio's: write await arun\(…\)",
+        create_async_engine("postgresql+bgpool://127.0.0.1/").sync_engine: r"create_async_engine.*: write await arun",
         create_engine("sqlite://"): r"postgresql\+bgpool:// and mysql\+bgpool:// are allowed",
     }
     for maker, said in wrong.items():
@@ -679,7 +687,7 @@ def test_what_makes_sessions_is_asked_for() -> None:
         assert "secret" not in str(caught.value)
     for timeout in (-1, True, "5", float("nan")):
         with pytest.raises(bgpool.ConfigurationError, match="timeout="):
-            run(sessionmaker(plain), lambda _session: None, timeout=timeout)  # type: ignore[arg-type]  # that is it
+            run(sessionmaker(plain), lambda _session: None, timeout=timeout)
     with pytest.raises(bgpool.ConfigurationError, match="fn=None cannot be called"):
         run(sessionmaker(plain), None)  # type: ignore[arg-type]  # that is it
     with pytest.raises(bgpool.ConfigurationError, match="a function was given"):

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 
 from bgpool.errors import ConfigurationError, Error
-from bgpool.pools.connector import Connector
+from bgpool.pools.connector import AnyConnector
 from bgpool.pools.units import Unit
 
 __all__ = ["Attempt", "Work"]
@@ -32,7 +32,7 @@ class Attempt:
     The driver's connection has it as ``bgpool_attempt`` meanwhile, by which the dialect finds it.
     """
 
-    def __init__(self, unit: Unit[Any, Any], connector: Connector[Any], work: Work, inserted: list[object]) -> None:
+    def __init__(self, unit: Unit[Any, Any], connector: AnyConnector[Any], work: Work, inserted: list[object]) -> None:
         """An attempt of *unit* with *work*, which is used for nothing else.
 
         To *inserted* it adds, if it ends in doubt, the new objects whose rows it has inserted: they are detached, and

@@ -27,7 +27,8 @@ from bgpool.errors import (
 from bgpool.integrations.sqlalchemy.gated import STALE, gate, most_connections
 from bgpool.integrations.sqlalchemy.target import changes, make_connector, split
 from bgpool.pools import fork
-from bgpool.pools.connector import Connector
+from bgpool.pools.connector import AnyConnector
+from bgpool.registry import CONNECTORS
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, ExceptionContext
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-__all__ = ["BgpoolDialect"]
+__all__ = ["BgpoolDialect", "drivers_of"]
 
 #: What says that a connection is lost, whatever it looks like.
 _LOST: Final = (SwitchoverInterrupted, CommitOutcomeUnknown, InheritedConnection)
@@ -58,13 +59,15 @@ class BgpoolDialect(_Base):
 
     Attributes:
         bgpool_engine: Of which engine the servers are.
+        bgpool_connectors: What makes the connections, of each engine.
         bgpool_connector: Makes the connections; None until create_engine has made an engine with the dialect.
         bgpool_replaced_at: When a stale connection was replaced last, on the monotonic clock, in seconds.
     """
 
     supports_statement_cache = True
     bgpool_engine: ClassVar[Engine]
-    bgpool_connector: Connector[Any] | None = None
+    bgpool_connectors: ClassVar[Mapping[Engine, type[AnyConnector[Any]]]] = CONNECTORS
+    bgpool_connector: Any = None
     bgpool_replaced_at: float = -math.inf
 
     # create_engine looks for what is no keyword-only argument, and hands over what it finds here.
@@ -94,8 +97,10 @@ class BgpoolDialect(_Base):
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> Any:
-        """Refuse: there are no asynchronous connections yet."""
-        raise ConfigurationError(f"{url.drivername}:// has no asyncio support yet: use create_engine in threads")
+        """Refuse: there are no asynchronous connections."""
+        raise ConfigurationError(
+            f"{url.drivername}:// has no async dialect for MySQL: use create_engine, in threads where there is a loop"
+        )
 
     # -- making an engine ----------------------------------------------------------------------------------------
 
@@ -122,7 +127,8 @@ class BgpoolDialect(_Base):
         dialect._attach(engine)
 
     def _attach(self, engine: SqlalchemyEngine) -> None:
-        connector = self.bgpool_connector = make_connector(self.bgpool_engine, self._static, self._bg)
+        connector = make_connector(self.bgpool_connectors, self.bgpool_engine, self._static, self._bg)
+        self.bgpool_connector = connector
         connector.in_use = _in_use
         connector.set_owner_size(self, most_connections(engine.pool))
         gate(engine.pool, connector)
@@ -147,22 +153,27 @@ class BgpoolDialect(_Base):
         if self.bgpool_connector is None:
             # A dialect without an engine.
             return super().connect(*args, **params)
-        return self.bgpool_connector.connect(**changes(self._static, args, params))
+        return self.bgpool_connect(changes(self._static, args, params))
+
+    def bgpool_connect(self, params: Mapping[str, Any]) -> Any:
+        """A connection, as SQLAlchemy's pools want it; *params* as Connector.connect has them."""
+        return self.bgpool_connector.connect(**params)
 
     def _do_ping_w_event(self, dbapi_connection: DBAPIConnection) -> bool:
         """What SQLAlchemy's pool calls. What is stale is not asked, but replaced, and this one alone."""
         connector = self.bgpool_connector
-        if connector is not None and not connector.is_fit(dbapi_connection):
+        connection = drivers_of(dbapi_connection)
+        if connector is not None and not connector.is_fit(connection):
             raise DisconnectionError(STALE)
         is_alive = super()._do_ping_w_event(dbapi_connection)
-        if connector is not None and not connector.is_fit(dbapi_connection):
+        if connector is not None and not connector.is_fit(connection):
             # A switchover has begun while it was being asked.
             raise DisconnectionError(STALE)
         return is_alive
 
     def do_commit(self, dbapi_connection: PoolProxiedConnection) -> None:
         """As SQLAlchemy's; a unit of work is told right before COMMIT is sent, and right after it was answered."""
-        attempt = getattr(_drivers(dbapi_connection), "bgpool_attempt", None)
+        attempt = getattr(drivers_of(dbapi_connection), "bgpool_attempt", None)
         if attempt is None:
             super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
             return
@@ -173,23 +184,24 @@ class BgpoolDialect(_Base):
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
         """As SQLAlchemy's; what is gone is rolled back."""
         connection = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
-        attempt = getattr(connection, "bgpool_attempt", None)
+        drivers = drivers_of(connection)
+        attempt = getattr(drivers, "bgpool_attempt", None)
         if attempt is not None:
             attempt.before_rollback()
-        generation = getattr(connection, "bgpool_generation", None)
-        if generation is not None and not generation.live[0] and _is_gone(connection):
+        generation = getattr(drivers, "bgpool_generation", None)
+        if generation is not None and not generation.live[0] and _is_gone(drivers):
             return
         try:
             # Without the proxy, whose way to it costs a tenth of a checkout; but a rollback() put there is called.
             replaced = "rollback" in getattr(dbapi_connection, "__dict__", ())
             super().do_rollback(dbapi_connection if replaced else connection)  # type: ignore[no-untyped-call]  # it has none
         except self.loaded_dbapi.Error:
-            if not _is_gone(connection):
+            if not _is_gone(drivers):
                 raise
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Whether *e* says that *connection* is lost."""
-        drivers = _drivers(connection)
+        drivers = drivers_of(connection)
         if drivers is None or not hasattr(drivers, "bgpool_generation") or not isinstance(e, self.loaded_dbapi.Error):
             return bool(super().is_disconnect(e, connection, cursor))
         refused = drivers.bgpool_unfit and drivers.bgpool_refused
@@ -207,7 +219,7 @@ class BgpoolDialect(_Base):
 
 def _refuse_foreign(connection: Any, _entry: object) -> None:
     """Raise ConfigurationError unless *connection*, which is new, is bgpool's."""
-    if not hasattr(connection, "bgpool_generation"):
+    if not hasattr(drivers_of(connection), "bgpool_generation"):
         raise ConfigurationError(
             "a do_connect listener returned a connection of its own, which bgpool cannot carry through a switchover: "
             "change the parameters that the listener is given, and return nothing"
@@ -216,14 +228,14 @@ def _refuse_foreign(connection: Any, _entry: object) -> None:
 
 def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
     """Note by whom *connection* is kept."""
-    connection.bgpool_entry = weakref.ref(entry)
+    drivers_of(connection).bgpool_entry = weakref.ref(entry)
 
 
 def _in_use(connection: Any) -> bool:
     """Whether anybody but its pool has *connection*; also while it is being set up, or was detached."""
     noted = getattr(connection, "bgpool_entry", None)
     entry = noted() if noted is not None else None
-    return entry is None or entry.dbapi_connection is not connection or entry.in_use
+    return entry is None or drivers_of(entry.dbapi_connection) is not connection or entry.in_use
 
 
 def _keep_the_others(context: ExceptionContext) -> None:
@@ -232,9 +244,10 @@ def _keep_the_others(context: ExceptionContext) -> None:
         context.invalidate_pool_on_disconnect = False
 
 
-def _drivers(connection: Any) -> Any:
-    """The driver's connection behind *connection*, which may be SQLAlchemy's proxy for it."""
-    return getattr(connection, "dbapi_connection", connection)
+def drivers_of(connection: Any) -> Any:
+    """The driver's connection behind *connection*: SQLAlchemy's proxy for it, or its adapter for asyncio, or itself."""
+    connection = getattr(connection, "dbapi_connection", connection)
+    return getattr(connection, "driver_connection", connection)
 
 
 def _is_gone(connection: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import event, exc
 from sqlalchemy.pool import (
     AssertionPool,
+    AsyncAdaptedQueuePool,
     ConnectionPoolEntry,
     NullPool,
     Pool,
@@ -19,8 +21,10 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
+from bgpool.errors import ConfigurationError
 from bgpool.logs import log_fields
-from bgpool.pools.connector import Connector
+from bgpool.pools.connector import AnyConnector
+from bgpool.pools.loops import running_loop
 
 __all__ = ["GATED", "STALE", "gate", "most_connections"]
 
@@ -41,17 +45,34 @@ def _connect(pool: Any) -> PoolProxiedConnection:
     return Pool.connect(pool)
 
 
+def _connect_queued(pool: Any) -> PoolProxiedConnection:
+    """The same of a pool with a queue. A caller that a switchover meets in the queue waits there again after it.
+
+    Raises:
+        SwitchoverHoldTimeout, GreenHostRejected: As _connect.
+    """
+    dialect = pool._dialect
+    dialect.bgpool_connector.wait_admitted()
+    try:
+        return Pool.connect(pool)
+    except exc.TimeoutError:
+        if not dialect.bgpool_switched_within(pool._timeout):
+            raise
+    return _connect(pool)
+
+
 def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
     """*entry*, which *pool* is about to hand out; without its connection where that is stale, so that it gets another.
 
     A *checkout* event would do, but costs more than all the rest; and SQLAlchemy allows it two attempts.
     """
-    connector: Connector[Any] = pool._dialect.bgpool_connector
+    dialect = pool._dialect
+    connector: AnyConnector[Any] = dialect.bgpool_connector
     try:
         connector.checkouts += 1
         connection = entry.dbapi_connection
-        if connection is not None and not connector.is_fit(connection):
-            pool._dialect.bgpool_replaced_at = time.monotonic()
+        if connection is not None and not connector.is_fit(dialect.get_driver_connection(connection)):
+            dialect.bgpool_replaced_at = time.monotonic()
             entry.invalidate()
     except BaseException:
         # A listener of the user's, or an interrupt: nobody has it yet who would return it.
@@ -73,24 +94,38 @@ class GatedQueuePool(QueuePool):
 
     _sqla_logger_namespace = _logger_of(QueuePool)
 
-    def connect(self) -> PoolProxiedConnection:
-        """As SQLAlchemy's, after the hold. A caller that a switchover meets in the queue waits there again after it.
-
-        Raises:
-            SwitchoverHoldTimeout: Held for bg_connect_timeout_ms.
-            GreenHostRejected: The endpoint is green and the switchover is over.
-        """
-        dialect: Any = self._dialect
-        dialect.bgpool_connector.wait_admitted()
-        try:
-            return QueuePool.connect(self)
-        except exc.TimeoutError:
-            if not dialect.bgpool_switched_within(self._timeout):
-                raise
-        return _connect(self)
+    connect = _connect_queued
 
     def _do_get(self) -> ConnectionPoolEntry:
         return _refreshed(self, QueuePool._do_get(self))
+
+
+class GatedAsyncAdaptedQueuePool(AsyncAdaptedQueuePool):
+    """An AsyncAdaptedQueuePool behind the gate."""
+
+    _sqla_logger_namespace = _logger_of(AsyncAdaptedQueuePool)
+    #: Whose tasks use it. Its queue knows of no other.
+    bgpool_loop: asyncio.AbstractEventLoop | None = None
+
+    def connect(self) -> PoolProxiedConnection:
+        """As GatedQueuePool's.
+
+        Raises:
+            ConfigurationError: Another event loop uses it at the same time, which could wait for ever for what the
+                first one returns.
+        """
+        loop = running_loop()
+        if loop is not self.bgpool_loop:
+            if self.bgpool_loop is not None and self.bgpool_loop.is_running():
+                raise ConfigurationError(
+                    "the engine is used in two event loops at the same time, and its pool belongs to one: make an "
+                    "engine for each loop, or give poolclass=NullPool"
+                )
+            self.bgpool_loop = loop
+        return _connect_queued(self)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        return _refreshed(self, AsyncAdaptedQueuePool._do_get(self))
 
 
 class GatedNullPool(NullPool):
@@ -145,6 +180,7 @@ class GatedSingletonThreadPool(SingletonThreadPool):
 
 GATED: Final[Mapping[type[Pool], type[Pool]]] = {
     QueuePool: GatedQueuePool,
+    AsyncAdaptedQueuePool: GatedAsyncAdaptedQueuePool,
     NullPool: GatedNullPool,
     StaticPool: GatedStaticPool,
     AssertionPool: GatedAssertionPool,
@@ -158,7 +194,7 @@ STALE: Final = "the connection is from before a switchover, or lost"
 _warned: Final[set[type[Pool]]] = set()
 
 
-def gate(pool: Pool, connector: Connector[Any]) -> None:
+def gate(pool: Pool, connector: AnyConnector[Any]) -> None:
     """Have *pool* held before a checkout takes a place in it, and give out nothing stale.
 
     A class that is not SQLAlchemy's own may do anything in its place: there a *checkout* event does both.
@@ -183,11 +219,11 @@ def gate(pool: Pool, connector: Connector[Any]) -> None:
         )
 
 
-def _check(connection: Any, _entry: object, proxy: Any) -> None:
+def _check(_connection: object, entry: ConnectionPoolEntry, proxy: Any) -> None:
     """Hold, and have a connection replaced that is stale, before its user gets it."""
-    connector: Connector[Any] = proxy._pool._dialect.bgpool_connector
+    connector: Any = proxy._pool._dialect.bgpool_connector
     connector.wait_admitted()
-    if not connector.is_fit(connection):
+    if not connector.is_fit(entry.driver_connection):
         raise exc.DisconnectionError(STALE)
     connector.checkouts += 1
 

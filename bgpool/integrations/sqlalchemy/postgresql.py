@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import ConnStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
-from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
+from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect, drivers_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 __all__ = ["BgpoolPostgresDialect"]
 
@@ -50,6 +53,13 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
                 )
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_async_dialect_cls(cls, url: URL) -> Any:  # noqa:ARG003  # of any URL the same
+        """The dialect of create_async_engine."""
+        from bgpool.integrations.sqlalchemy.async_dialect import AsyncBgpoolPostgresDialect  # it is based on this one
+
+        return AsyncBgpoolPostgresDialect
+
     def do_ping(self, dbapi_connection: Any) -> bool:
         """As SQLAlchemy's, which asks in autocommit, and leaves there what looks closed once it has answered."""
         before = dbapi_connection.autocommit
@@ -57,5 +67,6 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
             return bool(super().do_ping(dbapi_connection))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
         finally:
             # The raw state: one that a switchover has drained meanwhile may be good again after a rollback.
-            if dbapi_connection.autocommit != before and dbapi_connection.pgconn.status == ConnStatus.OK:
+            status = drivers_of(dbapi_connection).pgconn.status
+            if dbapi_connection.autocommit != before and status == ConnStatus.OK:
                 dbapi_connection.autocommit = before

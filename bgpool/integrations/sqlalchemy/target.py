@@ -8,8 +8,8 @@ from typing import Any, Final
 from bgpool.dsn import Engine, is_own, mysql, names_are_proved
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.drivers import MONITORING, PER_CONNECTION, Origin, split
-from bgpool.pools.connector import PLACE, Connector
-from bgpool.registry import get_connector
+from bgpool.pools.connector import PLACE, AnyConnector
+from bgpool.registry import get_source
 
 __all__ = ["changes", "make_connector", "split"]
 
@@ -26,10 +26,13 @@ _ORIGIN: Final = Origin(
 )  # fmt: skip
 
 
-def make_connector(engine: Engine, cparams: Mapping[str, Any], own: Mapping[str, Any]) -> Connector[Any]:
+def make_connector(
+    kinds: Mapping[Engine, type[AnyConnector[Any]]], engine: Engine, cparams: Mapping[str, Any], own: Mapping[str, Any]
+) -> AnyConnector[Any]:
     """The connector for what create_engine was given. Nothing is opened.
 
     Args:
+        kinds: As CONNECTORS.
         engine: Which driver's parameters *cparams* are.
         cparams: The driver's parameters, as SQLAlchemy's own dialect makes them of URL and connect_args.
         own: get_connector's, as split() has them.
@@ -40,7 +43,7 @@ def make_connector(engine: Engine, cparams: Mapping[str, Any], own: Mapping[str,
     dsn, kwargs = _ORIGIN.translate(engine, cparams, own)
     kwargs = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
     try:
-        return get_connector(dsn, **own, kwargs=kwargs)
+        return get_source(kinds, dsn, None, {**own, "kwargs": kwargs})
     except ConfigurationError as error:
         raise _ORIGIN.refusal(error) from None
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
@@ -19,14 +20,26 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from bgpool.errors import ConfigurationError, Error, PoolTimeout
 from bgpool.integrations.sqlalchemy.attempt import Attempt, Work
-from bgpool.pools.connector import Connector
+from bgpool.pools.connector import AnyConnector
 from bgpool.pools.units import Unit, hide_connection, plain
+from bgpool.pools.waits import finish
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
 
 __all__ = ["run", "transactional"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 S = TypeVar("S", bound=Session)
+A = TypeVar("A", bound="AsyncSession")
 
 #: Where the sessions, or connections, of a unit come from.
 Maker: TypeAlias = "sessionmaker[Any] | scoped_session[Any] | Engine"
@@ -65,18 +78,13 @@ def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = 
             around them.
         ConfigurationError: *maker* or another argument cannot be used; the engine is not bgpool's, or in AUTOCOMMIT;
             more than one connection was used; the session is a two-phase one.
-        TypeError: *fn* is an ``async`` or a generator function.
+        TypeError: *fn* is an ``async`` or a generator function: see arun.
         Exception: Whatever *fn*, a checkout or SQLAlchemy raised; the transaction was rolled back.
 
     Source: docs/units-of-work.md.
     """
-    _check_kind(maker)
-    _check_time(timeout)
-    if not callable(fn):
-        raise ConfigurationError(
-            f"run: fn={fn!r} cannot be called; a function of a session, or a connection, is allowed"
-        )
-    return _Runner(maker, lambda work: plain(fn, fn(work, *args)), timeout, idempotent=idempotent).run()
+    check_arguments("run", fn, timeout)
+    return Runner(Works(maker), lambda work: plain(fn, fn(work, *args)), timeout, idempotent=idempotent).run()
 
 
 @overload
@@ -91,24 +99,52 @@ def transactional(
 ) -> Callable[[Callable[Concatenate[Connection, P], R]], Callable[P, R]]: ...
 
 
+@overload
 def transactional(
-    maker: Any, *, timeout: float | None = None, idempotent: bool = False
-) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[P, R]]:
+    maker: async_sessionmaker[A] | async_scoped_session[A], *, timeout: float | None = ..., idempotent: bool = ...
+) -> Callable[[Callable[Concatenate[A, P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+
+
+@overload
+def transactional(
+    maker: AsyncEngine, *, timeout: float | None = ..., idempotent: bool = ...
+) -> Callable[[Callable[Concatenate[AsyncConnection, P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+
+
+def transactional(maker: Any, *, timeout: float | None = None, idempotent: bool = False) -> Callable[[Any], Any]:
     """Decorate a function of a session, or a connection, so that every call of it is a unit of work.
 
     The session is the function's first argument and is left out by its callers; frameworks that inspect signatures
-    (FastAPI, Typer) see none. Arguments and errors are those of run.
+    (FastAPI, Typer) see none. With an async_sessionmaker, an async_scoped_session or an AsyncEngine it is a coroutine
+    function, and stays one. Arguments and errors are those of run, or arun.
     """
-    _check_kind(maker)
-    _check_time(timeout)
+    check_arguments("transactional", len, timeout)
+    if is_async(maker):
+        from bgpool.integrations.sqlalchemy.async_units import AsyncWorks, awaited  # it needs greenlet
 
-    def decorate(fn: Callable[Concatenate[Any, P], R]) -> Callable[P, R]:
+        of_tasks = AsyncWorks(maker)
+
+        def decorate_async(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+            @functools.wraps(fn)
+            async def unit(*args: Any, **kwargs: Any) -> Any:
+                def call(work: Any) -> Any:
+                    return awaited(fn, fn(work, *args, **kwargs))
+
+                return await Runner(of_tasks, call, timeout, idempotent=idempotent).arun()
+
+            hide_connection(unit, fn)
+            return unit
+
+        return decorate_async
+    works = Works(maker)
+
+    def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
-        def unit(*args: P.args, **kwargs: P.kwargs) -> R:
-            def call(work: Any) -> R:
+        def unit(*args: Any, **kwargs: Any) -> Any:
+            def call(work: Any) -> Any:
                 return plain(fn, fn(work, *args, **kwargs))
 
-            return _Runner(maker, call, timeout, idempotent=idempotent).run()
+            return Runner(works, call, timeout, idempotent=idempotent).run()
 
         hide_connection(unit, fn)
         return unit
@@ -116,13 +152,63 @@ def transactional(
     return decorate
 
 
-class _Runner(Generic[R]):
+class Works:
+    """Where the sessions, or connections, of a unit come from, and how its steps are taken.
+
+    Attributes:
+        maker: A sessionmaker, a scoped_session or an Engine.
+        spawn: Has a function called whose waits are finished in the way of the connector's.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        """Those of *maker*.
+
+        Raises:
+            ConfigurationError: It is something else.
+        """
+        _check_kind(maker)
+        self.maker: Any = maker
+
+    async def spawn(self, function: Callable[..., T], *args: Any) -> T:
+        """What *function* returns."""
+        return function(*args)
+
+    def engine(self) -> Engine:
+        """The engine of the sessions; the default one."""
+        maker = self.maker
+        engine = maker
+        if not isinstance(maker, Engine):
+            engine = engine_of(maker if isinstance(maker, sessionmaker) else maker.session_factory)
+        if engine.dialect.is_async:
+            raise ConfigurationError(
+                "run: the engine is of create_async_engine, and run does not await: write await arun(…)"
+            )
+        found: Engine = engine
+        return found
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[tuple[Work, Any]]:
+        """A new session or connection, closed at the end of the block; and what the function gets of it."""
+        maker = self.maker
+        if isinstance(maker, Engine):
+            with maker.connect() as connection:
+                yield connection, connection
+        elif isinstance(maker, sessionmaker):
+            with new_session(maker()) as session:
+                yield session, session
+        else:
+            with new_session(maker.session_factory()) as session, as_current(maker.registry, session):
+                yield session, session
+
+
+class Runner(Generic[R]):
     """One unit of work, with what it needs of SQLAlchemy."""
 
-    def __init__(self, maker: Maker, call: Callable[[Any], R], timeout: float | None, *, idempotent: bool) -> None:
-        self._maker: Final = maker
+    def __init__(self, works: Works, call: Callable[[Any], R], timeout: float | None, *, idempotent: bool) -> None:
+        """A unit that calls *call* with what *works* opens; the others as run has them."""
+        self._works: Final = works
         self._call: Final = call
-        self._engine: Final = _engine_of(maker)
+        self._engine: Final = works.engine()
         self._connector: Final = _connector_of(self._engine)
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
@@ -133,9 +219,13 @@ class _Runner(Generic[R]):
         self._inserted: Final[list[object]] = []
 
     def run(self) -> R:
+        """As arun, for a caller that cannot await."""
+        return finish(self.arun())
+
+    async def arun(self) -> R:
         """Run the unit; arguments and errors as the function's."""
         try:
-            return self._run()
+            return await self._arun()
         except BaseException:
             self._take_back()
             raise
@@ -145,25 +235,28 @@ class _Runner(Generic[R]):
         while self._inserted:
             make_transient(self._inserted.pop())
 
-    def _run(self) -> R:
+    async def _arun(self) -> R:
         timeout = self._timeout
         if timeout is None:
             pool = self._engine.pool
             timeout = self._connector.timeout + (pool.timeout() if isinstance(pool, QueuePool) else 0.0)
-        lender = _Lender(self._engine, self._connector)
-        unit: Unit[Any, R] = self._connector.make_unit(
-            self._attempt, lender, timeout_s=timeout, idempotent=self._idempotent
+        lender = _Lender(self._works, self._engine, self._connector)
+        unit: Unit[Any, R] = self._connector.amake_unit(
+            self._aattempt, lender, timeout_s=timeout, idempotent=self._idempotent
         )
         try:
-            result = unit.run()
+            result = await unit.arun()
         except unit.driver_error as error:
             if self._raised is None or self._raised.orig is not error or isinstance(error, Error):
                 raise
             raise self._raised from error
         if isinstance(self._work, Session):
             # The COMMIT of the last attempt was cut, and has turned out to be applied.
-            self._work.dispatch.after_commit(self._work)
+            await self._works.spawn(self._work.dispatch.after_commit, self._work)
         return result
+
+    async def _aattempt(self, unit: Unit[Any, R]) -> R:
+        return await self._works.spawn(self._attempt, unit)
 
     def _attempt(self, unit: Unit[Any, R]) -> R:
         self._take_back()
@@ -171,9 +264,10 @@ class _Runner(Generic[R]):
         try:
             # Before it takes a place in the pool; and the unit's time is shorter than that of a checkout, perhaps.
             self._connector.wait_admitted(unit.left_s())
-            with self._open() as work:
+            with self._works.open() as (work, given):
                 self._work = work
-                result: R = Attempt(unit, self._connector, work, self._inserted).make(self._call)
+                attempt = Attempt(unit, self._connector, work, self._inserted)
+                result: R = attempt.make(lambda _work: self._call(given))
         except DBAPIError as error:
             if unit.is_applied or not isinstance(error.orig, unit.driver_error):
                 raise
@@ -182,30 +276,25 @@ class _Runner(Generic[R]):
         self._work = None
         return result
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[Work]:
-        """A new session or connection, closed at the end of the block."""
-        if isinstance(self._maker, Engine):
-            with self._maker.connect() as connection:
-                yield connection
-        elif isinstance(self._maker, sessionmaker):
-            with _new_session(self._maker) as session:
-                yield session
-        else:
-            with _new_session(self._maker.session_factory) as session, _as_current(self._maker, session):
-                yield session
-
 
 class _Lender:
     """Lends connections of an engine's pool to a unit."""
 
-    def __init__(self, engine: Engine, connector: Connector[Any]) -> None:
+    def __init__(self, works: Works, engine: Engine, connector: Any) -> None:
+        self._works: Final = works
         self._engine: Final = engine
         self._connector: Final = connector
         self._lent: dict[Any, PoolProxiedConnection] = {}
 
-    def getconn(self, timeout: float | None = None) -> Any:
+    async def getconn(self, timeout: float | None = None) -> Any:
         """As Lender says."""
+        return await self._works.spawn(self._get, timeout)
+
+    async def putconn(self, conn: Any) -> None:
+        """As Lender says."""
+        await self._works.spawn(self._lent.pop(conn).close)
+
+    def _get(self, timeout: float | None) -> Any:
         self._connector.wait_admitted(timeout)
         try:
             proxied = self._engine.raw_connection()
@@ -214,13 +303,13 @@ class _Lender:
         self._lent[proxied.driver_connection] = proxied
         return proxied.driver_connection
 
-    def putconn(self, conn: Any) -> None:
-        """As Lender says."""
-        self._lent.pop(conn).close()
 
+def new_session(session: Session) -> Session:
+    """*session*, which was made for an attempt.
 
-def _new_session(factory: Callable[[], Session]) -> Session:
-    session = factory()
+    Raises:
+        ConfigurationError: It is for two-phase transactions.
+    """
     if session.twophase:
         session.close()
         raise ConfigurationError(
@@ -230,9 +319,8 @@ def _new_session(factory: Callable[[], Session]) -> Session:
 
 
 @contextlib.contextmanager
-def _as_current(scoped: scoped_session[Any], session: Session) -> Iterator[None]:
-    """Have *session* be the one that *scoped* leads to."""
-    registry = scoped.registry
+def as_current(registry: Any, session: object) -> Iterator[None]:
+    """Have *session* be the one that a scoped session's *registry* leads to."""
     before = registry() if registry.has() else None
     registry.set(session)
     try:
@@ -246,39 +334,57 @@ def _as_current(scoped: scoped_session[Any], session: Session) -> Iterator[None]
 # -- what was given ----------------------------------------------------------------------------------------------
 
 
+def check_arguments(what: str, fn: object, timeout: object) -> None:
+    """Raise ConfigurationError for an *fn* or a *timeout* that *what* cannot use."""
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and 0 <= float(timeout) < math.inf):  # type: ignore[arg-type]  # a number
+        raise ConfigurationError(f"{what}: timeout={timeout!r}; seconds from 0 on are allowed, or None")
+    if not callable(fn):
+        raise ConfigurationError(
+            f"{what}: fn={fn!r} cannot be called; a function of a session, or a connection, is allowed"
+        )
+
+
 def _check_kind(maker: object) -> None:
     if isinstance(maker, (Engine, sessionmaker, scoped_session)):
         return
-    kind = type(maker)
     advice = ""
     if isinstance(maker, Session):
         advice = "; each attempt needs a new session, so give what makes them"
     elif isinstance(maker, Connection):
         advice = "; each attempt needs a new connection, so give connection.engine"
-    elif kind.__module__.startswith("sqlalchemy.ext.asyncio"):
-        advice = "; asyncio is not supported yet, use a plain one in threads"
-    name = f"a {kind.__name__}" if maker is not None else "None"
-    raise ConfigurationError(f"run: {name} was given, and {_ALLOWED}{advice}")
+    elif is_async(maker):
+        advice = "; it is asyncio's: write await arun(…)"
+    raise refused("run", maker, f"{_ALLOWED}{advice}")
 
 
-def _check_time(timeout: object) -> None:
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is None or (is_number and 0 <= float(timeout) < math.inf):  # type: ignore[arg-type]  # a number, as seen
-        return
-    raise ConfigurationError(f"run: timeout={timeout!r}; seconds from 0 on are allowed, or None")
+def refused(what: str, maker: object, text: str) -> ConfigurationError:
+    """What *what* says of a *maker* that it cannot use."""
+    name = f"a {type(maker).__name__}" if maker is not None else "None"
+    return ConfigurationError(f"{what}: {name} was given, and {text}")
 
 
-def _engine_of(maker: Maker) -> Engine:
-    """The engine of *maker*; of its sessions', the default one."""
-    if isinstance(maker, Engine):
-        return maker
-    factory = maker if isinstance(maker, sessionmaker) else maker.session_factory
+def is_async(maker: object) -> bool:
+    """Whether *maker* is of SQLAlchemy's asyncio extension, which is imported by whoever has one."""
+    module: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    kinds = ("AsyncEngine", "async_sessionmaker", "async_scoped_session", "AsyncSession", "AsyncConnection")
+    return module is not None and isinstance(maker, tuple(getattr(module, name) for name in kinds))
+
+
+def engine_of(factory: Any) -> Engine:
+    """The engine of the sessions that *factory* makes; the default one.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
     bind: object = getattr(factory, "kw", {}).get("bind")
+    bind = getattr(bind, "sync_engine", bind)
     if isinstance(bind, Engine):
         return bind
-    with factory() as session:
+    session = factory()
+    with getattr(session, "sync_session", session) as plain_session:
         try:
-            bound: Engine | Connection = session.get_bind()
+            bound: Engine | Connection = plain_session.get_bind()
         except UnboundExecutionError:
             raise ConfigurationError(
                 "run: the sessions are bound to no engine, or only through binds=; give a sessionmaker with bind=engine"
@@ -290,9 +396,9 @@ def _engine_of(maker: Maker) -> Engine:
     return bound
 
 
-def _connector_of(engine: Engine) -> Connector[Any]:
+def _connector_of(engine: Engine) -> Any:
     connector = getattr(engine.dialect, "bgpool_connector", None)
-    if isinstance(connector, Connector):
+    if isinstance(connector, AnyConnector):
         return connector
     name = engine.dialect.name
     known = {"postgresql": "postgresql+bgpool://", "mysql": "mysql+bgpool://", "mariadb": "mysql+bgpool://"}

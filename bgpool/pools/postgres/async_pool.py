@@ -17,7 +17,7 @@ from bgpool.pools.pool import AnyPool
 from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
 from bgpool.pools.refusals import REFUSALS, forget_frames
-from bgpool.pools.units import Unit
+from bgpool.pools.units import Unit, awaitable
 
 __all__ = ["AsyncCheckout", "AsyncPool"]
 
@@ -115,12 +115,8 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         """
 
         async def call(connection: Connection) -> R:
-            awaitable = fn(connection, *args)
-            if not isinstance(awaitable, Awaitable):
-                raise TypeError(
-                    f"{fn!r} returned {awaitable!r}: a unit of work of an async pool is a coroutine function"
-                )
-            return await awaitable
+            result: R = await awaitable(fn, fn(connection, *args))
+            return result
 
         return await self._arun(call, timeout=timeout, idempotent=idempotent)
 

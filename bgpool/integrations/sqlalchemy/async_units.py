@@ -1,0 +1,129 @@
+"""Units of work with SQLAlchemy's asyncio extension: those of bgpool.integrations.sqlalchemy.units, in greenlets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn
+
+from bgpool.integrations.sqlalchemy.attempt import Work
+from bgpool.integrations.sqlalchemy.units import (
+    Runner,
+    Works,
+    as_current,
+    check_arguments,
+    engine_of,
+    new_session,
+    refused,
+)
+from bgpool.pools.units import awaitable
+
+__all__ = ["AsyncWorks", "arun", "awaited"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+#: Where the sessions, or connections, of a unit come from.
+AsyncMaker: TypeAlias = "async_sessionmaker[Any] | async_scoped_session[Any] | AsyncEngine"
+
+
+async def arun(
+    maker: AsyncMaker,
+    fn: Callable[..., Awaitable[R]],
+    *args: Any,
+    timeout: float | None = None,
+    idempotent: bool = False,
+) -> R:
+    """Await ``fn(session, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+
+    All that run says of a unit is true of this one as well. A unit whose task is cancelled is not run again; cancelled
+    during COMMIT, it may have been applied.
+
+    Args:
+        maker: An async_sessionmaker, or an AsyncEngine, of ``create_async_engine("postgresql+bgpool://…")``; with an
+            engine *fn* gets an AsyncConnection. Of an async_scoped_session the new session is the current one while
+            *fn* is awaited.
+        fn: A coroutine function: what is to be done in one transaction.
+        args, timeout, idempotent: As run has them.
+
+    Returns:
+        What *fn* returned.
+
+    Raises:
+        TypeError: *fn* returned nothing that can be awaited.
+        Exception: As run.
+    """
+    check_arguments("arun", fn, timeout)
+
+    def call(work: Any) -> R:
+        result: R = awaited(fn, fn(work, *args))
+        return result
+
+    return await Runner(AsyncWorks(maker), call, timeout, idempotent=idempotent).arun()
+
+
+def awaited(fn: Callable[..., object], result: object) -> Any:
+    """The *result* of *fn*, awaited, for a caller in a greenlet.
+
+    Raises:
+        TypeError: It cannot be.
+    """
+    return await_only(awaitable(fn, result))
+
+
+class AsyncWorks(Works):
+    """Where the sessions, or connections, of asyncio come from, and how SQLAlchemy's own code is run for them."""
+
+    def __init__(self, maker: AsyncMaker) -> None:
+        """As Works."""
+        if not isinstance(maker, (AsyncEngine, async_sessionmaker, async_scoped_session)):
+            raise refused("arun", maker, _advice(maker))
+        self.maker: Any = maker
+
+    async def spawn(self, function: Callable[..., T], *args: Any) -> T:
+        """As Works says; in a greenlet."""
+        return await greenlet_spawn(function, *args)
+
+    def engine(self) -> Engine:
+        """As Works says."""
+        maker = self.maker
+        if isinstance(maker, AsyncEngine):
+            return maker.sync_engine
+        return engine_of(maker if isinstance(maker, async_sessionmaker) else maker.session_factory)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[tuple[Work, Any]]:
+        """As Works says; in a greenlet."""
+        maker = self.maker
+        if isinstance(maker, AsyncEngine):
+            with maker.sync_engine.connect() as connection:
+                yield connection, AsyncConnection(maker, connection)
+            return
+        scoped = isinstance(maker, async_scoped_session)
+        session: AsyncSession = maker.session_factory() if scoped else maker()
+        current = as_current(maker.registry, session) if scoped else contextlib.nullcontext()
+        with new_session(session.sync_session) as work, current:
+            yield work, session
+
+
+def _advice(maker: object) -> str:
+    """What to give instead of *maker*."""
+    allowed = "an async_sessionmaker, an async_scoped_session or an AsyncEngine is allowed"
+    if isinstance(maker, AsyncSession):
+        return f"{allowed}; each attempt needs a new session, so give what makes them"
+    if isinstance(maker, AsyncConnection):
+        return f"{allowed}; each attempt needs a new connection, so give connection.engine"
+    if isinstance(maker, (Engine, sessionmaker, scoped_session)):
+        return f"{allowed}; what does not await is for run"
+    return allowed

@@ -1,0 +1,60 @@
+"""What SQLAlchemy's asyncio extension needs of a connector: its code does not await, and runs in greenlets that do.
+
+SQLAlchemy runs the same code for both of its forms. In the one for asyncio that code is in a greenlet, which hands what
+is to be awaited to the task that it belongs to, and goes on with the result. So the dialects, pools and units of this
+package are the same as well; only that what they wait for is finished in this way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import psycopg
+from sqlalchemy.util.concurrency import await_only
+
+from bgpool.core.engine import Engine
+from bgpool.pools.connector import AsyncConnector
+from bgpool.pools.loops import LoopWaits
+from bgpool.pools.participant import Participant
+from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
+from bgpool.pools.waits import Waits
+
+__all__ = ["PSYCOPG", "GreenletConnector", "GreenletPostgresConnector"]
+
+C = TypeVar("C")
+
+
+class _Waits:
+    """Waits of tasks, for code that is in a greenlet of SQLAlchemy's."""
+
+    finish = staticmethod(await_only)
+
+    def __init__(self, loops: LoopWaits) -> None:
+        self.sleep: Final = loops.sleep
+        self.changed: Final = loops.changed
+        self.call: Final = loops.call
+        self.wake: Final = loops.wake
+        self.turns: Final = loops.turns
+
+
+class GreenletConnector(AsyncConnector[C]):
+    """Mixed in before an async connector: SQLAlchemy's pools call it from their greenlets."""
+
+    @staticmethod
+    def _waits_of(participant: Participant) -> Waits:
+        """As ConnectionSource says."""
+        return _Waits(participant.loops)
+
+    def wait_admitted(self, timeout: float | None = None) -> None:
+        """As await_admitted."""
+        word, admitted, _ = self._here().quick
+        if word != admitted:
+            await_only(self.await_admitted(timeout))
+
+
+class GreenletPostgresConnector(GreenletConnector[psycopg.AsyncConnection[Any]], AsyncPostgresConnector):
+    """Opens psycopg's AsyncConnections for engines of SQLAlchemy's."""
+
+
+#: As bgpool.registry.CONNECTORS.
+PSYCOPG: Final = {Engine.POSTGRESQL: GreenletPostgresConnector}

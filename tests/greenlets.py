@@ -1,0 +1,72 @@
+"""A test of what SQLAlchemy does in both of its forms, in the one for asyncio: its body runs in a greenlet of a task's.
+
+There SQLAlchemy's plain API works on an AsyncEngine's ``sync_engine``, and whatever waits gives way to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
+
+from bgpool.integrations.sqlalchemy import arun
+from bgpool.integrations.sqlalchemy import run as run_in_thread
+from tests.engines import Kit
+
+__all__ = ["call_in_greenlet", "create_engine", "end", "run"]
+
+_sleep = time.sleep
+
+
+def call_in_greenlet(function: Callable[..., object], **arguments: Any) -> None:
+    """Call *function* in a greenlet of a new loop's task, where time.sleep lets the others go on."""
+
+    def sleep(seconds: float) -> None:
+        if in_greenlet():
+            await_only(asyncio.sleep(seconds))
+        else:
+            _sleep(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", sleep)
+        asyncio.run(greenlet_spawn(function, **arguments))
+
+
+def run(maker: Any, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """bgpool.integrations.sqlalchemy.run; in a greenlet its arun, whose coroutine function calls *fn* in a greenlet."""
+    if not in_greenlet():
+        return run_in_thread(maker, fn, *args, **options)
+
+    async def awaits(work: Any) -> Any:
+        return await work.run_sync(fn, *args)
+
+    return await_only(arun(_of_asyncio(maker), awaits, **options))
+
+
+def _of_asyncio(maker: Any) -> Any:
+    if not isinstance(maker, sessionmaker):
+        return AsyncEngine(maker)
+    # Its own sessions, so that their listeners hear of them.
+    return async_sessionmaker(sync_session_class=lambda **_options: maker())
+
+
+def create_engine(kit: Kit, *args: Any, **options: Any) -> sqlalchemy.Engine:
+    """An engine in the form of *kit*."""
+    if kit.in_greenlet:
+        return create_async_engine(*args, **options).sync_engine
+    return sqlalchemy.create_engine(*args, **options)
+
+
+def end(kit: Kit, engine: sqlalchemy.Engine) -> None:
+    """Close the connections of *engine* after a test, of which a loop may be gone."""
+    if kit.in_greenlet:
+        asyncio.run(greenlet_spawn(engine.dispose))
+    else:
+        engine.dispose()
