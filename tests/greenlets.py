@@ -6,12 +6,14 @@ There SQLAlchemy's plain API works on an AsyncEngine's ``sync_engine``, and what
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy
+from sqlalchemy import pool
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
@@ -20,7 +22,7 @@ from bgpool.integrations.sqlalchemy import arun
 from bgpool.integrations.sqlalchemy import run as run_in_thread
 from tests.engines import Kit
 
-__all__ = ["call_in_greenlet", "create_engine", "end", "run"]
+__all__ = ["call_in_greenlet", "create_engine", "end", "run", "start"]
 
 _sleep = time.sleep
 
@@ -37,6 +39,16 @@ def call_in_greenlet(function: Callable[..., object], **arguments: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", sleep)
         asyncio.run(greenlet_spawn(function, **arguments))
+
+
+def start(function: Callable[[], object]) -> Callable[[float], object]:
+    """Call *function* beside the caller, in a thread or a task; returns what waits for its end, for some seconds."""
+    if in_greenlet():
+        task = asyncio.get_running_loop().create_task(greenlet_spawn(function))
+        return lambda timeout_s: await_only(asyncio.wait_for(task, timeout_s))
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread.join
 
 
 def run(maker: Any, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -60,6 +72,11 @@ def _of_asyncio(maker: Any) -> Any:
 def create_engine(kit: Kit, *args: Any, **options: Any) -> sqlalchemy.Engine:
     """An engine in the form of *kit*."""
     if kit.in_greenlet:
+        kind = options.get("poolclass")
+        if kind is pool.QueuePool:
+            options["poolclass"] = pool.AsyncAdaptedQueuePool
+        elif kind is not None and issubclass(kind, (pool.QueuePool, pool.SingletonThreadPool)):
+            pytest.skip(f"{kind.__name__} is for threads")
         return create_async_engine(*args, **options).sync_engine
     return sqlalchemy.create_engine(*args, **options)
 

@@ -11,7 +11,8 @@ from sqlalchemy.engine import URL, make_url
 
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
-from tests.engines import on_each_engine
+from tests.engines import Kit, on_each_engine
+from tests.greenlets import create_engine, end
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,16 +29,16 @@ def url(pair: Pair, deployment: Deployment) -> URL:
 
 
 @pytest.fixture
-def make_engine(url: URL) -> Iterator[Callable[..., Any]]:
+def make_engine(kit: Kit, url: URL) -> Iterator[Callable[..., Any]]:
     """Makes engines, of another *url* perhaps; keywords that begin with ``bg_`` go into it, others to create_engine."""
     made: list[sqlalchemy.Engine] = []
 
     def make(url: URL = url, **options: Any) -> sqlalchemy.Engine:
         bg = {name: str(options.pop(name)) for name in [*options] if name.startswith("bg_")}
-        engine = sqlalchemy.create_engine(url.update_query_dict(bg), **options)
+        engine = create_engine(kit, url.update_query_dict(bg), **options)
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
-        engine.dispose()
+        end(kit, engine)

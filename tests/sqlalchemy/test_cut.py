@@ -26,6 +26,8 @@ from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
+ASYNCIO = True
+
 MakeEngine = Callable[..., sqlalchemy.Engine]
 
 INSERT = text("INSERT INTO ledger (worker, thread, n) VALUES (55, 5, :n)")
@@ -53,7 +55,7 @@ def where(kit: Kit, connection: sqlalchemy.Connection) -> str:
 
 def wait_cut(connection: sqlalchemy.Connection) -> None:
     """Wait until the connection was cut at its socket."""
-    drivers: Any = connection.connection.dbapi_connection
+    drivers: Any = connection.connection.driver_connection
     deadline = time.monotonic() + 5
     while not drivers.bgpool_cut:
         assert time.monotonic() < deadline
@@ -218,6 +220,7 @@ def test_a_transaction_may_end_in_the_grace(
     assert [row.key[2] for row in ledger.read(pair.blue) if row.key[0] == 55 and row.key[2] in (6, 7)] == [6, 7]
 
 
+@pytest.mark.threads_alone  # see test_asyncio
 # psycopg's cursor, which SQLAlchemy does not close where its connection is lost.
 @pytest.mark.filterwarnings("ignore:.*ServerCursor:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,11 @@ from bgpool.lab import Pair
 from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.greenlets import start
 
 pytestmark = pytest.mark.lab
+
+ASYNCIO = True
 
 
 def where(kit: Kit, connection: sqlalchemy.Connection) -> str:
@@ -37,14 +39,12 @@ def test_held_callers_take_no_slot_and_go_on_to_green(
         with engine.connect() as connection:
             found.append(where(kit, connection))
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+    joins = [start(ask) for _ in range(3)]
     deployment.wait_held(3)
     assert engine.pool.checkedout() == 0
     deployment.release()
-    for thread in threads:
-        thread.join()
+    for join in joins:
+        join(20)
     assert found == [pair.green.address] * 3
     with engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
@@ -79,9 +79,8 @@ def test_an_operators_hold_keeps_the_connections(
         with engine.connect() as connection:
             found.append(kit.session(connection.connection.dbapi_connection))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
+    join = start(ask)
     deployment.wait_held(1)
     deployment.tell(ordered(Order.RELEASE))
-    thread.join()
+    join(20)
     assert found == [before]

@@ -15,10 +15,11 @@ from sqlalchemy.exc import OperationalError
 from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
 from bgpool.lab import Pair
-from bgpool.testing import Deployment
 from tests.engines import Kit
 
 pytestmark = pytest.mark.lab
+
+ASYNCIO = True
 
 MakeEngine = Callable[..., sqlalchemy.Engine]
 
@@ -42,7 +43,8 @@ def test_a_listener_makes_the_password(make_engine: MakeEngine, url: URL, pair: 
 
 def test_a_connection_of_a_listeners_own_is_refused(make_engine: MakeEngine, kit: Kit, pair: Pair) -> None:
     engine = make_engine()
-    own = kit.connect(pair)
+    dsn = pair.direct_dsn(pair.blue)
+    own = engine.dialect.loaded_dbapi.connect(dsn) if kit.in_greenlet else kit.connect(pair)
     event.listen(engine, "do_connect", lambda *_: own)
     with pytest.raises(ConfigurationError, match="do_connect listener"), engine.connect():
         pass
@@ -115,11 +117,6 @@ def test_the_dialect_is_the_drivers_to_libraries_and_hides_the_password(
     assert isinstance(engine.dialect, type(plain.dialect))
     assert pair.app_password not in repr(engine)
     assert pair.app_password not in repr(engine.dialect.bgpool_connector)  # type: ignore[attr-defined]  # ours
-
-
-def test_there_is_no_asyncio_yet(url: URL, deployment: Deployment) -> None:  # noqa:ARG001  # where the URL leads
-    with pytest.raises(ConfigurationError, match="no asyncio support yet"):
-        url._get_entrypoint().get_async_dialect_cls(url)
 
 
 def test_a_refused_login_is_the_drivers_own_error(make_engine: MakeEngine, url: URL, kit: Kit) -> None:

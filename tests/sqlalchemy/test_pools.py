@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,11 @@ from bgpool.errors import GreenHostRejected, SwitchoverHoldTimeout
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.greenlets import start
 
 pytestmark = pytest.mark.lab
+
+ASYNCIO = True
 
 MakeEngine = Callable[..., sqlalchemy.Engine]
 
@@ -36,16 +38,15 @@ def where(kit: Kit, engine: sqlalchemy.Engine) -> str:
         return kit.where(connection.connection.dbapi_connection)
 
 
-class Caller(threading.Thread):
-    """Checks out a connection in a thread of its own, and notes what came of it, and when."""
+class Caller:
+    """Checks out a connection in a thread or task of its own, and notes what came of it, and when."""
 
     def __init__(self, kit: Kit, engine: sqlalchemy.Engine) -> None:
-        super().__init__()
         self._kit, self._engine = kit, engine
         self.began = time.monotonic()
-        self.start()
+        self._join = start(self._run)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
             self.found: Any = where(self._kit, self._engine)
         except Exception as error:
@@ -53,7 +54,7 @@ class Caller(threading.Thread):
         self.took_s = time.monotonic() - self.began
 
     def result(self) -> Any:
-        self.join(20)
+        self._join(20)
         return self.found
 
 
@@ -253,8 +254,8 @@ def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
     engine = make_engine(bg_drain_timeout_ms=5000)
     busy, other = engine.connect(), engine.connect()
     kit.write(busy.connection.dbapi_connection)
-    using: Any = busy.connection.dbapi_connection
-    idle: Any = other.connection.dbapi_connection
+    using: Any = busy.connection.driver_connection
+    idle: Any = other.connection.driver_connection
     other.close()
     deployment.phase(Phase.IN_PROGRESS)
     deadline = time.monotonic() + 4.5
@@ -273,7 +274,7 @@ def test_who_shares_a_static_pools_connection_has_the_grace(
     one, other = engine.connect(), engine.connect()
     other.close()
     kit.write(one.connection.dbapi_connection)
-    using: Any = one.connection.dbapi_connection
+    using: Any = one.connection.driver_connection
     deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.2)
     assert not using.bgpool_cut

@@ -87,8 +87,15 @@ class BgpoolDialect(_Base):
         """
         for name, given in (("creator", creator), ("pool", pool)):
             if given is not None:
+                call = f"create_engine({name}=…)"
+                if self.is_async:
+                    call = (
+                        "create_async_engine(async_creator=…)"
+                        if name == "creator"
+                        else f"create_async_engine({name}=…)"
+                    )
                 raise ConfigurationError(
-                    f"create_engine({name}=…) makes the connections itself, so that +bgpool cannot: {_INSTEAD[name]}"
+                    f"{call} makes the connections itself, so that +bgpool cannot: {_INSTEAD[name]}"
                 )
         self._connect_args: Final = dict(connect_args or {})
         self._static: Mapping[str, Any] = {}
