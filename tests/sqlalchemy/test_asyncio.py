@@ -469,4 +469,6 @@ def test_without_greenlet() -> None:
         "except ImportError as error: print('greenlet' in str(error))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+    # SQLAlchemy 2.0 says it later, when it is used.
+    said = "" if sqlalchemy.__version__.startswith("2.0.") else "True\n"
+    assert (done.stdout, done.returncode) == (said, 0), done.stderr

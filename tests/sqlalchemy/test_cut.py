@@ -205,19 +205,20 @@ def test_a_transaction_that_is_cut_and_left_is_no_error_in_the_log(
 def test_a_transaction_may_end_in_the_grace(
     kit: Kit, pair: Pair, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
+    n = 106 if kit.in_greenlet else 6
     engine = make_engine(bg_drain_timeout_ms=5000)
     with engine.begin() as connection:
-        connection.execute(INSERT, {"n": 6})
+        connection.execute(INSERT, {"n": n})
         deployment.phase(Phase.IN_PROGRESS)
         time.sleep(0.1)
         with pytest.raises(IntegrityError) as caught, connection.begin_nested():
-            connection.execute(INSERT, {"n": 6})
+            connection.execute(INSERT, {"n": n})
             connection.execute(text("INSERT INTO ledger (worker, thread, n) VALUES (55, 5, NULL)"))
         assert not caught.value.connection_invalidated
-        connection.execute(INSERT, {"n": 7})
+        connection.execute(INSERT, {"n": n + 1})
         assert where(kit, connection) == pair.blue.address
     deployment.release()
-    assert [row.key[2] for row in ledger.read(pair.blue) if row.key[0] == 55 and row.key[2] in (6, 7)] == [6, 7]
+    assert [row.key[2] for row in ledger.read(pair.blue) if row.key[0] == 55 and row.key[2] in (n, n + 1)] == [n, n + 1]
 
 
 @pytest.mark.threads_alone  # see test_asyncio

@@ -15,7 +15,8 @@ import pymysql.cursors
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import Pool
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 
 import bgpool.auth
 from bgpool.dsn import Dsn, parse
@@ -324,7 +325,9 @@ def test_commands_take_the_url_of_an_engine(url: str, host: str, proved: bool) -
 @pytest.mark.parametrize("kind", GATED)
 def test_a_pool_logs_under_the_name_of_sqlalchemys(kind: type[Pool]) -> None:
     """Seen: after dispose() or a fork, lines of ``sqlalchemy.pool`` came from a logger of bgpool's."""
-    engine, plain = (create_engine(url, poolclass=kind) for url in (PG, PG.replace("+bgpool", "+psycopg")))
+    make: Any = create_async_engine if kind is AsyncAdaptedQueuePool else create_engine
+    engine, plain = (make(url, poolclass=kind) for url in (PG, PG.replace("+bgpool", "+psycopg")))
+    engine, plain = getattr(engine, "sync_engine", engine), getattr(plain, "sync_engine", plain)
     for _ in range(2):
         assert engine.pool.logger is plain.pool.logger
         engine.dispose()
