@@ -29,7 +29,7 @@ from bgpool.integrations.sqlalchemy.units import (
 )
 from bgpool.pools.units import awaitable
 
-__all__ = ["AsyncWorks", "arun", "awaited"]
+__all__ = ["AsyncWorks", "arun"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -66,20 +66,7 @@ async def arun(
     """
     check_arguments("arun", fn, timeout)
 
-    def call(work: Any) -> R:
-        result: R = awaited(fn, fn(work, *args))
-        return result
-
-    return await Runner(AsyncWorks(maker), call, timeout, idempotent=idempotent).arun()
-
-
-def awaited(fn: Callable[..., object], result: object) -> Any:
-    """The *result* of *fn*, awaited, for a caller in a greenlet.
-
-    Raises:
-        TypeError: It cannot be.
-    """
-    return await_only(awaitable(fn, result))
+    return await Runner[R](AsyncWorks(maker), fn, args, timeout, idempotent=idempotent).arun()
 
 
 class AsyncWorks(Works):
@@ -94,6 +81,14 @@ class AsyncWorks(Works):
     async def spawn(self, function: Callable[..., T], *args: Any) -> T:
         """As Works says; in a greenlet."""
         return await greenlet_spawn(function, *args)
+
+    def result(self, fn: Callable[..., object], returned: Any) -> Any:
+        """As Works says; awaited, in a greenlet.
+
+        Raises:
+            TypeError: It cannot be.
+        """
+        return await_only(awaitable(fn, returned))
 
     def engine(self) -> Engine:
         """As Works says."""

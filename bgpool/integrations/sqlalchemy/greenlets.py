@@ -24,17 +24,14 @@ __all__ = ["PSYCOPG", "GreenletConnector", "GreenletPostgresConnector"]
 C = TypeVar("C")
 
 
-class _Waits:
+class _Waits(LoopWaits):
     """Waits of tasks, for code that is in a greenlet of SQLAlchemy's."""
 
     finish = staticmethod(await_only)
 
     def __init__(self, loops: LoopWaits) -> None:
-        self.sleep: Final = loops.sleep
-        self.changed: Final = loops.changed
-        self.call: Final = loops.call
-        self.wake: Final = loops.wake
-        self.turns: Final = loops.turns
+        """Those of *loops*: who wakes them wakes these."""
+        self.__dict__ = loops.__dict__
 
 
 class GreenletConnector(AsyncConnector[C]):

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from sqlalchemy import Connection, Engine
@@ -84,7 +84,7 @@ def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = 
     Source: docs/units-of-work.md.
     """
     check_arguments("run", fn, timeout)
-    return Runner(Works(maker), lambda work: plain(fn, fn(work, *args)), timeout, idempotent=idempotent).run()
+    return Runner(Works(maker), fn, args, timeout, idempotent=idempotent).run()
 
 
 @overload
@@ -118,38 +118,34 @@ def transactional(maker: Any, *, timeout: float | None = None, idempotent: bool 
     (FastAPI, Typer) see none. With an async_sessionmaker, an async_scoped_session or an AsyncEngine it is a coroutine
     function, and stays one. Arguments and errors are those of run, or arun.
     """
-    check_arguments("transactional", len, timeout)
-    if is_async(maker):
-        from bgpool.integrations.sqlalchemy.async_units import AsyncWorks, awaited  # it needs greenlet
-
-        of_tasks = AsyncWorks(maker)
-
-        def decorate_async(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-            @functools.wraps(fn)
-            async def unit(*args: Any, **kwargs: Any) -> Any:
-                def call(work: Any) -> Any:
-                    return awaited(fn, fn(work, *args, **kwargs))
-
-                return await Runner(of_tasks, call, timeout, idempotent=idempotent).arun()
-
-            hide_connection(unit, fn)
-            return unit
-
-        return decorate_async
-    works = Works(maker)
+    works = _works_of(maker)
+    check_arguments("transactional", works.result, timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def runner(args: Any, kwargs: Any) -> Runner[Any]:
+            return Runner(works, functools.partial(fn, **kwargs), args, timeout, idempotent=idempotent)
+
         @functools.wraps(fn)
         def unit(*args: Any, **kwargs: Any) -> Any:
-            def call(work: Any) -> Any:
-                return plain(fn, fn(work, *args, **kwargs))
+            return runner(args, kwargs).run()
 
-            return Runner(works, call, timeout, idempotent=idempotent).run()
+        @functools.wraps(fn)
+        async def aunit(*args: Any, **kwargs: Any) -> Any:
+            return await runner(args, kwargs).arun()
 
-        hide_connection(unit, fn)
-        return unit
+        made = aunit if is_async(maker) else unit
+        hide_connection(made, fn)
+        return made
 
     return decorate
+
+
+def _works_of(maker: Any) -> Works:
+    if not is_async(maker):
+        return Works(maker)
+    from bgpool.integrations.sqlalchemy.async_units import AsyncWorks  # not before there is one: it needs greenlet
+
+    return AsyncWorks(maker)
 
 
 class Works:
@@ -172,6 +168,14 @@ class Works:
     async def spawn(self, function: Callable[..., T], *args: Any) -> T:
         """What *function* returns."""
         return function(*args)
+
+    def result(self, fn: Callable[..., object], returned: Any) -> Any:
+        """The result of *fn*, which has *returned* that.
+
+        Raises:
+            TypeError: It is to be awaited, or iterated over.
+        """
+        return plain(fn, returned)
 
     def engine(self) -> Engine:
         """The engine of the sessions; the default one."""
@@ -204,10 +208,19 @@ class Works:
 class Runner(Generic[R]):
     """One unit of work, with what it needs of SQLAlchemy."""
 
-    def __init__(self, works: Works, call: Callable[[Any], R], timeout: float | None, *, idempotent: bool) -> None:
-        """A unit that calls *call* with what *works* opens; the others as run has them."""
+    def __init__(
+        self,
+        works: Works,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        timeout: float | None,
+        *,
+        idempotent: bool,
+    ) -> None:
+        """A unit that calls *fn* with what *works* opens, and *args*; the others as run has them."""
         self._works: Final = works
-        self._call: Final = call
+        self._fn: Final = fn
+        self._args: Final = args
         self._engine: Final = works.engine()
         self._connector: Final = _connector_of(self._engine)
         self._timeout: Final = timeout
@@ -267,7 +280,7 @@ class Runner(Generic[R]):
             with self._works.open() as (work, given):
                 self._work = work
                 attempt = Attempt(unit, self._connector, work, self._inserted)
-                result: R = attempt.make(lambda _work: self._call(given))
+                result: R = attempt.make(lambda _work: self._works.result(self._fn, self._fn(given, *self._args)))
         except DBAPIError as error:
             if unit.is_applied or not isinstance(error.orig, unit.driver_error):
                 raise
