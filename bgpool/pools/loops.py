@@ -124,15 +124,6 @@ class LoopWaits:
         task: Any = asyncio.current_task(running_loop())
         return task.cancelling() if sys.version_info >= (3, 11) and task is not None else 0
 
-    def heed_cancels(self, before: int) -> None:
-        """As Waits says.
-
-        Raises:
-            CancelledError: It has been.
-        """
-        if self.cancels() > before:
-            raise asyncio.CancelledError
-
 
 class LoopTurns:
     """Turns for the tasks of one loop, given in the order in which they were asked for."""

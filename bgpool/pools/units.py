@@ -157,7 +157,6 @@ class Unit(ABC, Generic[C, R]):
         """
         pause_s = UNIT_PAUSE_S
         for attempt in range(1, UNIT_ATTEMPTS + 1):
-            last = attempt == UNIT_ATTEMPTS
             if attempt > 1:
                 self._reset()
             self._takes_part = self._gate.takes_part() or self._takes_part
@@ -166,6 +165,8 @@ class Unit(ABC, Generic[C, R]):
             except self.driver_error as error:
                 if self.is_applied:
                     raise
+                # Who is told to end is not served again, though the function may have caught that.
+                last = attempt == UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
                 if self._doubt and self.was_cut(error):
                     outcome = await self.afind_out()
                     if outcome is Outcome.COMMITTED:
@@ -184,7 +185,6 @@ class Unit(ABC, Generic[C, R]):
                     raise
                 self._gate.tally.repeat(error)
             await self._waits.sleep(min(pause_s, self.left_s()))
-            self._waits.heed_cancels(self._cancels)
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
 
@@ -218,10 +218,8 @@ class Unit(ABC, Generic[C, R]):
         """The function returned *result*, and COMMIT is sent next.
 
         Raises:
-            CancelledError: The task was cancelled, and the function has caught that.
             Exception: The driver's, or bgpool's own: there is no transaction to be committed.
         """
-        self._waits.heed_cancels(self._cancels)
         self._result = result
         self.check(connection)
         self.leave(connection)

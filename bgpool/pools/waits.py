@@ -66,10 +66,6 @@ class Waits(Protocol):
         """How often the caller has been told to end, and has not been called off; 0 where nobody can do that."""
         ...
 
-    def heed_cancels(self, before: int) -> None:
-        """End the caller, if it has been told to end more often than *before*, whoever has caught that."""
-        ...
-
 
 def finish(steps: Coroutine[Any, Any, T], /) -> T:
     """The result of *steps*, none of whose waits gives way to an event loop: they end at the first step."""
@@ -127,9 +123,6 @@ class Blocking:
     def cancels(self) -> int:
         """As Waits says."""
         return 0
-
-    def heed_cancels(self, before: int) -> None:
-        """As Waits says."""
 
 
 class _BlockingTurns:

@@ -148,6 +148,17 @@ async def unit_run_again(stage: Stage) -> Any:
     return await stage.pool.run(stage.work)
 
 
+async def interrupted_unit(stage: Stage) -> Any:
+    """Its transaction is cut in a switchover, and it is run again."""
+
+    async def work(connection: Any) -> int:
+        if not stage.scene.calls:
+            connection.bgpool_generation.cut()
+        return await stage.work(connection)
+
+    return await stage.pool.run(work)
+
+
 async def queue(stage: Stage) -> None:
     """Another task has the connection, and gives it back."""
     taken = await stage.pool.getconn()
@@ -215,8 +226,8 @@ async def closed_while_held(stage: Stage) -> None:
 
 OPERATIONS: list[Operation] = [
     block, failing_block, blocks_in_a_block, results_left_in_the_middle, by_hand, closed_by_hand, refused_and_closed,
-    refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, queue, queue_in_vain, drained, held, held_in_vain,
-    held_with_a_connection,
+    refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, interrupted_unit, queue, queue_in_vain, drained,
+    held, held_in_vain, held_with_a_connection,
 ]  # fmt: skip
 OF_A_POOL: list[Operation] = [first_checkout, closed_while_held]
 
@@ -237,7 +248,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("operation", "how"), _ways(OPERATIONS, {queue, unit, held, held_with_a_connection}))
+@pytest.mark.parametrize(
+    ("operation", "how"), _ways(OPERATIONS, {queue, interrupted_unit, held, held_with_a_connection})
+)
 def test_a_cancelled_operation_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
 ) -> None:

@@ -14,6 +14,7 @@ import psycopg
 from bgpool.core.limits import CANCEL_TIMEOUT_S, POLL_INTERVAL_S
 from bgpool.pools.fork import keep_forever
 from bgpool.pools.loops import begin, whole
+from bgpool.pools.postgres.classify import clears_up
 from bgpool.pools.postgres.connection import SwitchoverAware
 
 if TYPE_CHECKING:
@@ -42,13 +43,36 @@ class AsyncAware(SwitchoverAware, _Base):
         if not generation.live[0]:
             await self._before_sending(gen, generation)
         self._note_sending(gen)
+        limit = self._limit(gen)
         try:
             return await super().wait(gen, *args, **kwargs)
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and not self.bgpool_cut and not self.bgpool_is_open:
+                # For want of an answer to that; no switchover has cut it.
+                self._closed = True
             explained = await self._explained(gen, error, generation)
             if explained is error:
                 raise
             raise explained from error
+        finally:
+            if limit is not None:
+                limit.cancel()
+
+    def _limit(self, gen: Generator[Any, Any, Any]) -> asyncio.TimerHandle | None:
+        """Limit the time of *gen* where it only clears up after a task that was cancelled, or for the pool.
+
+        A server that is silent would be waited for by a caller who is to end. Without an answer the connection is cut,
+        which ends the transaction as well.
+        """
+        if self.bgpool_lent and not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            return None
+        if not clears_up(gen):
+            return None
+        return asyncio.get_running_loop().call_later(CANCEL_TIMEOUT_S, self._cut)
+
+    def _cut(self) -> None:
+        if self.bgpool_is_open:
+            self.bgpool_generation.cut(lambda member: member is self)
 
     async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
         """As SwitchoverAware says."""

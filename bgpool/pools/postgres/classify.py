@@ -192,6 +192,15 @@ def ends(gen: Gen) -> bool:
     return text is None or _ends(text)
 
 
+def clears_up(gen: Gen) -> bool:
+    """Whether *gen* only ends what was begun, and commits nothing: a transaction or a block in one, a pipeline."""
+    kind = _kind(gen)
+    if kind is Kind.END_OF_BLOCK:
+        frame = gen.gi_frame
+        return frame is not None and bool(frame.f_locals.get("exc_val"))
+    return kind in (Kind.ROLLBACK, Kind.PIPELINE) or gen.__qualname__ == "ServerCursorMixin._close_gen"
+
+
 def _ends(text: str) -> bool:
     # The search takes 0.1 µs for each character, and inserts of many rows are long.
     small = text.lower()

@@ -1,0 +1,192 @@
+"""How long a cancelled caller waits until it goes on, also where the server is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bgpool.core.events import Resolved
+from bgpool.core.limits import CANCEL_TIMEOUT_S
+from bgpool.core.phase import Phase, Role
+from bgpool.lab import Pair
+from bgpool.lab.ledger import INSERT_SQL
+from bgpool.monitor.probe import now
+from bgpool.pools.postgres.async_pool import AsyncPool
+from bgpool.testing import Deployment
+from tests.pools.cancelling import new_pool, quiet
+
+pytestmark = pytest.mark.lab
+
+#: What a turn of a busy loop may take.
+AT_ONCE_S = 0.05
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture
+def make(postgres_pair: Pair, deployment: Deployment) -> Iterator[Callable[..., AsyncPool]]:
+    """Makes pools of one connection."""
+    yield lambda **options: new_pool(postgres_pair, deployment.run_dir, **options)
+    # What was cut goes on sleeping.
+    postgres_pair.blue.cut_clients()
+
+
+async def _cancelled(steps: Awaitable[Any], after_s: float, meanwhile: Callable[[], object] = lambda: None) -> float:
+    """How long *steps*, which are cancelled *after_s* seconds, and *meanwhile* called then, took to end after that."""
+    task = asyncio.ensure_future(steps)
+    await asyncio.sleep(after_s)
+    assert not task.done()
+    began = time.monotonic()
+    task.cancel()
+    meanwhile()
+    await asyncio.wait({task}, timeout=15)
+    assert task.cancelled()
+    return time.monotonic() - began
+
+
+async def _sleep(pool: AsyncPool) -> None:
+    async with pool.connection() as connection:
+        await connection.execute("SELECT pg_sleep(20)")
+
+
+async def _idle(pool: AsyncPool) -> None:
+    async with pool.connection() as connection:
+        await connection.execute(INSERT_SQL, (97, 0, 0))
+        await asyncio.sleep(20)
+
+
+async def _idle_unit(pool: AsyncPool) -> None:
+    async def work(connection: Any) -> None:
+        await connection.execute(INSERT_SQL, (97, 0, 0))
+        await asyncio.sleep(20)
+
+    await pool.run(work)
+
+
+async def _idle_by_hand(pool: AsyncPool) -> None:
+    connection = await pool.getconn()
+    try:
+        await connection.execute(INSERT_SQL, (97, 0, 0))
+        await asyncio.sleep(20)
+    finally:
+        await pool.putconn(connection)
+
+
+async def _commit(pool: AsyncPool) -> None:
+    async def work(connection: Any) -> None:
+        await connection.execute("CREATE TEMP TABLE slow (n int)")
+        await connection.execute(
+            "CREATE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); "
+            "RETURN NULL; END $$"
+        )
+        await connection.execute(
+            "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+            "EXECUTE FUNCTION pg_temp.wait()"
+        )
+        await connection.execute("INSERT INTO slow VALUES (1)")
+
+    await pool.run(work)
+
+
+def test_a_held_caller_goes_on_at_once(make: Callable[..., AsyncPool], deployment: Deployment, told: Any) -> None:
+    async def main() -> float:
+        async with make() as pool:
+            deployment.phase(Phase.IN_PROGRESS)
+            return await _cancelled(_sleep(pool), 0.02)
+
+    took_s = asyncio.run(main())
+    told("held", took_s)
+    assert took_s < AT_ONCE_S
+
+
+def test_a_caller_in_the_queue_goes_on_at_once(make: Callable[..., AsyncPool], told: Any) -> None:
+    async def main() -> float:
+        async with make() as pool, pool.connection():
+            return await _cancelled(_sleep(pool), 0.02)
+
+    took_s = asyncio.run(main())
+    told("in the queue", took_s)
+    assert took_s < AT_ONCE_S
+
+
+def test_a_caller_goes_on_at_once_while_a_connection_is_opened_to_a_silent_server(
+    make: Callable[..., AsyncPool], postgres_pair: Pair, deployment: Deployment, told: Any
+) -> None:
+    address = postgres_pair.blue.address.rsplit(".", 1)[0] + ".98"
+    blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
+
+    async def main() -> float:
+        async with make() as pool:
+            return await _cancelled(_sleep(pool), 0.02)
+
+    with socket.create_server((address, postgres_pair.port)):
+        deployment.tell(Resolved(now(), {blue: (address,)}))
+        deployment.phase(Phase.PREPARATION)
+        took_s = asyncio.run(main())
+    told("connecting to a silent server", took_s)
+    assert took_s < AT_ONCE_S
+
+
+def test_a_statement_is_cancelled_by_a_server_that_works(make: Callable[..., AsyncPool], told: Any) -> None:
+    async def main() -> float:
+        async with make() as pool:
+            return await _cancelled(_sleep(pool), 0.1)
+
+    took_s = asyncio.run(main())
+    told("statement on a server that works", took_s)
+    assert took_s < 0.2
+
+
+@pytest.mark.parametrize(
+    "use",
+    [_sleep, _idle_by_hand, *(pytest.param(use, marks=pytest.mark.full) for use in (_idle, _idle_unit, _commit))],
+)
+def test_a_silent_server_is_not_waited_for(
+    make: Callable[..., AsyncPool], postgres_pair: Pair, told: Any, use: Callable[[AsyncPool], Awaitable[None]]
+) -> None:
+    """psycopg gives it 5 s to cancel the statement and as long to end it, and waits for its ROLLBACK for ever."""
+
+    async def main() -> float:
+        async with make() as pool:
+            try:
+                return await _cancelled(use(pool), 0.1, postgres_pair.blue.freeze)
+            finally:
+                postgres_pair.blue.thaw()
+
+    took_s = asyncio.run(main())
+    told(f"{use.__name__} on a silent server", took_s)
+    assert took_s < CANCEL_TIMEOUT_S + 0.3
+
+
+def test_a_cut_ends_the_wait(
+    make: Callable[..., AsyncPool], postgres_pair: Pair, deployment: Deployment, told: Any
+) -> None:
+    async def main() -> float:
+        async with make(bg_drain_timeout_ms=200) as pool:
+            try:
+                return await _cancelled(_sleep(pool), 0.1, silent)
+            finally:
+                postgres_pair.blue.thaw()
+
+    def silent() -> None:
+        postgres_pair.blue.freeze()
+        deployment.phase(Phase.IN_PROGRESS)
+
+    took_s = asyncio.run(main())
+    told("statement on a silent server, cut after 0.2 s", took_s)
+    assert 0.15 < took_s < 0.2 + 0.15
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Prints a figure in the summary."""
+    return lambda what, took_s: record_property("told", f"cancelled: {what}: {1000 * took_s:.1f} ms")

@@ -1,0 +1,278 @@
+"""What cancels a task (a limit of time, a group whose other task fails, anyio), and what a function does with that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import psycopg
+import pytest
+import uvloop
+
+from bgpool.core.phase import Phase
+from bgpool.errors import SwitchoverInterrupted
+from bgpool.lab import Pair
+from bgpool.lab.ledger import INSERT_SQL
+from bgpool.pools.postgres.async_pool import AsyncPool
+from bgpool.testing import Deployment
+from tests.pools.cancelling import Scene, new_pool, quiet
+
+pytestmark = pytest.mark.lab
+
+Enter = Callable[..., AbstractAsyncContextManager[Scene]]
+Limit = Callable[[float, Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]]
+
+SLEEP = "SELECT pg_sleep(20)"
+RUN = [pytest.param(asyncio.run, id="asyncio"), pytest.param(uvloop.run, id="uvloop")]
+needs_groups = pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no TaskGroup and no timeout")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture
+def enter(postgres_pair: Pair, deployment: Deployment) -> Enter:
+    """Enters a scene whose pool has one connection, which is as it was at the end."""
+
+    @contextlib.asynccontextmanager
+    async def scene() -> Any:
+        pool = new_pool(postgres_pair, deployment.run_dir)
+        with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
+            async with pool:
+                # What a process has once it has seen a switchover.
+                deployment.phase(Phase.IN_PROGRESS)
+                await asyncio.sleep(0.05)
+                deployment.roll_back()
+                async with pool.connection() as connection:
+                    await connection.execute("SELECT 1")
+                scene = Scene(postgres_pair, pool, monitor)
+                scene.next()
+                yield scene
+                await scene.settle()
+
+    return scene
+
+
+def _pool(scene: Scene) -> AsyncPool:
+    assert scene.pool is not None
+    return scene.pool
+
+
+# -- what cancels ----------------------------------------------------------------------------------------------------
+
+
+async def _wait_for(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return await asyncio.wait_for(steps(), limit_s)
+
+
+async def _timeout(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async with cast(Any, asyncio).timeout(limit_s):
+        return await steps()
+
+
+async def _fail_after(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    with anyio.fail_after(limit_s):
+        return await steps()
+
+
+async def _group(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def fail() -> None:
+        await asyncio.sleep(limit_s)
+        raise TimeoutError
+
+    try:
+        async with cast(Any, asyncio).TaskGroup() as group:
+            task = group.create_task(steps())
+            group.create_task(fail())
+    except Exception as group_error:
+        assert task.cancelled()
+        errors: Any = group_error
+        raise errors.exceptions[0] from None
+
+
+async def _anyio_group(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async with anyio.create_task_group() as group:
+        group.start_soon(steps)
+        await asyncio.sleep(limit_s)
+        group.cancel_scope.cancel()
+    raise TimeoutError
+
+
+LIMITS = [
+    _wait_for,
+    pytest.param(_timeout, marks=needs_groups),
+    _fail_after,
+    pytest.param(_group, marks=needs_groups),
+    _anyio_group,
+]
+
+
+@pytest.mark.parametrize("run", RUN)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_caller_that_runs_into_a_limit_leaves_nothing(
+    enter: Enter, deployment: Deployment, limit: Limit, run: Callable[..., Any]
+) -> None:
+    async def main() -> None:
+        async with enter() as scene:
+            pool = _pool(scene)
+
+            async def work(connection: Any) -> None:
+                scene.calls += 1
+                await connection.execute(INSERT_SQL, scene.key)
+                await connection.execute(SLEEP)
+
+            async def block() -> None:
+                async with pool.connection() as connection:
+                    await work(connection)
+
+            async def unit() -> None:
+                await pool.run(work)
+
+            for steps in (block, unit):
+                with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+                    await limit(0.02, steps)
+                await scene.settle()
+            async with pool.connection():
+                with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+                    await limit(0.02, unit)
+            await scene.settle()
+            deployment.phase(Phase.IN_PROGRESS)
+            for steps in (block, unit):
+                with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+                    await limit(0.02, steps)
+            assert pool.stats().held == 0
+            deployment.roll_back()
+            assert (scene.calls, scene.rows()) == (2, 0)
+
+    run(main())
+
+
+# -- what a function does with it ------------------------------------------------------------------------------------
+
+
+def test_a_unit_whose_function_catches_the_end_of_its_task_is_not_run_again(
+    enter: Enter, deployment: Deployment
+) -> None:
+    """What it has finished is committed: that is its own doing, as on a pool of threads."""
+
+    async def main() -> None:
+        async with enter() as scene:
+
+            async def work(connection: Any, *, is_cut: bool) -> str:
+                scene.calls += 1
+                await connection.execute(INSERT_SQL, scene.key)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(20)
+                if is_cut:
+                    connection.bgpool_generation.cut()
+                await connection.execute("SELECT 1")
+                return "done"
+
+            deployment.phase(Phase.PREPARATION)
+            for is_cut in (False, True):
+                scene.next()
+                task = asyncio.ensure_future(_pool(scene).run(partial(work, is_cut=is_cut)))
+                await asyncio.sleep(0.02)
+                task.cancel()
+                await asyncio.wait({task})
+                assert (scene.calls, scene.rows()) == (1, int(not is_cut))
+                assert is_cut == isinstance(task.exception(), SwitchoverInterrupted)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_whole_or_not_at_all(
+    enter: Enter, limit: Limit
+) -> None:
+    async def main() -> None:
+        async with enter() as scene:
+
+            async def work(connection: Any, *statements: str) -> str:
+                async def wait() -> None:
+                    for sql in statements:
+                        await connection.execute(sql)
+                    await asyncio.sleep(20)
+
+                scene.calls += 1
+                await connection.execute(INSERT_SQL, scene.key)
+                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                    await limit(0.02, wait)
+                return "done"
+
+            # Nothing has happened to its transaction.
+            assert await _pool(scene).run(work) == "done"
+            assert (scene.rows(), scene.calls) == (1, 1)
+            # A statement was cancelled, and with it the transaction.
+            scene.next()
+            with pytest.raises(psycopg.Error) as failed:
+                await _pool(scene).run(work, SLEEP)
+            assert isinstance(failed.value, (psycopg.errors.InFailedSqlTransaction, psycopg.ProgrammingError))
+            assert (scene.rows(), scene.calls) == (0, 1)
+
+    asyncio.run(main())
+
+
+def test_a_shielded_unit_is_committed(enter: Enter) -> None:
+    async def main() -> None:
+        async with enter() as scene:
+
+            async def work(connection: Any) -> str:
+                scene.calls += 1
+                await connection.execute(INSERT_SQL, scene.key)
+                await asyncio.sleep(0.05)
+                return "done"
+
+            unit = asyncio.ensure_future(_pool(scene).run(work))
+
+            async def wait() -> None:
+                await asyncio.shield(unit)
+
+            caller = asyncio.ensure_future(wait())
+            await asyncio.sleep(0.02)
+            caller.cancel()
+            await asyncio.wait({caller})
+            assert caller.cancelled()
+            assert await unit == "done"
+            assert (scene.calls, scene.rows()) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_a_unit_that_is_cancelled_during_its_commit_is_applied_once_or_not_at_all(enter: Enter) -> None:
+    async def main() -> None:
+        async with enter() as scene:
+            slow = (
+                "CREATE TEMP TABLE slow (n int)",
+                "CREATE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$",
+                "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+                "EXECUTE FUNCTION pg_temp.wait()",
+            )
+            async with _pool(scene).connection() as connection:
+                for sql in slow:
+                    await connection.execute(sql)
+
+            async def work(connection: Any) -> None:
+                scene.calls += 1
+                await connection.execute(INSERT_SQL, scene.key)
+                await connection.execute("INSERT INTO slow VALUES (1)")
+
+            task = asyncio.ensure_future(_pool(scene).run(work))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.wait({task})
+            assert task.cancelled()
+            assert scene.calls == 1
+            assert scene.rows() <= 1
+
+    asyncio.run(main())
