@@ -97,6 +97,12 @@ def application(pool: bgpool.AsyncPool) -> FastAPI:
         await conn.execute(WRITE, [n])
         return n
 
+    @app.post("/unit/{n}")
+    @bgpool.transactional(pool)
+    async def write_in_a_unit(conn: psycopg.AsyncConnection, n: int) -> int:
+        await conn.execute(WRITE, [n])
+        return n
+
     @app.post("/refused/{n}")
     async def refuse(n: int, conn: connection) -> None:
         await conn.execute(WRITE, [n])
@@ -141,6 +147,13 @@ class TestConnection:
             assert client.post("/naive/1").status_code == 200
             assert shop.numbers() == [1]
 
+    def test_an_endpoint_may_be_a_unit_of_work(self, shop: Shop) -> None:
+        with shop.client() as client:
+            answer = client.post("/unit/1")
+            assert (answer.status_code, answer.json()) == (200, 1)
+            assert client.post("/unit/1").status_code == 500
+            assert shop.numbers() == [1]
+
     def test_an_error_at_the_commit_is_the_applications(self, shop: Shop) -> None:
         @shop.app.exception_handler(psycopg.errors.UniqueViolation)
         async def conflict(*_: object) -> fastapi.Response:
@@ -183,7 +196,7 @@ class TestConnection:
 class TestSession:
     @pytest.mark.parametrize("n", [1, 13], ids=["refused", "cut"])
     def test_nobody_is_told_that_all_is_well_when_the_commit_failed(self, shop: Shop, dsn: str, n: int) -> None:
-        engine = create_async_engine(dsn.replace("postgresql://", "postgresql+psycopg://"))
+        engine = create_async_engine(dsn.replace("postgresql://", "postgresql+bgpool://"))
         sessions = async_sessionmaker(engine)
 
         @shop.app.post("/session/{n}")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import urllib.parse
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bgpool
@@ -20,6 +21,9 @@ pool = bgpool.get_pool(
     min_size=1,
     max_size=2,
 )
+
+#: For asgi() alone. In the loop's own executor, callers that are held would keep everybody else's waiting.
+threads = ThreadPoolExecutor(8)
 
 if os.environ.get("APP_WARM_UP"):
     # Some ask the database while they load; with a preloading server that is in the master.
@@ -47,10 +51,11 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iter
 
 
 async def asgi(scope: dict[str, Any], _receive: Any, send: Any) -> None:
-    """For uvicorn: a pool that blocks belongs into a thread."""
+    """For uvicorn, with a pool that blocks: in threads for nothing else."""
     if scope["type"] != "http":
         return
-    body = (await asyncio.to_thread(serve, scope["query_string"].decode())).encode()
+    query = scope["query_string"].decode()
+    body = (await asyncio.get_running_loop().run_in_executor(threads, serve, query)).encode()
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,5 +1,6 @@
 """A FastAPI application as users write it: units of work, plain blocks, and an endpoint that needs no database."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -19,10 +20,18 @@ pool = bgpool.get_async_pool(
     bg_resolver=os.environ["APP_RESOLVER"],
     bg_interval_baseline_ms=500,
     bg_interval_increased_ms=500,
-    min_size=2,
-    max_size=8,
 )
 Connection = Annotated[psycopg.AsyncConnection, connection(pool)]
+
+
+async def warm_up() -> None:
+    """Ask the database while the module loads; with a preloading server that is in the master."""
+    async with pool.connection() as conn:
+        await conn.execute("SELECT 1")
+
+
+if os.environ.get("APP_WARM_UP"):
+    asyncio.run(warm_up())
 
 
 @contextlib.asynccontextmanager

@@ -6,12 +6,20 @@ needs no database, which must go on answering.
 
 from __future__ import annotations
 
+import http.client
+import os
 import re
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from benchmarks.switchover_run import QUICK, SCENARIOS, Scenario
+from bgpool import Phase
+from bgpool.lab.ledger import Key
+from bgpool.testing import deployment
 from tests.servers.harness import AsyncServer, Result, Stage
 from tests.servers.played import part
 
@@ -28,8 +36,8 @@ _UVICORN = [
     "--timeout-graceful-shutdown", "5",
 ]  # fmt: skip
 _GUNICORN = [
-    "{bin}/gunicorn", "-b", "127.0.0.1:{port}", "-w", "2", "-k", "asgi", "--graceful-timeout", "5", "--log-level",
-    "warning", "tests.servers.fastapi_app:app",
+    "{bin}/gunicorn", "-c", "python:tests.servers.gunicorn_conf", "-b", "127.0.0.1:{port}", "-w", "2", "-k", "asgi",
+    "--graceful-timeout", "5", "--log-level", "warning", "tests.servers.fastapi_app:app",
 ]  # fmt: skip
 COMMANDS = {
     f"{server}, {loop}": [*command, *options, loop]
@@ -42,10 +50,16 @@ COMMANDS = {
 }
 
 
+#: The master has used the pool, in a loop that is closed, before it forks.
+PRELOADED = "gunicorn asgi, preloaded"
+COMMANDS[PRELOADED] = [*_GUNICORN, "--preload"]
+
+
 def play(scenario: Scenario, *names: str, clients: int = CLIENTS) -> Result:
     with Stage() as stage:
         for name in names:
-            stage.serve(name, COMMANDS[name], AsyncServer)
+            warm = {"APP_WARM_UP": "1"} if name == PRELOADED else {}
+            stage.serve(name, COMMANDS[name], AsyncServer, warm)
         return stage.switch_over(clients, scenario)
 
 
@@ -94,7 +108,7 @@ def assert_good(result: Result, name: str) -> None:
 
 
 class TestSideBySide:
-    NAMES = ("uvicorn, asyncio", "gunicorn asgi, uvloop")
+    NAMES = ("uvicorn, asyncio", PRELOADED)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -108,6 +122,45 @@ class TestSideBySide:
 
 @pytest.mark.full
 @pytest.mark.parametrize("scenario", SCENARIOS[:4], ids=lambda scenario: scenario.name)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != PRELOADED])
 def test_every_scenario(scenario: Scenario, name: str) -> None:
     assert_good(play(scenario, name), name)
+
+
+ENDING = {
+    "uvicorn": [*_UVICORN[:-1], "1"],
+    "gunicorn asgi": [*(word if word != "5" else "1" for word in _GUNICORN)],
+}
+
+
+class Asked(AsyncServer):
+    """Asked for one thing at a time."""
+
+    path = "/ping"
+
+    def path_of(self, _key: Key) -> str:
+        """As WebServer says."""
+        return self.path
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_a_server_ends_in_time_though_a_request_is_held(name: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    own = {"APP_DSN": "postgresql://app@127.0.0.1/app", "APP_RESOLVER": "system", "BGPOOL_RUN_DIR": str(run_dir)}
+    with deployment(run_dir, bg_id="servers") as switchover:
+        switchover.phase(Phase.IN_PROGRESS)
+        server = Asked(1, name, ENDING[name], {**os.environ, **own}, tmp_path / "log")
+        try:
+            server.wait_serving()
+            server.path = "/run"
+            asked = ThreadPoolExecutor(1).submit(server._ask, (1, 1, 1), 30.0)
+            switchover.wait_held(timeout_s=20.0)
+            began_s = time.monotonic()
+            server.tell_to_stop()
+            server.stop()
+            taken_s = time.monotonic() - began_s
+        finally:
+            server.stop()
+    assert server.exit_status in (0, -signal.SIGTERM), server.output
+    assert taken_s < 5.0, server.output
+    assert isinstance(asked.exception(5.0), (OSError, http.client.HTTPException))
