@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from tests.pools.callers import wait_until
 lab = pytest.mark.lab
 slow = pytest.mark.slow
 
-GUNICORN = str(Path(sys.executable).parent / "gunicorn")
+GUNICORN, UVICORN = (str(Path(sys.executable).parent / name) for name in ("gunicorn", "uvicorn"))
 UNUSED = "no caller used a pool during or after the switchover: nothing was shown"
 QUICK: dict[str, Any] = {"scale": 0.5, "warm_up_s": 0.5, "cool_down_s": 0.5}
 
@@ -86,6 +86,11 @@ def web(port: int) -> tuple[str, ...]:
     pytest.importorskip("gunicorn")
     bind = ("-b", f"127.0.0.1:{port}")
     return (GUNICORN, *bind, "-w", "2", "--threads", "2", "--graceful-timeout", "5", "tests.cli.rehearsed_app:wsgi")
+
+
+def asynchronous(port: int) -> tuple[str, ...]:
+    pytest.importorskip("uvicorn")
+    return (UVICORN, "--port", str(port), "--workers", "2", "--no-access-log", "tests.cli.rehearsed_fastapi:app")
 
 
 def rehearsed(plan: Plan, tmp_path: Path, **options: Any) -> Rehearsed:
@@ -170,8 +175,9 @@ def test_mysql(tmp_path: Path, port: int, schema: Path) -> None:
 
 @lab
 @slow
-def test_rollback(tmp_path: Path, port: int, schema: Path) -> None:
-    plan = Plan(web(port), scenario="rollback", sql=schema, url=f"http://localhost:{port}/", **QUICK)
+@pytest.mark.parametrize("server", [pytest.param(web, marks=pytest.mark.full), asynchronous])
+def test_rollback(tmp_path: Path, port: int, schema: Path, server: Callable[[int], tuple[str, ...]]) -> None:
+    plan = Plan(server(port), scenario="rollback", sql=schema, url=f"http://localhost:{port}/", **QUICK)
     report = rehearsed(plan, tmp_path)
     assert report.outcome == "rolled back"
     assert report.events[-1].event == "CREATED (rollback)"
