@@ -123,20 +123,29 @@ def users_of(directory: Path) -> list[str]:
 
 @lab
 @slow
+@pytest.mark.parametrize(
+    ("server", "framework", "says"),
+    [
+        ("gunicorn", "flask", "Listening at"),
+        pytest.param("uvicorn", "fastapi", "Uvicorn running on", marks=pytest.mark.full),
+    ],
+)
 def test_the_rehearsal_that_the_docs_propose(
-    tmp_path: Path, temporary: Path, port: int, environment: dict[str, str]
+    server: str, framework: str, says: str, tmp_path: Path, temporary: Path, port: int, environment: dict[str, str]
 ) -> None:
-    pytest.importorskip("flask")
+    pytest.importorskip(framework)
     page = ROOT / "docs" / "testing.md"
-    files = {block.title: block.text for block in blocks(page) if block.title in ("app.py", "schema.sql")}
+    names = ("app.py", "app_async.py", "schema.sql")
+    files = {block.title: block.text for block in blocks(page) if block.title in names}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     lines = [line for block in blocks(page, "sh") for line in block.text.splitlines()]
-    (line,) = [line for line in lines if line.startswith("bgpool rehearse")]
+    (line,) = [line for line in lines if line.startswith("bgpool rehearse") and f"-- {server}" in line]
     words = shlex.split(line.replace(":8000", f":{port}"))
     command = [*PROGRAM, "rehearse", "--json", "--scale", "0.5", "--warm-up", "0.5", "--cool-down", "0.5", *words[2:]]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    more = {"PATH": path, "GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}", "TMPDIR": str(temporary)}
+    more = {"PATH": path, "TMPDIR": str(temporary)}
+    more |= {"GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{port}", "UVICORN_PORT": str(port)}
     done = subprocess.run(
         command, cwd=tmp_path, env={**environment, **more}, capture_output=True, text=True, timeout=100
     )
@@ -154,7 +163,7 @@ def test_the_rehearsal_that_the_docs_propose(
     assert report["connections_on_green"] > 0
     assert report["connections_on_blue"] == 0
     assert report["monitoring_connections"] == 2
-    assert "Listening at" in done.stderr, "the command's output goes to standard error"
+    assert says in done.stderr, "the command's output goes to standard error"
     assert [path.name for path in (tmp_path / "rehearsal").glob("*.history.json")] == ["1.history.json"]
     assert_nothing_is_left(tmp_path / "rehearsal")
     assert_nothing_is_left(temporary)

@@ -67,6 +67,7 @@ FILES = {
     "test_switchover.py",
     "test_switchover_async.py",
     "app.py",
+    "app_async.py",
     "schema.sql",
     "settings.py",
     "middleware.py",
