@@ -13,7 +13,7 @@ from pymysql.constants import CR
 
 from bgpool.mysql import CUT_CODES, code_of
 
-__all__ = ["first_line", "login_was_refused", "server_refused", "tls_was_refused"]
+__all__ = ["first_line", "login_was_refused", "server_refused", "sqlstate_of", "tls_was_refused"]
 
 #: Errors whose text is about the server. RuntimeError is how PyMySQL says that it needs the package cryptography, and
 #: how Python says that it cannot start a thread.
@@ -21,6 +21,8 @@ _SPEAKING: Final = (psycopg.Error, pymysql.Error, OSError, RuntimeError)
 
 #: MySQL's ER_ACCESS_DENIED_ERROR, and ER_ACCESS_DENIED_NO_PASSWORD_ERROR of both servers.
 _REFUSED_CODES: Final = frozenset({1045, 1698})
+#: The class of SQLSTATEs for a login that is refused. asyncpg tells them; libpq does not.
+_REFUSED_CLASS: Final = "28"
 #: PyMySQL's for a server that was not reached, and of an error that is none of its own.
 _UNREACHED_CODES: Final = CUT_CODES | {0, 2002, 2003, 2005}
 #: No connection, memory or thread is left for this login: too many connections (1040, of one user 1203 and 1226), out
@@ -34,12 +36,18 @@ _FULL_TEXTS: Final = re.compile("too many clients|connection slots|too many conn
 def first_line(error: BaseException) -> str:
     """*error* in one line; of one that might quote anything, a secret included, the kind alone."""
     kind = type(error).__name__
-    if not isinstance(error, _SPEAKING):
+    if not isinstance(error, _SPEAKING) and not sqlstate_of(error):
         return kind
     text = str(error)
     if isinstance(error, pymysql.Error) and len(error.args) == 2:
         kind, text = f"{kind} {error.args[0]}", str(error.args[1])
     return f"{kind}: {text.strip().partition(chr(10))[0]}"
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """The SQLSTATE that *error* of any PostgreSQL driver tells; empty where it tells none."""
+    found = getattr(error, "sqlstate", None)
+    return found if isinstance(found, str) else ""
 
 
 def login_was_refused(error: BaseException) -> bool:
@@ -48,7 +56,7 @@ def login_was_refused(error: BaseException) -> bool:
     libpq tells no SQLSTATE of a connection that failed, and the server's text is in its own language. So on PostgreSQL
     what else fails after the password was sent (no such database, no connection left) counts, too.
     """
-    if code_of(error) in _REFUSED_CODES:
+    if code_of(error) in _REFUSED_CODES or sqlstate_of(error).startswith(_REFUSED_CLASS):
         return True
     failed = error.pgconn if isinstance(error, psycopg.Error) else None
     return failed is not None and failed.status == ConnStatus.BAD and (failed.used_password or failed.needs_password)

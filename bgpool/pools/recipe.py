@@ -238,6 +238,11 @@ class Recipe(ABC):
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
         """A *kind* of error with *text*, in the form of the driver's, that answers for the code of *error*, if any."""
 
+    @property
+    def names_matter(self) -> bool:
+        """Whether a host has to prove its name, or gets a password that is for one name."""
+        return self.dsn.names_matter
+
     # -- connecting ----------------------------------------------------------------------------------------------
 
     async def aconnect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
@@ -333,7 +338,7 @@ class Recipe(ABC):
 
     def _names(self, decision: Decision, address: str) -> list[Names]:
         """The names to try at *address*, those that were right there last first."""
-        if not self.dsn.names_matter:
+        if not self.names_matter:
             return [_OWN]
         last = self.proved.get(address)
         names = names_to_try(decision.names, tokens=self.passwords is not None)

@@ -17,7 +17,8 @@ import bgpool
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
-from bgpool.pools.postgres.classify import JUDGED, commits
+from bgpool.pools.postgres.classify import JUDGED
+from bgpool.pools.postgres.text import commits
 from bgpool.testing import Deployment
 
 MakePool = Callable[..., Pool[Any]]

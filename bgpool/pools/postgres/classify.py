@@ -7,7 +7,6 @@ one that may have committed: a transaction that is wrongly said not to have comm
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from psycopg._connection_base import BaseConnection
 from psycopg.pq import TransactionStatus
 
 from bgpool.pools.doubt import DURING_COMMIT, IN_AUTOCOMMIT, IN_PIPELINE, MAY_COMMIT, NO_DOUBT, PREPARED
+from bgpool.pools.postgres.text import commits, doubt_of_text, ends_transaction, is_harmless
 
 __all__ = [
     "JUDGED",
@@ -27,7 +27,6 @@ __all__ = [
     "Kind",
     "Piped",
     "begins_nothing",
-    "commits",
     "doubt_of",
     "ends",
     "piped_by",
@@ -94,28 +93,6 @@ JUDGED: Final[Mapping[str, Kind]] = {
 #: Every command was answered, and it is known whether a transaction is open.
 SETTLED: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
-#: Where a statement may begin: first of all, behind another one, or behind a comment; blanks and comments of one line.
-_BEGINS: Final = r"(?:\A|;|\*/)(?:\s|--[^\n\r]*[\n\r])*"
-#: A statement, or one of several, that commits; or that rolls back, with more behind it, which then commits by itself.
-#: What only looks like one, in a string or behind a comment, counts as one.
-_COMMITS: Final = re.compile(
-    rf"{_BEGINS}(?:(?:COMMIT|END)\b|PREPARE(?:\s+TRANSACTION\b|\s*(?:--|/\*))|(?:ROLLBACK|ABORT)\b[^;]*;\s*\S)",
-    re.IGNORECASE,
-)
-#: The same in a unit of work, where also the transaction that was rolled back is not the unit's any more.
-_ENDS: Final = re.compile(
-    rf"{_BEGINS}(?:(?:COMMIT|END)\b|PREPARE(?:\s+TRANSACTION\b|\s*(?:--|/\*))"
-    r"|(?:ROLLBACK|ABORT)\b(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b))",
-    re.IGNORECASE,
-)
-_WORDS_OF_ENDS: Final = ("commit", "end", "prepare", "rollback", "abort")
-#: A statement that commits nothing, also in autocommit: it runs neither a user's SQL nor a function of a user's.
-_HARMLESS: Final = re.compile(
-    r"\s*(?:(?:SET|RESET|SHOW|LISTEN|UNLISTEN|BEGIN|START|FETCH|MOVE|CLOSE|DEALLOCATE|DISCARD)\b[^;]*"
-    r"|(?:ROLLBACK|ABORT)(?:\s+(?:WORK|TRANSACTION))?)\s*;?\s*",
-    re.IGNORECASE,
-)
-
 
 class Piped(Enum):
     """What the commands that a pipeline has queued, and that are not all answered, may have committed."""
@@ -155,17 +132,10 @@ def doubt_of(gen: Gen, error: BaseException, *, in_transaction: bool, prepared: 
         return MAY_COMMIT
     if not in_transaction:
         text = _text(gen, error) if kind is Kind.STATEMENT else None
-        return NO_DOUBT if text is not None and _HARMLESS.fullmatch(text) else IN_AUTOCOMMIT
+        return NO_DOUBT if text is not None and is_harmless(text) else IN_AUTOCOMMIT
     if kind is Kind.ONE_STATEMENT:
         return NO_DOUBT
-    return _doubt_of_text(_text(gen, error))
-
-
-def _doubt_of_text(text: str | None) -> str:
-    """The doubt about a statement in a transaction; None is one that cannot be found."""
-    if text is not None and not commits(text):
-        return NO_DOUBT
-    return DURING_COMMIT if text is not None and re.match(r"\s*(?:COMMIT|END)\b", text, re.IGNORECASE) else MAY_COMMIT
+    return doubt_of_text(_text(gen, error))
 
 
 def _doubt_of_end(error: BaseException) -> str:
@@ -176,11 +146,6 @@ def _doubt_of_end(error: BaseException) -> str:
     return DURING_COMMIT if "_commit_gen" in names else PREPARED
 
 
-def commits(text: str) -> bool:
-    """Whether *text*, sent in a transaction, may commit: that transaction, or what comes behind its end."""
-    return _COMMITS.search(text) is not None
-
-
 def ends(gen: Gen) -> bool:
     """Whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
     kind = _kind(gen)
@@ -189,7 +154,7 @@ def ends(gen: Gen) -> bool:
     if kind is not Kind.STATEMENT:
         return kind in (Kind.COMMIT, Kind.ROLLBACK)
     text = _text(gen, None)
-    return text is None or _ends(text)
+    return text is None or ends_transaction(text)
 
 
 def clears_up(gen: Gen) -> bool:
@@ -199,12 +164,6 @@ def clears_up(gen: Gen) -> bool:
         frame = gen.gi_frame
         return frame is not None and bool(frame.f_locals.get("exc_val"))
     return kind in (Kind.ROLLBACK, Kind.PIPELINE) or gen.__qualname__ == "ServerCursorMixin._close_gen"
-
-
-def _ends(text: str) -> bool:
-    # The search takes 0.1 µs for each character, and inserts of many rows are long.
-    small = text.lower()
-    return any(word in small for word in _WORDS_OF_ENDS) and _ENDS.search(text) is not None
 
 
 def begins_nothing(gen: Gen) -> bool:
@@ -274,7 +233,7 @@ def piped_by(gen: Gen, before: Piped, connection: BaseConnection[Any], *, synced
     if kind is Kind.STATEMENT and before is Piped.OPEN:
         text = _text(gen, None)
         if text is not None and not commits(text):
-            return Piped.ENDED if _ends(text) else before
+            return Piped.ENDED if ends_transaction(text) else before
     return Piped.DOUBT
 
 

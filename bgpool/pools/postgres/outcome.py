@@ -9,6 +9,7 @@ what was not cannot hold its commit, which lies further on.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -16,10 +17,20 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.rows import tuple_row
 
+from bgpool.failures import sqlstate_of
 from bgpool.pools.units import Outcome
 from bgpool.pools.waits import settled
 
-__all__ = ["AnyConnection", "Receipt", "lineage_of", "outcome_of", "take_receipt"]
+__all__ = [
+    "LINEAGE",
+    "RECEIPT",
+    "AnyConnection",
+    "Receipt",
+    "lineage_of",
+    "outcome_by",
+    "outcome_of",
+    "take_receipt",
+]
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -43,27 +54,31 @@ class Receipt:
     lineage: str
 
 
-_LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
 # On a replica, which has neither an id nor a place of its own, both are null. The names that begin with txid are those
 # that PostgreSQL 12 has, too. In a savepoint, so that the transaction survives a refusal, and all in one round trip.
-_RECEIPT: Final = """
-    SAVEPOINT bgpool_receipt;
+RECEIPT: Final = """
     SELECT CASE WHEN NOT pg_is_in_recovery() THEN txid_current_if_assigned()::text END,
            CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
-           extract(epoch FROM clock_timestamp())::float8,
-           {lineage};
-    RELEASE SAVEPOINT bgpool_receipt
+           extract(epoch FROM clock_timestamp())::float8
 """
+_RECEIPT: Final = f"SAVEPOINT bgpool_receipt; {RECEIPT}, {{lineage}}; RELEASE SAVEPOINT bgpool_receipt"
 _WITHOUT_LINEAGE: Final = _RECEIPT.format(lineage="NULL")
-_WITH_LINEAGE: Final = _RECEIPT.format(lineage=f"({_LINEAGE})")
+_WITH_LINEAGE: Final = _RECEIPT.format(lineage=f"({LINEAGE})")
 _NO_RECEIPT: Final = "ROLLBACK TO SAVEPOINT bgpool_receipt"
 # A server that was restarted since has replayed other things than the receipt's server wrote.
 _SAME_LIFE: Final = """
     SELECT pg_is_in_recovery(),
-           extract(epoch FROM pg_postmaster_start_time())::float8 < %s,
-           pg_last_wal_replay_lsn() >= %s::pg_lsn
+           extract(epoch FROM pg_postmaster_start_time())::float8 < {}::float8,
+           pg_last_wal_replay_lsn() >= {}::text::pg_lsn
 """
-_STATUS: Final = "SELECT txid_status(%s::bigint)"
+_STATUS: Final = "SELECT txid_status({}::text::bigint)"
+
+#: The class of SQLSTATEs for a value that cannot be.
+_OF_DATA: Final = "22"
+
+#: Asks a server: a query with {} in the place of each parameter, and the parameters; returns the first row.
+Ask: TypeAlias = Callable[..., Awaitable[tuple[Any, ...]]]
 
 
 async def lineage_of(connection: AnyConnection) -> str:
@@ -73,7 +88,7 @@ async def lineage_of(connection: AnyConnection) -> str:
         psycopg.Error: The server refuses to say, or the connection was cut.
     """
     try:
-        return str((await _row(connection, _LINEAGE))[0])
+        return str((await _row(connection, LINEAGE))[0])
     finally:
         if not connection.autocommit and connection.pgconn.status == ConnStatus.OK:
             await settled(connection.rollback())
@@ -106,23 +121,36 @@ async def outcome_of(receipt: Receipt, connection: AnyConnection, *, promoted: b
         psycopg.OperationalError: The connection was cut, or the server is not at its best; ask again.
         psycopg.Error: The server refuses to say.
     """
-    same_server = connection.info.hostaddr == receipt.address
+
+    async def ask(query: str, *params: object) -> tuple[Any, ...]:
+        if query is LINEAGE:
+            return (await lineage_of(connection),)
+        return await _row(connection, query.format(*["%s"] * len(params)), params)
+
+    return await outcome_by(receipt, connection.info.hostaddr, ask, promoted=promoted)
+
+
+async def outcome_by(receipt: Receipt, address: str, ask: Ask, *, promoted: bool) -> Outcome:
+    """As outcome_of, of the server at *address*, by whatever driver *ask* asks it."""
+    same_server = address == receipt.address
     # First what needs no question: a server that was no replica may refuse the one of how far it has replayed.
     if receipt.xid is None or not receipt.lineage or not (same_server or promoted):
         return Outcome.UNKNOWN
-    if await lineage_of(connection) != receipt.lineage:
+    if (await ask(LINEAGE))[0] != receipt.lineage:
         return Outcome.UNKNOWN
     if not same_server:
-        in_recovery, same_life, replayed = await _row(connection, _SAME_LIFE, (receipt.taken_at, receipt.lsn))
+        in_recovery, same_life, replayed = await ask(_SAME_LIFE, receipt.taken_at, receipt.lsn)
         if in_recovery or not same_life or replayed is None:
             return Outcome.UNKNOWN
         if not replayed:
             # The commit is further on in a log of which this server has seen less.
             return Outcome.NOT_COMMITTED
     try:
-        (status,) = await _row(connection, _STATUS, (receipt.xid,))
-    except psycopg.DataError:  # an id of the future
-        return Outcome.UNKNOWN
+        (status,) = await ask(_STATUS, receipt.xid)
+    except Exception as error:
+        if not sqlstate_of(error).startswith(_OF_DATA):
+            raise
+        return Outcome.UNKNOWN  # an id of the future
     if status == "in progress" and same_server:
         return Outcome.PENDING
     return {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED}.get(status, Outcome.UNKNOWN)

@@ -11,36 +11,42 @@ from typing import Any, Final
 from psycopg._connection_base import BaseConnection
 from psycopg.pq.abc import PGresult
 
-__all__ = ["QUESTION", "is_servers", "reports_read_only"]
+__all__ = ["QUESTION", "REPORTED", "is_servers", "is_servers_by", "reports_read_only"]
 
 #: Needs no transaction, and begins none that outlasts it.
 QUESTION: Final = (
     "SELECT pg_catalog.pg_is_in_recovery(), setting, source FROM pg_catalog.pg_settings "
     "WHERE name = 'default_transaction_read_only'"
 )
-_REPORTED: Final = (b"in_hot_standby", b"default_transaction_read_only")
+#: Settings that PostgreSQL 14 and later report without being asked.
+REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
 #: Where a setting comes from that is one server's. Those of a role or database are in the catalog, which green has,
 #: too: another server would refuse the same.
-_SERVERS_SOURCES: Final = frozenset({b"configuration file", b"command line", b"environment variable"})
+_SERVERS_SOURCES: Final = frozenset({"configuration file", "command line", "environment variable"})
 
 
 def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
     """Whether more than a transaction was read-only, by what the server reports; None where it reports nothing."""
-    reports = [connection.pgconn.parameter_status(name) for name in _REPORTED]
+    reports = [connection.pgconn.parameter_status(name.encode()) for name in REPORTED]
     return None if None in reports else b"on" in reports
 
 
 def is_servers(answer: PGresult, *, reported: bool | None) -> bool:
+    """Whose a refusal was, by the server's *answer* to QUESTION; see is_servers_by."""
+    in_recovery, setting, source = ((answer.get_value(0, column) or b"").decode("ascii") for column in range(3))
+    return is_servers_by(in_recovery=in_recovery == "t", setting=setting, source=source, reported=reported)
+
+
+def is_servers_by(*, in_recovery: bool, setting: str, source: str, reported: bool | None) -> bool:
     """Whose a refusal was.
 
     Args:
-        answer: The server's to QUESTION, after the transaction.
+        in_recovery, setting, source: The server's answer to QUESTION, after the transaction.
         reported: What reports_read_only said when the write was refused.
 
     Returns:
         Whether the server took no writes from anybody. It may take some by now.
     """
-    in_recovery, setting, source = (answer.get_value(0, column) for column in range(3))
-    if in_recovery == b"t":
+    if in_recovery:
         return True
-    return source in _SERVERS_SOURCES if setting == b"on" else reported is True
+    return source in _SERVERS_SOURCES if setting == "on" else reported is True

@@ -19,13 +19,13 @@ from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 from bgpool.pools.waits import settled
 
-__all__ = ["PostgresUnit", "apply_unit"]
+__all__ = ["CUT", "PostgresUnit", "apply_unit"]
 
 C = TypeVar("C", bound=AnyConnection)
 R = TypeVar("R")
 
 #: SQLSTATEs with which a server ends a connection, or says that it was ended.
-_CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
+CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
 
 
 class PostgresUnit(Unit[C, R]):
@@ -65,7 +65,7 @@ class PostgresUnit(Unit[C, R]):
         """As Unit says."""
         if not isinstance(error, psycopg.Error):
             return False
-        if isinstance(error, CommitOutcomeUnknown) or error.sqlstate in _CUT:
+        if isinstance(error, CommitOutcomeUnknown) or error.sqlstate in CUT:
             return True
         return error.sqlstate is None and error.__class__ is psycopg.OperationalError
 

@@ -1,0 +1,130 @@
+"""The asyncpg connector: what of a connector is asyncpg's, and asyncpg's parameters in the terms of get_connector."""
+
+from __future__ import annotations
+
+import inspect
+import ssl
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import asyncpg
+
+from bgpool import errors
+from bgpool.core.engine import Engine
+from bgpool.dsn import Dsn, is_own
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.asyncpg.connection import AsyncpgAware
+from bgpool.integrations.asyncpg.errors import PasswordFailed
+from bgpool.integrations.asyncpg.recipe import AsyncpgRecipe
+from bgpool.integrations.asyncpg.unit import AsyncpgUnit
+from bgpool.pools.connector import AsyncConnector
+from bgpool.pools.options import Check
+from bgpool.pools.participant import Participant
+from bgpool.pools.recipe import Recipe
+from bgpool.pools.units import Unit
+from bgpool.registry import get_source
+from bgpool.settings import Settings
+
+__all__ = ["CONNECTION", "POOL", "AsyncpgConnector", "get_connector"]
+
+
+def _keywords(function: Any) -> dict[str, Any]:
+    """The keywords of *function* and their defaults, which differ from release to release."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+#: The keywords of asyncpg's pool, and of its connections.
+POOL: Final[Mapping[str, Any]] = {
+    name: default for name, default in _keywords(asyncpg.create_pool).items() if name not in ("connect", "init")
+}
+CONNECTION: Final[Mapping[str, Any]] = _keywords(asyncpg.connect)
+#: asyncpg's keywords that the monitor has to know as well, by libpq's names.
+_SHARED: Final[Mapping[str, str]] = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "database": "dbname",
+    "passfile": "passfile",
+}
+
+
+def _unchecked(_name: str, _value: object) -> None:
+    """Read with the connection parameters."""
+
+
+def _ssl(name: str, value: object) -> None:
+    if not isinstance(value, (bool, str, ssl.SSLContext)):
+        raise ConfigurationError(f"{name}={value!r}: an sslmode as text, an ssl.SSLContext, True or False is allowed")
+
+
+class AsyncpgConnector(AsyncConnector[AsyncpgAware]):
+    """Opens asyncpg connections that go through Blue/Green switchovers."""
+
+    KIND = "asyncpg pool"
+    OPTIONS: ClassVar[Mapping[str, Check]] = {"kwargs": _unchecked, "ssl": _ssl}
+    _recipe_class: ClassVar[type[Recipe]] = AsyncpgRecipe
+    _unit_class: ClassVar[type[Unit[Any, Any]]] = AsyncpgUnit
+
+    def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
+        """A connector for *dsn*, in which kwargs are by now."""
+        super().__init__(dsn, settings, participant, {k: v for k, v in options.items() if k != "kwargs"})
+        self.in_use = _is_busy
+
+    async def aconnect(self, **kwargs: Any) -> AsyncpgAware:
+        """As AnyConnector's, with asyncpg's errors."""
+        try:
+            return await super().aconnect(**kwargs)
+        except errors.PasswordFailed as error:
+            raise PasswordFailed(str(error)) from error
+
+    def generation(self) -> object:
+        """What is handed out now in the running loop; None for nothing."""
+        return self._here().current
+
+
+def _is_busy(connection: AsyncpgAware) -> bool:
+    return connection.bgpool_busy
+
+
+_ASYNCPG: Final = {Engine.POSTGRESQL: AsyncpgConnector}
+
+
+def get_connector(
+    dsn: str | None, bg_id: str | int | None, options: Mapping[str, Any]
+) -> tuple[AsyncpgConnector, dict[str, Any]]:
+    """The connector for *dsn*, and those of the *options* that are for each connection or for the pool.
+
+    Raises:
+        ConfigurationError: As bgpool.get_connector; or an option that asyncpg does not have.
+    """
+    own: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in options.items():
+        if is_own(name) or name in ("monitoring", "password", "ssl"):
+            if value is not None:
+                own[name] = value
+        elif name in _SHARED:
+            if value is not None:
+                shared[_SHARED[name]] = value
+        elif name in POOL or name in CONNECTION or name == "init":
+            rest[name] = value
+        elif name == "connect":
+            raise ConfigurationError(
+                "connect=… makes the connections itself: give bgpool's connect() to asyncpg.create_pool instead"
+            )
+        else:
+            raise ConfigurationError(
+                f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
+                "options of asyncpg.create_pool and asyncpg.connect"
+            )
+    for name in ("service", "servicefile"):
+        if rest.pop(name, None) is not None:
+            raise ConfigurationError(f"{name} is not read; a host and a port are allowed, or the service in $PGSERVICE")
+    for name in ("host", "port"):
+        if isinstance(shared.get(name), (list, tuple)):
+            raise ConfigurationError(f"{name}: one endpoint is allowed, not a list")
+    if shared:
+        own["kwargs"] = shared
+    return get_source(_ASYNCPG, dsn or "postgresql://", bg_id, own), rest

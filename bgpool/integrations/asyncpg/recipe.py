@@ -1,0 +1,217 @@
+"""How asyncpg connections are made: to an address, with libpq's parameters, and a name to be proved."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+from urllib.parse import urlencode
+
+import asyncpg
+import psycopg
+from asyncpg import connect_utils
+
+from bgpool.core.limits import ENDPOINTS
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.asyncpg.connection import AsyncpgAware, aware
+from bgpool.integrations.asyncpg.errors import like
+from bgpool.integrations.asyncpg.tls import NamedContext, verifying
+from bgpool.pools.postgres.recipe import PostgresRecipe
+from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.waits import BLOCKING
+
+__all__ = ["AsyncpgRecipe"]
+
+#: libpq's parameters that asyncpg reads in a DSN, and nowhere else.
+_OF_TLS: Final = (
+    "sslmode", "sslrootcert", "sslcrl", "sslcert", "sslkey", "sslpassword", "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+)  # fmt: skip
+#: libpq's parameters under asyncpg's names.
+_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "user": "user",
+        "password": "password",
+        "dbname": "database",
+        "passfile": "passfile",
+        "target_session_attrs": "target_session_attrs",
+        "krbsrvname": "krbsrvname",
+    }
+)
+#: What is sent to the server as it is.
+_SETTINGS: Final = ("application_name", "options", "replication")
+#: What is done here.
+_DONE: Final = ("host", "hostaddr", "port", "connect_timeout", "fallback_application_name")
+#: Of the socket: its option of TCP, and by how much libpq's number is to be divided.
+_TCP: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "keepalives_idle": "TCP_KEEPIDLE",
+        "keepalives_interval": "TCP_KEEPINTVL",
+        "keepalives_count": "TCP_KEEPCNT",
+        "tcp_user_timeout": "TCP_USER_TIMEOUT",
+    }
+)
+#: What asyncpg does in any case, or never does, and the values that mean no more than that.
+_MOOT: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "client_encoding": ("utf8", "utf-8", "auto"),
+        "channel_binding": ("prefer", "disable"),
+        "gssencmode": ("prefer", "disable"),
+        "gssdelegation": ("0",),
+        "load_balance_hosts": ("disable",),
+        "sslcompression": ("0",),
+        "sslnegotiation": ("postgres",),
+        "sslsni": ("1",),
+        "sslcertmode": ("allow",),
+        "keepalives": ("0", "1"),
+    }
+)
+
+Context = ssl.SSLContext
+
+
+class AsyncpgRecipe(PostgresRecipe):
+    """Recipe of an asyncpg connector; its parameters are libpq's, for the monitor has the same."""
+
+    failures: ClassVar[tuple[type[Exception], ...]] = (
+        asyncpg.PostgresError,
+        asyncpg.TargetServerAttributeNotMatched,
+        OSError,
+        asyncio.TimeoutError,
+        # bgpool's own are.
+        psycopg.OperationalError,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        params = self.dsn.params
+        self._static: Final = _static(params)
+        self._tls: Final = _tls(params, self.options.get("ssl"))
+        self._named: Final[dict[str, NamedContext]] = {}
+
+    def make_inner(self, connector: object) -> DriversPool:
+        """There is none: who calls a connector keeps the connections."""
+        raise NotImplementedError
+
+    @property
+    def names_matter(self) -> bool:
+        """As Recipe says; a context of the application's may ask for a proof, too."""
+        return super().names_matter or (isinstance(self._tls, Context) and self._tls.check_hostname)
+
+    def for_trials(self) -> Recipe:
+        """As Recipe says: psycopg's."""
+        trials = PostgresRecipe(self.dsn, self.settings, self.gate, self.endpoint, self.resolver, {})
+        trials.waits = BLOCKING
+        return trials
+
+    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> Any:
+        """As Recipe says; *kwargs* are asyncpg's, over the parameters of the DSN."""
+        params = self.dsn.params
+        name = self.dsn.host
+        own = {**self._static, **kwargs}
+        settings = {**self._static["server_settings"], **(kwargs.get("server_settings") or {})}
+        own |= self._tls_for(place.host or name)
+        own["server_settings"] = settings
+        own["connection_class"] = aware(kwargs.get("connection_class") or asyncpg.Connection)
+        if place.password is not None:
+            own["password"] = place.password
+        elif own.get("password") is None and not name.startswith("/"):
+            # asyncpg would look for the address in the password file.
+            own["password"] = self._filed_password(own)
+        address = place.address or params.get("hostaddr") or name
+        connection: AsyncpgAware = await asyncpg.connect(host=address or None, port=self.dsn.port, **own)
+        if not str(address).startswith("/"):
+            _watch(connection.fileno(), params)
+        return connection
+
+    def _tls_for(self, name: str) -> dict[str, Any]:
+        """What has *name* proved, if anything is to be."""
+        if not isinstance(self._tls, Context):
+            return self._tls
+        if name not in self._named:
+            if len(self._named) >= ENDPOINTS:
+                self._named.clear()
+            self._named[name] = NamedContext(self._tls, name)
+        return {"ssl": self._named[name]}
+
+    def _filed_password(self, own: Mapping[str, Any]) -> str | None:
+        given = os.environ.get("PGPASSWORD")
+        if given:
+            return given
+        file = own.get("passfile") or os.environ.get("PGPASSFILE") or Path("~/.pgpass").expanduser()
+        found: str | None = connect_utils._read_password_from_pgpass(
+            passfile=Path(file),
+            hosts=[self.dsn.host],
+            ports=[self.dsn.port],
+            database=own.get("database") or self.dsn.user,
+            user=own.get("user") or self.dsn.user,
+        )
+        return found
+
+    def is_silence(self, error: Exception) -> bool:
+        """As Recipe says."""
+        return isinstance(error, (OSError, asyncio.TimeoutError)) and not isinstance(error, ssl.SSLError)
+
+    def failure(self, text: str) -> Exception:
+        """As Recipe says."""
+        failure: Exception = asyncpg.ConnectionFailureError(text)
+        return failure
+
+    @staticmethod
+    def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
+        """As Recipe says."""
+        return like(error, kind, text)
+
+
+def _static(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What every connection is made with.
+
+    Raises:
+        ConfigurationError: A parameter that asyncpg has nothing for.
+    """
+    known = {*_OF_TLS, *_NAMES, *_SETTINGS, *_DONE, *_TCP}
+    for name, value in params.items():
+        if name in _MOOT:
+            if str(value).lower() not in _MOOT[name]:
+                allowed = " or ".join(_MOOT[name])
+                raise ConfigurationError(f"{name}={value!r}: with asyncpg {allowed} is allowed")
+        elif name not in known:
+            raise ConfigurationError(
+                f"{name} is a parameter of libpq that asyncpg has nothing for: leave it out, or set it for the "
+                f"monitoring connections alone with blue-green-monitoring-{name}"
+            )
+    settings = {name: str(params[name]) for name in _SETTINGS if params.get(name)}
+    if "application_name" not in settings and params.get("fallback_application_name"):
+        settings["application_name"] = str(params["fallback_application_name"])
+    own = {ours: str(params[name]) for name, ours in _NAMES.items() if params.get(name)}
+    return {**own, "timeout": float(params["connect_timeout"]), "server_settings": settings}
+
+
+def _tls(params: Mapping[str, Any], given: Any) -> Context | dict[str, Any]:
+    """The context of TLS connections, or what leaves it to asyncpg: where no name is to be proved."""
+    if given is None or isinstance(given, str):
+        mode = given or params.get("sslmode")
+        if mode == "verify-full":
+            return verifying(params)
+        query = {name: str(params[name]) for name in _OF_TLS if params.get(name)}
+        if mode:
+            query["sslmode"] = mode
+        return {"dsn": f"postgresql://?{urlencode(query)}"} if query else {}
+    if given is True:
+        return ssl.create_default_context()
+    return given if isinstance(given, Context) else {"ssl": False}
+
+
+def _watch(number: int, params: Mapping[str, Any]) -> None:
+    """Have TCP notice a dead network, as libpq does."""
+    # Of uvloop's, Python has no socket that takes options.
+    with socket.socket(fileno=os.dup(number)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(str(params.get("keepalives", "1")) != "0"))
+        for name, option in _TCP.items():
+            if params.get(name) is not None and hasattr(socket, option) and int(params[name]):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), int(params[name]))

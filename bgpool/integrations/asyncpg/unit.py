@@ -1,0 +1,166 @@
+"""Units of work on asyncpg connections; what became of a COMMIT that was cut is asked as on psycopg's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+import asyncpg
+
+from bgpool import errors
+from bgpool.failures import sqlstate_of
+from bgpool.integrations.asyncpg.connection import AsyncpgAware
+from bgpool.integrations.asyncpg.errors import CommitOutcomeUnknown, SwitchoverInterrupted, like
+from bgpool.pools.doubt import NO_DOUBT
+from bgpool.pools.postgres.outcome import LINEAGE, RECEIPT, Receipt, outcome_by
+from bgpool.pools.postgres.unit import CUT, PostgresUnit
+from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome
+
+if TYPE_CHECKING:
+    from bgpool.integrations.asyncpg.pool import Pool
+
+__all__ = ["AsyncpgUnit", "PoolLender", "apply_unit"]
+
+R = TypeVar("R")
+
+_FAILED: Final = "a statement failed and the function went on: the unit was rolled back"
+
+
+class AsyncpgUnit(PostgresUnit[Any, R]):
+    """One unit of work on an asyncpg pool. Its connections are AsyncpgAware."""
+
+    # asyncpg's errors have no root of their own.
+    driver_error: ClassVar[type[Exception]] = Exception
+
+    def is_autocommit(self, connection: Any) -> bool:  # noqa:ARG002  # others look
+        """As Unit says: asyncpg begins no transaction by itself."""
+        return True
+
+    def begin(self, connection: Any) -> None:
+        """As Unit says."""
+        aware: AsyncpgAware = connection
+        aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
+
+    async def atake_receipt(self, connection: Any) -> None:
+        """As Unit says; during a switchover."""
+        if not self._takes_part or self._ended or not self._gate.switching():
+            return
+        aware: AsyncpgAware = connection
+        generation = aware.bgpool_generation
+        if generation is None or generation.lineage == "" or not aware.is_in_transaction():
+            return
+        if generation.lineage is None:
+            await aware.execute("SAVEPOINT bgpool_receipt")
+            try:
+                generation.lineage = await aware.fetchval(LINEAGE)
+            except asyncpg.PostgresError:
+                if aware.is_closed():
+                    raise
+                # Not for us: none of the epoch's units asks again.
+                generation.lineage = ""
+                await aware.execute("ROLLBACK TO SAVEPOINT bgpool_receipt")
+                return
+            await aware.execute("RELEASE SAVEPOINT bgpool_receipt")
+        xid, lsn, taken_at = await aware.fetchrow(RECEIPT)
+        self._receipt = Receipt(xid, lsn or "0/0", taken_at, aware.bgpool_address, generation.lineage or "")
+        self._promotes = self._gate.green_was_replica()
+
+    def note_rolled_back(self) -> None:
+        """The server has answered COMMIT with ROLLBACK."""
+        self._doubt = NO_DOUBT
+
+    def was_cut(self, error: Exception) -> bool:
+        """As Unit says."""
+        if isinstance(error, errors.Error):
+            return isinstance(error, errors.CommitOutcomeUnknown)
+        return sqlstate_of(error) in CUT or isinstance(error, OSError)
+
+    def was_refused(self, error: Exception) -> bool:
+        """As Unit says."""
+        return isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+
+    def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
+        """As Unit says."""
+        return like(error, kind, text)
+
+    async def _ask(self, receipt: Receipt) -> Outcome:
+        lender: Any = self._lender
+        proxy = await lender.getconn(self.left_s())
+        try:
+
+            async def ask(query: str, *params: object) -> tuple[Any, ...]:
+                return tuple(await proxy.fetchrow(query.format(*[f"${n + 1}" for n in range(len(params))]), *params))
+
+            return await outcome_by(receipt, proxy.bgpool_address, ask, promoted=self._promotes)
+        except asyncpg.PostgresError as error:
+            if self.was_cut(error) or isinstance(error, errors.Error):
+                raise
+            # Refused, and it would be every time.
+            return Outcome.UNKNOWN
+        finally:
+            await lender.putconn(proxy)
+
+    def check(self, connection: Any) -> None:
+        """As Unit says. Whether a statement has failed is seen by what the server answers to COMMIT."""
+        aware: AsyncpgAware = connection
+        self.check_lost(aware)
+        if aware.is_closed():
+            raise asyncpg.InterfaceError(CLOSED_BY_FUNCTION)
+        if not aware.is_in_transaction():
+            raise asyncpg.InterfaceError(
+                "the function ended the transaction that it was called in; a unit of work is committed by its runner"
+            )
+
+    def check_lost(self, connection: Any) -> None:
+        """As Unit says."""
+        aware: AsyncpgAware = connection
+        if aware.bgpool_in_doubt:
+            raise CommitOutcomeUnknown(self._gate.describe(aware.bgpool_in_doubt))
+        if aware.bgpool_in_doubt is not None or aware.bgpool_is_lost:
+            text = "cut the transaction, and the function went on; it did not commit, run it again"
+            raise SwitchoverInterrupted(self._gate.describe(text))
+
+
+class PoolLender:
+    """An asyncpg pool as a unit's Lender."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool: Final = pool
+
+    async def getconn(self, timeout: float | None = None) -> Any:
+        """As Lender says."""
+        return await self._pool.acquire(timeout=timeout)
+
+    async def putconn(self, conn: Any) -> None:
+        """As Lender says."""
+        await self._pool.release(conn)
+
+
+async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[..., Awaitable[R]], args: tuple[Any, ...]) -> R:
+    """One attempt of *unit*: await *fn* in a transaction on a connection of *pool*, and commit it."""
+    proxy = await pool.acquire(timeout=unit.left_s())
+    raw: AsyncpgAware = proxy._con
+    try:
+        transaction = proxy.transaction()
+        await transaction.start()
+        try:
+            unit.begin(raw)
+            try:
+                result = await fn(proxy, *args)
+            finally:
+                unit.leave(raw)
+            await unit.afinish(raw, result)
+            await transaction.commit()
+            if raw.bgpool_answer == "ROLLBACK":
+                unit.note_rolled_back()
+                raise asyncpg.InFailedSQLTransactionError(_FAILED)
+        except BaseException as error:
+            if raw.is_in_transaction():
+                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await transaction.rollback()
+            await unit.afail(raw, error)
+            raise
+        return result
+    finally:
+        await pool.release(proxy)
