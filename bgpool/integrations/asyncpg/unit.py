@@ -24,6 +24,8 @@ __all__ = ["AsyncpgUnit", "PoolLender", "apply_unit"]
 
 R = TypeVar("R")
 
+#: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
+_MAY_PASS: Final = ("53", "55", "57")
 _FAILED: Final = "a statement failed and the function went on: the unit was rolled back"
 
 
@@ -50,20 +52,22 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         generation = aware.bgpool_generation
         if generation is None or generation.lineage == "" or not aware.is_in_transaction():
             return
-        if generation.lineage is None:
-            await aware.execute("SAVEPOINT bgpool_receipt")
-            try:
-                generation.lineage = await aware.fetchval(LINEAGE)
-            except asyncpg.PostgresError:
-                if aware.is_closed():
-                    raise
-                # Not for us: none of the epoch's units asks again.
+        # In a savepoint: receipts are a help, and no unit may fail for one.
+        await aware.execute("SAVEPOINT bgpool_receipt")
+        try:
+            lineage = generation.lineage or await aware.fetchval(LINEAGE)
+            xid, lsn, taken_at = await aware.fetchrow(RECEIPT)
+        except asyncpg.PostgresError as error:
+            if not aware.bgpool_is_open or isinstance(error, errors.Error):
+                raise
+            if not sqlstate_of(error).startswith(_MAY_PASS):
+                # Not there, or not for us: none of the epoch's units asks again.
                 generation.lineage = ""
-                await aware.execute("ROLLBACK TO SAVEPOINT bgpool_receipt")
-                return
-            await aware.execute("RELEASE SAVEPOINT bgpool_receipt")
-        xid, lsn, taken_at = await aware.fetchrow(RECEIPT)
-        self._receipt = Receipt(xid, lsn or "0/0", taken_at, aware.bgpool_address, generation.lineage or "")
+            await aware.execute("ROLLBACK TO SAVEPOINT bgpool_receipt")
+            return
+        await aware.execute("RELEASE SAVEPOINT bgpool_receipt")
+        generation.lineage = lineage
+        self._receipt = Receipt(xid, lsn or "0/0", taken_at, aware.bgpool_address, lineage)
         self._promotes = self._gate.green_was_replica()
 
     def note_rolled_back(self) -> None:

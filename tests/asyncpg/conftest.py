@@ -1,0 +1,66 @@
+"""asyncpg pools on real servers, in the event loops that people run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgpool.integrations import asyncpg as bg
+from bgpool.lab import Pair
+from tests.engines import KITS, Kit
+from tests.pools.proxy import CommitCutter
+
+Opened = Callable[..., contextlib.AbstractAsyncContextManager[bg.Pool]]
+Run = Callable[[Awaitable[Any]], Any]
+
+
+@pytest.fixture
+def kit() -> Kit:
+    """PostgreSQL's."""
+    return KITS[next(iter(KITS))]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine to its end in a new loop of each kind."""
+    if request.param == "asyncio":
+        return asyncio.run  # type: ignore[return-value]  # of coroutines alone
+    return pytest.importorskip("uvloop").run  # type: ignore[no-any-return]  # it has no types
+
+
+@pytest.fixture
+def opened(pair: Pair, tmp_path: Path) -> Opened:
+    """Opens a pool that follows *deployment*; at its end every place in it is free and nobody is held."""
+
+    @contextlib.asynccontextmanager
+    async def make(dsn: str | None = None, **options: Any) -> AsyncIterator[bg.Pool]:
+        usual = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run"), "min_size": 0, "max_size": 2}
+        pool = bg.create_pool(dsn or pair.dsn, **{**usual, **options})
+        await pool
+        try:
+            yield pool
+            await asyncio.sleep(0)
+            assert all(holder._in_use is None for holder in pool._holders), "a place was lost"
+            assert pool._queue.qsize() == pool.get_max_size()
+            assert pool.connector.stats().held == 0
+            await pool.close()
+        finally:
+            # A pool that is closed waits for its users, also for those that a failed test has left.
+            pool.terminate()
+            pool.connector.stop()
+
+    return make
+
+
+@pytest.fixture
+def cutter(pair: Pair) -> Any:
+    """Stands where blue's name leads to, and cuts at asyncpg's COMMIT."""
+    address = pair.blue.address.rsplit(".", 1)[0] + ".99"
+    backend = (pair.blue.address, pair.port)
+    with CommitCutter(address, pair.port, backend, lambda data: b"COMMIT;\0" in data) as cutter:
+        yield cutter
