@@ -388,7 +388,11 @@ def test_a_second_loop_and_a_child_are_refused(opened: Opened, deployment: Deplo
 
 def test_asyncpgs_own_pool_takes_connections_of_connect(deployment: Deployment, pair: Pair, run: Run) -> None:
     async def main() -> None:
-        where = {"bg_resolver": pair.resolver, "bg_run_dir": str(deployment.run_dir), "bg_drain_timeout_ms": 200}
+        where: dict[str, Any] = {
+            "bg_resolver": pair.resolver,
+            "bg_run_dir": str(deployment.run_dir),
+            "bg_drain_timeout_ms": 200,
+        }
         connect = functools.partial(bg.connect, **where)
         async with asyncpg.create_pool(pair.dsn, connect=connect, min_size=1, max_size=2) as pool:
             busy = await pool.acquire()

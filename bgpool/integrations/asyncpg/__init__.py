@@ -108,8 +108,14 @@ async def run(
         Exception: Whatever *fn* or acquiring a connection raised; the transaction was rolled back.
     """
 
+    async def call(connection: Any) -> R:
+        awaitable = fn(connection, *args)
+        if not isinstance(awaitable, Awaitable):
+            raise TypeError(f"{fn!r} returned {awaitable!r}: a unit of work of an asyncpg pool is a coroutine function")
+        return await awaitable
+
     async def attempt(unit: Any) -> R:
-        return await apply_unit(unit, pool, fn, args)
+        return await apply_unit(unit, pool, call)
 
     timeout_s = 2 * pool.connector.hold_s if timeout is None else timeout
     unit = pool.connector.amake_unit(attempt, PoolLender(pool), timeout_s=timeout_s, idempotent=idempotent)

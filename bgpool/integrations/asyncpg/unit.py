@@ -141,7 +141,7 @@ class PoolLender:
         await self._pool.release(conn)
 
 
-async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[..., Awaitable[R]], args: tuple[Any, ...]) -> R:
+async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Awaitable[R]]) -> R:
     """One attempt of *unit*: await *fn* in a transaction on a connection of *pool*, and commit it."""
     proxy = await pool.acquire(timeout=unit.left_s())
     raw: AsyncpgAware = proxy._con
@@ -151,7 +151,7 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[..., Awaitab
         try:
             unit.begin(raw)
             try:
-                result = await fn(proxy, *args)
+                result = await fn(proxy)
             finally:
                 unit.leave(raw)
             await unit.afinish(raw, result)

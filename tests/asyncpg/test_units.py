@@ -1,0 +1,189 @@
+"""Units of work on an asyncpg pool: applied once, and never said to have failed where they did not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.integrations import asyncpg as bg
+from bgpool.lab import Pair
+from bgpool.testing import Deployment
+from tests.asyncpg.conftest import Opened, Run
+from tests.pools.proxy import CommitCutter
+from tests.pools.test_outcome import REFUSALS, refused
+
+pytestmark = pytest.mark.lab
+
+
+class Work:
+    """A function of a unit: each call writes a row of its own, under a number that only this object writes."""
+
+    numbers = iter(range(1_000, 1_000_000))
+
+    def __init__(self) -> None:
+        self.number = next(self.numbers)
+        self.calls = 0
+        # Green takes no writes: nobody promotes it.
+        self.writes = True
+
+    async def __call__(self, connection: Any, then: Any = None) -> str:
+        self.calls += 1
+        if self.writes:
+            sql = "INSERT INTO ledger (worker, thread, n) VALUES (79, $1, $2)"
+            await connection.execute(sql, self.number, self.calls)
+        if then is not None:
+            await then(connection)
+        return f"call {self.calls}"
+
+    def rows(self, pair: Pair) -> int:
+        """How many rows blue has of it."""
+        sql = f"SELECT count(*) FROM ledger WHERE worker = 79 AND thread = {self.number}"
+        return int(pair.blue.execute(sql, database="app")[0][0])
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+def test_a_unit_is_committed_and_what_it_returns_is_returned(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work, run: Run
+) -> None:
+    async def fail(_connection: Any) -> None:
+        raise KeyError("mine")
+
+    async def main() -> None:
+        async with opened() as pool:
+            assert await bg.run(pool, work) == "call 1"
+            with pytest.raises(KeyError):
+                await bg.run(pool, work, fail)
+            with pytest.raises(TypeError, match="is a coroutine function"):
+                await bg.run(pool, lambda _: 1)  # type: ignore[arg-type, return-value]  # that is what is tested
+        assert deployment.snapshot.phase is Phase.CREATED
+
+    run(main())
+    assert (work.calls, work.rows(pair)) == (2, 1)
+
+
+def test_a_unit_that_is_cut_is_run_again_after_the_switchover(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work
+) -> None:
+    async def wait(connection: Any) -> None:
+        if work.calls == 1:
+            deployment.phase(Phase.IN_PROGRESS)
+            asyncio.get_running_loop().call_later(0.3, deployment.release)
+        await connection.execute("SELECT pg_sleep($1)", 5 if work.calls == 1 else 0)
+
+    async def main() -> None:
+        work.writes = False
+        async with opened(bg_drain_timeout_ms=100) as pool:
+            assert await bg.run(pool, work, wait) == "call 2"
+            assert await pool.fetchval("SELECT host(inet_server_addr())") == pair.green.address
+
+    asyncio.run(main())
+
+
+def test_an_interruption_that_the_function_swallows_is_one_all_the_same(
+    opened: Opened, deployment: Deployment, work: Work
+) -> None:
+    async def swallow(connection: Any) -> None:
+        if work.calls > 1:
+            return
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.get_running_loop().call_later(0.3, deployment.release)
+        with pytest.raises(bg.SwitchoverInterrupted):
+            await connection.execute("SELECT pg_sleep(5)")
+
+    async def main() -> None:
+        work.writes = False
+        async with opened(bg_drain_timeout_ms=100) as pool:
+            assert await bg.run(pool, work, swallow) == "call 2"
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_what_became_of_a_commit_is_asked(
+    opened: Opened, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str, run: Run
+) -> None:
+    async def main() -> None:
+        async with opened(max_size=1) as pool:
+            cutter.when = when
+            assert await bg.run(pool, work) == answer
+
+    run(main())
+    assert (work.rows(pair), cutter.when) == (1, "never")
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("how", REFUSALS)
+def test_without_a_receipt_the_outcome_is_unknown(
+    opened: Opened, pair: Pair, cutter: CommitCutter, work: Work, how: str
+) -> None:
+    async def main() -> None:
+        async with opened(max_size=1) as pool:
+            assert await bg.run(pool, work) == "call 1"
+            cutter.when = "after"
+            with pytest.raises(bg.CommitOutcomeUnknown, match="during COMMIT"):
+                await bg.run(pool, work)
+            cutter.when = "after"
+            assert await bg.run(pool, work, idempotent=True) == "call 4"
+
+    with refused(pair, "pg_current_wal_insert_lsn()", how):
+        asyncio.run(main())
+    assert (work.calls, work.rows(pair)) == (4, 4)
+
+
+def test_a_transaction_that_has_failed_is_no_success(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work
+) -> None:
+    """asyncpg's own block ends without an error, and the server has rolled back."""
+
+    async def swallow(connection: Any) -> None:
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await connection.execute("SELECT FROM there_is_none")
+
+    async def commit(connection: Any) -> None:
+        await connection.execute("COMMIT")
+
+    async def close(connection: Any) -> None:
+        await connection.close()
+
+    async def main() -> None:
+        async with opened() as pool:
+            with pytest.raises(asyncpg.InFailedSQLTransactionError, match="was rolled back"):
+                await bg.run(pool, work, swallow)
+            with pytest.raises(asyncpg.InterfaceError, match="committed by its runner"):
+                await bg.run(pool, work, commit)
+            with pytest.raises(asyncpg.InterfaceError, match="closed its connection"):
+                await bg.run(pool, work, close)
+        assert deployment.snapshot.phase is Phase.CREATED
+
+    asyncio.run(main())
+    assert (work.calls, work.rows(pair)) == (3, 1)
+
+
+def test_a_unit_that_is_cancelled_is_not_run_again(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work, run: Run
+) -> None:
+    async def wait(connection: Any) -> None:
+        await connection.execute("SELECT pg_sleep(5)")
+
+    async def main() -> None:
+        async with opened(bg_drain_timeout_ms=0) as pool:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(bg.run(pool, work, wait), 0.2)
+            deployment.phase(Phase.IN_PROGRESS)
+            held = asyncio.create_task(bg.run(pool, work))
+            await asyncio.sleep(0.1)
+            held.cancel()
+            await asyncio.wait([held])
+            deployment.release()
+
+    run(main())
+    assert (work.calls, work.rows(pair)) == (1, 0)
