@@ -17,7 +17,7 @@ from sqlalchemy.util.concurrency import await_only
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["ASYNCIO", "KITS", "WAYS", "Kit", "Sqlalchemy", "extra_kits", "kit_of", "on_each_engine"]
+__all__ = ["ASYNCIO", "ASYNC_POOL", "KITS", "WAYS", "Kit", "Sqlalchemy", "extra_kits", "kit_of", "on_each_engine"]
 
 
 class Kit(ABC):
@@ -131,6 +131,14 @@ class AsyncPostgres(_Postgres):
         self.execute(conn, "SELECT pg_sleep(%s)", (seconds,))
 
 
+class _AsyncPool(_Postgres):
+    """PostgreSQL through an AsyncPool, whose coroutines a thread waits for: see tests/pools/bridge.py."""
+
+    @property
+    def name(self) -> str:
+        return "async-pool"
+
+
 class _Mysql(Kit):
     engine = Engine.MYSQL
     error = pymysql.err.OperationalError
@@ -166,6 +174,7 @@ class _Mysql(Kit):
 
 
 ASYNCIO = AsyncPostgres()
+ASYNC_POOL = _AsyncPool()
 KITS = {kit.engine: kit for kit in (_Postgres(), _Mysql())}
 
 

@@ -21,7 +21,7 @@ from bgpool.pools.waits import Turns, finish
 from bgpool.segment.reader import Reading
 from bgpool.signals import refusing
 
-__all__ = ["LoopWaits", "begin", "running_loop", "whole"]
+__all__ = ["LoopTurns", "LoopWaits", "begin", "cancels", "is_ours", "running_loop", "whole"]
 
 T = TypeVar("T")
 
@@ -121,8 +121,7 @@ class LoopWaits:
 
     def cancels(self) -> int:
         """As Waits says; Python 3.10 does not count."""
-        task: Any = asyncio.current_task(running_loop())
-        return task.cancelling() if sys.version_info >= (3, 11) and task is not None else 0
+        return cancels(asyncio.current_task(running_loop()))
 
 
 class LoopTurns:
@@ -173,6 +172,16 @@ def begin(steps: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
+
+
+def cancels(task: Any) -> int:
+    """How often the task *task*, or None, has been cancelled; Python 3.10 does not count."""
+    return int(task.cancelling()) if sys.version_info >= (3, 11) and task is not None else 0
+
+
+def is_ours(task: asyncio.Task[Any]) -> bool:
+    """Whether *task* was begun here."""
+    return task in _tasks
 
 
 def running_loop() -> asyncio.AbstractEventLoop:

@@ -215,6 +215,9 @@ class Succession:
             self.quick = _SHUT
         if generation is not None:
             generation.close(timeout_s)
+            served = generation.served()
+            with self._lock:
+                self._served_before += served
 
     def cut_overdue(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""

@@ -405,7 +405,13 @@ def awaitable(fn: Callable[..., object], result: object) -> Awaitable[Any]:
     """
     if isinstance(result, Awaitable):
         return result
-    raise TypeError(f"{fn!r} returned {result!r}: a unit of work for asyncio is a coroutine function")
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    raise TypeError(
+        f"{name} returned {type(result).__name__}, which cannot be awaited: a unit of work for asyncio is a coroutine "
+        "function (async def)"
+    )
 
 
 def _code_of(fn: Any) -> object:

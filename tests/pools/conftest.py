@@ -20,10 +20,11 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.participant import Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
-from bgpool.registry import CONNECTORS, POOLS
+from bgpool.registry import ASYNC_POOLS, CONNECTORS, POOLS
 from bgpool.testing import Deployment
-from tests.engines import KITS, WAYS, Kit, Sqlalchemy, extra_kits
+from tests.engines import ASYNC_POOL, KITS, WAYS, Kit, Sqlalchemy, extra_kits
 from tests.greenlets import create_engine, end, run
+from tests.pools.bridge import Bridge
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +44,22 @@ def mysql_pair() -> Iterator[Pair]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work."""
+    """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work.
+
+    A module with ``ON_ASYNC_POOL``, the marks that such tests have, is run on an AsyncPool as well; but for what is
+    marked as a matter of threads.
+    """
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
         kits: list[Kit] = [KITS[engine] for engine in engines] + extra_kits(metafunc)
         if "make_runner" in metafunc.fixturenames:
             kits = [kit for engine in engines for kit in WAYS[engine]]
-        metafunc.parametrize("kit", kits, ids=[kit.name for kit in kits])
+        params = [pytest.param(kit, id=kit.name) for kit in kits]
+        on_async_pool = getattr(metafunc.module, "ON_ASYNC_POOL", None)
+        of_threads = metafunc.definition.get_closest_marker("threads")
+        if on_async_pool is not None and of_threads is None:
+            params.append(pytest.param(ASYNC_POOL, id=ASYNC_POOL.name, marks=on_async_pool))
+        metafunc.parametrize("kit", params)
 
 
 @pytest.fixture
@@ -79,9 +89,15 @@ def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment
 
 
 @pytest.fixture
-def make_pool(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def make_pool(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes pools that follow the segment in the test's own directory and start no monitor."""
-    yield from maker(POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 5.0})
+    usual = {"min_size": 1, "max_size": 2, "timeout": 5.0}
+    if kit is not ASYNC_POOL:
+        yield from maker(POOLS, pair, tmp_path, usual)
+        return
+    with Bridge() as bridge:
+        for make in maker(ASYNC_POOLS, pair, tmp_path, usual):
+            yield bridge.maker(make)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from bgpool.pools.postgres.classify import JUDGED
 from bgpool.pools.postgres.text import commits
 from bgpool.testing import Deployment
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 # -- every generator ---------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from tests.engines import Kit
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 
@@ -55,6 +57,7 @@ def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, 
     returning.putconn(second)
 
 
+@pytest.mark.threads
 def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     conn = returning.getconn()
     passing_on = type(conn).bgpool_pass_on
@@ -177,6 +180,7 @@ class Own(psycopg.Connection[Any]):
         self.heard = notice.message_primary or ""
 
 
+@pytest.mark.threads
 def test_a_class_of_the_users_is_what_it_was(make_pool: MakePool) -> None:
     def configure(conn: Any) -> None:
         conn.label = "configured"

@@ -23,6 +23,7 @@ from tests.pools.callers import Caller, wait_until
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 
@@ -154,6 +155,7 @@ def test_nothing_is_logged_for_a_checkout(
     assert [record for record in caplog.records if record.name.startswith("bgpool")] == []
 
 
+@pytest.mark.threads
 def test_in_quiet_times_nothing_is_asked_but_the_word(
     make_pool: MakePool, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

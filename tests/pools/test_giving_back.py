@@ -20,6 +20,7 @@ from tests.pools.callers import wait_until
 pytestmark = pytest.mark.lab
 
 ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 
@@ -89,6 +90,7 @@ def test_a_forgotten_connection_frees_its_slot_and_warns(kit: Kit, pair: Pair, m
     wait_until(lambda: pool.stats().size == 1)
 
 
+@pytest.mark.threads
 def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     conn: Any = pool.getconn()
@@ -100,6 +102,7 @@ def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool
         assert kit.execute(after, "SELECT 1") == [(1,)]
 
 
+@pytest.mark.threads
 def test_the_warning_describes_a_connection_that_nobody_closes_meanwhile(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +140,7 @@ def test_what_was_returned_or_closed_is_forgotten_in_silence(
     assert list(recwarn) == []
 
 
+@pytest.mark.threads
 def test_an_interrupt_between_the_drivers_pool_and_the_caller_costs_no_slot(
     kit: Kit, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -21,6 +21,7 @@ from tests.engines import kit_of
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 SWITCHOVERS = 30
 

@@ -22,6 +22,7 @@ from tests.pools.callers import Caller, wait_until
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 

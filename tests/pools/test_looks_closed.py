@@ -26,6 +26,7 @@ from tests.pools.conftest import Work
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 DIALECTS = {Engine.POSTGRESQL: "postgresql+psycopg://", Engine.MYSQL: "mysql+pymysql://"}
@@ -216,6 +217,7 @@ def test_in_a_forks_child(kit: Kit, kept: Any) -> None:
 # -- so that others replace it -------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 def test_sqlalchemys_pool_with_its_own_dialect(
     kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
@@ -234,6 +236,7 @@ def test_sqlalchemys_pool_with_its_own_dialect(
     engine.dispose()
 
 
+@pytest.mark.threads
 def test_sqlalchemys_pre_ping(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=4, **UNCUT)
     engine = sa.create_engine(
@@ -247,6 +250,7 @@ def test_sqlalchemys_pre_ping(kit: Kit, deployment: Deployment, make_pool: MakeP
     engine.dispose()
 
 
+@pytest.mark.threads
 def test_sqlalchemys_pool_in_a_forks_child(kit: Kit, make_pool: MakePool) -> None:
     """Without dispose(), and with one that was in a transaction."""
     engine = sa.create_engine(DIALECTS[kit.engine], creator=make_pool(max_size=4).getconn, pool_size=4, max_overflow=0)

@@ -22,6 +22,7 @@ from tests.pools.conftest import Work
 pytestmark = pytest.mark.lab
 
 ENGINES = (Engine.POSTGRESQL,)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 #: Left alone by the drain: what is lost here is lost by its looks.
@@ -37,6 +38,7 @@ def test_its_own_block(pair: Pair, deployment: Deployment, make_pool: MakePool, 
         assert conn.closed
 
 
+@pytest.mark.threads
 def test_the_block_of_a_connectors_connection_closes_it(
     pair: Pair, deployment: Deployment, make_connector: Callable[..., Connector[Any]], work: Work
 ) -> None:
@@ -124,6 +126,7 @@ def test_autocommit_between_statements(deployment: Deployment, make_pool: MakePo
         assert conn.closed
 
 
+@pytest.mark.threads
 def test_a_refused_write_is_a_lost_connection_to_sqlalchemy(pair: Pair, make_pool: MakePool) -> None:
     """In a failover without a deployment: its pool would keep connections to a server that takes no writes."""
     pool = make_pool(max_size=2)

@@ -24,6 +24,8 @@ from tests.pools.callers import Caller, wait_until
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., PostgresPool]
 
 

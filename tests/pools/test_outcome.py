@@ -24,6 +24,8 @@ from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 #: How a server refuses a function; Aurora says 0A000.
@@ -149,6 +151,7 @@ def test_receipts_are_never_prepared(
 
 
 @pytest.mark.usefixtures("prepared")
+@pytest.mark.threads
 def test_a_pool_that_was_closed_is_asked_no_more(
     make_pool: MakePool, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +181,7 @@ def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
     assert work.calls == 1
 
 
+@pytest.mark.threads
 def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: Pair) -> None:
     """Aurora refuses the very question."""
     with contextlib.closing(kit.connect(pair)) as conn:

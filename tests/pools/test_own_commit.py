@@ -17,6 +17,7 @@ from tests.pools.conftest import Work
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 

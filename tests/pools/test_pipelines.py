@@ -20,6 +20,8 @@ from tests.pools.test_classify import INSERT, cut_in
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 

@@ -25,6 +25,8 @@ from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 
@@ -248,6 +250,7 @@ class TestPromotion:
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", ["nothing", "commit", "in words"])
+@pytest.mark.threads
 def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
     make_pool: MakePool, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

@@ -24,6 +24,8 @@ from bgpool.pools.postgres.pool import PostgresPool
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., PostgresPool]
 
 
@@ -73,6 +75,7 @@ def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> N
     assert not exits.acquire(blocking=False)
 
 
+@pytest.mark.threads
 def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: Pair) -> None:
     called = threading.Event()
 
@@ -89,6 +92,7 @@ def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: 
         assert any(thread.name == "given-up-worker-0" for thread in threading.enumerate())
 
 
+@pytest.mark.threads
 def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +135,7 @@ def test_nobody_waits_in_an_async_pool_that_is_closed_as_another_caller_joins_th
     assert [type(each) for each in asyncio.run(end())] == [PoolClosed] * 4
 
 
+@pytest.mark.threads
 def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +157,7 @@ def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
         assert conn.execute("SELECT 1").fetchall() == [(1,)]
 
 
+@pytest.mark.threads
 def test_close_of_a_users_class_is_called(make_pool: MakePool) -> None:
     class Own(psycopg.Connection[Any]):
         closed_by = 0
@@ -170,6 +176,7 @@ def test_close_of_a_users_class_is_called(make_pool: MakePool) -> None:
         assert Own.closed_by == count
 
 
+@pytest.mark.threads
 def test_rows_as_the_class_says(make_pool: MakePool) -> None:
     pool = make_pool(
         min_size=1, max_size=1, connection_class=psycopg.Connection[DictRow], kwargs={"row_factory": dict_row}

@@ -23,6 +23,7 @@ from tests.engines import Kit
 from tests.pools.callers import Caller
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 

@@ -21,6 +21,8 @@ from tests.pools.test_read_only import PHASES, SESSION, assert_own, refused, ses
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 CATALOG = ("ROLE app", "DATABASE app", "ROLE app IN DATABASE app", "ROLE ALL")

@@ -15,6 +15,8 @@ from tests.pools.callers import wait_until
 
 pytestmark = pytest.mark.lab
 
+ON_ASYNC_POOL = pytest.mark.full
+
 MakePool = Callable[..., Pool[Any]]
 
 
@@ -64,6 +66,7 @@ def test_a_pool_in_autocommit_stays_in_it(make_pool: MakePool) -> None:
             assert conn.autocommit
 
 
+@pytest.mark.threads
 def test_it_happens_in_a_thread_of_the_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(max_size=1, reset="session")
     conn = pool.getconn()

@@ -23,7 +23,7 @@ from bgpool.lab import Pair
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
-from tests.engines import Kit
+from tests.engines import ASYNC_POOL, Kit
 from tests.pools.callers import wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
+ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 
@@ -189,7 +190,7 @@ def test_the_time_for_it_ends(kit: Kit, make_runner: MakePool, pair: Pair, work:
 def test_errors_of_the_function_are_its_own(
     kit: Kit, make_runner: MakePool, pair: Pair, work: Work, error: Exception
 ) -> None:
-    if kit.in_greenlet and isinstance(error, StopIteration):
+    if (kit.in_greenlet or kit is ASYNC_POOL) and isinstance(error, StopIteration):
         pytest.skip("no coroutine raises it")
 
     def fail(_conn: Any) -> None:
@@ -224,6 +225,7 @@ def test_decorated_functions_are_called_without_a_connection(make_pool: MakePool
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.threads
 def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
     """It would run after its transaction, on a connection that is somebody else's by then."""
     pool = make_pool()
@@ -237,6 +239,7 @@ def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
             call()
 
 
+@pytest.mark.threads
 def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
     """Its body would run after its transaction; a generator of what was read is a result like any other."""
     pool = make_pool()

@@ -32,6 +32,8 @@ class AsyncAware(SwitchoverAware, _Base):
 
     # __aexit__ of the connection class, which ours stands before.
     _end_block: Callable[..., Awaitable[None]]
+    # The task was cancelled that waits now.
+    _interrupted: bool = False
 
     async def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
         """Exchange with the server, unless the connection must not be used for that any more."""
@@ -45,7 +47,7 @@ class AsyncAware(SwitchoverAware, _Base):
         self._note_sending(gen)
         limit = self._limit(gen)
         try:
-            return await super().wait(gen, *args, **kwargs)
+            return await self._exchange(gen, *args, **kwargs)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and not self.bgpool_cut and not self.bgpool_is_open:
                 # For want of an answer to that; no switchover has cut it.
@@ -74,9 +76,17 @@ class AsyncAware(SwitchoverAware, _Base):
         if self.bgpool_is_open:
             self.bgpool_generation.cut(lambda member: member is self)
 
-    async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
-        """As SwitchoverAware says."""
-        return await super().wait(gen)
+    async def _exchange(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
+        """As SwitchoverAware says; a task that was cancelled meanwhile gets a CancelledError, whatever else it met."""
+        self._interrupted = False
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except Exception as error:
+            if not self._interrupted:
+                raise
+            # psycopg before 3.3.9 says what went wrong when it had the server cancel the statement.
+            self.pgconn.finish()
+            raise asyncio.CancelledError from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,7 +148,7 @@ class AsyncAware(SwitchoverAware, _Base):
         # for the end of the statement.
         if self._is_inherited():
             return
-        is_cancelled = isinstance(sys.exc_info()[1], asyncio.CancelledError)
+        self._interrupted = is_cancelled = isinstance(sys.exc_info()[1], asyncio.CancelledError)
         taken = not self.bgpool_cut and await self._ask_to_cancel(CANCEL_TIMEOUT_S if is_cancelled else timeout)
         if self.bgpool_cut or (is_cancelled and not taken):
             # Nobody ends the statement, and the caller is not to wait for that.

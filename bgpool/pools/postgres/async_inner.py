@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
-from psycopg_pool._acompat import AEvent
-from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnection, StopWorker, WaitingClient
+from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnection, WaitingClient
 
 from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
-from bgpool.pools.loops import running_loop, whole
+from bgpool.pools.loops import LoopTurns, cancels, is_ours, running_loop, whole
 from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
 from bgpool.pools.waits import finish, settled
 
 __all__ = ["AsyncInnerPool"]
 
+_logger: Final = logging.getLogger("psycopg.pool")
+
+#: psycopg_pool's own default.
+_WORKERS: Final = 3
+#: By how much a loop's timer may be early.
+_CLOCK_S: Final = 0.01
+#: Errors that end nothing but what raised them, or that are asyncio's and Python's own.
+_PASSED_ON: Final = (Exception, asyncio.CancelledError, GeneratorExit)
 _HOOKS: Final = ("configure", "check", "reset", "reconnect_failed")
 
 
@@ -55,7 +64,7 @@ class AsyncInnerPool:
         self.close_returns = self._pool.close_returns
         self.num_workers = self._pool.num_workers
         self.getconn: Final = self._pool.getconn
-        self.keep: Final = self._pool.putconn
+        self.keep: Final = self._pool.keep
 
     @property
     def max_size(self) -> int:
@@ -77,6 +86,10 @@ class AsyncInnerPool:
             self._loop = running_loop()
             self._pool.begin()
 
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """Those that are at work for it in the running loop."""
+        return self._pool.tasks if self._is_here() else set()
+
     def replace(self, conn: Any) -> None:
         """As DriversPool says."""
         self._in_loop(self._pool.replace, conn)
@@ -96,25 +109,25 @@ class AsyncInnerPool:
         self._pool.forget_who_gave_up()
 
     def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
-        loop = self._loop
-        if loop is None:
-            return
-        try:
-            here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            here = False
-        if here:
+        if self._is_here():
             function(*args)
-            return
-        with contextlib.suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(function, *args)
+        elif self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(function, *args)
+
+    def _is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
 
 class _Pool(Patience, AsyncConnectionPool[Any]):
     def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
         self._dialer: Final = dialer
-        # Set once the loop ends its tasks.
-        self._cancelled = False
+        self.tasks: Final[set[asyncio.Task[Any]]] = set()
+        self._timers: Final[dict[MaintenanceTask, asyncio.TimerHandle]] = {}
+        self._turns: Final = LoopTurns(options.get("num_workers", _WORKERS))
         hooks = {name: _awaited(options[name]) for name in _HOOKS if options.get(name) is not None}
         super().__init__("", **{**options, **hooks, "open": False, "connection_class": _Connector(dialer)})
         watch_log(self.name)
@@ -136,6 +149,8 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
             connection.bgpool_discard()
             self.replace(connection)
             if self._dialer.retired:
+                # It was not served.
+                self._stats[self._REQUESTS_ERRORS] += 1
                 raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is retired")
 
     async def _getconn_unchecked(self, timeout: float) -> Any:
@@ -165,6 +180,19 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
         connection._pool = self
         return connection
 
+    #: Takes a usable connection back.
+    keep = AsyncConnectionPool.putconn
+
+    async def putconn(self, conn: Any) -> None:
+        """Return *conn* as AsyncPool.putconn does; for who calls ``conn._pool.putconn(conn)``.
+
+        Raises:
+            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+        """
+        if not hasattr(conn, "bgpool_generation"):
+            raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
+        await whole(conn.bgpool_generation.atake_back(conn))
+
     async def _putconn(self, conn: Any, from_getconn: bool) -> None:
         is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
         if is_idle and not (self._reset or self._waiting or self._closed) and time.monotonic() < conn._expire_at:
@@ -190,28 +218,16 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
     # -- connecting ----------------------------------------------------------------------------------------------
 
     async def _connect(self, timeout: float | None = None) -> Any:
-        if self._cancelled:
-            raise asyncio.CancelledError
         try:
             connection = await super()._connect(timeout)
-        except asyncio.CancelledError:
-            # psycopg_pool's worker would go on all the same, and a loop that ends its tasks wait for it for ever.
-            self._cancelled = True
-            self.run_task(StopWorker(self))
-            raise
         except BaseException as error:
             self.failure = first_line(error)
-            if isinstance(error, Exception):
+            if isinstance(error, _PASSED_ON):
                 raise
             raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error
         self.failure = ""
         note_connected(self.name)
         return connection
-
-    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        if isinstance(task, AddConnection):
-            task, delay = _Rest(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
-        await super().schedule_task(task, delay)
 
     def replace(self, conn: Any) -> None:
         conn._pool = None
@@ -223,25 +239,72 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
     def begin(self) -> None:
         """As AsyncConnectionPool.open, which waits for nothing either."""
         self._open()
-        # Before the scheduler has begun.
-        self._sched._event = _Event()
+
+    # Work for its workers is a task of its own, as many at a time as there would be workers, and what its scheduler
+    # would begin is begun by the loop's timers. Workers take a CancelledError for a failure of what they are at and go
+    # on, the scheduler may miss one, and a loop that ends its tasks waits for all of them.
+
+    def _start_workers(self) -> None:
+        """None, and no scheduler."""
+
+    def run_task(self, task: MaintenanceTask) -> None:
+        """Do *task* soon; not where one of ours asks for it that was cancelled, which is the last there is then."""
+        current = asyncio.current_task()
+        if current is not None and (current in self.tasks or is_ours(current)) and cancels(current):
+            return
+        work = asyncio.get_running_loop().create_task(self._work(task), name=f"{self.name}-work")
+        self.tasks.add(work)
+        work.add_done_callback(self.tasks.discard)
+        if isinstance(task, ReturnConnection):
+            work.add_done_callback(partial(self._forget, task.conn))
+
+    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
+        """Do *task* after *delay* seconds; an attempt to connect does not rest as long while somebody waits."""
+        self._later(task, time.monotonic() + delay)
+
+    def _later(self, task: MaintenanceTask, at: float) -> None:
+        left_s = at - time.monotonic()
+        if isinstance(task, AddConnection):
+            left_s = min(left_s, RECONNECT_INTERVAL_MAX_S)
+        self._timers[task] = asyncio.get_running_loop().call_later(left_s, self._due, task, at)
+
+    def _due(self, task: MaintenanceTask, at: float) -> None:
+        del self._timers[task]
+        early = isinstance(task, AddConnection) and self.may_try_early()
+        if early or time.monotonic() >= at - _CLOCK_S:
+            self.run_task(task)
+        else:
+            self._later(task, at)
+
+    async def _work(self, task: MaintenanceTask) -> None:
+        await self._turns.acquire(None)
+        try:
+            await task.run()
+        except Exception as error:
+            _logger.warning("task run %s failed: %s: %s", task, type(error).__name__, error)
+        finally:
+            self._turns.release()
+
+    def _forget(self, connection: Any, work: asyncio.Task[None]) -> None:
+        """Close *connection*, which was to be returned by *work*, where that was ended before."""
+        if self._closed or work.cancelled():
+            connection.bgpool_discard()
 
     def end(self) -> None:
-        """Close idle connections, send waiting callers on, stop the workers, whatever they are at. In the loop."""
-        waiting = self.abandon()
-        for place in waiting:
+        """Close idle connections, send waiting callers on, stop all work, whatever it is at. In the loop."""
+        for place in self.abandon():
             finish(place.fail(self._closed_error()))
-        ending = [*self._workers, *filter(None, [self._sched_runner])]
-        self._workers, self._sched_runner = [], None
-        for task in ending:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in self.tasks:
             task.cancel()
-            # A worker would go on if that meets a task of the pool's.
-            self.run_task(StopWorker(self))
 
     def abandon(self) -> list[Any]:
         """The part of it that needs no loop; returns the places of those who wait."""
         self._closed = True
         waiting, idle = list(self._waiting), list(self._pool)
+        self._waiting.clear()
         self._pool.clear()
         for connection in idle:
             connection.bgpool_discard()
@@ -307,48 +370,11 @@ class _Place(WaitingClient[Any]):
         finish(self.fail(psycopg_pool.PoolTimeout()))
 
 
-class _Event(AEvent):
-    """What the scheduler waits for. psycopg_pool's swallows a cancellation that comes together with what is waited for.
-
-    The scheduler would go on, and a loop that ends its tasks wait for it for ever.
-    """
-
-    async def wait_timeout(self, timeout: float) -> bool:
-        """Wait at most *timeout* seconds."""
-        timer = asyncio.get_running_loop().call_later(timeout, self.set)
-        try:
-            return await self.wait()
-        finally:
-            timer.cancel()
-
-
 class _Connector:
     """What AsyncConnectionPool uses of a connection class."""
 
     def __init__(self, dialer: Dialer) -> None:
         self.connect: Final = getattr(dialer, "aconnect", None)
-
-
-class _Rest(MaintenanceTask):
-    """The pause after a failed attempt: looks again and again whether it is over."""
-
-    def __init__(self, pool: _Pool, task: AddConnection, until: float) -> None:
-        super().__init__(pool)
-        self._task: Final = task
-        self._until: Final = until
-
-    async def tick(self) -> None:
-        """Called by the pool's scheduler."""
-        pool = self.pool()
-        if not isinstance(pool, _Pool) or pool.closed:
-            return
-        if time.monotonic() >= self._until or pool.may_try_early():
-            pool.run_task(self)
-        else:
-            await pool.schedule_task(self, RECONNECT_INTERVAL_MAX_S)
-
-    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
-        await self._task._run(pool)
 
 
 def _awaited(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
@@ -357,7 +383,7 @@ def _awaited(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
     async def call(subject: Any) -> None:
         try:
             await settled(hook(subject))
-        except (Exception, asyncio.CancelledError):
+        except _PASSED_ON:
             raise
         except BaseException as error:
             raise RuntimeError(f"{hook!r} raised {type(error).__name__}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -12,7 +13,7 @@ import psycopg_pool
 
 from bgpool.pools import options
 from bgpool.pools.loop_source import LoopSource
-from bgpool.pools.loops import whole
+from bgpool.pools.loops import running_loop, whole
 from bgpool.pools.pool import AnyPool
 from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
@@ -125,6 +126,18 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     ) -> R:
         """As AnyPool says."""
         return await apply_unit(unit, connection, connection.transaction(), fn)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """As LoopSource.close; returns once what the pool does in this loop has ended, within *timeout* seconds."""
+        running_loop()
+        deadline = time.monotonic() + timeout
+        inner: list[Any] = [one.current.inner for one in self._successions() if one.current is not None]
+        tasks = {task for one in inner for task in one.tasks()} - {asyncio.current_task()}
+        await super().close(timeout)
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
 
 
 class AsyncCheckout:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -192,8 +193,13 @@ def note_connected(name: str) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S."""
+    """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S.
+
+    That a task was cancelled is no news: somebody wanted it.
+    """
     args = record.args
+    if isinstance(args, tuple) and any(isinstance(arg, CancelledError) for arg in args):
+        return False
     if record.msg != "error connecting in %r: %s" or not isinstance(args, tuple) or args[0] not in _said:
         return True
     if isinstance(args[1], asyncio.CancelledError):
