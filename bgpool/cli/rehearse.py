@@ -17,6 +17,7 @@ from rich.text import Text
 from bgpool.cli.view import make_console, plain
 from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.rehearsal import NotRehearsedError, Plan, Rehearsed, Requests, UnusablePlanError, rehearse
+from bgpool.lab.rehearsal.report import how
 from bgpool.report import Event
 
 __all__ = ["FAILED", "NO_LAB", "WENT_THROUGH", "WRONG_CALL", "draw", "run"]
@@ -96,8 +97,8 @@ def _requests(requests: Requests) -> Iterator[tuple[str, Text]]:
 def _command(report: Rehearsed) -> str:
     if report.killed:
         return "did not end when it was told to, and was killed"
-    how = "ended by itself" if report.ended_by_itself else "ended when it was told to"
-    return f"{how}, exit status {report.exit_status}"
+    when = "ended by itself" if report.ended_by_itself else "ended when it was told to"
+    return when if report.exit_status is None else f"{when}, {how(report.exit_status)}"
 
 
 def _events(events: tuple[Event, ...]) -> Table:

@@ -503,13 +503,15 @@ def test_findings(changes: Mapping[str, Any], more: Mapping[str, Any], found: li
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    report = replace(REPORT, requests=FAILED, findings=("1 requests failed",))
+    # uvicorn ends itself by the signal that it was told with.
+    report = replace(REPORT, requests=FAILED, findings=("1 requests failed",), exit_status=-15)
     monkeypatch.setattr(show, "rehearse", lambda *_, **__: report)
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=False) == show.FAILED
     printed = capsys.readouterr().out
     assert "NOT WELL: 1 requests failed" in printed
     assert "\x1b[2J" not in printed
     assert "? on old blue" in printed
+    assert "ended when it was told to, by signal 15" in printed
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=True) == show.FAILED
     told = json.loads(capsys.readouterr().out)
     assert told["went_through"] is False
