@@ -99,15 +99,19 @@ class Cancelled:
         last = {"twice": self._at + 1, "always": self.waits}.get(self._how, self._at)
         return self._at <= self.waits <= last
 
-    async def end(self, limit_s: float = 10.0) -> Any:
-        """What they returned or raised, in a task of their own."""
+    async def end(self, limit_s: float = 10.0, after_s: float | None = None) -> Any:
+        """What they returned or raised, in a task of their own; that is cancelled *after_s* seconds later, too."""
 
         async def run() -> Any:
             return await self
 
         task = asyncio.create_task(run())
+        if after_s is not None:
+            asyncio.get_running_loop().call_later(after_s, task.cancel)
         await asyncio.wait({task}, timeout=limit_s)
         assert task.done(), f"it did not end: {task}"
+        # It may not even have begun.
+        self._steps.close()
         if task.cancelled():
             return asyncio.CancelledError()
         # Without the frames, which hold connections.
@@ -148,6 +152,10 @@ class Scene:
     calls: int = field(default=0)
 
     def __post_init__(self) -> None:
+        self.note()
+
+    def note(self) -> None:
+        """This is how it is to be again."""
         self.things = _things()
 
     def next(self) -> None:
