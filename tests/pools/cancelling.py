@@ -8,23 +8,24 @@ import gc
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 
-from bgpool.core.engine import Engine
 from bgpool.dsn import parse
 from bgpool.lab import Pair
 from bgpool.lab.ledger import Key
 from bgpool.lab.pair import ROLE
 from bgpool.pools.participant import Participant
+from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.postgres.async_pool import AsyncPool
-from bgpool.registry import ASYNC_POOLS
 
-__all__ = ["HOW", "Cancelled", "Scene", "new_pool", "quiet", "until"]
+__all__ = ["HOW", "Cancelled", "Scene", "new_connector", "new_pool", "quiet", "until"]
+
+T = TypeVar("T")
 
 #: How a task is cancelled: when it has just begun to wait; when what it waits for has just happened; once more where it
 #: waits next; at every wait from then on, as anyio does.
@@ -44,10 +45,18 @@ def quiet() -> Iterator[None]:
 
 def new_pool(pair: Pair, run_dir: Path, **options: Any) -> AsyncPool:
     """An async pool that follows the segment in *run_dir* and starts no monitor."""
-    usual = {"bg_resolver": pair.resolver, "min_size": 1, "max_size": 1, "timeout": 5.0}
-    place, settings, left = parse(pair.dsn, usual | options)
+    return _new(AsyncPool, pair, run_dir, {"min_size": 1, "max_size": 1, "timeout": 5.0} | options)
+
+
+def new_connector(pair: Pair, run_dir: Path) -> AsyncPostgresConnector:
+    """The same of a connector."""
+    return _new(AsyncPostgresConnector, pair, run_dir, {})
+
+
+def _new(kind: Callable[..., T], pair: Pair, run_dir: Path, options: Mapping[str, Any]) -> T:
+    place, settings, left = parse(pair.dsn, {"bg_resolver": pair.resolver, **options})
     participant = Participant(settings.bg_id, run_dir, lambda _files: None)
-    return ASYNC_POOLS[Engine.POSTGRESQL](place, settings, participant, left)
+    return kind(place, settings, participant, left)
 
 
 class Cancelled:
@@ -125,9 +134,10 @@ async def until(condition: Callable[[], bool], what: Callable[[], object], timeo
     while not condition():
         waited_s = time.monotonic() - began
         assert waited_s < timeout_s, what()
-        if waited_s > 0.1:
+        if waited_s > 0.2:
             # What hangs in a cycle has its sockets until then.
             gc.collect()
+            await asyncio.sleep(0.1)
         await asyncio.sleep(0.002)
 
 
@@ -178,7 +188,10 @@ class Scene:
         """Until everything is as before, and every connection of the pool works."""
         pool = self.pool
         size = pool.max_size if pool is not None else 0
-        if pool is not None:
+        if pool is None:
+            # A pool hangs in cycles with its segment's file, which it has until they are collected.
+            gc.collect()
+        else:
             # After drain() there is none until somebody asks.
             async with pool.connection(2.0):
                 pass

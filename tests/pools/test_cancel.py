@@ -22,9 +22,10 @@ from bgpool.core.phase import Phase
 from bgpool.errors import PoolClosed
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
+from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
-from tests.pools.cancelling import HOW, Cancelled, Scene, new_pool, quiet
+from tests.pools.cancelling import HOW, Cancelled, Scene, new_connector, new_pool, quiet
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
@@ -36,12 +37,18 @@ class Stage:
     """What an operation has."""
 
     def __init__(
-        self, scene: Scene, deployment: Deployment, cutter: CommitCutter, make: Callable[..., AsyncPool]
+        self,
+        scene: Scene,
+        deployment: Deployment,
+        cutter: CommitCutter,
+        make: Callable[[], AsyncPool],
+        make_connector: Callable[[], AsyncPostgresConnector],
     ) -> None:
         self.scene = scene
         self.deployment = deployment
         self.cutter = cutter
         self.make = make
+        self.make_connector = make_connector
 
     @property
     def pool(self) -> AsyncPool:
@@ -210,6 +217,19 @@ async def first_checkout(stage: Stage) -> None:
         await stage.work(connection)
 
 
+async def opened_by_a_connector(stage: Stage) -> None:
+    connector = stage.make_connector()
+    try:
+        connection = await connector.aconnect()
+        try:
+            async with connection.transaction():
+                await stage.work(connection)
+        finally:
+            await connection.close()
+    finally:
+        connector.stop()
+
+
 async def closed_while_held(stage: Stage) -> None:
     pool, waiting = stage.make(), set[asyncio.Task[Any]]()
     try:
@@ -229,7 +249,7 @@ OPERATIONS: list[Operation] = [
     refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, interrupted_unit, queue, queue_in_vain, drained,
     held, held_in_vain, held_with_a_connection,
 ]  # fmt: skip
-OF_A_POOL: list[Operation] = [first_checkout, closed_while_held]
+OF_A_POOL: list[Operation] = [first_checkout, opened_by_a_connector, closed_while_held]
 
 
 def _ways(operations: Iterable[Operation], always: Iterable[Operation] = ()) -> list[Any]:
@@ -257,7 +277,7 @@ def test_a_cancelled_operation_loses_nothing(
     asyncio.run(_cancel_everywhere(operation, how, prepared, cutter, postgres_pair, tmp_path))
 
 
-@pytest.mark.parametrize(("operation", "how"), _ways(OF_A_POOL, {first_checkout}))
+@pytest.mark.parametrize(("operation", "how"), _ways(OF_A_POOL, {first_checkout, opened_by_a_connector}))
 def test_a_pool_that_is_cancelled_while_it_opens_or_closes_leaves_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
 ) -> None:
@@ -301,7 +321,7 @@ async def _cancel_everywhere(
                 async with pool.connection() as connection:
                     await connection.execute("SELECT 1")
             scene = Scene(pair, pool, monitor)
-            stage = Stage(scene, deployment, cutter, make)
+            stage = Stage(scene, deployment, cutter, make, lambda: new_connector(pair, directory / "run"))
             for at in itertools.count(1):
                 if not await _cancel_once(operation, how, at, stage):
                     break

@@ -197,10 +197,11 @@ def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_who
     async def main() -> None:
         async with enter() as scene:
 
-            async def work(connection: Any, *statements: str) -> str:
+            async def work(connection: Any, *statements: str, is_apart: bool = False) -> str:
                 async def wait() -> None:
-                    for sql in statements:
-                        await connection.execute(sql)
+                    async with connection.transaction() if is_apart else contextlib.nullcontext():
+                        for sql in statements:
+                            await connection.execute(sql)
                     await asyncio.sleep(20)
 
                 scene.calls += 1
@@ -212,6 +213,11 @@ def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_who
             # Nothing has happened to its transaction.
             assert await _pool(scene).run(work) == "done"
             assert (scene.rows(), scene.calls) == (1, 1)
+            if limit in (_wait_for, _timeout):
+                # A statement was cancelled in a block of its own.
+                scene.next()
+                assert await _pool(scene).run(partial(work, is_apart=True), SLEEP) == "done"
+                assert (scene.rows(), scene.calls) == (1, 1)
             # A statement was cancelled, and with it the transaction.
             scene.next()
             with pytest.raises(psycopg.Error) as failed:
