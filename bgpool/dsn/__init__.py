@@ -29,6 +29,7 @@ _ENGINES: Final[Mapping[str, Engine]] = {
     "mysql": Engine.MYSQL,
     # SQLAlchemy's URLs. What differs from the same parameters elsewhere, dsn/mysql.py knows.
     "postgresql+bgpool": Engine.POSTGRESQL,
+    "postgresql+bgpool_asyncpg": Engine.POSTGRESQL,
     "postgresql+psycopg": Engine.POSTGRESQL,
     "mysql+bgpool": Engine.MYSQL,
     "mysql+pymysql": Engine.MYSQL,

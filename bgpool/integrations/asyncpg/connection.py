@@ -39,7 +39,7 @@ class AsyncpgAware(_Base):
         bgpool_lent: Whether a user has it, who waits in a switchover; not while the pool resets it.
         bgpool_busy: Whether it is in use, and not idle in a pool.
         bgpool_keeps_place: Whether its place in the pool is its user's until they release it, also once it is lost.
-        bgpool_answer: What the server has answered to the last text of statements, such as ``COMMIT``.
+        bgpool_met_error: Whether a statement has failed since a unit of work began.
         bgpool_unfit, bgpool_cut, bgpool_refused, bgpool_in_unit, bgpool_ended, bgpool_in_doubt: As Aware has them.
     """
 
@@ -53,7 +53,7 @@ class AsyncpgAware(_Base):
     bgpool_in_unit: bool = False
     bgpool_ended: bool = False
     bgpool_in_doubt: str | None = None
-    bgpool_answer: str = ""
+    bgpool_met_error: bool = False
     # What the server had reported when it refused a write; and whether it is still to be asked.
     _reported_read_only: bool | None = None
     _unsettled: bool = False
@@ -124,6 +124,7 @@ class AsyncpgAware(_Base):
         """*error* of sending *text*, or what it means in a switchover."""
         generation = self.bgpool_generation
         assert generation is not None
+        self.bgpool_met_error = True
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             return self._refused(error)
         if self.bgpool_is_open or self._ending:
@@ -262,6 +263,12 @@ class AsyncpgAware(_Base):
         if not self._is_inherited() and not self._aborted:
             self._abort()
             self._cleanup()
+
+    async def _cancel(self, waiter: Any, *args: Any) -> None:
+        await super()._cancel(waiter, *args)
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is not None:
+            # asyncpg before 0.32 would raise it at the next statement. What becomes of the one at hand nobody knows.
+            self._end()
 
     def _is_inherited(self) -> bool:
         return self.bgpool_generation is not None and self.bgpool_generation.inherited

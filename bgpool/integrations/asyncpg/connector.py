@@ -14,7 +14,6 @@ from bgpool.core.engine import Engine
 from bgpool.dsn import Dsn, is_own
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
-from bgpool.integrations.asyncpg.errors import PasswordFailed
 from bgpool.integrations.asyncpg.recipe import AsyncpgRecipe
 from bgpool.integrations.asyncpg.unit import AsyncpgUnit
 from bgpool.pools.connector import AsyncConnector
@@ -39,6 +38,7 @@ POOL: Final[Mapping[str, Any]] = {
     name: default for name, default in _keywords(asyncpg.create_pool).items() if name not in ("connect", "init")
 }
 CONNECTION: Final[Mapping[str, Any]] = _keywords(asyncpg.connect)
+_NOT_READ: Final = ("service", "servicefile")
 #: asyncpg's keywords that the monitor has to know as well, by libpq's names.
 _SHARED: Final[Mapping[str, str]] = {
     "host": "host",
@@ -76,7 +76,7 @@ class AsyncpgConnector(AsyncConnector[AsyncpgAware]):
         try:
             return await super().aconnect(**kwargs)
         except errors.PasswordFailed as error:
-            raise PasswordFailed(str(error)) from error
+            raise self._recipe.like(None, errors.PasswordFailed, str(error)) from error
 
     def generation(self) -> object:
         """What is handed out now in the running loop; None for nothing."""
@@ -87,13 +87,17 @@ def _is_busy(connection: AsyncpgAware) -> bool:
     return connection.bgpool_busy
 
 
-_ASYNCPG: Final = {Engine.POSTGRESQL: AsyncpgConnector}
+_ASYNCPG: Final[Mapping[Engine, type[AsyncpgConnector]]] = {Engine.POSTGRESQL: AsyncpgConnector}
 
 
 def get_connector(
-    dsn: str | None, bg_id: str | int | None, options: Mapping[str, Any]
+    dsn: str | None,
+    bg_id: str | int | None,
+    options: Mapping[str, Any],
+    *,
+    kinds: Mapping[Engine, type[AsyncpgConnector]] = _ASYNCPG,
 ) -> tuple[AsyncpgConnector, dict[str, Any]]:
-    """The connector for *dsn*, and those of the *options* that are for each connection or for the pool.
+    """The connector for *dsn*, of one of *kinds*, and those of the *options* that are for each connection or the pool.
 
     Raises:
         ConfigurationError: As bgpool.get_connector; or an option that asyncpg does not have.
@@ -108,8 +112,10 @@ def get_connector(
         elif name in _SHARED:
             if value is not None:
                 shared[_SHARED[name]] = value
-        elif name in POOL or name in CONNECTION or name == "init":
+        elif name == "init" or name in POOL or (name in CONNECTION and name not in _NOT_READ):
             rest[name] = value
+        elif name in _NOT_READ:
+            raise ConfigurationError(f"{name} is not read; a host and a port are allowed, or the service in $PGSERVICE")
         elif name == "connect":
             raise ConfigurationError(
                 "connect=… makes the connections itself: give bgpool's connect() to asyncpg.create_pool instead"
@@ -119,12 +125,9 @@ def get_connector(
                 f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
                 "options of asyncpg.create_pool and asyncpg.connect"
             )
-    for name in ("service", "servicefile"):
-        if rest.pop(name, None) is not None:
-            raise ConfigurationError(f"{name} is not read; a host and a port are allowed, or the service in $PGSERVICE")
     for name in ("host", "port"):
         if isinstance(shared.get(name), (list, tuple)):
             raise ConfigurationError(f"{name}: one endpoint is allowed, not a list")
     if shared:
         own["kwargs"] = shared
-    return get_source(_ASYNCPG, dsn or "postgresql://", bg_id, own), rest
+    return get_source(kinds, dsn or "postgresql://", bg_id, own), rest

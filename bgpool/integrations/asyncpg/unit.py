@@ -12,7 +12,6 @@ from bgpool import errors
 from bgpool.failures import sqlstate_of
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
 from bgpool.integrations.asyncpg.errors import CommitOutcomeUnknown, SwitchoverInterrupted, like
-from bgpool.pools.doubt import NO_DOUBT
 from bgpool.pools.postgres.outcome import LINEAGE, RECEIPT, Receipt, outcome_by
 from bgpool.pools.postgres.unit import CUT, PostgresUnit
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome
@@ -24,6 +23,8 @@ __all__ = ["AsyncpgUnit", "PoolLender", "apply_unit"]
 
 R = TypeVar("R")
 
+#: read_only_sql_transaction
+_READ_ONLY: Final = "25006"
 #: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
 _MAY_PASS: Final = ("53", "55", "57")
 _FAILED: Final = "a statement failed and the function went on: the unit was rolled back"
@@ -43,6 +44,18 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         """As Unit says."""
         aware: AsyncpgAware = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
+        aware.bgpool_met_error = False
+        self._was_open = aware.is_in_transaction()
+
+    async def afinish(self, connection: Any, result: R) -> None:
+        """As Unit says. A transaction that has failed would be rolled back by its COMMIT, and nobody be told."""
+        aware: AsyncpgAware = connection
+        if aware.bgpool_met_error and aware.is_in_transaction():
+            try:
+                await aware.execute("SELECT")
+            except asyncpg.InFailedSQLTransactionError:
+                raise asyncpg.InFailedSQLTransactionError(_FAILED) from None
+        await super().afinish(connection, result)
 
     async def atake_receipt(self, connection: Any) -> None:
         """As Unit says; during a switchover."""
@@ -70,10 +83,6 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         self._receipt = Receipt(xid, lsn or "0/0", taken_at, aware.bgpool_address, lineage)
         self._promotes = self._gate.green_was_replica()
 
-    def note_rolled_back(self) -> None:
-        """The server has answered COMMIT with ROLLBACK."""
-        self._doubt = NO_DOUBT
-
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
         if isinstance(error, errors.Error):
@@ -82,7 +91,8 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
 
     def was_refused(self, error: Exception) -> bool:
         """As Unit says."""
-        return isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+        # SQLAlchemy's adapter tells the number of errors alone.
+        return sqlstate_of(error) == _READ_ONLY
 
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
         """As Unit says."""
@@ -106,12 +116,12 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             await lender.putconn(proxy)
 
     def check(self, connection: Any) -> None:
-        """As Unit says. Whether a statement has failed is seen by what the server answers to COMMIT."""
+        """As Unit says."""
         aware: AsyncpgAware = connection
         self.check_lost(aware)
         if aware.is_closed():
             raise asyncpg.InterfaceError(CLOSED_BY_FUNCTION)
-        if not aware.is_in_transaction():
+        if not aware.is_in_transaction() and (self._was_open or self._ended or aware.bgpool_ended):
             raise asyncpg.InterfaceError(
                 "the function ended the transaction that it was called in; a unit of work is committed by its runner"
             )
@@ -156,9 +166,6 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Await
                 unit.leave(raw)
             await unit.afinish(raw, result)
             await transaction.commit()
-            if raw.bgpool_answer == "ROLLBACK":
-                unit.note_rolled_back()
-                raise asyncpg.InFailedSQLTransactionError(_FAILED)
         except BaseException as error:
             if raw.is_in_transaction():
                 with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):

@@ -102,11 +102,9 @@ class Wire:
             connection.bgpool_ended = connection.bgpool_ended or ends_transaction(text)
         in_transaction = self.is_in_transaction()
         try:
-            result = await send(*args, **kwargs)
+            return await send(*args, **kwargs)
         except BaseException as error:
             explained = connection.bgpool_explain(text, error, in_transaction=in_transaction)
             if explained is error:
                 raise
             raise explained from error
-        connection.bgpool_answer = result if isinstance(result, str) else ""
-        return result

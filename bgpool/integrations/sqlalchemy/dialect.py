@@ -134,8 +134,7 @@ class BgpoolDialect(_Base):
         dialect._attach(engine)
 
     def _attach(self, engine: SqlalchemyEngine) -> None:
-        connector = make_connector(self.bgpool_connectors, self.bgpool_engine, self._static, self._bg)
-        self.bgpool_connector = connector
+        connector = self.bgpool_connector = self.bgpool_make_connector()
         connector.in_use = _in_use
         connector.set_owner_size(self, most_connections(engine.pool))
         gate(engine.pool, connector)
@@ -146,6 +145,14 @@ class BgpoolDialect(_Base):
         event.listen(engine, "handle_error", _keep_the_others)
         self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
         fork.call_in_child(self)
+
+    def bgpool_make_connector(self) -> AnyConnector[Any]:
+        """The connector for what create_engine was given.
+
+        Raises:
+            ConfigurationError: As get_connector.
+        """
+        return make_connector(self.bgpool_connectors, self.bgpool_engine, self._static, self._bg)
 
     def bgpool_switched_within(self, seconds: float) -> bool:
         """Whether checkouts are held, or the connections of the pool were replaced within the last *seconds*."""

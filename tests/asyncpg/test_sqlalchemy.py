@@ -1,0 +1,132 @@
+"""``postgresql+bgpool_asyncpg://``: SQLAlchemy's asyncio extension on asyncpg, through a switchover."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import exc, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+import bgpool
+from bgpool.core.phase import Phase
+from bgpool.errors import ConfigurationError
+from bgpool.integrations.sqlalchemy import arun
+from bgpool.lab import Pair
+from bgpool.testing import Deployment
+from tests.asyncpg.conftest import Run
+from tests.asyncpg.test_pool import until
+from tests.pools.proxy import CommitCutter
+
+pytestmark = pytest.mark.lab
+
+WHERE = text("SELECT host(inet_server_addr())")
+INSERT = text("INSERT INTO ledger (worker, thread, n) VALUES (:worker, :thread, :n)")
+
+Engines = Callable[..., contextlib.AbstractAsyncContextManager[AsyncEngine]]
+
+
+@pytest.fixture
+def engines(pair: Pair, tmp_path: Path) -> Engines:
+    """Makes engines that follow *deployment*; at their end every place in the pool is free."""
+
+    @contextlib.asynccontextmanager
+    async def make(bg: dict[str, str] | None = None, **options: Any) -> AsyncIterator[AsyncEngine]:
+        place = make_url(pair.dsn.partition("?")[0])
+        query = {"bg_resolver": str(pair.resolver), "bg_run_dir": str(tmp_path / "run"), **(bg or {})}
+        url = place.set(drivername="postgresql+bgpool_asyncpg").update_query_dict(query)
+        engine = create_async_engine(url, **{"pool_size": 2, "max_overflow": 0, **options})
+        try:
+            yield engine
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # of a QueuePool
+        finally:
+            await engine.dispose()
+            engine.dialect.bgpool_connector.stop()  # type: ignore[attr-defined]  # of ours
+
+    return make
+
+
+def test_held_callers_go_on_to_green_and_what_is_cut_says_so(
+    engines: Engines, deployment: Deployment, pair: Pair, run: Run
+) -> None:
+    async def where(engine: AsyncEngine) -> Any:
+        async with engine.connect() as connection:
+            return (await connection.execute(WHERE)).scalar()
+
+    async def main() -> None:
+        async with engines({"bg_drain_timeout_ms": "200"}) as engine:
+            assert await where(engine) == pair.blue.address
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                deployment.phase(Phase.IN_PROGRESS)
+                with pytest.raises(exc.OperationalError) as caught:
+                    await connection.execute(text("SELECT pg_sleep(5)"))
+                assert isinstance(caught.value.orig, bgpool.SwitchoverInterrupted)
+                assert caught.value.connection_invalidated
+            held = [asyncio.create_task(where(engine)) for _ in range(10)]
+            connector = engine.dialect.bgpool_connector  # type: ignore[attr-defined]  # of ours
+            await until(lambda: connector.stats().held == 10)
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # of a QueuePool
+            held[0].cancel()
+            deployment.release()
+            assert await asyncio.gather(*held[1:]) == [pair.green.address] * 9
+
+    run(main())
+
+
+def test_a_hold_that_is_too_long_is_an_operational_error(engines: Engines, deployment: Deployment) -> None:
+    async def main() -> None:
+        async with engines({"bg_connect_timeout_ms": "200"}) as engine:
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+            deployment.phase(Phase.IN_PROGRESS)
+            with pytest.raises((exc.OperationalError, bgpool.SwitchoverHoldTimeout), match="was held"):
+                async with engine.connect():
+                    pass
+            deployment.release()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "calls"), [("after", 1), ("before", 2)])
+def test_a_unit_is_applied_once(engines: Engines, pair: Pair, cutter: CommitCutter, when: Any, calls: int) -> None:
+    called: list[int] = []
+
+    async def insert(session: AsyncSession) -> int:
+        called.append(1)
+        await session.execute(INSERT, {"worker": 83, "thread": calls, "n": len(called)})
+        return len(called)
+
+    async def main() -> None:
+        async with engines(pool_size=1) as engine:
+            cutter.when = when
+            assert await arun(async_sessionmaker(engine), insert) == calls
+
+    asyncio.run(main())
+    assert cutter.when == "never"
+    rows = pair.blue.execute(f"SELECT count(*) FROM ledger WHERE worker = 83 AND thread = {calls}", database="app")
+    assert rows[0][0] == 1
+
+
+@pytest.mark.usefixtures("deployment")
+def test_parameters_reach_asyncpg(engines: Engines) -> None:
+    async def main() -> None:
+        given: dict[str, Any] = {"server_settings": {"application_name": "mine"}, "command_timeout": 5}
+        async with engines({"prepared_statement_cache_size": "0"}, connect_args=given) as engine:
+            async with engine.connect() as connection:
+                assert (await connection.execute(text("SHOW application_name"))).scalar() == "mine"
+            async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                await connection.execute(text("SELECT 1"))
+            with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+                auto = engine.execution_options(isolation_level="AUTOCOMMIT")
+                await arun(auto, lambda connection: connection.execute(text("SELECT 1")))
+        with pytest.raises(ConfigurationError, match="create_async_engine: unknown parameter 'nonsense'"):
+            async with engines({"nonsense": "1"}):
+                pass
+
+    asyncio.run(main())
