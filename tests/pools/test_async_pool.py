@@ -128,7 +128,8 @@ def test_one_loop_after_the_other(make_pool: MakePool, *, closes: bool) -> None:
     for _ in range(10):
         asyncio.run(use())
     after = descriptors(), threading.active_count()
-    assert after == before
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
     assert pool.usage().served == 24
     wait_until(lambda: pool.stats().size == 0)
     wait_until(lambda: descriptors() <= before[0] - 2)
@@ -552,7 +553,9 @@ def test_decorated_coroutine_functions(make_pool: MakePool, pair: Pair, work: Wo
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_function_of_the_other_colour_is_refused(make_pool: MakePool, pair: Pair) -> None:
+def test_a_function_of_the_other_colour_is_refused(
+    make_pool: MakePool, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = make_pool()
 
     def plain(_conn: Any) -> str:
@@ -569,7 +572,8 @@ def test_a_function_of_the_other_colour_is_refused(make_pool: MakePool, pair: Pa
             with pytest.raises(TypeError, match=rf"{fn.__name__} returned {what}.*async def") as caught:
                 asyncio.run(call())
             assert "s3cret" not in str(caught.value)
-    blocking = bgpool.get_pool(pair.direct_dsn(pair.blue), bg_id="colours")
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")  # or a monitor would look at the server for some seconds
+    blocking = bgpool.get_pool(pair.direct_dsn(pair.blue), bg_id="colours", bg_run_dir=tmp_path)
     with pytest.raises(TypeError, match=r"coroutine is asynchronous.*async"):
         _ = blocking.run(coroutine)
     blocking.close()
