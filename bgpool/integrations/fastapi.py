@@ -46,9 +46,9 @@ def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
 
     When the endpoint returns the transaction is committed, and the connection goes back, before anything of the
     response is sent; if it raises, HTTPException included, the transaction is rolled back. The dependencies of one
-    request that name the same pool share one connection.
+    request that name the same pool and timeout share one connection.
 
-    The connection is not there any more while a StreamingResponse is sent, nor in background tasks: take one from the
+    While a response streams, and in background tasks, the connection is another request's already: take one from the
     pool there.
 
     Args:
