@@ -227,6 +227,9 @@ WATCH_INTERVAL_S: Final = 0.25
 #: the row in every WATCH_INTERVAL_S, unless it is stopped or its server lets threads run in requests only.
 ROW_STALE_S: Final = 4.0
 
+#: Tasks that go on in one turn of their event loop when a hold ends; other tasks have theirs in between.
+WAKE_BATCH: Final = 50
+
 #: Calls that block, of a password callable or a resolver, which an event loop makes in threads at a time.
 LOOP_CALLS: Final = 4
 

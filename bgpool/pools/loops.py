@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-from bgpool.core.limits import LOOP_CALLS, POLL_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import LOOP_CALLS, POLL_INTERVAL_S, WAKE_BATCH, WATCH_INTERVAL_S
 from bgpool.errors import ConfigurationError
 from bgpool.pools.waits import Turns, finish
 from bgpool.segment.reader import Reading
@@ -41,7 +41,8 @@ class LoopWaits:
 
     def reset(self) -> None:
         """After a fork, in the child: nobody waits here yet."""
-        self._waiting: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
+        # Of each loop those who wait, the one that has waited longest first.
+        self._waiting: dict[asyncio.AbstractEventLoop, dict[asyncio.Future[None], None]] = {}
         self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTurns] = WeakKeyDictionary()
 
     def wake(self) -> None:
@@ -51,8 +52,7 @@ class LoopWaits:
                 loop.call_soon_threadsafe(self._wake_here, loop)
 
     def _wake_here(self, loop: asyncio.AbstractEventLoop) -> None:
-        for future in self._waiting.pop(loop, ()):
-            _settle(future)
+        _wake_some(loop, list(self._waiting.pop(loop, ())))
 
     async def sleep(self, seconds: float) -> None:
         """As Waits says."""
@@ -67,7 +67,7 @@ class LoopWaits:
             seconds = min(seconds, POLL_INTERVAL_S)
         loop = running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(loop, set()).add(future)
+        self._waiting.setdefault(loop, {})[future] = None
         timer = loop.call_later(seconds, _settle, future)
         try:
             # Looked at only now: whatever is published from now on wakes us.
@@ -77,7 +77,7 @@ class LoopWaits:
             timer.cancel()
             waiting = self._waiting.get(loop)
             if waiting is not None:
-                waiting.discard(future)
+                waiting.pop(future, None)
                 if not waiting:
                     del self._waiting[loop]
 
@@ -197,6 +197,14 @@ def running_loop() -> asyncio.AbstractEventLoop:
             "an async pool or engine is used inside of a running event loop of asyncio, uvloop included; there is none "
             "here, and that of another library, such as trio, does not count"
         ) from None
+
+
+def _wake_some(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]]) -> None:
+    """Wake *waiting*, a batch in each turn of the loop: nobody else is to wait for a thousand of them."""
+    for future in waiting[:WAKE_BATCH]:
+        _settle(future)
+    if len(waiting) > WAKE_BATCH:
+        loop.call_soon(_wake_some, loop, waiting[WAKE_BATCH:])
 
 
 def _settle(future: asyncio.Future[Any], result: object = None) -> None:

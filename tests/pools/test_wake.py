@@ -1,0 +1,80 @@
+"""When a hold ends: tasks go on in their order, do not keep the loop to themselves, and do no work twice."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bgpool
+import bgpool.testing
+from bgpool.core.limits import WAKE_BATCH
+from bgpool.core.phase import Phase
+from bgpool.core.routing import Purpose
+from bgpool.pools import fork
+from bgpool.pools.loops import LoopWaits
+from tests.pools.test_meaning import make_gate
+
+CALLERS = 500
+
+
+def test_who_waited_longest_goes_first_and_others_have_turns_in_between(tmp_path: Path) -> None:
+    order: list[int] = []
+    seen: list[int] = []
+
+    async def caller(gate: Any, number: int) -> None:
+        await gate.await_admitted(Purpose.CHECKOUT, timeout_s=5)
+        order.append(number)
+
+    async def other() -> None:
+        while len(order) < CALLERS:
+            seen.append(len(order))
+            await asyncio.sleep(0)
+
+    async def main(deployment: bgpool.testing.Deployment) -> None:
+        waits = LoopWaits(lambda: True)
+        gate = make_gate(deployment, waits)
+        callers = [asyncio.create_task(caller(gate, number)) for number in range(CALLERS)]
+        while gate.tally.held < CALLERS:
+            await asyncio.sleep(0)
+        deployment.release()
+        waits.wake()
+        await asyncio.gather(other(), *callers)
+
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.run(main(deployment))
+    assert order == list(range(CALLERS))
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= WAKE_BATCH
+
+
+def test_the_quick_way_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a page of memory."""
+    opened: list[int] = []
+    parents_word = fork.parents_word
+
+    def counted(value: int) -> Any:
+        opened.append(value)
+        return parents_word(value)
+
+    async def main(deployment: bgpool.testing.Deployment) -> None:
+        # Nobody listens there: they go as far as the queue.
+        pool = bgpool.get_async_pool("postgresql://app@127.0.0.1:9/app", bg_run_dir=deployment.run_dir)
+        callers = [asyncio.create_task(pool.getconn()) for _ in range(50)]
+        await deployment.await_held(50)
+        monkeypatch.setattr(fork, "parents_word", counted)
+        deployment.release()
+        while pool.stats().waiting < 50:
+            await asyncio.sleep(0.001)
+        assert len(opened) == 1
+        for each in callers:
+            each.cancel()
+        await asyncio.wait(callers)
+        await pool.close()
+
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.run(main(deployment))
