@@ -174,6 +174,9 @@ def test_a_cursor_and_a_prepared_statement_are_told_as_well(opened: Opened, depl
                 deployment.phase(Phase.IN_PROGRESS)
                 ends = await asyncio.gather(*tasks, return_exceptions=True)
                 assert [type(end) for end in ends] == [bg.SwitchoverInterrupted, bg.CommitOutcomeUnknown]
+                # What asyncpg itself checks before it sends anything; docs/asyncpg.md says so.
+                with pytest.raises(asyncpg.InterfaceError, match="the underlying connection is closed"):
+                    await statement.fetch(0)
             deployment.release()
 
     asyncio.run(main())
@@ -187,6 +190,7 @@ def test_a_new_transaction_is_held_on_a_connection_that_is_out(
             first, second, third = [await pool.acquire() for _ in range(3)]
             prepared = await third.prepare("SELECT 1")
             deployment.phase(Phase.IN_PROGRESS)
+            await until(lambda: not raw_of(first).bgpool_generation.live[0])
             began = time.monotonic()
             with pytest.raises(asyncio.TimeoutError):
                 await first.fetchval("SELECT 1", timeout=0.2)
