@@ -166,6 +166,25 @@ async def interrupted_unit(stage: Stage) -> Any:
     return await stage.pool.run(work)
 
 
+async def interrupted_between_statements(stage: Stage) -> Any:
+    """Its transaction is cut while its function waits for something else, and ROLLBACK goes nowhere."""
+
+    async def work(connection: Any) -> int:
+        stage.scene.calls += 1
+        await connection.execute(INSERT_SQL, stage.scene.key)
+        if stage.scene.calls == 1:
+            stage.deployment.phase(Phase.IN_PROGRESS)
+            while not connection.bgpool_generation.drained:
+                time.sleep(0.001)
+            connection.bgpool_generation.cut()
+            stage.soon(stage.deployment.roll_back)
+            await asyncio.sleep(0)
+        await connection.execute("SELECT 1")
+        return 7
+
+    return await stage.pool.run(work)
+
+
 async def queue(stage: Stage) -> None:
     """Another task has the connection, and gives it back."""
     taken = await stage.pool.getconn()
@@ -246,8 +265,8 @@ async def closed_while_held(stage: Stage) -> None:
 
 OPERATIONS: list[Operation] = [
     block, failing_block, blocks_in_a_block, results_left_in_the_middle, by_hand, closed_by_hand, refused_and_closed,
-    refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, interrupted_unit, queue, queue_in_vain, drained,
-    held, held_in_vain, held_with_a_connection,
+    refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, interrupted_unit,
+    interrupted_between_statements, queue, queue_in_vain, drained, held, held_in_vain, held_with_a_connection,
 ]  # fmt: skip
 OF_A_POOL: list[Operation] = [first_checkout, opened_by_a_connector, closed_while_held]
 
@@ -269,7 +288,8 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("operation", "how"), _ways(OPERATIONS, {queue, interrupted_unit, held, held_with_a_connection})
+    ("operation", "how"),
+    _ways(OPERATIONS, {queue, interrupted_unit, interrupted_between_statements, held, held_with_a_connection}),
 )
 def test_a_cancelled_operation_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str

@@ -24,7 +24,7 @@ from bgpool.pools.mysql.recipe import like
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import ASYNC_POOL, Kit
-from tests.pools.callers import wait_until
+from tests.pools.callers import drain, wait_until
 from tests.pools.conftest import Work
 from tests.pools.proxy import CommitCutter
 
@@ -67,6 +67,27 @@ def test_a_cut_that_the_function_swallowed_is_no_success(
     work.meanwhile = cut
     assert make_runner().run(work) == "call 2"
     assert work.rows(pair) == 1
+
+
+class Stop(BaseException):
+    """What no handler of errors catches."""
+
+
+@pytest.mark.parametrize("own", [ZeroDivisionError, Stop])
+def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connection_was_cut(
+    make_pool: MakePool, deployment: Deployment, work: Work, own: type[BaseException]
+) -> None:
+    """Its own error reaches the caller, not that of the rollback, which goes nowhere."""
+
+    def fail(conn: Any) -> None:
+        drain(deployment, conn)
+        conn.bgpool_generation.cut()
+        raise own
+
+    work.meanwhile = fail
+    with pytest.raises(own):
+        make_pool().run(work, timeout=0.5)
+    assert work.calls == 1
 
 
 @pytest.mark.usefixtures("prepared")

@@ -19,7 +19,16 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.pools.doubt import NO_DOUBT, PREPARED
 from bgpool.pools.fitness import looks_closed
-from bgpool.pools.postgres.classify import SETTLED, Piped, begins_nothing, doubt_of, ends, piped_by, synced_by
+from bgpool.pools.postgres.classify import (
+    SETTLED,
+    Piped,
+    begins_nothing,
+    clears_up,
+    doubt_of,
+    ends,
+    piped_by,
+    synced_by,
+)
 from bgpool.pools.postgres.handover import hand_over
 from bgpool.pools.postgres.refusal import QUESTION, is_servers, reports_read_only
 from bgpool.pools.waits import settled
@@ -174,7 +183,10 @@ class SwitchoverAware(_Base):
         if self.bgpool_cut and self._is_between_statements():
             # Nothing of what comes now reaches the server, be it a COMMIT.
             self.bgpool_in_doubt = NO_DOUBT
-            self.pgconn.finish()
+            if not clears_up(gen):
+                self.pgconn.finish()
+            # Or psycopg would fail before it has begun with *gen*, where it passes over the failure of a rollback: the
+            # error that a block ends with is the caller's own.
         # What the pool itself does to a connection that nobody has (configure, check, reset) is nobody's transaction.
         begins = self.bgpool_lent and self.pgconn.transaction_status == TransactionStatus.IDLE
         if begins_nothing(gen) or (self._pipeline is not None and self._pipeline.level and not self._synced):
