@@ -29,7 +29,7 @@ Enter = Callable[..., AbstractAsyncContextManager[Scene]]
 Limit = Callable[[float, Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]]
 
 SLEEP = "SELECT pg_sleep(20)"
-RUN = [pytest.param(asyncio.run, id="asyncio"), pytest.param(uvloop.run, id="uvloop")]
+RUN = [pytest.param(asyncio.run, id="asyncio"), pytest.param(uvloop.run, id="uvloop", marks=pytest.mark.full)]
 needs_groups = pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no TaskGroup and no timeout")
 
 
