@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg.rows import DictRow, dict_row
 
@@ -367,7 +368,7 @@ def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment
             held = asyncio.create_task(pool.getconn())
             await until(lambda: pool.stats().held)
         loop: Any = asyncio.get_running_loop()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # until the pool is as it is to be
         select = loop._selector.select
 
         def counted(timeout: float | None = None) -> Any:
@@ -472,6 +473,25 @@ def test_hooks_are_functions_or_coroutine_functions(make_pool: MakePool, *, awai
 
     asyncio.run(fail())
     assert called[-1] == "failed"
+
+
+def test_a_connection_that_its_check_refuses_is_replaced(make_pool: MakePool, pair: Pair) -> None:
+    pool = make_pool(max_size=1, check=psycopg_check)
+
+    async def main() -> None:
+        mine = await session(pool)
+        assert await session(pool) == mine
+        pair.blue.cut_clients()
+        began = time.monotonic()
+        assert await session(pool) != mine
+        assert time.monotonic() - began < 1
+        assert pool.stats().size == 1
+
+    asyncio.run(main())
+
+
+async def psycopg_check(conn: Any) -> None:
+    await psycopg_pool.AsyncConnectionPool.check_connection(conn)
 
 
 def test_a_class_of_the_users(make_pool: MakePool) -> None:
@@ -586,9 +606,9 @@ def test_a_function_of_the_other_colour_is_refused(
 def test_a_cancelled_task_sees_that_it_was(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     """Also with psycopg 3.3.0 to 3.3.8, which raise what went wrong when the statement was to end."""
 
-    async def wait(self: Any, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+    async def wait(self: Any, gen: Any, interval: float = 0.1) -> Any:
         try:
-            return await psycopg.waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+            return await psycopg.waiting.wait_async(gen, self.pgconn.socket, interval=interval)
         except asyncio.CancelledError as error:
             if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
                 await self._try_cancel(timeout=5.0)

@@ -83,7 +83,7 @@ def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: Co
 
     def read(conn: psycopg.Connection[Any]) -> Any:
         calls.append(1)
-        row = conn.execute("SELECT count(*) FROM ledger WHERE worker = 98").fetchone()
+        row = conn.execute("SELECT count(*) FROM ledger WHERE worker = 95").fetchone()
         assert row is not None
         return row[0]
 

@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnection, WaitingClient
 
-from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S
+from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S
 from bgpool.failures import first_line
 from bgpool.pools.loops import LoopTurns, cancels, is_ours, running_loop, whole
 from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
@@ -135,14 +135,26 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
     # -- checkout and return -------------------------------------------------------------------------------------
 
     async def _getconn_with_check_loop(self, deadline: float) -> Any:
+        pause_s = RECONNECT_INTERVAL_S
         while True:
-            if self._pool and not self._check and time.monotonic() < deadline:
+            if self._pool and time.monotonic() < deadline:
                 # As psycopg_pool does, without the lock: nobody else of this loop is at it before the next await.
                 connection = self._pool.popleft()
                 self._nconns_min = min(self._nconns_min, len(self._pool))
                 connection._pool = self
             else:
-                connection = await super()._getconn_with_check_loop(deadline)
+                connection = await self._getconn_unchecked(deadline - time.monotonic())
+            if self._check and not (self._dialer.retired or connection.bgpool_cut):
+                try:
+                    await self._check(connection)
+                except BaseException as error:
+                    await whole(self._putconn(connection, from_getconn=True))
+                    if not isinstance(error, Exception):
+                        # The first versions of psycopg_pool 3.3 would look for another connection all the same.
+                        raise
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
+                    continue
             if not (self._dialer.retired or connection.bgpool_cut):
                 return connection
             # psycopg_pool does not notice that an idle connection was cut, nor that the pool is about to be closed.
