@@ -17,7 +17,7 @@ from tests.engines import Kit
 
 pytestmark = pytest.mark.lab
 
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 

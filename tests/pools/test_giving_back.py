@@ -20,7 +20,7 @@ from tests.pools.callers import wait_until
 pytestmark = pytest.mark.lab
 
 ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 

@@ -22,7 +22,7 @@ from tests.pools.callers import Caller, wait_until
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 

@@ -26,7 +26,7 @@ from tests.pools.conftest import Work
 pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 DIALECTS = {Engine.POSTGRESQL: "postgresql+psycopg://", Engine.MYSQL: "mysql+pymysql://"}

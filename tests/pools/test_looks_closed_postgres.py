@@ -22,7 +22,7 @@ from tests.pools.conftest import Work
 pytestmark = pytest.mark.lab
 
 ENGINES = (Engine.POSTGRESQL,)
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 #: Left alone by the drain: what is lost here is lost by its looks.

@@ -20,7 +20,7 @@ from tests.pools.test_classify import INSERT, cut_in
 
 pytestmark = pytest.mark.lab
 
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 

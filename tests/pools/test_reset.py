@@ -15,7 +15,7 @@ from tests.engines import Kit
 pytestmark = pytest.mark.lab
 
 ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 

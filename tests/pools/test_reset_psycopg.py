@@ -15,7 +15,7 @@ from tests.pools.callers import wait_until
 
 pytestmark = pytest.mark.lab
 
-ON_ASYNC_POOL = pytest.mark.full
+ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 
