@@ -35,6 +35,7 @@ def made(*args: Any, **options: Any) -> bg.Pool:
     [
         ({"max_sise": 3}, "unknown parameter 'max_sise'"),
         ({"bg_nonsense": 3}, "bg_nonsense"),
+        ({"sslmode": "verify-full", "sslrootcert": "/nowhere/ca.pem"}, "sslrootcert='/nowhere/ca.pem' cannot be used"),
         ({"connect": asyncpg.connect}, "connect=… makes the connections itself"),
         ({"service": "ledger"}, "service is not read"),
         ({"host": ["a", "b"]}, "host: one endpoint is allowed, not a list"),

@@ -114,6 +114,37 @@ def test_a_unit_is_applied_once(engines: Engines, pair: Pair, cutter: CommitCutt
     assert rows[0][0] == 1
 
 
+def test_what_is_lost_between_two_statements_is_told_and_a_unit_goes_on(
+    engines: Engines, deployment: Deployment
+) -> None:
+    """SQLAlchemy keeps prepared statements, which asyncpg calls closed with their connection."""
+    told: list[BaseException] = []
+
+    async def select(session: AsyncSession) -> int:
+        for _ in range(2):
+            await session.execute(text("SELECT 1"))
+        if told:
+            return len(told)
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.get_running_loop().call_later(0.4, deployment.release)
+        await asyncio.sleep(0.3)
+        try:
+            await session.execute(text("SELECT 1"))
+        except exc.OperationalError as error:
+            told.append(error)
+            raise
+        return 0
+
+    async def main() -> None:
+        async with engines({"bg_drain_timeout_ms": "50"}) as engine:
+            assert await arun(async_sessionmaker(engine), select) == 1
+
+    asyncio.run(main())
+    (error,) = told
+    assert isinstance(error, exc.OperationalError)
+    assert isinstance(error.orig, bgpool.SwitchoverInterrupted)
+
+
 @pytest.mark.usefixtures("deployment")
 def test_parameters_reach_asyncpg(engines: Engines) -> None:
     async def main() -> None:

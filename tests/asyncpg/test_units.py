@@ -106,6 +106,39 @@ def test_an_interruption_that_the_function_swallows_is_one_all_the_same(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("what", ["statement", "cursor"])
+def test_what_is_used_of_a_connection_that_was_lost_between_two_statements(
+    opened: Opened, deployment: Deployment, work: Work, what: str
+) -> None:
+    """asyncpg looks whether it is closed, and says no more."""
+    told: list[type[BaseException]] = []
+
+    async def use(connection: Any) -> None:
+        statement = await connection.prepare("SELECT generate_series(1, 9)")
+        fetch = statement.fetch if what == "statement" else (await statement.cursor()).fetchrow
+        await fetch()
+        if work.calls > 1:
+            return
+        raw = connection._con
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.get_running_loop().call_later(0.3, deployment.release)
+        while not raw.is_closed():
+            await asyncio.sleep(0.01)
+        try:
+            await fetch()
+        except Exception as error:
+            told.append(type(error))
+            raise
+
+    async def main() -> None:
+        work.writes = False
+        async with opened(bg_drain_timeout_ms=50) as pool:
+            assert await bg.run(pool, work, use) == "call 2"
+
+    asyncio.run(main())
+    assert told == [bg.SwitchoverInterrupted if what == "statement" else asyncpg.InterfaceError]
+
+
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
 def test_what_became_of_a_commit_is_asked(

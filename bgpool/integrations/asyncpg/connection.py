@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from bgpool.errors import SwitchoverInterrupted
@@ -222,6 +223,13 @@ class AsyncpgAware(_Base):
         self._check_open()
         return _Transaction(self, isolation, readonly, deferrable)
 
+    async def _prepare(self, *args: Any, **kwargs: Any) -> Any:
+        # For prepare(), and for SQLAlchemy, which prepares everything and keeps it.
+        statement = await super()._prepare(*args, **kwargs)
+        if type(statement) is PreparedStatement:
+            statement.__class__ = _PreparedStatement
+        return statement
+
     # -- its place in a pool -------------------------------------------------------------------------------------
 
     def _set_proxy(self, proxy: Any) -> None:
@@ -272,6 +280,16 @@ class AsyncpgAware(_Base):
 
     def _is_inherited(self) -> bool:
         return self.bgpool_generation is not None and self.bgpool_generation.inherited
+
+
+class _PreparedStatement(PreparedStatement):
+    """asyncpg's prepared statement; on a lost connection it tells what happened to that."""
+
+    __slots__ = ()
+
+    def _check_conn_validity(self, name: str) -> None:
+        self._connection._check_open()
+        super()._check_conn_validity(name)
 
 
 class _Transaction(Transaction):

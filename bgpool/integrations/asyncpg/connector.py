@@ -14,7 +14,7 @@ from bgpool.core.engine import Engine
 from bgpool.dsn import Dsn, is_own
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
-from bgpool.integrations.asyncpg.recipe import AsyncpgRecipe
+from bgpool.integrations.asyncpg.recipe import LIBPQ, AsyncpgRecipe
 from bgpool.integrations.asyncpg.unit import AsyncpgUnit
 from bgpool.pools.connector import AsyncConnector
 from bgpool.pools.options import Check
@@ -109,9 +109,9 @@ def get_connector(
         if is_own(name) or name in ("monitoring", "password", "ssl"):
             if value is not None:
                 own[name] = value
-        elif name in _SHARED:
+        elif name in _SHARED or name in LIBPQ:
             if value is not None:
-                shared[_SHARED[name]] = value
+                shared[_SHARED.get(name, name)] = value
         elif name == "init" or name in POOL or (name in CONNECTION and name not in _NOT_READ):
             rest[name] = value
         elif name in _NOT_READ:
@@ -123,7 +123,7 @@ def get_connector(
         else:
             raise ConfigurationError(
                 f"unknown parameter {name!r}: allowed are the bg_ parameters, password, endpoint, monitoring, and the "
-                "options of asyncpg.create_pool and asyncpg.connect"
+                "options of asyncpg.create_pool and asyncpg.connect; settings of the session go into server_settings"
             )
     for name in ("host", "port"):
         if isinstance(shared.get(name), (list, tuple)):

@@ -25,7 +25,7 @@ from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 from bgpool.pools.waits import BLOCKING
 
-__all__ = ["AsyncpgRecipe"]
+__all__ = ["LIBPQ", "AsyncpgRecipe"]
 
 #: libpq's parameters that asyncpg reads in a DSN, and nowhere else.
 _OF_TLS: Final = (
@@ -71,6 +71,9 @@ _MOOT: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "keepalives": ("0", "1"),
     }
 )
+
+#: libpq's parameters that are taken beside asyncpg's.
+LIBPQ: Final = frozenset({*_OF_TLS, *_SETTINGS, *_TCP, *_MOOT, "connect_timeout", "fallback_application_name"})
 
 Context = ssl.SSLContext
 

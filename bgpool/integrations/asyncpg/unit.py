@@ -11,7 +11,7 @@ import asyncpg
 from bgpool import errors
 from bgpool.failures import sqlstate_of
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
-from bgpool.integrations.asyncpg.errors import CommitOutcomeUnknown, SwitchoverInterrupted, like
+from bgpool.integrations.asyncpg.errors import like
 from bgpool.pools.postgres.outcome import LINEAGE, RECEIPT, Receipt, outcome_by
 from bgpool.pools.postgres.unit import CUT, PostgresUnit
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome
@@ -56,6 +56,15 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             except asyncpg.InFailedSQLTransactionError:
                 raise asyncpg.InFailedSQLTransactionError(_FAILED) from None
         await super().afinish(connection, result)
+
+    async def afail(self, connection: Any, error: BaseException, *, held: bool = True) -> None:
+        """As Unit says. A cursor of a lost connection says no more than that it is closed."""
+        await super().afail(connection, error, held=held)
+        if isinstance(error, asyncpg.InterfaceError) or isinstance(error.__cause__, asyncpg.InterfaceError):
+            try:
+                self.check_lost(connection)
+            except errors.Error as lost:
+                raise lost from error
 
     async def atake_receipt(self, connection: Any) -> None:
         """As Unit says; during a switchover."""
@@ -129,11 +138,12 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
     def check_lost(self, connection: Any) -> None:
         """As Unit says."""
         aware: AsyncpgAware = connection
+        lost = asyncpg.ConnectionDoesNotExistError("connection was closed")
         if aware.bgpool_in_doubt:
-            raise CommitOutcomeUnknown(self._gate.describe(aware.bgpool_in_doubt))
+            raise self.like(lost, errors.CommitOutcomeUnknown, self._gate.describe(aware.bgpool_in_doubt))
         if aware.bgpool_in_doubt is not None or aware.bgpool_is_lost:
             text = "cut the transaction, and the function went on; it did not commit, run it again"
-            raise SwitchoverInterrupted(self._gate.describe(text))
+            raise self.like(lost, errors.SwitchoverInterrupted, self._gate.describe(text))
 
 
 class PoolLender:
