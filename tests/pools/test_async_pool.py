@@ -26,7 +26,7 @@ from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.postgres.async_pool import AsyncPool
-from bgpool.registry import ASYNC_POOLS, get_async_pool
+from bgpool.registry import ASYNC_POOLS, close_pools, get_async_pool, open_pools
 from bgpool.testing import Deployment
 from tests.pools.callers import Caller, wait_until
 from tests.pools.conftest import Work, maker
@@ -313,6 +313,33 @@ async def forever():
     lines = [line for line in done.stderr.splitlines() if "unclosed event loop" not in line]
     assert not [line for line in lines if "bgpool" in line or "psycopg" in line or "pending" in line], done.stderr
     assert time.monotonic() - began < 10
+
+
+def test_servers_hooks_open_and_close_it_from_any_thread(
+    pair: Pair, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = get_async_pool(pair.dsn, bg_run_dir=deployment.run_dir, bg_resolver=pair.resolver, min_size=1)
+    open_pools()
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+    assert pool.stats().phase is Phase.CREATED
+
+    async def main() -> float:
+        conn = await pool.getconn()
+        deployment.phase(Phase.IN_PROGRESS)
+        held = asyncio.create_task(pool.getconn())
+        await until(lambda: pool.stats().held == 1)
+        began = time.monotonic()
+        await asyncio.to_thread(close_pools, deployment.run_dir, "1")
+        with pytest.raises(bgpool.PoolClosed):
+            await held
+        took_s = time.monotonic() - began
+        await pool.putconn(conn)
+        assert conn.closed
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return took_s
+
+    assert asyncio.run(main()) < 1
+    assert pool.closed
 
 
 # -- nothing old, nothing slow -------------------------------------------------------------------------------------
