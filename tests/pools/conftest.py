@@ -54,12 +54,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         kits: list[Kit] = [KITS[engine] for engine in engines] + extra_kits(metafunc)
         if "make_runner" in metafunc.fixturenames:
             kits = [kit for engine in engines for kit in WAYS[engine]]
-        params = [pytest.param(kit, id=kit.name) for kit in kits]
+        params = [pytest.param(kit, id=kit.name, marks=[pytest.mark.full] if _repeats(kit) else []) for kit in kits]
         on_async_pool = getattr(metafunc.module, "ON_ASYNC_POOL", None)
         of_threads = metafunc.definition.get_closest_marker("threads")
         if on_async_pool is not None and of_threads is None:
             params.append(pytest.param(ASYNC_POOL, id=ASYNC_POOL.name, marks=on_async_pool))
         metafunc.parametrize("kit", params)
+
+
+def _repeats(kit: Kit) -> bool:
+    """Whether *kit* shows nothing that two others do not: AsyncConnection is to Connection as the sessions are."""
+    return isinstance(kit, Sqlalchemy) and kit.in_greenlet and not kit.sessions
 
 
 @pytest.fixture

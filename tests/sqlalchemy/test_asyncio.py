@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
+import random
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -101,6 +104,10 @@ async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None
         await asyncio.sleep(0.005)
 
 
+def count_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
 async def ended(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
@@ -177,6 +184,88 @@ def test_a_caller_that_is_cancelled_anywhere_keeps_no_slot(make_async: MakeEngin
         assert stats(engine).size == 0
 
     asyncio.run(main())
+
+
+# psycopg's cursor, which SQLAlchemy does not close where its statement is cancelled.
+@pytest.mark.filterwarnings("ignore:.*ServerCursor:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("operations", "least"),
+    [(300, 2), pytest.param(4_000, 20, marks=[pytest.mark.full, pytest.mark.timeout(500)])],
+)
+def test_random_cancels_leave_nothing_behind(
+    make_async: MakeEngine, deployment: Deployment, operations: int, least: int
+) -> None:
+    """Units, plain transactions and streams, through switchovers that are rolled back."""
+    insert = text("INSERT INTO ledger (worker, thread, n) VALUES (70, 1, :n)")
+    numbers = text("SELECT generate_series(1, 3000)")
+    rnd = random.Random(operations)
+    numbered = itertools.count()
+
+    async def write(work: AsyncSession | AsyncConnection, n: int) -> None:
+        await work.execute(insert, {"n": n})
+        if n % 3 == 0:
+            await work.execute(text("SELECT pg_sleep(0.005)"))
+
+    async def operate(engine: AsyncEngine, maker: async_sessionmaker[AsyncSession], n: int) -> None:
+        if n % 4 == 0:
+            await arun(maker, write, n)
+        elif n % 4 == 1:
+            await arun(engine, write, n)
+        elif n % 4 == 2:
+            async with maker.begin() as session:
+                await write(session, n)
+        else:
+            async with engine.connect() as connection:
+                async for _ in await connection.stream(numbers):
+                    pass
+
+    async def work(engine: AsyncEngine, errors: list[BaseException]) -> None:
+        maker = async_sessionmaker(engine)
+        while (n := next(numbered)) < operations:
+            task = asyncio.create_task(operate(engine, maker, n))
+            if rnd.random() < 0.7:
+                await asyncio.sleep(rnd.choice([0, 0.001, 0.005, 0.02]) * rnd.random())
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                errors.append(error)
+
+    async def switch(over: asyncio.Event) -> int:
+        for count in itertools.count():
+            if over.is_set():
+                return count
+            for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.CREATED):
+                deployment.phase(phase)
+                await asyncio.sleep(0.05)
+        raise AssertionError
+
+    async def main() -> None:
+        engine = make_async(pool_size=4, max_overflow=2, bg_drain_timeout_ms=20)
+        async with engine.connect() as connection:
+            await connection.execute(ONE)
+        files = count_files()
+        errors: list[BaseException] = []
+        over = asyncio.Event()
+        switching = asyncio.create_task(switch(over))
+        await asyncio.gather(*(work(engine, errors) for _ in range(20)))
+        over.set()
+        assert await switching >= least
+        for error in errors:
+            # Those of a unit are bgpool's own.
+            cause = error.orig if isinstance(error, OperationalError) else error
+            assert isinstance(cause, (SwitchoverInterrupted, bgpool.CommitOutcomeUnknown)), error
+        assert engine.pool.checkedout() == stats(engine).held == 0  # type: ignore[attr-defined]  # a queue
+        assert stats(engine).size <= 6
+        connections = [await engine.connect() for _ in range(6)]
+        for connection in connections:
+            await connection.close()
+        await engine.dispose()
+        await until(lambda: count_files() <= files)
+        assert stats(engine).size == 0
+
+    asyncio.run(main())
+    gc.collect()
 
 
 def test_a_unit_that_is_cancelled_is_not_run_again(

@@ -27,23 +27,24 @@ WHOLE_TIMEOUT_S: Final = 1200.0
 class Both:
     """Runs tests with SQLAlchemy's dialect and with ours, on one server."""
 
-    def __init__(self, server: Servers, scratch: Path) -> None:
-        """On *server*, with *scratch* for what the runs write."""
+    def __init__(self, server: Servers, scratch: Path, suffix: str) -> None:
+        """On *server*, with *scratch* for what the runs write; *suffix* is of the drivers' names in a URL."""
         self._server = server
+        self._suffix = suffix
         self._scratch = scratch
         self._tree = sdists.unpacked("sqlalchemy")
 
     def plain(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
         """With SQLAlchemy's."""
-        url = self._server.url(PLAIN[self._server.engine])
+        url = self._server.url(PLAIN[self._server.engine] + self._suffix)
         return runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
 
     def ours(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
         """With ours, in a deployment."""
         with deployment(blue=self._server.blue, green=self._server.green, bg_id="suite") as made:
-            url = self._server.url("bgpool", bg_id="suite", bg_run_dir=str(made.run_dir))
+            url = self._server.url("bgpool" + self._suffix, bg_id="suite", bg_run_dir=str(made.run_dir))
             run = runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
-        assert (run.dialect[:6], run.phase) == ("Bgpool", "CREATED")
+        assert ("Bgpool" in run.dialect, run.phase) == (True, "CREATED")
         return run
 
     def lost(self, plain: Run, ours: Run, timeout_s: float, *options: str) -> dict[str, str]:
@@ -57,7 +58,7 @@ class Both:
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """Runs tests on a server of the engine."""
     with servers(request.cls.engine) as server:
-        yield Both(server, tmp_path_factory.mktemp("suite"))
+        yield Both(server, tmp_path_factory.mktemp("suite"), request.cls.suffix)
 
 
 class Suite:
@@ -65,6 +66,7 @@ class Suite:
 
     engine: ClassVar[str]
     own: ClassVar[str]
+    suffix: ClassVar[str] = ""
 
     @pytest.mark.lab
     @pytest.mark.timeout(4 * PART_TIMEOUT_S)
@@ -93,6 +95,25 @@ class Suite:
 class TestPostgresql(Suite):
     engine = "postgresql"
     own = "test/dialect/postgresql"
+
+
+class TestAsyncio:
+    """The tests of the asyncio extension."""
+
+    engine = "postgresql"
+    suffix = "_async"
+
+    @pytest.mark.lab
+    @pytest.mark.full
+    @pytest.mark.timeout(4 * WHOLE_TIMEOUT_S)
+    def test_what_passes_with_sqlalchemys_dialect_passes_with_ours(
+        self, both: Both, record_property: Callable[[str, object], None]
+    ) -> None:
+        selection = ["test/ext/asyncio"]
+        plain, ours = both.plain(selection, WHOLE_TIMEOUT_S), both.ours(selection, WHOLE_TIMEOUT_S)
+        for run in (plain, ours):
+            record_property("told", str(run))
+        assert both.lost(plain, ours, WHOLE_TIMEOUT_S) == {}
 
 
 class TestMysql(Suite):

@@ -176,11 +176,10 @@ class BgpoolDialect(_Base):
     def _do_ping_w_event(self, dbapi_connection: DBAPIConnection) -> bool:
         """What SQLAlchemy's pool calls. What is stale is not asked, but replaced, and this one alone."""
         connector = self.bgpool_connector
-        connection = drivers_of(dbapi_connection)
-        if connector is not None and not connector.is_fit(connection):
+        if connector is not None and not connector.is_fit(dbapi_connection):
             raise DisconnectionError(STALE)
         is_alive = super()._do_ping_w_event(dbapi_connection)
-        if connector is not None and not connector.is_fit(connection):
+        if connector is not None and not connector.is_fit(dbapi_connection):
             # A switchover has begun while it was being asked.
             raise DisconnectionError(STALE)
         return is_alive

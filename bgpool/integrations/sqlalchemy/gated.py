@@ -71,7 +71,7 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
     try:
         connector.checkouts += 1
         connection = entry.dbapi_connection
-        if connection is not None and not connector.is_fit(dialect.get_driver_connection(connection)):
+        if connection is not None and not connector.is_fit(connection):
             dialect.bgpool_replaced_at = time.monotonic()
             entry.invalidate()
     except BaseException:
@@ -219,11 +219,11 @@ def gate(pool: Pool, connector: AnyConnector[Any]) -> None:
         )
 
 
-def _check(_connection: object, entry: ConnectionPoolEntry, proxy: Any) -> None:
+def _check(connection: Any, _entry: object, proxy: Any) -> None:
     """Hold, and have a connection replaced that is stale, before its user gets it."""
     connector: Any = proxy._pool._dialect.bgpool_connector
     connector.wait_admitted()
-    if not connector.is_fit(entry.driver_connection):
+    if not connector.is_fit(connection):
         raise exc.DisconnectionError(STALE)
     connector.checkouts += 1
 

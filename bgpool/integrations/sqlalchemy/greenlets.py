@@ -42,6 +42,10 @@ class GreenletConnector(AsyncConnector[C]):
         """As ConnectionSource says."""
         return _Waits(participant.loops)
 
+    def is_fit(self, conn: Any) -> bool:
+        """As AsyncConnector says; *conn* may be SQLAlchemy's adapter of one."""
+        return super().is_fit(getattr(conn, "driver_connection", conn))
+
     def wait_admitted(self, timeout: float | None = None) -> None:
         """As await_admitted."""
         word, admitted, _ = self._here().quick

@@ -50,7 +50,9 @@ def pytest_sessionstart() -> Iterator[None]:
     connector = _connector()
     if connector is not None:
         _gate_all(connector)
-        _lead_through_the_driver(_engine().dialect.loaded_dbapi)
+        dialect = _engine().dialect
+        if not dialect.is_async:  # whose drivers are adapted anew for each engine
+            _lead_through_the_driver(dialect.loaded_dbapi)
 
 
 def pytest_sessionfinish() -> None:
