@@ -70,7 +70,8 @@ def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 10
     assert result.excess_s(name) < excess_s
     assert len(server.load.pids) >= processes, "every worker took part"
     assert server.exit_status == 0, f"{name} did not end in time: {server.output}"
-    assert not re.search(r"Traceback|Error|couldn't stop", server.output), server.output
+    # With uvloop, which uvicorn takes where it is installed, the listener is closed when gunicorn comes to close it.
+    assert not re.search(r"Traceback|Error(?! while closing socket)|couldn't stop", server.output), server.output
 
 
 def assert_one_monitor_for_all(result: Result, gone: tuple[str, ...] = ()) -> None:
