@@ -265,7 +265,11 @@ class Recipe(ABC):
         if refused and passwords is not None and await self.waits.call(passwords.forget):
             connection = await self._aconnect(decision, kwargs, failures)
         if connection is None:
-            raise failures[-1] if failures else self.failure(f"{self.dsn.host} does not exist")
+            try:
+                raise failures[-1] if failures else self.failure(f"{self.dsn.host} does not exist")
+            finally:
+                # Or the error would keep itself, with this frame and its callers', until the collector comes by.
+                failures.clear()
         return connection
 
     async def _aconnect(self, decision: Decision, kwargs: Mapping[str, Any], failures: list[Exception]) -> Aware | None:
@@ -276,7 +280,8 @@ class Recipe(ABC):
                 try:
                     connection = await self.aopen(await self._place(names, address, kwargs), kwargs)
                 except self.failures as error:
-                    failures.append(error)
+                    # The frames of the driver hold the error that they have raised.
+                    failures.append(error.with_traceback(None))
                     if self.is_silence(error):
                         break
                     continue

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -680,5 +681,31 @@ def test_to_leave_a_stream_that_was_cut_is_no_cancellation(make_pool: MakePool) 
             await rows.aclose()
         await pool.putconn(conn)
         assert await session(pool) > 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("deployment")
+def test_an_error_is_freed_with_its_last_reference(make_pool: MakePool) -> None:
+    """An error that waits for the collector keeps the frames of its task, and what they hold of sockets."""
+
+    async def fail(pool: AsyncPool) -> weakref.ref[BaseException]:
+        async with pool.connection() as conn:
+            await conn.execute("CREATE TEMP TABLE twice (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+            await conn.execute("INSERT INTO twice VALUES (1), (1)")
+            try:
+                await conn.commit()
+            except psycopg.errors.UniqueViolation as error:
+                return weakref.ref(error)
+        raise AssertionError("no error")
+
+    async def main() -> None:
+        pool = make_pool()
+        gc.disable()
+        try:
+            assert (await fail(pool))() is None
+        finally:
+            gc.enable()
+        await pool.close()
 
     asyncio.run(main())

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 import bgpool
@@ -19,6 +21,7 @@ from bgpool.core.phase import Phase
 from bgpool.errors import ConfigurationError, PoolClosed, SwitchoverHoldTimeout, SwitchoverInterrupted
 from bgpool.lab import Pair
 from bgpool.pools.connector import Connector
+from bgpool.registry import CONNECTORS, get_source
 from bgpool.segment.table import Usage
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -378,3 +381,18 @@ def test_a_connection_cannot_be_sent_elsewhere(connector: Connector[Any]) -> Non
     for name, value in {"host": "x", "hostaddr": "127.0.0.9", "port": 1, "unix_socket": "/x", "conninfo": ""}.items():
         with pytest.raises(ConfigurationError, match=f"^{name}: a connector goes to one endpoint"):
             connector.connect(**{name: value})
+
+
+def test_a_failure_to_connect_is_freed_with_its_last_reference() -> None:
+    """One that waits for the collector keeps the frames of its callers, and all that these have."""
+    connector = get_source(CONNECTORS, "postgresql://app@127.0.0.1:1/app", None, {}, takes_part=False)
+    gc.disable()
+    try:
+        try:
+            connector.connect()
+        except psycopg.OperationalError as error:
+            failed = weakref.ref(error)
+        assert failed() is None
+    finally:
+        gc.enable()
+        connector.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -273,3 +275,19 @@ def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
     with pytest.raises(bgpool.SwitchoverInterrupted if how == "nothing" else bgpool.CommitOutcomeUnknown):
         conn.rollback()
     pool.putconn(conn)
+
+
+@pytest.mark.threads
+def test_an_error_is_freed_with_its_last_reference(make_pool: MakePool) -> None:
+    gc.disable()
+    try:
+        with make_pool().connection() as conn:
+            conn.execute("CREATE TEMP TABLE twice (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+            conn.execute("INSERT INTO twice VALUES (1), (1)")
+            try:
+                conn.commit()
+            except psycopg.errors.UniqueViolation as error:
+                failed = weakref.ref(error)
+            assert failed() is None
+    finally:
+        gc.enable()

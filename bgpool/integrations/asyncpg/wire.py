@@ -105,6 +105,10 @@ class Wire:
             return await send(*args, **kwargs)
         except BaseException as error:
             explained = connection.bgpool_explain(text, error, in_transaction=in_transaction)
-            if explained is error:
-                raise
-            raise explained from error
+            try:
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                # Or it would keep itself, with this frame, until the collector comes by.
+                del explained

@@ -53,9 +53,13 @@ class AsyncAware(SwitchoverAware, _Base):
                 # For want of an answer to that; no switchover has cut it.
                 self._closed = True
             explained = await self._explained(gen, error, generation)
-            if explained is error:
-                raise
-            raise explained from error
+            try:
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                # Or it would keep itself, with this frame, until the collector comes by.
+                del explained
         finally:
             if limit is not None:
                 limit.cancel()

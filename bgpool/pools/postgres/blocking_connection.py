@@ -44,9 +44,13 @@ class BlockingAware(SwitchoverAware, _Base):
             return super().wait(gen, *args, **kwargs) if args or kwargs else super().wait(gen)
         except BaseException as error:
             explained = finish(self._explained(gen, error, generation))
-            if explained is error:
-                raise
-            raise explained from error
+            try:
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                # Or it would keep itself, with this frame, until the collector comes by.
+                del explained
 
     async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
         """As SwitchoverAware says."""
