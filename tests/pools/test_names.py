@@ -137,11 +137,14 @@ def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_callable_that_fails_is_named_and_not_quoted(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callable_that_fails_is_named_and_not_quoted(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     def fails(*_: object) -> str:
         raise RuntimeError("s3cret")
 
-    pool = make_pool(password=fails, timeout=0.5, max_size=1)
+    # What was logged of a pool is not logged again soon, and its kit's other forms have the same name.
+    pool = make_pool(password=fails, timeout=0.5, max_size=1, name=str(tmp_path))
     with caplog.at_level(logging.WARNING, logger="psycopg.pool"), pytest.raises(psycopg.OperationalError):
         pool.getconn()
     assert "the password callable failed for app@" in caplog.text

@@ -6,7 +6,6 @@ after a failed attempt to connect, and tells nobody but its log why that failed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from asyncio import CancelledError
@@ -195,16 +194,13 @@ def note_connected(name: str) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S.
 
-    That a task was cancelled is no news: somebody wanted it.
+    That a task was cancelled is no news: somebody wanted it, or its pool or loop has ended.
     """
     args = record.args
     if isinstance(args, tuple) and any(isinstance(arg, CancelledError) for arg in args):
         return False
     if record.msg != "error connecting in %r: %s" or not isinstance(args, tuple) or args[0] not in _said:
         return True
-    if isinstance(args[1], asyncio.CancelledError):
-        # An attempt that the end of its pool, or of its loop, has ended.
-        return False
     (text, at), now = _said[str(args[0])], time.monotonic()
     if str(args[1]) == text and now < at + LOG_REPEAT_S:
         return False
