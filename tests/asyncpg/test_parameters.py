@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_password_is_made_for_each_connection(pair: Pair, opened: Opened) -> N
 
 
 def test_errors_are_both_and_none_is_taken_for_a_servers() -> None:
-    for kind in (getattr(ours, name) for name in ours.__all__ if name != "like"):
+    for kind in (getattr(ours, name) for name in ours.__all__ if name[0].isupper()):
         assert issubclass(kind, errors.Error)
         assert issubclass(kind, (asyncpg.PostgresError, asyncpg.InterfaceError))
         # Or asyncpg would raise it for whatever has that code.
@@ -150,3 +151,10 @@ def test_a_context_of_ours_is_made_only_where_a_name_is_to_be_proved(given: Any)
     recipe: Any = made(DSN, ssl=given).connector._recipe
     assert not isinstance(recipe._tls_for("ledger.test").get("ssl"), ssl.SSLContext)
     assert not recipe.names_matter
+
+
+@pytest.mark.parametrize("version", ["0.29.0", "0.33.0.dev0", "0.33.0", "1.0.0"])
+def test_another_asyncpg_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(asyncpg, "__version__", version)
+    with pytest.raises(ConfigurationError, match=rf"asyncpg {re.escape(version)} is .* for asyncpg>=0\.30,<0\.33,"):
+        made(DSN)

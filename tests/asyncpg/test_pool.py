@@ -20,6 +20,7 @@ from bgpool.integrations import asyncpg as bg
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
+from tests.pools.cancelling import Cancelled
 
 pytestmark = pytest.mark.lab
 
@@ -409,5 +410,44 @@ def test_asyncpgs_own_pool_takes_connections_of_connect(deployment: Deployment, 
         alone = await bg.connect(pair.dsn, timeout=5, **where)
         assert await alone.fetchval(WHERE) == pair.green.address
         await alone.close()
+
+    run(main())
+
+
+def test_a_release_that_is_cancelled_goes_on(opened: Opened, deployment: Deployment, run: Run) -> None:
+    """After a refused write the server is asked whether it takes any; asyncpg's own part goes on by itself."""
+
+    async def main() -> None:
+        async with opened(max_size=1) as pool:
+            connection = await pool.acquire()
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                async with connection.transaction(readonly=True):
+                    await connection.execute(INSERT)
+            release = Cancelled(pool.release(connection), "early", 1, lambda: None)
+            assert isinstance(await release.end(), asyncio.CancelledError)
+            assert await pool.fetchval("SELECT 1", timeout=5) == 1
+        assert deployment.snapshot.phase is Phase.CREATED
+
+    run(main())
+
+
+def test_who_is_cancelled_when_the_hold_ends_sends_nothing(opened: Opened, deployment: Deployment, run: Run) -> None:
+    async def main() -> None:
+        async with opened(bg_drop_blue_connections=False, max_size=1) as pool, pool.acquire() as connection:
+            generation = raw_of(connection).bgpool_generation
+            await_usable = generation.await_usable
+
+            async def await_usable_and_be_cancelled() -> None:
+                await await_usable()
+                task.cancel()
+
+            deployment.phase(Phase.IN_PROGRESS)
+            await until(lambda: not generation.live[0])
+            generation.await_usable = await_usable_and_be_cancelled
+            task = asyncio.create_task(connection.fetchval("SELECT txid_current()", timeout=20))
+            await until(lambda: pool.connector.stats().held == 1)
+            deployment.roll_back()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     run(main())

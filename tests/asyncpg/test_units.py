@@ -9,12 +9,14 @@ import asyncpg
 import pytest
 
 from bgpool.core.phase import Phase
+from bgpool.errors import ConfigurationError
 from bgpool.integrations import asyncpg as bg
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
 from tests.pools.proxy import CommitCutter
 from tests.pools.test_outcome import REFUSALS, refused
+from tests.pools.test_read_only import read_only
 
 pytestmark = pytest.mark.lab
 
@@ -224,3 +226,56 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
 
     run(main())
     assert (work.calls, work.rows(pair)) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionResetError, asyncio.TimeoutError])
+def test_an_os_error_of_the_functions_own_is_no_cut(
+    opened: Opened, deployment: Deployment, work: Work, kind: type[Exception]
+) -> None:
+    """Of a file, of another service, or of a statement whose time was up."""
+
+    async def fail(connection: Any) -> None:
+        if kind is asyncio.TimeoutError:
+            await connection.execute("SELECT pg_sleep(5)", timeout=0.01)
+        raise kind("mine")
+
+    async def main() -> None:
+        async with opened() as pool:
+            deployment.phase(Phase.PREPARATION)
+            with pytest.raises(kind):
+                await bg.run(pool, work, fail)
+
+    asyncio.run(main())
+    assert work.calls == 1
+
+
+def test_a_refused_write_that_the_function_swallows_is_an_interruption(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work
+) -> None:
+    async def insert(connection: Any) -> str:
+        if not work.calls:
+            deployment.phase(Phase.IN_PROGRESS)
+            asyncio.get_running_loop().call_later(0.3, deployment.release)
+            work.calls += 1
+            with pytest.raises(bg.SwitchoverInterrupted, match="takes no writes"):
+                await connection.execute("INSERT INTO ledger (worker, thread, n) VALUES (79, 0, 0)")
+            return "call 1"
+        return await work(connection)
+
+    async def main() -> None:
+        work.writes = False
+        async with opened() as pool:
+            assert await bg.run(pool, insert) == "call 2"
+
+    with read_only(pair):
+        asyncio.run(main())
+
+
+def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:
+    async def main() -> None:
+        with pytest.raises(ConfigurationError, match="bgpool's create_pool is allowed, and not Pool"):
+            await bg.run(asyncpg.create_pool(pair.dsn), work)
+
+    async def work(_connection: Any) -> None: ...
+
+    asyncio.run(main())

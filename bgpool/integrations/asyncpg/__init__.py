@@ -21,6 +21,7 @@ from bgpool.integrations.asyncpg.errors import (
 )
 from bgpool.integrations.asyncpg.pool import Pool
 from bgpool.integrations.asyncpg.unit import PoolLender, apply_unit
+from bgpool.pools.units import awaitable
 
 __all__ = [
     "CommitOutcomeUnknown",
@@ -104,15 +105,16 @@ async def run(
     Raises:
         CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
         SwitchoverInterrupted: Cut again and again, until the time was used up.
+        ConfigurationError: *pool* is another one.
         TypeError: *fn* returned nothing that can be awaited.
         Exception: Whatever *fn* or acquiring a connection raised; the transaction was rolled back.
     """
+    if not isinstance(pool, Pool):
+        raise ConfigurationError(f"run: a pool of bgpool's create_pool is allowed, and not {type(pool).__name__}")
 
     async def call(connection: Any) -> R:
-        awaitable = fn(connection, *args)
-        if not isinstance(awaitable, Awaitable):
-            raise TypeError(f"{fn!r} returned {awaitable!r}: a unit of work of an asyncpg pool is a coroutine function")
-        return await awaitable
+        result: R = await awaitable(fn, fn(connection, *args))
+        return result
 
     async def attempt(unit: Any) -> R:
         return await apply_unit(unit, pool, call)

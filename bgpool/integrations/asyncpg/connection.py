@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from asyncpg import compat
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
@@ -113,7 +113,9 @@ class AsyncpgAware(_Base):
         if not generation.inherited and not begins:
             return
         try:
-            await asyncio.wait_for(generation.await_usable(), timeout)
+            # Before Python 3.12 asyncio.wait_for swallows a cancellation that comes in the turn in which the wait ends.
+            async with compat.timeout(timeout):
+                await generation.await_usable()
         except SwitchoverInterrupted:
             self.bgpool_in_doubt = NO_DOUBT
             self._end()

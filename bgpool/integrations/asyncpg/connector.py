@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -39,6 +40,9 @@ POOL: Final[Mapping[str, Any]] = {
 }
 CONNECTION: Final[Mapping[str, Any]] = _keywords(asyncpg.connect)
 _NOT_READ: Final = ("service", "servicefile")
+#: The releases that were run, from and below: more is used of asyncpg than what it documents.
+_FROM: Final = (0, 30)
+_BELOW: Final = (0, 33)
 #: asyncpg's keywords that the monitor has to know as well, by libpq's names.
 _SHARED: Final[Mapping[str, str]] = {
     "host": "host",
@@ -83,6 +87,20 @@ class AsyncpgConnector(AsyncConnector[AsyncpgAware]):
         return self._here().current
 
 
+def _check_release(version: str) -> None:
+    """Refuse an asyncpg that may send what bgpool would not see.
+
+    Raises:
+        ConfigurationError: It was not tried with asyncpg *version*.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not _FROM <= numbers < _BELOW:
+        raise ConfigurationError(
+            f"asyncpg {version} is installed: this bgpool is for asyncpg>={'.'.join(map(str, _FROM))},"
+            f"<{'.'.join(map(str, _BELOW))}, because it uses parts of it that other releases may change"
+        )
+
+
 def _is_busy(connection: AsyncpgAware) -> bool:
     return connection.bgpool_busy
 
@@ -100,8 +118,9 @@ def get_connector(
     """The connector for *dsn*, of one of *kinds*, and those of the *options* that are for each connection or the pool.
 
     Raises:
-        ConfigurationError: As bgpool.get_connector; or an option that asyncpg does not have.
+        ConfigurationError: As bgpool.get_connector; or an option that asyncpg does not have, or another asyncpg.
     """
+    _check_release(asyncpg.__version__)
     own: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     rest: dict[str, Any] = {}

@@ -5,6 +5,7 @@ None of them has a ``sqlstate`` in its body: asyncpg would take the class for th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ __all__ = [
     "SwitchoverHoldTimeout",
     "SwitchoverInterrupted",
     "like",
+    "note_connecting",
+    "was_connecting",
 ]
 
 
@@ -73,3 +76,18 @@ def like(error: BaseException | None, kind: Callable[..., Exception], text: str)
         new.sqlstate = error.sqlstate
     found: Exception = new
     return found
+
+
+#: What asyncpg's connect raises that is none of its own errors, and that an application may have raised as well.
+_OTHERS: Final = (OSError, asyncio.TimeoutError)
+
+
+def note_connecting(error: BaseException) -> None:
+    """Note that *error* says that no connection could be made, if it does not say so by its class."""
+    if isinstance(error, _OTHERS):
+        error.bgpool_connecting = True  # type: ignore[union-attr]  # errors take attributes
+
+
+def was_connecting(error: BaseException) -> bool:
+    """Whether *error* was noted so."""
+    return getattr(error, "bgpool_connecting", False) is True

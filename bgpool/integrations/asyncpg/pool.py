@@ -82,7 +82,20 @@ class Pool(asyncpg.Pool):
             return
         self._check_loop()
         if raw.bgpool_unfit:
-            await asyncio.shield(raw.bgpool_asettle_refusal())
+            # As asyncpg has it for all that follows: a cancelled release goes on.
+            await asyncio.shield(self._release_unfit(connection, timeout))
+        else:
+            await self._release(connection, timeout)
+
+    async def _release_unfit(self, connection: Any, timeout: float | None) -> None:
+        """Release it, once it is known whether the server takes writes."""
+        try:
+            await connection._con.bgpool_asettle_refusal()
+        finally:
+            await self._release(connection, timeout)
+
+    async def _release(self, connection: Any, timeout: float | None) -> None:
+        raw = connection._con
         if not self.connector.is_fit(raw):
             raw._on_release()
             raw.terminate()

@@ -19,7 +19,7 @@ from asyncpg import connect_utils
 from bgpool.core.limits import ENDPOINTS
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.asyncpg.connection import AsyncpgAware, aware
-from bgpool.integrations.asyncpg.errors import like
+from bgpool.integrations.asyncpg.errors import like, note_connecting
 from bgpool.integrations.asyncpg.tls import NamedContext, verifying
 from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.recipe import DriversPool, Place, Recipe
@@ -127,7 +127,11 @@ class AsyncpgRecipe(PostgresRecipe):
             # asyncpg would look for the address in the password file.
             own["password"] = self._filed_password(own)
         address = place.address or params.get("hostaddr") or name
-        connection: AsyncpgAware = await asyncpg.connect(host=address or None, port=self.dsn.port, **own)
+        try:
+            connection: AsyncpgAware = await asyncpg.connect(host=address or None, port=self.dsn.port, **own)
+        except self.failures as error:
+            note_connecting(error)
+            raise
         if not str(address).startswith("/"):
             _watch(connection.fileno(), params)
         return connection

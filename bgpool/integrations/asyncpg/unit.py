@@ -11,7 +11,7 @@ import asyncpg
 from bgpool import errors
 from bgpool.failures import sqlstate_of
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
-from bgpool.integrations.asyncpg.errors import like
+from bgpool.integrations.asyncpg.errors import like, was_connecting
 from bgpool.pools.postgres.outcome import LINEAGE, RECEIPT, Receipt, outcome_by
 from bgpool.pools.postgres.unit import CUT, PostgresUnit
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome
@@ -54,7 +54,12 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             try:
                 await aware.execute("SELECT")
             except asyncpg.InFailedSQLTransactionError:
-                raise asyncpg.InFailedSQLTransactionError(_FAILED) from None
+                failed = asyncpg.InFailedSQLTransactionError(_FAILED)
+                if not aware.bgpool_refused:
+                    raise failed from None
+                text = self._gate.describe("takes no writes any more; run the transaction again")
+                refusal = asyncpg.ReadOnlySQLTransactionError(_FAILED)
+                raise self.like(refusal, errors.SwitchoverInterrupted, text) from failed
         await super().afinish(connection, result)
 
     async def afail(self, connection: Any, error: BaseException, *, held: bool = True) -> None:
@@ -96,7 +101,8 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         """As Unit says."""
         if isinstance(error, errors.Error):
             return isinstance(error, errors.CommitOutcomeUnknown)
-        return sqlstate_of(error) in CUT or isinstance(error, OSError)
+        # Of a connection that was made, no OSError is: it is the function's, as is a TimeoutError.
+        return sqlstate_of(error) in CUT or was_connecting(error)
 
     def was_refused(self, error: Exception) -> bool:
         """As Unit says."""
