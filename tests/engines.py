@@ -72,6 +72,10 @@ class Kit(ABC):
     def refused_as_read_only(self, error: BaseException) -> bool:
         """Whether *error* has the number that the server gave it."""
 
+    def drivers(self, conn: Any) -> Any:
+        """The driver's connection under *conn*."""
+        return conn
+
     def read(self, conn: Any) -> int:
         """Read a table, which begins a transaction."""
         return int(self.execute(conn, "SELECT count(*) FROM ledger")[0][0])
@@ -200,13 +204,13 @@ class Sqlalchemy(Kit):
         return [tuple(row) for row in result] if result.returns_rows else []
 
     def where(self, conn: Any) -> str:
-        return self._kit.where(self._drivers(conn))
+        return self._kit.where(self.drivers(conn))
 
     def session(self, conn: Any) -> int:
-        return self._kit.session(self._drivers(conn))
+        return self._kit.session(self.drivers(conn))
 
     def sleep(self, conn: Any, seconds: float) -> None:
-        self._kit.sleep(self._drivers(conn), seconds)
+        self._kit.sleep(self.drivers(conn), seconds)
 
     def kill(self, pair: Pair, session: int) -> None:
         self._kit.kill(pair, session)
@@ -220,8 +224,7 @@ class Sqlalchemy(Kit):
     def refused_as_read_only(self, error: BaseException) -> bool:
         return isinstance(error, sqlalchemy.exc.DBAPIError) and self._kit.refused_as_read_only(error.orig or error)
 
-    @staticmethod
-    def _drivers(conn: Any) -> Any:
+    def drivers(self, conn: Any) -> Any:
         connection = conn.connection() if isinstance(conn, Session) else conn
         return connection.connection.driver_connection if isinstance(connection, sqlalchemy.Connection) else connection
 

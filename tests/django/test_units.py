@@ -32,6 +32,7 @@ from bgpool.testing import Deployment
 from tests.django.models import entry_model
 from tests.django.test_connections import NAME, POOLED, WAYS, ask, other_database
 from tests.engines import Kit
+from tests.pools.callers import drain
 from tests.pools.proxy import CommitCutter
 
 pytestmark = pytest.mark.lab
@@ -128,6 +129,40 @@ def test_what_is_cut_before_commit_is_called_again_and_one_hook_runs(
     assert run(work, using=work.alias) == "call 2"
     assert (work.rows(pair), work.hooks) == (1, [2])
     assert work.ask() == 1
+
+
+class Stop(BaseException):
+    """What no handler of errors catches."""
+
+
+@WAYS
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("own", [ZeroDivisionError, Stop])
+@pytest.mark.parametrize("by_server", [False, pytest.param(True, marks=pytest.mark.full)], ids=["", "by-the-server"])
+def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connection_was_cut(
+    way: dict[str, Any],
+    pair: Pair,
+    deployment: Deployment,
+    make_work: MakeWork,
+    own: type[BaseException],
+    by_server: bool,
+) -> None:
+    """Its own error reaches the caller, not that of the rollback, which goes nowhere."""
+    work = make_work(**way)
+
+    def fail() -> None:
+        drivers = work.wrapper.connection
+        drain(deployment, drivers)
+        if by_server:
+            pair.blue.cut_clients()
+        else:
+            drivers.bgpool_generation.cut()
+        raise own
+
+    work.meanwhile = fail
+    with pytest.raises(own):
+        run(work, using=work.alias, timeout=0.5)
+    assert (work.calls, work.hooks) == (1, [])
 
 
 @pytest.mark.usefixtures("prepared")

@@ -74,19 +74,30 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("own", [ZeroDivisionError, Stop])
+@pytest.mark.parametrize("by_server", [False, pytest.param(True, marks=pytest.mark.full)], ids=["", "by-the-server"])
 def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connection_was_cut(
-    make_pool: MakePool, deployment: Deployment, work: Work, own: type[BaseException]
+    kit: Kit,
+    make_runner: MakePool,
+    pair: Pair,
+    deployment: Deployment,
+    work: Work,
+    own: type[BaseException],
+    by_server: bool,
 ) -> None:
     """Its own error reaches the caller, not that of the rollback, which goes nowhere."""
 
     def fail(conn: Any) -> None:
-        drain(deployment, conn)
-        conn.bgpool_generation.cut()
+        drivers = kit.drivers(conn)
+        drain(deployment, drivers)
+        if by_server:
+            pair.blue.cut_clients()
+        else:
+            drivers.bgpool_generation.cut()
         raise own
 
     work.meanwhile = fail
     with pytest.raises(own):
-        make_pool().run(work, timeout=0.5)
+        make_runner().run(work, timeout=0.5)
     assert work.calls == 1
 
 
