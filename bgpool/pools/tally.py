@@ -47,7 +47,11 @@ class Tally:
     def end_hold(self, caller: object) -> None:
         """The hold of *caller* is over, one way or the other."""
         with self._lock:
-            held_s = time.monotonic() - self._since.pop(caller)
+            since = self._since.pop(caller, None)
+            if since is None:
+                # A fork lies in between, and the child goes on where its parent was held.
+                return
+            held_s = time.monotonic() - since
             self._longest_s, self._period_s = max(self._longest_s, held_s), max(self._period_s, held_s)
 
     def take_longest_s(self) -> float:

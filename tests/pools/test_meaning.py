@@ -87,3 +87,23 @@ def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, mo
         with pytest.raises(bgpool.SwitchoverHoldTimeout):
             gate.wait_admitted(Purpose.CHECKOUT, timeout_s=0.2)
         assert len(steps) <= 2
+
+
+def test_who_was_held_before_a_fork_goes_on_in_the_child(tmp_path: Path) -> None:
+    """Where the child goes on with its parent's loop, or in a signal handler of a thread that is held."""
+    waits = LoopWaits(lambda: True)
+
+    async def hold(deployment: bgpool.testing.Deployment) -> None:
+        gate = make_gate(deployment, waits)
+        caller = asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=5))
+        while not gate.tally.held:
+            await asyncio.sleep(0)
+        gate.reset()
+        deployment.release()
+        waits.wake()
+        assert (await caller)[1].action is Action.ROUTE
+        assert (gate.tally.held, gate.tally.usage().longest_hold_ms) == (0, 0)
+
+    with bgpool.testing.deployment(tmp_path) as deployment:
+        deployment.phase(Phase.IN_PROGRESS)
+        asyncio.run(hold(deployment))
