@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from bgpool.core.limits import LOOP_CALLS, POLL_INTERVAL_S, WAKE_BATCH, WATCH_INTERVAL_S
@@ -90,30 +90,36 @@ class LoopWaits:
         loop = running_loop()
         turns = self._calls.setdefault(loop, LoopTurns(LOOP_CALLS))
         await turns.acquire(None)
-        result: asyncio.Future[T] = loop.create_future()
+        done: asyncio.Future[None] = loop.create_future()
+        # Not the future's own: it takes no StopIteration.
+        outcome: list[tuple[T | None, BaseException | None]] = []
 
         def run() -> None:
             try:
-                made = function()
+                outcome.append((function(), None))
             except BaseException as error:
-                tell(_fail, result, error)
-            else:
-                tell(_settle, result, made)
-
-        def tell(what: Callable[..., None], *args: object) -> None:
+                outcome.append((None, error))
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(end, what, *args)
+                loop.call_soon_threadsafe(end)
 
-        def end(what: Callable[..., None], *args: object) -> None:
+        def end() -> None:
             turns.release()
-            what(*args)
+            _settle(done)
 
         try:
             threading.Thread(target=refusing(run), name="bgpool-call", daemon=True).start()
         except BaseException:
             turns.release()
             raise
-        return await result
+        await done
+        made, error = outcome.pop()
+        if error is None:
+            return cast(T, made)
+        try:
+            raise error
+        finally:
+            # Or it would be kept by its own traceback.
+            del error
 
     def turns(self, count: int) -> Turns:
         """As Waits says."""
@@ -210,8 +216,3 @@ def _wake_some(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[Non
 def _settle(future: asyncio.Future[Any], result: object = None) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

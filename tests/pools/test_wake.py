@@ -78,3 +78,17 @@ def test_the_quick_way_is_opened_once(tmp_path: Path, monkeypatch: pytest.Monkey
     with bgpool.testing.deployment(tmp_path) as deployment:
         deployment.phase(Phase.IN_PROGRESS)
         asyncio.run(main(deployment))
+
+
+@pytest.mark.parametrize("error", [KeyError, StopIteration, StopAsyncIteration, asyncio.CancelledError, GeneratorExit])
+def test_what_a_call_raises_reaches_its_caller(error: type[BaseException]) -> None:
+    """A future takes no StopIteration; Python makes a RuntimeError of it where it leaves a coroutine."""
+
+    def fail() -> None:
+        raise error
+
+    async def main() -> None:
+        await asyncio.wait_for(LoopWaits(lambda: True).call(fail), 5)
+
+    with pytest.raises(RuntimeError if error is StopIteration else error):
+        asyncio.run(main())
