@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -72,6 +73,8 @@ class PasswordMaker:
             # Not its text: what makes secrets may quote them.
             raise PasswordFailed(f"{what}: {type(error).__name__}") from error
         if not isinstance(made, str):
+            if inspect.iscoroutine(made):
+                made.close()
             raise PasswordFailed(f"{what}: it returned {type(made).__name__} instead of a string")
         return made
 

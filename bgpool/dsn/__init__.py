@@ -29,8 +29,10 @@ _ENGINES: Final[Mapping[str, Engine]] = {
     "mysql": Engine.MYSQL,
     # SQLAlchemy's URLs. What differs from the same parameters elsewhere, dsn/mysql.py knows.
     "postgresql+bgpool": Engine.POSTGRESQL,
+    "postgresql+bgpool_async": Engine.POSTGRESQL,
     "postgresql+bgpool_asyncpg": Engine.POSTGRESQL,
     "postgresql+psycopg": Engine.POSTGRESQL,
+    "postgresql+psycopg_async": Engine.POSTGRESQL,
     "mysql+bgpool": Engine.MYSQL,
     "mysql+pymysql": Engine.MYSQL,
     "mariadb+bgpool": Engine.MYSQL,
@@ -77,7 +79,7 @@ def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
     """*dsn* without bgpool's own parameters, and those parameters. What is the driver's stays as it was written."""
     scheme = dsn.partition("://")[0].lower() if "://" in dsn.partition("=")[0] else ""
     if scheme not in _ENGINES:
-        named = f" {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme, re.ASCII) else ""
+        named = f" {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+._-]*", scheme, re.ASCII) else ""
         raise ConfigurationError(f"dsn: scheme{named} is not supported; postgresql and mysql are allowed")
     if not scheme:
         return _ENGINES[scheme], dsn, {}

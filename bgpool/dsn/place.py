@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from bgpool.core.endpoints import normalise_host
 from bgpool.core.engine import Engine
+from bgpool.core.functions import is_coroutine_function
 from bgpool.errors import ConfigurationError
 
 __all__ = [
@@ -129,6 +130,11 @@ def take_password(name: str, value: object, params: dict[str, Any]) -> Password 
     if value is None:
         return None
     params.pop("password", None)
+    if is_coroutine_function(value):
+        raise ConfigurationError(
+            f"{name}: a string or a callable (host, port, user) -> str is allowed, not a coroutine function: it is "
+            "called in a thread, where nobody awaits it, and may block there"
+        )
     if callable(value):
         return cast(Password, value)
     if not isinstance(value, str):

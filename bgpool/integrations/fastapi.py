@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from bgpool.errors import ConfigurationError
+from bgpool.pools.options import check_timeout
 from bgpool.pools.postgres.async_pool import AsyncPool
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
         ``dependency`` is the key for ``app.dependency_overrides``.
 
     Raises:
-        ConfigurationError: *pool* is no async pool.
+        ConfigurationError: *pool* is no async pool, or *timeout* no number of seconds.
     """
     if not isinstance(pool, AsyncPool):
         raise ConfigurationError(
             f"{pool!r} is no async pool, which bgpool.get_async_pool makes: a connection of any other would block the "
             "event loop"
         )
+    check_timeout("connection: timeout", timeout)
     return Depends(_Connection(pool, timeout), scope="function")
 
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 from bgpool import sockets
+from bgpool.core.functions import is_coroutine_function
 from bgpool.core.limits import CONNECTS_PER_CORE, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
@@ -40,6 +41,7 @@ class Generation:
         live: A word, 0 while a statement must stop and think before it is sent; the kernel makes it so in a child.
         drained: A switchover has made the connections unfit, for good unless it is rolled back.
         inner: The driver's pool.
+        awaits: Whether its callers await.
         keep: Its way to take a connection back that is fit to be used again; a coroutine function where callers await.
         switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
             may be gone when a process that was frozen meanwhile wakes up.
@@ -84,6 +86,7 @@ class Generation:
         self.lineage: str | None = None
         self.inner: Final[DriversPool] = make_inner(self)
         self.keep: Final[Callable[[Any], Any]] = self.inner.keep
+        self.awaits: Final = is_coroutine_function(self.keep)
 
     def __repr__(self) -> str:
         states = {"inherited": self.inherited, "retired": self.retired, "draining": self.drained}

@@ -13,6 +13,7 @@ from typing import TypeVar
 from bgpool.core.routing import Action, Purpose
 from bgpool.pools import fork
 from bgpool.pools.loops import running_loop
+from bgpool.pools.options import deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.source import ConnectionSource
 from bgpool.pools.succession import Succession
@@ -104,6 +105,7 @@ class LoopSource(ConnectionSource[C]):
         """
         fork.notice()
         running_loop()
+        deadline_of(timeout)
         try:
             await self._gate.aclose(timeout)
         finally:

@@ -1,15 +1,17 @@
-"""The options of a driver's pool, checked when the pool is made instead of at its first checkout."""
+"""The options of a driver's pool, checked when the pool is made instead of at its first checkout; those of calls."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Final, get_origin
 
 import psycopg
 
+from bgpool.core.functions import is_coroutine_function
 from bgpool.core.limits import OPTION_SECONDS_MAX
 from bgpool.errors import ConfigurationError
 
@@ -22,6 +24,9 @@ __all__ = [
     "POSTGRES_CONNECTOR",
     "RESET_SESSION",
     "Check",
+    "check_timeout",
+    "check_unit",
+    "deadline_of",
 ]
 
 #: Raises ConfigurationError for a value that the option of that name cannot have.
@@ -42,20 +47,55 @@ def _whole(least: int, *, or_none: bool = False) -> Check:
     return check
 
 
-def _seconds(*, above: bool = False, endless: bool = False) -> Check:
+def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = False) -> Check:
     """A number of seconds: at least 0, or *above* 0; infinite if it may be *endless*."""
 
     def check(name: str, value: object) -> None:
+        if value is None and or_none:
+            return
         seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
         fits = seconds > 0 if above else seconds >= 0
         if not fits or (seconds > OPTION_SECONDS_MAX and not (endless and seconds == math.inf)):
             least = "above 0" if above else "from 0"
-            also = ", or infinity," if endless else ""
+            also = ", or infinity," if endless else ", or None," if or_none else ""
             raise ConfigurationError(
                 f"{name}={value!r}: a number of seconds {least} and up to {OPTION_SECONDS_MAX}{also} is allowed"
             )
 
     return check
+
+
+_SECONDS: Final = _seconds()
+#: The timeout of a call, in seconds; None for the default.
+check_timeout: Final = _seconds(or_none=True)
+
+
+def check_unit(what: str, fn: object, timeout: object, given: str = "a connection") -> None:
+    """Raise ConfigurationError for a unit of work that *what* cannot run.
+
+    Args:
+        what: The function that was called, for the text.
+        fn: The unit's function.
+        timeout: Its timeout.
+        given: What *fn* is a function of, for the text.
+    """
+    check_timeout(f"{what}: timeout", timeout)
+    if not callable(fn):
+        # Not repr(fn), in which there is an address alone.
+        shown = type(fn).__name__ if inspect.isawaitable(fn) else repr(fn)
+        raise ConfigurationError(
+            f"{what}: fn={shown} cannot be called; a function of {given} is allowed, and its arguments follow it"
+        )
+
+
+def deadline_of(timeout: float) -> float:
+    """When the *timeout* of a call, in seconds, is over, by time.monotonic().
+
+    Raises:
+        ConfigurationError: It is no number of seconds.
+    """
+    _SECONDS("timeout", timeout)
+    return time.monotonic() + timeout
 
 
 def _hook(name: str, value: object) -> None:
@@ -73,7 +113,7 @@ def _blocking(check: Check) -> Check:
 
     def check_also(name: str, value: object) -> None:
         check(name, value)
-        if inspect.iscoroutinefunction(value):
+        if is_coroutine_function(value):
             raise ConfigurationError(
                 f"{name}={value!r}: a coroutine function is for get_async_pool; here a plain one, or None, is allowed"
             )

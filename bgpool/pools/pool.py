@@ -13,6 +13,7 @@ import psycopg_pool
 
 from bgpool.dsn import Dsn
 from bgpool.pools.generation import Generation
+from bgpool.pools.options import check_timeout, check_unit, deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
@@ -53,6 +54,7 @@ class AnyPool(ConnectionSource[C]):
 
     async def agetconn(self, timeout: float | None = None) -> C:
         """A connection, once the gate admits a checkout: the long way of getconn()."""
+        check_timeout("timeout", timeout)
         timeout_s = self.timeout if timeout is None else timeout
         return await self._atake(timeout_s, partial(_alend, timeout_s))
 
@@ -118,6 +120,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
             GreenHostRejected: The endpoint is green and the switchover is over.
             PoolTimeout: No connection became free in time.
             TooManyRequests: More than max_waiting callers wait already.
+            ConfigurationError: *timeout* is no number of seconds.
         """
         return Checkout(self, timeout)
 
@@ -127,7 +130,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
         # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
         if word == admitted:
             # A clock costs as much as all the rest here. It is read where somebody has said how long to wait.
-            deadline = None if timeout is None else time.monotonic() + timeout
+            deadline = None if timeout is None else deadline_of(timeout)
             try:
                 connection = take(timeout)
                 connection.bgpool_lent = True
@@ -153,6 +156,8 @@ class Pool(BlockingSource[C], AnyPool[C]):
             generation = returned.bgpool_generation
         except AttributeError:
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
+        if generation.awaits:
+            raise ValueError(f"{conn!r} is of an async pool: give it back there, with await")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
             # Before it is kept: from then on it may be the next user's.
             returned.bgpool_lent = False
@@ -186,10 +191,12 @@ class Pool(BlockingSource[C], AnyPool[C]):
             CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
             SwitchoverInterrupted: Cut again and again, until the time was used up.
             TypeError: *fn* is an ``async`` or a generator function.
+            ConfigurationError: *fn* cannot be called, or *timeout* is no number of seconds.
             Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
 
         Source: docs/units-of-work.md.
         """
+        check_unit("run", fn, timeout)
 
         async def call(connection: C) -> R:
             return plain(fn, fn(connection, *args))

@@ -27,7 +27,7 @@ from bgpool.pools.busy import busy_limit_ms
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation
 from bgpool.pools.green_login import GreenLogin
-from bgpool.pools.options import Check
+from bgpool.pools.options import Check, check_timeout, deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
@@ -233,7 +233,10 @@ class ConnectionSource(ABC, Generic[C]):
             SwitchoverHoldTimeout: Held for as long as it may be.
             GreenHostRejected: The endpoint is green and the switchover is over.
             PoolClosed: The connector is closed.
+            ConfigurationError: *timeout* is no number of seconds.
         """
+        if timeout is not None:
+            check_timeout("timeout", timeout)
         word, admitted, _ = self._here().quick
         if word != admitted:
             await self._atake(self.timeout if timeout is None else timeout, _nothing)
@@ -447,6 +450,8 @@ class BlockingSource(ConnectionSource[C]):
 
     def wait_admitted(self, timeout: float | None = None) -> None:
         """As await_admitted."""
+        if timeout is not None:
+            check_timeout("timeout", timeout)
         word, admitted, _ = self._succession.quick
         if word != admitted:
             self._gate.waits.finish(self.await_admitted(timeout))
@@ -472,7 +477,7 @@ class BlockingSource(ConnectionSource[C]):
             timeout: Longest wait for these callers and for the pool's threads together, in seconds.
         """
         fork.notice()
-        deadline = time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         self._gate.waits.finish(self._gate.aclose(timeout))
         self._succession.close(max(0.0, deadline - time.monotonic()))
         self.participant.leave(self)

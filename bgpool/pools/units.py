@@ -28,9 +28,10 @@ from typing import (
 )
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
-from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, SwitchoverInterrupted
 from bgpool.pools.doubt import DURING_COMMIT, ENDED_BY_FUNCTION, NO_DOUBT
 from bgpool.pools.gate import Gate
+from bgpool.pools.options import check_unit
 from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
@@ -351,9 +352,19 @@ def transactional(pool: Any, *, timeout: float | None = None, idempotent: bool =
     The connection is the function's first argument and is left out by its callers; frameworks that inspect signatures
     (FastAPI, Typer) see none. With an AsyncPool it is a coroutine function, and stays one. Arguments and errors are
     those of the pool's run.
+
+    Raises:
+        ConfigurationError: *pool* is no pool, *timeout* no number of seconds, or what is decorated cannot be called.
     """
+    if not callable(getattr(pool, "run", None)):
+        raise ConfigurationError(
+            f"transactional: pool={pool!r}; a pool of get_pool or get_async_pool is allowed (SQLAlchemy's and Django's "
+            "transactional are those of bgpool.integrations)"
+        )
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        check_unit("transactional", fn, timeout)
+
         @functools.wraps(fn)
         def unit(*args: Any, **kwargs: Any) -> Any:
             return pool.run(functools.partial(fn, **kwargs), *args, timeout=timeout, idempotent=idempotent)

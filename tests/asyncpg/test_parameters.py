@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
+import math
 import re
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from bgpool.integrations import asyncpg as bg
 from bgpool.integrations.asyncpg import errors as ours
 from bgpool.integrations.asyncpg.wire import Wire
 from bgpool.lab import Pair
+from bgpool.registry import get_async_pool
 from tests.asyncpg.conftest import Opened
 
 DSN = "postgresql://app:secret@ledger.test/app"
@@ -42,6 +46,7 @@ def made(*args: Any, **options: Any) -> bg.Pool:
         ({"host": ["a", "b"]}, "host: one endpoint is allowed, not a list"),
         ({"ssl": 3}, "ssl=3: an sslmode as text, an ssl.SSLContext, True or False is allowed"),
         ({"password": 3}, "password: a string or a callable"),
+        ({"timeout": "1"}, "timeout='1': a number of seconds from 0"),
         ({"dsn": f"{DSN}?require_auth=scram-sha-256"}, "require_auth is a parameter of libpq that asyncpg has nothing"),
         ({"dsn": f"{DSN}?channel_binding=require"}, "with asyncpg prefer or disable is allowed"),
         ({"dsn": f"{DSN}?sslmode=verify-full&sslrootcert=/nowhere/ca.pem"}, "sslrootcert='/nowhere/ca.pem' cannot be"),
@@ -53,6 +58,41 @@ def test_what_is_not_allowed_is_named(options: dict[str, Any], text: str) -> Non
         made(**{"dsn": DSN, **options})
     assert text in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [None, "0.29.0"])
+def test_an_asyncpg_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    monkeypatch.setattr(asyncpg, "__version__", version)
+    if version is None:
+        monkeypatch.setitem(sys.modules, "asyncpg", None)
+    monkeypatch.delitem(sys.modules, bg.__name__)
+    found = "pip install" if version is None else f"this is {version}"
+    with pytest.raises(ImportError, match=rf"needs asyncpg 0\.30 to 0\.32.* {re.escape(found)}"):
+        importlib.import_module(bg.__name__)
+
+
+def test_what_run_is_given() -> None:
+    """Its pool, its function and its time, before anything is asked of a server."""
+
+    async def one(_connection: object) -> int:
+        return 1
+
+    async def main() -> None:
+        pool: Any = bg.create_pool(DSN)
+        others: tuple[Any, ...] = (None, get_async_pool(DSN), asyncpg.create_pool(DSN))
+        for other in others:
+            with pytest.raises(ConfigurationError, match="run: a pool of bgpool's create_pool is allowed"):
+                await bg.run(other, one)
+        with pytest.raises(ConfigurationError, match="run: fn=None cannot be called; a function of a connection"):
+            await bg.run(pool, None)  # type: ignore[arg-type]  # what is tested
+        for timeout in (-1, math.nan, "1"):
+            given: Any = timeout
+            with pytest.raises(ConfigurationError, match=f"run: timeout={timeout!r}: a number of seconds"):
+                await bg.run(pool, one, timeout=given)
+            with pytest.raises(ConfigurationError, match=f"timeout={timeout!r}: a number of seconds"):
+                await pool._acquire(given)
+
+    asyncio.run(main())
 
 
 def test_a_pools_option_is_none_of_a_connection() -> None:

@@ -709,3 +709,47 @@ def test_an_error_is_freed_with_its_last_reference(make_pool: MakePool) -> None:
         await pool.close()
 
     asyncio.run(main())
+
+
+# -- what is given back in the wrong place --------------------------------------------------------------------------
+
+
+def test_a_connection_goes_back_to_a_pool_of_its_kind_in_its_own_loop(
+    make_pool: MakePool, pair: Pair, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """psycopg_pool takes it from another loop, and does not wake those who wait for it in its own."""
+    pool = make_pool(max_size=1)
+    with bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1) as threads:
+
+        async def main() -> None:
+            conn, other = await pool.getconn(), threads.getconn()
+            with pytest.raises(ValueError, match=r"is of an async pool: give it back there, with await"):
+                threads.putconn(conn)
+            with pytest.raises(ValueError, match=r"was not checked out from <AsyncPool"):
+                await pool.putconn(other)
+            threads.putconn(other)
+            with pytest.raises(ValueError, match=r"is of another event loop: give it back there"):
+                await asyncio.to_thread(asyncio.run, pool.putconn(conn))
+            waiting = asyncio.create_task(session(pool))
+            await asyncio.sleep(0.01)
+            mine = conn.info.backend_pid
+            await pool.putconn(conn)
+            assert await asyncio.wait_for(waiting, 1) == mine
+            await pool.close()
+
+        asyncio.run(main())
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_psycopg_pool_names_the_hook_that_is_at_fault(make_pool: MakePool) -> None:
+    async def leaves_a_transaction(conn: Any) -> None:
+        await conn.execute("SELECT 1")
+
+    async def main() -> None:
+        pool = make_pool(configure=leaves_a_transaction, timeout=0.3)
+        with pytest.raises(bgpool.PoolTimeout, match=r"INTRANS by configure function .*leaves_a_transaction"):
+            await pool.getconn()
+        await pool.close()
+
+    asyncio.run(main())

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -217,6 +218,12 @@ class TestRefusals:
         pool: Any = bgpool.get_pool("postgresql://app@ledger.example/app", bg_id="fastapi")
         with pytest.raises(bgpool.ConfigurationError, match="is no async pool, which bgpool"):
             ours.connection(pool)
+
+    @pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
+    def test_a_timeout_is_a_number_of_seconds(self, timeout: Any) -> None:
+        pool = bgpool.get_async_pool("postgresql://app@ledger.example/app", bg_id="fastapi")
+        with pytest.raises(bgpool.ConfigurationError, match=f"connection: timeout={timeout!r}: a number of seconds"):
+            ours.connection(pool, timeout=timeout)
 
     def test_so_would_a_session_for_threads(self) -> None:
         maker: Any = sessionmaker(create_engine("sqlite://"))

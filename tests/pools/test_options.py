@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,3 +143,99 @@ def test_every_option_of_the_drivers_has_a_check() -> None:
     theirs = set(inspect.signature(psycopg_pool.ConnectionPool.__init__).parameters)
     assert set(options.POSTGRES) == theirs - {"self", "conninfo", "open"}
     assert set(options.MYSQL) == set(inspect.signature(Store.__init__).parameters) - {"self", "connector"}
+
+
+# -- calls ---------------------------------------------------------------------------------------------------------
+
+
+class Awaited:
+    async def __call__(self, _given: object) -> None:
+        """As a coroutine function."""
+
+
+WRONG_TIMEOUTS: tuple[Any, ...] = (-1, math.nan, math.inf, "1", True, [])
+
+
+@pytest.mark.parametrize("timeout", WRONG_TIMEOUTS)
+@pytest.mark.parametrize("dsn", [POSTGRES, MYSQL])
+def test_the_timeout_of_a_call_is_a_number_of_seconds(dsn: str, timeout: Any) -> None:
+    pool, connector = bgpool.get_pool(dsn), bgpool.get_connector(dsn)
+    calls: tuple[Any, ...] = (
+        lambda: pool.getconn(timeout),
+        lambda: pool.connection(timeout).__enter__(),
+        lambda: pool.run(id, timeout=timeout),
+        lambda: bgpool.transactional(pool, timeout=timeout)(id),
+        lambda: pool.close(timeout),
+        lambda: connector.wait_admitted(timeout),
+    )
+    for call in calls:
+        with pytest.raises(bgpool.ConfigurationError, match=re.escape(f"timeout={timeout!r}: a number of seconds")):
+            call()
+    assert not pool.closed
+
+
+@pytest.mark.parametrize("timeout", WRONG_TIMEOUTS)
+def test_the_timeout_of_a_call_of_an_async_pool_is_one_as_well(timeout: Any) -> None:
+    pool = bgpool.get_async_pool(POSTGRES)
+
+    async def main() -> None:
+        calls: tuple[Any, ...] = (
+            lambda: pool.getconn(timeout),
+            lambda: pool.connection(timeout).__aenter__(),
+            lambda: pool.run(awaited, timeout=timeout),
+            lambda: pool.close(timeout),
+        )
+        for call in calls:
+            with pytest.raises(bgpool.ConfigurationError, match=re.escape(f"timeout={timeout!r}: a number of seconds")):
+                await call()
+
+    asyncio.run(main())
+    assert not pool.closed
+
+
+def test_a_unit_is_a_function() -> None:
+    pool, async_pool = bgpool.get_pool(POSTGRES), bgpool.get_async_pool(POSTGRES)
+    coroutine = awaited(None)
+    for fn, shown in ((None, "None"), ("SELECT 1", "'SELECT 1'"), (coroutine, "coroutine")):
+        given: Any = fn
+        for call in (
+            lambda given=given: pool.run(given),
+            lambda given=given: asyncio.run(async_pool.run(given)),
+            lambda given=given: bgpool.transactional(pool)(given),
+            lambda given=given: bgpool.transactional(async_pool)(given),
+        ):
+            with pytest.raises(bgpool.ConfigurationError, match=f"fn={shown} cannot be called; a function of"):
+                call()
+    coroutine.close()
+
+
+@pytest.mark.parametrize("pool", [None, "ledger", awaited])
+def test_transactional_names_what_is_no_pool(pool: Any) -> None:
+    with pytest.raises(
+        bgpool.ConfigurationError, match=r"transactional: pool=.*; a pool of get_pool or get_async_pool"
+    ):
+        bgpool.transactional(pool)
+
+
+@pytest.mark.parametrize("name", ["configure", "check", "reset"])
+@pytest.mark.parametrize("value", [Awaited(), functools.partial(awaited), functools.partial(Awaited())])
+def test_an_object_whose_call_is_to_be_awaited_is_no_hook_of_a_pool_for_threads(name: str, value: Any) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=f"{name}=.*: a coroutine function is for get_async_pool"):
+        bgpool.get_pool(POSTGRES, **{name: value})
+    bgpool.get_async_pool(POSTGRES, **{name: value})
+
+
+@pytest.mark.parametrize("make", [bgpool.get_pool, bgpool.get_async_pool, bgpool.get_connector])
+def test_a_password_is_made_in_a_thread_where_nobody_awaits_it(make: Any) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=r"password: .* not a coroutine function"):
+        make(POSTGRES, password=awaited)
+
+
+@pytest.mark.parametrize("scheme", ["bgpool", "bgpool_async", "bgpool_asyncpg", "psycopg", "psycopg_async"])
+def test_sqlalchemys_urls_are_taken(scheme: str) -> None:
+    assert bgpool.get_async_pool(POSTGRES.replace("postgresql", f"postgresql+{scheme}")).name == "127.0.0.1:1"
+
+
+def test_a_scheme_that_is_not_known_is_named() -> None:
+    with pytest.raises(bgpool.ConfigurationError, match="scheme 'postgresql\\+psycopg2_cffi' is not supported"):
+        bgpool.get_pool(POSTGRES.replace("postgresql", "postgresql+psycopg2_cffi"))

@@ -524,6 +524,8 @@ def test_what_makes_sessions_is_asked_for() -> None:
         assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="timeout=-1"):
         asyncio.run(arun(ours, nothing, timeout=-1))
+    with pytest.raises(ConfigurationError, match=r"transactional: fn=None .* a session or a connection is allowed"):
+        bgpool.integrations.sqlalchemy.transactional(async_sessionmaker(ours))(None)
     with pytest.raises(ConfigurationError, match="run: the engine is of create_async_engine"):
         bgpool.integrations.sqlalchemy.run(ours.sync_engine, lambda _connection: None)
 

@@ -9,6 +9,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from bgpool.errors import ConfigurationError
+from bgpool.pools.options import check_unit
+from bgpool.pools.units import awaitable
+
+try:
+    from asyncpg import __version__ as _version
+except ImportError as error:
+    raise ImportError(
+        "bgpool.integrations.asyncpg needs asyncpg 0.30 to 0.32: pip install 'bgpool[asyncpg]'"
+    ) from error
+
+if tuple(map(int, _version.split(".")[:2])) < (0, 30):
+    raise ImportError(f"bgpool.integrations.asyncpg needs asyncpg 0.30 to 0.32, and this is {_version}")
+
+# Behind the check, for they need asyncpg.
 from bgpool.integrations.asyncpg.connector import CONNECTION, POOL, get_connector
 from bgpool.integrations.asyncpg.errors import (
     CommitOutcomeUnknown,
@@ -21,7 +35,6 @@ from bgpool.integrations.asyncpg.errors import (
 )
 from bgpool.integrations.asyncpg.pool import Pool
 from bgpool.integrations.asyncpg.unit import PoolLender, apply_unit
-from bgpool.pools.units import awaitable
 
 __all__ = [
     "CommitOutcomeUnknown",
@@ -105,12 +118,13 @@ async def run(
     Raises:
         CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
         SwitchoverInterrupted: Cut again and again, until the time was used up.
-        ConfigurationError: *pool* is another one.
         TypeError: *fn* returned nothing that can be awaited.
+        ConfigurationError: *pool* is not of create_pool, *fn* cannot be called, or *timeout* is no number of seconds.
         Exception: Whatever *fn* or acquiring a connection raised; the transaction was rolled back.
     """
     if not isinstance(pool, Pool):
         raise ConfigurationError(f"run: a pool of bgpool's create_pool is allowed, and not {type(pool).__name__}")
+    check_unit("run", fn, timeout)
 
     async def call(connection: Any) -> R:
         result: R = await awaitable(fn, fn(connection, *args))

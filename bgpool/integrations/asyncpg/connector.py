@@ -18,7 +18,7 @@ from bgpool.integrations.asyncpg.connection import AsyncpgAware
 from bgpool.integrations.asyncpg.recipe import LIBPQ, AsyncpgRecipe
 from bgpool.integrations.asyncpg.unit import AsyncpgUnit
 from bgpool.pools.connector import AsyncConnector
-from bgpool.pools.options import Check
+from bgpool.pools.options import Check, check_timeout
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import Unit
@@ -132,6 +132,8 @@ def get_connector(
             if value is not None:
                 shared[_SHARED.get(name, name)] = value
         elif name == "init" or name in POOL or (name in CONNECTION and name not in _NOT_READ):
+            if name == "timeout":
+                check_timeout(name, value)
             rest[name] = value
         elif name in _NOT_READ:
             raise ConfigurationError(f"{name} is not read; a host and a port are allowed, or the service in $PGSERVICE")

@@ -11,6 +11,7 @@ import asyncpg
 
 from bgpool.errors import ConfigurationError, SwitchoverInterrupted
 from bgpool.integrations.asyncpg.connector import AsyncpgConnector
+from bgpool.pools.options import deadline_of
 
 __all__ = ["Pool"]
 
@@ -56,7 +57,7 @@ class Pool(asyncpg.Pool):
     async def _acquire(self, timeout: float | None) -> Any:
         """A connection; acquire() comes here, and all of the pool's own fetch(), execute() and so on."""
         self._check_loop()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else deadline_of(timeout)
         while True:
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             await self.connector.await_admitted(left_s)

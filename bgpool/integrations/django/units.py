@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -21,6 +20,7 @@ from bgpool.integrations.django.under_test import is_under_test
 from bgpool.integrations.django.wrapper import SwitchoverWrapper
 from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
+from bgpool.pools.options import check_timeout
 from bgpool.pools.units import Lender, Unit, plain
 
 __all__ = ["is_interrupted", "run", "transactional"]
@@ -352,7 +352,4 @@ def _check(using: object, timeout: object) -> None:
     if not isinstance(using, str) or using not in connections:
         known = ", ".join(map(repr, connections))
         raise ConfigurationError(f"run: using={using!r}; the alias of a database is allowed: {known}")
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is None or (is_number and 0 <= float(timeout) < math.inf):  # type: ignore[arg-type]  # a number, as seen
-        return
-    raise ConfigurationError(f"run: timeout={timeout!r}; seconds from 0 on are allowed, or None")
+    check_timeout("run: timeout", timeout)

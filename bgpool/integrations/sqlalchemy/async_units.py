@@ -19,14 +19,15 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
 from bgpool.integrations.sqlalchemy.attempt import Work
 from bgpool.integrations.sqlalchemy.units import (
+    GIVEN,
     Runner,
     Works,
     as_current,
-    check_arguments,
     engine_of,
     new_session,
     refused,
 )
+from bgpool.pools.options import check_unit
 from bgpool.pools.units import awaitable
 
 __all__ = ["AsyncWorks", "arun"]
@@ -64,8 +65,7 @@ async def arun(
         TypeError: *fn* returned nothing that can be awaited.
         Exception: As run.
     """
-    check_arguments("arun", fn, timeout)
-
+    check_unit("arun", fn, timeout, GIVEN)
     return await Runner[R](AsyncWorks(maker), fn, args, timeout, idempotent=idempotent).arun()
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.util.concurrency import await_only
 from bgpool.core.engine import Engine
 from bgpool.pools.connector import AsyncConnector
 from bgpool.pools.loops import LoopWaits
+from bgpool.pools.options import check_timeout
 from bgpool.pools.participant import Participant
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.waits import Waits
@@ -48,6 +49,8 @@ class GreenletConnector(AsyncConnector[C]):
 
     def wait_admitted(self, timeout: float | None = None) -> None:
         """As await_admitted."""
+        if timeout is not None:
+            check_timeout("timeout", timeout)
         word, admitted, _ = self._here().quick
         if word != admitted:
             await_only(self.await_admitted(timeout))

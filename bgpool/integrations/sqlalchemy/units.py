@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
@@ -21,6 +20,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from bgpool.errors import ConfigurationError, Error, PoolTimeout
 from bgpool.integrations.sqlalchemy.attempt import Attempt, Work
 from bgpool.pools.connector import AnyConnector
+from bgpool.pools.options import check_unit
 from bgpool.pools.units import Unit, hide_connection, plain
 from bgpool.pools.waits import finish
 
@@ -45,6 +45,8 @@ A = TypeVar("A", bound="AsyncSession")
 Maker: TypeAlias = "sessionmaker[Any] | scoped_session[Any] | Engine"
 _Sessions: TypeAlias = "sessionmaker[S] | scoped_session[S]"
 
+#: What the function of a unit is a function of.
+GIVEN: Final = "a session or a connection"
 _ALLOWED: Final = "a sessionmaker, a scoped_session or an Engine is allowed"
 
 
@@ -83,7 +85,7 @@ def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = 
 
     Source: docs/units-of-work.md.
     """
-    check_arguments("run", fn, timeout)
+    check_unit("run", fn, timeout, GIVEN)
     return Runner(Works(maker), fn, args, timeout, idempotent=idempotent).run()
 
 
@@ -119,9 +121,10 @@ def transactional(maker: Any, *, timeout: float | None = None, idempotent: bool 
     function, and stays one. Arguments and errors are those of run, or arun.
     """
     works = _works_of(maker)
-    check_arguments("transactional", works.result, timeout)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
+        check_unit("transactional", fn, timeout, GIVEN)
+
         def runner(args: Any, kwargs: Any) -> Runner[Any]:
             return Runner(works, functools.partial(fn, **kwargs), args, timeout, idempotent=idempotent)
 
@@ -347,17 +350,6 @@ def as_current(registry: Any, session: object) -> Iterator[None]:
 # -- what was given ----------------------------------------------------------------------------------------------
 
 
-def check_arguments(what: str, fn: object, timeout: object) -> None:
-    """Raise ConfigurationError for an *fn* or a *timeout* that *what* cannot use."""
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is not None and not (is_number and 0 <= float(timeout) < math.inf):  # type: ignore[arg-type]  # a number
-        raise ConfigurationError(f"{what}: timeout={timeout!r}; seconds from 0 on are allowed, or None")
-    if not callable(fn):
-        raise ConfigurationError(
-            f"{what}: fn={fn!r} cannot be called; a function of a session, or a connection, is allowed"
-        )
-
-
 def _check_kind(maker: object) -> None:
     if isinstance(maker, (Engine, sessionmaker, scoped_session)):
         return
@@ -373,7 +365,8 @@ def _check_kind(maker: object) -> None:
 
 def refused(what: str, maker: object, text: str) -> ConfigurationError:
     """What *what* says of a *maker* that it cannot use."""
-    name = f"a {type(maker).__name__}" if maker is not None else "None"
+    name = type(maker).__name__
+    name = f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}" if maker is not None else "None"
     return ConfigurationError(f"{what}: {name} was given, and {text}")
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -59,7 +59,7 @@ class AsyncInnerPool:
     def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
         """A pool that is not open yet; *options* are AsyncConnectionPool's."""
         self._pool: Final = _Pool(dialer, options)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.timeout = self._pool.timeout
         self.close_returns = self._pool.close_returns
         self.num_workers = self._pool.num_workers
@@ -82,8 +82,8 @@ class AsyncInnerPool:
 
     def open(self) -> None:
         """Begin to connect, in the running loop; idempotent."""
-        if self._loop is None:
-            self._loop = running_loop()
+        if self.loop is None:
+            self.loop = running_loop()
             self._pool.begin()
 
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -96,7 +96,7 @@ class AsyncInnerPool:
 
     def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # nothing is waited for
         """Have it closed in its loop; at once where that does not run any more."""
-        if self._loop is None or not self._loop.is_running():
+        if self.loop is None or not self.loop.is_running():
             self._pool.abandon()
         self._in_loop(self._pool.end)
 
@@ -111,13 +111,13 @@ class AsyncInnerPool:
     def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
         if self._is_here():
             function(*args)
-        elif self._loop is not None:
+        elif self.loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed
-                self._loop.call_soon_threadsafe(function, *args)
+                self.loop.call_soon_threadsafe(function, *args)
 
     def _is_here(self) -> bool:
         try:
-            return asyncio.get_running_loop() is self._loop
+            return asyncio.get_running_loop() is self.loop
         except RuntimeError:
             return False
 
@@ -268,7 +268,7 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
         self.tasks.add(work)
         work.add_done_callback(self.tasks.discard)
         if isinstance(task, ReturnConnection):
-            work.add_done_callback(partial(self._forget, task.conn))
+            work.add_done_callback(functools.partial(self._forget, task.conn))
 
     async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
         """Do *task* after *delay* seconds; an attempt to connect does not rest as long while somebody waits."""
@@ -392,6 +392,8 @@ class _Connector:
 def _awaited(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
     """*hook*, a function or a coroutine function, whose SystemExit or the like does not end the task that calls it."""
 
+    # psycopg_pool names the hook where it complains of one.
+    @functools.wraps(hook)
     async def call(subject: Any) -> None:
         try:
             await settled(hook(subject))

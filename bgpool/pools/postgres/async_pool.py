@@ -68,7 +68,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         word, admitted, take = self._here().quick
         # As Pool.getconn.
         if word == admitted:
-            deadline = None if timeout is None else time.monotonic() + timeout
+            deadline = None if timeout is None else options.deadline_of(timeout)
             try:
                 connection = await take(timeout)
                 connection.bgpool_lent = True
@@ -87,13 +87,18 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         gives it back itself.
 
         Raises:
-            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+            ValueError: *conn* was not checked out from an async pool of this process, was given back before, or is of
+                another event loop that is not closed.
         """
         returned: Any = conn
         try:
             generation = returned.bgpool_generation
+            loop = generation.inner.loop
         except AttributeError:
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
+        if loop is not asyncio.get_running_loop() and not (loop.is_closed() or generation.inherited):
+            # psycopg_pool would wake nobody who waits for it there.
+            raise ValueError(f"{conn!r} is of another event loop: give it back there")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
             # Before it is kept: from then on it may be the next user's.
             returned.bgpool_lent = False
@@ -115,6 +120,8 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
             TypeError: *fn* returned nothing that can be awaited.
         """
 
+        options.check_unit("run", fn, timeout)
+
         async def call(connection: Connection) -> R:
             result: R = await awaitable(fn, fn(connection, *args))
             return result
@@ -132,7 +139,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     async def close(self, timeout: float = 5.0) -> None:
         """As LoopSource.close; returns once what the pool does in this loop has ended, within *timeout* seconds."""
         running_loop()
-        deadline = time.monotonic() + timeout
+        deadline = options.deadline_of(timeout)
         inner: list[Any] = [one.current.inner for one in self._successions() if one.current is not None]
         tasks = {task for one in inner for task in one.tasks()} - {asyncio.current_task()}
         await super().close(timeout)
