@@ -21,7 +21,7 @@ from bgpool.pools.waits import Turns, finish
 from bgpool.segment.reader import Reading
 from bgpool.signals import refusing
 
-__all__ = ["LoopTurns", "LoopWaits", "begin", "cancels", "is_ours", "running_loop", "whole"]
+__all__ = ["LoopTurns", "LoopWaits", "apart", "begin", "cancels", "is_ours", "running_loop", "whole"]
 
 T = TypeVar("T")
 
@@ -170,6 +170,28 @@ class LoopTurns:
 async def whole(steps: Coroutine[Any, Any, T]) -> T:
     """Await *steps*, which go on to their end also where the caller is cancelled, be it again and again."""
     return await asyncio.shield(begin(steps))
+
+
+async def apart(steps: Coroutine[Any, Any, T], discard: Callable[[T], object]) -> T:
+    """Await *steps* in a task of their own, which ends with the caller's; *discard* gets what they have made too late.
+
+    A caller that is cancelled may be in a circle of frames, as SQLAlchemy's are, and what *steps* had opened would stay
+    open until the collector comes by.
+    """
+
+    def drop(done: asyncio.Task[T]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            discard(done.result())
+
+    task = begin(steps)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        task.add_done_callback(drop)
+        # This frame may stay with those of the caller.
+        del task
+        raise
 
 
 def begin(steps: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import psycopg
 
+from bgpool.pools.loops import apart
 from bgpool.pools.postgres.async_connection import AsyncAware, async_aware
 from bgpool.pools.postgres.async_inner import AsyncInnerPool
 from bgpool.pools.postgres.recipe import PostgresRecipe
@@ -28,7 +29,8 @@ class AsyncPostgresRecipe(PostgresRecipe):
     async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> AsyncAware:
         """As Recipe says."""
         connection_class = async_aware(self.options.get("connection_class", psycopg.AsyncConnection))
-        return await connection_class.connect("", **self._params(place, kwargs))
+        connecting = connection_class.connect("", **self._params(place, kwargs))
+        return await apart(connecting, connection_class.bgpool_discard)
 
     def for_trials(self) -> Recipe:
         """As Recipe says: one whose connections block."""
