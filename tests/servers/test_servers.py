@@ -1,8 +1,14 @@
-"""bgpool under the servers that people run: no hook, no row lost, no caller in the dark, and one monitor for all."""
+"""bgpool under the servers that people run: no hook, no row lost, no caller in the dark, and one monitor for all.
+
+Those that are always run go through one switchover together. The full run takes the others, each of them a variant of
+one of those, through switchovers of their own.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
@@ -44,22 +50,39 @@ UWSGI = {
     "threads, warm master": [*_UWSGI, "--enable-threads", "--py-call-uwsgi-fork-hooks"],
     "no threads, warm master": [*_UWSGI, "--py-call-osafterfork"],
 }
+WEB = {**GUNICORN, **UWSGI}
 #: Ask the database while they load: with a preloading server the master has connections, threads and a watcher.
 WARM = ("sync, preloaded", "gthread, preloaded", "threads, warm master", "no threads, warm master")
 
+_CELERY = [
+    "{bin}/celery", "-A", "tests.servers.tasks:celery", "worker", "-c", "2", "-Q", "queue", "-l", "WARNING",
+    "--without-gossip", "--without-mingle", "--without-heartbeat", "-n", "w{number}@127.0.0.1",
+]  # fmt: skip
+CELERY = {
+    "prefork": [*_CELERY, "-P", "prefork"],
+    "prefork, recycled": [*_CELERY, "-P", "prefork", "--max-tasks-per-child", "1"],
+    "threads": [*_CELERY, "-P", "threads"],
+    "gevent": [*_CELERY, "-P", "gevent"],
+    "solo": [*_CELERY, "-P", "solo"],
+}
+CHILDREN = {
+    method: ["{bin}/python", "-m", "tests.servers.children", method, "{number}"]
+    for method in ("fork", "spawn", "forkserver")
+}
+BATCHES: Mapping[str, tuple[list[str], type[Batch]]] = {
+    **{name: (command, Batch) for name, command in CELERY.items()},
+    **{name: (command, Script) for name, command in CHILDREN.items()},
+}
+# All tasks before the worker starts: it would read files that are being written.
+SEND = "from tests.servers import tasks; tasks.send({number})"
 
-def switch_over(commands: dict[str, list[str]]) -> Result:
-    with Stage() as stage:
-        for name, command in commands.items():
-            stage.serve(name, command, environment={"APP_WARM_UP": "1"} if name in WARM else {})
-        return stage.switch_over()
-
-
-def switch_over_batches(commands: dict[str, list[str]], kind: type[Batch], before: str = "") -> Result:
-    with Stage() as stage:
-        for name, command in commands.items():
-            stage.serve(name, command, kind, before=before)
-        return stage.switch_over()
+#: Always run: each way in which a server makes its processes, its threads or greenlets, and ends them. Of gthread and
+#: Celery's prefork there is more in the tests of the frameworks.
+QUICK_WEB = (
+    "sync", "gthread, preloaded", "gevent, preloaded", "sync, recycled", "uvicorn",
+    "threads", "no threads", "threads, warm master",
+)  # fmt: skip
+QUICK_BATCHES = ("prefork", "prefork, recycled", "fork", "forkserver")
 
 
 def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 100, excess_s: float = 4.0) -> None:
@@ -87,13 +110,23 @@ def assert_one_monitor_for_all(result: Result, gone: tuple[str, ...] = ()) -> No
     assert all(row.usage.sequence > 0 for row in result.rows if str(row.pid) in set().union(*served.values()))
 
 
-class TestGunicorn:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each server of the class."""
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", metafunc.cls.names)
+
+
+class Web:
+    names: ClassVar[tuple[str, ...]]
+
     @pytest.fixture(scope="class")
     @classmethod
     def result(cls) -> Result:
-        return switch_over(GUNICORN)
+        with Stage() as stage:
+            for name in cls.names:
+                stage.serve(name, WEB[name], environment={"APP_WARM_UP": "1"} if name in WARM else {})
+            return stage.switch_over()
 
-    @pytest.mark.parametrize("name", GUNICORN)
     def test_goes_through(self, result: Result, name: str) -> None:
         if name == "sync, recycled":
             # gunicorn itself takes its time to replace a worker.
@@ -105,49 +138,34 @@ class TestGunicorn:
         assert_one_monitor_for_all(result, gone=("sync, recycled",))
 
 
-_CELERY = [
-    "{bin}/celery", "-A", "tests.servers.tasks:celery", "worker", "-c", "2", "-Q", "queue", "-l", "WARNING",
-    "--without-gossip", "--without-mingle", "--without-heartbeat", "-n", "w{number}@127.0.0.1",
-]  # fmt: skip
-CELERY = {
-    "prefork": [*_CELERY, "-P", "prefork"],
-    "prefork, recycled": [*_CELERY, "-P", "prefork", "--max-tasks-per-child", "1"],
-    "threads": [*_CELERY, "-P", "threads"],
-    "gevent": [*_CELERY, "-P", "gevent"],
-    "solo": [*_CELERY, "-P", "solo"],
-}
-CHILDREN = {
-    method: ["{bin}/python", "-m", "tests.servers.children", method, "{number}"]
-    for method in ("fork", "spawn", "forkserver")
-}
+class TestWeb(Web):
+    names = QUICK_WEB
 
 
-class TestUwsgi:
+@pytest.mark.full
+class TestMoreWeb(Web):
+    names = tuple(name for name in WEB if name not in QUICK_WEB)
+
+
+class Batches:
+    names: ClassVar[tuple[str, ...]]
+
     @pytest.fixture(scope="class")
     @classmethod
     def result(cls) -> Result:
-        return switch_over(UWSGI)
+        with Stage() as stage:
+            for name in cls.names:
+                command, kind = BATCHES[name]
+                stage.serve(name, command, kind, before=SEND if name in CELERY else "")
+            return stage.switch_over()
 
-    @pytest.mark.parametrize("name", UWSGI)
-    def test_goes_through(self, result: Result, name: str) -> None:
-        assert_good(result, name)
-
-    def test_one_monitor_for_all(self, result: Result) -> None:
-        assert_one_monitor_for_all(result)
-
-
-class TestCelery:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def result(cls) -> Result:
-        # All tasks before the worker starts: it would read files that are being written.
-        return switch_over_batches(CELERY, Batch, "from tests.servers import tasks; tasks.send({number})")
-
-    @pytest.mark.parametrize("name", CELERY)
     def test_goes_through(self, result: Result, name: str) -> None:
         if name == "prefork, recycled":
             # Celery itself takes most of a second to replace a child.
             assert_good(result, name, processes=10, rows=30, excess_s=5.0)
+        elif name in CHILDREN:
+            # The parent writes, too.
+            assert_good(result, name, processes=3)
         else:
             assert_good(result, name, processes=2 if name == "prefork" else 1)
 
@@ -156,17 +174,10 @@ class TestCelery:
         assert result.connections == 2
 
 
-class TestMultiprocessing:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def result(cls) -> Result:
-        return switch_over_batches(CHILDREN, Script)
+class TestBatches(Batches):
+    names = QUICK_BATCHES
 
-    @pytest.mark.parametrize("name", CHILDREN)
-    def test_goes_through(self, result: Result, name: str) -> None:
-        # The parent writes, too.
-        assert_good(result, name, processes=3)
 
-    def test_one_monitor_for_all(self, result: Result) -> None:
-        assert result.verdict.clean, result.verdict
-        assert result.connections == 2
+@pytest.mark.full
+class TestMoreBatches(Batches):
+    names = tuple(name for name in BATCHES if name not in QUICK_BATCHES)
