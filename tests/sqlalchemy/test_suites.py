@@ -18,8 +18,10 @@ from tests.sqlalchemy.suite import runs
 from tests.sqlalchemy.suite.runs import Run
 from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
 
-PART: Final = ("test/engine/test_reconnect.py", "test/orm/test_transaction.py")
-WHOLE: Final = (*PART, "test/engine/test_pool.py", "test/dialect/test_suite.py")
+PART: Final = ("test/engine/test_reconnect.py",)
+#: What a session does with a connection is the same on each engine: one plays a part of it.
+SESSIONS: Final = "test/orm/test_transaction.py"
+WHOLE: Final = (*PART, SESSIONS, "test/engine/test_pool.py", "test/dialect/test_suite.py")
 PART_TIMEOUT_S: Final = 200.0
 WHOLE_TIMEOUT_S: Final = 1200.0
 
@@ -67,14 +69,18 @@ class Suite:
     engine: ClassVar[str]
     own: ClassVar[str]
     suffix: ClassVar[str] = ""
+    #: What is always run beside PART and the dialect's own, and how many tests pass at the least.
+    more: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[int]
 
     @pytest.mark.lab
     @pytest.mark.timeout(4 * PART_TIMEOUT_S)
     def test_a_part_passes(self, both: Both) -> None:
         """Where all of it passes with ours there is nothing to compare."""
-        options = PART_TIMEOUT_S, "--notimingintensive"
-        ours = both.ours([*PART, f"{self.own}/test_dialect.py"], *options)
-        assert len(ours.of("passed")) > 400, str(ours)
+        options = PART_TIMEOUT_S, "--notimingintensive", *self.options
+        ours = both.ours([*PART, *self.more, f"{self.own}/test_dialect.py"], *options)
+        assert len(ours.of("passed")) > self.least, str(ours)
         if ours.of("failed"):
             plain = both.plain(sorted({test.partition("::")[0] for test in ours.of("failed")}), *options)
             assert both.lost(plain, ours, *options) == {}
@@ -95,6 +101,9 @@ class Suite:
 class TestPostgresql(Suite):
     engine = "postgresql"
     own = "test/dialect/postgresql"
+    more = (SESSIONS,)
+    options = ("-k", "not test_transaction or SessionTransactionTest or SavepointTest")
+    least = 220
 
 
 class TestAsyncio:
@@ -119,6 +128,7 @@ class TestAsyncio:
 class TestMysql(Suite):
     engine = "mysql"
     own = "test/dialect/mysql"
+    least = 160
 
 
 def test_what_is_lost() -> None:
