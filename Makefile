@@ -22,12 +22,18 @@ SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-qu
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
+# pip uses one core, and there are several environments: they are made side by side, and the tests are run one after the
+# other in what is there. What cannot be installed says so again when its turn comes.
+INSTALL = -$(SKIP_OWN_QUICK) $(BIN)/tox run-parallel --notest --parallel auto --parallel-no-spinner
+
 # About ten minutes. tox prints the time of each part at the end.
 test: mariadb $(VENV)/.tox
+	$(if $(ARGS),,$(INSTALL))
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))
 
 # About forty minutes.
 test-full: mariadb $(VENV)/.tox
+	$(if $(ARGS),,$(INSTALL) -m full)
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
 
 # About half an hour. The servers run as mysql or nobody if make is run by root; that account must reach the folder.
