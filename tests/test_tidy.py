@@ -11,6 +11,8 @@ import pytest
 
 import bgpool
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(bgpool.__file__).parent
 
 #: Each layer may import itself and those before it; of two in one line, neither imports the other.

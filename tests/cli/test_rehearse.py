@@ -253,7 +253,7 @@ def test_a_command_that_is_never_ready(tmp_path: Path, timeout_s: float, command
 
 
 @lab
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_interrupted(
     tmp_path: Path, temporary: Path, port: int, schema: Path, environment: dict[str, str], number: int
 ) -> None:

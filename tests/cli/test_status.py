@@ -25,6 +25,7 @@ UntilReady = Callable[[], None]
 HOST = os.uname().nodename
 
 
+@pytest.mark.once
 def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command) -> None:
     for _ in range(64):
         start_worker(in_use=1)
@@ -64,6 +65,7 @@ def test_ready_takes_every_deployment(run_dir: Path, bgpool_command: Command) ->
         assert "bg_id 'bad' is not ready: a switchover is under way: PREPARATION" in done.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("exists", [False, True])
 def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) -> None:
     if exists:
@@ -86,6 +88,7 @@ def test_nothing_is_there(run_dir: Path, bgpool_command: Command, exists: bool) 
     assert list(run_dir.iterdir() if exists else run_dir.parent.iterdir()) == []
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_a_bg_id_that_is_not_known(run_dir: Path, bgpool_command: Command) -> None:
     """A mistyped name fails, and the text has the right one."""
@@ -241,6 +244,7 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
     assert (status["phase"], status["endpoints"][0]["green"], status["totals"]["held"]) == ("PREPARATION", GREEN, 4)
 
 
+@pytest.mark.once
 def test_reconnections_are_previewed(
     hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
 ) -> None:
@@ -262,6 +266,7 @@ def test_reconnections_are_previewed(
     assert f"{wanted}; how many it takes is not known yet\n" in bgpool_command("status", "--ready").stdout
 
 
+@pytest.mark.once
 def test_connections_that_an_application_keeps_itself_are_counted_as_they_are(
     hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
 ) -> None:
@@ -301,6 +306,7 @@ def test_over_by_the_timer(hand: Hand, bgpool_command: Command) -> None:
     assert "by the timer: nothing showed that green was promoted" in text
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_a_history_that_cannot_be_used_is_said(
     run_dir: Path, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
@@ -341,6 +347,7 @@ def test_the_pipe_that_is_closed(run_dir: Path, environment: dict[str, str]) -> 
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["status", "--json"], ["lab", "scenarios"], ["lab", "simulate", "--trace"]], ids=" ".join
 )
@@ -376,6 +383,7 @@ def test_output_that_goes_nowhere(
     assert bool(done.stderr) is bool(said)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("command", ["status", "watch", "timeline", "monitor", "doctor"])
 def test_no_second_try_will_help(command: str, tmp_path: Path, environment: dict[str, str]) -> None:
     tmp_path.chmod(0o755)

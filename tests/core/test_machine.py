@@ -235,6 +235,7 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
     return Tick(moment) if kind == 4 else ProbeFailed(moment, role, "refused")
 
 
+@pytest.mark.once
 @settings(max_examples=300, deadline=None, print_blob=True)
 @given(st.data())
 def test_whatever_happens(data: st.DataObject) -> None:

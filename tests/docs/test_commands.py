@@ -16,6 +16,8 @@ import typer.main
 from bgpool.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
+pytestmark = pytest.mark.once
+
 #: What a block may be in. A fence without a language would pass by every test here.
 LANGUAGES = {"python", "sh", "sql", "text", "ini", "yaml"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.

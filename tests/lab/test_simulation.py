@@ -68,6 +68,7 @@ def absent_is_a_rollback(snapshot: Snapshot, event: Any, rules: Any) -> Snapshot
     return machine._signal(snapshot, Signal.REVERTED, event.at, rules)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "broken", "promise"),
     [

@@ -110,6 +110,7 @@ def test_random_bytes_are_no_snapshot(data: bytes) -> None:
         decode(data)
 
 
+@pytest.mark.once
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(sorted(msgpack.unpackb(encode(Snapshot("1"))))),
@@ -129,6 +130,7 @@ def test_a_wrong_value_is_refused_or_harmless(key: str, value: object) -> None:
     assert encode(found)
 
 
+@pytest.mark.once
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 6)), min_size=1, max_size=4))
 def test_mutated_snapshots_are_refused_or_harmless(mutations: list[tuple[int, bytes, int]]) -> None:
@@ -150,6 +152,7 @@ def test_bombs_are_refused() -> None:
             decode(bomb)
 
 
+@pytest.mark.once
 def test_no_flipped_byte_makes_another_snapshot(files: RunFiles, snapshot: Snapshot) -> None:
     """Every byte of header, words and payload, and every 997th of the rest."""
     writer = Writer(files, 1, Snapshot("orders"))
