@@ -78,12 +78,14 @@ class Suite:
     @pytest.mark.timeout(4 * PART_TIMEOUT_S)
     def test_a_part_passes(self, both: Both) -> None:
         """Where all of it passes with ours there is nothing to compare."""
-        options = PART_TIMEOUT_S, "--notimingintensive", *self.options
-        ours = both.ours([*PART, *self.more, f"{self.own}/test_dialect.py"], *options)
+        options = ("--notimingintensive", *self.options)
+        ours = both.ours([*PART, *self.more, f"{self.own}/test_dialect.py"], PART_TIMEOUT_S, *options)
         assert len(ours.of("passed")) > self.least, str(ours)
         if ours.of("failed"):
-            plain = both.plain(sorted({test.partition("::")[0] for test in ours.of("failed")}), *options)
-            assert both.lost(plain, ours, *options) == {}
+            plain = both.plain(
+                sorted({test.partition("::")[0] for test in ours.of("failed")}), PART_TIMEOUT_S, *options
+            )
+            assert both.lost(plain, ours, PART_TIMEOUT_S, *options) == {}
 
     @pytest.mark.lab
     @pytest.mark.full
