@@ -279,3 +279,26 @@ def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:
     async def work(_connection: Any) -> None: ...
 
     asyncio.run(main())
+
+
+def test_a_unit_that_is_cancelled_wherever_it_is_leaves_nothing_to_be_reset(
+    opened: Opened, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncpg logs an ERROR for a transaction that it finds when a connection comes back, and rolls it back."""
+
+    async def main() -> None:
+        async with opened(min_size=1, max_size=1) as pool:
+
+            async def one(connection: Any) -> int:
+                return await connection.fetchval("SELECT 1")  # type: ignore[no-any-return]  # asyncpg has no types
+
+            for turns in range(0, 120, 2):
+                unit = asyncio.create_task(bg.run(pool, one))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                unit.cancel()
+                await asyncio.wait([unit])
+            assert await bg.run(pool, one) == 1
+
+    run(main())
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -173,7 +173,8 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Await
     raw: AsyncpgAware = proxy._con
     try:
         transaction = proxy.transaction()
-        await transaction.start()
+        # Not start(): where that is cancelled, asyncpg logs an ERROR when the connection comes back.
+        await transaction.__aenter__()
         try:
             unit.begin(raw)
             try:
@@ -181,11 +182,11 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Await
             finally:
                 unit.leave(raw)
             await unit.afinish(raw, result)
-            await transaction.commit()
+            await transaction.__aexit__(None, None, None)
         except BaseException as error:
             if raw.is_in_transaction():
                 with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    await transaction.rollback()
+                    await transaction.__aexit__(type(error), error, error.__traceback__)
             await unit.afail(raw, error)
             raise
         return result
