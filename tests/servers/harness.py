@@ -229,9 +229,27 @@ class AsyncServer(WebServer):
         """Whether a row is written in a unit of work."""
         return key[1] % 2 == 1
 
-    def path_of(self, _key: Key) -> str:
+    @property
+    def workers(self) -> int:
+        """How many processes the command starts."""
+        words = self.process.args
+        assert isinstance(words, list)
+        return next((int(words[words.index(flag) + 1]) for flag in ("-w", "--workers") if flag in words), 1)
+
+    def path_of(self, key: Key) -> str:
         """As WebServer says; before the crowd comes."""
-        return "/run"
+        return "/ping" if key[2] else "/run"
+
+    def _is_serving(self) -> bool:
+        """Once each worker has answered: one that comes late would find all clients at the others."""
+        if not super()._is_serving():
+            return False
+        deadline = time.monotonic() + START_S
+        there: set[str] = set()
+        while len(there) < self.workers:
+            assert time.monotonic() < deadline, f"not all workers of {self.name} answer: {self._log.read_text()}"
+            there.add(self._ask((self.number, 99, 1), 10.0))
+        return True
 
     def begin_load(self, clients: int) -> None:
         """Start the crowd."""

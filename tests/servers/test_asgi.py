@@ -96,7 +96,7 @@ def assert_good(result: Result, name: str) -> None:
         assert played.excess_s < EXCESS_S + LOAD_S, told(result, name)
     assert server.unanswered == []
     assert held_ms < before_ms + PING_MS + PING_LOAD_MS, told(result, name)
-    assert len(server.load.pids) == (2 if "2 workers" in name or "gunicorn" in name else 1)
+    assert len(server.load.pids) == server.workers
     assert result.verdict.clean, result.verdict
     assert result.strayed == 0
     assert result.connections == 2
