@@ -126,9 +126,9 @@ def test_a_crew_reports_what_it_wrote_and_leaves_nobody_behind() -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize(
-    "client", ["Django, bgpool run", pytest.param("Django, bgpool", marks=(pytest.mark.slow, pytest.mark.full))]
-)
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("client", ["Django, bgpool run", "Django, bgpool"])
 def test_djangos_orm_writes_as_the_others_do(client: str) -> None:
     with Pair("rds") as pair:
         ledger.create(pair)

@@ -76,13 +76,13 @@ BATCHES: Mapping[str, tuple[list[str], type[Batch]]] = {
 # All tasks before the worker starts: it would read files that are being written.
 SEND = "from tests.servers import tasks; tasks.send({number})"
 
-#: Always run: each way in which a server makes its processes, its threads or greenlets, and ends them. Of gthread and
-#: Celery's prefork there is more in the tests of the frameworks.
+#: Always run: each way in which a server makes its processes, its threads or greenlets, and ends them. Celery's
+#: prefork with children that stay, and gthread, are always run in the tests of the frameworks.
 QUICK_WEB = (
     "sync", "gthread, preloaded", "gevent, preloaded", "sync, recycled", "uvicorn",
     "threads", "no threads", "threads, warm master",
 )  # fmt: skip
-QUICK_BATCHES = ("prefork", "prefork, recycled", "fork", "forkserver")
+QUICK_BATCHES = ("prefork, recycled", "fork", "forkserver")
 
 
 def assert_good(result: Result, name: str, *, processes: int = 2, rows: int = 100, excess_s: float = 4.0) -> None:
