@@ -215,6 +215,7 @@ class Scene:
         taken = [await pool.getconn(2.0) for _ in range(size)]
         for connection in taken:
             assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            assert connection.info.pipeline_status == psycopg.pq.PipelineStatus.OFF
             async with connection.transaction():
                 await connection.execute("SELECT 1")
             await connection.execute("SELECT 1")

@@ -309,6 +309,26 @@ def test_nor_does_one_whose_connection_is_returned_by_close(
     asyncio.run(_cancel_everywhere(operation, "always", prepared, cutter, postgres_pair, tmp_path, close_returns=True))
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(one, marks=[] if one is blocks_in_a_block else [pytest.mark.full], id=one.__name__)
+        for one in OPERATIONS
+    ],
+)
+def test_nor_does_one_where_the_driver_gives_way_though_it_need_not_wait(
+    prepared: Deployment,
+    cutter: CommitCutter,
+    postgres_pair: Pair,
+    tmp_path: Path,
+    operation: Operation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """psycopg does so, from 3.3.9 on, where a loop has been busy for a while."""
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", -1.0, raising=False)
+    asyncio.run(_cancel_everywhere(operation, "early", prepared, cutter, postgres_pair, tmp_path))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("operation", OPERATIONS)

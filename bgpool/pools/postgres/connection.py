@@ -50,6 +50,8 @@ _BAD: Final = ConnStatus.BAD
 _IDLE: Final = TransactionStatus.IDLE
 #: A server that says so ends the session.
 _ENDS_SESSION: Final = frozenset({"FATAL", "PANIC"})
+_ENTERS_PIPELINE: Final = "BasePipeline._enter_gen"
+_EXITS_PIPELINE: Final = "BasePipeline._exit_gen"
 #: Generators that send nothing while no transaction is open.
 _SENDS_NOTHING: Final = frozenset(
     {
@@ -208,6 +210,8 @@ class SwitchoverAware(_Base):
         self, gen: Generator[Any, Any, Any], error: BaseException, generation: Generation
     ) -> BaseException:
         """*error*, or what it means in a switchover."""
+        if not isinstance(error, Exception):
+            self._leave_pipeline(gen)
         if (
             isinstance(error, psycopg.Error)
             and error.diag.severity_nonlocalized in _ENDS_SESSION
@@ -233,6 +237,18 @@ class SwitchoverAware(_Base):
             if self.bgpool_refused and generation.is_switching():
                 return generation.explain_read_only(error)
         return error
+
+    def _leave_pipeline(self, gen: Generator[Any, Any, Any]) -> None:
+        """Where *gen*, which was interrupted, is a pipeline's: do what psycopg does not."""
+        name = getattr(gen, "__qualname__", "")
+        if name == _ENTERS_PIPELINE and self.bgpool_is_open:
+            # It may have entered, and nobody would leave: the next user would be in the pipeline.
+            self._closed = True
+            self.pgconn.finish()
+        elif name == _EXITS_PIPELINE:
+            # Or it would fail when it is collected, and Python would write that to stderr.
+            with contextlib.suppress(psycopg.Error, RuntimeError):
+                gen.close()
 
     def _judge(self, gen: Generator[Any, Any, Any], error: BaseException) -> str:
         """Why something may have been committed when the connection was lost, in *gen* if not before.
