@@ -18,6 +18,7 @@ from psycopg_pool import PoolClosed
 
 import bgpool
 from bgpool.lab import Pair
+from bgpool.pools.postgres import inner
 from bgpool.pools.postgres.async_inner import AsyncInnerPool
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.pool import PostgresPool
@@ -30,8 +31,10 @@ MakePool = Callable[..., PostgresPool]
 
 
 def test_the_log_names_the_dsn_and_repeats_nothing(
-    make_pool: MakePool, pair: Pair, caplog: pytest.LogCaptureFixture
+    make_pool: MakePool, pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The pool of the other kind has said the same just before.
+    monkeypatch.setattr(inner, "_said", {})
     nowhere = pair.direct_dsn(pair.blue).replace(f":{pair.port}", ":1")
     with caplog.at_level(logging.WARNING, logger="psycopg.pool"):
         with pytest.raises(bgpool.PoolTimeout):
