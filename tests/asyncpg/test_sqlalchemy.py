@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +164,25 @@ def test_parameters_reach_asyncpg(engines: Engines) -> None:
                 pass
 
     asyncio.run(main())
+
+
+def test_what_a_closed_loop_has_left_is_closed_without_a_word(
+    engines: Engines, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pid(engine: AsyncEngine) -> Any:
+        async with engine.connect() as connection:
+            return (await connection.execute(text("SELECT pg_backend_pid()"))).scalar()
+
+    async def main() -> AsyncEngine:
+        async with engines() as engine:
+            pids = {await asyncio.to_thread(lambda: asyncio.run(pid(engine))) for _ in range(3)}
+            assert len({*pids, await pid(engine)}) == 4
+            return engine
+
+    with warnings.catch_warnings():
+        # Python's own, of every transport whose loop is closed first.
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(main())
+        gc.collect()
+    assert deployment.snapshot.phase is Phase.CREATED
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

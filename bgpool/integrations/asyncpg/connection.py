@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -266,7 +267,9 @@ class AsyncpgAware(_Base):
             keep_forever(self)
             return
         self._ending = True
-        super().terminate()
+        # The transport of a closed loop closes its socket when it is collected: it cannot tell anybody any more.
+        with contextlib.suppress(*(RuntimeError,) if self._loop.is_closed() else ()):
+            super().terminate()
 
     def _end(self) -> None:
         """End it, and leave its place to its user as if it was lost."""

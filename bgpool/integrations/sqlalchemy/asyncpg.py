@@ -11,10 +11,12 @@ from bgpool import errors
 from bgpool.core.engine import Engine
 from bgpool.errors import ConfigurationError
 from bgpool.integrations.asyncpg import errors as asyncpgs
+from bgpool.integrations.asyncpg.connection import AsyncpgAware
 from bgpool.integrations.asyncpg.connector import AsyncpgConnector, get_connector
 from bgpool.integrations.asyncpg.recipe import AsyncpgRecipe
 from bgpool.integrations.asyncpg.unit import AsyncpgUnit
 from bgpool.integrations.sqlalchemy.async_dialect import AsyncBgpoolDialect
+from bgpool.integrations.sqlalchemy.dialect import drivers_of
 from bgpool.integrations.sqlalchemy.greenlets import GreenletConnector
 from bgpool.integrations.sqlalchemy.target import changes
 from bgpool.pools.connector import AnyConnector
@@ -132,6 +134,18 @@ class AsyncBgpoolAsyncpgDialect(AsyncBgpoolDialect, PGDialect_asyncpg):
                 "ssl: a do_connect listener cannot change it; write it into the URL or connect_args"
             )
         return self.bgpool_connect({**self._each, **changes(_without_ssl(self._static), args, _without_ssl(params))})
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """As BgpoolDialect says; a connection that is still in a transaction afterwards is not used again.
+
+        SQLAlchemy's adapter forgets a transaction whose BEGIN or ROLLBACK was cancelled, and rolls back nothing then.
+        """
+        try:
+            super().do_rollback(dbapi_connection)
+        finally:
+            drivers = drivers_of(getattr(dbapi_connection, "dbapi_connection", dbapi_connection))
+            if isinstance(drivers, AsyncpgAware) and not drivers.bgpool_is_idle and drivers.bgpool_is_open:
+                drivers.terminate()
 
 
 def _without_ssl(params: Mapping[str, Any]) -> dict[str, Any]:
