@@ -23,13 +23,14 @@ from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnec
 
 from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S
 from bgpool.failures import first_line
+from bgpool.logs import log_fields
 from bgpool.pools.loops import LoopTurns, cancels, is_ours, running_loop, whole
 from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
 from bgpool.pools.waits import finish, settled
 
 __all__ = ["AsyncInnerPool"]
 
-_logger: Final = logging.getLogger("psycopg.pool")
+_logger: Final = logging.getLogger("bgpool.pool")
 
 #: psycopg_pool's own default.
 _WORKERS: Final = 3
@@ -293,7 +294,8 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
         try:
             await task.run()
         except Exception as error:
-            _logger.warning("task run %s failed: %s: %s", task, type(error).__name__, error)
+            extra = log_fields("pool_task_failed", host=self.name)
+            _logger.warning("pool %s: %r failed: %s: %s", self.name, task, type(error).__name__, error, extra=extra)
         finally:
             self._turns.release()
 
