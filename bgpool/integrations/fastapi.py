@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from bgpool.errors import ConfigurationError
-from bgpool.pools.options import check_timeout
+from bgpool.pools.options import check_timeout, kind_of
 from bgpool.pools.postgres.async_pool import AsyncPool
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
     """
     if not isinstance(pool, AsyncPool):
         raise ConfigurationError(
-            f"{pool!r} is no async pool, which bgpool.get_async_pool makes: a connection of any other would block the "
-            "event loop"
+            f"connection: {kind_of(pool)} is no async pool, which bgpool.get_async_pool makes: "
+            "a connection of any other would block the event loop"
         )
     check_timeout("connection: timeout", timeout)
     return Depends(_Connection(pool, timeout), scope="function")
@@ -92,8 +92,8 @@ def session(maker: async_sessionmaker[Any]) -> Any:
 
     if not isinstance(maker, async_sessionmaker):
         raise ConfigurationError(
-            f"{maker!r} is no async_sessionmaker: a session of any other would block the event loop, or not begin a "
-            "transaction"
+            f"session: {kind_of(maker)} is no async_sessionmaker: "
+            "a session of any other would block the event loop, or not begin a transaction"
         )
     return Depends(_Session(maker), scope="function")
 

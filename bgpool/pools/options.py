@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ __all__ = [
     "check_timeout",
     "check_unit",
     "deadline_of",
+    "kind_of",
 ]
 
 #: Raises ConfigurationError for a value that the option of that name cannot have.
@@ -81,11 +81,14 @@ def check_unit(what: str, fn: object, timeout: object, given: str = "a connectio
     """
     check_timeout(f"{what}: timeout", timeout)
     if not callable(fn):
-        # Not repr(fn), in which there is an address alone.
-        shown = type(fn).__name__ if inspect.isawaitable(fn) else repr(fn)
         raise ConfigurationError(
-            f"{what}: fn={shown} cannot be called; a function of {given} is allowed, and its arguments follow it"
+            f"{what}: fn={kind_of(fn)} cannot be called; a function of {given} is allowed, and its arguments follow it"
         )
+
+
+def kind_of(value: object) -> str:
+    """What errors call *value* where a pool or a function was to be: a text may be a DSN, or SQL with a password."""
+    return type(value).__name__ if value is not None else "None"
 
 
 def deadline_of(timeout: float) -> float:

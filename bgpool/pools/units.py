@@ -31,7 +31,7 @@ from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UN
 from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, SwitchoverInterrupted
 from bgpool.pools.doubt import DURING_COMMIT, ENDED_BY_FUNCTION, NO_DOUBT
 from bgpool.pools.gate import Gate
-from bgpool.pools.options import check_unit
+from bgpool.pools.options import check_unit, kind_of
 from bgpool.pools.recipe import Aware
 
 if TYPE_CHECKING:
@@ -358,8 +358,8 @@ def transactional(pool: Any, *, timeout: float | None = None, idempotent: bool =
     """
     if not callable(getattr(pool, "run", None)):
         raise ConfigurationError(
-            f"transactional: pool={pool!r}; a pool of get_pool or get_async_pool is allowed (SQLAlchemy's and Django's "
-            "transactional are those of bgpool.integrations)"
+            f"transactional: pool={kind_of(pool)}; a pool of get_pool or get_async_pool is allowed "
+            "(SQLAlchemy's and Django's transactional are those of bgpool.integrations)"
         )
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -216,8 +216,10 @@ class TestSession:
 class TestRefusals:
     def test_a_pool_for_threads_would_block(self) -> None:
         pool: Any = bgpool.get_pool("postgresql://app@ledger.example/app", bg_id="fastapi")
-        with pytest.raises(bgpool.ConfigurationError, match="is no async pool, which bgpool"):
-            ours.connection(pool)
+        dsn: Any = "postgresql://app:s3cret@ledger.example/app"
+        for wrong, shown in ((pool, "PostgresPool"), (dsn, "str")):
+            with pytest.raises(bgpool.ConfigurationError, match=f"connection: {shown} is no async pool, which bgpool"):
+                ours.connection(wrong)
 
     @pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
     def test_a_timeout_is_a_number_of_seconds(self, timeout: Any) -> None:

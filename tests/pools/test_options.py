@@ -196,7 +196,7 @@ def test_the_timeout_of_a_call_of_an_async_pool_is_one_as_well(timeout: Any) -> 
 def test_a_unit_is_a_function() -> None:
     pool, async_pool = bgpool.get_pool(POSTGRES), bgpool.get_async_pool(POSTGRES)
     coroutine = awaited(None)
-    for fn, shown in ((None, "None"), ("SELECT 1", "'SELECT 1'"), (coroutine, "coroutine")):
+    for fn, shown in ((None, "None"), ("ALTER ROLE app PASSWORD 's3cret'", "str"), (coroutine, "coroutine")):
         given: Any = fn
         for call in (
             lambda given=given: pool.run(given),
@@ -209,11 +209,9 @@ def test_a_unit_is_a_function() -> None:
     coroutine.close()
 
 
-@pytest.mark.parametrize("pool", [None, "ledger", awaited])
-def test_transactional_names_what_is_no_pool(pool: Any) -> None:
-    with pytest.raises(
-        bgpool.ConfigurationError, match=r"transactional: pool=.*; a pool of get_pool or get_async_pool"
-    ):
+@pytest.mark.parametrize(("pool", "shown"), [(None, "None"), (POSTGRES, "str"), (awaited, "function")])
+def test_transactional_names_what_is_no_pool(pool: Any, shown: str) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=f"transactional: pool={shown}; a pool of get_pool"):
         bgpool.transactional(pool)
 
 

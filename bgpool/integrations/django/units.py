@@ -20,7 +20,7 @@ from bgpool.integrations.django.under_test import is_under_test
 from bgpool.integrations.django.wrapper import SwitchoverWrapper
 from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
-from bgpool.pools.options import check_timeout
+from bgpool.pools.options import check_timeout, kind_of
 from bgpool.pools.units import Lender, Unit, plain
 
 __all__ = ["is_interrupted", "run", "transactional"]
@@ -72,7 +72,7 @@ def run(
     """
     _check(using, timeout)
     if not callable(fn):
-        raise ConfigurationError(f"run: fn={fn!r} cannot be called; a function is allowed")
+        raise ConfigurationError(f"run: fn={kind_of(fn)} cannot be called; a function is allowed")
     return _run(lambda: plain(fn, fn(*args)), using, timeout, idempotent=idempotent)
 
 
