@@ -194,17 +194,34 @@ async def apart(steps: Coroutine[Any, Any, T], discard: Callable[[T], object]) -
         raise
 
 
-def begin(steps: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def begin(steps: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
     """*steps* as a task of the running loop, which is held until it ends."""
-    task = running_loop().create_task(steps)
+    loop = running_loop()
+    counts = sys.version_info >= (3, 11)
+    task = loop.create_task(steps, name=name) if counts else _Counting(steps, loop=loop, name=name)
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
 
 
+class _Counting(asyncio.Task[Any]):
+    """A task that counts how often it was cancelled, as those of Python 3.11 do."""
+
+    _cancels = 0
+
+    def cancel(self, msg: Any = None) -> bool:
+        """As asyncio's."""
+        self._cancels += 1
+        return bool(super().cancel(msg))
+
+    def cancelling(self) -> int:
+        """As asyncio's."""
+        return self._cancels
+
+
 def cancels(task: Any) -> int:
-    """How often the task *task*, or None, has been cancelled; Python 3.10 does not count."""
-    return int(task.cancelling()) if sys.version_info >= (3, 11) and task is not None else 0
+    """How often the task *task*, or None, has been cancelled; Python 3.10 counts for tasks that were begun here."""
+    return int(task.cancelling()) if hasattr(task, "cancelling") else 0
 
 
 def is_ours(task: asyncio.Task[Any]) -> bool:

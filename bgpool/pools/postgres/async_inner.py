@@ -24,7 +24,7 @@ from psycopg_pool.pool_async import AddConnection, MaintenanceTask, ReturnConnec
 from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S
 from bgpool.failures import first_line
 from bgpool.logs import log_fields
-from bgpool.pools.loops import LoopTurns, cancels, is_ours, running_loop, whole
+from bgpool.pools.loops import LoopTurns, begin, cancels, is_ours, running_loop, whole
 from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
 from bgpool.pools.waits import finish, settled
 
@@ -263,9 +263,9 @@ class _Pool(Patience, AsyncConnectionPool[Any]):
     def run_task(self, task: MaintenanceTask) -> None:
         """Do *task* soon; not where one of ours asks for it that was cancelled, which is the last there is then."""
         current = asyncio.current_task()
-        if current is not None and (current in self.tasks or is_ours(current)) and cancels(current):
+        if current is not None and is_ours(current) and cancels(current):
             return
-        work = asyncio.get_running_loop().create_task(self._work(task), name=f"{self.name}-work")
+        work = begin(self._work(task), name=f"{self.name}-work")
         self.tasks.add(work)
         work.add_done_callback(self.tasks.discard)
         if isinstance(task, ReturnConnection):
