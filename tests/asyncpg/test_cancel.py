@@ -205,3 +205,38 @@ def test_a_session_cancelled_at_each_wait(
                         break
 
     run(main())
+
+
+@pytest.mark.parametrize("way", ["unit", "block", "timeout"])
+def test_a_silent_server_is_not_waited_for(
+    opened: Opened, deployment: Deployment, pair: Pair, run: Run, way: str
+) -> None:
+    """Who is cancelled, or whose time is up, is told so, and soon."""
+    timeout = 0.2 if way == "timeout" else None
+
+    async def sleep(connection: Any) -> None:
+        await connection.execute("SELECT pg_sleep(30)", timeout=timeout)
+
+    async def block(pool: bg.Pool) -> None:
+        async with pool.acquire() as connection, connection.transaction():
+            await sleep(connection)
+
+    async def main() -> None:
+        async with opened(max_size=1) as pool:
+            await pool.fetchval("SELECT 1")
+            task = asyncio.ensure_future(bg.run(pool, sleep) if way == "unit" else block(pool))
+            await asyncio.sleep(0.1)
+            pair.blue.freeze()
+            try:
+                if timeout is None:
+                    task.cancel()
+                await asyncio.wait([task], timeout=5)
+                assert task.done()
+                with pytest.raises(asyncio.CancelledError if timeout is None else asyncio.TimeoutError):
+                    await task
+            finally:
+                pair.blue.thaw()
+            assert await pool.fetchval("SELECT 1", timeout=5) == 1
+        assert deployment.snapshot.phase is Phase.CREATED
+
+    run(main())

@@ -12,6 +12,7 @@ from asyncpg import compat
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
+from bgpool.core.limits import CANCEL_TIMEOUT_S
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.integrations.asyncpg.wire import Wire
 from bgpool.pools.doubt import IN_AUTOCOMMIT, NO_DOUBT
@@ -278,7 +279,12 @@ class AsyncpgAware(_Base):
             self._cleanup()
 
     async def _cancel(self, waiter: Any, *args: Any) -> None:
-        await super()._cancel(waiter, *args)
+        # A silent server is not waited for: asyncpg would do so at the rollback, or the release, that comes next.
+        late = self._loop.call_later(CANCEL_TIMEOUT_S, self._end)
+        try:
+            await super()._cancel(waiter, *args)
+        finally:
+            late.cancel()
         if waiter.done() and not waiter.cancelled() and waiter.exception() is not None:
             # asyncpg before 0.32 would raise it at the next statement. What becomes of the one at hand nobody knows.
             self._end()
@@ -306,12 +312,23 @@ class _Transaction(Transaction):
             # Rolled back, and the error that tells why is under way.
             self._managed = False
             return
-        await super().__aexit__(kind, error, trace)
+        try:
+            await super().__aexit__(kind, error, trace)
+        except Exception:
+            # Lost while it rolled back: the same.
+            if kind is None or not connection._is_gone():
+                raise
 
     async def rollback(self) -> None:
         """As asyncpg's; what is lost is rolled back."""
-        if not self._connection._is_gone():
+        connection: AsyncpgAware = self._connection
+        if connection._is_gone():
+            return
+        try:
             await super().rollback()
+        except Exception:
+            if not connection._is_gone():
+                raise
 
     def _check_conn_validity(self, name: str) -> None:
         self._connection._check_open()
