@@ -25,6 +25,7 @@ __all__ = [
     "Check",
     "check_timeout",
     "check_unit",
+    "check_wait",
     "deadline_of",
     "kind_of",
 ]
@@ -47,26 +48,29 @@ def _whole(least: int, *, or_none: bool = False) -> Check:
     return check
 
 
-def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = False) -> Check:
-    """A number of seconds: at least 0, or *above* 0; infinite if it may be *endless*."""
+def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = False, past: bool = False) -> Check:
+    """A number of seconds: at least 0, or *above* 0, or below it if that may be *past*; infinite if *endless*."""
 
     def check(name: str, value: object) -> None:
         if value is None and or_none:
             return
         seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        fits = seconds > 0 if above else seconds >= 0
+        fits = seconds > 0 if above else seconds >= (-OPTION_SECONDS_MAX if past else 0)
         if not fits or (seconds > OPTION_SECONDS_MAX and not (endless and seconds == math.inf)):
-            least = "above 0" if above else "from 0"
+            least = "" if past else " above 0 and" if above else " from 0 and"
             also = ", or infinity," if endless else ", or None," if or_none else ""
             raise ConfigurationError(
-                f"{name}={value!r}: a number of seconds {least} and up to {OPTION_SECONDS_MAX}{also} is allowed"
+                f"{name}={value!r}: a number of seconds{least} up to {OPTION_SECONDS_MAX}{also} is allowed"
             )
 
     return check
 
 
-_SECONDS: Final = _seconds()
-#: The timeout of a call, in seconds; None for the default.
+#: How long a caller waits, in seconds. What callers compute to be left of their time may be below 0: it is up.
+_WAIT: Final = _seconds(past=True)
+#: The same, or None for the default.
+check_wait: Final = _seconds(or_none=True, past=True)
+#: The timeout of a unit, in seconds; None for the default.
 check_timeout: Final = _seconds(or_none=True)
 
 
@@ -97,7 +101,7 @@ def deadline_of(timeout: float) -> float:
     Raises:
         ConfigurationError: It is no number of seconds.
     """
-    _SECONDS("timeout", timeout)
+    _WAIT("timeout", timeout)
     return time.monotonic() + timeout
 
 

@@ -13,7 +13,7 @@ import psycopg_pool
 
 from bgpool.dsn import Dsn
 from bgpool.pools.generation import Generation
-from bgpool.pools.options import check_timeout, check_unit, deadline_of
+from bgpool.pools.options import check_unit, check_wait, deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
@@ -54,7 +54,7 @@ class AnyPool(ConnectionSource[C]):
 
     async def agetconn(self, timeout: float | None = None) -> C:
         """A connection, once the gate admits a checkout: the long way of getconn()."""
-        check_timeout("timeout", timeout)
+        check_wait("timeout", timeout)
         timeout_s = self.timeout if timeout is None else timeout
         return await self._atake(timeout_s, partial(_alend, timeout_s))
 

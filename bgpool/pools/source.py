@@ -27,7 +27,7 @@ from bgpool.pools.busy import busy_limit_ms
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation
 from bgpool.pools.green_login import GreenLogin
-from bgpool.pools.options import Check, check_timeout, deadline_of
+from bgpool.pools.options import Check, check_wait, deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
@@ -236,7 +236,7 @@ class ConnectionSource(ABC, Generic[C]):
             ConfigurationError: *timeout* is no number of seconds.
         """
         if timeout is not None:
-            check_timeout("timeout", timeout)
+            check_wait("timeout", timeout)
         word, admitted, _ = self._here().quick
         if word != admitted:
             await self._atake(self.timeout if timeout is None else timeout, _nothing)
@@ -451,7 +451,7 @@ class BlockingSource(ConnectionSource[C]):
     def wait_admitted(self, timeout: float | None = None) -> None:
         """As await_admitted."""
         if timeout is not None:
-            check_timeout("timeout", timeout)
+            check_wait("timeout", timeout)
         word, admitted, _ = self._succession.quick
         if word != admitted:
             self._gate.waits.finish(self.await_admitted(timeout))

@@ -153,7 +153,7 @@ class Awaited:
         """As a coroutine function."""
 
 
-WRONG_TIMEOUTS: tuple[Any, ...] = (-1, math.nan, math.inf, "1", True, [])
+WRONG_TIMEOUTS: tuple[Any, ...] = (math.nan, math.inf, "1", True, [])
 
 
 @pytest.mark.parametrize("timeout", WRONG_TIMEOUTS)
@@ -191,6 +191,25 @@ def test_the_timeout_of_a_call_of_an_async_pool_is_one_as_well(timeout: Any) -> 
 
     asyncio.run(main())
     assert not pool.closed
+
+
+def test_a_time_that_is_up_is_no_time_to_wait() -> None:
+    """Callers compute what is left of their time; a unit of work for which there is none is a mistake."""
+    pool, async_pool = bgpool.get_pool(POSTGRES), bgpool.get_async_pool(POSTGRES)
+    with pytest.raises(bgpool.PoolTimeout):
+        pool.getconn(-0.1)
+    with pytest.raises(bgpool.ConfigurationError, match=re.escape("timeout=-0.1: a number of seconds from 0")):
+        pool.run(id, timeout=-0.1)
+
+    async def main() -> None:
+        with pytest.raises(bgpool.PoolTimeout):
+            await async_pool.getconn(-0.1)
+        with pytest.raises(bgpool.ConfigurationError, match=re.escape("timeout=-0.1: a number of seconds from 0")):
+            await async_pool.run(awaited, timeout=-0.1)
+        await async_pool.close()
+
+    asyncio.run(main())
+    pool.close()
 
 
 def test_a_unit_is_a_function() -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.util.concurrency import await_only
 from bgpool.core.engine import Engine
 from bgpool.pools.connector import AsyncConnector
 from bgpool.pools.loops import LoopWaits
-from bgpool.pools.options import check_timeout
+from bgpool.pools.options import check_wait
 from bgpool.pools.participant import Participant
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.waits import Waits
@@ -50,7 +50,7 @@ class GreenletConnector(AsyncConnector[C]):
     def wait_admitted(self, timeout: float | None = None) -> None:
         """As await_admitted."""
         if timeout is not None:
-            check_timeout("timeout", timeout)
+            check_wait("timeout", timeout)
         word, admitted, _ = self._here().quick
         if word != admitted:
             await_only(self.await_admitted(timeout))
