@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 CLIENTS = 64
 #: What a switchover may add to the down time, in seconds; and what other tests on the same cores may add to that.
 EXCESS_S, LOAD_S = 0.15, 0.85
+#: The monitor's questions of a switchover follow each other in this time.
+NOTICE_S = 0.1
 #: The same for the 99th percentile of the answers that need no database, in milliseconds.
 PING_MS, PING_LOAD_MS = 10.0, 90.0
 
@@ -90,7 +92,9 @@ def assert_good(result: Result, name: str) -> None:
     before_ms, held_ms = pings_ms(result, server)
     print(told(result, name))
     assert units.load.errors == [], told(result, name)
-    assert len(blocks.load.errors) <= blocks.in_flight, told(result, name)
+    # Of a server that falls silent nobody hears before the next question.
+    unwarned = sum(late_s < NOTICE_S for late_s in blocks.late)
+    assert len(blocks.load.errors) <= blocks.in_flight + unwarned, told(result, name)
     for played in (units, blocks):
         assert played.excess_s is not None, told(result, name)
         assert played.excess_s < EXCESS_S + LOAD_S, told(result, name)
