@@ -80,6 +80,7 @@ class Case:
         processes: int | None = None,
         max_size: int | None = None,
         busy_limit_s: float | None = None,
+        of_django: bool = False,
         timeout_s: int = CHECK_TIMEOUT_S,
     ) -> None:
         """Read a DSN.
@@ -92,6 +93,7 @@ class Case:
             max_size: Of each one's pool; None for the largest of those seen in the run directory.
             busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
                 for what the processes on this host say, or else $GUNICORN_CMD_ARGS.
+            of_django: Whether it is Django that connects, by the settings that the DSN was made from.
             timeout_s: The end of every connect and every question, in seconds, >= 2.
 
         Raises:
@@ -101,6 +103,7 @@ class Case:
         self.dsn, self.settings, _ = parse(dsn, {**(options or {}), **own})
         self._max_size: Final = max_size
         self._busy_limit_s: Final = busy_limit_s
+        self.of_django: Final = of_django
         self.timeout_s: Final = timeout_s
         self.run_dir: Final = look_in(self.settings.bg_run_dir)
         self.files: Final = RunFiles.of(self.run_dir, self.settings.bg_id)

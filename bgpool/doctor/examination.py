@@ -18,6 +18,8 @@ from bgpool.doctor.findings import Checks, EarlyVerdict, Finding, Result, Verdic
 from bgpool.doctor.host_checks import host_checks
 from bgpool.doctor.kernel_checks import kernel_checks
 from bgpool.doctor.parameter_checks import parameter_checks
+from bgpool.doctor.replication import Replication
+from bgpool.doctor.replication_checks import checks_of
 from bgpool.doctor.server import Server
 from bgpool.doctor.server_checks import server_checks
 
@@ -70,6 +72,9 @@ def examine(case: Case) -> list[Finding]:
         asked = side_by_side(
             [partial(server_checks.run, server, server.role.colour) for server in servers], _UNANSWERED * case.timeout_s
         )
+        # Last: of a large catalogue it may be more than is answered in time.
+        replication = Replication(blue, deployment.green)
+        replicated = checks_of(replication).run(replication, "replication")
     finally:
         for server in (blue, deployment.green):
             if server is not None:
@@ -77,7 +82,7 @@ def examine(case: Case) -> list[Finding]:
     for server, answers in zip(servers, asked, strict=True):
         findings += answers if answers is not None else [_late(server)]
         findings += endpoints_checks.run(deployment.endpoints[server.role], server.role.colour)
-    return findings
+    return findings + replicated
 
 
 @deployment_checks.check("green", "Is green known?")

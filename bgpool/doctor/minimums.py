@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from bgpool.monitor.dialects import mysql, postgres
@@ -16,8 +17,10 @@ __all__ = [
     "AURORA_POSTGRES",
     "RDS_MYSQL",
     "RDS_POSTGRES",
+    "DjangoNeeds",
     "extension_will_do",
     "minimum",
+    "of_django",
     "version_will_do",
 ]
 
@@ -33,6 +36,28 @@ _MINIMUMS: Final[Mapping[str, Mapping[int, int]]] = {
     AURORA_MYSQL: {3: 7},
 }
 _EXTENSION: Final = (1, 7)
+
+#: Django's version → product → the oldest that it connects to.
+#: Source: minimum_database_version in Django's django/db/backends/*/features.py.
+_DJANGO: Final[Mapping[tuple[int, int], Mapping[str, tuple[int, ...]]]] = {
+    (5, 2): {"PostgreSQL": (14,), "MariaDB": (10, 5), "MySQL": (8, 0, 11)},
+    (6, 0): {"PostgreSQL": (14,), "MariaDB": (10, 6), "MySQL": (8, 0, 11)},
+    (6, 1): {"PostgreSQL": (15,), "MariaDB": (10, 11), "MySQL": (8, 4)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DjangoNeeds:
+    """What Django says to a server.
+
+    Attributes:
+        needed, found: A product and a version, for people.
+        enough: Whether Django connects.
+    """
+
+    needed: str
+    found: str
+    enough: bool
 
 
 def version_will_do(product: str, version: str) -> bool | None:
@@ -65,6 +90,24 @@ def extension_will_do(version: str) -> bool | None:
     """Whether *version* of rds_tools tells of deployments; None where the text is no version."""
     found = _numbers(version)
     return None if found is None else found >= _EXTENSION
+
+
+def of_django(django: str, server: str) -> DjangoNeeds | None:
+    """What *django*, a version of Django, says to *server*; None where one of them is not known.
+
+    Args:
+        django: Such as ``5.2.19``.
+        server: As `bgpool.doctor.server.Identity.runs`: ``PostgreSQL 16.14``, ``version 10.11.19-MariaDB``.
+    """
+    version = re.search(r"\d+(?:\.\d+)*", server, re.ASCII)
+    minimums = _DJANGO.get(_numbers(django) or (0, 0))
+    if minimums is None or version is None:
+        return None
+    others = "MariaDB" if "mariadb" in server.lower() else "MySQL"
+    product = "PostgreSQL" if server.startswith("PostgreSQL") else others
+    least, found = minimums[product], version[0]
+    enough = tuple(map(int, found.split("."))) >= least
+    return DjangoNeeds(f"{product} {'.'.join(map(str, least))}", f"{product} {found}", enough)
 
 
 def _numbers(version: str) -> tuple[int, int] | None:

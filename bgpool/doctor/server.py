@@ -205,6 +205,9 @@ class Server:
         self._session = session
         try:
             self.query(_READ_ONLY[self.case.dsn.engine])
+            if self.case.dsn.engine is Engine.POSTGRESQL:
+                # A little less than ours, which costs the connection.
+                self.query(f"SET statement_timeout = '{self.case.timeout_s * 1000 - 500}ms'")
         except EarlyVerdict as early:
             # Not a question more to a server that might let us write.
             self.failure = str(early)

@@ -138,7 +138,7 @@ def test_a_program_reads_the_dsn_from_its_input_and_prints_plain_lines(pair: Pai
     lines = done.stdout.splitlines()
     # What has to be done comes first, so that a place may be named more than once.
     places = {line for line in lines[:-1] if not line.startswith(" ")}
-    assert places == {"parameters", "this host", "deployment", "blue", "green"}
+    assert places == {"parameters", "this host", "deployment", "blue", "green", "replication"}
     assert " 0 failed" in lines[-1]
     assert "\x1b" not in done.stdout
     assert "3 processes x max_size 4" in done.stdout

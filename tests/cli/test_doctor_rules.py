@@ -17,7 +17,7 @@ from bgpool.cli.app import app
 from bgpool.core.phase import Phase, Role
 from bgpool.core.sightings import Sight, Sighting
 from bgpool.core.snapshot import Host, Snapshot
-from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks
+from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks, replication_checks
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.endpoints import endpoints_checks
 from bgpool.doctor.examination import deployment_checks
@@ -161,6 +161,8 @@ def test_every_check_is_in_the_docs() -> None:
         deployment_checks,
         server_checks,
         endpoints_checks,
+        replication_checks.postgres_checks,
+        replication_checks.mysql_checks,
     )
     names = [name for checks in lists for name, _, _ in checks._checks]
     assert len(names) > 25

@@ -10,18 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import django
 import pytest
 from django.core import checks
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.db.backends.mysql.features import DatabaseFeatures as MysqlFeatures
+from django.db.backends.postgresql.features import DatabaseFeatures as PostgresFeatures
 from typer.testing import CliRunner
 
 from bgpool import testing
 from bgpool.cli.app import app
 from bgpool.core.engine import Engine
+from bgpool.doctor import minimums
 from bgpool.lab import Pair
 from bgpool.segment.presence import workers
 from bgpool.testing import Deployment
@@ -239,6 +243,24 @@ class TestDoctor:
         assert rooms[0].startswith("2 processes x max_size 6 + 2 for the monitor = 14 of ")
         told = json.loads(command("bgpool_doctor", "--json", "--workers", "2", "--max-size", "3")[1])["findings"]
         assert "2 processes x max_size 3" in json.dumps(told)
+
+    def test_it_knows_what_django_demands_of_a_server(self) -> None:
+        mine = minimums._DJANGO[django.VERSION[:2]]
+        assert mine["PostgreSQL"] == PostgresFeatures.minimum_database_version
+        for product in ("MariaDB", "MySQL"):
+            features = SimpleNamespace(connection=SimpleNamespace(mysql_is_mariadb=product == "MariaDB"))
+            demanded: Any = vars(MysqlFeatures)["minimum_database_version"]
+            assert mine[product] == demanded.func(features)
+
+    def test_a_server_that_django_refuses_fails(
+        self, only: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        only()
+        demanding = dict.fromkeys(("PostgreSQL", "MariaDB", "MySQL"), (99,))
+        monkeypatch.setattr(minimums, "_DJANGO", {django.VERSION[:2]: demanding})
+        told = {item["check"]: item for item in json.loads(command("bgpool_doctor", "--json")[1])["findings"]}
+        assert told["django"]["result"] == "failed", "where Django is known to use the database"
+        assert "it refuses every connection to blue (NotSupportedError)" in told["django"]["finding"]
 
     def test_settings_that_cannot_be_used(self, only: Callable[..., str]) -> None:
         only({"bg_drain_timeout_ms": "soon"})

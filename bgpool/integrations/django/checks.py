@@ -103,7 +103,7 @@ def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
     if more.get("max_size") is None and sources.pool_options(wrapper.settings_dict) is not None:
         source = wrapper.bgpool_find(params)
         more["max_size"] = source.connections.max_size if source is not None else None
-    return Case(dsn, options=options, **more)
+    return Case(dsn, options=options, of_django=True, **more)
 
 
 @contextlib.contextmanager
