@@ -1,6 +1,7 @@
 """New PostgreSQL clusters by copying one, as PostgreSQL's own tests make theirs: initdb takes a second of CPU.
 
-All that a process makes have the same identifier. A test that needs two of different ones does not use this.
+All that a process makes have the same identifier, but for those that are made to be upgraded to: these must differ from
+their primaries. A test that needs two other ones of different identifiers does not use this.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from bgpool.lab.binaries import Programs
 
 __all__ = ["copy_clusters"]
 
+#: What is given to none but the initdb of an upgrade.
+WITHOUT_CHECKSUMS: Final = "--no-data-checksums"
+
 
 def copy_clusters(patch: pytest.MonkeyPatch, directory: Path) -> None:
     """Have each initdb of this process but the first be a copy of what the first has made, which is in *directory*."""
@@ -23,7 +27,7 @@ def copy_clusters(patch: pytest.MonkeyPatch, directory: Path) -> None:
     run = Programs._run
 
     def copying(programs: Programs, program: str, arguments: Sequence[str], *rest: object) -> str:
-        if program != "initdb":
+        if program != "initdb" or WITHOUT_CHECKSUMS in arguments:
             return run(programs, program, arguments, *rest)  # type: ignore[arg-type]  # passed on as they are
         place = arguments.index("-D") + 1
         key, target = (programs, *arguments[:place], *arguments[place + 1 :]), Path(arguments[place])

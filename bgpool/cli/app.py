@@ -46,6 +46,14 @@ _Programs = Annotated[
         help="Where the servers' programs are, or the bin or sbin with them; path: installed ones. See docs/lab.md.",
     ),
 ]
+_Pair = Annotated[
+    str,
+    typer.Option(
+        "--pair",
+        metavar="minor|major",
+        help="major: green is of a newer version than blue, and its logical replica (PostgreSQL). See docs/lab.md.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _BgId = Annotated[str | None, typer.Option(help="Which Blue/Green Deployment; default: the one in the run directory.")]
 _RunDir = Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")]
@@ -134,12 +142,13 @@ def demo(
     threads: Annotated[int, typer.Option(min=1, max=16, help="Threads in each of them.")] = 2,
     engine: _Engine = Engine.POSTGRESQL,
     programs: _Programs = None,
+    pair: _Pair = "minor",
     kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
 ) -> None:
     """Send real servers through a switchover under load and judge what became of every row.
 
-    Exit status: 0 if no row was lost, doubled or split, and nobody is missing; 1 if not, or the demo failed; 2 if a
-    library or the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, and nobody is missing; 1 if not, or the demo failed; 2 for a
+    wrong call, or if a library or the servers' programs are missing; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import demo as show
@@ -147,8 +156,9 @@ def demo(
     except ModuleNotFoundError as error:
         raise _unusable(f"the demo needs {error.name}: pip install 'bgpool[demo]'") from None
     signal.signal(signal.SIGTERM, _interrupt)
+    options = _pair_options(engine, programs=programs, upgrade=pair)
     try:
-        clean = show.run(engine, programs, workers, threads, kill_monitor=kill_monitor)
+        clean = show.run(engine, options, workers, threads, kill_monitor=kill_monitor)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except ProgramsError as error:
@@ -163,6 +173,7 @@ def rehearse(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="Your application and its arguments, after --.")],
     engine: _Engine = Engine.POSTGRESQL,
     programs: _Programs = None,
+    pair: _Pair = "minor",
     flavour: Annotated[str, typer.Option(metavar="rds|aurora", help="An instance, or a cluster.")] = "rds",
     scenario: Annotated[
         str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
@@ -197,6 +208,7 @@ def rehearse(
         tuple(command),
         engine=engine,
         programs=programs,
+        upgrade=pair,
         flavour=flavour,
         scenario=scenario,
         scale=scale,
@@ -241,22 +253,23 @@ def lab_run(
         str,
         typer.Option(metavar="locked|open|super-read-only|offline", help="How the servers are shut; see docs/lab.md."),
     ] = "locked",
+    pair: _Pair = "minor",
     json: _Json = False,
 ) -> None:
     """Play scenarios on real servers, about seven seconds each, and judge them.
 
     Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name or a value that is not known, or not played on
-    that engine, and if the servers' programs are missing; 130 after Ctrl-C.
+    that engine or pair, and if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
-    from bgpool.lab import Pair, ProgramsError
+    from bgpool.lab import ProgramsError
     from bgpool.lab.scenarios import catalogue_of, find
 
     signal.signal(signal.SIGTERM, _interrupt)
+    way = False if tls is None else tls
+    options = _pair_options(engine, programs=programs, tls=way, shut=shut, upgrade=pair)
     try:
-        scenarios = [find(name, engine) for name in names or catalogue_of(engine)]
-        options: dict[str, Any] = {"programs": programs, "tls": False if tls is None else tls, "shut": shut}
-        Pair(engine=engine, **options)
+        scenarios = [find(name, engine, pair) for name in names or catalogue_of(engine, pair)]
     except ValueError as error:
         raise _unusable(str(error)) from None
     try:
@@ -293,23 +306,36 @@ def lab_chaos(
     seed: Annotated[int, typer.Option(help="What is killed and when is drawn from it.")] = 0,
     engine: _Engine = Engine.POSTGRESQL,
     programs: _Programs = None,
+    pair: _Pair = "minor",
     json: _Json = False,
 ) -> None:
     """Switchover after switchover while workers and monitors are killed and stopped at random.
 
-    Exit status: 0 if no row was lost, doubled or split, nobody hung, and memory and descriptors stayed; 1 if not; 2 if
-    the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, nobody hung, and memory and descriptors stayed; 1 if not; 2 for
+    a wrong call, or if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
     from bgpool.lab import ProgramsError
 
     signal.signal(signal.SIGTERM, _interrupt)
+    options = _pair_options(engine, programs=programs, upgrade=pair)
     try:
-        sys.exit(0 if commands.run_chaos(engine, programs, seed, seconds, as_json=json) else 1)
+        sys.exit(0 if commands.run_chaos(engine, options, seed, seconds, as_json=json) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except ProgramsError as error:
         raise _no_programs(error) from None
+
+
+def _pair_options(engine: Engine, **options: Any) -> dict[str, Any]:
+    """*options* for a pair of *engine*; exits where there is no such pair."""
+    from bgpool.lab import Pair
+
+    try:
+        Pair(engine=engine, **options)
+    except ValueError as error:
+        raise _unusable(str(error)) from None
+    return options
 
 
 def _lab_commands() -> ModuleType:

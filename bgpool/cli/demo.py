@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,17 +27,23 @@ __all__ = ["run"]
 _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED": "green", "PREPARATION": "yellow"}
 
 
-def run(engine: Engine, programs: str | None, workers: int, threads: int, *, kill_monitor: bool) -> bool:
+def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, *, kill_monitor: bool) -> bool:
     """Run a trial and show it; whether no row is wrong and nobody is missing.
+
+    Args:
+        engine: Whose servers.
+        options: Keywords for `Pair`, ``programs`` and ``upgrade`` among them.
+        workers, threads: How many there are.
+        kill_monitor: Whether the monitor is killed in IN_PROGRESS.
 
     Raises:
         LabError: The servers' programs are missing, or something went wrong with them.
     """
     console = make_console()
     began = time.monotonic()
-    servers = find_servers(engine, programs)
+    servers = find_servers(engine, options["programs"], options["upgrade"])
     console.print(f"Starting a blue and a green {plain(servers)}, green a replica of blue ...")
-    trial = Trial(engine=engine, workers=workers, threads=threads, pair_options={"programs": programs})
+    trial = Trial(engine=engine, workers=workers, threads=threads, pair_options=dict(options))
     story = _Story(console, trial, began, kill_monitor=kill_monitor)
     trial.on_event.append(story.tell)
     with trial:

@@ -40,7 +40,13 @@ def list_scenarios(*, as_json: bool) -> None:
 
 def _description(scenario: Scenario) -> dict[str, Any]:
     engines = [engine.value for engine in scenario.engines]
-    return {"name": scenario.name, "story": scenario.story, "evidence": scenario.evidence, "engines": engines}
+    return {
+        "name": scenario.name,
+        "story": scenario.story,
+        "evidence": scenario.evidence,
+        "engines": engines,
+        "pairs": list(scenario.upgrades),
+    }
 
 
 def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mapping[str, Any], *, as_json: bool) -> bool:
@@ -49,7 +55,7 @@ def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mappi
     Args:
         scenarios: What is played.
         engine: Whose servers.
-        options: Keywords for `Pair`, ``programs`` among them.
+        options: Keywords for `Pair`, ``programs`` and ``upgrade`` among them.
         as_json: Print JSON.
 
     Raises:
@@ -57,7 +63,7 @@ def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mappi
     """
     _quiet_driver()
     console = make_console(stderr=as_json)
-    servers = find_servers(engine, options["programs"])
+    servers = find_servers(engine, options["programs"], options["upgrade"])
     console.print(f"on {plain(servers)}")
     results = []
     for scenario in scenarios:
@@ -138,22 +144,22 @@ def _quiet_driver() -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
 
-def run_chaos(engine: Engine, programs: str | None, seed: int, seconds: float, *, as_json: bool) -> bool:
-    """Run chaos and print what it came to; whether nothing was wrong.
+def run_chaos(engine: Engine, options: Mapping[str, Any], seed: int, seconds: float, *, as_json: bool) -> bool:
+    """Run chaos and print what it came to; whether nothing was wrong. *options* are those of `play_scenarios`.
 
     Raises:
         ProgramsError: The servers' programs are missing or of no use.
     """
     _quiet_driver()
     console = make_console(stderr=as_json)
-    servers = find_servers(engine, programs)
+    servers = find_servers(engine, options["programs"], options["upgrade"])
     began = time.monotonic()
 
     def tell(line: str) -> None:
         console.print(f"{time.monotonic() - began:8.2f}  {plain(line)}")
 
     try:
-        report = Chaos(seed, seconds, tell, engine, {"programs": programs}).run()
+        report = Chaos(seed, seconds, tell, engine, options).run()
     except LabError as error:
         console.print(Text.assemble(("BROKEN", "bold red"), f" seed {seed}: {error}"), soft_wrap=True)
         return False

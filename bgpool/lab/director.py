@@ -219,6 +219,11 @@ class Director:
         """Wait until green has everything that was committed on blue up to now."""
         self.pair.green.wait_replayed(self.pair.blue.position(), CATCH_UP_TIMEOUT_S, abort=self._abort)
 
+    def carry_over(self) -> None:
+        """Set on green what replication does not carry: the sequences of a major upgrade."""
+        for server in self.pair.logical:
+            server.carry_over()
+
     def promote_green(self) -> None:
         """Make green a primary."""
         self.pair.green.promote(PROMOTION_TIMEOUT_S, abort=self._abort)
@@ -226,6 +231,8 @@ class Director:
     def open_old_blue(self) -> None:
         """Let clients in to old blue, which stays read-only and keeps its address."""
         self.pair.blue.set_read_only(True)
+        for server in self.pair.logical:
+            server.forget_primary()
         self._admit("blue")
 
     def restart_old_blue(self) -> None:
@@ -276,6 +283,7 @@ class Director:
             Step("writes_stopped", at.writes_stopped_s, self.stop_writes),
             Step("connections_dropped", at.connections_dropped_s, self.drop_connections),
             Step("caught_up", at.caught_up_s, self.catch_up),
+            Step("sequences_set", at.caught_up_s, self.carry_over),
             Step("green_promoted", at.green_promoted_s, self.promote_green),
             Step("green_open", at.green_promoted_s, lambda: self._admit("green")),
             Step("post", at.green_promoted_s, lambda: self.publish(metadata.POST)),
@@ -287,6 +295,8 @@ class Director:
             Step("green_dns_gone", at.green_dns_gone_s, self.remove_green_dns),
             Step("completed", at.completed_s, lambda: self.publish(metadata.COMPLETED)),
         ]
+        if self.pair.upgrade != "major":
+            steps = [step for step in steps if step.name != "sequences_set"]
         if not self.pair.tls:
             steps = [step for step in steps if step.name not in ("certificates_renewed", "tokens_renamed")]
         return steps if at.emptied_s is None else [*steps, Step("emptied", at.emptied_s, self.empty)]

@@ -105,8 +105,7 @@ class Verdict:
 
 def create(pair: Pair) -> None:
     """Create the empty table on blue, owned by the application's role; a ledger that is there goes."""
-    for statement in ("DROP TABLE IF EXISTS ledger", *_CREATE[pair.engine]):
-        pair.blue.execute(statement, database=DATABASE)
+    pair.define("DROP TABLE IF EXISTS ledger", *_CREATE[pair.engine])
 
 
 def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:

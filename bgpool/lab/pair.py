@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from bgpool.core.engine import Engine
 from bgpool.lab import metadata
@@ -23,7 +23,8 @@ from bgpool.lab.front import Authority
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
-from bgpool.lab.server import Flavour, Server, Setup, Shut
+from bgpool.lab.server import Flavour, Server, Setup, Shut, Upgrade
+from bgpool.lab.upgrade import LogicalServer
 from bgpool.lab.workshops import WORKSHOPS, Tls, Workshop
 
 log = logging.getLogger("bgpool.lab")
@@ -46,6 +47,9 @@ CONNECT_TIMEOUT_S = 5
 
 class Pair:
     """Blue and its replica green, each with readers if wanted, on loopback addresses and one port.
+
+    Green is of blue's version and its physical replica, or, for a major upgrade of PostgreSQL, of the next version and
+    its logical replica. Replication carries no DDL there: see `define`.
 
     A context manager; `open` and `close` do the same by hand. After the lab's end, however it comes about,
     no process, directory or shared memory is left. Not safe to use from several threads while it opens or
@@ -87,6 +91,7 @@ class Pair:
         dns: bool = False,
         settings: Mapping[str, str] | None = None,
         shut: Shut = "locked",
+        upgrade: Upgrade = "minor",
         programs: str | Path | None = None,
         base_dir: Path | None = None,
     ) -> None:
@@ -105,9 +110,11 @@ class Pair:
             settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
             shut: How a switchover shuts servers; see `bgpool.lab.server.Shut`. `open` raises LabError where the
                 servers cannot be shut that way.
+            upgrade: ``"major"``: green is of a newer major version than blue, and its logical replica (PostgreSQL,
+                without readers).
             programs: The directory with the servers' programs (or with ``bin`` or ``sbin`` in it), or ``"path"`` for
                 installed ones; None for what ``$BGPOOL_LAB_POSTGRESQL`` or ``$BGPOOL_LAB_MYSQL`` says, or else for the
-                wheel's PostgreSQL, and an installed MySQL.
+                wheel's PostgreSQL, and an installed MySQL. For a major upgrade two directories, with ``:`` in between.
             base_dir: Where to make the temporary directory; the servers' account must be able to pass
                 through.
         """
@@ -121,9 +128,16 @@ class Pair:
             raise ValueError(f"shut must be one of {', '.join(map(repr, get_args(Shut)))}, not {shut!r}")
         if shut != "locked" and self.engine is Engine.POSTGRESQL:
             raise ValueError(f"shut must be 'locked' for PostgreSQL, not {shut!r}")
+        if upgrade not in get_args(Upgrade):
+            raise ValueError(f"upgrade must be one of {', '.join(map(repr, get_args(Upgrade)))}, not {upgrade!r}")
+        if upgrade == "major" and self.engine is not Engine.POSTGRESQL:
+            raise ValueError("upgrade must be 'minor' for MySQL, whose green is a logical replica anyway, not 'major'")
+        self.upgrade: Final[Upgrade] = upgrade
         self._shut: Shut = shut
         self._settings = dict(settings or {})
         self._readers = (readers, readers) if isinstance(readers, int) else readers
+        if upgrade == "major" and any(self._readers):
+            raise ValueError(f"readers must be 0 with upgrade='major', not {readers!r}")
         self._custom = custom
         if tls not in (False, True, *get_args(Tls)):
             raise ValueError(f"tls must be one of {', '.join(map(repr, get_args(Tls)))}, not {tls!r}")
@@ -133,6 +147,7 @@ class Pair:
         self._with_dns = dns
         self._programs = programs
         self._base_dir = base_dir
+        self._workshop: Final = WORKSHOPS[self.engine, upgrade]
         self._guard: Guard | None = None
         self._stack = contextlib.ExitStack()
 
@@ -147,6 +162,8 @@ class Pair:
 
     def open(self) -> None:
         """Start the servers, replicating; takes about a second, and another one with readers.
+
+        The first major upgrade of a user's takes five: its template is kept in the cache folder.
 
         Raises:
             LabError: The servers' programs were not found or did not start, or no free address was found; nothing is
@@ -190,6 +207,30 @@ class Pair:
             guard.close()
             self._guard = None
 
+    def define(self, *statements: str) -> None:
+        """Execute DDL in the applications' database, on blue and on whatever replication does not carry it to.
+
+        On a logical replica, rows that somebody writes to a new table meanwhile may be missing.
+
+        Raises:
+            psycopg.Error, pymysql.Error: As the server said.
+        """
+        for server in (self.blue, *self.logical):
+            for statement in statements:
+                server.execute(statement, database=DATABASE)
+        for server in self.logical:
+            server.take_in_tables()
+
+    def catch_up_definitions(self) -> None:
+        """Make green anew where replication does not carry what was defined on blue since; takes four seconds.
+
+        Raises:
+            LabError: It could not be made.
+        """
+        for server in self.logical:
+            server.stop()
+            server.replicate(self.blue, follow=self.blue)
+
     # -- what an application is given ----------------------------------------------------------------------
 
     @property
@@ -207,6 +248,11 @@ class Pair:
     def servers(self) -> list[Server]:
         """Every server, blue's side first."""
         return [*self.side("blue"), *self.side("green")]
+
+    @property
+    def logical(self) -> list[LogicalServer]:
+        """Green where it is to be promoted by a major upgrade of PostgreSQL: it has a catalogue of its own."""
+        return [self.green] if isinstance(self.green, LogicalServer) else []
 
     def side(self, colour: str) -> list[Server]:
         """The servers of ``blue`` or ``green``, the writer first."""
@@ -278,7 +324,8 @@ class Pair:
         """Make ready for the next switchover: the promoted servers are blue, and old blue's become a new green.
 
         Old blue's data is replaced by a clone, green gets fresh names, and the hosts file and the metadata
-        are as before a deployment was created.
+        are as before a deployment was created. After a major upgrade the next one is to the same version, and green is
+        a logical replica again; that takes four seconds.
 
         Raises:
             LabError: The clone failed, or green was never promoted.
@@ -328,7 +375,7 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = WORKSHOPS[self.engine].tls_options[self._tls] if self._tls else ""
+        tls = self._workshop.tls_options[self._tls] if self._tls else ""
         if self.authority is not None:
             tls = tls.format(ca=self.authority.ca_file)
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
@@ -345,7 +392,7 @@ class Pair:
             settings=self._settings,
             shut=self._shut,
         )
-        return WORKSHOPS[self.engine](setup, guard, self._programs)
+        return self._workshop(setup, guard, self._programs)
 
     def _describe_servers(self, workshop: Workshop, guard: Guard) -> None:
         blue_readers, green_readers = self._readers

@@ -59,38 +59,26 @@ class PostgresServer(Server):
         """Begin as a primary, with all of the setup."""
         self.init()
         self.start()
-        setup = self._setup
         with self.superuser() as connection:
-            for role, password in setup.passwords.items():
-                name, secret = sql.Identifier(role), sql.Literal(password)
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, secret))
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(setup.database)))
-        with self.superuser(setup.database) as connection:
-            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(setup.owner)))
-            for statement in FUNCTIONS[setup.flavour]:
-                connection.execute(statement)
-        for role in setup.watchers:
-            self.grant_metadata(role)
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._setup.database)))
+        self._furnish()
 
     def replicate(self, source: Server, *, follow: Server) -> None:
         """Begin anew as a copy of *source* that follows *follow*."""
         self.clone_from(source, follow=follow)
         self.start()
 
-    def init(self) -> None:
-        """Make a new, empty database cluster in the data directory.
+    def init(self, *options: str) -> None:
+        """Make a new, empty database cluster in the data directory, with more *options* of initdb's.
 
         Raises:
             LabError: initdb failed.
         """
         self._programs.run(
             "initdb", "-D", str(self.data_dir), "-N", "-U", SUPERUSER, "-E", "UTF8", "--locale=C",
-            "-A", "trust", "--no-instructions", timeout_s=INIT_TIMEOUT_S,
+            "-A", "trust", "--no-instructions", *options, timeout_s=INIT_TIMEOUT_S,
         )  # fmt: skip
-        conf = self.data_dir / "postgresql.conf"
-        settings = "".join(f"{name} = '{value}'\n" for name, value in self._setup.settings.items())
-        self.write_file(conf.name, conf.read_text(encoding="utf-8") + POSTGRESQL_CONF + settings)
-        self._write_hba()
+        self._configure(POSTGRESQL_CONF)
 
     def clone_from(self, primary: Server, *, follow: Server) -> None:
         """Fill the data directory with a copy of *primary*, which must run, as the streaming replica of *follow*.
@@ -121,7 +109,11 @@ class PostgresServer(Server):
     @contextlib.contextmanager
     def superuser(self, database: str = "") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A superuser's session through the unix socket, in autocommit; it may write on a read-only primary."""
-        options = f"-c default_transaction_read_only=off -c statement_timeout={STATEMENT_TIMEOUT_S}s"
+        # No commit of the lab's waits for a standby, whatever synchronous_standby_names says.
+        options = (
+            "-c default_transaction_read_only=off -c synchronous_commit=local "
+            f"-c statement_timeout={STATEMENT_TIMEOUT_S}s"
+        )
         connection = psycopg.connect(
             host=str(self.socket_dir), port=self.port, user=SUPERUSER, dbname=database or MAINTENANCE_DATABASE,
             autocommit=True, connect_timeout=LOGIN_TIMEOUT_S, application_name="bgpool-lab", options=options,
@@ -304,18 +296,18 @@ class PostgresServer(Server):
 
     def grant_metadata(self, role: str) -> None:
         """Let *role* read the RDS metadata; those of Aurora are open to everyone."""
-        if self._setup.flavour == "rds" and not self.is_replica():
+        if self._setup.flavour == "rds" and self._has_own_catalog():
             self._of_role("GRANT USAGE ON SCHEMA rds_tools TO {}", role)
             self._of_role("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {}", role)
 
     def revoke_metadata(self, role: str) -> None:
         """Take back the schema."""
-        if self._setup.flavour == "rds" and not self.is_replica():
+        if self._setup.flavour == "rds" and self._has_own_catalog():
             self._of_role("REVOKE USAGE ON SCHEMA rds_tools FROM {}", role)
 
     def drop_metadata(self) -> None:
-        """Drop the function that tells the status: on a primary, and by replication on its replicas."""
-        if not self.is_replica():
+        """Drop the function that tells the status: on a primary, and by replication on its physical replicas."""
+        if self._has_own_catalog():
             name = sql.SQL(STATUS_FUNCTIONS[self._setup.flavour])
             with self.superuser(self._setup.database) as connection:
                 connection.execute(sql.SQL("DROP FUNCTION {}(text)").format(name))
@@ -328,6 +320,33 @@ class PostgresServer(Server):
             "-c", f"port={self.port}", "-c", f"unix_socket_directories={self.socket_dir}",
             "-c", f"cluster_name={self.name}",
         )  # fmt: skip
+
+    def _has_own_catalog(self) -> bool:
+        """Whether roles, grants and functions are this server's own, and no copy of its primary's."""
+        return not self.is_replica()
+
+    def _furnish(self) -> None:
+        """Make roles, rights and metadata of the setup in the database, which is there."""
+        setup = self._setup
+        with self.superuser(setup.database) as connection:
+            for role, password in setup.passwords.items():
+                name, secret = sql.Identifier(role), sql.Literal(password)
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, secret))
+            connection.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(sql.Identifier(setup.owner)))
+            self._make_metadata(connection)
+        for role in setup.watchers:
+            self.grant_metadata(role)
+
+    def _make_metadata(self, connection: psycopg.Connection[Any]) -> None:
+        for statement in FUNCTIONS[self._setup.flavour]:
+            connection.execute(statement)
+
+    def _configure(self, text: str = "") -> None:
+        """Add *text* and the setup's settings to the configuration in the data directory, and write who may come in."""
+        conf = self.data_dir / "postgresql.conf"
+        settings = "".join(f"{name} = '{value}'\n" for name, value in self._setup.settings.items())
+        self.write_file(conf.name, conf.read_text(encoding="utf-8") + text + settings)
+        self._write_hba()
 
     def _of_role(self, statement: LiteralString, role: str) -> None:
         with self.superuser(self._setup.database) as connection:

@@ -21,7 +21,7 @@ from bgpool.lab.files import write_atomically
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import Wire
 
-__all__ = ["Flavour", "Server", "Setup", "Shut", "StopMode"]
+__all__ = ["Flavour", "Server", "Setup", "Shut", "StopMode", "Upgrade"]
 
 log = logging.getLogger("bgpool.lab")
 
@@ -37,6 +37,10 @@ Shut = Literal["locked", "open", "super-read-only", "offline"]
 - ``super-read-only``: the same, where superusers cannot write either (MySQL).
 - ``offline``: new clients are refused by ``offline_mode``, error 3032 (MySQL).
 """
+
+Upgrade = Literal["minor", "major"]
+"""What green is upgraded to. On PostgreSQL it is a physical replica for ``minor``, as without any upgrade, and a
+logical one for ``major``; on MySQL it is always a logical one."""
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0

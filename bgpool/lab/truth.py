@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
-from bgpool.lab.pair import DATABASE, TRUTH_ROLE, Pair
+from bgpool.lab.pair import TRUTH_ROLE, Pair
 from bgpool.lab.server import Server
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.wire import Wire, WireError
@@ -209,5 +209,4 @@ class TruthProbe(threading.Thread):
 
 def create_table(pair: Pair) -> None:
     """Create the table ``truth`` on blue, for `TRUTH_ROLE` to write to; one that is there is fine."""
-    for statement in _CREATE[pair.engine]:
-        pair.blue.execute(statement, database=DATABASE)
+    pair.define(*_CREATE[pair.engine])

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import ClassVar, Final, Literal, Protocol
 
 from bgpool.core.engine import Engine
-from bgpool.lab.binaries import find_programs, make_usable
+from bgpool.lab.binaries import find_programs, find_upgrade, make_usable
 from bgpool.lab.front import Authority, Front
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import Radius, TokenCheck
@@ -22,7 +22,8 @@ from bgpool.lab.mysql.server import MysqlServer
 from bgpool.lab.places import unusable
 from bgpool.lab.postgres import PostgresServer
 from bgpool.lab.relay import Relay
-from bgpool.lab.server import Server, Setup
+from bgpool.lab.server import Server, Setup, Upgrade
+from bgpool.lab.upgrade import LogicalServer, Versions
 
 __all__ = ["WORKSHOPS", "Entrance", "Tls", "Workshop", "find_servers"]
 
@@ -115,8 +116,8 @@ class PostgresWorkshop(Workshop):
 
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
         """Find the programs, and copy them if their account cannot reach them."""
-        self._setup: Final = setup
-        self._programs: Final = make_usable(find_programs(place), guard.base / "programs")
+        self._setup = setup
+        self._programs = make_usable(find_programs(place), guard.base / "programs")
 
     @staticmethod
     def product(place: str | Path | None) -> str:
@@ -161,6 +162,35 @@ class PostgresWorkshop(Workshop):
                 assert isinstance(server, PostgresServer)
                 server.clients = radius.hba(self._setup.owner, server.key) + server.clients
         return fronts
+
+
+class MajorWorkshop(PostgresWorkshop):
+    """PostgreSQL, and a newer major version of it for green."""
+
+    def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
+        """Find both, and copy them if their account cannot reach them."""
+        self._setup = setup
+        older, newer = find_upgrade(place)
+        self._versions: Final = Versions(
+            make_usable(older, guard.base / "programs"),
+            make_usable(newer, guard.base / "newer"),
+            setup,
+            guard.base,
+            guard.sockets,
+        )
+
+    @staticmethod
+    def product(place: str | Path | None) -> str:
+        """Both: ``PostgreSQL 16.14 -> 18.4``."""
+        older, newer = find_upgrade(place)
+        return f"{older.product} -> {newer.version}"
+
+    def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> LogicalServer:
+        """Describe a server."""
+        return LogicalServer(
+            name, home, address=address, port=port, socket_dir=socket_dir, programs=self._versions.older,
+            versions=self._versions, setup=self._setup,
+        )  # fmt: skip
 
 
 class MysqlWorkshop(Workshop):
@@ -235,21 +265,23 @@ AURORA_NAMES: Final = {
 }
 """What the servers of the lab do not have where Aurora has it."""
 
-WORKSHOPS: Final[Mapping[Engine, type[Workshop]]] = {
-    Engine.POSTGRESQL: PostgresWorkshop,
-    Engine.MYSQL: MysqlWorkshop,
+WORKSHOPS: Final[Mapping[tuple[Engine, Upgrade], type[Workshop]]] = {
+    (Engine.POSTGRESQL, "minor"): PostgresWorkshop,
+    (Engine.POSTGRESQL, "major"): MajorWorkshop,
+    (Engine.MYSQL, "minor"): MysqlWorkshop,
 }
 
 
-def find_servers(engine: Engine, programs: str | Path | None = None) -> str:
+def find_servers(engine: Engine, programs: str | Path | None = None, upgrade: Upgrade = "minor") -> str:
     """What the servers of a pair would be, such as ``MariaDB 10.11.14``; nothing starts.
 
     Args:
         engine: Whose.
         programs: Where they are, as for `Pair`.
+        upgrade: As for `Pair`.
 
     Raises:
         ProgramsError: They are not there, or cannot be used.
         LabError: Nobody may run them.
     """
-    return WORKSHOPS[engine].product(programs)
+    return WORKSHOPS[engine, upgrade].product(programs)

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from bgpool.core.engine import Engine
+from bgpool.lab.pair import Pair
 from bgpool.lab.rehearsal.application import MARK
 from bgpool.lab.scenarios.evidence import metadata_frozen
 from bgpool.lab.scenarios.hosts import black_hole_blue
 from bgpool.lab.scenarios.scenario import Stage
-from bgpool.lab.server import Flavour
+from bgpool.lab.server import Flavour, Upgrade
 
 __all__ = [
     "FLAVOURS",
     "KEPT",
     "SCENARIOS",
+    "UPGRADES",
     "NotRehearsedError",
     "Plan",
     "Play",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
+UPGRADES: Final[Mapping[str, Upgrade]] = {"minor": "minor", "major": "major"}
 
 KEPT: Final = ".json"
 """What files end in that are left in a run directory of the caller's: records of the switchover."""
@@ -80,6 +83,7 @@ class Plan:
     Attributes:
         command: The application, with its arguments.
         programs: Where the servers' programs are, as for `Pair`.
+        upgrade: One of UPGRADES; as for `Pair`.
         scenario: One of SCENARIOS.
         scale: How many times as long as SCHEDULE everything takes.
         variables: The environment variables that get the DSN: NAME, or NAME=SCHEME for another scheme than the pair's,
@@ -94,6 +98,7 @@ class Plan:
     command: tuple[str, ...]
     engine: Engine = Engine.POSTGRESQL
     programs: str | None = None
+    upgrade: str = "minor"
     flavour: str = "rds"
     scenario: str = "healthy"
     scale: float = 1.0
@@ -116,6 +121,12 @@ def check(plan: Plan) -> None:
         raise UnusablePlanError(f"no scenario {plan.scenario!r}: there are {', '.join(SCENARIOS)}")
     if plan.flavour not in FLAVOURS:
         raise UnusablePlanError(f"no flavour {plan.flavour!r}: there are {', '.join(FLAVOURS)}")
+    if plan.upgrade not in UPGRADES:
+        raise UnusablePlanError(f"no pair {plan.upgrade!r}: there are {', '.join(UPGRADES)}")
+    try:
+        Pair(FLAVOURS[plan.flavour], engine=plan.engine, upgrade=UPGRADES[plan.upgrade])
+    except ValueError as error:
+        raise UnusablePlanError(str(error)) from None
     for name, scheme in _variables(plan):
         if not _NAME.fullmatch(name) or name in OWN:
             raise UnusablePlanError(

@@ -24,6 +24,7 @@ from bgpool.lab.rehearsal.plan import (
     FLAVOURS,
     KEPT,
     SCENARIOS,
+    UPGRADES,
     NotRehearsedError,
     Plan,
     UnusablePlanError,
@@ -95,9 +96,10 @@ class _Rehearsal:
         self._output: Final = output
         self._tell: Final = tell
         self._load: Final = _load_of(plan)
-        self._servers: Final = find_servers(plan.engine, plan.programs)
+        upgrade: Final = UPGRADES[plan.upgrade]
+        self._servers: Final = find_servers(plan.engine, plan.programs, upgrade)
         tell(f"starting a blue and a green {self._servers}")
-        pair = Pair(FLAVOURS[plan.flavour], engine=plan.engine, programs=plan.programs)
+        pair = Pair(FLAVOURS[plan.flavour], engine=plan.engine, programs=plan.programs, upgrade=upgrade)
         self.pair: Final = stack.enter_context(pair)
         self._run_dir: Final = plan.run_dir.absolute() if plan.run_dir is not None else self.pair.directory / "run"
         self._stack.callback(_clear, self._run_dir)
@@ -138,6 +140,7 @@ class _Rehearsal:
                 run_script(self.pair, self._plan.sql)
             except ScriptError as error:
                 raise UnusablePlanError(str(error)) from None
+            self.pair.catch_up_definitions()
         self.director.create_deployment()
         self.director.on_event.append(self._tell_of)
         try:

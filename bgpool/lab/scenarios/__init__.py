@@ -21,19 +21,24 @@ CATALOGUE: dict[str, Scenario] = {
 }
 
 
-def catalogue_of(engine: Engine) -> dict[str, Scenario]:
-    """What is played on servers of *engine*."""
-    return {name: scenario for name, scenario in CATALOGUE.items() if engine in scenario.engines}
+def catalogue_of(engine: Engine, upgrade: str = "minor") -> dict[str, Scenario]:
+    """What is played on servers of *engine*, on a pair of that *upgrade*."""
+    return {
+        name: scenario
+        for name, scenario in CATALOGUE.items()
+        if engine in scenario.engines and upgrade in scenario.upgrades
+    }
 
 
-def find(name: str, engine: Engine = Engine.POSTGRESQL) -> Scenario:
-    """The scenario called *name* that is played on servers of *engine*.
+def find(name: str, engine: Engine = Engine.POSTGRESQL, upgrade: str = "minor") -> Scenario:
+    """The scenario called *name* that is played on servers of *engine*, on a pair of that *upgrade*.
 
     Raises:
         ValueError: There is none; the text lists what there is.
     """
-    catalogue = catalogue_of(engine)
+    catalogue = catalogue_of(engine, upgrade)
     try:
         return catalogue[name]
     except KeyError:
-        raise ValueError(f"no scenario {name!r} for {engine.value}: there are {', '.join(catalogue)}") from None
+        of = engine.value if upgrade == "minor" else f"a {upgrade} upgrade of {engine.value}"
+        raise ValueError(f"no scenario {name!r} for {of}: there are {', '.join(catalogue)}") from None

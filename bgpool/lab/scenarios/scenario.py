@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab.director import Director, Schedule
 from bgpool.lab.pair import Pair
 from bgpool.lab.report import Report
+from bgpool.lab.server import Upgrade
 from bgpool.lab.trial import Trial
 
 __all__ = ["FAST", "Outcome", "Scenario", "Stage", "findings", "play"]
@@ -87,6 +88,7 @@ class Scenario:
         release_s: Longest from the evidence to the release, in seconds.
         connections: Most that monitoring may have open at a time.
         engines: On whose servers it is played.
+        upgrades: On which pairs; of a major upgrade there is one of PostgreSQL alone, and without readers.
     """
 
     name: str
@@ -104,12 +106,16 @@ class Scenario:
     release_s: float = RELEASE_S
     connections: int = MONITORING_CONNECTIONS
     engines: tuple[Engine, ...] = tuple(Engine)
+    upgrades: tuple[Upgrade, ...] = get_args(Upgrade)
 
     @property
     def told(self) -> str:
-        """The story, and on whose servers alone it is played, if it is not on all."""
-        alone = ", ".join(engine.value for engine in self.engines)
-        return self.story if len(self.engines) == len(Engine) else f"{self.story} ({alone} alone)"
+        """The story, and on whose servers or pairs alone it is played, if it is not on all."""
+        alone = [] if len(self.engines) == len(Engine) else [engine.value for engine in self.engines]
+        alone += (
+            [] if len(self.upgrades) == len(get_args(Upgrade)) else [f"{upgrade} pair" for upgrade in self.upgrades]
+        )
+        return f"{self.story} ({', '.join(alone)} alone)" if alone else self.story
 
 
 @dataclass(frozen=True)

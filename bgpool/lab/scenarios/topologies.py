@@ -51,24 +51,28 @@ SCENARIOS: Final = (
         "an RDS instance with two read replicas, and pools on each",
         trial={"pair_options": {"readers": 2}, "workers": 2},
         stage=_read_everywhere,
+        upgrades=("minor",),
     ),
     Scenario(
         "aurora",
         "an Aurora cluster of a writer and two readers; pools on writer, reader, custom and instance endpoints",
         trial={"flavour": "aurora", "pair_options": {"readers": 2, "custom": True}, "workers": 2},
         stage=_read_everywhere,
+        upgrades=("minor",),
     ),
     Scenario(
         "aurora-fewer-green-readers",
         "two readers on blue, one on green, which stands in for both",
         trial={"flavour": "aurora", "pair_options": {"readers": (2, 1)}, "workers": 2},
         stage=_read_everywhere,
+        upgrades=("minor",),
     ),
     Scenario(
         "aurora-no-green-readers",
         "one reader on blue, none on green: the writer stands in",
         trial={"flavour": "aurora", "pair_options": {"readers": (1, 0)}, "workers": 2},
         stage=_read_everywhere,
+        upgrades=("minor",),
     ),
     Scenario(
         "outsider",

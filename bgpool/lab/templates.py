@@ -1,0 +1,138 @@
+"""Directories that are dear to make and the same every time: made once for a user, and kept in the cache folder.
+
+The folder is ``$XDG_CACHE_HOME/bgpool``, else ``~/.cache/bgpool``. One that is not private to this user, or that cannot
+be written, is not used: then every lab makes its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from bgpool.lab.errors import LabError
+from bgpool.lab.waiting import wait_until
+from bgpool.plain_errors import SegmentError
+from bgpool.segment.locks import Lock, try_lock
+from bgpool.segment.paths import prepare_run_dir
+
+__all__ = ["Make", "cache_dir", "template"]
+
+log = logging.getLogger("bgpool.lab")
+
+LOCK_TIMEOUT_S: Final = 60.0
+"""How long to wait for another process that is making the same one; it takes five seconds."""
+
+MOST_OTHERS: Final = 1
+"""Of other stamps, as many are kept, the last ones used: each has a hundred megabytes."""
+
+IN_USE_S: Final = 3600.0
+"""What was used in the last hour may still be copied from."""
+
+PREFIX: Final = "template-"
+
+Make = Callable[[Path], None]
+"""Fills a directory, which is there, private and empty. Whose the files are does not matter."""
+
+
+def cache_dir() -> Path:
+    """Where templates are kept; it may not exist yet.
+
+    Raises:
+        LabError: This user has no place for it.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise LabError(f"no cache folder: {error}") from None
+    return Path(root).absolute() / "bgpool"
+
+
+def template(stamp: str, make: Make, spare: Path) -> Path:
+    """The template of that stamp, made if there is none. It is to be copied, never changed.
+
+    Args:
+        stamp: Names everything that it depends on; letters, digits, ``.`` and ``-``.
+        make: Fills it.
+        spare: Where it is made if it cannot be kept, a directory that does not exist.
+
+    Raises:
+        LabError: *make* failed.
+    """
+    try:
+        with _locked(stamp) as kept:
+            if not _is_ours(kept):
+                _keep(kept, make)
+            os.utime(kept)
+            return kept
+    except (SegmentError, OSError) as error:
+        log.info("no template is kept: %s", error)
+    spare.mkdir(mode=0o700)
+    make(spare)
+    return spare
+
+
+@contextlib.contextmanager
+def _locked(stamp: str) -> Iterator[Path]:
+    """Where the template is, or is to be, while no other process makes it.
+
+    Raises:
+        SegmentError: The folder is not to be trusted.
+        OSError: It cannot be used, or another process makes the template for too long.
+    """
+    try:
+        folder = cache_dir()
+    except LabError as error:
+        raise OSError(str(error)) from None
+    prepare_run_dir(folder)
+    held: list[Lock] = []
+
+    def lock() -> bool:
+        held.extend(found for found in [try_lock(folder / f"{PREFIX}{stamp}.lock")] if found is not None)
+        return bool(held)
+
+    try:
+        wait_until(lock, timeout_s=LOCK_TIMEOUT_S, what=f"another process makes {PREFIX}{stamp}", poll_s=0.05)
+    except LabError as error:
+        raise TimeoutError(str(error)) from None
+    try:
+        yield folder / f"{PREFIX}{stamp}"
+    finally:
+        held[0].release()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether *path* is a directory that only this user could have put there."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise OSError(f"{path} is not this user's alone")
+    return True
+
+
+def _keep(path: Path, make: Make) -> None:
+    """Make *path*, as a whole or not at all; what has not been used for long goes."""
+    others = [(other.lstat().st_mtime, other) for other in path.parent.glob(f"{PREFIX}*") if other.is_dir()]
+    for used_s, other in sorted(others, reverse=True)[MOST_OTHERS:]:
+        if used_s < time.time() - IN_USE_S:
+            shutil.rmtree(other, ignore_errors=True)
+            other.with_name(f"{other.name}.lock").unlink(missing_ok=True)
+    # Left by a process that was killed while it made one; nobody else makes one now.
+    for unfinished in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        make(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
