@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bgpool.pools.pool import Pool, PoolStats
     from bgpool.pools.postgres.async_pool import AsyncPool
     from bgpool.pools.postgres.pool import PostgresPool
+    from bgpool.pools.receipts import AlreadyApplied
     from bgpool.pools.units import transactional
     from bgpool.registry import get_async_pool, get_connector, get_pool
     from bgpool.report import Status, status
@@ -63,6 +64,7 @@ __all__ = [
     "GreenHostRejected",
     "SwitchoverInterrupted",
     "CommitOutcomeUnknown",
+    "AlreadyApplied",
     "InheritedConnection",
     "PoolTimeout",
     "TooManyRequests",
@@ -88,6 +90,7 @@ _HOMES: Final = {
     "PostgresPool": "pools.postgres.pool",
     "AsyncPool": "pools.postgres.async_pool",
     "MysqlPool": "pools.mysql.pool",
+    "AlreadyApplied": "pools.receipts",
     "Phase": "core.phase",
 }
 

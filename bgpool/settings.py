@@ -19,11 +19,19 @@ from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.logs import log_fields
 from bgpool.plain_errors import ConfigurationError
 
-__all__ = ["DISABLE", "Settings", "is_disabled", "read_flag"]
+__all__ = ["ALWAYS", "DISABLE", "Settings", "is_disabled", "read_flag"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+_YEAR_S: Final = 365 * 24 * 60 * 60
+
+#: Values of bg_receipts.
+_SWITCHOVER: Final = "switchover"
+ALWAYS: Final = "always"
+
+#: A table's name, with a schema or without. Nothing that would have to be escaped: it is part of statements.
+_TABLE: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 #: The environment variable that makes every pool of a process a plain one.
 DISABLE: Final = "BGPOOL_DISABLE"
@@ -93,6 +101,33 @@ def _bg_id(name: str, value: object) -> str:
     return text
 
 
+def _table(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or _TABLE.fullmatch(value) is None:
+        raise ConfigurationError(
+            f"{name}={value!r}: the name of a table, or schema.table, of letters, digits and _ is allowed, such as "
+            "bgpool_receipts"
+        )
+    return value
+
+
+def _receipts(name: str, value: object) -> str:
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in (_SWITCHOVER, ALWAYS):
+        raise ConfigurationError(f"{name}={value!r}: {_SWITCHOVER} or {ALWAYS} is allowed")
+    return word
+
+
+def _retention(name: str, value: object) -> int:
+    number = value
+    if isinstance(value, str) and value.strip().isdecimal():
+        number = int(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not 600 <= number <= _YEAR_S:
+        raise ConfigurationError(f"{name}={value!r}: a whole number of seconds from 600 to {_YEAR_S} is allowed")
+    return number
+
+
 def _resolver(name: str, value: object) -> str:
     text = value.strip() if isinstance(value, str) else ""
     if "\0" in text or (text != "system" and not text.startswith(("hosts:", "dns://"))):
@@ -142,6 +177,9 @@ class Settings:
         bg_drop_blue_connections: Cut blue connections in use when the grace is over.
         bg_drain_timeout_ms: That grace, in ms.
         bg_release_on_blue_dns_update: Let moved DNS alone end the hold.
+        bg_receipts_table: The table in which units of work leave receipts; None for none.
+        bg_receipts: ``switchover``, to leave them during a switchover alone, or ``always``.
+        bg_receipts_retention_s: How long receipts are kept, in seconds.
         bg_resolver: ``system``, ``hosts:FILE`` or ``dns://HOST:PORT``; default ``$BGPOOL_RESOLVER``, else system.
         bg_run_dir: Where the segment lives; None for the default of segment/paths.py.
         endpoint: The RDS or Aurora endpoint that the DSN's host stands for, where that is an alias.
@@ -157,6 +195,9 @@ class Settings:
     bg_drop_blue_connections: bool = _parameter(True, read_flag)
     bg_drain_timeout_ms: int = _parameter(1_000, _milliseconds(0, _DAY_MS))
     bg_release_on_blue_dns_update: bool = _parameter(True, read_flag)
+    bg_receipts_table: str | None = _parameter(None, _table)
+    bg_receipts: str = _parameter(_SWITCHOVER, _receipts)
+    bg_receipts_retention_s: int = _parameter(86_400, _retention)
     bg_resolver: str = _parameter("system", _resolver)
     bg_run_dir: Path | None = _parameter(None, _directory)
     endpoint: str | None = _parameter(None, _endpoint)

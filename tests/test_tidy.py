@@ -42,7 +42,7 @@ LAYERS = [
 IMPURE = {"time", "os", "io", "socket", "threading", "subprocess", "random", "asyncio", "pathlib", "mmap", "ctypes"}
 #: What decides for callers, and what tells them of it: of a pool whose callers await as of one for threads.
 DECISIONS = {
-    "decide", "step", "outcome_of", "take_receipt", "doubt_of", "note_applied", "CommitOutcomeUnknown",
+    "decide", "step", "outcome_of", "saved", "doubt_of", "note_applied", "CommitOutcomeUnknown",
     "GreenHostRejected", "InheritedConnection", "SwitchoverHoldTimeout", "SwitchoverInterrupted",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from bgpool.core.limits import NAME_CHARS
 
-__all__ = ["EndpointName", "Kind", "name_after", "normalise_host", "parse_endpoint"]
+__all__ = ["EndpointName", "Kind", "name_after", "names_when_old", "normalise_host", "parse_endpoint"]
 
 
 class Kind(Enum):
@@ -105,3 +105,11 @@ def name_after(host: str) -> str:
     """The name that the green host *host* has once the switchover is over; *host* itself if it is not green's."""
     name = parse_endpoint(host)
     return EndpointName(name.base, name.kind, name.id, name.zone).host if name is not None and name.is_green else host
+
+
+def names_when_old(host: str) -> tuple[str, ...]:
+    """The names that the blue host *host* may go by after a switchover: ``<name>-old1``, then *host* itself."""
+    name = parse_endpoint(host)
+    if name is None or name.is_old:
+        return (host,)
+    return EndpointName(f"{name.name}-old1", name.kind, name.id, name.zone).host, host

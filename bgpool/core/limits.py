@@ -276,6 +276,16 @@ UNIT_PAUSE_MAX_S: Final = 0.5
 #: stopped before it could tell of one is replaced within 5 s, and the next one reads at once.
 UNIT_UNEXPLAINED_S: Final = 6.0
 
+#: Characters of a receipt's id: room for a task's id, or a topic, partition and offset. Source: our own DDL.
+RECEIPT_ID_CHARS: Final = 200
+
+#: How long units of work go on without receipts where the table cannot be used, in seconds, before they look again.
+RECEIPTS_RETRY_S: Final = 60.0
+
+#: How long old blue, while it does not answer, is asked what became of a COMMIT, in seconds: it is shut during a
+#: switchover, and lets clients in again 0.3 to 1.5 s after the release. Source: docs/major-upgrade.md.
+OLD_BLUE_S: Final = 15.0
+
 #: After all connections of a pool were replaced because their server had refused a write: how long new ones are kept
 #: although theirs refuses one, too, in seconds. Doubled from one replacement to the next, until no write was refused
 #: for the longest one. A name that moves in a failover is followed within twice the time that it takes to move, and a

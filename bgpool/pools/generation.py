@@ -45,8 +45,9 @@ class Generation:
         keep: Its way to take a connection back that is fit to be used again; a coroutine function where callers await.
         switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
             may be gone when a process that was frozen meanwhile wakes up.
-        lineage: The identifier of the database cluster behind the connections; None until the first receipt, empty
+        lineage: The identifier of the database cluster behind the connections; None until the first trace, empty
             where the server gives none.
+        receipts: Whether the receipts table can be used on the connections; None while nobody has looked.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Generation:
         self._pid: Final = os.getpid()
         self.retired = self.switching = self.drained = False
         self.lineage: str | None = None
+        self.receipts: bool | None = None
         self.inner: Final[DriversPool] = make_inner(self)
         self.keep: Final[Callable[[Any], Any]] = self.inner.keep
         self.awaits: Final = is_coroutine_function(self.keep)

@@ -29,6 +29,7 @@ from bgpool.core.snapshot import Host, Snapshot
 from bgpool.failures import first_line, server_refused, tls_was_refused
 from bgpool.logs import log_fields
 from bgpool.mysql import code_of
+from bgpool.pools.receipts import Receipts
 from bgpool.pools.recipe import Recipe
 
 __all__ = ["GreenLogin"]
@@ -55,8 +56,9 @@ class GreenLogin:
         failure: Why it does not work; empty while it does, and while nobody knows.
     """
 
-    def __init__(self, recipe: Recipe, workers: Workers) -> None:
-        """For the pool with *recipe*, in one of the host's *workers*."""
+    def __init__(self, recipe: Recipe, workers: Workers, receipts: Receipts | None) -> None:
+        """For the pool with *recipe* and *receipts*, in one of the host's *workers*."""
+        self._receipts: Final = receipts
         self._recipe: Final = recipe
         self._workers: Final = workers
         self.reset()
@@ -103,7 +105,11 @@ class GreenLogin:
             failure = self._recipe.cache_warning
             if not failure:
                 # By its own name: it takes blue's in the switchover.
-                self._recipe.try_login(Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,)))
+                decision = Decision(Action.ROUTE, addresses=green.addresses, names=(green.name,))
+                receipts = self._receipts
+                reaches = self._recipe.try_login(decision, receipts.table if receipts is not None else None)
+                if receipts is not None:
+                    receipts.reach_green = reaches
         except Exception as error:
             # Of a server that cannot be reached nothing new is known, and the monitor reports that. Nor is anything of
             # one that has no connection left.

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 
 import psycopg_pool
 
@@ -15,6 +15,7 @@ from bgpool.dsn import Dsn
 from bgpool.pools.generation import Generation
 from bgpool.pools.options import check_unit, check_wait, deadline_of
 from bgpool.pools.participant import Participant
+from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
 from bgpool.pools.source import BlockingSource, ConnectionSource, PoolStats
@@ -64,7 +65,9 @@ class AnyPool(ConnectionSource[C]):
         self._count_failure(ours)
         return ours
 
-    async def _arun(self, fn: Callable[[C], Awaitable[R]], *, timeout: float | None, idempotent: bool) -> R:
+    async def _arun(
+        self, fn: Callable[[C], Awaitable[R]], *, timeout: float | None, idempotent: bool, receipt_id: str | None
+    ) -> R | AlreadyApplied:
         """Run *fn* as a unit of work; arguments and errors as run()."""
         timeout_s = self.hold_s + self.timeout if timeout is None else timeout
 
@@ -75,7 +78,8 @@ class AnyPool(ConnectionSource[C]):
             finally:
                 await settled(self.putconn(connection))
 
-        return await self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent).arun()
+        unit = self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id)
+        return await unit.arun()
 
     @abstractmethod
     async def aapply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], Awaitable[R]]) -> R:
@@ -171,7 +175,27 @@ class Pool(BlockingSource[C], AnyPool[C]):
 
     # -- units of work -------------------------------------------------------------------------------------------
 
-    def run(self, fn: Callable[..., R], *args: object, timeout: float | None = None, idempotent: bool = False) -> R:
+    @overload
+    def run(self, fn: Callable[..., R], *args: object, timeout: float | None = ..., idempotent: bool = ...) -> R: ...
+
+    @overload
+    def run(
+        self,
+        fn: Callable[..., R],
+        *args: object,
+        timeout: float | None = ...,
+        idempotent: bool = ...,
+        receipt_id: str | None,
+    ) -> R | AlreadyApplied: ...
+
+    def run(
+        self,
+        fn: Callable[..., R],
+        *args: object,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        receipt_id: str | None = None,
+    ) -> R | AlreadyApplied:
         """Call ``fn(conn, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
 
         *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
@@ -183,15 +207,18 @@ class Pool(BlockingSource[C], AnyPool[C]):
             timeout: Longest time until the last call begins, in seconds; None for the pool's timeout after the
                 longest hold.
             idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+            receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often
+                and in how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
 
         Returns:
-            What *fn* returned.
+            What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
         Raises:
             CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
             SwitchoverInterrupted: Cut again and again, until the time was used up.
             TypeError: *fn* is an ``async`` or a generator function.
-            ConfigurationError: *fn* cannot be called, or *timeout* is no number of seconds.
+            ConfigurationError: *fn* cannot be called, *timeout* is no number of seconds, or *receipt_id* is no id or
+                has no table.
             Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
 
         Source: docs/units-of-work.md.
@@ -201,7 +228,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
         async def call(connection: C) -> R:
             return plain(fn, fn(connection, *args))
 
-        return finish(self._arun(call, timeout=timeout, idempotent=idempotent))
+        return finish(self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id))
 
 
 async def _alend(timeout_s: float, generation: Generation, left_s: float) -> Any:

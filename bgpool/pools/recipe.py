@@ -294,13 +294,24 @@ class Recipe(ABC):
         """A recipe for try_login, which is called in a thread of its own."""
         return self
 
-    def try_login(self, decision: Decision) -> None:
+    def try_login(self, decision: Decision, table: str | None = None) -> bool:
         """Log in where *decision* leads as the application would, and out again.
+
+        Returns:
+            Whether *table* is one whose rows are replicated there from blue; false without one.
 
         Raises:
             OperationalError: As aconnect.
         """
-        finish(self.aconnect(decision, self.TRIAL)).bgpool_discard()
+        connection = finish(self.aconnect(decision, self.TRIAL))
+        try:
+            return table is not None and self.reaches(connection, table)
+        finally:
+            connection.bgpool_discard()
+
+    def reaches(self, connection: Any, table: str) -> bool:  # noqa:ARG002  # PostgreSQL asks
+        """Whether the rows of *table* are replicated to the server of *connection*, a green one, as all are."""
+        return True
 
     def warn_of_cache(self, text: str) -> None:
         """Log *text*, why the pool's logins depend on the server's cache, once; nothing if it is empty."""

@@ -19,7 +19,7 @@ from bgpool.core.routing import Action, Purpose
 from bgpool.core.sightings import Parameters, Sight, worth
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
-from bgpool.errors import GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
+from bgpool.errors import ConfigurationError, GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
 from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
@@ -29,6 +29,7 @@ from bgpool.pools.generation import Generation
 from bgpool.pools.green_login import GreenLogin
 from bgpool.pools.options import Check, check_wait, deadline_of
 from bgpool.pools.participant import Participant
+from bgpool.pools.receipts import REMEDY, Receipts, check_receipt_id
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
@@ -116,7 +117,9 @@ class ConnectionSource(ABC, Generic[C]):
         self._recipe: Final = self._recipe_class(
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
-        self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant)
+        table = settings.bg_receipts_table
+        self._receipts: Final = Receipts(table, settings, dsn.host) if table is not None else None
+        self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant, self._receipts)
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
         fork.call_in_child(self)
@@ -261,9 +264,28 @@ class ConnectionSource(ABC, Generic[C]):
         *,
         timeout_s: float,
         idempotent: bool,
+        receipt_id: str | None = None,
     ) -> Unit[C, R]:
-        """A unit of work on this endpoint; arguments as Unit has them."""
-        return self._unit_class(self._gate, attempt, lender, timeout_s=timeout_s, idempotent=idempotent)
+        """A unit of work on this endpoint; arguments as Unit has them.
+
+        Raises:
+            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it.
+        """
+        if receipt_id is not None:
+            check_receipt_id("run", receipt_id)
+            if self._receipts is None:
+                raise ConfigurationError(
+                    f"run: receipt_id={receipt_id!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
+                )
+        return self._unit_class(
+            self._recipe,
+            attempt,
+            lender,
+            timeout_s=timeout_s,
+            idempotent=idempotent,
+            receipts=self._receipts,
+            receipt_id=receipt_id,
+        )
 
     @property
     def hold_s(self) -> float:
@@ -491,14 +513,20 @@ class BlockingSource(ConnectionSource[C]):
         self.close(timeout)
 
     def make_unit(
-        self, attempt: Callable[[Unit[C, R]], R], lender: Lender[C], *, timeout_s: float, idempotent: bool
+        self,
+        attempt: Callable[[Unit[C, R]], R],
+        lender: Lender[C],
+        *,
+        timeout_s: float,
+        idempotent: bool,
+        receipt_id: str | None = None,
     ) -> Unit[C, R]:
         """A unit of work whose attempts do not await; arguments as Unit has them."""
 
         async def make(unit: Unit[C, R]) -> R:
             return attempt(unit)
 
-        return self.amake_unit(make, lender, timeout_s=timeout_s, idempotent=idempotent)
+        return self.amake_unit(make, lender, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id)
 
 
 async def _nothing(_generation: Generation, _left_s: float) -> None:

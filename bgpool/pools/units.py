@@ -1,7 +1,8 @@
 """Units of work: a function that is called in a transaction, and again when a switchover cut that transaction.
 
-A unit is begun again only if it is certain that nothing of it was applied. Where COMMIT itself was cut the server is
-asked, and where that cannot tell, the caller is told so.
+A unit is begun again only if it is certain that nothing of it was applied. Where COMMIT itself was cut, the unit's
+receipt decides (bgpool.pools.receipts). Where it has none, the servers are asked, and where these cannot tell, the
+caller is told so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from enum import Enum
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import (
@@ -28,11 +30,19 @@ from typing import (
 )
 
 from bgpool.core.limits import UNIT_ATTEMPTS, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S, UNIT_UNEXPLAINED_S
-from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, SwitchoverInterrupted
+from bgpool.errors import (
+    CommitOutcomeUnknown,
+    ConfigurationError,
+    Error,
+    GreenHostRejected,
+    PoolClosed,
+    SwitchoverInterrupted,
+)
+from bgpool.failures import first_line, login_was_refused
 from bgpool.pools.doubt import DURING_COMMIT, ENDED_BY_FUNCTION, NO_DOUBT
-from bgpool.pools.gate import Gate
 from bgpool.pools.options import check_unit, kind_of
-from bgpool.pools.recipe import Aware
+from bgpool.pools.receipts import AlreadyApplied, KeyTaken, Receipts, Undecided, new_id
+from bgpool.pools.recipe import Aware, Recipe
 
 if TYPE_CHECKING:
     import psycopg
@@ -46,6 +56,7 @@ __all__ = [
     "Outcome",
     "Unit",
     "awaitable",
+    "check_chooser",
     "hide_connection",
     "plain",
     "transactional",
@@ -83,12 +94,31 @@ class Lender(Protocol[C]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """An attempt whose COMMIT was cut, while it is not known whether it was applied.
+
+    Attributes:
+        attempt: Its number, from 1.
+        error: What the COMMIT raised.
+        doubt: Why it may have been applied; see bgpool.pools.doubt.
+        result: What the function returned.
+        has_receipt: Whether its transaction holds the unit's receipt, so that the next attempt's INSERT decides.
+    """
+
+    attempt: int
+    error: Exception
+    doubt: str
+    result: Any
+    has_receipt: bool
+
+
 class Unit(ABC, Generic[C, R]):
     """One unit of work, to be run once: whether its attempts are repeated, and what became of a COMMIT that was cut.
 
     How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
-    transaction, calls the function and commits, and it calls ``begin``, ``afinish`` and ``afail`` of the unit in
-    between; those of SQLAlchemy and Django cannot await, and call ``finish`` and ``fail``.
+    transaction, calls the function and commits, and it calls ``abegin``, ``afinish`` and ``afail`` of the unit in
+    between; those of SQLAlchemy and Django cannot await, and call ``begin``, ``finish`` and ``fail``.
     What differs from engine to engine is in the unit's subclasses.
 
     Attributes:
@@ -97,6 +127,9 @@ class Unit(ABC, Generic[C, R]):
             say, is not the unit's: it is neither called again nor in doubt.
         needs_begin: Whether BEGIN must have been sent when ``begin`` is called: not every first statement begins a
             transaction there, even where autocommit is off.
+        attempt: The number of the attempt at hand, from 1.
+        applied: The number of the attempt that was applied, once that is known; 0 before, and if another run of the
+            unit was.
     """
 
     driver_error: ClassVar[type[Exception]]
@@ -104,24 +137,29 @@ class Unit(ABC, Generic[C, R]):
 
     def __init__(
         self,
-        gate: Gate,
+        recipe: Recipe,
         attempt: Callable[[Unit[C, R]], Awaitable[R]],
         lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,
+        receipts: Receipts | None = None,
+        receipt_id: str | None = None,
     ) -> None:
         """A unit whose attempts are made by *attempt*.
 
         Args:
-            gate: What the segment means for the endpoint.
+            recipe: How connections to the endpoint are made, with its gate.
             attempt: Makes one attempt and returns what the function returned; raises the driver's errors as they are.
             lender: Where a connection for questions comes from.
             timeout_s: Longest time until the last attempt begins, waits included, in seconds.
             idempotent: The function may be applied twice.
+            receipts: The receipts table; None for none.
+            receipt_id: The unit's id, if its caller has chosen one: it is not applied if a unit with this id was.
         """
-        self._gate: Final = gate
-        self._waits: Final = gate.waits
+        self._recipe: Final = recipe
+        self._gate: Final = recipe.gate
+        self._waits: Final = recipe.gate.waits
         self._make_attempt: Final = attempt
         self._lender: Final = lender
         self._idempotent: Final = idempotent
@@ -129,9 +167,16 @@ class Unit(ABC, Generic[C, R]):
         self._cancels: Final = self._waits.cancels()
         self._unexplained_since: float | None = None
         self.is_applied = False
+        self.attempt = self.applied = 0
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
+        # None once the table is of no use to the unit.
+        self._receipts = receipts
+        self._is_given: Final = receipt_id is not None
+        self._id = receipt_id or ""
+        self._unit = ""
+        self._cut: Cut | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -143,13 +188,18 @@ class Unit(ABC, Generic[C, R]):
         self._ended = False
         # Whether the attempt met a refused write that any server would refuse.
         self._is_own_refusal = False
+        # Whether the attempt is inserting the receipt before it calls the function, and whether its transaction has it.
+        self._is_claiming = self._has_receipt = False
 
-    def run(self) -> R:
+    def run(self) -> R | AlreadyApplied:
         """As arun, for a caller that cannot await."""
         return self._waits.finish(self.arun())
 
-    async def arun(self) -> R:
+    async def arun(self) -> R | AlreadyApplied:
         """Make attempts until one was applied.
+
+        Returns:
+            What the function returned in the attempt that was applied; AlreadyApplied if that was none of this unit's.
 
         Raises:
             CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
@@ -157,37 +207,90 @@ class Unit(ABC, Generic[C, R]):
             Exception: Whatever the function or a checkout raised.
         """
         pause_s = UNIT_PAUSE_S
-        for attempt in range(1, UNIT_ATTEMPTS + 1):
-            if attempt > 1:
+        for self.attempt in range(1, UNIT_ATTEMPTS + 1):
+            if self.attempt > 1:
                 self._reset()
             self._takes_part = self._gate.takes_part() or self._takes_part
             try:
-                return await self._make_attempt(self)
-            except self.driver_error as error:
-                if self.is_applied:
-                    raise
-                # Who is told to end is not served again, though the function may have caught that.
-                last = attempt == UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
-                if self._doubt and self.was_cut(error):
-                    outcome = await self.afind_out()
-                    if outcome is Outcome.COMMITTED:
-                        self._gate.tally.absorb(error)
-                        result: R = self._result
-                        return result
-                    again = self._idempotent or outcome is Outcome.NOT_COMMITTED
-                    if last or not again or self.left_s() <= 0:
-                        raise self._unknown(error) from error
-                elif self._ended and not self._idempotent and self._may_begin_again(error):
-                    self._doubt = ENDED_BY_FUNCTION
-                    raise self._unknown(error) from error
-                elif last or not self._may_begin_again(error) or self.left_s() <= 0:
-                    if isinstance(error, Error):
-                        self._gate.tally.count_error(error)
-                    raise
-                self._gate.tally.repeat(error)
+                result = await self._make_attempt(self)
+            except KeyTaken as taken:
+                return self._earlier(taken)
+            except Exception as error:
+                if await self._ahas_applied(error):
+                    return self._earlier()
+            else:
+                self.applied = self.attempt
+                return result
             await self._waits.sleep(min(pause_s, self.left_s()))
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _ahas_applied(self, error: Exception) -> bool:
+        """Whether the unit was applied although an attempt ended with *error*; if not, another one may begin.
+
+        Raises:
+            CommitOutcomeUnknown: Nobody can tell.
+            Exception: *error*, which is the caller's.
+        """
+        if self.is_applied or (self._cut is None and not isinstance(error, (self.driver_error, Undecided))):
+            raise error
+        # Who is told to end is not served again, though the function may have caught that.
+        last = self.attempt == UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
+        if isinstance(error, self.driver_error):
+            if self._doubt and not self._is_claiming and self.was_cut(error):
+                self._cut = Cut(self.attempt, error, self._doubt, self._result, self._has_receipt)
+            elif self._cut is None and not (self._is_claiming and self._is_own_refusal):
+                self._check_again(error, last)
+            if self._is_claiming and self._is_own_refusal:
+                # In a transaction that cannot write there is nothing to be applied twice.
+                self._receipts = None
+        if self._cut is not None and await self._ahas_committed(self._cut, error, last):
+            return True
+        self._gate.tally.repeat(error)
+        return False
+
+    def _check_again(self, error: Exception, last: bool) -> None:
+        """Raise *error*, or what it means, unless the unit may be begun again after it."""
+        if self._ended and not self._idempotent and self._may_begin_again(error):
+            self._doubt = ENDED_BY_FUNCTION
+            raise self._unknown(error, self._doubt) from error
+        if last or not self._may_begin_again(error) or self.left_s() <= 0:
+            if isinstance(error, Error):
+                self._gate.tally.count_error(error)
+            raise error
+
+    async def _ahas_committed(self, cut: Cut, error: Exception, last: bool) -> bool:
+        """Whether *cut* has committed; if not, or if that is for the next attempt's INSERT to decide, False.
+
+        Args:
+            cut: The attempt in doubt.
+            error: What the attempt at hand ended with: the COMMIT itself, or the attempt to insert the receipt.
+            last: There is no next attempt.
+
+        Raises:
+            CommitOutcomeUnknown: Nobody can tell.
+        """
+        hopeless = isinstance(error, (Undecided, GreenHostRejected, PoolClosed))
+        if cut.has_receipt and not (last or hopeless) and self.left_s() > 0:
+            return False
+        outcome = await self.afind_out()
+        if outcome is Outcome.COMMITTED:
+            self._gate.tally.absorb(error)
+            return True
+        again = self._idempotent or outcome is Outcome.NOT_COMMITTED
+        if last or not again or self.left_s() <= 0:
+            raise self._unknown(cut.error, cut.doubt) from cut.error
+        self._cut = None
+        return False
+
+    def _earlier(self, taken: KeyTaken | None = None) -> R | AlreadyApplied:
+        """The result of a unit that was applied by an earlier attempt, or by another run with the same id."""
+        cut = self._cut
+        if cut is None or (taken is not None and taken.unit != self._unit):
+            return AlreadyApplied(self._id)
+        self.applied = cut.attempt
+        result: R = cut.result
+        return result
 
     def left_s(self) -> float:
         """Seconds until the time for attempts is up, >= 0."""
@@ -198,10 +301,33 @@ class Unit(ABC, Generic[C, R]):
         """Whether the last attempt may have been applied although it failed."""
         return bool(self._doubt)
 
+    @property
+    def claims(self) -> bool:
+        """Whether an attempt has to insert the unit's receipt before it calls the function: ``begin`` does.
+
+        Because an earlier one may have been applied, be it another run with the same id.
+        """
+        return self._receipts is not None and (self._is_given or (self._cut is not None and self._cut.has_receipt))
+
     # -- what an attempt calls -----------------------------------------------------------------------------------
 
     def begin(self, connection: C) -> None:
-        """The attempt's transaction is open, or begins with the next statement; the function is called next."""
+        """As abegin, for a caller that cannot await."""
+        self._waits.finish(self.abegin(connection))
+
+    async def abegin(self, connection: C) -> None:
+        """The attempt's transaction is open, or begins with the next statement; the function is called next.
+
+        Raises:
+            KeyTaken, Undecided: The function is not to be called in this attempt; the transaction is rolled back.
+            Exception: The driver's.
+        """
+        if self._cut is not None or self._is_given:
+            await self._aclaim(connection)
+        self.note_begun(connection)
+
+    def note_begun(self, connection: C) -> None:
+        """The function has the transaction on *connection* from now on."""
         aware: Any = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
 
@@ -224,7 +350,7 @@ class Unit(ABC, Generic[C, R]):
         self._result = result
         self.check(connection)
         self.leave(connection)
-        await self.atake_receipt(connection)
+        await self.awrite_receipt(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt = DURING_COMMIT
 
@@ -276,8 +402,47 @@ class Unit(ABC, Generic[C, R]):
             CommitOutcomeUnknown, SwitchoverInterrupted: What the function may have swallowed.
         """
 
-    async def atake_receipt(self, connection: C) -> None:
-        """Note what the transaction is known by, so that its COMMIT can be asked for."""
+    @abstractmethod
+    async def alook(self, connection: C) -> str:
+        """What is wrong with the receipts table on the server of *connection*; empty if nothing is.
+
+        Raises:
+            Exception: The driver's, be the transaction at hand as it was before or not.
+        """
+
+    @abstractmethod
+    async def ainsert(self, connection: C) -> bool:
+        """Insert the unit's receipt; whether that was done: False if it is there, committed.
+
+        Waits for a transaction that is about to commit it, and no longer than ``left_s``.
+
+        Raises:
+            Exception: The driver's.
+        """
+
+    @abstractmethod
+    async def awriter(self, connection: C) -> str:
+        """Which unit wrote the receipt that is there."""
+
+    @abstractmethod
+    def decides(self, connection: C) -> bool:
+        """Whether the receipts on the server of *connection* are those of the server where COMMIT was cut."""
+
+    @abstractmethod
+    async def awrite_receipt(self, connection: C) -> None:
+        """COMMIT is sent next: insert the receipt, and note what servers can be asked about the transaction.
+
+        Raises:
+            Exception: The driver's: the transaction cannot go on.
+        """
+
+    @abstractmethod
+    def is_lost(self, connection: C) -> bool:
+        """Whether *connection* is closed, or its transaction is over or has failed for good."""
+
+    @abstractmethod
+    def is_wait(self, error: Exception) -> bool:
+        """Whether *error* says that what the statement waited for was not over in time, or that it was in the way."""
 
     @abstractmethod
     def was_cut(self, error: Exception) -> bool:
@@ -294,6 +459,85 @@ class Unit(ABC, Generic[C, R]):
     @abstractmethod
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
         """A *kind* of error that still answers for the code of *error*."""
+
+    # -- receipts ------------------------------------------------------------------------------------------------
+
+    def leaves_receipt(self) -> bool:
+        """Whether the attempt's transaction is to hold a receipt, if it has written anything and holds none yet."""
+        receipts = self._receipts
+        if receipts is None or self._has_receipt or self._ended:
+            return False
+        return receipts.always or (self._takes_part and self._gate.switching())
+
+    def name_receipt(self) -> None:
+        """Choose the ids of the unit and of its receipt, once."""
+        if not self._unit:
+            self._unit = new_id()
+            self._id = self._id or self._unit
+
+    async def acan_use(self, connection: C) -> bool:
+        """Whether the receipts table can be used on *connection*; it is looked at once for each generation.
+
+        Raises:
+            Exception: The driver's: the transaction cannot go on.
+        """
+        receipts, aware = self._receipts, cast(Aware, connection)
+        if receipts is None:
+            return False
+        generation = aware.bgpool_generation
+        usable = receipts.is_usable(generation)
+        if usable is None:
+            try:
+                why = await self.alook(connection)
+            except self.driver_error as error:
+                if self.is_lost(connection):
+                    raise
+                why = f"cannot be looked at: {first_line(error)}"
+            if why:
+                receipts.refuse(generation, why)
+            else:
+                receipts.accept(generation)
+            usable = not why
+        return usable
+
+    async def _aclaim(self, connection: C) -> None:
+        """Insert the receipt before the function is called: it is called only if no earlier attempt was applied.
+
+        Raises:
+            KeyTaken: One was.
+            Undecided: The table cannot tell whether one was.
+            Exception: The driver's: the connection was cut, say, or the earlier COMMIT is still under way.
+        """
+        self._is_claiming = True
+        cut = self._cut
+        if not await self.acan_use(connection) or (cut is not None and not self.decides(connection)):
+            if cut is not None:
+                raise Undecided
+            self._is_claiming = False
+            return
+        self.name_receipt()
+        try:
+            inserted = await self.ainsert(connection)
+        except self.driver_error as error:
+            if self.is_lost(connection) or self.is_wait(error) or self.was_refused(error) or isinstance(error, Error):
+                raise
+            self.refuse_table(connection, error)
+            if cut is not None:
+                raise Undecided from error
+        else:
+            if not inserted:
+                raise KeyTaken(await self.awriter(connection) if self._is_given else self._unit)
+            self._has_receipt, self._cut = True, None
+            self.forget()
+        self._is_claiming = False
+
+    def refuse_table(self, connection: C, error: Exception) -> None:
+        """The receipts table has refused the receipt with *error*, for good."""
+        if self._receipts is not None:
+            self._receipts.refuse(cast(Aware, connection).bgpool_generation, f"cannot be used: {first_line(error)}")
+
+    def forget(self) -> None:
+        """What the servers could be asked about the COMMIT that was cut is known without."""
 
     # -- the unit's own ------------------------------------------------------------------------------------------
 
@@ -317,17 +561,20 @@ class Unit(ABC, Generic[C, R]):
             return False
         if not self.was_cut(error) and not self.was_refused(error):
             return False
+        if self._receipts is not None and self._receipts.always and not login_was_refused(error):
+            # A failover needs no deployment, and the receipt says what was applied.
+            return True
         # Not yet, or no longer, a switchover that the monitor knows of.
         now = time.monotonic()
         self._unexplained_since = self._unexplained_since or now
         took_part = self._takes_part or self._gate.takes_part()
         return took_part and now - self._unexplained_since < UNIT_UNEXPLAINED_S
 
-    def _unknown(self, error: Exception) -> Exception:
-        if isinstance(error, CommitOutcomeUnknown):
-            return error
-        unknown = self.like(error, CommitOutcomeUnknown, self._gate.describe(self._doubt))
-        self._gate.tally.absorb(error)
+    def _unknown(self, error: Exception, doubt: str) -> Exception:
+        unknown = error
+        if not isinstance(error, CommitOutcomeUnknown):
+            unknown = self.like(error, CommitOutcomeUnknown, self._gate.describe(doubt))
+            self._gate.tally.absorb(error)
         self._gate.tally.count_error(unknown)
         return unknown
 
@@ -340,34 +587,59 @@ def transactional(
 
 @overload
 def transactional(
+    pool: Pool[C], *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[[Callable[Concatenate[C, P], R]], Callable[P, R | AlreadyApplied]]: ...
+
+
+@overload
+def transactional(
     pool: AsyncPool, *, timeout: float | None = ..., idempotent: bool = ...
 ) -> Callable[
     [Callable[Concatenate[psycopg.AsyncConnection[Any], P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]
 ]: ...
 
 
-def transactional(pool: Any, *, timeout: float | None = None, idempotent: bool = False) -> Callable[[Any], Any]:
+@overload
+def transactional(
+    pool: AsyncPool, *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[
+    [Callable[Concatenate[psycopg.AsyncConnection[Any], P], Awaitable[R]]],
+    Callable[P, Coroutine[Any, Any, R | AlreadyApplied]],
+]: ...
+
+
+def transactional(
+    pool: Any,
+    *,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    receipt_id: Callable[..., str] | None = None,
+) -> Callable[[Any], Any]:
     """Decorate a function of a connection so that every call of it is a unit of work on *pool*.
 
     The connection is the function's first argument and is left out by its callers; frameworks that inspect signatures
     (FastAPI, Typer) see none. With an AsyncPool it is a coroutine function, and stays one. Arguments and errors are
-    those of the pool's run.
+    those of the pool's run, but *receipt_id* is a function: called with the arguments of each call, it returns the id.
 
     Raises:
-        ConfigurationError: *pool* is no pool, *timeout* no number of seconds, or what is decorated cannot be called.
+        ConfigurationError: *pool* is no pool, *timeout* no number of seconds, or what is decorated, or *receipt_id*,
+            cannot be called.
     """
     if not callable(getattr(pool, "run", None)):
         raise ConfigurationError(
             f"transactional: pool={kind_of(pool)}; a pool of get_pool or get_async_pool is allowed "
             "(SQLAlchemy's and Django's transactional are those of bgpool.integrations)"
         )
+    check_chooser(receipt_id)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         check_unit("transactional", fn, timeout)
 
         @functools.wraps(fn)
         def unit(*args: Any, **kwargs: Any) -> Any:
-            return pool.run(functools.partial(fn, **kwargs), *args, timeout=timeout, idempotent=idempotent)
+            chosen = receipt_id(*args, **kwargs) if receipt_id is not None else None
+            call = functools.partial(fn, **kwargs)
+            return pool.run(call, *args, timeout=timeout, idempotent=idempotent, receipt_id=chosen)
 
         @functools.wraps(fn)
         async def aunit(*args: Any, **kwargs: Any) -> Any:
@@ -378,6 +650,15 @@ def transactional(pool: Any, *, timeout: float | None = None, idempotent: bool =
         return made
 
     return decorate
+
+
+def check_chooser(receipt_id: object) -> None:
+    """Raise ConfigurationError for a *receipt_id* of transactional that is no function: all calls would have one id."""
+    if receipt_id is not None and not callable(receipt_id):
+        raise ConfigurationError(
+            f"transactional: receipt_id={kind_of(receipt_id)}; a function of the call's arguments that returns the id "
+            "of this call is allowed"
+        )
 
 
 def plain(fn: Callable[..., object], result: R) -> R:

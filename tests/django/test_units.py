@@ -279,7 +279,7 @@ def test_an_interrupt_leaves_nothing_behind(work: Work, pair: Pair) -> None:
 def test_an_interrupt_right_before_commit_commits_nothing_and_leaves_the_connection_usable(
     way: dict[str, Any], make_work: MakeWork, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery's soft time limit, say, while the receipt is asked for. SET AUTOCOMMIT = 1 would commit on MySQL."""
+    """Celery's soft time limit, say, while the receipt is written. SET AUTOCOMMIT = 1 would commit on MySQL."""
 
     async def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -287,7 +287,7 @@ def test_an_interrupt_right_before_commit_commits_nothing_and_leaves_the_connect
     work = make_work(**way)
     with monkeypatch.context() as patched:
         for unit in (MysqlUnit, PostgresUnit):
-            patched.setattr(unit, "atake_receipt", interrupt)
+            patched.setattr(unit, "awrite_receipt", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(work, using=work.alias)
     assert (work.calls, work.rows(pair), work.hooks) == (1, 0, [])

@@ -20,6 +20,7 @@ import bgpool
 import bgpool.testing
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
+from bgpool.pools.postgres.receipts import DDL
 from bgpool.registry import close_pools
 from tests.docs.pages import PAGES, Block, blocks
 
@@ -95,6 +96,8 @@ def _with_orders(pair: Pair) -> Pair:
     pair.blue.execute("CREATE TABLE orders (item varchar(40))", database="app")
     if pair.engine is Engine.POSTGRESQL:
         pair.blue.execute("GRANT ALL ON orders TO app", database="app")
+        for statement in filter(str.strip, DDL.format(table="bgpool_receipts", user="app").split(";")):
+            pair.blue.execute(statement, database="app")
     return pair
 
 

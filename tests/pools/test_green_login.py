@@ -89,9 +89,9 @@ def test_a_login_that_works_is_tried_once_and_leaves_nothing(
     pool = make_pool()
     log_in = pool._recipe.try_login
 
-    def count(decision: Any) -> None:
-        log_in(decision)
+    def count(decision: Any, table: str | None) -> bool:
         tried.append(decision.names[0])
+        return bool(log_in(decision, table))
 
     monkeypatch.setattr(pool._recipe, "try_login", count)
     with pool.connection():
@@ -113,10 +113,11 @@ class Recipe:
         self.outcome = outcome
         self.decisions: list[Any] = []
 
-    def try_login(self, decision: Any) -> None:
+    def try_login(self, decision: Any, table: str | None) -> bool:
         self.decisions.append(decision)
         if self.outcome is not None:
             raise self.outcome
+        return table is not None
 
 
 class Workers:
@@ -133,7 +134,7 @@ class Workers:
 
 
 def tried(recipe: Recipe, deployment: Deployment, workers: Workers | None = None) -> GreenLogin:
-    login = GreenLogin(recipe, workers or Workers())  # type: ignore[arg-type]  # as much of a recipe as is needed
+    login = GreenLogin(recipe, workers or Workers(), None)  # type: ignore[arg-type]  # as much of a recipe as is needed
     login.look(deployment.snapshot)
     if login._thread is not None:
         login._thread.join()

@@ -1,4 +1,4 @@
-"""Receipts where a server has, or lets us use, less than PostgreSQL's newest: a unit is none the worse for it."""
+"""Traces where a server has, or lets us use, less than PostgreSQL's newest: a unit is none the worse for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import bgpool
 from bgpool.lab import Pair
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres import unit
-from bgpool.pools.postgres.outcome import lineage_of, outcome_of, take_receipt
+from bgpool.pools.postgres.outcome import TRACE, Trace, lineage_of, outcome_of, saved
 from bgpool.pools.units import Outcome
 from bgpool.pools.waits import finish
 from tests.engines import Kit
@@ -60,7 +60,7 @@ def refused(pair: Pair, function: str, how: str = "undefined_function") -> Itera
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_postgresql_12_gives_receipts_and_knows_what_became_of_them(
+def test_postgresql_12_gives_traces_and_knows_what_became_of_them(
     make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
     """RDS has it from 12.21 on; what it has not is of PostgreSQL 13."""
@@ -73,7 +73,7 @@ def test_postgresql_12_gives_receipts_and_knows_what_became_of_them(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", REFUSALS)
-def test_a_refused_receipt_costs_the_unit_nothing_but_certainty(
+def test_a_refused_trace_costs_the_unit_nothing_but_certainty(
     make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, how: str
 ) -> None:
     pool = make_runner(max_size=1)
@@ -93,11 +93,11 @@ def test_what_was_refused_is_not_asked_for_again(
     """Or the server's log would have an error for every unit of a switchover."""
     asked: list[object] = []
 
-    async def count(connection: Any, lineage: str) -> Any:
+    async def count(connection: Any, query: str) -> Any:
         asked.append(connection)
-        return await take_receipt(connection, lineage)
+        return await saved(connection, query)
 
-    monkeypatch.setattr(unit, "take_receipt", count)
+    monkeypatch.setattr(unit, "saved", count)
     pool = make_runner(max_size=1)
     with refused(pair, "pg_current_wal_insert_lsn()"):
         for _ in range(3):
@@ -106,7 +106,7 @@ def test_what_was_refused_is_not_asked_for_again(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_receipt_that_took_too_long_is_asked_for_again_by_the_next_unit(
+def test_a_trace_that_took_too_long_is_asked_for_again_by_the_next_unit(
     kit: Kit, make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     pool = make_runner(max_size=1)
@@ -138,7 +138,7 @@ def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_receipts_are_never_prepared(
+def test_traces_are_never_prepared(
     make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, autocommit: bool
 ) -> None:
     """They are several statements at a time."""
@@ -187,12 +187,13 @@ def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: 
     with contextlib.closing(kit.connect(pair)) as conn:
         lineage = finish(lineage_of(conn))
         kit.write(conn)
-        receipt = finish(take_receipt(conn, lineage))
+        xid, lsn, taken_at, _ = finish(saved(conn, TRACE))
+        trace = Trace(xid, lsn, taken_at, conn.info.hostaddr, lineage)
         conn.rollback()
-        elsewhere = replace(receipt, address="192.0.2.1")
+        elsewhere = replace(trace, address="192.0.2.1")
         with refused(pair, "pg_last_wal_replay_lsn()", "feature_not_supported"):
             assert finish(outcome_of(elsewhere, conn, promoted=False)) is Outcome.UNKNOWN
-            assert finish(outcome_of(receipt, conn, promoted=False)) is Outcome.NOT_COMMITTED
+            assert finish(outcome_of(trace, conn, promoted=False)) is Outcome.NOT_COMMITTED
             with pytest.raises(psycopg.NotSupportedError):
                 finish(outcome_of(elsewhere, conn, promoted=True))
 
@@ -203,8 +204,8 @@ def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind
 ) -> None:
     asked: list[Outcome] = []
 
-    async def ask(receipt: Any, connection: Any, *, promoted: bool) -> Outcome:
-        asked.append(await outcome_of(receipt, connection, promoted=promoted))
+    async def ask(trace: Any, connection: Any, *, promoted: bool) -> Outcome:
+        asked.append(await outcome_of(trace, connection, promoted=promoted))
         kit.kill(pair, kit.session(connection))
         return asked[-1]
 

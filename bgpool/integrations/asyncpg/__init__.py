@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from bgpool.errors import ConfigurationError
 from bgpool.pools.options import check_unit
@@ -135,5 +135,5 @@ async def run(
 
     timeout_s = 2 * pool.connector.hold_s if timeout is None else timeout
     unit = pool.connector.amake_unit(attempt, PoolLender(pool), timeout_s=timeout_s, idempotent=idempotent)
-    result: R = await unit.arun()
-    return result
+    result: Any = await unit.arun()
+    return cast(R, result)

@@ -12,7 +12,7 @@ from bgpool import errors
 from bgpool.failures import sqlstate_of
 from bgpool.integrations.asyncpg.connection import AsyncpgAware
 from bgpool.integrations.asyncpg.errors import like, was_connecting
-from bgpool.pools.postgres.outcome import LINEAGE, RECEIPT, Receipt, outcome_by
+from bgpool.pools.postgres.outcome import Trace, outcome_by
 from bgpool.pools.postgres.unit import CUT, PostgresUnit
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome
 
@@ -25,8 +25,6 @@ R = TypeVar("R")
 
 #: read_only_sql_transaction
 _READ_ONLY: Final = "25006"
-#: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
-_MAY_PASS: Final = ("53", "55", "57")
 _FAILED: Final = "a statement failed and the function went on: the unit was rolled back"
 
 
@@ -40,7 +38,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         """As Unit says: asyncpg begins no transaction by itself."""
         return True
 
-    def begin(self, connection: Any) -> None:
+    def note_begun(self, connection: Any) -> None:
         """As Unit says."""
         aware: AsyncpgAware = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
@@ -71,31 +69,33 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             except errors.Error as lost:
                 raise lost from error
 
-    async def atake_receipt(self, connection: Any) -> None:
-        """As Unit says; during a switchover."""
-        if not self._takes_part or self._ended or not self._gate.switching():
-            return
+    async def asaved(self, connection: Any, query: str) -> tuple[Any, ...]:
+        """As PostgresUnit says; in three round trips."""
         aware: AsyncpgAware = connection
-        generation = aware.bgpool_generation
-        if generation is None or generation.lineage == "" or not aware.is_in_transaction():
-            return
-        # In a savepoint: receipts are a help, and no unit may fail for one.
-        await aware.execute("SAVEPOINT bgpool_receipt")
+        await aware.execute("SAVEPOINT bgpool_unit")
         try:
-            lineage = generation.lineage or await aware.fetchval(LINEAGE)
-            xid, lsn, taken_at = await aware.fetchrow(RECEIPT)
+            row = await aware.fetchrow(query)
         except asyncpg.PostgresError as error:
-            if not aware.bgpool_is_open or isinstance(error, errors.Error):
-                raise
-            if not sqlstate_of(error).startswith(_MAY_PASS):
-                # Not there, or not for us: none of the epoch's units asks again.
-                generation.lineage = ""
-            await aware.execute("ROLLBACK TO SAVEPOINT bgpool_receipt")
-            return
-        await aware.execute("RELEASE SAVEPOINT bgpool_receipt")
-        generation.lineage = lineage
-        self._receipt = Receipt(xid, lsn or "0/0", taken_at, aware.bgpool_address, lineage)
-        self._promotes = self._gate.green_was_replica()
+            if aware.bgpool_is_open and not isinstance(error, errors.Error):
+                await aware.execute("ROLLBACK TO SAVEPOINT bgpool_unit")
+            raise
+        await aware.execute("RELEASE SAVEPOINT bgpool_unit")
+        return tuple(row) if row is not None else ()
+
+    def address_of(self, connection: Any) -> str:
+        """As PostgresUnit says."""
+        aware: AsyncpgAware = connection
+        return aware.bgpool_address
+
+    def is_in_transaction(self, connection: Any) -> bool:
+        """As PostgresUnit says."""
+        aware: AsyncpgAware = connection
+        return aware.bgpool_generation is not None and aware.is_in_transaction()
+
+    def is_lost(self, connection: Any) -> bool:
+        """As Unit says."""
+        aware: AsyncpgAware = connection
+        return not aware.bgpool_is_open
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -113,7 +113,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         """As Unit says."""
         return like(error, kind, text)
 
-    async def _ask(self, receipt: Receipt) -> Outcome:
+    async def _ask(self, trace: Trace) -> tuple[Outcome, str]:
         lender: Any = self._lender
         proxy = await lender.getconn(self.left_s())
         try:
@@ -121,12 +121,13 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             async def ask(query: str, *params: object) -> tuple[Any, ...]:
                 return tuple(await proxy.fetchrow(query.format(*[f"${n + 1}" for n in range(len(params))]), *params))
 
-            return await outcome_by(receipt, proxy.bgpool_address, ask, promoted=self._promotes)
+            address = proxy.bgpool_address
+            return await outcome_by(trace, address, ask, promoted=self._promotes), address
         except asyncpg.PostgresError as error:
             if self.was_cut(error) or isinstance(error, errors.Error):
                 raise
             # Refused, and it would be every time.
-            return Outcome.UNKNOWN
+            return Outcome.UNKNOWN, proxy.bgpool_address
         finally:
             await lender.putconn(proxy)
 
@@ -176,7 +177,7 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Await
         # Not start(): where that is cancelled, asyncpg logs an ERROR when the connection comes back.
         await transaction.__aenter__()
         try:
-            unit.begin(raw)
+            await unit.abegin(raw)
             try:
                 result = await fn(proxy)
             finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db import Error as DjangoError
@@ -201,7 +201,7 @@ class _Runner(Generic[R]):
             timeout_s = made.hold_s if isinstance(made, Connector) else made.hold_s + made.timeout
         unit: Unit[Any, R] = made.make_unit(self._attempt, lender, timeout_s=timeout_s, idempotent=self._idempotent)
         try:
-            result = unit.run()
+            result = cast(R, unit.run())
         except unit.driver_error as error:
             if isinstance(error, SwitchoverInterrupted):
                 # It says: run it again.

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
@@ -261,7 +261,7 @@ class Runner(Generic[R]):
             self._aattempt, lender, timeout_s=timeout, idempotent=self._idempotent
         )
         try:
-            result = await unit.arun()
+            result = cast(R, await unit.arun())
         except unit.driver_error as error:
             if self._raised is None or self._raised.orig is not error or isinstance(error, Error):
                 raise

@@ -49,6 +49,8 @@ class MysqlConnection(Exchange):
         bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
         bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_ended: Set once the function of a unit may have ended the unit's transaction itself.
+        bgpool_writes: In a unit of work that may leave a receipt, whether a statement of it may have written something;
+            None elsewhere.
         bgpool_lent: While a caller has it.
         bgpool_charset: Character set and collation that the application asked for when it connected.
         bgpool_slot: Its place in the store, until the store has freed that.
@@ -65,6 +67,7 @@ class MysqlConnection(Exchange):
     bgpool_in_unit: bool = False
     bgpool_ended: bool = False
     bgpool_in_doubt: str | None = None
+    bgpool_writes: bool | None = None
     bgpool_lent: bool = False
     bgpool_charset: tuple[str, str | None]
     bgpool_slot: Slot | None = None
@@ -284,6 +287,8 @@ class MysqlConnection(Exchange):
         if self.bgpool_in_unit:
             self._check_allowed(command, statement)
             self.bgpool_ended |= self._may_end(command, statement)
+            if self.bgpool_writes is False and command == COMMAND.COM_QUERY:
+                self.bgpool_writes = statements.judge(statement, self._text()) is not statements.Effect.NOTHING
         if self._unanswered:
             self._force_close()
         if not self.bgpool_is_open:

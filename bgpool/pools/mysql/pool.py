@@ -37,7 +37,7 @@ class MysqlPool(Pool[MysqlConnection]):
         """As Pool says."""
         connection.begin()
         try:
-            unit.begin(connection)
+            await unit.abegin(connection)
             result = await fn(connection)
             await unit.afinish(connection, result)
             connection.commit()

@@ -1,17 +1,18 @@
 """Units of work on MySQL: begun again where a switchover cut them before their COMMIT, and never guessed at after it.
 
 What became of a COMMIT that was cut no server can be asked: a transaction gets its GTID when it commits, so that
-nobody knows it before, and to choose one takes rights that applications do not have.
+nobody knows it before, and to choose one takes rights that applications do not have. A receipt decides it.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import pymysql
 
-from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
+from bgpool.pools.mysql import receipts
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
@@ -20,16 +21,99 @@ __all__ = ["MysqlUnit"]
 
 R = TypeVar("R")
 
+#: A lock was waited for in vain; the transaction was in another one's way; a record has changed. Such an error may have
+#: rolled back the whole transaction.
+_WAITS: Final = frozenset({1205, 1213, 1020})
+#: The longest innodb_lock_wait_timeout, in seconds.
+_LONGEST_S: Final = 1_073_741_824
+
 
 class MysqlUnit(Unit[MysqlConnection, R]):
     """One unit of work on a MySQL pool."""
 
     driver_error: ClassVar[type[Exception]] = pymysql.MySQLError
     needs_begin: ClassVar[bool] = True
+    # Whether the transaction may have written something, by the text of its statements.
+    _may_write: bool = True
 
     def is_autocommit(self, connection: MysqlConnection) -> bool:
         """As Unit says."""
         return connection.get_autocommit()
+
+    def note_begun(self, connection: MysqlConnection) -> None:
+        """As Unit says; what the function sends is looked at, for only a transaction that writes leaves a receipt."""
+        super().note_begun(connection)
+        receipts = self._receipts
+        looks = receipts is not None and (receipts.always or self._takes_part) and not self._has_receipt
+        connection.bgpool_writes = False if looks else None
+
+    # -- what an attempt says to the server ----------------------------------------------------------------------
+
+    async def alook(self, connection: MysqlConnection) -> str:
+        """As Unit says."""
+        assert self._receipts is not None
+        return receipts.misfit(_row(connection, receipts.look(self._receipts.table)))
+
+    async def ainsert(self, connection: MysqlConnection) -> bool:
+        """As Unit says; where nothing is in doubt, the wait for a lock is the user's own innodb_lock_wait_timeout."""
+        before = None
+        if self._cut is not None:
+            (before,) = _row(connection, "SELECT @@SESSION.innodb_lock_wait_timeout") or (None,)
+            _row(connection, f"SET SESSION innodb_lock_wait_timeout = {min(max(1, int(self.left_s())), _LONGEST_S)}")
+        try:
+            _row(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+        except pymysql.MySQLError as error:
+            if code_of(error) not in receipts.TAKEN:
+                raise
+            return False
+        finally:
+            if before is not None and connection.bgpool_is_open:
+                try:
+                    _row(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+                except pymysql.MySQLError:
+                    # Or its next user would wait for less than he wants to.
+                    connection.bgpool_unfit = True
+        return True
+
+    async def awriter(self, connection: MysqlConnection) -> str:
+        """As Unit says."""
+        row = _row(connection, receipts.WRITER.format(table=self._table, id=self._id))
+        unit = row[0] if row else ""
+        return unit.decode("ascii") if isinstance(unit, bytes) else str(unit)
+
+    def decides(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # PostgreSQL looks
+        """As Unit says: the binary log has every table."""
+        return True
+
+    async def awrite_receipt(self, connection: MysqlConnection) -> None:
+        """As Unit says."""
+        self._may_write = connection.bgpool_writes is not False
+        if not self.leaves_receipt() or not connection.bgpool_writes or not await self.acan_use(connection):
+            return
+        self.name_receipt()
+        try:
+            _row(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+        except pymysql.MySQLError as error:
+            if self.is_lost(connection) or self.was_refused(error) or self.is_wait(error) or isinstance(error, Error):
+                raise
+            self.refuse_table(connection, error)
+        else:
+            self._has_receipt = True
+
+    def is_lost(self, connection: MysqlConnection) -> bool:
+        """As Unit says."""
+        return not connection.bgpool_is_open
+
+    def is_wait(self, error: Exception) -> bool:
+        """As Unit says."""
+        return code_of(error) in _WAITS
+
+    @property
+    def _table(self) -> str:
+        assert self._receipts is not None
+        return receipts.quoted(self._receipts.table)
+
+    # -- what its errors say -------------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -42,8 +126,8 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         return is_servers_refusal(error) or may_be_servers_refusal(error)
 
     async def afind_out(self) -> Outcome:
-        """As Unit says; the server cannot tell."""
-        return Outcome.UNKNOWN
+        """As Unit says; the server cannot tell. What has written nothing can be run again."""
+        return Outcome.UNKNOWN if self._may_write else Outcome.NOT_COMMITTED
 
     def check(self, connection: MysqlConnection) -> None:
         """As Unit says."""
@@ -80,3 +164,11 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 def _is_closed(error: Exception) -> bool:
     """Whether *error* is what PyMySQL says of a connection that was closed under its user."""
     return type(error) is pymysql.InterfaceError and code_of(error) == 0
+
+
+def _row(connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:
+    """The first row that *query* gives, whatever the connection's own kind of cursor gives; None without one."""
+    with connection.cursor(pymysql.cursors.Cursor) as cursor:
+        cursor.execute(query)
+        row: tuple[Any, ...] | None = cursor.fetchone()
+        return row

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import psycopg
 import psycopg_pool
@@ -17,6 +17,7 @@ from bgpool.pools.loops import running_loop, whole
 from bgpool.pools.pool import AnyPool
 from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
+from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.refusals import REFUSALS, forget_frames
 from bgpool.pools.units import Unit, awaitable
 
@@ -108,9 +109,29 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
 
     # -- units of work -------------------------------------------------------------------------------------------
 
+    @overload
     async def run(
-        self, fn: Callable[..., Awaitable[R]], *args: object, timeout: float | None = None, idempotent: bool = False
-    ) -> R:
+        self, fn: Callable[..., Awaitable[R]], *args: object, timeout: float | None = ..., idempotent: bool = ...
+    ) -> R: ...
+
+    @overload
+    async def run(
+        self,
+        fn: Callable[..., Awaitable[R]],
+        *args: object,
+        timeout: float | None = ...,
+        idempotent: bool = ...,
+        receipt_id: str | None,
+    ) -> R | AlreadyApplied: ...
+
+    async def run(
+        self,
+        fn: Callable[..., Awaitable[R]],
+        *args: object,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        receipt_id: str | None = None,
+    ) -> R | AlreadyApplied:
         """Await ``fn(conn, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
 
         Arguments and errors as for Pool.run, but *fn* is a coroutine function. A unit whose task is cancelled is not
@@ -126,7 +147,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
             result: R = await awaitable(fn, fn(connection, *args))
             return result
 
-        return await self._arun(call, timeout=timeout, idempotent=idempotent)
+        return await self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id)
 
     async def aapply_unit(
         self, unit: Unit[Connection, R], connection: Connection, fn: Callable[[Connection], Awaitable[R]]

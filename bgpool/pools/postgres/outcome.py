@@ -2,7 +2,7 @@
 
 A physical replica has blue's transaction ids, so once it is promoted ``txid_status`` tells what became of each. But
 only of those that reached it: an id that blue had given out and that never got there is given out again, to somebody
-else, and then the same question has an answer that is about another transaction. A receipt therefore carries, beside
+else, and then the same question has an answer that is about another transaction. A trace therefore carries, beside
 the id, a place in blue's log behind the transaction's last write. What was replayed that far knows the transaction;
 what was not cannot hold its commit, which lies further on.
 """
@@ -23,20 +23,23 @@ from bgpool.pools.waits import settled
 
 __all__ = [
     "LINEAGE",
-    "RECEIPT",
+    "TRACE",
+    "TRACE_LINEAGE",
+    "XID",
     "AnyConnection",
-    "Receipt",
+    "Trace",
     "lineage_of",
     "outcome_by",
     "outcome_of",
-    "take_receipt",
+    "row_of",
+    "saved",
 ]
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Trace:
     """What a transaction is known by once its connection is gone; taken in it, before its COMMIT.
 
     Attributes:
@@ -56,17 +59,21 @@ class Receipt:
 
 LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
 # On a replica, which has neither an id nor a place of its own, both are null. The names that begin with txid are those
-# that PostgreSQL 12 has, too. In a savepoint, so that the transaction survives a refusal, and all in one round trip.
-RECEIPT: Final = """
+# that PostgreSQL 12 has, too.
+_TRACE: Final = """
     SELECT CASE WHEN NOT pg_is_in_recovery() THEN txid_current_if_assigned()::text END,
            CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
            extract(epoch FROM clock_timestamp())::float8
 """
-_RECEIPT: Final = f"SAVEPOINT bgpool_receipt; {RECEIPT}, {{lineage}}; RELEASE SAVEPOINT bgpool_receipt"
-_WITHOUT_LINEAGE: Final = _RECEIPT.format(lineage="NULL")
-_WITH_LINEAGE: Final = _RECEIPT.format(lineage=f"({LINEAGE})")
-_NO_RECEIPT: Final = "ROLLBACK TO SAVEPOINT bgpool_receipt"
-# A server that was restarted since has replayed other things than the receipt's server wrote.
+#: What a trace is made of: id, place in the log, time; and the lineage, where it is asked for.
+TRACE: Final = f"{_TRACE}, NULL::text"
+TRACE_LINEAGE: Final = f"{_TRACE}, ({LINEAGE})"
+#: The id alone, which says whether anything was written.
+XID: Final = "SELECT txid_current_if_assigned()::text, NULL::text, 0::float8, NULL::text"
+# In a savepoint, so that the transaction survives a refusal, and all in one round trip.
+_SAVED: Final = "SAVEPOINT bgpool_unit; {}; RELEASE SAVEPOINT bgpool_unit"
+_BACK: Final = "ROLLBACK TO SAVEPOINT bgpool_unit"
+# A server that was restarted since has replayed other things than the trace's server wrote.
 _SAME_LIFE: Final = """
     SELECT pg_is_in_recovery(),
            extract(epoch FROM pg_postmaster_start_time())::float8 < {}::float8,
@@ -88,34 +95,33 @@ async def lineage_of(connection: AnyConnection) -> str:
         psycopg.Error: The server refuses to say, or the connection was cut.
     """
     try:
-        return str((await _row(connection, LINEAGE))[0])
+        return str((await row_of(connection, LINEAGE))[0])
     finally:
         if not connection.autocommit and connection.pgconn.status == ConnStatus.OK:
             await settled(connection.rollback())
 
 
-async def take_receipt(connection: AnyConnection, lineage: str | None = None) -> Receipt:
-    """The receipt of the transaction at hand on *connection*; its server is of *lineage*, or is asked for that, too.
+async def saved(connection: AnyConnection, query: str) -> tuple[Any, ...]:
+    """The first row that *query* gives, in a savepoint of the transaction at hand on *connection*; one round trip.
 
     Raises:
-        psycopg.Error: The server gives none, and the transaction is as it was before; or it was cut.
+        psycopg.Error: It failed, and the transaction is as it was before; or the connection was cut.
     """
     try:
-        xid, lsn, taken_at, asked = await _row(connection, _WITHOUT_LINEAGE if lineage else _WITH_LINEAGE)
+        return await row_of(connection, _SAVED.format(query))
     except psycopg.Error:
         if connection.pgconn.status == ConnStatus.OK:
-            await settled(_cursor(connection).execute(_NO_RECEIPT))
+            await settled(_cursor(connection).execute(_BACK))
         raise
-    return Receipt(xid, lsn or "0/0", taken_at, connection.info.hostaddr, lineage or asked)
 
 
-async def outcome_of(receipt: Receipt, connection: AnyConnection, *, promoted: bool) -> Outcome:
-    """What the server of *connection* knows of the transaction of *receipt*.
+async def outcome_of(trace: Trace, connection: AnyConnection, *, promoted: bool) -> Outcome:
+    """What the server of *connection* knows of the transaction of *trace*.
 
     Args:
-        receipt: Of a transaction whose COMMIT was sent and not answered.
+        trace: Of a transaction whose COMMIT was sent and not answered.
         connection: To the server that is the primary now.
-        promoted: The server was a physical replica when the receipt was taken.
+        promoted: The server was a physical replica when the trace was taken.
 
     Raises:
         psycopg.OperationalError: The connection was cut, or the server is not at its best; ask again.
@@ -125,28 +131,28 @@ async def outcome_of(receipt: Receipt, connection: AnyConnection, *, promoted: b
     async def ask(query: str, *params: object) -> tuple[Any, ...]:
         if query is LINEAGE:
             return (await lineage_of(connection),)
-        return await _row(connection, query.format(*["%s"] * len(params)), params)
+        return await row_of(connection, query.format(*["%s"] * len(params)), params)
 
-    return await outcome_by(receipt, connection.info.hostaddr, ask, promoted=promoted)
+    return await outcome_by(trace, connection.info.hostaddr, ask, promoted=promoted)
 
 
-async def outcome_by(receipt: Receipt, address: str, ask: Ask, *, promoted: bool) -> Outcome:
+async def outcome_by(trace: Trace, address: str, ask: Ask, *, promoted: bool) -> Outcome:
     """As outcome_of, of the server at *address*, by whatever driver *ask* asks it."""
-    same_server = address == receipt.address
+    same_server = address == trace.address
     # First what needs no question: a server that was no replica may refuse the one of how far it has replayed.
-    if receipt.xid is None or not receipt.lineage or not (same_server or promoted):
+    if trace.xid is None or not trace.lineage or not (same_server or promoted):
         return Outcome.UNKNOWN
-    if (await ask(LINEAGE))[0] != receipt.lineage:
+    if (await ask(LINEAGE))[0] != trace.lineage:
         return Outcome.UNKNOWN
     if not same_server:
-        in_recovery, same_life, replayed = await ask(_SAME_LIFE, receipt.taken_at, receipt.lsn)
+        in_recovery, same_life, replayed = await ask(_SAME_LIFE, trace.taken_at, trace.lsn)
         if in_recovery or not same_life or replayed is None:
             return Outcome.UNKNOWN
         if not replayed:
             # The commit is further on in a log of which this server has seen less.
             return Outcome.NOT_COMMITTED
     try:
-        (status,) = await ask(_STATUS, receipt.xid)
+        (status,) = await ask(_STATUS, trace.xid)
     except Exception as error:
         if not sqlstate_of(error).startswith(_OF_DATA):
             raise
@@ -163,14 +169,15 @@ def _cursor(connection: AnyConnection) -> Any:
     return psycopg.Cursor(connection, row_factory=tuple_row)
 
 
-async def _row(connection: AnyConnection, query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
-    """The first row that *query* gives; not prepared, for that is not done to several statements at a time."""
+async def row_of(connection: AnyConnection, query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
+    """The first row that *query* gives, or an empty one; not prepared: several statements at a time cannot be."""
     cursor = _cursor(connection)
     await settled(cursor.execute(query, params or None, prepare=False))
     while cursor.description is None and cursor.nextset():
         pass
     row: Any = await settled(cursor.fetchone())
     cursor._close()
-    assert row is not None
+    if row is None:
+        return ()
     # From a database in SQL_ASCII text comes as bytes.
     return tuple(value.decode("ascii") if isinstance(value, bytes) else value for value in row)

@@ -10,8 +10,11 @@ import psycopg
 
 from bgpool.pools.postgres.blocking_connection import BlockingAware, aware
 from bgpool.pools.postgres.inner import InnerPool
+from bgpool.pools.postgres.outcome import row_of
+from bgpool.pools.postgres.receipts import REACHES, quoted
 from bgpool.pools.postgres.session import with_session_reset
 from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.waits import finish
 
 __all__ = ["PostgresRecipe", "like"]
 
@@ -37,6 +40,14 @@ class PostgresRecipe(Recipe):
         if place.password is not None:
             where["password"] = place.password
         return {**self.dsn.params, **kwargs, **where}
+
+    def reaches(self, connection: Any, table: str) -> bool:
+        """As Recipe says: a logical replica gets the rows of those tables that its subscription knows."""
+        try:
+            (reaches,) = finish(row_of(connection, REACHES.format(table=quoted(table))))
+        except psycopg.Error:
+            return False
+        return bool(reaches)
 
     def is_silence(self, error: Exception) -> bool:
         """As Recipe says."""

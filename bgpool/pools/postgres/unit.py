@@ -1,8 +1,9 @@
-"""Units of work on PostgreSQL: where a COMMIT was cut, the new primary is asked what became of it."""
+"""Units of work on PostgreSQL: if a COMMIT was cut and no receipt decides, the new primary and old blue are asked."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, ClassVar, Final, TypeVar, cast
@@ -10,14 +11,21 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from bgpool.core.limits import UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
+from bgpool.core.endpoints import names_when_old
+from bgpool.core.limits import OLD_BLUE_S, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
+from bgpool.core.routing import Action, Decision
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
+from bgpool.failures import sqlstate_of
+from bgpool.pools.apart import within
+from bgpool.pools.generation import Generation
+from bgpool.pools.postgres import receipts
 from bgpool.pools.postgres.connection import SwitchoverAware
-from bgpool.pools.postgres.outcome import AnyConnection, Receipt, outcome_of, take_receipt
+from bgpool.pools.postgres.outcome import TRACE, TRACE_LINEAGE, XID, AnyConnection, Trace, outcome_of, saved
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
+from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
-from bgpool.pools.waits import settled
+from bgpool.pools.waits import finish, settled
 
 __all__ = ["CUT", "PostgresUnit", "apply_unit"]
 
@@ -26,40 +34,153 @@ R = TypeVar("R")
 
 #: SQLSTATEs with which a server ends a connection, or says that it was ended.
 CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
+#: SQLSTATEs of a statement that has waited for long enough, or was in another transaction's way: a lock, a time limit
+#: of the user's, a row that another transaction has just committed, a deadlock.
+_WAITS: Final = frozenset({"55P03", "57014", "40001", "40P01"})
+#: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
+_MAY_PASS: Final = ("53", "55", "57")
+#: The longest lock_timeout, in ms.
+_LONGEST_MS: Final = 2**31 - 1
 
 
 class PostgresUnit(Unit[C, R]):
     """One unit of work on a PostgreSQL pool, of threads or of tasks."""
 
     driver_error: ClassVar[type[Exception]] = psycopg.Error
-    _receipt: Receipt | None = None
-    # Whether green was a physical replica when the receipt was taken.
+    _trace: Trace | None = None
+    # Whether green was a physical replica when the trace was taken.
     _promotes: bool = False
     # Whether the transaction was open when the function was called; else its first statement opens it.
     _was_open: bool = True
 
     def _reset(self) -> None:
         super()._reset()
-        self._receipt = None
+        if self._cut is None:
+            self._trace = None
 
     def is_autocommit(self, connection: C) -> bool:
         """As Unit says."""
         return connection.autocommit
 
-    def begin(self, connection: C) -> None:
+    def note_begun(self, connection: C) -> None:
         """As Unit says."""
-        super().begin(connection)
+        super().note_begun(connection)
         self._was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
         cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
-    async def atake_receipt(self, connection: C) -> None:
-        """As Unit says; during a switchover."""
-        # A receipt tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
-        if not self._takes_part or self._ended or not self._gate.switching():
+    # -- what an attempt says to the server ----------------------------------------------------------------------
+
+    async def asaved(self, connection: C, query: str) -> tuple[Any, ...]:
+        """The first row that *query* gives, in a savepoint.
+
+        Raises:
+            Exception: The driver's; the transaction is as it was before, unless the connection is lost.
+        """
+        return await saved(connection, query)
+
+    def address_of(self, connection: C) -> str:
+        """The IP address of the server of *connection*."""
+        return connection.info.hostaddr
+
+    def is_in_transaction(self, connection: C) -> bool:
+        """Whether a transaction is open that can go on."""
+        return connection.pgconn.transaction_status == TransactionStatus.INTRANS
+
+    def is_lost(self, connection: C) -> bool:
+        """As Unit says."""
+        usable = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
+        return connection.pgconn.transaction_status not in usable
+
+    def is_wait(self, error: Exception) -> bool:
+        """As Unit says."""
+        return sqlstate_of(error) in _WAITS
+
+    async def alook(self, connection: C) -> str:
+        """As Unit says."""
+        return receipts.misfit(await self.asaved(connection, receipts.LOOK.format(table=self._table)))
+
+    async def ainsert(self, connection: C) -> bool:
+        """As Unit says."""
+        wait_ms = max(1, min(int(self.left_s() * 1000), _LONGEST_MS))
+        claim = receipts.CLAIM.format(table=self._table, id=self._id, unit=self._unit, wait_ms=wait_ms)
+        return bool((await self.asaved(connection, claim))[0])
+
+    async def awriter(self, connection: C) -> str:
+        """As Unit says."""
+        row = await self.asaved(connection, receipts.WRITER.format(table=self._table, id=self._id))
+        return str(row[0]) if row else ""
+
+    def decides(self, connection: C) -> bool:
+        """As Unit says: a logical replica has the rows of those tables alone that it was told to replicate."""
+        if not self._takes_part or (self._trace is not None and self.address_of(connection) == self._trace.address):
+            return True
+        promoted = self._promotes if self._trace is not None else self._gate.green_was_replica()
+        return promoted or (self._receipts is not None and self._receipts.reach_green)
+
+    async def awrite_receipt(self, connection: C) -> None:
+        """As Unit says: both in one round trip."""
+        # A trace tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
+        traces = self._takes_part and not self._ended and self._gate.switching()
+        leaves = self.leaves_receipt()
+        if not (traces or leaves) or not self.is_in_transaction(connection):
             return
-        if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
-            self._receipt = await _receipt(connection)
-            self._promotes = self._gate.green_was_replica()
+        leaves = leaves and await self.acan_use(connection)
+        generation = cast(SwitchoverAware, connection).bgpool_generation
+        if traces and (generation.lineage is None or (generation.lineage and not leaves)):
+            await self._atrace(connection, generation)
+        if leaves:
+            await self._aleave(connection, TRACE if traces and generation.lineage else XID)
+
+    async def _atrace(self, connection: C, generation: Generation) -> None:
+        """Note what the transaction is known by; the lineage of its server is asked for once in an epoch."""
+        try:
+            xid, lsn, taken_at, lineage = await self.asaved(connection, TRACE if generation.lineage else TRACE_LINEAGE)
+        except self.driver_error as error:
+            self._go_on_without(connection, error)
+            if not sqlstate_of(error).startswith(_MAY_PASS):
+                # Not there, or not for us: none of the epoch's units asks again, or each would leave an error in the
+                # server's log. A timeout, in contrast, may pass.
+                generation.lineage = ""
+        else:
+            generation.lineage = generation.lineage or lineage
+            self._note_trace(connection, xid, lsn, taken_at)
+
+    async def _aleave(self, connection: C, trace: str) -> None:
+        """Insert the receipt, if the transaction has written anything; by *trace* it is known from then on."""
+        self.name_receipt()
+        query = receipts.WRITTEN.format(trace=trace, table=self._table, id=self._id, unit=self._unit)
+        try:
+            xid, lsn, taken_at, _, rows = await self.asaved(connection, query)
+        except self.driver_error as error:
+            self._go_on_without(connection, error)
+            if not self.is_wait(error) and not self.was_refused(error):
+                self.refuse_table(connection, error)
+        else:
+            self._has_receipt = bool(rows)
+            self._note_trace(connection, xid, lsn, taken_at)
+
+    def _note_trace(self, connection: C, xid: str | None, lsn: str | None, taken_at: float) -> None:
+        lineage = cast(SwitchoverAware, connection).bgpool_generation.lineage
+        self._trace = Trace(xid, lsn or "0/0", taken_at, self.address_of(connection), lineage or "")
+        self._promotes = self._gate.green_was_replica()
+
+    def _go_on_without(self, connection: C, error: Exception) -> None:
+        """Raise *error* if the transaction cannot go on after it: traces and receipts are a help, and no condition."""
+        # A refused write is none of the unit's own: a transaction that is read-only has nothing to be known by.
+        if self.is_lost(connection) or (isinstance(error, Error) and not self.was_refused(error)):
+            raise error
+        self._gate.tally.absorb(error)
+
+    def forget(self) -> None:
+        """As Unit says."""
+        self._trace = None
+
+    @property
+    def _table(self) -> str:
+        assert self._receipts is not None
+        return receipts.quoted(self._receipts.table)
+
+    # -- what its errors say -------------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""
@@ -77,16 +198,18 @@ class PostgresUnit(Unit[C, R]):
         """As Unit says."""
         return like(error, kind, text)
 
+    # -- what became of it ---------------------------------------------------------------------------------------
+
     async def afind_out(self) -> Outcome:
-        """As Unit says; the server that is the primary now tells."""
-        receipt = self._receipt
-        if receipt is None or receipt.xid is None:
+        """As Unit says; the server that is the primary now tells, or old blue."""
+        trace = self._trace
+        if trace is None or trace.xid is None:
             # Nothing was written: what was not applied can be run again.
-            return Outcome.UNKNOWN if receipt is None else Outcome.NOT_COMMITTED
+            return Outcome.UNKNOWN if trace is None else Outcome.NOT_COMMITTED
         pause_s = UNIT_PAUSE_S
         while self.left_s() > 0:
             try:
-                outcome = await self._ask(receipt)
+                outcome, address = await self._ask(trace)
             except (PoolClosed, GreenHostRejected) as error:
                 self._gate.tally.absorb(error)
                 return Outcome.UNKNOWN
@@ -101,16 +224,21 @@ class PostgresUnit(Unit[C, R]):
                 # What the application does for a connection has failed, for a token perhaps, and must not hide that
                 # the transaction may have been committed.
                 outcome = Outcome.PENDING
+            else:
+                if outcome is Outcome.UNKNOWN and self._takes_part and address != trace.address:
+                    # It was released: another server is the primary. Old blue did commit, or did not.
+                    return await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
             if outcome is not Outcome.PENDING:
                 return outcome
             await self._waits.sleep(pause_s)
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
         return Outcome.UNKNOWN
 
-    async def _ask(self, receipt: Receipt) -> Outcome:
+    async def _ask(self, trace: Trace) -> tuple[Outcome, str]:
+        """What the primary knows, and its IP address."""
         connection = await settled(self._lender.getconn(self.left_s()))
         try:
-            return await outcome_of(receipt, connection, promoted=self._promotes)
+            return await outcome_of(trace, connection, promoted=self._promotes), self.address_of(connection)
         finally:
             try:
                 # The pool would do it, and complain. What was answered stands, also where this is cut.
@@ -159,7 +287,7 @@ async def apply_unit(
     """Call *fn* in *block*, a transaction of psycopg's on *connection*, and commit it, as one attempt of *unit*."""
     try:
         async with _Awaited(block) if isinstance(block, AbstractContextManager) else block:
-            unit.begin(connection)
+            await unit.abegin(connection)
             try:
                 result = await fn(connection)
             finally:
@@ -191,26 +319,42 @@ def _failed() -> Exception:
     )
 
 
-async def _receipt(connection: AnyConnection) -> Receipt | None:
-    """As take_receipt; None where the server gives none. Its lineage is asked for once in an epoch."""
-    generation = cast(SwitchoverAware, connection).bgpool_generation
-    if generation.lineage == "":
-        return None
+def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> Outcome:
+    """What old blue, at the address that *trace* has of it, knows of the transaction. Blocks.
+
+    Args:
+        recipe: How the endpoint's connections are made: old blue has the same accounts, under the names of `-old1`.
+        trace: What the transaction is known by.
+        left_s: Tells how long it may take, in seconds: for a COMMIT that old blue is still at. Until it lets us in it
+            is OLD_BLUE_S at most.
+    """
+    names = names_when_old(recipe.endpoint.name)
+    decision = Decision(Action.ROUTE, addresses=(trace.address,), names=names)
+    trials = recipe.for_trials()
+
+    def ask() -> Outcome:
+        deadline, pause_s = time.monotonic() + OLD_BLUE_S, UNIT_PAUSE_S
+        while True:
+            try:
+                connection: Any = finish(trials.aconnect(decision, trials.TRIAL))
+                try:
+                    outcome = finish(outcome_of(trace, connection, promoted=False))
+                finally:
+                    connection.bgpool_discard()
+            except psycopg.OperationalError:
+                if time.monotonic() >= deadline:
+                    return Outcome.UNKNOWN
+            except Exception:
+                # Refused, and it would be every time.
+                return Outcome.UNKNOWN
+            else:
+                if outcome is not Outcome.PENDING or left_s() <= 0:
+                    return outcome
+            time.sleep(min(pause_s, max(0.001, left_s())))
+            pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
+
     try:
-        receipt = await take_receipt(connection, generation.lineage)
-    except psycopg.Error as error:
-        _go_on_without(connection, error)
-        return None
-    generation.lineage = receipt.lineage
-    return receipt
-
-
-def _go_on_without(connection: AnyConnection, error: psycopg.Error) -> None:
-    """Raise *error* if the transaction cannot go on after it: receipts are a help, and no unit may fail for one."""
-    status = connection.pgconn.transaction_status
-    if isinstance(error, Error) or status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
-        raise error
-    if not isinstance(error, psycopg.OperationalError):
-        # Not there, or not for us: none of the epoch's units asks again, or each would leave an error in the server's
-        # log. A timeout, in contrast, may pass.
-        cast(SwitchoverAware, connection).bgpool_generation.lineage = ""
+        # A server that was stopped takes connections and says nothing.
+        return within(left_s(), ask)
+    except TimeoutError:
+        return Outcome.UNKNOWN

@@ -1,0 +1,97 @@
+"""The receipts table on PostgreSQL: what it is to look like, and what units of work say to it.
+
+Ids are part of the statements' text, because several statements that are sent at once take no parameters. They have
+passed check_receipt_id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from bgpool.core.limits import RECEIPT_ID_CHARS
+
+__all__ = ["CLAIM", "DDL", "LOOK", "REACHES", "WRITER", "WRITTEN", "misfit", "quoted"]
+
+DDL: Final = f"""\
+CREATE TABLE {{table}} (
+    id varchar({RECEIPT_ID_CHARS}) COLLATE "C" PRIMARY KEY,
+    unit varchar(32) COLLATE "C" NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX ON {{table}} (created_at);
+GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
+"""
+
+#: One row, whatever there is; no error if there is nothing. The index is one that ON CONFLICT (id) can use.
+LOOK: Final = """
+    SELECT c.relkind::text, c.relpersistence::text,
+           has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT'),
+           (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attname = 'id' AND NOT a.attisdropped),
+           (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attname = 'unit' AND NOT a.attisdropped),
+           EXISTS (
+               SELECT FROM pg_catalog.pg_index i
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+               LEFT JOIN pg_catalog.pg_collation l ON l.oid = i.indcollation[0]
+               WHERE i.indrelid = c.oid AND a.attname = 'id' AND i.indnkeyatts = 1
+                     AND i.indisunique AND i.indimmediate AND i.indisvalid
+                     AND i.indpred IS NULL AND i.indexprs IS NULL AND l.collisdeterministic IS NOT FALSE
+           )
+    FROM (SELECT to_regclass('{table}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
+"""
+#: Whether a logical replica gets the table's rows: its subscription has to know the table.
+REACHES: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = to_regclass('{table}') AND srsubstate = 'r'
+    )
+"""
+#: After the statement's own row, how many rows were inserted: none where the transaction of *asked* has written
+#: nothing.
+WRITTEN: Final = """
+    WITH asked (xid, lsn, at, lineage) AS MATERIALIZED ({trace}), written AS (
+        INSERT INTO {table} (id, unit) SELECT '{id}', '{unit}' FROM asked WHERE asked.xid IS NOT NULL
+        ON CONFLICT (id) DO NOTHING RETURNING 1
+    )
+    SELECT asked.*, (SELECT count(*) FROM written) FROM asked
+"""
+#: How many rows were inserted: none where the id is there. Waits for a transaction that is about to commit it, and no
+#: longer than the time given; then the caller's own lock_timeout is in force again.
+CLAIM: Final = """
+    WITH own AS MATERIALIZED (
+        SELECT lock_timeout, set_config('lock_timeout', '{wait_ms}', true) AS ours
+        FROM (SELECT current_setting('lock_timeout') AS lock_timeout OFFSET 0) AS before
+    ), written AS (
+        INSERT INTO {table} (id, unit) SELECT '{id}', '{unit}' FROM own WHERE own.ours IS NOT NULL
+        ON CONFLICT (id) DO NOTHING RETURNING 1
+    )
+    SELECT counted.rows, set_config('lock_timeout', own.lock_timeout, true)
+    FROM (SELECT count(*) AS rows FROM written) AS counted, own
+"""
+#: Which unit wrote the row.
+WRITER: Final = "SELECT unit::text FROM {table} WHERE id = '{id}'"
+
+_TEXT: Final = re.compile(r"text|character varying(?:\((\d+)\))?")
+
+
+def quoted(table: str) -> str:
+    """*table*, as it is given, for statements."""
+    return ".".join(f'"{part}"' for part in table.split("."))
+
+
+def misfit(row: Sequence[Any]) -> str:
+    """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
+    kind, persistence, granted, id_type, unit_type, has_key = row
+    if kind is None:
+        return "does not exist"
+    if kind not in ("r", "p") or persistence != "p":
+        return "is no ordinary, logged table"
+    for name, found, least in (("id", id_type, RECEIPT_ID_CHARS), ("unit", unit_type, 32)):
+        fits = _TEXT.fullmatch(found or "")
+        if fits is None or (fits[1] is not None and int(fits[1]) < least):
+            return f"has no column {name} varchar({least}), but {found or 'none'}"
+    if not has_key:
+        return "has no primary key or unique index on id alone"
+    return "" if granted else "is not granted: SELECT, INSERT and DELETE are needed"

@@ -1,0 +1,133 @@
+"""Receipts: a table in which each unit of work leaves a row, so that what became of a COMMIT is for a key to decide.
+
+A unit has an id of its own, chosen before its first attempt. The first attempt inserts it as its last statement before
+COMMIT. Every attempt after a COMMIT that was cut inserts the same id first: if the earlier attempt has committed, that
+meets the unique key, and the function is not called again. If the earlier COMMIT is still under way on the same server,
+the INSERT waits for it. So no answer of a server has to be trusted. The statements are those of each engine's module
+``receipts``; when a unit sends which is decided in bgpool.pools.units.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from bgpool.core.limits import RECEIPT_ID_CHARS, RECEIPTS_RETRY_S
+from bgpool.errors import ConfigurationError
+from bgpool.logs import log_fields
+from bgpool.settings import ALWAYS, Settings
+
+if TYPE_CHECKING:
+    from bgpool.pools.generation import Generation
+
+__all__ = ["REMEDY", "AlreadyApplied", "KeyTaken", "Receipts", "Undecided", "check_receipt_id", "new_id"]
+
+_logger: Final = logging.getLogger("bgpool.pool")
+
+REMEDY: Final = "bgpool receipts --sql prints the DDL and the grants"
+
+#: No blanks, quotes or backslashes: the id is part of statements' text, and all servers compare it alike.
+_ID: Final = re.compile(rf"[A-Za-z0-9._:@/+=~#-]{{1,{RECEIPT_ID_CHARS}}}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyApplied:
+    """What a unit of work returns instead of the function's result if its id was applied before.
+
+    The function was not called. The earlier run may have been another process's, so that its result is not known here.
+
+    Attributes:
+        receipt_id: The id that the caller gave.
+
+    Source: docs/units-of-work.md.
+    """
+
+    receipt_id: str
+
+
+class KeyTaken(Exception):
+    """An attempt has met the row of its unit's id: the unit was applied.
+
+    Attributes:
+        unit: The unit that wrote the row: another one, if it was a run with the same id of the caller's.
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(unit)
+        self.unit: Final = unit
+
+
+class Undecided(Exception):
+    """The receipts table cannot tell on this server whether the attempt before was applied."""
+
+
+def check_receipt_id(what: str, receipt_id: object) -> str:
+    """*receipt_id* as a unit of work takes it.
+
+    Raises:
+        ConfigurationError: It is no text of 1 to RECEIPT_ID_CHARS of the characters that are allowed.
+    """
+    if not isinstance(receipt_id, str) or _ID.fullmatch(receipt_id) is None:
+        shown = repr(receipt_id)
+        raise ConfigurationError(
+            f"{what}: receipt_id={shown[:80]}{'…' if len(shown) > 80 else ''}: a string of 1 to {RECEIPT_ID_CHARS} "
+            "letters, digits and . _ : @ / + = ~ # - is allowed"
+        )
+    return receipt_id
+
+
+def new_id() -> str:
+    """An id for one unit of work, 32 characters: its time comes first, so that rows are inserted side by side."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+class Receipts:
+    """The receipts table, as one pool or connector knows it in this process.
+
+    Attributes:
+        table: Its name, with a schema or without.
+        always: Whether units write a receipt at all times, or only during a switchover.
+        reach_green: Whether green has shown, before the switchover, that rows of the table are replicated to it. Only
+            a logical replica has to: it gets the rows of those tables that its subscription knows.
+    """
+
+    def __init__(self, table: str, settings: Settings, host: str) -> None:
+        """The *table* behind the endpoint *host*."""
+        self.table: Final = table
+        self.always: Final = settings.bg_receipts == ALWAYS
+        self.reach_green = False
+        self._bg_id: Final = settings.bg_id
+        self._host: Final = host
+        self._told: Final[set[str]] = set()
+        self._retry_at = 0.0
+
+    def is_usable(self, generation: Generation) -> bool | None:
+        """Whether the table can be used on the connections of *generation*; None: it is to be looked at."""
+        if generation.receipts is False and time.monotonic() >= self._retry_at:
+            return None
+        return generation.receipts
+
+    def accept(self, generation: Generation) -> None:
+        """The table is as it is to be on the server of *generation*."""
+        generation.receipts = True
+
+    def refuse(self, generation: Generation, why: str) -> None:
+        """The table cannot be used on the server of *generation*: units go on without for a while."""
+        generation.receipts, self._retry_at = False, time.monotonic() + RECEIPTS_RETRY_S
+        if why in self._told:
+            return
+        self._told.add(why)
+        fields: dict[str, Any] = {"bg_id": self._bg_id, "host": self._host}
+        _logger.warning(
+            "[bg_id: %r] units of work on %s go on without receipts: bg_receipts_table=%r %s; %s",
+            self._bg_id,
+            self._host,
+            self.table,
+            why,
+            REMEDY,
+            extra=log_fields("no_receipts", **fields),
+        )

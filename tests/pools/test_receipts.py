@@ -1,0 +1,347 @@
+"""Receipts: a key in the database decides what became of a COMMIT that was cut."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import bgpool
+from bgpool.core.engine import Engine
+from bgpool.core.phase import Phase
+from bgpool.lab import Pair
+from bgpool.pools.mysql import receipts as mysql
+from bgpool.pools.pool import Pool
+from bgpool.pools.postgres import receipts as postgres
+from bgpool.testing import Deployment
+from tests.engines import Kit
+from tests.pools.conftest import Work
+from tests.pools.proxy import CommitCutter
+
+pytestmark = pytest.mark.lab
+
+ENGINES = tuple(Engine)
+ON_ASYNC_POOL = [pytest.mark.lab]
+
+MakePool = Callable[..., Pool[Any]]
+
+TABLE = "bgpool_receipts"
+
+
+def run_sql(pair: Pair, sql: str) -> list[tuple[Any, ...]]:
+    """What statements that end with a semicolon give, as superuser in the application's database."""
+    rows: list[tuple[Any, ...]] = []
+    for statement in filter(None, map(str.strip, sql.split(";"))):
+        rows = pair.blue.execute(statement, database="app")
+    return rows
+
+
+def create(pair: Pair, table: str = TABLE) -> None:
+    """Create the receipts table as users do."""
+    module = mysql if pair.engine is Engine.MYSQL else postgres
+    user = "'app'@'%'" if pair.engine is Engine.MYSQL else "app"
+    run_sql(pair, module.DDL.format(table=module.quoted(table), user=user))
+
+
+@pytest.fixture
+def table(pair: Pair) -> Iterator[str]:
+    """The table, empty."""
+    create(pair)
+    yield TABLE
+    run_sql(pair, f"DROP TABLE IF EXISTS {TABLE}")
+
+
+def receipts(pair: Pair) -> list[tuple[Any, ...]]:
+    """The rows of the table: id and unit."""
+    return run_sql(pair, f"SELECT id, unit FROM {TABLE} ORDER BY created_at, id")
+
+
+@pytest.fixture
+def pool(make_pool: MakePool, table: str) -> Pool[Any]:
+    """A pool of one connection whose units leave receipts in a switchover."""
+    return make_pool(max_size=1, bg_receipts_table=table)
+
+
+# -- in a switchover -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_a_key_decides_what_became_of_a_commit(
+    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
+) -> None:
+    cutter.when = when
+    assert pool.run(work) == answer
+    assert (work.rows(pair), len(receipts(pair))) == (1, 1)
+    assert cutter.when == "never"
+
+
+@pytest.mark.usefixtures("prepared")
+def test_one_that_was_cut_in_two_commits_is_applied_once(
+    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    cutter.when = "before"
+
+    def again() -> None:
+        cutter.when, cutter.on_cut = "after", lambda: None
+
+    cutter.on_cut = again
+    assert pool.run(work) == "call 2"
+    assert (work.calls, work.rows(pair), len(receipts(pair))) == (2, 1, 1)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_unit_that_wrote_nothing_leaves_no_receipt_and_is_run_again(
+    kit: Kit, pool: Pool[Any], pair: Pair, cutter: CommitCutter
+) -> None:
+    calls = []
+
+    def look(conn: Any) -> int:
+        calls.append(kit.read(conn))
+        return len(calls)
+
+    assert pool.run(look) == 1
+    cutter.when = "after"
+    assert pool.run(look) == 3
+    assert receipts(pair) == []
+
+
+@pytest.mark.usefixtures("prepared", "cutter")
+def test_an_ordinary_unit_of_a_switchover_leaves_one(pool: Pool[Any], pair: Pair, work: Work) -> None:
+    assert [pool.run(work) for _ in range(3)] == ["call 1", "call 2", "call 3"]
+    rows = receipts(pair)
+    assert len(rows) == 3
+    assert all(key == unit for key, unit in rows)
+
+
+def test_none_is_left_while_no_switchover_is_under_way(
+    deployment: Deployment, pool: Pool[Any], pair: Pair, work: Work
+) -> None:
+    assert pool.run(work) == "call 1"
+    assert receipts(pair) == []
+    deployment.phase(Phase.PREPARATION)
+    assert pool.run(work) == "call 2"
+    assert len(receipts(pair)) == 1
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.threads
+def test_a_commit_that_is_still_under_way_is_waited_for(
+    kit: Kit, make_pool: MakePool, cutter: CommitCutter, work: Work, table: str
+) -> None:
+    """The server goes on with it though its client is gone."""
+    pool = make_pool(max_size=2, bg_receipts_table=table)
+    pool.run(lambda conn: kit.read(conn))
+    let_go = threading.Event()
+
+    def hold() -> None:
+        with_lock = Work(kit)
+
+        # The row that the cut attempt would commit, held open by another transaction on the same server.
+        def meanwhile(conn: Any) -> None:
+            kit.execute(conn, f"INSERT INTO {table} (id, unit) VALUES ('job-1', 'another')")
+            let_go.wait(1.0)
+
+        with_lock.meanwhile = meanwhile
+        with pool.connection() as conn:
+            with_lock(conn)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    assert pool.run(work, receipt_id="job-1") == bgpool.AlreadyApplied("job-1")
+    assert time.monotonic() - began > 0.5
+    assert work.calls == 0
+    thread.join()
+    assert cutter.when == "never"
+
+
+# -- an id of the caller's -----------------------------------------------------------------------------------------
+
+
+def test_a_second_run_with_the_same_id_is_not_applied(pool: Pool[Any], pair: Pair, work: Work) -> None:
+    assert pool.run(work, receipt_id="task-1") == "call 1"
+    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+    assert pool.run(work, receipt_id="Task-1") == "call 2"
+    assert (work.calls, work.rows(pair)) == (2, 2)
+    assert {key for key, _ in receipts(pair)} == {"task-1", "Task-1"}
+
+
+def test_what_failed_can_be_run_with_its_id_again(kit: Kit, pool: Pool[Any], pair: Pair, work: Work) -> None:
+    def fail(_conn: Any) -> None:
+        raise LookupError
+
+    work.meanwhile = fail
+    with pytest.raises(LookupError):
+        pool.run(work, receipt_id="task-1")
+    assert receipts(pair) == []
+    work.meanwhile = lambda conn: kit.read(conn)
+    assert pool.run(work, receipt_id="task-1") == "call 2"
+    assert work.rows(pair) == 1
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_a_unit_with_an_id_that_is_cut_in_its_commit_has_its_own_result(
+    pool: Pool[Any], cutter: CommitCutter, work: Work, when: Any, answer: str
+) -> None:
+    cutter.when = when
+    assert pool.run(work, receipt_id="task-1") == answer
+    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_result_that_another_run_applied_is_not_given_for_ones_own(
+    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    """The task queue has started the task twice, and the other one was faster."""
+    cutter.when = "before"
+
+    def another() -> None:
+        run_sql(pair, f"INSERT INTO {TABLE} (id, unit) VALUES ('task-1', 'another')")
+
+    cutter.on_cut = another
+    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+    assert work.rows(pair) == 0
+
+
+@pytest.mark.threads
+def test_a_decorated_function_has_its_id_chosen_for_each_call(kit: Kit, pool: Pool[Any], pair: Pair) -> None:
+    del kit
+
+    @bgpool.transactional(pool, receipt_id=lambda item, *, count: f"{item}-{count}")
+    def order(conn: Any, item: str, *, count: int) -> str:
+        del conn
+        return f"{count} {item}"
+
+    assert order("tea", count=2) == "2 tea"
+    assert order("tea", count=2) == bgpool.AlreadyApplied("tea-2")
+    assert order("tea", count=3) == "3 tea"
+    assert len(receipts(pair)) == 2
+
+
+@pytest.mark.parametrize("receipt_id", ["", "two words", "it's", "back\\slash", "a" * 201, "naïve", 7, b"task"])
+def test_what_is_no_id_is_refused(pool: Pool[Any], work: Work, receipt_id: Any) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=r"receipt_id=.* is allowed"):
+        pool.run(work, receipt_id=receipt_id)
+    assert work.calls == 0
+
+
+def test_an_id_needs_a_table(make_pool: MakePool, work: Work) -> None:
+    pool = make_pool()
+    with pytest.raises(bgpool.ConfigurationError, match=r"receipt_id='task-1' needs .* bg_receipts_table"):
+        pool.run(work, receipt_id="task-1")
+    assert work.calls == 0
+
+
+@pytest.mark.threads
+def test_a_function_is_to_choose_the_id(pool: Pool[Any]) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match="receipt_id=str; a function"):
+        bgpool.transactional(pool, receipt_id="task-1")  # type: ignore[call-overload]  # what is refused
+
+
+# -- at all times --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
+def test_with_always_a_key_decides_without_a_deployment(
+    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, when: Any, answer: str
+) -> None:
+    dsn = pair.dsn_of(cutter.address)
+    pool = make_pool(dsn, max_size=1, bg_resolver="system", bg_receipts_table=table, bg_receipts="always")
+    cutter.when = when
+    assert pool.run(work) == answer
+    assert (work.rows(pair), len(receipts(pair))) == (1, 1)
+
+
+def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
+    kit: Kit, make_pool: MakePool, pair: Pair, work: Work, table: str
+) -> None:
+    pool = make_pool(max_size=1, bg_receipts_table=table, bg_receipts="always")
+
+    def cut(conn: Any) -> None:
+        if work.calls == 1:
+            kit.kill(pair, kit.session(conn))
+            time.sleep(0.1)
+            kit.read(conn)
+
+    work.meanwhile = cut
+    assert pool.run(work) == "call 2"
+    assert work.rows(pair) == 1
+
+
+# -- a table that is of no use ---------------------------------------------------------------------------------------
+
+#: What can be wrong with the table, by engine: what makes it so, and what the log says.
+WRONG = {
+    Engine.POSTGRESQL: {
+        "missing": ("", "does not exist"),
+        "no key": ("ALTER TABLE {t} DROP CONSTRAINT {t}_pkey", "no primary key"),
+        "unlogged": ("ALTER TABLE {t} SET UNLOGGED", "no ordinary, logged table"),
+        "its own": ("REVOKE INSERT ON {t} FROM app", "not granted"),
+        "too short": ("ALTER TABLE {t} ALTER id TYPE varchar(20)", "no column id varchar"),
+        "another column": ("ALTER TABLE {t} RENAME unit TO writer", "no column unit"),
+        "refuses": ("ALTER TABLE {t} ADD CHECK (id = 'none')", "cannot be used"),
+    },
+    Engine.MYSQL: {
+        "missing": ("", "does not exist"),
+        "no key": ("ALTER TABLE {t} DROP PRIMARY KEY", "no primary or unique key"),
+        "unlogged": ("ALTER TABLE {t} ENGINE=MyISAM", "engine MyISAM"),
+        "too short": (
+            "ALTER TABLE {t} MODIFY id varchar(20) CHARACTER SET ascii COLLATE ascii_bin NOT NULL",
+            "column id",
+        ),
+        "another column": ("ALTER TABLE {t} CHANGE unit writer varchar(32) NOT NULL", "column unit"),
+        "refuses": ("ALTER TABLE {t} ADD CHECK (id = 'none')", "cannot be used"),
+        "its own": (
+            "ALTER TABLE {t} MODIFY id varchar(200) CHARACTER SET ascii COLLATE ascii_general_ci NOT NULL",
+            "ascii_bin",
+        ),
+    },
+}
+
+
+@pytest.mark.usefixtures("prepared", "cutter")
+@pytest.mark.parametrize("wrong", list(WRONG[Engine.MYSQL]))
+def test_a_table_that_cannot_be_used_fails_no_unit_and_is_said_once(
+    kit: Kit, make_pool: MakePool, pair: Pair, work: Work, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, said = WRONG[kit.engine][wrong]
+    if change:
+        create(pair)
+        run_sql(pair, change.format(t=TABLE))
+    try:
+        pool = make_pool(max_size=1, bg_receipts_table=TABLE)
+        with caplog.at_level(logging.WARNING, logger="bgpool"):
+            assert [pool.run(work) for _ in range(3)] == ["call 1", "call 2", "call 3"]
+            assert pool.run(work, receipt_id="task-1") == "call 4"
+        assert work.rows(pair) == 4
+        lines = [record.getMessage() for record in caplog.records if "receipts" in record.getMessage()]
+        assert len(lines) == 1, lines
+        assert said in lines[0]
+        assert "bgpool receipts --sql" in lines[0]
+    finally:
+        run_sql(pair, f"DROP TABLE IF EXISTS {TABLE}")
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_it_is_of_no_matter_how_the_connection_is_set_up(
+    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, autocommit: bool
+) -> None:
+    options = {"kwargs": {"autocommit": autocommit}} if kit.engine is Engine.POSTGRESQL else {}
+    pool = make_pool(max_size=1, bg_receipts_table=f"{'public' if options else 'app'}.{table}", **options)
+    cutter.when = "after"
+    assert pool.run(work) == "call 1"
+    assert work.rows(pair) == 1
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a.b.c", "x;y", 'q"q', "x" * 64, 7])
+def test_what_is_no_name_of_a_table_is_refused(make_pool: MakePool, given: Any) -> None:
+    with pytest.raises(bgpool.ConfigurationError, match=r"bg_receipts_table=.* is allowed"):
+        make_pool(bg_receipts_table=given)
