@@ -315,7 +315,7 @@ def _mysql_keys(replication: Replication) -> Verdict:
         return ok(f"all {seen} that {replication.blue.identity.account} sees")
     return warning(
         f"{_tables(len(names))} of {seen} without a primary key or a unique one without NULL: {first_few(names)}; "
-        "green searches a whole table for each row of an UPDATE or DELETE, and a switchover waits for green",
+        "green may search the whole table for each row of an UPDATE or DELETE, and a switchover waits for it",
         "give each a primary key, or keep large UPDATEs and DELETEs there away from the switchover",
     )
 

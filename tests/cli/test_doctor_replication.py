@@ -86,7 +86,7 @@ class TestLogicalGreen:
         found = ask(pair)
         assert {name for name, finding in found.items() if finding.result is not Result.OK} == {"kind"}, found
         assert found["kind"].result is Result.WARNING
-        assert "a logical replica (blue PostgreSQL 16." in found["kind"].text
+        assert "a logical replica (blue PostgreSQL 1" in found["kind"].text
         assert "bgpool asks old blue" in found["kind"].text
 
     def test_tables_without_a_key(self, pair: Pair, both: Sequence[Any]) -> None:
