@@ -74,8 +74,13 @@ _SLOTS: Final = """
 #: Of all of green's databases: a slot is somebody's there.
 _FED_BY: Final = "SELECT subslotname::text FROM pg_catalog.pg_subscription WHERE subslotname IS NOT NULL"
 _SUBSCRIPTIONS: Final = """
-    SELECT s.subname::text, s.subenabled FROM pg_catalog.pg_subscription s
+    SELECT s.subname::text, s.subenabled, s.subslotname::text FROM pg_catalog.pg_subscription s
     JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database() ORDER BY 1
+"""
+_READERS: Final = """
+    SELECT slot_name::text, active,
+           (pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn) / 1048576)::float8
+    FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical'
 """
 #: A partition may be received by way of the table above it.
 _NOT_RECEIVED: Final = f"""
@@ -247,7 +252,7 @@ def _schema(replication: Replication) -> Verdict:
     return ok(f"{len(blue)} tables, sequences, views and types of {replication.place} are the same on both sides")
 
 
-@postgres_checks.check("subscription", "Does green receive every table?")
+@postgres_checks.check("subscription", "Does green receive every table, now?")
 def _subscription(replication: Replication) -> Verdict:
     if replication.kind is Kind.PHYSICAL:
         return ok("a physical replica receives everything")
@@ -255,15 +260,23 @@ def _subscription(replication: Replication) -> Verdict:
     subscriptions = green.query(_SUBSCRIPTIONS)
     if not subscriptions:
         return not_checked(f"green shows no subscription of {replication.place}")
-    if still := [name for name, enabled in subscriptions if not enabled]:
+    if still := [name for name, enabled, _ in subscriptions if not enabled]:
         return failed(
             f"{first_few(still)} is disabled: green receives nothing and falls behind",
             "see green's log for the reason; when that is gone, ALTER SUBSCRIPTION … ENABLE; or create the deployment "
             "anew",
         )
+    readers = {slot: (active, behind_mb) for slot, active, behind_mb in replication.blue.query(_READERS)}
+    fed = {slot: readers[slot] for _, _, slot in subscriptions if slot in readers}
+    behind = max((behind_mb or 0.0 for _, behind_mb in fed.values()), default=0.0)
+    if idle := [slot for slot, (active, _) in fed.items() if not active]:
+        return failed(
+            f"green does not read its slot on blue, {first_few(idle)}, and is {behind:.0f} MB behind",
+            "see green's log for what stops it: as a rule a row for something that green lacks, see schema",
+        )
     blue, _ = replication.things
     ignored = [name for (name,) in green.query(_NOT_RECEIVED) if name in blue]
-    names = first_few([name for name, _ in subscriptions])
+    names = first_few([name for name, _, _ in subscriptions])
     if ignored:
         return failed(
             f"{names} leaves out {_tables(len(ignored))} that both sides have, so that rows written on blue do not "
@@ -271,7 +284,7 @@ def _subscription(replication: Replication) -> Verdict:
             "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; it copies the rows that "
             "are there; or create the deployment anew",
         )
-    return ok(f"{names} receives every table of {replication.place}")
+    return ok(f"{names} receives every table of {replication.place}; {behind:.0f} MB behind")
 
 
 @postgres_checks.check("extensions", "Are the same extensions on both sides, and are green's up to date?")

@@ -20,9 +20,12 @@ from bgpool.doctor.schemas import Column, Thing, compare, first_few
 from bgpool.doctor.server import Server
 from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.pair import DATABASE
-from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.upgrade import PUBLICATION, SUBSCRIPTION
+from tests.pools.callers import wait_until
 
-PUBLISH = "CREATE PUBLICATION deployment FOR ALL TABLES"
+PUBLISH = f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES"
+#: Gone once it is tried.
+UPDATE = "BEGIN; INSERT INTO test.{name} VALUES (1); UPDATE test.{name} SET n = 1; ROLLBACK"
 
 
 def on(server: Any, *statements: str) -> None:
@@ -33,32 +36,17 @@ def on(server: Any, *statements: str) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    """Green is promoted, and goes on with blue's rows by a subscription: no physical replica any more."""
-    with Pair("rds") as pair:
+    """A major upgrade that nobody switches over."""
+    with Pair("rds", upgrade="major") as pair:
         Director(pair).create_deployment()
-        blue, green = pair.blue, pair.green
-        assert isinstance(blue, PostgresServer)
-        on(blue, "CREATE TABLE good (id int PRIMARY KEY, note text)", "CREATE TYPE colour AS ENUM ('red')")
-        on(blue, PUBLISH)
-        green.wait_replayed(blue.position(), 10)
-        green.promote()
-        on(blue, "SELECT pg_create_logical_replication_slot('deployment', 'pgoutput')")
-        source = f"host={blue.socket_dir} port={blue.port} user=postgres dbname={DATABASE}"
-        on(
-            green,
-            f"CREATE SUBSCRIPTION deployment CONNECTION '{source}' PUBLICATION deployment"
-            " WITH (create_slot = false, copy_data = false)",
-        )
-        green.set_read_only(True)
         yield pair
-        on(green, "ALTER SUBSCRIPTION deployment DISABLE")
 
 
 @pytest.fixture
 def both(pair: Pair) -> Iterator[Sequence[Any]]:
     """Blue and green, with whatever a test makes there gone after it."""
     yield pair.blue, pair.green
-    for server in (pair.blue, pair.green):
+    for server in pair.servers:
         on(server, "DROP SCHEMA IF EXISTS test CASCADE", "DROP EXTENSION IF EXISTS vector CASCADE")
         on(server, "SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
 
@@ -86,7 +74,8 @@ class TestLogicalGreen:
         found = ask(pair)
         assert {name for name, finding in found.items() if finding.result is not Result.OK} == {"kind"}, found
         assert found["kind"].result is Result.WARNING
-        assert "a logical replica (blue PostgreSQL 1" in found["kind"].text
+        assert "a logical replica (blue PostgreSQL 16." in found["kind"].text
+        assert ", green PostgreSQL 18." in found["kind"].text
         assert "bgpool asks old blue" in found["kind"].text
 
     def test_tables_without_a_key(self, pair: Pair, both: Sequence[Any]) -> None:
@@ -119,32 +108,32 @@ class TestLogicalGreen:
                 with pytest.raises(
                     psycopg.errors.ObjectNotInPrerequisiteState, match="does not have a replica identity"
                 ):
-                    on(blue, f"INSERT INTO test.{name} VALUES (1)", f"UPDATE test.{name} SET n = 1")
+                    on(blue, UPDATE.format(name=name))
             for name in ('"Full"', "keyed", "indexed", "root", "unlogged"):
-                on(blue, f"INSERT INTO test.{name} VALUES (1)", f"UPDATE test.{name} SET n = 1")
+                on(blue, UPDATE.format(name=name))
             keys = ask(pair)["keys"]
             assert keys.result is Result.FAILED
             assert keys.text == (
-                "4 tables of database app without a primary key or replica identity, published by deployment, so that "
+                "4 tables of database app without a primary key or replica identity, published by bgpool_lab, so that "
                 "UPDATE and DELETE on blue fail there now (55000): test.a_bare, test.b_nothing, test.c_deferrable and "
                 "1 more"
             )
-            on(blue, "DROP PUBLICATION deployment")
-            on(blue, "UPDATE test.a_bare SET n = 1")
+            on(blue, f"DROP PUBLICATION {PUBLICATION}")
+            on(blue, UPDATE.format(name="a_bare"))
             keys = ask(pair)["keys"]
             assert keys.result is Result.WARNING
             assert keys.text.startswith("4 tables of database app without a primary key")
             # Of those that a publication names, a partition by way of its root.
             on(blue, "CREATE PUBLICATION other FOR TABLE test.d_root WITH (publish_via_partition_root)")
             with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-                on(blue, "UPDATE test.d_root SET n = 1")
+                on(blue, UPDATE.format(name="d_root"))
             assert ask(pair)["keys"].text.endswith(
                 "by other, so that UPDATE and DELETE on blue fail there now (55000): test.d_root"
             )
             on(blue, "ALTER PUBLICATION other SET (publish = 'insert')")
             assert ask(pair)["keys"].result is Result.WARNING
         finally:
-            on(blue, "DROP PUBLICATION IF EXISTS other", "DROP PUBLICATION IF EXISTS deployment", PUBLISH)
+            on(blue, "DROP PUBLICATION IF EXISTS other", f"DROP PUBLICATION IF EXISTS {PUBLICATION}", PUBLISH)
             on(blue, "DROP FOREIGN DATA WRAPPER IF EXISTS test CASCADE")
 
     def test_what_green_has_not_or_has_as_it_was(self, pair: Pair, both: Sequence[Any]) -> None:
@@ -234,21 +223,33 @@ class TestLogicalGreen:
         assert found["schema"].result is Result.WARNING, "for green's own table"
         subscription = found["subscription"]
         assert subscription.result is Result.FAILED
-        assert subscription.text.startswith("deployment leaves out 2 tables that both sides have")
+        assert subscription.text.startswith("bgpool_lab leaves out 2 tables that both sides have")
         assert subscription.text.endswith("do not come to green: test.leaf, test.twice")
         on(
             green,
             "SET default_transaction_read_only = off",
-            "ALTER SUBSCRIPTION deployment REFRESH PUBLICATION WITH (copy_data = false)",
+            f"ALTER SUBSCRIPTION {SUBSCRIPTION} REFRESH PUBLICATION WITH (copy_data = false)",
         )
-        on(green, "ALTER SUBSCRIPTION deployment DISABLE")
+        on(green, f"ALTER SUBSCRIPTION {SUBSCRIPTION} DISABLE")
         try:
             found = ask(pair)
             assert found["subscription"].result is Result.FAILED
-            assert found["subscription"].text == "deployment is disabled: green receives nothing and falls behind"
+            assert found["subscription"].text == "bgpool_lab is disabled: green receives nothing and falls behind"
         finally:
-            on(green, "ALTER SUBSCRIPTION deployment ENABLE")
-        assert ask(pair)["subscription"].result is Result.OK
+            on(green, f"ALTER SUBSCRIPTION {SUBSCRIPTION} ENABLE")
+        wait_until(lambda: ask(pair)["subscription"].result is Result.OK)
+
+    def test_replication_that_has_stopped(self, pair: Pair, both: Sequence[Any]) -> None:
+        blue, green = both
+        table = "CREATE TABLE test.later (n int PRIMARY KEY)"
+        on(green, "CREATE SCHEMA test")
+        on(blue, "CREATE SCHEMA test", table, "INSERT INTO test.later VALUES (1)")
+        # Green tries it again and again.
+        wait_until(
+            lambda: ask(pair)["subscription"].text.startswith("green does not read its slot on blue, bgpool_lab,")
+        )
+        on(green, table)
+        wait_until(lambda: ask(pair)["subscription"].text.startswith("bgpool_lab leaves out 1 table"))
 
     def test_extensions_that_differ(self, pair: Pair, both: Sequence[Any]) -> None:
         blue, green = both
