@@ -1,19 +1,28 @@
-"""What goes wrong with the metadata: for a scenario to add to the director's steps."""
+"""What goes wrong with metadata and COMMITs: for a scenario to add to the director's steps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from bgpool.lab import metadata
 from bgpool.lab.director import Director
+from bgpool.lab.errors import LabError
 from bgpool.lab.pair import MONITOR_ROLE, Pair
+from bgpool.lab.postgres import PostgresServer
+from bgpool.lab.server import Server
 
 __all__ = [
+    "answer_at_once",
     "break_metadata",
+    "commit_at_once",
+    "commit_slowly",
+    "delay_answers",
     "delete_metadata",
     "drop_metadata",
     "freeze_metadata",
     "lock_out_monitor",
+    "prepare_slow_commits",
     "publish_version",
 ]
 
@@ -55,3 +64,49 @@ def publish_version(director: Director, status: str, version: str) -> None:
     rows = [replace(row, version=version) for row in director.rows(status)]
     for server in director.pair.servers:
         metadata.publish(server, rows)
+
+
+def delay_answers(server: Server) -> None:
+    """Every COMMIT on *server* (PostgreSQL) is done, and is not answered: it waits for a standby that there is not."""
+    _postgres(server).set_standby("nobody")
+
+
+def answer_at_once(server: Server) -> None:
+    """The opposite of `delay_answers`."""
+    _postgres(server).set_standby("")
+
+
+SLOW_FILE: Final = "bgpool_slow_commits"
+
+
+def prepare_slow_commits(pair: Pair, commit_s: float) -> None:
+    """A COMMIT of rows of the ledger can be made to take *commit_s* seconds before it commits (PostgreSQL).
+
+    A deferred trigger sleeps where a file says so, which each server has for itself.
+    """
+    pair.define(
+        f"""
+        CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+            IF (pg_stat_file('{SLOW_FILE}', true)).size IS NOT NULL THEN PERFORM pg_sleep({commit_s:g}); END IF;
+            RETURN NULL;
+        END $$
+        """,
+        "CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW WHEN (NEW.n > 0) EXECUTE FUNCTION slow_commit()",
+    )
+
+
+def commit_slowly(server: Server) -> None:
+    """COMMITs on *server* take as long as was prepared, from now on."""
+    server.write_file(SLOW_FILE, "")
+
+
+def commit_at_once(server: Server) -> None:
+    """The opposite of `commit_slowly`."""
+    (server.data_dir / SLOW_FILE).unlink(missing_ok=True)
+
+
+def _postgres(server: Server) -> PostgresServer:
+    if not isinstance(server, PostgresServer):
+        raise LabError(f"{server.name} is no PostgreSQL server")
+    return server

@@ -169,6 +169,17 @@ class PostgresServer(Server):
             self.execute("ALTER SYSTEM SET default_transaction_read_only = off")
         self.reload()
 
+    def set_standby(self, name: str) -> None:
+        """Have COMMITs wait for the standby of that name before they are answered, or with an empty name for none.
+
+        Raises:
+            LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
+        """
+        with self.superuser() as connection:
+            change = sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(name))
+            connection.execute(change)
+        self.reload()
+
     def refuse_clients(self) -> None:
         """Reject every new TCP client: SQLSTATE 28000, "pg_hba.conf rejects connection".
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from bgpool.core.phase import Phase
@@ -38,6 +38,7 @@ class Report:
         errors: Calls that an application saw fail, threads that never came back, and workers that crashed.
         missing: Threads that never came back, and workers that crashed.
         error_examples: The first few of them, by worker.
+        error_counts: How many there were of each kind: the name of the exception's class.
         calls: Calls that were answered.
         longest_call_s: The longest that a caller waited, whatever became of it.
         longest_gap_s: Longest time that a writing thread was without an acknowledged write, up to the end.
@@ -66,6 +67,7 @@ class Report:
     strays: tuple[Stray, ...]
     monitoring_connections: int
     snapshot: Snapshot | None
+    error_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +278,7 @@ class Trial:
             strays=tuple(self._strays(released_s))[:MOST_EXAMPLES],
             monitoring_connections=self._connections,
             snapshot=snapshot,
+            error_counts=Counter(error.partition("(")[0] for worker in self.crew for error in worker.errors),
         )
 
     def _evidence_s(self, event: str) -> float | None:

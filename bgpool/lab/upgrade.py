@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import sql
 
@@ -26,6 +26,9 @@ from bgpool.lab.postgres_metadata import STATUS_FUNCTIONS
 from bgpool.lab.server import START_TIMEOUT_S, Server, Setup
 from bgpool.lab.templates import template
 from bgpool.lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 __all__ = ["LogicalServer", "Versions"]
 
@@ -40,6 +43,13 @@ WALSENDER_TIMEOUT_S: Final = 5.0
 
 WITHOUT_CHECKSUMS: Final = 18
 """The first version with checksums by default; pg_upgrade refuses servers that differ in them."""
+
+PUBLISHED: Final = "SELECT format('%I.%I', schemaname, tablename) FROM pg_publication_tables"
+RECEIVED: Final = """
+    SELECT format('%I.%I', nspname, relname) FROM pg_subscription_rel
+    JOIN pg_class c ON c.oid = srrelid JOIN pg_namespace n ON n.oid = relnamespace
+"""
+"""Tables whose rows are replicated, as the primary and as the replica sees it."""
 
 CLONE_CONF: Final = """
 recovery_target_lsn = '{lsn}'
@@ -238,28 +248,22 @@ class LogicalServer(PostgresServer):
                 connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
         self.set_read_only(False)
 
-    def carry_over(self) -> None:
-        """Set every sequence to where the primary's is.
+    def set_read_only_by_role(self, read_only: bool) -> None:
+        """Let the roles that write begin sessions that are read-only, in place of the server, or no more.
 
-        Raises:
-            LabError: The primary has a table that this server does not receive: it was made after the clone.
+        Sessions that they have stay as they are.
         """
+        with self.superuser() as connection:
+            for role in self._setup.writers:
+                value = sql.SQL("on" if read_only else "DEFAULT")
+                change = sql.SQL("ALTER ROLE {} SET default_transaction_read_only = {}")
+                connection.execute(change.format(sql.Identifier(role), value))
+        self.set_read_only(False)
+
+    def carry_over(self) -> None:
+        """Set every sequence to where the primary's is."""
         primary = self._following()
         with primary.superuser(self._setup.database) as blue, self.superuser(self._setup.database) as green:
-            published = blue.execute(
-                "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = %s",
-                (PUBLICATION,),
-            ).fetchall()
-            received = green.execute(
-                "SELECT format('%I.%I', nspname, relname) FROM pg_subscription_rel "
-                "JOIN pg_class c ON c.oid = srrelid JOIN pg_namespace n ON n.oid = relnamespace"
-            ).fetchall()
-            missing = sorted(name for (name,) in {*published} - {*received})
-            if missing:
-                raise LabError(
-                    f"{', '.join(missing)}: made on {primary.name} after {self.name} was, and DDL is not replicated: "
-                    "define it before (Pair.define, or --sql of a rehearsal)"
-                )
             sequences = blue.execute(
                 "SELECT format('%I.%I', schemaname, sequencename), last_value FROM pg_sequences "
                 "WHERE last_value IS NOT NULL"
@@ -299,8 +303,19 @@ class LogicalServer(PostgresServer):
         """Wait until everything up to *position* is committed here.
 
         The primary is asked, whom this server tells: its own progress stands still where nothing is to be replayed.
+
+        Raises:
+            LabError: As `Server` says; or the primary has a table that this server does not receive, as it was made
+                after the clone.
+            LabAbortError: *abort* was set while waiting.
         """
         primary = self._following()
+        missing = sorted(_rows(primary, PUBLISHED) - _rows(self, RECEIVED))
+        if missing:
+            raise LabError(
+                f"{', '.join(missing)}: made on {primary.name} after {self.name} was, and DDL is not replicated: "
+                "define it before (Pair.define, or --sql of a rehearsal)"
+            )
         with primary.superuser() as connection:
 
             def replayed() -> bool:
@@ -372,6 +387,10 @@ def _clone(clone: PostgresServer, source: LogicalServer) -> str:
     finally:
         clone.stop()
     return str(row[0])
+
+
+def _rows(server: LogicalServer, query: LiteralString) -> set[str]:
+    return {str(name) for (name,) in server.execute(query, database=server._setup.database)}
 
 
 def _copy(source: Path, target: Path, give: Callable[[Path], None] = lambda _: None) -> None:

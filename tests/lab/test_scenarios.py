@@ -19,12 +19,24 @@ from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.mysql.programs import find_family
 from bgpool.lab.report import Report, Stray
-from bgpool.lab.scenarios import CATALOGUE, Outcome, evidence, find, hosts, names, play, rollbacks, topologies
+from bgpool.lab.scenarios import (
+    CATALOGUE,
+    Outcome,
+    catalogue_of,
+    evidence,
+    find,
+    hosts,
+    names,
+    play,
+    rollbacks,
+    topologies,
+    upgrades,
+)
 from bgpool.lab.scenarios.scenario import FAST, Scenario, findings
 from bgpool.lab.server import Shut
 from bgpool.lab.workshops import Tls
 
-CHAPTERS = (topologies, evidence, rollbacks, hosts, names)
+CHAPTERS = (topologies, evidence, rollbacks, upgrades, hosts, names)
 #: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL
 #: those whose metadata, names or transactions are its own. ``make test-full`` plays every scenario on every engine.
 QUICK = {
@@ -58,7 +70,7 @@ def loaded_s(scenario: Scenario) -> float:
 
 
 def each(chapter: ModuleType) -> pytest.MarkDecorator:
-    """Every scenario of a chapter on every engine that it is for."""
+    """Every scenario of a chapter on every engine that it is for, green being of blue's version."""
     cases = [
         pytest.param(
             scenario.name,
@@ -68,7 +80,7 @@ def each(chapter: ModuleType) -> pytest.MarkDecorator:
         )
         for engine in Engine
         for scenario in chapter.SCENARIOS
-        if engine in scenario.engines
+        if scenario.name in catalogue_of(engine)
     ]
     return pytest.mark.parametrize(("name", "engine"), cases)
 
@@ -116,6 +128,14 @@ class TestRollbacks:
 
 @pytest.mark.lab
 @pytest.mark.slow
+class TestUpgrades:
+    @each(upgrades)
+    def test_scenario(self, name: str, engine: Engine) -> None:
+        assert_clean(name, engine)
+
+
+@pytest.mark.lab
+@pytest.mark.slow
 class TestHosts:
     @each(hosts)
     def test_scenario(self, name: str, engine: Engine) -> None:
@@ -157,7 +177,7 @@ class TestShutting:
 
 def test_every_chapter_is_played() -> None:
     for engine, names_of_quick in QUICK.items():
-        assert names_of_quick <= {name for name, scenario in CATALOGUE.items() if engine in scenario.engines}
+        assert names_of_quick <= catalogue_of(engine).keys()
     assert list(CATALOGUE) == [scenario.name for chapter in CHAPTERS for scenario in chapter.SCENARIOS]
 
 
@@ -224,6 +244,14 @@ def test_a_good_report_has_no_findings() -> None:
 def test_what_is_wrong_is_found(changes: dict[str, object]) -> None:
     report = dataclasses.replace(good(), **changes)  # type: ignore[arg-type]  # any field of a report
     assert len(findings(Scenario("x", ""), report)) == 1
+
+
+def test_errors_that_a_scenario_excuses_are_no_finding_and_others_are() -> None:
+    scenario = Scenario("x", "", excused=("UniqueViolation",))
+    report = dataclasses.replace(good(), errors=3, error_counts={"UniqueViolation": 3})
+    assert findings(scenario, report) == []
+    (finding,) = findings(scenario, dataclasses.replace(report, errors=4))
+    assert finding.startswith("1 callers saw an error")
 
 
 def test_a_rollback_that_released_or_held_on_is_found() -> None:

@@ -8,7 +8,7 @@ for scenario in CATALOGUE.values():
 from __future__ import annotations
 
 from bgpool.core.engine import Engine
-from bgpool.lab.scenarios import evidence, hosts, names, rollbacks, topologies
+from bgpool.lab.scenarios import evidence, hosts, names, rollbacks, topologies, upgrades
 from bgpool.lab.scenarios.scenario import Outcome, Scenario, play
 
 __all__ = ["CATALOGUE", "Outcome", "Scenario", "catalogue_of", "find", "play"]
@@ -16,7 +16,7 @@ __all__ = ["CATALOGUE", "Outcome", "Scenario", "catalogue_of", "find", "play"]
 #: Every scenario by its name, in the order in which they are best read.
 CATALOGUE: dict[str, Scenario] = {
     scenario.name: scenario
-    for chapter in (topologies, evidence, rollbacks, hosts, names)
+    for chapter in (topologies, evidence, rollbacks, upgrades, hosts, names)
     for scenario in chapter.SCENARIOS
 }
 
