@@ -79,6 +79,9 @@ class GreenLogin:
             # Beside each other, not all at once: every process of every host sees the deployment at the same moment.
             self._due_at = now + random.random() * self._workers.count_workers() / LOGIN_TRIALS_PER_S
             self._green, self.failure = green, ""
+            if self._receipts is not None and green is not None:
+                # What is known is of another deployment.
+                self._receipts.reach_green = False
         if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
             return
         if self._recipe.given_password:

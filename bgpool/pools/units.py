@@ -168,6 +168,8 @@ class Unit(ABC, Generic[C, R]):
         self._unexplained_since: float | None = None
         self.is_applied = False
         self.attempt = self.applied = 0
+        # How often the function was called.
+        self._calls = 0
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
@@ -190,6 +192,8 @@ class Unit(ABC, Generic[C, R]):
         self._is_own_refusal = False
         # Whether the attempt is inserting the receipt before it calls the function, and whether its transaction has it.
         self._is_claiming = self._has_receipt = False
+        # Whether the function has returned, and COMMIT is sent next.
+        self._is_finished = False
 
     def run(self) -> R | AlreadyApplied:
         """As arun, for a caller that cannot await."""
@@ -207,7 +211,8 @@ class Unit(ABC, Generic[C, R]):
             Exception: Whatever the function or a checkout raised.
         """
         pause_s = UNIT_PAUSE_S
-        for self.attempt in range(1, UNIT_ATTEMPTS + 1):
+        while True:
+            self.attempt += 1
             if self.attempt > 1:
                 self._reset()
             self._takes_part = self._gate.takes_part() or self._takes_part
@@ -223,7 +228,6 @@ class Unit(ABC, Generic[C, R]):
                 return result
             await self._waits.sleep(min(pause_s, self.left_s()))
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
-        raise AssertionError("the last attempt returns or raises")
 
     async def _ahas_applied(self, error: Exception) -> bool:
         """Whether the unit was applied although an attempt ended with *error*; if not, another one may begin.
@@ -235,15 +239,17 @@ class Unit(ABC, Generic[C, R]):
         if self.is_applied or (self._cut is None and not isinstance(error, (self.driver_error, Undecided))):
             raise error
         # Who is told to end is not served again, though the function may have caught that.
-        last = self.attempt == UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
+        last = self._calls >= UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
         if isinstance(error, self.driver_error):
             if self._doubt and not self._is_claiming and self.was_cut(error):
-                self._cut = Cut(self.attempt, error, self._doubt, self._result, self._has_receipt)
-            elif self._cut is None and not (self._is_claiming and self._is_own_refusal):
-                self._check_again(error, last)
-            if self._is_claiming and self._is_own_refusal:
+                # What the function itself has committed, and was cut in, is not what the receipt stands for.
+                has_receipt = self._has_receipt and self._is_finished
+                self._cut = Cut(self.attempt, error, self._doubt, self._result, has_receipt)
+            elif self._is_claiming and self._is_own_refusal and not last:
                 # In a transaction that cannot write there is nothing to be applied twice.
                 self._receipts = None
+            elif self._cut is None:
+                self._check_again(error, last)
         if self._cut is not None and await self._ahas_committed(self._cut, error, last):
             return True
         self._gate.tally.repeat(error)
@@ -330,6 +336,7 @@ class Unit(ABC, Generic[C, R]):
         """The function has the transaction on *connection* from now on."""
         aware: Any = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
+        self._calls += 1
 
     def leave(self, connection: C) -> None:
         """The function is done with the transaction, which its runner may end now. To call it again does nothing."""
@@ -352,7 +359,7 @@ class Unit(ABC, Generic[C, R]):
         self.leave(connection)
         await self.awrite_receipt(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
-        self._doubt = DURING_COMMIT
+        self._doubt, self._is_finished = DURING_COMMIT, True
 
     def note_applied(self) -> None:
         """The server has answered the COMMIT that followed ``finish``, and the connection is not returned yet."""
@@ -423,6 +430,14 @@ class Unit(ABC, Generic[C, R]):
     @abstractmethod
     async def awriter(self, connection: C) -> str:
         """Which unit wrote the receipt that is there."""
+
+    def note_receipt(self, connection: C) -> None:  # noqa:ARG002  # PostgreSQL's notes where
+        """The transaction on *connection* holds the receipt."""
+        self._has_receipt = True
+
+    @abstractmethod
+    def reads_only(self, connection: C) -> bool:
+        """Whether *connection* is known to take no writes, so that none is tried for a receipt."""
 
     @abstractmethod
     def decides(self, connection: C) -> bool:
@@ -508,8 +523,10 @@ class Unit(ABC, Generic[C, R]):
             Undecided: The table cannot tell whether one was.
             Exception: The driver's: the connection was cut, say, or the earlier COMMIT is still under way.
         """
-        self._is_claiming = True
         cut = self._cut
+        if cut is None and self.reads_only(connection):
+            return
+        self._is_claiming = True
         if not await self.acan_use(connection) or (cut is not None and not self.decides(connection)):
             if cut is not None:
                 raise Undecided
@@ -527,8 +544,9 @@ class Unit(ABC, Generic[C, R]):
         else:
             if not inserted:
                 raise KeyTaken(await self.awriter(connection) if self._is_given else self._unit)
-            self._has_receipt, self._cut = True, None
+            self._cut = None
             self.forget()
+            self.note_receipt(connection)
         self._is_claiming = False
 
     def refuse_table(self, connection: C, error: Exception) -> None:

@@ -275,6 +275,31 @@ def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
     assert work.rows(pair) == 1
 
 
+def test_with_always_a_transaction_that_cannot_write_is_left_alone(
+    kit: Kit, make_pool: MakePool, pair: Pair, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is the server taken for one that takes no writes."""
+    pool = make_pool(max_size=1, bg_receipts_table=table, bg_receipts="always")
+
+    def look(conn: Any) -> int:
+        if kit.engine is Engine.POSTGRESQL:
+            kit.execute(conn, "SET TRANSACTION READ ONLY")
+        return kit.read(conn)
+
+    sessions = set()
+
+    def session(conn: Any) -> None:
+        sessions.add(kit.session(conn))
+        look(conn)
+
+    with caplog.at_level(logging.WARNING, logger="bgpool"):
+        for _ in range(3):
+            pool.run(session)
+    assert receipts(pair) == []
+    assert len(sessions) == 1
+    assert caplog.records == []
+
+
 # -- a table that is of no use ---------------------------------------------------------------------------------------
 
 #: What can be wrong with the table, by engine: what makes it so, and what the log says.

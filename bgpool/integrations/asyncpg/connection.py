@@ -164,13 +164,17 @@ class AsyncpgAware(_Base):
         """Whether it is closed, and neither its user nor the pool has closed it."""
         return self.bgpool_generation is not None and not self.bgpool_is_open and not self._ending
 
+    def bgpool_reports_read_only(self) -> bool | None:
+        """As reports_read_only of psycopg's connections."""
+        settings = self._wire.protocol.get_settings()
+        reports = [getattr(settings, name, None) for name in REPORTED]
+        return None if None in reports else "on" in reports
+
     def _refused(self, error: Exception) -> BaseException:
         """A write was refused: by the server, or in a transaction that the user has made read-only."""
         generation = self.bgpool_generation
         assert generation is not None
-        settings = self._wire.protocol.get_settings()
-        reports = [getattr(settings, name, None) for name in REPORTED]
-        self._reported_read_only = None if None in reports else "on" in reports
+        self._reported_read_only = self.bgpool_reports_read_only()
         self.bgpool_refused = self._reported_read_only is not False
         # The transaction has failed: the server is asked once it is over.
         self._unsettled = self.bgpool_unfit = True

@@ -92,6 +92,11 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         aware: AsyncpgAware = connection
         return aware.bgpool_generation is not None and aware.is_in_transaction()
 
+    def reads_only(self, connection: Any) -> bool:
+        """As Unit says."""
+        aware: AsyncpgAware = connection
+        return bool(aware.bgpool_reports_read_only())
+
     def is_lost(self, connection: Any) -> bool:
         """As Unit says."""
         aware: AsyncpgAware = connection

@@ -81,6 +81,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         unit = row[0] if row else ""
         return unit.decode("ascii") if isinstance(unit, bytes) else str(unit)
 
+    def reads_only(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # nothing tells it
+        """As Unit says: what a transaction writes is seen by its statements."""
+        return False
+
     def decides(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # PostgreSQL looks
         """As Unit says: the binary log has every table."""
         return True
@@ -98,7 +102,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
                 raise
             self.refuse_table(connection, error)
         else:
-            self._has_receipt = True
+            self.note_receipt(connection)
 
     def is_lost(self, connection: MysqlConnection) -> bool:
         """As Unit says."""

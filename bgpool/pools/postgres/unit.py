@@ -48,8 +48,10 @@ class PostgresUnit(Unit[C, R]):
 
     driver_error: ClassVar[type[Exception]] = psycopg.Error
     _trace: Trace | None = None
-    # Whether green was a physical replica when the trace was taken.
+    # Whether green was a physical replica when the trace was taken, or the receipt inserted.
     _promotes: bool = False
+    # The server whose receipts table has the unit's receipt.
+    _receipt_address: str = ""
     # Whether the transaction was open when the function was called; else its first statement opens it.
     _was_open: bool = True
 
@@ -110,18 +112,27 @@ class PostgresUnit(Unit[C, R]):
         row = await self.asaved(connection, receipts.WRITER.format(table=self._table, id=self._id))
         return str(row[0]) if row else ""
 
+    def note_receipt(self, connection: C) -> None:
+        """As Unit says."""
+        super().note_receipt(connection)
+        self._receipt_address = self.address_of(connection)
+        self._promotes = self._gate.green_was_replica()
+
+    def reads_only(self, connection: C) -> bool:
+        """As Unit says; PostgreSQL reports it from 14 on."""
+        return bool(connection.read_only or reports_read_only(connection))
+
     def decides(self, connection: C) -> bool:
         """As Unit says: a logical replica has the rows of those tables alone that it was told to replicate."""
-        if not self._takes_part or (self._trace is not None and self.address_of(connection) == self._trace.address):
+        if not self._takes_part or self._promotes or self.address_of(connection) == self._receipt_address:
             return True
-        promoted = self._promotes if self._trace is not None else self._gate.green_was_replica()
-        return promoted or (self._receipts is not None and self._receipts.reach_green)
+        return self._receipts is not None and self._receipts.reach_green
 
     async def awrite_receipt(self, connection: C) -> None:
         """As Unit says: both in one round trip."""
         # A trace tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
         traces = self._takes_part and not self._ended and self._gate.switching()
-        leaves = self.leaves_receipt()
+        leaves = self.leaves_receipt() and not self.reads_only(connection)
         if not (traces or leaves) or not self.is_in_transaction(connection):
             return
         leaves = leaves and await self.acan_use(connection)
@@ -156,8 +167,9 @@ class PostgresUnit(Unit[C, R]):
             if not self.is_wait(error) and not self.was_refused(error):
                 self.refuse_table(connection, error)
         else:
-            self._has_receipt = bool(rows)
             self._note_trace(connection, xid, lsn, taken_at)
+            if rows:
+                self.note_receipt(connection)
 
     def _note_trace(self, connection: C, xid: str | None, lsn: str | None, taken_at: float) -> None:
         lineage = cast(SwitchoverAware, connection).bgpool_generation.lineage
