@@ -67,9 +67,11 @@ _VIEWS: Final = f"""
     WHERE c.relkind = 'm' AND {OWN} ORDER BY 1
 """
 _LARGE_OBJECTS: Final = f"SELECT count(*) FROM (SELECT FROM pg_catalog.pg_largeobject_metadata LIMIT {_MANY + 1}) AS o"
+#: Without those by which a subscription copies a table.
 _SLOTS: Final = """
-    SELECT slot_name::text, coalesce(database::text, '?') || CASE WHEN active THEN ', in use' ELSE '' END
-    FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary ORDER BY 1
+    SELECT slot_name::text, 'database ' || database::text || CASE WHEN active THEN ', in use' ELSE '' END
+    FROM pg_catalog.pg_replication_slots
+    WHERE slot_type = 'logical' AND NOT temporary AND slot_name !~ '^pg_[0-9]+_sync_' ORDER BY 1
 """
 #: Of all of green's databases: a slot is somebody's there.
 _FED_BY: Final = "SELECT subslotname::text FROM pg_catalog.pg_subscription WHERE subslotname IS NOT NULL"
@@ -148,7 +150,7 @@ def _keys(replication: Replication) -> Verdict:
     if not found:
         return ok(f"every table of {where}")
     published = {name: publications for name, publications in found if publications}
-    mend = "give each a primary key, or ALTER TABLE … REPLICA IDENTITY FULL"
+    mend = "give each a primary key, on both sides where green is there, or ALTER TABLE … REPLICA IDENTITY FULL"
     if published:
         by = first_few(sorted({publication for all_of in published.values() for publication in all_of}))
         return failed(
@@ -186,8 +188,8 @@ def _large_objects(replication: Replication) -> Verdict:
     if replication.kind is Kind.PHYSICAL:
         return ok(f"{text}; a physical replica has them, too")
     return warning(
-        f"{text}; {_if_logical(replication)}those that are made or changed after green "
-        "was are missing or old on green (42704), while the rows that point to them are there",
+        f"{text}; {_if_logical(replication)}those made or changed since green was made are missing there or out of "
+        "date (42704), while the rows that point to them are there",
         "have none made or changed while the deployment is there, or copy those; bytea columns are replicated",
     )
 
@@ -198,7 +200,7 @@ def _slots(replication: Replication) -> Verdict:
     if replication.green is None or replication.green.failure:
         if not slots:
             return ok("no logical replication slot on blue")
-        known = "which of them are the deployment's, only green can tell"
+        whose = "; which of them are the deployment's, only green can tell"
     else:
         green = replication.green
         for (name,) in [
@@ -208,10 +210,10 @@ def _slots(replication: Replication) -> Verdict:
             slots.pop(name, None)
         if not slots:
             return ok("none that green lacks")
-        known = "none of them on green, and none green's own"
+        whose = " that green neither has nor reads"
     texts = [f"{name} ({says})" for name, says in slots.items()]
     return warning(
-        f"{_count(len(slots), 'logical slot')} on blue, {known}: {first_few(texts)}",
+        f"{_count(len(slots), 'logical replication slot')} on blue{whose}: {first_few(texts)}",
         "after the switchover have change capture begin anew on green, with a slot and, if need be, a snapshot of its "
         "own; drop the slots on old blue",
     )
@@ -240,7 +242,7 @@ def _schema(replication: Replication) -> Verdict:
     also = f"; also different: {first_few(found.other)}" if found.other else ""
     if found.missing:
         return failed(
-            f"green lacks {len(found.missing)} that {replication.place} has on blue: {first_few(found.missing)}{also}",
+            f"{len(found.missing)} missing on green in {replication.place}: {first_few(found.missing)}{also}",
             "make the same change on green: DDL is not replicated, and replication stops at the first row that needs "
             "it; for a new table see subscription, too",
         )

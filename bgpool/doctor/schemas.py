@@ -21,7 +21,7 @@ _KINDS: Final = {
 }
 #: What replication brings rows of.
 _TABLES: Final = frozenset({"r", "p"})
-_NAMES_SHOWN: Final = 3
+_NAMES_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,8 @@ class TestLogicalGreen:
             assert keys.result is Result.FAILED
             assert keys.text == (
                 "4 tables of database app without a primary key or replica identity, published by bgpool_lab, so that "
-                "UPDATE and DELETE on blue fail there now (55000): test.a_bare, test.b_nothing, test.c_deferrable and "
-                "1 more"
+                "UPDATE and DELETE on blue fail there now (55000): test.a_bare, test.b_nothing, test.c_deferrable, "
+                "test.d_root"
             )
             on(blue, f"DROP PUBLICATION {PUBLICATION}")
             on(blue, UPDATE.format(name="a_bare"))
@@ -150,7 +150,7 @@ class TestLogicalGreen:
         assert {name for name, finding in found.items() if finding.result is Result.FAILED} == set()
         for check, says in (
             ("unlogged", "1 unlogged table in database app, empty on green: test.cache"),
-            ("large objects", "2 large objects in database app; those that are made"),
+            ("large objects", "2 large objects in database app; those made or changed since green was made"),
             ("materialized", "1 materialized view in database app: test.totals; green has them as they were"),
         ):
             assert found[check].result is Result.WARNING
@@ -163,8 +163,11 @@ class TestLogicalGreen:
         on(blue, "SELECT pg_create_physical_replication_slot('standby')")
         try:
             slots = ask(pair)["slots"]
-            assert (slots.result, "1 logical slot on blue" in slots.text) == (Result.WARNING, True)
-            assert slots.text.endswith(": capture (app)")
+            assert (slots.result, "1 logical replication slot on blue that green neither" in slots.text) == (
+                Result.WARNING,
+                True,
+            )
+            assert slots.text.endswith(": capture (database app)")
             # One that is on green, too, by PostgreSQL's own means or by hand.
             on(green, "SELECT pg_create_logical_replication_slot('capture', 'pgoutput')")
             assert ask(pair)["slots"].result is Result.OK
@@ -198,9 +201,10 @@ class TestLogicalGreen:
         schema = ask(pair)["schema"]
         assert schema.result is Result.FAILED
         assert schema.text == (
-            "green lacks 5 that database app has on blue: table test.later, sequence test.later_id_seq, "
-            "enum label test.mood.bad and 2 more; also different: test.orders.total is integer on blue and bigint on "
-            "green, column test.orders.extra on green alone, view test.shown on green alone"
+            "5 missing on green in database app: table test.later, sequence test.later_id_seq, enum label "
+            "test.mood.bad, column test.orders.note, a default for column test.orders.must, which is NOT NULL and on "
+            "green alone; also different: test.orders.total is integer on blue and bigint on green, column "
+            "test.orders.extra on green alone, view test.shown on green alone"
         )
         on(blue, "DROP TABLE test.later", "ALTER TABLE test.orders DROP note", "DROP TYPE test.mood")
         on(green, "ALTER TABLE test.orders DROP must")
@@ -402,5 +406,5 @@ def test_what_is_the_same_does_not_differ() -> None:
 
 
 def test_only_the_first_names_are_told() -> None:
-    assert first_few(["a", "b", "c"]) == "a, b, c"
-    assert first_few(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert first_few(["a", "b", "c", "d", "e"]) == "a, b, c, d, e"
+    assert first_few(["a", "b", "c", "d", "e", "f", "g"]) == "a, b, c, d, e and 2 more"
