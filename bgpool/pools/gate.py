@@ -83,7 +83,7 @@ class Gate:
 
         A thousand callers may be let go at once, and each decides anew.
         """
-        meaning, now_ns = self._last, time.monotonic_ns()
+        meaning, now_ns = self._last, self.waits.now_ns()
         if meaning.reading is not reading or now_ns >= meaning.until_ns:
             snapshot, until_ns = reading.snapshot, _NEVER_NS
             if snapshot is not None:
@@ -130,8 +130,9 @@ class Gate:
             GreenHostRejected: The endpoint is green and the switchover is over.
             PoolClosed: The gate was closed before the switchover has passed.
         """
-        started = time.monotonic()
-        deadline = started + min(timeout_s, self._settings.bg_connect_timeout_ms / 1000)
+        now_ns = self.waits.now_ns
+        started_ns = now_ns()
+        longest_s = min(timeout_s, self._settings.bg_connect_timeout_ms / 1000)
         caller: object | None = None
         try:
             while True:
@@ -146,14 +147,15 @@ class Gate:
                     return reading, decision
                 if self.closed:
                     raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
-                left_s = deadline - time.monotonic()
+                waited_s = (now_ns() - started_ns) / 1e9
+                left_s = longest_s - waited_s
                 if left_s <= 0:
-                    waited = f"was held for {time.monotonic() - started:.1f} s {_reason(reading)}; "
+                    waited = f"was held for {waited_s:.1f} s {_reason(reading)}; "
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
                 # No hold outlasts a timer, even where no monitor lives.
-                timer_s = max(0.001, (meaning.until_ns - time.monotonic_ns()) / 1e9)
+                timer_s = max(0.001, (meaning.until_ns - now_ns()) / 1e9)
                 await self.waits.changed(reading, min(left_s, timer_s), self._is_closed)
         finally:
             if caller is not None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
@@ -32,6 +33,7 @@ _tasks: Final[set[asyncio.Task[Any]]] = set()
 class LoopWaits:
     """Waits of the tasks of all loops of a process, for one deployment."""
 
+    now_ns = staticmethod(time.monotonic_ns)
     finish = staticmethod(finish)
 
     def __init__(self, is_watched: Callable[[], bool]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -163,9 +162,9 @@ class Unit(ABC, Generic[C, R]):
         self._make_attempt: Final = attempt
         self._lender: Final = lender
         self._idempotent: Final = idempotent
-        self._deadline: Final = time.monotonic() + timeout_s
+        self._deadline_ns: Final = self._waits.now_ns() + int(timeout_s * 1e9)
         self._cancels: Final = self._waits.cancels()
-        self._unexplained_since: float | None = None
+        self._unexplained_since_ns: int | None = None
         self.is_applied = False
         self.attempt = self.applied = 0
         # How often the function was called.
@@ -300,7 +299,7 @@ class Unit(ABC, Generic[C, R]):
 
     def left_s(self) -> float:
         """Seconds until the time for attempts is up, >= 0."""
-        return max(0.0, self._deadline - time.monotonic())
+        return max(0.0, (self._deadline_ns - self._waits.now_ns()) / 1e9)
 
     @property
     def in_doubt(self) -> bool:
@@ -583,10 +582,11 @@ class Unit(ABC, Generic[C, R]):
             # A failover needs no deployment, and the receipt says what was applied.
             return True
         # Not yet, or no longer, a switchover that the monitor knows of.
-        now = time.monotonic()
-        self._unexplained_since = self._unexplained_since or now
+        now_ns = self._waits.now_ns()
+        if self._unexplained_since_ns is None:
+            self._unexplained_since_ns = now_ns
         took_part = self._takes_part or self._gate.takes_part()
-        return took_part and now - self._unexplained_since < UNIT_UNEXPLAINED_S
+        return took_part and now_ns - self._unexplained_since_ns < UNIT_UNEXPLAINED_S * 1e9
 
     def _unknown(self, error: Exception, doubt: str) -> Exception:
         unknown = error

@@ -36,7 +36,11 @@ class Turns(Protocol):
 
 
 class Waits(Protocol):
-    """The waits of one kind of pool."""
+    """The waits of one kind of pool, and the clock that they are measured by."""
+
+    def now_ns(self) -> int:
+        """The monotonic clock, in nanoseconds."""
+        ...
 
     def finish(self, steps: Coroutine[Any, Any, T], /) -> T:
         """The result of *steps*, whose waits are of this kind, for a caller that cannot await."""
@@ -99,6 +103,7 @@ async def settled(step: T | Awaitable[T]) -> T:
 class Blocking:
     """Waits that block the calling thread, or green thread."""
 
+    now_ns = staticmethod(time.monotonic_ns)
     finish = staticmethod(finish)
 
     async def sleep(self, seconds: float) -> None:

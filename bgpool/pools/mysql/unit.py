@@ -49,19 +49,31 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     # -- what an attempt says to the server ----------------------------------------------------------------------
 
+    async def arow(self, connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:
+        """The first row that *query* gives, whatever the connection's own kind of cursor gives; None without one.
+
+        Raises:
+            Exception: The driver's.
+        """
+        with connection.cursor(pymysql.cursors.Cursor) as cursor:
+            cursor.execute(query)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            return row
+
     async def alook(self, connection: MysqlConnection) -> str:
         """As Unit says."""
         assert self._receipts is not None
-        return receipts.misfit(_row(connection, receipts.look(self._receipts.table)))
+        return receipts.misfit(await self.arow(connection, receipts.look(self._receipts.table)))
 
     async def ainsert(self, connection: MysqlConnection) -> bool:
         """As Unit says; where nothing is in doubt, the wait for a lock is the user's own innodb_lock_wait_timeout."""
         before = None
         if self._cut is not None:
-            (before,) = _row(connection, "SELECT @@SESSION.innodb_lock_wait_timeout") or (None,)
-            _row(connection, f"SET SESSION innodb_lock_wait_timeout = {min(max(1, int(self.left_s())), _LONGEST_S)}")
+            (before,) = await self.arow(connection, "SELECT @@SESSION.innodb_lock_wait_timeout") or (None,)
+            wait_s = min(max(1, int(self.left_s())), _LONGEST_S)
+            await self.arow(connection, f"SET SESSION innodb_lock_wait_timeout = {wait_s}")
         try:
-            _row(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
         except pymysql.MySQLError as error:
             if code_of(error) not in receipts.TAKEN:
                 raise
@@ -69,7 +81,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         finally:
             if before is not None and connection.bgpool_is_open:
                 try:
-                    _row(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+                    await self.arow(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
                 except pymysql.MySQLError:
                     # Or its next user would wait for less than he wants to.
                     connection.bgpool_unfit = True
@@ -77,7 +89,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     async def awriter(self, connection: MysqlConnection) -> str:
         """As Unit says."""
-        row = _row(connection, receipts.WRITER.format(table=self._table, id=self._id))
+        row = await self.arow(connection, receipts.WRITER.format(table=self._table, id=self._id))
         unit = row[0] if row else ""
         return unit.decode("ascii") if isinstance(unit, bytes) else str(unit)
 
@@ -96,7 +108,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             return
         self.name_receipt()
         try:
-            _row(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
         except pymysql.MySQLError as error:
             if self.is_lost(connection) or self.was_refused(error) or self.is_wait(error) or isinstance(error, Error):
                 raise
@@ -168,11 +180,3 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 def _is_closed(error: Exception) -> bool:
     """Whether *error* is what PyMySQL says of a connection that was closed under its user."""
     return type(error) is pymysql.InterfaceError and code_of(error) == 0
-
-
-def _row(connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:
-    """The first row that *query* gives, whatever the connection's own kind of cursor gives; None without one."""
-    with connection.cursor(pymysql.cursors.Cursor) as cursor:
-        cursor.execute(query)
-        row: tuple[Any, ...] | None = cursor.fetchone()
-        return row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, ClassVar, Final, TypeVar, cast
@@ -25,9 +24,9 @@ from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
-from bgpool.pools.waits import finish, settled
+from bgpool.pools.waits import BLOCKING, Waits, finish, settled
 
-__all__ = ["CUT", "PostgresUnit", "apply_unit"]
+__all__ = ["CUT", "PostgresUnit", "apply_unit", "until_told"]
 
 C = TypeVar("C", bound=AnyConnection)
 R = TypeVar("R")
@@ -239,7 +238,7 @@ class PostgresUnit(Unit[C, R]):
             else:
                 if outcome is Outcome.UNKNOWN and self._takes_part and address != trace.address:
                     # It was released: another server is the primary. Old blue did commit, or did not.
-                    return await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
+                    return await self.aask_old_blue(trace)
             if outcome is not Outcome.PENDING:
                 return outcome
             await self._waits.sleep(pause_s)
@@ -259,6 +258,10 @@ class PostgresUnit(Unit[C, R]):
                         await settled(connection.rollback())
             finally:
                 await settled(self._lender.putconn(connection))
+
+    async def aask_old_blue(self, trace: Trace) -> Outcome:
+        """What old blue knows, within the unit's time."""
+        return await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
 
     def check(self, connection: C) -> None:
         """As Unit says."""
@@ -344,29 +347,34 @@ def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> O
     decision = Decision(Action.ROUTE, addresses=(trace.address,), names=names)
     trials = recipe.for_trials()
 
-    def ask() -> Outcome:
-        deadline, pause_s = time.monotonic() + OLD_BLUE_S, UNIT_PAUSE_S
-        while True:
-            try:
-                connection: Any = finish(trials.aconnect(decision, trials.TRIAL))
-                try:
-                    outcome = finish(outcome_of(trace, connection, promoted=False))
-                finally:
-                    connection.bgpool_discard()
-            except psycopg.OperationalError:
-                if time.monotonic() >= deadline:
-                    return Outcome.UNKNOWN
-            except Exception:
-                # Refused, and it would be every time.
-                return Outcome.UNKNOWN
-            else:
-                if outcome is not Outcome.PENDING or left_s() <= 0:
-                    return outcome
-            time.sleep(min(pause_s, max(0.001, left_s())))
-            pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
+    async def ask() -> Outcome:
+        connection: Any = await trials.aconnect(decision, trials.TRIAL)
+        try:
+            return await outcome_of(trace, connection, promoted=False)
+        finally:
+            connection.bgpool_discard()
 
     try:
         # A server that was stopped takes connections and says nothing.
-        return within(left_s(), ask)
+        return within(left_s(), lambda: finish(until_told(ask, BLOCKING, left_s)))
     except TimeoutError:
         return Outcome.UNKNOWN
+
+
+async def until_told(ask: Callable[[], Awaitable[Outcome]], waits: Waits, left_s: Callable[[], float]) -> Outcome:
+    """What *ask* tells of a COMMIT that old blue may still be at; for OLD_BLUE_S at most while nobody lets us in."""
+    deadline_ns, pause_s = waits.now_ns() + int(OLD_BLUE_S * 1e9), UNIT_PAUSE_S
+    while True:
+        try:
+            outcome = await ask()
+        except psycopg.OperationalError:
+            if waits.now_ns() >= deadline_ns:
+                return Outcome.UNKNOWN
+        except Exception:
+            # Refused, and it would be every time.
+            return Outcome.UNKNOWN
+        else:
+            if outcome is not Outcome.PENDING or left_s() <= 0:
+                return outcome
+        await waits.sleep(min(pause_s, max(0.001, left_s())))
+        pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
