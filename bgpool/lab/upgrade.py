@@ -51,6 +51,8 @@ RECEIVED: Final = """
 """
 """Tables whose rows are replicated, as the primary and as the replica sees it."""
 
+THERE: Final = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+
 CLONE_CONF: Final = """
 recovery_target_lsn = '{lsn}'
 recovery_target_inclusive = off         # a record that begins there is the slot's to send
@@ -310,12 +312,7 @@ class LogicalServer(PostgresServer):
             LabAbortError: *abort* was set while waiting.
         """
         primary = self._following()
-        missing = sorted(_rows(primary, PUBLISHED) - _rows(self, RECEIVED))
-        if missing:
-            raise LabError(
-                f"{', '.join(missing)}: made on {primary.name} after {self.name} was, and DDL is not replicated: "
-                "define it before (Pair.define, or --sql of a rehearsal)"
-            )
+        self._require_tables(RECEIVED)
         with primary.superuser() as connection:
 
             def replayed() -> bool:
@@ -326,8 +323,13 @@ class LogicalServer(PostgresServer):
             wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0.005)
 
     def take_in_tables(self) -> None:
-        """Receive tables, too, that were made on both servers since; rows that they have by now are not."""
+        """Receive tables, too, that were made on both servers since; rows that they have by now are not.
+
+        Raises:
+            LabError: The primary has one that this server does not have.
+        """
         if self.is_replica():
+            self._require_tables(THERE)
             with self.superuser(self._setup.database) as connection:
                 refresh = "ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = false)"
                 connection.execute(sql.SQL(refresh).format(sql.Identifier(SUBSCRIPTION)))
@@ -340,6 +342,15 @@ class LogicalServer(PostgresServer):
         self._versions.copy(colour, self.data_dir)
         self._refuses_all, self._refused_roles = False, set()
         self._configure()
+
+    def _require_tables(self, query: LiteralString) -> None:
+        primary = self._following()
+        missing = sorted(_rows(primary, PUBLISHED) - _rows(self, query))
+        if missing:
+            raise LabError(
+                f"{', '.join(missing)}: made on {primary.name} after {self.name} was, and DDL is not replicated: "
+                "define it before (Pair.define, or --sql of a rehearsal)"
+            )
 
     def _following(self) -> LogicalServer:
         if self._primary is None:

@@ -80,6 +80,8 @@ def test_a_table_that_green_does_not_have_stops_the_switchover(pair: Pair) -> No
     pair.blue.execute("CREATE TABLE forgotten (n int PRIMARY KEY)", database="app")
     with pytest.raises(LabError, match=r"public\.forgotten: made on blue after green was"):
         pair.green.wait_replayed(pair.blue.position(), timeout_s=10)
+    with pytest.raises(LabError, match=r"public\.forgotten"):
+        pair.define("CREATE TABLE remembered (n int PRIMARY KEY)")
     pair.blue.execute("DROP TABLE forgotten", database="app")
     pair.define("CREATE TABLE defined (n int PRIMARY KEY)")
     pair.blue.execute("INSERT INTO defined VALUES (7)", database="app")
