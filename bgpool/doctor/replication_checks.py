@@ -121,6 +121,10 @@ _MYSQL_ENGINES: Final = f"""
     WHERE {_MYSQL_OWN} AND COALESCE(e.transactions, 'NO') <> 'YES' ORDER BY 1
 """
 
+_RECEIPTS: Final = (
+    "with receipts no server has to be asked: bg_receipts_table=bgpool_receipts, once that table is there"
+)
+
 
 def checks_of(replication: Replication) -> Checks[Replication]:
     """Those of the servers' engine."""
@@ -135,11 +139,13 @@ def _kind(replication: Replication) -> Verdict:
     versions = f"blue {blue.identity.runs}, green {green.identity.runs}"
     if replication.kind is Kind.PHYSICAL:
         return ok(f"a physical replica, which knows what became of a COMMIT ({versions})")
+    text = f"a logical replica ({versions}), which cannot tell what became of a COMMIT that the switchover cuts"
+    if table := blue.case.settings.bg_receipts_table:
+        return ok(f"{text}; the receipts in {table} do")
     return warning(
-        f"a logical replica ({versions}): it cannot tell what became of a COMMIT that is cut in the switchover; "
-        "bgpool asks old blue",
-        "leave old blue running for some minutes after the switchover; a COMMIT that it cannot tell of is "
-        "CommitOutcomeUnknown",
+        f"{text}; units of work ask old blue",
+        f"leave old blue running for some minutes after the switchover: without its answer the COMMIT is "
+        f"CommitOutcomeUnknown; {_RECEIPTS}",
     )
 
 
@@ -318,8 +324,11 @@ def _extensions(replication: Replication) -> Verdict:
 
 
 @mysql_checks.check("kind", "Is green a physical replica, or a logical one?")
-def _binlog(_replication: Replication) -> Verdict:
-    return ok("a logical replica, as always on MySQL: nobody can be asked what became of a COMMIT that is cut")
+def _binlog(replication: Replication) -> Verdict:
+    text = "a logical replica, as always on MySQL: no server can tell what became of a COMMIT that the switchover cuts"
+    if table := replication.blue.case.settings.bg_receipts_table:
+        return ok(f"{text}; the receipts in {table} do")
+    return warning(f"{text}, and it is CommitOutcomeUnknown", _RECEIPTS)
 
 
 @mysql_checks.check("keys", "Has every table a primary key, or another unique one?")
