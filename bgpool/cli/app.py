@@ -457,6 +457,33 @@ def doctor(
     raise typer.Exit(status)
 
 
+@app.command()
+def receipts(
+    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    sql: Annotated[bool, typer.Option("--sql", help="Print the DDL and the grants, for psql or mysql.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Connect, and say whether units of work can use it.")] = False,
+    json: _Json = False,
+) -> None:
+    """The table of receipts, bgpool_receipts or what bg_receipts_table says: its DDL, or whether units can use it.
+
+    --sql connects to nothing: the DSN says which engine, database and user. Create the table before the deployment is
+    created, so that green has it, too. --check changes nothing.
+
+    Exit status: 0; with --check 1 if units cannot use the table, or the server does not let the application in; 2 if
+    the DSN cannot be used, or for a wrong call; 130 after Ctrl-C.
+    """
+    from bgpool.cli import receipts as command
+
+    if sql == check or (sql and json):
+        raise _unusable("receipts: one of --sql and --check is allowed, and --json with --check")
+    given = sys.stdin.readline() if dsn == "-" else dsn
+    try:
+        status = command.print_ddl(given) if sql else command.check(given, as_json=json)
+    except KeyboardInterrupt:
+        status = 130
+    raise typer.Exit(status)
+
+
 def _unusable(text: str) -> typer.Exit:
     """To be raised where no second try would help: the call, a parameter, a library, the run directory."""
     typer.echo(text, err=True)

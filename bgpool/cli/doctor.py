@@ -15,7 +15,7 @@ from bgpool.cli.view import make_console, plain
 from bgpool.doctor import Case, Finding, Result, examine, exit_code
 from bgpool.errors import ConfigurationError
 
-__all__ = ["run", "tell"]
+__all__ = ["report_findings", "run", "tell"]
 
 _COLOURS: Final = {
     Result.OK: "green",
@@ -47,12 +47,18 @@ def run(
 
 def tell(case: Case, *, as_json: bool) -> int:
     """Examine *case* and print what was found; the exit status: 0, or 1 if a check failed."""
-    findings = sorted(examine(case), key=lambda finding: _ORDER.index(finding.result))
+    findings = examine(case)
+    report_findings(case, findings, as_json=as_json)
+    return exit_code(findings)
+
+
+def report_findings(case: Case, findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what was found of *case*, what has to be done first."""
+    findings = sorted(findings, key=lambda finding: _ORDER.index(finding.result))
     if as_json:
         typer.echo(json.dumps(report(case, findings)))
     else:
         _show(findings)
-    return exit_code(findings)
 
 
 def report(case: Case, findings: Sequence[Finding]) -> dict[str, object]:

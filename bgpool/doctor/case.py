@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.core.endpoints import parse_endpoint
+from bgpool.core.engine import Engine
 from bgpool.dsn import Dsn, parse
 from bgpool.errors import SegmentError
 from bgpool.monitor.config import MonitorConfig
@@ -171,6 +172,12 @@ class Case:
             return min(seen)
         arguments = os.environ.get("GUNICORN_CMD_ARGS")
         return gunicorn_timeout_s(arguments) if arguments is not None else None
+
+    @property
+    def application(self) -> Mapping[str, Any]:
+        """The application's parameters, without what would run statements or turn a server down that is read-only."""
+        params = {name: value for name, value in self.dsn.params.items() if name not in ("init_command", "hostaddr")}
+        return params | {"target_session_attrs": "any"} if self.dsn.engine is Engine.POSTGRESQL else params
 
     def real_name(self, host: str) -> str:
         """The name that a monitoring connection to *host* goes by: certificates are for endpoints."""

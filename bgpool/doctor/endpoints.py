@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from bgpool.core.endpoints import normalise_host
-from bgpool.core.engine import Engine
 from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
@@ -175,7 +174,7 @@ def _visit(case: Case, endpoint: Endpoint) -> bool:
         endpoint.refused = "it does not resolve"
         return True
     try:
-        session = open_session(case, _application(case), endpoint.name, endpoint.port, case.dsn.password)
+        session = open_session(case, case.application, endpoint.name, endpoint.port, case.dsn.password)
         endpoint.refused, endpoint.cache_warning = "", cache_warning(session)
         session.close()
     except (SessionError, OSError) as error:
@@ -183,12 +182,6 @@ def _visit(case: Case, endpoint: Endpoint) -> bool:
         endpoint.refused = f"{case.without_secrets(text)} ({_tell_socket(endpoint)})"
     endpoint.login_s = time.monotonic() - began
     return True
-
-
-def _application(case: Case) -> Mapping[str, Any]:
-    """The application's parameters, without what would run statements or turn a server down that is read-only."""
-    params = {name: value for name, value in case.dsn.params.items() if name not in ("init_command", "hostaddr")}
-    return params | {"target_session_attrs": "any"} if case.dsn.engine is Engine.POSTGRESQL else params
 
 
 def _tell_socket(endpoint: Endpoint) -> str:

@@ -90,7 +90,9 @@ class Server:
         remedy: What may help where its login was refused; empty otherwise.
     """
 
-    def __init__(self, case: Case, role: Role, host: str, port: int) -> None:
+    def __init__(self, case: Case, role: Role, host: str, port: int, *, as_application: bool = False) -> None:
+        """*role*'s server at *host* and *port*; *as_application* with the application's login, not the monitor's."""
+        self._as_application: Final = as_application
         self.case: Final = case
         self.role: Final = role
         self.host: Final = host
@@ -191,9 +193,10 @@ class Server:
 
     def _open(self) -> bool:
         try:
-            session = open_session(
-                self.case, self.case.config.params, self.host, self.port, self.case.dsn.monitoring_password
-            )
+            params, password = self.case.config.params, self.case.dsn.monitoring_password
+            if self._as_application:
+                params, password = self.case.application, self.case.dsn.password
+            session = open_session(self.case, params, self.host, self.port, password)
         except (SessionError, OSError) as error:
             text = str(error) if isinstance(error, SessionError) else first_line(error)
             self.failure = self.case.without_secrets(text)

@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
-__all__ = ["DDL", "INSERT", "LOOK", "TAKEN", "WRITER", "look", "misfit", "quoted"]
+__all__ = [
+    "CAN_DELETE", "DDL", "DELETE", "INSERT", "LOCK", "LOOK", "OLD", "TAKEN", "UNLOCK", "WRITER", "can_delete",
+    "lock_of", "look", "misfit", "no_deletion", "quoted",
+]  # fmt: skip
 
 DDL: Final = f"""\
 CREATE TABLE {{table}} (
@@ -46,6 +49,29 @@ INSERT: Final = "INSERT INTO {table} (id, unit) VALUES ('{id}', '{unit}')"
 #: Which unit wrote the row, as it is committed, whatever the transaction's own snapshot has.
 WRITER: Final = "SELECT unit FROM {table} WHERE id = '{id}' LOCK IN SHARE MODE"
 
+#: What has to be known before old rows are deleted: whether the server takes no writes, how long the session waits for
+#: locks, and which index leads to old rows.
+CAN_DELETE: Final = """
+    SELECT @@GLOBAL.read_only, @@SESSION.lock_wait_timeout, @@SESSION.innodb_lock_wait_timeout, (
+        SELECT s.index_name FROM information_schema.statistics AS s
+        WHERE s.table_schema = {schema} AND s.table_name = '{name}'
+            AND s.column_name = 'created_at' AND s.seq_in_index = 1 AND s.index_type = 'BTREE' LIMIT 1
+    )
+"""
+#: Whether nobody else deletes old rows: nobody will until UNLOCK, or until the session ends.
+LOCK: Final = "SELECT GET_LOCK({lock}, 0)"
+UNLOCK: Final = "DO RELEASE_LOCK({lock})"
+#: The ids of the oldest rows, of those that are older than the retention. A read that locks nothing, so that no gap is
+#: locked into which units insert. The second condition is exact also in the hour in which clocks are set back.
+OLD: Final = """
+    SELECT id FROM {table} FORCE INDEX ({index})
+    WHERE created_at < NOW() - INTERVAL {retention_s} SECOND
+        AND UNIX_TIMESTAMP(created_at) < UNIX_TIMESTAMP() - {retention_s}
+    ORDER BY created_at LIMIT {most}
+"""
+#: By the key, one row after the other, and the same rows on every replica.
+DELETE: Final = "DELETE FROM {table} WHERE id IN ({ids})"
+
 #: The id is there: ER_DUP_ENTRY, and with the key's name ER_DUP_ENTRY_WITH_KEY_NAME.
 TAKEN: Final = frozenset({1062, 1586})
 
@@ -57,8 +83,23 @@ def quoted(table: str) -> str:
 
 def look(table: str) -> str:
     """LOOK for *table*."""
+    return LOOK.format(**_place(table))
+
+
+def can_delete(table: str) -> str:
+    """CAN_DELETE for *table*."""
+    return CAN_DELETE.format(**_place(table))
+
+
+def lock_of(table: str) -> str:
+    """The name of the lock of *table* for LOCK and UNLOCK, an expression."""
+    place = _place(table)
+    return f"CONCAT('bgpool:', MD5(CONCAT({place['schema']}, '.', '{place['name']}')))"
+
+
+def _place(table: str) -> dict[str, str]:
     schema, _, name = table.rpartition(".")
-    return LOOK.format(schema=f"'{schema}'" if schema else "DATABASE()", name=name)
+    return {"schema": f"'{schema}'" if schema else "DATABASE()", "name": name}
 
 
 def misfit(row: Sequence[Any] | None) -> str:
@@ -74,3 +115,8 @@ def misfit(row: Sequence[Any] | None) -> str:
     if int(unit_chars or 0) < 32:
         return "has no column unit varchar(32)"
     return "" if keys else "has no primary or unique key on id alone"
+
+
+def no_deletion(row: Sequence[Any]) -> str:
+    """Why old rows cannot be deleted, by the answer to CAN_DELETE; empty if they can."""
+    return "" if row[3] else "has no index on created_at"

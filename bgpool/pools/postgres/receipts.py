@@ -12,13 +12,16 @@ from typing import Any, Final
 
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
-__all__ = ["CLAIM", "DDL", "LOOK", "REACHES", "WRITER", "WRITTEN", "misfit", "quoted"]
+__all__ = [
+    "CAN_DELETE", "CLAIM", "DDL", "DELETE", "DELETING", "LOOK", "REACHES", "WRITER", "WRITTEN", "misfit", "no_deletion",
+    "quoted",
+]  # fmt: skip
 
 DDL: Final = f"""\
 CREATE TABLE {{table}} (
     id varchar({RECEIPT_ID_CHARS}) COLLATE "C" PRIMARY KEY,
     unit varchar(32) COLLATE "C" NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX ON {{table}} (created_at);
 GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
@@ -73,6 +76,36 @@ CLAIM: Final = """
 #: Which unit wrote the row.
 WRITER: Final = "SELECT unit::text FROM {table} WHERE id = '{id}'"
 
+#: How old rows are deleted, before anything else in a transaction of its own: waits for nobody, in no one's way.
+DELETING: Final = (
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; "
+    "SET LOCAL statement_timeout = '{statement_ms}ms'; SET LOCAL enable_seqscan = off"
+)
+#: Whether old rows can be deleted, and whether nobody else is at it: then nobody will be until the transaction's end.
+CAN_DELETE: Final = f"""
+    SELECT current_setting('transaction_read_only') = 'on',
+           has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE'),
+           EXISTS (
+               SELECT FROM pg_catalog.pg_index i
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+               JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
+               WHERE i.indrelid = c.oid AND a.attname = 'created_at' AND m.amname = 'btree'
+                     AND i.indisvalid AND i.indpred IS NULL
+           ),
+           pg_try_advisory_xact_lock({0x62677263}, c.oid::int4)
+    FROM (SELECT to_regclass('{{table}}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
+"""
+#: How many rows were deleted, of those that are older than the retention the oldest: found by the index on created_at.
+DELETE: Final = """
+    WITH gone AS (
+        DELETE FROM {table} WHERE created_at < now() - interval '{retention_s} s' AND ctid = ANY (ARRAY(
+            SELECT ctid FROM {table} WHERE created_at < now() - interval '{retention_s} s'
+            ORDER BY created_at LIMIT {most}
+        )) RETURNING 1
+    )
+    SELECT count(*) FROM gone
+"""
+
 _TEXT: Final = re.compile(r"text|character varying(?:\((\d+)\))?")
 
 
@@ -95,3 +128,11 @@ def misfit(row: Sequence[Any]) -> str:
     if not has_key:
         return "has no primary key or unique index on id alone"
     return "" if granted else "is not granted: SELECT, INSERT and DELETE are needed"
+
+
+def no_deletion(row: Sequence[Any]) -> str:
+    """Why old rows cannot be deleted, by the answer to CAN_DELETE of a table that fits; empty if they can."""
+    _, granted, has_index, _ = row
+    if not granted:
+        return "is not granted: SELECT, INSERT and DELETE are needed"
+    return "" if has_index else "has no index on created_at"
