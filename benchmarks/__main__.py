@@ -20,7 +20,18 @@ from benchmarks.result import Result, merge
 from bgpool.lab.errors import LabError
 
 #: In the order in which they are read: what a switchover comes to, then what it costs to be ready for one.
-NAMES: Final = ("switchover", "storm", "processes", "checkout", "wakeup", "coroutines", "mysql", "status", "growth")
+NAMES: Final = (
+    "switchover",
+    "storm",
+    "processes",
+    "checkout",
+    "wakeup",
+    "coroutines",
+    "receipts",
+    "mysql",
+    "status",
+    "growth",
+)
 _OUT: Final = Path("bench-results")
 _FORMAT: Final = 1
 

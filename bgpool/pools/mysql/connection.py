@@ -288,7 +288,7 @@ class MysqlConnection(Exchange):
             self._check_allowed(command, statement)
             self.bgpool_ended |= self._may_end(command, statement)
             if self.bgpool_writes is False and command == COMMAND.COM_QUERY:
-                self.bgpool_writes = statements.judge(statement, self._text()) is not statements.Effect.NOTHING
+                self.bgpool_writes = statements.may_write(statement, self._text())
         if self._unanswered:
             self._force_close()
         if not self.bgpool_is_open:

@@ -23,6 +23,7 @@ __all__ = [
     "first_words",
     "judge",
     "may_end",
+    "may_write",
     "starts_over",
 ]
 
@@ -48,6 +49,7 @@ class Effect(IntEnum):
 _NEVER_COMMITS: Final = frozenset(
     {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"ROLLBACK"}
 )
+_WRITES: Final = frozenset({b"INSERT", b"UPDATE", b"DELETE", b"REPLACE"})
 #: What ends a transaction, or begins one, which ends the one before.
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
 #: Of these, what is nothing new on a connection that may only end what it has begun.
@@ -165,6 +167,11 @@ def may_end(statement: bytes, text: Text) -> bool:
     if is_one and first_words(statement)[0] in _NEVER_COMMITS:
         return False
     return judge(statement, text) > Effect.WRITES
+
+
+def may_write(statement: bytes, text: Text) -> bool:
+    """Whether *statement* may write anything that outlives the session; most that do are told by their first word."""
+    return first_words(statement)[0] in _WRITES or judge(statement, text) is not Effect.NOTHING
 
 
 def judge(statement: bytes, text: Text) -> Effect:

@@ -23,9 +23,9 @@ from bgpool.pools.waits import settled
 
 __all__ = [
     "LINEAGE",
+    "NOTHING_WRITTEN",
     "TRACE",
     "TRACE_LINEAGE",
-    "XID",
     "AnyConnection",
     "Trace",
     "lineage_of",
@@ -57,6 +57,8 @@ class Trace:
     lineage: str
 
 
+#: Of a transaction that has written nothing.
+NOTHING_WRITTEN: Final = Trace(None, "0/0", 0.0, "", "")
 LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
 # On a replica, which has neither an id nor a place of its own, both are null. The names that begin with txid are those
 # that PostgreSQL 12 has, too.
@@ -68,8 +70,6 @@ _TRACE: Final = """
 #: What a trace is made of: id, place in the log, time; and the lineage, where it is asked for.
 TRACE: Final = f"{_TRACE}, NULL::text"
 TRACE_LINEAGE: Final = f"{_TRACE}, ({LINEAGE})"
-#: The id alone, which says whether anything was written.
-XID: Final = "SELECT txid_current_if_assigned()::text, NULL::text, 0::float8, NULL::text"
 # In a savepoint, so that the transaction survives a refusal, and all in one round trip.
 _SAVED: Final = "SAVEPOINT bgpool_unit; {}; RELEASE SAVEPOINT bgpool_unit"
 _BACK: Final = "ROLLBACK TO SAVEPOINT bgpool_unit"

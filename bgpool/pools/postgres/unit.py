@@ -16,10 +16,9 @@ from bgpool.core.routing import Action, Decision
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import sqlstate_of
 from bgpool.pools.apart import within
-from bgpool.pools.generation import Generation
 from bgpool.pools.postgres import receipts
 from bgpool.pools.postgres.connection import SwitchoverAware
-from bgpool.pools.postgres.outcome import TRACE, TRACE_LINEAGE, XID, AnyConnection, Trace, outcome_of, saved
+from bgpool.pools.postgres.outcome import NOTHING_WRITTEN, TRACE, TRACE_LINEAGE, AnyConnection, Trace, outcome_of, saved
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.recipe import Recipe
@@ -123,26 +122,44 @@ class PostgresUnit(Unit[C, R]):
 
     def decides(self, connection: C) -> bool:
         """As Unit says: a logical replica has the rows of those tables alone that it was told to replicate."""
-        if not self._takes_part or self._promotes or self.address_of(connection) == self._receipt_address:
-            return True
-        return self._receipts is not None and self._receipts.reach_green
+        return self._reaches() or self.address_of(connection) == self._receipt_address
+
+    def _reaches(self) -> bool:
+        """Whether the receipt reaches the next primary; without a deployment that is a physical standby."""
+        return not self._takes_part or self._promotes or (self._receipts is not None and self._receipts.reach_green)
 
     async def awrite_receipt(self, connection: C) -> None:
-        """As Unit says: both in one round trip."""
+        """As Unit says."""
         # A trace tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
         traces = self._takes_part and not self._ended and self._gate.switching()
         leaves = self.leaves_receipt() and not self.reads_only(connection)
         if not (traces or leaves) or not self.is_in_transaction(connection):
             return
-        leaves = leaves and await self.acan_use(connection)
-        generation = cast(SwitchoverAware, connection).bgpool_generation
-        if traces and (generation.lineage is None or (generation.lineage and not leaves)):
-            await self._atrace(connection, generation)
-        if leaves:
-            await self._aleave(connection, TRACE if traces and generation.lineage else XID)
+        if leaves and await self.acan_use(connection):
+            await self._aleave(connection)
+        if traces and self._trace is None and not (self._has_receipt and self._reaches()):
+            await self._atrace(connection)
 
-    async def _atrace(self, connection: C, generation: Generation) -> None:
+    async def _aleave(self, connection: C) -> None:
+        """Insert the receipt, if the transaction has written anything."""
+        self.name_receipt()
+        try:
+            rows = await self.asaved(connection, receipts.LEAVE.format(table=self._table, id=self._id, unit=self._unit))
+        except self.driver_error as error:
+            self._go_on_without(connection, error)
+            if not self.is_wait(error) and not self.was_refused(error):
+                self.refuse_table(connection, error)
+            return
+        if rows:
+            self.note_receipt(connection)
+        else:
+            self._trace = NOTHING_WRITTEN
+
+    async def _atrace(self, connection: C) -> None:
         """Note what the transaction is known by; the lineage of its server is asked for once in an epoch."""
+        generation = cast(SwitchoverAware, connection).bgpool_generation
+        if generation.lineage == "":
+            return
         try:
             xid, lsn, taken_at, lineage = await self.asaved(connection, TRACE if generation.lineage else TRACE_LINEAGE)
         except self.driver_error as error:
@@ -151,28 +168,9 @@ class PostgresUnit(Unit[C, R]):
                 # Not there, or not for us: none of the epoch's units asks again, or each would leave an error in the
                 # server's log. A timeout, in contrast, may pass.
                 generation.lineage = ""
-        else:
-            generation.lineage = generation.lineage or lineage
-            self._note_trace(connection, xid, lsn, taken_at)
-
-    async def _aleave(self, connection: C, trace: str) -> None:
-        """Insert the receipt, if the transaction has written anything; by *trace* it is known from then on."""
-        self.name_receipt()
-        query = receipts.WRITTEN.format(trace=trace, table=self._table, id=self._id, unit=self._unit)
-        try:
-            xid, lsn, taken_at, _, rows = await self.asaved(connection, query)
-        except self.driver_error as error:
-            self._go_on_without(connection, error)
-            if not self.is_wait(error) and not self.was_refused(error):
-                self.refuse_table(connection, error)
-        else:
-            self._note_trace(connection, xid, lsn, taken_at)
-            if rows:
-                self.note_receipt(connection)
-
-    def _note_trace(self, connection: C, xid: str | None, lsn: str | None, taken_at: float) -> None:
-        lineage = cast(SwitchoverAware, connection).bgpool_generation.lineage
-        self._trace = Trace(xid, lsn or "0/0", taken_at, self.address_of(connection), lineage or "")
+            return
+        generation.lineage = generation.lineage or lineage
+        self._trace = Trace(xid, lsn or "0/0", taken_at, self.address_of(connection), generation.lineage or "")
         self._promotes = self._gate.green_was_replica()
 
     def _go_on_without(self, connection: C, error: Exception) -> None:
