@@ -15,7 +15,8 @@ from benchmarks.result import Column, Result, Table, Value
 from benchmarks.rounds import compare
 from bgpool import testing
 from bgpool.core.engine import Engine
-from bgpool.core.phase import Phase
+from bgpool.core.events import Answered, Instant
+from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.workshops import find_servers
@@ -93,6 +94,9 @@ def _units(pair: Pair, mode: str, phase: Phase | None) -> Iterator[tuple[Callabl
                     run_dir, blue=names.blue.primary, green=names.green.primary, bg_resolver=pair.resolver
                 )
             )
+            # A physical replica: its receipts are blue's, and nothing else is noted.
+            now = Instant(time.monotonic_ns(), time.time_ns())
+            deployment.tell(Answered(now, Role.TARGET, read_only=True, replica=True))
             deployment.phase(phase)
         # Without a deployment they are plain pools: nobody looks for a monitor at an address.
         dsn = pair.dsn if phase is not None else pair.direct_dsn(pair.blue)

@@ -55,10 +55,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         Raises:
             Exception: The driver's.
         """
-        with connection.cursor(pymysql.cursors.Cursor) as cursor:
-            cursor.execute(query)
-            row: tuple[Any, ...] | None = cursor.fetchone()
-            return row
+        # Not with a cursor, which takes as long as the rest of the client's part.
+        connection.query(query)
+        rows: Any = connection._result.rows
+        return rows[0] if rows else None
 
     async def alook(self, connection: MysqlConnection) -> str:
         """As Unit says."""
