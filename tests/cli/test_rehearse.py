@@ -43,6 +43,7 @@ from bgpool.report import Event
 from bgpool.segment.table import Usage
 from tests.cli.conftest import PROGRAM, Hand, StartWorker
 from tests.docs.pages import ROOT, blocks
+from tests.lab.majors import major_options
 from tests.pools.callers import wait_until
 
 lab = pytest.mark.lab
@@ -306,6 +307,22 @@ def test_a_run_directory_in_use(tmp_path: Path) -> None:
     (tmp_path / "1.segment").touch()
     with pytest.raises(UnusablePlanError, match=r"in use, or something else is in there: 1\.segment"):
         rehearse(Plan(("true",), run_dir=tmp_path), output=subprocess.DEVNULL)
+
+
+@lab
+@slow
+@pytest.mark.full
+def test_a_major_upgrade(tmp_path: Path, port: int, schema: Path) -> None:
+    plan = Plan(web(port), **major_options(), sql=schema, url=f"http://127.0.0.1:{port}/", **QUICK)
+    report = rehearsed(plan, tmp_path)
+    assert " -> " in report.servers
+    assert report.requests is not None
+    assert report.requests.failed == 0
+    # Without --sql, green would lack the table that the application makes by itself.
+    script = "import os, time, bgpool\npool = bgpool.get_pool(os.environ['DATABASE_URL'])\n"
+    script += "pool.run(lambda conn: conn.execute('CREATE TABLE late (n int)'))\ntime.sleep(60)"
+    with pytest.raises(LabError, match=r"public\.late: made on blue after green was"):
+        rehearse(Plan((sys.executable, "-c", script), **{**major_options(), **QUICK}), output=subprocess.DEVNULL)
 
 
 @lab

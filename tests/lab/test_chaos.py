@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab.chaos import Chaos
+from tests.lab.majors import major_options
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -35,16 +38,19 @@ def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("engine", "seconds"),
+    ("engine", "pair_options", "seconds"),
     [
-        pytest.param(Engine.POSTGRESQL, 20.0, id="postgresql"),
-        pytest.param(Engine.POSTGRESQL, 120.0, id="postgresql-long", marks=pytest.mark.full),
-        pytest.param(Engine.MYSQL, 60.0, id="mysql-long", marks=pytest.mark.full),
+        pytest.param(Engine.POSTGRESQL, dict, 20.0, id="postgresql"),
+        pytest.param(Engine.POSTGRESQL, dict, 120.0, id="postgresql-long", marks=pytest.mark.full),
+        pytest.param(Engine.POSTGRESQL, major_options, 60.0, id="postgresql-major-long", marks=pytest.mark.full),
+        pytest.param(Engine.MYSQL, dict, 60.0, id="mysql-long", marks=pytest.mark.full),
     ],
 )
-def test_nothing_is_lost_and_nobody_hangs(engine: Engine, seconds: float) -> None:
+def test_nothing_is_lost_and_nobody_hangs(
+    engine: Engine, pair_options: Callable[[], dict[str, Any]], seconds: float
+) -> None:
     told: list[str] = []
-    report = Chaos(SEED, seconds, told.append, engine).run()
+    report = Chaos(SEED, seconds, told.append, engine, pair_options()).run()
     story = f"BGPOOL_SEED={SEED}: " + "; ".join(told)
     assert report.findings == [], story
     assert report.switchovers >= 2, story

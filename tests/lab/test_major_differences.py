@@ -23,6 +23,7 @@ from bgpool.lab import Pair, Server
 from bgpool.lab.scenarios.scenario import FAST
 from bgpool.lab.trial import Trial
 from bgpool.lab.waiting import wait_until
+from tests.lab.majors import major_options
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.full]
 
@@ -147,7 +148,7 @@ def adapters() -> Iterator[None]:
 def facts() -> Facts:
     facts: Facts = {}
     options = {"configure": configure, "max_size": 4}
-    with Trial(workers=0, pair_options={"upgrade": "major"}, schedule=FAST, pool_options=options) as trial:
+    with Trial(workers=0, pair_options=major_options(), schedule=FAST, pool_options=options) as trial:
         pair = trial.pair
         with session(pair, pair.blue) as connection:
             connection.execute(SCHEMA)

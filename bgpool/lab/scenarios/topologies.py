@@ -27,7 +27,8 @@ def _read_everywhere(trial: Trial) -> None:
 
 def _outsider(trial: Trial) -> None:
     """A worker on a server that belongs to no deployment, in a pool of the same bg_id."""
-    other = trial.keep(Pair(engine=trial.engine, programs=trial.pair_options.get("programs")))
+    alike = {name: value for name, value in trial.pair_options.items() if name in ("programs", "upgrade")}
+    other = trial.keep(Pair(engine=trial.engine, **alike))
     ledger.create(other)
     pool = trial.make_pool(other.direct_dsn(other.blue))
     trial.add_worker(pool=pool, job="read unit", threads=1, endpoint=other.blue.address)
@@ -59,6 +60,12 @@ SCENARIOS: Final = (
         trial={"flavour": "aurora", "pair_options": {"readers": 2, "custom": True}, "workers": 2},
         stage=_read_everywhere,
         upgrades=("minor",),
+    ),
+    Scenario(
+        "aurora-writer-alone",
+        "an Aurora cluster of nothing but a writer; pools on each of its endpoints",
+        trial={"flavour": "aurora", "pair_options": {"custom": True}, "workers": 2},
+        stage=_read_everywhere,
     ),
     Scenario(
         "aurora-fewer-green-readers",

@@ -1,0 +1,24 @@
+"""Pairs of a major upgrade for tests, whatever programs were named for the others."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from bgpool.lab import ProgramsError
+from bgpool.lab.binaries import find_upgrade
+
+__all__ = ["major_options"]
+
+
+def major_options() -> dict[str, Any]:
+    """Keywords for Pair; of the wheel's versions where the programs that are named are of one version alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            versions = find_upgrade()
+        except ProgramsError:
+            patch.delenv("BGPOOL_LAB_POSTGRESQL", raising=False)
+            versions = find_upgrade()
+    return {"upgrade": "major", "programs": os.pathsep.join(str(programs.bin_dir) for programs in versions)}
