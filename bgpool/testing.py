@@ -208,6 +208,11 @@ class Deployment:
             sides = {Role.TARGET: name_after(self._green)}
         rows = tuple(StatusRow(name, 0, role.value, _STATUS_OF_PHASE[phase]) for role, name in sides.items())
         facts: list[Event] = [StatusRead(at, role, rows) for role in (Role.TARGET, Role.SOURCE)]
+        if phase >= Phase.POST:
+            # The metadata release nobody while green answers that it takes no writes. In CREATED that would say what
+            # green was before.
+            first = self.snapshot.phase > Phase.CREATED
+            facts.insert(0 if first else len(facts), Answered(at, Role.TARGET, read_only=False))
         if phase is Phase.CREATED:
             facts += [Answered(at, role, read_only=role is Role.TARGET) for role in Role]
             facts.append(Resolved(at, self._addresses))

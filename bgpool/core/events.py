@@ -57,9 +57,11 @@ class Answered:
     """The server of *role* answers, whatever its metadata say.
 
     Attributes:
-        read_only: It takes no writes: in recovery, or read-only by default.
+        read_only: It takes no writes from anybody: in recovery, or read-only by default.
         replica: It is a physical replica, in recovery.
         max_connections: How many clients it takes, its max_connections; 0 where it did not say.
+        role_read_only: It takes none from the application's role, by a setting of that role or of its database.
+        subscribes: It has an enabled subscription: it follows another server's changes, in whichever database.
     """
 
     at: Instant
@@ -67,6 +69,8 @@ class Answered:
     read_only: bool
     replica: bool = False
     max_connections: int = 0
+    role_read_only: bool = False
+    subscribes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ EVIDENCE_INTERVAL_MS: Final = 10
 #: Source: measured answers take milliseconds, and the polls come ten times a second.
 SILENCE_S: Final = 0.5
 
+#: How long callers wait for green although something tells that it was promoted, in seconds: the metadata, while green
+#: itself answers that it takes no writes; its taking some, while it still follows blue. Source: behaviour.md §3,
+#: release by metadata.
+GREEN_WAIT_S: Final = 2.0
+
 #: One look-up of one name, in seconds. The resolver runs apart from the status queries and never delays a phase.
 RESOLVE_TIMEOUT_S: Final = 5.0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bgpool.core import inventory, sightings, topology
+from bgpool.core import inventory, promotion, sightings, topology
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.events import (
     Answered,
@@ -29,7 +29,7 @@ from bgpool.core.events import (
     StatusRead,
     Tick,
 )
-from bgpool.core.limits import ENDPOINTS
+from bgpool.core.limits import ENDPOINTS, GREEN_WAIT_S
 from bgpool.core.orders import drain_released, expire, obey
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.records import add_entry, add_notice
@@ -77,7 +77,6 @@ _REPORTED: Final = {
     Phase.CREATED: Signal.AVAILABLE,
     Phase.PREPARATION: Signal.INITIATED,
     Phase.IN_PROGRESS: Signal.STARTED,
-    Phase.POST: Signal.PROMOTED,
 }
 
 #: What the timeline says told of a phase that several things can tell of.
@@ -130,7 +129,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
-    snapshot = _check_timer(_begin_to_watch(snapshot, event.at), event.at, rules)
+    snapshot = _check_timers(_begin_to_watch(snapshot, event.at), event.at, rules)
     after = drain_released(snapshot, _take(snapshot, event, rules))
     return expire(allay(sightings.note(after, event), event), event.at)
 
@@ -176,7 +175,9 @@ def _begin_to_watch(snapshot: Snapshot, at: Instant) -> Snapshot:
     return add_entry(snapshot, at, Phase.NOT_CREATED.name)
 
 
-def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+def _check_timers(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    # A wait for green ends before the timer does, or with it: what was told is not forgotten because time is up.
+    snapshot = _end_waits(snapshot, at, rules)
     if snapshot.phase not in SWITCHING or at.mono_ns < snapshot.deadline_ns:
         return snapshot
     text = (
@@ -187,29 +188,7 @@ def _check_timer(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
 
 
 def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
-    snapshot = _with_read_only(snapshot, event.role, event.read_only)
-    if event.role is Role.TARGET:
-        snapshot = _note_green(snapshot, event)
-        if event.max_connections not in (0, snapshot.target_max_connections):
-            snapshot = replace(snapshot, target_max_connections=event.max_connections)
-    return _look_for_takeover(snapshot, event.at, rules)
-
-
-def _note_green(snapshot: Snapshot, event: Answered) -> Snapshot:
-    """What green was before the switchover: one that took writes can give no evidence by taking them later.
-
-    In IN_PROGRESS AWS stops writes on both sides, and allows them again in a rollback. A green first seen then was
-    read-only before only if it is a replica.
-    """
-    known = snapshot.green_was_read_only is not None
-    telling = event.replica or (event.read_only and snapshot.phase is Phase.PREPARATION)
-    if snapshot.phase <= Phase.CREATED or (snapshot.phase <= Phase.IN_PROGRESS and telling and not known):
-        return _changed(snapshot, green_was_read_only=event.read_only, green_was_replica=event.replica)
-    return snapshot
-
-
-def _look_for_takeover(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    return _signal(snapshot, Signal.TOOK_OVER, at, rules) if snapshot.green_took_over else snapshot
+    return _look_at_green(promotion.note_answer(snapshot, event), event.at, rules)
 
 
 def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapshot:
@@ -239,13 +218,13 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
 def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, at: Instant, rules: Rules) -> Snapshot:
     """A role reads something else than it did. A reading that stays (frozen metadata) is never news again."""
     if reading is Phase.COMPLETED:
-        # DNS has the last word where there is an inventory to compare it with: until then it is as good as POST.
-        signal = Signal.PROMOTED if snapshot.ready else Signal.FINISHED
-        return _signal(snapshot, signal, at, rules)
+        return _told(snapshot, at, rules)
     if reading is Phase.CREATED and snapshot.phase in SWITCHING:
         # "Again": green itself must have left AVAILABLE, or both sides must agree on it.
         again = before is not None if role is Role.TARGET else snapshot.target_reading is Phase.CREATED
         return _signal(snapshot, Signal.REVERTED, at, rules) if again else snapshot
+    if reading is Phase.POST:
+        return _told(snapshot, at, rules)
     return _signal(snapshot, _REPORTED[reading], at, rules)
 
 
@@ -263,7 +242,7 @@ def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
 
 def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snapshot:
     """No news. Worth a line only where it is not expected: a switchover cuts every connection."""
-    snapshot = _look_for_takeover(_with_read_only(snapshot, event.role, None), event.at, rules)
+    snapshot = _look_at_green(promotion.note_silence(snapshot, event.role), event.at, rules)
     if snapshot.phase in SWITCHING:
         return snapshot
     text = f"{event.role.colour} does not answer the monitor: {event.error}"
@@ -324,11 +303,73 @@ def _is_evidence(snapshot: Snapshot, event: Resolved) -> bool:
 # -- what facts mean ---------------------------------------------------------------------------------------------
 
 
-def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
-    phase = TRANSITIONS.get((snapshot.phase, signal))
-    if phase is None or (phase is Phase.POST and snapshot.phase is Phase.COMPLETED and not snapshot.is_overdue):
+_GREEN_WAIT_NS: Final = int(GREEN_WAIT_S * 1e9)
+
+
+def _told(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    """The metadata say that green was promoted. One that answers that it takes no writes is waited for, for a while."""
+    if snapshot.target_read_only is not True or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
+        return _signal(snapshot, _told_signal(snapshot), at, rules)
+    # Blue takes none either: this is IN_PROGRESS, whatever was read of it.
+    snapshot = _signal(snapshot, Signal.STARTED, at, rules)
+    if snapshot.told_until_ns:
         return snapshot
-    return _enter(snapshot, phase, signal, at, rules)
+    return replace(snapshot, told_until_ns=_end_of_wait(snapshot, at))
+
+
+def _end_of_wait(snapshot: Snapshot, at: Instant) -> int:
+    """When a wait for green ends that begins now: with the timer, if that ends sooner."""
+    end_ns = at.mono_ns + _GREEN_WAIT_NS
+    return min(end_ns, snapshot.deadline_ns) if snapshot.deadline_ns else end_ns
+
+
+def _told_signal(snapshot: Snapshot) -> Signal:
+    """What the metadata tell once they tell of more than IN_PROGRESS.
+
+    DNS has the last word where there is an inventory to compare it with: until then COMPLETED is as good as POST.
+    """
+    finished = Phase.COMPLETED in (snapshot.source_reading, snapshot.target_reading)
+    return Signal.FINISHED if finished and not snapshot.ready else Signal.PROMOTED
+
+
+def _look_at_green(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    """What the servers' own answers mean: whether green was promoted, or need not be waited for any longer."""
+    took_over = promotion.green_took_over(snapshot)
+    if took_over and not promotion.follows_blue(snapshot):
+        snapshot = _signal(snapshot, Signal.TOOK_OVER, at, rules)
+    if snapshot.told_until_ns and snapshot.target_read_only is not True:
+        snapshot = _signal(snapshot, _told_signal(snapshot), at, rules)
+    if not took_over or _leads_to(snapshot, Signal.TOOK_OVER) is None:
+        return replace(snapshot, subscribed_until_ns=0) if snapshot.subscribed_until_ns else snapshot
+    if snapshot.subscribed_until_ns:
+        return snapshot
+    return replace(snapshot, subscribed_until_ns=_end_of_wait(snapshot, at))
+
+
+def _end_waits(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
+    """Go on without green's word where it was waited for long enough."""
+    if 0 < snapshot.told_until_ns <= at.mono_ns:
+        text = (
+            "the metadata say that green was promoted, and green answers that it takes no writes: callers were held "
+            f"{GREEN_WAIT_S:g} s for it and go on"
+        )
+        snapshot = add_notice(snapshot, logging.WARNING, "switchover", "green_not_ready", text)
+        snapshot = _signal(snapshot, _told_signal(snapshot), at, rules)
+    if 0 < snapshot.subscribed_until_ns <= at.mono_ns:
+        snapshot = _signal(snapshot, Signal.TOOK_OVER, at, rules)
+    return snapshot
+
+
+def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
+    phase = _leads_to(snapshot, signal)
+    return snapshot if phase is None else _enter(snapshot, phase, signal, at, rules)
+
+
+def _leads_to(snapshot: Snapshot, signal: Signal) -> Phase | None:
+    """The phase that begins with *signal*; None where it changes nothing."""
+    phase = TRANSITIONS.get((snapshot.phase, signal))
+    late = phase is Phase.POST and snapshot.phase is Phase.COMPLETED
+    return None if late and not snapshot.is_overdue else phase
 
 
 def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules: Rules) -> Snapshot:
@@ -342,7 +383,8 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
             sightings=snapshot.sightings,
         )
         return _begin_to_watch(fresh, at)
-    snapshot = replace(snapshot, phase=phase, epoch=snapshot.epoch + _makes_unfit(snapshot, phase, signal))
+    epoch = snapshot.epoch + _makes_unfit(snapshot, phase, by_clock=_is_by_clock(snapshot, signal, at))
+    snapshot = replace(snapshot, phase=phase, epoch=epoch, told_until_ns=0, subscribed_until_ns=0)
     if signal is Signal.REVERTED:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
         return _summarise(add_entry(snapshot, at, CREATED_AGAIN))
@@ -362,17 +404,23 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
     return _summarise(snapshot) if phase is Phase.COMPLETED and before in SWITCHING else snapshot
 
 
-def _makes_unfit(snapshot: Snapshot, phase: Phase, signal: Signal) -> int:
+def _is_by_clock(snapshot: Snapshot, signal: Signal, at: Instant) -> bool:
+    """Whether time alone leads to *signal*: a timer has run out."""
+    waits = (snapshot.told_until_ns, snapshot.subscribed_until_ns)
+    return signal is Signal.TIMED_OUT or any(0 < end <= at.mono_ns for end in waits)
+
+
+def _makes_unfit(snapshot: Snapshot, phase: Phase, *, by_clock: bool) -> int:
     """By how much the epoch rises at *phase*: above 0 where connections opened before must not be used after.
 
-    The timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
+    A timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
     opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch.
     """
     drained = phase is Phase.IN_PROGRESS
     released = phase is Phase.POST or (phase is Phase.COMPLETED and snapshot.phase < Phase.POST)
     if not (drained or released or snapshot.release_until_ns):
         return 0
-    return EPOCH_OF_TIMER if signal is Signal.TIMED_OUT else EPOCH_OF_DECISION
+    return EPOCH_OF_TIMER if by_clock else EPOCH_OF_DECISION
 
 
 def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
@@ -441,18 +489,6 @@ def _with_reading(snapshot: Snapshot, role: Role, reading: Phase) -> Snapshot:
     if role is Role.SOURCE:
         return replace(snapshot, source_reading=reading)
     return replace(snapshot, target_reading=reading)
-
-
-def _with_read_only(snapshot: Snapshot, role: Role, read_only: bool | None) -> Snapshot:
-    if role is Role.SOURCE:
-        return _changed(snapshot, source_read_only=read_only)
-    return _changed(snapshot, target_read_only=read_only)
-
-
-def _changed(snapshot: Snapshot, **changes: bool | None) -> Snapshot:
-    """*snapshot* with *changes*; the same object where they change nothing."""
-    same = all(getattr(snapshot, name) is value for name, value in changes.items())
-    return snapshot if same else replace(snapshot, **changes)  # type: ignore[arg-type]  # fields that are flags
 
 
 def _summarise(snapshot: Snapshot) -> Snapshot:

@@ -84,12 +84,18 @@ class Snapshot:
         green_was_replica: Green was a physical replica before it was promoted, so that it has blue's transaction ids.
         green_was_read_only: Green took no writes before the switchover, so that its taking some tells something; None
             while it was not seen before.
+        blue_role_read_only: Blue takes no writes from the application's role, by a setting of that role or of its
+            database, before the switchover: then such settings tell nothing. None while it was not seen.
+        target_subscribes: Green follows another server's changes, by a subscription that is enabled.
         target_max_connections: How many clients green takes; 0 while it was not seen.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
         deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
         suspected_until_ns: Until when callers are held because blue has cut a connection in PREPARATION, and the
             switchover may have begun unread; on the monotonic clock, 0 for no such suspicion.
+        told_until_ns: Until when callers are held although the metadata say that green was promoted, because green
+            itself answers that it takes no writes; on the monotonic clock, 0 for no such wait. Only in IN_PROGRESS.
+        subscribed_until_ns: The same although green takes writes, because it still follows blue.
         hold_until_ns: Until when an operator has every checkout wait, on the monotonic clock; 0 for no such order.
             Never during a switchover.
         release_until_ns: Until when an operator lets blue's callers go on where the switchover would hold them; on the
@@ -113,11 +119,15 @@ class Snapshot:
     target_read_only: bool | None = None
     green_was_read_only: bool | None = None
     green_was_replica: bool = False
+    blue_role_read_only: bool | None = None
+    target_subscribes: bool = False
     target_max_connections: int = 0
     hosts: tuple[Host, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     deadline_ns: int = 0
     suspected_until_ns: int = 0
+    told_until_ns: int = 0
+    subscribed_until_ns: int = 0
     hold_until_ns: int = 0
     release_until_ns: int = 0
     timeline: tuple[TimelineEntry, ...] = ()
@@ -139,18 +149,15 @@ class Snapshot:
     @property
     def timers(self) -> tuple[int, ...]:
         """When time alone changes it, on the monotonic clock; those that have run out already may be among them."""
-        ends = (self.deadline_ns, self.suspected_until_ns, self.hold_until_ns, self.release_until_ns)
-        return tuple(end for end in ends if end)
-
-    @property
-    def green_took_over(self) -> bool:
-        """Whether the servers themselves show that green was promoted, whatever the metadata say.
-
-        Source: behaviour.md §3, "Early release".
-        """
-        return (
-            self.green_was_read_only is True and self.target_read_only is False and self.source_read_only is not False
+        ends = (
+            self.deadline_ns,
+            self.suspected_until_ns,
+            self.told_until_ns,
+            self.subscribed_until_ns,
+            self.hold_until_ns,
+            self.release_until_ns,
         )
+        return tuple(end for end in ends if end)
 
     @property
     def all_certified(self) -> bool:

@@ -272,7 +272,7 @@ def open_session(
             raise SessionError(f"{name} does not resolve")
     target = Target(name, port, addresses, timeout_s=case.timeout_s)
     if case.dsn.engine is Engine.POSTGRESQL:
-        return PostgresSession(params, target, passwords)
+        return PostgresSession(params, target, passwords, case.config.application)
     return MysqlSession(params, target, passwords)
 
 

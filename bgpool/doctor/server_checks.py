@@ -13,6 +13,7 @@ from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, war
 from bgpool.doctor.server import QueryFailed, Server
 from bgpool.doctor.sizes import Room, judge_room
 from bgpool.dsn import names_are_proved
+from bgpool.monitor.dialects.postgres import ROLES_SETTING
 
 __all__ = ["server_checks"]
 
@@ -49,9 +50,10 @@ _RIGHTS: Final = """
                                      ('pg_catalog', 'get_blue_green_fast_switchover_metadata'))
 """
 _READ_ONLY: Final = {
-    # Ours is read-only in any case: what the server would have set is what counts.
-    Engine.POSTGRESQL: "SELECT pg_catalog.pg_is_in_recovery() OR reset_val::bool FROM pg_catalog.pg_settings"
-    " WHERE name = 'default_transaction_read_only'",
+    # Ours is read-only in any case: what the server would have set is what counts, unless it is our role's own.
+    Engine.POSTGRESQL: "SELECT pg_catalog.pg_is_in_recovery() OR"
+    f" (reset_val::bool AND {ROLES_SETTING.format(user='session_user', database='current_database()')} IS NULL)"
+    " FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
     Engine.MYSQL: "SELECT @@global.read_only OR @@global.innodb_read_only",
 }
 _ROOM_POSTGRES: Final = """
@@ -221,13 +223,23 @@ def _deployment(server: Server) -> Verdict:
 
 @server_checks.check("writes", "Does blue take writes, and green none?")
 def _writes(server: Server) -> Verdict:
+    # As a monitor tells it: by the server's own state, and by what its catalog says of the application's role.
     read_only = bool(server.query(_READ_ONLY[server.case.dsn.engine])[0][0])
+    by_role, user = server.answer.role_read_only, server.case.config.app_user
     if server.role is Role.SOURCE:
-        if not read_only:
-            return ok("blue takes writes")
-        return warning("blue takes no writes", "fine if this DSN is for a reader; else a switchover may have passed")
-    if read_only:
-        return ok("green is read-only; its taking writes will end the hold, whatever the metadata say")
+        if read_only:
+            remedy = "fine if this DSN is for a reader; else a switchover may have passed"
+            return warning("blue takes no writes", remedy)
+        if by_role:
+            return warning(
+                f"blue takes no writes from {user}, by a setting of that role or its database; what green lets that "
+                "role do is no evidence then",
+                "fine for a role that only reads; else ALTER ROLE … RESET default_transaction_read_only",
+            )
+        return ok("blue takes writes")
+    if read_only or by_role:
+        what = "read-only" if read_only else f"read-only for {user}, by a setting of that role or its database"
+        return ok(f"green is {what}; its taking writes will end the hold, whatever the metadata say")
     return warning(
         "green takes writes already, so that its taking some is no evidence for the end of a switchover",
         "make green read-only (default_transaction_read_only, read_only); metadata and DNS are evidence, too",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import pickletools
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from bgpool.core.sightings import Parameters
 from bgpool.dsn import Dsn, Password, names_are_proved, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.green import patched_by
+from bgpool.monitor.session import Application
 from bgpool.settings import Settings
 
 __all__ = ["MonitorConfig"]
@@ -43,6 +45,7 @@ class MonitorConfig:
         password_callable: What makes the password instead, pickled; None where *params* have all it takes.
         resolver: As the parameter bg_resolver.
         names_matter: Whether the application's connections depend on a host's name.
+        app_user, app_database: Whom the application's connections log in as, and where.
     """
 
     engine: Engine
@@ -57,6 +60,8 @@ class MonitorConfig:
     switchover_timeout_ms: int
     release_on_blue_dns_update: bool
     names_matter: bool
+    app_user: str
+    app_database: str
     params: Mapping[str, Any] = field(repr=False)
     password_callable: bytes | None = field(default=None, repr=False)
 
@@ -81,6 +86,8 @@ class MonitorConfig:
             switchover_timeout_ms=settings.bg_switchover_timeout_ms,
             release_on_blue_dns_update=settings.bg_release_on_blue_dns_update,
             names_matter=dsn.names_matter,
+            app_user=dsn.user,
+            app_database=_database_of(dsn.params) or os.environ.get("PGDATABASE") or dsn.user,
             params=_portable(dsn),
             password_callable=_pickled(dsn.monitoring_password),
         )
@@ -100,11 +107,16 @@ class MonitorConfig:
     @property
     def parameters(self) -> Parameters:
         """What may be told of the monitoring connections' parameters; no secret is among them."""
-        database = self.params.get("dbname") or self.params.get("database") or ""
+        database = _database_of(self.params)
         # After an @ that was not escaped: what comes before it belongs to a password.
         host = self.host.rpartition("@")[2]
         user, host, database = (str(part)[:NAME_CHARS] for part in (user_of(self.params), host, database))
         return Parameters(user, host, self.port, database)
+
+    @property
+    def application(self) -> Application:
+        """Whose settings decide whether a server takes writes, beside the server's own."""
+        return Application(self.app_user, self.app_database)
 
     @property
     def mark(self) -> str:
@@ -167,6 +179,10 @@ def _portable(dsn: Dsn) -> dict[str, Any]:
     """The monitoring connections' parameters for the pipe: libpq takes text for everything, PyMySQL's have types."""
     given = {name: value for name, value in dsn.monitoring.items() if value is not None}
     return given if dsn.engine is Engine.MYSQL else {name: str(value) for name, value in given.items()}
+
+
+def _database_of(params: Mapping[str, Any]) -> str:
+    return str(params.get("dbname") or params.get("database") or "")
 
 
 def _own(dsn: Dsn, name: str) -> str | None:

@@ -96,7 +96,17 @@ class Probe(threading.Thread):
 
     def _tell(self, answer: Answer) -> None:
         at = now()
-        self._events.put(Answered(at, self._role, answer.read_only, answer.replica, answer.max_connections))
+        self._events.put(
+            Answered(
+                at,
+                self._role,
+                answer.read_only,
+                answer.replica,
+                answer.max_connections,
+                role_read_only=answer.role_read_only,
+                subscribes=answer.subscribes,
+            )
+        )
         if answer.rows is not None:
             self._events.put(StatusRead(at, self._role, answer.rows, answer.servers))
         elif answer.missing:

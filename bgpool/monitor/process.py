@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.auth import PasswordMaker
@@ -44,8 +44,8 @@ __all__ = ["SESSIONS", "Monitor", "run_monitor"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
-#: The monitoring connections of each engine.
-SESSIONS: Final[Mapping[Engine, Callable[[Mapping[str, Any], Target, PasswordMaker | None], Session]]] = {
+#: The monitoring connections of each engine; all take what PostgresSession does.
+SESSIONS: Final[Mapping[Engine, Callable[..., Session]]] = {
     Engine.POSTGRESQL: PostgresSession,
     Engine.MYSQL: MysqlSession,
 }
@@ -270,8 +270,8 @@ class Monitor:
 
     def _connector(self) -> Callable[[Target], Session]:
         resolver, params = make_resolver(self._config.resolver), self._config.params
-        session = SESSIONS[self._config.engine]
-        return lambda target: session(params, _resolved(target, resolver, self._config), self._passwords)
+        session, application = SESSIONS[self._config.engine], self._config.application
+        return lambda target: session(params, _resolved(target, resolver, self._config), self._passwords, application)
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from bgpool.core.events import StatusRow
 
-__all__ = ["Answer", "Session", "SessionError"]
+__all__ = ["Answer", "Application", "Session", "SessionError"]
+
+
+class Application(NamedTuple):
+    """Whom the application's connections log in as, and where; neither is a secret."""
+
+    user: str
+    database: str
 
 
 class SessionError(Exception):
@@ -29,7 +36,9 @@ class Answer:
     """What a server said.
 
     Attributes:
-        read_only: It takes no writes.
+        read_only: It takes no writes from anybody.
+        role_read_only: It takes none from the application's role, by a setting of that role or of its database.
+        subscribes: It has an enabled subscription.
         replica: It is a physical replica.
         max_connections: How many clients it takes; 0 where it was not asked, because it has no metadata to show.
         rows: Its metadata; None where it has none to show or the question for them failed.
@@ -45,6 +54,8 @@ class Answer:
     missing: str = ""
     failure: str = ""
     max_connections: int = 0
+    role_read_only: bool = False
+    subscribes: bool = False
 
 
 class Session(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import Instant, Tick
-from bgpool.core.limits import POLL_INTERVAL_S
+from bgpool.core.limits import GREEN_WAIT_S, POLL_INTERVAL_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import PASS, Action, Decision, Purpose, decide
@@ -53,6 +53,8 @@ class Gate:
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self.tally: Final = Tally()
         self.closed = False
+        # Until when checkouts wait for a server that has refused a write, on the monotonic clock.
+        self._refused_until_ns = 0
         self._last = _Meaning(None, None, 0)
 
     def __repr__(self) -> str:
@@ -61,6 +63,7 @@ class Gate:
     def reset(self) -> None:
         """After a fork, in the child: nobody waits here yet."""
         self.tally.reset()
+        self._refused_until_ns = 0
 
     async def aclose(self, timeout_s: float) -> None:
         """Send everybody away who waits; until they are gone, at most *timeout_s* seconds."""
@@ -143,19 +146,22 @@ class Gate:
                     raise self._like(
                         None, GreenHostRejected, self._text(reading, "is a green host and the switchover is over; ")
                     )
+                until_ns, reason = meaning.until_ns, ""
                 if decision.action is not Action.HOLD:
-                    return reading, decision
+                    if purpose is Purpose.CONNECT or not self._is_refusing(meaning.snapshot):
+                        return reading, decision
+                    until_ns, reason = min(until_ns, self._refused_until_ns), "because its server takes no writes yet"
                 if self.closed:
                     raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
                 waited_s = (now_ns() - started_ns) / 1e9
                 left_s = longest_s - waited_s
                 if left_s <= 0:
-                    waited = f"was held for {waited_s:.1f} s {_reason(reading)}; "
+                    waited = f"was held for {waited_s:.1f} s {reason or _reason(reading)}; "
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
                 # No hold outlasts a timer, even where no monitor lives.
-                timer_s = max(0.001, (meaning.until_ns - now_ns()) / 1e9)
+                timer_s = max(0.001, (until_ns - now_ns()) / 1e9)
                 await self.waits.changed(reading, min(left_s, timer_s), self._is_closed)
         finally:
             if caller is not None:
@@ -171,6 +177,29 @@ class Gate:
             return None
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
+    def note_refusal(self, pause_s: float) -> bool:
+        """A server takes no writes: have checkouts wait, in a switchover, instead of meeting the same one again.
+
+        Until green takes writes by its own word, and at most for GREEN_WAIT_S where it says that it takes none, else
+        for *pause_s*.
+
+        Returns:
+            Whether they wait.
+        """
+        snapshot = self.now()
+        if snapshot is None or not self.switching_by(snapshot) or _green_writes(snapshot):
+            return False
+        awaited = snapshot.phase is Phase.POST and snapshot.target_read_only is True
+        wait_s = GREEN_WAIT_S if awaited else min(pause_s, GREEN_WAIT_S)
+        self._refused_until_ns = self.waits.now_ns() + int(wait_s * 1e9)
+        return True
+
+    def _is_refusing(self, snapshot: Snapshot | None) -> bool:
+        """Whether a checkout would get a connection to a server that has just refused a write."""
+        if self.waits.now_ns() >= self._refused_until_ns or snapshot is None:
+            return False
+        return bool(self.switching_by(snapshot)) and not _green_writes(snapshot)
+
     def note_cut(self) -> None:
         """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
         snapshot = self.now()
@@ -179,6 +208,14 @@ class Gate:
             return
         if snapshot.phase in (Phase.CREATED, Phase.PREPARATION):
             self._nudge()
+
+    def role_is_servers(self) -> bool:
+        """Whether a role or database that is read-only by its setting is so on green alone.
+
+        Callers are led to green, and blue, of which it was made, let the application's role write.
+        """
+        snapshot = self.now()
+        return snapshot is not None and snapshot.phase is Phase.POST and snapshot.blue_role_read_only is False
 
     def takes_part(self) -> bool:
         """Whether there is a deployment that this endpoint belongs to, be it behind a proxy."""
@@ -204,6 +241,11 @@ class Gate:
 
     def _is_closed(self) -> bool:
         return self.closed
+
+
+def _green_writes(snapshot: Snapshot) -> bool:
+    """Whether callers are led to green, and it says that it takes writes."""
+    return snapshot.phase is Phase.POST and snapshot.target_read_only is False
 
 
 class _Meaning:

@@ -366,6 +366,10 @@ class Generation:
         self.note_cut()
         return self._distrust(self)
 
+    def role_is_servers(self) -> bool:
+        """As Gate says."""
+        return self._recipe.gate.role_is_servers()
+
     def is_switching(self) -> bool:
         """Whether an error on one of these connections is the switchover's doing."""
         if self.drained or self.inherited:

@@ -184,7 +184,8 @@ class Succession:
         """Replace every connection, if *generation* is the one that is handed out: its server refuses writes.
 
         An endpoint's name may lead to another server by now: an ordinary failover. Where it leads to the same one, a
-        new connection is no better. So each replacement is followed by a pause, in which connections are kept.
+        new connection is no better. So each replacement is followed by a pause, in which connections are kept. In a
+        switchover the next checkouts wait instead, see Gate.note_refusal.
 
         Returns:
             Whether *generation* is not handed out any more.
@@ -196,9 +197,10 @@ class Succession:
             quiet_s, self._refused_at = now - self._refused_at, now
             if quiet_s >= DISTRUST_INTERVAL_MAX_S:
                 self._distrust_s = 0.0
-            if now - self._distrusted_at < self._distrust_s:
+            pause_s = min(max(DISTRUST_INTERVAL_S, 2 * self._distrust_s), DISTRUST_INTERVAL_MAX_S)
+            if not self._recipe.gate.note_refusal(pause_s) and now - self._distrusted_at < self._distrust_s:
                 return False
-            self._distrust_s = min(max(DISTRUST_INTERVAL_S, 2 * self._distrust_s), DISTRUST_INTERVAL_MAX_S)
+            self._distrust_s = pause_s
             self._distrusted_at = now
             self._take_current()
         self._retire(generation)

@@ -26,9 +26,9 @@ _ROLES: Final = tuple(Role)
 _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
     "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
-    "green_was_replica", "target_max_connections",
-    "hosts", "twins", "deadline_ns", "suspected_until_ns", "hold_until_ns", "release_until_ns", "timeline", "notices",
-    "sightings",
+    "green_was_replica", "blue_role_read_only", "target_subscribes", "target_max_connections",
+    "hosts", "twins", "deadline_ns", "suspected_until_ns", "told_until_ns", "subscribed_until_ns", "hold_until_ns",
+    "release_until_ns", "timeline", "notices", "sightings",
 )  # fmt: skip
 _MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, SIGHTINGS)
 
@@ -88,11 +88,15 @@ def _snapshot(fields: Any) -> Snapshot:
         target_read_only=_perhaps(fields["target_read_only"]),
         green_was_read_only=_perhaps(fields["green_was_read_only"]),
         green_was_replica=_flag(fields["green_was_replica"]),
+        blue_role_read_only=_perhaps(fields["blue_role_read_only"]),
+        target_subscribes=_flag(fields["target_subscribes"]),
         target_max_connections=_integer(fields["target_max_connections"]),
         hosts=tuple(_host(*item) for item in _items(fields["hosts"])),
         twins=tuple((_text(b, NAME_CHARS), _text(g, NAME_CHARS)) for b, g in _items(fields["twins"])),
         deadline_ns=_integer(fields["deadline_ns"]),
         suspected_until_ns=_integer(fields["suspected_until_ns"]),
+        told_until_ns=_integer(fields["told_until_ns"]),
+        subscribed_until_ns=_integer(fields["subscribed_until_ns"]),
         hold_until_ns=_integer(fields["hold_until_ns"]),
         release_until_ns=_integer(fields["release_until_ns"]),
         timeline=tuple(

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"BGPOOL\r\n"
-FORMAT: Final = 2
+FORMAT: Final = 3
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128

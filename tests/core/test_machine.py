@@ -227,7 +227,9 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
     if kind == 3:
         return MetadataAbsent(moment, role, "gone")
     if kind == 6:
-        return Answered(moment, role, draw(st.booleans()))
+        return Answered(
+            moment, role, draw(st.booleans()), role_read_only=draw(st.booleans()), subscribes=draw(st.booleans())
+        )
     if kind == 7:
         return CertificateRenewed(moment, GREEN)
     if kind == 8:

@@ -169,7 +169,9 @@ def test_a_release_changes_nothing_for_green(phase: Phase, purpose: Purpose, hos
 
 def test_a_release_does_not_keep_anybody_from_a_green_that_is_known() -> None:
     released = release(in_phase(Phase.IN_PROGRESS))
-    promoted = step(released, status(Role.TARGET, "SWITCHOVER_IN_POST_PROCESSING", 30), RULES)
+    waiting = step(released, status(Role.TARGET, "SWITCHOVER_IN_POST_PROCESSING", 30), RULES)
+    assert action(waiting) is Action.PASS, "by name, while green answers that it takes no writes"
+    promoted = step(waiting, Answered(at(31), Role.TARGET, read_only=False), RULES)
     assert decide(promoted, BLUE, Purpose.CONNECT).addresses == ("10.0.0.2",)
     assert promoted.epoch == released.epoch + EPOCH_OF_DECISION, "what went by name meanwhile is drained"
 

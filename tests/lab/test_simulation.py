@@ -12,6 +12,7 @@ import pytest
 from bgpool.core import machine
 from bgpool.core.machine import Signal
 from bgpool.core.phase import Phase
+from bgpool.core.promotion import green_took_over
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab.simulation import simulate, simulate_many
 
@@ -49,11 +50,19 @@ def released_on_silence(snapshot: Snapshot, at: Any, rules: Any) -> Snapshot:
     return snapshot
 
 
+def told_is_promoted(snapshot: Snapshot, at: Any, rules: Any) -> Snapshot:
+    return machine._signal(snapshot, Signal.PROMOTED, at, rules)
+
+
+def never_awaited(snapshot: Snapshot, at: Any, rules: Any) -> Snapshot:
+    return machine._signal(snapshot, Signal.TOOK_OVER, at, rules) if green_took_over(snapshot) else snapshot
+
+
 def never_timed_out(snapshot: Snapshot, *_: Any) -> Snapshot:
     return snapshot
 
 
-def never_unfit(*_: Any) -> int:
+def never_unfit(*_: Any, **__: Any) -> int:
     return 0
 
 
@@ -72,13 +81,23 @@ def absent_is_a_rollback(snapshot: Snapshot, event: Any, rules: Any) -> Snapshot
 @pytest.mark.parametrize(
     ("name", "broken", "promise"),
     [
-        ("_look_for_takeover", released_on_silence, "released before green was promoted"),
-        pytest.param("_check_timer", never_timed_out, "was not left in time", marks=pytest.mark.full),
+        ("_look_at_green", released_on_silence, "released before green was promoted"),
+        ("_told", told_is_promoted, "released before green was promoted"),
+        ("_look_at_green", never_awaited, "released while green followed blue"),
+        pytest.param("_check_timers", never_timed_out, "was not left in time", marks=pytest.mark.full),
         ("_makes_unfit", never_unfit, "a connection to old blue was handed out"),
         ("_enter", never_pinned, "a connection to old blue was handed out"),
         ("_metadata_absent", absent_is_a_rollback, "never released"),
     ],
-    ids=["release on silence", "no timer", "no epoch", "no pin", "absent is a rollback"],
+    ids=[
+        "release on silence",
+        "metadata at once",
+        "no wait for a subscription",
+        "no timer",
+        "no epoch",
+        "no pin",
+        "absent is a rollback",
+    ],
 )
 def test_a_broken_core_is_found_out(
     monkeypatch: pytest.MonkeyPatch, name: str, broken: Callable[..., Any], promise: str

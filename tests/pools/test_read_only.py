@@ -14,13 +14,16 @@ import pytest
 
 import bgpool
 from bgpool.core.engine import Engine
-from bgpool.core.phase import Phase
+from bgpool.core.events import Answered, ProbeFailed
+from bgpool.core.limits import GREEN_WAIT_S
+from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair
+from bgpool.monitor.probe import now
 from bgpool.pools import succession
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit
-from tests.pools.callers import Caller
+from tests.pools.callers import Caller, wait_until
 
 ENGINES = tuple(Engine)
 ON_ASYNC_POOL = pytest.mark.full
@@ -143,6 +146,59 @@ def test_many_refusals_at_once_are_one_replacement(
             generations.add(id(conn.bgpool_generation))
             assert conn.bgpool_generation is pool._succession.current
     assert len(generations) == 2
+
+
+def plain_blocks(kit: Kit, pool: Pool[Any], over: threading.Event) -> list[str]:
+    """What blocks come to that write one row after the other, until *over*."""
+    came_to: list[str] = []
+    while not over.is_set():
+        try:
+            with pool.connection() as conn:
+                kit.write(conn)
+            came_to.append("written")
+        except (psycopg.Error, pymysql.err.MySQLError) as error:
+            came_to.append(type(error).__mro__[1].__name__ if isinstance(error, bgpool.Error) else "refused")
+    return came_to
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("known", [True, None], ids=["green says so", "green is not seen"])
+def test_blocks_that_a_green_refuses_wait_for_it_instead_of_trying_again_at_once(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, known: bool | None
+) -> None:
+    """The release came too early: the metadata were ahead of green for longer than it is waited for, say."""
+    deployment.phase(Phase.IN_PROGRESS)
+    deployment.release()
+    silent = ProbeFailed(now(), Role.TARGET, "silent")
+    deployment.tell(Answered(now(), Role.TARGET, read_only=True) if known else silent)
+    pool, over = make_pool(max_size=4), threading.Event()
+    callers = [Caller(lambda: plain_blocks(kit, pool, over)) for _ in range(4)]
+    # Between two waits, where green is not seen, there may be none that is held just now.
+    wait_until(lambda: pool.stats().held >= (4 if known else 1))
+    time.sleep(0.5)
+    over.set()
+    deployment.tell(Answered(now(), Role.TARGET, read_only=False))
+    errors = [len(caller.wait()) for caller in callers]
+    # One each before and one after the wait; where green is not seen, after 0.1 s, 0.2 s and 0.4 s more, too.
+    assert max(errors) <= (2 if known else 6), errors
+    assert pool.stats().held == 0
+
+
+@pytest.mark.lab
+def test_a_block_that_waits_for_a_green_that_refuses_goes_on_without_it(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair
+) -> None:
+    deployment.phase(Phase.IN_PROGRESS)
+    deployment.release()
+    deployment.tell(Answered(now(), Role.TARGET, read_only=True))
+    pool = make_pool(max_size=1)
+    refused(kit, pool)
+    with pytest.raises(bgpool.SwitchoverHoldTimeout, match="takes no writes yet"), pool.connection(timeout=0.2):
+        pass
+    began = time.monotonic()
+    with pool.connection() as conn:
+        assert kit.where(conn) == pair.green.address, "to read there, say"
+    assert 1.0 < time.monotonic() - began < GREEN_WAIT_S + 1
 
 
 @pytest.mark.lab

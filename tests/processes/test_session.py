@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
 from bgpool.core.plan import Target
@@ -12,7 +13,7 @@ from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.faults import break_metadata, lock_out_monitor
 from bgpool.lab.pair import DATABASE, MONITOR_ROLE
 from bgpool.monitor.dialects.postgres import PostgresSession
-from bgpool.monitor.session import SessionError
+from bgpool.monitor.session import Application, SessionError
 
 pytestmark = pytest.mark.lab
 
@@ -31,10 +32,11 @@ def session(pair: Pair) -> Iterator[Open]:
     """Opens sessions to blue or green, and closes them at the end."""
     opened: list[PostgresSession] = []
 
-    def open_session(colour: str = "blue", **params: object) -> PostgresSession:
+    def open_session(colour: str = "blue", application: Application | None = None, **params: object) -> PostgresSession:
         server = pair.blue if colour == "blue" else pair.green
         own = {"user": MONITOR_ROLE, "password": pair.lab_password, "dbname": DATABASE}
-        opened.append(PostgresSession(own | params, Target("ignored.example", pair.port, (server.address,))))
+        target = Target("ignored.example", pair.port, (server.address,))
+        opened.append(PostgresSession(own | params, target, application=application))
         return opened[-1]
 
     yield open_session
@@ -87,6 +89,72 @@ def test_a_replica_and_a_read_only_primary_say_so(pair: Pair, session: Open) -> 
     finally:
         pair.blue.set_read_only(False)
     assert not blue.ask().read_only
+
+
+READ_ONLY = "default_transaction_read_only"
+
+
+@pytest.mark.parametrize(
+    ("settings", "read_only"),
+    [
+        ({"ROLE app": "on"}, True),
+        ({"DATABASE app": "true"}, True),
+        ({"ROLE app IN DATABASE app": "1"}, True),
+        ({"ROLE ALL": "on"}, True),
+        ({"ROLE ALL": "on", "DATABASE app": "off"}, False),
+        ({"DATABASE app": "on", "ROLE app": "off"}, False),
+        ({"ROLE app": "off", "ROLE app IN DATABASE app": "on"}, True),
+        ({"DATABASE postgres": "on", "ROLE postgres IN DATABASE app": "on"}, False),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_the_settings_of_the_applications_role_are_read_by_whomever(
+    pair: Pair, session: Open, settings: dict[str, str], read_only: bool
+) -> None:
+    Director(pair).create_deployment()
+    # Open before: such settings reach a session when it begins, and the catalog at once.
+    mine = session(application=Application("app", DATABASE))
+    assert not mine.ask().role_read_only
+    try:
+        for whose, value in settings.items():
+            pair.blue.execute(f"ALTER {whose} SET {READ_ONLY} = {value}")
+        for asked in (mine, session(application=Application("app", DATABASE))):
+            answer = asked.ask()
+            assert (answer.read_only, answer.role_read_only) == (False, read_only)
+            assert answer.rows
+        with psycopg.connect(pair.direct_dsn(pair.blue)) as conn:
+            assert conn.execute(f"SHOW {READ_ONLY}").fetchone() == ("on" if read_only else "off",), "as PostgreSQL does"
+    finally:
+        for whose in settings:
+            pair.blue.execute(f"SET {READ_ONLY} = off; ALTER {whose} RESET {READ_ONLY}")
+
+
+def test_a_monitor_whose_own_role_is_read_only_takes_nobody_for_that(pair: Pair, session: Open) -> None:
+    pair.blue.execute(f"ALTER ROLE {MONITOR_ROLE} SET {READ_ONLY} = on")
+    try:
+        answer = session(application=Application("app", DATABASE)).ask()
+        assert (answer.read_only, answer.role_read_only) == (False, False)
+        assert session("green", options=f"-c {READ_ONLY}=off").ask().read_only, "a replica takes none, whoever asks"
+    finally:
+        pair.blue.execute(f"ALTER ROLE {MONITOR_ROLE} RESET {READ_ONLY}")
+
+
+def test_a_server_that_follows_another_says_so(pair: Pair, session: Open) -> None:
+    mine = session()
+    assert not mine.ask().subscribes
+    pair.blue.execute(
+        "CREATE SUBSCRIPTION follows CONNECTION 'host=127.0.0.1 port=1' PUBLICATION all_of_it"
+        " WITH (connect = false, slot_name = 'follows')"
+    )
+    try:
+        assert not mine.ask().subscribes, "it is not enabled"
+        pair.blue.execute("ALTER SUBSCRIPTION follows ENABLE")
+        assert mine.ask().subscribes
+    finally:
+        for statement in ("DISABLE", "SET (slot_name = NONE)"):
+            pair.blue.execute(f"ALTER SUBSCRIPTION follows {statement}")
+        pair.blue.execute("DROP SUBSCRIPTION follows")
+    assert not mine.ask().subscribes
 
 
 def test_servers_that_are_gone_are_not_in_the_topology(pair: Pair, session: Open) -> None:

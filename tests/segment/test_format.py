@@ -1,4 +1,4 @@
-"""Format 2, byte for byte, and what becomes of bytes that are not as they should be."""
+"""Format 3, byte for byte, and what becomes of bytes that are not as they should be."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from bgpool.segment.writer import Writer
 
 # Changing these means that the format has changed, and with it the number in the header.
 GOLDEN_HEADER = (
-    "4247504f4f4c0d0a 02000000 00000400 0700000000000000 2a00000000000000"
-    "000102030405060708090a0b0c0d0e0f f1c801a4 000000000000000000000000"
+    "4247504f4f4c0d0a 03000000 00000400 0700000000000000 2a00000000000000"
+    "000102030405060708090a0b0c0d0e0f b65a450b 000000000000000000000000"
 )
 #: Sequence, heartbeat and superseded at 64, 128 and 192: native words, here those of little-endian machines.
 GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
 #: The format, and a digest of FULL as that format encodes it.
-GOLDEN_PAYLOAD = (2, "c275a86c447c7f84")
-GOLDEN_PAYLOAD_START = "de001aa562675f6964a66f7264657273a57068617365"
+GOLDEN_PAYLOAD = (3, "02dde78b4c63520c")
+GOLDEN_PAYLOAD_START = "de001ea562675f6964a66f7264657273a57068617365"
 
 
 FULL = Snapshot(

@@ -200,7 +200,11 @@ class AsyncpgAware(_Base):
         finally:
             self.bgpool_lent = lent
         self.bgpool_refused = is_servers_by(
-            in_recovery=in_recovery, setting=setting, source=source, reported=self._reported_read_only
+            in_recovery=in_recovery,
+            setting=setting,
+            source=source,
+            reported=self._reported_read_only,
+            role_is_servers=generation.role_is_servers(),
         )
         self.bgpool_unfit = self.bgpool_refused and generation.note_refusal()
 

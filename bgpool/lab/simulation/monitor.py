@@ -178,7 +178,16 @@ class Monitor:
 
     def _state(self, role: Role, connection: Connection) -> list[Event]:
         server, at = connection.server, self._now()
-        events: list[Event] = [Answered(at, role, server.takes_no_writes, server.replica)]
+        events: list[Event] = [
+            Answered(
+                at,
+                role,
+                server.takes_no_writes,
+                server.replica,
+                role_read_only=server.role_read_only,
+                subscribes=server.subscribes,
+            )
+        ]
         if server.metadata == "rows":
             events.append(StatusRead(at, role, server.status_rows))
         elif server.metadata == "empty":

@@ -8,14 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from bgpool.core.limits import GREEN_WAIT_S
 from bgpool.core.machine import Rules
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import Intervals
 from bgpool.core.routing import Action, Purpose, decide
 from bgpool.core.snapshot import Snapshot
+from bgpool.core.timeline import METADATA
 from bgpool.lab.simulation.clock import MS, SECOND, Clock
 from bgpool.lab.simulation.monitor import Monitor
-from bgpool.lab.simulation.script import Script, draw
+from bgpool.lab.simulation.script import UNHURRIED_MS, Script, draw
 from bgpool.lab.simulation.workers import HOLD_NS, Worker
 from bgpool.lab.simulation.world import World
 
@@ -154,8 +156,15 @@ class _Run:
         # In the timeline: a monitor that comes back late may go through POST within one step.
         if self._released_ns is None and any(entry.event == Phase.POST.name for entry in snapshot.timeline):
             self._released_ns = self._clock.now
-            if self._promoted_ns is None:
+            world = self._world
+            if not world.may_be_released:
                 self._complain("released before green was promoted")
+            waited = self._promoted_ns is not None and self._clock.now >= self._promoted_ns + int(GREEN_WAIT_S * SECOND)
+            told = any(entry.evidence == METADATA for entry in snapshot.timeline)
+            # The timer ends that wait as well.
+            unhurried = self._script.timeout_ms == UNHURRIED_MS
+            if world.green.subscribes and unhurried and not (waited or told or snapshot.blue_moved):
+                self._complain("released while green followed blue")
 
     def _inspect(self, before: Snapshot, snapshot: Snapshot) -> None:
         if snapshot.phase < before.phase and before.phase is Phase.POST:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from bgpool.core.limits import GREEN_WAIT_S
 from bgpool.lab.simulation.clock import MS, SECOND
 from bgpool.lab.simulation.world import World
 
-__all__ = ["Death", "Script", "draw"]
+__all__ = ["UNHURRIED_MS", "Death", "Script", "draw"]
 
 ZERO_NS: Final = 12 * SECOND
 """When IN_PROGRESS begins; time enough before it to become ready."""
@@ -19,6 +20,7 @@ UNHURRIED_MS: Final = 180_000
 
 Note = Callable[[str], None]
 
+GREENS: Final = ("physical",) * 4 + ("read-only",) * 2 + ("read-only by role", "takes writes")
 MODES: Final = ("normal",) * 4 + ("frozen", "deleted", "empty", "absent", "error", "odd words")
 
 
@@ -42,6 +44,7 @@ class Script:
         release_bound_ns: How long after that the release may come.
         end_ns: When the last step is done.
         window: When the metadata tell that there is a switchover, whatever they say later.
+        green: What it is: a physical replica, or a logical one, which is read-only or takes writes all the time.
     """
 
     rng: random.Random
@@ -57,6 +60,7 @@ class Script:
     release_bound_ns: int = 0
     end_ns: int = 0
     window: tuple[int, int] = (0, 0)
+    green: str = "physical"
     monitor_deaths: list[Death] = field(default_factory=list)
     worker_starts: list[int] = field(default_factory=list)
     worker_deaths: list[int] = field(default_factory=list)
@@ -110,10 +114,10 @@ def draw(rng: random.Random) -> Script:
 def _faults(script: Script) -> list[str]:
     """Faults of the surroundings; each a word for the story."""
     rng, found = script.rng, []
-    script.at(-12.0, "set up", lambda world: _set_up(world, logical))
-    logical = rng.random() < 0.3
-    if logical:
-        found.append("logical replica")
+    script.green = rng.choice(GREENS)
+    script.at(-12.0, "set up", lambda world: _set_up(world, script.green))
+    if script.green != "physical":
+        found.append(f"logical replica, {script.green}")
     if rng.random() < 0.2:
         latency_ns = rng.randrange(10 * MS, 60 * MS)
         script.at(rng.uniform(-3, 0), "slow", lambda world: _slow(world, latency_ns))
@@ -154,10 +158,21 @@ def _switchover(script: Script, faults: list[str]) -> None:
     idle_survive = rng.random() < 0.2
     if idle_survive:
         faults.append("idle connections are not cut")
-    script.at(drop_s, "connections dropped", _refuse if idle_survive else _drop)
+    # As far as a logical green goes, AWS may let clients in all the time.
+    early_s = _early(script, drop_s, open_s)
+    if early_s is not None:
+        faults.append(f"POST is told {promoted_s - early_s:.1f} s before green takes writes")
+        script.at(drop_s, "blue's connections dropped", _drop_blue)
+    else:
+        script.at(drop_s, "connections dropped", _refuse if idle_survive else _drop)
     script.at(catch_up_s, "caught up", _catch_up)
-    _metadata(script, drop_s, open_s)
+    _metadata(script, drop_s, open_s, early_s)
     script.at(promoted_s, "green promoted", _promote)
+    unsubscribed_s = promoted_s - 0.01
+    if script.green.startswith("read-only") and rng.random() < 0.4:
+        unsubscribed_s = promoted_s + rng.uniform(0.0, 3.0)
+        faults.append(f"green follows blue for {unsubscribed_s - promoted_s:.1f} s more")
+    script.at(unsubscribed_s, "subscription dropped", _unsubscribe)
     script.at(open_s, "green open", lambda world: _admit(world, "green"))
     script.at(old_open_s, "old blue open", lambda world: _admit(world, "blue"))
     script.at(renamed_s, "renamed", lambda world: _rename(world, script.mode == "normal"))
@@ -171,14 +186,16 @@ def _switchover(script: Script, faults: list[str]) -> None:
     if blue_writes_again:
         faults.append("old blue takes writes again")
     script.evidence_ns = script.zero_ns + int(moved_s * SECOND)
-    _black_hole(script, faults, catch_up_s, promoted_s, old_open_s)
-    locked = rng.choice(("", "", "", "blue", "green"))
+    if early_s is None:
+        _black_hole(script, faults, catch_up_s, promoted_s, old_open_s)
+    locked = rng.choice(("", "", "", "blue", "green" if early_s is None else ""))
     if locked:
         script.at(-lead_s - 0.5, f"monitor locked out of {locked}", lambda world: _lock_out(world, locked))
         faults.append(f"monitor locked out of {locked}")
     # Where nothing is in the way, green shows at once that it took over.
-    if not locked and "logical replica" not in faults:
-        script.evidence_ns = script.zero_ns + int(open_s * SECOND)
+    if not locked and script.green != "takes writes":
+        followed_s = min(unsubscribed_s, promoted_s + GREEN_WAIT_S)
+        script.evidence_ns = script.zero_ns + int(max(open_s, followed_s) * SECOND)
     slow_ns = 6 * 60 * MS + 2 * 400 * MS
     script.release_bound_ns = 300 * MS + slow_ns + 2500 * MS + (1200 * MS if lead_s < 1.3 else 0)
     if any(fault.startswith("DNS fails") for fault in faults):
@@ -228,13 +245,26 @@ def _rollback(script: Script) -> None:
     script.end_ns = script.zero_ns + int((back_s + 4) * SECOND)
 
 
-def _metadata(script: Script, drop_s: float, open_s: float) -> None:
+def _early(script: Script, drop_s: float, open_s: float) -> float | None:
+    """When the metadata say POST before green takes writes, if they do."""
+    # Later than the monitor takes to be back on a green that has cut it, and to hear from there.
+    first_s = drop_s + 1.0
+    hurried = script.timeout_ms < UNHURRIED_MS
+    if script.mode != "normal" or hurried or not script.green.startswith("read-only") or first_s >= open_s - 0.2:
+        return None
+    return script.rng.uniform(max(first_s, open_s - 4), open_s - 0.2) if script.rng.random() < 0.5 else None
+
+
+def _metadata(script: Script, drop_s: float, open_s: float, early_s: float | None) -> None:
     """What the metadata say once connections were dropped."""
     rng, mode = script.rng, script.mode
     if mode in ("normal", "odd words"):
         if mode == "odd words":
             script.at(drop_s, "odd status", lambda world: world.publish("SWITCHOVER_BEING_CONSIDERED"))
             script.at(drop_s + 0.05, "odd version", lambda world: world.publish("SWITCHOVER_IN_PROGRESS", version="2"))
+        if early_s is not None:
+            script.at(early_s, "POST, early", _tell_early)
+            return
         script.at(open_s + rng.uniform(0, 0.5), "POST", lambda world: world.publish("SWITCHOVER_IN_POST_PROCESSING"))
         return
     at_s = drop_s + rng.uniform(-0.05, 0.3)
@@ -260,8 +290,9 @@ def _black_hole(script: Script, faults: list[str], catch_up_s: float, promoted_s
 # -- what steps do -----------------------------------------------------------------------------------------------
 
 
-def _set_up(world: World, logical: bool) -> None:
-    world.green.replica, world.green.read_only = not logical, False
+def _set_up(world: World, green: str) -> None:
+    world.green.replica, world.green.read_only = green == "physical", green == "read-only"
+    world.green.role_read_only, world.green.subscribes = green == "read-only by role", green != "physical"
     world.publish("AVAILABLE")
 
 
@@ -292,6 +323,17 @@ def _drop(world: World) -> None:
         server.cut()
 
 
+def _drop_blue(world: World) -> None:
+    world.blue.refuses = True
+    for server in (world.blue, world.green):
+        server.cut()
+
+
+def _tell_early(world: World) -> None:
+    world.told_early_ns = world.clock.now
+    world.publish("SWITCHOVER_IN_POST_PROCESSING")
+
+
 def _catch_up(world: World) -> None:
     # A transaction that began while blue took writes would still commit.
     for connection in list(world.blue.connections):
@@ -301,8 +343,12 @@ def _catch_up(world: World) -> None:
 
 
 def _promote(world: World) -> None:
-    world.green.replica = world.green.read_only = False
+    world.green.replica = world.green.read_only = world.green.role_read_only = False
     world.promoted = True
+
+
+def _unsubscribe(world: World) -> None:
+    world.green.subscribes = False
 
 
 def _admit(world: World, which: str) -> None:

@@ -221,8 +221,8 @@ class Worker:
             if self._clock.now >= deadline:
                 return None
             until = deadline
-            for end in (snapshot.deadline_ns, snapshot.suspected_until_ns) if snapshot is not None else ():
-                until = min(until, max(end, self._clock.now + MS)) if end else until
+            for end in snapshot.timers if snapshot is not None else ():
+                until = min(until, max(end, self._clock.now + MS))
             yield self._clock.within(self._changed, until - self._clock.now)
         return None
 
@@ -264,5 +264,5 @@ class Worker:
         released = snapshot.phase >= Phase.POST and not snapshot.is_overdue
         if released and connection.server is self._world.blue:
             self._complain(f"a connection to old blue was handed out in {snapshot.phase.name}")
-        if connection.server is self._world.green and not self._world.promoted:
+        if connection.server is self._world.green and not self._world.may_be_released:
             self._complain(f"a connection to green was handed out in {snapshot.phase.name}, before it was promoted")

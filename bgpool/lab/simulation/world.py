@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import StatusRow
+from bgpool.core.limits import GREEN_WAIT_S
 from bgpool.core.phase import Role
-from bgpool.lab.simulation.clock import MS, Clock, Promise
+from bgpool.lab.simulation.clock import MS, SECOND, Clock, Promise
 
 __all__ = ["ACCOUNT", "Connection", "Server", "World"]
 
@@ -22,15 +23,17 @@ class Connection:
 
     Attributes:
         epoch: What the pool stamped it with.
+        reads_only: The role's setting, with which the session began.
         writes: Keys that its transaction has inserted.
         lost: Kept when either end has cut it.
     """
 
-    __slots__ = ("began_read_only", "epoch", "in_transaction", "lost", "server", "writes")
+    __slots__ = ("began_read_only", "epoch", "in_transaction", "lost", "reads_only", "server", "writes")
 
     def __init__(self, server: Server, epoch: int | None) -> None:
         self.server = server
         self.epoch = epoch
+        self.reads_only = server.role_read_only
         self.writes: list[Key] = []
         self.in_transaction = False
         self.began_read_only = False
@@ -46,6 +49,8 @@ class Server:
         self.address: Final = address
         self.replica = False
         self.read_only = False
+        self.role_read_only = False
+        self.subscribes = False
         self.refuses = False
         self.frozen = False
         self.latency_ns = MS
@@ -114,7 +119,8 @@ class Server:
             if connection.lost.kept:
                 return "cut"
             if not connection.in_transaction:
-                connection.in_transaction, connection.began_read_only = True, self.takes_no_writes
+                connection.in_transaction = True
+                connection.began_read_only = self.takes_no_writes or connection.reads_only
             if connection.began_read_only:
                 return "read only"
             connection.writes.append(key)
@@ -155,8 +161,16 @@ class World:
         self.dns_latency_ns = MS
         self.lag_ns = 5 * MS
         self.promoted = False
+        # When the metadata said so although it was not; callers are let go on that word in the end.
+        self.told_early_ns: int | None = None
         self.renamed = False
         self.replicates = True
+
+    @property
+    def may_be_released(self) -> bool:
+        """Whether a release now is what was promised."""
+        early_ns = self.told_early_ns
+        return self.promoted or (early_ns is not None and self.clock.now >= early_ns + int(GREEN_WAIT_S * SECOND))
 
     def server_at(self, address: str) -> Server:
         """The server with this address."""

@@ -17,7 +17,7 @@ from bgpool.core.routing import Names
 from bgpool.dsn import names_are_proved, user_of
 from bgpool.failures import first_line
 from bgpool.monitor.dialects.reach import reach
-from bgpool.monitor.session import Answer, SessionError
+from bgpool.monitor.session import Answer, Application, SessionError
 from bgpool.mysql import CUT_CODES, BoundedConnection, code_of
 
 __all__ = ["AURORA", "RDS", "Dialect", "MysqlSession", "status_rows"]
@@ -78,13 +78,20 @@ _TIMEOUTS: Final = ("connect_timeout", "read_timeout", "write_timeout")
 class MysqlSession:
     """One monitoring connection to a MySQL server. An answer takes no longer than its read timeout."""
 
-    def __init__(self, params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None = None) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        target: Target,
+        passwords: PasswordMaker | None = None,
+        application: Application | None = None,  # noqa:ARG002  # no account has a setting of its own here
+    ) -> None:
         """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
 
         Args:
             params: Connection parameters by PyMySQL's names.
             target: Where to.
             passwords: Makes passwords; None where *params* have all it takes.
+            application: As every session has it.
 
         Raises:
             SessionError: It cannot be reached, or does not let us in.

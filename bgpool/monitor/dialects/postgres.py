@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
@@ -19,9 +19,9 @@ from bgpool.core.routing import Names
 from bgpool.dsn import names_are_proved, user_of
 from bgpool.failures import first_line
 from bgpool.monitor.dialects.reach import reach
-from bgpool.monitor.session import Answer, SessionError
+from bgpool.monitor.session import Answer, Application, SessionError
 
-__all__ = ["AURORA", "RDS", "Dialect", "PostgresSession"]
+__all__ = ["AURORA", "RDS", "ROLES_SETTING", "Dialect", "PostgresSession"]
 
 
 class _Missing(Exception):
@@ -66,8 +66,15 @@ RDS: Final = Dialect(
     " (rds_tools 1.7: PostgreSQL 17.1, 16.5, 15.9, 14.14, 13.17, 12.21 and above)",
 )
 
-# One query that tells what is there and what may be used; asking the functions themselves would tell neither apart.
+# One query that tells what is there and what may be used; asking the functions themselves would tell neither apart. And
+# where the session's own default comes from; that of a role reaches a session when it begins, and stays.
 _LOOK: Final = """
+    SELECT 'source', source, true FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'
+    UNION ALL
+    SELECT 'catalog', 'pg_db_role_setting', has_table_privilege('pg_catalog.pg_db_role_setting', 'SELECT')
+    UNION ALL
+    SELECT 'catalog', 'pg_subscription', has_column_privilege('pg_catalog.pg_subscription', 'subenabled', 'SELECT')
+    UNION ALL
     SELECT n.nspname, p.proname,
            has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
     FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
@@ -77,7 +84,28 @@ _LOOK: Final = """
 """
 
 
-_STATE: Final = "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool"
+#: What a role's or a database's setting says of read-only transactions, to be formatted with both names as SQL; NULL
+#: where there is none. Everybody may read that of every role, in whichever database. The order is PostgreSQL's own.
+ROLES_SETTING: Final = """(
+    SELECT pg_catalog.split_part(c, '=', 2)::bool
+    FROM pg_catalog.pg_db_role_setting AS s, pg_catalog.unnest(s.setconfig) AS c
+    WHERE s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {user}))
+      AND s.setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = {database}))
+      AND pg_catalog.split_part(c, '=', 1) = 'default_transaction_read_only'
+    ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1)"""
+
+_APPLICATIONS_SETTING: Final = ROLES_SETTING.format(user="%(user)s::name", database="%(database)s::name")
+
+#: Replica; read-only to this session; to the application's role by the catalog; following another server.
+_STATE: Final = (
+    "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool,"
+    " coalesce({roles_setting}, false), {subscribes}"
+)
+_SUBSCRIBES: Final = "EXISTS (SELECT FROM pg_catalog.pg_subscription WHERE subenabled)"
+_STATES: Final = 4
+
+#: Where the default of a session comes from that is not the server's: what the session says of it tells of nobody else.
+_NOT_SERVERS: Final = frozenset({"global", "database", "user", "database user", "client", "session"})
 
 _ROOM: Final = "pg_catalog.current_setting('max_connections')::int"
 
@@ -85,19 +113,30 @@ _ROOM: Final = "pg_catalog.current_setting('max_connections')::int"
 class PostgresSession:
     """One monitoring connection to a PostgreSQL server."""
 
-    def __init__(self, params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None = None) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        target: Target,
+        passwords: PasswordMaker | None = None,
+        application: Application | None = None,
+    ) -> None:
         """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
 
         Args:
             params: Connection parameters by libpq's names.
             target: Where to.
             passwords: Makes passwords; None where *params* have all it takes.
+            application: Whose settings count beside the server's own; None for those of *params* alone.
 
         Raises:
             SessionError: It cannot be reached, or does not let us in.
         """
         self._connection: Final = _connect(params, target, passwords)
         self._dialect: Dialect | None = None
+        self._asked_for: Final = (application or _own(self._connection))._asdict()
+        # What is asked of the server's state, and whether the session's own default is the server's: see _LOOK.
+        self._state_sql = _STATE.format(roles_setting="NULL", subscribes="false")
+        self._is_servers = True
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -115,11 +154,11 @@ class PostgresSession:
             try:
                 return self._read()
             except _Missing as missing:
-                return Answer(*self._state(), missing=str(missing))
+                return replace(self._state(), missing=str(missing))
             except psycopg.Error as error:
                 if self._connection.broken:
                     raise
-                return Answer(*self._state(), failure=first_line(error))
+                return replace(self._state(), failure=first_line(error))
         except (psycopg.Error, OSError) as error:
             raise SessionError(first_line(error)) from None
 
@@ -135,28 +174,38 @@ class PostgresSession:
         try:
             # One question: a server without metadata still says whether it takes writes.
             found = self._connection.execute(
-                f"SELECT {_STATE}, {_ROOM}, m.version, m.endpoint, m.port, m.role, m.status FROM (VALUES (1)) AS one"
-                f" LEFT JOIN {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true"
+                f"SELECT {self._state_sql}, {_ROOM}, m.version, m.endpoint, m.port, m.role, m.status"
+                " FROM (VALUES (1)) AS one LEFT JOIN"
+                f" {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true",
+                self._asked_for,
             ).fetchall()
-            told = (columns for _, _, _, *columns in found)
+            told = (row[_STATES + 1 :] for row in found)
             rows = tuple(_row(*columns) for columns in told if any(column is not None for column in columns))
             servers = self._connection.execute(dialect.topology).fetchall() if dialect.topology and rows else []
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
             # Dropped or revoked since it was found: say so, and look again the next time.
             self._dialect = None
             raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
-        replica, read_only, room, *_ = found[0]
         ids = tuple(str(server) for (server,) in servers)
-        return Answer(replica or read_only, replica, rows, ids, max_connections=room)
+        room = found[0][_STATES]
+        return replace(self._answer(*found[0][:_STATES]), rows=rows, servers=ids, max_connections=room)
 
-    def _state(self) -> tuple[bool, bool]:
-        """Whether the server takes no writes, and whether it is a replica."""
-        row = self._connection.execute(f"SELECT {_STATE}").fetchone()
-        replica, read_only = row or (False, False)
-        return replica or read_only, replica
+    def _state(self) -> Answer:
+        """What the server says of itself, without its metadata."""
+        row = self._connection.execute(f"SELECT {self._state_sql}", self._asked_for).fetchone()
+        return self._answer(*row) if row is not None else Answer(False)
+
+    def _answer(self, replica: bool, read_only: bool, role_read_only: bool, subscribes: bool) -> Answer:
+        server_read_only = read_only and self._is_servers
+        return Answer(replica or server_read_only, replica, role_read_only=role_read_only, subscribes=subscribes)
 
     def _find_dialect(self) -> Dialect:
         found = {(schema, name): usable for schema, name, usable in self._connection.execute(_LOOK)}
+        self._is_servers = not any(("source", source) in found for source in _NOT_SERVERS)
+        self._state_sql = _STATE.format(
+            roles_setting=_APPLICATIONS_SETTING if found["catalog", "pg_db_role_setting"] else "NULL",
+            subscribes=_SUBSCRIBES if found["catalog", "pg_subscription"] else "false",
+        )
         aurora = any((AURORA.schema, name) in found for name in ("aurora_version", "aurora_replica_status"))
         dialect = AURORA if aurora else RDS
         usable = found.get((dialect.schema, dialect.function))
@@ -175,6 +224,10 @@ class PostgresSession:
 
 def _row(version: object, endpoint: object, port: Any, role: object, status: object) -> StatusRow:
     return StatusRow(str(endpoint or ""), int(port or 0), str(role or ""), str(status or ""), str(version))
+
+
+def _own(connection: psycopg.Connection[Any]) -> Application:
+    return Application(connection.info.user, connection.info.dbname)
 
 
 def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None) -> psycopg.Connection[Any]:

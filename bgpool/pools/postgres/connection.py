@@ -292,7 +292,9 @@ class SwitchoverAware(_Base):
                 answer = await self._exchange(self._exec_command(QUESTION))
             except psycopg.Error:
                 return
-            self.bgpool_refused = answer is not None and is_servers(answer, reported=self._reported_read_only)
+            self.bgpool_refused = answer is not None and is_servers(
+                answer, reported=self._reported_read_only, role_is_servers=generation.role_is_servers()
+            )
         self.bgpool_unfit = self.bgpool_refused is True and generation.note_refusal()
 
     def _is_between_statements(self) -> bool:

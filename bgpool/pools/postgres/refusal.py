@@ -21,8 +21,9 @@ QUESTION: Final = (
 #: Settings that PostgreSQL 14 and later report without being asked.
 REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
 #: Where a setting comes from that is one server's. Those of a role or database are in the catalog, which green has,
-#: too: another server would refuse the same.
+#: too: another server would refuse the same, unless it is known that green alone has it.
 _SERVERS_SOURCES: Final = frozenset({"configuration file", "command line", "environment variable"})
+_ROLES_SOURCES: Final = frozenset({"global", "database", "user", "database user"})
 
 
 def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
@@ -31,22 +32,33 @@ def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
     return None if None in reports else b"on" in reports
 
 
-def is_servers(answer: PGresult, *, reported: bool | None) -> bool:
+def is_servers(answer: PGresult, *, reported: bool | None, role_is_servers: bool = False) -> bool:
     """Whose a refusal was, by the server's *answer* to QUESTION; see is_servers_by."""
     in_recovery, setting, source = ((answer.get_value(0, column) or b"").decode("ascii") for column in range(3))
-    return is_servers_by(in_recovery=in_recovery == "t", setting=setting, source=source, reported=reported)
+    return is_servers_by(
+        in_recovery=in_recovery == "t",
+        setting=setting,
+        source=source,
+        reported=reported,
+        role_is_servers=role_is_servers,
+    )
 
 
-def is_servers_by(*, in_recovery: bool, setting: str, source: str, reported: bool | None) -> bool:
+def is_servers_by(
+    *, in_recovery: bool, setting: str, source: str, reported: bool | None, role_is_servers: bool = False
+) -> bool:
     """Whose a refusal was.
 
     Args:
         in_recovery, setting, source: The server's answer to QUESTION, after the transaction.
         reported: What reports_read_only said when the write was refused.
+        role_is_servers: Whether settings of roles and databases are this server's alone.
 
     Returns:
         Whether the server took no writes from anybody. It may take some by now.
     """
     if in_recovery:
         return True
-    return source in _SERVERS_SOURCES if setting == "on" else reported is True
+    if setting == "on":
+        return source in _SERVERS_SOURCES or (role_is_servers and source in _ROLES_SOURCES)
+    return reported is True
