@@ -17,7 +17,18 @@ from sqlalchemy.util.concurrency import await_only
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
 
-__all__ = ["ASYNCIO", "ASYNC_POOL", "KITS", "WAYS", "Kit", "Sqlalchemy", "extra_kits", "kit_of", "on_each_engine"]
+__all__ = [
+    "ASYNCIO",
+    "ASYNCPG",
+    "ASYNC_POOL",
+    "KITS",
+    "WAYS",
+    "Kit",
+    "Sqlalchemy",
+    "extra_kits",
+    "kit_of",
+    "on_each_engine",
+]
 
 
 class Kit(ABC):
@@ -75,6 +86,10 @@ class Kit(ABC):
     def drivers(self, conn: Any) -> Any:
         """The driver's connection under *conn*."""
         return conn
+
+    def adapted(self, sql: str) -> str:
+        """*sql*, with %s for each parameter, as the driver has it."""
+        return sql
 
     def read(self, conn: Any) -> int:
         """Read a table, which begins a transaction."""
@@ -135,6 +150,30 @@ class AsyncPostgres(_Postgres):
         self.execute(conn, "SELECT pg_sleep(%s)", (seconds,))
 
 
+class Asyncpg(AsyncPostgres):
+    """The same on asyncpg."""
+
+    @property
+    def name(self) -> str:
+        return "postgresql-asyncpg"
+
+    def where(self, conn: Any) -> str:
+        return str(conn.bgpool_address)
+
+    def session(self, conn: Any) -> int:
+        return int(conn.get_server_pid())
+
+    def sleep(self, conn: Any, seconds: float) -> None:
+        await_only(conn.execute(f"SELECT pg_sleep({seconds})"))
+
+    def refused_as_read_only(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) == "25006"
+
+    def adapted(self, sql: str) -> str:
+        parts = sql.split("%s")
+        return parts[0] + "".join(f"${number}{part}" for number, part in enumerate(parts[1:], 1))
+
+
 class _AsyncPool(_Postgres):
     """PostgreSQL through an AsyncPool, whose coroutines a thread waits for: see tests/pools/bridge.py."""
 
@@ -178,6 +217,7 @@ class _Mysql(Kit):
 
 
 ASYNCIO = AsyncPostgres()
+ASYNCPG = Asyncpg()
 ASYNC_POOL = _AsyncPool()
 KITS = {kit.engine: kit for kit in (_Postgres(), _Mysql())}
 
@@ -195,12 +235,17 @@ class Sqlalchemy(Kit):
         self._kit = kit
 
     @property
+    def suffix(self) -> str:
+        """What bgpool's dialects add to the name of the engine's in a URL."""
+        return "+bgpool_asyncpg" if self._kit is ASYNCPG else "+bgpool"
+
+    @property
     def name(self) -> str:
         return f"{self._kit.name}-{'session' if self.sessions else 'connection'}"
 
     def execute(self, conn: Any, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         connection = conn.connection() if isinstance(conn, Session) else conn
-        result = connection.exec_driver_sql(sql, tuple(params) or None)
+        result = connection.exec_driver_sql(self._kit.adapted(sql), tuple(params) or None)
         return [tuple(row) for row in result] if result.returns_rows else []
 
     def where(self, conn: Any) -> str:

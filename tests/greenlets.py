@@ -26,6 +26,9 @@ __all__ = ["call_in_greenlet", "create_engine", "end", "run", "start"]
 
 _sleep = time.sleep
 
+#: Engines on asyncpg: Python warns of connections that are closed later than their loop.
+_of_the_loop: list[sqlalchemy.Engine] = []
+
 
 def call_in_greenlet(function: Callable[..., object], **arguments: Any) -> None:
     """Call *function* in a greenlet of a new loop's task, where time.sleep lets the others go on."""
@@ -36,9 +39,21 @@ def call_in_greenlet(function: Callable[..., object], **arguments: Any) -> None:
         else:
             _sleep(seconds)
 
+    async def main() -> None:
+        try:
+            await greenlet_spawn(function, **arguments)
+        finally:
+            while _of_the_loop:
+                await greenlet_spawn(_close, _of_the_loop.pop())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", sleep)
-        asyncio.run(greenlet_spawn(function, **arguments))
+        asyncio.run(main())
+
+
+def _close(engine: sqlalchemy.Engine) -> None:
+    assert engine.pool.checkedout() == 0, "a slot was lost"  # type: ignore[attr-defined]  # of a QueuePool
+    engine.dispose()
 
 
 def start(function: Callable[[], object]) -> Callable[[float], object]:
@@ -77,7 +92,10 @@ def create_engine(kit: Kit, *args: Any, **options: Any) -> sqlalchemy.Engine:
             options["poolclass"] = pool.AsyncAdaptedQueuePool
         elif kind is not None and issubclass(kind, (pool.QueuePool, pool.SingletonThreadPool)):
             pytest.skip(f"{kind.__name__} is for threads")
-        return create_async_engine(*args, **options).sync_engine
+        engine = create_async_engine(*args, **options).sync_engine
+        if engine.dialect.driver == "asyncpg":
+            _of_the_loop.append(engine)
+        return engine
     return sqlalchemy.create_engine(*args, **options)
 
 

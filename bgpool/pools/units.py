@@ -247,7 +247,7 @@ class Unit(ABC, Generic[C, R]):
             elif self._is_claiming and self._is_own_refusal and not last:
                 # In a transaction that cannot write there is nothing to be applied twice.
                 self._receipts = None
-            elif self._cut is None:
+            elif self._cut is None and (last or not self._may_claim_again(error)):
                 self._check_again(error, last)
         if self._cut is not None and await self._ahas_committed(self._cut, error, last):
             return True
@@ -312,7 +312,7 @@ class Unit(ABC, Generic[C, R]):
 
         Because an earlier one may have been applied, be it another run with the same id.
         """
-        return self._receipts is not None and (self._is_given or (self._cut is not None and self._cut.has_receipt))
+        return self._cut is not None or (self._receipts is not None and self._is_given)
 
     # -- what an attempt calls -----------------------------------------------------------------------------------
 
@@ -459,6 +459,13 @@ class Unit(ABC, Generic[C, R]):
         """Whether *error* says that what the statement waited for was not over in time, or that it was in the way."""
 
     @abstractmethod
+    def is_tables(self, error: Exception) -> bool:
+        """Whether *error* says that the receipts table takes none: it is not there, say, or another one than thought.
+
+        Any other is no reason to go on without: another run with the same id may be under way.
+        """
+
+    @abstractmethod
     def was_cut(self, error: Exception) -> bool:
         """Whether the server or the network ended the connection; a refused checkout is nobody's cut."""
 
@@ -504,7 +511,7 @@ class Unit(ABC, Generic[C, R]):
             try:
                 why = await self.alook(connection)
             except self.driver_error as error:
-                if self.is_lost(connection):
+                if self.is_lost(connection) or (self._is_claiming and not self.is_tables(error)):
                     raise
                 why = f"cannot be looked at: {first_line(error)}"
             if why:
@@ -535,7 +542,7 @@ class Unit(ABC, Generic[C, R]):
         try:
             inserted = await self.ainsert(connection)
         except self.driver_error as error:
-            if self.is_lost(connection) or self.is_wait(error) or self.was_refused(error) or isinstance(error, Error):
+            if self.is_lost(connection) or not self.is_tables(error):
                 raise
             self.refuse_table(connection, error)
             if cut is not None:
@@ -566,6 +573,10 @@ class Unit(ABC, Generic[C, R]):
             # It seemed to be the switchover's doing, and was said to be.
             self._gate.tally.absorb(error)
             raise error.__cause__ from None
+
+    def _may_claim_again(self, error: Exception) -> bool:
+        """Whether *error* says that the receipt is another transaction's, which was not over in time."""
+        return self._is_claiming and self.is_wait(error) and self.left_s() > 0
 
     def _may_begin_again(self, error: Exception) -> bool:
         """Whether *error* means that a switchover has cut the unit before its COMMIT."""

@@ -84,7 +84,7 @@ def test_what_run_is_given() -> None:
             with pytest.raises(ConfigurationError, match="run: a pool of bgpool's create_pool is allowed"):
                 await bg.run(other, one)
         with pytest.raises(ConfigurationError, match="run: fn=None cannot be called; a function of a connection"):
-            await bg.run(pool, None)  # type: ignore[arg-type]  # what is tested
+            await bg.run(pool, None)  # type: ignore[call-overload]  # what is tested
         for timeout in (-1, math.nan, "1"):
             given: Any = timeout
             with pytest.raises(ConfigurationError, match=f"run: timeout={timeout!r}: a number of seconds"):

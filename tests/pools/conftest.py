@@ -22,7 +22,7 @@ from bgpool.pools.pool import Pool
 from bgpool.pools.source import ConnectionSource
 from bgpool.registry import ASYNC_POOLS, CONNECTORS, POOLS
 from bgpool.testing import Deployment
-from tests.engines import ASYNC_POOL, KITS, WAYS, Kit, Sqlalchemy, extra_kits
+from tests.engines import ASYNC_POOL, ASYNCPG, KITS, WAYS, Kit, Sqlalchemy, extra_kits
 from tests.greenlets import create_engine, end, run
 from tests.pools.bridge import Bridge
 
@@ -47,14 +47,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work.
 
     A module with ``ON_ASYNC_POOL``, the marks that such tests have, is run on an AsyncPool as well; but for what is
-    marked as a matter of threads.
+    marked as a matter of threads. One with ``ON_ASYNCPG`` is run through SQLAlchemy on asyncpg, too, and its engines
+    without sessions in the full run alone.
     """
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
         kits: list[Kit] = [KITS[engine] for engine in engines] + extra_kits(metafunc)
         if "make_runner" in metafunc.fixturenames:
             kits = [kit for engine in engines for kit in WAYS[engine]]
-        params = [pytest.param(kit, id=kit.name, marks=[pytest.mark.full] if _repeats(kit) else []) for kit in kits]
+        on_asyncpg = getattr(metafunc.module, "ON_ASYNCPG", False)
+        if on_asyncpg and "make_runner" in metafunc.fixturenames:
+            kits += [Sqlalchemy(ASYNCPG, sessions=sessions) for sessions in (True, False)]
+        params = [
+            pytest.param(kit, id=kit.name, marks=[pytest.mark.full] if _repeats(kit, alone=on_asyncpg) else [])
+            for kit in kits
+        ]
         on_async_pool = getattr(metafunc.module, "ON_ASYNC_POOL", None)
         of_threads = metafunc.definition.get_closest_marker("threads")
         if on_async_pool is not None and of_threads is None:
@@ -62,9 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kit", params)
 
 
-def _repeats(kit: Kit) -> bool:
+def _repeats(kit: Kit, *, alone: bool) -> bool:
     """Whether *kit* shows nothing that two others do not: AsyncConnection is to Connection as the sessions are."""
-    return isinstance(kit, Sqlalchemy) and kit.in_greenlet and not kit.sessions
+    return isinstance(kit, Sqlalchemy) and not kit.sessions and (kit.in_greenlet or alone)
 
 
 @pytest.fixture
@@ -139,13 +146,18 @@ class Runner:
 
 @pytest.fixture
 def make_engine(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes engines of SQLAlchemy's on the test's own directory; a monitor starts unless there is a *deployment*."""
+    """Makes engines of SQLAlchemy's on the test's own directory; a monitor starts unless there is a *deployment*.
+
+    Options that begin with ``bg_`` go into the URL.
+    """
     made: list[Any] = []
 
-    def make(**options: Any) -> sqlalchemy.Engine:
-        plain = make_url(pair.dsn)
-        query = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run")}
-        url = plain.set(drivername=f"{plain.drivername}+bgpool").update_query_dict(query)
+    def make(dsn: str | None = None, **options: Any) -> sqlalchemy.Engine:
+        plain = make_url(dsn or pair.dsn)
+        bg = {name: str(options.pop(name)) for name in [*options] if name.startswith("bg_")}
+        query = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run"), **bg}
+        suffix = kit.suffix if isinstance(kit, Sqlalchemy) else "+bgpool"
+        url = plain.set(drivername=f"{plain.drivername}{suffix}").update_query_dict(query)
         options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 5.0} | options
         engine = create_engine(kit, url, **options)
         made.append(engine)
@@ -166,8 +178,8 @@ def make_runner(kit: Kit, request: pytest.FixtureRequest) -> Callable[..., Any]:
         return pools
     make_engine, sessions = request.getfixturevalue("make_engine"), kit.sessions
 
-    def make(max_size: int = 2) -> Runner:
-        engine = make_engine(pool_size=max_size)
+    def make(dsn: str | None = None, max_size: int = 2, **bg: Any) -> Runner:
+        engine = make_engine(dsn, pool_size=max_size, **bg)
         return Runner(sessionmaker(engine) if sessions else engine)
 
     return make

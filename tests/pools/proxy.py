@@ -80,5 +80,5 @@ class CommitCutter:
 
 
 def _is_commit(data: bytes) -> bool:
-    """Whether a client of either engine has sent COMMIT: a query that ends with a zero, or with its packet."""
-    return b"COMMIT\0" in data or data.endswith(b"\3COMMIT")
+    """Whether a client has sent COMMIT: a query that ends with a zero (asyncpg's with a semicolon), or its packet."""
+    return b"COMMIT\0" in data or b"COMMIT;\0" in data or data.endswith(b"\3COMMIT")

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.lab
 
 ENGINES = tuple(Engine)
 ON_ASYNC_POOL = [pytest.mark.lab]
+ON_ASYNCPG = True
 
 MakePool = Callable[..., Pool[Any]]
 
@@ -66,23 +67,29 @@ def pool(make_pool: MakePool, table: str) -> Pool[Any]:
     return make_pool(max_size=1, bg_receipts_table=table)
 
 
+@pytest.fixture
+def runner(make_runner: MakePool, table: str) -> Pool[Any]:
+    """The same in every way that units of work are run."""
+    return make_runner(max_size=1, bg_receipts_table=table)
+
+
 # -- in a switchover -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
 def test_a_key_decides_what_became_of_a_commit(
-    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
+    runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
     cutter.when = when
-    assert pool.run(work) == answer
+    assert runner.run(work) == answer
     assert (work.rows(pair), len(receipts(pair))) == (1, 1)
     assert cutter.when == "never"
 
 
 @pytest.mark.usefixtures("prepared")
 def test_one_that_was_cut_in_two_commits_is_applied_once(
-    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
+    runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     cutter.when = "before"
 
@@ -90,13 +97,13 @@ def test_one_that_was_cut_in_two_commits_is_applied_once(
         cutter.when, cutter.on_cut = "after", lambda: None
 
     cutter.on_cut = again
-    assert pool.run(work) == "call 2"
+    assert runner.run(work) == "call 2"
     assert (work.calls, work.rows(pair), len(receipts(pair))) == (2, 1, 1)
 
 
 @pytest.mark.usefixtures("prepared")
 def test_a_unit_that_wrote_nothing_leaves_no_receipt_and_is_run_again(
-    kit: Kit, pool: Pool[Any], pair: Pair, cutter: CommitCutter
+    kit: Kit, runner: Pool[Any], pair: Pair, cutter: CommitCutter
 ) -> None:
     calls = []
 
@@ -104,27 +111,27 @@ def test_a_unit_that_wrote_nothing_leaves_no_receipt_and_is_run_again(
         calls.append(kit.read(conn))
         return len(calls)
 
-    assert pool.run(look) == 1
+    assert runner.run(look) == 1
     cutter.when = "after"
-    assert pool.run(look) == 3
+    assert runner.run(look) == 3
     assert receipts(pair) == []
 
 
 @pytest.mark.usefixtures("prepared", "cutter")
-def test_an_ordinary_unit_of_a_switchover_leaves_one(pool: Pool[Any], pair: Pair, work: Work) -> None:
-    assert [pool.run(work) for _ in range(3)] == ["call 1", "call 2", "call 3"]
+def test_an_ordinary_unit_of_a_switchover_leaves_one(runner: Pool[Any], pair: Pair, work: Work) -> None:
+    assert [runner.run(work) for _ in range(3)] == ["call 1", "call 2", "call 3"]
     rows = receipts(pair)
     assert len(rows) == 3
     assert all(key == unit for key, unit in rows)
 
 
 def test_none_is_left_while_no_switchover_is_under_way(
-    deployment: Deployment, pool: Pool[Any], pair: Pair, work: Work
+    deployment: Deployment, runner: Pool[Any], pair: Pair, work: Work
 ) -> None:
-    assert pool.run(work) == "call 1"
+    assert runner.run(work) == "call 1"
     assert receipts(pair) == []
     deployment.phase(Phase.PREPARATION)
-    assert pool.run(work) == "call 2"
+    assert runner.run(work) == "call 2"
     assert len(receipts(pair)) == 1
 
 
@@ -164,40 +171,40 @@ def test_a_commit_that_is_still_under_way_is_waited_for(
 # -- an id of the caller's -----------------------------------------------------------------------------------------
 
 
-def test_a_second_run_with_the_same_id_is_not_applied(pool: Pool[Any], pair: Pair, work: Work) -> None:
-    assert pool.run(work, receipt_id="task-1") == "call 1"
-    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
-    assert pool.run(work, receipt_id="Task-1") == "call 2"
+def test_a_second_run_with_the_same_id_is_not_applied(runner: Pool[Any], pair: Pair, work: Work) -> None:
+    assert runner.run(work, receipt_id="task-1") == "call 1"
+    assert runner.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+    assert runner.run(work, receipt_id="Task-1") == "call 2"
     assert (work.calls, work.rows(pair)) == (2, 2)
     assert {key for key, _ in receipts(pair)} == {"task-1", "Task-1"}
 
 
-def test_what_failed_can_be_run_with_its_id_again(kit: Kit, pool: Pool[Any], pair: Pair, work: Work) -> None:
+def test_what_failed_can_be_run_with_its_id_again(kit: Kit, runner: Pool[Any], pair: Pair, work: Work) -> None:
     def fail(_conn: Any) -> None:
         raise LookupError
 
     work.meanwhile = fail
     with pytest.raises(LookupError):
-        pool.run(work, receipt_id="task-1")
+        runner.run(work, receipt_id="task-1")
     assert receipts(pair) == []
     work.meanwhile = lambda conn: kit.read(conn)
-    assert pool.run(work, receipt_id="task-1") == "call 2"
+    assert runner.run(work, receipt_id="task-1") == "call 2"
     assert work.rows(pair) == 1
 
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
 def test_a_unit_with_an_id_that_is_cut_in_its_commit_has_its_own_result(
-    pool: Pool[Any], cutter: CommitCutter, work: Work, when: Any, answer: str
+    runner: Pool[Any], cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
     cutter.when = when
-    assert pool.run(work, receipt_id="task-1") == answer
-    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+    assert runner.run(work, receipt_id="task-1") == answer
+    assert runner.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
 
 
 @pytest.mark.usefixtures("prepared")
 def test_a_result_that_another_run_applied_is_not_given_for_ones_own(
-    pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
+    runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     """The task queue has started the task twice, and the other one was faster."""
     cutter.when = "before"
@@ -206,7 +213,7 @@ def test_a_result_that_another_run_applied_is_not_given_for_ones_own(
         run_sql(pair, f"INSERT INTO {TABLE} (id, unit) VALUES ('task-1', 'another')")
 
     cutter.on_cut = another
-    assert pool.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
+    assert runner.run(work, receipt_id="task-1") == bgpool.AlreadyApplied("task-1")
     assert work.rows(pair) == 0
 
 
@@ -232,10 +239,10 @@ def test_what_is_no_id_is_refused(pool: Pool[Any], work: Work, receipt_id: Any) 
     assert work.calls == 0
 
 
-def test_an_id_needs_a_table(make_pool: MakePool, work: Work) -> None:
-    pool = make_pool()
+def test_an_id_needs_a_table(make_runner: MakePool, work: Work) -> None:
+    runner = make_runner()
     with pytest.raises(bgpool.ConfigurationError, match=r"receipt_id='task-1' needs .* bg_receipts_table"):
-        pool.run(work, receipt_id="task-1")
+        runner.run(work, receipt_id="task-1")
     assert work.calls == 0
 
 
@@ -250,19 +257,19 @@ def test_a_function_is_to_choose_the_id(pool: Pool[Any]) -> None:
 
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
 def test_with_always_a_key_decides_without_a_deployment(
-    make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, when: Any, answer: str
+    make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, when: Any, answer: str
 ) -> None:
     dsn = pair.dsn_of(cutter.address)
-    pool = make_pool(dsn, max_size=1, bg_resolver="system", bg_receipts_table=table, bg_receipts="always")
+    runner = make_runner(dsn, max_size=1, bg_resolver="system", bg_receipts_table=table, bg_receipts="always")
     cutter.when = when
-    assert pool.run(work) == answer
+    assert runner.run(work) == answer
     assert (work.rows(pair), len(receipts(pair))) == (1, 1)
 
 
 def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
-    kit: Kit, make_pool: MakePool, pair: Pair, work: Work, table: str
+    kit: Kit, make_runner: MakePool, pair: Pair, work: Work, table: str
 ) -> None:
-    pool = make_pool(max_size=1, bg_receipts_table=table, bg_receipts="always")
+    runner = make_runner(max_size=1, bg_receipts_table=table, bg_receipts="always")
 
     def cut(conn: Any) -> None:
         if work.calls == 1:
@@ -271,7 +278,7 @@ def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
             kit.read(conn)
 
     work.meanwhile = cut
-    assert pool.run(work) == "call 2"
+    assert runner.run(work) == "call 2"
     assert work.rows(pair) == 1
 
 

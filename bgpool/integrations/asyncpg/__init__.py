@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 from bgpool.errors import ConfigurationError
 from bgpool.pools.options import check_unit
-from bgpool.pools.units import awaitable
+from bgpool.pools.receipts import AlreadyApplied
+from bgpool.pools.units import Unit, awaitable
 
 try:
     from asyncpg import __version__ as _version
@@ -92,13 +93,35 @@ async def connect(dsn: str | None = None, *, bg_id: str | int | None = None, **o
     return await connector.aconnect(**rest)
 
 
+@overload
+async def run(
+    pool: Pool,
+    fn: Callable[..., Awaitable[R]],
+    *args: object,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+) -> R: ...
+
+
+@overload
+async def run(
+    pool: Pool,
+    fn: Callable[..., Awaitable[R]],
+    *args: object,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+    receipt_id: str | None,
+) -> R | AlreadyApplied: ...
+
+
 async def run(
     pool: Pool,
     fn: Callable[..., Awaitable[R]],
     *args: object,
     timeout: float | None = None,
     idempotent: bool = False,
-) -> R:
+    receipt_id: str | None = None,
+) -> R | AlreadyApplied:
     """Await ``fn(connection, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
 
     *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
@@ -111,15 +134,18 @@ async def run(
         args: Its arguments after the connection.
         timeout: Longest time until the last call begins, in seconds; None for the longest hold and as much again.
         idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and in
+            how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
 
     Returns:
-        What *fn* returned.
+        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
+        CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
         SwitchoverInterrupted: Cut again and again, until the time was used up.
         TypeError: *fn* returned nothing that can be awaited.
-        ConfigurationError: *pool* is not of create_pool, *fn* cannot be called, or *timeout* is no number of seconds.
+        ConfigurationError: *pool* is not of create_pool, *fn* cannot be called, *timeout* is no number of seconds, or
+            *receipt_id* is no id or has no table.
         Exception: Whatever *fn* or acquiring a connection raised; the transaction was rolled back.
     """
     if not isinstance(pool, Pool):
@@ -134,6 +160,7 @@ async def run(
         return await apply_unit(unit, pool, call)
 
     timeout_s = 2 * pool.connector.hold_s if timeout is None else timeout
-    unit = pool.connector.amake_unit(attempt, PoolLender(pool), timeout_s=timeout_s, idempotent=idempotent)
-    result: Any = await unit.arun()
-    return cast(R, result)
+    unit: Unit[Any, R] = pool.connector.amake_unit(
+        attempt, PoolLender(pool), timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id
+    )
+    return await unit.arun()

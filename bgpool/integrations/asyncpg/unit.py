@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -33,6 +34,12 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
 
     # asyncpg's errors have no root of their own.
     driver_error: ClassVar[type[Exception]] = Exception
+    # Whether the transaction has failed, in a statement of the unit's own.
+    _is_failed: bool = False
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._is_failed = False
 
     def is_autocommit(self, connection: Any) -> bool:  # noqa:ARG002  # others look
         """As Unit says: asyncpg begins no transaction by itself."""
@@ -70,17 +77,29 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
                 raise lost from error
 
     async def asaved(self, connection: Any, query: str) -> tuple[Any, ...]:
-        """As PostgresUnit says; in three round trips."""
+        """As PostgresUnit says; in three round trips, or four where the statement is the unit's own."""
         aware: AsyncpgAware = connection
         await aware.execute("SAVEPOINT bgpool_unit")
+        # A COMMIT would be answered without an error, and the server have rolled back.
+        self._is_failed = True
         try:
-            row = await aware.fetchrow(query)
-        except asyncpg.PostgresError as error:
-            if aware.bgpool_is_open and not isinstance(error, errors.Error):
+            row = await self._row(aware, query)
+        except Exception:
+            # Also a TimeoutError, which is none of PostgreSQL's: of the connection's command_timeout.
+            if aware.bgpool_is_open:
                 await aware.execute("ROLLBACK TO SAVEPOINT bgpool_unit")
+                self._is_failed = False
             raise
         await aware.execute("RELEASE SAVEPOINT bgpool_unit")
+        self._is_failed = False
         return tuple(row) if row is not None else ()
+
+    async def _row(self, aware: AsyncpgAware, query: str) -> Any:
+        if not self._id or f"'{self._id}'" not in query:
+            return await aware.fetchrow(query)
+        # Without a name, and not kept: it would take the place of a statement that is used again.
+        statement = await aware.prepare(query, name="")
+        return await statement.fetchrow()
 
     def address_of(self, connection: Any) -> str:
         """As PostgresUnit says."""
@@ -100,7 +119,11 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
     def is_lost(self, connection: Any) -> bool:
         """As Unit says."""
         aware: AsyncpgAware = connection
-        return not aware.bgpool_is_open
+        return self._is_failed or not aware.bgpool_is_open
+
+    def is_wait(self, error: Exception) -> bool:
+        """As Unit says."""
+        return isinstance(error, asyncio.TimeoutError) or super().is_wait(error)
 
     def was_cut(self, error: Exception) -> bool:
         """As Unit says."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import (
@@ -28,6 +28,7 @@ from bgpool.integrations.sqlalchemy.units import (
     refused,
 )
 from bgpool.pools.options import check_unit
+from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.units import awaitable
 
 __all__ = ["AsyncWorks", "arun"]
@@ -39,13 +40,35 @@ T = TypeVar("T")
 AsyncMaker: TypeAlias = "async_sessionmaker[Any] | async_scoped_session[Any] | AsyncEngine"
 
 
+@overload
+async def arun(
+    maker: AsyncMaker,
+    fn: Callable[..., Awaitable[R]],
+    *args: Any,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+) -> R: ...
+
+
+@overload
+async def arun(
+    maker: AsyncMaker,
+    fn: Callable[..., Awaitable[R]],
+    *args: Any,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+    receipt_id: str | None,
+) -> R | AlreadyApplied: ...
+
+
 async def arun(
     maker: AsyncMaker,
     fn: Callable[..., Awaitable[R]],
     *args: Any,
     timeout: float | None = None,
     idempotent: bool = False,
-) -> R:
+    receipt_id: str | None = None,
+) -> R | AlreadyApplied:
     """Await ``fn(session, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
 
     All that run says of a unit is true of this one as well. A unit whose task is cancelled is not run again; cancelled
@@ -56,17 +79,18 @@ async def arun(
             engine *fn* gets an AsyncConnection. Of an async_scoped_session the new session is the current one while
             *fn* is awaited.
         fn: A coroutine function: what is to be done in one transaction.
-        args, timeout, idempotent: As run has them.
+        args, timeout, idempotent, receipt_id: As run has them.
 
     Returns:
-        What *fn* returned.
+        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
         TypeError: *fn* returned nothing that can be awaited.
         Exception: As run.
     """
     check_unit("arun", fn, timeout, GIVEN)
-    return await Runner[R](AsyncWorks(maker), fn, args, timeout, idempotent=idempotent).arun()
+    works = AsyncWorks(maker)
+    return await Runner[R](works, fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id).arun()
 
 
 class AsyncWorks(Works):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
+from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 
 from bgpool import errors
@@ -134,6 +135,10 @@ class AsyncBgpoolAsyncpgDialect(AsyncBgpoolDialect, PGDialect_asyncpg):
                 "ssl: a do_connect listener cannot change it; write it into the URL or connect_args"
             )
         return self.bgpool_connect({**self._each, **changes(_without_ssl(self._static), args, _without_ssl(params))})
+
+    def bgpool_begin(self, connection: Connection) -> None:
+        """As BgpoolDialect says: SQLAlchemy's adapter sends BEGIN before its own first statement alone."""
+        connection.exec_driver_sql("SELECT 1")
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """As BgpoolDialect says; a connection that is still in a transaction afterwards is not used again.

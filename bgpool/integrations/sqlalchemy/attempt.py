@@ -7,18 +7,20 @@ session connects with its first statement, it flushes when it commits, and liste
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 
 from bgpool.errors import ConfigurationError, Error
 from bgpool.pools.connector import AnyConnector
+from bgpool.pools.receipts import KeyTaken, Undecided
 from bgpool.pools.units import Unit
 
-__all__ = ["Attempt", "Work"]
+__all__ = ["Attempt", "Remains", "Work"]
 
 #: What the function is called with.
 Work: TypeAlias = Session | Connection
@@ -26,35 +28,68 @@ Work: TypeAlias = Session | Connection
 _ENDED: Final = "the function ended the transaction that it was called in; a unit of work is committed by its runner"
 
 
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What an attempt with a session has left that may have been applied although it failed.
+
+    Attributes:
+        session: Its session, closed.
+        inserted: The new objects whose rows it has inserted: they are detached, and SQLAlchemy would not insert them
+            again.
+        options: The execution options of its connection, such as an isolation level that the function has chosen.
+    """
+
+    session: Session
+    inserted: list[object]
+    options: Mapping[str, Any]
+
+
 class Attempt:
     """One transaction of a unit of work, begun, committed or rolled back by SQLAlchemy.
 
     The driver's connection has it as ``bgpool_attempt`` meanwhile, by which the dialect finds it.
+
+    Attributes:
+        remains: What it has left, if it had a session and ends in doubt.
     """
 
-    def __init__(self, unit: Unit[Any, Any], connector: AnyConnector[Any], work: Work, inserted: list[object]) -> None:
+    def __init__(
+        self,
+        unit: Unit[Any, Any],
+        connector: AnyConnector[Any],
+        engine: Engine,
+        work: Work,
+        options: Mapping[str, Any] | None,
+    ) -> None:
         """An attempt of *unit* with *work*, which is used for nothing else.
 
-        To *inserted* it adds, if it ends in doubt, the new objects whose rows it has inserted: they are detached, and
-        SQLAlchemy would not insert them again.
+        Args:
+            unit: The unit.
+            connector: That of the engine.
+            engine: The engine of *work*.
+            work: Its session, or connection.
+            options: The execution options for a connection that a session is to have before its function is called.
         """
+        self.remains: Remains | None = None
         self._unit: Final = unit
         self._connector: Final = connector
+        self._engine: Final = engine
+        self._options: Final = options
         self._work = work
         # What the transaction is on, once there is one.
         self._connection: Connection | None = None
         self._drivers: Any = None
         self._result: Any = None
-        self._inserted: Final = inserted
-        self._is_committing = self._is_over = False
+        self._is_called = self._is_committing = self._is_over = False
         # What the function did that no unit can do, and what it met that a unit must know of. It may catch either.
         self._misuse: Exception | None = None
         self._met: Exception | None = None
 
-    def make(self, call: Callable[[Any], Any]) -> Any:
-        """Call *call* with the session or connection in a transaction, commit that, and return the result.
+    def make(self, call: Callable[[], Any]) -> Any:
+        """Call *call* in a transaction of the session or connection, commit that, and return the result.
 
         Raises:
+            KeyTaken, Undecided: It was not called.
             Exception: As the function and SQLAlchemy raise it; but what stands behind an error that only follows from
                 another one that the function has caught.
         """
@@ -66,14 +101,18 @@ class Attempt:
             del self._work
             self._connection = self._drivers = None
 
-    def _make(self, work: Work, call: Callable[[Any], Any]) -> Any:
+    def _make(self, work: Work, call: Callable[[], Any]) -> Any:
         with work.begin() as transaction:
             try:
-                if isinstance(work, Session):
-                    event.listen(work, "after_begin", self._after_begin)
-                else:
+                if not isinstance(work, Session):
                     self._join(work)
-                self._result = call(work)
+                else:
+                    event.listen(work, "after_begin", self._after_begin)
+                    if self._unit.claims:
+                        # It connects with its first statement, and the receipt comes before the function.
+                        work.connection({"bind": self._engine}, self._options)
+                self._is_called = True
+                self._result = call()
                 if self._misuse is not None:
                     raise self._misuse
                 if work.get_transaction() is not transaction:
@@ -107,7 +146,15 @@ class Attempt:
             drivers.bgpool_attempt = self
             if self._unit.needs_begin and not drivers.bgpool_in_transaction:
                 connection.exec_driver_sql("BEGIN")
-            self._unit.begin(drivers)
+            elif self._unit.claims:
+                dialect: Any = connection.dialect
+                dialect.bgpool_begin(connection)
+            try:
+                self._unit.begin(drivers)
+            except (KeyTaken, Undecided):
+                raise
+            except self._unit.driver_error as error:
+                raise self._wrapped(error) from error
         except Exception as error:
             self._misuse = error
             raise
@@ -190,12 +237,14 @@ class Attempt:
             raise self._wrapped(settled) from settled
         finally:
             self._roll_back()
-        if self._unit.in_doubt and isinstance(self._work, Session):
+        if self._unit.in_doubt and self._is_called and isinstance(self._work, Session):
             # What the rollback would expire or take back may be what was committed, and be in the result.
             transaction: Any = self._work.get_transaction()
             # None where the function has rolled back itself.
             states = list(transaction._new) if transaction is not None else []
-            self._inserted.extend(entity for state in states if (entity := state.obj()) is not None)
+            inserted = [entity for state in states if (entity := state.obj()) is not None]
+            options = self._connection.get_execution_options() if self._connection is not None else {}
+            self.remains = Remains(self._work, inserted, options)
             self._work.expunge_all()
         if isinstance(error, InvalidRequestError) and cause is not error:
             raise cause if isinstance(cause, Error) else self._wrapped(cause) from error

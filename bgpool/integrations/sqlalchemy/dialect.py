@@ -32,6 +32,7 @@ from bgpool.registry import CONNECTORS
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, ExceptionContext
+    from sqlalchemy.engine import Connection as SqlalchemyConnection
     from sqlalchemy.engine import Engine as SqlalchemyEngine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -211,6 +212,9 @@ class BgpoolDialect(_Base):
         except self.loaded_dbapi.Error:
             if not _is_gone(drivers):
                 raise
+
+    def bgpool_begin(self, connection: SqlalchemyConnection) -> None:
+        """Have the driver begin the transaction of *connection*: what is sent next does not go through SQLAlchemy."""
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Whether *e* says that *connection* is lost."""

@@ -18,10 +18,11 @@ from sqlalchemy.orm import Session, make_transient, scoped_session, sessionmaker
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from bgpool.errors import ConfigurationError, Error, PoolTimeout
-from bgpool.integrations.sqlalchemy.attempt import Attempt, Work
+from bgpool.integrations.sqlalchemy.attempt import Attempt, Remains, Work
 from bgpool.pools.connector import AnyConnector
 from bgpool.pools.options import check_unit
-from bgpool.pools.units import Unit, hide_connection, plain
+from bgpool.pools.receipts import AlreadyApplied
+from bgpool.pools.units import Unit, check_chooser, hide_connection, plain
 from bgpool.pools.waits import finish
 
 if TYPE_CHECKING:
@@ -50,7 +51,29 @@ GIVEN: Final = "a session or a connection"
 _ALLOWED: Final = "a sessionmaker, a scoped_session or an Engine is allowed"
 
 
-def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = None, idempotent: bool = False) -> R:
+@overload
+def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = ..., idempotent: bool = ...) -> R: ...
+
+
+@overload
+def run(
+    maker: Maker,
+    fn: Callable[..., R],
+    *args: Any,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+    receipt_id: str | None,
+) -> R | AlreadyApplied: ...
+
+
+def run(
+    maker: Maker,
+    fn: Callable[..., R],
+    *args: Any,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    receipt_id: str | None = None,
+) -> R | AlreadyApplied:
     """Call ``fn(session, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
 
     Each call gets a new session, which is closed afterwards; with an engine, a Connection. *fn* may be called several
@@ -69,24 +92,26 @@ def run(maker: Maker, fn: Callable[..., R], *args: Any, timeout: float | None = 
         timeout: Longest time until the last call begins, in seconds, beside a wait for a place in the engine's pool;
             None for the longest hold and ``pool_timeout`` together.
         idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and in
+            how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
 
     Returns:
-        What *fn* returned.
+        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
+        CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
         SwitchoverInterrupted: Cut again and again, until the time was used up.
         SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without SQLAlchemy's
             around them.
         ConfigurationError: *maker* or another argument cannot be used; the engine is not bgpool's, or in AUTOCOMMIT;
-            more than one connection was used; the session is a two-phase one.
+            more than one connection was used; the session is a two-phase one; *receipt_id* has no table.
         TypeError: *fn* is an ``async`` or a generator function: see arun.
         Exception: Whatever *fn*, a checkout or SQLAlchemy raised; the transaction was rolled back.
 
     Source: docs/units-of-work.md.
     """
     check_unit("run", fn, timeout, GIVEN)
-    return Runner(Works(maker), fn, args, timeout, idempotent=idempotent).run()
+    return Runner[R](Works(maker), fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id).run()
 
 
 @overload
@@ -113,20 +138,60 @@ def transactional(
 ) -> Callable[[Callable[Concatenate[AsyncConnection, P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
 
 
-def transactional(maker: Any, *, timeout: float | None = None, idempotent: bool = False) -> Callable[[Any], Any]:
+@overload
+def transactional(
+    maker: _Sessions[S], *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R | AlreadyApplied]]: ...
+
+
+@overload
+def transactional(
+    maker: Engine, *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[[Callable[Concatenate[Connection, P], R]], Callable[P, R | AlreadyApplied]]: ...
+
+
+@overload
+def transactional(
+    maker: async_sessionmaker[A] | async_scoped_session[A],
+    *,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+    receipt_id: Callable[P, str],
+) -> Callable[[Callable[Concatenate[A, P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R | AlreadyApplied]]]: ...
+
+
+@overload
+def transactional(
+    maker: AsyncEngine, *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[
+    [Callable[Concatenate[AsyncConnection, P], Awaitable[R]]], Callable[P, Coroutine[Any, Any, R | AlreadyApplied]]
+]: ...
+
+
+def transactional(
+    maker: Any,
+    *,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    receipt_id: Callable[..., str] | None = None,
+) -> Callable[[Any], Any]:
     """Decorate a function of a session, or a connection, so that every call of it is a unit of work.
 
     The session is the function's first argument and is left out by its callers; frameworks that inspect signatures
     (FastAPI, Typer) see none. With an async_sessionmaker, an async_scoped_session or an AsyncEngine it is a coroutine
-    function, and stays one. Arguments and errors are those of run, or arun.
+    function, and stays one. Arguments and errors are those of run, or arun, but *receipt_id* is a function: called with
+    the arguments of each call, it returns the id.
     """
     works = _works_of(maker)
+    check_chooser(receipt_id)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         check_unit("transactional", fn, timeout, GIVEN)
 
         def runner(args: Any, kwargs: Any) -> Runner[Any]:
-            return Runner(works, functools.partial(fn, **kwargs), args, timeout, idempotent=idempotent)
+            chosen = receipt_id(*args, **kwargs) if receipt_id is not None else None
+            call = functools.partial(fn, **kwargs)
+            return Runner(works, call, args, timeout, idempotent=idempotent, receipt_id=chosen)
 
         @functools.wraps(fn)
         def unit(*args: Any, **kwargs: Any) -> Any:
@@ -219,6 +284,7 @@ class Runner(Generic[R]):
         timeout: float | None,
         *,
         idempotent: bool,
+        receipt_id: str | None,
     ) -> None:
         """A unit that calls *fn* with what *works* opens, and *args*; the others as run has them."""
         self._works: Final = works
@@ -228,69 +294,81 @@ class Runner(Generic[R]):
         self._connector: Final = _connector_of(self._engine)
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
-        # Of the last attempt, unless it came to its end: its session, and what SQLAlchemy raised.
-        self._work: Work | None = None
+        self._receipt_id: Final = receipt_id
+        # What SQLAlchemy raised in the last attempt.
         self._raised: DBAPIError | None = None
-        # The new objects that an attempt has inserted, if it is in doubt.
-        self._inserted: Final[list[object]] = []
+        # The number of the attempt of which it is not known whether it was applied, and what it has left.
+        self._doubted: tuple[int, Remains] | None = None
 
-    def run(self) -> R:
+    def run(self) -> R | AlreadyApplied:
         """As arun, for a caller that cannot await."""
         return finish(self.arun())
 
-    async def arun(self) -> R:
+    async def arun(self) -> R | AlreadyApplied:
         """Run the unit; arguments and errors as the function's."""
         try:
             return await self._arun()
-        except BaseException:
+        finally:
             self._take_back()
-            raise
 
     def _take_back(self) -> None:
-        """Have the objects that the last attempt has inserted be new again, as a rollback does: it is not applied."""
-        while self._inserted:
-            make_transient(self._inserted.pop())
+        """Have what the attempt in doubt has inserted be new again, as a rollback does: it was not applied."""
+        if self._doubted is not None:
+            (_, remains), self._doubted = self._doubted, None
+            for inserted in remains.inserted:
+                make_transient(inserted)
 
-    async def _arun(self) -> R:
+    async def _arun(self) -> R | AlreadyApplied:
         timeout = self._timeout
         if timeout is None:
             pool = self._engine.pool
             timeout = self._connector.timeout + (pool.timeout() if isinstance(pool, QueuePool) else 0.0)
         lender = _Lender(self._works, self._engine, self._connector)
         unit: Unit[Any, R] = self._connector.amake_unit(
-            self._aattempt, lender, timeout_s=timeout, idempotent=self._idempotent
+            self._aattempt, lender, timeout_s=timeout, idempotent=self._idempotent, receipt_id=self._receipt_id
         )
         try:
-            result = cast(R, await unit.arun())
+            result = await unit.arun()
         except unit.driver_error as error:
             if self._raised is None or self._raised.orig is not error or isinstance(error, Error):
                 raise
             raise self._raised from error
-        if isinstance(self._work, Session):
-            # The COMMIT of the last attempt was cut, and has turned out to be applied.
-            await self._works.spawn(self._work.dispatch.after_commit, self._work)
+        doubted = self._doubted
+        if doubted is not None and doubted[0] == unit.applied:
+            # Its COMMIT was cut, and has turned out to be applied.
+            self._doubted = None
+            session = doubted[1].session
+            await self._works.spawn(session.dispatch.after_commit, session)
         return result
 
     async def _aattempt(self, unit: Unit[Any, R]) -> R:
         return await self._works.spawn(self._attempt, unit)
 
     def _attempt(self, unit: Unit[Any, R]) -> R:
-        self._take_back()
-        self._work = self._raised = None
+        self._raised = None
+        before = self._doubted
         try:
             # Before it takes a place in the pool; and the unit's time is shorter than that of a checkout, perhaps.
             self._connector.wait_admitted(unit.left_s())
             with self._works.open() as (work, given):
-                self._work = work
-                attempt = Attempt(unit, self._connector, work, self._inserted)
-                result: R = attempt.make(lambda _work: self._works.result(self._fn, self._fn(given, *self._args)))
+
+                def call() -> R:
+                    # An attempt that was in doubt was not applied: this one has inserted its receipt, or it was asked.
+                    self._take_back()
+                    result: R = self._works.result(self._fn, self._fn(given, *self._args))
+                    return result
+
+                attempt = Attempt(unit, self._connector, self._engine, work, before[1].options if before else None)
+                try:
+                    return cast(R, attempt.make(call))
+                finally:
+                    if attempt.remains is not None:
+                        self._doubted = unit.attempt, attempt.remains
         except DBAPIError as error:
             if unit.is_applied or not isinstance(error.orig, unit.driver_error):
                 raise
             self._raised, cause = error, error.orig
             raise cause from cause.__cause__
-        self._work = None
-        return result
 
 
 class _Lender:

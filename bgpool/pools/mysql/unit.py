@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import pymysql
 
-from bgpool.errors import CommitOutcomeUnknown, Error, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
 from bgpool.pools.mysql import receipts
 from bgpool.pools.mysql.connection import MysqlConnection
@@ -21,9 +21,16 @@ __all__ = ["MysqlUnit"]
 
 R = TypeVar("R")
 
-#: A lock was waited for in vain; the transaction was in another one's way; a record has changed. Such an error may have
-#: rolled back the whole transaction.
-_WAITS: Final = frozenset({1205, 1213, 1020})
+#: A lock was waited for in vain; the transaction was in another one's way; a record has changed; the user's own time
+#: limit for a statement, or somebody else, has ended it. Such an error may have rolled back the whole transaction.
+_WAITS: Final = frozenset({1205, 1213, 1020, 1317, 1969, 3024})
+#: The statement does not fit the table. Not there: 1049, 1146. Rights: 1044, 1142, 1143, 1227. A view, a trigger:
+#: 1288, 1305, 1356, 1369, 1370, 1442, 1449, 1471, 1644. Columns and their values: 1048, 1054, 1136, 1265, 1292, 1364,
+#: 1366, 1406. Constraints: 1216, 1452, 3819, 4025. Read-only, or not in the user's LOCK TABLES: 1036, 1099, 1100.
+_OF_TABLE: Final = frozenset(
+    {1036, 1044, 1048, 1049, 1054, 1099, 1100, 1136, 1142, 1143, 1146, 1216, 1227, 1265, 1288, 1292, 1305, 1356, 1364}
+    | {1366, 1369, 1370, 1406, 1442, 1449, 1452, 1471, 1644, 3819, 4025}
+)
 #: The longest innodb_lock_wait_timeout, in seconds.
 _LONGEST_S: Final = 1_073_741_824
 
@@ -110,7 +117,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         try:
             await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
         except pymysql.MySQLError as error:
-            if self.is_lost(connection) or self.was_refused(error) or self.is_wait(error) or isinstance(error, Error):
+            if self.is_lost(connection) or not self.is_tables(error):
                 raise
             self.refuse_table(connection, error)
         else:
@@ -123,6 +130,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     def is_wait(self, error: Exception) -> bool:
         """As Unit says."""
         return code_of(error) in _WAITS
+
+    def is_tables(self, error: Exception) -> bool:
+        """As Unit says."""
+        return code_of(error) in _OF_TABLE
 
     @property
     def _table(self) -> str:

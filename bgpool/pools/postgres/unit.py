@@ -35,6 +35,8 @@ CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
 #: SQLSTATEs of a statement that has waited for long enough, or was in another transaction's way: a lock, a time limit
 #: of the user's, a row that another transaction has just committed, a deadlock.
 _WAITS: Final = frozenset({"55P03", "57014", "40001", "40P01"})
+#: Classes of SQLSTATEs for a statement that does not fit the table: its columns, values, constraints, triggers, rights.
+_OF_TABLE: Final = ("0A", "22", "23", "38", "39", "3F", "42", "44", "P0")
 #: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
 _MAY_PASS: Final = ("53", "55", "57")
 #: The longest lock_timeout, in ms.
@@ -95,6 +97,10 @@ class PostgresUnit(Unit[C, R]):
         """As Unit says."""
         return sqlstate_of(error) in _WAITS
 
+    def is_tables(self, error: Exception) -> bool:
+        """As Unit says."""
+        return sqlstate_of(error).startswith(_OF_TABLE)
+
     async def alook(self, connection: C) -> str:
         """As Unit says."""
         return receipts.misfit(await self.asaved(connection, receipts.LOOK.format(table=self._table)))
@@ -147,7 +153,7 @@ class PostgresUnit(Unit[C, R]):
             rows = await self.asaved(connection, receipts.LEAVE.format(table=self._table, id=self._id, unit=self._unit))
         except self.driver_error as error:
             self._go_on_without(connection, error)
-            if not self.is_wait(error) and not self.was_refused(error):
+            if self.is_tables(error):
                 self.refuse_table(connection, error)
             return
         if rows:
