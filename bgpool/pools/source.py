@@ -271,12 +271,7 @@ class ConnectionSource(ABC, Generic[C]):
         Raises:
             ConfigurationError: *receipt_id* was given and is no id, or there is no table for it.
         """
-        if receipt_id is not None:
-            check_receipt_id("run", receipt_id)
-            if self._receipts is None:
-                raise ConfigurationError(
-                    f"run: receipt_id={receipt_id!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
-                )
+        self.check_receipt_id(receipt_id)
         return self._unit_class(
             self._recipe,
             attempt,
@@ -286,6 +281,20 @@ class ConnectionSource(ABC, Generic[C]):
             receipts=self._receipts,
             receipt_id=receipt_id,
         )
+
+    def check_receipt_id(self, receipt_id: object) -> None:
+        """Look at the id that the caller of a unit of work has chosen; None for none.
+
+        Raises:
+            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it.
+        """
+        if receipt_id is None:
+            return
+        check_receipt_id("run", receipt_id)
+        if self._receipts is None:
+            raise ConfigurationError(
+                f"run: receipt_id={receipt_id!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
+            )
 
     @property
     def hold_s(self) -> float:

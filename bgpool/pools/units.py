@@ -307,6 +307,11 @@ class Unit(ABC, Generic[C, R]):
         return bool(self._doubt)
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether the COMMIT of an attempt was cut, and it is not known yet whether that was applied."""
+        return self._cut is not None
+
+    @property
     def claims(self) -> bool:
         """Whether an attempt has to insert the unit's receipt before it calls the function: ``begin`` does.
 

@@ -32,7 +32,7 @@ def prepare(pair: Pair) -> dict[str, Any]:
         "USER": url.username,
         "PASSWORD": url.password,
         "NAME": url.database,
-        "OPTIONS": {"bg_id": "ledger", "bg_resolver": pair.resolver},
+        "OPTIONS": {"bg_id": "ledger", "bg_resolver": pair.resolver, "bg_receipts_table": "bgpool_receipts"},
     }
     # That of this thread is made once; a test before may have asked for it.
     with contextlib.suppress(AttributeError):

@@ -74,6 +74,7 @@ FILES = {
     "middleware.py",
     "myproject/db/base.py",
     "shop/test_switchover.py",
+    "shop/migrations/0002_receipts.py",
 }
 
 
@@ -197,6 +198,15 @@ def test_the_settings_that_the_docs_propose() -> None:
     wrapper = backend.DatabaseWrapper(connections.configure_settings({"default": database})["default"])
     params = wrapper.get_connection_params()
     assert wrapper.bgpool_find(params).connections.bg_id == "ledger"
+
+
+def test_the_migration_that_the_docs_propose() -> None:
+    """Its SQL is that of ``bgpool receipts --sql``, but for the grants."""
+    names: dict[str, Any] = {"__name__": "migration"}
+    exec(compile(file("shop/migrations/0002_receipts.py"), "migration", "exec"), names)
+    (operation,) = names["Migration"].operations
+    proposed = " ".join(operation.sql.split())
+    assert proposed == " ".join(DDL.format(table="bgpool_receipts", user="app").partition("GRANT")[0].split())
 
 
 def test_the_middleware_that_the_docs_propose() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db import Error as DjangoError
 
-from bgpool.errors import ConfigurationError, Error, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, SwitchoverInterrupted
 from bgpool.integrations.django.instances import NewInstances, watch_saves
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import is_under_test
@@ -21,7 +21,8 @@ from bgpool.integrations.django.wrapper import SwitchoverWrapper
 from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
 from bgpool.pools.options import check_timeout, kind_of
-from bgpool.pools.units import Lender, Unit, plain
+from bgpool.pools.receipts import AlreadyApplied, check_receipt_id
+from bgpool.pools.units import Lender, Unit, check_chooser, plain
 
 __all__ = ["is_interrupted", "run", "transactional"]
 
@@ -30,8 +31,25 @@ _logger: Final = logging.getLogger("bgpool.pool")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Aliases of engines that are not bgpool's, which were warned of.
-_warned: Final[set[str]] = set()
+#: Aliases of engines that are not bgpool's, and what was warned of.
+_warned: Final[set[tuple[str, str]]] = set()
+
+
+@overload
+def run(
+    fn: Callable[..., R], *args: Any, using: str = ..., timeout: float | None = ..., idempotent: bool = ...
+) -> R: ...
+
+
+@overload
+def run(
+    fn: Callable[..., R],
+    *args: Any,
+    using: str = ...,
+    timeout: float | None = ...,
+    idempotent: bool = ...,
+    receipt_id: str | None,
+) -> R | AlreadyApplied: ...
 
 
 def run(
@@ -40,7 +58,8 @@ def run(
     using: str = DEFAULT_DB_ALIAS,
     timeout: float | None = None,
     idempotent: bool = False,
-) -> R:
+    receipt_id: str | None = None,
+) -> R | AlreadyApplied:
     """Call ``fn(*args)`` in ``atomic(durable=True)``; again, when a switchover cut it before its COMMIT.
 
     *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
@@ -54,16 +73,20 @@ def run(
         timeout: Longest time until the last call begins, in seconds; None for the longest hold, and with
             ``OPTIONS["pool"]`` the pool's timeout after it.
         idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and
+            in how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own. In the
+            transaction of a TestCase, and with an engine that is not bgpool's, the id is checked and *fn* is called.
 
     Returns:
-        What *fn* returned.
+        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
         CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
         SwitchoverInterrupted: Cut again and again, until the time was used up.
         SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without Django's around
             them.
-        ConfigurationError: An argument cannot be used; or autocommit is off, by hand or by ``AUTOCOMMIT``.
+        ConfigurationError: An argument cannot be used; *receipt_id* is no id or has no table; or autocommit is off, by
+            hand or by ``AUTOCOMMIT``.
         RuntimeError: Called within ``atomic``, Django's own error for ``durable=True``.
         TypeError: *fn* is an ``async`` or a generator function.
         Exception: Whatever *fn*, a hook or Django raised; unless a hook raised it the transaction was rolled back.
@@ -73,7 +96,7 @@ def run(
     _check(using, timeout)
     if not callable(fn):
         raise ConfigurationError(f"run: fn={kind_of(fn)} cannot be called; a function is allowed")
-    return _run(lambda: plain(fn, fn(*args)), using, timeout, idempotent=idempotent)
+    return _run(lambda: plain(fn, fn(*args)), using, timeout, idempotent=idempotent, receipt_id=receipt_id)
 
 
 @overload
@@ -86,22 +109,38 @@ def transactional(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
-def transactional(using: Any = DEFAULT_DB_ALIAS, *, timeout: float | None = None, idempotent: bool = False) -> Any:
+@overload
+def transactional(
+    using: str = ..., *, timeout: float | None = ..., idempotent: bool = ..., receipt_id: Callable[P, str]
+) -> Callable[[Callable[P, R]], Callable[P, R | AlreadyApplied]]: ...
+
+
+def transactional(
+    using: Any = DEFAULT_DB_ALIAS,
+    *,
+    timeout: float | None = None,
+    idempotent: bool = False,
+    receipt_id: Callable[..., str] | None = None,
+) -> Any:
     """Decorate a function so that every call of it is a unit of work: ``@transactional``, ``@transactional(using=…)``.
 
     A view can be decorated. It is one of ``non_atomic_requests`` then: ATOMIC_REQUESTS would begin a transaction
-    around it. Arguments and errors are those of run.
+    around it. Arguments and errors are those of run, but *receipt_id* is a function: called with the arguments of each
+    call, it returns the id.
     """
     if callable(using):
         return transactional()(using)
     _check(using, timeout)
+    check_chooser(receipt_id)
 
-    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+    def decorate(fn: Callable[..., R]) -> Callable[..., R | AlreadyApplied]:
         @functools.wraps(fn)
-        def unit(*args: P.args, **kwargs: P.kwargs) -> R:
-            return _run(lambda: plain(fn, fn(*args, **kwargs)), using, timeout, idempotent=idempotent)
+        def unit(*args: Any, **kwargs: Any) -> R | AlreadyApplied:
+            chosen = receipt_id(*args, **kwargs) if receipt_id is not None else None
+            call = functools.partial(fn, *args, **kwargs)
+            return _run(lambda: plain(fn, call()), using, timeout, idempotent=idempotent, receipt_id=chosen)
 
-        marked: Callable[P, R] = transaction.non_atomic_requests(using)(unit)
+        marked: Callable[..., R | AlreadyApplied] = transaction.non_atomic_requests(using)(unit)
         return marked
 
     return decorate
@@ -116,17 +155,25 @@ def is_interrupted(error: BaseException | None) -> bool:
     return isinstance(cause, SwitchoverInterrupted)
 
 
-def _run(call: Callable[[], R], using: str, timeout: float | None, *, idempotent: bool) -> R:
+def _run(
+    call: Callable[[], R], using: str, timeout: float | None, *, idempotent: bool, receipt_id: str | None
+) -> R | AlreadyApplied:
     wrapper = connections[using]
     _check_autocommit(wrapper)
     source = _source_of(wrapper)
+    if source is not None:
+        source.connections.check_receipt_id(receipt_id)
+    elif receipt_id is not None:
+        check_receipt_id("run", receipt_id)
+        _warn_of_id(wrapper)
     if source is None or wrapper.in_atomic_block:
         # Django's own affair; or in the transaction of a TestCase, which cannot be begun again. In any other Django
         # raises.
         with transaction.atomic(using=using, durable=True):
             return call()
     assert isinstance(wrapper, SwitchoverWrapper)
-    return _Runner(call, using, wrapper, source, timeout, idempotent=idempotent).run()
+    runner = _Runner(call, using, wrapper, source, timeout, idempotent=idempotent, receipt_id=receipt_id)
+    return runner.run()
 
 
 def _check_autocommit(wrapper: Any) -> None:
@@ -156,8 +203,8 @@ def _source_of(wrapper: Any) -> Source | None:
         source = wrapper.bgpool_find(wrapper.get_connection_params()) if wrapper.connection is None else None
         return source or wrapper.bgpool_source
     # SQLite in tests, say. In production it is an ENGINE that was forgotten.
-    if wrapper.alias not in _warned and not is_under_test(wrapper.settings_dict):
-        _warned.add(wrapper.alias)
+    if (wrapper.alias, "engine") not in _warned and not is_under_test(wrapper.settings_dict):
+        _warned.add((wrapper.alias, "engine"))
         _logger.warning(
             "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not bgpool's",
             wrapper.alias,
@@ -165,6 +212,19 @@ def _source_of(wrapper: Any) -> Source | None:
             extra=log_fields("foreign_engine"),
         )
     return None
+
+
+def _warn_of_id(wrapper: Any) -> None:
+    """Warn once that a unit with an id of the caller's is applied each time it is run."""
+    if (wrapper.alias, "receipt_id") in _warned or is_under_test(wrapper.settings_dict):
+        return
+    _warned.add((wrapper.alias, "receipt_id"))
+    _logger.warning(
+        "units of work on DATABASES[%r] are applied each time, whatever their receipt_id: it has no engine of bgpool's "
+        "with a bg_id",
+        wrapper.alias,
+        extra=log_fields("foreign_engine"),
+    )
 
 
 class _Runner(Generic[R]):
@@ -179,6 +239,7 @@ class _Runner(Generic[R]):
         timeout: float | None,
         *,
         idempotent: bool,
+        receipt_id: str | None,
     ) -> None:
         self._call: Final = call
         self._using: Final = using
@@ -186,42 +247,60 @@ class _Runner(Generic[R]):
         self._source: Final = source
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
-        # Of the last attempt: what Django raised, and the hooks that its COMMIT would have run.
+        self._receipt_id: Final = receipt_id
+        # What Django raised in the last attempt.
         self._raised: DjangoError | None = None
-        self._hooks: list[Any] = []
+        # The last attempt that has called the function. While it is in doubt, none calls it again: if any attempt was
+        # applied, then this one.
+        self._called: _Attempt | None = None
         self._instances: Final = NewInstances()
 
-    def run(self) -> R:
+    def run(self) -> R | AlreadyApplied:
         """Run the unit; arguments and errors as the function's."""
         watch_saves()
-        wrapper, made = self._wrapper, self._source.connections
+        made = self._source.connections
         lender: Lender[Any] = _Lender(made) if isinstance(made, Connector) else made  # type: ignore[assignment]  # a pool is one
         timeout_s = self._timeout
         if timeout_s is None:
             timeout_s = made.hold_s if isinstance(made, Connector) else made.hold_s + made.timeout
-        unit: Unit[Any, R] = made.make_unit(self._attempt, lender, timeout_s=timeout_s, idempotent=self._idempotent)
+        unit: Unit[Any, R] = made.make_unit(
+            self._attempt, lender, timeout_s=timeout_s, idempotent=self._idempotent, receipt_id=self._receipt_id
+        )
         try:
-            result = cast(R, unit.run())
-        except unit.driver_error as error:
-            if isinstance(error, SwitchoverInterrupted):
-                # It says: run it again.
-                self._instances.undo()
+            result = unit.run()
+        except BaseException as error:
+            self._undo_after(error, unit)
+            if not isinstance(error, unit.driver_error):
+                raise
             if self._raised is None or self._raised.__cause__ is not error or isinstance(error, Error):
                 raise
             raise self._raised from error
-        if not unit.is_applied and self._hooks:
-            # The COMMIT of the last attempt was cut, and has turned out to be applied.
-            wrapper.run_on_commit = self._hooks
-            wrapper.run_and_clear_commit_hooks()
+        called = self._called
+        if called is None or unit.applied != called.number:
+            # By another run.
+            self._instances.undo()
+        elif not unit.is_applied and called.hooks:
+            # Its COMMIT was cut, and has turned out to be applied.
+            self._wrapper.run_on_commit = called.hooks
+            self._wrapper.run_and_clear_commit_hooks()
         return result
 
+    def _undo_after(self, error: BaseException, unit: Unit[Any, R]) -> None:
+        """Make instances new again, unless they may have been saved; what the function's own error leaves is its."""
+        called = self._called
+        if called is None or unit.is_applied or unit.is_undecided or isinstance(error, CommitOutcomeUnknown):
+            return
+        if isinstance(error, SwitchoverInterrupted) or called.number != unit.attempt:
+            # It says: run it again. Or a later attempt has failed, and has not come as far as the function.
+            self._instances.undo()
+
     def _attempt(self, unit: Unit[Any, R]) -> R:
-        self._raised, self._hooks = None, []
-        self._instances.undo()
+        self._raised = None
+        attempt = _Attempt(unit, self._wrapper, self._instances)
         try:
             # Before it takes a connection; and the unit's time is shorter than that of a checkout, perhaps.
             self._source.connections.wait_admitted(unit.left_s())
-            result: R = _Attempt(unit, self._wrapper, self._hooks, self._instances).make(self._call, self._using)
+            result: R = attempt.make(self._call, self._using)
             return result
         except DjangoError as error:
             cause = error.__cause__
@@ -229,24 +308,30 @@ class _Runner(Generic[R]):
                 raise
             self._raised = error
             raise cause from cause.__cause__
+        finally:
+            if attempt.has_called:
+                self._called = attempt
 
 
 class _Attempt:
-    """One transaction of a unit of work, begun, committed or rolled back by Django."""
+    """One transaction of a unit of work, begun, committed or rolled back by Django.
 
-    def __init__(
-        self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, hooks: list[Any], instances: NewInstances
-    ) -> None:
-        """An attempt of *unit* on *wrapper*.
+    Attributes:
+        number: Its number in the unit, from 1.
+        has_called: Whether it has come as far as the function.
+        hooks: Those that wait for its COMMIT, once that is sent.
+    """
 
-        It adds to *hooks* those that wait for its COMMIT, and to *instances* what its function saves.
-        """
+    def __init__(self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, instances: NewInstances) -> None:
+        """An attempt of *unit* on *wrapper*; to *instances* it adds what its function saves."""
         self._unit: Final = unit
         self._wrapper: Final = wrapper
-        self._hooks: Final = hooks
         self._instances: Final = instances
         self._drivers: Any = None
         self._result: Any = None
+        self.number: Final = unit.attempt
+        self.has_called = False
+        self.hooks: list[Any] = []
 
     def make(self, call: Callable[[], Any], using: str) -> Any:
         """Call *call* in ``atomic``, which commits, and return the result."""
@@ -280,8 +365,17 @@ class _Attempt:
         if self._unit.needs_begin:
             with wrapper.cursor() as cursor:
                 cursor.execute("BEGIN")
-        self._unit.begin(drivers)
+        with wrapper.wrap_database_errors:
+            try:
+                self._unit.begin(drivers)
+            except Exception as error:
+                # At once: Django ends the transaction, and would drop a connection that is to be asked something.
+                self._unit.fail(drivers, error)
+                raise
         self._drivers = drivers
+        # No earlier attempt was applied: that was found out by now.
+        self._instances.undo()
+        self.has_called = True
         wrapper.bgpool_listener = self
 
     def _check_lost(self) -> None:
@@ -307,7 +401,7 @@ class _Attempt:
     def before_commit(self) -> None:
         """COMMIT is sent next."""
         wrapper = self._wrapper
-        self._hooks[:] = wrapper.run_on_commit
+        self.hooks = [*wrapper.run_on_commit]
         try:
             with wrapper.wrap_database_errors:
                 self._unit.finish(self._drivers, self._result)
