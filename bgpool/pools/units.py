@@ -433,7 +433,7 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     async def awriter(self, connection: C) -> str:
-        """Which unit wrote the receipt that is there."""
+        """Which unit wrote the receipt that is there; empty if none is to be seen."""
 
     def note_receipt(self, connection: C) -> None:  # noqa:ARG002  # PostgreSQL's notes where
         """The transaction on *connection* holds the receipt."""
@@ -554,7 +554,14 @@ class Unit(ABC, Generic[C, R]):
                 raise Undecided from error
         else:
             if not inserted:
-                raise KeyTaken(await self.awriter(connection) if self._is_given else self._unit)
+                if writer := await self.awriter(connection):
+                    raise KeyTaken(writer)
+                # A trigger, another unique index or a policy has its way with the table: it proves nothing.
+                self._refuse(connection, "takes a receipt and does not have it afterwards")
+                if cut is not None:
+                    raise Undecided
+                self._is_claiming = False
+                return
             self._cut = None
             self.forget()
             self.note_receipt(connection)
@@ -562,8 +569,11 @@ class Unit(ABC, Generic[C, R]):
 
     def refuse_table(self, connection: C, error: Exception) -> None:
         """The receipts table has refused the receipt with *error*, for good."""
+        self._refuse(connection, f"cannot be used: {first_line(error)}")
+
+    def _refuse(self, connection: C, why: str) -> None:
         if self._receipts is not None:
-            self._receipts.refuse(cast(Aware, connection).bgpool_generation, f"cannot be used: {first_line(error)}")
+            self._receipts.refuse(cast(Aware, connection).bgpool_generation, why)
 
     def forget(self) -> None:
         """What the servers could be asked about the COMMIT that was cut is known without."""

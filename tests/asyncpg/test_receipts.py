@@ -36,7 +36,7 @@ def slow(pair: Pair, seconds: float) -> Iterator[None]:
         f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$",
         database="app",
     )
-    run_sql(pair, f"CREATE TRIGGER slow BEFORE INSERT ON {TABLE} FOR EACH ROW EXECUTE FUNCTION be_slow()")
+    run_sql(pair, f"CREATE TRIGGER slow AFTER INSERT ON {TABLE} FOR EACH ROW EXECUTE FUNCTION be_slow()")
     try:
         yield
     finally:

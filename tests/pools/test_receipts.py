@@ -309,6 +309,9 @@ def test_with_always_a_transaction_that_cannot_write_is_left_alone(
 
 # -- a table that is of no use ---------------------------------------------------------------------------------------
 
+#: MySQL's error for it is the one that says that the id is there.
+ANOTHER_KEY = "ALTER TABLE {t} ALTER created_at SET DEFAULT '2020-01-01 00:00:00', ADD UNIQUE (created_at)"
+
 #: What can be wrong with the table, by engine: what makes it so, and what the log says.
 WRONG = {
     Engine.POSTGRESQL: {
@@ -319,6 +322,7 @@ WRONG = {
         "too short": ("ALTER TABLE {t} ALTER id TYPE varchar(20)", "no column id varchar"),
         "another column": ("ALTER TABLE {t} RENAME unit TO writer", "no column unit"),
         "refuses": ("ALTER TABLE {t} ADD CHECK (id = 'none')", "cannot be used"),
+        "diverted": ("CREATE RULE away AS ON INSERT TO {t} DO INSTEAD NOTHING", "has a rule"),
     },
     Engine.MYSQL: {
         "missing": ("", "does not exist"),
@@ -330,6 +334,7 @@ WRONG = {
         ),
         "another column": ("ALTER TABLE {t} CHANGE unit writer varchar(32) NOT NULL", "column unit"),
         "refuses": ("ALTER TABLE {t} ADD CHECK (id = 'none')", "cannot be used"),
+        "diverted": (ANOTHER_KEY, "cannot be used"),
         "its own": (
             "ALTER TABLE {t} MODIFY id varchar(200) CHARACTER SET ascii COLLATE ascii_general_ci NOT NULL",
             "ascii_bin",
@@ -359,6 +364,20 @@ def test_a_table_that_cannot_be_used_fails_no_unit_and_is_said_once(
         assert "bgpool receipts --sql" in lines[0]
     finally:
         run_sql(pair, f"DROP TABLE IF EXISTS {TABLE}")
+
+
+@pytest.mark.usefixtures("deployment")
+@pytest.mark.threads
+def test_what_leaves_a_receipt_out_is_not_taken_for_the_key(kit: Kit, pool: Pool[Any], pair: Pair, work: Work) -> None:
+    """Nor is a unit that was never applied said to have been."""
+    if kit.engine is Engine.MYSQL:
+        run_sql(pair, ANOTHER_KEY.format(t=TABLE))
+    assert pool.run(work, receipt_id="task-1") == "call 1"
+    if kit.engine is Engine.POSTGRESQL:
+        # Since it was looked at.
+        run_sql(pair, f"CREATE RULE away AS ON INSERT TO {TABLE} WHERE id = 'task-2' DO INSTEAD NOTHING")
+    assert pool.run(work, receipt_id="task-2") == "call 2"
+    assert (work.rows(pair), len(receipts(pair))) == (2, 1)
 
 
 @pytest.mark.usefixtures("prepared")

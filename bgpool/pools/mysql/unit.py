@@ -26,10 +26,32 @@ R = TypeVar("R")
 _WAITS: Final = frozenset({1205, 1213, 1020, 1317, 1969, 3024})
 #: The statement does not fit the table. Not there: 1049, 1146. Rights: 1044, 1142, 1143, 1227. A view, a trigger:
 #: 1288, 1305, 1356, 1369, 1370, 1442, 1449, 1471, 1644. Columns and their values: 1048, 1054, 1136, 1265, 1292, 1364,
-#: 1366, 1406. Constraints: 1216, 1452, 3819, 4025. Read-only, or not in the user's LOCK TABLES: 1036, 1099, 1100.
+#: 1366, 1406. Constraints, another unique key than that of the id among them: 1062, 1216, 1452, 1586, 3819, 4025.
+#: Read-only, or not in the user's LOCK TABLES: 1036, 1099, 1100.
 _OF_TABLE: Final = frozenset(
-    {1036, 1044, 1048, 1049, 1054, 1099, 1100, 1136, 1142, 1143, 1146, 1216, 1227, 1265, 1288, 1292, 1305, 1356, 1364}
-    | {1366, 1369, 1370, 1406, 1442, 1449, 1452, 1471, 1644, 3819, 4025}
+    {
+        1036,
+        1044,
+        1048,
+        1049,
+        1054,
+        1062,
+        1099,
+        1100,
+        1136,
+        1142,
+        1143,
+        1146,
+        1216,
+        1227,
+        1265,
+        1288,
+        1292,
+        1305,
+        1356,
+        1364,
+    }
+    | {1366, 1369, 1370, 1406, 1442, 1449, 1452, 1471, 1586, 1644, 3819, 4025}
 )
 #: The longest innodb_lock_wait_timeout, in seconds.
 _LONGEST_S: Final = 1_073_741_824

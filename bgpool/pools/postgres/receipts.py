@@ -42,6 +42,10 @@ LOOK: Final = """
                WHERE i.indrelid = c.oid AND a.attname = 'id' AND i.indnkeyatts = 1
                      AND i.indisunique AND i.indimmediate AND i.indisvalid
                      AND i.indpred IS NULL AND i.indexprs IS NULL AND l.collisdeterministic IS NOT FALSE
+           ),
+           c.relhasrules OR EXISTS (
+               SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 7 = 7
            )
     FROM (SELECT to_regclass('{table}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
 """
@@ -113,7 +117,7 @@ def quoted(table: str) -> str:
 
 def misfit(row: Sequence[Any]) -> str:
     """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
-    kind, persistence, granted, id_type, unit_type, has_key = row
+    kind, persistence, granted, id_type, unit_type, has_key, is_diverted = row
     if kind is None:
         return "does not exist"
     if kind not in ("r", "p") or persistence != "p":
@@ -124,6 +128,8 @@ def misfit(row: Sequence[Any]) -> str:
             return f"has no column {name} varchar({least}), but {found or 'none'}"
     if not has_key:
         return "has no primary key or unique index on id alone"
+    if is_diverted:
+        return "has a rule, or a trigger before INSERT, which may leave a receipt out"
     return "" if granted else "is not granted: SELECT, INSERT and DELETE are needed"
 
 
