@@ -118,9 +118,10 @@ def _show(console: Console, result: dict[str, Any], took_s: float) -> None:
 def simulate(count: int, first_seed: int, processes: int) -> bool:
     """Simulate *count* switchovers and print those in which a promise was not kept; whether there were none."""
     console = make_console()
-    began, broken, rows = time.monotonic(), 0, 0
+    began, broken, rows, unknown = time.monotonic(), 0, 0, 0
     for number, outcome in enumerate(simulation.simulate_many(count, first_seed, processes=processes), 1):
         rows += outcome.acknowledged
+        unknown += outcome.unknown
         if outcome.violations:
             broken += 1
             console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
@@ -128,7 +129,9 @@ def simulate(count: int, first_seed: int, processes: int) -> bool:
                 console.print(f"    {violation}", soft_wrap=True)
         if number % PROGRESS_EVERY == 0 or number == count:
             rate = 60 * number / (time.monotonic() - began)
-            console.print(f"{number} switchovers, {rows} rows, {broken} broken, {rate:.0f} a minute")
+            console.print(
+                f"{number} switchovers, {rows} units, {unknown} unknown, {broken} broken, {rate:.0f} a minute"
+            )
     return not broken
 
 

@@ -118,9 +118,12 @@ class Receipts:
     def refuse(self, generation: Generation, why: str) -> None:
         """The table cannot be used on the server of *generation*: units go on without for a while."""
         generation.receipts, self._retry_at = False, time.monotonic() + RECEIPTS_RETRY_S
-        if why in self._told:
-            return
-        self._told.add(why)
+        if why not in self._told:
+            self._told.add(why)
+            self.tell(why)
+
+    def tell(self, why: str) -> None:
+        """Log that the table cannot be used, and *why*."""
         fields: dict[str, Any] = {"bg_id": self._bg_id, "host": self._host}
         _logger.warning(
             "[bg_id: %r] units of work on %s go on without receipts: bg_receipts_table=%r %s; %s",

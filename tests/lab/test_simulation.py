@@ -1,4 +1,4 @@
-"""Simulated switchovers keep every promise, a seed is all that a run depends on, and a broken core is found out."""
+"""Simulated switchovers keep every promise, a seed is all that a run depends on, and what is broken is found out."""
 
 from __future__ import annotations
 
@@ -14,26 +14,38 @@ from bgpool.core.machine import Signal
 from bgpool.core.phase import Phase
 from bgpool.core.promotion import green_took_over
 from bgpool.core.snapshot import Snapshot
-from bgpool.lab.simulation import simulate, simulate_many
+from bgpool.lab.simulation import script_of, sessions, simulate, simulate_many
+from bgpool.lab.simulation.script import Script
+from bgpool.pools.mysql.unit import MysqlUnit
+from bgpool.pools.postgres import outcome
+from bgpool.pools.postgres.unit import PostgresUnit
+from bgpool.pools.receipts import new_id
+from bgpool.pools.units import Outcome, Unit
 
+#: Seeds in which what is broken could matter, of which one has to show it.
+SEEDS_TO_FIND = 100
 FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.full)])
 def test_every_promise_is_kept(count: int) -> None:
-    released = rolled_back = acknowledged = 0
-    for outcome in simulate_many(count, FIRST_SEED):
-        replay = f"bgpool lab simulate --seed {outcome.seed} --trace"
-        assert outcome.violations == (), f"seed {outcome.seed} ({outcome.story}); replay: {replay}"
-        released += outcome.release_s is not None
-        rolled_back += "rollback" in outcome.story
-        acknowledged += outcome.acknowledged
+    released = rolled_back = acknowledged = already = failovers = 0
+    for ended in simulate_many(count, FIRST_SEED):
+        replay = f"bgpool lab simulate --seed {ended.seed} --trace"
+        assert ended.violations == (), f"seed {ended.seed} ({ended.story}); replay: {replay}"
+        released += ended.release_s is not None
+        rolled_back += "rollback" in ended.story
+        failovers += ended.story.startswith("failovers")
+        acknowledged += ended.acknowledged
+        already += ended.already
     # A model in which nothing happens would keep every promise too.
     assert released > count / 3
     assert rolled_back > count / 10
+    assert failovers > count / 30
     assert acknowledged > 50 * count
+    assert already > 2 * count
 
 
 def test_a_seed_is_all_that_a_run_depends_on() -> None:
@@ -103,7 +115,88 @@ def test_a_broken_core_is_found_out(
     monkeypatch: pytest.MonkeyPatch, name: str, broken: Callable[..., Any], promise: str
 ) -> None:
     monkeypatch.setattr(machine, name, broken)
-    for outcome in simulate_many(300, 0):
-        if any(promise in violation for violation in outcome.violations):
+    for ended in simulate_many(300, 0):
+        if any(promise in violation for violation in ended.violations):
             return
     pytest.fail(f"300 simulations did not notice: {promise}")
+
+
+# -- units of work -----------------------------------------------------------------------------------------------
+
+_outcome_by = outcome.outcome_by
+
+
+async def claimed_by_select(unit: Any, connection: Any) -> bool:
+    return not await unit.awriter(connection)
+
+
+async def trusting(trace: Any, _address: str, ask: Any, *, promoted: bool) -> Outcome:  # noqa:ARG001
+    """Takes the new primary's word, whoever it is."""
+    (status,) = await ask(outcome._STATUS, trace.xid)
+    kinds = {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED, "in progress": Outcome.PENDING}
+    return kinds.get(status, Outcome.UNKNOWN)
+
+
+async def hasty(*args: Any, **kwargs: Any) -> Outcome:
+    """Takes what is under way for what has not happened."""
+    found = await _outcome_by(*args, **kwargs)
+    return Outcome.NOT_COMMITTED if found is Outcome.PENDING else found
+
+
+def always(*_: Any) -> bool:
+    return True
+
+
+def named_anew(unit: Any) -> None:
+    """Each attempt has an id of its own."""
+    unit._unit = unit._id = new_id()
+
+
+def asks_postgres(script: Script) -> bool:
+    return not script.mysql and not script.receipts
+
+
+def meets_foreign_ids(script: Script) -> bool:
+    return asks_postgres(script) and script.green != "physical" and script.own_ids > 0
+
+
+def loses_receipts(script: Script) -> bool:
+    return bool(script.receipts) and script.table == "not replicated" and not script.rolled_back
+
+
+def claims_on(script: Script, *, mysql: bool) -> bool:
+    return script.sound and not script.tasks and script.mysql is mysql
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("place", "name", "broken", "fits"),
+    [
+        (
+            PostgresUnit,
+            "ainsert",
+            claimed_by_select,
+            lambda script: claims_on(script, mysql=False),
+        ),
+        (MysqlUnit, "ainsert", claimed_by_select, lambda script: claims_on(script, mysql=True)),
+        (sessions, "outcome_by", trusting, meets_foreign_ids),
+        (sessions, "outcome_by", hasty, asks_postgres),
+        (PostgresUnit, "decides", always, loses_receipts),
+        (Unit, "name_receipt", named_anew, lambda script: script.sound and not script.tasks),
+    ],
+    ids=["SELECT, PostgreSQL", "SELECT, MySQL", "green's word", "no patience", "no row, no COMMIT", "a new id"],
+)
+def test_a_broken_unit_of_work_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, place: Any, name: str, broken: Any, fits: Callable[[Script], bool]
+) -> None:
+    monkeypatch.setattr(place, name, broken)
+    tried = 0
+    for seed in range(2000):
+        if not fits(script_of(seed)):
+            continue
+        tried += 1
+        if any("written twice" in text or "is lost" in text for text in simulate(seed).violations):
+            print(f"seed {seed}, the {tried}th that fits")
+            return
+        assert tried < SEEDS_TO_FIND, f"{tried} simulations did not notice"
+    pytest.fail("too few seeds fit")

@@ -6,6 +6,6 @@ assert not outcome.violations
 
 from __future__ import annotations
 
-from bgpool.lab.simulation.run import Outcome, simulate, simulate_many
+from bgpool.lab.simulation.run import Outcome, script_of, simulate, simulate_many
 
-__all__ = ["Outcome", "simulate", "simulate_many"]
+__all__ = ["Outcome", "script_of", "simulate", "simulate_many"]

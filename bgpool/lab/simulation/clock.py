@@ -1,17 +1,32 @@
-"""A clock that jumps from event to event, and tasks that wait on it: generators that yield a time or a promise."""
+"""A clock that jumps from event to event, and tasks that wait on it.
+
+Tasks are generators that yield a time or a promise, or coroutines that await a Pause or a Promise.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final
 
-__all__ = ["MS", "SECOND", "Clock", "Promise", "Task"]
+__all__ = ["MS", "SECOND", "Clock", "Pause", "Promise", "Task"]
 
 MS: Final = 1_000_000
 SECOND: Final = 1_000_000_000
 
 Task = Generator["int | Promise", Any, Any]
+
+
+class Pause:
+    """To be awaited: *delay_ns* pass."""
+
+    __slots__ = ("_delay_ns",)
+
+    def __init__(self, delay_ns: int) -> None:
+        self._delay_ns = delay_ns
+
+    def __await__(self) -> Generator[int, Any, None]:
+        yield self._delay_ns
 
 
 class Promise:
@@ -23,6 +38,9 @@ class Promise:
         self.kept = False
         self.value: Any = None
         self._waiting: list[Callable[[Any], None]] = []
+
+    def __await__(self) -> Generator[Promise, Any, Any]:
+        return (yield self)
 
     def keep(self, value: Any = None) -> None:
         """Let everybody know; a second time has no effect."""
@@ -66,7 +84,7 @@ class Clock:
             call(*args)
         self.now = until_ns
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task | Coroutine[Any, Any, Any]) -> None:
         """Let *task* run until it waits, and on from there whenever what it waits for has come."""
         self._go_on(task, None)
 
@@ -77,7 +95,7 @@ class Clock:
         self.after(limit_ns, bounded.keep, otherwise)
         return bounded
 
-    def _go_on(self, task: Task, value: Any) -> None:
+    def _go_on(self, task: Task | Coroutine[Any, Any, Any], value: Any) -> None:
         try:
             wanted = task.send(value)
         except StopIteration:

@@ -23,7 +23,7 @@ from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Intervals, Plan, Target, plan
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab.simulation.clock import SECOND, Clock, Promise, Task
-from bgpool.lab.simulation.world import Connection, World
+from bgpool.lab.simulation.world import Link, World
 
 __all__ = ["Monitor"]
 
@@ -45,7 +45,7 @@ class Monitor:
         self._replanned = Promise()
         self._nudged = Promise()
         self._nudge_due, self._nudged_ns = False, -SECOND
-        self._sessions: dict[Role, tuple[Target, Connection] | None] = dict.fromkeys(Role)
+        self._sessions: dict[Role, tuple[Target, Link] | None] = dict.fromkeys(Role)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -164,7 +164,7 @@ class Monitor:
                 answer.keep("no such name")
                 return
             server = self._world.server_at(address[0])
-            connection = yield server.connect(None)
+            connection = yield server.connect()
             if connection is None or server.refuses_monitor or not self._alive or answer.kept:
                 if connection is not None:
                     server.end(connection)
@@ -176,7 +176,7 @@ class Monitor:
         found = yield said
         answer.keep("cut" if found is None else found)
 
-    def _state(self, role: Role, connection: Connection) -> list[Event]:
+    def _state(self, role: Role, connection: Link) -> list[Event]:
         server, at = connection.server, self._now()
         events: list[Event] = [
             Answered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,17 +16,20 @@ from bgpool.core.plan import Intervals
 from bgpool.core.routing import Action, Purpose, decide
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import METADATA
+from bgpool.dsn import Dsn, parse
 from bgpool.lab.simulation.clock import MS, SECOND, Clock
 from bgpool.lab.simulation.monitor import Monitor
 from bgpool.lab.simulation.script import UNHURRIED_MS, Script, draw
-from bgpool.lab.simulation.workers import HOLD_NS, Worker
-from bgpool.lab.simulation.world import World
+from bgpool.lab.simulation.workers import HOLD_NS, Job, Run, Worker
+from bgpool.lab.simulation.world import ACCOUNT, Key, Server, World
+from bgpool.settings import Settings
 
-__all__ = ["Outcome", "simulate", "simulate_many"]
+__all__ = ["Outcome", "script_of", "simulate", "simulate_many"]
 
 INTERVALS: Final = Intervals(baseline_ms=1000, increased_ms=1000, high_ms=100)
 AFTER_NS: Final = 5 * SECOND
 CHUNK: Final = 100
+TABLE: Final = "bgpool_receipts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,9 @@ class Outcome:
 
     Attributes:
         story: What was drawn.
-        acknowledged: Rows whose commit was answered.
+        acknowledged: Units of work whose callers were told that they are applied.
+        unknown: Those whose callers were told that nobody can tell.
+        already: Runs of a unit that another run had applied.
         release_s: From the first evidence to the release; None where there was none.
         violations: What was promised and not kept.
     """
@@ -42,6 +48,8 @@ class Outcome:
     seed: int
     story: str
     acknowledged: int
+    unknown: int
+    already: int
     release_s: float | None
     violations: tuple[str, ...]
 
@@ -54,6 +62,11 @@ def simulate(seed: int, *, trace: Callable[[str], None] | None = None) -> Outcom
         trace: Called with a line for everything that happens.
     """
     return _Run(seed, trace).run()
+
+
+def script_of(seed: int) -> Script:
+    """What is drawn from *seed*."""
+    return draw(random.Random(seed))
 
 
 def simulate_many(count: int, first_seed: int = 0, *, processes: int = 1) -> Iterator[Outcome]:
@@ -74,12 +87,16 @@ class _Run:
         self._clock: Final = Clock()
         self._world: Final = World(self._clock, self._rng)
         self._script: Final[Script] = draw(self._rng)
+        self._script.prepare(self._world)
         self._rules: Final = Rules(self._script.timeout_ms, self._script.release_on_dns)
         self._published = Snapshot("sim")
         self._sequence = 0
         self._monitor: Monitor | None = None
         self._watched_since = 0
         self._workers: Final[list[Worker]] = []
+        # What is to be run again, and what died while it was run.
+        self._again: Final[list[Job]] = []
+        self._died: Final[set[Key]] = set()
         self._violations: Final[dict[str, None]] = {}
         self._released_ns: int | None = None
         self._promoted_ns: int | None = None
@@ -95,15 +112,18 @@ class _Run:
         for at_ns in script.worker_starts:
             self._clock.at(at_ns, self._begin_worker)
         for at_ns in script.worker_deaths:
-            self._clock.at(at_ns, self._workers[0].kill)
+            self._clock.at(at_ns, self._kill_worker)
+        for at_ns in script.network_cuts:
+            self._clock.at(at_ns, self._cut_network)
         self._clock.run(script.end_ns + AFTER_NS)
         self._judge()
         evidence = script.evidence_ns
         release_s = None
         if self._released_ns is not None and evidence is not None:
             release_s = (self._released_ns - evidence) / SECOND
-        acknowledged = sum(len(worker.acknowledged) for worker in self._workers)
-        return Outcome(self._seed, script.story, acknowledged, release_s, tuple(self._violations))
+        told = [run.told for worker in self._workers for run in worker.runs]
+        applied, unknown, already = (told.count(word) for word in ("applied", "unknown", "already"))
+        return Outcome(self._seed, script.story, applied, unknown, already, release_s, tuple(self._violations))
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -131,9 +151,58 @@ class _Run:
 
     def _begin_worker(self) -> None:
         rng = random.Random(self._rng.getrandbits(32))
-        worker = Worker(self._world, len(self._workers), rng, self._rules, self._published, self._complain, self._nudge)
+        script = self._script
+        place = _place(script.mysql, script.receipts, script.timeout_ms, script.release_on_dns)
+        number = len(self._workers)
+        worker = Worker(
+            self._world, number, rng, place, self._published, self._complain, self._nudge, self._choose, self._take_run
+        )
         self._workers.append(worker)
         worker.start(threads=2)
+        self._clock.after(rng.randrange(0, 8 * SECOND), self._try_green, worker)
+
+    def _try_green(self, worker: Worker) -> None:
+        """The login on green that is tried while the deployment waits shows whether receipts get there."""
+        world = self._world
+        if worker.receipts is not None and self._published.phase is Phase.CREATED:
+            worker.receipts.reach_green = world.logical and world.receipts_reach
+
+    def _kill_worker(self) -> None:
+        self._note("worker killed")
+        worker = next(worker for worker in self._workers if worker.alive)
+        worker.kill()
+        for job in worker.jobs.values():
+            self._died.add(job.key)
+            self._run_again(job)
+
+    def _cut_network(self) -> None:
+        chance = self._rng.random()
+        self._note("network cut")
+        for worker in self._workers:
+            worker.cut_network(chance)
+
+    def _run_again(self, job: Job) -> None:
+        if job.receipt_id is not None:
+            self._clock.after(self._rng.randrange(0, 2 * SECOND), self._again.append, job)
+
+    def _choose(self, worker: Worker) -> Job:
+        """What *worker* does next."""
+        rng = self._rng
+        if not self._script.tasks or rng.random() > 0.5:
+            return Job(worker.new_key())
+        if self._again and rng.random() < 0.6:
+            return self._again.pop(rng.randrange(len(self._again)))
+        key = worker.new_key()
+        job = Job(key, f"task-{key[0]}-{key[1]}")
+        if rng.random() < 0.4:
+            # Given to another one as well, as queues do whose worker takes long.
+            self._run_again(job)
+        return job
+
+    def _take_run(self, run: Run) -> None:
+        if run.told in ("unknown", "not applied"):
+            self._note(f"row {run.job.key}: {run.told}, {run.text}")
+            self._run_again(run.job)
 
     def _nudge(self) -> None:
         if self._monitor is not None:
@@ -180,14 +249,14 @@ class _Run:
     def _judge(self) -> None:
         script, world = self._script, self._world
         survivor, other = (world.blue, world.green) if script.rolled_back else (world.green, world.blue)
+        world.blue.settle_rest()
         for worker in self._workers:
-            lost = [key for key in worker.acknowledged if not survivor.rows[key]]
-            if lost:
-                self._complain(f"{len(lost)} acknowledged rows are lost, such as {lost[0]}")
             if worker.longest_wait_ns() > 2 * HOLD_NS + SECOND:
                 self._complain("a caller waits for ever")
-            if worker.errors and not script.may_fail:
-                self._complain(f"a caller was told: {worker.errors[0]}")
+            errors = [run.text for run in worker.runs if run.told == "not applied"]
+            if errors and not script.may_fail:
+                self._complain(f"a caller was told: {errors[0]}")
+        self._judge_units(survivor)
         doubled = [key for key, count in survivor.rows.items() if count > 1]
         if doubled:
             self._complain(f"{len(doubled)} rows were written twice, such as {doubled[0]}")
@@ -199,6 +268,27 @@ class _Run:
         if script.rolled_back and self._released_ns is not None:
             self._complain("a rollback was taken for a release")
         self._judge_release()
+
+    def _judge_units(self, survivor: Server) -> None:
+        """Every unit was applied once if anybody was told so, once at most otherwise, and as its callers were told."""
+        told: dict[Key, list[Run]] = {}
+        for worker in self._workers:
+            for run in worker.runs:
+                told.setdefault(run.job.key, []).append(run)
+        under_way = {job.key for worker in self._workers for job in worker.jobs.values()}
+        for key, runs in told.items():
+            count, words = survivor.rows[key], [run.told for run in runs]
+            if "applied" in words and not count:
+                self._complain(f"an acknowledged row is lost: {key}")
+            if "already" in words and not count:
+                self._complain(f"a caller was told that another run has applied what nobody has: {key}")
+            if words.count("applied") > 1:
+                self._complain(f"two runs have applied a unit: {key}")
+            if count and words == ["not applied"] * len(words) and key not in self._died | under_way:
+                self._complain(f"a caller was told that a row is not applied, and it is: {key}")
+            for run in runs:
+                if run.told == "unknown" and run.decidable and self._script.unhurried:
+                    self._complain(f"a caller was told that nobody can tell, and it can be told: {key}")
 
     def _judge_release(self) -> None:
         script = self._script
@@ -217,3 +307,21 @@ class _Run:
         alive = [worker for worker in self._workers if worker.alive]
         if any(worker.last_ack_ns < recent for worker in alive):
             self._complain("a worker did not go on after the release")
+
+
+@functools.cache
+def _dsn(mysql: bool) -> Dsn:
+    scheme = "mysql" if mysql else "postgresql"
+    return parse(f"{scheme}://app:secret@db.{ACCOUNT}:5432/app", {"bg_id": "sim"})[0]
+
+
+def _place(mysql: bool, receipts: str, timeout_ms: int, release_on_dns: bool) -> tuple[Dsn, Settings]:
+    """Where the workers' pools lead, and what their parameters are."""
+    settings = Settings(
+        bg_id="sim",
+        bg_receipts_table=TABLE if receipts else None,
+        bg_receipts=receipts or "switchover",
+        bg_switchover_timeout_ms=timeout_ms,
+        bg_release_on_blue_dns_update=release_on_dns,
+    )
+    return _dsn(mysql), settings

@@ -13,14 +13,18 @@ from bgpool.lab.simulation.world import World
 
 __all__ = ["UNHURRIED_MS", "Death", "Script", "draw"]
 
-ZERO_NS: Final = 12 * SECOND
+ZERO_NS: Final = 8 * SECOND
 """When IN_PROGRESS begins; time enough before it to become ready."""
 
 UNHURRIED_MS: Final = 180_000
 
 Note = Callable[[str], None]
 
-GREENS: Final = ("physical",) * 4 + ("read-only",) * 2 + ("read-only by role", "takes writes")
+#: The parameter bg_receipts, empty for no table; and where there is a table, with its rows on green.
+RECEIPTS: Final = ("", "switchover", "switchover", "always")
+TABLES: Final = ("both",) * 6 + ("missing", "blue only", "not replicated")
+
+GREENS: Final = ("physical",) * 4 + ("read-only",) * 4 + ("read-only by role", "takes writes")
 MODES: Final = ("normal",) * 4 + ("frozen", "deleted", "empty", "absent", "error", "odd words")
 
 
@@ -44,7 +48,17 @@ class Script:
         release_bound_ns: How long after that the release may come.
         end_ns: When the last step is done.
         window: When the metadata tell that there is a switchover, whatever they say later.
+        unhurried: Nothing ends by a timer.
+        receipts: The parameter bg_receipts; empty for no table.
+        table: What there is of that table.
+        mysql: The engine is MySQL; else it is PostgreSQL.
         green: What it is: a physical replica, or a logical one, which is read-only or takes writes all the time.
+        tasks: Some units have ids that their callers give, and are run again by others.
+        deployed: There is a deployment.
+        hang, same_lineage, loses_tail: As World has them.
+        own_ids: How many transactions of its own a logical green has had.
+        old_blue: After the switchover it is ``there``, lets clients in ``late``, is ``restarted``, or ``gone``.
+        network_cuts: When connections of workers are lost, while servers and clients live.
     """
 
     rng: random.Random
@@ -60,11 +74,45 @@ class Script:
     release_bound_ns: int = 0
     end_ns: int = 0
     window: tuple[int, int] = (0, 0)
+    unhurried: bool = True
+    receipts: str = ""
+    table: str = "both"
+    mysql: bool = False
     green: str = "physical"
+    tasks: bool = False
+    deployed: bool = True
+    hang: tuple[float, int, float] = (0.0, 0, 0.0)
+    own_ids: int = 0
+    same_lineage: bool = False
+    loses_tail: bool = False
+    old_blue: str = "there"
+    network_cuts: list[int] = field(default_factory=list)
     monitor_deaths: list[Death] = field(default_factory=list)
     worker_starts: list[int] = field(default_factory=list)
     worker_deaths: list[int] = field(default_factory=list)
     steps: list[tuple[int, str, Callable[[World], object]]] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether receipts are to decide wherever they are left."""
+        return bool(self.receipts) and self.table == "both"
+
+    def prepare(self, world: World) -> None:
+        """Make *world* what was drawn."""
+        blue, green = world.blue, world.green
+        world.refuses_commits, world.logical = self.mysql, self.green != "physical"
+        world.same_lineage, world.loses_tail, world.hang = self.same_lineage, self.loses_tail, self.hang
+        world.old_blue_tells = self.old_blue != "gone"
+        green.replica, green.read_only = not world.logical, self.green == "read-only"
+        green.role_read_only = self.green == "read-only by role"
+        green.subscribes = world.logical and not self.mysql
+        if self.receipts and self.table != "missing":
+            blue.receipts = {}
+            green.receipts = None if self.table == "blue only" else {}
+        world.receipts_reach = self.table == "both"
+        # A logical replica's count goes on where blue's was, and then goes its own way.
+        for _ in range(self.own_ids if world.logical else 0):
+            green.give_id(None)
 
     def stage(self, world: World, note: Note) -> None:
         """Have the steps happen in *world*."""
@@ -88,7 +136,11 @@ def draw(rng: random.Random) -> Script:
     if rng.random() < 0.2:
         script.rolled_back = True
         script.rollback_phase = rng.choice(("PREPARATION", "IN_PROGRESS"))
-    faults = _faults(script)
+    faults = [*_database(script), *_faults(script)]
+    if rng.random() < 0.08:
+        _failovers(script, faults)
+        script.story = f"failovers; {', '.join(faults)}"
+        return script
     if rng.random() < 0.25:
         at_ns = script.zero_ns + rng.randrange(-4 * SECOND, 8 * SECOND)
         away_ns = rng.randrange(300 * MS, 2 * SECOND if rng.random() < 0.8 else 5 * SECOND)
@@ -114,17 +166,14 @@ def draw(rng: random.Random) -> Script:
 def _faults(script: Script) -> list[str]:
     """Faults of the surroundings; each a word for the story."""
     rng, found = script.rng, []
-    script.green = rng.choice(GREENS)
-    script.at(-12.0, "set up", lambda world: _set_up(world, script.green))
-    if script.green != "physical":
-        found.append(f"logical replica, {script.green}")
+    script.at(-8.0, "set up", lambda world: world.publish("AVAILABLE") if script.deployed else None)
     if rng.random() < 0.2:
         latency_ns = rng.randrange(10 * MS, 60 * MS)
         script.at(rng.uniform(-3, 0), "slow", lambda world: _slow(world, latency_ns))
         found.append(f"servers {latency_ns // MS} ms slow")
     if rng.random() < 0.2:
         dns_latency_ns = rng.randrange(50 * MS, 400 * MS)
-        script.at(-10.0, "slow dns", lambda world: _slow_dns(world, dns_latency_ns))
+        script.at(-7.0, "slow dns", lambda world: _slow_dns(world, dns_latency_ns))
         found.append(f"DNS {dns_latency_ns // MS} ms slow")
     if rng.random() < 0.15:
         begin, end = sorted((rng.uniform(-3, 3), rng.uniform(0, 8)))
@@ -132,6 +181,73 @@ def _faults(script: Script) -> list[str]:
         script.at(end, "dns works", lambda world: _dns_works(world, True))
         found.append(f"DNS fails until {end:.1f} s")
     return found
+
+
+def _database(script: Script) -> list[str]:
+    """What servers they are, and what units of work rely on; each a word for the story."""
+    rng = script.rng
+    script.mysql = rng.random() < 0.35
+    if script.mysql:
+        script.green = rng.choice(("read-only",) * 4 + ("takes writes",))
+    else:
+        script.green = rng.choice(GREENS)
+    script.own_ids = rng.choice((0, rng.randrange(0, 400)))
+    script.same_lineage = rng.random() < 0.3
+    script.loses_tail = rng.random() < 0.3
+    script.receipts = rng.choice(RECEIPTS)
+    # What is replicated physically, or by a binary log, is so as a whole.
+    whole = script.mysql or script.green == "physical"
+    script.table = rng.choice(TABLES if not whole else ("both", "both", "both", "missing"))
+    script.tasks = script.sound and rng.random() < 0.6
+    if rng.random() < 0.3:
+        script.hang = (rng.choice((0.05, 0.3)), rng.randrange(20 * MS, 1500 * MS), rng.random())
+    script.old_blue = rng.choice(("there", "there", "late", "restarted", "gone"))
+    if rng.random() < 0.3:
+        for _ in range(rng.randrange(1, 4)):
+            # Later ones may be no switchover's, and a unit's caller is told of those.
+            at_s = rng.uniform(1, 8) if rng.random() < 0.3 else rng.uniform(-4, 1)
+            script.network_cuts.append(script.zero_ns + int(at_s * SECOND))
+            script.may_fail = script.may_fail or at_s > 1
+            _hold_commits(script, at_s)
+    found = ["MySQL" if script.mysql else "PostgreSQL", f"green {script.green}"]
+    if script.receipts:
+        found.append(f"receipts {script.receipts} (table: {script.table})")
+    found += ["tasks"] * script.tasks + ["COMMITs hang"] * bool(script.hang[0])
+    if script.network_cuts:
+        found.append(f"{len(script.network_cuts)} network cuts")
+    return found
+
+
+def _hold_commits(script: Script, at_s: float) -> None:
+    """Perhaps: COMMITs that are sent before *at_s* take until then and longer, so that they are cut."""
+    rng = script.rng
+    if rng.random() < 0.85:
+        held = (rng.choice((0.5, 1.0, 1.0)), rng.randrange(300 * MS, 2500 * MS), rng.choice((0.0, 0.5, 1.0)))
+        script.at(at_s - rng.uniform(0.0, 0.6), "COMMITs held", lambda world: _hold(world, held))
+        script.at(at_s + 0.2, "COMMITs not held", lambda world: _hold(world, script.hang))
+
+
+def _failovers(script: Script, faults: list[str]) -> None:
+    """Blue fails over, and there is no switchover; perhaps no deployment."""
+    rng = script.rng
+    script.rolled_back, script.may_fail, script.mode = True, True, "normal"
+    script.deployed = rng.random() < 0.5
+    faults.append("deployed" if script.deployed else "no deployment")
+    at_s = -5.0
+    for _ in range(rng.randrange(1, 4)):
+        at_s += rng.uniform(0.5, 4.0)
+        _fail_over(script, at_s)
+        at_s += 2.0
+    script.end_ns = script.zero_ns + int((at_s + 3) * SECOND)
+
+
+def _fail_over(script: Script, at_s: float) -> None:
+    """Blue's server ends, and starts again, or its standby takes over under the same name."""
+    rng = script.rng
+    moves = rng.random() < 0.5
+    _hold_commits(script, at_s)
+    script.at(at_s, "blue crashes", _crash)
+    script.at(at_s + rng.uniform(0.1, 1.5), "blue is back", lambda world: _come_back(world, moves))
 
 
 def _switchover(script: Script, faults: list[str]) -> None:
@@ -144,20 +260,24 @@ def _switchover(script: Script, faults: list[str]) -> None:
     promoted_s = catch_up_s + (rng.uniform(8, 20) if long else rng.uniform(0.2, 4))
     if rng.random() < 0.1:
         script.timeout_ms = rng.randrange(2000, 8000)
+        script.unhurried = False
+        # The timer sends callers back by name, and there has to be somebody.
+        script.old_blue = "there"
         faults.append(f"times out after {script.timeout_ms} ms")
     open_s = promoted_s + rng.uniform(0.0, 0.2)
-    old_open_s = promoted_s + rng.uniform(0.0, 2.0)
+    old_open_s = promoted_s + (rng.uniform(3.0, 9.0) if script.old_blue == "late" else rng.uniform(0.0, 2.0))
     renamed_s = open_s + rng.uniform(0.3, 3)
-    moved_s = open_s + rng.uniform(0.5, 8)
-    gone_s = moved_s + rng.uniform(0.3, 4)
+    moved_s = open_s + rng.uniform(0.5, 6)
+    gone_s = moved_s + rng.uniform(0.3, 3)
     # Not where the timer sends callers back by name, which may be to old blue: docs/phases.md says so.
-    blue_writes_again = rng.random() < 0.2 and script.timeout_ms == UNHURRIED_MS
+    blue_writes_again = rng.random() < 0.2 and script.unhurried and script.old_blue == "there"
     script.at(-lead_s, "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
     script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
     script.at(stop_s, "writes stopped", lambda world: _read_only(world))
     idle_survive = rng.random() < 0.2
     if idle_survive:
         faults.append("idle connections are not cut")
+    _hold_commits(script, rng.choice((stop_s, drop_s, catch_up_s)))
     # As far as a logical green goes, AWS may let clients in all the time.
     early_s = _early(script, drop_s, open_s)
     if early_s is not None:
@@ -169,12 +289,20 @@ def _switchover(script: Script, faults: list[str]) -> None:
     _metadata(script, drop_s, open_s, early_s)
     script.at(promoted_s, "green promoted", _promote)
     unsubscribed_s = promoted_s - 0.01
-    if script.green.startswith("read-only") and rng.random() < 0.4:
+    if script.green.startswith("read-only") and not script.mysql and rng.random() < 0.4:
         unsubscribed_s = promoted_s + rng.uniform(0.0, 3.0)
         faults.append(f"green follows blue for {unsubscribed_s - promoted_s:.1f} s more")
     script.at(unsubscribed_s, "subscription dropped", _unsubscribe)
     script.at(open_s, "green open", lambda world: _admit(world, "green"))
-    script.at(old_open_s, "old blue open", lambda world: _admit(world, "blue"))
+    if script.old_blue == "gone":
+        script.at(old_open_s, "old blue is gone", _remove_blue)
+    else:
+        script.at(old_open_s, "old blue open", lambda world: _admit(world, "blue"))
+    if script.old_blue == "restarted":
+        again_s = old_open_s + rng.uniform(0.0, 1.0)
+        script.at(again_s, "old blue restarts", _crash)
+        script.at(again_s + rng.uniform(0.2, 3.0), "old blue open again", lambda world: _admit(world, "blue"))
+    faults.append(f"old blue {script.old_blue}")
     script.at(renamed_s, "renamed", lambda world: _rename(world, script.mode == "normal"))
     script.at(moved_s, "blue DNS moved", _move_dns)
     script.at(gone_s, "green DNS gone", lambda world: world.dns.pop(world.green_name))
@@ -202,13 +330,13 @@ def _switchover(script: Script, faults: list[str]) -> None:
         script.release_bound_ns += 8 * SECOND
     script.end_ns = script.zero_ns + int((gone_s + 1) * SECOND)
     # The timer ends the hold by name: whatever blue says then is what callers are told.
-    script.may_fail = script.timeout_ms < UNHURRIED_MS
+    script.may_fail = script.may_fail or not script.unhurried
     silent = script.mode not in ("normal", "odd words") or bool(locked)
     script.window = (script.zero_ns - int(lead_s * SECOND), script.zero_ns + int((drop_s + 0.2) * SECOND))
     if silent and (lead_s < 1.5 or _missed(script)):
         # Polls come once a second before a switchover is known of. One that passes between two of them, with
         # metadata that tell nothing afterwards, is none that a monitor can know of before DNS moves.
-        script.evidence_ns, script.may_fail = None, True
+        script.evidence_ns, script.may_fail, script.unhurried = None, True, False
 
 
 def _hang(script: Script) -> None:
@@ -216,7 +344,7 @@ def _hang(script: Script) -> None:
     rng = script.rng
     script.rolled_back, script.rollback_phase = True, "nowhere: it hangs"
     script.timeout_ms = rng.randrange(2000, 8000)
-    script.may_fail = True
+    script.may_fail, script.unhurried = True, False
     script.at(-rng.uniform(0.3, 5.0), "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
     script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
     script.at(rng.uniform(0.05, 0.6), "connections dropped", _drop)
@@ -240,6 +368,7 @@ def _rollback(script: Script) -> None:
         stop_s = rng.uniform(0.05, 0.6)
         script.at(stop_s, "writes stopped", lambda world: _read_only(world))
         script.at(stop_s + 0.2, "connections dropped", _drop)
+        _hold_commits(script, stop_s + 0.2)
         back_s = stop_s + rng.uniform(0.5, 5)
     script.at(back_s, "taken back", _take_back)
     script.end_ns = script.zero_ns + int((back_s + 4) * SECOND)
@@ -290,10 +419,25 @@ def _black_hole(script: Script, faults: list[str], catch_up_s: float, promoted_s
 # -- what steps do -----------------------------------------------------------------------------------------------
 
 
-def _set_up(world: World, green: str) -> None:
-    world.green.replica, world.green.read_only = green == "physical", green == "read-only"
-    world.green.role_read_only, world.green.subscribes = green == "read-only by role", green != "physical"
-    world.publish("AVAILABLE")
+def _crash(world: World) -> None:
+    world.blue.refuses = True
+    world.blue.crash()
+
+
+def _come_back(world: World, moves: bool) -> None:
+    world.blue.refuses = False
+    if moves:
+        world.blue.address = f"10.0.1.{world.clock.now // SECOND % 200 + 1}"
+        world.dns[world.blue_name] = world.blue.address
+
+
+def _remove_blue(world: World) -> None:
+    world.blue.cut()
+    world.blue.gone = world.blue.refuses = True
+
+
+def _hold(world: World, hang: tuple[float, int, float]) -> None:
+    world.hang = hang
 
 
 def _slow(world: World, latency_ns: int) -> None:
@@ -335,10 +479,6 @@ def _tell_early(world: World) -> None:
 
 
 def _catch_up(world: World) -> None:
-    # A transaction that began while blue took writes would still commit.
-    for connection in list(world.blue.connections):
-        if connection.in_transaction:
-            world.blue.end(connection)
     world.catch_up()
 
 

@@ -1,35 +1,122 @@
-"""Workers of the model: threads that write rows through a pool that follows bgpool's own decisions."""
+"""Workers of the model: threads that write rows as units of work, with bgpool's own gate, generations and units."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from bgpool.core.events import Instant, Tick
-from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, WATCH_INTERVAL_S
-from bgpool.core.machine import Rules, step
+import psycopg_pool
+
+from bgpool.core.limits import DISTRUST_INTERVAL_S, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import Phase
-from bgpool.core.routing import Action, Decision, Purpose, decide
+from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Snapshot
-from bgpool.lab.simulation.clock import MS, SECOND, Clock, Promise, Task
-from bgpool.lab.simulation.world import Connection, Key, World
+from bgpool.dsn import Dsn
+from bgpool.errors import CommitOutcomeUnknown
+from bgpool.lab.simulation.clock import MS, SECOND, Clock, Pause, Promise
+from bgpool.lab.simulation.sessions import (
+    Died,
+    ModelMysqlUnit,
+    ModelPostgresUnit,
+    ModelWaits,
+    MysqlSession,
+    PostgresSession,
+    Session,
+)
+from bgpool.lab.simulation.world import Key, Server, World
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.gate import Gate
+from bgpool.pools.generation import Generation
+from bgpool.pools.mysql.recipe import MysqlRecipe
+from bgpool.pools.postgres.recipe import PostgresRecipe
+from bgpool.pools.receipts import AlreadyApplied, Receipts
+from bgpool.pools.recipe import Recipe
+from bgpool.segment.reader import Reader, Reading
+from bgpool.settings import Settings
 
-__all__ = ["Worker"]
+if TYPE_CHECKING:
+    from bgpool.pools.units import Unit
+
+__all__ = ["HOLD_NS", "Job", "Run", "Worker"]
 
 HOLD_NS: Final = 30 * SECOND
 GRACE_NS: Final = SECOND
 CONNECT_TIMEOUT_NS: Final = 10 * SECOND
 
 
-class Worker:
-    """One process.
+@dataclass(slots=True)
+class Job:
+    """Something to be done once.
 
     Attributes:
-        acknowledged: Keys whose commit was answered.
-        unknown: Keys whose commit was cut.
-        errors: What callers were told otherwise.
+        key: The row that it writes.
+        receipt_id: The id that its caller gives; None for one of the unit's own.
+    """
+
+    key: Key
+    receipt_id: str | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One unit of work.
+
+    Attributes:
+        told: What its caller was told: ``applied``, ``already``, ``unknown``, ``not applied``; empty if nothing.
+        text: In which words.
+        decidable: When its last COMMIT was sent, it was within the bounds in which its outcome is found out.
+    """
+
+    job: Job
+    told: str = ""
+    text: str = ""
+    decidable: bool = False
+
+
+class _Inner:
+    """What a generation of the model's keeps of a driver's pool."""
+
+    def keep(self, connection: Any) -> None:
+        """Called by nobody: the model's pool has the sessions."""
+
+
+def _make_inner(_: Generation) -> Any:
+    return _Inner()
+
+
+class _ModelReader(Reader):
+    """What a process has read of the segment."""
+
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        self.sequence = 0
+        self.reading = Reading(memoryview(b""), 0, snapshot, None)
+
+    def refresh(self) -> Reading:
+        """As Reader says."""
+        return self.reading
+
+    def see(self, sequence: int, snapshot: Snapshot) -> None:
+        """The segment holds *snapshot* now."""
+        self.sequence, self.reading = sequence, Reading(memoryview(b""), sequence, snapshot, None)
+
+
+class _ModelReceipts(Receipts):
+    """That nobody is told of."""
+
+    def tell(self, why: str) -> None:
+        """Nothing: there is no log."""
+
+
+class Worker:
+    """One process; to its units of work it is the pool.
+
+    Attributes:
+        runs: The units of work whose callers were told something.
+        jobs: What is under way.
         last_ack_ns: When the last commit was answered.
+        changed: Kept when something was published.
     """
 
     def __init__(
@@ -37,27 +124,41 @@ class Worker:
         world: World,
         number: int,
         rng: random.Random,
-        rules: Rules,
+        place: tuple[Dsn, Settings],
         snapshot: Snapshot | None,
         complain: Callable[[str], None],
         nudge: Callable[[], None],
+        choose: Callable[[Worker], Job],
+        take_run: Callable[[Run], None],
     ) -> None:
-        self._world: Final = world
+        self.world: Final = world
         self._clock: Final[Clock] = world.clock
-        self._number: Final = number
+        self.number: Final = number
         self._rng: Final = rng
-        self._rules: Final = rules
         self._complain: Final = complain
-        self._nudge: Final = nudge
-        self._snapshot = snapshot
-        self._sequence = 0
-        self._changed = Promise()
-        self._alive = True
-        self._busy: dict[int, int] = {}
+        self._choose: Final = choose
+        self._take_run: Final = take_run
+        dsn, settings = place
+        is_mysql = world.refuses_commits
+        recipe_class: type[Recipe] = MysqlRecipe if is_mysql else PostgresRecipe
+        endpoint = Endpoint(dsn, settings)
+        self._reader: Final = _ModelReader(snapshot)
+        self._waits: Final = ModelWaits(self)
+        self._gate: Final = Gate(self._reader, settings, endpoint, nudge, recipe_class.like, self._waits)
+        self._recipe: Final = recipe_class(dsn, settings, self._gate, endpoint, None, {})
+        self._session: Final = MysqlSession if is_mysql else PostgresSession
+        self._unit: Final = ModelMysqlUnit if is_mysql else ModelPostgresUnit
+        table = settings.bg_receipts_table
+        self.receipts: Final = _ModelReceipts(table, settings, dsn.endpoint) if table is not None else None
+        self.alive = True
+        self.changed = Promise()
+        self._generation: Generation | None = None
+        self._idle: list[Session] = []
+        self._out: dict[Session, None] = {}
         self._written = 0
-        self.acknowledged: list[Key] = []
-        self.unknown: list[Key] = []
-        self.errors: list[str] = []
+        self._busy: dict[int, int] = {}
+        self.jobs: dict[int, Job] = {}
+        self.runs: list[Run] = []
         self.last_ack_ns = 0
 
     def start(self, threads: int) -> None:
@@ -65,23 +166,31 @@ class Worker:
         for thread in range(threads):
             self._clock.start(self._write(thread))
 
-    @property
-    def alive(self) -> bool:
-        """Whether it was not killed."""
-        return self._alive
-
     def kill(self) -> None:
-        """End the process at once."""
-        self._alive = False
+        """End the process at once; servers notice a little later."""
+        self.alive = False
         self._busy.clear()
+        for session in [*self._out, *self._idle]:
+            session.server.drop_client(session, self._rng.randrange(0, 50 * MS))
+
+    def cut_network(self, chance: float) -> None:
+        """Lose each connection with this *chance*; what was sent may arrive nevertheless, and servers notice late."""
+        for session in [*self._out, *self._idle]:
+            if self._rng.random() < chance:
+                session.server.drop_client(session, self._rng.randrange(0, SECOND))
 
     def see(self, sequence: int, snapshot: Snapshot) -> None:
         """The segment holds *snapshot* now, unless a newer one was seen already."""
-        if sequence < self._sequence:
+        if sequence < self._reader.sequence:
             return
-        self._sequence, self._snapshot = sequence, snapshot
-        changed, self._changed = self._changed, Promise()
+        self._reader.see(sequence, snapshot)
+        changed, self.changed = self.changed, Promise()
         changed.keep()
+
+    @property
+    def reading(self) -> Reading:
+        """What was read of the segment last."""
+        return self._reader.reading
 
     def longest_wait_ns(self) -> int:
         """How long the caller who waits longest has been waiting."""
@@ -89,180 +198,204 @@ class Worker:
 
     # -- a thread ------------------------------------------------------------------------------------------------
 
-    def _write(self, thread: int) -> Task:
-        idle: Connection | None = None
-        while self._alive:
-            yield self._rng.randrange(60 * MS, 240 * MS)
-            self._written += 1
-            key = (self._number, self._written)
-            self._busy[thread] = self._clock.now
-            idle = yield from self._unit(key, idle)
+    async def _write(self, thread: int) -> None:
+        while self.alive:
+            await Pause(self._rng.randrange(80 * MS, 320 * MS))
+            if not self.alive:
+                return
+            job = self._choose(self)
+            self._busy[thread], self.jobs[thread] = self._clock.now, job
+            try:
+                await self._run(job)
+            except Died:
+                return
             self._busy.pop(thread, None)
+            del self.jobs[thread]
 
-    def _unit(self, key: Key, idle: Connection | None) -> Task:
-        """One row, as Pool.run writes it; the connection that is idle afterwards, if any."""
-        deadline = self._clock.now + 2 * HOLD_NS
-        while self._clock.now < deadline and self._alive:
-            connection = yield from self._check_out(idle, deadline)
-            idle = None
-            if connection is None:
-                if self._alive:
-                    self.errors.append("held too long, or refused")
-                return None
-            outcome = yield from self._transaction(connection, key)
-            if not self._alive:
-                return None
-            if outcome == "done":
-                self.acknowledged.append(key)
-                self.last_ack_ns = self._clock.now
-                return connection
-            self._drop(connection)
-            self._note_cut()
-            if outcome == "unknown":
-                self.unknown.append(key)
-                return None
-            yield 20 * MS
-        if self._alive:
-            self.errors.append("no time left")
-        return None
+    def new_key(self) -> Key:
+        """A row of this worker's."""
+        self._written += 1
+        return self.number, self._written
 
-    def _transaction(self, connection: Connection, key: Key) -> Task:
-        server = connection.server
-        self._clock.start(self._watch(connection))
-        said = yield self._either(server.insert(connection, key), connection.lost)
-        if said != "done":
-            return "cut"
-        if self._rng.random() < 0.1:
-            yield self._clock.within(connection.lost, self._rng.randrange(100 * MS, 3 * SECOND))
-        if connection.lost.kept:
-            return "cut"
-        said = yield self._either(server.commit(connection), connection.lost)
-        connection.in_transaction = False
-        return "done" if said == "done" else "unknown"
+    async def _run(self, job: Job) -> None:
+        """One unit of work."""
+        run = Run(job)
 
-    def _watch(self, connection: Connection) -> Task:
-        """What the pool does to a connection in use that a switchover makes unfit: a grace, and then the socket."""
-        yield self._clock.within(self._unfit(connection), 60 * SECOND)
-        if self._fit(connection.epoch, self._now()):
-            return
-        yield GRACE_NS + self._rng.randrange(0, int(WATCH_INTERVAL_S * SECOND))
-        still: bool = connection.in_transaction
-        if still and not self._fit(connection.epoch, self._now()):
-            connection.lost.keep("cut by the pool")
+        async def function(session: Session) -> str:
+            await session.write(job.key)
+            if self._rng.random() < 0.1:
+                await self._clock.within(session.lost, self._rng.randrange(100 * MS, 3 * SECOND))
+                session.check_open()
+            run.decidable = self._is_decidable(session)
+            return "applied"
 
-    def _unfit(self, connection: Connection) -> Promise:
-        unfit = Promise()
+        async def attempt(unit: Any) -> str:
+            session = await self.getconn(unit.left_s())
+            try:
+                result: str = await unit.amake_attempt(session, function)
+            finally:
+                self.putconn(session)
+            return result
 
-        def look(_: Any) -> None:
-            if not self._fit(connection.epoch, self._now()):
-                unfit.keep()
-            elif connection.in_transaction:
-                self._changed.then(look)
-            else:
-                unfit.keep()
+        lender: Any = self
+        unit: Unit[Any, str] = self._unit(
+            self._recipe,
+            attempt,
+            lender,
+            timeout_s=2 * HOLD_NS / SECOND,
+            idempotent=False,
+            receipts=self.receipts,
+            receipt_id=job.receipt_id,
+        )
+        try:
+            told = await unit.arun()
+        except CommitOutcomeUnknown as error:
+            run.told, run.text = "unknown", str(error)
+        except Exception as error:
+            run.told, run.text = "not applied", f"{type(error).__name__}: {error}"
+        else:
+            run.told = "already" if isinstance(told, AlreadyApplied) else told
+            self.last_ack_ns = self._clock.now
+        if not self.alive:
+            raise Died
+        self.runs.append(run)
+        self._take_run(run)
 
-        self._changed.then(look)
-        return unfit
+    def _is_decidable(self, session: Session) -> bool:
+        """Whether the outcome of a COMMIT that is sent now is to be found out whatever happens; behaviour.md §10.
 
-    def _either(self, one: Promise, other: Promise) -> Promise:
-        first = Promise()
-        one.then(first.keep)
-        other.then(first.keep)
-        return first
+        By a receipt, or, where old blue tells, by the ids of PostgreSQL.
+        """
+        world, receipts = self.world, self.receipts
+        snapshot = self._gate.now()
+        switching = snapshot is not None and Phase.PREPARATION <= snapshot.phase <= Phase.POST
+        switching = switching and self._gate.takes_part()
+        asks = not world.refuses_commits and (not world.logical or world.old_blue_tells)
+        if receipts is not None and session.server.receipts is not None and (receipts.always or switching):
+            reached = world.green.receipts is not None and (
+                world.refuses_commits or not world.logical or receipts.reach_green
+            )
+            return reached or (switching and asks)
+        return switching and asks
 
     # -- the pool ------------------------------------------------------------------------------------------------
 
-    def _check_out(self, idle: Connection | None, deadline: int) -> Task:
-        while self._alive:
-            decision = yield from self._admitted(Purpose.CHECKOUT, min(deadline, self._clock.now + HOLD_NS))
-            if decision is None:
-                return None
-            snapshot = self._now()
-            if idle is not None and not idle.lost.kept and self._fit(idle.epoch, snapshot):
-                self._inspect(idle, snapshot)
-                return idle
-            self._drop(idle)
-            idle = yield from self._connect(deadline)
-            if idle is None and self._clock.now >= deadline:
-                return None
+    async def getconn(self, timeout: float | None = None) -> Any:
+        """A session that is fit by what was read when it was asked for."""
+        deadline = self._clock.now + int((2 * HOLD_NS / SECOND if timeout is None else timeout) * SECOND)
+        while True:
+            left_s = max(0.0, (deadline - self._clock.now) / SECOND)
+            reading, _ = await self._gate.await_admitted(Purpose.CHECKOUT, timeout_s=left_s)
+            generation = self._adopt(self._gate.snapshot(reading))
+            session = self._take_idle(generation) or await self._connect(generation, deadline)
+            if session is not None and not generation.is_unfit(self._gate.now()):
+                self._inspect(session)
+                self._out[session] = None
+                return session
+            if session is not None:
+                session.server.end(session)
+            if self._clock.now >= deadline:
+                raise psycopg_pool.PoolTimeout("couldn't get a connection")
+
+    def putconn(self, session: Session) -> None:
+        """Take a session back."""
+        self._out.pop(session, None)
+        is_fit = session.bgpool_is_open and not session.bgpool_unfit and not session.bgpool_generation.retired
+        if is_fit and session.bgpool_generation is self._generation and self.alive:
+            session.server.roll_back(session)
+            self._idle.append(session)
+        elif session.bgpool_is_open:
+            session.server.end(session)
+
+    def _adopt(self, snapshot: Snapshot | None) -> Generation:
+        generation = self._generation
+        if generation is None or generation.retired or generation.is_unfit(snapshot):
+            epoch = snapshot.epoch if snapshot is not None and self._recipe.endpoint.host(snapshot) else None
+            self._generation = generation = Generation(self._recipe, _make_inner, epoch, self._distrust, follows=False)
+            idle, self._idle = self._idle, []
+            for session in idle:
+                if session.bgpool_is_open:
+                    session.server.end(session)
+        switching = self._gate.switching_by(snapshot)
+        if switching is not None:
+            generation.switching = switching
+        return generation
+
+    def _distrust(self, generation: Generation) -> bool:
+        # In a switchover the next checkouts wait, see Gate.note_refusal.
+        self._gate.note_refusal(DISTRUST_INTERVAL_S)
+        generation.retired = True
+        return True
+
+    def _take_idle(self, generation: Generation) -> Session | None:
+        while self._idle:
+            session = self._idle.pop()
+            if session.bgpool_generation is generation and session.bgpool_is_open:
+                return session
         return None
 
-    def _connect(self, deadline: int) -> Task:
-        """A connection that was fit when it was asked for; None if the epoch moved meanwhile, or time is up."""
-        epoch = self._epoch(self._now())
+    def makes_sessions(self) -> Callable[[Server], Session]:
+        """Makes sessions of the generation in use."""
+        generation = self._generation
+        assert generation is not None
+
+        def make(server: Server) -> Session:
+            session = self._session(self, generation, server)
+            session.world = self.world
+            return session
+
+        return make
+
+    async def _connect(self, generation: Generation, deadline: int) -> Session | None:
+        """A session that was fit when it was asked for; None if the epoch moved meanwhile, or time is up."""
         pause_ns = int(RECONNECT_INTERVAL_S * SECOND)
-        while self._alive and self._clock.now < deadline:
-            decision = yield from self._admitted(Purpose.CONNECT, min(deadline, self._clock.now + HOLD_NS))
-            if decision is None or self._epoch(self._now()) != epoch:
+        make = self.makes_sessions()
+        while self._clock.now < deadline:
+            left_s = min(deadline - self._clock.now, HOLD_NS) / SECOND
+            _, decision = await self._gate.await_admitted(Purpose.CONNECT, timeout_s=left_s)
+            if generation.is_unfit(self._gate.now()) or generation.retired:
                 return None
             if decision.action is Action.ROUTE:
                 addresses = decision.addresses
             else:
-                addresses = self._world.resolve(self._world.blue_name) or ()
+                addresses = self.world.resolve(self.world.blue_name) or ()
             if addresses:
-                server = self._world.server_at(addresses[0])
-                connection = yield self._clock.within(server.connect(epoch), CONNECT_TIMEOUT_NS)
-                if connection is not None:
-                    return connection
-            self._note_cut()
-            yield pause_ns
+                server = self.world.server_at(addresses[0])
+                session: Session | None = None
+                if server.address == addresses[0]:
+                    session = await self._clock.within(server.connect(make), CONNECT_TIMEOUT_NS)
+                if not self.alive:
+                    raise Died
+                if session is not None:
+                    self._clock.start(self._watch(session))
+                    return session
+            self._gate.note_cut()
+            await self._waits.sleep(pause_ns / SECOND)
             pause_ns = min(2 * pause_ns, int(RECONNECT_INTERVAL_MAX_S * SECOND))
         return None
 
-    def _admitted(self, purpose: Purpose, deadline: int) -> Task:
-        """The decision that lets *purpose* proceed; None if it does not come in time, or never will."""
-        while self._alive:
-            snapshot = self._now()
-            decision = Decision(Action.PASS) if snapshot is None else decide(snapshot, self._world.blue_name, purpose)
-            if decision.action is Action.REJECT:
-                return None
-            if decision.action is not Action.HOLD:
-                return decision
-            if self._clock.now >= deadline:
-                return None
-            until = deadline
-            for end in snapshot.timers if snapshot is not None else ():
-                until = min(until, max(end, self._clock.now + MS))
-            yield self._clock.within(self._changed, until - self._clock.now)
-        return None
-
-    def _note_cut(self) -> None:
-        """Gate.note_cut."""
-        snapshot = self._now()
-        if snapshot is None or self._epoch(snapshot) is None:
+    async def _watch(self, session: Session) -> None:
+        """What the pool does to a session in use that a switchover makes unfit: a grace, and then the socket."""
+        generation = session.bgpool_generation
+        while self.alive and session.bgpool_is_open and not generation.is_unfit(self._gate.now()):
+            await self.changed
+        if session not in self._out:
             return
-        if snapshot.phase in (Phase.CREATED, Phase.PREPARATION):
-            self._nudge()
+        await Pause(GRACE_NS + self._rng.randrange(0, int(WATCH_INTERVAL_S * SECOND)))
+        snapshot = self._gate.now()
+        drained = snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS and generation.is_unfit(snapshot)
+        # A rollback calls the cut off.
+        if session in self._out and drained and self.alive:
+            session.server.drop_client(session, session.server.latency_ns)
 
-    def _now(self) -> Snapshot | None:
-        """What is true by the segment and by the process's own clock."""
-        if self._snapshot is None:
-            return None
-        return step(self._snapshot, Tick(Instant(self._clock.now, self._clock.now)), self._rules)
-
-    def _epoch(self, snapshot: Snapshot | None) -> int | None:
-        if snapshot is None or snapshot.host(self._world.blue_name) is None:
-            return None
-        return snapshot.epoch
-
-    def _fit(self, epoch: int | None, snapshot: Snapshot | None) -> bool:
-        """Generation.is_unfit, the other way round."""
-        now = self._epoch(snapshot)
-        if epoch is None:
-            return now is None or (snapshot is not None and snapshot.phase < Phase.IN_PROGRESS)
-        return snapshot is not None and epoch == snapshot.epoch
-
-    def _drop(self, connection: Connection | None) -> None:
-        if connection is not None and not connection.lost.kept:
-            connection.server.end(connection)
-
-    def _inspect(self, connection: Connection, snapshot: Snapshot | None) -> None:
-        """Look at a connection that is handed out."""
+    def _inspect(self, session: Session) -> None:
+        """Look at a session that is handed out."""
+        snapshot = self._gate.now()
         if snapshot is None:
             return
         # After the timer alone, callers go by name, wherever that leads.
         released = snapshot.phase >= Phase.POST and not snapshot.is_overdue
-        if released and connection.server is self._world.blue:
+        if released and session.server is self.world.blue:
             self._complain(f"a connection to old blue was handed out in {snapshot.phase.name}")
-        if connection.server is self._world.green and not self._world.may_be_released:
+        if session.server is self.world.green and not self.world.may_be_released:
             self._complain(f"a connection to green was handed out in {snapshot.phase.name}, before it was promoted")

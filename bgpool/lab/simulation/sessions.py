@@ -1,0 +1,460 @@
+"""Drivers' connections of the model, and bgpool's own units of work on them.
+
+What a unit decides is bgpool's. A session answers as a driver's connection does, and raises the driver's errors; a
+unit of the model overrides only how a statement gets to the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+import pymysql
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from bgpool.core.limits import RECEIPT_ID_CHARS
+from bgpool.lab.simulation.clock import MS, SECOND, Pause, Promise
+from bgpool.lab.simulation.world import CUT, FUTURE, REFUSED, TAKEN, TIMED_OUT, Key, Link, Server, World
+from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
+from bgpool.pools.mysql.unit import MysqlUnit
+from bgpool.pools.postgres.outcome import LINEAGE, Trace, outcome_by
+from bgpool.pools.postgres.unit import PostgresUnit, apply_unit, until_told
+from bgpool.pools.units import Outcome
+
+if TYPE_CHECKING:
+    from bgpool.lab.simulation.workers import Worker
+    from bgpool.pools.generation import Generation
+    from bgpool.segment.reader import Reading
+
+__all__ = ["Died", "ModelMysqlUnit", "ModelPostgresUnit", "ModelWaits", "MysqlSession", "PostgresSession", "Session"]
+
+R = TypeVar("R")
+
+CONNECT_TIMEOUT_NS: Final = 10 * SECOND
+STATEMENT_NS: Final = 600 * SECOND
+
+_INSERT: Final = re.compile(r"INSERT INTO \S+ \(id, unit\) (?:SELECT|VALUES) ?\(?'([^']+)', '([^']*)'")
+_WRITER: Final = re.compile(r"SELECT unit\S* FROM \S+ WHERE id = '([^']+)'")
+_LOCK_TIMEOUT: Final = re.compile(r"set_config\('lock_timeout', '(\d+)'")
+_LOCK_WAIT: Final = re.compile(r"SET SESSION innodb_lock_wait_timeout = (\d+)")
+
+
+class Died(BaseException):
+    """The process is dead: nothing of it goes on."""
+
+
+class Session(Link):
+    """A driver's connection, as pools and units of work see it. The attributes are those of Aware."""
+
+    world: World
+
+    def __init__(self, worker: Worker, generation: Generation, server: Server) -> None:
+        super().__init__(server)
+        self.worker: Final = worker
+        self.bgpool_generation: Final = generation
+        self.bgpool_unfit = self.bgpool_in_unit = self.bgpool_ended = False
+        self.bgpool_refused: bool | None = None
+        self.bgpool_in_doubt: str | None = None
+        self.bgpool_writes: bool | None = None
+        self._unsettled = False
+        self._closed = False
+        self.in_block = self.has_failed = self.reported_read_only = False
+
+    @property
+    def bgpool_is_open(self) -> bool:
+        """As Aware says."""
+        return not self.lost.kept
+
+    async def said(self, answer: Promise, doubt: str = NO_DOUBT) -> Any:
+        """What the server answers.
+
+        Raises:
+            Exception: The driver's, or what it means in a switchover: the connection was lost, a write was refused.
+            Died: The process ended meanwhile.
+        """
+        first = Promise()
+        answer.then(first.keep)
+        self.lost.then(first.keep)
+        found = await first
+        if not self.worker.alive:
+            raise Died
+        if self.lost.kept or found == CUT:
+            raise self._cut(doubt)
+        if found == REFUSED:
+            raise self._refused()
+        return found
+
+    def check_open(self, doubt: str = NO_DOUBT) -> None:
+        """Raise what a driver raises that finds its connection closed."""
+        if not self.worker.alive:
+            raise Died
+        if self.lost.kept:
+            raise self._cut(doubt)
+
+    async def begin(self) -> None:
+        """Begin a transaction."""
+        self.check_open()
+        self.reported_read_only = bool(await self.said(self.server.begin(self)))
+        self.in_block = True
+
+    async def write(self, key: Key) -> None:
+        """What a unit's function does."""
+        self.check_open()
+        self.bgpool_writes = True if self.bgpool_writes is not None else None
+        await self.said(self.server.insert(self, key))
+
+    async def commit(self) -> None:
+        """Commit."""
+        self.check_open(DURING_COMMIT)
+        await self.said(self.server.commit(self), DURING_COMMIT)
+        self.in_block = False
+
+    async def rollback(self) -> None:
+        """Roll back, quietly."""
+        self.in_block = self.has_failed = False
+        if self.bgpool_is_open and self.worker.alive:
+            self.server.roll_back(self)
+
+    def _cut(self, doubt: str) -> Exception:
+        self.lost.keep(CUT)
+        if self.bgpool_in_doubt is None:
+            self.bgpool_in_doubt = doubt
+        error, generation = self.lost_error(), self.bgpool_generation
+        generation.note_cut()
+        return generation.explain_cut(error, self.bgpool_in_doubt) if generation.is_switching() else error
+
+    def _refused(self) -> Exception:
+        error, generation = self.refusal(), self.bgpool_generation
+        self.bgpool_refused = self._unsettled = self.bgpool_unfit = self.has_failed = True
+        generation.note_cut()
+        return generation.explain_read_only(error) if generation.is_switching() else error
+
+    async def bgpool_asettle_refusal(self) -> None:
+        """As Aware says: it was the server's, in the model always."""
+        if self._unsettled and self.bgpool_is_open:
+            await self.rollback()
+            self._unsettled = False
+            self.bgpool_unfit = self.bgpool_generation.note_refusal()
+
+    def lost_error(self) -> Exception:
+        """What the driver raises for a lost connection."""
+        raise NotImplementedError
+
+    def refusal(self) -> Exception:
+        """What the driver raises for a refused write."""
+        raise NotImplementedError
+
+    async def claim(self, receipt_id: str, unit: str, wait_ns: int, *, if_written: bool = False) -> str:
+        """Insert a receipt; what the server says, see Server.claim."""
+        self.check_open()
+        found: str = await self.said(self.server.claim(self, receipt_id, unit, wait_ns, if_written=if_written))
+        return found
+
+    async def asked(self, question: Callable[[], Any]) -> Any:
+        """What the server finds for *question*."""
+        self.check_open()
+        return await self.said(self.server.do(lambda: CUT if self.ended else question()))
+
+    async def writer(self, query: str) -> tuple[Any, ...]:
+        """The row of the query for the unit that has left a receipt."""
+        found = _WRITER.search(query)
+        assert found is not None, query
+        receipts = self.server.receipts or {}
+        unit = await self.asked(lambda: receipts.get(found[1]))
+        return () if unit is None else (unit,)
+
+
+# -- PostgreSQL ----------------------------------------------------------------------------------------------------
+
+
+class PostgresSession(Session):
+    """With what units ask of psycopg's connections."""
+
+    autocommit = False
+    read_only = None
+
+    @property
+    def pgconn(self) -> PostgresSession:
+        """What has the state of libpq's connection."""
+        return self
+
+    @property
+    def info(self) -> PostgresSession:
+        """What has the address."""
+        return self
+
+    @property
+    def hostaddr(self) -> str:
+        """The server's address."""
+        return self.server.address
+
+    @property
+    def status(self) -> ConnStatus:
+        """As libpq's."""
+        return ConnStatus.OK if self.bgpool_is_open else ConnStatus.BAD
+
+    @property
+    def transaction_status(self) -> TransactionStatus:
+        """As libpq's."""
+        if not self.bgpool_is_open:
+            return TransactionStatus.UNKNOWN
+        if self.has_failed:
+            return TransactionStatus.INERROR
+        return TransactionStatus.INTRANS if self.in_block else TransactionStatus.IDLE
+
+    def parameter_status(self, name: bytes) -> bytes:
+        """As libpq's."""
+        return b"on" if self.reported_read_only and name == b"default_transaction_read_only" else b"off"
+
+    def lost_error(self) -> Exception:
+        """As Session says."""
+        return psycopg.OperationalError("server closed the connection unexpectedly")
+
+    def refusal(self) -> Exception:
+        """As Session says."""
+        return psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only transaction")
+
+    async def saved(self, query: str) -> tuple[Any, ...]:
+        """The first row of *query*, in a savepoint.
+
+        Raises:
+            psycopg.Error: It failed; the transaction is as it was before, unless the connection is lost.
+        """
+        try:
+            return await self._row(query)
+        finally:
+            if self.bgpool_is_open:
+                self.has_failed = False
+
+    async def _row(self, query: str) -> tuple[Any, ...]:
+        server, transaction = self.server, self.transaction
+        if "relkind" in query:
+            there = await self.asked(lambda: server.receipts is not None)
+            sizes = f"character varying({RECEIPT_ID_CHARS})", "character varying(32)"
+            return ("r", "p", True, *sizes, True) if there else (None,) * 6
+        trace = (str(transaction.xid) if transaction is not None and transaction.xid else None, f"0/{server.log:X}")
+        row = (*trace, self.world.clock.now / SECOND, None)
+        receipt = _INSERT.search(query)
+        if receipt is None and "txid_current_if_assigned" in query:
+            await self.asked(lambda: "")
+            return (*row[:3], self.world.lineage_of(server)) if LINEAGE in query else row
+        if receipt is None:
+            return await self.writer(query)
+        limit = _LOCK_TIMEOUT.search(query)
+        if limit is not None:
+            said = await self.claim(receipt[1], receipt[2], int(limit[1]) * MS)
+            rows: tuple[Any, ...] = (int(said == "done"), "0")
+        else:
+            said = await self.claim(receipt[1], receipt[2], STATEMENT_NS, if_written=True)
+            rows = (1,) if said == "done" else ()
+        if said == TIMED_OUT:
+            raise psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")
+        if said == "no table":
+            raise psycopg.errors.UndefinedTable("there is no such table")
+        return rows
+
+    async def answer(self, query: str, *params: Any) -> tuple[Any, ...]:
+        """The answer to a question of outcome_by."""
+        server = self.server
+        if query == LINEAGE:
+            return (await self.asked(lambda: self.world.lineage_of(server)),)
+        if "pg_is_in_recovery" in query:
+            taken_at, lsn = params
+            lsn = int(lsn.split("/")[1], 16)
+            replayed = None if server.inherited is None else server.replayed >= lsn
+            born = await self.asked(lambda: server.started_ns / SECOND)
+            return server.replica, born < taken_at, replayed
+        status = await self.asked(lambda: server.status(int(params[0])))
+        if status == FUTURE:
+            raise psycopg.errors.InvalidParameterValue("transaction ID is in the future")
+        return (status,)
+
+
+class ModelPostgresUnit(PostgresUnit[Any, R]):
+    """bgpool's own unit of work on PostgreSQL, on sessions of the model."""
+
+    async def asaved(self, connection: Any, query: str) -> tuple[Any, ...]:
+        """As PostgresUnit says."""
+        session: PostgresSession = connection
+        return await session.saved(query)
+
+    async def _ask(self, trace: Trace) -> tuple[Outcome, str]:
+        lender: Any = self._lender
+        session: PostgresSession = await lender.getconn(self.left_s())
+        try:
+            outcome = await outcome_by(trace, session.hostaddr, session.answer, promoted=self._promotes)
+            return outcome, session.hostaddr
+        finally:
+            lender.putconn(session)
+
+    async def aask_old_blue(self, trace: Trace) -> Outcome:
+        """As PostgresUnit says."""
+        worker: Any = self._lender
+
+        async def ask() -> Outcome:
+            server, clock = worker.world.server_at(trace.address), worker.world.clock
+            session = await clock.within(server.connect(worker.makes_sessions()), CONNECT_TIMEOUT_NS)
+            if not worker.alive:
+                raise Died
+            if session is None or server.address != trace.address:
+                raise psycopg.OperationalError("connection refused")
+            try:
+                return await outcome_by(trace, trace.address, session.answer, promoted=False)
+            finally:
+                server.end(session)
+
+        return await until_told(ask, self._waits, self.left_s)
+
+    async def amake_attempt(self, session: PostgresSession, fn: Callable[[Any], Awaitable[R]]) -> R:
+        """One attempt, in a block as psycopg's."""
+        return await apply_unit(self, session, _Block(session), fn)
+
+
+class _Block(contextlib.AbstractAsyncContextManager[object]):
+    """A transaction of psycopg's."""
+
+    def __init__(self, session: PostgresSession) -> None:
+        self._session: Final = session
+
+    async def __aenter__(self) -> object:
+        await self._session.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self._session.commit()
+        elif isinstance(error, Exception):
+            await self._session.rollback()
+
+
+# -- MySQL ---------------------------------------------------------------------------------------------------------
+
+
+class MysqlSession(Session):
+    """With what units ask of PyMySQL's connections."""
+
+    lock_wait_s = 50
+
+    def get_autocommit(self) -> bool:
+        """As PyMySQL's."""
+        return False
+
+    def bgpool_settle(self) -> None:
+        """As MysqlConnection says."""
+
+    def bgpool_check_transaction(self) -> None:
+        """As MysqlConnection says."""
+
+    @property
+    def bgpool_in_transaction(self) -> bool:
+        """As MysqlConnection says."""
+        return self.in_block
+
+    def lost_error(self) -> Exception:
+        """As Session says."""
+        return pymysql.OperationalError(2013, "Lost connection to MySQL server during query")
+
+    def refusal(self) -> Exception:
+        """As Session says."""
+        return pymysql.OperationalError(1290, "The MySQL server is running with the --read-only option")
+
+    async def row(self, query: str) -> tuple[Any, ...] | None:
+        """The first row of *query*."""
+        server = self.server
+        if "information_schema" in query:
+            there = await self.asked(lambda: server.receipts is not None)
+            return ("InnoDB", RECEIPT_ID_CHARS, "ascii_bin", "varchar", 32, 1) if there else None
+        if query.startswith("SELECT @@SESSION"):
+            return (await self.asked(lambda: self.lock_wait_s),)
+        if (seconds := _LOCK_WAIT.search(query)) is not None:
+            await self.asked(lambda: "")
+            self.lock_wait_s = int(seconds[1])
+            return None
+        receipt = _INSERT.search(query)
+        if receipt is None:
+            return await self.writer(query) or None
+        said = await self.claim(receipt[1], receipt[2], self.lock_wait_s * SECOND)
+        if said == TAKEN:
+            raise pymysql.IntegrityError(1062, "Duplicate entry for key 'PRIMARY'")
+        if said == TIMED_OUT:
+            raise pymysql.OperationalError(1205, "Lock wait timeout exceeded")
+        if said == "no table":
+            raise pymysql.ProgrammingError(1146, "Table doesn't exist")
+        return None
+
+
+class ModelMysqlUnit(MysqlUnit[R]):
+    """bgpool's own unit of work on MySQL, on sessions of the model."""
+
+    async def arow(self, connection: Any, query: str) -> tuple[Any, ...] | None:
+        """As MysqlUnit says."""
+        session: MysqlSession = connection
+        return await session.row(query)
+
+    async def amake_attempt(self, session: Any, fn: Callable[[Any], Awaitable[R]]) -> R:
+        """One attempt, as MysqlPool makes it."""
+        await session.begin()
+        try:
+            await self.abegin(session)
+            result = await fn(session)
+            await self.afinish(session, result)
+            await session.commit()
+        except BaseException as error:
+            try:
+                await self.afail(session, error)
+            finally:
+                if isinstance(error, Exception):
+                    await session.rollback()
+            raise
+        return result
+
+
+class ModelWaits:
+    """Waits of one process of the model, by its clock."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker: Final = worker
+        self._clock: Final = worker.world.clock
+
+    def now_ns(self) -> int:
+        """As Waits says."""
+        return self._clock.now
+
+    def finish(self, steps: Coroutine[Any, Any, Any], /) -> Any:
+        """As Waits says; nobody in the model does not await."""
+        steps.close()
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        """As Waits says."""
+        await Pause(int(seconds * SECOND))
+        if not self._worker.alive:
+            raise Died
+
+    async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
+        """As Waits says."""
+        if self._worker.reading is reading and not over():
+            await self._clock.within(self._worker.changed, int(seconds * SECOND))
+        if not self._worker.alive:
+            raise Died
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """As Waits says."""
+        return function()
+
+    def wake(self) -> None:
+        """As Waits says."""
+
+    def turns(self, count: int) -> Any:
+        """As Waits says; nobody in the model counts them."""
+        raise NotImplementedError
+
+    def cancels(self) -> int:
+        """As Waits says."""
+        return 0
