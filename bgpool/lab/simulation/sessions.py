@@ -235,7 +235,7 @@ class PostgresSession(Session):
         if "relkind" in query:
             there = await self.asked(lambda: server.receipts is not None)
             sizes = f"character varying({RECEIPT_ID_CHARS})", "character varying(32)"
-            return ("r", "p", True, *sizes, True) if there else (None,) * 6
+            return ("r", "p", True, *sizes, True, False) if there else (None,) * 7
         trace = (str(transaction.xid) if transaction is not None and transaction.xid else None, f"0/{server.log:X}")
         row = (*trace, self.world.clock.now / SECOND, None)
         receipt = _INSERT.search(query)
