@@ -24,7 +24,16 @@ from bgpool.settings import ALWAYS, Settings
 if TYPE_CHECKING:
     from bgpool.pools.generation import Generation
 
-__all__ = ["REMEDY", "AlreadyApplied", "KeyTaken", "Receipts", "Undecided", "check_receipt_id", "new_id"]
+__all__ = [
+    "REMEDY",
+    "AlreadyApplied",
+    "KeyTaken",
+    "Receipts",
+    "Undecided",
+    "attempt_name",
+    "check_receipt_id",
+    "new_id",
+]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -53,12 +62,13 @@ class KeyTaken(Exception):
     """An attempt has met the row of its unit's id: the unit was applied.
 
     Attributes:
-        unit: The unit that wrote the row: another one, if it was a run with the same id of the caller's.
+        writer: The attempt that wrote the row, by its name (see attempt_name): another unit's, if that was a run with
+            the same id of the caller's.
     """
 
-    def __init__(self, unit: str) -> None:
-        super().__init__(unit)
-        self.unit: Final = unit
+    def __init__(self, writer: str) -> None:
+        super().__init__(writer)
+        self.writer: Final = writer
 
 
 class Undecided(Exception):
@@ -81,8 +91,13 @@ def check_receipt_id(what: str, receipt_id: object) -> str:
 
 
 def new_id() -> str:
-    """An id for one unit of work, 32 characters: its time comes first, so that rows are inserted side by side."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    """An id for one unit of work, 28 characters: its time comes first, so that rows are inserted side by side."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
+
+
+def attempt_name(unit: str, attempt: int) -> str:
+    """What an *attempt* of *unit*, counted from 1, is named in the table, 32 characters."""
+    return f"{unit}{attempt & 0xFFFF:04x}"
 
 
 class Receipts:

@@ -40,7 +40,7 @@ from bgpool.errors import (
 from bgpool.failures import first_line, login_was_refused
 from bgpool.pools.doubt import DURING_COMMIT, ENDED_BY_FUNCTION, NO_DOUBT
 from bgpool.pools.options import check_unit, kind_of
-from bgpool.pools.receipts import AlreadyApplied, KeyTaken, Receipts, Undecided, new_id
+from bgpool.pools.receipts import AlreadyApplied, KeyTaken, Receipts, Undecided, attempt_name, new_id
 from bgpool.pools.recipe import Aware, Recipe
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ class Unit(ABC, Generic[C, R]):
         self.attempt = self.applied = 0
         # How often the function was called.
         self._calls = 0
+        # Whether the receipt can be inserted before that: not in a transaction that is read-only when it begins.
+        self._can_claim = True
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
@@ -177,7 +179,10 @@ class Unit(ABC, Generic[C, R]):
         self._is_given: Final = receipt_id is not None
         self._id = receipt_id or ""
         self._unit = ""
+        # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may
+        # come by replication.
         self._cut: Cut | None = None
+        self._cuts: dict[str, Cut] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -235,7 +240,9 @@ class Unit(ABC, Generic[C, R]):
             CommitOutcomeUnknown: Nobody can tell.
             Exception: *error*, which is the caller's.
         """
-        if self.is_applied or (self._cut is None and not isinstance(error, (self.driver_error, Undecided))):
+        if self.is_applied or not isinstance(error, (self.driver_error, Error, OSError, Undecided)):
+            raise error
+        if self._cut is None and not isinstance(error, (self.driver_error, Undecided)):
             raise error
         # Who is told to end is not served again, though the function may have caught that.
         last = self._calls >= UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
@@ -244,9 +251,12 @@ class Unit(ABC, Generic[C, R]):
                 # What the function itself has committed, and was cut in, is not what the receipt stands for.
                 has_receipt = self._has_receipt and self._is_finished
                 self._cut = Cut(self.attempt, error, self._doubt, self._result, has_receipt)
-            elif self._is_claiming and self._is_own_refusal and not last:
-                # In a transaction that cannot write there is nothing to be applied twice.
-                self._receipts = None
+                if has_receipt:
+                    self._cuts[self._writer()] = self._cut
+            elif self._is_claiming and self._is_own_refusal and self._cut is None and not last:
+                # The transaction begins as one that is read-only. Should the function make it another, the receipt is
+                # inserted at its end.
+                self._can_claim = False
             elif self._cut is None and (last or not self._may_claim_again(error)):
                 self._check_again(error, last)
         if self._cut is not None and await self._ahas_committed(self._cut, error, last):
@@ -290,8 +300,8 @@ class Unit(ABC, Generic[C, R]):
 
     def _earlier(self, taken: KeyTaken | None = None) -> R | AlreadyApplied:
         """The result of a unit that was applied by an earlier attempt, or by another run with the same id."""
-        cut = self._cut
-        if cut is None or (taken is not None and taken.unit != self._unit):
+        cut = self._cut if taken is None else self._cuts.get(taken.writer)
+        if cut is None:
             return AlreadyApplied(self._id)
         self.applied = cut.attempt
         result: R = cut.result
@@ -317,7 +327,7 @@ class Unit(ABC, Generic[C, R]):
 
         Because an earlier one may have been applied, be it another run with the same id.
         """
-        return self._cut is not None or (self._receipts is not None and self._is_given)
+        return bool(self._cuts) or (self._receipts is not None and self._can_claim and self._is_given)
 
     # -- what an attempt calls -----------------------------------------------------------------------------------
 
@@ -332,7 +342,7 @@ class Unit(ABC, Generic[C, R]):
             KeyTaken, Undecided: The function is not to be called in this attempt; the transaction is rolled back.
             Exception: The driver's.
         """
-        if self._cut is not None or self._is_given:
+        if self._is_given or self._cuts:
             await self._aclaim(connection)
         self.note_begun(connection)
 
@@ -436,12 +446,18 @@ class Unit(ABC, Generic[C, R]):
         """Which unit wrote the receipt that is there; empty if none is to be seen."""
 
     def note_receipt(self, connection: C) -> None:  # noqa:ARG002  # PostgreSQL's notes where
-        """The transaction on *connection* holds the receipt."""
-        self._has_receipt = True
+        """The transaction on *connection* holds the receipt.
+
+        So no earlier attempt was applied on this server, and none can be any more while the transaction is open.
+        """
+        self._has_receipt, self._cut = True, None
 
     @abstractmethod
     def reads_only(self, connection: C) -> bool:
-        """Whether *connection* is known to take no writes, so that none is tried for a receipt."""
+        """Whether *connection* is known to take no writes, so that none is tried for a receipt.
+
+        A role's transactions may be read-only unless the function says otherwise: an id of the caller's is tried.
+        """
 
     @abstractmethod
     def decides(self, connection: C) -> bool:
@@ -493,13 +509,19 @@ class Unit(ABC, Generic[C, R]):
         receipts = self._receipts
         if receipts is None or self._has_receipt or self._ended:
             return False
-        return receipts.always or (self._takes_part and self._gate.switching())
+        return receipts.always or self._is_given or (self._takes_part and self._gate.switching())
 
     def name_receipt(self) -> None:
-        """Choose the ids of the unit and of its receipt, once."""
-        if not self._unit:
+        """Choose the ids of the unit and of its receipt."""
+        if not self._cuts:
+            # New ones for each attempt until one is in doubt: the transaction of one that was cut before its COMMIT may
+            # still be open on the server, and its row would be waited for.
             self._unit = new_id()
-            self._id = self._id or self._unit
+            self._id = self._id if self._is_given else self._unit
+
+    def _writer(self) -> str:
+        """What the attempt at hand is named in the table."""
+        return attempt_name(self._unit, self.attempt)
 
     async def acan_use(self, connection: C) -> bool:
         """Whether the receipts table can be used on *connection*; it is looked at once for each generation.
@@ -518,6 +540,8 @@ class Unit(ABC, Generic[C, R]):
             except self.driver_error as error:
                 if self.is_lost(connection) or (self._is_claiming and not self.is_tables(error)):
                     raise
+                if not self.is_tables(error):
+                    return False
                 why = f"cannot be looked at: {first_line(error)}"
             if why:
                 receipts.refuse(generation, why)
@@ -535,7 +559,7 @@ class Unit(ABC, Generic[C, R]):
             Exception: The driver's: the connection was cut, say, or the earlier COMMIT is still under way.
         """
         cut = self._cut
-        if cut is None and self.reads_only(connection):
+        if not self._can_claim or (cut is None and self.reads_only(connection)):
             return
         self._is_claiming = True
         if not await self.acan_use(connection) or (cut is not None and not self.decides(connection)):
@@ -562,7 +586,6 @@ class Unit(ABC, Generic[C, R]):
                     raise Undecided
                 self._is_claiming = False
                 return
-            self._cut = None
             self.forget()
             self.note_receipt(connection)
         self._is_claiming = False

@@ -164,6 +164,10 @@ class AsyncpgAware(_Base):
         """Whether it is closed, and neither its user nor the pool has closed it."""
         return self.bgpool_generation is not None and not self.bgpool_is_open and not self._ending
 
+    def bgpool_is_standby(self) -> bool:
+        """Whether the server says that it is in recovery; PostgreSQL 14 and later say it."""
+        return getattr(self._wire.protocol.get_settings(), "in_hot_standby", None) == "on"
+
     def bgpool_reports_read_only(self) -> bool | None:
         """As reports_read_only of psycopg's connections."""
         settings = self._wire.protocol.get_settings()

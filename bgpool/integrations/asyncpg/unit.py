@@ -114,7 +114,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
     def reads_only(self, connection: Any) -> bool:
         """As Unit says."""
         aware: AsyncpgAware = connection
-        return bool(aware.bgpool_reports_read_only())
+        return bool(aware.bgpool_is_standby() if self._is_given else aware.bgpool_reports_read_only())
 
     def is_lost(self, connection: Any) -> bool:
         """As Unit says."""

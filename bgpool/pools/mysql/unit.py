@@ -15,6 +15,7 @@ from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_
 from bgpool.pools.mysql import receipts
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import like
+from bgpool.pools.receipts import KeyTaken
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 
 __all__ = ["MysqlUnit"]
@@ -73,7 +74,8 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         """As Unit says; what the function sends is looked at, for only a transaction that writes leaves a receipt."""
         super().note_begun(connection)
         receipts = self._receipts
-        looks = receipts is not None and (receipts.always or self._takes_part) and not self._has_receipt
+        watched = receipts is not None and (receipts.always or self._is_given or self._takes_part)
+        looks = watched and not self._has_receipt
         connection.bgpool_writes = False if looks else None
 
     # -- what an attempt says to the server ----------------------------------------------------------------------
@@ -102,7 +104,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             wait_s = min(max(1, int(self.left_s())), _LONGEST_S)
             await self.arow(connection, f"SET SESSION innodb_lock_wait_timeout = {wait_s}")
         try:
-            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._writer()))
         except pymysql.MySQLError as error:
             if code_of(error) not in receipts.TAKEN:
                 raise
@@ -137,8 +139,11 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             return
         self.name_receipt()
         try:
-            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._unit))
+            await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._writer()))
         except pymysql.MySQLError as error:
+            # Another unique key of the table may be the one that is taken.
+            if code_of(error) in receipts.TAKEN and (writer := await self.awriter(connection)):
+                raise KeyTaken(writer) from error
             if self.is_lost(connection) or not self.is_tables(error):
                 raise
             self.refuse_table(connection, error)

@@ -21,6 +21,7 @@ from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import NOTHING_WRITTEN, TRACE, TRACE_LINEAGE, AnyConnection, Trace, outcome_of, saved
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
+from bgpool.pools.receipts import KeyTaken
 from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 from bgpool.pools.waits import BLOCKING, Waits, finish, settled
@@ -108,7 +109,7 @@ class PostgresUnit(Unit[C, R]):
     async def ainsert(self, connection: C) -> bool:
         """As Unit says."""
         wait_ms = max(1, min(int(self.left_s() * 1000), _LONGEST_MS))
-        claim = receipts.CLAIM.format(table=self._table, id=self._id, unit=self._unit, wait_ms=wait_ms)
+        claim = receipts.CLAIM.format(table=self._table, id=self._id, unit=self._writer(), wait_ms=wait_ms)
         return bool((await self.asaved(connection, claim))[0])
 
     async def awriter(self, connection: C) -> str:
@@ -124,6 +125,8 @@ class PostgresUnit(Unit[C, R]):
 
     def reads_only(self, connection: C) -> bool:
         """As Unit says; PostgreSQL reports it from 14 on."""
+        if self._is_given:
+            return connection.pgconn.parameter_status(b"in_hot_standby") == b"on"
         return bool(connection.read_only or reports_read_only(connection))
 
     def decides(self, connection: C) -> bool:
@@ -150,12 +153,16 @@ class PostgresUnit(Unit[C, R]):
         """Insert the receipt, if the transaction has written anything."""
         self.name_receipt()
         try:
-            rows = await self.asaved(connection, receipts.LEAVE.format(table=self._table, id=self._id, unit=self._unit))
+            leave = receipts.LEAVE.format(table=self._table, id=self._id, unit=self._writer())
+            rows = await self.asaved(connection, leave)
+            writer = await self.awriter(connection) if not rows and (self._is_given or self._cuts) else ""
         except self.driver_error as error:
             self._go_on_without(connection, error)
             if self.is_tables(error):
                 self.refuse_table(connection, error)
             return
+        if writer:
+            raise KeyTaken(writer)
         if rows:
             self.note_receipt(connection)
         else:
