@@ -327,6 +327,53 @@ def lab_chaos(
         raise _no_programs(error) from None
 
 
+@_lab.command("once")
+def lab_once(
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="The first one's seed; the others follow.")] = 1,
+    failover: Annotated[
+        bool,
+        typer.Option("--failover", help="Failovers without a deployment, with bg_receipts=always, not switchovers."),
+    ] = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Where each is written down; what is there is not played again."
+        ),
+    ] = None,
+    engine: _Engine = Engine.POSTGRESQL,
+    programs: _Programs = None,
+    pair: _Pair = "minor",
+    json: _Json = False,
+) -> None:
+    """Switchovers with COMMITs in flight and workers killed: is every unit of work applied exactly once?
+
+    Half of the threads leave receipts, the others do not. Each takes about eight seconds. Exit status: 0 if nothing was
+    wrong; 1 if something was; 2 for a wrong call, a file that is no journal, or if the servers' programs are missing;
+    130 after Ctrl-C.
+    """
+    _lab_commands()
+    from bgpool.cli import once
+    from bgpool.lab import ProgramsError
+    from bgpool.lab.once import Run
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = _pair_options(engine, programs=programs, upgrade=pair)
+    if failover and pair != "minor":
+        raise _unusable("--failover is to a physical replica, or on MySQL to any: --pair minor is allowed")
+    run = Run(engine, seed=seed, count=count, failover=failover, pair_options=options)
+    again = ["--engine", engine.value, "--pair", pair, *(("--failover",) if failover else ())]
+    again += ["--programs", programs] if programs else []
+    try:
+        raise typer.Exit(0 if once.play_once(run, journal, again, as_json=json) else 1)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except ProgramsError as error:
+        raise _no_programs(error) from None
+    except (ValueError, OSError) as error:
+        raise _unusable(f"--journal: {error}") from None
+
+
 def _pair_options(engine: Engine, **options: Any) -> dict[str, Any]:
     """*options* for a pair of *engine*; exits where there is no such pair."""
     from bgpool.lab import Pair

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -91,6 +91,9 @@ class Verdict:
     half: int = 0
     """Units of work of two rows (see `second_of`) of which one row is there: committed in part."""
 
+    abandoned: int = 0
+    """Acknowledged keys that the former primary alone holds, after a failover: replication lost them, and no client."""
+
     lost_examples: tuple[Key, ...] = ()
     doubled_examples: tuple[Key, ...] = ()
     split_examples: tuple[Row, ...] = ()
@@ -136,6 +139,29 @@ def judge_rollback(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Ke
     # Green first: a row that reaches it between the two readings must not look like one that blue lacks.
     green = read(pair.green)
     return _verdict(read(pair.blue), green, acknowledged, unknown)
+
+
+def judge_failover(
+    survivor: Server, former: Server | None, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()
+) -> Verdict:
+    """Judge a failover: *survivor* holds every acknowledged row once, but for those that replication has lost.
+
+    What *former*, which took writes before, holds alone is not split: it was written there before the failure.
+
+    Args:
+        survivor: The server that is the primary now.
+        former: The one that was it, running; None if it is the same.
+        acknowledged: Keys whose commit a client saw.
+        unknown: Keys of statements that were cut before an answer.
+
+    Raises:
+        psycopg.Error, pymysql.Error: A server does not answer.
+    """
+    reported, rows = set(acknowledged), read(survivor)
+    held = {row.key for row in rows}
+    left = {row.key for row in read(former)} if former is not None else set()
+    abandoned = (reported - held) & left
+    return replace(_verdict(rows, [], reported - abandoned, unknown), abandoned=len(abandoned))
 
 
 def read(server: Server) -> list[Row]:

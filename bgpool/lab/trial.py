@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ from bgpool.lab.report import MOST_EXAMPLES, Report, Stray, release_of, resume_s
 from bgpool.lab.server import Flavour
 from bgpool.lab.truth import TruthProbe
 from bgpool.lab.waiting import wait_until
-from bgpool.lab.worker import Job, Worker
+from bgpool.lab.worker import PAUSE_S, Job, Worker
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, SegmentMap
 
@@ -139,7 +139,16 @@ class Trial:
         return self._stack.enter_context(resource)
 
     def add_worker(
-        self, *, pool: bgpool.Pool[Any] | None = None, job: Job | None = None, threads: int = 0, endpoint: str = ""
+        self,
+        *,
+        pool: bgpool.Pool[Any] | None = None,
+        job: Job | None = None,
+        threads: int = 0,
+        endpoint: str = "",
+        tasks: Sequence[Key] = (),
+        tells_commits: bool | None = None,
+        pause_s: float = PAUSE_S,
+        think_s: float = 0.0,
     ) -> Worker:
         """Fork one more worker; it starts at once.
 
@@ -148,6 +157,7 @@ class Trial:
             job: What it does; None for the trial's own.
             threads: In how many threads; 0 for as many as the others.
             endpoint: The host name of its pool, for the report; empty for where applications write.
+            tasks, tells_commits, pause_s, think_s: As for `Worker`.
         """
         worker = Worker(
             len(self.crew),
@@ -156,6 +166,10 @@ class Trial:
             close_first=self.crew,
             job=job or self.job,
             endpoint=endpoint or self.pair.names.blue.primary,
+            tasks=tasks,
+            tells_commits=tells_commits,
+            pause_s=pause_s,
+            think_s=think_s,
         )
         self._stack.callback(worker.kill)
         self.crew.append(worker)

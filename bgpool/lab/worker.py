@@ -6,12 +6,14 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import msgpack
@@ -20,14 +22,18 @@ import bgpool
 from bgpool.lab.errors import LabError
 from bgpool.lab.ledger import INSERT_SQL, Key, second_of
 
-__all__ = ["Call", "Job", "Worker"]
+__all__ = ["PAUSE_S", "Call", "Job", "Worker"]
 
-Job = Literal["write", "write unit", "slow unit", "read unit"]
-"""``write`` a row in a ``with`` block, or two in a unit of work (`Pool.run`); a slow one takes `SLOW_S`."""
+Job = Literal["write", "write unit", "task unit", "slow unit", "read unit"]
+"""``write`` a row in a ``with`` block, or two in a unit of work (`Pool.run`); a slow one takes `SLOW_S`, and one of a
+task has an id of the task's."""
 
 PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
 SLOW_S: Final = 0.6
+CUT: Final = b"c"
+"""The order to lose the network; the end of the orders is the one to leave."""
+
 LEAVE_S: Final = 40.0
 """How long the calls at hand may take to end: a pool holds for up to 30 s unless it is told otherwise, and a loaded
 machine adds to that. A trial waits longer than this."""
@@ -52,15 +58,20 @@ class Call(NamedTuple):
 class Worker:
     """The parent's side: what the worker has reported so far.
 
+    With the job ``task unit`` each call is a task of a queue that delivers at least once: what a killed worker leaves
+    (`left_tasks`) is given to another one, which runs it with the same id and acknowledges it under the same key.
+
     Attributes:
         endpoint: The host name of its pool.
         calls: Every use of the pool that was answered.
         acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
         undecided: Of the latter, those of which its server cannot tell either, and that is no fault.
+        applied, already: Tasks of another worker that it ran again, and those of which the other run was applied.
         errors: Calls that failed, threads that never came back, and an end that nobody asked for, as text.
         missing: How many of these are threads, and ends.
         longest_call_s: The longest that one call took, those that failed or never came back included.
         phase, held: What its pool says now.
+        reach_green: Whether its pool knows that receipts reach a green that is a logical replica.
     """
 
     def __init__(
@@ -71,20 +82,37 @@ class Worker:
         close_first: Iterable[Worker],
         job: Job = "write",
         endpoint: str = "",
+        tasks: Sequence[Key] = (),
+        tells_commits: bool | None = None,
+        pause_s: float = PAUSE_S,
+        think_s: float = 0.0,
     ) -> None:
-        """Fork. The child closes what it would otherwise hold open of the workers before it."""
+        """Fork. The child closes what it would otherwise hold open of the workers before it.
+
+        Args:
+            number, pool, threads, close_first, job, endpoint: As `Trial.add_worker` says.
+            tasks: What another worker has left, to be done first.
+            tells_commits: Whether a unit of whose COMMIT nobody can tell what became of it is a fault; None for what
+                the engine can do without receipts.
+            pause_s: Between two calls of a thread.
+            think_s: Between the second row of a unit and its COMMIT.
+        """
         self.number: Final = number
         self.job: Final = job
         self.endpoint: Final = endpoint
         self.calls: list[Call] = []
         self.acknowledged: list[Key] = []
         self.unknown: list[Key] = []
+        self.applied: list[Key] = []
+        self.already: list[Key] = []
+        self._tasks: Final = tuple(tasks)
         self.undecided = 0
         self.errors: list[str] = []
         self.missing = 0
         self.longest_call_s = 0.0
         self.phase = ""
         self.held = 0
+        self.reach_green = False
         self._writes: dict[int, list[float]] = {thread: [] for thread in range(threads)}
         # Of each thread, the number of its last call that came back, and when: the next one is under way.
         self._last: dict[int, tuple[int, float]] = dict.fromkeys(range(threads), (0, time.monotonic()))
@@ -99,7 +127,10 @@ class Worker:
         self.pid: Final = os.fork()
         if self.pid == 0:
             others = [fd for w in (self, *close_first) for fd in (w._reports, w._orders)]
-            _child(number, pool, threads, job, reports, orders, others)
+            jobs = replace(_JOBS[type(pool)], think_s=think_s)
+            if tells_commits is not None:
+                jobs = replace(jobs, tells_commits=tells_commits)
+            _child(number, pool, threads, job, jobs, tasks, pause_s, reports, orders, others)
         os.close(reports)
         os.close(orders)
         self._collector = threading.Thread(target=self._collect, name=f"bgpool-trial-worker-{number}", daemon=True)
@@ -136,6 +167,20 @@ class Worker:
         """Make sure that it is gone; idempotent. What it leaves undone is no error: somebody wanted it so."""
         self._is_settled = True
         self._make_gone()
+
+    def lose_network(self) -> None:
+        """Cut its connections on its own side: their servers hear that the client is gone, and go on with a COMMIT."""
+        with contextlib.suppress(OSError):
+            os.write(self._orders, CUT)
+
+    def left_tasks(self) -> list[Key]:
+        """Tasks that a queue delivers once more, now that the worker is gone.
+
+        Those that were under way, those of another worker that were not begun, and each thread's last one: the worker
+        may have died before it told the queue.
+        """
+        begun = [(self.number, thread, n) for thread, (last, _) in self._last.items() for n in (last, last + 1) if n]
+        return [*begun, *(task for task in self._tasks if task not in {*self.applied, *self.already})]
 
     def longest_gap_s(self, since_s: float) -> float:
         """Longest time without an acknowledged write of any of its threads, from *since_s* on until it was told to end.
@@ -196,10 +241,15 @@ class Worker:
 
     def _take(self, kind: str, values: list[Any]) -> None:
         if kind == "state":
-            self.phase, self.held = values
+            self.phase, self.held, self.reach_green = values
             return
         if kind == "left":
             self._left.update(values)
+            return
+        if kind == "task":
+            was_applied, *task = values
+            (self.already if was_applied else self.applied).append((task[0], task[1], task[2]))
+            self.acknowledged.append((task[0], task[1], task[2]))
             return
         thread, n, began_s, checked_out_s, ended_s, text = values
         self.longest_call_s = max(self.longest_call_s, ended_s - began_s)
@@ -220,7 +270,16 @@ class Worker:
 
 
 def _child(
-    number: int, pool: bgpool.Pool[Any], threads: int, job: Job, reports: int, orders: int, to_close: list[int]
+    number: int,
+    pool: bgpool.Pool[Any],
+    threads: int,
+    job: Job,
+    jobs: _Jobs,
+    tasks: Sequence[Key],
+    pause_s: float,
+    reports: int,
+    orders: int,
+    to_close: list[int],
 ) -> None:
     """The child's life; never returns."""
     status = 1
@@ -240,15 +299,25 @@ def _child(
                 os.write(reports, msgpack.packb(what))
 
         crew = [
-            threading.Thread(target=_use, args=(number, thread, pool, job, stopping, report), daemon=True)
+            threading.Thread(
+                target=_use,
+                args=(number, thread, pool, job, jobs, tasks[thread::threads], pause_s, stopping, report),
+                daemon=True,
+            )
             for thread in range(threads)
         ]
         for thread in crew:
             thread.start()
         # The other end of this pipe is closed when the parent says so, and when the parent dies.
-        while not select.select([orders], [], [], REPORT_EVERY_S)[0]:
+        while True:
+            if select.select([orders], [], [], REPORT_EVERY_S)[0]:
+                if os.read(orders, 1) != CUT:
+                    break
+                _cut_connections()
             stats = pool.stats()
-            report("state", stats.phase.name if stats.phase is not None else "", stats.held)
+            receipts = pool._receipts
+            reach_green = receipts is not None and receipts.reach_green
+            report("state", stats.phase.name if stats.phase is not None else "", stats.held, reach_green)
         stopping.set()
         deadline_s = time.monotonic() + LEAVE_S
         for thread in crew:
@@ -259,6 +328,21 @@ def _child(
         sys.stderr.write(f"worker {number}: {error!r}\n")
     finally:
         os._exit(status)
+
+
+def _cut_connections() -> None:
+    """End this process's TCP connections without a word of the protocol, as a lost network does."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            connection = socket.socket(fileno=os.dup(int(entry.name)))
+            with connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+def task_id(task: Key) -> str:
+    """The id that every run of *task* has."""
+    return "-".join(map(str, task))
 
 
 Served = tuple[str, float]
@@ -272,11 +356,13 @@ class _Jobs:
         address: The IP address of the server that a connection goes to.
         sleep: A statement that takes as many seconds as its parameter says.
         tells_commits: Whether the server can be asked what became of a COMMIT that was cut.
+        think_s: Between the second row of a unit and its COMMIT.
     """
 
     address: Callable[[Any], str]
     sleep: str
     tells_commits: bool
+    think_s: float = 0.0
 
     def do(self, job: Job, pool: bgpool.Pool[Any], key: Key) -> Served:
         """One call."""
@@ -288,7 +374,16 @@ class _Jobs:
             "slow unit": self._insert_slowly,
             "read unit": self._select,
         }
+        if job == "task unit":
+            outcome = pool.run(self._insert_two, key, receipt_id=task_id(key))
+            if isinstance(outcome, bgpool.AlreadyApplied):
+                raise LabError(f"nobody has run {outcome} before")
+            return outcome
         return pool.run(units[job], key)
+
+    def do_again(self, pool: bgpool.Pool[Any], task: Key) -> bool:
+        """Run *task*, which another worker has begun; whether that was applied."""
+        return isinstance(pool.run(self._insert_two, task, receipt_id=task_id(task)), bgpool.AlreadyApplied)
 
     def is_honest(self, job: Job, error: Exception) -> bool:
         """Whether *error* is all that a unit of work can say of a COMMIT that was cut: no fault, but an unknown row."""
@@ -303,6 +398,8 @@ class _Jobs:
     def _insert_two(self, connection: Any, key: Key) -> Served:
         served = self._insert(connection, key)
         self._insert(connection, second_of(key))
+        if self.think_s:
+            time.sleep(self.think_s)
         return served
 
     def _insert_slowly(self, connection: Any, key: Key) -> Served:
@@ -331,12 +428,20 @@ def _use(
     thread: int,
     pool: bgpool.Pool[Any],
     job: Job,
+    jobs: _Jobs,
+    tasks: Sequence[Key],
+    pause_s: float,
     stopping: threading.Event,
     report: Callable[..., None],
 ) -> None:
-    jobs = _JOBS[type(pool)]
+    for task in tasks:
+        began_s = time.monotonic()
+        try:
+            report("task", jobs.do_again(pool, task), *task)
+        except Exception as error:  # As below; the row is not this thread's.
+            report(_kind(jobs, job, error), thread, 0, began_s, 0.0, time.monotonic(), f"task {task}: {error!r}")
     n = 0
-    while not stopping.wait(PAUSE_S):
+    while not stopping.wait(pause_s):
         n += 1
         began_s = time.monotonic()
         try:

@@ -27,6 +27,8 @@ LEAVE_S = 2.0
 class FakePool:
     """Answers every call, but for what *fate* does to those of thread 1 from FATAL_N on."""
 
+    _receipts = None
+
     def __init__(self, fate: Callable[[], object]) -> None:
         self.fate = fate
 

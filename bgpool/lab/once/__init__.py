@@ -1,0 +1,17 @@
+"""Exactly once: switchovers and failovers of real servers with COMMITs in flight, judged by the ledger.
+
+    for result in play_all(Run(Engine.POSTGRESQL, count=50)):
+        assert not result.findings, result
+
+Half of the application's threads leave receipts, the others do not, in the same switchovers. What happens follows from
+a seed; see `bgpool.lab.once.draws`.
+"""
+
+from __future__ import annotations
+
+from bgpool.lab.once.draws import Draw, draw
+from bgpool.lab.once.play import play
+from bgpool.lab.once.results import Part, Result
+from bgpool.lab.once.run import Journal, Run, play_all
+
+__all__ = ["Draw", "Journal", "Part", "Result", "Run", "draw", "play", "play_all"]

@@ -1,0 +1,89 @@
+"""What happens in one switchover or failover, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from bgpool.core.engine import Engine
+
+__all__ = ["Draw", "Failure", "Held", "Story", "draw"]
+
+Story = Literal["healthy", "frozen metadata", "rollback", "rollback under way", "black hole"]
+"""How a switchover goes. ``rollback under way``: blue cuts nobody, the pools do, and blue goes on with their COMMITs
+while the switchover is taken back and the units are run again there."""
+
+Failure = Literal["killed", "cut off", "restarted", "network lost", "asynchronous"]
+"""How a primary fails without a deployment: killed (SIGKILL) or cut off, and its replica promoted; killed and started
+again; or clients lose the network, and it goes on with their COMMITs. ``asynchronous``: killed, where replication was
+behind and nobody waited for it: rows are lost whatever a client does."""
+
+Held = Literal["", "standby", "trigger", "lock", "delay", "unanswered", "frozen replica"]
+"""What COMMITs wait for when they are cut; see `bgpool.lab.once.holds`."""
+
+_HOLDS: Final[dict[Engine, tuple[Held, ...]]] = {
+    Engine.POSTGRESQL: ("standby", "trigger"),
+    Engine.MYSQL: ("delay", "lock"),
+}
+#: Those that a replica takes part in.
+_REPLICATED: Final[dict[Engine, tuple[Held, ...]]] = {
+    Engine.POSTGRESQL: ("standby", "frozen replica", "trigger"),
+    Engine.MYSQL: ("unanswered", "frozen replica", "lock", "delay"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One switchover or failover. Times are in seconds from SWITCHOVER_IN_PROGRESS, or from the failure.
+
+    Attributes:
+        story: What happens.
+        hold: What holds COMMITs open when they are cut; empty for nothing.
+        held_s: When that begins.
+        longer_s: How long it goes on after the rollback, or the failure, where blue goes on.
+        worker_kills: When the worker that runs tasks gets SIGKILL, and another one is started.
+        monitor_kill: When the monitor gets SIGKILL; None for never.
+    """
+
+    seed: int
+    story: Story | Failure
+    hold: Held
+    held_s: float = -0.1
+    longer_s: float = 0.3
+    worker_kills: tuple[float, ...] = ()
+    monitor_kill: float | None = None
+
+    @property
+    def is_failover(self) -> bool:
+        """Whether there is no deployment."""
+        return self.story in get_args(Failure)
+
+
+def draw(seed: int, engine: Engine, *, failover: bool = False) -> Draw:
+    """What *seed* stands for on the servers of *engine*."""
+    dice = random.Random(seed)
+    story: Story | Failure
+    holds: Sequence[Held]
+    if failover:
+        stories: tuple[Failure, ...] = get_args(Failure)
+        story = dice.choices(stories, (8, 4, 3, 4, 1))[0]
+        holds = _HOLDS[engine] if story == "network lost" else _REPLICATED[engine]
+        if story == "asynchronous":
+            holds = ("frozen replica",)
+    else:
+        kinds: tuple[Story, ...] = get_args(Story)
+        story = dice.choices(kinds, (6, 5, 3, 3, 3))[0]
+        holds = _HOLDS[engine]
+    # One in ten without: what is cut in its COMMIT then is so by chance.
+    hold: Held = dice.choice(holds) if dice.random() < 0.9 or story == "asynchronous" else ""
+    return Draw(
+        seed,
+        story,
+        hold,
+        held_s=dice.uniform(-0.25, 0.0),
+        longer_s=dice.uniform(0.1, 0.6),
+        worker_kills=tuple(sorted(dice.uniform(-0.3, 1.5) for _ in range(dice.choice((1, 1, 2))))),
+        monitor_kill=dice.uniform(0.1, 1.2) if dice.random() < 0.4 else None,
+    )

@@ -1,0 +1,214 @@
+"""What COMMITs wait for on a server, so that they are open when something happens to it.
+
+What is killed meanwhile has committed (``standby``, ``delay``) or has not (``trigger``, ``lock``); whose client is gone
+meanwhile commits in any case. Where a replica takes part (``unanswered``, ``frozen replica``) it depends on who
+survives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+from bgpool.core.engine import Engine
+from bgpool.lab.errors import DRIVER_ERRORS, LabError
+from bgpool.lab.once.draws import Held
+from bgpool.lab.pair import DATABASE, ROLE, Pair
+from bgpool.lab.server import Server
+
+__all__ = ["Hold", "cut", "hold_of", "open_commits", "prepare", "wait_for_replica"]
+
+_LOCK: Final = 4711
+DELAY_US: Final = 900_000
+"""How long a group of COMMITs waits for more, at most a second."""
+
+
+class Hold(ABC):
+    """From `begin` to `end` every COMMIT of the application on the pair's blue waits.
+
+    Attributes:
+        outlives_cut: Whether COMMITs may still be open when blue takes no writes any more. The others are to be cut
+            before, because blue waits for them.
+    """
+
+    outlives_cut: ClassVar[bool] = False
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair: Final = pair
+        self._stack: Final = contextlib.ExitStack()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """From now on."""
+
+    def end(self) -> None:
+        """Let them go on; again, or on a server that is gone, it does nothing."""
+        with contextlib.suppress(*DRIVER_ERRORS, LabError):
+            self._stack.close()
+
+
+class _Nothing(Hold):
+    def begin(self) -> None:
+        """Nothing waits."""
+
+
+class _Standby(Hold):
+    """For a synchronous standby that is not there: what is killed meanwhile has committed."""
+
+    outlives_cut = True
+
+    def begin(self) -> None:
+        blue: Any = self._pair.blue
+        before = blue.execute("SHOW synchronous_standby_names")[0][0]
+
+        def let_go() -> None:
+            blue.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{before}'")
+            blue.reload()
+
+        self._stack.callback(let_go)
+        blue.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        blue.reload()
+
+
+class _Session(Hold):
+    """For a lock that a session of the lab's has: what is killed meanwhile is rolled back."""
+
+    @property
+    @abstractmethod
+    def statements(self) -> tuple[str, ...]:
+        """What takes it."""
+
+    def begin(self) -> None:
+        connection: Any = self._stack.enter_context(self._pair.blue.superuser(DATABASE))
+        with connection.cursor() as cursor:
+            for statement in self.statements:
+                cursor.execute(statement)
+
+
+class _Trigger(_Session):
+    """A deferred trigger, which takes a lock."""
+
+    statements = (f"SELECT pg_advisory_lock({_LOCK})",)
+
+
+class _Lock(_Session):
+    """The lock of backups: on MariaDB that of COMMITs alone, on MySQL one that holds INSERTs, too."""
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        if _is_mariadb(self._pair.blue):
+            return "BACKUP STAGE START", "BACKUP STAGE BLOCK_COMMIT"
+        return ("FLUSH TABLES WITH READ LOCK",)
+
+
+class _Delay(Hold):
+    """For others, to be written together: what is killed meanwhile commits nevertheless."""
+
+    def begin(self) -> None:
+        settings = (
+            {"binlog_commit_wait_count": 1000, "binlog_commit_wait_usec": DELAY_US}
+            if _is_mariadb(self._pair.blue)
+            else {"binlog_group_commit_sync_delay": DELAY_US}
+        )
+        for name, value in settings.items():
+            self._stack.callback(self._pair.blue.execute, f"SET GLOBAL {name} = 0")
+            self._pair.blue.execute(f"SET GLOBAL {name} = {value}")
+
+
+class _Unanswered(Hold):
+    """For a replica that receives and says nothing (MariaDB)."""
+
+    def begin(self) -> None:
+        self._pair.green.execute("SET GLOBAL rpl_semi_sync_slave_enabled = 0")
+        _restart_receiver(self._pair.green)
+
+
+class _Frozen(Hold):
+    """For a replica that is stopped."""
+
+    def begin(self) -> None:
+        self._stack.callback(self._pair.green.thaw)
+        self._pair.green.freeze()
+
+
+_KINDS: Final[dict[Held, Callable[[Pair], Hold]]] = {
+    "": _Nothing,
+    "standby": _Standby,
+    "trigger": _Trigger,
+    "lock": _Lock,
+    "delay": _Delay,
+    "unanswered": _Unanswered,
+    "frozen replica": _Frozen,
+}
+
+_TRIGGER: Final = (
+    f"""
+    CREATE FUNCTION hold_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_advisory_xact_lock_shared({_LOCK}); RETURN NULL; END $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER hold_commit AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION hold_commit()
+    """,
+)
+
+
+def prepare(pair: Pair) -> None:
+    """Make what the holds of *pair* need on a ledger that is there."""
+    if pair.engine is Engine.POSTGRESQL:
+        pair.define(*_TRIGGER)
+
+
+def wait_for_replica(pair: Pair) -> None:
+    """Have blue answer a COMMIT only once green has it.
+
+    Raises:
+        LabError: The servers cannot.
+    """
+    if pair.engine is Engine.POSTGRESQL:
+        blue: Any = pair.blue
+        blue.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        blue.reload()
+        return
+    if not _is_mariadb(pair.blue):
+        raise LabError("a failover needs semi-synchronous replication, which the lab has of MariaDB alone")
+    pair.green.execute("SET GLOBAL rpl_semi_sync_slave_enabled = 1")
+    _restart_receiver(pair.green)
+    for setting in ("timeout = 3600000", "wait_point = 'AFTER_SYNC'", "wait_no_slave = 1", "enabled = 1"):
+        pair.blue.execute(f"SET GLOBAL rpl_semi_sync_master_{setting}")
+
+
+def hold_of(kind: Held, pair: Pair) -> Hold:
+    """The hold of that *kind*."""
+    return _KINDS[kind](pair)
+
+
+def open_commits(pair: Pair) -> int:
+    """How many COMMITs of the application are under way on blue."""
+    query = (
+        "SELECT count(*) FROM information_schema.processlist WHERE user = %s AND info LIKE 'COMMIT%%'"
+        if pair.engine is Engine.MYSQL
+        else "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND state = 'active' AND query ILIKE 'commit%%'"
+    )
+    return int(pair.blue.execute(query, (ROLE,))[0][0])
+
+
+def cut(pair: Pair) -> None:
+    """End the application's sessions on blue; who comes meanwhile is let in."""
+    if pair.engine is Engine.POSTGRESQL:
+        pair.blue.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (ROLE,))
+        return
+    for (number,) in pair.blue.execute("SELECT id FROM information_schema.processlist WHERE user = %s", (ROLE,)):
+        with contextlib.suppress(*DRIVER_ERRORS):
+            pair.blue.execute(f"KILL CONNECTION {number}")
+
+
+def _restart_receiver(green: Server) -> None:
+    green.execute("STOP SLAVE IO_THREAD")
+    green.execute("START SLAVE IO_THREAD")
+
+
+def _is_mariadb(server: Server) -> bool:
+    return "MariaDB" in str(server.execute("SELECT VERSION()")[0][0])

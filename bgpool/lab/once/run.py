@@ -1,0 +1,121 @@
+"""Many switchovers or failovers, one after the other; what was played is in a journal, and is not played again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bgpool.core.engine import Engine
+from bgpool.lab.errors import LabError, ProgramsError
+from bgpool.lab.once.draws import Draw, draw
+from bgpool.lab.once.play import play
+from bgpool.lab.once.results import Part, Result
+
+__all__ = ["Journal", "Run", "play_all"]
+
+
+class Journal:
+    """Lines of JSON, one for each switchover that was played: what servers, and what came of it.
+
+    Several runs may use one file, also at a time: a line is written at once.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """In the file *path*, which is made if it is missing; None for no file."""
+        self._path: Final = path
+
+    def results(self, title: str) -> dict[int, Result]:
+        """What was played under *title*, by seed; of a seed that was played again, the last.
+
+        Raises:
+            ValueError: The file holds something else.
+        """
+        found: dict[int, Result] = {}
+        if self._path is None or not self._path.exists():
+            return found
+        for number, text in enumerate(self._path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                line = json.loads(text)
+                if line["title"] == title:
+                    result = Result.from_json(line)
+                    found[result.seed] = result
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self._path}, line {number}, is none of a journal: {error!r}") from None
+        return found
+
+    def add(self, title: str, result: Result) -> None:
+        """Append a line."""
+        if self._path is None:
+            return
+        text = json.dumps({"title": title, **result.to_json()}) + "\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is played.
+
+    Attributes:
+        engine: Whose servers.
+        title: What the journal knows the run by: the servers, and what is played on them.
+        seed: The first one's; the others follow.
+        count: How many.
+        failover: Failovers without a deployment, instead of switchovers.
+        pair_options: More keywords for Pair.
+    """
+
+    engine: Engine
+    title: str = ""
+    seed: int = 1
+    count: int = 50
+    failover: bool = False
+    pair_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> list[Draw]:
+        """What happens in each."""
+        seeds = range(self.seed, self.seed + self.count)
+        return [draw(seed, self.engine, failover=self.failover) for seed in seeds]
+
+
+def play_all(
+    run: Run, journal: Journal | None = None, tell: Callable[[Result, bool], object] = lambda *_: None
+) -> Iterator[Result]:
+    """Play what the journal has not, and give what each came to, in the order of seeds.
+
+    Args:
+        run: What is played.
+        journal: What was played before.
+        tell: Called with each result, and whether it is the journal's.
+
+    Raises:
+        ProgramsError: The servers' programs are missing or of no use.
+    """
+    journal = journal or Journal(None)
+    known = journal.results(run.title)
+    for drawn in run.draws:
+        result = known.get(drawn.seed)
+        is_known = result is not None
+        if result is None:
+            result = _play(drawn, run)
+            journal.add(run.title, result)
+        tell(result, is_known)
+        yield result
+
+
+def _play(drawn: Draw, run: Run) -> Result:
+    try:
+        return play(drawn, run.engine, run.pair_options)
+    except ProgramsError:
+        raise
+    except LabError as error:
+        why = (f"the lab failed: {error}",)
+        return Result(drawn.seed, drawn.story, drawn.hold, 0, 0, 0, 0, 0, 0, 0, 0, Part(), Part(), why, 0.0)
