@@ -24,6 +24,7 @@ POOL_NAME: Final = "db.client.connection.pool.name"
 STATE: Final = "db.client.connection.state"
 BG_ID: Final = "bgpool.bg_id"
 WORKER: Final = "bgpool.worker"
+SETTLED: Final = "bgpool.settled_by"
 
 
 class Kind(Enum):
@@ -108,6 +109,38 @@ USAGE: Final[tuple[Metric[Usage], ...]] = (
         "{connection}",
         "Connections that were cut because they were still in use after the grace.",
         _plain(lambda usage: usage.cut),
+    ),
+    Metric(
+        "bgpool.units.settled",
+        Kind.COUNTER,
+        "{unit}",
+        "Units of work whose COMMIT was cut, by who told what became of it.",
+        lambda usage: [
+            ({SETTLED: "receipt found"}, usage.receipts_found),
+            ({SETTLED: "no receipt"}, usage.receipts_missing),
+            ({SETTLED: "old blue"}, usage.old_blue_told),
+        ],
+    ),
+    Metric(
+        "bgpool.units.already_applied",
+        Kind.COUNTER,
+        "{unit}",
+        "Units of work that ended with AlreadyApplied: another run with their id was applied.",
+        _plain(lambda usage: usage.already_applied),
+    ),
+    Metric(
+        "bgpool.receipts.unusable",
+        Kind.UP_DOWN,
+        "{pool}",
+        "Pools whose receipts table cannot be used.",
+        _plain(lambda usage: usage.no_receipts),
+    ),
+    Metric(
+        "bgpool.receipts.deleted",
+        Kind.COUNTER,
+        "{row}",
+        "Old receipts that units of work have deleted.",
+        _plain(lambda usage: usage.receipts_deleted),
     ),
 )
 

@@ -74,7 +74,9 @@ class AnyPool(ConnectionSource[C]):
         async def attempt(unit: Unit[C, R]) -> R:
             connection = await settled(self.getconn(unit.left_s()))
             try:
-                return await self.aapply_unit(unit, connection, fn)
+                result = await self.aapply_unit(unit, connection, fn)
+                await unit.ahousekeep(connection)
+                return result
             finally:
                 await settled(self.putconn(connection))
 

@@ -16,8 +16,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from bgpool.core.limits import RECEIPT_ID_CHARS, RECEIPTS_RETRY_S
+from bgpool.core.limits import (
+    RECEIPT_ID_CHARS,
+    RECEIPTS_BACKLOG_S,
+    RECEIPTS_BACKLOG_UNITS,
+    RECEIPTS_DELETED_AT_ONCE,
+    RECEIPTS_DELETION_S,
+    RECEIPTS_DELETION_UNITS,
+    RECEIPTS_RETRY_S,
+)
 from bgpool.errors import ConfigurationError
+from bgpool.failures import first_line
 from bgpool.logs import log_fields
 from bgpool.settings import ALWAYS, Settings
 
@@ -108,6 +117,8 @@ class Receipts:
         always: Whether units write a receipt at all times, or only during a switchover.
         reach_green: Whether green has shown, before the switchover, that rows of the table are replicated to it. Only
             a logical replica has to: it gets the rows of those tables that its subscription knows.
+        retention_s: How long rows are kept, in seconds.
+        failure: Why the table could not be used when it was last tried; empty if it could, and before.
     """
 
     def __init__(self, table: str, settings: Settings, host: str) -> None:
@@ -115,10 +126,15 @@ class Receipts:
         self.table: Final = table
         self.always: Final = settings.bg_receipts == ALWAYS
         self.reach_green = False
+        self.failure = ""
         self._bg_id: Final = settings.bg_id
         self._host: Final = host
         self._told: Final[set[str]] = set()
         self._retry_at = 0.0
+        self.retention_s: Final = settings.bg_receipts_retention_s
+        # Units since old rows were deleted last, and when that is due again. At once, for processes that run few.
+        self._units = self._due_units = 0
+        self._due_at = 0.0
 
     def is_usable(self, generation: Generation) -> bool | None:
         """Whether the table can be used on the connections of *generation*; None: it is to be looked at."""
@@ -128,10 +144,11 @@ class Receipts:
 
     def accept(self, generation: Generation) -> None:
         """The table is as it is to be on the server of *generation*."""
-        generation.receipts = True
+        generation.receipts, self.failure = True, ""
 
     def refuse(self, generation: Generation, why: str) -> None:
         """The table cannot be used on the server of *generation*: units go on without for a while."""
+        self.failure = why
         generation.receipts, self._retry_at = False, time.monotonic() + RECEIPTS_RETRY_S
         if why not in self._told:
             self._told.add(why)
@@ -139,13 +156,48 @@ class Receipts:
 
     def tell(self, why: str) -> None:
         """Log that the table cannot be used, and *why*."""
-        fields: dict[str, Any] = {"bg_id": self._bg_id, "host": self._host}
-        _logger.warning(
-            "[bg_id: %r] units of work on %s go on without receipts: bg_receipts_table=%r %s; %s",
+        text = f"units of work on {self._host} go on without receipts: {self._parameter} {why}"
+        self._warn(text, log_fields("no_receipts", bg_id=self._bg_id, host=self._host))
+
+    @property
+    def _parameter(self) -> str:
+        return f"bg_receipts_table={self.table!r}"
+
+    def _warn(self, text: str, extra: dict[str, Any]) -> None:
+        _logger.warning("[bg_id: %r] %s; %s", self._bg_id, text, REMEDY, extra=extra)
+
+    # -- old rows ------------------------------------------------------------------------------------------------
+
+    def is_deletion_due(self) -> bool:
+        """Whether the unit that has ended is to delete old rows; if so, the next ones are not."""
+        self._units += 1
+        if self._units < self._due_units and time.monotonic() < self._due_at:
+            return False
+        self._schedule(RECEIPTS_DELETION_UNITS, RECEIPTS_DELETION_S)
+        return True
+
+    def note_deleted(self, rows: int) -> None:
+        """So many *rows* were deleted; there may be more."""
+        if rows >= RECEIPTS_DELETED_AT_ONCE:
+            self._schedule(RECEIPTS_BACKLOG_UNITS, RECEIPTS_BACKLOG_S)
+
+    def keep_old(self, why: str) -> None:
+        """Old rows cannot be deleted, as the table is: said once."""
+        if why in self._told:
+            return
+        self._told.add(why)
+        text = f"old receipts on {self._host} are not deleted, and the table grows: {self._parameter} {why}"
+        self._warn(text, log_fields("receipts_kept", bg_id=self._bg_id, host=self._host))
+
+    def note_not_deleted(self, error: Exception) -> None:
+        """*error* came in between: the next one tries again."""
+        _logger.debug(
+            "[bg_id: %r] old receipts on %s were not deleted: %s",
             self._bg_id,
             self._host,
-            self.table,
-            why,
-            REMEDY,
-            extra=log_fields("no_receipts", **fields),
+            first_line(error),
+            extra=log_fields("receipts_kept", bg_id=self._bg_id, host=self._host),
         )
+
+    def _schedule(self, units: int, seconds: float) -> None:
+        self._units, self._due_units, self._due_at = 0, units, time.monotonic() + seconds

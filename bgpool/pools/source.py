@@ -269,9 +269,16 @@ class ConnectionSource(ABC, Generic[C]):
         """A unit of work on this endpoint; arguments as Unit has them.
 
         Raises:
-            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it.
+            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it; or receipts are not
+                kept for as long as *timeout_s*.
         """
         self.check_receipt_id(receipt_id)
+        kept_s = self._settings.bg_receipts_retention_s
+        if self._receipts is not None and timeout_s > kept_s:
+            raise ConfigurationError(
+                f"run: timeout={timeout_s:g}: with bg_receipts_table at most bg_receipts_retention_s={kept_s} is "
+                "allowed; later attempts would find no receipt"
+            )
         return self._unit_class(
             self._recipe,
             attempt,
@@ -329,6 +336,7 @@ class ConnectionSource(ABC, Generic[C]):
             max_size=self.max_size if part is not False else 0,
             offer=self._offer(snapshot, works=connections.idle + connections.in_use > 0),
             locked_out=int(bool(self._green_login.failure)),
+            no_receipts=int(self._receipts is not None and bool(self._receipts.failure)),
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
             **self._limits(),
         )

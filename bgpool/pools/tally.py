@@ -30,6 +30,8 @@ class Tally:
         self._holds = self._repeated = 0
         self._longest_s = self._period_s = 0.0
         self._errors: Counter[str] = Counter()
+        # What came of receipts, by field of Usage.
+        self._receipts: Counter[str] = Counter()
 
     @property
     def held(self) -> int:
@@ -67,6 +69,11 @@ class Tally:
             with self._lock:
                 self._errors[_field(error)] += 1
 
+    def count_receipts(self, field: str, number: int = 1) -> None:
+        """One of Usage's fields about receipts is *number* higher."""
+        with self._lock:
+            self._receipts[field] += number
+
     def repeat(self, error: Exception) -> None:
         """A unit of work is run again after *error*, which does not reach the application."""
         with self._lock:
@@ -100,6 +107,7 @@ class Tally:
                 longest_hold_ms=round(max(self._longest_s, under_way_s) * 1000),
                 repeated=self._repeated,
                 **self._errors,
+                **self._receipts,
             )
 
 

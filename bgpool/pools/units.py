@@ -302,7 +302,10 @@ class Unit(ABC, Generic[C, R]):
         """The result of a unit that was applied by an earlier attempt, or by another run with the same id."""
         cut = self._cut if taken is None else self._cuts.get(taken.writer)
         if cut is None:
+            self._gate.tally.count_receipts("already_applied")
             return AlreadyApplied(self._id)
+        if taken is not None:
+            self._gate.tally.count_receipts("receipts_found")
         self.applied = cut.attempt
         result: R = cut.result
         return result
@@ -472,6 +475,16 @@ class Unit(ABC, Generic[C, R]):
         """
 
     @abstractmethod
+    async def adelete_old(self, connection: C) -> int:
+        """Delete the oldest receipts beyond the retention, RECEIPTS_DELETED_AT_ONCE at most; how many there were.
+
+        In a transaction of its own, on a connection that is in none. Waits for nobody: who is second does nothing.
+
+        Raises:
+            Exception: The driver's.
+        """
+
+    @abstractmethod
     def is_lost(self, connection: C) -> bool:
         """Whether *connection* is closed, or its transaction is over or has failed for good."""
 
@@ -586,6 +599,8 @@ class Unit(ABC, Generic[C, R]):
                     raise Undecided
                 self._is_claiming = False
                 return
+            if cut is not None:
+                self._gate.tally.count_receipts("receipts_missing")
             self.forget()
             self.note_receipt(connection)
         self._is_claiming = False
@@ -597,6 +612,31 @@ class Unit(ABC, Generic[C, R]):
     def _refuse(self, connection: C, why: str) -> None:
         if self._receipts is not None:
             self._receipts.refuse(cast(Aware, connection).bgpool_generation, why)
+
+    def housekeep(self, connection: C) -> None:
+        """As ahousekeep, for a caller that cannot await."""
+        self._waits.finish(self.ahousekeep(connection))
+
+    async def ahousekeep(self, connection: C) -> None:
+        """The unit was applied, and its *connection* is not returned yet: delete old receipts, if it is time to.
+
+        No unit fails for it, or waits.
+        """
+        receipts = self._receipts
+        if receipts is None or not receipts.is_deletion_due():
+            return
+        aware = cast(Aware, connection)
+        # A connection on its way out may be cut at any moment; and what would be held is not begun.
+        is_fit = not self.is_lost(connection) and not aware.bgpool_unfit and aware.bgpool_generation.live[0]
+        if not is_fit or self._gate.switching() or receipts.is_usable(aware.bgpool_generation) is False:
+            return
+        try:
+            rows = await self.adelete_old(connection)
+            receipts.note_deleted(rows)
+            self._gate.tally.count_receipts("receipts_deleted", rows)
+        except (self.driver_error, Error) as error:
+            self._gate.tally.absorb(error)
+            receipts.note_not_deleted(error)
 
     def forget(self) -> None:
         """What the servers could be asked about the COMMIT that was cut is known without."""

@@ -76,6 +76,7 @@ class Worker:
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
         behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
         locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
+        no_receipts: Pools whose receipts table cannot be used.
     """
 
     pid: int
@@ -96,6 +97,7 @@ class Worker:
     stuck_passwords: int = 0
     behind_proxy: int = 0
     locked_out: int = 0
+    no_receipts: int = 0
     lacks: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
 from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
-from bgpool.report.reasons import degraded, notes, proxies, reasons, switched_off
+from bgpool.report.reasons import degraded, notes, proxies, reasons, receipts, switched_off
 from bgpool.segment.host import LACKS
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
@@ -65,7 +65,13 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
         disabled=bool(disabled),
         blind=_blind(snapshot) if snapshot is not None else (),
         by_hand=_by_hand(snapshot),
-        notes=(*notes(row.usage for row in rows), *proxies(crowd), *degraded(crowd), *filter(None, [problem])),
+        notes=(
+            *notes(row.usage for row in rows),
+            *proxies(crowd),
+            *receipts(crowd),
+            *degraded(crowd),
+            *filter(None, [problem]),
+        ),
     )
 
 
@@ -142,6 +148,7 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
         stuck_passwords=usage.stuck_passwords,
         behind_proxy=usage.behind_proxy,
         locked_out=usage.locked_out,
+        no_receipts=usage.no_receipts,
         age_s=age_s,
         stale=age_s > ROW_STALE_S,
         lacks=tuple(lack.name for bit, lack in LACKS.items() if row.lacks & bit),

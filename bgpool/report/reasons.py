@@ -14,7 +14,7 @@ from bgpool.segment.host import LACKS
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["degraded", "notes", "of_deployment", "proxies", "reasons", "switched_off"]
+__all__ = ["degraded", "notes", "of_deployment", "proxies", "reasons", "receipts", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -132,6 +132,16 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
         yield f"{len(stale)} of {len(workers)} workers were last heard of {oldest_s:.1f} s ago: pid {_some(stale)}"
     if len(workers) >= ROWS:
         yield f"all {ROWS} rows are taken: there may be workers that cannot be seen"
+
+
+def receipts(workers: Sequence[Worker]) -> tuple[str, ...]:
+    """That units of work have no receipts, though they should."""
+    if not (without := [worker.pid for worker in workers if worker.no_receipts]):
+        return ()
+    return (
+        f"the receipts table cannot be used in {len(without)} of {len(workers)} workers: pid {_some(without)}; the "
+        "worker's log says why, and so does bgpool receipts --check",
+    )
 
 
 def degraded(workers: Sequence[Worker]) -> tuple[str, ...]:

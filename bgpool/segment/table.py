@@ -5,7 +5,7 @@
     0     header  magic 8, format u32, rows u32, row bytes u32, CRC-32 u32, zero to 64
     64    bell u64  alone on its cache line; CLOCK_MONOTONIC in ns of the last nudge
     72    order u64  what an operator has ordered last, see orders.py
-    4096  row 0   words of eight bytes: pid, updated (CLOCK_MONOTONIC in ns), then the fields of Usage; zero to 128
+    4096  row 0   words of eight bytes: pid, updated (CLOCK_MONOTONIC in ns), then the fields of Usage; zero to 384
           row 1   the same, and so on
 
 A process owns a row for as long as it holds the row's lock, a file beside the table (presence.py). No lock is needed to
@@ -38,10 +38,10 @@ __all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows"]
 _logger: Final = logging.getLogger("bgpool.segment")
 
 MAGIC: Final = b"BGPWORK\n"
-FORMAT: Final = 2
+FORMAT: Final = 3
 #: Processes of one bg_id on one host that have a row; further ones are present without.
 ROWS: Final = 1024
-ROW_BYTES: Final = 256
+ROW_BYTES: Final = 384
 _ROW_WORDS: Final = ROW_BYTES // 8
 HEADER_BYTES: Final = 4096
 BELL_OFFSET: Final = 64
@@ -82,6 +82,13 @@ class Usage(NamedTuple):
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
         behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
         locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
+        no_receipts: Pools whose receipts table cannot be used.
+        receipts_found: Units of work whose COMMIT was cut, and whose receipt said that it was applied, since the
+            process began.
+        receipts_missing: Those of which it said that nothing was applied, so that they were run again.
+        old_blue_told: Units whose COMMIT was cut of which old blue told what became of it.
+        already_applied: Units that ended with AlreadyApplied.
+        receipts_deleted: Old receipts that units have deleted.
     """
 
     sequence: int = 0
@@ -113,6 +120,12 @@ class Usage(NamedTuple):
     stuck_passwords: int = 0
     behind_proxy: int = 0
     locked_out: int = 0
+    no_receipts: int = 0
+    receipts_found: int = 0
+    receipts_missing: int = 0
+    old_blue_told: int = 0
+    already_applied: int = 0
+    receipts_deleted: int = 0
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:

@@ -203,6 +203,7 @@ SCHEMA: dict[str, Any] = {
             "stuck_passwords": int,
             "behind_proxy": int,
             "locked_out": int,
+            "no_receipts": int,
             "lacks": list,
         }
     ],

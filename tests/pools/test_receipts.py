@@ -309,6 +309,13 @@ def test_what_is_no_id_is_refused(pool: Pool[Any], work: Work, receipt_id: Any) 
     assert work.calls == 0
 
 
+def test_a_unit_is_not_run_for_longer_than_receipts_are_kept(make_pool: MakePool, work: Work) -> None:
+    pool = make_pool(bg_receipts_table=TABLE, bg_receipts_retention_s=600)
+    with pytest.raises(bgpool.ConfigurationError, match=r"timeout=601: .* bg_receipts_retention_s=600 is allowed"):
+        pool.run(work, timeout=601)
+    assert work.calls == 0
+
+
 def test_an_id_needs_a_table(make_runner: MakePool, work: Work) -> None:
     runner = make_runner()
     with pytest.raises(bgpool.ConfigurationError, match=r"receipt_id='task-1' needs .* bg_receipts_table"):

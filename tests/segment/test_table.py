@@ -29,10 +29,30 @@ USAGE = Usage(7, held=1, in_use=2, idle=3, waiting=4, drained=5, cut=6, served=8
 USAGE = USAGE._replace(max_size=14, holds=15, longest_hold_ms=16, repeated=17, hold_timeouts=18, green_rejected=19)
 USAGE = USAGE._replace(interrupted=20, outcome_unknown=21, pool_timeouts=22, too_many_requests=23, other_errors=24)
 USAGE = USAGE._replace(offer=5, stuck_passwords=25, hold_limit_ms=26, timer_ms=27, busy_limit_ms=28, behind_proxy=29)
-USAGE = USAGE._replace(locked_out=30)
+USAGE = USAGE._replace(locked_out=30, no_receipts=31, receipts_found=32, receipts_missing=33, old_blue_told=34)
+USAGE = USAGE._replace(already_applied=35, receipts_deleted=36)
 #: As docs/segment-format.md has them; words are native, here those of little-endian machines.
-GOLDEN_HEADER = "424750574f524b0a 02000000 00040000 00010000"
-GOLDEN_ROW = (10, 11, 7, 1, 2, 3, 4, 5, 6, 8, 9, *range(12, 18), *(5, 26, 27, 28), *range(18, 26), 29, 30, 0)
+GOLDEN_HEADER = "424750574f524b0a 03000000 00040000 80010000"
+GOLDEN_ROW = (
+    10,
+    11,
+    7,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    9,
+    *range(12, 18),
+    *(5, 26, 27, 28),
+    *range(18, 26),
+    29,
+    30,
+    *range(31, 37),
+    *[0] * 11,
+)
 
 
 def test_golden_row(files: RunFiles) -> None:
@@ -40,7 +60,7 @@ def test_golden_row(files: RunFiles) -> None:
     table.write_row(2, 10, 11, USAGE)
     content = files.workers.read_bytes()
     assert content[:20].hex() == GOLDEN_HEADER.replace(" ", "")
-    assert content[4096 + 2 * 256 : 4096 + 3 * 256] == struct.pack("@32Q", *GOLDEN_ROW)
+    assert content[4096 + 2 * 384 : 4096 + 3 * 384] == struct.pack("@48Q", *GOLDEN_ROW)
     assert list(table.rows()) == [(2, 10, 11, USAGE)]
 
 
@@ -209,11 +229,11 @@ def test_a_table_of_a_newer_version_is_neither_read_nor_replaced(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(3, 64, 512))
+        newer.setattr(table, "_header", lambda *args: HEADER(*args) if args else HEADER(4, 64, 512))
         newer.setattr(table, "_check", lambda *_: None)
         Table(files)
     content = files.workers.read_bytes()
-    with pytest.raises(FutureFormat, match="format 3"):
+    with pytest.raises(FutureFormat, match="format 4"):
         Table(files)
     assert files.workers.read_bytes() == content
 

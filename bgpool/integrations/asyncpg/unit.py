@@ -101,6 +101,11 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         statement = await aware.prepare(query, name="")
         return await statement.fetchrow()
 
+    async def asay(self, connection: Any, query: str) -> None:
+        """As PostgresUnit says."""
+        aware: AsyncpgAware = connection
+        await aware.execute(query)
+
     def address_of(self, connection: Any) -> str:
         """As PostgresUnit says."""
         aware: AsyncpgAware = connection
@@ -218,6 +223,7 @@ async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Await
                     await transaction.__aexit__(type(error), error, error.__traceback__)
             await unit.afail(raw, error)
             raise
+        await unit.ahousekeep(raw)
         return result
     finally:
         await pool.release(proxy)

@@ -419,6 +419,7 @@ class _Attempt:
     def after_commit(self) -> None:
         """The server has answered that it has committed."""
         self._unit.note_applied()
+        self._unit.housekeep(self._drivers)
         # Hooks run next, before the block's end; they may commit something of their own.
         self._wrapper.bgpool_listener = None
 

@@ -203,6 +203,7 @@ class Attempt:
         if self._is_committing and not self._is_over and self._is_held():
             self._drivers.bgpool_attempt = None
             self._unit.note_applied()
+            self._unit.housekeep(self._drivers)
 
     def before_rollback(self) -> None:
         """A flush has failed, or the function rolls back: after this the connection may be another user's."""

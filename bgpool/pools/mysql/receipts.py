@@ -12,8 +12,8 @@ from typing import Any, Final
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
 __all__ = [
-    "CAN_DELETE", "DDL", "DELETE", "INSERT", "LOCK", "LOOK", "OLD", "TAKEN", "UNLOCK", "WRITER", "can_delete",
-    "lock_of", "look", "misfit", "no_deletion", "quoted",
+    "CAN_DELETE", "DDL", "DELETE", "INSERT", "LOCK", "LOOK", "OLD", "TAKEN", "UNLOCK", "WAIT", "WRITER",
+    "can_delete", "lock_of", "look", "misfit", "no_deletion", "quoted",
 ]  # fmt: skip
 
 DDL: Final = f"""\
@@ -61,10 +61,12 @@ CAN_DELETE: Final = """
 #: Whether nobody else deletes old rows: nobody will until UNLOCK, or until the session ends.
 LOCK: Final = "SELECT GET_LOCK({lock}, 0)"
 UNLOCK: Final = "DO RELEASE_LOCK({lock})"
+#: How long the session waits for locks, in seconds: of tables, by default for a year, and of rows.
+WAIT: Final = "SET SESSION lock_wait_timeout = {}, SESSION innodb_lock_wait_timeout = {}"
 #: The ids of the oldest rows, of those that are older than the retention. A read that locks nothing, so that no gap is
 #: locked into which units insert. The second condition is exact also in the hour in which clocks are set back.
 OLD: Final = """
-    SELECT id FROM {table} FORCE INDEX ({index})
+    SELECT id FROM {table} FORCE INDEX (`{index}`)
     WHERE created_at < NOW() - INTERVAL {retention_s} SECOND
         AND UNIX_TIMESTAMP(created_at) < UNIX_TIMESTAMP() - {retention_s}
     ORDER BY created_at LIMIT {most}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import pymysql
 
+from bgpool.core.limits import RECEIPTS_DELETED_AT_ONCE
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
 from bgpool.mysql import CUT_CODES, code_of, is_servers_refusal, may_be_servers_refusal
 from bgpool.pools.mysql import receipts
@@ -149,6 +150,46 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             self.refuse_table(connection, error)
         else:
             self.note_receipt(connection)
+
+    async def adelete_old(self, connection: MysqlConnection) -> int:
+        """As Unit says; the lock that keeps others away is the session's."""
+        kept = self._receipts
+        assert kept is not None
+        row = await self.arow(connection, receipts.can_delete(kept.table))
+        assert row is not None
+        is_read_only, for_table_s, for_row_s, index = row
+        if is_read_only or not await self.acan_use(connection):
+            return 0
+        if why := receipts.no_deletion(row):
+            kept.keep_old(why)
+            return 0
+        lock, old_wait = receipts.lock_of(kept.table), (for_table_s, for_row_s)
+        if await self.arow(connection, receipts.LOCK.format(lock=lock)) != (1,):
+            return 0
+        try:
+            await self.arow(connection, receipts.WAIT.format(1, 1))
+            return self._delete_old(connection, str(index))
+        finally:
+            try:
+                connection.rollback()
+                await self.arow(connection, receipts.WAIT.format(*old_wait))
+                await self.arow(connection, receipts.UNLOCK.format(lock=lock))
+            except BaseException:
+                # Or its next user would wait for less than he wants to, and nobody else delete anything.
+                connection.bgpool_unfit = True
+                raise
+
+    def _delete_old(self, connection: MysqlConnection, index: str) -> int:
+        assert self._receipts is not None
+        with connection.cursor(pymysql.cursors.Cursor) as cursor:
+            # Whatever the session's own mode is.
+            cursor.execute("START TRANSACTION READ WRITE")
+            retention_s, most = self._receipts.retention_s, RECEIPTS_DELETED_AT_ONCE
+            cursor.execute(receipts.OLD.format(table=self._table, index=index, retention_s=retention_s, most=most))
+            ids = ",".join(connection.escape(key) for (key,) in cursor.fetchall())
+            rows = cursor.execute(receipts.DELETE.format(table=self._table, ids=ids)) if ids else 0
+        connection.commit()
+        return int(rows)
 
     def is_lost(self, connection: MysqlConnection) -> bool:
         """As Unit says."""

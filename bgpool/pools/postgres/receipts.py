@@ -80,7 +80,7 @@ WRITER: Final = "SELECT unit::text FROM {table} WHERE id = '{id}'"
 #: How old rows are deleted, before anything else in a transaction of its own: waits for nobody, in no one's way.
 DELETING: Final = (
     "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; "
-    "SET LOCAL statement_timeout = '{statement_ms}ms'; SET LOCAL enable_seqscan = off"
+    "SET LOCAL statement_timeout = '{statement_ms}ms'; SET LOCAL enable_seqscan = off; SELECT 1"
 )
 #: Whether old rows can be deleted, and whether nobody else is at it: then nobody will be until the transaction's end.
 CAN_DELETE: Final = f"""

@@ -11,14 +11,30 @@ import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.endpoints import names_when_old
-from bgpool.core.limits import OLD_BLUE_S, UNIT_PAUSE_MAX_S, UNIT_PAUSE_S
+from bgpool.core.limits import (
+    OLD_BLUE_S,
+    RECEIPTS_DELETED_AT_ONCE,
+    RECEIPTS_LOCK_MS,
+    RECEIPTS_STATEMENT_MS,
+    UNIT_PAUSE_MAX_S,
+    UNIT_PAUSE_S,
+)
 from bgpool.core.routing import Action, Decision
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import sqlstate_of
 from bgpool.pools.apart import within
 from bgpool.pools.postgres import receipts
 from bgpool.pools.postgres.connection import SwitchoverAware
-from bgpool.pools.postgres.outcome import NOTHING_WRITTEN, TRACE, TRACE_LINEAGE, AnyConnection, Trace, outcome_of, saved
+from bgpool.pools.postgres.outcome import (
+    NOTHING_WRITTEN,
+    TRACE,
+    TRACE_LINEAGE,
+    AnyConnection,
+    Trace,
+    outcome_of,
+    row_of,
+    saved,
+)
 from bgpool.pools.postgres.recipe import like
 from bgpool.pools.postgres.refusal import reports_read_only
 from bgpool.pools.receipts import KeyTaken
@@ -80,6 +96,33 @@ class PostgresUnit(Unit[C, R]):
             Exception: The driver's; the transaction is as it was before, unless the connection is lost.
         """
         return await saved(connection, query)
+
+    async def asay(self, connection: C, query: str) -> None:
+        """Send *query*, which may be several statements, in the transaction at hand.
+
+        Raises:
+            Exception: The driver's.
+        """
+        await row_of(connection, query)
+
+    async def adelete_old(self, connection: C) -> int:
+        """As Unit says; the lock that keeps others away ends with the transaction."""
+        kept = self._receipts
+        assert kept is not None
+        block: Any = connection.transaction()
+        async with _Awaited(block) if isinstance(block, AbstractContextManager) else block:
+            limits = {"lock_ms": RECEIPTS_LOCK_MS, "statement_ms": RECEIPTS_STATEMENT_MS}
+            await self.asay(connection, receipts.DELETING.format(**limits))
+            row = await self.asaved(connection, receipts.CAN_DELETE.format(table=self._table))
+            is_read_only, *_, is_alone = row
+            if is_read_only or not await self.acan_use(connection) or not is_alone:
+                return 0
+            if why := receipts.no_deletion(row):
+                kept.keep_old(why)
+                return 0
+            most = RECEIPTS_DELETED_AT_ONCE
+            query = receipts.DELETE.format(table=self._table, retention_s=kept.retention_s, most=most)
+            return int((await self.asaved(connection, query))[0])
 
     def address_of(self, connection: C) -> str:
         """The IP address of the server of *connection*."""
@@ -272,7 +315,10 @@ class PostgresUnit(Unit[C, R]):
 
     async def aask_old_blue(self, trace: Trace) -> Outcome:
         """What old blue knows, within the unit's time."""
-        return await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
+        outcome = await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
+        if outcome is not Outcome.UNKNOWN:
+            self._gate.tally.count_receipts("old_blue_told")
+        return outcome
 
     def check(self, connection: C) -> None:
         """As Unit says."""
