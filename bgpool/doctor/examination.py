@@ -18,6 +18,7 @@ from bgpool.doctor.findings import Checks, EarlyVerdict, Finding, Result, Verdic
 from bgpool.doctor.host_checks import host_checks
 from bgpool.doctor.kernel_checks import kernel_checks
 from bgpool.doctor.parameter_checks import parameter_checks
+from bgpool.doctor.receipts_checks import of_application
 from bgpool.doctor.replication import Replication
 from bgpool.doctor.replication_checks import checks_of
 from bgpool.doctor.server import Server
@@ -72,6 +73,9 @@ def examine(case: Case) -> list[Finding]:
         asked = side_by_side(
             [partial(server_checks.run, server, server.role.colour) for server in servers], _UNANSWERED * case.timeout_s
         )
+        found = side_by_side(
+            [partial(of_application, case, server) for server in servers], (_UNANSWERED + 1) * case.timeout_s
+        )
         # Last: of a large catalogue it may be more than is answered in time.
         replication = Replication(blue, deployment.green)
         replicated = checks_of(replication).run(replication, "replication")
@@ -79,8 +83,9 @@ def examine(case: Case) -> list[Finding]:
         for server in (blue, deployment.green):
             if server is not None:
                 server.close()
-    for server, answers in zip(servers, asked, strict=True):
+    for server, answers, receipts in zip(servers, asked, found, strict=True):
         findings += answers if answers is not None else [_late(server)]
+        findings += receipts or []
         findings += endpoints_checks.run(deployment.endpoints[server.role], server.role.colour)
     return findings + replicated
 

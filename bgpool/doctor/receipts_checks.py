@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any, Final
 
 from bgpool.core.engine import Engine
-from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
+from bgpool.core.phase import Role
+from bgpool.doctor.case import Case
+from bgpool.doctor.findings import Checks, Finding, Verdict, failed, not_checked, ok, warning
 from bgpool.doctor.server import QueryFailed, Server
 from bgpool.dsn import Dsn
 from bgpool.pools.mysql import receipts as mysql
 from bgpool.pools.postgres import receipts as postgres
 
-__all__ = ["DEFAULT_TABLE", "ReceiptsTable", "ddl_of", "receipts_checks"]
+__all__ = ["DEFAULT_TABLE", "ReceiptsTable", "ddl_of", "of_application", "receipts_checks"]
 
 #: The table's name where nobody has chosen one.
 DEFAULT_TABLE: Final = "bgpool_receipts"
@@ -36,6 +38,14 @@ _AGES_MYSQL: Final = """
            (SELECT TIMESTAMPDIFF(SECOND, created_at, NOW()) FROM {table} ORDER BY created_at LIMIT 1),
            (SELECT table_rows FROM information_schema.tables
             WHERE table_schema = {schema} AND table_name = '{name}')
+"""
+
+#: Whether green gets the table's rows, as a physical replica or by its subscription; one that has none is promoted.
+_ARRIVES: Final = f"""
+    SELECT pg_is_in_recovery() OR ({postgres.REACHES.strip()}) OR NOT EXISTS (
+        SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database()
+    )
 """
 
 receipts_checks: Final[Checks[ReceiptsTable]] = Checks()
@@ -95,6 +105,13 @@ class ReceiptsTable:
         rows = self.server.query(mysql.can_delete(self.name))
         return mysql.no_deletion(rows[0]) or self._refused("DELETE FROM {table} WHERE id = ''")
 
+    @property
+    def arrives(self) -> bool:
+        """Whether rows that are inserted on blue come to this server, if it is green."""
+        if self.engine is Engine.MYSQL or self.server.role is Role.SOURCE:
+            return True
+        return bool(self.server.query(_ARRIVES.format(table=postgres.quoted(self.name)))[0][0])
+
     def ages(self) -> tuple[int, float | None, int]:
         """Rows that are older than the retention, as far as MANY; the age of the oldest in seconds; rows, estimated.
 
@@ -141,12 +158,31 @@ def ddl_of(dsn: Dsn, table: str) -> str:
     return f"-- {where}, before the deployment is created; then set bg_receipts_table={table}\n{ddl}"
 
 
+def of_application(case: Case, server: Server) -> list[Finding]:
+    """What the application's login finds of the table of *case* on *server*'s side; nothing where there is none."""
+    name = case.settings.bg_receipts_table
+    if name is None:
+        return []
+    own = Server(case, server.role, server.host, server.port, as_application=True)
+    own.open()
+    try:
+        return receipts_checks.run(ReceiptsTable(own, name, case.settings.bg_receipts_retention_s), own.role.colour)
+    finally:
+        own.close()
+
+
 @receipts_checks.check("receipts", "Can units of work use the receipts table?")
 def _usable(table: ReceiptsTable) -> Verdict:
     if why := table.misfit:
         return failed(
             f"{table.place}: it {why}; units of work go on without receipts",
             f"{_REMEDY}; before the deployment is created, so that green has it, too",
+        )
+    if not table.arrives:
+        return failed(
+            f"{table.place}: green's subscription does not receive it, so that receipts of blue decide nothing there",
+            "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; or create the deployment "
+            "anew",
         )
     return ok(table.place)
 

@@ -20,6 +20,7 @@ from bgpool.doctor.findings import EarlyVerdict
 from bgpool.doctor.server import QueryFailed, Server
 from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.pair import MONITOR_ROLE
+from tests.pools.callers import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -75,6 +76,22 @@ def by_name(findings: list[Finding]) -> dict[tuple[str, str], Finding]:
 
 def with_password(pair: Pair, password: str) -> str:
     return pair.dsn.replace(pair.app_password, password)
+
+
+def test_the_receipts_table_is_looked_at_on_both_sides(pair: Pair) -> None:
+    dsn = f"{pair.dsn}&bg_receipts_table=kept"
+    _, found, _ = run(dsn)
+    assert {("blue", "receipts"), ("green", "receipts")} <= failures(found)
+    ddl = CliRunner().invoke(app, ["receipts", "--sql", dsn]).stdout.partition("\n")[2]
+    try:
+        for statement in filter(None, map(str.strip, ddl.split(";"))):
+            pair.blue.execute(statement, database="app")
+        wait_until(lambda: not failures(run(dsn)[1]), 15)
+        _, found, _ = run(dsn)
+        assert [found[side, "receipts"]["result"] for side in ("blue", "green")] == ["ok", "ok"]
+        assert found["green", "old receipts"]["result"] == "ok"
+    finally:
+        pair.blue.execute("DROP TABLE kept", database="app")
 
 
 # -- all is well -------------------------------------------------------------------------------------------------
