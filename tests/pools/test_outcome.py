@@ -227,3 +227,21 @@ def test_text_that_the_driver_leaves_in_bytes_is_understood(
     cutter.when = when
     assert pool.run(work) == answer
     assert work.rows(pair) == 1
+
+
+@pytest.mark.threads
+def test_an_old_blue_that_says_nothing_is_not_waited_for_until_the_time_is_up(
+    kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped: it takes connections, and nobody answers."""
+    del kit
+    monkeypatch.setattr(unit, "OLD_BLUE_S", 0.5)
+    pool = make_pool(max_size=1)
+    trace = Trace("1", "0/1", time.time(), pair.blue.address, "7")
+    pair.blue.freeze()
+    try:
+        began = time.monotonic()
+        assert unit.ask_old_blue(pool._recipe, trace, lambda: 30.0) is Outcome.UNKNOWN
+        assert time.monotonic() - began < 5.0
+    finally:
+        pair.blue.thaw()

@@ -397,25 +397,25 @@ def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> O
     Args:
         recipe: How the endpoint's connections are made: old blue has the same accounts, under the names of `-old1`.
         trace: What the transaction is known by.
-        left_s: Tells how long it may take, in seconds: for a COMMIT that old blue is still at. Until it lets us in it
-            is OLD_BLUE_S at most.
+        left_s: Tells how long it may take, in seconds: for a COMMIT that old blue is still at. Where it does not let us
+            in, or does not answer, it is OLD_BLUE_S at most.
     """
     names = names_when_old(recipe.endpoint.name)
     decision = Decision(Action.ROUTE, addresses=(trace.address,), names=names)
     trials = recipe.for_trials()
 
-    async def ask() -> Outcome:
+    async def ask_once() -> Outcome:
         connection: Any = await trials.aconnect(decision, trials.TRIAL)
         try:
             return await outcome_of(trace, connection, promoted=False)
         finally:
             connection.bgpool_discard()
 
-    try:
+    async def ask() -> Outcome:
         # A server that was stopped takes connections and says nothing.
-        return within(left_s(), lambda: finish(until_told(ask, BLOCKING, left_s)))
-    except TimeoutError:
-        return Outcome.UNKNOWN
+        return within(min(left_s(), OLD_BLUE_S), lambda: finish(ask_once()))
+
+    return finish(until_told(ask, BLOCKING, left_s))
 
 
 async def until_told(ask: Callable[[], Awaitable[Outcome]], waits: Waits, left_s: Callable[[], float]) -> Outcome:
@@ -428,7 +428,7 @@ async def until_told(ask: Callable[[], Awaitable[Outcome]], waits: Waits, left_s
             if waits.now_ns() >= deadline_ns:
                 return Outcome.UNKNOWN
         except Exception:
-            # Refused, and it would be every time.
+            # Refused, and it would be every time; or not answered.
             return Outcome.UNKNOWN
         else:
             if outcome is not Outcome.PENDING or left_s() <= 0:
