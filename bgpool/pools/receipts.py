@@ -48,6 +48,9 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 REMEDY: Final = "bgpool receipts --sql prints the DDL and the grants"
 
+#: A schema's name that needs no more than quotes around it.
+_SCHEMA: Final = re.compile(r"[\w$-]+")
+
 #: No blanks, quotes or backslashes: the id is part of statements' text, and all servers compare it alike.
 _ID: Final = re.compile(rf"[A-Za-z0-9._:@/+=~#-]{{1,{RECEIPT_ID_CHARS}}}", re.ASCII)
 
@@ -113,7 +116,7 @@ class Receipts:
     """The receipts table, as one pool or connector knows it in this process.
 
     Attributes:
-        table: Its name, with a schema or without.
+        table: Its name, with a schema or, until it was found in one, without.
         always: Whether units write a receipt at all times, or only during a switchover.
         reach_green: Whether green has shown, before the switchover, that rows of the table are replicated to it. Only
             a logical replica has to: it gets the rows of those tables that its subscription knows.
@@ -123,7 +126,7 @@ class Receipts:
 
     def __init__(self, table: str, settings: Settings, host: str) -> None:
         """The *table* behind the endpoint *host*."""
-        self.table: Final = table
+        self.table = self._given = table
         self.always: Final = settings.bg_receipts == ALWAYS
         self.reach_green = False
         self.failure = ""
@@ -146,6 +149,14 @@ class Receipts:
         """The table is as it is to be on the server of *generation*."""
         generation.receipts, self.failure = True, ""
 
+    def found_in(self, schema: str) -> None:
+        """The table is in *schema*: that one is meant from now on, wherever a function has its session look for names.
+
+        Or a unit's attempts would leave its receipt in one table and look for it in another.
+        """
+        if "." not in self.table and _SCHEMA.fullmatch(schema):
+            self.table = f"{schema}.{self.table}"
+
     def refuse(self, generation: Generation, why: str) -> None:
         """The table cannot be used on the server of *generation*: units go on without for a while."""
         self.failure = why
@@ -161,7 +172,7 @@ class Receipts:
 
     @property
     def _parameter(self) -> str:
-        return f"bg_receipts_table={self.table!r}"
+        return f"bg_receipts_table={self._given!r}"
 
     def _warn(self, text: str, extra: dict[str, Any]) -> None:
         _logger.warning("[bg_id: %r] %s; %s", self._bg_id, text, REMEDY, extra=extra)

@@ -458,15 +458,54 @@ def test_what_leaves_a_receipt_out_is_not_taken_for_the_key(kit: Kit, pool: Pool
 
 
 @pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("unusual", [False, True])
 def test_it_is_of_no_matter_how_the_connection_is_set_up(
-    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, autocommit: bool
+    kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, unusual: bool
 ) -> None:
-    options = {"kwargs": {"autocommit": autocommit}} if kit.engine is Engine.POSTGRESQL else {}
-    pool = make_pool(max_size=1, bg_receipts_table=f"{'public' if options else 'app'}.{table}", **options)
+    on_postgres = kit.engine is Engine.POSTGRESQL
+    kwargs = {"autocommit": unusual} if on_postgres else {"use_unicode": not unusual}
+    pool = make_pool(max_size=1, bg_receipts_table=f"{'public' if on_postgres else 'app'}.{table}", kwargs=kwargs)
     cutter.when = "after"
     assert pool.run(work) == "call 1"
     assert work.rows(pair) == 1
+
+
+@pytest.fixture
+def elsewhere(kit: Kit, pair: Pair, table: str) -> Iterator[str]:
+    """What has a session look for names in a schema that has a table of the same name."""
+    del table
+    on_postgres = kit.engine is Engine.POSTGRESQL
+    run_sql(pair, "CREATE SCHEMA tenant")
+    run_sql(pair, "GRANT USAGE ON SCHEMA tenant TO app" if on_postgres else "GRANT ALL ON tenant.* TO 'app'@'%'")
+    create(pair, f"tenant.{TABLE}")
+    yield "SET search_path = tenant, public" if on_postgres else "USE tenant"
+    run_sql(pair, "DROP SCHEMA tenant CASCADE" if on_postgres else "DROP SCHEMA tenant")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_it_is_one_table_wherever_a_function_has_names_looked_for(
+    kit: Kit, pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, elsewhere: str
+) -> None:
+    work.meanwhile = lambda conn: kit.execute(conn, elsewhere)
+    cutter.when = "after"
+    assert pool.run(work) == "call 1"
+    assert work.rows(pair) == 1
+
+
+@pytest.mark.threads
+def test_a_claim_waits_no_longer_than_the_unit(kit: Kit, make_pool: MakePool, work: Work, table: str) -> None:
+    """And the session's own limit is in force again."""
+    pool = make_pool(max_size=2, bg_receipts_table=table)
+    limit = "SHOW lock_timeout" if kit.engine is Engine.POSTGRESQL else "SELECT @@SESSION.innodb_lock_wait_timeout"
+    before = pool.run(lambda conn: kit.execute(conn, limit))
+    with pool.connection() as conn:
+        kit.execute(conn, f"INSERT INTO {table} (id, unit) VALUES ('job-1', 'another')")
+        began = time.monotonic()
+        with pytest.raises(kit.error):
+            pool.run(work, receipt_id="job-1", timeout=1.0)
+        assert time.monotonic() - began < 5
+        assert pool.run(lambda conn: kit.execute(conn, limit)) == before
+        assert work.calls == 0
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a.b.c", "x;y", 'q"q', "x" * 64, 7])

@@ -20,6 +20,7 @@ from bgpool.core.limits import RECEIPT_ID_CHARS
 from bgpool.lab.simulation.clock import MS, SECOND, Pause, Promise
 from bgpool.lab.simulation.world import CUT, FUTURE, REFUSED, TAKEN, TIMED_OUT, Key, Link, Server, World
 from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
+from bgpool.pools.mysql.receipts import WAIT_AS_BEFORE
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.postgres.outcome import LINEAGE, Trace, outcome_by
 from bgpool.pools.postgres.unit import PostgresUnit, apply_unit, until_told
@@ -40,7 +41,7 @@ STATEMENT_NS: Final = 600 * SECOND
 _INSERT: Final = re.compile(r"INSERT INTO \S+ \(id, unit\) (?:SELECT|VALUES) ?\(?'([^']+)', '([^']*)'")
 _WRITER: Final = re.compile(r"SELECT unit\S* FROM \S+ WHERE id = '([^']+)'")
 _LOCK_TIMEOUT: Final = re.compile(r"set_config\('lock_timeout', '(\d+)'")
-_LOCK_WAIT: Final = re.compile(r"SET SESSION innodb_lock_wait_timeout = (\d+)")
+_LOCK_WAIT: Final = re.compile(r"SESSION innodb_lock_wait_timeout = (\d+)")
 
 
 class Died(BaseException):
@@ -235,7 +236,7 @@ class PostgresSession(Session):
         if "relkind" in query:
             there = await self.asked(lambda: server.receipts is not None)
             sizes = f"character varying({RECEIPT_ID_CHARS})", "character varying(32)"
-            return ("r", "p", True, *sizes, True, False) if there else (None,) * 7
+            return ("r", "p", True, *sizes, True, False, "public") if there else (None,) * 8
         trace = (str(transaction.xid) if transaction is not None and transaction.xid else None, f"0/{server.log:X}")
         row = (*trace, self.world.clock.now / SECOND, None)
         receipt = _INSERT.search(query)
@@ -369,9 +370,11 @@ class MysqlSession(Session):
         server = self.server
         if "information_schema" in query:
             there = await self.asked(lambda: server.receipts is not None)
-            return ("InnoDB", RECEIPT_ID_CHARS, "ascii_bin", "varchar", 32, 1) if there else None
-        if query.startswith("SELECT @@SESSION"):
-            return (await self.asked(lambda: self.lock_wait_s),)
+            return ("InnoDB", RECEIPT_ID_CHARS, "ascii_bin", "varchar", 32, 1, "app") if there else None
+        if query == WAIT_AS_BEFORE:
+            await self.asked(lambda: "")
+            self.lock_wait_s = MysqlSession.lock_wait_s
+            return None
         if (seconds := _LOCK_WAIT.search(query)) is not None:
             await self.asked(lambda: "")
             self.lock_wait_s = int(seconds[1])

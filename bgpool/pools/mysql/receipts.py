@@ -12,8 +12,8 @@ from typing import Any, Final
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
 __all__ = [
-    "CAN_DELETE", "DDL", "DELETE", "INSERT", "LOCK", "LOOK", "OLD", "TAKEN", "UNLOCK", "WAIT", "WRITER",
-    "can_delete", "lock_of", "look", "misfit", "no_deletion", "quoted",
+    "CAN_DELETE", "DDL", "DELETE", "INSERT", "LOCK", "LOOK", "OLD", "TAKEN", "UNLOCK", "WAIT", "WAIT_AS_BEFORE",
+    "WAIT_FOR_ROW", "WRITER", "can_delete", "lock_of", "look", "misfit", "no_deletion", "quoted",
 ]  # fmt: skip
 
 DDL: Final = f"""\
@@ -26,7 +26,7 @@ CREATE TABLE {{table}} (
 GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
 """
 
-#: No row where the table is not there, or nothing of it is granted.
+#: No row where the table is not there, or nothing of it is granted. Last its database.
 LOOK: Final = """
     SELECT t.engine, i.character_maximum_length, i.collation_name, i.data_type, u.character_maximum_length, (
         SELECT count(*) FROM information_schema.statistics AS s
@@ -37,7 +37,7 @@ LOOK: Final = """
                 WHERE o.table_schema = s.table_schema AND o.table_name = s.table_name
                     AND o.index_name = s.index_name AND o.seq_in_index > 1
             )
-    )
+    ), t.table_schema
     FROM information_schema.tables AS t
     LEFT JOIN information_schema.columns AS i
         ON i.table_schema = t.table_schema AND i.table_name = t.table_name AND i.column_name = 'id'
@@ -45,6 +45,11 @@ LOOK: Final = """
         ON u.table_schema = t.table_schema AND u.table_name = t.table_name AND u.column_name = 'unit'
     WHERE t.table_schema = {schema} AND t.table_name = '{name}'
 """
+#: How long the session waits for a row, in seconds; and as long as before, after that.
+WAIT_FOR_ROW: Final = (
+    "SET @bgpool_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = {wait_s}"
+)
+WAIT_AS_BEFORE: Final = "SET SESSION innodb_lock_wait_timeout = @bgpool_wait"
 INSERT: Final = "INSERT INTO {table} (id, unit) VALUES ('{id}', '{unit}')"
 #: Which unit wrote the row, as it is committed, whatever the transaction's own snapshot has.
 WRITER: Final = "SELECT unit FROM {table} WHERE id = '{id}' LOCK IN SHARE MODE"
@@ -108,7 +113,7 @@ def misfit(row: Sequence[Any] | None) -> str:
     """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
     if row is None:
         return "does not exist, or nothing of it is granted"
-    engine, id_chars, collation, kind, unit_chars, keys = row
+    engine, id_chars, collation, kind, unit_chars, keys, _ = row
     if str(engine).lower() != "innodb":
         return f"is of the engine {engine}: it has to be InnoDB, whose rows are rolled back"
     is_exact = kind in ("varbinary",) or str(collation or "").endswith("_bin")

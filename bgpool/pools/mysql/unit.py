@@ -95,25 +95,28 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     async def alook(self, connection: MysqlConnection) -> str:
         """As Unit says."""
         assert self._receipts is not None
-        return receipts.misfit(await self.arow(connection, receipts.look(self._receipts.table)))
+        row = await self.arow(connection, receipts.look(self._receipts.table))
+        # Without use_unicode texts are bytes.
+        texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in row or ()]
+        why = receipts.misfit(texts or None)
+        if not why:
+            self._receipts.found_in(texts[-1])
+        return why
 
     async def ainsert(self, connection: MysqlConnection) -> bool:
-        """As Unit says; where nothing is in doubt, the wait for a lock is the user's own innodb_lock_wait_timeout."""
-        before = None
-        if self._cut is not None:
-            (before,) = await self.arow(connection, "SELECT @@SESSION.innodb_lock_wait_timeout") or (None,)
-            wait_s = min(max(1, int(self.left_s())), _LONGEST_S)
-            await self.arow(connection, f"SET SESSION innodb_lock_wait_timeout = {wait_s}")
+        """As Unit says; after that the session's own innodb_lock_wait_timeout is in force again."""
+        wait_s = min(max(1, int(self.left_s())), _LONGEST_S)
         try:
+            await self.arow(connection, receipts.WAIT_FOR_ROW.format(wait_s=wait_s))
             await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._writer()))
         except pymysql.MySQLError as error:
             if code_of(error) not in receipts.TAKEN:
                 raise
             return False
         finally:
-            if before is not None and connection.bgpool_is_open:
+            if connection.bgpool_is_open:
                 try:
-                    await self.arow(connection, f"SET SESSION innodb_lock_wait_timeout = {before}")
+                    await self.arow(connection, receipts.WAIT_AS_BEFORE)
                 except pymysql.MySQLError:
                     # Or its next user would wait for less than he wants to.
                     connection.bgpool_unfit = True

@@ -28,6 +28,7 @@ GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
 """
 
 #: One row, whatever there is; no error if there is nothing. The index is one that ON CONFLICT (id) can use.
+#: Last the table's schema.
 LOOK: Final = """
     SELECT c.relkind::text, c.relpersistence::text,
            has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT'),
@@ -46,8 +47,10 @@ LOOK: Final = """
            c.relhasrules OR EXISTS (
                SELECT FROM pg_catalog.pg_trigger t
                WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 7 = 7
-           )
+           ),
+           n.nspname::text
     FROM (SELECT to_regclass('{table}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
+    LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
 #: Whether a logical replica gets the table's rows: its subscription has to know the table.
 REACHES: Final = """
@@ -117,7 +120,7 @@ def quoted(table: str) -> str:
 
 def misfit(row: Sequence[Any]) -> str:
     """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
-    kind, persistence, granted, id_type, unit_type, has_key, is_diverted = row
+    kind, persistence, granted, id_type, unit_type, has_key, is_diverted, _ = row
     if kind is None:
         return "does not exist"
     if kind not in ("r", "p") or persistence != "p":

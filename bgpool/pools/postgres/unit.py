@@ -147,7 +147,11 @@ class PostgresUnit(Unit[C, R]):
 
     async def alook(self, connection: C) -> str:
         """As Unit says."""
-        return receipts.misfit(await self.asaved(connection, receipts.LOOK.format(table=self._table)))
+        row = await self.asaved(connection, receipts.LOOK.format(table=self._table))
+        why = receipts.misfit(row)
+        if not why and self._receipts is not None:
+            self._receipts.found_in(row[-1])
+        return why
 
     async def ainsert(self, connection: C) -> bool:
         """As Unit says."""
@@ -200,6 +204,9 @@ class PostgresUnit(Unit[C, R]):
             rows = await self.asaved(connection, leave)
             writer = await self.awriter(connection) if not rows and (self._is_given or self._cuts) else ""
         except self.driver_error as error:
+            if self.is_wait(error) and (self._is_given or self._cuts):
+                # The row that it has met, in a snapshot that has it not, may be another run's.
+                raise
             self._go_on_without(connection, error)
             if self.is_tables(error):
                 self.refuse_table(connection, error)
