@@ -27,6 +27,7 @@ from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
 from tests.pools.cancelling import HOW, Cancelled, Scene, new_connector, new_pool, quiet
 from tests.pools.proxy import CommitCutter
+from tests.pools.test_receipts import TABLE, create, run_sql
 
 pytestmark = pytest.mark.lab
 
@@ -133,6 +134,11 @@ async def refused_block(stage: Stage) -> None:
 
 async def unit(stage: Stage) -> Any:
     return await stage.pool.run(stage.work)
+
+
+async def unit_with_an_id(stage: Stage) -> Any:
+    """Its receipt is inserted first."""
+    return await stage.pool.run(stage.work, receipt_id=f"task-{stage.scene.key[2]}")
 
 
 async def refused_unit(stage: Stage) -> Any:
@@ -268,6 +274,7 @@ OPERATIONS: list[Operation] = [
     refused_block, unit, refused_unit, unit_in_doubt, unit_run_again, interrupted_unit,
     interrupted_between_statements, queue, queue_in_vain, drained, held, held_in_vain, held_with_a_connection,
 ]  # fmt: skip
+WITH_RECEIPTS: list[Operation] = [unit_in_doubt, unit, unit_run_again, unit_with_an_id]
 OF_A_POOL: list[Operation] = [first_checkout, opened_by_a_connector, closed_while_held]
 
 
@@ -293,6 +300,25 @@ def test_a_cancelled_operation_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
 ) -> None:
     asyncio.run(_cancel_everywhere(operation, how, prepared, cutter, postgres_pair, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("operation", "how"),
+    [
+        pytest.param(operation, how, marks=[] if (operation, how) == (unit_in_doubt, "early") else [pytest.mark.full])
+        for operation, how in itertools.product(WITH_RECEIPTS, HOW)
+    ],
+)
+def test_nor_does_one_that_leaves_receipts(
+    prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
+) -> None:
+    create(postgres_pair)
+    try:
+        asyncio.run(
+            _cancel_everywhere(operation, how, prepared, cutter, postgres_pair, tmp_path, bg_receipts_table=TABLE)
+        )
+    finally:
+        run_sql(postgres_pair, f"DROP TABLE {TABLE}")
 
 
 @pytest.mark.parametrize(("operation", "how"), _ways(OF_A_POOL, {first_checkout}))
