@@ -347,13 +347,13 @@ class Unit(ABC, Generic[C, R]):
         """
         if self._is_given or self._cuts:
             await self._aclaim(connection)
+        self._calls += 1
         self.note_begun(connection)
 
     def note_begun(self, connection: C) -> None:
         """The function has the transaction on *connection* from now on."""
         aware: Any = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
-        self._calls += 1
 
     def leave(self, connection: C) -> None:
         """The function is done with the transaction, which its runner may end now. To call it again does nothing."""

@@ -12,6 +12,7 @@ from bgpool.core.phase import Phase
 from bgpool.errors import ConfigurationError
 from bgpool.integrations import asyncpg as bg
 from bgpool.lab import Pair
+from bgpool.pools import units
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
 from tests.pools.proxy import CommitCutter
@@ -269,6 +270,45 @@ def test_a_refused_write_that_the_function_swallows_is_an_interruption(
 
     with read_only(pair):
         asyncio.run(main())
+
+
+def test_a_blue_that_takes_writes_again_before_it_refuses_one_has_refused_it_all_the_same(
+    opened: Opened, deployment: Deployment, pair: Pair, work: Work
+) -> None:
+    """A transaction stays as it was begun."""
+
+    async def unit(connection: Any) -> str:
+        if work.calls == 0:
+            pair.blue.set_read_only(False)
+        return await work(connection)
+
+    async def main() -> str:
+        async with opened() as pool:
+            deployment.phase(Phase.PREPARATION)
+            return str(await bg.run(pool, unit))
+
+    with read_only(pair):
+        assert asyncio.run(main()) == "call 2"
+    assert work.rows(pair) == 1
+
+
+def test_a_function_is_called_no_more_than_so_many_times(
+    opened: Opened, deployment: Deployment, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNIT_ATTEMPTS", 3)
+
+    async def main() -> None:
+        async with opened() as pool:
+            deployment.phase(Phase.PREPARATION)
+
+            async def cut(connection: Any) -> None:
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+            with pytest.raises(asyncpg.PostgresError):
+                await bg.run(pool, work, cut)
+
+    asyncio.run(main())
+    assert work.calls == 3
 
 
 def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:

@@ -43,6 +43,7 @@ class AsyncpgAware(_Base):
         bgpool_busy: Whether it is in use, and not idle in a pool.
         bgpool_keeps_place: Whether its place in the pool is its user's until they release it, also once it is lost.
         bgpool_met_error: Whether a statement has failed since a unit of work began.
+        bgpool_began_read_only: What the server reported when the unit began.
         bgpool_unfit, bgpool_cut, bgpool_refused, bgpool_in_unit, bgpool_ended, bgpool_in_doubt: As Aware has them.
     """
 
@@ -57,6 +58,7 @@ class AsyncpgAware(_Base):
     bgpool_ended: bool = False
     bgpool_in_doubt: str | None = None
     bgpool_met_error: bool = False
+    bgpool_began_read_only: bool = False
     # What the server had reported when it refused a write; and whether it is still to be asked.
     _reported_read_only: bool | None = None
     _unsettled: bool = False
@@ -178,7 +180,9 @@ class AsyncpgAware(_Base):
         """A write was refused: by the server, or in a transaction that the user has made read-only."""
         generation = self.bgpool_generation
         assert generation is not None
-        self._reported_read_only = self.bgpool_reports_read_only()
+        # A transaction stays as it was begun, and the server may take writes again by now.
+        began_read_only = self.bgpool_in_unit and self.bgpool_began_read_only
+        self._reported_read_only = began_read_only or self.bgpool_reports_read_only()
         self.bgpool_refused = self._reported_read_only is not False
         # The transaction has failed: the server is asked once it is over.
         self._unsettled = self.bgpool_unfit = True

@@ -49,7 +49,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         """As Unit says."""
         aware: AsyncpgAware = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
-        aware.bgpool_met_error = False
+        aware.bgpool_met_error, aware.bgpool_began_read_only = False, bool(aware.bgpool_reports_read_only())
         self._was_open = aware.is_in_transaction()
 
     async def afinish(self, connection: Any, result: R) -> None:
