@@ -20,6 +20,8 @@ from bgpool.lab.server import Server
 
 __all__ = ["Hold", "cut", "hold_of", "open_commits", "prepare", "wait_for_replica"]
 
+CATCH_UP_S: Final = 10.0
+
 _LOCK: Final = 4711
 DELAY_US: Final = 900_000
 """How long a group of COMMITs waits for more, at most a second."""
@@ -162,22 +164,23 @@ def prepare(pair: Pair) -> None:
 
 
 def wait_for_replica(pair: Pair) -> None:
-    """Have blue answer a COMMIT only once green has it.
+    """Have blue answer a COMMIT only once green has it; green has all that was answered before, too.
 
     Raises:
-        LabError: The servers cannot.
+        LabError: The servers cannot, or green did not catch up.
     """
     if pair.engine is Engine.POSTGRESQL:
         blue: Any = pair.blue
         blue.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
         blue.reload()
-        return
-    if not _is_mariadb(pair.blue):
+    elif _is_mariadb(pair.blue):
+        pair.green.execute("SET GLOBAL rpl_semi_sync_slave_enabled = 1")
+        _restart_receiver(pair.green)
+        for setting in ("timeout = 3600000", "wait_point = 'AFTER_SYNC'", "wait_no_slave = 1", "enabled = 1"):
+            pair.blue.execute(f"SET GLOBAL rpl_semi_sync_master_{setting}")
+    else:
         raise LabError("a failover needs semi-synchronous replication, which the lab has of MariaDB alone")
-    pair.green.execute("SET GLOBAL rpl_semi_sync_slave_enabled = 1")
-    _restart_receiver(pair.green)
-    for setting in ("timeout = 3600000", "wait_point = 'AFTER_SYNC'", "wait_no_slave = 1", "enabled = 1"):
-        pair.blue.execute(f"SET GLOBAL rpl_semi_sync_master_{setting}")
+    pair.green.wait_replayed(pair.blue.position(), CATCH_UP_S)
 
 
 def hold_of(kind: Held, pair: Pair) -> Hold:
