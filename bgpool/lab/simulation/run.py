@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from bgpool.core.limits import GREEN_WAIT_S
+from bgpool.core.limits import GREEN_WAIT_S, OLD_BLUE_S
 from bgpool.core.machine import Rules
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import Intervals
@@ -303,7 +303,9 @@ class _Run:
         if self._released_ns > bound:
             late = (self._released_ns - bound) / SECOND
             self._complain(f"released {late:.3f} s later than it had to be")
-        recent = self._clock.now - 3 * SECOND
+        # One whose COMMIT was cut may be asking an old blue that is gone.
+        patience_s = 3 + (OLD_BLUE_S if script.old_blue == "gone" else 0)
+        recent = self._clock.now - int(patience_s * SECOND)
         alive = [worker for worker in self._workers if worker.alive]
         if any(worker.last_ack_ns < recent for worker in alive):
             self._complain("a worker did not go on after the release")
