@@ -293,7 +293,7 @@ RECEIPTS_RETRY_S: Final = 60.0
 RECEIPTS_DELETED_AT_ONCE: Final = 500
 RECEIPTS_DELETION_UNITS: Final = 500
 RECEIPTS_DELETION_S: Final = 60.0
-RECEIPTS_BACKLOG_UNITS: Final = 150
+RECEIPTS_BACKLOG_UNITS: Final = 300
 RECEIPTS_BACKLOG_S: Final = 5.0
 
 #: The longest that such a deletion waits for a lock, and takes, in ms; on MySQL it is a second for a lock.
