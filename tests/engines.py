@@ -235,9 +235,14 @@ class Sqlalchemy(Kit):
         self._kit = kit
 
     @property
+    def on_asyncpg(self) -> bool:
+        """Whether asyncpg is the driver."""
+        return self._kit is ASYNCPG
+
+    @property
     def suffix(self) -> str:
         """What bgpool's dialects add to the name of the engine's in a URL."""
-        return "+bgpool_asyncpg" if self._kit is ASYNCPG else "+bgpool"
+        return "+bgpool_asyncpg" if self.on_asyncpg else "+bgpool"
 
     @property
     def name(self) -> str:

@@ -47,8 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work.
 
     A module with ``ON_ASYNC_POOL``, the marks that such tests have, is run on an AsyncPool as well; but for what is
-    marked as a matter of threads. One with ``ON_ASYNCPG`` is run through SQLAlchemy on asyncpg, too, and its engines
-    without sessions in the full run alone.
+    marked as a matter of threads. One with ``ON_ASYNCPG`` is run through SQLAlchemy on asyncpg, too, and through
+    SQLAlchemy in every other way in the full run alone.
     """
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if on_asyncpg and "make_runner" in metafunc.fixturenames:
             kits += [Sqlalchemy(ASYNCPG, sessions=sessions) for sessions in (True, False)]
         params = [
-            pytest.param(kit, id=kit.name, marks=[pytest.mark.full] if _repeats(kit, alone=on_asyncpg) else [])
+            pytest.param(kit, id=kit.name, marks=[pytest.mark.full] if _repeats(kit, on_asyncpg=on_asyncpg) else [])
             for kit in kits
         ]
         on_async_pool = getattr(metafunc.module, "ON_ASYNC_POOL", None)
@@ -69,9 +69,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kit", params)
 
 
-def _repeats(kit: Kit, *, alone: bool) -> bool:
-    """Whether *kit* shows nothing that two others do not: AsyncConnection is to Connection as the sessions are."""
-    return isinstance(kit, Sqlalchemy) and not kit.sessions and (kit.in_greenlet or alone)
+def _repeats(kit: Kit, *, on_asyncpg: bool) -> bool:
+    """Whether *kit* shows nothing that two others do not: AsyncConnection is to Connection as the sessions are.
+
+    With *on_asyncpg*, nor does any but its sessions: they are SQLAlchemy, a loop and another driver in one.
+    """
+    if not isinstance(kit, Sqlalchemy):
+        return False
+    return not (kit.on_asyncpg and kit.sessions) if on_asyncpg else kit.in_greenlet and not kit.sessions
 
 
 @pytest.fixture
