@@ -52,6 +52,7 @@ def status(command: Command, directory: Path) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.once
 def test_hold_and_release(watched: Path, bgpool_command: Command) -> None:
     held = bgpool_command("hold", "--run-dir", str(watched), "--bg-id", "Ledger", "--for", "1h")
     assert (held.returncode, held.stderr) == (0, "")

@@ -39,6 +39,7 @@ def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, b
     until_ready()
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_ready_tells_of_time_limits_that_do_not_fit(
     start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
@@ -105,6 +106,7 @@ def test_a_bg_id_that_is_not_known(run_dir: Path, bgpool_command: Command) -> No
     assert bgpool_command("status", "--bg-id", "Ledger").returncode == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("command", "code"), [("status", 2), ("watch", 2), ("timeline", 2), ("doctor", 2), ("monitor", 2), ("rehearse", 2)]
 )
@@ -146,6 +148,7 @@ def test_run_as_a_module(run_dir: Path, environment: dict[str, str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_where_bgpool_is_disabled_no_host_is_ready(start_worker: StartWorker, bgpool_command: Command) -> None:
     start_worker()
@@ -160,6 +163,7 @@ def test_nobody_is_there_because_bgpool_is_disabled(bgpool_command: Command) -> 
     assert "$BGPOOL_DISABLE is set here" in bgpool_command("status", BGPOOL_DISABLE="1").stdout
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("options", [[], ["--ready"], ["--json"]], ids=" ".join)
 def test_a_hostile_directory(run_dir: Path, bgpool_command: Command, options: list[str]) -> None:
@@ -293,6 +297,7 @@ def test_the_text(start_worker: StartWorker, until_ready: UntilReady, bgpool_com
     assert max(map(len, bgpool_command("status", COLUMNS="80").stdout.splitlines())) <= 80
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_colours_are_for_terminals_that_want_them(bgpool_command: Command) -> None:
     assert "\x1b[1;36m  CREATED" in bgpool_command("status", FORCE_COLOR="1", TERM="xterm").stdout
@@ -330,6 +335,7 @@ def test_a_history_that_cannot_be_used_is_said(
     assert note.startswith(f"the history is refused: {path} has mode 0644")
 
 
+@pytest.mark.once
 def test_names_from_files_do_nothing_to_a_terminal(run_dir: Path, bgpool_command: Command) -> None:
     Hand(run_dir, "x\x1b[2J[red]\n")
     done = bgpool_command("status", TERM="xterm", FORCE_COLOR="1")

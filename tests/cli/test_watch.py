@@ -96,6 +96,7 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     assert watch.advice.startswith("bg_id 'ledger': the switchover is complete and callers go to green; check your")
 
 
+@pytest.mark.once
 def test_until_rolled_back(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.PREPARATION)
     hand.enter(Phase.CREATED, event="CREATED (rollback)")
@@ -110,12 +111,14 @@ def test_until_rolled_back(hand: Hand, start_watch: StartWatch) -> None:
     assert "was rolled back and callers go to blue; find the reason in the deployment's events" in watch.advice
 
 
+@pytest.mark.once
 def test_a_switchover_that_is_over_already(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.PREPARATION)
     hand.enter(Phase.COMPLETED)
     assert start_watch("--until-done").end() == 0
 
 
+@pytest.mark.once
 def test_over_by_the_timer(hand: Hand, start_watch: StartWatch) -> None:
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
         hand.enter(phase)
@@ -127,6 +130,7 @@ def test_over_by_the_timer(hand: Hand, start_watch: StartWatch) -> None:
     assert "look in AWS which side is production before you do anything else" in watch.advice
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_the_time_is_up(start_watch: StartWatch) -> None:
     watch = start_watch("--until-done", "--timeout", "0.2")
@@ -135,6 +139,7 @@ def test_the_time_is_up(start_watch: StartWatch) -> None:
     assert "the time is up, and no switchover has begun; this host is not ready: no worker" in watch.advice
 
 
+@pytest.mark.once
 def test_the_time_is_up_in_a_switchover(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.IN_PROGRESS)
     watch = start_watch("--timeout", "0.2")
@@ -142,6 +147,7 @@ def test_the_time_is_up_in_a_switchover(hand: Hand, start_watch: StartWatch) -> 
     assert "the time is up in IN_PROGRESS; bgpool goes on without this command: watch again" in watch.advice
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("hand")
 def test_a_bg_id_that_may_be_mistyped(start_watch: StartWatch) -> None:
     watch = start_watch("--bg-id", "ledgre")
@@ -171,6 +177,7 @@ def test_it_sleeps_in_the_kernel_until_something_is_published(hand: Hand, start_
     assert watch.end() == 0
 
 
+@pytest.mark.once
 def test_begun_before_anybody_else(run_dir: Path, start_watch: StartWatch) -> None:
     prepare_run_dir(run_dir)
     watch = start_watch("--bg-id", "Ledger", "--until-done")
@@ -189,6 +196,7 @@ def test_begun_before_anybody_else(run_dir: Path, start_watch: StartWatch) -> No
     assert sorted(path.name for path in run_dir.iterdir()) == ["ledger.history.json", "ledger.segment"]
 
 
+@pytest.mark.once
 def test_another_monitor_takes_over(hand: Hand, run_dir: Path, start_watch: StartWatch) -> None:
     watch = start_watch("--until-done")
     watch.wait_for("phase=CREATED")
@@ -202,6 +210,7 @@ def test_another_monitor_takes_over(hand: Hand, run_dir: Path, start_watch: Star
         assert watch.end() == 0
 
 
+@pytest.mark.once
 def test_several_deployments(run_dir: Path, start_watch: StartWatch) -> None:
     ledger, orders = Hand(run_dir, "ledger"), Hand(run_dir, "orders")
     with ledger.alive(), orders.alive():
@@ -213,6 +222,7 @@ def test_several_deployments(run_dir: Path, start_watch: StartWatch) -> None:
     watch.wait_for("bg_id=orders")
 
 
+@pytest.mark.once
 def test_what_is_in_use_comes_before_what_others_left_behind(
     run_dir: Path, start_watch: StartWatch, start_worker: StartWorker
 ) -> None:
@@ -223,6 +233,7 @@ def test_what_is_in_use_comes_before_what_others_left_behind(
     start_watch().wait_for("bg_id=orders")
 
 
+@pytest.mark.once
 def test_a_hostile_directory(run_dir: Path, start_watch: StartWatch) -> None:
     Hand(run_dir, "ledger")
     run_dir.chmod(0o755)
@@ -294,6 +305,7 @@ def test_on_a_terminal(hand: Hand, start_worker: StartWorker, run_dir: Path, env
     assert "IN_PROGRESS" in frames[-1], "what was seen last stays"
 
 
+@pytest.mark.once
 def test_colours_are_for_those_who_want_them(hand: Hand, run_dir: Path, environment: dict[str, str]) -> None:
     hand.enter(Phase.PREPARATION)
     terminal = Terminal(run_dir, environment, rows=24, NO_COLOR="1")
@@ -357,6 +369,7 @@ def test_a_line_can_be_taken_apart() -> None:
     )
 
 
+@pytest.mark.once
 def test_a_held_caller_is_told_of_without_a_new_snapshot(
     start_worker: StartWorker, hand: Hand, start_watch: StartWatch
 ) -> None:

@@ -33,8 +33,14 @@ assert pymysql.constants.ER is MySQLdb.constants.ER
 
 @pytest.mark.parametrize(
     "program",
-    [_OURS, _DJANGOS + _OURS, _DJANGOS + _POOL, "pymysql.install_as_MySQLdb()\n" + _POOL + _DJANGOS],
-    ids=["ours", "Django's, then ours", "Django's, then a pool", "a pool, then Django's"],
+    [
+        pytest.param(_OURS, id="ours"),
+        pytest.param(_DJANGOS + _OURS, id="Django's, then ours", marks=pytest.mark.once),
+        pytest.param(_DJANGOS + _POOL, id="Django's, then a pool", marks=pytest.mark.once),
+        pytest.param(
+            "pymysql.install_as_MySQLdb()\n" + _POOL + _DJANGOS, id="a pool, then Django's", marks=pytest.mark.once
+        ),
+    ],
 )
 def test_the_errors_that_are_raised_are_those_that_are_caught(program: str) -> None:
     done = subprocess.run(

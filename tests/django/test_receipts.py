@@ -266,7 +266,7 @@ def test_a_lock_that_is_not_free_in_time_is_djangos_error(kit: Kit, work: Work, 
     with kit.connect(pair) as connection:
         kit.execute(connection, f"INSERT INTO {table} (id, unit) VALUES ('task-1', 'another')")
         with pytest.raises(DatabaseError):
-            run(work, using=work.alias, receipt_id="task-1", timeout=5)
+            run(work, using=work.alias, receipt_id="task-1", timeout=1.5)
         connection.rollback()
     assert (work.calls, work.ask()) == (0, 1)
     assert run(work, using=work.alias, receipt_id="task-1") == "call 1"
