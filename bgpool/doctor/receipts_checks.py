@@ -48,6 +48,14 @@ _ARRIVES: Final = f"""
     )
 """
 
+#: Whether a subscription of this database's is there, and whether the table is not.
+_LACKS: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database()
+    ), to_regclass('{table}') IS NULL
+"""
+
 receipts_checks: Final[Checks[ReceiptsTable]] = Checks()
 
 
@@ -112,6 +120,14 @@ class ReceiptsTable:
             return True
         return bool(self.server.query(_ARRIVES.format(table=postgres.quoted(self.name)))[0][0])
 
+    @property
+    def stops_replication(self) -> bool:
+        """Whether this is a logical green that lacks the table: it cannot go on behind a row for what it lacks."""
+        if self.engine is Engine.MYSQL or self.server.role is Role.SOURCE:
+            return False
+        subscribed, missing = self.server.query(_LACKS.format(table=postgres.quoted(self.name)))[0]
+        return bool(subscribed and missing)
+
     def ages(self) -> tuple[int, float | None, int]:
         """Rows that are older than the retention, as far as MANY; the age of the oldest in seconds; rows, estimated.
 
@@ -174,6 +190,13 @@ def of_application(case: Case, server: Server) -> list[Finding]:
 @receipts_checks.check("receipts", "Can units of work use the receipts table?")
 def _usable(table: ReceiptsTable) -> Verdict:
     if why := table.misfit:
+        if table.stops_replication:
+            return failed(
+                f"{table.place}: it {why}: the first receipt on blue stops the replication to green",
+                "take bg_receipts_table out of the application until both sides have the table: create it on blue and "
+                "the deployment anew; or create it on green first (bgpool receipts --sql), then on blue, and on green, "
+                "as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION",
+            )
         return failed(
             f"{table.place}: it {why}; units of work go on without receipts",
             f"{_REMEDY}; before the deployment is created, so that green has it, too",

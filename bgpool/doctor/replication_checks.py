@@ -122,7 +122,8 @@ _MYSQL_ENGINES: Final = f"""
 """
 
 _RECEIPTS: Final = (
-    "with receipts no server has to be asked: bg_receipts_table=bgpool_receipts, once that table is there"
+    "with receipts no server has to be asked: bg_receipts_table=bgpool_receipts, with a table that was created before "
+    "the deployment"
 )
 
 
@@ -141,7 +142,7 @@ def _kind(replication: Replication) -> Verdict:
         return ok(f"a physical replica, which knows what became of a COMMIT ({versions})")
     text = f"a logical replica ({versions}), which cannot tell what became of a COMMIT that the switchover cuts"
     if table := blue.case.settings.bg_receipts_table:
-        return ok(f"{text}; the receipts in {table} do")
+        return ok(f"{text}; receipts in {table} decide it: see receipts")
     return warning(
         f"{text}; units of work ask old blue",
         f"leave old blue running for some minutes after the switchover: without its answer the COMMIT is "
@@ -327,7 +328,7 @@ def _extensions(replication: Replication) -> Verdict:
 def _binlog(replication: Replication) -> Verdict:
     text = "a logical replica, as always on MySQL: no server can tell what became of a COMMIT that the switchover cuts"
     if table := replication.blue.case.settings.bg_receipts_table:
-        return ok(f"{text}; the receipts in {table} do")
+        return ok(f"{text}; receipts in {table} decide it: see receipts")
     return warning(f"{text}, and it is CommitOutcomeUnknown", _RECEIPTS)
 
 

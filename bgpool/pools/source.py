@@ -38,7 +38,7 @@ from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
-from bgpool.settings import Settings
+from bgpool.settings import ALWAYS, Settings
 
 __all__ = ["BlockingSource", "ConnectionSource", "PoolStats"]
 
@@ -100,6 +100,11 @@ class ConnectionSource(ABC, Generic[C]):
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
         """Connections to the endpoint of *dsn*; *options* are those of the driver's pool."""
+        table = settings.bg_receipts_table
+        if table is None and settings.bg_receipts == ALWAYS:
+            raise ConfigurationError(
+                f"bg_receipts={ALWAYS!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
+            )
         self._settings: Final = settings
         self.participant: Final = participant
         self.monitoring: Monitoring | None = None
@@ -117,7 +122,6 @@ class ConnectionSource(ABC, Generic[C]):
         self._recipe: Final = self._recipe_class(
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
-        table = settings.bg_receipts_table
         self._receipts: Final = Receipts(table, settings, dsn.host) if table is not None else None
         self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant, self._receipts)
         self._name: Final = f"{dsn.host}:{dsn.port}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from bgpool.cli.app import app
 from bgpool.core.phase import Role
 from bgpool.doctor import Case, Finding, Result, replication_checks
 from bgpool.doctor.minimums import of_django
+from bgpool.doctor.receipts_checks import of_application
 from bgpool.doctor.replication import Replication
 from bgpool.doctor.schemas import Column, Thing, compare, first_few
 from bgpool.doctor.server import Server
 from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.pair import DATABASE
 from bgpool.lab.upgrade import PUBLICATION, SUBSCRIPTION
+from bgpool.pools.postgres.receipts import DDL
 from tests.pools.callers import wait_until
 
 PUBLISH = f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES"
@@ -78,7 +81,24 @@ class TestLogicalGreen:
         assert ", green PostgreSQL 18." in found["kind"].text
         assert found["kind"].text.endswith("; units of work ask old blue")
         kind = ask(pair, more="&bg_receipts_table=receipts")["kind"]
-        assert (kind.result, kind.text.rpartition("; ")[2]) == (Result.OK, "the receipts in receipts do")
+        decides = "receipts in receipts decide it: see receipts"
+        assert (kind.result, kind.text.rpartition("; ")[2]) == (Result.OK, decides)
+
+    def test_a_receipts_table_that_green_lacks_would_stop_the_replication(
+        self, pair: Pair, both: Sequence[Any]
+    ) -> None:
+        def of_green() -> Finding:
+            case = Case(f"{pair.dsn}&bg_resolver={pair.resolver}&bg_receipts_table=test.late")
+            with closing(Server(case, Role.TARGET, pair.names.green.primary, pair.port)) as green:
+                return next(found for found in of_application(case, green) if found.check == "receipts")
+
+        ddl = "CREATE SCHEMA test; GRANT USAGE ON SCHEMA test TO app; " + DDL.format(table="test.late", user="app")
+        on(both[0], ddl)
+        stops = of_green()
+        assert stops.result is Result.FAILED
+        assert stops.text.endswith("it does not exist: the first receipt on blue stops the replication to green")
+        on(both[1], ddl)
+        assert "green's subscription does not receive it" in of_green().text
 
     def test_tables_without_a_key(self, pair: Pair, both: Sequence[Any]) -> None:
         blue, _ = both

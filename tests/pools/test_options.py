@@ -91,6 +91,7 @@ def test_a_dsn_is_text(dsn: Any) -> None:
         ("max_size=5", "'max_size'.*keywords of get_pool"),
         ("sslmod=require", "'sslmod'.*connection parameters"),
         ("tcp_user_timeout=soon", "tcp_user_timeout=<str>"),
+        ("bg_receipts=always", "bg_receipts='always' needs a table.*bg_receipts_table"),
     ],
 )
 def test_what_a_url_asks_for_is_named(query: str, text: str) -> None:
