@@ -70,13 +70,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _repeats(kit: Kit, *, on_asyncpg: bool) -> bool:
-    """Whether *kit* shows nothing that two others do not: AsyncConnection is to Connection as the sessions are.
+    """Whether *kit* shows nothing that others do not: Connection is to Session everywhere as in threads on PostgreSQL.
 
     With *on_asyncpg*, nor does any but its sessions: they are SQLAlchemy, a loop and another driver in one.
     """
     if not isinstance(kit, Sqlalchemy):
         return False
-    return not (kit.on_asyncpg and kit.sessions) if on_asyncpg else kit.in_greenlet and not kit.sessions
+    in_threads_on_postgres = kit.engine is Engine.POSTGRESQL and not kit.in_greenlet
+    return not (kit.on_asyncpg and kit.sessions) if on_asyncpg else not (kit.sessions or in_threads_on_postgres)
 
 
 @pytest.fixture
