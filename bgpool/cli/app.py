@@ -522,7 +522,7 @@ def receipts(
     from bgpool.cli import receipts as command
 
     if sql == check or (sql and json):
-        raise _unusable("receipts: one of --sql and --check is allowed, and --json with --check")
+        raise _unusable("receipts: either --sql or --check is needed; --json goes with --check")
     given = sys.stdin.readline() if dsn == "-" else dsn
     try:
         status = command.print_ddl(given) if sql else command.check(given, as_json=json)

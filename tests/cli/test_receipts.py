@@ -122,9 +122,9 @@ def test_a_login_that_is_refused_fails_and_tells_no_password(pair: Pair) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["postgresql://app@h/app"], "one of --sql and --check is allowed"),
-        (["--sql", "--check", "postgresql://app@h/app"], "one of --sql and --check is allowed"),
-        (["--sql", "--json", "postgresql://app@h/app"], "--json with --check"),
+        (["postgresql://app@h/app"], "either --sql or --check is needed"),
+        (["--sql", "--check", "postgresql://app@h/app"], "either --sql or --check is needed"),
+        (["--sql", "--json", "postgresql://app@h/app"], "--json goes with --check"),
         (["--sql", "http://app:topsecret@h/app"], "scheme 'http' is not supported"),
         (["--check", "postgresql://app:topsecret@h/app?bg_receipts_table=a%20b"], "is allowed"),
     ],
