@@ -36,6 +36,9 @@ __all__ = ["GreenLogin"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
+#: There is no green that receipts could stop.
+_OVER: Final = (Phase.NOT_CREATED, Phase.COMPLETED)
+
 _REMEDY: Final = "let the user in there as on blue: account, plugin, password, database, certificate"
 
 
@@ -81,7 +84,9 @@ class GreenLogin:
             self._green, self.failure = green, ""
             if self._receipts is not None and green is not None:
                 # What is known is of another deployment.
-                self._receipts.reach_green = False
+                self._receipts.note_green(reaches=False)
+        if self._receipts is not None and (snapshot is None or snapshot.phase in _OVER):
+            self._receipts.stops_green = False
         if green is None or now < self._due_at or (self._thread is not None and self._thread.is_alive()):
             return
         if self._recipe.given_password:
@@ -112,7 +117,9 @@ class GreenLogin:
                 receipts = self._receipts
                 reaches = self._recipe.try_login(decision, receipts.table if receipts is not None else None)
                 if receipts is not None:
-                    receipts.reach_green = reaches
+                    receipts.note_green(reaches=reaches)
+                if reaches is None:
+                    interval_s = LOGIN_TRIAL_RETRY_S
         except Exception as error:
             # Of a server that cannot be reached nothing new is known, and the monitor reports that. Nor is anything of
             # one that has no connection left.

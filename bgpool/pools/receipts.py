@@ -51,6 +51,10 @@ REMEDY: Final = "bgpool receipts --sql prints the DDL and the grants"
 #: A schema's name that needs no more than quotes around it.
 _SCHEMA: Final = re.compile(r"[\w$-]+")
 
+STOPS_GREEN: Final = (
+    "is on blue alone, and green is a logical replica: a receipt would stop its replication; create it on green, too"
+)
+
 #: No blanks, quotes or backslashes: the id is part of statements' text, and all servers compare it alike.
 _ID: Final = re.compile(rf"[A-Za-z0-9._:@/+=~#-]{{1,{RECEIPT_ID_CHARS}}}", re.ASCII)
 
@@ -120,6 +124,8 @@ class Receipts:
         always: Whether units write a receipt at all times, or only during a switchover.
         reach_green: Whether green has shown, before the switchover, that rows of the table are replicated to it. Only
             a logical replica has to: it gets the rows of those tables that its subscription knows.
+        stops_green: Whether a receipt would stop the replication to green: the table was made on blue alone, and green
+            is a logical replica.
         retention_s: How long rows are kept, in seconds.
         failure: Why the table could not be used when it was last tried; empty if it could, and before.
     """
@@ -128,7 +134,7 @@ class Receipts:
         """The *table* behind the endpoint *host*."""
         self.table = self._given = table
         self.always: Final = settings.bg_receipts == ALWAYS
-        self.reach_green = False
+        self.reach_green = self.stops_green = False
         self.failure = ""
         self._bg_id: Final = settings.bg_id
         self._host: Final = host
@@ -141,6 +147,8 @@ class Receipts:
 
     def is_usable(self, generation: Generation) -> bool | None:
         """Whether the table can be used on the connections of *generation*; None: it is to be looked at."""
+        if self.stops_green:
+            return False
         if generation.receipts is False and time.monotonic() >= self._retry_at:
             return None
         return generation.receipts
@@ -157,10 +165,21 @@ class Receipts:
         if "." not in self.table and _SCHEMA.fullmatch(schema):
             self.table = f"{schema}.{self.table}"
 
+    def note_green(self, *, reaches: bool | None) -> None:
+        """Receipts reach green as it is before a switchover, or do not; None: one would stop its replication."""
+        self.reach_green, self.stops_green = reaches is True, reaches is None
+        if self.stops_green:
+            self._refuse(STOPS_GREEN)
+        elif self.failure == STOPS_GREEN:
+            self.failure = ""
+
     def refuse(self, generation: Generation, why: str) -> None:
         """The table cannot be used on the server of *generation*: units go on without for a while."""
-        self.failure = why
         generation.receipts, self._retry_at = False, time.monotonic() + RECEIPTS_RETRY_S
+        self._refuse(why)
+
+    def _refuse(self, why: str) -> None:
+        self.failure = why
         if why not in self._told:
             self._told.add(why)
             self.tell(why)

@@ -294,23 +294,27 @@ class Recipe(ABC):
         """A recipe for try_login, which is called in a thread of its own."""
         return self
 
-    def try_login(self, decision: Decision, table: str | None = None) -> bool:
+    def try_login(self, decision: Decision, table: str | None = None) -> bool | None:
         """Log in where *decision* leads as the application would, and out again.
 
         Returns:
-            Whether *table* is one whose rows are replicated there from blue; false without one.
+            Whether *table* is one whose rows are replicated there from blue; None if a row of it would stop the
+            replication; false without one.
 
         Raises:
             OperationalError: As aconnect.
         """
         connection = finish(self.aconnect(decision, self.TRIAL))
         try:
-            return table is not None and self.reaches(connection, table)
+            return self.reaches(connection, table) if table is not None else False
         finally:
             connection.bgpool_discard()
 
-    def reaches(self, connection: Any, table: str) -> bool:  # noqa:ARG002  # PostgreSQL asks
-        """Whether the rows of *table* are replicated to the server of *connection*, a green one, as all are."""
+    def reaches(self, connection: Any, table: str) -> bool | None:  # noqa:ARG002  # PostgreSQL asks
+        """Whether the rows of *table* are replicated to the server of *connection*, a green one, as all are.
+
+        None if a row of it would stop the replication.
+        """
         return True
 
     def warn_of_cache(self, text: str) -> None:

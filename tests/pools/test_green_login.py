@@ -21,6 +21,7 @@ from bgpool.lab.pair import ROLE
 from bgpool.monitor.probe import now
 from bgpool.pools import green_login
 from bgpool.pools.green_login import GreenLogin
+from bgpool.pools.receipts import Receipts
 from bgpool.testing import Deployment
 from tests.pools.callers import wait_until
 
@@ -112,12 +113,13 @@ class Recipe:
         self.endpoint, self.dsn, self.settings = pool._endpoint, pool._recipe.dsn, pool._settings
         self.outcome = outcome
         self.decisions: list[Any] = []
+        self.reaches: bool | None = True
 
-    def try_login(self, decision: Any, table: str | None) -> bool:
+    def try_login(self, decision: Any, table: str | None) -> bool | None:
         self.decisions.append(decision)
         if self.outcome is not None:
             raise self.outcome
-        return table is not None
+        return self.reaches if table is not None else False
 
 
 class Workers:
@@ -133,8 +135,10 @@ class Workers:
         return self.locked_out
 
 
-def tried(recipe: Recipe, deployment: Deployment, workers: Workers | None = None) -> GreenLogin:
-    login = GreenLogin(recipe, workers or Workers(), None)  # type: ignore[arg-type]  # as much of a recipe as is needed
+def tried(
+    recipe: Recipe, deployment: Deployment, workers: Workers | None = None, receipts: Receipts | None = None
+) -> GreenLogin:
+    login = GreenLogin(recipe, workers or Workers(), receipts)  # type: ignore[arg-type]  # as much of a recipe as is needed
     login.look(deployment.snapshot)
     if login._thread is not None:
         login._thread.join()
@@ -246,3 +250,24 @@ def test_a_password_that_only_blue_has_cached_needs_no_trial_and_no_second_line(
     recipe.cache_warning = "only in the cache"
     assert tried(recipe, deployment).failure == "only in the cache"
     assert (recipe.decisions, logged(caplog)) == ([], [])
+
+
+@pytest.mark.parametrize("reaches", [True, False, None])
+def test_receipts_that_would_stop_the_replication_to_green_are_not_left(
+    deployment: Deployment, make_pool: Callable[..., Any], caplog: pytest.LogCaptureFixture, reaches: bool | None
+) -> None:
+    """The table was made on blue alone, and green is a logical replica."""
+    pool = make_pool(bg_receipts_table="bgpool_receipts")
+    receipts, recipe = pool._receipts, Recipe(pool)
+    with pool.connection() as conn:
+        generation = conn.bgpool_generation
+    receipts.accept(generation)
+    recipe.reaches = reaches
+    with caplog.at_level(logging.WARNING, logger="bgpool"):
+        login = tried(recipe, deployment, receipts=receipts)
+    assert (receipts.reach_green, receipts.is_usable(generation)) == (reaches is True, reaches is not None)
+    warned = [record.getMessage() for record in caplog.records if "stop its replication" in record.getMessage()]
+    assert len(warned) == (reaches is None)
+    deployment.phase(Phase.COMPLETED)
+    login.look(deployment.snapshot)
+    assert receipts.is_usable(generation)

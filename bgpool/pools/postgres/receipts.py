@@ -13,8 +13,8 @@ from typing import Any, Final
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
 __all__ = [
-    "CAN_DELETE", "CLAIM", "DDL", "DELETE", "DELETING", "LEAVE", "LOOK", "REACHES", "WRITER", "misfit", "no_deletion",
-    "quoted",
+    "CAN_DELETE", "CLAIM", "DDL", "DELETE", "DELETING", "LACKS", "LEAVE", "LOOK", "REACHES", "WRITER", "misfit",
+    "no_deletion", "quoted",
 ]  # fmt: skip
 
 DDL: Final = f"""\
@@ -57,6 +57,10 @@ REACHES: Final = """
     SELECT EXISTS (
         SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = to_regclass('{table}') AND srsubstate = 'r'
     )
+"""
+#: Whether a logical replica has no such table: then the first row of it stops the replication for good.
+LACKS: Final = """
+    SELECT to_regclass('{table}') IS NULL AND EXISTS (SELECT FROM pg_catalog.pg_subscription_rel)
 """
 #: A row if the receipt was inserted: not where the transaction has written nothing. One plain statement, because it is
 #: planned anew each time: with a WITH around it, it took twice as long.

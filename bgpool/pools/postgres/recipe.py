@@ -11,7 +11,7 @@ import psycopg
 from bgpool.pools.postgres.blocking_connection import BlockingAware, aware
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.outcome import row_of
-from bgpool.pools.postgres.receipts import REACHES, quoted
+from bgpool.pools.postgres.receipts import LACKS, REACHES, quoted
 from bgpool.pools.postgres.session import with_session_reset
 from bgpool.pools.recipe import DriversPool, Place, Recipe
 from bgpool.pools.waits import finish
@@ -41,13 +41,14 @@ class PostgresRecipe(Recipe):
             where["password"] = place.password
         return {**self.dsn.params, **kwargs, **where}
 
-    def reaches(self, connection: Any, table: str) -> bool:
+    def reaches(self, connection: Any, table: str) -> bool | None:
         """As Recipe says: a logical replica gets the rows of those tables that its subscription knows."""
         try:
+            (lacks,) = finish(row_of(connection, LACKS.format(table=quoted(table))))
             (reaches,) = finish(row_of(connection, REACHES.format(table=quoted(table))))
         except psycopg.Error:
             return False
-        return bool(reaches)
+        return None if lacks else bool(reaches)
 
     def is_silence(self, error: Exception) -> bool:
         """As Recipe says."""
