@@ -287,13 +287,13 @@ RECEIPT_ID_CHARS: Final = 200
 #: How long units of work go on without receipts where the table cannot be used, in seconds, before they look again.
 RECEIPTS_RETRY_S: Final = 60.0
 
-#: Old receipts are deleted by units of work, so many rows at a time, and by each process after so many units or
+#: Old receipts are deleted by units of work, so many rows at a time, and by each process after so many receipts or
 #: seconds; sooner where it has just found as many as that. Few enough units that the 99th percentile of their times
 #: stays what it is, and often enough that a process deletes what it writes. Measured in docs/units-of-work.md.
 RECEIPTS_DELETED_AT_ONCE: Final = 500
-RECEIPTS_DELETION_UNITS: Final = 500
+RECEIPTS_DELETION_EVERY: Final = 500
 RECEIPTS_DELETION_S: Final = 60.0
-RECEIPTS_BACKLOG_UNITS: Final = 300
+RECEIPTS_BACKLOG_EVERY: Final = 300
 RECEIPTS_BACKLOG_S: Final = 5.0
 
 #: The longest that such a deletion waits for a lock, and takes, in ms; on MySQL it is a second for a lock.

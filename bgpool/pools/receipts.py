@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bgpool.core.limits import (
     RECEIPT_ID_CHARS,
+    RECEIPTS_BACKLOG_EVERY,
     RECEIPTS_BACKLOG_S,
-    RECEIPTS_BACKLOG_UNITS,
     RECEIPTS_DELETED_AT_ONCE,
+    RECEIPTS_DELETION_EVERY,
     RECEIPTS_DELETION_S,
-    RECEIPTS_DELETION_UNITS,
     RECEIPTS_RETRY_S,
 )
 from bgpool.errors import ConfigurationError
@@ -141,8 +141,9 @@ class Receipts:
         self._told: Final[set[str]] = set()
         self._retry_at = 0.0
         self.retention_s: Final = settings.bg_receipts_retention_s
-        # Units since old rows were deleted last, and when that is due again. At once, for processes that run few.
-        self._units = self._due_units = 0
+        # Receipts left since old rows were deleted last, and when that is due again. At once, for processes that leave
+        # few.
+        self._left = self._due_left = 0
         self._due_at = 0.0
 
     def is_usable(self, generation: Generation) -> bool | None:
@@ -198,18 +199,21 @@ class Receipts:
 
     # -- old rows ------------------------------------------------------------------------------------------------
 
+    def note_left(self) -> None:
+        """A unit has left a receipt."""
+        self._left += 1
+
     def is_deletion_due(self) -> bool:
         """Whether the unit that has ended is to delete old rows; if so, the next ones are not."""
-        self._units += 1
-        if self._units < self._due_units and time.monotonic() < self._due_at:
+        if self._left < self._due_left and time.monotonic() < self._due_at:
             return False
-        self._schedule(RECEIPTS_DELETION_UNITS, RECEIPTS_DELETION_S)
+        self._schedule(RECEIPTS_DELETION_EVERY, RECEIPTS_DELETION_S)
         return True
 
     def note_deleted(self, rows: int) -> None:
         """So many *rows* were deleted; there may be more."""
         if rows >= RECEIPTS_DELETED_AT_ONCE:
-            self._schedule(RECEIPTS_BACKLOG_UNITS, RECEIPTS_BACKLOG_S)
+            self._schedule(RECEIPTS_BACKLOG_EVERY, RECEIPTS_BACKLOG_S)
 
     def keep_old(self, why: str) -> None:
         """Old rows cannot be deleted, as the table is: said once."""
@@ -229,5 +233,5 @@ class Receipts:
             extra=log_fields("receipts_kept", bg_id=self._bg_id, host=self._host),
         )
 
-    def _schedule(self, units: int, seconds: float) -> None:
-        self._units, self._due_units, self._due_at = 0, units, time.monotonic() + seconds
+    def _schedule(self, receipts: int, seconds: float) -> None:
+        self._left, self._due_left, self._due_at = 0, receipts, time.monotonic() + seconds

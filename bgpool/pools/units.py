@@ -454,6 +454,8 @@ class Unit(ABC, Generic[C, R]):
         So no earlier attempt was applied on this server, and none can be any more while the transaction is open.
         """
         self._has_receipt, self._cut = True, None
+        if self._receipts is not None:
+            self._receipts.note_left()
 
     @abstractmethod
     def reads_only(self, connection: C) -> bool:

@@ -7,6 +7,7 @@ waits for it. The server goes on with a COMMIT whose client is gone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from bgpool.core.limits import RECEIPT_ID_CHARS
@@ -83,6 +84,7 @@ DELETE: Final = "DELETE FROM {table} WHERE id IN ({ids})"
 TAKEN: Final = frozenset({1062, 1586})
 
 
+@cache
 def quoted(table: str) -> str:
     """*table*, as it is given, for statements."""
     return ".".join(f"`{part}`" for part in table.split("."))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from bgpool.core.limits import RECEIPT_ID_CHARS
@@ -117,6 +118,7 @@ DELETE: Final = """
 _TEXT: Final = re.compile(r"text|character varying(?:\((\d+)\))?")
 
 
+@cache
 def quoted(table: str) -> str:
     """*table*, as it is given, for statements."""
     return ".".join(f'"{part}"' for part in table.split("."))
