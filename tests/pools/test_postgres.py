@@ -20,6 +20,7 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.lab.postgres import PostgresServer
 from bgpool.monitor.probe import now
 from bgpool.pools.pool import Pool
+from bgpool.pools.postgres import unit
 from bgpool.testing import Deployment
 from tests.pools.callers import wait_until
 from tests.pools.conftest import Work
@@ -223,25 +224,43 @@ class TestPromotion:
         assert work.rows(pair, "green") == 1
 
     @pytest.mark.parametrize(("reason", "replica"), [("restarted", True), ("no replica", False)])
-    def test_what_cannot_be_told_is_said(
-        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work, reason: str
+    @pytest.mark.parametrize("old_blue", ["there", "gone"])
+    def test_old_blue_tells_what_green_cannot(
+        self,
+        make_pool: MakePool,
+        pair: Pair,
+        promotion: Promotion,
+        work: Work,
+        monkeypatch: pytest.MonkeyPatch,
+        reason: str,
+        old_blue: str,
     ) -> None:
-        def restart() -> None:
-            # A crash: recovery replays a log of green's own, and has an end that says nothing about blue's.
-            pair.green.kill()
-            pair.green.start()
+        def before_release() -> None:
+            if reason == "restarted":
+                # A crash: recovery replays a log of green's own, and has an end that says nothing about blue's.
+                pair.green.kill()
+                pair.green.start()
+            if old_blue == "gone":
+                pair.blue.stop("immediate")
 
-        if reason == "restarted":
-            promotion.before_release = restart
+        monkeypatch.setattr(unit, "OLD_BLUE_S", 0.5 if old_blue == "gone" else 15.0)
+        promotion.before_release = before_release
         promotion.cutter.when = "after"
-        with pytest.raises(bgpool.CommitOutcomeUnknown, match="find out"):
-            make_pool(max_size=1).run(work)
+        pool = make_pool(max_size=1)
+        if old_blue == "there":
+            assert pool.run(work) == "call 1"
+            assert work.rows(pair, "green") == 1
+        else:
+            with pytest.raises(bgpool.CommitOutcomeUnknown, match="find out"):
+                pool.run(work)
         assert work.calls == 1
 
     @pytest.mark.parametrize("replica", [False])
     def test_what_may_be_applied_twice_is_called_again_where_nobody_can_tell(
-        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
+        self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(unit, "OLD_BLUE_S", 0.5)
+        promotion.before_release = lambda: pair.blue.stop("immediate")
         promotion.cutter.when = "after"
         assert make_pool(max_size=1).run(work, idempotent=True) == "call 2"
         assert work.rows(pair, "green") == 2

@@ -60,7 +60,7 @@ class World:
         """End every connection, at the next word of the servers."""
         self._life += 1
 
-    def session(self, _params: object, target: Target, _password: object) -> _Session:
+    def session(self, _params: object, target: Target, _password: object, _application: object) -> _Session:
         """As a monitor connects."""
         life, servers = self.state()
         if target.addresses[0] not in servers:

@@ -98,6 +98,11 @@ class Server:
         """Within the block it says nothing any more."""
         self._process.send_signal(signal.SIGSTOP)
         try:
+            # It may go on for a moment.
+            while (
+                Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T"
+            ):
+                time.sleep(0.001)
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
