@@ -190,7 +190,7 @@ def test_a_callable_that_hangs_costs_one_thread_and_one_line(
 
 
 def test_calls_follow_each_other_and_each_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.55)
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 1.0)
     running: list[int] = [0]
 
     def slow(*_: object) -> str:
@@ -200,9 +200,9 @@ def test_calls_follow_each_other_and_each_has_its_time(monkeypatch: pytest.Monke
         return f"with {running[0]} others"
 
     maker = PasswordMaker(slow)
-    with ThreadPoolExecutor(6) as pool:
-        made = list(pool.map(lambda _: maker.make(HOST, 5432, "app"), range(6)))
-    assert made == ["with 0 others"] * 6
+    with ThreadPoolExecutor(12) as pool:
+        made = list(pool.map(lambda _: maker.make(HOST, 5432, "app"), range(12)))
+    assert made == ["with 0 others"] * 12
 
 
 def test_a_forked_child_does_not_wait_for_its_parents_call() -> None:
