@@ -14,6 +14,7 @@ from bgpool.doctor.server import QueryFailed, Server
 from bgpool.dsn import Dsn
 from bgpool.pools.mysql import receipts as mysql
 from bgpool.pools.postgres import receipts as postgres
+from bgpool.pools.receipts import REMEDY
 
 __all__ = ["DEFAULT_TABLE", "ReceiptsTable", "ddl_of", "of_application", "receipts_checks"]
 
@@ -22,8 +23,6 @@ DEFAULT_TABLE: Final = "bgpool_receipts"
 
 #: Rows beyond the retention are counted as far as this, by the index on created_at.
 MANY: Final = 10_000
-
-_REMEDY: Final = "bgpool receipts --sql prints the DDL and the grants"
 
 #: How many rows that are too old, as far as MANY, and the age of the oldest row in seconds: both by the index.
 _AGES_POSTGRES: Final = """
@@ -199,7 +198,7 @@ def _usable(table: ReceiptsTable) -> Verdict:
             )
         return failed(
             f"{table.place}: it {why}; units of work go on without receipts",
-            f"{_REMEDY}; before the deployment is created, so that green has it, too",
+            f"{REMEDY}; before the deployment is created, so that green has it, too",
         )
     if not table.arrives:
         return failed(
@@ -215,7 +214,7 @@ def _old(table: ReceiptsTable) -> Verdict:
     if table.misfit:
         return not_checked("the table cannot be used")
     if why := table.no_deletion:
-        return warning(f"{table.name} {why}: units of work delete no old rows, and it grows", _REMEDY)
+        return warning(f"{table.name} {why}: units of work delete no old rows, and it grows", REMEDY)
     old, oldest_s, rows = table.ages()
     if oldest_s is None:
         return ok("no rows")

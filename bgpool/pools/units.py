@@ -174,8 +174,7 @@ class Unit(ABC, Generic[C, R]):
         # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
         # process sleeps through may be gone when it wakes.
         self._takes_part = False
-        # None once the table is of no use to the unit.
-        self._receipts = receipts
+        self._receipts: Final = receipts
         self._is_given: Final = receipt_id is not None
         self._id = receipt_id or ""
         self._unit = ""
@@ -446,7 +445,7 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     async def awriter(self, connection: C) -> str:
-        """Which unit wrote the receipt that is there; empty if none is to be seen."""
+        """Which attempt wrote the receipt that is there, by its name; empty if none is to be seen."""
 
     def note_receipt(self, connection: C) -> None:  # noqa:ARG002  # PostgreSQL's notes where
         """The transaction on *connection* holds the receipt.

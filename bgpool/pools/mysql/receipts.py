@@ -52,7 +52,7 @@ WAIT_FOR_ROW: Final = (
 )
 WAIT_AS_BEFORE: Final = "SET SESSION innodb_lock_wait_timeout = @bgpool_wait"
 INSERT: Final = "INSERT INTO {table} (id, unit) VALUES ('{id}', '{unit}')"
-#: Which unit wrote the row, as it is committed, whatever the transaction's own snapshot has.
+#: Which attempt wrote the row, as it is committed, whatever the transaction's own snapshot has.
 WRITER: Final = "SELECT unit FROM {table} WHERE id = '{id}' LOCK IN SHARE MODE"
 
 #: What has to be known before old rows are deleted: whether the server takes no writes, how long the session waits for

@@ -82,7 +82,7 @@ CLAIM: Final = """
     SELECT counted.rows, set_config('lock_timeout', own.lock_timeout, true)
     FROM (SELECT count(*) AS rows FROM written) AS counted, own
 """
-#: Which unit wrote the row.
+#: Which attempt wrote the row.
 WRITER: Final = "SELECT unit::text FROM {table} WHERE id = '{id}'"
 
 #: How old rows are deleted, before anything else in a transaction of its own: waits for nobody, in no one's way.
