@@ -33,7 +33,8 @@ class LoopSource(ConnectionSource[C]):
         # The loop that was here last, and its connections: the common case is one compare.
         self._last: tuple[asyncio.AbstractEventLoop | None, Succession | None] = (None, None)
         self._loops: dict[asyncio.AbstractEventLoop, Succession] = {}
-        # What the loops have counted that are closed.
+        # Of closed loops: what is being closed, and what those before it have counted.
+        self._closing: list[Succession] = []
         self._before = Usage()
 
     # -- one succession for each loop ----------------------------------------------------------------------------
@@ -66,12 +67,14 @@ class LoopSource(ConnectionSource[C]):
         """End what belongs to loops that are closed."""
         with self._lock:
             closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
+            self._closing += closed
         # Not under the lock: a connector's figures take it, and its owner is asked.
         for succession in closed:
             succession.close(0)
             was = succession.usage()
             with self._lock:
                 self._before = Usage.merged((self._before, was._replace(in_use=0, idle=0, waiting=0)))
+                self._closing.remove(succession)
 
     # -- following the segment -----------------------------------------------------------------------------------
 
@@ -80,9 +83,11 @@ class LoopSource(ConnectionSource[C]):
         self._bury_closed()
         return super().tick()
 
-    def usage(self) -> Usage:
-        """As ConnectionSource's."""
-        return Usage.merged((self._before, super().usage()))
+    def _count_connections(self) -> Usage:
+        """As ConnectionSource's; closed loops included, so that no count falls when one ends."""
+        with self._lock:
+            before, successions = self._before, [*self._loops.values(), *self._closing]
+        return Usage.merged((before, *(one.usage() for one in successions)))
 
     # -- life ----------------------------------------------------------------------------------------------------
 

@@ -331,7 +331,7 @@ class ConnectionSource(ABC, Generic[C]):
         snapshot = self.participant.reader.refresh().snapshot
         part = self._endpoint.takes_part(snapshot)
         proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
-        connections = Usage.merged(one.usage() for one in self._successions())
+        connections = self._count_connections()
         own = Usage(
             failed=self._failed,
             taking_part=int(part is True),
@@ -345,6 +345,10 @@ class ConnectionSource(ABC, Generic[C]):
             **self._limits(),
         )
         return Usage.merged((connections, self._gate.tally.usage(), own))
+
+    def _count_connections(self) -> Usage:
+        """What the successions have, and have done."""
+        return Usage.merged(one.usage() for one in self._successions())
 
     def is_holding(self, reading: Reading) -> bool:
         """Whether a checkout would be held by *reading*."""

@@ -160,7 +160,7 @@ def test_the_statements_of_the_unit_s_own_are_not_kept(opened: Opened, work: Wor
 
 @pytest.mark.usefixtures("prepared")
 def test_a_unit_that_is_cancelled_wherever_it_is_leaves_all_or_nothing(
-    opened: Opened, pair: Pair, work: Work, caplog: pytest.LogCaptureFixture
+    opened: Opened, pair: Pair, work: Work, own_log: pytest.LogCaptureFixture
 ) -> None:
     """In a savepoint of the unit's own, too: the next user of the connection finds none of it."""
     done: list[bool] = []
@@ -180,7 +180,7 @@ def test_a_unit_that_is_cancelled_wherever_it_is_leaves_all_or_nothing(
 
     asyncio.run(main())
     assert len(receipts(pair)) == work.rows(pair)
-    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    assert [record.getMessage() for record in own_log.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.usefixtures("prepared")

@@ -167,7 +167,7 @@ def test_parameters_reach_asyncpg(engines: Engines) -> None:
 
 
 def test_what_a_closed_loop_has_left_is_closed_without_a_word(
-    engines: Engines, deployment: Deployment, caplog: pytest.LogCaptureFixture
+    engines: Engines, deployment: Deployment, own_log: pytest.LogCaptureFixture
 ) -> None:
     async def pid(engine: AsyncEngine) -> Any:
         async with engine.connect() as connection:
@@ -185,4 +185,4 @@ def test_what_a_closed_loop_has_left_is_closed_without_a_word(
         asyncio.run(main())
         gc.collect()
     assert deployment.snapshot.phase is Phase.CREATED
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert [record for record in own_log.records if record.levelname == "ERROR"] == []

@@ -322,7 +322,7 @@ def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:
 
 
 def test_a_unit_that_is_cancelled_wherever_it_is_leaves_nothing_to_be_reset(
-    opened: Opened, run: Run, caplog: pytest.LogCaptureFixture
+    opened: Opened, run: Run, own_log: pytest.LogCaptureFixture
 ) -> None:
     """asyncpg logs an ERROR for a transaction that it finds when a connection comes back, and rolls it back."""
 
@@ -341,4 +341,4 @@ def test_a_unit_that_is_cancelled_wherever_it_is_leaves_nothing_to_be_reset(
             assert await bg.run(pool, one) == 1
 
     run(main())
-    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    assert [record.getMessage() for record in own_log.records if record.name == "asyncio"] == []

@@ -27,6 +27,7 @@ from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.postgres.async_pool import AsyncPool
+from bgpool.pools.succession import Succession
 from bgpool.registry import ASYNC_POOLS, close_pools, get_async_pool, open_pools
 from bgpool.testing import Deployment
 from tests.pools.callers import Caller, wait_until
@@ -65,12 +66,12 @@ def descriptors() -> int:
 
 
 @pytest.fixture
-def quiet(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> Iterator[None]:
+def quiet(own_log: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     """Nothing is logged at WARNING, and nobody is warned, also not by the collector."""
-    caplog.set_level("WARNING")
+    own_log.set_level("WARNING")
     yield
     gc.collect()
-    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+    assert [record.getMessage() for record in own_log.records if record.levelname != "INFO"] == []
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -135,6 +136,29 @@ def test_one_loop_after_the_other(make_pool: MakePool, *, closes: bool) -> None:
     wait_until(lambda: pool.stats().size == 0)
     wait_until(lambda: descriptors() <= before[0] - 2)
     assert pool.usage().served == 24
+
+
+@pytest.mark.usefixtures("deployment")
+def test_no_count_falls_while_what_a_closed_loop_has_left_is_closed(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that falls would pass for one begun anew, in a table of workers or a graph."""
+    pool = make_pool()
+    seen: list[int] = []
+
+    def close(succession: Succession, timeout_s: float) -> None:
+        seen.append(pool.usage().served)
+        own(succession, timeout_s)
+        seen.append(pool.usage().served)
+
+    own = Succession.close
+    monkeypatch.setattr(Succession, "close", close)
+    for _ in range(2):
+        asyncio.run(session(pool))
+    pool.tick()
+    wait_until(lambda: len(seen) == 4)
+    assert seen == [1, 1, 2, 2]
+    assert pool.usage().served == 2
 
 
 @pytest.mark.usefixtures("quiet", "deployment")

@@ -363,7 +363,7 @@ def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
 
 
 def test_with_always_a_transaction_that_cannot_write_is_left_alone(
-    kit: Kit, make_pool: MakePool, pair: Pair, table: str, caplog: pytest.LogCaptureFixture
+    kit: Kit, make_pool: MakePool, pair: Pair, table: str, own_log: pytest.LogCaptureFixture
 ) -> None:
     """Nor is the server taken for one that takes no writes."""
     pool = make_pool(max_size=1, bg_receipts_table=table, bg_receipts="always")
@@ -379,12 +379,12 @@ def test_with_always_a_transaction_that_cannot_write_is_left_alone(
         sessions.add(kit.session(conn))
         look(conn)
 
-    with caplog.at_level(logging.WARNING, logger="bgpool"):
+    with own_log.at_level(logging.WARNING, logger="bgpool"):
         for _ in range(3):
             pool.run(session)
     assert receipts(pair) == []
     assert len(sessions) == 1
-    assert caplog.records == []
+    assert own_log.records == []
 
 
 # -- a table that is of no use ---------------------------------------------------------------------------------------

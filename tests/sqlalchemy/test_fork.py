@@ -80,7 +80,7 @@ def test_the_childs_pool_is_whole(kit: Kit, make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize("fork", FORKS, ids=lambda fork: fork.__name__)
 def test_a_connection_in_use_is_the_parents(
-    fork: Callable[[Callable[[], object]], int], kit: Kit, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+    fork: Callable[[Callable[[], object]], int], kit: Kit, make_engine: MakeEngine, own_log: pytest.LogCaptureFixture
 ) -> None:
     engine = make_engine()
     connection = engine.connect()
@@ -94,13 +94,13 @@ def test_a_connection_in_use_is_the_parents(
         connection.rollback()
         connection.execute(text("SELECT 1"))
         connection.close()
-        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        assert not [record for record in own_log.records if record.levelname == "ERROR"]
 
     def leaves_it() -> None:
         connection.close()
         session(kit, engine)
         gc.collect()
-        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+        assert not [record for record in own_log.records if record.levelname == "ERROR"]
 
     assert fork(child) == 0
     assert fork(leaves_it) == 0
