@@ -296,9 +296,10 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
         """As PostgresUnit says."""
         worker: Any = self._lender
 
-        async def ask() -> Outcome:
+        async def ask(seconds: float) -> Outcome:
             server, clock = worker.world.server_at(trace.address), worker.world.clock
-            session = await clock.within(server.connect(worker.makes_sessions()), CONNECT_TIMEOUT_NS)
+            limit_ns = min(CONNECT_TIMEOUT_NS, int(seconds * SECOND))
+            session = await clock.within(server.connect(worker.makes_sessions()), limit_ns)
             if not worker.alive:
                 raise Died
             if session is None or server.address != trace.address:

@@ -418,27 +418,32 @@ def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> O
         finally:
             connection.bgpool_discard()
 
-    async def ask() -> Outcome:
+    async def ask(seconds: float) -> Outcome:
         # A server that was stopped takes connections and says nothing.
-        return within(min(left_s(), OLD_BLUE_S), lambda: finish(ask_once()))
+        return within(seconds, lambda: finish(ask_once()))
 
     return finish(until_told(ask, BLOCKING, left_s))
 
 
-async def until_told(ask: Callable[[], Awaitable[Outcome]], waits: Waits, left_s: Callable[[], float]) -> Outcome:
-    """What *ask* tells of a COMMIT that old blue may still be at; for OLD_BLUE_S at most while nobody lets us in."""
+async def until_told(ask: Callable[[float], Awaitable[Outcome]], waits: Waits, left_s: Callable[[], float]) -> Outcome:
+    """What *ask* tells of a COMMIT that old blue may still be at; for OLD_BLUE_S at most while nobody lets us in.
+
+    *ask* is given the seconds that it may take.
+    """
     deadline_ns, pause_s = waits.now_ns() + int(OLD_BLUE_S * 1e9), UNIT_PAUSE_S
-    while True:
+    while (seconds := min(left_s(), (deadline_ns - waits.now_ns()) / 1e9)) > 0:
         try:
-            outcome = await ask()
+            outcome = await ask(seconds)
         except psycopg.OperationalError:
-            if waits.now_ns() >= deadline_ns:
-                return Outcome.UNKNOWN
+            # Not let in yet.
+            pass
         except Exception:
             # Refused, and it would be every time; or not answered.
             return Outcome.UNKNOWN
         else:
             if outcome is not Outcome.PENDING or left_s() <= 0:
                 return outcome
+            deadline_ns = waits.now_ns() + int(OLD_BLUE_S * 1e9)
         await waits.sleep(min(pause_s, max(0.001, left_s())))
         pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
+    return Outcome.UNKNOWN
