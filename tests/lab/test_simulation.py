@@ -17,7 +17,7 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.lab.simulation import script_of, sessions, simulate, simulate_many
 from bgpool.lab.simulation.script import Script
 from bgpool.pools.mysql.unit import MysqlUnit
-from bgpool.pools.postgres import outcome
+from bgpool.pools.postgres import outcome, unit
 from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.pools.receipts import new_id
 from bgpool.pools.units import Outcome, Unit
@@ -46,6 +46,11 @@ def test_every_promise_is_kept(count: int) -> None:
     assert failovers > count / 30
     assert acknowledged > 50 * count
     assert already > 2 * count
+
+
+@pytest.mark.parametrize("seed", [1475, 8782], ids=["long functions in the last seconds", "old blue gone, long held"])
+def test_who_waits_with_good_reason_is_not_complained_of(seed: int) -> None:
+    assert simulate(seed).violations == ()
 
 
 def test_a_seed_is_all_that_a_run_depends_on() -> None:
@@ -201,3 +206,15 @@ def test_a_broken_unit_of_work_is_found_out(
             return
         assert tried < SEEDS_TO_FIND, f"{tried} simulations did not notice"
     pytest.fail("too few seeds fit")
+
+
+def meets_no_old_blue(script: Script) -> bool:
+    return meets_foreign_ids(script) and script.old_blue == "gone" and not script.rolled_back
+
+
+@pytest.mark.once
+def test_a_caller_who_is_not_let_go_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old blue that is gone is asked until the unit's time is up."""
+    monkeypatch.setattr(unit, "OLD_BLUE_S", 60.0)
+    fit = [seed for seed in range(2000) if meets_no_old_blue(script_of(seed))]
+    assert any("a caller waits for ever" in simulate(seed).violations for seed in fit[:SEEDS_TO_FIND])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from bgpool.core.limits import GREEN_WAIT_S
+from bgpool.core.limits import GREEN_WAIT_S, OLD_BLUE_S
 from bgpool.lab.simulation.clock import MS, SECOND
 from bgpool.lab.simulation.world import World
 
@@ -43,10 +43,11 @@ class Script:
     Attributes:
         story: What was drawn, in a line.
         rolled_back: Blue survives.
+        hangs: The switchover never ends, and no server lets anybody in again.
         may_fail: Callers may see errors: the switchover outlasts what they wait for.
         evidence_ns: From when on the monitor can know that green took over; None where it never can, or is not to.
         release_bound_ns: How long after that the release may come.
-        end_ns: When the last step is done.
+        end_ns: The end of the story, as far as it is not told by what happens when.
         window: When the metadata tell that there is a switchover, whatever they say later.
         unhurried: Nothing ends by a timer.
         receipts: The parameter bg_receipts; empty for no table.
@@ -65,6 +66,7 @@ class Script:
     mode: str = "normal"
     rolled_back: bool = False
     rollback_phase: str = ""
+    hangs: bool = False
     timeout_ms: int = UNHURRIED_MS
     release_on_dns: bool = True
     zero_ns: int = ZERO_NS
@@ -96,6 +98,13 @@ class Script:
     def sound(self) -> bool:
         """Whether receipts are to decide wherever they are left."""
         return bool(self.receipts) and self.table == "both"
+
+    @property
+    def calm_ns(self) -> int:
+        """From when on nothing happens, and nobody has a good reason to wait."""
+        steps = (at_ns for at_ns, _, _ in self.steps)
+        back = (death.at_ns + death.away_ns for death in self.monitor_deaths)
+        return max(self.end_ns, *steps, *back, *self.network_cuts, *self.worker_starts, *self.worker_deaths)
 
     def prepare(self, world: World) -> None:
         """Make *world* what was drawn."""
@@ -329,6 +338,9 @@ def _switchover(script: Script, faults: list[str]) -> None:
     if any(fault.startswith("DNS fails") for fault in faults):
         script.release_bound_ns += 8 * SECOND
     script.end_ns = script.zero_ns + int((gone_s + 1) * SECOND)
+    if script.old_blue == "gone":
+        # Those whose COMMITs were cut ask it all the same.
+        script.end_ns += int(OLD_BLUE_S * SECOND)
     # The timer ends the hold by name: whatever blue says then is what callers are told.
     script.may_fail = script.may_fail or not script.unhurried
     silent = script.mode not in ("normal", "odd words") or bool(locked)
@@ -342,7 +354,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
 def _hang(script: Script) -> None:
     """The switchover begins, and nothing more is ever heard of it."""
     rng = script.rng
-    script.rolled_back, script.rollback_phase = True, "nowhere: it hangs"
+    script.rolled_back, script.rollback_phase, script.hangs = True, "nowhere: it hangs", True
     script.timeout_ms = rng.randrange(2000, 8000)
     script.may_fail, script.unhurried = True, False
     script.at(-rng.uniform(0.3, 5.0), "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))

@@ -223,7 +223,7 @@ class Worker:
 
         async def function(session: Session) -> str:
             await session.write(job.key)
-            if self._rng.random() < 0.1:
+            if self._rng.random() < 0.1 and not self.world.calm:
                 await self._clock.within(session.lost, self._rng.randrange(100 * MS, 3 * SECOND))
                 session.check_open()
             run.decidable = self._is_decidable(session)

@@ -390,6 +390,7 @@ class World:
         receipts_reach: Whether receipts are replicated to green.
         hang: How probable it is that a COMMIT takes a while, how long at most, and how probable that it is in the log
             meanwhile.
+        calm: Nothing happens any more, and nothing takes long: whoever waits now waits for ever.
         old_blue_tells: After the switchover, and in time, old blue lets clients in.
         loses_tail: Green, a physical replica, is promoted before it has replayed what blue wrote for transactions that
             did not commit.
@@ -415,6 +416,7 @@ class World:
         self.logical = self.same_lineage = self.refuses_commits = self.loses_tail = False
         self.receipts_reach = self.old_blue_tells = True
         self.hang: tuple[float, int, float] = (0.0, 0, 0.0)
+        self.calm = False
         self._applied: Final[set[Transaction]] = set()
         self._log: Final[list[Transaction]] = []
 
@@ -475,6 +477,10 @@ class World:
                 green.next_xid = max(known, default=blue.next_xid - 1) + 1
             else:
                 green.next_xid = blue.next_xid
+
+    def calm_down(self) -> None:
+        """Let nothing take long from now on."""
+        self.calm, self.hang = True, (0.0, 0, 0.0)
 
     def publish(self, status: str, *servers: Server, mode: str = "rows", version: str = "1.0") -> None:
         """What the metadata of *servers* (all, if none is named) say from now on."""
