@@ -414,13 +414,15 @@ def _makes_unfit(snapshot: Snapshot, phase: Phase, *, by_clock: bool) -> int:
     """By how much the epoch rises at *phase*: above 0 where connections opened before must not be used after.
 
     A timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
-    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch.
+    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch. Nor may
+    it after a wait for green that ends then, in the same process even, which has read of it a moment later: POST leads
+    to green, by whatever clock.
     """
     drained = phase is Phase.IN_PROGRESS
     released = phase is Phase.POST or (phase is Phase.COMPLETED and snapshot.phase < Phase.POST)
     if not (drained or released or snapshot.release_until_ns):
         return 0
-    return EPOCH_OF_TIMER if by_clock else EPOCH_OF_DECISION
+    return EPOCH_OF_TIMER if by_clock and phase is Phase.COMPLETED else EPOCH_OF_DECISION
 
 
 def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:

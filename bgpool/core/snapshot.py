@@ -14,7 +14,7 @@ from bgpool.core.sightings import Sighting
 
 __all__ = ["EPOCH_OF_DECISION", "EPOCH_OF_TIMER", "Host", "Notice", "Snapshot", "TimelineEntry"]
 
-#: How far the epoch rises at a decision of the monitor, and at the running out of the timer, which is anybody's.
+#: How far the epoch rises at a decision, and where time alone has callers go by name, by anybody's clock.
 EPOCH_OF_DECISION: Final = 2
 EPOCH_OF_TIMER: Final = 1
 

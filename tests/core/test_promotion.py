@@ -13,7 +13,7 @@ from bgpool.core.machine import Rules, step
 from bgpool.core.phase import Phase, Role
 from bgpool.core.plan import Intervals, plan
 from bgpool.core.routing import Action, Purpose, decide
-from bgpool.core.snapshot import Snapshot
+from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from tests.core.test_machine import RULES, SECOND, at, ready, rows
 from tests.core.test_transcripts import BLUE, GREEN
 
@@ -66,7 +66,7 @@ def test_metadata_are_waited_for_no_longer_than_the_limit_by_every_clock() -> No
     for event in (Tick(Instant(end_ns, 0)), answered(10 + GREEN_WAIT_S)):
         released = after(waiting, event)
         assert told(released) == (Phase.POST, "metadata")
-        assert released.epoch == waiting.epoch + 1, "by the clock: any process comes to it by itself"
+        assert released.epoch == waiting.epoch + EPOCH_OF_DECISION, "whoever decides it, it leads to green"
         assert end_ns not in released.timers
     assert any(notice.event == "green_not_ready" for notice in released.notices)
 
@@ -108,6 +108,15 @@ def test_the_switchover_timer_ends_no_switchover_that_the_metadata_have_told_of(
     ended = after(late, Tick(at(11)))
     assert ended.phase is Phase.COMPLETED
     assert ended.pinned, "it was released first"
+
+
+@pytest.mark.parametrize("news", [read(10, POST), answered(10, read_only=False, subscribes=True)])
+def test_a_worker_that_has_not_seen_the_wait_goes_by_name_in_another_epoch(news: Event) -> None:
+    """Its timer runs out while what it has read is a moment old; what it opened by name then must not count as fit."""
+    before = begun(deadline_ns=11 * SECOND)
+    by_name, released = after(before, Tick(at(11))), after(before, news, Tick(at(11)))
+    assert (by_name.pinned, released.pinned) == (False, True)
+    assert before.epoch < by_name.epoch < released.epoch
 
 
 def test_an_incomplete_inventory_ends_by_name_as_ever() -> None:

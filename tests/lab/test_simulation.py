@@ -53,6 +53,11 @@ def test_who_waits_with_good_reason_is_not_complained_of(seed: int) -> None:
     assert simulate(seed).violations == ()
 
 
+def test_what_is_opened_by_name_when_the_timer_runs_out_is_unfit_after_a_release() -> None:
+    """In this seed a wait for green that a worker has not read of ends with the timer."""
+    assert simulate(18014).violations == ()
+
+
 def test_a_seed_is_all_that_a_run_depends_on() -> None:
     first: list[str] = []
     again: list[str] = []
