@@ -23,8 +23,8 @@ from bgpool.pools.succession import Succession
 #: What a form for tasks has of its own: it waits, or says in which loop. All else is found in what both inherit.
 OWN: dict[type[Any], set[str]] = {
     LoopSource: {
-        "_reset", "_waits_of", "_here", "_successions", "_bury_closed", "tick", "_count_connections", "open", "close", "start",
-        "stop", "_end",
+        "_reset", "_waits_of", "_here", "_successions", "_bury_closed", "tick", "_count_connections", "open", "close",
+        "start", "stop", "_end",
     },
     AsyncPool: {
         "__aenter__", "__aexit__", "connection", "getconn", "putconn", "run", "aapply_unit", "close", "KIND", "OPTIONS",
