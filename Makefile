@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 # other in what is there. What cannot be installed says so again when its turn comes.
 INSTALL = -$(SKIP_OWN_QUICK) $(BIN)/tox run-parallel --notest --parallel auto --parallel-no-spinner
 
-# About ten minutes. tox prints the time of each part at the end.
+# About twelve minutes, and two of set-up the first time. tox prints the time of each part at the end.
 test: mariadb $(VENV)/.tox
 	$(if $(ARGS),,$(INSTALL))
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))

@@ -38,14 +38,15 @@ from bgpool.lab.workshops import Tls
 
 CHAPTERS = (topologies, evidence, rollbacks, upgrades, hosts, names)
 #: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL
-#: those whose metadata, names or transactions are its own; a rollback on MySQL is played in tests/lab/test_once.py.
+#: those whose metadata or transactions are its own; a rollback on MySQL is played in tests/lab/test_once.py, tokens and
+#: the names of certificates in tests/lab/test_entrances.py.
 #: ``make test-full`` plays every scenario on every engine.
 QUICK = {
     Engine.POSTGRESQL: {
         "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress", "connections-cut",
-        "black-hole-green", "monitor-killed", "iam-renamed-late", "alias",
+        "black-hole-green", "monitor-killed", "alias",
     },
-    Engine.MYSQL: {"aurora", "metadata-deleted", "connections-cut", "long-transactions"},
+    Engine.MYSQL: {"aurora", "long-transactions"},
 }  # fmt: skip
 #: Played in every way of shutting blue and of TLS; those of ``make test``.
 SHUT_SCENARIOS = ("rds", "metadata-frozen", "rollback-from-in-progress")

@@ -108,7 +108,7 @@ def allowance_s() -> float:
 
 
 @pytest.mark.usefixtures("pool")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_killed(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) -> None:
     # One that has shown that it lives: whatever ends at once is followed by a pause.
     time.sleep(MONITOR_SHORT_LIFE_S)

@@ -262,7 +262,7 @@ if os.getpid() != int(os.environ["APPLICATION"]):
 """
 
 
-@pytest.mark.parametrize("what", ["time.sleep(60)", "os.fork(); time.sleep(60)"])
+@pytest.mark.parametrize("what", [pytest.param("time.sleep(60)", marks=pytest.mark.full), "os.fork(); time.sleep(60)"])
 def test_a_module_that_hangs_is_ended_with_all_that_it_has_started(
     make_pool: Callable[..., bgpool.Pool[Any]],
     on_the_path: Path,
@@ -350,7 +350,13 @@ CANNOT_BE_HELPED: dict[str, tuple[Callable[[RunFiles], object], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", CANNOT_BE_HELPED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("segment of the future", "log") else pytest.mark.full)
+        for name in CANNOT_BE_HELPED
+    ],
+)
 def test_a_monitor_that_cannot_start_is_tried_less_and_less_and_said_once(
     files: RunFiles,
     tmp_path: Path,
