@@ -47,14 +47,6 @@ _ARRIVES: Final = f"""
     )
 """
 
-#: Whether a subscription of this database's is there, and whether the table is not.
-_LACKS: Final = """
-    SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
-        WHERE d.datname = current_database()
-    ), to_regclass('{table}') IS NULL
-"""
-
 receipts_checks: Final[Checks[ReceiptsTable]] = Checks()
 
 
@@ -124,8 +116,8 @@ class ReceiptsTable:
         """Whether this is a logical green that lacks the table: it cannot go on behind a row for what it lacks."""
         if self.engine is Engine.MYSQL or self.server.role is Role.SOURCE:
             return False
-        subscribed, missing = self.server.query(_LACKS.format(table=postgres.quoted(self.name)))[0]
-        return bool(subscribed and missing)
+        ((lacks,),) = self.server.query(postgres.LACKS.format(table=postgres.quoted(self.name)))
+        return bool(lacks)
 
     def ages(self) -> tuple[int, float | None, int]:
         """Rows that are older than the retention, as far as MANY; the age of the oldest in seconds; rows, estimated.

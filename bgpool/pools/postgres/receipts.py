@@ -59,9 +59,13 @@ REACHES: Final = """
         SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = to_regclass('{table}') AND srsubstate = 'r'
     )
 """
-#: Whether a logical replica has no such table: then the first row of it stops the replication for good.
+#: Whether a logical replica has no such table: then the first row of it stops the replication for good. It has a
+#: subscription, which need not know any table yet.
 LACKS: Final = """
-    SELECT to_regclass('{table}') IS NULL AND EXISTS (SELECT FROM pg_catalog.pg_subscription_rel)
+    SELECT to_regclass('{table}') IS NULL AND EXISTS (
+        SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database()
+    )
 """
 #: A row if the receipt was inserted: not where the transaction has written nothing. One plain statement, because it is
 #: planned anew each time: with a WITH around it, it took twice as long.
