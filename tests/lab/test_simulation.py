@@ -48,7 +48,9 @@ def test_every_promise_is_kept(count: int) -> None:
     assert already > 2 * count
 
 
-@pytest.mark.parametrize("seed", [1475, 8782], ids=["long functions in the last seconds", "old blue gone, long held"])
+@pytest.mark.parametrize(
+    "seed", [1475, 8782, 58270], ids=["long functions", "old blue gone, long held", "and connected to"]
+)
 def test_who_waits_with_good_reason_is_not_complained_of(seed: int) -> None:
     assert simulate(seed).violations == ()
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from bgpool.core.limits import GREEN_WAIT_S, OLD_BLUE_S
 from bgpool.lab.simulation.clock import MS, SECOND
-from bgpool.lab.simulation.world import World
+from bgpool.lab.simulation.world import CONNECT_TIMEOUT_NS, World
 
 __all__ = ["UNHURRIED_MS", "Death", "Script", "draw"]
 
@@ -339,8 +339,8 @@ def _switchover(script: Script, faults: list[str]) -> None:
         script.release_bound_ns += 8 * SECOND
     script.end_ns = script.zero_ns + int((gone_s + 1) * SECOND)
     if script.old_blue == "gone":
-        # Those whose COMMITs were cut ask it all the same.
-        script.end_ns += int(OLD_BLUE_S * SECOND)
+        # Those whose COMMITs were cut ask it all the same, and before that a connect that they began may run out.
+        script.end_ns += int(OLD_BLUE_S * SECOND) + CONNECT_TIMEOUT_NS
     # The timer ends the hold by name: whatever blue says then is what callers are told.
     script.may_fail = script.may_fail or not script.unhurried
     silent = script.mode not in ("normal", "odd words") or bool(locked)

@@ -18,7 +18,18 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from bgpool.core.limits import RECEIPT_ID_CHARS
 from bgpool.lab.simulation.clock import MS, SECOND, Pause, Promise
-from bgpool.lab.simulation.world import CUT, FUTURE, REFUSED, TAKEN, TIMED_OUT, Key, Link, Server, World
+from bgpool.lab.simulation.world import (
+    CONNECT_TIMEOUT_NS,
+    CUT,
+    FUTURE,
+    REFUSED,
+    TAKEN,
+    TIMED_OUT,
+    Key,
+    Link,
+    Server,
+    World,
+)
 from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.receipts import WAIT_AS_BEFORE
 from bgpool.pools.mysql.unit import MysqlUnit
@@ -35,7 +46,6 @@ __all__ = ["Died", "ModelMysqlUnit", "ModelPostgresUnit", "ModelWaits", "MysqlSe
 
 R = TypeVar("R")
 
-CONNECT_TIMEOUT_NS: Final = 10 * SECOND
 STATEMENT_NS: Final = 600 * SECOND
 
 _INSERT: Final = re.compile(r"INSERT INTO \S+ \(id, unit\) (?:SELECT|VALUES) ?\(?'([^']+)', '([^']*)'")

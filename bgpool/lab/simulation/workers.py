@@ -25,7 +25,7 @@ from bgpool.lab.simulation.sessions import (
     PostgresSession,
     Session,
 )
-from bgpool.lab.simulation.world import Key, Server, World
+from bgpool.lab.simulation.world import CONNECT_TIMEOUT_NS, Key, Server, World
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation
@@ -43,7 +43,6 @@ __all__ = ["HOLD_NS", "Job", "Run", "Worker"]
 
 HOLD_NS: Final = 30 * SECOND
 GRACE_NS: Final = SECOND
-CONNECT_TIMEOUT_NS: Final = 10 * SECOND
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from bgpool.lab.simulation.clock import MS, SECOND, Clock, Promise
 
 __all__ = [
     "ACCOUNT",
+    "CONNECT_TIMEOUT_NS",
     "CUT",
     "FUTURE",
     "REFUSED",
@@ -26,6 +27,8 @@ __all__ = [
     "World",
 ]
 
+#: How long a client waits for a connection.
+CONNECT_TIMEOUT_NS: Final = 10 * SECOND
 ACCOUNT: Final = "c0sim.eu-west-1.rds.amazonaws.com"
 Key = tuple[int, int]
 
