@@ -414,9 +414,9 @@ def _makes_unfit(snapshot: Snapshot, phase: Phase, *, by_clock: bool) -> int:
     """By how much the epoch rises at *phase*: above 0 where connections opened before must not be used after.
 
     A timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
-    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch. Nor may
-    it after a wait for green that ends then, in the same process even, which has read of it a moment later: POST leads
-    to green, by whatever clock.
+    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch. A wait
+    for green may end in that moment as well, and the same worker comes to POST once it has read of the wait. So POST
+    has the epoch of a decision also where time alone leads to it.
     """
     drained = phase is Phase.IN_PROGRESS
     released = phase is Phase.POST or (phase is Phase.COMPLETED and snapshot.phase < Phase.POST)

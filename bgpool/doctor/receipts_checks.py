@@ -41,10 +41,7 @@ _AGES_MYSQL: Final = """
 
 #: Whether green gets the table's rows, as a physical replica or by its subscription; one that has none is promoted.
 _ARRIVES: Final = f"""
-    SELECT pg_is_in_recovery() OR ({postgres.REACHES.strip()}) OR NOT EXISTS (
-        SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
-        WHERE d.datname = current_database()
-    )
+    SELECT pg_is_in_recovery() OR ({postgres.REACHES.strip()}) OR NOT {postgres.SUBSCRIBES}
 """
 
 receipts_checks: Final[Checks[ReceiptsTable]] = Checks()

@@ -28,8 +28,8 @@ __all__ = ["Outcome", "script_of", "simulate", "simulate_many"]
 
 INTERVALS: Final = Intervals(baseline_ms=1000, increased_ms=1000, high_ms=100)
 #: How long it is calm at the end of a run: longer than what was begun before may take, a function of 3 s for example.
-#: And the longest that a unit of work takes that is begun meanwhile, on the slowest servers.
 CALM_NS: Final = 6 * SECOND
+#: The longest that a unit of work takes that begins in the calm, on the slowest servers.
 SHORT_NS: Final = 3 * SECOND
 CHUNK: Final = 100
 TABLE: Final = "bgpool_receipts"

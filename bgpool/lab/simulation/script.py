@@ -47,7 +47,7 @@ class Script:
         may_fail: Callers may see errors: the switchover outlasts what they wait for.
         evidence_ns: From when on the monitor can know that green took over; None where it never can, or is not to.
         release_bound_ns: How long after that the release may come.
-        end_ns: The end of the story, as far as it is not told by what happens when.
+        end_ns: When the story ends, unless a step or a fault comes later: see calm_ns.
         window: When the metadata tell that there is a switchover, whatever they say later.
         unhurried: Nothing ends by a timer.
         receipts: The parameter bg_receipts; empty for no table.

@@ -39,7 +39,7 @@ from bgpool.settings import Settings
 if TYPE_CHECKING:
     from bgpool.pools.units import Unit
 
-__all__ = ["HOLD_NS", "Job", "Run", "Worker"]
+__all__ = ["Job", "Run", "Worker"]
 
 HOLD_NS: Final = 30 * SECOND
 GRACE_NS: Final = SECOND

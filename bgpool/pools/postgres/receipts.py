@@ -14,8 +14,8 @@ from typing import Any, Final
 from bgpool.core.limits import RECEIPT_ID_CHARS
 
 __all__ = [
-    "CAN_DELETE", "CLAIM", "DDL", "DELETE", "DELETING", "LACKS", "LEAVE", "LOOK", "REACHES", "WRITER", "misfit",
-    "no_deletion", "quoted",
+    "CAN_DELETE", "CLAIM", "DDL", "DELETE", "DELETING", "LACKS", "LEAVE", "LOOK", "REACHES", "SUBSCRIBES", "WRITER",
+    "misfit", "no_deletion", "quoted",
 ]  # fmt: skip
 
 DDL: Final = f"""\
@@ -59,13 +59,15 @@ REACHES: Final = """
         SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = to_regclass('{table}') AND srsubstate = 'r'
     )
 """
-#: Whether a logical replica has no such table: then the first row of it stops the replication for good. It has a
-#: subscription, which need not know any table yet.
-LACKS: Final = """
-    SELECT to_regclass('{table}') IS NULL AND EXISTS (
+#: The condition that the database is a logical replica. Its subscription need not know any table yet.
+SUBSCRIBES: Final = """\
+EXISTS (
         SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
         WHERE d.datname = current_database()
-    )
+    )"""
+#: Whether a logical replica has no such table: then the first row of it stops the replication for good.
+LACKS: Final = f"""
+    SELECT to_regclass('{{table}}') IS NULL AND {SUBSCRIBES}
 """
 #: A row if the receipt was inserted: not where the transaction has written nothing. One plain statement, because it is
 #: planned anew each time: with a WITH around it, it took twice as long.
