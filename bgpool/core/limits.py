@@ -349,3 +349,59 @@ LIFETIME_JITTER: Final = 0.1
 
 #: TLS contexts that a process keeps; one for each set of certificates that its DSNs name.
 SSL_CONTEXTS: Final = 16
+
+# -- fleet -------------------------------------------------------------------------------------------------------
+
+#: How often a leader gives a sign of life, in seconds: at other times and in a switchover.
+FLEET_HEARTBEAT_S: Final = 0.5
+FLEET_HEARTBEAT_SWITCHING_S: Final = 0.1
+
+#: After how long without a message that counts a host asks the database itself, in seconds; at other times and in a
+#: switchover. Source: behaviour.md §11.
+FLEET_SILENCE_S: Final = 1.5
+FLEET_SILENCE_SWITCHING_S: Final = 0.4
+
+#: How often a leader repeats its readings whole, in seconds: who joins needs one such message.
+FLEET_WHOLE_S: Final = 5.0
+
+#: How many questions a second all hosts together ask a server while they ask it themselves: each host asks once in
+#: (hosts / budget) seconds then. Source: behaviour.md §11.
+FLEET_BUDGET_PER_S: Final = 200
+
+#: How old a message may be that counts, and how far two hosts' clocks may differ, in seconds.
+FLEET_FRESH_S: Final = 2.0
+FLEET_CLOCK_ERROR_S: Final = 1.0
+
+#: How far ahead of the clock a term may be, in seconds, which are what terms of a new stream begin with.
+FLEET_TERM_AHEAD_S: Final = 86_400
+
+#: Between two claims of a host that were refused or not answered, in seconds, give or take half of it.
+FLEET_CLAIM_PAUSE_S: Final = 0.5
+
+#: Over how long the hosts spread who succeeds a leader that resigns, in seconds; at other times and in a switchover.
+FLEET_SUCCESSION_S: Final = 0.3
+FLEET_SUCCESSION_SWITCHING_S: Final = 0.1
+
+#: How long one reading of the bus may wait, in seconds, at other times and in a switchover, and how long the client
+#: waits for a server that says nothing. A server returns up to a tenth of a second late.
+FLEET_BLOCK_S: Final = 0.4
+FLEET_BLOCK_SWITCHING_S: Final = 0.1
+FLEET_TIMEOUT_S: Final = 1.0
+
+#: Entries that are kept of the leaders' stream, about; those read at a time; and the largest that is read, in bytes:
+#: the readings of a deployment with as many endpoints as there may be.
+FLEET_ENTRIES: Final = 64
+FLEET_ENTRIES_READ: Final = 128
+FLEET_ENTRY_BYTES: Final = 65_536
+
+#: How often a host reports, in seconds, give or take a fifth, and after how long without a report it counts no more.
+FLEET_REPORT_S: Final = 5.0
+FLEET_REPORT_LIFE_S: Final = 16.0
+#: Hosts of which reports are kept, about, for as long as a report counts.
+FLEET_HOSTS: Final = 2_000
+#: Characters of one text in a message or report: a server's error, what a host lacks.
+FLEET_TEXT_CHARS: Final = 500
+#: What a host lacks that it reports, at most; it has more words for each in its own `bgpool status`.
+FLEET_MISSING: Final = 4
+#: The least number of bytes of a key.
+FLEET_KEY_BYTES: Final = 32
