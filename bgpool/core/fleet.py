@@ -84,7 +84,8 @@ class FleetOrder:
     """An operator's order to all hosts.
 
     Attributes:
-        number: What tells it from others; unique.
+        number: What tells it from others: its time, in ns since 1970 with 20 digits, and random digits, so that the
+            newest is the greatest.
         until_ns: When it ends by itself, on the wall clock.
     """
 
@@ -217,7 +218,7 @@ class KeyGone:
 
 @dataclass(frozen=True, slots=True)
 class BusFailed:
-    """The bus cannot be read or written. That is a silence; the text is for a person."""
+    """The bus cannot be read or written. That is a silence; the text is for a person, and empty when it works again."""
 
     at: Instant
     error: str
@@ -231,12 +232,16 @@ class ReportsRead:
         hosts: How many hosts have reported lately.
         order: The newest operator's order; None where none stands.
         nudged: A host was nudged.
+        switching: A host is in a switchover.
+        strangers: Hosts whose clocks differ from this host's by more than they may.
     """
 
     at: Instant
     hosts: int
     order: FleetOrder | None = None
     nudged: bool = False
+    switching: bool = False
+    strangers: int = 0
 
 
 FleetEvent = MessageHeard | Claimed | Beaten | KeyGone | BusFailed | ReportsRead

@@ -10,7 +10,7 @@ from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import names_now
 from bgpool.core.snapshot import Snapshot
 
-__all__ = ["Intervals", "Plan", "Target", "plan"]
+__all__ = ["Intervals", "Plan", "Target", "is_awaited", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
         target=_target(snapshot, Role.TARGET, by_address=by_address),
         names=names,
         renewals=_renewals(snapshot),
-        evidence_ms=_evidence_ms(high) if _is_awaited(snapshot) else 0,
+        evidence_ms=_evidence_ms(high) if is_awaited(snapshot) else 0,
     )
 
 
-def _is_awaited(snapshot: Snapshot) -> bool:
+def is_awaited(snapshot: Snapshot) -> bool:
     """Whether callers wait for green's answer: before the release, or for a green that was released too early."""
     too_early = snapshot.phase is Phase.POST and snapshot.target_read_only is True
     return too_early or snapshot.phase is Phase.IN_PROGRESS

@@ -1,0 +1,205 @@
+"""What a member of a fleet is to do: whom to ask, how often at most, and what to publish.
+
+``duty(member, snapshot, at)`` is a function of what is true, as ``plan`` is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bgpool.core.events import Instant, MetadataAbsent
+from bgpool.core.fleet import PLACES, Fact, Message, Standing
+from bgpool.core.limits import (
+    FLEET_BARRED_S,
+    FLEET_CLAIM_PAUSE_S,
+    FLEET_HEARTBEAT_S,
+    FLEET_HEARTBEAT_SWITCHING_S,
+    FLEET_WHOLE_S,
+)
+from bgpool.core.member import Known, Member, Sent, give_up, silence_ns, silent_at_ns
+from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.plan import is_awaited
+from bgpool.core.readings import has_rows, meaning
+from bgpool.core.snapshot import Snapshot
+
+__all__ = ["Duty", "Publication", "duty", "published"]
+
+_NS: Final = 1_000_000_000
+#: A moment that does not come.
+_NOT: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is to be written to the leaders' stream.
+
+    Attributes:
+        message: Its term, where it is a claim, is only the least that it may be: the stream's top decides.
+    """
+
+    message: Message
+
+    @property
+    def is_claim(self) -> bool:
+        """Whether it asks for the leadership; the one write that may make the stream."""
+        return self.message.seq == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """What a member is to do now.
+
+    Attributes:
+        asks: For each role, in the order of Role, since when this host asks its server itself, 0 for all the time;
+            None where it does not. A question is due at once when that changes.
+        pace_ms: The shortest time between two questions to one server.
+        publication: What to publish now; None for nothing.
+        due_ns: When something else may be to be done if nothing happens until then, on the monotonic clock.
+    """
+
+    asks: tuple[int | None, ...] = (0, 0)
+    pace_ms: int = 0
+    publication: Publication | None = None
+    due_ns: int = _NOT
+
+
+def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
+    """What *member* is to do at *at*."""
+    due = [silent_at_ns(member, snapshot) + 1] if member.standing is not Standing.DIRECT else []
+    asks: list[int | None] = []
+    for role in Role:
+        doubt = member.doubts[PLACES[role]]
+        if member.standing is Standing.DIRECT:
+            from_ns = member.asks_from_ns
+        elif doubt is not None:
+            from_ns = doubt.ask_at_ns
+        else:
+            follows = member.standing is Standing.FOLLOWER and snapshot.phase is not Phase.NOT_CREATED
+            from_ns = _NOT if follows else 0
+        is_due = from_ns <= at.mono_ns
+        if not is_due:
+            due.append(from_ns)
+        # What is asked anyway goes on being asked.
+        asks.append(from_ns if is_due else 0 if snapshot.phase is Phase.NOT_CREATED else None)
+    publication, due_ns = _publication(member, snapshot, at)
+    leads = member.standing is Standing.LEADER
+    pace_ms = 0 if leads else member.pace_ns // 1_000_000
+    return Duty(tuple(asks), pace_ms, publication, min([*due, due_ns]))
+
+
+def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
+    """What to publish now, and when to look again."""
+    if member.standing is Standing.LEADER and member.sent is not None:
+        return _of_leader(member, member.sent, snapshot, at)
+    may_claim = member.standing is Standing.DIRECT or member.vacant or _outranks(member)
+    if not may_claim or not _is_answered(member, snapshot):
+        return None, _NOT
+    claim_at_ns = member.claim_at_ns
+    if member.standing is Standing.DIRECT and member.stirred_ns:
+        # Somebody leads, whose messages are of no use to this host alone.
+        claim_at_ns = max(claim_at_ns, member.stirred_ns + silence_ns(snapshot))
+    if at.mono_ns < claim_at_ns:
+        return None, claim_at_ns
+    least = max(member.fence[0], member.tried) + 1
+    return Publication(_message(member, least, 0, at, whole=0)), _NOT
+
+
+def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
+    switching = snapshot.phase in SWITCHING or member.others_switch
+    seq = sent.seq + 1
+    if _is_deaf(member, snapshot, at) or _is_out_of_time(member):
+        return Publication(replace(_message(member, member.term, seq, at, whole=sent.whole), resigns=True)), at.mono_ns
+    beat_ns = sent.at_ns + int((FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S) * _NS)
+    whole_ns = sent.whole_at_ns + int(FLEET_WHOLE_S * _NS)
+    if at.mono_ns >= whole_ns or _said(sent.known) != _said(member.known):
+        return Publication(_message(member, member.term, seq, at, whole=seq)), at.mono_ns
+    if at.mono_ns >= beat_ns or sent.order != member.order:
+        return Publication(_message(member, member.term, seq, at, whole=sent.whole)), at.mono_ns
+    return None, min(beat_ns, whole_ns)
+
+
+def published(member: Member, publication: Publication, at: Instant) -> Member:
+    """*member* once *publication* is on its way."""
+    if publication.is_claim:
+        pause_ns = int(FLEET_CLAIM_PAUSE_S * (0.5 + member.luck) * _NS)
+        return replace(member, claim_at_ns=at.mono_ns + pause_ns)
+    message, sent = publication.message, member.sent
+    if message.resigns and _is_out_of_time(member):
+        member = replace(member, claim_at_ns=at.mono_ns + int(FLEET_BARRED_S * _NS), strangers=0)
+        return give_up(member, "most hosts' clocks differ from this host's", at)
+    if message.resigns:
+        return give_up(member, "the database does not answer this host", at)
+    if sent is None:
+        return member
+    sent = replace(sent, seq=message.seq, at_ns=at.mono_ns, order=member.order)
+    if message.readings:
+        sent = replace(sent, whole=message.seq, whole_at_ns=at.mono_ns, known=member.known)
+    return replace(member, sent=sent)
+
+
+def _message(member: Member, term: int, seq: int, at: Instant, *, whole: int) -> Message:
+    readings = tuple(
+        known.reading if known is not None and known.author == member.id else None for known in member.known
+    )
+    first, second = (reading.read_ns if reading is not None else 0 for reading in readings)
+    order = member.order if member.order is not None and member.order.until_ns > at.wall_ns else None
+    return Message(
+        term,
+        seq,
+        member.id,
+        at.wall_ns,
+        member.application,
+        max(1, member.hosts),
+        whole,
+        (first, second),
+        readings if seq == whole else (),
+        order,
+    )
+
+
+def _said(known: tuple[Known | None, ...]) -> list[tuple[Fact, ...] | None]:
+    return [meaning(one.reading) if one is not None else None for one in known]
+
+
+def _counting(snapshot: Snapshot) -> tuple[Role, ...]:
+    """The servers of which one must answer whoever leads: those that will tell what everybody waits for."""
+    if is_awaited(snapshot):
+        return (Role.TARGET,)
+    return tuple(Role) if snapshot.phase in SWITCHING else (Role.SOURCE,)
+
+
+def _is_answered(member: Member, snapshot: Snapshot) -> bool:
+    """Whether a server that counts has answered this host itself since nobody leads."""
+    for role in _counting(snapshot):
+        known = member.known[PLACES[role]]
+        mine = known is not None and known.author == member.id and known.reading.is_answer
+        if known is not None and mine and known.reading.read_ns >= member.alone_since_ns:
+            return True
+    return False
+
+
+def _is_deaf(member: Member, snapshot: Snapshot, at: Instant) -> bool:
+    """Whether no server that counts answers the leader any more: others may be luckier."""
+    roles = _counting(snapshot)
+    for role in roles:
+        known = member.known[PLACES[role]]
+        if known is None or known.reading.is_answer:
+            return False
+    last_ns = max(member.answered_ns[PLACES[role]] for role in roles)
+    return at.mono_ns - max(last_ns, member.since_ns) > silence_ns(snapshot)
+
+
+def _is_out_of_time(member: Member) -> bool:
+    """Whether it is the leader's own clock that is wrong, to which most hosts must not listen."""
+    return 2 * member.strangers > member.hosts
+
+
+def _outranks(member: Member) -> bool:
+    """Whether this host sees a deployment's metadata where its leader sees none: it would lead better."""
+    place = PLACES[Role.SOURCE]
+    known, whole = member.known[place], member.whole
+    said = whole.readings[place] if whole is not None else None
+    if known is None or known.author != member.id or said is None:
+        return False
+    return isinstance(said.facts[-1], MetadataAbsent) and has_rows(known.reading)

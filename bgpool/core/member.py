@@ -1,0 +1,490 @@
+"""A host's place in its fleet: who asks the database, who leads, and what of a message is used.
+
+``take(member, snapshot, event)`` says what is true after an event, and which events the deployment's state machine is
+to be given. It is a function, as ``step`` is; time comes in as part of the event, and chance as the member's own id.
+What follows from it is the member's duty: see core/duty.py.
+
+Source: behaviour.md §11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from bgpool.core.events import (
+    Answered,
+    Event,
+    Instant,
+    MetadataAbsent,
+    MetadataFailed,
+    Nudged,
+    Ordered,
+    ProbeFailed,
+    StatusRead,
+)
+from bgpool.core.fleet import (
+    NEVER,
+    PLACES,
+    Beaten,
+    BusFailed,
+    Claimed,
+    Fact,
+    FleetEvent,
+    FleetOrder,
+    FleetView,
+    KeyGone,
+    Message,
+    MessageHeard,
+    Reading,
+    ReportsRead,
+    Standing,
+)
+from bgpool.core.limits import (
+    FLEET_BUDGET_PER_S,
+    FLEET_CLOCK_ERROR_S,
+    FLEET_FRESH_S,
+    FLEET_SILENCE_S,
+    FLEET_SILENCE_SWITCHING_S,
+    FLEET_SUCCESSION_S,
+    FLEET_SUCCESSION_SWITCHING_S,
+    FLEET_TERM_AHEAD_S,
+)
+from bgpool.core.phase import SWITCHING, Phase, Role
+from bgpool.core.readings import meaning, named, rank
+from bgpool.core.snapshot import Snapshot
+
+__all__ = ["Doubt", "Known", "Member", "Sent", "give_up", "silence_ns", "silent_at_ns", "take", "view_of"]
+
+_NS: Final = 1_000_000_000
+_ERROR_NS: Final = int(FLEET_CLOCK_ERROR_S * _NS)
+_FRESH_NS: Final = int(FLEET_FRESH_S * _NS)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this host goes by for one role.
+
+    Attributes:
+        author: The member that asked.
+    """
+
+    reading: Reading
+    author: str
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What the leader says of a role is not enough: this host asks itself.
+
+    Attributes:
+        since_ns: What the leader was told before does not settle it, on the wall clock; 0 where it is the leader's word
+            against this host's, so that they need only agree.
+        ask_at_ns: From when on, on the monotonic clock: many hosts do not ask in the same moment.
+    """
+
+    since_ns: int
+    ask_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a leader has published last.
+
+    Attributes:
+        seq, at_ns: Of the last message, and when, on the monotonic clock.
+        whole, whole_at_ns: The same of the last whole one.
+        known: What that one said.
+        order: The order that the last message passed on.
+    """
+
+    seq: int
+    at_ns: int
+    whole: int
+    whole_at_ns: int
+    known: tuple[Known | None, ...]
+    order: FleetOrder | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One monitor's tenure as a member of its fleet.
+
+    Attributes:
+        id: Random hex digits, 16; never used again.
+        application: As in Message.
+        since_ns: Since when it has its standing, on the monotonic clock.
+        reason: Why it asks the database itself; empty where it does not.
+        term: The term that it leads in; 0 while it does not.
+        fence: The highest authentic (term, seq) that was heard.
+        leader: Who is followed, or was last; empty for nobody.
+        heard_ns: When a message that counts was heard last, on the monotonic clock; 0 for never.
+        switching_since_ns: Since when the deployment is in a switchover, on the monotonic clock; 0 while it is not.
+        stirred_ns: When any authentic message was heard last: somebody leads, though this host may be unable to follow.
+        clock_off_ns: How old the last message seemed to be, by this host's wall clock; None where none was heard.
+        hosts: How many hosts there are; 0 while nobody has said.
+        whole: The leader's last whole message.
+        known: What this host goes by for each role.
+        named: The hosts, with their ports, that each role's own server has named to this host.
+        answers: Of each role the server's answer, while what it says of the metadata is still to come.
+        answered_ns: When each role answered this host itself, on the monotonic clock; 0 for never.
+        doubts: The roles that this host asks although it follows.
+        asks_from_ns: From when on a host that has fallen back asks, on the monotonic clock.
+        alone_since_ns: Since when nobody leads, on the wall clock: who claims has an answer that is newer.
+        vacant: The leader has resigned, and nobody has followed it yet.
+        tried: The highest term that was refused.
+        claim_at_ns: When it may claim again, on the monotonic clock.
+        sent: What it has published as the leader.
+        strangers: Hosts whose clocks differ from the leader's by more than they may.
+        others_switch: A host has reported that it is in a switchover.
+        order: The last operator's order that it has taken.
+        bus_error: What is wrong with the bus; empty where nothing is.
+    """
+
+    id: str
+    application: str
+    standing: Standing = Standing.DIRECT
+    since_ns: int = 0
+    reason: str = "no other host has been heard yet"
+    term: int = 0
+    fence: tuple[int, int] = (0, 0)
+    leader: str = ""
+    heard_ns: int = 0
+    switching_since_ns: int = 0
+    stirred_ns: int = 0
+    clock_off_ns: int | None = None
+    hosts: int = 0
+    whole: Message | None = None
+    known: tuple[Known | None, ...] = (None, None)
+    named: tuple[frozenset[tuple[str, int]], ...] = (frozenset(), frozenset())
+    answers: tuple[Answered | None, ...] = (None, None)
+    answered_ns: tuple[int, ...] = (0, 0)
+    doubts: tuple[Doubt | None, ...] = (None, None)
+    asks_from_ns: int = 0
+    alone_since_ns: int = 0
+    vacant: bool = False
+    tried: int = 0
+    claim_at_ns: int = 0
+    sent: Sent | None = None
+    strangers: int = 0
+    others_switch: bool = False
+    order: FleetOrder | None = None
+    bus_error: str = ""
+    fallbacks: int = 0
+
+    @property
+    def luck(self) -> float:
+        """Where this host stands among those that draw lots, from 0 to 1."""
+        return int(self.id[:8], 16) / 2**32
+
+    @property
+    def pace_ns(self) -> int:
+        """How long each host waits between two questions for all of them to keep the budget."""
+        return self.hosts * _NS // FLEET_BUDGET_PER_S
+
+
+# -- what happens -------------------------------------------------------------------------------------------------
+
+
+def take(member: Member, snapshot: Snapshot, event: Event | FleetEvent) -> tuple[Member, tuple[Event, ...]]:
+    """What is true of *member* after *event*, and what it tells the deployment's state machine.
+
+    Args:
+        member: Before.
+        snapshot: The deployment as this host knows it.
+        event: From the bus; or what this host's own questions came to, a nudge or a tick.
+    """
+    member = _note_silence(member, snapshot, event.at)
+    match event:
+        case MessageHeard():
+            return _heard(member, snapshot, event)
+        case Claimed():
+            return _claimed(member, event), ()
+        case Beaten():
+            return _beaten(member, event), ()
+        case KeyGone():
+            return _key_gone(member, event.at), ()
+        case BusFailed():
+            return replace(member, bus_error=event.error), ()
+        case ReportsRead():
+            return _reports_read(member, event)
+        case Nudged():
+            return _nudged(member, event.at), ()
+        case Answered():
+            return replace(member, answers=_put(member.answers, event.role, event)), ()
+        case StatusRead() | MetadataAbsent() | MetadataFailed() | ProbeFailed():
+            return _asked(member, event), ()
+        case _:
+            return member, ()
+
+
+def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Member, tuple[Event, ...]]:
+    message, at = event.message, event.at
+    place = (message.term, message.seq)
+    if message.term > at.wall_ns // _NS + FLEET_TERM_AHEAD_S:
+        return member, ()
+    if message.leader == member.id:
+        # Read back: the bus carries what we write.
+        if member.standing is Standing.LEADER and message.term == member.term:
+            member = replace(member, heard_ns=at.mono_ns, bus_error="")
+        return replace(member, fence=max(member.fence, place)), ()
+    if member.standing is Standing.LEADER and message.term == member.term:
+        # A failover has lost somebody's claim, and both of us have won the same term.
+        member = give_up(replace(member, tried=max(member.tried, member.term)), "another host leads as well", at)
+    if place <= member.fence:
+        return member, ()
+    age_ns = at.wall_ns - message.issued_ns
+    member = replace(member, fence=place, stirred_ns=at.mono_ns, clock_off_ns=age_ns, bus_error="")
+    if message.readings:
+        member = replace(member, whole=message)
+    fresh = -_ERROR_NS <= age_ns <= _FRESH_NS + _ERROR_NS
+    whole = member.whole
+    if not fresh or whole is None or (whole.term, whole.seq) != (message.term, message.whole):
+        # A delayed message, or one that rests on another that was not heard: it is as if there had been none.
+        return member, ()
+    member = replace(member, leader=message.leader, heard_ns=at.mono_ns, hosts=message.hosts)
+    if message.resigns:
+        return _vacate(member, snapshot, at), ()
+    if member.standing is not Standing.FOLLOWER:
+        member = replace(member, standing=Standing.FOLLOWER, since_ns=at.mono_ns, reason="", term=0, sent=None)
+    if member.vacant:
+        member = replace(member, vacant=False, doubts=(None, None))
+    member, told = _take_order(member, message.order, at)
+    events: list[Event] = [*told]
+    for role in Role:
+        reading = whole.readings[PLACES[role]]
+        if reading is not None:
+            reading = replace(reading, read_ns=message.read_ns[PLACES[role]])
+            member, facts = _weigh(member, snapshot, message, role, reading, at)
+            events += facts
+    return member, tuple(events)
+
+
+def _weigh(
+    member: Member, snapshot: Snapshot, message: Message, role: Role, reading: Reading, at: Instant
+) -> tuple[Member, tuple[Event, ...]]:
+    """What of the leader's *reading* of *role* is used. What may be wrong makes this host ask for itself."""
+    known, doubt = member.known[PLACES[role]], member.doubts[PLACES[role]]
+    reading = _for_us(member, message, known, reading)
+    same = known is not None and meaning(known.reading) == meaning(reading)
+    if known is not None and same:
+        if known.author == member.id and doubt is not None and known.reading.read_ns >= doubt.since_ns:
+            # We have asked since, and were told the same.
+            return _without_doubt(member, role), ()
+        if reading.read_ns <= known.reading.read_ns:
+            return member, ()
+        if doubt is not None and reading.read_ns <= doubt.since_ns + _ERROR_NS:
+            # What the leader was told before says nothing against what we have seen since.
+            return member, ()
+    elif snapshot.phase is Phase.NOT_CREATED or not _may_be_used(member, snapshot, message, known, reading):
+        return _doubting(member, role, at), ()
+    if snapshot.phase is Phase.NOT_CREATED:
+        # A deployment is met at the database and nowhere else.
+        return member, ()
+    member = replace(member, known=_put(member.known, role, Known(reading, message.leader)))
+    return _without_doubt(member, role), reading.events(at)
+
+
+def _may_be_used(member: Member, snapshot: Snapshot, message: Message, known: Known | None, reading: Reading) -> bool:
+    """Whether a reading that says something else than *known* may take its place."""
+    if not _names_ours(member, snapshot, reading):
+        return False
+    if known is None:
+        return True
+    if message.application != member.application and reading.is_answer:
+        # What its application may write says nothing of what ours may.
+        return False
+    if rank(reading) < rank(known.reading) and isinstance(reading.facts[-1], MetadataAbsent):
+        # Its login may have other rights than ours.
+        return False
+    return known.author == message.leader or reading.read_ns > known.reading.read_ns + _ERROR_NS
+
+
+def _names_ours(member: Member, snapshot: Snapshot, reading: Reading) -> bool:
+    """Whether every host that a reading names is one that this host has heard of from the database itself."""
+    names = named(reading)
+    return not names or names <= {(host.name, host.port) for host in snapshot.hosts}.union(*member.named)
+
+
+def _for_us(member: Member, message: Message, known: Known | None, reading: Reading) -> Reading:
+    """*reading* with what this host knows itself of its own application's role, where the leader has another's."""
+    first = reading.facts[0]
+    if message.application == member.application or not isinstance(first, Answered) or known is None:
+        return reading
+    mine = known.reading.facts[0]
+    if not isinstance(mine, Answered) or mine.role_read_only is first.role_read_only:
+        return reading
+    return replace(reading, facts=(replace(first, role_read_only=mine.role_read_only), *reading.facts[1:]))
+
+
+def _asked(member: Member, event: StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed) -> Member:
+    """A question of this host's own has come to something; that is its own evidence."""
+    role, at = event.role, event.at
+    answered = member.answers[PLACES[role]]
+    facts: tuple[Fact, ...] = (replace(event, at=NEVER),)
+    if not isinstance(event, ProbeFailed):
+        if answered is None:
+            return member
+        facts = (replace(answered, at=NEVER), *facts)
+        member = replace(member, answered_ns=_put(member.answered_ns, role, at.mono_ns))
+    reading = Reading(facts, at.wall_ns)
+    member = replace(
+        member,
+        known=_put(member.known, role, Known(reading, member.id)),
+        named=_put(member.named, role, named(reading)),
+        answers=_put(member.answers, role, None),
+    )
+    said = member.whole.readings[PLACES[role]] if member.whole is not None else None
+    if said is None or meaning(said) == meaning(reading):
+        return _without_doubt(member, role)
+    return member
+
+
+def _nudged(member: Member, at: Instant) -> Member:
+    if member.standing is not Standing.FOLLOWER:
+        return member
+    for role in Role:
+        member = replace(member, doubts=_put(member.doubts, role, None))
+        member = _doubting(member, role, at, since_ns=at.wall_ns)
+    return member
+
+
+def _doubting(member: Member, role: Role, at: Instant, *, since_ns: int = 0, within_ns: int | None = None) -> Member:
+    """*member* asking *role* itself; at once where the hosts are so few that all may."""
+    if member.doubts[PLACES[role]] is not None:
+        return member
+    if within_ns is None:
+        within_ns = member.pace_ns if member.hosts > FLEET_BUDGET_PER_S else 0
+    doubt = Doubt(since_ns, at.mono_ns + int(member.luck * within_ns))
+    return replace(member, doubts=_put(member.doubts, role, doubt))
+
+
+def _without_doubt(member: Member, role: Role) -> Member:
+    if member.doubts[PLACES[role]] is None or member.vacant:
+        return member
+    return replace(member, doubts=_put(member.doubts, role, None))
+
+
+# -- who leads ----------------------------------------------------------------------------------------------------
+
+
+def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
+    """A member that hears nothing goes by its own questions."""
+    if (snapshot.phase in SWITCHING) is not bool(member.switching_since_ns):
+        member = replace(member, switching_since_ns=0 if member.switching_since_ns else at.mono_ns)
+    if member.standing is Standing.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
+        return member
+    off_ns = member.clock_off_ns or 0
+    if member.bus_error:
+        reason = member.bus_error
+    elif not -_ERROR_NS <= off_ns <= _FRESH_NS + _ERROR_NS:
+        reason = f"messages seem to be {off_ns / _NS:.1f} s old: the hosts' clocks differ, or the bus stalls"
+    else:
+        reason = f"no message for {silence_ns(snapshot) / _NS} s"
+    member = give_up(member, reason, at)
+    return replace(member, asks_from_ns=at.mono_ns + int(member.luck * member.pace_ns), fallbacks=member.fallbacks + 1)
+
+
+def silence_ns(snapshot: Snapshot) -> int:
+    """How long a leader may be silent, in ns."""
+    return int((FLEET_SILENCE_SWITCHING_S if snapshot.phase in SWITCHING else FLEET_SILENCE_S) * _NS)
+
+
+def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
+    """After which moment *member* goes by its own questions if it hears nothing, on the monotonic clock.
+
+    A leader's signs of life come faster from the moment on in which it knows of a switchover, and no earlier.
+    """
+    return max(member.heard_ns, member.switching_since_ns) + silence_ns(snapshot)
+
+
+def give_up(member: Member, reason: str, at: Instant) -> Member:
+    """*member* on its own, whatever it was."""
+    return replace(
+        member,
+        standing=Standing.DIRECT,
+        since_ns=at.mono_ns,
+        reason=reason,
+        term=0,
+        sent=None,
+        doubts=(None, None),
+        vacant=False,
+        asks_from_ns=0,
+        alone_since_ns=at.wall_ns,
+    )
+
+
+def _vacate(member: Member, snapshot: Snapshot, at: Instant) -> Member:
+    """The leader has resigned: the hosts ask one after the other, until one of them has an answer and leads."""
+    if member.standing is not Standing.FOLLOWER:
+        return member
+    switching = snapshot.phase in SWITCHING
+    within_ns = int((FLEET_SUCCESSION_SWITCHING_S if switching else FLEET_SUCCESSION_S) * _NS)
+    member = replace(member, vacant=True, alone_since_ns=at.wall_ns, doubts=(None, None), claim_at_ns=0)
+    for role in Role:
+        member = _doubting(member, role, at, within_ns=max(within_ns, member.pace_ns))
+    return member
+
+
+def _claimed(member: Member, event: Claimed) -> Member:
+    if event.term < member.fence[0] or member.standing is Standing.LEADER:
+        return member
+    at_ns = event.at.mono_ns
+    return replace(
+        member,
+        standing=Standing.LEADER,
+        since_ns=at_ns,
+        reason="",
+        term=event.term,
+        fence=max(member.fence, (event.term, 0)),
+        leader=member.id,
+        heard_ns=at_ns,
+        hosts=max(1, member.hosts),
+        doubts=(None, None),
+        vacant=False,
+        asks_from_ns=0,
+        sent=Sent(0, at_ns, 0, at_ns, member.known, member.order),
+        bus_error="",
+    )
+
+
+def _beaten(member: Member, event: Beaten) -> Member:
+    member = replace(member, tried=max(member.tried, event.term))
+    if member.standing is Standing.LEADER and member.term == event.term:
+        return give_up(member, "another host is ahead", event.at)
+    return member
+
+
+def _key_gone(member: Member, at: Instant) -> Member:
+    """The order of ids is gone with the stream, and with it who is ahead: we claim anew, with the readings we have."""
+    since_ns = member.alone_since_ns
+    return replace(give_up(member, "the fleet's stream was deleted", at), alone_since_ns=since_ns, stirred_ns=0)
+
+
+def _reports_read(member: Member, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
+    if member.standing is not Standing.LEADER:
+        return member, ()
+    member = replace(member, hosts=max(1, event.hosts), others_switch=event.switching, strangers=event.strangers)
+    return _take_order(member, event.order, event.at)
+
+
+def _take_order(member: Member, order: FleetOrder | None, at: Instant) -> tuple[Member, tuple[Event, ...]]:
+    """An operator's order to all hosts, once; the newest counts."""
+    if order is None or (member.order is not None and order.number <= member.order.number):
+        return member, ()
+    member = replace(member, order=order)
+    left_ns = order.until_ns - at.wall_ns
+    return member, (Ordered(at, order.order, at.mono_ns + left_ns),) if left_ns > 0 else ()
+
+
+def view_of(member: Member) -> FleetView:
+    """*member*'s place as a snapshot shows it."""
+    reason = member.bus_error or member.reason if member.standing is Standing.DIRECT else ""
+    return FleetView(member.standing, member.leader, member.hosts, member.since_ns, reason, member.fallbacks)
+
+
+def _put(items: tuple[T, ...], role: Role, item: T) -> tuple[T, ...]:
+    place = PLACES[role]
+    return (*items[:place], item, *items[place + 1 :])

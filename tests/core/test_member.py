@@ -1,0 +1,471 @@
+"""A member of a fleet: who leads, what of a message is used, and when a host asks for itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bgpool.core.duty import Duty, duty, published
+from bgpool.core.events import (
+    Answered,
+    Event,
+    Instant,
+    MetadataAbsent,
+    Nudged,
+    Order,
+    Ordered,
+    ProbeFailed,
+    Resolved,
+    StatusRead,
+    StatusRow,
+    Tick,
+)
+from bgpool.core.fleet import (
+    Beaten,
+    Claimed,
+    FleetEvent,
+    FleetOrder,
+    KeyGone,
+    Message,
+    MessageHeard,
+    ReportsRead,
+    Standing,
+)
+from bgpool.core.machine import Rules, step
+from bgpool.core.member import Member, take
+from bgpool.core.phase import Phase, Role
+from bgpool.core.snapshot import Snapshot
+
+S = 1_000_000_000
+MS = 1_000_000
+#: The wall clock at the monotonic clock's 0.
+WALL = 1_800_000_000 * S
+BLUE, GREEN = "ledger.c0abc.eu-west-1.rds.amazonaws.com", "ledger-green-a1b2c3.c0abc.eu-west-1.rds.amazonaws.com"
+
+
+def rows(status: str, *, green: str = GREEN) -> tuple[StatusRow, ...]:
+    return (
+        StatusRow(BLUE, 5432, Role.SOURCE.value, status),
+        StatusRow(green, 5432, Role.TARGET.value, status),
+    )
+
+
+class Host:
+    """A monitor without threads: its member, its snapshot, and what it would publish."""
+
+    def __init__(self, name: str, *, at: float = 0.0, off: float = 0.0, application: str = "app") -> None:
+        self.member = Member(name.ljust(16, "0"), application)
+        self.snapshot = Snapshot("ledger")
+        self.now, self.off = at, off
+        self.asked: list[Event] = []
+
+    @property
+    def at(self) -> Instant:
+        return Instant(int(self.now * S), WALL + int((self.now + self.off) * S))
+
+    def take(self, event: Event | FleetEvent) -> tuple[Event, ...]:
+        self.member, told = take(self.member, self.snapshot, event)
+        own = () if isinstance(event, FleetEvent) else (event,)
+        for one in (*own, *told):
+            self.snapshot = step(self.snapshot, one, Rules())
+        return told
+
+    def reads(self, status: str, role: Role | None = None, *, read_only: bool = True) -> None:
+        """Its own questions are answered."""
+        for one in Role if role is None else (role,):
+            self.take(Answered(self.at, one, read_only if one is Role.TARGET else False, replica=one is Role.TARGET))
+            self.take(StatusRead(self.at, one, rows(status)))
+        if self.snapshot.phase is Phase.CREATED:
+            self.take(Resolved(self.at, {BLUE: ("10.0.0.1",), GREEN: ("10.0.0.2",)}))
+
+    def fails(self, role: Role) -> None:
+        self.take(ProbeFailed(self.at, role, "connection refused"))
+
+    def hears(self, *messages: Message) -> tuple[Event, ...]:
+        return tuple(event for message in messages for event in self.take(MessageHeard(self.at, message)))
+
+    def does(self) -> Duty:
+        return duty(self.member, self.snapshot, self.at)
+
+    def speaks(self, term: int = 0) -> Message:
+        """What it publishes now; where that is a claim, it is won, in *term*."""
+        publication = self.does().publication
+        assert publication is not None
+        self.member = published(self.member, publication, self.at)
+        message = publication.message
+        if publication.is_claim:
+            message = replace(message, term=max(term, message.term, 1))
+            self.take(Claimed(self.at, message.term))
+        return message
+
+    def waits(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(Tick(self.at))
+
+    @property
+    def asks(self) -> tuple[bool, ...]:
+        return tuple(one is not None for one in self.does().asks)
+
+    def stands(self) -> Standing:
+        return self.member.standing
+
+    def phase(self) -> Phase:
+        return self.snapshot.phase
+
+
+def created(name: str, **options: float) -> Host:
+    host = Host(name, **options)  # type: ignore[arg-type]  # at and off
+    host.reads("AVAILABLE", Role.SOURCE)
+    host.reads("AVAILABLE")
+    assert host.phase() is Phase.CREATED
+    assert host.snapshot.ready
+    return host
+
+
+def pair(*, hosts: int = 30) -> tuple[Host, Host]:
+    """A leader and a follower in CREATED."""
+    leader, follower = created("aaaa"), created("bbbb")
+    first = leader.speaks(term=WALL // S)
+    leader.take(ReportsRead(leader.at, hosts))
+    follower.hears(first)
+    assert (leader.stands(), follower.stands()) == (Standing.LEADER, Standing.FOLLOWER)
+    later(leader, follower, 2.0)
+    return leader, follower
+
+
+def later(leader: Host, follower: Host, seconds: float) -> None:
+    """Time in which nothing happens but heartbeats."""
+    for _ in range(round(seconds * 10)):
+        leader.now += 0.1
+        follower.now += 0.1
+        if leader.does().publication is not None:
+            message = leader.speaks()
+            follower.hears(message)
+            leader.hears(message)
+        follower.take(Tick(follower.at))
+
+
+# -- following ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_asks_for_itself_until_it_knows_the_deployment_and_follows_then() -> None:
+    leader, follower = pair()
+    assert leader.asks == (True, True)
+    assert follower.asks == (False, False)
+
+
+def test_a_follower_takes_the_readings_of_its_leader_as_events_of_its_own() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_INITIATED")
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.PREPARATION
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    told = follower.hears(leader.speaks())
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert {event.at for event in told} == {follower.at}
+    leader.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET, read_only=False)
+    leader.fails(Role.SOURCE)
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.POST
+    assert follower.asks == (False, False)
+
+
+def test_a_deployment_is_met_at_the_database_alone() -> None:
+    leader = created("aaaa")
+    joiner = Host("bbbb")
+    told = joiner.hears(leader.speaks())
+    assert told == ()
+    assert joiner.phase() is Phase.NOT_CREATED
+    assert joiner.asks == (True, True)
+    # At once: what the leader says is a reason to look.
+    assert joiner.does().asks[0] == joiner.at.mono_ns
+    joiner.reads("AVAILABLE", Role.SOURCE)
+    assert joiner.phase() is Phase.CREATED
+
+
+def test_a_row_that_names_a_foreign_host_is_not_used() -> None:
+    leader, follower = pair()
+    evil = "evil-green-a1b2c3.c0abc.eu-west-1.rds.amazonaws.com"
+    leader.take(Answered(leader.at, Role.TARGET, read_only=True, replica=True))
+    leader.take(StatusRead(leader.at, Role.TARGET, rows("AVAILABLE", green=evil)))
+    assert follower.hears(leader.speaks()) == follower.hears()
+    assert evil not in str(follower.snapshot)
+    assert follower.asks == (False, True)
+    follower.reads("AVAILABLE", Role.TARGET)
+    assert evil not in str(follower.snapshot)
+
+
+def test_another_port_is_another_host() -> None:
+    leader, follower = pair()
+    leader.take(Answered(leader.at, Role.SOURCE, read_only=False))
+    leader.take(StatusRead(leader.at, Role.SOURCE, tuple(replace(row, port=6666) for row in rows("AVAILABLE"))))
+    follower.hears(leader.speaks())
+    assert {host.port for host in follower.snapshot.hosts} == {5432}
+
+
+def test_what_a_host_has_read_itself_is_not_undone_by_what_may_be_older() -> None:
+    leader, follower = pair()
+    leader.reads("AVAILABLE")
+    stale = leader.speaks() if leader.does().publication else None
+    follower.take(Nudged(follower.at))
+    follower.reads("SWITCHOVER_IN_PROGRESS")
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert stale is None
+    later(leader, follower, 0.3)
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert follower.asks == (True, True)
+    # Once the leader has read the same, it is followed again.
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.hears(leader.speaks())
+    assert follower.asks == (False, False)
+
+
+def test_a_nudge_is_not_answered_by_what_the_leader_heard_before() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_INITIATED")
+    follower.hears(leader.speaks())
+    follower.take(Nudged(follower.at))
+    assert follower.snapshot.suspected_until_ns
+    leader.now += 0.1
+    follower.now += 0.1
+    leader.reads("SWITCHOVER_INITIATED")
+    follower.hears(leader.speaks())
+    assert follower.snapshot.suspected_until_ns
+    assert follower.asks == (True, True)
+    follower.reads("SWITCHOVER_INITIATED")
+    assert not follower.snapshot.suspected_until_ns
+    assert follower.asks == (False, False)
+
+
+def test_a_role_of_another_application_is_asked_by_the_host_itself() -> None:
+    leader, follower = pair()
+    follower.member = replace(follower.member, application="other")
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.hears(leader.speaks())
+    assert follower.asks == (True, True)
+    assert follower.phase() is Phase.CREATED
+    follower.reads("SWITCHOVER_IN_PROGRESS")
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert follower.asks == (False, False)
+
+
+def test_a_leader_without_a_grant_takes_no_deployment_away() -> None:
+    leader, follower = pair()
+    leader.take(Answered(leader.at, Role.SOURCE, read_only=False))
+    leader.take(MetadataAbsent(leader.at, Role.SOURCE, "GRANT it"))
+    assert leader.phase() is Phase.NOT_CREATED
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.CREATED
+    assert follower.asks == (True, False)
+    follower.reads("AVAILABLE", Role.SOURCE)
+    # It sees more, and leads.
+    claim = follower.does().publication
+    assert claim is not None
+    assert claim.is_claim
+
+
+# -- silence ------------------------------------------------------------------------------------------------------
+
+
+def test_silence_makes_a_host_ask_within_the_fleets_budget() -> None:
+    leader, follower = pair(hosts=1000)
+    later(leader, follower, 0.6)
+    assert follower.member.hosts == 1000
+    follower.waits(1.4)
+    assert follower.stands() is Standing.FOLLOWER
+    follower.waits(0.2)
+    assert follower.stands() is Standing.DIRECT
+    assert follower.member.fallbacks == 1
+    assert follower.does().pace_ms == 5000
+    first = follower.does()
+    assert first.asks == (None, None)
+    assert follower.now * S < first.due_ns <= (follower.now + 5) * S
+    follower.now = first.due_ns / S + 0.001
+    assert follower.asks == (True, True)
+
+
+@pytest.mark.parametrize(("status", "limit"), [("AVAILABLE", 1.5), ("SWITCHOVER_INITIATED", 0.4)])
+def test_silence_is_shorter_in_a_switchover(status: str, limit: float) -> None:
+    leader, follower = pair()
+    leader.reads(status)
+    if leader.does().publication is None:
+        leader.now += 0.5
+        follower.now += 0.5
+    follower.hears(leader.speaks())
+    follower.waits(limit - 0.05)
+    assert follower.stands() is Standing.FOLLOWER
+    follower.waits(0.1)
+    assert follower.stands() is Standing.DIRECT
+
+
+def test_who_has_an_answer_leads_after_a_silence() -> None:
+    leader, follower = pair()
+    follower.waits(1.6)
+    assert follower.does().publication is None
+    follower.waits(0.2)
+    follower.reads("AVAILABLE", Role.SOURCE)
+    claim = follower.speaks()
+    assert claim.seq == 0
+    assert claim.term == leader.member.term + 1
+    leader.now = follower.now
+    leader.hears(claim)
+    assert leader.stands() is Standing.FOLLOWER
+    assert leader.asks == (False, False)
+
+
+@pytest.mark.parametrize("off", [-5.0, 5.0])
+def test_a_clock_that_is_wrong_means_asking_directly_and_no_claim(off: float) -> None:
+    leader, other = pair()
+    stray = created("cccc", at=leader.now, off=off)
+    for _ in range(40):
+        leader.now += 0.1
+        stray.now += 0.1
+        if leader.does().publication is not None:
+            message = leader.speaks()
+            leader.hears(message)
+            stray.hears(message)
+        assert stray.stands() is Standing.DIRECT
+        if stray.does().publication is not None:
+            assert leader.now < 2.2
+            break
+        stray.reads("AVAILABLE")
+    assert stray.asks == (True, True)
+    assert stray.member.clock_off_ns == pytest.approx(off * S, abs=S)
+    assert other.stands() is Standing.FOLLOWER
+
+
+def test_a_leader_whose_clock_is_wrong_for_most_leaves_the_place_to_others() -> None:
+    leader, _ = pair()
+    leader.take(ReportsRead(leader.at, 30, strangers=16))
+    message = leader.speaks()
+    assert message.resigns
+    leader.reads("AVAILABLE")
+    assert leader.does().publication is None
+
+
+def test_a_message_that_was_delayed_is_no_evidence() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_INITIATED")
+    message = leader.speaks()
+    follower.now += 3.1
+    assert follower.hears(message) == ()
+    assert follower.phase() is Phase.CREATED
+
+
+def test_a_replayed_message_is_no_evidence() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_INITIATED")
+    first = leader.speaks()
+    follower.hears(first)
+    leader.reads("AVAILABLE")
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.CREATED
+    assert follower.hears(first) == ()
+    assert follower.phase() is Phase.CREATED
+
+
+def test_a_heartbeat_whose_readings_were_not_heard_is_no_evidence() -> None:
+    leader, _ = pair()
+    late = created("cccc", at=leader.now)
+    leader.now += 0.5
+    late.now += 0.5
+    message = leader.speaks()
+    assert not message.readings
+    late.hears(message)
+    assert late.stands() is Standing.DIRECT
+    # Nor does it depose a leader that others hear.
+    assert late.does().publication is None
+
+
+def test_a_term_that_is_far_ahead_is_foreign() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_INITIATED")
+    message = replace(leader.speaks(), term=(WALL // S) + 90_000)
+    assert follower.hears(message) == ()
+    assert follower.member.fence[0] < message.term
+
+
+# -- leading ------------------------------------------------------------------------------------------------------
+
+
+def test_a_leader_that_nobody_answers_resigns_and_the_next_one_asks_first() -> None:
+    leader, follower = pair()
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.hears(leader.speaks())
+    leader.fails(Role.TARGET)
+    for _ in range(3):
+        later(leader, follower, 0.1)
+        assert leader.stands() is Standing.LEADER
+    leader.now += 0.2
+    follower.now += 0.2
+    message = leader.speaks()
+    assert message.resigns
+    assert leader.stands() is Standing.DIRECT
+    follower.hears(message)
+    follower.waits(0.2)
+    assert follower.asks == (True, True)
+    follower.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET)
+    claim = follower.speaks()
+    assert claim.term > message.term
+    assert follower.stands() is Standing.LEADER
+
+
+def test_two_leaders_of_one_term_both_step_down() -> None:
+    leader, _ = pair()
+    twin = created("dddd", at=leader.now)
+    twin.speaks(term=leader.member.term)
+    twin.now += 0.5
+    message = twin.speaks()
+    leader.hears(message)
+    assert leader.stands() is Standing.DIRECT
+    assert leader.member.tried == message.term
+
+
+def test_a_leader_whose_words_are_refused_or_whose_stream_is_gone_leads_no_more() -> None:
+    leader, _ = pair()
+    other = replace(leader.member)
+    leader.take(Beaten(leader.at, leader.member.term))
+    assert leader.stands() is Standing.DIRECT
+    leader.member = other
+    leader.take(KeyGone(leader.at))
+    claim = leader.does().publication
+    assert claim is not None
+    assert claim.is_claim
+    assert claim.message.term == other.term + 1
+
+
+def test_a_leader_that_does_not_hear_itself_leads_no_more() -> None:
+    leader, _ = pair()
+    leader.waits(1.6)
+    assert leader.stands() is Standing.DIRECT
+    assert leader.asks == (True, True) or leader.does().due_ns <= (leader.now + 0.2) * S
+
+
+def test_a_leader_beats_faster_while_any_host_is_in_a_switchover() -> None:
+    leader, follower = pair()
+    follower.take(Tick(follower.at))
+    quiet = leader.does().due_ns - leader.at.mono_ns
+    leader.take(ReportsRead(leader.at, 30, switching=True))
+    assert leader.does().due_ns - leader.at.mono_ns <= quiet - 0.3 * S or leader.does().publication is not None
+
+
+# -- orders -------------------------------------------------------------------------------------------------------
+
+
+def test_an_order_reaches_every_host_once_and_the_newest_counts() -> None:
+    leader, follower = pair()
+    hold = FleetOrder(f"{leader.at.wall_ns:020d}-1", Order.HOLD, leader.at.wall_ns + 60 * S)
+    told = leader.take(ReportsRead(leader.at, 30, hold))
+    assert told == (Ordered(leader.at, Order.HOLD, leader.at.mono_ns + 60 * S),)
+    message = leader.speaks()
+    assert follower.hears(message) == (Ordered(follower.at, Order.HOLD, follower.at.mono_ns + 60 * S),)
+    later(leader, follower, 1.0)
+    assert follower.snapshot.hold_until_ns
+    release = FleetOrder(f"{leader.at.wall_ns:020d}-2", Order.RELEASE, leader.at.wall_ns + 60 * S)
+    leader.take(ReportsRead(leader.at, 30, release))
+    follower.hears(leader.speaks())
+    leader.take(ReportsRead(leader.at, 30, hold))
+    later(leader, follower, 1.0)
+    assert not follower.snapshot.hold_until_ns
+    assert not leader.snapshot.hold_until_ns
