@@ -60,6 +60,8 @@ _NS: Final = 1_000_000_000
 _ERROR_NS: Final = int(FLEET_CLOCK_ERROR_S * _NS)
 _FRESH_NS: Final = int(FLEET_FRESH_S * _NS)
 
+_SWITCHING: Final = frozenset(phase.name for phase in SWITCHING)
+
 T = TypeVar("T")
 
 
@@ -121,7 +123,6 @@ class Member:
         fence: The highest authentic (term, seq) that was heard.
         leader: Who is followed, or was last; empty for nobody.
         heard_ns: When a message that counts was heard last, on the monotonic clock; 0 for never.
-        switching_since_ns: Since when the deployment is in a switchover, on the monotonic clock; 0 while it is not.
         stirred_ns: When any authentic message was heard last: somebody leads, though this host may be unable to follow.
         clock_off_ns: How old the last message seemed to be, by this host's wall clock; None where none was heard.
         hosts: How many hosts there are; 0 while nobody has said.
@@ -152,7 +153,6 @@ class Member:
     fence: tuple[int, int] = (0, 0)
     leader: str = ""
     heard_ns: int = 0
-    switching_since_ns: int = 0
     stirred_ns: int = 0
     clock_off_ns: int | None = None
     hosts: int = 0
@@ -372,8 +372,6 @@ def _without_doubt(member: Member, role: Role) -> Member:
 
 def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
     """A member that hears nothing goes by its own questions."""
-    if (snapshot.phase in SWITCHING) is not bool(member.switching_since_ns):
-        member = replace(member, switching_since_ns=0 if member.switching_since_ns else at.mono_ns)
     if member.standing is Standing.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
         return member
     off_ns = member.clock_off_ns or 0
@@ -397,7 +395,8 @@ def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
 
     A leader's signs of life come faster from the moment on in which it knows of a switchover, and no earlier.
     """
-    return max(member.heard_ns, member.switching_since_ns) + silence_ns(snapshot)
+    begun_ns = next((entry.mono_ns for entry in snapshot.timeline if entry.event in _SWITCHING), 0)
+    return max(member.heard_ns, begun_ns) + silence_ns(snapshot)
 
 
 def give_up(member: Member, reason: str, at: Instant) -> Member:
