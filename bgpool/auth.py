@@ -20,7 +20,7 @@ from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError, PasswordFailed
 from bgpool.logs import log_fields
 
-__all__ = ["GIVE_PASSWORD", "PasswordMaker", "RdsIam"]
+__all__ = ["GIVE_PASSWORD", "PasswordMaker", "RdsIam", "SecretMaker"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -31,14 +31,13 @@ GIVE_PASSWORD: Final = (
 )
 
 
-class PasswordMaker:
-    """Calls a password callable in a thread of its own, one call at a time.
+class SecretMaker:
+    """Calls what makes a secret in a thread of its own, one call at a time.
 
     A callable that hangs costs that thread and no other; one that raises SystemExit ends it and no other.
     """
 
-    def __init__(self, password: Password) -> None:
-        self._password: Final = password
+    def __init__(self) -> None:
         # By process: a fork leaves the thread behind that is to end the call at hand.
         self._turns: Final[dict[int, _Turn]] = {}
 
@@ -46,6 +45,63 @@ class PasswordMaker:
     def is_stuck(self) -> bool:
         """Whether a call has not returned within PASSWORD_TIMEOUT_S."""
         return self._turn.left_s() <= 0
+
+    def call(self, what: str, function: Callable[..., object], *args: object) -> object:
+        """What *function* returns.
+
+        Args:
+            what: Which callable for what, as errors begin: "the password callable failed for app@db".
+
+        Raises:
+            PasswordFailed: It failed, with the failure as the cause, or took longer than PASSWORD_TIMEOUT_S. The text
+                has *what* and the kind of failure.
+        """
+        call = self._begin(what, function, *args)
+        if not call.done.wait(PASSWORD_TIMEOUT_S):
+            raise _Stuck(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
+        if isinstance(call.error, ConfigurationError):
+            raise PasswordFailed(f"{what}: {call.error}") from call.error
+        if call.error is not None:
+            # Not its text: what makes secrets may quote them.
+            raise PasswordFailed(f"{what}: {type(call.error).__name__}") from call.error
+        if inspect.iscoroutine(call.made):
+            call.made.close()
+        return call.made
+
+    @property
+    def _turn(self) -> _Turn:
+        return self._turns.setdefault(os.getpid(), _Turn())
+
+    def _begin(self, what: str, function: Callable[..., object], *args: object) -> _Call:
+        """Call *function* in a thread, after the calls before it; raises PasswordFailed where one of them hangs."""
+        turn = self._turn
+        while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
+            # Held for so long without a call: an interrupt came between the lock and the call.
+            if turn.left_s() <= 0 or turn.since == math.inf:
+                raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
+        turn.since = time.monotonic()
+        call = _Call(function, args, turn)
+        try:
+            threading.Thread(target=call.run, name="bgpool-password", daemon=True).start()
+        except BaseException as error:
+            if call.claim.acquire(blocking=False):
+                turn.end()
+            if isinstance(error, (RuntimeError, MemoryError)):
+                raise PasswordFailed(f"{what}: {error}") from error
+            raise
+        return call
+
+
+class _Stuck(PasswordFailed):
+    """A call has not returned in time."""
+
+
+class PasswordMaker(SecretMaker):
+    """Calls a password callable."""
+
+    def __init__(self, password: Password) -> None:
+        super().__init__()
+        self._password: Final = password
 
     def make(self, host: str, port: int, user: str) -> str:
         """A password for *user* at *host* and *port*.
@@ -55,8 +111,9 @@ class PasswordMaker:
                 PASSWORD_TIMEOUT_S. The text names user, host and the kind of failure.
         """
         what = f"the password callable failed for {user}@{host}"
-        call = self._begin(what, self._password, host, port, user)
-        if not call.done.wait(PASSWORD_TIMEOUT_S):
+        try:
+            made = self.call(what, self._password, host, port, user)
+        except _Stuck:
             _logger.warning(
                 "the password callable has not returned for %s@%s within %.0f s: no connection can be opened before it "
                 "does",
@@ -65,16 +122,8 @@ class PasswordMaker:
                 PASSWORD_TIMEOUT_S,
                 extra=log_fields("password_stuck", host=host),
             )
-            raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
-        made, error = call.made, call.error
-        if isinstance(error, ConfigurationError):
-            raise PasswordFailed(f"{what}: {error}") from error
-        if error is not None:
-            # Not its text: what makes secrets may quote them.
-            raise PasswordFailed(f"{what}: {type(error).__name__}") from error
+            raise
         if not isinstance(made, str):
-            if inspect.iscoroutine(made):
-                made.close()
             raise PasswordFailed(f"{what}: it returned {type(made).__name__} instead of a string")
         return made
 
@@ -99,29 +148,6 @@ class PasswordMaker:
         except PasswordFailed:
             return False
         return call.done.wait(PASSWORD_TIMEOUT_S) and bool(call.made)
-
-    @property
-    def _turn(self) -> _Turn:
-        return self._turns.setdefault(os.getpid(), _Turn())
-
-    def _begin(self, what: str, function: Callable[..., object], *args: object) -> _Call:
-        """Call *function* in a thread, after the calls before it; raises PasswordFailed where one of them hangs."""
-        turn = self._turn
-        while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
-            # Held for so long without a call: an interrupt came between the lock and the call.
-            if turn.left_s() <= 0 or turn.since == math.inf:
-                raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
-        turn.since = time.monotonic()
-        call = _Call(function, args, turn)
-        try:
-            threading.Thread(target=call.run, name="bgpool-password", daemon=True).start()
-        except BaseException as error:
-            if call.claim.acquire(blocking=False):
-                turn.end()
-            if isinstance(error, (RuntimeError, MemoryError)):
-                raise PasswordFailed(f"{what}: {error}") from error
-            raise
-        return call
 
 
 class _Turn:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -63,11 +64,18 @@ CONNECTORS: Final[Mapping[Engine, type[Connector[Any]]]] = {
 S = TypeVar("S", bound=ConnectionSource[Any])
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What somebody asked for, to find it again. Never shown: there are passwords and keys among it."""
+
+    asked: tuple[object, ...] = field(repr=False)
+
+
 class _Registry:
     """What this process has."""
 
     def __init__(self) -> None:
-        self.pools: Final[dict[object, ConnectionSource[Any]]] = {}
+        self.pools: Final[dict[_Key, ConnectionSource[Any]]] = {}
         self.participants: Final[dict[tuple[Path, str], Participant]] = {}
         self.lock = threading.Lock()
 
@@ -156,7 +164,7 @@ def get_source(
     check_threads()
     if bg_id is not None:
         options = {**options, "bg_id": bg_id}
-    key = (id(kinds), takes_part, _frozen(dsn), _frozen(options))
+    key = _Key((id(kinds), takes_part, _frozen(dsn), _frozen(options)))
     fork.notice()
     with _registry.lock:
         known = _registry.pools.get(key)

@@ -10,16 +10,19 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from bgpool.core.endpoints import normalise_host, parse_endpoint
+from bgpool.core.functions import is_coroutine_function
+from bgpool.core.limits import FLEET_KEY_BYTES, FLEET_KEYS
 from bgpool.logs import log_fields
 from bgpool.plain_errors import ConfigurationError
 
-__all__ = ["ALWAYS", "DISABLE", "Settings", "is_disabled", "read_flag"]
+__all__ = ["ALWAYS", "DISABLE", "Settings", "is_disabled", "read_flag", "read_keys"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
@@ -35,6 +38,32 @@ _TABLE: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0
 
 #: The environment variable that makes every pool of a process a plain one.
 DISABLE: Final = "BGPOOL_DISABLE"
+
+#: The environment variables that stand for parameters which are not given. An empty one counts as not set.
+_VARIABLES: Final[Mapping[str, str]] = {
+    "bg_resolver": "BGPOOL_RESOLVER",
+    "bg_fleet": "BGPOOL_FLEET",
+    "bg_fleet_key": "BGPOOL_FLEET_KEY",
+    "bg_fleet_trust": "BGPOOL_FLEET_TRUST",
+}
+
+#: What redis-py knows each scheme of a bus as. A Valkey server speaks the same protocol.
+_BUS_SCHEMES: Final[Mapping[str, str]] = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+#: What a bus's URL may have in its query, all of it about TLS. Every other option of the client is bgpool's to set.
+_BUS_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "ssl_ca_certs": (),
+    "ssl_ca_path": (),
+    "ssl_certfile": (),
+    "ssl_keyfile": (),
+    "ssl_password": (),
+    "ssl_cert_reqs": ("none", "optional", "required"),
+    "ssl_check_hostname": ("true", "false"),
+}
 
 
 def _milliseconds(least: int, most: int) -> Callable[[str, object], int]:
@@ -158,8 +187,126 @@ def _directory(name: str, value: object) -> Path | None:
     return Path(value).absolute()
 
 
-def _parameter(default: Any, parse: Callable[[str, object], Any], usual: tuple[int, int] | None = None) -> Any:
-    return field(default=default, metadata={"parse": parse, "usual": usual})
+def _bus(name: str, value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    wrong = _wrong_with_bus(value)
+    if wrong:
+        # No part of it is repeated: in a mistyped one any may be the password.
+        raise ConfigurationError(
+            f"{name}: {wrong}; redis://[USER:PASSWORD@]HOST[:PORT][/DB] is allowed, rediss:// for TLS, valkey:// and "
+            f"valkeys:// for the same, and after a ? for TLS: {', '.join(_BUS_OPTIONS)}"
+        )
+    url = urlsplit(str(value).strip())
+    return url._replace(scheme=_BUS_SCHEMES[url.scheme]).geturl()
+
+
+def _wrong_with_bus(value: object) -> str:
+    """Why *value* cannot be the URL of a bus; empty if it can."""
+    if not isinstance(value, str):
+        return f"a URL is allowed, not {type(value).__name__}"
+    text = value.strip()
+    if re.search(r"[\x00-\x20\x7f]", text):
+        return "blanks and control characters have to be written as %20 and the like"
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        return "host or port cannot be read, and / ? # @ : % in a password have to be written as %2F and the like"
+    if url.scheme not in _BUS_SCHEMES:
+        return "its scheme is not one of redis, rediss, valkey and valkeys"
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+(?:%\w+)?", host, re.ASCII) or port == 0:
+        return "host or port cannot be read"
+    if url.fragment or "#" in text or not re.fullmatch(r"(?:/\d{0,5})?", url.path, re.ASCII):
+        return "what follows the host is not the number of a database, and / ? # in a password are %2F %3F %23"
+    return _wrong_with_bus_options(url)
+
+
+def _wrong_with_bus_options(url: SplitResult) -> str:
+    options = parse_qsl(url.query, keep_blank_values=True)
+    for name, text in options:
+        if name not in _BUS_OPTIONS:
+            return "its query has an option that is not allowed"
+        if text not in (_BUS_OPTIONS[name] or (text,)) or not text:
+            words = " or ".join(_BUS_OPTIONS[name]) or "a text that is not empty"
+            return f"{name}: {words} is allowed"
+    if len({name for name, _ in options}) < len(options):
+        return "an option is given twice"
+    if options and _BUS_SCHEMES[url.scheme] != "rediss":
+        return "options for TLS need rediss:// or valkeys://"
+    return ""
+
+
+def read_keys(name: str, value: object) -> tuple[bytes, ...]:
+    """The keys that *value* is, the one that signs first.
+
+    Args:
+        name: What errors name.
+        value: Text, in which commas part several keys and blanks around each do not count; bytes, which are one key as
+            they are; or a sequence of these.
+
+    Raises:
+        ConfigurationError: It is none of these, or a key has fewer than FLEET_KEY_BYTES bytes, or there are more than
+            FLEET_KEYS. The text never holds a key.
+    """
+    keys = _keys_in(name, value)
+    if not 0 < len(keys) <= FLEET_KEYS:
+        raise ConfigurationError(f"{name}: {len(keys)} keys are given; 1 to {FLEET_KEYS} are allowed")
+    for number, key in enumerate(keys, 1):
+        if len(key) < FLEET_KEY_BYTES:
+            which = f"key {number} of {len(keys)}" if len(keys) > 1 else "the key"
+            raise ConfigurationError(
+                f"{name}: {which} has {len(key)} bytes; at least {FLEET_KEY_BYTES} are allowed, such as what "
+                "`openssl rand -hex 32` prints"
+            )
+    return keys
+
+
+def _keys_in(name: str, value: object) -> tuple[bytes, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(key.strip().encode() for key in value.split(",") if key.strip())
+        except UnicodeEncodeError:
+            # Without it as the cause: it holds the text.
+            raise ConfigurationError(f"{name}: text that can be written as UTF-8 is allowed") from None
+    if isinstance(value, (bytes, bytearray)):
+        return (bytes(value),)
+    if isinstance(value, Sequence) and not isinstance(value, memoryview):
+        return tuple(key for item in value for key in _keys_in(name, item))
+    raise ConfigurationError(
+        f"{name}: a string, bytes, a sequence of these or a callable () that returns one is allowed, not "
+        f"{type(value).__name__}"
+    )
+
+
+def _fleet_key(name: str, value: object) -> tuple[bytes, ...] | Callable[[], object] | None:
+    if value is None or value == "":
+        return None
+    if is_coroutine_function(value):
+        raise ConfigurationError(
+            f"{name}: a callable () that returns the key is allowed, not a coroutine function: it is called in a "
+            "thread, where nobody awaits it, and may block there"
+        )
+    return value if callable(value) else read_keys(name, value)
+
+
+def _fleet_password(name: str, value: object) -> Callable[[str, int, str], str] | None:
+    if value is None:
+        return None
+    if not callable(value) or is_coroutine_function(value):
+        # Not repr(value): whatever it is, it was meant to be a secret.
+        kind = "a coroutine function" if callable(value) else type(value).__name__
+        raise ConfigurationError(
+            f"{name}: a callable (host, port, user) -> str is allowed, not {kind}; a password that does not change is "
+            "part of bg_fleet"
+        )
+    return cast(Callable[[str, int, str], str], value)
+
+
+def _parameter(
+    default: Any, parse: Callable[[str, object], Any], usual: tuple[int, int] | None = None, *, secret: bool = False
+) -> Any:
+    return field(default=default, repr=not secret, metadata={"parse": parse, "usual": usual})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +329,12 @@ class Settings:
         bg_receipts_retention_s: How long receipts are kept, in seconds.
         bg_resolver: ``system``, ``hosts:FILE`` or ``dns://HOST:PORT``; default ``$BGPOOL_RESOLVER``, else system.
         bg_run_dir: Where the segment lives; None for the default of segment/paths.py.
+        bg_fleet: The bus over which the monitors of a fleet tell each other what they read, as a URL of redis-py's;
+            default ``$BGPOOL_FLEET``, None for none. Never shown: there may be a password in it.
+        bg_fleet_key: What signs messages there: keys, the one that signs first, or a callable that returns what
+            read_keys takes; default ``$BGPOOL_FLEET_KEY``. Never shown.
+        bg_fleet_trust: Believe whatever is on the bus, without a key; default ``$BGPOOL_FLEET_TRUST``.
+        bg_fleet_password: Makes the password of each connection to the bus.
         endpoint: The RDS or Aurora endpoint that the DSN's host stands for, where that is an alias.
     """
 
@@ -200,6 +353,10 @@ class Settings:
     bg_receipts_retention_s: int = _parameter(86_400, _retention)
     bg_resolver: str = _parameter("system", _resolver)
     bg_run_dir: Path | None = _parameter(None, _directory)
+    bg_fleet: str | None = _parameter(None, _bus, secret=True)
+    bg_fleet_key: tuple[bytes, ...] | Callable[[], object] | None = _parameter(None, _fleet_key, secret=True)
+    bg_fleet_trust: bool = _parameter(False, read_flag)
+    bg_fleet_password: Callable[[str, int, str], str] | None = _parameter(None, _fleet_password, secret=True)
     endpoint: str | None = _parameter(None, _endpoint)
 
     @classmethod
@@ -214,8 +371,9 @@ class Settings:
             if name not in known:
                 raise ConfigurationError(f"unknown parameter {name!r}: allowed are {', '.join(known)}")
         values = {name: known[name].metadata["parse"](name, value) for name, value in given.items()}
-        if "bg_resolver" not in given and (resolver := os.environ.get("BGPOOL_RESOLVER")):
-            values["bg_resolver"] = _resolver("BGPOOL_RESOLVER", resolver)
+        for name, variable in _VARIABLES.items():
+            if name not in given and (text := os.environ.get(variable)):
+                values[name] = known[name].metadata["parse"](f"${variable}", text)
         for name, value in values.items():
             usual = known[name].metadata["usual"]
             if usual is not None and not usual[0] <= value <= usual[1]:

@@ -406,5 +406,6 @@ FLEET_HOSTS: Final = 2_000
 FLEET_TEXT_CHARS: Final = 500
 #: What a host lacks that it reports, at most; it has more words for each in its own `bgpool status`.
 FLEET_MISSING: Final = 4
-#: The least number of bytes of a key.
+#: The least number of bytes of a key, and the most keys at a time: a change of key has two, and one may overtake it.
 FLEET_KEY_BYTES: Final = 32
+FLEET_KEYS: Final = 4

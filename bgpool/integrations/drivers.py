@@ -20,6 +20,8 @@ __all__ = ["MONITORING", "PER_CONNECTION", "Origin", "is_bgpools", "split"]
 MONITORING: Final = "monitoring"
 #: Belongs to one owner of connections, and is given to each of them: owners with the same parameters share a connector.
 PER_CONNECTION: Final = frozenset({"context"})
+#: May be several: a change of key has the new one and the old one.
+_LISTS: Final = frozenset({"bg_fleet_key"})
 
 _NO_FILE: Final = (
     "write user, password, host and port into {place}; the monitor and every worker must go to the same place"
@@ -133,7 +135,7 @@ class Origin:
                     f"{name}: {self.place} names several, and one endpoint is allowed; bgpool follows it through "
                     "the switchover, and the cluster's endpoint leads to the writer after a failover"
                 )
-            if is_list:
+            if is_list and name not in _LISTS:
                 raise self._refuse(f"{name}: it is given {len(value)} times; once is allowed")
 
     def _refuse_foreign(self, engine: Engine, params: Mapping[str, Any]) -> None:

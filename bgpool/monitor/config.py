@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,8 +18,8 @@ from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
 from bgpool.core.sightings import Parameters
 from bgpool.dsn import Dsn, Password, names_are_proved, user_of
-from bgpool.errors import ConfigurationError
-from bgpool.green import patched_by
+from bgpool.fleet.config import FleetConfig
+from bgpool.handover import hand_over, take_over
 from bgpool.monitor.session import Application
 from bgpool.settings import Settings
 
@@ -46,6 +44,7 @@ class MonitorConfig:
         resolver: As the parameter bg_resolver.
         names_matter: Whether the application's connections depend on a host's name.
         app_user, app_database: Whom the application's connections log in as, and where.
+        fleet: The bus of the fleet; None where this host asks for itself.
     """
 
     engine: Engine
@@ -64,14 +63,17 @@ class MonitorConfig:
     app_database: str
     params: Mapping[str, Any] = field(repr=False)
     password_callable: bytes | None = field(default=None, repr=False)
+    fleet: FleetConfig | None = None
 
     @classmethod
     def of(cls, dsn: Dsn, settings: Settings, run_dir: Path) -> MonitorConfig:
         """The configuration that a pool's own parameters come to.
 
         Raises:
-            ConfigurationError: The password callable cannot be handed to another process.
+            ConfigurationError: A callable cannot be handed to another process, or the fleet's parameters do not fit
+                together.
         """
+        password = dsn.monitoring_password
         return cls(
             engine=dsn.engine,
             bg_id=settings.bg_id,
@@ -89,20 +91,23 @@ class MonitorConfig:
             app_user=dsn.user,
             app_database=_database_of(dsn.params) or os.environ.get("PGDATABASE") or dsn.user,
             params=_portable(dsn),
-            password_callable=_pickled(dsn.monitoring_password),
+            password_callable=(None if password is None else hand_over("password", password, _REMEDY)),
+            fleet=FleetConfig.of(settings),
         )
 
     def dump(self) -> bytes:
         """For the pipe."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        packed: bytes = msgpack.packb({**given, "engine": self.engine.value})
+        fleet = self.fleet.as_map() if self.fleet is not None else None
+        packed: bytes = msgpack.packb({**given, "engine": self.engine.value, "fleet": fleet})
         return packed
 
     @classmethod
     def load(cls, data: bytes) -> MonitorConfig:
         """From the pipe, whose other end is a process of the same user and version."""
         given = msgpack.unpackb(data)
-        return cls(**{**given, "engine": Engine(given["engine"])})
+        fleet = FleetConfig.from_map(given["fleet"]) if given["fleet"] is not None else None
+        return cls(**{**given, "engine": Engine(given["engine"]), "fleet": fleet})
 
     @property
     def parameters(self) -> Parameters:
@@ -122,6 +127,12 @@ class MonitorConfig:
     def mark(self) -> str:
         """Four hex digits that are the same for equal parameters: too few to try guesses of a password against."""
         return hashlib.sha256(repr((self.parameters, self.password_callable)).encode()).hexdigest()[:4]
+
+    @property
+    def application_mark(self) -> str:
+        """Eight hex digits that are the same on hosts whose applications log in alike: whose settings decide there."""
+        whose = repr((self.engine.value, self.app_user, self.app_database))
+        return hashlib.sha256(whose.encode(errors="surrogatepass")).hexdigest()[:8]
 
     @property
     def rules(self) -> Rules:
@@ -147,21 +158,7 @@ class MonitorConfig:
         """
         if self.password_callable is None:
             return None
-        try:
-            # Of our own user's making, through a pipe: as trustworthy as the program that started us.
-            found: Password = pickle.loads(self.password_callable)
-        except (Exception, SystemExit) as error:
-            # The text of an import names what is missing; any other is of the callable's making and may hold a secret.
-            what = str(error) if isinstance(error, (ImportError, AttributeError)) else type(error).__name__
-            raise ConfigurationError(
-                f"the password callable cannot be used in the monitor's process ({what}); {_REMEDY}"
-            ) from error
-        if library := patched_by():
-            # By that module: a monitor loads nothing else of the application. Its heartbeat would stop with each wait.
-            raise ConfigurationError(
-                f"the password callable's module patches threads with {library}, on which a monitor does not run: "
-                "define the callable in a small module of its own"
-            )
+        found: Password = take_over("the password callable", self.password_callable, _REMEDY)
         return found
 
     @property
@@ -189,19 +186,3 @@ def _own(dsn: Dsn, name: str) -> str | None:
     """What the monitoring connections have for *name* where that is not what the application has."""
     value = dsn.monitoring.get(name)
     return str(value) if value is not None and value != dsn.params.get(name) else None
-
-
-def _pickled(password: Password | None) -> bytes | None:
-    if password is None:
-        return None
-    reason = "part of it is defined in the program itself, which the monitor does not run"
-    try:
-        pickled = pickle.dumps(password)
-        # Wherever it is mentioned: a functools.partial of a function of the program comes from functools itself.
-        if all(argument != "__main__" for _, argument, _ in pickletools.genops(pickled)):
-            return pickled
-    except Exception as error:
-        # Not its text, which may quote what the callable holds.
-        reason = f"{type(error).__name__} at pickling it"
-    name = getattr(password, "__qualname__", type(password).__qualname__)
-    raise ConfigurationError(f"password: {name} cannot be handed to the monitor's process ({reason}); {_REMEDY}")
