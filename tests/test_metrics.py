@@ -28,7 +28,7 @@ from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.lab import Pair
 from bgpool.metrics.catalogue import DEPLOYMENT, USAGE
 from bgpool.metrics.prometheus import Collector
-from bgpool.monitor import history
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.table import Usage

@@ -381,6 +381,7 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
             hold_until_ns=snapshot.hold_until_ns,
             notices=snapshot.notices,
             sightings=snapshot.sightings,
+            fleet=snapshot.fleet,
         )
         return _begin_to_watch(fresh, at)
     epoch = snapshot.epoch + _makes_unfit(snapshot, phase, by_clock=_is_by_clock(snapshot, signal, at))
@@ -438,6 +439,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
             hold_until_ns=snapshot.hold_until_ns,
             notices=snapshot.notices,
             sightings=snapshot.sightings,
+            fleet=snapshot.fleet,
         )
     if snapshot.rolled_back:
         return replace(snapshot, rolled_back=False, timeline=(), deadline_ns=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from bgpool.core.fleet import FleetView
 from bgpool.core.phase import Phase, Role
 from bgpool.core.sightings import Sighting
 
@@ -101,6 +102,7 @@ class Snapshot:
         release_until_ns: Until when an operator lets blue's callers go on where the switchover would hold them; on the
             monotonic clock, 0 for no such order. Only during a switchover.
         sightings: What monitors' parameters have let them see; the last one is that of the monitor at hand.
+        fleet: The host's place in its fleet, as its monitor has said last; None without bg_fleet.
     """
 
     bg_id: str
@@ -133,6 +135,7 @@ class Snapshot:
     timeline: tuple[TimelineEntry, ...] = ()
     notices: tuple[Notice, ...] = ()
     sightings: tuple[Sighting, ...] = ()
+    fleet: FleetView | None = None
 
     def host(self, name: str) -> Host | None:
         """The host called *name*; None if it takes no part."""

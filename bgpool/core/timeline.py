@@ -12,6 +12,7 @@ from bgpool.core.snapshot import TimelineEntry
 __all__ = [
     "CREATED_AGAIN",
     "DNS",
+    "HEARD",
     "HELD_BY_HAND",
     "HOLD_OVER",
     "METADATA",
@@ -35,6 +36,9 @@ TIMER: Final = "timer"
 HELD_BY_HAND: Final = "Held by hand"
 HOLD_OVER: Final = "Hold over"
 RELEASED_BY_HAND: Final = "Released by hand"
+
+#: A phase was entered by what another host of the fleet had read; once in each switchover.
+HEARD: Final = "Heard from the fleet"
 
 _RULE = "-" * 82
 

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from bgpool.core.phase import Phase
 from bgpool.metrics.deployment import Deployment
-from bgpool.monitor.history import OUTCOMES
+from bgpool.segment.history import OUTCOMES
 from bgpool.segment.table import Usage
 
 __all__ = ["BG_ID", "DEPLOYMENT", "POOL_NAME", "USAGE", "WORKER", "Attributes", "Kind", "Metric", "Points"]

@@ -8,7 +8,7 @@ from typing import Final
 
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
-from bgpool.monitor import history
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
 from bgpool.segment.reader import Reader

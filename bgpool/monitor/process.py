@@ -25,7 +25,7 @@ from bgpool.core.plan import Target, plan
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.errors import Error, SegmentError
 from bgpool.logs import log_fields
-from bgpool.monitor import election, history
+from bgpool.monitor import election
 from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.mysql import MysqlSession
@@ -36,6 +36,7 @@ from bgpool.monitor.renewal import Renewal
 from bgpool.monitor.sampler import Sampler
 from bgpool.monitor.session import Session
 from bgpool.resolver import Resolver, make_resolver
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import anybody_present, best_offer
 from bgpool.segment.writer import Superseded, Writer, first_snapshot

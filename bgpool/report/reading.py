@@ -15,10 +15,10 @@ from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.sightings import BLIND
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
-from bgpool.monitor import history
 from bgpool.plain_errors import SegmentError
 from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
 from bgpool.report.reasons import degraded, notes, proxies, reasons, receipts, switched_off
+from bgpool.segment import history
 from bgpool.segment.host import LACKS
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles

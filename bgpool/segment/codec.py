@@ -6,9 +6,11 @@ from typing import Any, Final
 
 import msgpack
 
+from bgpool.core.fleet import FleetView, Standing
 from bgpool.core.limits import (
     ADDRESSES_PER_NAME,
     ENDPOINTS,
+    FLEET_TEXT_CHARS,
     NAME_CHARS,
     NOTICE_CHARS,
     NOTICES,
@@ -23,12 +25,13 @@ from bgpool.plain_errors import SegmentError
 __all__ = ["decode", "encode"]
 
 _ROLES: Final = tuple(Role)
+_STANDINGS: Final = tuple(Standing)
 _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
     "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
     "green_was_replica", "blue_role_read_only", "target_subscribes", "target_max_connections",
     "hosts", "twins", "deadline_ns", "suspected_until_ns", "told_until_ns", "subscribed_until_ns", "hold_until_ns",
-    "release_until_ns", "timeline", "notices", "sightings",
+    "release_until_ns", "timeline", "notices", "sightings", "fleet",
 )  # fmt: skip
 _MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, SIGHTINGS)
 
@@ -40,6 +43,7 @@ def encode(snapshot: Snapshot) -> bytes:
     fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
     fields["notices"] = [(n.number, n.level, n.logger, n.text, n.event) for n in snapshot.notices]
     fields["sightings"] = [(*s.parameters, s.sight.value, s.at_ns, s.tries) for s in snapshot.sightings]
+    fields["fleet"] = _packed_fleet(snapshot.fleet) if snapshot.fleet is not None else None
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -114,6 +118,7 @@ def _snapshot(fields: Any) -> Snapshot:
             for number, level, logger, text, event in _items(fields["notices"])
         ),
         sightings=tuple(_sighting(*item) for item in _items(fields["sightings"])),
+        fleet=None if fields["fleet"] is None else _fleet(*_items(fields["fleet"])),
     )
 
 
@@ -133,6 +138,31 @@ def _sighting(
         _text(user, NAME_CHARS), _text(host, NAME_CHARS), _integer(port), _text(database, NAME_CHARS)
     )
     return Sighting(parameters, Sight(_integer(sight)), _integer(at_ns), _integer(tries))
+
+
+def _packed_fleet(view: FleetView) -> tuple[object, ...]:
+    return (
+        _STANDINGS.index(view.standing),
+        view.leader,
+        view.hosts,
+        view.since_ns,
+        # A client's or a server's words, as long as they please: no reader refuses a snapshot for them.
+        view.reason[:FLEET_TEXT_CHARS],
+        view.fallbacks,
+    )
+
+
+def _fleet(
+    standing: object, leader: object, hosts: object, since_ns: object, reason: object, fallbacks: object
+) -> FleetView:
+    return FleetView(
+        _STANDINGS[_integer(standing)],
+        _text(leader, NAME_CHARS),
+        _integer(hosts),
+        _integer(since_ns),
+        _text(reason, FLEET_TEXT_CHARS),
+        _integer(fallbacks),
+    )
 
 
 def _reading(value: object) -> Phase | None:

@@ -6,10 +6,11 @@
     64   sequence u64    alone on its cache line; 0 before the first publish, SUPERSEDED once another file took over
     128  heartbeat u64   alone on its cache line; CLOCK_MONOTONIC in ns
     192  superseded u64  alone on its cache line; 0, or the term of whoever took over, and nobody ever takes it back
+    256  bus u64         alone on its cache line; CLOCK_MONOTONIC in ns of the last message of the fleet; 0 for none
     4096 slot 0   length u32, CRC-32 u32 (of sequence, length and payload), sequence u64, payload
          slot 1   the same; the snapshot numbered *n* is in slot n mod 2
 
-Integers are little-endian but for the three words, which are native: a mapping is never shared between machines.
+Integers are little-endian but for the four words, which are native: a mapping is never shared between machines.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Final
 from bgpool.plain_errors import SegmentError
 
 __all__ = [
+    "BUS_OFFSET",
     "FILE_BYTES",
     "FORMAT",
     "HEADER_BYTES",
@@ -42,13 +44,15 @@ __all__ = [
 ]
 
 MAGIC: Final = b"BGPOOL\r\n"
-FORMAT: Final = 3
+FORMAT: Final = 4
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128
 #: A word that the file's own monitor does not write while it publishes: what says that a file is over must not be
 #: undone by a monitor that was stopped in the middle of publish() and wakes up.
 SUPERSEDED_OFFSET: Final = 192
+#: Messages come up to ten times a second: a snapshot for each would wake every worker of the host.
+BUS_OFFSET: Final = 256
 #: Twice what the largest snapshot of core/limits.py comes to.
 SLOT_BYTES: Final = 256 * 1024
 FILE_BYTES: Final = HEADER_BYTES + 2 * SLOT_BYTES

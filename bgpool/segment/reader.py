@@ -46,6 +46,8 @@ class SegmentMap:
     Attributes:
         word: The sequence, live: ``word[0]`` is what the writer last published.
         beat: The heartbeat, live, in ns on the monotonic clock.
+        bus: When the monitor last heard a message of its fleet that counts, live, in ns on the monotonic clock; 0 for
+            never.
         superseded: Live; other than 0 once nothing in the file is to be believed any more.
         inode: Device and inode of the file, to tell whether the path still leads to it.
     """
@@ -83,6 +85,7 @@ class SegmentMap:
 
         self.word: Final = word(layout.SEQUENCE_OFFSET)
         self.beat: Final = word(layout.HEARTBEAT_OFFSET)
+        self.bus: Final = word(layout.BUS_OFFSET)
         self.superseded: Final = word(layout.SUPERSEDED_OFFSET)
         self.address: Final = wake.address_of(self.memory, layout.SEQUENCE_OFFSET)
         if not self._is_of_this_boot():
@@ -122,10 +125,19 @@ class SegmentMap:
 
     def heartbeat_age_s(self) -> float:
         """Seconds since the monitor's last sign of life; infinite for one that lies in the future."""
-        # Read first: a beat between the two looks would lie in the future.
-        beat = self.beat[0]
-        age = time.monotonic_ns() - beat
-        return age / 1e9 if age >= 0 else float("inf")
+        return _age_s(self.beat[0])
+
+    def bus_age_s(self) -> float | None:
+        """Seconds since the monitor last heard of its fleet; None where it never has, or that lies in the future."""
+        at_ns = self.bus[0]
+        age_s = _age_s(at_ns)
+        return age_s if at_ns and age_s < float("inf") else None
+
+
+def _age_s(at_ns: int) -> float:
+    """Seconds since *at_ns*, which was read before this is called; infinite for a time that lies in the future."""
+    age_ns = time.monotonic_ns() - at_ns
+    return age_ns / 1e9 if age_ns >= 0 else float("inf")
 
 
 def trusted_map(files: RunFiles, *, write: bool = False) -> SegmentMap | None:

@@ -68,6 +68,7 @@ class Writer:
             self._word = words[layout.SEQUENCE_OFFSET // 8 :]
             self._beat = words[layout.HEARTBEAT_OFFSET // 8 :]
             self._superseded = words[layout.SUPERSEDED_OFFSET // 8 :]
+            self._bus = words[layout.BUS_OFFSET // 8 :]
             self._address = wake.address_of(self._memory, layout.SEQUENCE_OFFSET)
             old = self._fence(draft)
             self.sequence, self.snapshot = _last_words(old, fresh)
@@ -109,6 +110,10 @@ class Writer:
         """
         self._check_turn()
         self._beat[0] = time.monotonic_ns()
+
+    def note_bus(self, at_ns: int) -> None:
+        """Say when the last message of the fleet was heard, in ns on the monotonic clock; it wakes nobody."""
+        self._bus[0] = at_ns
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to this file; a monitor for which it does not has been replaced."""

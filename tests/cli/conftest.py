@@ -20,7 +20,7 @@ from bgpool.core.events import Instant
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Host, Snapshot, TimelineEntry
-from bgpool.monitor import history
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader

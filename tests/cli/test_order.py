@@ -20,7 +20,7 @@ from bgpool.core.events import Order
 from bgpool.core.phase import Phase
 from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND
 from bgpool.errors import ConfigurationError
-from bgpool.monitor import history
+from bgpool.segment import history
 from bgpool.segment.orders import pack, unpack
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import workers

@@ -20,8 +20,9 @@ from bgpool.cli.timeline.scale import ticks
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot, TimelineEntry
 from bgpool.lab.trial import Trial
-from bgpool.monitor import history, samples
+from bgpool.monitor import samples
 from bgpool.monitor.samples import WorkerSample, WorkerSamples
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.table import ERRORS
 

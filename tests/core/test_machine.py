@@ -21,6 +21,7 @@ from bgpool.core.events import (
     StatusRow,
     Tick,
 )
+from bgpool.core.fleet import FleetView, Standing
 from bgpool.core.machine import TRANSITIONS, Rules, Signal, step
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Purpose, decide
@@ -241,13 +242,15 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
 @settings(max_examples=300, deadline=None, print_blob=True)
 @given(st.data())
 def test_whatever_happens(data: st.DataObject) -> None:
-    snapshot = Snapshot("1")
+    view = FleetView(Standing.FOLLOWER)
+    snapshot = Snapshot("1", fleet=view)
     seconds = 1.0
     for _ in range(data.draw(st.integers(1, 40))):
         seconds += data.draw(st.sampled_from([0.1, 1.0, 100.0]))
         event = data.draw(events(at(seconds)))
         after = step(snapshot, event, RULES)
         assert after.epoch >= snapshot.epoch
+        assert after.fleet is view
         assert step(after, Tick(at(seconds)), RULES) is after
         # Between two timers, time changes nothing: what a snapshot means has to be worked out once.
         now_ns = at(seconds).mono_ns

@@ -11,7 +11,7 @@ import pytest
 from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot, TimelineEntry
-from bgpool.monitor import history
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
 MS = 1_000_000

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpool.core.fleet import FleetView, Standing
 from bgpool.core.phase import Phase, Role
 from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
@@ -66,4 +67,5 @@ def snapshot() -> Snapshot:
         timeline=(TimelineEntry(1, 2, "CREATED"),),
         sightings=(Sighting(Parameters("app", "orders.c0abc", 5432, "orders"), Sight.REFUSED, 6, 2),),
         notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
+        fleet=FleetView(Standing.DIRECT, "web-2", 30, 5, "the bus is silent", 2),
     )

@@ -19,8 +19,8 @@ import pytest
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
-from bgpool.monitor import election, history
-from bgpool.segment import drafts, layout, reader, writer
+from bgpool.monitor import election
+from bgpool.segment import drafts, history, layout, reader, writer
 from bgpool.segment.drafts import drafts_of
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.reader import Reader, SegmentMap

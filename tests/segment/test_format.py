@@ -1,4 +1,4 @@
-"""Format 3, byte for byte, and what becomes of bytes that are not as they should be."""
+"""Format 4, byte for byte, and what becomes of bytes that are not as they should be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.limits import FLEET_TEXT_CHARS
 from bgpool.core.phase import Phase, Role
 from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
@@ -26,15 +29,16 @@ from bgpool.segment.writer import Writer
 
 # Changing these means that the format has changed, and with it the number in the header.
 GOLDEN_HEADER = (
-    "4247504f4f4c0d0a 03000000 00000400 0700000000000000 2a00000000000000"
-    "000102030405060708090a0b0c0d0e0f b65a450b 000000000000000000000000"
+    "4247504f4f4c0d0a 04000000 00000400 0700000000000000 2a00000000000000"
+    "000102030405060708090a0b0c0d0e0f e1a978f1 000000000000000000000000"
 )
-#: Sequence, heartbeat and superseded at 64, 128 and 192: native words, here those of little-endian machines.
+#: Sequence, heartbeat, superseded and bus at 64, 128, 192 and 256: native words, here those of little-endian machines.
 GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
+GOLDEN_WORDS += "1032547600000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
 #: The format, and a digest of FULL as that format encodes it.
-GOLDEN_PAYLOAD = (3, "02dde78b4c63520c")
-GOLDEN_PAYLOAD_START = "de001ea562675f6964a66f7264657273a57068617365"
+GOLDEN_PAYLOAD = (4, "03e3142a3c2aa4c2")
+GOLDEN_PAYLOAD_START = "de001fa562675f6964a66f7264657273a57068617365"
 
 
 FULL = Snapshot(
@@ -50,6 +54,7 @@ FULL = Snapshot(
     timeline=(TimelineEntry(1, 2, "CREATED", "metadata"),),
     notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
     sightings=(Sighting(Parameters("app", "blue", 5432, "orders"), Sight.SEEN, 1),),
+    fleet=FleetView(Standing.FOLLOWER, "web-2", 30, 5, "", 1),
 )
 
 
@@ -62,10 +67,26 @@ def test_golden_header() -> None:
 @pytest.mark.skipif(sys.byteorder != "little", reason="the words are native")
 def test_golden_words(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic_ns", lambda: 0xABCDEF)
-    Writer(files, 1, Snapshot("orders"))
+    Writer(files, 1, Snapshot("orders")).note_bus(0x76543210)
     old = SegmentMap(files)
     Writer(files, 2, Snapshot("orders"))
-    assert bytes(old.view[64:256]).hex() == GOLDEN_WORDS
+    assert bytes(old.view[64:320]).hex() == GOLDEN_WORDS
+
+
+def test_when_the_fleet_was_heard(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 5_000_000_000)
+    writer = Writer(files, 1, Snapshot("orders"))
+    mapped = SegmentMap(files)
+    assert mapped.bus_age_s() is None, "never"
+    writer.note_bus(4_250_000_000)
+    assert mapped.bus_age_s() == 0.75
+    assert mapped.word[0] == writer.sequence, "nobody is woken for it"
+    writer.note_bus(6_000_000_000)
+    assert mapped.bus_age_s() is None, "in the future: on another clock"
+    # What a monitor has heard is nothing that the next one has.
+    writer.note_bus(4_250_000_000)
+    Writer(files, 2, Snapshot("orders"))
+    assert SegmentMap(files).bus_age_s() is None
 
 
 def test_golden_slot() -> None:
@@ -78,6 +99,24 @@ def test_golden_slot() -> None:
 def test_golden_payload(snapshot: Snapshot) -> None:
     assert encode(snapshot).hex().startswith(GOLDEN_PAYLOAD_START)
     assert decode(encode(snapshot)) == snapshot
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_place_in_a_fleet(standing: Standing, snapshot: Snapshot) -> None:
+    """A reason is a server's or a client's words: however long, nobody refuses the snapshot for it."""
+    view = FleetView(standing, "web-2", 30, 5, "x" * (FLEET_TEXT_CHARS + 1), 1)
+    found = decode(encode(replace(snapshot, fleet=view)))
+    assert found == replace(snapshot, fleet=replace(view, reason="x" * FLEET_TEXT_CHARS))
+
+
+@pytest.mark.parametrize(
+    "fleet", [7, [], [3, "", 0, 0, "", 0], [0, "", -1, 0, "", 0], [0, "x" * 300, 0, 0, "", 0], [0, "", 0, 0, ""]]
+)
+def test_a_place_that_is_none_is_refused(fleet: object) -> None:
+    fields = msgpack.unpackb(encode(FULL))
+    fields["fleet"] = fleet
+    with pytest.raises(SegmentError):
+        decode(msgpack.packb(fields))
 
 
 def test_the_number_of_the_format_changes_with_the_payload() -> None:
@@ -160,7 +199,7 @@ def test_no_flipped_byte_makes_another_snapshot(files: RunFiles, snapshot: Snaps
     good = files.segment.read_bytes()
     slot = layout.slot_offset(writer.sequence)
     used = layout.SLOT_HEADER.size + len(encode(snapshot))
-    offsets = [*range(256), *range(slot, slot + used + 8), *range(256, layout.FILE_BYTES, 997)]
+    offsets = [*range(320), *range(slot, slot + used + 8), *range(320, layout.FILE_BYTES, 997)]
     rng = random.Random(1)
     refused = 0
     for offset in offsets:

@@ -12,9 +12,9 @@ from bgpool.cli.timeline.page import render
 from bgpool.cli.timeline.picture import draw
 from bgpool.cli.timeline.story import Story, deployments, stories, told_errors
 from bgpool.core.timeline import summary_table
-from bgpool.monitor import history
 from bgpool.plain_errors import Error
 from bgpool.report import Deployment, find
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, look_in
 
 __all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]

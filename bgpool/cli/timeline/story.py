@@ -13,8 +13,9 @@ from bgpool.core.limits import NAME_CHARS, TIMELINE_EVENTS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import TimelineEntry
 from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
-from bgpool.monitor import history, samples
+from bgpool.monitor import samples
 from bgpool.monitor.samples import Recording
+from bgpool.segment import history
 from bgpool.segment.paths import RunFiles
 
 __all__ = ["Band", "Story", "deployments", "stories", "told_errors"]

@@ -20,6 +20,7 @@ from bgpool.segment.paths import RunFiles, create_checked, open_checked
 
 __all__ = ["OUTCOMES", "Past", "keep", "look", "read", "record", "totals"]
 
+#: The monitor's: nobody else keeps a history.
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 #: What a switchover may come to.
