@@ -17,7 +17,7 @@ from bgpool.core.limits import (
     FLEET_HEARTBEAT_SWITCHING_S,
     FLEET_WHOLE_S,
 )
-from bgpool.core.member import Known, Member, Sent, give_up, silence_ns, silent_at_ns
+from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import is_awaited
 from bgpool.core.readings import has_rows, meaning
@@ -66,13 +66,13 @@ class Duty:
 
 def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
     """What *member* is to do at *at*."""
-    due = [silent_at_ns(member, snapshot) + 1] if member.standing is not Standing.DIRECT else []
+    due = []
+    if member.standing is not Standing.DIRECT:
+        due.append(max(silent_at_ns(member, snapshot), alone_at_ns(member)) + 1)
     asks: list[int | None] = []
     for role in Role:
         doubt = member.doubts[PLACES[role]]
-        if member.standing is Standing.DIRECT:
-            from_ns = member.asks_from_ns
-        elif doubt is not None:
+        if doubt is not None:
             from_ns = doubt.ask_at_ns
         else:
             follows = member.standing is Standing.FOLLOWER and snapshot.phase is not Phase.NOT_CREATED
@@ -92,11 +92,11 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
     """What to publish now, and when to look again."""
     if member.standing is Standing.LEADER and member.sent is not None:
         return _of_leader(member, member.sent, snapshot, at)
-    may_claim = member.standing is Standing.DIRECT or member.vacant or _outranks(member)
+    may_claim = member.standing is Standing.DIRECT or bool(member.vacant) or _outranks(member)
     if not may_claim or not _is_answered(member, snapshot):
         return None, _NOT
     claim_at_ns = member.claim_at_ns
-    if member.standing is Standing.DIRECT and member.stirred_ns:
+    if member.stirred_ns and not _outranks(member):
         # Somebody leads, whose messages are of no use to this host alone.
         claim_at_ns = max(claim_at_ns, member.stirred_ns + silence_ns(snapshot))
     if at.mono_ns < claim_at_ns:

@@ -385,6 +385,9 @@ FLEET_BARRED_S: Final = 60.0
 FLEET_SUCCESSION_S: Final = 0.3
 FLEET_SUCCESSION_SWITCHING_S: Final = 0.1
 
+#: How long a host that has asked for itself waits for somebody to lead before it counts as on its own, in seconds.
+FLEET_VACANT_S: Final = 1.0
+
 #: How long one reading of the bus may wait, in seconds, at other times and in a switchover, and how long the client
 #: waits for a server that says nothing. A server returns up to a tenth of a second late.
 FLEET_BLOCK_S: Final = 0.4

@@ -49,12 +49,24 @@ from bgpool.core.limits import (
     FLEET_SUCCESSION_S,
     FLEET_SUCCESSION_SWITCHING_S,
     FLEET_TERM_AHEAD_S,
+    FLEET_VACANT_S,
 )
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.readings import meaning, named, rank
 from bgpool.core.snapshot import Snapshot
 
-__all__ = ["Doubt", "Known", "Member", "Sent", "give_up", "silence_ns", "silent_at_ns", "take", "view_of"]
+__all__ = [
+    "Doubt",
+    "Known",
+    "Member",
+    "Sent",
+    "alone_at_ns",
+    "give_up",
+    "silence_ns",
+    "silent_at_ns",
+    "take",
+    "view_of",
+]
 
 _NS: Final = 1_000_000_000
 _ERROR_NS: Final = int(FLEET_CLOCK_ERROR_S * _NS)
@@ -132,9 +144,8 @@ class Member:
         answers: Of each role the server's answer, while what it says of the metadata is still to come.
         answered_ns: When each role answered this host itself, on the monotonic clock; 0 for never.
         doubts: The roles that this host asks although it follows.
-        asks_from_ns: From when on a host that has fallen back asks, on the monotonic clock.
         alone_since_ns: Since when nobody leads, on the wall clock: who claims has an answer that is newer.
-        vacant: The leader has resigned, and nobody has followed it yet.
+        vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
         tried: The highest term that was refused.
         claim_at_ns: When it may claim again, on the monotonic clock.
         sent: What it has published as the leader.
@@ -142,6 +153,8 @@ class Member:
         others_switch: A host has reported that it is in a switchover.
         order: The last operator's order that it has taken.
         bus_error: What is wrong with the bus; empty where nothing is.
+        fallbacks: How often nobody led, and it has asked the database itself for longer than a moment.
+        refused: Messages of terms that cannot be.
     """
 
     id: str
@@ -162,9 +175,8 @@ class Member:
     answers: tuple[Answered | None, ...] = (None, None)
     answered_ns: tuple[int, ...] = (0, 0)
     doubts: tuple[Doubt | None, ...] = (None, None)
-    asks_from_ns: int = 0
     alone_since_ns: int = 0
-    vacant: bool = False
+    vacant: str = ""
     tried: int = 0
     claim_at_ns: int = 0
     sent: Sent | None = None
@@ -173,6 +185,7 @@ class Member:
     order: FleetOrder | None = None
     bus_error: str = ""
     fallbacks: int = 0
+    refused: int = 0
 
     @property
     def luck(self) -> float:
@@ -207,7 +220,9 @@ def take(member: Member, snapshot: Snapshot, event: Event | FleetEvent) -> tuple
         case KeyGone():
             return _key_gone(member, event.at), ()
         case BusFailed():
-            return replace(member, bus_error=event.error), ()
+            # What was about to be published may not have been: the next message is a whole one.
+            sent = replace(member.sent, known=()) if member.sent is not None and event.error else member.sent
+            return replace(member, bus_error=event.error, sent=sent), ()
         case ReportsRead():
             return _reports_read(member, event)
         case Nudged():
@@ -224,7 +239,7 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     message, at = event.message, event.at
     place = (message.term, message.seq)
     if message.term > at.wall_ns // _NS + FLEET_TERM_AHEAD_S:
-        return member, ()
+        return replace(member, refused=member.refused + 1), ()
     if message.leader == member.id:
         # Read back: the bus carries what we write.
         if member.standing is Standing.LEADER and message.term == member.term:
@@ -246,11 +261,16 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         return member, ()
     member = replace(member, leader=message.leader, heard_ns=at.mono_ns, hosts=message.hosts)
     if message.resigns:
-        return _vacate(member, snapshot, at), ()
+        if member.standing is Standing.FOLLOWER:
+            switching = snapshot.phase in SWITCHING
+            within_ns = int((FLEET_SUCCESSION_SWITCHING_S if switching else FLEET_SUCCESSION_S) * _NS)
+            member = replace(member, stirred_ns=0)
+            member = _vacate(member, at, "the leader has resigned", max(within_ns, member.pace_ns))
+        return member, ()
     if member.standing is not Standing.FOLLOWER:
         member = replace(member, standing=Standing.FOLLOWER, since_ns=at.mono_ns, reason="", term=0, sent=None)
     if member.vacant:
-        member = replace(member, vacant=False, doubts=(None, None))
+        member = replace(member, vacant="", doubts=(None, None))
     member, told = _take_order(member, message.order, at)
     events: list[Event] = [*told]
     for role in Role:
@@ -374,15 +394,23 @@ def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
     """A member that hears nothing goes by its own questions."""
     if member.standing is Standing.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
         return member
+    if member.standing is Standing.FOLLOWER and not member.vacant:
+        return _vacate(member, at, _why_silent(member, snapshot), member.pace_ns)
+    if at.mono_ns <= alone_at_ns(member):
+        return member
+    reason = member.vacant or _why_silent(member, snapshot)
+    # Its last answer is its own already, and as new as any.
+    since_ns = member.alone_since_ns if member.vacant else at.wall_ns
+    return replace(give_up(member, reason, at), alone_since_ns=since_ns, fallbacks=member.fallbacks + 1)
+
+
+def _why_silent(member: Member, snapshot: Snapshot) -> str:
     off_ns = member.clock_off_ns or 0
     if member.bus_error:
-        reason = member.bus_error
-    elif not -_ERROR_NS <= off_ns <= _FRESH_NS + _ERROR_NS:
-        reason = f"messages seem to be {off_ns / _NS:.1f} s old: the hosts' clocks differ, or the bus stalls"
-    else:
-        reason = f"no message for {silence_ns(snapshot) / _NS} s"
-    member = give_up(member, reason, at)
-    return replace(member, asks_from_ns=at.mono_ns + int(member.luck * member.pace_ns), fallbacks=member.fallbacks + 1)
+        return member.bus_error
+    if not -_ERROR_NS <= off_ns <= _FRESH_NS + _ERROR_NS:
+        return f"messages seem to be {off_ns / _NS:.1f} s old: the hosts' clocks differ, or the bus stalls"
+    return f"no message for {silence_ns(snapshot) / _NS} s"
 
 
 def silence_ns(snapshot: Snapshot) -> int:
@@ -399,6 +427,14 @@ def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
     return max(member.heard_ns, begun_ns) + silence_ns(snapshot)
 
 
+def alone_at_ns(member: Member) -> int:
+    """After which moment nobody is expected to lead any more, on the monotonic clock."""
+    if not member.vacant:
+        return 0
+    last = max(doubt.ask_at_ns for doubt in member.doubts if doubt is not None)
+    return last + int(FLEET_VACANT_S * _NS)
+
+
 def give_up(member: Member, reason: str, at: Instant) -> Member:
     """*member* on its own, whatever it was."""
     return replace(
@@ -409,21 +445,16 @@ def give_up(member: Member, reason: str, at: Instant) -> Member:
         term=0,
         sent=None,
         doubts=(None, None),
-        vacant=False,
-        asks_from_ns=0,
+        vacant="",
         alone_since_ns=at.wall_ns,
     )
 
 
-def _vacate(member: Member, snapshot: Snapshot, at: Instant) -> Member:
-    """The leader has resigned: the hosts ask one after the other, until one of them has an answer and leads."""
-    if member.standing is not Standing.FOLLOWER:
-        return member
-    switching = snapshot.phase in SWITCHING
-    within_ns = int((FLEET_SUCCESSION_SWITCHING_S if switching else FLEET_SUCCESSION_S) * _NS)
-    member = replace(member, vacant=True, alone_since_ns=at.wall_ns, doubts=(None, None), claim_at_ns=0)
+def _vacate(member: Member, at: Instant, reason: str, within_ns: int) -> Member:
+    """Nobody leads: the hosts ask one after the other, until one of them has an answer and leads."""
+    member = replace(member, vacant=reason, alone_since_ns=at.wall_ns, doubts=(None, None), claim_at_ns=0)
     for role in Role:
-        member = _doubting(member, role, at, within_ns=max(within_ns, member.pace_ns))
+        member = _doubting(member, role, at, within_ns=within_ns)
     return member
 
 
@@ -442,8 +473,7 @@ def _claimed(member: Member, event: Claimed) -> Member:
         heard_ns=at_ns,
         hosts=max(1, member.hosts),
         doubts=(None, None),
-        vacant=False,
-        asks_from_ns=0,
+        vacant="",
         sent=Sent(0, at_ns, 0, at_ns, member.known, member.order),
         bus_error="",
     )

@@ -273,16 +273,22 @@ def test_silence_makes_a_host_ask_within_the_fleets_budget() -> None:
     later(leader, follower, 0.6)
     assert follower.member.hosts == 1000
     follower.waits(1.4)
-    assert follower.stands() is Standing.FOLLOWER
+    assert not follower.member.vacant
     follower.waits(0.2)
-    assert follower.stands() is Standing.DIRECT
-    assert follower.member.fallbacks == 1
+    assert follower.member.vacant
     assert follower.does().pace_ms == 5000
     first = follower.does()
     assert first.asks == (None, None)
     assert follower.now * S < first.due_ns <= (follower.now + 5) * S
     follower.now = first.due_ns / S + 0.001
     assert follower.asks == (True, True)
+    # Somebody may lead within a moment; then nothing has happened.
+    assert follower.member.fallbacks == 0
+    follower.waits(1.0)
+    assert follower.stands() is Standing.DIRECT
+    assert follower.member.fallbacks == 1
+    assert follower.asks == (True, True)
+    assert follower.does().pace_ms == 5000
 
 
 @pytest.mark.parametrize(("status", "limit"), [("AVAILABLE", 1.5), ("SWITCHOVER_INITIATED", 0.4)])
@@ -294,9 +300,26 @@ def test_silence_is_shorter_in_a_switchover(status: str, limit: float) -> None:
         follower.now += 0.5
     follower.hears(leader.speaks())
     follower.waits(limit - 0.05)
-    assert follower.stands() is Standing.FOLLOWER
+    assert not follower.member.vacant
     follower.waits(0.1)
-    assert follower.stands() is Standing.DIRECT
+    assert follower.member.vacant
+    follower.waits(0.15)
+    assert follower.asks == (True, True)
+
+
+def test_a_succession_is_no_fallback() -> None:
+    leader, follower = pair()
+    third = created("cccc", at=leader.now)
+    third.member = replace(follower.member, id=third.member.id)
+    for host in (follower, third):
+        host.waits(1.6)
+        host.waits(0.2)
+    follower.reads("AVAILABLE", Role.SOURCE)
+    third.hears(follower.speaks())
+    assert third.stands() is Standing.FOLLOWER
+    assert third.asks == (False, False)
+    third.waits(1.2)
+    assert (third.member.vacant, third.member.fallbacks) == ("", 0)
 
 
 def test_who_has_an_answer_leads_after_a_silence() -> None:
