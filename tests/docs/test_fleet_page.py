@@ -1,0 +1,72 @@
+"""The figures of the fleet's page that are computed are those that the defaults and bounds come to."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bgpool.core.limits import (
+    EVIDENCE_QUESTIONS,
+    FLEET_BUDGET_PER_S,
+    FLEET_HEARTBEAT_S,
+    FLEET_HEARTBEAT_SWITCHING_S,
+    FLEET_REPORT_S,
+)
+from bgpool.settings import Settings
+from tests.docs.pages import ROOT
+
+pytestmark = pytest.mark.once
+
+PAGE = (ROOT / "docs/fleet.md").read_text(encoding="utf-8")
+DEFAULTS = Settings()
+
+
+def numbers(cell: str) -> list[int]:
+    """Those in a cell, such as ``1,000, 5,000``: a comma before three digits and no blank parts thousands."""
+    return [int(found.replace(",", "")) for found in re.findall(r"\d+(?:,\d{3})*", cell)]
+
+
+def rows(first_cell: str) -> list[list[str]]:
+    """The rows of the table whose heading begins with *first_cell*, below it."""
+    table = PAGE[PAGE.index(f"\n| {first_cell} |") + 1 :].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_when_it_pays() -> None:
+    increased = 1000 // DEFAULTS.bg_interval_increased_ms
+    high = 1000 // DEFAULTS.bg_interval_high_ms
+    *counted, fleet = rows("hosts | connections")
+    assert len(counted) > 3
+    for row in counted:
+        (hosts,) = numbers(row[0])
+        found = [numbers(cell) for cell in row[1:]]
+        assert found == [
+            [2 * hosts],
+            [2 * hosts * increased],
+            [2 * hosts * high],
+            [hosts * high, hosts * high * EVIDENCE_QUESTIONS],
+        ], row
+    assert fleet[2:] == counted[0][2:]
+
+
+def test_what_a_fallback_costs() -> None:
+    cost = re.search(
+        r"With (\d+) hosts that is the usual 0\.1 s\. With (\d+) it is ([\d.]+) s, with ([\d,]+) it is", PAGE
+    )
+    assert cost is not None
+    assert int(cost[1]) / FLEET_BUDGET_PER_S <= DEFAULTS.bg_interval_high_ms / 1000
+    assert int(cost[2]) / FLEET_BUDGET_PER_S == float(cost[3])
+    assert f"with {cost[4]} it is {numbers(cost[4])[0] / FLEET_BUDGET_PER_S:g} s" in PAGE
+
+
+def test_capacity() -> None:
+    sizes = [10, 100, 1000]
+    found = {row[0]: [numbers(cell) for cell in row[1:]] for row in rows("hosts | 10 | 100 | 1,000")}
+    messages = [round(1 / FLEET_HEARTBEAT_S), round(1 / FLEET_HEARTBEAT_SWITCHING_S)]
+    assert found["connections to the bus"] == [[2 * size] for size in sizes]
+    assert found["messages of the leader a second: quiet, switchover"] == [messages] * len(sizes)
+    assert found["deliveries a second: quiet, switchover"] == [
+        [size * message for message in messages] for size in sizes
+    ]
+    assert found["reports a second"] == [[round(size / FLEET_REPORT_S)] for size in sizes]
