@@ -11,9 +11,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from bgpool.core.fleet import Standing
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import TIMER
-from bgpool.report import Endpoint, LastSwitchover, Monitor, Status, Worker
+from bgpool.report import Endpoint, Fleet, LastSwitchover, Monitor, Status, Worker
 
 __all__ = ["draw", "make_console", "plain"]
 
@@ -80,6 +81,8 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
     if status.monitor.parameters:
         told = f": {status.monitor.sight}" if status.monitor.sight else ""
         yield "as", Text(plain(f"{status.monitor.parameters}{told}"), "yellow" if told else "")
+    if status.fleet is not None:
+        yield "fleet", _fleet(status.fleet)
     for number, text in enumerate(status.blind):
         yield "" if number else "blind", Text(plain(text))
     for number, reason in enumerate(status.missing):
@@ -106,6 +109,18 @@ def _monitor(monitor: Monitor) -> Text:
     seen = f"{monitor.age_s:.1f} s ago" if monitor.age_s is not None else "before this boot"
     style = "" if monitor.state == "alive" else "bold red"
     return Text(f"{monitor.state}, pid {monitor.pid}, term {monitor.term}, last sign of life {seen}", style)
+
+
+def _fleet(fleet: Fleet) -> Text:
+    follows = fleet.standing == Standing.FOLLOWER.value
+    told = [f"{fleet.standing} of {fleet.leader}" if follows else fleet.standing]
+    if fleet.hosts is not None:
+        told.append(f"{fleet.hosts} {'host' if fleet.hosts == 1 else 'hosts'}")
+    told.append(f"bus heard {fleet.age_s:.1f} s ago" if fleet.age_s is not None else "bus never heard")
+    if fleet.fallbacks:
+        told.append(f"{fleet.fallbacks} {'fallback' if fleet.fallbacks == 1 else 'fallbacks'}")
+    reason = f": {fleet.reason}" if fleet.reason else ""
+    return Text(plain(f"{', '.join(told)}{reason}"), "yellow" if fleet.standing == Standing.DIRECT.value else "")
 
 
 def _timer(left_s: float) -> str:

@@ -44,6 +44,7 @@ class Moment:
         event: The row of the summary table that was added; empty if something else has changed.
         evidence: What told of it; mostly empty.
         offset_ms: Of *at* from IN_PROGRESS, before it from PREPARATION; None while no switchover is under way.
+        fleet: The host's standing in its fleet; None without bg_fleet.
         workers: How many; the figures that follow are their sums. *behind* counts those that have not caught up.
     """
 
@@ -56,6 +57,7 @@ class Moment:
     ready: bool
     missing: tuple[str, ...]
     monitor: str
+    fleet: str | None
     workers: int
     behind: int
     held: int
@@ -200,6 +202,7 @@ def _moment(status: Status, event: Event | None = None) -> Moment:
         ready=status.ready,
         missing=status.missing,
         monitor=status.monitor.state,
+        fleet=_standing(status),
         **dataclasses.asdict(status.totals),
     )
 
@@ -225,7 +228,11 @@ def _gist(status: Status) -> tuple[object, ...]:
         stale,
     )
     # Reasons tell ages, too.
-    return status.phase, len(status.missing), monitor.state, monitor.pid, monitor.term, *told
+    return status.phase, len(status.missing), monitor.state, monitor.pid, monitor.term, _standing(status), *told
+
+
+def _standing(status: Status) -> str | None:
+    return status.fleet.standing if status.fleet is not None else None
 
 
 @contextlib.contextmanager

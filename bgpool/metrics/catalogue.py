@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
+from bgpool.core.fleet import Standing
 from bgpool.core.phase import Phase
 from bgpool.metrics.deployment import Deployment
 from bgpool.segment.history import OUTCOMES
@@ -24,6 +25,7 @@ POOL_NAME: Final = "db.client.connection.pool.name"
 STATE: Final = "db.client.connection.state"
 BG_ID: Final = "bgpool.bg_id"
 WORKER: Final = "bgpool.worker"
+ROLE: Final = "bgpool.fleet.role"
 SETTLED: Final = "bgpool.settled_by"
 
 
@@ -205,5 +207,37 @@ DEPLOYMENT: Final[tuple[Metric[Deployment], ...]] = (
         "{switchover}",
         "Switchovers that have ended, since the run directory was made.",
         lambda it: [({"bgpool.outcome": outcome}, it.totals().get(outcome, 0)) for outcome in OUTCOMES],
+    ),
+    Metric(
+        "bgpool.fleet.role",
+        Kind.GAUGE,
+        "",
+        "1 for the host's place in its fleet, 0 for every other.",
+        lambda it: (
+            [({ROLE: standing.value}, float(standing is it.fleet.standing)) for standing in Standing]
+            if it.fleet is not None
+            else []
+        ),
+    ),
+    Metric(
+        "bgpool.fleet.bus.age",
+        Kind.GAUGE,
+        "s",
+        "Time since the monitor last heard a message of its fleet that counts.",
+        _plain(lambda it: it.bus_age_s if it.fleet is not None else None),
+    ),
+    Metric(
+        "bgpool.fleet.fallbacks",
+        Kind.COUNTER,
+        "{fallback}",
+        "How often the host went back to asking the database itself, since its monitor began.",
+        _plain(lambda it: it.fleet.fallbacks if it.fleet is not None else None),
+    ),
+    Metric(
+        "bgpool.fleet.hosts",
+        Kind.GAUGE,
+        "{host}",
+        "Hosts of the fleet, by its leader's count.",
+        _plain(lambda it: (it.fleet.hosts or None) if it.fleet is not None else None),
     ),
 )

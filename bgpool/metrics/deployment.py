@@ -6,6 +6,7 @@ import math
 from functools import cache
 from typing import Final
 
+from bgpool.core.fleet import FleetView
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
 from bgpool.segment import history
@@ -24,6 +25,7 @@ class Deployment:
         sequence: Its number; 0 while there is no segment.
         term: The monitor's; None while there is no segment.
         monitor_age_s: Since its last sign of life; None while there is none.
+        bus_age_s: Since it last heard of its fleet; None where it has not.
     """
 
     def __init__(self, files: RunFiles, reader: Reader) -> None:
@@ -37,8 +39,14 @@ class Deployment:
         self.term: Final = mapped.header.term if mapped is not None else None
         age_s = mapped.heartbeat_age_s() if mapped is not None else math.inf
         self.monitor_age_s: Final = age_s if math.isfinite(age_s) else None
+        self.bus_age_s: Final = mapped.bus_age_s() if mapped is not None else None
         self.workers: Final = cache(self._workers)
         self.totals: Final = cache(self._totals)
+
+    @property
+    def fleet(self) -> FleetView | None:
+        """The host's place in its fleet; None without bg_fleet."""
+        return self.snapshot.fleet if self.snapshot is not None else None
 
     def _workers(self) -> tuple[WorkerRow, ...]:
         """Every process of the host that uses it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Totals, Worker
+from bgpool.report.model import ByHand, Endpoint, Event, Fleet, LastSwitchover, Monitor, Status, Totals, Worker
 from bgpool.report.reading import read_status
 from bgpool.report.reasons import switched_off
 from bgpool.segment.paths import RunFiles, look_in
@@ -20,6 +20,7 @@ __all__ = [
     "Deployment",
     "Endpoint",
     "Event",
+    "Fleet",
     "LastSwitchover",
     "Monitor",
     "Status",

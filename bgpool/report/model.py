@@ -11,7 +11,18 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import TimelineEntry
 from bgpool.core.timeline import TIMER
 
-__all__ = ["ByHand", "Endpoint", "Event", "LastSwitchover", "Monitor", "Status", "Totals", "Worker", "over_by_timer"]
+__all__ = [
+    "ByHand",
+    "Endpoint",
+    "Event",
+    "Fleet",
+    "LastSwitchover",
+    "Monitor",
+    "Status",
+    "Totals",
+    "Worker",
+    "over_by_timer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +166,28 @@ class ByHand:
 
 
 @dataclass(frozen=True, slots=True)
+class Fleet:
+    """The host's place in its fleet, as its monitor has said last.
+
+    Attributes:
+        standing: ``leader``, which asks the database; ``follower``, which hears what the leader was told; ``direct``,
+            which asks itself although it has a bus.
+        leader: The id of the leader that was heard last, as ``bgpool fleet status`` names it; empty for none.
+        age_s: Seconds since a message that counts was heard; None where there was none.
+        hosts: By the leader's count; None while nobody has said.
+        fallbacks: How often the host went back to asking the database itself, since its monitor began.
+        reason: Why it is ``direct``; else empty.
+    """
+
+    standing: str
+    leader: str
+    age_s: float | None
+    hosts: int | None
+    fallbacks: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LastSwitchover:
     """The last switchover that has ended.
 
@@ -189,9 +222,11 @@ class Status:
         events: What has happened in the switchover at hand, or the last one.
         disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
         notes: What does not keep the host from a switchover, but may make it worse, with what to do: time limits that
-            do not fit each other, what a kernel or sandbox refuses, and a history that is damaged or not to be trusted.
+            do not fit each other, what a kernel or sandbox refuses, a bus that is of no use, and a history that is
+            damaged or not to be trusted.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
         by_hand: The operator's order that stands; None for none.
+        fleet: The host's place in its fleet; None without bg_fleet.
     """
 
     bg_id: str
@@ -212,6 +247,7 @@ class Status:
     blind: tuple[str, ...] = ()
     by_hand: ByHand | None = None
     notes: tuple[str, ...] = ()
+    fleet: Fleet | None = None
 
     @property
     def ready(self) -> bool:

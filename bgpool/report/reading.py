@@ -16,8 +16,8 @@ from bgpool.core.sightings import BLIND
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
 from bgpool.plain_errors import SegmentError
-from bgpool.report.model import ByHand, Endpoint, Event, LastSwitchover, Monitor, Status, Worker
-from bgpool.report.reasons import degraded, notes, proxies, reasons, receipts, switched_off
+from bgpool.report.model import ByHand, Endpoint, Event, Fleet, LastSwitchover, Monitor, Status, Worker
+from bgpool.report.reasons import degraded, left_alone, notes, proxies, reasons, receipts, switched_off
 from bgpool.segment import history
 from bgpool.segment.host import LACKS
 from bgpool.segment.layout import SUPERSEDED
@@ -70,8 +70,10 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
             *proxies(crowd),
             *receipts(crowd),
             *degraded(crowd),
+            *left_alone(snapshot, monitor),
             *filter(None, [problem]),
         ),
+        fleet=_fleet(mapped, snapshot),
     )
 
 
@@ -117,6 +119,20 @@ def _by_hand(snapshot: Snapshot | None) -> ByHand | None:
     order = Order.HOLD if snapshot.hold_until_ns else Order.RELEASE
     left_ns = (snapshot.hold_until_ns or snapshot.release_until_ns) - time.monotonic_ns()
     return ByHand(order.value, utc(time.time_ns() + left_ns), _ms(left_ns))
+
+
+def _fleet(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Fleet | None:
+    if mapped is None or snapshot is None or snapshot.fleet is None:
+        return None
+    view, age_s = snapshot.fleet, mapped.bus_age_s()
+    return Fleet(
+        view.standing.value,
+        view.leader,
+        round(age_s, 3) if age_s is not None else None,
+        view.hosts or None,
+        view.fallbacks,
+        view.reason,
+    )
 
 
 def _rows(files: RunFiles, refused: list[str]) -> tuple[WorkerRow, ...]:

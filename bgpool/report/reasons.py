@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from bgpool.core.fleet import Standing
 from bgpool.core.limits import PASSWORD_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
@@ -14,7 +15,7 @@ from bgpool.segment.host import LACKS
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
-__all__ = ["degraded", "notes", "of_deployment", "proxies", "reasons", "receipts", "switched_off"]
+__all__ = ["degraded", "left_alone", "notes", "of_deployment", "proxies", "reasons", "receipts", "switched_off"]
 
 #: Pids or names given in one reason; a host has hundreds of workers.
 _NAMED = 8
@@ -153,6 +154,15 @@ def degraded(workers: Sequence[Worker]) -> tuple[str, ...]:
                 f"{lack.name}, in {len(pids)} of {len(workers)} workers (pid {_some(pids)}): {lack.text}; {lack.remedy}"
             )
     return tuple(found)
+
+
+def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
+    """That a host asks the database itself although it has a bus; every host does while there is no deployment."""
+    if snapshot is None or snapshot.fleet is None or monitor.state != "alive" or snapshot.phase is Phase.NOT_CREATED:
+        return ()
+    if snapshot.fleet.standing is not Standing.DIRECT:
+        return ()
+    return (f"this host has a fleet's bus, but asks the database itself: {snapshot.fleet.reason}",)
 
 
 def _monitor_said(snapshot: Snapshot) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import bgpool
+from bgpool.core.fleet import FleetView, Standing
 from bgpool.core.limits import ROW_STALE_S
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Notice
 from bgpool.errors import ConfigurationError, SegmentError
-from bgpool.report import find
+from bgpool.report import Fleet, find
 from bgpool.segment import table
 from bgpool.segment.paths import prepare_run_dir
 from bgpool.segment.presence import Presence, workers
@@ -175,6 +176,43 @@ def test_many_pids_are_not_all_named(beating: Hand, start_worker: StartWorker) -
         start_worker(applies=False)
     beating.publish()
     assert missing(beating).endswith(" and 2 more")
+
+
+def test_the_place_in_a_fleet(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
+    start_worker()
+    assert bgpool.status("ledger", run_dir).fleet is None
+    beating.publish(fleet=FleetView(Standing.FOLLOWER, "2f7c1b90a4d85e63", 30, 1, "", 2))
+    wait_until(lambda: bgpool.status("ledger", run_dir).ready)
+    status = bgpool.status("ledger", run_dir)
+    assert status.fleet == Fleet("follower", "2f7c1b90a4d85e63", None, 30, 2, "")
+    assert status.notes == ()
+    beating.writer.note_bus(time.monotonic_ns() - 7 * 10**9)
+    heard = bgpool.status("ledger", run_dir).fleet
+    assert heard is not None
+    assert heard.age_s is not None
+    assert 7 <= heard.age_s < 60
+
+
+def test_a_host_that_asks_the_database_itself_is_noted(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
+    start_worker()
+    beating.publish(fleet=FleetView(Standing.DIRECT, reason="no message for 1.5 s", fallbacks=1))
+    wait_until(lambda: bgpool.status("ledger", run_dir).ready)
+    status = bgpool.status("ledger", run_dir)
+    assert status.fleet == Fleet("direct", "", None, None, 1, "no message for 1.5 s")
+    assert status.notes == ("this host has a fleet's bus, but asks the database itself: no message for 1.5 s",)
+    # Every host does, until there is a deployment.
+    beating.publish(phase=Phase.NOT_CREATED)
+    assert bgpool.status("ledger", run_dir).notes == ()
+
+
+def test_what_a_silent_monitor_has_said_of_its_fleet_is_no_note(run_dir: Path) -> None:
+    hand = Hand(run_dir, "ledger")
+    hand.publish(fleet=FleetView(Standing.DIRECT, reason="no message for 1.5 s"))
+    hand.writer._beat[0] = time.monotonic_ns() - 12 * 10**9
+    status = bgpool.status("ledger", run_dir)
+    assert status.monitor.state == "silent"
+    assert status.fleet is not None
+    assert status.notes == ()
 
 
 def test_a_switchover_under_way(beating: Hand, run_dir: Path) -> None:

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bgpool.core.fleet import FleetView, Standing
 from bgpool.core.phase import Phase
+from bgpool.report import Fleet
 from bgpool.segment.paths import prepare_run_dir
 from tests.cli.conftest import BLUE, GREEN, PROGRAM, Command, Hand, StartWorker
 from tests.cli.screens import PICTURE, READY, SWITCHING, as_text
@@ -217,6 +220,14 @@ SCHEMA: dict[str, Any] = {
     "blind": [TEXT],
     "by_hand": {"order": TEXT, "until": TEXT, "left_ms": int},
     "notes": [TEXT],
+    "fleet": {
+        "standing": TEXT,
+        "leader": TEXT,
+        "age_s": NUMBER,
+        "hosts": int,
+        "fallbacks": int,
+        "reason": TEXT,
+    },
     "ready": bool,
     "totals": dict.fromkeys(("workers", "behind", *FIGURES), int),
 }
@@ -241,7 +252,10 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
     hand.publish(target_max_connections=100)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED, Phase.PREPARATION):
         hand.enter(phase, "metadata" if phase is Phase.POST else "")
-    hand.publish(release_until_ns=time.monotonic_ns() + 60 * 10**9)
+    hand.writer.note_bus(time.monotonic_ns())
+    hand.publish(
+        release_until_ns=time.monotonic_ns() + 60 * 10**9, fleet=FleetView(Standing.FOLLOWER, "2f7c1b90a4d85e63", 30)
+    )
     done = bgpool_command("status", "--json")
     assert done.returncode == 0
     (status,) = json.loads(done.stdout)
@@ -250,6 +264,39 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
 
 
 @pytest.mark.once
+def test_ready_tells_of_a_host_that_asks_the_database_itself(
+    hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
+) -> None:
+    start_worker()
+    hand.publish(fleet=FleetView(Standing.DIRECT, reason="bus-1 refuses\x1b[2J: NOPERM"))
+    until_ready()
+    done = bgpool_command("status", "--ready")
+    assert done.returncode == 0, "it is ready all the same"
+    assert "has a fleet's bus, but asks the database itself: bus-1 refuses" in done.stdout.splitlines()[-1]
+    text = bgpool_command("status").stdout
+    assert "fleet      direct, bus never heard: bus-1 refuses" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("fleet", "line"),
+    [
+        (Fleet("leader", "2f7c1b90a4d85e63", 0.2, 30, 0, ""), "fleet      leader, 30 hosts, bus heard 0.2 s ago"),
+        (
+            Fleet("follower", "2f7c1b90a4d85e63", 0.2, 1, 1, ""),
+            "fleet      follower of 2f7c1b90a4d85e63, 1 host, bus heard 0.2 s ago, 1 fallback",
+        ),
+        (
+            Fleet("direct", "2f7c1b90a4d85e63", 7.2, 30, 3, "no message for 1.5 s"),
+            "fleet      direct, 30 hosts, bus heard 7.2 s ago, 3 fallbacks: no message for\n           1.5 s",
+        ),
+    ],
+)
+def test_the_line_of_the_fleet(fleet: Fleet, line: str) -> None:
+    assert line in as_text(replace(READY, fleet=fleet))
+    assert "fleet" not in as_text(READY)
+
+
 def test_reconnections_are_previewed(
     hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
 ) -> None:

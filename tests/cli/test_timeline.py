@@ -19,6 +19,7 @@ from bgpool.cli.timeline.curves import Curve, Mark, Step, curve_of, sum_of
 from bgpool.cli.timeline.scale import ticks
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot, TimelineEntry
+from bgpool.core.timeline import HEARD
 from bgpool.lab.trial import Trial
 from bgpool.monitor import samples
 from bgpool.monitor.samples import WorkerSample, WorkerSamples
@@ -151,6 +152,25 @@ def test_one_that_nobody_was_held_in_is_drawn(files: RunFiles, timeline: Callabl
     result = timeline("--svg", tmp_path / "a.svg", "--html", tmp_path / "a.html")
     assert "no caller was held: IN_PROGRESS was never read" in result.stdout
     ElementTree.fromstring((tmp_path / "a.svg").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("phase", ["PREPARATION", "IN_PROGRESS", "POST"])
+def test_that_it_was_heard_from_the_fleet_changes_nothing_else(
+    files: RunFiles, timeline: Callable[..., Result], tmp_path: Path, phase: str
+) -> None:
+    write(files)
+    (own,) = json.loads(timeline("--json").stdout)
+    number = next(number for number, (event, _, _) in enumerate(COMPLETED, 1) if event == phase)
+    write(files, (*COMPLETED[:number], (HEARD, COMPLETED[number - 1][1], ""), *COMPLETED[number:]))
+    result = timeline("--json", "--svg", tmp_path / "a.svg")
+    (heard,) = json.loads(result.stdout)
+    assert heard["events"].pop(number)["event"] == HEARD
+    assert heard == {**own, "totals": heard["totals"]}
+    root = ElementTree.fromstring((tmp_path / "a.svg").read_text(encoding="utf-8"))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert words.count(HEARD) == 1
+    assert "Held for 1.523 s. Evidence of the release: green promoted." in words
+    assert re.search(rf" ms +{HEARD}\n", timeline().stdout)
 
 
 def test_what_is_no_record_is_passed_over_and_what_is_hostile_is_escaped(

@@ -22,7 +22,7 @@ import pytest
 
 from bgpool.cli.watch import moments
 from bgpool.core.phase import Phase
-from bgpool.report import Event, Monitor
+from bgpool.report import Event, Fleet, Monitor
 from bgpool.segment.paths import prepare_run_dir
 from tests.cli.conftest import PROGRAM, Hand, StartWorker
 from tests.cli.screens import READY, SWITCHING
@@ -86,7 +86,7 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     assert watch.end() == 0
     told = [json.loads(line) for line in watch.lines]
     assert list(told[0]) == [
-        *("at", "bg_id", "phase", "event", "evidence", "offset_ms", "ready", "missing", "monitor"),
+        *("at", "bg_id", "phase", "event", "evidence", "offset_ms", "ready", "missing", "monitor", "fleet"),
         *("workers", "behind", "held", "in_use", "idle", "waiting", "drained", "cut"),
         *("failed", "longest_hold_ms", "max_size", "taking_part", "outside"),
     ]
@@ -339,6 +339,9 @@ def test_what_is_no_change() -> None:
     busier = tuple(replace(worker, in_use=7, idle=0, age_s=0.3) for worker in READY.workers)
     older = Monitor("alive", 2101, 3, 0.4)
     assert list(moments(READY, replace(READY, workers=busier, monitor=older, sequence=8))) == []
+    follower = Fleet("follower", "2f7c1b90a4d85e63", 0.2, 30, 0, "")
+    later = replace(follower, leader="90b3cc41de07a152", age_s=0.4, hosts=29)
+    assert list(moments(replace(READY, fleet=follower), replace(READY, fleet=later))) == []
 
 
 @pytest.mark.parametrize(
@@ -347,6 +350,7 @@ def test_what_is_no_change() -> None:
         {"phase": Phase.PREPARATION},
         {"missing": ("green does not answer the monitor",)},
         {"monitor": Monitor("silent", 2101, 3, 9.0)},
+        {"fleet": Fleet("follower", "2f7c1b90a4d85e63", 0.2, 30, 0, "")},
         {"workers": READY.workers[:3]},
         {"workers": (replace(READY.workers[0], held=1), *READY.workers[1:])},
         {"workers": (replace(READY.workers[0], failed=1), *READY.workers[1:])},
@@ -357,6 +361,11 @@ def test_what_is_no_change() -> None:
 def test_what_is_a_change(changes: dict[str, Any]) -> None:
     (moment,) = moments(READY, replace(READY, **changes))
     assert moment.event == ""
+
+
+def test_a_line_tells_the_place_in_a_fleet() -> None:
+    (moment,) = moments(None, replace(READY, fleet=Fleet("direct", "", None, None, 1, "no message for 1.5 s")))
+    assert " monitor=alive fleet=direct workers=4 " in str(moment)
 
 
 def test_a_line_can_be_taken_apart() -> None:
