@@ -3,8 +3,8 @@
 # make test-full  the same with every variant: all scenarios on all engines, long chaos, every Python
 # make mysql  the tests of MySQL, with every scenario, on a real one: Debian's, fetched to .mysql, or MYSQLD=/path/to/mysqld
 # make bench  measures, beside what people use
-# All set up what they need in .venv, from the package index alone. The tests need a MariaDB server, too, which no
-# wheel has: it is installed from Debian's packages where that takes no questions.
+# All set up what they need in .venv, from the package index alone. The tests need a MariaDB and a Redis (or Valkey)
+# server, too, which no wheel has: they are installed from Debian's packages where that takes no questions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 # This Python runs the quick tests among all the others: they are not run on it again.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
-.PHONY: demo test test-full mysql bench clean mariadb
+.PHONY: demo test test-full mysql bench clean mariadb redis
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
@@ -27,12 +27,12 @@ demo: $(VENV)/.demo
 INSTALL = -$(SKIP_OWN_QUICK) $(BIN)/tox run-parallel --notest --parallel auto --parallel-no-spinner
 
 # About twelve minutes, and two of set-up the first time. tox prints the time of each part at the end.
-test: mariadb $(VENV)/.tox
+test: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),,$(INSTALL))
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))
 
 # About forty minutes.
-test-full: mariadb $(VENV)/.tox
+test-full: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),,$(INSTALL) -m full)
 	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
 
@@ -43,7 +43,7 @@ mysql: $(VENV)/.tox
 	$(BIN)/tox run -e mysql -- $(ARGS)
 
 # Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.
-bench: mariadb $(VENV)/.tox
+bench: mariadb redis $(VENV)/.tox
 	$(BIN)/tox run -e bench -- $(ARGS)
 
 $(BIN)/python:
@@ -65,6 +65,18 @@ mariadb:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mariadb-server-core >/dev/null; \
 	else \
 		echo "a MariaDB server is needed, and nothing else of MariaDB: apt-get install mariadb-server-core" >&2; exit 1; \
+	fi
+
+redis:
+	@PATH="$$PATH:/usr/sbin:/usr/local/bin:/usr/local/sbin"; \
+	if [ -n "$$BGPOOL_LAB_REDIS" ] || command -v redis-server >/dev/null || command -v valkey-server >/dev/null; then \
+		exit 0; \
+	fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; \
+	else \
+		echo "a Redis (6.2 or later) or Valkey server is needed: apt-get install redis-server" >&2; exit 1; \
 	fi
 
 clean:

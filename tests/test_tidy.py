@@ -89,6 +89,14 @@ def test_layers(path: Path) -> None:
         assert not beside, f"{path.name} imports {name} from beside"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "pools").rglob("*.py")), ids=lambda path: path.stem)
+def test_workers_know_no_bus(path: Path) -> None:
+    """Only a monitor, the doctor and the command line talk to a fleet: a worker would have one connection more."""
+    for name in imports(path):
+        assert name.split(".")[0] not in ("redis", "valkey"), f"{path.name} imports {name}"
+        assert not name.startswith("bgpool.fleet"), f"{path.name} imports {name}"
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda path: path.name)
 def test_core_is_pure(path: Path) -> None:
     for name in imports(path):

@@ -27,7 +27,7 @@ QUIT_TIMEOUT_S = 2.0
 """An immediate shutdown of PostgreSQL takes some 30 ms here, one of MariaDB 50 ms; after this, SIGKILL."""
 
 KILL_TIMEOUT_S = 5.0
-ENDED = frozenset(("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld"))
+ENDED = frozenset(("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld", "redis-server", "valkey-server"))
 FIRST_WORDS = 4
 """Of a command line: a program is among them, also if something else runs it: ``ld.so --library-path DIRS mysqld``."""
 

@@ -1,0 +1,306 @@
+"""The bus on streams of Redis 6.2 and later, or Valkey. Its ids are the fence: an XADD that is not above is refused.
+
+Two streams of one hash slot for each ``bg_id``. Neither ever gets a time to live: with the key goes the order of ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from bgpool.core.limits import (
+    FLEET_BLOCK_S,
+    FLEET_ENTRIES,
+    FLEET_ENTRIES_READ,
+    FLEET_ENTRY_BYTES,
+    FLEET_HOSTS,
+    FLEET_TIMEOUT_S,
+)
+from bgpool.fleet.bus import BusError, Entry, Heard, KeyMissing, Refused, ReportEntry
+from bgpool.fleet.config import FleetConfig
+from bgpool.fleet.url import BusUrl, parse_bus_url
+from bgpool.plain_errors import ConfigurationError, Error
+
+__all__ = ["HOSTS_KEPT", "StreamBus", "stream_keys"]
+
+#: The only field of an entry.
+FIELD: Final = b"m"
+#: Reports that are kept, about.
+HOSTS_KEPT: Final = 4 * FLEET_HOSTS
+#: After these it may be another server that has the name, or this connection knows too little: the next call begins
+#: anew. redis-py would keep the connection, and write to a replica for ever.
+ANEW: Final = frozenset(
+    ("READONLY", "MOVED", "ASK", "TRYAGAIN", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
+)
+#: The smallest rights that do.
+RIGHTS: Final = "+xadd +xread +xrevrange ~bgpool:*"
+
+#: What a server's error means, by its code; for a sentence that begins with the server. A text may use {command} and
+#: {key}.
+MEANINGS: Final = {
+    "READONLY": "is a replica and takes no writes; its name is looked up again",
+    "OOM": "has no memory left (maxmemory), and evicts nothing",
+    "NOAUTH": "wants a password",
+    "WRONGPASS": "refuses the user or the password",
+    "NOPERM": "does not let the user run {command}; the rights it takes are " + RIGHTS,
+    "LOADING": "is starting and still loads its data",
+    "MASTERDOWN": "is a replica that has lost its primary",
+    "CLUSTERDOWN": "says that its cluster is down",
+    "UNBLOCKED": "is no primary any more; its name is looked up again",
+    "NOREPLICAS": "has fewer replicas than it wants for a write (min-replicas-to-write)",
+    "MISCONF": "cannot save its data, and takes no writes until it can",
+    "BUSY": "is busy with a script of somebody's",
+    "WRONGTYPE": "has another thing than a stream under {key}; who deletes that key (DEL) mends it",
+    "MOVED": "sends from one node to another and back",
+    "ASK": "is moving {key} to another node",
+    "TRYAGAIN": "is moving {key} to another node",
+    "NOPROTO": "does not speak RESP2",
+    "DENIED": "is in protected mode: it has no password and lets in nobody from other hosts",
+}
+#: The same of errors that have no code of their own, by a part of their text.
+PLAIN_MEANINGS: Final = {
+    "exhausted the last possible ID": "has an entry with the highest possible id in {key}, which nobody can go beyond: "
+    "somebody who may write to the bus has put it there; who deletes that key (DEL) mends it",
+    "max number of clients reached": "has as many clients as it takes (maxclients)",
+    "without any password configured": "has no password for the default user, and bg_fleet has one",
+    "DB index is out of range": "has no database of that number",
+    "SELECT is not allowed in cluster mode": "is a cluster, which has the database 0 alone",
+    "unknown command": "does not know {command}; Redis 6.2 or later, or Valkey, is needed",
+    "syntax error": "does not know a part of {command}; Redis 6.2 or later, or Valkey, is needed",
+}
+REFUSED: Final = "equal or smaller than the target stream top item"
+
+T = TypeVar("T")
+
+
+def stream_keys(bg_id: str) -> tuple[str, str]:
+    """The leaders' stream of *bg_id*, and the hosts'. What is in braces decides where a cluster has them: together."""
+    key = f"bgpool:{{{bg_id}}}"
+    return key, f"{key}:hosts"
+
+
+class StreamBus:
+    """A `Bus` on streams, for one thread, with one connection."""
+
+    def __init__(self, config: FleetConfig, bg_id: str) -> None:
+        """Get ready; nothing is sent before the first call.
+
+        Raises:
+            BusError: redis-py is missing, or *config* cannot be used here.
+        """
+        try:
+            from bgpool.fleet.connection import Connection
+        except ImportError as error:
+            raise BusError(f"bg_fleet needs redis-py: pip install 'bgpool[fleet]' ({error})") from None
+        try:
+            self._url: Final[BusUrl] = parse_bus_url(config.url)
+            password = config.password
+        except ConfigurationError as error:
+            raise BusError(str(error)) from None
+        if password is None:
+            self._passwords = None
+        else:
+            from bgpool.auth import PasswordMaker  # imports the drivers, which nobody else here needs
+
+            self._passwords = PasswordMaker(password)
+        self._class: Final = Connection
+        self._key, self._hosts_key = stream_keys(bg_id)
+        self._connection: Any = None
+        # Where a cluster has sent us; None where the name leads.
+        self._moved_to: tuple[str, int] | None = None
+
+    # -- what a bus does -----------------------------------------------------------------------------------
+
+    def publish(self, term: int, seq: int, payload: bytes) -> None:
+        """XADD with an explicit id, and with NOMKSTREAM unless it is a claim; see `Bus.publish`."""
+        make = () if seq == 0 else ("NOMKSTREAM",)
+        command = ("XADD", self._key, *make, "MAXLEN", "~", FLEET_ENTRIES, f"{term}-{seq}", FIELD, payload)
+        if self._call(self._key, *command, parse=_same) is None:
+            raise KeyMissing(f"{self._key} is gone from the bus")
+
+    def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> Heard:
+        """XREAD of one or both streams; see `Bus.read`."""
+        # 0 would be for ever. Longer than the socket's time limit would be a failure instead of nothing.
+        wait_ms = int(min(timeout_s, FLEET_BLOCK_S) * 1000)
+        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()
+        keys, ids = [self._key], [f"{after[0]}-{after[1]}"]
+        if reports_after is not None:
+            keys.append(self._hosts_key)
+            ids.append(reports_after)
+        command = ("XREAD", "COUNT", FLEET_ENTRIES_READ, *block, "STREAMS", *keys, *ids)
+        return self._call(self._key, *command, parse=self._heard)
+
+    def top(self) -> Entry | None:
+        """XREVRANGE of one entry; see `Bus.top`."""
+        entries = self._call(self._key, "XREVRANGE", self._key, "+", "-", "COUNT", 1, parse=_entries)
+        return entries[0] if entries else None
+
+    def report(self, payload: bytes) -> None:
+        """XADD with an id of the server's; see `Bus.report`."""
+        key = self._hosts_key
+        self._call(key, "XADD", key, "MAXLEN", "~", HOSTS_KEPT, "*", FIELD, payload, parse=_same)
+
+    def reports(self, count: int) -> list[ReportEntry]:
+        """XREVRANGE; see `Bus.reports`."""
+        return self._call(self._hosts_key, "XREVRANGE", self._hosts_key, "+", "-", "COUNT", count, parse=_reports)
+
+    def close(self) -> None:
+        """Hang up; what a cluster said of other nodes is forgotten."""
+        self._hang_up()
+        self._moved_to = None
+
+    def __repr__(self) -> str:
+        return f"<StreamBus {self._key} at {self._place}>"
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> str:
+        """For people: the name, and where a cluster has sent us."""
+        at = f" ({_joined(*self._moved_to)})" if self._moved_to else ""
+        return _joined(self._url.host, self._url.port) + at
+
+    def _call(self, key: str, *command: Any, parse: Callable[[Any], T]) -> T:
+        """The parsed answer to *command*, which is sent once; once more after the first MOVED, as it was not run."""
+        try:
+            answer = self._exchange(*command)
+        except _ServerError as error:
+            moved_to = error.moved_to(self._url)
+            if moved_to is None:
+                raise self._explained(error, key) from None
+            self._hang_up()
+            self._moved_to = moved_to
+            try:
+                answer = self._exchange(*command)
+            except _ServerError as second:
+                raise self._explained(second, key) from None
+        try:
+            return parse(answer)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            self.close()
+            raise BusError(f"the bus at {self._place} gave an answer to {command[0]} that is none") from None
+
+    def _exchange(self, *command: Any) -> Any:
+        """Send *command* and read the answer.
+
+        Raises:
+            _ServerError: The server has answered with an error; the connection is as it was.
+            BusError: Anything else; the connection is closed.
+        """
+        from redis import exceptions
+
+        running = "AUTH"
+        try:
+            if self._connection is None:
+                connection = self._class(self._url, self._password(), self._moved_to)
+                if self._url.db:
+                    running = "SELECT"
+                connection.connect()
+                self._connection = connection
+            running = command[0]
+            self._connection.send_command(*command)
+            return self._connection.read_response()
+        except exceptions.ResponseError as error:
+            raise _ServerError(str(error), running) from None
+        except Exception as error:
+            place = self._place
+            self.close()
+            # Whatever it is, this thread's caller has to hear it as what it comes to: nothing from the bus.
+            if isinstance(error, Error):
+                said = str(error)
+            elif isinstance(error, exceptions.TimeoutError):
+                said = f"has not answered {running} within {FLEET_TIMEOUT_S:g} s"
+            elif isinstance(error, exceptions.ConnectionError):
+                said = f"has hung up at {running}"
+            else:
+                said = f"does not speak the protocol of Redis ({type(error).__name__})"
+            raise BusError(f"the bus at {place} {said}") from None
+
+    def _password(self) -> str:
+        if self._passwords is None:
+            return self._url.password
+        return self._passwords.make(self._url.host, self._url.port, self._url.user or "default")
+
+    def _explained(self, error: _ServerError, key: str) -> BusError:
+        """*error* for a person; the connection is closed if the next call is to begin anew."""
+        if REFUSED in error.text:
+            return Refused(f"somebody else has written to {key}: what was to follow is not above its newest entry")
+        place = self._place
+        meaning = MEANINGS.get(error.code) or next(
+            (meaning for part, meaning in PLAIN_MEANINGS.items() if part in error.text), None
+        )
+        if error.code in ANEW or meaning is None:
+            self.close()
+        if error.code == "WRONGPASS" and self._passwords is not None:
+            self._passwords.forget()
+        # Never the server's own text: it may quote what it was sent, and that may have been a login.
+        said = (meaning or "answers {command} with the error {code}").format(
+            command=error.command, code=error.code, key=key
+        )
+        return BusError(f"the bus at {place} {said}")
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # It is of no use any more, whatever becomes of it.
+            with contextlib.suppress(Exception):
+                connection.disconnect()
+
+    def _heard(self, answer: Any) -> Heard:
+        streams = {bytes(name): entries for name, entries in answer or ()}
+        return Heard(_entries(streams.get(self._key.encode(), ())), _reports(streams.get(self._hosts_key.encode(), ())))
+
+
+class _ServerError(Exception):
+    """An error that the server has answered with.
+
+    Attributes:
+        code: Its first word, in capital letters.
+        command: What was being run.
+    """
+
+    def __init__(self, text: str, command: str) -> None:
+        super().__init__(text)
+        self.text: Final = text
+        self.command: Final = command
+        word = text.partition(" ")[0]
+        self.code: Final = word if word.isascii() and word.isupper() and len(word) <= 20 else "ERR"
+
+    def moved_to(self, url: BusUrl) -> tuple[str, int] | None:
+        """Where a MOVED says that the key is; None for anything else."""
+        words = self.text.split()
+        if self.code != "MOVED" or len(words) != 3:
+            return None
+        host, _, port = words[2].rpartition(":")
+        if host == "?" or not port.isdigit() or not 0 < int(port) < 65536:
+            return None
+        # A node that does not know its own address leaves it out: it is the one that was asked.
+        return host or url.host, int(port)
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+def _entries(answer: Any) -> list[Entry]:
+    found = []
+    for identity, fields in answer or ():
+        term, _, seq = identity.decode("ascii").partition("-")
+        found.append(Entry(int(term), int(seq), _payload(fields)))
+    return found
+
+
+def _reports(answer: Any) -> list[ReportEntry]:
+    return [ReportEntry(identity.decode("ascii"), _payload(fields)) for identity, fields in answer or ()]
+
+
+def _payload(fields: Any) -> bytes:
+    """What an entry holds for us: nothing where it lacks our field, or is larger than one of ours can be."""
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    payload = pairs.get(FIELD, b"")
+    return payload if isinstance(payload, bytes) and len(payload) <= FLEET_ENTRY_BYTES else b""
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
