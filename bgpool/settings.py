@@ -22,7 +22,7 @@ from bgpool.core.limits import FLEET_KEY_BYTES, FLEET_KEYS
 from bgpool.logs import log_fields
 from bgpool.plain_errors import ConfigurationError
 
-__all__ = ["ALWAYS", "DISABLE", "Settings", "is_disabled", "read_flag", "read_keys"]
+__all__ = ["ALWAYS", "DISABLE", "REHEARSAL", "Settings", "is_disabled", "read_flag", "read_keys"]
 
 _logger: Final = logging.getLogger("bgpool.settings")
 
@@ -38,6 +38,9 @@ _TABLE: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0
 
 #: The environment variable that makes every pool of a process a plain one.
 DISABLE: Final = "BGPOOL_DISABLE"
+
+#: The environment variable that all processes of a rehearsed application have: they speak to no bus.
+REHEARSAL: Final = "BGPOOL_REHEARSAL"
 
 #: The environment variables that stand for parameters which are not given. An empty one counts as not set.
 _VARIABLES: Final[Mapping[str, str]] = {
@@ -60,9 +63,9 @@ _BUS_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "ssl_ca_path": (),
     "ssl_certfile": (),
     "ssl_keyfile": (),
-    "ssl_password": (),
-    "ssl_cert_reqs": ("none", "optional", "required"),
-    "ssl_check_hostname": ("true", "false"),
+    # The second three as Celery has them.
+    "ssl_cert_reqs": ("none", "optional", "required", "cert_none", "cert_optional", "cert_required"),
+    "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
 }
 
 
@@ -227,7 +230,7 @@ def _wrong_with_bus_options(url: SplitResult) -> str:
     for name, text in options:
         if name not in _BUS_OPTIONS:
             return "its query has an option that is not allowed"
-        if text not in (_BUS_OPTIONS[name] or (text,)) or not text:
+        if text.lower() not in (_BUS_OPTIONS[name] or (text.lower(),)) or not text:
             words = " or ".join(_BUS_OPTIONS[name]) or "a text that is not empty"
             return f"{name}: {words} is allowed"
     if len({name for name, _ in options}) < len(options):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import pickle
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 import bgpool
 from bgpool import registry
 from bgpool.core.limits import FLEET_KEY_BYTES
+from bgpool.doctor import Case
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError, PasswordFailed
 from bgpool.fleet.config import FleetConfig, KeyMaker
@@ -70,6 +74,7 @@ def shown(error: BaseException) -> str:
         ("redis://user@bus_1.example.com/", "redis://user@bus_1.example.com/"),
         (BUS, BUS),
         ("rediss://b?ssl_cert_reqs=none&ssl_check_hostname=false",) * 2,
+        ("rediss://b?ssl_cert_reqs=CERT_REQUIRED",) * 2,
         ("", None),
         (None, None),
     ],
@@ -99,6 +104,7 @@ def test_urls_of_a_bus(given: str | None, expected: str | None) -> None:
         f"rediss://u@bus?{SECRET}",
         f"rediss://u@bus?ssl_cert_reqs={SECRET}",
         f"rediss://u:{SECRET}@bus?ssl_ca_certs=",
+        f"rediss://u@bus?ssl_password={SECRET}",
         f"rediss://u:{SECRET}@bus?ssl_ca_certs=a&ssl_ca_certs=b",
         f"redis://u:{SECRET}@bus?ssl_ca_certs=/etc/ca.pem",
         f"redis://u:{SECRET}@b us",
@@ -371,6 +377,69 @@ def test_an_unknown_parameter_is_named_without_its_value() -> None:
         assert KEY.decode() not in shown(caught.value)
 
 
+# -- whoever takes bgpool's parameters --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _plain(monkeypatch: pytest.MonkeyPatch, _closed: None) -> None:
+    """Whatever connects is to start no monitor."""
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")
+
+
+@pytest.mark.usefixtures("_plain")
+def test_sqlalchemy() -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    nowhere = "postgresql+bgpool://app@127.0.0.1:1/app"
+    for url, given in (
+        (f"{nowhere}?bg_fleet={quote(BUS, safe='')}&bg_fleet_key={quote(KEY + b',' + OLD)}", {}),
+        (nowhere, {"bg_fleet": BUS, "bg_fleet_key": [KEY, OLD]}),
+        (nowhere, {"bg_fleet": BUS, "bg_fleet_key": two_keys}),
+    ):
+        with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+            sqlalchemy.create_engine(url, connect_args=given).connect()
+        assert SECRET not in shown(caught.value)
+        (connector,) = registry.pools()
+        assert isinstance(connector.monitoring, MonitorConfig)
+        assert connector.monitoring.fleet is not None
+        assert connector.monitoring.fleet.url == BUS
+        assert KeyMaker(connector.monitoring.fleet).make() == (KEY, OLD)
+        connector.stop(timeout=0)
+    for bad in ({"bg_fleet": BUS}, {"bg_fleet": f"http://{SECRET}@b", "bg_fleet_key": KEY}):
+        with pytest.raises(ConfigurationError, match=r"create_engine: bg_fleet") as refused:
+            sqlalchemy.create_engine(nowhere, connect_args=bad).connect()
+        assert SECRET not in shown(refused.value)
+
+
+@pytest.mark.usefixtures("_plain")
+def test_asyncpg() -> None:
+    pytest.importorskip("asyncpg")
+    from bgpool.integrations.asyncpg.connector import get_connector
+
+    connector, left = get_connector(URL, None, {"bg_fleet": BUS, "bg_fleet_key": [KEY, OLD]})
+    assert left == {}
+    assert isinstance(connector.monitoring, MonitorConfig)
+    assert connector.monitoring.fleet == FleetConfig(BUS, (KEY, OLD))
+
+
+def test_the_doctor_and_the_command_that_is_the_monitor() -> None:
+    dsn = f"{URL}?bg_fleet={quote(BUS, safe='')}&bg_fleet_key={quote(KEY)}"
+    case = Case(dsn)
+    assert case.config.fleet == FleetConfig(BUS, (KEY,))
+    assert case.without_secrets(f"in {BUS} and {SECRET}") == "in *** and ***"
+    for command in ("monitor", "doctor"):
+        asked = subprocess.run(
+            [sys.executable, "-m", "bgpool", command, "-"],
+            input=dsn.replace("bg_fleet_key", "bg_id"),
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert asked.returncode == 2, asked.stderr
+        assert "bg_fleet needs a key" in asked.stderr
+        assert SECRET not in asked.stderr + asked.stdout
+
+
 # -- one monitor -------------------------------------------------------------------------------------------------
 
 
@@ -413,3 +482,11 @@ def test_who_takes_no_part_has_no_bus(tmp_path: Path, monkeypatch: pytest.Monkey
         one.participant.join(one)
         assert one.participant._watch is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rehearsal_has_no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its servers are the lab's, and the real application's hosts would hear of them."""
+    monkeypatch.setenv("BGPOOL_REHEARSAL", "a mark")
+    assert config_of(bg_fleet=BUS, bg_fleet_key=KEY).fleet is None
+    with pytest.raises(ConfigurationError, match="needs a key"):
+        config_of(bg_fleet=BUS)

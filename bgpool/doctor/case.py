@@ -184,7 +184,9 @@ class Case:
         return self.alias.endpoint or host if host == self.dsn.host else host
 
     def without_secrets(self, text: str) -> str:
-        """*text*, which is a driver's, without any password of the DSN's, should the driver quote one."""
+        """*text*, which is a driver's, without any password of the DSN's or the bus's, should the driver quote one."""
+        for secret in self.config.fleet.secrets if self.config.fleet is not None else ():
+            text = text.replace(secret, "***") if len(secret) >= _SECRET_CHARS else text
         for params in (self.dsn.params, self.config.params):
             secrets = [params.get(name) for name in _SECRETS] + [(params.get("ssl") or {}).get("password")]
             for secret in (str(secret or "") for secret in secrets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,7 +12,7 @@ from bgpool.auth import SecretMaker
 from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError
 from bgpool.handover import hand_over, take_over
-from bgpool.settings import Settings, read_keys
+from bgpool.settings import REHEARSAL, Settings, read_keys
 
 __all__ = ["FleetConfig", "KeyMaker"]
 
@@ -44,7 +45,7 @@ class FleetConfig:
 
     @classmethod
     def of(cls, settings: Settings) -> FleetConfig | None:
-        """What a pool's parameters come to; None without a bus.
+        """What a pool's parameters come to; None without a bus, and in a rehearsal.
 
         Raises:
             ConfigurationError: There is neither a key nor trust, there are two passwords, or a callable cannot be
@@ -61,7 +62,7 @@ class FleetConfig:
             )
         if password is not None and urlsplit(url).password:
             raise ConfigurationError("bg_fleet has a password, and bg_fleet_password makes one: one of them is allowed")
-        return cls(
+        config = cls(
             url,
             keys=key if isinstance(key, tuple) else (),
             # A key is asked for wherever there is one.
@@ -71,6 +72,8 @@ class FleetConfig:
             ),
             key_callable=hand_over("bg_fleet_key", key, _KEY_REMEDY) if callable(key) else None,
         )
+        # What a rehearsed application reads of its servers is not for the hosts of the real one.
+        return None if REHEARSAL in os.environ else config
 
     def as_map(self) -> dict[str, Any]:
         """For the pipe."""

@@ -318,6 +318,8 @@ class Trial:
             "bg_id": "demo",
             "bg_resolver": self.pair.resolver,
             "bg_run_dir": self.run_dir,
+            # Whatever the environment says: a trial's servers are nobody else's concern.
+            "bg_fleet": None,
             "bg_interval_increased_ms": 500,
             "min_size": self.threads,
             "max_size": self.threads,

@@ -26,6 +26,7 @@ from django.test import RequestFactory, modify_settings
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.errors import CommitOutcomeUnknown, SwitchoverInterrupted
+from bgpool.fleet.config import FleetConfig
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.django.models import entry_model
@@ -72,6 +73,11 @@ SECRET = "s3cret-of-the-test"
         ({"bg_resolver": "nobody"}, {}, "bg_resolver"),
         ({"bg_id": ""}, {}, "bg_id"),
         ({"nothing_of_the_kind": "1"}, {}, "nothing_of_the_kind"),
+        ({"bg_fleet": f"http://u:{SECRET}@bus"}, {}, "bg_fleet"),
+        ({"bg_fleet": f"redis://u:{SECRET}@bus"}, {}, "bg_fleet_key"),
+        ({"bg_fleet": "redis://bus", "bg_fleet_key": SECRET}, {}, "18 bytes"),
+        ({"bg_fleet": "redis://bus", "bg_fleet_key": ["k" * 32, SECRET]}, {}, "18 bytes"),
+        ({"bg_fleet_password": SECRET}, {}, "bg_fleet_password"),
         ({"passwort": SECRET}, {}, "passwort"),
         ({"monitoring": SECRET}, {}, "monitoring"),
         ({"monitoring": {"passwort": SECRET}}, {}, "passwort"),
@@ -105,6 +111,21 @@ def test_what_cannot_be_used_is_refused_without_a_secret(
         error = error.__cause__ or error.__context__
     if hasattr(wrapper, "close_pool"):
         wrapper.settings_dict["OPTIONS"].pop("pool", None)
+
+
+def test_a_fleet(make_database: MakeDatabase) -> None:
+    keys = ["n" * 32, b"o" * 32]
+    for options in (
+        {"bg_fleet": f"valkey://u:{SECRET}@bus", "bg_fleet_key": keys},
+        {"bg_fleet": f"valkey://u:{SECRET}@bus", "bg_fleet_key": f"{'n' * 32},{'o' * 32}", "pool": True},
+    ):
+        wrapper: Any = connections[make_database(options)]
+        assert ask(wrapper) == 1
+        source = wrapper.bgpool_find(wrapper.get_connection_params())
+        assert source.connections.monitoring.fleet == FleetConfig(f"redis://u:{SECRET}@bus", (b"n" * 32, b"o" * 32))
+        for thing in (source, source.connections, source.pool, wrapper):
+            assert SECRET not in repr(thing)
+            assert "n" * 32 not in repr(thing)
 
 
 # -- connections that are kept -------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from bgpool.lab.waiting import POLL_S
+from bgpool.settings import REHEARSAL
 
 __all__ = ["Application"]
 
 STOP_TIMEOUT_S: Final = 10.0
 KILL_TIMEOUT_S: Final = 5.0
 
-MARK: Final = "BGPOOL_REHEARSAL"
+MARK: Final = REHEARSAL
 """An environment variable that whatever it starts inherits: a monitor, for one, is in a session of its own."""
 
 
