@@ -17,7 +17,7 @@ import psycopg
 import pymysql
 import pytest
 
-from bgpool.auth import PasswordMaker, RdsIam
+from bgpool.auth import ElastiCacheIam, PasswordMaker, RdsIam
 from bgpool.errors import ConfigurationError, PasswordFailed
 from tests.pools.callers import wait_until
 
@@ -236,3 +236,104 @@ def test_a_lock_that_an_interrupt_left_taken_is_not_waited_for_without_end(monke
     maker._turn.lock.acquire()
     with pytest.raises(PasswordFailed):
         maker.make(HOST, 5432, "app")
+
+
+# -- ElastiCache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def region(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+
+
+@pytest.mark.parametrize("serverless", [False, True])
+def test_a_token_of_elasticache_is_for_one_cache_and_user(serverless: bool) -> None:
+    iam = ElastiCacheIam("Fleet", region="us-gov-west-1", serverless=serverless)
+    token = iam("fleet.abc.ng.0001.usgw1.cache.amazonaws.com", 6379, "bg pool&x")
+    parts = urlsplit("//" + token)
+    query = parse_qs(parts.query)
+    assert (parts.netloc, parts.path) == ("fleet", "/")
+    assert (query["Action"], query["User"]) == (["connect"], ["bg pool&x"])
+    assert query.get("ResourceType") == (["ServerlessCache"] if serverless else None)
+    assert "/us-gov-west-1/elasticache/aws4_request" in query["X-Amz-Credential"][0]
+    assert query["X-Amz-Expires"] == ["900"]
+    assert query["X-Amz-SignedHeaders"] == ["host"]
+
+
+@pytest.mark.parametrize("serverless", [False, True])
+@pytest.mark.parametrize("session_token", ["", "FwoGZXIvYXdzE//w=="])
+@pytest.mark.usefixtures("region")
+def test_it_is_the_token_of_awss_own_recipe(
+    monkeypatch: pytest.MonkeyPatch, serverless: bool, session_token: str
+) -> None:
+    """What AWS's documentation has in Python, signed with the same credentials in the same second."""
+    import botocore.session
+    from botocore.model import ServiceId
+    from botocore.signers import RequestSigner
+
+    if session_token:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", session_token)
+
+    def recipe() -> str:
+        session = botocore.session.get_session()
+        signer = RequestSigner(
+            ServiceId("elasticache"), "eu-west-1", "elasticache", "v4",
+            session.get_credentials(), session.get_component("event_emitter"),
+        )  # fmt: skip
+        resource = "&ResourceType=ServerlessCache" if serverless else ""
+        request = {
+            "method": "GET", "url": f"https://fleet/?Action=connect&User=bgpool{resource}",
+            "body": {}, "headers": {}, "context": {},
+        }  # fmt: skip
+        url = signer.generate_presigned_url(request, operation_name="connect", expires_in=900, region_name="eu-west-1")
+        return str(url).removeprefix("https://")
+
+    iam = ElastiCacheIam("fleet", serverless=serverless)
+    iam.prepare("", 0, "bgpool")
+
+    def of_one_second() -> tuple[str, str]:
+        while True:
+            before, ours, after = recipe(), iam("", 0, "bgpool"), recipe()
+            if before == after:
+                return ours, before
+
+    ours, theirs = of_one_second()
+    assert parse_qs(urlsplit("//" + ours).query) == parse_qs(urlsplit("//" + theirs).query)
+    assert ours.partition("?")[0] == theirs.partition("?")[0] == "fleet/"
+
+
+@pytest.mark.usefixtures("region")
+def test_elasticache_s_tokens_go_through_a_pickle_without_secrets_and_find_new_credentials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("bgpool.auth.time.monotonic", lambda: clock)
+    iam = ElastiCacheIam("fleet", serverless=True)
+    maker = PasswordMaker(iam)
+    token = maker.make("", 6379, "bgpool")
+    copy = pickle.loads(pickle.dumps(iam))
+    assert copy == iam
+    assert copy._clients == {}
+    assert token.encode() not in pickle.dumps(iam)
+    assert "wJalrXUtnFEMI" not in repr(iam) + str(pickle.dumps(iam))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
+    assert not maker.forget(), "looked for just now"
+    clock += 61
+    assert maker.forget()
+    assert "AKIDOTHER" in maker.make("", 6379, "bgpool")
+
+
+def test_elasticache_s_region_and_credentials_have_to_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    with pytest.raises(ConfigurationError, match=r"'fleet' is not known.*region="):
+        ElastiCacheIam("fleet")("fleet.abc.ng.0001.euw1.cache.amazonaws.com", 6379, "bgpool")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(NoCredentialsError):
+        ElastiCacheIam("fleet", region="eu-west-1")("", 6379, "bgpool")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(ConfigurationError, match=r"ElastiCacheIam needs boto3: pip install 'bgpool\[aws\]'"):
+        ElastiCacheIam("fleet", region="eu-west-1")("", 6379, "bgpool")
