@@ -327,6 +327,53 @@ def lab_chaos(
         raise _no_programs(error) from None
 
 
+@_lab.command("fleet")
+def lab_fleet(
+    hosts: Annotated[int, typer.Option(min=1, max=200, help="How many; a monitor each, of 35 MB.")] = 30,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many switchovers.")] = 1,
+    no_fleet: Annotated[
+        bool, typer.Option("--no-fleet", help="Each host asks for itself, as without bg_fleet.")
+    ] = False,
+    kill_leader: Annotated[
+        str | None, typer.Option(metavar="PHASE", help="SIGKILL to the leader, shortly before that phase ends.")
+    ] = None,
+    stop_leader: Annotated[
+        str | None, typer.Option(metavar="PHASE", help="SIGSTOP to the leader, which goes on after ten seconds.")
+    ] = None,
+    bus_fault: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="kill|stop|flush|del|failover PHASE", help="What is done to the bus; see docs/lab.md."),
+    ] = None,
+    programs: _Programs = None,
+    json: _Json = False,
+) -> None:
+    """A fleet of hosts goes through a switchover, and what they ask of the database is counted and judged.
+
+    One host alone is played first, to compare with. PHASE is CREATED, PREPARATION, IN_PROGRESS, POST or COMPLETED.
+
+    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a wrong call, or if the servers' programs or those of
+    the bus are missing; 130 after Ctrl-C.
+    """
+    _lab_commands()
+    from bgpool.cli import lab_fleet as command
+    from bgpool.lab import ProgramsError
+    from bgpool.lab.fleet import Plan
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        fault = command.fault_of(kill_leader, stop_leader, bus_fault)
+        plan = Plan(hosts, not no_fleet, fault, pair_options={"programs": programs})
+    except ValueError as error:
+        raise _unusable(str(error)) from None
+    try:
+        clean = command.play_fleet(plan, count, as_json=json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except ProgramsError as error:
+        raise _no_programs(error) from None
+    raise typer.Exit(0 if clean else 1)
+
+
 @_lab.command("once")
 def lab_once(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 50,

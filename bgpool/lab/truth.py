@@ -64,14 +64,20 @@ class Outage:
 class TruthProbe(threading.Thread):
     """Writes to blue until it fails, tries both sides in turn until one takes a write, and goes on there.
 
-    A context manager that starts, and stops. It writes every `WRITE_EVERY_S` to the table ``truth``, over
+    A context manager that starts, and stops. It writes to the table ``truth``, over
     TCP under the role `TRUTH_ROLE` and the name ``bgpool-truth``. Times are on the monotonic clock.
     """
 
-    def __init__(self, pair: Pair) -> None:
-        """Watch *pair*, which must be open with blue taking writes; sides keep the servers of now."""
+    def __init__(self, pair: Pair, *, write_every_s: float = WRITE_EVERY_S) -> None:
+        """Watch *pair*, which must be open with blue taking writes; sides keep the servers of now.
+
+        Args:
+            pair: Whose servers.
+            write_every_s: Between two writes, in seconds; after one that failed it is `RETRY_EVERY_S`.
+        """
         super().__init__(name="bgpool-truth", daemon=True)
         self._pair = pair
+        self._write_every_s = write_every_s
         self._server: dict[Side, Server] = {"blue": pair.blue, "green": pair.green}
         self._side: Side = "blue"
         self._wires: dict[Side, Wire] = {}
@@ -157,7 +163,7 @@ class TruthProbe(threading.Thread):
         """The probe's loop; `start` calls it in the thread."""
         failed = False
         try:
-            while not self._halt.wait(RETRY_EVERY_S if failed else WRITE_EVERY_S):
+            while not self._halt.wait(RETRY_EVERY_S if failed else self._write_every_s):
                 failed = not self._write(interrupted=failed)
         finally:
             for side in tuple(self._wires):

@@ -70,7 +70,7 @@ class Worker:
         errors: Calls that failed, threads that never came back, and an end that nobody asked for, as text.
         missing: How many of these are threads, and ends.
         longest_call_s: The longest that one call took, those that failed or never came back included.
-        phase, held: What its pool says now.
+        phase, held: What its pool says now; of several, the phase that the first one says, and all callers held.
         reach_green: Whether its pool knows that receipts reach a green that is a logical replica.
     """
 
@@ -86,6 +86,7 @@ class Worker:
         tells_commits: bool | None = None,
         pause_s: float = PAUSE_S,
         think_s: float = 0.0,
+        more: Sequence[bgpool.Pool[Any]] = (),
     ) -> None:
         """Fork. The child closes what it would otherwise hold open of the workers before it.
 
@@ -96,6 +97,7 @@ class Worker:
                 the engine can do without receipts.
             pause_s: Between two calls of a thread.
             think_s: Between the second row of a unit and its COMMIT.
+            more: Further pools, of the same engine: threads take turns among all of them.
         """
         self.number: Final = number
         self.job: Final = job
@@ -130,7 +132,7 @@ class Worker:
             jobs = replace(_JOBS[type(pool)], think_s=think_s)
             if tells_commits is not None:
                 jobs = replace(jobs, tells_commits=tells_commits)
-            _child(number, pool, threads, job, jobs, tasks, pause_s, reports, orders, others)
+            _child(number, (pool, *more), threads, job, jobs, tasks, pause_s, reports, orders, others)
         os.close(reports)
         os.close(orders)
         self._collector = threading.Thread(target=self._collect, name=f"bgpool-trial-worker-{number}", daemon=True)
@@ -187,14 +189,18 @@ class Worker:
 
         Until now, as long as it was not.
         """
+        return max(self.longest_gaps_s(since_s), default=0.0)
+
+    def longest_gaps_s(self, since_s: float) -> list[float]:
+        """The same of each thread."""
         until_s = time.monotonic() if self._stopped_s is None else self._stopped_s
-        longest = 0.0
+        found = []
         for writes in self._writes.values():
             times = [since_s, *(at for at in writes if at >= since_s)]
             # A call that was under way then may have been answered later.
             times.append(max(until_s, times[-1]))
-            longest = max(longest, *(b - a for a, b in pairwise(times)))
-        return longest
+            found.append(max(b - a for a, b in pairwise(times)))
+        return found
 
     def write_times(self) -> list[list[float]]:
         """When each thread's writes were acknowledged, on the monotonic clock."""
@@ -271,7 +277,7 @@ class Worker:
 
 def _child(
     number: int,
-    pool: bgpool.Pool[Any],
+    pools: Sequence[bgpool.Pool[Any]],
     threads: int,
     job: Job,
     jobs: _Jobs,
@@ -301,7 +307,17 @@ def _child(
         crew = [
             threading.Thread(
                 target=_use,
-                args=(number, thread, pool, job, jobs, tasks[thread::threads], pause_s, stopping, report),
+                args=(
+                    number,
+                    thread,
+                    pools[thread % len(pools)],
+                    job,
+                    jobs,
+                    tasks[thread::threads],
+                    pause_s,
+                    stopping,
+                    report,
+                ),
                 daemon=True,
             )
             for thread in range(threads)
@@ -314,15 +330,17 @@ def _child(
                 if os.read(orders, 1) != CUT:
                     break
                 _cut_connections()
-            stats = pool.stats()
-            receipts = pool._receipts
+            stats = [pool.stats() for pool in pools]
+            receipts = pools[0]._receipts
             reach_green = receipts is not None and receipts.reach_green
-            report("state", stats.phase.name if stats.phase is not None else "", stats.held, reach_green)
+            phase, held = stats[0].phase, sum(one.held for one in stats)
+            report("state", phase.name if phase is not None else "", held, reach_green)
         stopping.set()
         deadline_s = time.monotonic() + LEAVE_S
         for thread in crew:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        pool.close(timeout=1.0)
+        for pool in pools:
+            pool.close(timeout=1.0)
         status = 0
     except BaseException as error:
         sys.stderr.write(f"worker {number}: {error!r}\n")

@@ -1,0 +1,409 @@
+"""What one switchover of a fleet came to, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Final
+
+from bgpool.core.fleet import Standing
+from bgpool.core.limits import FLEET_BUDGET_PER_S
+from bgpool.core.phase import Phase
+from bgpool.lab.fleet.eyes import Sight
+from bgpool.lab.fleet.plan import PHASES, Plan
+from bgpool.lab.fleet.traffic import Question, Traffic, busiest, most_at_once
+from bgpool.lab.ledger import Verdict
+from bgpool.lab.worker import Worker
+
+__all__ = ["HEARD_S", "Host", "Load", "Result", "Struck", "findings_of", "heard_findings", "result_of"]
+
+MOST_EXAMPLES: Final = 5
+
+SHARE: Final = 1.1
+"""How many times one host's questions those of a fleet may be."""
+
+EDGES: Final = 2
+"""As many questions more in a phase: where it begins and ends no rate tells which question falls into it."""
+
+CONNECTIONS: Final = 4
+"""Of monitors at the pair, while hosts follow."""
+
+HEARD_S: Final = 0.05
+"""From the first host that knows to the last one, in the median of switchovers."""
+
+RELEASE_S: Final = 0.25
+"""From the evidence to the release, where a host asks itself: as scenarios are held to."""
+
+LATER_S: Final = 1.0
+"""How much longer that may take after a fault of the leader or the bus."""
+
+REPLACED_S: Final = {"kill leader": 2.0, "stop leader": 7.0}
+"""The same on the leader's own host, which has to start another monitor first, with a fleet or without."""
+
+#: Phases in which nobody is cut off or refused: nothing nudges a follower to ask itself.
+QUIET: Final = (Phase.CREATED, Phase.PREPARATION, Phase.COMPLETED)
+
+#: At the beginning of COMPLETED a host still goes by high intervals, until it has read of it.
+_SETTLED_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """What the fault was dealt to: a host's monitor, or, without a host, the bus; when, on the monotonic clock."""
+
+    host: int | None
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the monitors asked of both servers in a phase.
+
+    Attributes:
+        seconds: How long the phase was.
+        questions: How many questions there were, logins that were refused included.
+        of_leaders: Those of hosts that led just then.
+        refused: Logins that were refused.
+        connections: Most at a time.
+        busiest_per_s: Questions per second at the busier server, in the busiest window of `Result.window_s`.
+    """
+
+    seconds: float
+    questions: int
+    of_leaders: int
+    refused: int
+    connections: int
+    busiest_per_s: float
+
+    @property
+    def per_s(self) -> float:
+        """Questions per second."""
+        return self.questions / self.seconds
+
+    @property
+    def of_leaders_per_s(self) -> float:
+        """Those of leaders."""
+        return self.of_leaders / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a host went through; times are in seconds, None for what it never heard of.
+
+    Attributes:
+        in_progress_s: From the first host that knew of IN_PROGRESS to this one.
+        heard_release_s: From the first host that let its callers go to this one.
+        release_s: From when green took writes to the release here.
+        excess_s: The part of its callers' longest time without a write that the database did not cause.
+        fallbacks: How often it fell back to asking the database itself.
+    """
+
+    in_progress_s: float | None
+    heard_release_s: float | None
+    release_s: float | None
+    excess_s: float
+    last_phase: str
+    fallbacks: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One switchover of a fleet. Times are in seconds.
+
+    Attributes:
+        fault: What was done, in words; empty for nothing.
+        struck: The host whose monitor it was done to; None for none.
+        rows, lost, doubled, split, half: Of the ledger.
+        errors, examples: Calls that an application saw fail, threads that never came back, workers that crashed.
+        down_s: How long neither server took a write.
+        window_s: The window in which the budget of questions counts.
+        loads: What was asked, by phase.
+        per_host: What each host went through.
+        leaders: Who led one after the other.
+    """
+
+    hosts: int
+    fleet: bool
+    fault: str
+    struck: int | None
+    rows: int
+    lost: int
+    doubled: int
+    split: int
+    half: int
+    errors: int
+    examples: tuple[str, ...]
+    down_s: float
+    window_s: float
+    loads: Mapping[str, Load]
+    per_host: tuple[Host, ...]
+    leaders: tuple[int, ...]
+
+    @property
+    def others(self) -> tuple[Host, ...]:
+        """The hosts but for the one that was struck, whose monitor was gone for a while."""
+        return tuple(host for number, host in enumerate(self.per_host) if number != self.struck)
+
+    @property
+    def heard_s(self) -> float | None:
+        """From the first host that knew of IN_PROGRESS to the last; None if one never did."""
+        return _last([host.in_progress_s for host in self.others])
+
+    @property
+    def heard_release_s(self) -> float | None:
+        """The same of the release."""
+        return _last([host.heard_release_s for host in self.others])
+
+    @property
+    def release_s(self) -> float | None:
+        """From when green took writes to the release on the last host; None if one was never released."""
+        return _last([host.release_s for host in self.others])
+
+    @property
+    def excess_s(self) -> float:
+        """The part of the longest time without a write, of all hosts, that the database did not cause."""
+        return max(host.excess_s for host in self.others)
+
+    @property
+    def connections(self) -> int:
+        """Most of monitors at a time, in phases in which nobody is cut off."""
+        return max(self.loads[phase.name].connections for phase in QUIET)
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        found = asdict(self)
+        for name in ("heard_s", "heard_release_s", "release_s", "excess_s", "connections"):
+            found[name] = getattr(self, name)
+        for name, load in self.loads.items():
+            found["loads"][name] |= {"per_s": load.per_s, "of_leaders_per_s": load.of_leaders_per_s}
+        return found
+
+
+def result_of(
+    plan: Plan,
+    *,
+    events: Mapping[str, float],
+    joined_s: float,
+    wall_off_s: float,
+    traffic: Mapping[str, Traffic],
+    sights: Sequence[Sight],
+    struck: Struck | None,
+    crew: Sequence[Worker],
+    down_s: float,
+    verdict: Verdict,
+) -> Result:
+    """Put together what was seen; times of *events*, *joined_s* and *sights* are on the monotonic clock.
+
+    Args:
+        plan: What was played.
+        events: The director's, by name.
+        joined_s: When every host had joined.
+        wall_off_s: What the wall clock, by which *traffic* goes, is ahead of the monotonic one.
+        traffic: What was asked, by server.
+        sights: What was seen of each host.
+        struck: What the fault was dealt to.
+        crew: The workers; their threads are hosts, one after the other.
+        down_s: How long neither server took a write.
+        verdict: The ledger's.
+    """
+    window_s = max(1.0, plan.hosts / FLEET_BUDGET_PER_S)
+    firsts = {name: _firsts(sights, plan.hosts, name) for name in (Phase.IN_PROGRESS.name, Phase.POST.name)}
+    gaps = [gap_s for worker in crew for gap_s in worker.longest_gaps_s(joined_s)]
+    hosts = []
+    for number in range(plan.hosts):
+        mine = [sight for sight in sights if sight.host == number]
+        post_s = firsts[Phase.POST.name][number]
+        hosts.append(
+            Host(
+                _since(firsts[Phase.IN_PROGRESS.name], number),
+                _since(firsts[Phase.POST.name], number),
+                post_s - events["green_open"] if post_s is not None else None,
+                gaps[number] - down_s,
+                mine[-1].phase if mine else "",
+                mine[-1].fallbacks if mine else 0,
+            )
+        )
+    leading = _leading(sights)
+    bounds = (
+        joined_s, events["initiated"], events["in_progress"], events["green_open"], events["completed"], events["end"]
+    )  # fmt: skip
+    loads = {}
+    for place, phase in enumerate(PHASES):
+        from_s, to_s = bounds[place], bounds[place + 1]
+        if phase is Phase.COMPLETED:
+            from_s += _SETTLED_S
+        loads[phase.name] = _load(traffic, from_s, to_s, wall_off_s, leading, window_s)
+    errors = [f"worker {worker.number}: {error}" for worker in crew for error in worker.errors]
+    return Result(
+        hosts=plan.hosts,
+        fleet=plan.fleet,
+        fault=str(plan.fault or ""),
+        struck=struck.host if struck is not None else None,
+        rows=verdict.acknowledged,
+        lost=verdict.lost,
+        doubled=verdict.doubled,
+        split=verdict.split,
+        half=verdict.half,
+        errors=len(errors),
+        examples=tuple(errors[:MOST_EXAMPLES]),
+        down_s=down_s,
+        window_s=window_s,
+        loads=loads,
+        per_host=tuple(hosts),
+        leaders=tuple(host for _, host in _begins(sights)),
+    )
+
+
+def findings_of(result: Result, one: Result | None = None) -> list[str]:
+    """What is wrong, in words.
+
+    Args:
+        result: What is judged.
+        one: The same with one host and without a fleet, to compare questions with; None for no comparison.
+    """
+    found = []
+    if result.lost or result.doubled or result.split or result.half:
+        found.append(f"rows: {result.lost} lost, {result.doubled} doubled, {result.split} split, {result.half} in half")
+    if result.errors:
+        found.append(f"{result.errors} callers saw an error: {result.examples}")
+    found += [
+        f"host {number} is at {host.last_phase or 'nothing'} at the end"
+        for number, host in enumerate(result.per_host)
+        if host.last_phase != Phase.COMPLETED.name
+    ]
+    return found + _release_findings(result) + (_load_findings(result, one) if one is not None else [])
+
+
+def _release_findings(result: Result) -> list[str]:
+    found = []
+    if result.release_s is None or result.heard_s is None:
+        found.append("a host never heard of IN_PROGRESS or of the release")
+    bound_s = RELEASE_S
+    if result.fault:
+        bound_s += LATER_S
+    if result.fault.startswith("bus "):
+        bound_s += result.hosts / FLEET_BUDGET_PER_S
+    if result.release_s is not None and result.release_s > bound_s:
+        found.append(f"the last host was released {result.release_s:.3f} s after the evidence, allowed: {bound_s:.3f}")
+    if result.struck is not None:
+        own_s = result.per_host[result.struck].release_s
+        allowed_s = bound_s + next(s for what, s in REPLACED_S.items() if result.fault.startswith(what))
+        if own_s is None or own_s > allowed_s:
+            found.append(f"the host of the leader was released after {own_s} s, allowed: {allowed_s:.3f}")
+    return found
+
+
+def _load_findings(result: Result, one: Result) -> list[str]:
+    found = []
+    for phase in PHASES:
+        load, alone = result.loads[phase.name], one.loads[phase.name]
+        if not result.fleet:
+            continue
+        # What one host asks beside the budget: the leader, and every host in turn while it asks itself.
+        allowed = FLEET_BUDGET_PER_S + max(alone.busiest_per_s, alone.per_s)
+        if load.busiest_per_s > allowed:
+            found.append(
+                f"{phase.name}: {load.busiest_per_s:.0f} questions per second at a server, allowed: {allowed:.0f}"
+            )
+        if result.fault:
+            continue
+        what = "questions" if phase in QUIET else "questions of the leader"
+        asked = load.questions if phase in QUIET else load.of_leaders
+        most = SHARE * alone.per_s * load.seconds + EDGES
+        if asked > most:
+            found.append(f"{phase.name}: {asked} {what} in {load.seconds:.1f} s, allowed: {most:.0f}")
+        if phase in QUIET and load.connections > CONNECTIONS:
+            found.append(f"{phase.name}: {load.connections} connections of monitors, allowed: {CONNECTIONS}")
+    return found
+
+
+def heard_findings(results: Sequence[Result]) -> list[str]:
+    """What is wrong with several: who hears of a change too late, in the median of those in which nothing was done."""
+    found = []
+    healthy = [result for result in results if result.fleet and not result.fault]
+    for what, values in (
+        ("IN_PROGRESS", [result.heard_s for result in healthy]),
+        ("the release", [result.heard_release_s for result in healthy]),
+    ):
+        known = [value for value in values if value is not None]
+        if known and median(known) > HEARD_S:
+            found.append(
+                f"the last host heard of {what} {median(known) * 1000:.0f} ms after the first, in the median, "
+                f"allowed: {HEARD_S * 1000:.0f}"
+            )
+    return found
+
+
+# -- what was seen -----------------------------------------------------------------------------------------------
+
+
+def _firsts(sights: Sequence[Sight], hosts: int, phase: str) -> list[float | None]:
+    """When each host was first seen in *phase*, or, for POST, in one after it."""
+    wanted = {phase} if phase != Phase.POST.name else {Phase.POST.name, Phase.COMPLETED.name}
+    firsts: list[float | None] = [None] * hosts
+    for sight in sights:
+        if sight.phase in wanted and firsts[sight.host] is None:
+            firsts[sight.host] = sight.mono_ns / 1e9
+    return firsts
+
+
+def _since(firsts: Sequence[float | None], number: int) -> float | None:
+    own = firsts[number]
+    return own - min(first for first in firsts if first is not None) if own is not None else None
+
+
+def _begins(sights: Sequence[Sight]) -> list[tuple[float, int]]:
+    """When a host began to lead, in the order of time."""
+    standing: dict[int, str] = {}
+    found = []
+    for sight in sights:
+        if sight.standing == Standing.LEADER.value and standing.get(sight.host) != sight.standing:
+            found.append((sight.mono_ns / 1e9, sight.host))
+        standing[sight.host] = sight.standing
+    return found
+
+
+def _leading(sights: Sequence[Sight]) -> Mapping[int, Sequence[tuple[float, float]]]:
+    """From when to when each host led, on the monotonic clock."""
+    spans: dict[int, list[tuple[float, float]]] = {}
+    since: dict[int, float] = {}
+    for sight in sights:
+        leads, at_s = sight.standing == Standing.LEADER.value, sight.mono_ns / 1e9
+        if leads:
+            since.setdefault(sight.host, at_s)
+        elif sight.host in since:
+            spans.setdefault(sight.host, []).append((since.pop(sight.host), at_s))
+    for host, from_s in since.items():
+        spans.setdefault(host, []).append((from_s, float("inf")))
+    return spans
+
+
+def _load(
+    traffic: Mapping[str, Traffic],
+    from_s: float,
+    to_s: float,
+    wall_off_s: float,
+    leading: Mapping[int, Sequence[tuple[float, float]]],
+    window_s: float,
+) -> Load:
+    def leads(question: Question) -> bool:
+        at_s = question.at_s - wall_off_s
+        return any(begin <= at_s < end for begin, end in leading.get(question.host, ()))
+
+    from_wall_s, to_wall_s = from_s + wall_off_s, to_s + wall_off_s
+    asked = {name: of.between(from_wall_s, to_wall_s) for name, of in traffic.items()}
+    every = [question for questions in asked.values() for question in questions]
+    stays = [stay for of in traffic.values() for stay in of.stays]
+    return Load(
+        seconds=to_s - from_s,
+        questions=len(every),
+        of_leaders=sum(map(leads, every)),
+        refused=sum(question.refused for question in every),
+        connections=most_at_once(stays, from_wall_s, to_wall_s),
+        busiest_per_s=max(busiest(questions, window_s) for questions in asked.values()) / window_s,
+    )
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None) if None not in values else None

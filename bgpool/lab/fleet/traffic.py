@@ -1,0 +1,126 @@
+"""What monitors ask of a PostgreSQL server, as its log has it: who asked when, and who was connected from when to when.
+
+A log misses nothing and disturbs little. Every host's monitor logs in under a role of its own, which tells whose a line
+is, also where the login was refused.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bgpool.lab.pair import MONITOR_ROLE, Pair
+
+__all__ = ["SETTINGS", "Question", "Stay", "Traffic", "busiest", "make_roles", "most_at_once", "read_log", "role_of"]
+
+SETTINGS: Final[Mapping[str, str]] = {"log_connections": "on", "log_disconnections": "on"}
+"""Of the servers, so that there is something to read."""
+
+# As POSTGRESQL_CONF has it.
+_LINE: Final = re.compile(
+    rf"(?P<at>\S+ \S+) UTC \[(?P<pid>\d+)\] {MONITOR_ROLE}_(?P<host>\d+)@\S+ .*?(?P<level>LOG|FATAL):  (?P<text>.*)"
+)
+#: Every question has this in it, whatever else it asks.
+_QUESTION: Final = "pg_is_in_recovery()"
+
+
+class Question(NamedTuple):
+    """A question, or a login that was refused; the time is on the wall clock, in seconds, to the millisecond."""
+
+    at_s: float
+    host: int
+    refused: bool = False
+
+
+class Stay(NamedTuple):
+    """A session, from the login to its end, which is infinite for one that never ended."""
+
+    from_s: float
+    to_s: float
+    host: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Of one server, in the order of time."""
+
+    questions: tuple[Question, ...]
+    stays: tuple[Stay, ...]
+
+    def between(self, from_s: float, to_s: float) -> Sequence[Question]:
+        """The questions from *from_s* up to, and without, *to_s*."""
+        times = [question.at_s for question in self.questions]
+        return self.questions[bisect_left(times, from_s) : bisect_left(times, to_s)]
+
+
+def role_of(host: int) -> str:
+    """The role of the monitor of *host*."""
+    return f"{MONITOR_ROLE}_{host}"
+
+
+def make_roles(pair: Pair, hosts: int) -> None:
+    """Make the roles of so many hosts on a pair of PostgreSQL that is open; what they ask is logged."""
+    for host in range(hosts):
+        role = role_of(host)
+        pair.define(
+            f"CREATE ROLE {role} LOGIN PASSWORD '{pair.lab_password}' IN ROLE {MONITOR_ROLE}",
+            f"ALTER ROLE {role} SET log_statement = 'all'",
+        )
+
+
+def read_log(path: Path) -> Traffic:
+    """What the log at *path* has of monitors."""
+    questions, stays = [], []
+    began: dict[str, tuple[float, int]] = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if (found := _LINE.match(line)) is None:
+                continue
+            at_s, pid, host, text = _seconds(found["at"]), found["pid"], int(found["host"]), found["text"]
+            if text.startswith("connection authorized:"):
+                began[pid] = (at_s, host)
+            elif text.startswith("disconnection:"):
+                if pid in began:
+                    stays.append(Stay(began.pop(pid)[0], at_s, host))
+            elif found["level"] == "FATAL":
+                # Of a session that was cut there is another line at its end.
+                if pid not in began:
+                    questions.append(Question(at_s, host, refused=True))
+            elif _QUESTION in text:
+                questions.append(Question(at_s, host))
+    stays += [Stay(at_s, float("inf"), host) for at_s, host in began.values()]
+    return Traffic(tuple(sorted(questions)), tuple(sorted(stays)))
+
+
+def most_at_once(stays: Iterable[Stay], from_s: float, to_s: float) -> int:
+    """How many of *stays* there were at one moment between *from_s* and *to_s*, at most."""
+    steps = []
+    for stay in stays:
+        if stay.from_s < to_s and stay.to_s > from_s:
+            # Who leaves in the millisecond in which somebody comes is gone before.
+            steps += [(max(stay.from_s, from_s), 1), (stay.to_s, -1)]
+    most = now = 0
+    for _, step in sorted(steps):
+        now += step
+        most = max(most, now)
+    return most
+
+
+def busiest(questions: Sequence[Question], window_s: float, wanted: Callable[[Question], bool] = lambda _: True) -> int:
+    """How many of the *wanted* ones there are in any *window_s* seconds, at most."""
+    times = [question.at_s for question in questions if wanted(question)]
+    first = most = 0
+    for last, at_s in enumerate(times):
+        while times[first] <= at_s - window_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def _seconds(text: str) -> float:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc).timestamp()
