@@ -1,7 +1,8 @@
-"""The figures of the fleet's page that are computed are those that the defaults and bounds come to."""
+"""What the fleet's page says of a bus's user is enough; its computed figures are what defaults and bounds come to."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -13,6 +14,10 @@ from bgpool.core.limits import (
     FLEET_HEARTBEAT_SWITCHING_S,
     FLEET_REPORT_S,
 )
+from bgpool.fleet.bus import BusError
+from bgpool.fleet.config import FleetConfig
+from bgpool.fleet.streams import RIGHTS, StreamBus
+from bgpool.lab.redis import RedisServer
 from bgpool.settings import Settings
 from tests.docs.pages import ROOT
 
@@ -70,3 +75,34 @@ def test_capacity() -> None:
         [size * message for message in messages] for size in sizes
     ]
     assert found["reports a second"] == [[round(size / FLEET_REPORT_S)] for size in sizes]
+
+
+@pytest.mark.lab
+def test_the_user_needs_no_more_rights() -> None:
+    """The ACL of the page, for all keys of bgpool's and for those of one deployment, on a real server."""
+    command = re.search(r"^ACL SETUSER bgpool on >PASSWORD (.+)$", PAGE, re.MULTILINE)
+    patterns = re.search(r"`(~bgpool:\S+ledger\S+)` in place of `(~bgpool:\*)`", PAGE)
+    assert command is not None
+    assert patterns is not None
+    rules = command[1].split()
+    assert set(RIGHTS.split()) <= set(rules)
+    assert f"`on {' '.join(rules[1:])}`" in PAGE, "ElastiCache's access string"
+    with RedisServer() as server:
+        for user, keys in (("wide", patterns[2]), ("narrow", patterns[1])):
+            server.execute("ACL", "SETUSER", user, "on", ">secret", *(keys if "~" in rule else rule for rule in rules))
+
+        def use(user: str, bg_id: str) -> None:
+            """All that a fleet does on a bus."""
+            config = FleetConfig(server.url(user=user, password="secret"), trust=True)
+            with contextlib.closing(StreamBus(config, bg_id)) as bus:
+                bus.publish(1, 0, b"claim")
+                bus.publish(1, 1, b"message")
+                bus.report(b"report")
+                assert bus.top() is not None
+                assert len(bus.read((0, 0), 0.1, "0").entries) == 2
+                assert bus.reports(1)
+
+        use("wide", "shop")
+        use("narrow", "ledger")
+        with pytest.raises(BusError, match="does not let the user"):
+            use("narrow", "other")
