@@ -405,6 +405,9 @@ FLEET_REPORT_S: Final = 5.0
 FLEET_REPORT_LIFE_S: Final = 16.0
 #: Hosts of which reports are kept, about, for as long as a report counts.
 FLEET_HOSTS: Final = 2_000
+#: How long the bus must have been in order for the log to say that it works again, in seconds: a host that may read and
+#: not write learns of it with each report.
+FLEET_WORKS_S: Final = 15.0
 #: Characters of one text in a message or report: a server's error, what a host lacks.
 FLEET_TEXT_CHARS: Final = 500
 #: What a host lacks that it reports, at most; it has more words for each in its own `bgpool status`.

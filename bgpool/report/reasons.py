@@ -167,7 +167,12 @@ def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
 
 def _monitor_said(snapshot: Snapshot) -> str:
     """What was looked for and what would help, where the monitor has said so."""
-    said = [notice.text for notice in snapshot.notices if notice.logger == "bgpool.monitor"]
+    said = [
+        notice.text
+        for notice in snapshot.notices
+        # Lines about the fleet tell nothing of the database.
+        if notice.logger == "bgpool.monitor" and not notice.event.startswith("fleet_")
+    ]
     return f"; the monitor says: {' '.join(said[-1].split())}" if said else ""
 
 

@@ -117,7 +117,8 @@ def test_addresses_that_are_missing(beating: Hand) -> None:
 
 def test_the_remedy_that_the_monitor_knows(beating: Hand) -> None:
     said = Notice(1, 20, "bgpool.monitor", "no metadata:\n  GRANT what it takes", "no_metadata")
-    beating.publish(phase=Phase.NOT_CREATED, notices=(said,))
+    beside = Notice(2, 20, "bgpool.monitor", "this host leads its fleet", "fleet_joined")
+    beating.publish(phase=Phase.NOT_CREATED, notices=(said, beside))
     assert "the monitor says: no metadata: GRANT what it takes" in missing(beating)
 
 
