@@ -74,7 +74,7 @@ def shown(error: BaseException) -> str:
         ("redis://user@bus_1.example.com/", "redis://user@bus_1.example.com/"),
         (BUS, BUS),
         ("rediss://b?ssl_cert_reqs=none&ssl_check_hostname=false",) * 2,
-        ("rediss://b?ssl_cert_reqs=CERT_REQUIRED",) * 2,
+        ("rediss://b?ssl_keyfile=/etc/k.pem&ssl_password=secret",) * 2,
         ("", None),
         (None, None),
     ],
@@ -104,7 +104,7 @@ def test_urls_of_a_bus(given: str | None, expected: str | None) -> None:
         f"rediss://u@bus?{SECRET}",
         f"rediss://u@bus?ssl_cert_reqs={SECRET}",
         f"rediss://u:{SECRET}@bus?ssl_ca_certs=",
-        f"rediss://u@bus?ssl_password={SECRET}",
+        f"rediss://u:{SECRET}@bus?ssl_cert_reqs=CERT_NONE",
         f"rediss://u:{SECRET}@bus?ssl_ca_certs=a&ssl_ca_certs=b",
         f"redis://u:{SECRET}@bus?ssl_ca_certs=/etc/ca.pem",
         f"redis://u:{SECRET}@b us",
@@ -144,6 +144,7 @@ def test_what_may_be_told_of_a_bus() -> None:
     assert (plain.host, plain.port, plain.user, plain.is_encrypted) == ("fd00::1", 6379, "us/er", False)
     assert plain.place == "[fd00::1]:6379"
     assert "p@ss" in plain.secrets
+    assert "a b" in fleet_of(bg_fleet="rediss://bus?ssl_password=a%20b", bg_fleet_trust=True).secrets
 
 
 # -- the key -----------------------------------------------------------------------------------------------------

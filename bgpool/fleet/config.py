@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bgpool.auth import SecretMaker
 from bgpool.dsn import Password
@@ -129,9 +129,11 @@ class FleetConfig:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be shown, should a text of somebody else's hold it: the URL and the password in it."""
-        password = urlsplit(self.url).password or ""
-        return tuple(text for text in (self.url, password, unquote(password)) if text)
+        """What must not be shown, should a text of somebody else's hold it: the URL, and the passwords in it."""
+        url = urlsplit(self.url)
+        password = url.password or ""
+        of_key_file = dict(parse_qsl(url.query)).get("ssl_password", "")
+        return tuple(text for text in (self.url, password, unquote(password), of_key_file) if text)
 
 
 class KeyMaker(SecretMaker):
