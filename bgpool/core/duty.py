@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bgpool.core.events import Instant, MetadataAbsent
-from bgpool.core.fleet import PLACES, Fact, Message, Standing
+from bgpool.core.fleet import PLACES, Fact, Message, Reading, Standing
 from bgpool.core.limits import (
     FLEET_BARRED_S,
     FLEET_CLAIM_PAUSE_S,
     FLEET_HEARTBEAT_S,
     FLEET_HEARTBEAT_SWITCHING_S,
+    FLEET_TURN_S,
+    FLEET_UNANSWERED_S,
     FLEET_WHOLE_S,
 )
 from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns
@@ -23,7 +25,7 @@ from bgpool.core.plan import is_awaited
 from bgpool.core.readings import has_rows, meaning
 from bgpool.core.snapshot import Snapshot
 
-__all__ = ["Duty", "Publication", "duty", "published"]
+__all__ = ["Duty", "Publication", "duty", "farewell", "published"]
 
 _NS: Final = 1_000_000_000
 #: A moment that does not come.
@@ -71,12 +73,7 @@ def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
         due.append(max(silent_at_ns(member, snapshot), alone_at_ns(member)) + 1)
     asks: list[int | None] = []
     for role in Role:
-        doubt = member.doubts[PLACES[role]]
-        if doubt is not None:
-            from_ns = doubt.ask_at_ns
-        else:
-            follows = member.standing is Standing.FOLLOWER and snapshot.phase is not Phase.NOT_CREATED
-            from_ns = _NOT if follows else 0
+        from_ns = _asks_from_ns(member, snapshot, role)
         is_due = from_ns <= at.mono_ns
         if not is_due:
             due.append(from_ns)
@@ -88,15 +85,31 @@ def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
     return Duty(tuple(asks), pace_ms, publication, min([*due, due_ns]))
 
 
+def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
+    """From when on *member* asks *role* itself, on the monotonic clock."""
+    doubt = member.doubts[PLACES[role]]
+    if doubt is not None:
+        return doubt.ask_at_ns
+    if member.standing is not Standing.FOLLOWER or snapshot.phase is Phase.NOT_CREATED:
+        return 0
+    unheard_ns, asked_ns = member.unheard_ns[PLACES[role]], member.asked_ns[PLACES[role]]
+    if not unheard_ns or role not in _counting(snapshot):
+        return _NOT
+    # It does not answer the leader. It may answer others, who take turns to look.
+    turn_ns = int(member.hosts * FLEET_TURN_S * _NS)
+    return asked_ns + turn_ns if asked_ns > unheard_ns else unheard_ns + int(member.luck * turn_ns)
+
+
 def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
     """What to publish now, and when to look again."""
     if member.standing is Standing.LEADER and member.sent is not None:
         return _of_leader(member, member.sent, snapshot, at)
-    may_claim = member.standing is Standing.DIRECT or bool(member.vacant) or _outranks(member)
-    if not may_claim or not _is_answered(member, snapshot):
+    may_claim = member.standing is Standing.DIRECT or bool(member.vacant) or _outranks(member, snapshot)
+    asked_ns = _asked_ns(member, snapshot)
+    if not may_claim or asked_ns is None:
         return None, _NOT
-    claim_at_ns = member.claim_at_ns
-    if member.stirred_ns and not _outranks(member):
+    claim_at_ns = max(member.claim_at_ns, asked_ns)
+    if member.stirred_ns and not _outranks(member, snapshot):
         # Somebody leads, whose messages are of no use to this host alone.
         claim_at_ns = max(claim_at_ns, member.stirred_ns + silence_ns(snapshot))
     if at.mono_ns < claim_at_ns:
@@ -108,8 +121,8 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
 def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
     switching = snapshot.phase in SWITCHING or member.others_switch
     seq = sent.seq + 1
-    if _is_deaf(member, snapshot, at) or _is_out_of_time(member):
-        return Publication(replace(_message(member, member.term, seq, at, whole=sent.whole), resigns=True)), at.mono_ns
+    if _is_out_of_time(member):
+        return farewell(member, at), at.mono_ns
     beat_ns = sent.at_ns + int((FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S) * _NS)
     whole_ns = sent.whole_at_ns + int(FLEET_WHOLE_S * _NS)
     if at.mono_ns >= whole_ns or _said(sent.known) != _said(member.known):
@@ -119,17 +132,22 @@ def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> t
     return None, min(beat_ns, whole_ns)
 
 
+def farewell(member: Member, at: Instant) -> Publication:
+    """What a leader says last: somebody else is to lead."""
+    sent = member.sent
+    seq, whole = (sent.seq + 1, sent.whole) if sent is not None else (1, 0)
+    return Publication(replace(_message(member, member.term, seq, at, whole=whole), resigns=True))
+
+
 def published(member: Member, publication: Publication, at: Instant) -> Member:
     """*member* once *publication* is on its way."""
     if publication.is_claim:
         pause_ns = int(FLEET_CLAIM_PAUSE_S * (0.5 + member.luck) * _NS)
-        return replace(member, claim_at_ns=at.mono_ns + pause_ns)
+        return replace(member, claim_at_ns=at.mono_ns + pause_ns, claimed=member.known)
     message, sent = publication.message, member.sent
-    if message.resigns and _is_out_of_time(member):
+    if message.resigns:
         member = replace(member, claim_at_ns=at.mono_ns + int(FLEET_BARRED_S * _NS), strangers=0)
         return give_up(member, "most hosts' clocks differ from this host's", at)
-    if message.resigns:
-        return give_up(member, "the database does not answer this host", at)
     if sent is None:
         return member
     sent = replace(sent, seq=message.seq, at_ns=at.mono_ns, order=member.order)
@@ -163,31 +181,26 @@ def _said(known: tuple[Known | None, ...]) -> list[tuple[Fact, ...] | None]:
 
 
 def _counting(snapshot: Snapshot) -> tuple[Role, ...]:
-    """The servers of which one must answer whoever leads: those that will tell what everybody waits for."""
+    """The servers that will tell what everybody waits for."""
     if is_awaited(snapshot):
         return (Role.TARGET,)
     return tuple(Role) if snapshot.phase in SWITCHING else (Role.SOURCE,)
 
 
-def _is_answered(member: Member, snapshot: Snapshot) -> bool:
-    """Whether a server that counts has answered this host itself since nobody leads."""
+def _asked_ns(member: Member, snapshot: Snapshot) -> int | None:
+    """From when on this host may claim, on the monotonic clock; None before it has asked a server that counts itself.
+
+    With an answer it may at once. Without one it leaves others the time to get one; if there is none for anybody,
+    somebody is to ask for all.
+    """
+    found = []
     for role in _counting(snapshot):
         known = member.known[PLACES[role]]
-        mine = known is not None and known.author == member.id and known.reading.is_answer
-        if known is not None and mine and known.reading.read_ns >= member.alone_since_ns:
-            return True
-    return False
-
-
-def _is_deaf(member: Member, snapshot: Snapshot, at: Instant) -> bool:
-    """Whether no server that counts answers the leader any more: others may be luckier."""
-    roles = _counting(snapshot)
-    for role in roles:
-        known = member.known[PLACES[role]]
-        if known is None or known.reading.is_answer:
-            return False
-    last_ns = max(member.answered_ns[PLACES[role]] for role in roles)
-    return at.mono_ns - max(last_ns, member.since_ns) > silence_ns(snapshot)
+        if known is None or known.author != member.id or known.reading.read_ns < member.alone_since_ns:
+            continue
+        wait_s = 0.0 if known.reading.is_answer else FLEET_UNANSWERED_S
+        found.append(member.asked_ns[PLACES[role]] + int(wait_s * _NS))
+    return min(found, default=None)
 
 
 def _is_out_of_time(member: Member) -> bool:
@@ -195,11 +208,24 @@ def _is_out_of_time(member: Member) -> bool:
     return 2 * member.strangers > member.hosts
 
 
-def _outranks(member: Member) -> bool:
-    """Whether this host sees a deployment's metadata where its leader sees none: it would lead better."""
-    place = PLACES[Role.SOURCE]
-    known, whole = member.known[place], member.whole
-    said = whole.readings[place] if whole is not None else None
-    if known is None or known.author != member.id or said is None:
+def _outranks(member: Member, snapshot: Snapshot) -> bool:
+    """Whether a server that counts tells this host more than its leader, of whom it is to take over."""
+    whole = member.whole
+    if (
+        whole is None
+        or member.standing is not Standing.FOLLOWER
+        or (whole.term, whole.leader) != (member.fence[0], member.leader)
+    ):
         return False
-    return isinstance(said.facts[-1], MetadataAbsent) and has_rows(known.reading)
+    for role in _counting(snapshot):
+        known, said = member.known[PLACES[role]], whole.readings[PLACES[role]]
+        if known is not None and known.author == member.id and said is not None and _tells_more(known.reading, said):
+            return True
+    return False
+
+
+def _tells_more(reading: Reading, other: Reading) -> bool:
+    """Whether the server answers, where it does not for the other; or shows its metadata, where the other sees none."""
+    if isinstance(other.facts[-1], MetadataAbsent):
+        return has_rows(reading)
+    return reading.is_answer and not other.is_answer

@@ -14,6 +14,7 @@ from typing import Final
 
 from bgpool.core.events import (
     Answered,
+    Event,
     Instant,
     MetadataAbsent,
     MetadataFailed,
@@ -24,6 +25,7 @@ from bgpool.core.events import (
 from bgpool.core.phase import Phase, Role
 
 __all__ = [
+    "AnyEvent",
     "NEVER",
     "Beaten",
     "BusFailed",
@@ -133,6 +135,7 @@ class Report:
     Attributes:
         member: The id of its monitor's tenure.
         host: What it calls itself.
+        place: Hex digits of its own, which its next monitor has, too: several hosts may go by one name.
         issued_ns: When, on its own wall clock.
         missing: What stands between the host and a switchover, in words; empty if it may begin.
         workers, held: Processes that use the bg_id, and their callers that wait.
@@ -146,6 +149,7 @@ class Report:
 
     member: str
     host: str
+    place: str
     version: str
     issued_ns: int
     application: str
@@ -245,6 +249,9 @@ class ReportsRead:
 
 
 FleetEvent = MessageHeard | Claimed | Beaten | KeyGone | BusFailed | ReportsRead
+
+#: What a monitor takes: of the database's, the operators' and the workers' doing, or of the fleet's.
+AnyEvent = Event | FleetEvent
 
 #: The place of each role in a message.
 PLACES: Final = {role: place for place, role in enumerate(Role)}

@@ -388,6 +388,27 @@ FLEET_SUCCESSION_SWITCHING_S: Final = 0.1
 #: How long a host that has asked for itself waits for somebody to lead before it counts as on its own, in seconds.
 FLEET_VACANT_S: Final = 1.0
 
+#: How long a host pauses after the bus has failed, in seconds: doubled from the first to the second.
+FLEET_PAUSE_S: Final = 0.1
+FLEET_PAUSE_MAX_S: Final = 1.0
+
+#: How often keys are made anew by what makes them, in seconds: a change of key takes as long to reach a monitor.
+FLEET_KEYS_LIFE_S: Final = 60.0
+
+#: How often a monitor looks whether there is something to report, and the shortest time between two nudges that it
+#: passes on, in seconds; how long it waits for its farewell to be written.
+FLEET_LOOK_S: Final = 1.0
+FLEET_NUDGE_S: Final = 0.5
+FLEET_LEAVE_S: Final = 0.5
+
+#: How often a snapshot tells at most that the number of hosts has changed, in seconds: each wakes every worker.
+FLEET_SHOW_S: Final = 5.0
+
+#: While a server does not answer the leader the other hosts take turns to ask it, one of them in so many seconds; and
+#: how long a host that was not answered leaves the leadership to those that are, in seconds.
+FLEET_TURN_S: Final = 0.4
+FLEET_UNANSWERED_S: Final = 0.3
+
 #: How long one reading of the bus may wait, in seconds, at other times and in a switchover, and how long the client
 #: waits for a server that says nothing. A server returns up to a tenth of a second late.
 FLEET_BLOCK_S: Final = 0.4

@@ -26,11 +26,11 @@ from bgpool.core.events import (
 from bgpool.core.fleet import (
     NEVER,
     PLACES,
+    AnyEvent,
     Beaten,
     BusFailed,
     Claimed,
     Fact,
-    FleetEvent,
     FleetOrder,
     FleetView,
     KeyGone,
@@ -142,12 +142,14 @@ class Member:
         known: What this host goes by for each role.
         named: The hosts, with their ports, that each role's own server has named to this host.
         answers: Of each role the server's answer, while what it says of the metadata is still to come.
-        answered_ns: When each role answered this host itself, on the monotonic clock; 0 for never.
+        asked_ns: When this host has asked each role itself and knew the outcome, on the monotonic clock; 0 for never.
+        unheard_ns: Since when each role does not answer the leader, on the monotonic clock; 0 while it does.
         doubts: The roles that this host asks although it follows.
         alone_since_ns: Since when nobody leads, on the wall clock: who claims has an answer that is newer.
         vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
         tried: The highest term that was refused.
         claim_at_ns: When it may claim again, on the monotonic clock.
+        claimed: What it said in its last claim.
         sent: What it has published as the leader.
         strangers: Hosts whose clocks differ from the leader's by more than they may.
         others_switch: A host has reported that it is in a switchover.
@@ -173,12 +175,14 @@ class Member:
     known: tuple[Known | None, ...] = (None, None)
     named: tuple[frozenset[tuple[str, int]], ...] = (frozenset(), frozenset())
     answers: tuple[Answered | None, ...] = (None, None)
-    answered_ns: tuple[int, ...] = (0, 0)
+    asked_ns: tuple[int, ...] = (0, 0)
+    unheard_ns: tuple[int, ...] = (0, 0)
     doubts: tuple[Doubt | None, ...] = (None, None)
     alone_since_ns: int = 0
     vacant: str = ""
     tried: int = 0
     claim_at_ns: int = 0
+    claimed: tuple[Known | None, ...] = ()
     sent: Sent | None = None
     strangers: int = 0
     others_switch: bool = False
@@ -201,7 +205,7 @@ class Member:
 # -- what happens -------------------------------------------------------------------------------------------------
 
 
-def take(member: Member, snapshot: Snapshot, event: Event | FleetEvent) -> tuple[Member, tuple[Event, ...]]:
+def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, tuple[Event, ...]]:
     """What is true of *member* after *event*, and what it tells the deployment's state machine.
 
     Args:
@@ -275,8 +279,13 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     events: list[Event] = [*told]
     for role in Role:
         reading = whole.readings[PLACES[role]]
-        if reading is not None:
+        if reading is None:
+            # The leader has not asked there yet, or says it in words that this version does not know.
+            member = _doubting(member, role, at, after_ns=int(FLEET_VACANT_S * _NS))
+        else:
             reading = replace(reading, read_ns=message.read_ns[PLACES[role]])
+            since_ns = 0 if reading.is_answer else member.unheard_ns[PLACES[role]] or at.mono_ns
+            member = replace(member, unheard_ns=_put(member.unheard_ns, role, since_ns))
             member, facts = _weigh(member, snapshot, message, role, reading, at)
             events += facts
     return member, tuple(events)
@@ -348,12 +357,12 @@ def _asked(member: Member, event: StatusRead | MetadataAbsent | MetadataFailed |
         if answered is None:
             return member
         facts = (replace(answered, at=NEVER), *facts)
-        member = replace(member, answered_ns=_put(member.answered_ns, role, at.mono_ns))
     reading = Reading(facts, at.wall_ns)
     member = replace(
         member,
         known=_put(member.known, role, Known(reading, member.id)),
         named=_put(member.named, role, named(reading)),
+        asked_ns=_put(member.asked_ns, role, at.mono_ns),
         answers=_put(member.answers, role, None),
     )
     said = member.whole.readings[PLACES[role]] if member.whole is not None else None
@@ -371,13 +380,15 @@ def _nudged(member: Member, at: Instant) -> Member:
     return member
 
 
-def _doubting(member: Member, role: Role, at: Instant, *, since_ns: int = 0, within_ns: int | None = None) -> Member:
+def _doubting(
+    member: Member, role: Role, at: Instant, *, since_ns: int = 0, within_ns: int | None = None, after_ns: int = 0
+) -> Member:
     """*member* asking *role* itself; at once where the hosts are so few that all may."""
     if member.doubts[PLACES[role]] is not None:
         return member
     if within_ns is None:
         within_ns = member.pace_ns if member.hosts > FLEET_BUDGET_PER_S else 0
-    doubt = Doubt(since_ns, at.mono_ns + int(member.luck * within_ns))
+    doubt = Doubt(since_ns, at.mono_ns + after_ns + int(member.luck * within_ns))
     return replace(member, doubts=_put(member.doubts, role, doubt))
 
 
@@ -474,7 +485,7 @@ def _claimed(member: Member, event: Claimed) -> Member:
         hosts=max(1, member.hosts),
         doubts=(None, None),
         vacant="",
-        sent=Sent(0, at_ns, 0, at_ns, member.known, member.order),
+        sent=Sent(0, at_ns, 0, at_ns, member.claimed, member.order),
         bus_error="",
     )
 

@@ -6,7 +6,8 @@ import queue
 import threading
 from typing import Final
 
-from bgpool.core.events import Event, Nudged, Ordered
+from bgpool.core.events import Nudged, Ordered
+from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import NUDGE_INTERVAL_S, ORDER_WAIT_S, WATCH_INTERVAL_S
 from bgpool.errors import SegmentError
 from bgpool.monitor.probe import now
@@ -20,7 +21,7 @@ __all__ = ["Bell"]
 class Bell(threading.Thread):
     """Listens, and tells the main loop; however often it is rung, not more often than NUDGE_INTERVAL_S."""
 
-    def __init__(self, files: RunFiles, events: queue.Queue[Event]) -> None:
+    def __init__(self, files: RunFiles, events: queue.Queue[AnyEvent]) -> None:
         super().__init__(name="bgpool-bell", daemon=True)
         self._files: Final = files
         self._events: Final = events

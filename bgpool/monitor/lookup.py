@@ -8,7 +8,8 @@ import threading
 import time
 from typing import Final
 
-from bgpool.core.events import Event, Resolved
+from bgpool.core.events import Resolved
+from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
 from bgpool.logs import log_fields
 from bgpool.monitor.probe import now
@@ -23,7 +24,7 @@ _Found = tuple[str, tuple[str, ...] | None]
 class Lookup(threading.Thread):
     """Resolves the names it is assigned in every interval, side by side, and tells the main loop what it found."""
 
-    def __init__(self, resolver: Resolver, events: queue.Queue[Event]) -> None:
+    def __init__(self, resolver: Resolver, events: queue.Queue[AnyEvent]) -> None:
         super().__init__(name="bgpool-lookup", daemon=True)
         self._resolver: Final = resolver
         self._events: Final = events

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool import sockets
-from bgpool.core.events import Answered, Event, Instant, MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
+from bgpool.core.events import Answered, Instant, MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
+from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
@@ -26,7 +27,7 @@ def now() -> Instant:
 class Probe(threading.Thread):
     """Reads the status of one role in every interval; silent while it has no target."""
 
-    def __init__(self, role: Role, connect: Callable[[Target], Session], events: queue.Queue[Event]) -> None:
+    def __init__(self, role: Role, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
         super().__init__(name=f"bgpool-probe-{role.colour}", daemon=True)
         self._role: Final = role
         self._connect: Final = connect
@@ -34,16 +35,24 @@ class Probe(threading.Thread):
         self._nudged: Final = threading.Event()
         self._target: Target | None = None
         self._interval_s = self._retry_s = 1.0
+        self._least_s = 0.0
         # What the session was opened for, and since when a question is unanswered; 0 while none is.
         self._opened: Target | None = None
         self._session: Session | None = None
         self._asked_at = 0.0
         self._socket: tuple[int, tuple[int, int]] | None = None
 
-    def assign(self, target: Target | None, *, interval_ms: int, retry_ms: int) -> None:
-        """Watch *target* from now on. A shorter interval than before counts at once."""
-        sooner = interval_ms / 1000 < self._interval_s or target != self._target
+    def assign(self, target: Target | None, *, interval_ms: int, retry_ms: int, least_ms: int = 0) -> None:
+        """Watch *target* from now on. A shorter interval than before counts at once.
+
+        Args:
+            target: Whom to ask; None for nobody.
+            interval_ms, retry_ms: The pause after a question that was answered, and after one that was not.
+            least_ms: The least time between the beginnings of two questions, nudges or not.
+        """
+        sooner = interval_ms / 1000 < self._interval_s or target != self._target or least_ms / 1000 < self._least_s
         self._target, self._interval_s, self._retry_s = target, interval_ms / 1000, retry_ms / 1000
+        self._least_s = least_ms / 1000
         if sooner:
             self._nudged.set()
 
@@ -69,11 +78,16 @@ class Probe(threading.Thread):
             self._nudged.clear()
             target = self._target
             pause_s = self._interval_s
+            begun_at = time.monotonic()
             if target is None:
                 self._close()
             elif not self._ask(target):
                 pause_s = self._retry_s
             self._nudged.wait(pause_s)
+            # A nudge does not shorten what the other hosts need for theirs.
+            while target is not None and (left_s := begun_at + self._least_s - time.monotonic()) > 0:
+                self._nudged.clear()
+                self._nudged.wait(left_s)
 
     def _ask(self, target: Target) -> bool:
         """One question; whether it was answered."""

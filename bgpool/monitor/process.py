@@ -16,12 +16,15 @@ from typing import Final
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.auth import PasswordMaker
 from bgpool.core import sightings
+from bgpool.core.duty import Duty
 from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
-from bgpool.core.limits import HEARTBEAT_S, LINGER_S, OFFERS_INTERVAL_S, SILENCE_S
+from bgpool.core.fleet import PLACES, AnyEvent, FleetEvent, ReportsRead
+from bgpool.core.limits import FLEET_SHOW_S, FLEET_SILENCE_S, HEARTBEAT_S, LINGER_S, OFFERS_INTERVAL_S, SILENCE_S
 from bgpool.core.machine import leave_blind, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
+from bgpool.core.records import note_heard
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.errors import Error, SegmentError
 from bgpool.logs import log_fields
@@ -30,6 +33,7 @@ from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
+from bgpool.monitor.fleet import part_of
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.probe import Probe, now
 from bgpool.monitor.renewal import Renewal
@@ -111,17 +115,25 @@ class Monitor:
         self._files: Final = files
         self._writer: Final = writer
         self._snapshot = snapshot
-        self._events: Final[queue.Queue[Event]] = queue.Queue()
+        self._events: Final[queue.Queue[AnyEvent]] = queue.Queue()
         self._probes: Final = {role: Probe(role, self._connector(), self._events) for role in Role}
         self._renewal: Final = Renewal(self._connector(), self._events)
         self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
         self._bell: Final = Bell(files, self._events)
         self._sampler: Final = Sampler(files, writer.is_in_place)
-        self._threads: Final = (*self._probes.values(), self._renewal, self._lookup, self._bell)
+        self._fleet: Final = part_of(config, files, self._events)
+        self._duty = Duty()
+        self._threads: Final = (
+            *self._probes.values(),
+            self._renewal,
+            self._lookup,
+            self._bell,
+            *self._fleet.threads,
+        )
         # Where blue is looked for while nothing is known of it.
         self._entrance = config.entrance
         self._stopping: Final = threading.Event()
-        self._looked_at = 0.0
+        self._looked_at = self._shown_at = 0.0
         self._blind = False
 
     def stop(self) -> None:
@@ -137,16 +149,25 @@ class Monitor:
         """
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
-        self._publish(sightings.begin_to_watch(self._snapshot, self._config.parameters, now()))
+        begun = sightings.begin_to_watch(self._snapshot, self._config.parameters, now())
+        # Whoever was the monitor before is another member.
+        self._publish(replace(begun, fleet=self._fleet.view))
         self._replan()
         self._sampler.note(self._snapshot)
         # Not among those that the monitor cannot do without.
         for thread in (*self._threads, self._sampler):
             thread.start()
+        try:
+            self._watch(linger_s)
+        finally:
+            self._fleet.leave()
+
+    def _watch(self, linger_s: float | None) -> None:
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
+            until = min(beat_at + HEARTBEAT_S, self._duty.due_ns / 1e9)
             try:
-                self._take(self._events.get(timeout=max(0.0, beat_at + HEARTBEAT_S - time.monotonic())))
+                self._take(self._events.get(timeout=max(0.0, until - time.monotonic())))
             except queue.Empty:
                 self._take(Tick(now()))
             self._note_silence()
@@ -213,22 +234,45 @@ class Monitor:
         return needed
 
     def _note_silence(self) -> None:
-        """A host that went away without a word fails no question; in a switchover its silence tells as much."""
-        if self._snapshot.phase not in SWITCHING:
+        """A host that went away without a word fails no question; in a switchover its silence tells as much.
+
+        It tells others who go by what this host is answered as much at any time.
+        """
+        if self._snapshot.phase in SWITCHING:
+            limit_s = SILENCE_S
+        elif self._fleet.leads:
+            limit_s = FLEET_SILENCE_S
+        else:
             return
         for role, probe in self._probes.items():
-            if probe.unanswered_s() > SILENCE_S:
-                self._take(ProbeFailed(now(), role, f"no answer for {SILENCE_S} s"))
+            if probe.unanswered_s() > limit_s:
+                self._take(ProbeFailed(now(), role, f"no answer for {limit_s} s"))
 
-    def _take(self, event: Event) -> None:
-        """One event; what changes is published before anything else is done about it."""
+    def _take(self, event: AnyEvent) -> None:
+        """One event, of the database's or of the fleet's, and what other hosts have read."""
+        for heard in self._fleet.take(self._snapshot, event):
+            self._step(heard, is_heard=True)
+        if isinstance(event, ReportsRead):
+            if event.nudged:
+                self._nudge()
+        elif not isinstance(event, FleetEvent):
+            self._step(event)
+            if isinstance(event, Nudged):
+                self._nudge()
+        self._attend()
+
+    def _nudge(self) -> None:
+        for probe in self._probes.values():
+            probe.nudge()
+
+    def _step(self, event: Event, *, is_heard: bool = False) -> None:
+        """What changes by *event* is published before anything else is done about it."""
         before = self._snapshot
         after = step(before, event, self._config.rules)
-        if isinstance(event, Nudged):
-            for probe in self._probes.values():
-                probe.nudge()
         if after == before:
             return
+        if is_heard:
+            after = note_heard(before, after, event.at)
         self._publish(after)
         self._sampler.note(after)
         self._keep_history(before, after)
@@ -236,6 +280,32 @@ class Monitor:
         if after.phase is not before.phase:
             _logger.info("phase %s -> %s", before.phase.name, after.phase.name, extra=self._fields("phase"))
         self._replan()
+
+    def _attend(self) -> None:
+        """Do this host's duty in its fleet: ask for itself or not, and let the others know."""
+        before, self._duty = self._duty, self._fleet.attend(self._snapshot)
+        if (before.asks, before.pace_ms) != (self._duty.asks, self._duty.pace_ms):
+            self._replan()
+            for role, probe in self._probes.items():
+                place = PLACES[role]
+                if self._duty.asks[place] not in (None, before.asks[place]):
+                    probe.nudge()
+        self._show_place()
+
+    def _show_place(self) -> None:
+        """Publish the host's place in its fleet, what the log is to be told of it, and when the others were heard."""
+        self._writer.note_bus(self._fleet.heard_ns)
+        before, view = self._snapshot, self._fleet.view
+        shown = self._fleet.tell(before)
+        if view is not None and before.fleet is not None:
+            # Each snapshot wakes every worker, and in a large fleet the number of hosts changes all the time.
+            only_hosts = replace(view, hosts=before.fleet.hosts) == before.fleet
+            if view != before.fleet and not (only_hosts and time.monotonic() - self._shown_at < FLEET_SHOW_S):
+                self._shown_at = time.monotonic()
+                shown = replace(shown, fleet=view)
+        if shown is not before:
+            self._publish(shown)
+            self._log_notices(before)
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -265,7 +335,8 @@ class Monitor:
         targets = {Role.SOURCE: todo.source or self._entrance, Role.TARGET: todo.target}
         for role, target in targets.items():
             interval_ms, retry_ms = todo.pace_ms(role)
-            self._probes[role].assign(target, interval_ms=interval_ms, retry_ms=retry_ms)
+            asked = target if self._duty.asks[PLACES[role]] is not None else None
+            self._probes[role].assign(asked, interval_ms=interval_ms, retry_ms=retry_ms, least_ms=self._duty.pace_ms)
         self._lookup.assign(todo.names, interval_ms=todo.resolve_ms)
         self._renewal.assign(todo.renewals if self._config.proves_names else ())
 

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from bgpool.core.events import CertificateRenewed, Event
+from bgpool.core.events import CertificateRenewed
+from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import RENEWAL_INTERVAL_S
 from bgpool.core.plan import Target
 from bgpool.logs import log_fields
@@ -27,7 +28,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 class Renewal(threading.Thread):
     """Tries green hosts under their new names, one connection at a time, until each has let it in."""
 
-    def __init__(self, connect: Callable[[Target], Session], events: queue.Queue[Event]) -> None:
+    def __init__(self, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
         super().__init__(name="bgpool-renewal", daemon=True)
         self._connect: Final = connect
         self._events: Final = events

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bgpool.core.duty import Duty, duty, published
+from bgpool.core.duty import Duty, duty, farewell, published
 from bgpool.core.events import (
     Answered,
     Event,
@@ -412,26 +412,64 @@ def test_a_term_that_is_far_ahead_is_foreign() -> None:
 # -- leading ------------------------------------------------------------------------------------------------------
 
 
-def test_a_leader_that_nobody_answers_resigns_and_the_next_one_asks_first() -> None:
-    leader, follower = pair()
+def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn() -> None:
+    leader, follower = pair(hosts=30)
+    later(leader, follower, 0.6)
     leader.reads("SWITCHOVER_IN_PROGRESS")
     follower.hears(leader.speaks())
     leader.fails(Role.TARGET)
-    for _ in range(3):
-        later(leader, follower, 0.1)
-        assert leader.stands() is Standing.LEADER
-    leader.now += 0.2
-    follower.now += 0.2
-    message = leader.speaks()
-    assert message.resigns
-    assert leader.stands() is Standing.DIRECT
-    follower.hears(message)
+    leader.fails(Role.SOURCE)
+    follower.hears(leader.speaks())
+    # Old blue is silent with good reason, and tells nobody anything.
+    assert follower.asks == (False, False)
+    turn = 30 * 0.4
+    first = follower.member.luck * turn
+    later(leader, follower, round(first - 0.2, 1))
+    assert follower.asks == (False, False)
+    later(leader, follower, 0.4)
+    assert follower.asks == (False, True)
+    follower.fails(Role.TARGET)
+    assert follower.asks == (False, False)
+    assert follower.does().publication is None
+    later(leader, follower, turn - 0.5)
+    assert follower.asks == (False, False)
+    later(leader, follower, 0.8)
+    assert follower.asks == (False, True)
+    # It answers this host: who is heard leads.
+    follower.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET, read_only=False)
+    claim = follower.speaks()
+    assert claim.term == leader.member.term + 1
+    assert follower.stands() is Standing.LEADER
+    leader.hears(claim)
+    assert leader.stands() is Standing.FOLLOWER
+    assert leader.phase() is Phase.POST
+
+
+def test_where_no_server_answers_anybody_one_asks_for_all() -> None:
+    leader, follower = pair()
+    follower.waits(1.6)
     follower.waits(0.2)
+    follower.fails(Role.SOURCE)
+    follower.fails(Role.TARGET)
+    assert follower.does().publication is None
+    follower.waits(0.31)
+    claim = follower.speaks()
+    assert claim.term > leader.member.term
+    assert follower.stands() is Standing.LEADER
+
+
+def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
+    leader, follower = pair()
+    later(leader, follower, 0.5)
+    message = farewell(leader.member, leader.at).message
+    assert message.resigns
+    follower.hears(message)
+    follower.waits(0.31)
     assert follower.asks == (True, True)
-    follower.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET)
+    follower.reads("AVAILABLE")
     claim = follower.speaks()
     assert claim.term > message.term
-    assert follower.stands() is Standing.LEADER
+    assert (follower.stands(), follower.member.fallbacks) == (Standing.LEADER, 0)
 
 
 def test_two_leaders_of_one_term_both_step_down() -> None:

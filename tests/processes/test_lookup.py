@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from bgpool.core.events import Event, Resolved
+from bgpool.core.events import Resolved
+from bgpool.core.fleet import AnyEvent
 from bgpool.monitor.lookup import Lookup
 
 pytestmark = pytest.mark.slow
@@ -29,14 +30,14 @@ class Resolver:
         return (f"address of {name}",)
 
 
-def heard(events: queue.Queue[Event]) -> dict[str, tuple[str, ...]]:
+def heard(events: queue.Queue[AnyEvent]) -> dict[str, tuple[str, ...]]:
     event = events.get(timeout=10.0)
     assert isinstance(event, Resolved)
     return dict(event.addresses)
 
 
 def test_a_stalled_name_keeps_no_other_waiting() -> None:
-    resolver, events = Resolver(), queue.Queue[Event]()
+    resolver, events = Resolver(), queue.Queue[AnyEvent]()
     lookup = Lookup(resolver, events)
     lookup.assign(("one", "stalled", "two"), interval_ms=100)
     began = time.monotonic()
@@ -50,7 +51,7 @@ def test_a_stalled_name_keeps_no_other_waiting() -> None:
 
 
 def test_a_failure_is_not_an_answer() -> None:
-    resolver, events = Resolver(), queue.Queue[Event]()
+    resolver, events = Resolver(), queue.Queue[AnyEvent]()
     lookup = Lookup(resolver, events)
     lookup.assign(("one",), interval_ms=100)
     lookup.start()

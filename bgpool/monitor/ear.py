@@ -1,0 +1,177 @@
+"""What a monitor hears of its fleet: a thread that reads the bus, believes what is signed, and tells the main loop."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from bgpool.core.fleet import AnyEvent, BusFailed, FleetOrder, MessageHeard, ReportsRead
+from bgpool.core.limits import (
+    FLEET_BLOCK_S,
+    FLEET_BLOCK_SWITCHING_S,
+    FLEET_HOSTS,
+    FLEET_PAUSE_MAX_S,
+    FLEET_PAUSE_S,
+    FLEET_SILENCE_S,
+    FLEET_SILENCE_SWITCHING_S,
+)
+from bgpool.fleet.bus import Bus, BusError, Entry, ReportEntry
+from bgpool.fleet.messages import BadMessage, unseal, unseal_report
+from bgpool.fleet.roll import Count, Roll
+from bgpool.logs import log_fields
+from bgpool.monitor.keys import Keys
+from bgpool.monitor.probe import now
+
+__all__ = ["Ear"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
+
+_BEGINNING: Final = (0, 0)
+
+
+class Ear(threading.Thread):
+    """Reads the leaders' stream, and where its host leads, the hosts' reports.
+
+    Attributes:
+        refused: Entries that were not authentic, by kind.
+    """
+
+    def __init__(
+        self,
+        bus: Callable[[], Bus],
+        keys: Keys,
+        bg_id: str,
+        member: str,
+        events: queue.Queue[AnyEvent],
+    ) -> None:
+        """An ear that has *bus* made in its own thread: that may import a library, and look a name up."""
+        super().__init__(name="bgpool-ear", daemon=True)
+        self._make_bus: Final = bus
+        self._keys: Final = keys
+        self._bg_id: Final = bg_id
+        self._member: Final = member
+        self._events: Final = events
+        self._leads = self._hurries = False
+        self.refused: Final[Counter[str]] = Counter()
+        # Owned by this thread. The cursor is where reading goes on; it is no fence, and may go back.
+        self._cursor = _BEGINNING
+        self._heard_at = 0.0
+        self._roll: Roll | None = None
+        self._counted: Count | None = None
+        self._report_cursor = "0"
+        self._error = ""
+
+    def assign(self, *, leads: bool, hurries: bool) -> None:
+        """Whether to read the hosts' reports, and whether a switchover is under way."""
+        self._leads, self._hurries = leads, hurries
+
+    def run(self) -> None:
+        """Listen for ever."""
+        bus: Bus | None = None
+        pause_s = FLEET_PAUSE_S
+        while True:
+            try:
+                bus = bus if bus is not None else self._make_bus()
+                self._listen(bus)
+                pause_s = FLEET_PAUSE_S
+                self._tell_error("")
+            except BusError as error:
+                self._tell_error(str(error))
+                if bus is not None:
+                    bus.close()
+                # The server may be another one from here on, which has not seen all that this one had.
+                self._heard_at = 0.0
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, FLEET_PAUSE_MAX_S)
+
+    def _listen(self, bus: Bus) -> None:
+        if self._leads and self._roll is None:
+            self._begin_roll(bus)
+        elif not self._leads:
+            self._roll = None
+        if self._is_silent():
+            self._take_cursor_anew(bus)
+        reports_after = self._report_cursor if self._roll is not None else None
+        block_s = FLEET_BLOCK_SWITCHING_S if self._hurries else FLEET_BLOCK_S
+        heard = bus.read(self._cursor, block_s, reports_after)
+        for entry in heard.entries:
+            self._cursor = (entry.term, entry.seq)
+            self._heard_at = time.monotonic()
+            self._hear(entry)
+        if self._roll is not None:
+            self._call(heard.reports)
+
+    def _is_silent(self) -> bool:
+        limit_s = FLEET_SILENCE_SWITCHING_S if self._hurries else FLEET_SILENCE_S
+        return time.monotonic() - self._heard_at > limit_s
+
+    def _take_cursor_anew(self, bus: Bus) -> None:
+        """Read from the beginning where the stream's end lies before what was read: it is not the same stream.
+
+        A cursor that is too high is deaf: nobody says that the key was deleted, or that a failover has lost its end.
+        """
+        top = bus.top()
+        if top is None or (top.term, top.seq) < self._cursor:
+            self._cursor = _BEGINNING
+        self._heard_at = time.monotonic()
+
+    def _hear(self, entry: Entry) -> None:
+        try:
+            message = unseal(entry, self._bg_id, self._keys())
+        except BadMessage as error:
+            self._refuse(error.kind)
+            return
+        self._events.put(MessageHeard(now(), message))
+
+    def _begin_roll(self, bus: Bus) -> None:
+        """What was reported before this host led."""
+        self._roll, self._counted = Roll(self._member), None
+        known = bus.reports(FLEET_HOSTS)
+        self._report_cursor = known[0].id if known else "0"
+        for entry in reversed(known):
+            self._note(entry)
+
+    def _call(self, reports: list[ReportEntry]) -> None:
+        """Add *reports* to the roll, and tell what has changed by it, or by the time that has passed."""
+        nudged = False
+        for entry in reports:
+            self._report_cursor = entry.id
+            nudged |= self._note(entry)
+        if self._roll is None:
+            return
+        count = self._roll.count()
+        if nudged or count != self._counted:
+            self._counted = count
+            told = ReportsRead(now(), count.hosts, count.order, nudged, count.switching, count.strangers)
+            self._events.put(told)
+
+    def _note(self, entry: ReportEntry) -> bool:
+        """Add *entry* to the roll; whether it is a nudge."""
+        try:
+            told = unseal_report(entry.payload, self._bg_id, self._keys())
+            at_ms = int(entry.id.partition("-")[0])
+        except BadMessage as error:
+            self._refuse(error.kind)
+            return False
+        except ValueError:
+            self._refuse("damaged")
+            return False
+        if self._roll is not None:
+            self._roll.add(at_ms, told)
+        return not isinstance(told, FleetOrder) and told.nudged
+
+    def _refuse(self, kind: str) -> None:
+        self.refused[kind] += 1
+        if self.refused[kind] == 1:
+            text = "the bus has a message that is %s and is not used; how many there are is in the host's reports"
+            _logger.warning(text, kind, extra=log_fields("fleet_refused", bg_id=self._bg_id))
+
+    def _tell_error(self, error: str) -> None:
+        if error != self._error:
+            self._error = error
+            self._events.put(BusFailed(now(), error))

@@ -1,0 +1,179 @@
+"""What a monitor says to its fleet: a thread that writes to the bus, so that nobody else waits for it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from bgpool.core.duty import Publication
+from bgpool.core.fleet import AnyEvent, Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
+from bgpool.core.limits import (
+    FLEET_CLOCK_ERROR_S,
+    FLEET_FRESH_S,
+    FLEET_LOOK_S,
+    FLEET_REPORT_S,
+    FLEET_TERM_AHEAD_S,
+)
+from bgpool.fleet.bus import Bus, BusError, Entry, KeyMissing, Refused
+from bgpool.fleet.messages import BadMessage, seal, seal_report, unseal
+from bgpool.monitor.keys import Keys
+from bgpool.monitor.probe import now
+
+__all__ = ["Voice"]
+
+
+class Voice(threading.Thread):
+    """Publishes what the leader has to say, claims the leadership, and reports on the host."""
+
+    def __init__(
+        self,
+        bus: Callable[[], Bus],
+        keys: Keys,
+        bg_id: str,
+        describe: Callable[[], Report],
+        events: queue.Queue[AnyEvent],
+    ) -> None:
+        """A voice that reports what *describe*, called in its thread, returns; *bus* is made there, too."""
+        super().__init__(name="bgpool-voice", daemon=True)
+        self._make_bus: Final = bus
+        self._keys: Final = keys
+        self._bg_id: Final = bg_id
+        self._describe: Final = describe
+        self._events: Final = events
+        self._wanted: Final = threading.Event()
+        self._publication: tuple[Publication, tuple[int, int]] | None = None
+        self._nudges = self._leaves = False
+        # Owned by this thread.
+        self._bus: Bus | None = None
+        self._reported: Report | None = None
+        self._reported_at = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last publication has not been written yet: the next one waits until it has, and is newer."""
+        return self._publication is not None
+
+    def publish(self, publication: Publication, fence: tuple[int, int]) -> None:
+        """Write *publication*; *fence* is the last (term, seq) that the host has heard. Returns at once."""
+        self._publication = (publication, fence)
+        self._wanted.set()
+
+    def nudge(self) -> None:
+        """Have the leader ask at once."""
+        self._nudges = True
+        self._wanted.set()
+
+    def look(self) -> None:
+        """Report now if there is something new to report."""
+        self._reported_at = min(self._reported_at, time.monotonic() - FLEET_LOOK_S)
+        self._wanted.set()
+
+    def leave(self, timeout_s: float) -> None:
+        """Say what is still to be said, and that this was the last; waits for *timeout_s* seconds at most."""
+        self._leaves = True
+        self._wanted.set()
+        self.join(timeout_s)
+
+    def run(self) -> None:
+        """Write until told to leave."""
+        while True:
+            self._wanted.wait(FLEET_LOOK_S)
+            self._wanted.clear()
+            leaves = self._leaves
+            try:
+                self._publish()
+                self._report(leaves)
+            except BusError as error:
+                if self._bus is not None:
+                    self._bus.close()
+                self._events.put(BusFailed(now(), str(error)))
+            if leaves:
+                return
+
+    def _open(self) -> Bus:
+        if self._bus is None:
+            self._bus = self._make_bus()
+        return self._bus
+
+    def _publish(self) -> None:
+        if self._publication is None:
+            return
+        publication, fence = self._publication
+        message = publication.message
+        try:
+            if publication.is_claim:
+                self._claim(message, fence)
+            else:
+                self._open().publish(message.term, message.seq, seal(message, self._bg_id, self._keys()))
+        except KeyMissing:
+            self._events.put(KeyGone(now()))
+        except Refused:
+            self._events.put(Beaten(now(), message.term))
+        finally:
+            self._publication = None
+
+    def _claim(self, message: Message, fence: tuple[int, int]) -> None:
+        bus = self._open()
+        top = bus.top()
+        seconds = time.time_ns() // 1_000_000_000
+        if top is None:
+            # The order of the ids went with the key, if there was one: the clock stands in for it.
+            term = max(message.term, seconds)
+        else:
+            if self._is_led(top, fence):
+                return
+            term = max(message.term, top.term + 1)
+        if term > seconds + FLEET_TERM_AHEAD_S:
+            raise BusError(
+                f"nobody can lead: the newest id in the stream bgpool:{{{self._bg_id}}} is far ahead of the clock "
+                f"(term {term - 1}); somebody must DEL that key"
+            )
+        message = replace(message, term=term, issued_ns=time.time_ns())
+        try:
+            bus.publish(term, 0, seal(message, self._bg_id, self._keys()))
+        except Refused:
+            self._events.put(Beaten(now(), term))
+            return
+        self._events.put(Claimed(now(), term))
+
+    def _is_led(self, top: Entry, fence: tuple[int, int]) -> bool:
+        """Whether somebody else leads whom this host has not heard yet; then it is told."""
+        if (top.term, top.seq) <= fence:
+            return False
+        try:
+            message = unseal(top, self._bg_id, self._keys())
+        except BadMessage:
+            return False
+        at = now()
+        age_s = (at.wall_ns - message.issued_ns) / 1e9
+        if message.resigns or not -FLEET_CLOCK_ERROR_S <= age_s <= FLEET_FRESH_S + FLEET_CLOCK_ERROR_S:
+            return False
+        self._events.put(MessageHeard(at, message))
+        return True
+
+    def _report(self, leaves: bool) -> None:
+        """Report at changes, and every FLEET_REPORT_S; a nudge at once."""
+        if self._nudges:
+            self._nudges = False
+            self._say(replace(self._describe(), nudged=True))
+        at = time.monotonic()
+        if not leaves and at - self._reported_at < FLEET_LOOK_S:
+            return
+        report = replace(self._describe(), leaves=leaves)
+        before = self._reported
+        if before is not None and _news(before) == _news(report) and at - self._reported_at < FLEET_REPORT_S:
+            return
+        self._reported, self._reported_at = report, at
+        self._say(report)
+
+    def _say(self, report: Report) -> None:
+        self._open().report(seal_report(report, self._bg_id, self._keys()))
+
+
+def _news(report: Report) -> Report:
+    """What of a report others are to know at once: not figures that change all the time."""
+    return replace(report, issued_ns=0, clock_off_ms=None, held=min(report.held, 1), refused=0)
