@@ -44,6 +44,7 @@ from bgpool.core.limits import (
     FLEET_BUDGET_PER_S,
     FLEET_CLOCK_ERROR_S,
     FLEET_FRESH_S,
+    FLEET_REPORT_LIFE_S,
     FLEET_SILENCE_S,
     FLEET_SILENCE_SWITCHING_S,
     FLEET_SUCCESSION_S,
@@ -506,7 +507,10 @@ def _key_gone(member: Member, at: Instant) -> Member:
 def _reports_read(member: Member, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
     if member.standing is not Standing.LEADER:
         return member, ()
-    member = replace(member, hosts=max(1, event.hosts), others_switch=event.switching, strangers=event.strangers)
+    # A roll that has just begun, or whose stream was deleted, does not know everybody yet.
+    is_new = event.at.mono_ns - member.since_ns < FLEET_REPORT_LIFE_S * _NS
+    hosts = max(event.hosts, member.hosts if is_new else 1)
+    member = replace(member, hosts=hosts, others_switch=event.switching, strangers=event.strangers)
     return _take_order(member, event.order, event.at)
 
 

@@ -150,11 +150,14 @@ class Fleet:
             self._voice.look()
         self._ear.assign(leads=self.leads, hurries=snapshot.phase in SWITCHING)
         todo = duty(self._member, snapshot, at)
-        if todo.publication is not None and not self._voice.is_busy:
+        if todo.publication is None:
+            return todo
+        if not self._voice.is_busy:
             self._voice.publish(todo.publication, self._member.fence)
             self._member = published(self._member, todo.publication, at)
-            return replace(duty(self._member, snapshot, at), publication=None)
-        return todo
+            todo = duty(self._member, snapshot, at)
+        # What is due beside it waits for a tick at most; the voice sends one as soon as it is free.
+        return replace(todo, publication=None, due_ns=Duty().due_ns) if todo.publication is not None else todo
 
     def leave(self) -> None:
         """Let the others know; waits for no more than FLEET_LEAVE_S."""

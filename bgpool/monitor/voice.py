@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from bgpool.core.duty import Publication
+from bgpool.core.events import Tick
 from bgpool.core.fleet import AnyEvent, Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
 from bgpool.core.limits import (
     FLEET_CLOCK_ERROR_S,
@@ -115,6 +116,8 @@ class Voice(threading.Thread):
             self._events.put(Beaten(now(), message.term))
         finally:
             self._publication = None
+            # What waits to be published is newer than anything that could have been kept here.
+            self._events.put(Tick(now()))
 
     def _claim(self, message: Message, fence: tuple[int, int]) -> None:
         bus = self._open()

@@ -511,6 +511,18 @@ def test_a_leader_beats_faster_while_any_host_is_in_a_switchover() -> None:
     assert leader.does().due_ns - leader.at.mono_ns <= quiet - 0.3 * S or leader.does().publication is not None
 
 
+def test_a_new_leader_does_not_take_the_fleet_for_small_before_it_has_heard_of_all() -> None:
+    leader, _ = pair(hosts=300)
+    leader.take(ReportsRead(leader.at, 2))
+    assert leader.member.hosts == 300
+    leader.take(ReportsRead(leader.at, 310))
+    assert leader.member.hosts == 310
+    leader.now += 17
+    leader.member = replace(leader.member, heard_ns=leader.at.mono_ns)
+    leader.take(ReportsRead(leader.at, 2))
+    assert leader.member.hosts == 2
+
+
 # -- orders -------------------------------------------------------------------------------------------------------
 
 
