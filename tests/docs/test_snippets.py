@@ -107,6 +107,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     """A directory to be in, and a run directory; pools that a page has made are closed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("BGPOOL_FLEET_KEY", "k" * 32)
     yield
     close_pools(tmp_path / "run", "1")
 
