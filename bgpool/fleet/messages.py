@@ -105,9 +105,9 @@ def seal_report(told: Report | FleetOrder, bg_id: str, keys: tuple[bytes, ...]) 
         return _sign(_REPORT, bg_id, b"", {"o": _pack_order(told)}, keys)
     body = {
         "m": bytes.fromhex(told.member),
-        "h": told.host[:NAME_CHARS],
+        "h": _cut(told.host, NAME_CHARS),
         "p": bytes.fromhex(told.place),
-        "v": told.version[:NAME_CHARS],
+        "v": _cut(told.version, NAME_CHARS),
         "t": told.issued_ns,
         "a": told.application,
         "s": told.phase.value,
@@ -253,7 +253,7 @@ def _readings(packed: object, read_ns: tuple[object, object]) -> tuple[Reading |
 
 def _reading(role: Role, packed: object, read_ns: int) -> Reading | None:
     """A reading; None if it says something that this version does not know."""
-    facts = [_fact(role, *_items(one, 8)) for one in _items(packed, 8)]
+    facts = [_fact(role, *_items(one, 16)) for one in _items(packed, 16)]
     if None in facts:
         return None
     known = tuple(fact for fact in facts if fact is not None)
@@ -265,27 +265,28 @@ def _reading(role: Role, packed: object, read_ns: int) -> Reading | None:
 
 
 def _fact(role: Role, kind: object, *values: Any) -> Fact | None:
+    """A fact; None for a kind that is not known. Values that a newer version adds at the end are passed over."""
     match kind:
         case "A":
-            flags, most = values
+            flags, most, *_ = values
             bits = [bool(_integer(flags) >> place & 1) for place in range(4)]
             return Answered(NEVER, role, bits[0], bits[1], _integer(most), role_read_only=bits[2], subscribes=bits[3])
         case "S":
-            rows, servers = values
+            rows, servers, *_ = values
             return StatusRead(
                 NEVER,
                 role,
-                tuple(_row(*_items(row, 5)) for row in _items(rows, _ROWS)),
+                tuple(_row(*_items(row, 16)[:5]) for row in _items(rows, _ROWS)),
                 tuple(_text(server, NAME_CHARS) for server in _items(servers, _ROWS)),
             )
         case "M":
-            (remedy,) = values
+            remedy, *_ = values
             return MetadataAbsent(NEVER, role, _text(remedy, FLEET_TEXT_CHARS))
         case "E":
-            (error,) = values
+            error, *_ = values
             return MetadataFailed(NEVER, role, _text(error, FLEET_TEXT_CHARS))
         case "P":
-            error, refused = values
+            error, refused, *_ = values
             return ProbeFailed(NEVER, role, _text(error, FLEET_TEXT_CHARS), refused is True)
         case _:
             return None
@@ -306,7 +307,7 @@ def _pack_order(order: FleetOrder) -> tuple[str, str, int]:
 
 
 def _order(packed: object) -> FleetOrder:
-    number, order, until_ns = _items(packed, 3)
+    number, order, until_ns, *_ = _items(packed, 16)
     return FleetOrder(_text(number, NAME_CHARS), Order(order), _integer(until_ns))
 
 
@@ -325,7 +326,8 @@ def _integer(value: object, least: int = 0, most: int = _MAX) -> int:
 def _text(value: object, chars: int) -> str:
     if not isinstance(value, str) or len(value) > chars:
         raise ValueError
-    return value
+    # It is written to logs and terminals. Whoever sealed it had no need to be one of us where everybody is trusted.
+    return _line(value)
 
 
 def _items(value: object, most: int) -> tuple[Any, ...]:
@@ -335,5 +337,12 @@ def _items(value: object, most: int) -> tuple[Any, ...]:
 
 
 def _cut(text: str, chars: int = FLEET_TEXT_CHARS) -> str:
-    """*text* in one line, of no more than *chars* characters that can be written as UTF-8."""
-    return " ".join(text.split())[:chars].encode(errors="replace").decode()
+    """*text* in one line, of no more than *chars* characters."""
+    return _line(text)[:chars]
+
+
+def _line(text: str) -> str:
+    """*text* in one line of characters that can be shown, and written as UTF-8."""
+    if text.isprintable():
+        return text
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
