@@ -46,6 +46,7 @@ def server(shared_server: RedisServer) -> Iterator[RedisServer]:
     """Empty, and open to everybody."""
     yield shared_server
     shared_server.thaw()
+    shared_server.start()
     shared_server.execute("REPLICAOF", "NO", "ONE")
     shared_server.execute("CONFIG", "SET", "maxmemory", "0", "min-replicas-to-write", "0")
     shared_server.execute("ACL", "SETUSER", "default", "on", "nopass")
@@ -297,10 +298,12 @@ def test_a_server_that_loads_its_data(new_bus: NewBus) -> None:
 
 def test_a_server_that_is_killed(server: RedisServer, bus: StreamBus) -> None:
     bus.publish(7, 0, b"")
-    threading.Timer(0.1, server.kill).start()
+    killer = threading.Timer(0.1, server.kill)
+    killer.start()
     began = time.monotonic()
     assert "hung up at XREAD" in failure(bus.read, (7, 0), 0.4)
     assert time.monotonic() - began < 0.35
+    killer.join()
     assert "cannot be connected to: Connection refused" in failure(bus.publish, 7, 1, b"")
     server.start()
     with pytest.raises(KeyMissing):
