@@ -420,6 +420,10 @@ FLEET_TIMEOUT_S: Final = 1.0
 FLEET_ENTRIES: Final = 64
 FLEET_ENTRIES_READ: Final = 128
 FLEET_ENTRY_BYTES: Final = 65_536
+#: The largest answer of the bus that is read, in bytes, and the longest that it may take, in seconds: two streams full
+#: of the largest entries. Somebody who may write there could have a monitor read gigabytes.
+FLEET_ANSWER_BYTES: Final = 16_777_216
+FLEET_ANSWER_S: Final = 5.0
 
 #: How often a host reports, in seconds, give or take a fifth, and after how long without a report it counts no more.
 FLEET_REPORT_S: Final = 5.0

@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from typing import Any, Final
 
 import redis.connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bgpool.core.limits import FLEET_TIMEOUT_S
+from bgpool.core.limits import FLEET_ANSWER_BYTES, FLEET_ANSWER_S, FLEET_TIMEOUT_S
 from bgpool.fleet.bus import BusError
 from bgpool.fleet.url import BusUrl
 
-__all__ = ["Connection", "Parser"]
+__all__ = ["Connection", "Meter", "Parser"]
 
 # Which parser it is depends on whether hiredis is installed, and how much of either has types on the release.
 _Parser: Any = redis.connection.DefaultParser
@@ -62,10 +63,17 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
             protocol=2,
             parser_class=Parser,
         )
+        self._meter = Meter()
         # CLIENT SETINFO takes a right of its own, and Valkey logs each refusal. The names depend on the release.
         self.lib_name = self.lib_version = self.driver_info = None
 
-    def _connect(self) -> socket.socket:
+    def exchange(self, *command: Any) -> Any:
+        """Send *command* and read the answer to it."""
+        self._meter.begin()
+        self.send_command(*command)
+        return self.read_response()
+
+    def _connect(self) -> _Metered:
         """Open the socket: what redis-py has its subclasses do. Its own proves the name that it connects to."""
         try:
             sock = socket.create_connection(self._address, timeout=FLEET_TIMEOUT_S)
@@ -73,7 +81,8 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
             raise BusError(f"cannot be connected to: {_reason(error)}") from None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._encrypted(sock) if self._url.tls else sock
+            self._meter.begin()
+            return _Metered(self._encrypted(sock) if self._url.tls else sock, self._meter)
         except BaseException:
             sock.close()
             raise
@@ -97,6 +106,52 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             raise BusError(f"TLS with it failed: {_reason(error)}") from None
+
+
+class Meter:
+    """How much of one answer may still come."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """Another answer begins."""
+        self._left = FLEET_ANSWER_BYTES
+        self._until = time.monotonic() + FLEET_ANSWER_S
+
+    def count(self, size: int) -> None:
+        """*size* bytes have come.
+
+        Raises:
+            BusError: They are more than an answer may have, or have taken too long.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise BusError(f"gives an answer of more than {FLEET_ANSWER_BYTES // 2**20} MB")
+        if time.monotonic() > self._until:
+            raise BusError(f"has not given the whole of an answer within {FLEET_ANSWER_S:g} s")
+
+
+class _Metered:
+    """A socket whose reader is stopped: the time limit of a socket is that of each part."""
+
+    def __init__(self, sock: socket.socket, meter: Meter) -> None:
+        self._sock: Final = sock
+        self._meter: Final = meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, *args: Any) -> bytes:
+        data = self._sock.recv(*args)
+        self._meter.count(len(data))
+        return data
+
+    def recv_into(self, *args: Any) -> int:  # hiredis' parser
+        size = self._sock.recv_into(*args)
+        self._meter.count(size)
+        return size
 
 
 def _reason(error: Exception) -> str:

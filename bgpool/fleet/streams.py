@@ -64,7 +64,7 @@ PLAIN_MEANINGS: Final = {
     "somebody who may write to the bus has put it there; who deletes that key (DEL) mends it",
     "max number of clients reached": "has as many clients as it takes (maxclients)",
     "without any password configured": "has no password for the default user, and bg_fleet has one",
-    "DB index is out of range": "has no database of that number",
+    "DB index is out of range": "has no database of that number; a cluster has the database 0 alone",
     "SELECT is not allowed in cluster mode": "is a cluster, which has the database 0 alone",
     "unknown command": "does not know {command}; Redis 6.2 or later, or Valkey, is needed",
     "syntax error": "does not know a part of {command}; Redis 6.2 or later, or Valkey, is needed",
@@ -129,7 +129,7 @@ class StreamBus:
             keys.append(self._hosts_key)
             ids.append(reports_after)
         command = ("XREAD", "COUNT", FLEET_ENTRIES_READ, *block, "STREAMS", *keys, *ids)
-        return self._call(self._key, *command, parse=self._heard)
+        return self._call(" or ".join(keys), *command, parse=self._heard)
 
     def top(self) -> Entry | None:
         """XREVRANGE of one entry; see `Bus.top`."""
@@ -199,8 +199,7 @@ class StreamBus:
                 connection.connect()
                 self._connection = connection
             running = command[0]
-            self._connection.send_command(*command)
-            return self._connection.read_response()
+            return self._connection.exchange(*command)
         except exceptions.ResponseError as error:
             raise _ServerError(str(error), running) from None
         except Exception as error:

@@ -10,6 +10,7 @@ The lab itself comes through a unix socket, as a user of its own, whatever clien
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -109,7 +110,7 @@ class RedisServer:
             place: As for `find_redis`.
             address, port: Where it is to listen, on loopback; by default where nobody else does.
             tls: The names that its certificate is for, if it is to speak TLS, and only that.
-            cluster: Whether it is a node of a cluster; see `join_cluster`.
+            cluster: Whether it is a node of a cluster; see `join_cluster`. Its own port is the one after *port*.
             settings: Of redis.conf, over those of the lab: ``{"appendonly": "yes"}``, for example.
 
         Raises:
@@ -337,7 +338,7 @@ class RedisServer:
         return settings
 
     def _certified(self, directory: Path) -> dict[str, str]:
-        authority = trustme.CA()
+        authority = _authority()
         certificate = authority.issue_cert(*self._names)
         self.ca_file = self._guard.base / f"{self.home.name}-ca.pem"
         authority.cert_pem.write_to_path(str(self.ca_file))
@@ -412,6 +413,12 @@ def _programs(server: Path, account: Account | None) -> Programs:
     if found is None or (int(found[3]), int(found[4])) < OLDEST:
         raise LabError(f"{server} is {said.strip()[:200]!r}; Redis {OLDEST[0]}.{OLDEST[1]} or Valkey is needed")
     return Programs(directory, account, f"{found[1]} {found[2]}")
+
+
+@functools.cache
+def _authority() -> trustme.CA:
+    """Of this process's servers, which prove themselves to each other."""
+    return trustme.CA()
 
 
 def _hashed(password: str) -> str:

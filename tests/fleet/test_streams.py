@@ -5,6 +5,7 @@ What servers do was tried first, on Redis 7.0 and Valkey 9; here is what of it t
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import trustme
+from redis.exceptions import ResponseError
 
 from bgpool.core.limits import FLEET_BLOCK_S, FLEET_ENTRIES, FLEET_ENTRIES_READ, FLEET_ENTRY_BYTES, FLEET_TIMEOUT_S
 from bgpool.fleet.bus import BusError, Entry, Heard, KeyMissing, Refused, ReportEntry
@@ -218,6 +220,32 @@ def test_an_entry_of_ten_megabytes_is_passed_over(server: RedisServer, bus: Stre
     bus.publish(7, 2, b"on")
 
 
+def test_an_answer_of_gigabytes_is_not_read(
+    server: RedisServer, bus: StreamBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bgpool.fleet.connection.FLEET_ANSWER_BYTES", 2**20)
+    bus.publish(7, 0, b"")
+    for seq in (1, 2):
+        server.execute("XADD", KEY, f"7-{seq}", "m", b"x" * 600_000)
+    assert bus.read((7, 1), 0.0).entries == [Entry(7, 2, b"")], "each answer is counted alone"
+    assert "gives an answer of more than 1 MB" in failure(bus.read, (7, 0), 0.0)
+    assert bus.top() == Entry(7, 2, b"")
+    bus.publish(7, 3, b"on")
+
+
+def test_an_answer_that_trickles_has_an_end(monkeypatch: pytest.MonkeyPatch, new_bus: NewBus) -> None:
+    monkeypatch.setattr("bgpool.fleet.connection.FLEET_ANSWER_S", 0.3)
+
+    def trickle(client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                client.sendall(b"*")
+                time.sleep(0.02)
+
+    with answering(trickle) as url:
+        assert "the whole of an answer within 0.3 s" in failure(new_bus(url).top)
+
+
 def test_the_highest_possible_id_closes_the_stream_until_somebody_deletes_it(
     server: RedisServer, bus: StreamBus
 ) -> None:
@@ -262,8 +290,6 @@ def test_too_few_replicas(server: RedisServer, bus: StreamBus) -> None:
 
 
 def test_a_script_of_somebodys(server: RedisServer, bus: StreamBus) -> None:
-    from redis.exceptions import ResponseError
-
     bus.publish(7, 0, b"")
     server.execute("CONFIG", "SET", "lua-time-limit", "50")
 
@@ -358,24 +384,70 @@ def silencer(server: RedisServer) -> Iterator[tuple[str, int]]:
     listener.close()
 
 
-@pytest.mark.parametrize(
-    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n$1\r\n", b"+OK\r\n", b":7\r\n", b"*x\r\n"]
-)
-def test_something_that_is_no_redis(new_bus: NewBus, said: bytes) -> None:
+@contextmanager
+def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """The URL of something that lets *answer* answer the first command of a client."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         client, _ = listener.accept()
         with client:
             client.recv(65536)
-            client.sendall(said)
+            answer(client)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    port = listener.getsockname()[1]
-    assert f"the bus at 127.0.0.1:{port} " in failure(new_bus(f"redis://127.0.0.1:{port}").top)
-    thread.join()
-    listener.close()
+    try:
+        yield f"redis://bgpool:s3cret@127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n$1\r\n", b"*x\r\n", b"\r\n", b""])
+def test_something_that_is_no_redis(new_bus: NewBus, said: bytes) -> None:
+    with answering(lambda client: client.sendall(said)) as url:
+        assert "the bus at 127.0.0.1:" in failure(new_bus(url).top)
+
+
+@pytest.mark.parametrize("said", [b"+OK\r\n", b":7\r\n", b"*1\r\n:7\r\n", b"*1\r\n*2\r\n$3\r\nx-y\r\n*0\r\n"])
+def test_an_answer_that_is_none(new_bus: NewBus, said: bytes) -> None:
+    def answer(client: socket.socket) -> None:
+        client.sendall(b"+OK\r\n")
+        client.recv(65536)
+        client.sendall(said)
+
+    with answering(answer) as url:
+        assert "gave an answer to XREVRANGE that is none" in failure(new_bus(url).top)
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        ("MISCONF Redis is configured to save RDB snapshots, but", "cannot save its data"),
+        ("MASTERDOWN Link with MASTER is down", "has lost its primary"),
+        ("ASK 2466 127.0.0.1:7131", "is moving bgpool:{ledger} to another node"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "is moving bgpool:{ledger}"),
+        ("MOVED 2466 ?:7131", "sends from one node to another"),
+        ("DENIED Redis is running in protected mode because", "is in protected mode"),
+        ("ERR max number of clients reached", "maxclients"),
+        ("ERR unknown command 'AUTH', with args beginning with: 's3cret'", "does not know XREVRANGE; Redis 6.2"),
+        ("ERR syntax error", "does not know a part of XREVRANGE; Redis 6.2"),
+        ("ERR wrong s3cret", "answers XREVRANGE with the error ERR"),
+        ("NEWCODE s3cret", "answers XREVRANGE with the error NEWCODE"),
+        ("s3cret", "answers XREVRANGE with the error ERR"),
+    ],
+)
+def test_every_refusal_is_told_in_words_of_our_own(new_bus: NewBus, said: str, meaning: str) -> None:
+    """A server's own may quote what it was sent."""
+
+    def answer(client: socket.socket) -> None:
+        client.sendall(b"+OK\r\n")
+        client.recv(65536)
+        client.sendall(f"-{said}\r\n".encode())
+
+    with answering(answer) as url:
+        assert meaning in failure(new_bus(url).top)
 
 
 # -- another server under the name ---------------------------------------------------------------------------------
@@ -435,21 +507,59 @@ def test_a_reader_whose_server_is_demoted_hears_it_at_once(
     bus.top()
 
 
-def test_a_cluster_says_which_node_has_the_stream(new_bus: NewBus) -> None:
-    with RedisServer(cluster=True) as one, RedisServer(cluster=True) as two:
-        alone = new_bus(one.url())
-        assert "its cluster is down" in failure(alone.top)
-        join_cluster(one, two)
-        nodes = [new_bus(node.url()) for node in (one, two)]
-        for number, bus in enumerate(nodes):
-            bus.publish(7, number, b"")
-            bus.report(b"")
-            heard = bus.read((0, 0), 0.1, "0")
-            assert len(heard.entries) == len(heard.reports) == number + 1
-        moved = [bus for bus in nodes if "(" in repr(bus)]
-        assert len(moved) == 1, "one of them was sent to the other's node"
-        said = failure(new_bus(one.url(db=1)).top)
-        assert "the database 0 alone" in said
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[RedisServer, RedisServer]]:
+    with RedisServer(cluster=True, tls=["bus.test"]) as one, RedisServer(cluster=True, tls=["bus.test"]) as two:
+        for node in (one, two):
+            node.user("bgpool", PASSWORD, *RIGHTS.split())
+        yield one, two
+
+
+def test_a_cluster_says_which_node_has_the_stream(
+    nodes: tuple[RedisServer, RedisServer], name: dict[str, str], new_bus: NewBus
+) -> None:
+    """The node that MOVED names has an address alone; what it has to prove is the name that was given."""
+    one, two = nodes
+
+    def of(node: RedisServer, bg_id: str = "ledger") -> StreamBus:
+        name["bus.test"] = node.address
+        return new_bus(node.url(user="bgpool", password=PASSWORD, host="bus.test"), bg_id)
+
+    assert "its cluster is down" in failure(of(one).top)
+    join_cluster(one, two)
+    sent_on = 0
+    for number, node in enumerate(nodes):
+        bus = of(node)
+        bus.publish(7, number, b"")
+        bus.report(b"")
+        heard = bus.read((0, 0), 0.1, "0")
+        assert len(heard.entries) == len(heard.reports) == number + 1
+        sent_on += "(" in repr(bus)
+    assert sent_on == 1, "one of them was sent to the other's node"
+    # The slot changes its node, twice.
+    bus = of(one, "orders")
+    bus.publish(7, 0, b"")
+    key = "bgpool:{orders}"
+    slot = one.execute("CLUSTER", "KEYSLOT", key)
+    for taker in (two, one):
+        for node in nodes:
+            with contextlib.suppress(ResponseError):  # MOVED: the other node has it
+                node.execute("DEL", key)
+        for node in nodes:
+            node.execute("CLUSTER", "SETSLOT", slot, "NODE", taker.execute("CLUSTER", "MYID"))
+        with pytest.raises(KeyMissing):
+            bus.publish(7, 1, b"")
+        bus.publish(8, 0, b"")
+        assert taker.execute("EXISTS", key) == 1
+
+
+def test_a_cluster_has_one_database(
+    nodes: tuple[RedisServer, RedisServer], name: dict[str, str], new_bus: NewBus
+) -> None:
+    name["bus.test"] = nodes[0].address
+    nodes[0].user("any", PASSWORD, "+@all", "~*")
+    bus = new_bus(nodes[0].url(user="any", password=PASSWORD, host="bus.test", db=1))
+    assert "the database 0 alone" in failure(bus.top)
 
 
 # -- who may -------------------------------------------------------------------------------------------------------
