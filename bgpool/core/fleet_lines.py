@@ -79,9 +79,8 @@ def _tell_place(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> 
         return replace(said, fallbacks=member.fallbacks), snapshot
     if not said.may_say(standing.value, at):
         return said, snapshot
-    hosts = f", which has {member.hosts} {'host' if member.hosts == 1 else 'hosts'}" if member.hosts else ""
     what = "leads its fleet" if standing is Standing.LEADER else f"follows {member.leader} in its fleet"
-    text = f"this host {what}{hosts}"
+    text = f"this host {what}"
     snapshot = add_notice(snapshot, logging.INFO, "monitor", "fleet_joined", text, once=False)
     return replace(said.noting(standing.value, at), place=standing, fallbacks=member.fallbacks), snapshot
 
