@@ -1,0 +1,349 @@
+"""``python -m benchmarks.fanout``: what the bus of a fleet costs with 10, 100 and 1,000 hosts, and how soon they hear.
+
+A real server, the real messages of one leader at its real rates, and of each host what its monitor's threads do: one
+connection that waits for messages, and one that reports. The hosts' connections are all in one light process, which
+competes with the server for the machine's cores; what real monitors make of a message is not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import selectors
+import socket
+import statistics
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bgpool.core.events import Answered, StatusRead, StatusRow
+from bgpool.core.fleet import NEVER, Message, Reading, Report, Standing
+from bgpool.core.limits import (
+    FLEET_BLOCK_S,
+    FLEET_BLOCK_SWITCHING_S,
+    FLEET_ENTRIES_READ,
+    FLEET_HEARTBEAT_S,
+    FLEET_HEARTBEAT_SWITCHING_S,
+    FLEET_REPORT_S,
+    FLEET_WHOLE_S,
+)
+from bgpool.core.phase import Phase, Role
+from bgpool.fleet.config import FleetConfig
+from bgpool.fleet.messages import seal, seal_report
+from bgpool.fleet.streams import HOSTS_KEPT, StreamBus, stream_keys
+from bgpool.lab.redis import RedisServer
+
+__all__ = ["Figures", "measure"]
+
+BG_ID: Final = "ledger"
+KEYS: Final = (b"k" * 32,)
+BLUE: Final = "shop.cluster-c0abcdefghij.eu-west-1.rds.amazonaws.com"
+GREEN: Final = "shop-green-x1y2z3.cluster-c0abcdefghij.eu-west-1.rds.amazonaws.com"
+#: Rows of a deployment: one for each role of an instance, and of a cluster with readers and their endpoints.
+ROWS: Final = {"instance": 2, "cluster": 12}
+#: In a switchover a leader publishes its readings whole at each change: a few times a second, by the metadata.
+WHOLE_SWITCHING_S: Final = 1.0
+SETTLE_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured; bytes and commands per second are the server's own counts.
+
+    Attributes:
+        hosts: How many.
+        pace: ``quiet`` or ``switchover``.
+        message_bytes: The payload of a whole message and of a heartbeat.
+        cpu: What the server took of one core, 1 for all of it.
+        out_bytes, in_bytes: From the server and to it, per second.
+        commands: Per second.
+        deliveries: Messages that hosts have read, per second.
+        median_ms, last_ms, worst_ms: From before XADD until a host has the message: the median of all; the last host,
+            in the median of messages; and the last host of the worst message.
+        streams_bytes: Memory of both streams.
+        memory_bytes: All that the server uses, its clients' buffers included.
+        lost: Messages that a host did not get.
+    """
+
+    hosts: int
+    pace: str
+    message_bytes: tuple[int, int]
+    cpu: float
+    out_bytes: float
+    in_bytes: float
+    commands: float
+    deliveries: float
+    median_ms: float
+    last_ms: float
+    worst_ms: float
+    streams_bytes: int
+    memory_bytes: int
+    lost: int
+
+
+def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
+    """One server, so many hosts, for so many seconds.
+
+    Args:
+        hosts: How many.
+        pace: ``quiet`` or ``switchover``.
+        seconds: How long is measured.
+        rows: Of the deployment's metadata.
+    """
+    switching = pace == "switchover"
+    with RedisServer(settings={"maxclients": "10000"}) as server:
+        read, write = os.pipe()
+        block_s = FLEET_BLOCK_SWITCHING_S if switching else FLEET_BLOCK_S
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            try:
+                _be_hosts((server.address, server.port), hosts, block_s, SETTLE_S + seconds + 1.0, write)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.close(write)
+        try:
+            bus = StreamBus(FleetConfig(server.url(), KEYS), BG_ID)
+            bus.publish(1, 0, seal(_message(1, 0, rows, hosts), BG_ID, KEYS))
+            for number in range(HOSTS_KEPT):
+                # As it is after an hour or two.
+                bus.report(_report(number))
+            messages = _lead(bus, switching, SETTLE_S, 1, rows, hosts)
+            before = _counts(server)
+            messages = _lead(bus, switching, seconds, max(messages) + 1, rows, hosts)
+            after = _counts(server)
+            streams = sum(int(server.execute("MEMORY", "USAGE", key) or 0) for key in stream_keys(BG_ID))
+            bus.close()
+            with os.fdopen(read, "rb") as pipe:
+                heard = json.loads(pipe.read())
+        finally:
+            os.waitpid(child, 0)
+    took_s = after["at"] - before["at"]
+    per_s = {name: (after[name] - before[name]) / took_s for name in after}
+    delays = [[at_s - sent_s for at_s in heard.get(str(seq), [])] for seq, sent_s in messages.items()]
+    lasts = [max(ones) for ones in delays if ones]
+    return Figures(
+        hosts=hosts,
+        pace=pace,
+        message_bytes=(
+            len(seal(_message(1, 1, rows, hosts), BG_ID, KEYS)),
+            len(seal(_heartbeat(1, 2, 1, rows, hosts), BG_ID, KEYS)),
+        ),
+        cpu=per_s["cpu"],
+        out_bytes=per_s["total_net_output_bytes"],
+        in_bytes=per_s["total_net_input_bytes"],
+        commands=per_s["total_commands_processed"],
+        deliveries=sum(map(len, delays)) / took_s,
+        median_ms=1000 * statistics.median([delay for ones in delays for delay in ones]),
+        last_ms=1000 * statistics.median(lasts),
+        worst_ms=1000 * max(lasts),
+        streams_bytes=streams,
+        memory_bytes=int(after["used_memory"]),
+        lost=sum(hosts - len(ones) for ones in delays),
+    )
+
+
+# -- the leader ----------------------------------------------------------------------------------------------------
+
+
+def _lead(bus: StreamBus, switching: bool, seconds: float, seq: int, rows: int, hosts: int) -> dict[int, float]:
+    """Publish for so many seconds; when each seq was sent, on the monotonic clock."""
+    beat_s = FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S
+    whole_s = WHOLE_SWITCHING_S if switching else FLEET_WHOLE_S
+    sent: dict[int, float] = {}
+    began = time.monotonic()
+    whole_at, whole = began, seq
+    while (now := time.monotonic()) < began + seconds:
+        if now >= whole_at:
+            whole_at, whole = now + whole_s, seq
+            message = _message(1, seq, rows, hosts)
+        else:
+            message = _heartbeat(1, seq, whole, rows, hosts)
+        payload = seal(message, BG_ID, KEYS)
+        sent[seq] = time.monotonic()
+        bus.publish(1, seq, payload)
+        seq += 1
+        time.sleep(max(0.0, began + len(sent) * beat_s - time.monotonic()))
+    return sent
+
+
+def _message(term: int, seq: int, rows: int, hosts: int) -> Message:
+    """A whole message: both roles have answered."""
+    at_ns = time.time_ns()
+    names = [(f"{n}.{BLUE}" if n else BLUE, f"{n}.{GREEN}" if n else GREEN) for n in range(rows // 2)]
+    told = tuple(
+        StatusRow(name, 5432, f"BLUE_GREEN_DEPLOYMENT_{role}", "AVAILABLE", "1.0")
+        for pair in names
+        for name, role in zip(pair, ("SOURCE", "TARGET"), strict=True)
+    )
+    readings = tuple(
+        Reading((Answered(NEVER, role, role is Role.TARGET, True, 5000), StatusRead(NEVER, role, told, ())), at_ns)
+        for role in Role
+    )
+    return Message(term, seq, "a" * 16, at_ns, "0123456789abcdef", hosts, seq, (at_ns, at_ns), readings)
+
+
+def _heartbeat(term: int, seq: int, whole: int, rows: int, hosts: int) -> Message:
+    return replace(_message(term, seq, rows, hosts), whole=whole, readings=())
+
+
+def _report(number: int) -> bytes:
+    """That of a host of this number, sealed."""
+    report = Report(
+        f"{number:016x}", f"pod-{number}.shop.svc", "1.0.0", time.time_ns(), "0123456789abcdef", Phase.CREATED, (), 4,
+        0, Standing.FOLLOWER, place=f"{number:016x}",
+    )  # fmt: skip
+    return seal_report(report, BG_ID, KEYS)
+
+
+# -- the hosts -----------------------------------------------------------------------------------------------------
+
+
+class _Host:
+    """The two connections of one host."""
+
+    def __init__(self, place: tuple[str, int], number: int, block_s: float, *, leads: bool) -> None:
+        self.ear: Final = socket.create_connection(place)
+        self.voice: Final = socket.create_connection(place)
+        for connection in (self.ear, self.voice):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._keys: Final = [key.encode() for key in stream_keys(BG_ID)][: 2 if leads else 1]
+        self._after = [b"0-0", b"$"][: len(self._keys)]
+        self._block: Final = str(int(block_s * 1000)).encode()
+        self._number: Final = number
+        self._buffer = b""
+        self.report_at = time.monotonic() + random.uniform(0, FLEET_REPORT_S)
+
+    def ask(self) -> None:
+        """Wait for what is new."""
+        count = str(FLEET_ENTRIES_READ).encode()
+        self.ear.sendall(
+            _command(b"XREAD", b"COUNT", count, b"BLOCK", self._block, b"STREAMS", *self._keys, *self._after)
+        )
+
+    def take(self) -> None:
+        """Take what came from the network."""
+        self._buffer += self.ear.recv(1 << 20)
+
+    def hear(self) -> list[int]:
+        """What came, by seq; asks again once all of an answer is there."""
+        try:
+            answer, end = _parse(self._buffer, 0)
+        except IndexError:
+            return []
+        assert end == len(self._buffer), self._buffer
+        self._buffer = b""
+        found: list[int] = []
+        for key, entries in answer or ():
+            self._after[self._keys.index(key)] = entries[-1][0]
+            if key == self._keys[0]:
+                found += [int(entry[0].partition(b"-")[2]) for entry in entries]
+        self.ask()
+        return found
+
+    def report(self) -> None:
+        """Say how it is."""
+        key, kept = stream_keys(BG_ID)[1].encode(), str(HOSTS_KEPT).encode()
+        self.voice.sendall(_command(b"XADD", key, b"MAXLEN", b"~", kept, b"*", b"m", _report(self._number)))
+        self.report_at += FLEET_REPORT_S * random.uniform(0.8, 1.2)
+
+
+def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, seconds: float, output: int) -> None:
+    """Be all of them for so many seconds, and write when each message was heard: a JSON map of lists by seq."""
+    selector = selectors.DefaultSelector()
+    crew = [_Host(place, number, block_s, leads=number == 0) for number in range(hosts)]
+    for host in crew:
+        selector.register(host.ear, selectors.EVENT_READ, host)
+        selector.register(host.voice, selectors.EVENT_READ, None)
+        host.ask()
+    heard: dict[int, list[float]] = {}
+    end_s, look_s = time.monotonic() + seconds, 0.0
+    while (now := time.monotonic()) < end_s:
+        took: list[tuple[float, _Host]] = []
+        for key, _ in selector.select(0.02):
+            if key.data is None:
+                assert isinstance(key.fileobj, socket.socket)
+                key.fileobj.recv(4096)
+                continue
+            key.data.take()
+            took.append((time.monotonic(), key.data))
+        # Afterwards: one thread that reads each of a thousand answers would keep the last hosts from theirs.
+        for at_s, host in took:
+            for seq in host.hear():
+                heard.setdefault(seq, []).append(at_s)
+        if now > look_s:
+            look_s = now + 0.02
+            for host in crew:
+                if host.report_at < now:
+                    host.report()
+    with os.fdopen(output, "w") as pipe:
+        json.dump(heard, pipe)
+
+
+def _command(*parts: bytes) -> bytes:
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+def _parse(data: bytes, at: int) -> tuple[Any, int]:
+    """One answer of RESP2, and where it ends; IndexError if it is not whole yet."""
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        raise IndexError
+    kind, value = data[at : at + 1], data[at + 1 : end]
+    at = end + 2
+    if kind not in (b"$", b"*"):
+        return value, at
+    size = int(value)
+    if size < 0:
+        return None, at
+    if kind == b"$":
+        if len(data) < at + size + 2:
+            raise IndexError
+        return data[at : at + size], at + size + 2
+    found = []
+    for _ in range(size):
+        one, at = _parse(data, at)
+        found.append(one)
+    return found, at
+
+
+# -- the server ----------------------------------------------------------------------------------------------------
+
+
+def _counts(server: RedisServer) -> dict[str, float]:
+    info = server.execute("INFO").decode()
+    names = ("total_net_output_bytes", "total_net_input_bytes", "total_commands_processed", "used_memory")
+    found = {name: float(re.findall(rf"^{name}:(\d+)", info, re.MULTILINE)[0]) for name in names}
+    # After the name, in parentheses: user and system time are the 12th and 13th.
+    stat = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(stat[11]) + int(stat[12])
+    return {**found, "cpu": ticks / os.sysconf("SC_CLK_TCK"), "at": time.monotonic()}
+
+
+def _figures(hosts: Sequence[int], seconds: float, rows: int) -> Iterator[Figures]:
+    for count in hosts:
+        for pace in ("quiet", "switchover"):
+            yield measure(count, pace, seconds, rows)
+
+
+def main() -> None:
+    """Measure, and print a line of JSON for each."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fanout", description=__doc__)
+    parser.add_argument("--hosts", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--deployment", choices=ROWS, default="instance")
+    options = parser.parse_args()
+    for figures in _figures(options.hosts, options.seconds, ROWS[options.deployment]):
+        print(json.dumps(asdict(figures)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
