@@ -198,9 +198,18 @@ def _heartbeat(term: int, seq: int, whole: int, rows: int, hosts: int) -> Messag
 def _report(number: int) -> bytes:
     """That of a host of this number, sealed."""
     report = Report(
-        f"{number:016x}", f"pod-{number}.shop.svc", "1.0.0", time.time_ns(), "0123456789abcdef", Phase.CREATED, (), 4,
-        0, Standing.FOLLOWER, place=f"{number:016x}",
-    )  # fmt: skip
+        member=f"{number:016x}",
+        host=f"pod-{number}.shop.svc",
+        place=f"{number:016x}",
+        version="1.0.0",
+        issued_ns=time.time_ns(),
+        application="0123456789abcdef",
+        phase=Phase.CREATED,
+        missing=(),
+        workers=4,
+        held=0,
+        standing=Standing.FOLLOWER,
+    )
     return seal_report(report, BG_ID, KEYS)
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bgpool.cli.app import app
 from bgpool.core.phase import Phase
-from bgpool.lab.fleet import Fault, Plan, Result, findings_of, heard_findings
+from bgpool.lab.fleet import BUS_FAULTS, PHASES, Fault, Plan, Result, findings_of, heard_findings, play
 from bgpool.lab.fleet.results import Host, Load
 from bgpool.lab.fleet.traffic import Question, Stay, busiest, most_at_once, read_log
 
@@ -159,3 +159,65 @@ def test_a_plan_says_what_it_cannot_be() -> None:
     with pytest.raises(ValueError, match="hosts must be 1 or more"):
         Plan(0)
     assert Plan(fault=None).end_s < Plan(fault=Fault("stop leader", Phase.COMPLETED)).end_s
+
+
+# -- real monitors -----------------------------------------------------------------------------------------------
+
+#: What one host asks by its intervals: both roles once a second, ten times a second in a switchover, and green five
+#: times as often before the release.
+ALONE = replace(
+    CLEAN,
+    hosts=1,
+    fleet=False,
+    loads={
+        "CREATED": Load(1.0, 2, 0, 0, 2, 1.0),
+        "PREPARATION": Load(1.0, 20, 0, 0, 2, 10.0),
+        "IN_PROGRESS": Load(1.0, 60, 0, 0, 2, 50.0),
+        "POST": Load(1.0, 20, 0, 0, 2, 10.0),
+        "COMPLETED": Load(1.0, 2, 0, 0, 2, 1.0),
+    },
+)
+KILLED_LEADER = Fault("kill leader", Phase.IN_PROGRESS)
+FAULTS = [
+    Fault(what, phase)
+    for what in ("kill leader", "stop leader", *(f"bus {fault}" for fault in BUS_FAULTS))
+    for phase in PHASES
+    if (what, phase) != ("kill leader", Phase.IN_PROGRESS)
+]
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(Plan(6, calm_s=2.0), id="healthy"),
+        pytest.param(Plan(6, fault=KILLED_LEADER, calm_s=1.0), id="kill-leader-in-progress"),
+        *(
+            pytest.param(Plan(8, fault=fault), id=str(fault).replace(" ", "-"), marks=pytest.mark.full)
+            for fault in FAULTS
+        ),
+    ],
+)
+def test_a_fleet_goes_through_a_switchover(plan: Plan) -> None:
+    told: list[str] = []
+    result = play(plan, told.append)
+    assert findings_of(result, ALONE) == [], (result, told)
+    assert result.rows > 100, result
+    # One who led is the least; who was killed has a successor.
+    assert len(set(result.leaders)) >= (2 if "leader" in result.fault else 1), result
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.timeout(180)
+def test_hosts_without_a_fleet_ask_as_many_questions_as_there_are_hosts() -> None:
+    result = play(Plan(6, fleet=False, calm_s=3.0))
+    assert findings_of(result) == [], result
+    assert result.leaders == ()
+    # What the fleet is held to, they are not.
+    found = findings_of(replace(result, fleet=True), ALONE)
+    assert any("PREPARATION" in finding and "connections" in finding for finding in found), found
+    assert any("PREPARATION" in finding and "questions" in finding for finding in found), found

@@ -108,6 +108,7 @@ class _Play:
         try:
             self._start_hosts()
             with Eyes(BG_ID, self._directories, self.pair.directory / "sights") as eyes:
+                eyes.wait_looking()
                 with TruthProbe(self.pair, write_every_s=TRUTH_S) as truth:
                     joined_s = self._switch_over()
                     self._stop_workers()

@@ -44,7 +44,8 @@ REPLACED_S: Final = {"kill leader": 2.0, "stop leader": 7.0}
 #: Phases in which nobody is cut off or refused: nothing nudges a follower to ask itself.
 QUIET: Final = (Phase.CREATED, Phase.PREPARATION, Phase.COMPLETED)
 
-#: At the beginning of COMPLETED a host still goes by high intervals, until it has read of it.
+#: Who has just joined still has connections, and at the beginning of COMPLETED a host asks as before, until it has
+#: read of it.
 _SETTLED_S: Final = 0.5
 
 
@@ -231,7 +232,7 @@ def result_of(
     loads = {}
     for place, phase in enumerate(PHASES):
         from_s, to_s = bounds[place], bounds[place + 1]
-        if phase is Phase.COMPLETED:
+        if phase in (Phase.CREATED, Phase.COMPLETED):
             from_s += _SETTLED_S
         loads[phase.name] = _load(traffic, from_s, to_s, wall_off_s, leading, window_s)
     errors = [f"worker {worker.number}: {error}" for worker in crew for error in worker.errors]
