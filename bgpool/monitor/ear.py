@@ -80,8 +80,11 @@ class Ear(threading.Thread):
                 self._listen(bus)
                 pause_s = FLEET_PAUSE_S
                 self._tell_error("")
-            except BusError as error:
-                self._tell_error(str(error))
+            except Exception as error:
+                # Whatever a client library comes up with: a bus that fails is silent, and ends no monitor.
+                if not isinstance(error, BusError):
+                    _logger.exception("the bus cannot be read", extra=log_fields("fleet_failed", bg_id=self._bg_id))
+                self._tell_error(str(error) if isinstance(error, BusError) else type(error).__name__)
                 if bus is not None:
                     bus.close()
                 # The server may be another one from here on, which has not seen all that this one had.

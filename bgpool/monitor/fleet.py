@@ -39,7 +39,7 @@ class Part(Protocol):
 
     @property
     def threads(self) -> tuple[threading.Thread, ...]:
-        """Threads that the monitor cannot do without."""
+        """Threads that it needs; a monitor can do without them."""
 
     @property
     def view(self) -> FleetView | None:

@@ -128,7 +128,6 @@ class Monitor:
             self._renewal,
             self._lookup,
             self._bell,
-            *self._fleet.threads,
         )
         # Where blue is looked for while nothing is known of it.
         self._entrance = config.entrance
@@ -155,7 +154,7 @@ class Monitor:
         self._replan()
         self._sampler.note(self._snapshot)
         # Not among those that the monitor cannot do without.
-        for thread in (*self._threads, self._sampler):
+        for thread in (*self._threads, *self._fleet.threads, self._sampler):
             thread.start()
         try:
             self._watch(linger_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -21,10 +22,13 @@ from bgpool.core.limits import (
 )
 from bgpool.fleet.bus import Bus, BusError, Entry, KeyMissing, Refused
 from bgpool.fleet.messages import BadMessage, seal, seal_report, unseal
+from bgpool.logs import log_fields
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
 
 __all__ = ["Voice"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Voice(threading.Thread):
@@ -88,10 +92,13 @@ class Voice(threading.Thread):
             try:
                 self._publish()
                 self._report(leaves)
-            except BusError as error:
+            except Exception as error:
+                # As in the ear.
+                if not isinstance(error, BusError):
+                    _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self._bg_id))
                 if self._bus is not None:
                     self._bus.close()
-                self._events.put(BusFailed(now(), str(error)))
+                self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
             if leaves:
                 return
 
