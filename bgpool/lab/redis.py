@@ -408,7 +408,8 @@ def _programs(server: Path, account: Account | None) -> Programs:
         LabError: It cannot be run, is something else, or is too old.
     """
     directory = server.parent.resolve()
-    said = Programs(directory, account).run(server.name, "--version", timeout_s=VERSION_TIMEOUT_S)
+    # As the caller; one that the account does not reach says so when it is started.
+    said = Programs(directory).run(server.name, "--version", timeout_s=VERSION_TIMEOUT_S)
     found = re.search(r"(Redis|Valkey) server v=((\d+)\.(\d+)\S*)", said)
     if found is None or (int(found[3]), int(found[4])) < OLDEST:
         raise LabError(f"{server} is {said.strip()[:200]!r}; Redis {OLDEST[0]}.{OLDEST[1]} or Valkey is needed")
