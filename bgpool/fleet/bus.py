@@ -12,7 +12,8 @@ __all__ = ["Bus", "BusError", "Entry", "Heard", "KeyMissing", "Refused", "Report
 class BusError(Error):
     """The bus cannot be read or written. The text is one line for a person and holds no secret.
 
-    What was being written may still be carried out later, where the bus did not answer in time.
+    What was being written may still be carried out later, where the bus did not answer in time. No application meets
+    it: it stays with the monitor, the doctor and the command line.
     """
 
 
