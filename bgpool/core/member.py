@@ -308,7 +308,7 @@ def _weigh(
         if doubt is not None and reading.read_ns <= doubt.since_ns + _ERROR_NS:
             # What the leader was told before says nothing against what we have seen since.
             return member, ()
-    elif snapshot.phase is Phase.NOT_CREATED or not _may_be_used(member, snapshot, message, known, reading):
+    elif snapshot.phase is Phase.NOT_CREATED or not _may_be_used(member, snapshot, message, known, reading, doubt):
         return _doubting(member, role, at), ()
     if snapshot.phase is Phase.NOT_CREATED:
         # A deployment is met at the database and nowhere else.
@@ -317,12 +317,17 @@ def _weigh(
     return _without_doubt(member, role), reading.events(at)
 
 
-def _may_be_used(member: Member, snapshot: Snapshot, message: Message, known: Known | None, reading: Reading) -> bool:
+def _may_be_used(
+    member: Member, snapshot: Snapshot, message: Message, known: Known | None, reading: Reading, doubt: Doubt | None
+) -> bool:
     """Whether a reading that says something else than *known* may take its place."""
     if not _names_ours(member, snapshot, reading):
         return False
     if known is None:
         return True
+    if reading.is_answer and not known.reading.is_answer:
+        # That this host is not answered is no evidence against somebody who is, unless it has seen something since.
+        return doubt is None or reading.read_ns > doubt.since_ns + _ERROR_NS
     if message.application != member.application and reading.is_answer:
         # What its application may write says nothing of what ours may.
         return False

@@ -238,6 +238,19 @@ def test_a_nudge_is_not_answered_by_what_the_leader_heard_before() -> None:
     assert follower.asks == (False, False)
 
 
+def test_a_host_that_is_cut_off_from_the_database_goes_on_with_what_its_leader_reads() -> None:
+    leader, follower = pair()
+    follower.take(Nudged(follower.at))
+    for _ in range(12):
+        follower.fails(Role.SOURCE)
+        follower.fails(Role.TARGET)
+        later(leader, follower, 0.1)
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert follower.asks == (False, False)
+
+
 def test_a_role_of_another_application_is_asked_by_the_host_itself() -> None:
     leader, follower = pair()
     follower.member = replace(follower.member, application="other")
