@@ -287,14 +287,25 @@ def lab_simulate(
     seed: Annotated[int, typer.Option(help="The first one's seed; the others follow.")] = 0,
     processes: Annotated[int, typer.Option(min=1, max=64, help="In how many processes.")] = 1,
     trace: Annotated[bool, typer.Option(help="Tell what happens in the one with --seed.")] = False,
+    fleet: Annotated[
+        int, typer.Option(min=0, max=5000, help="Hosts of a fleet, at least 2; 0 for one host and its callers.")
+    ] = 0,
 ) -> None:
     """Simulate switchovers with random faults: the real state machine, a model of everything else, no servers.
+
+    With --fleet N a fleet of N monitors on a bus that fails, held against what each one's own questions would tell it.
 
     Exit status: 0 if every promise was kept; 1 if one was not: the seed is printed; 130 after Ctrl-C.
     """
     commands = _lab_commands()
     try:
-        kept = commands.trace_simulation(seed) if trace else commands.simulate(count, seed, processes)
+        if fleet:
+            hosts = max(2, fleet)
+            kept = (
+                commands.trace_fleet(seed, hosts) if trace else commands.simulate_fleets(count, seed, hosts, processes)
+            )
+        else:
+            kept = commands.trace_simulation(seed) if trace else commands.simulate(count, seed, processes)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(0 if kept else 1)

@@ -20,7 +20,15 @@ from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
 from bgpool.lab.workshops import find_servers
 
-__all__ = ["list_scenarios", "play_scenarios", "run_chaos", "simulate", "trace_simulation"]
+__all__ = [
+    "list_scenarios",
+    "play_scenarios",
+    "run_chaos",
+    "simulate",
+    "simulate_fleets",
+    "trace_fleet",
+    "trace_simulation",
+]
 
 PROGRESS_EVERY = 1000
 
@@ -138,6 +146,35 @@ def simulate(count: int, first_seed: int, processes: int) -> bool:
 def trace_simulation(seed: int) -> bool:
     """Tell what happens in one simulated switchover, by seconds from IN_PROGRESS; whether every promise was kept."""
     outcome = simulation.simulate(seed, trace=print)
+    print(f"seed {seed}: {outcome.story}")
+    return not outcome.violations
+
+
+def simulate_fleets(count: int, first_seed: int, hosts: int, processes: int) -> bool:
+    """The same with fleets of *hosts* hosts."""
+    console = make_console()
+    began, broken, fallbacks, worst_s = time.monotonic(), 0, 0, 0.0
+    outcomes = simulation.simulate_fleets(count, hosts, first_seed, processes=processes)
+    for number, outcome in enumerate(outcomes, 1):
+        fallbacks += outcome.fallbacks
+        worst_s = max(worst_s, outcome.lag_s or 0.0)
+        if outcome.violations:
+            broken += 1
+            console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
+            for violation in outcome.violations:
+                console.print(f"    {violation}", soft_wrap=True)
+        if number % PROGRESS_EVERY == 0 or number == count:
+            rate = 60 * number / (time.monotonic() - began)
+            console.print(
+                f"{number} fleets, {fallbacks} fallbacks, last release {worst_s:.3f} s after a host alone at worst, "
+                f"{broken} broken, {rate:.0f} a minute"
+            )
+    return not broken
+
+
+def trace_fleet(seed: int, hosts: int) -> bool:
+    """Tell what happens in one simulated fleet of *hosts* hosts."""
+    outcome = simulation.simulate_fleet(seed, hosts, trace=print)
     print(f"seed {seed}: {outcome.story}")
     return not outcome.violations
 

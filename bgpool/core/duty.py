@@ -108,7 +108,7 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
     asked_ns = _asked_ns(member, snapshot)
     if not may_claim or asked_ns is None:
         return None, _NOT
-    claim_at_ns = max(member.claim_at_ns, asked_ns)
+    claim_at_ns = max(member.claim_at_ns, member.barred_ns, asked_ns)
     if member.stirred_ns and not _outranks(member, snapshot):
         # Somebody leads, whose messages are of no use to this host alone.
         claim_at_ns = max(claim_at_ns, member.stirred_ns + silence_ns(snapshot))
@@ -146,7 +146,7 @@ def published(member: Member, publication: Publication, at: Instant) -> Member:
         return replace(member, claim_at_ns=at.mono_ns + pause_ns, claimed=member.known)
     message, sent = publication.message, member.sent
     if message.resigns:
-        member = replace(member, claim_at_ns=at.mono_ns + int(FLEET_BARRED_S * _NS), strangers=0)
+        member = replace(member, barred_ns=at.mono_ns + int(FLEET_BARRED_S * _NS), strangers=0)
         return give_up(member, "most hosts' clocks differ from this host's", at)
     if sent is None:
         return member

@@ -150,6 +150,7 @@ class Member:
         vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
         tried: The highest term that was refused.
         claim_at_ns: When it may claim again, on the monotonic clock.
+        barred_ns: Until when it does not claim because its own clock is wrong, on the monotonic clock.
         claimed: What it said in its last claim.
         sent: What it has published as the leader.
         strangers: Hosts whose clocks differ from the leader's by more than they may.
@@ -183,6 +184,7 @@ class Member:
     vacant: str = ""
     tried: int = 0
     claim_at_ns: int = 0
+    barred_ns: int = 0
     claimed: tuple[Known | None, ...] = ()
     sent: Sent | None = None
     strangers: int = 0

@@ -14,8 +14,6 @@ from bgpool.core.duty import Publication
 from bgpool.core.events import Tick
 from bgpool.core.fleet import AnyEvent, Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
 from bgpool.core.limits import (
-    FLEET_CLOCK_ERROR_S,
-    FLEET_FRESH_S,
     FLEET_LOOK_S,
     FLEET_REPORT_S,
     FLEET_TERM_AHEAD_S,
@@ -158,11 +156,10 @@ class Voice(threading.Thread):
             message = unseal(top, self._bg_id, self._keys())
         except BadMessage:
             return False
-        at = now()
-        age_s = (at.wall_ns - message.issued_ns) / 1e9
-        if message.resigns or not -FLEET_CLOCK_ERROR_S <= age_s <= FLEET_FRESH_S + FLEET_CLOCK_ERROR_S:
+        if message.resigns:
             return False
-        self._events.put(MessageHeard(at, message))
+        # However old it seems: that may be this host's own clock. A leader that is gone is silent from here on.
+        self._events.put(MessageHeard(now(), message))
         return True
 
     def _report(self, leaves: bool) -> None:

@@ -380,6 +380,25 @@ def test_a_leader_whose_clock_is_wrong_for_most_leaves_the_place_to_others() -> 
     assert leader.does().publication is None
 
 
+def test_leaders_whose_clocks_are_wrong_alike_do_not_pass_the_place_to_and_fro() -> None:
+    leader, follower = pair()
+    leader.take(ReportsRead(leader.at, 30, strangers=16))
+    follower.hears(leader.speaks())
+    follower.waits(0.3)
+    leader.now = follower.now
+    follower.reads("AVAILABLE")
+    leader.hears(follower.speaks())
+    assert leader.stands() is Standing.FOLLOWER
+    follower.take(ReportsRead(follower.at, 30, strangers=16))
+    leader.hears(follower.speaks())
+    leader.waits(0.3)
+    leader.reads("AVAILABLE")
+    assert leader.does().publication is None
+    leader.waits(61)
+    leader.reads("AVAILABLE")
+    assert leader.does().publication is not None
+
+
 def test_a_message_that_was_delayed_is_no_evidence() -> None:
     leader, follower = pair()
     leader.reads("SWITCHOVER_INITIATED")

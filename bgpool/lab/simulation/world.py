@@ -142,6 +142,10 @@ class Server:
         clock.after(self.latency_ns, handle)
         return answer
 
+    def park(self, call: Callable[[], None]) -> None:
+        """Have *call* called once a frozen server goes on."""
+        self._waiting.append(call)
+
     def thaw(self) -> None:
         """Answer again, and do what was asked meanwhile."""
         self.frozen = False

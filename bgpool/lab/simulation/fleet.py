@@ -1,0 +1,483 @@
+"""A simulated switchover with a fleet of monitors, held against what each host's own questions would have told it."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from bgpool.core.events import Event, Resolved, StatusRead
+from bgpool.core.fleet import PLACES, Standing
+from bgpool.core.limits import (
+    FLEET_BUDGET_PER_S,
+    FLEET_CLOCK_ERROR_S,
+    FLEET_SILENCE_SWITCHING_S,
+    GREEN_WAIT_S,
+)
+from bgpool.core.machine import Rules
+from bgpool.core.member import Member
+from bgpool.core.phase import Phase, Role
+from bgpool.core.plan import Intervals
+from bgpool.core.snapshot import Snapshot
+from bgpool.core.timeline import METADATA
+from bgpool.lab.simulation.clock import MS, SECOND, Clock
+from bgpool.lab.simulation.fleet_bus import Bus, Place
+from bgpool.lab.simulation.fleet_host import Host
+from bgpool.lab.simulation.fleet_script import LEADER, Faults, draw_faults
+from bgpool.lab.simulation.script import UNHURRIED_MS, Script, draw
+from bgpool.lab.simulation.world import World
+
+__all__ = ["FleetOutcome", "simulate_fleet", "simulate_fleets"]
+
+#: Monitors that ask for themselves, without a fleet and without a fault of their own: each host's own evidence.
+SHADOWS: Final = 2
+CALM_NS: Final = 6 * SECOND
+#: How much later than by its own questions a host may know.
+LATE_NS: Final = SECOND
+CHUNK: Final = 20
+_CUTS: Final = frozenset({"connections dropped", "blue's connections dropped", "blue crashes", "writes stopped"})
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOutcome:
+    """What a seed came to.
+
+    Attributes:
+        story: What was drawn.
+        faults: How many faults of the fleet's own there were.
+        lag_s: By how much the last host was released later than by questions of its own; None where nothing was.
+        asked: Questions of all hosts, and of one that asks for itself.
+        fallbacks: How often hosts fell back, in all.
+        violations: What was promised and not kept.
+    """
+
+    seed: int
+    story: str
+    faults: int
+    lag_s: float | None
+    asked: tuple[int, int]
+    fallbacks: int
+    violations: tuple[str, ...]
+
+
+def simulate_fleet(seed: int, hosts: int = 20, *, trace: Callable[[str], None] | None = None) -> FleetOutcome:
+    """Draw a switchover and a fleet of *hosts* hosts from *seed*; the same for the same seed, on every machine.
+
+    Args:
+        seed: Any whole number.
+        hosts: At least 2.
+        trace: Called with a line for everything that happens.
+    """
+    return _Run(seed, hosts, trace).run()
+
+
+def simulate_fleets(count: int, hosts: int = 20, first_seed: int = 0, *, processes: int = 1) -> Iterator[FleetOutcome]:
+    """The outcomes of *count* seeds from *first_seed* on, in order; in *processes* processes if more than one."""
+    seeds = range(first_seed, first_seed + count)
+    if processes <= 1:
+        yield from (simulate_fleet(seed, hosts) for seed in seeds)
+        return
+    with ProcessPoolExecutor(processes) as executor:
+        yield from executor.map(simulate_fleet, seeds, [hosts] * count, chunksize=CHUNK)
+
+
+class _Life:
+    """What becomes of one place: of its monitors with a fleet, or without.
+
+    Attributes:
+        released_ns: When it was released first; None for never.
+        held_ns: When it held first, or was released without that.
+        over_ns: When a switchover that had begun was over for it, in whichever way.
+        in_progress_ns: Until when it has been in IN_PROGRESS.
+    """
+
+    def __init__(self, run: _Run, place: Place, name: str) -> None:
+        self._run: Final = run
+        self.traces = run.traces
+        self.name: Final = name
+        self.place: Final = place
+        self.host: Host | None = None
+        self.snapshot = Snapshot("sim")
+        self.released_ns: int | None = None
+        self.held_ns: int | None = None
+        self.over_ns: int | None = None
+        self.in_progress_ns: int | None = None
+        self.fallbacks = 0
+        # What it has been told itself, and in which rows last.
+        self.names: set[str] = set()
+        self.addresses: dict[str, set[str]] = {}
+        self._rows: object = None
+
+    def tell(self, event: Event) -> None:
+        """Its own question has been answered, of a server or of DNS."""
+        if isinstance(event, StatusRead) and event.rows is not self._rows:
+            self._rows = event.rows
+            self.names |= {row.endpoint for row in event.rows}
+        elif isinstance(event, Resolved):
+            for name, addresses in event.addresses.items():
+                self.addresses.setdefault(name, set()).update(addresses)
+
+    def see(self, before: Snapshot, after: Snapshot) -> None:
+        """Its snapshot has changed."""
+        self.snapshot = after
+        self._run.see(self, before, after)
+
+    def count(self, host: Host, role: Role) -> None:
+        """It asks the server of *role*."""
+        self._run.count(host, role)
+
+    def trace(self, text: str) -> None:
+        """Something has happened."""
+        self._run.note(f"{self.name}: {text}")
+
+
+class _Run:
+    def __init__(self, seed: int, hosts: int, trace: Callable[[str], None] | None) -> None:
+        self._seed: Final = seed
+        self._trace: Final = trace
+        self.traces: Final = trace is not None
+        self._rng: Final = random.Random(seed)
+        self._clock: Final = Clock()
+        self._world: Final = World(self._clock, random.Random(seed))
+        self._script: Final[Script] = draw(self._rng)
+        # Not all join at once, and the more there are the longer it takes.
+        self._spread_ns: Final = max(2 * SECOND, hosts * SECOND // 100)
+        self._lead_ns: Final = self._spread_ns
+        self._script.prepare(self._world)
+        self._faults: Final[Faults] = draw_faults(self._rng, hosts)
+        self._rules: Final = Rules(self._script.timeout_ms, self._script.release_on_dns)
+        self._intervals: Final = Intervals(1000 if hosts <= 100 else 10_000, 1000, 100)
+        # Since when all are in the fleet.
+        self._joined_ns: int | None = None
+        self.bus: Final = Bus(self._clock, random.Random(seed + 1))
+        rng = self._rng
+        self._lives: Final[list[_Life]] = []
+        for number in range(hosts):
+            place = Place(self._clock, number, rng.randrange(200_000, 3 * MS))
+            place.off_ns = self._faults.off_ns[number]
+            if number in self._faults.applications:
+                place.application = "other"
+            self._lives.append(_Life(self, place, f"host {number}"))
+        self._generic: Final = [
+            _Life(self, Place(self._clock, -1 - number, MS), f"alone {number}") for number in range(SHADOWS)
+        ]
+        self._shadows: Final[dict[int, _Life]] = {}
+        self._violations: Final[dict[str, None]] = {}
+        self._promoted_ns: int | None = None
+        self._taken_back = False
+        self._told_of: dict[str, int] = {}
+        # When each role was asked: by those who know how many there are and do not lead; by whoever leads; by those who
+        # do not know of a deployment; and by one that asks for itself.
+        self._asked: Final[dict[str, tuple[list[int], list[int]]]] = {
+            word: ([], []) for word in ("paced", "leader", "unpaced", "new", "alone")
+        }
+
+    # -- the stage -------------------------------------------------------------------------------------------------
+
+    def find(self, number: int) -> int:
+        """The number of the host *number*, or of whoever leads."""
+        if number != LEADER:
+            return number
+        leading = [life.place.number for life in self._lives if life.host is not None and life.host.leads]
+        return leading[0] if leading else 0
+
+    def place(self, number: int) -> Place:
+        """Where the host *number* is; what it cannot reach from there, its shadow cannot either."""
+        self._shadow(number)
+        return self._lives[number].place
+
+    def kill(self, number: int, away_ns: int) -> None:
+        """End the monitor of the host *number*; the next one begins *away_ns* later."""
+        for life, fleet in ((self._lives[number], True), (self._shadow(number), False)):
+            if life.host is None or not life.host.alive:
+                continue
+            if life.host.member is not None:
+                life.fallbacks += life.host.member.fallbacks
+            life.host.kill()
+            self._clock.after(away_ns, self._begin, life, fleet)
+
+    def stop(self, number: int, for_ns: int) -> None:
+        """Stop its processes for a while."""
+        self._shadow(number)
+        place = self._lives[number].place
+        place.stopped = True
+        self._clock.after(for_ns, place.go_on)
+
+    def cut_off(self, numbers: list[int], for_ns: int) -> None:
+        """Nothing passes between the bus and *numbers*."""
+        for number in numbers:
+            life = self._lives[number]
+            if life.host is not None:
+                self.bus.cut_off(life.place, life.host.listeners)
+                self._clock.after(for_ns, self._let_in, life)
+
+    def _let_in(self, life: _Life) -> None:
+        self.bus.let_in(life.place, life.host.listeners if life.host is not None else [])
+
+    def cut_database(self, number: int, roles: tuple[int, ...], how: str, for_ns: int) -> None:
+        """Servers are out of its reach."""
+        place = self.place(number)
+        for role in roles:
+            place.cut[role] = how
+        self._clock.after(for_ns, place.cut.__setitem__, slice(None), ["", ""])
+
+    def after(self, delay_ns: int, call: Callable[[], object]) -> None:
+        """Have *call* called."""
+        self._clock.after(delay_ns, call)
+
+    # -- what happens --------------------------------------------------------------------------------------------
+
+    def run(self) -> FleetOutcome:
+        script, clock, faults = self._script, self._clock, self._faults
+        zero_ns = script.zero_ns
+        for life in self._generic:
+            clock.after(self._rng.randrange(0, SECOND), self._begin, life, False)
+        for number, life in enumerate(self._lives):
+            late_s = faults.late.get(number)
+            begin_ns = self._rng.randrange(0, self._spread_ns) if late_s is None else zero_ns + int(late_s * SECOND)
+            clock.at(begin_ns, self._begin, life, True)
+            if late_s is not None:
+                shadow = self._shadows[number] = _Life(self, life.place, f"shadow of {number}")
+                clock.at(begin_ns, self._begin, shadow, False)
+        script.stage(self._world, self.note)
+        for at_s, word, act in faults.steps:
+            clock.at(max(0, zero_ns + int(at_s * SECOND)), self._fault, word, act)
+        clock.at(script.calm_ns, self._world.calm_down)
+        clock.after(self._spread_ns, self._look_for_joined)
+        end_ns = max(script.calm_ns, zero_ns + int(faults.end_s * SECOND))
+        clock.run(end_ns + CALM_NS + 2 * self._spread_ns)
+        self._judge()
+        asked = sum(len(times) for word in ("paced", "leader", "unpaced", "new") for times in self._asked[word])
+        alone = sum(map(len, self._asked["alone"]))
+        story = f"{script.story}; fleet: {'; '.join(faults.words) or 'no faults'}"
+        return FleetOutcome(
+            self._seed,
+            story,
+            len(faults.words),
+            self._lag_s(),
+            (asked, alone),
+            self._fallbacks(),
+            tuple(self._violations),
+        )
+
+    def _look_for_joined(self) -> None:
+        hosts = [life.host for life in self._lives if life.host is not None]
+        members = [host.member for host in hosts if host.member is not None]
+        if any(member.standing is Standing.DIRECT for member in members):
+            self._clock.after(SECOND // 4, self._look_for_joined)
+        else:
+            self._joined_ns = self._clock.now
+
+    def _fault(self, word: str, act: Callable[[_Run], object]) -> None:
+        self.note(word)
+        act(self)
+
+    def note(self, text: str) -> None:
+        """Something has happened."""
+        if text == "green promoted":
+            self._promoted_ns = self._clock.now
+        elif text == "taken back":
+            self._taken_back = True
+        elif text in _CUTS:
+            self._nudge_all()
+        if self._trace is not None:
+            self._trace(f"{(self._clock.now - self._script.zero_ns) / SECOND:9.3f}  {text}")
+
+    def _complain(self, text: str) -> None:
+        if text not in self._violations:
+            self._violations[text] = None
+            self.note(f"VIOLATION {text}")
+
+    def _nudge_all(self) -> None:
+        rng, chance = self._rng, self._faults.nudged
+        for life in self._lives:
+            if rng.random() < chance:
+                for other in (life, self._shadows.get(life.place.number)):
+                    if other is not None and other.host is not None:
+                        self._clock.after(rng.randrange(MS, 20 * MS), other.host.nudge)
+
+    def _shadow(self, number: int) -> _Life:
+        """What the host *number* would know without a fleet, from where it is."""
+        if number not in self._shadows:
+            life, known = self._lives[number], self._generic[0]
+            shadow = self._shadows[number] = _Life(self, life.place, f"shadow of {number}")
+            shadow.snapshot = known.snapshot
+            shadow.released_ns, shadow.held_ns = known.released_ns, known.held_ns
+            shadow.over_ns, shadow.in_progress_ns = known.over_ns, known.in_progress_ns
+            self._begin(shadow, False)
+        return self._shadows[number]
+
+    def _begin(self, life: _Life, fleet: bool) -> None:
+        host = Host(self._world, life.place, life.snapshot, self._rules, self._intervals, life)
+        life.host = host
+        if fleet:
+            member = Member(f"{self._rng.getrandbits(64):016x}", life.place.application)
+            host.join(self.bus, member, random.Random(self._rng.getrandbits(32)))
+        host.start()
+
+    def count(self, host: Host, role: Role) -> None:
+        """*host* asks the server of *role*."""
+        member, place = host.member, PLACES[role]
+        if member is None:
+            if host.place.number == -1:
+                self._asked["alone"][place].append(self._clock.now)
+            return
+        if member.standing is Standing.LEADER:
+            word = "leader"
+        else:
+            knows = 2 * member.hosts >= len(self._lives)
+            is_new = host.snapshot.phase is Phase.NOT_CREATED
+            word = "new" if is_new else "paced" if knows else "unpaced"
+        self._asked[word][place].append(self._clock.now)
+
+    def see(self, life: _Life, before: Snapshot, snapshot: Snapshot) -> None:
+        """The snapshot of *life* has changed."""
+        if snapshot.epoch < before.epoch:
+            self._complain(f"the epoch fell from {before.epoch} to {snapshot.epoch}")
+        if snapshot.timeline != before.timeline:
+            self._look_for_release(life, snapshot)
+        if snapshot.hosts is not before.hosts and life in self._lives:
+            self._look_for_strangers(life, snapshot)
+        if snapshot.phase is not before.phase:
+            if self.traces:
+                life.trace(f"phase {before.phase.name} -> {snapshot.phase.name}")
+            self._inspect(life, before, snapshot)
+
+    def _look_for_strangers(self, life: _Life, snapshot: Snapshot) -> None:
+        for host in snapshot.hosts:
+            if host.name not in life.names:
+                self._complain(f"{life.name} knows names that nobody has told it: {host.name}")
+            if not life.addresses.get(host.name, set()).issuperset(host.addresses):
+                self._complain(f"{life.name} knows addresses that nobody has told it: {host.addresses}")
+
+    def _look_for_release(self, life: _Life, snapshot: Snapshot) -> None:
+        if life.released_ns is not None or all(entry.event != Phase.POST.name for entry in snapshot.timeline):
+            return
+        now_ns, world = self._clock.now, self._world
+        life.released_ns = now_ns
+        if not world.may_be_released:
+            self._complain("released before green was promoted")
+        waited = self._promoted_ns is not None and now_ns >= self._promoted_ns + int(GREEN_WAIT_S * SECOND)
+        told = any(entry.evidence == METADATA for entry in snapshot.timeline)
+        unhurried = self._script.timeout_ms == UNHURRIED_MS
+        if world.green.subscribes and unhurried and not (waited or told or snapshot.blue_moved):
+            self._complain("released while green followed blue")
+
+    def _inspect(self, life: _Life, before: Snapshot, snapshot: Snapshot) -> None:
+        now_ns, phase = self._clock.now, snapshot.phase
+        if life.held_ns is None and phase >= Phase.IN_PROGRESS:
+            life.held_ns = now_ns
+        if before.phase is Phase.IN_PROGRESS:
+            life.in_progress_ns = now_ns
+        if life.over_ns is None and (phase >= Phase.POST or snapshot.rolled_back):
+            life.over_ns = now_ns
+        if snapshot.rolled_back and not before.rolled_back and not self._taken_back:
+            self._complain("taken back although the world did not")
+        if phase >= Phase.PREPARATION and now_ns < self._initiated_ns():
+            self._complain(f"{phase.name} before the world began")
+
+    def _initiated_ns(self) -> int:
+        found = [at_ns for at_ns, name, _ in self._script.steps if name == "INITIATED"]
+        return min(found, default=2**62)
+
+    # -- what was promised ---------------------------------------------------------------------------------------
+
+    def _fallbacks(self) -> int:
+        now = (life.host.member.fallbacks for life in self._lives if life.host is not None and life.host.member)
+        return sum(now) + sum(life.fallbacks for life in self._lives)
+
+    def _lag_s(self) -> float | None:
+        own = [life.released_ns for life in self._generic if life.released_ns is not None]
+        special = set(self._shadows)
+        others = [
+            life.released_ns
+            for life in self._lives
+            if life.released_ns is not None and life.place.number not in special
+        ]
+        return (max(others) - min(own)) / SECOND if own and others else None
+
+    def _evidence(self, number: int) -> list[_Life]:
+        shadow = self._shadows.get(number)
+        return [shadow] if shadow is not None else self._generic
+
+    def _judge(self) -> None:
+        late_ns = LATE_NS
+        if self._faults.words:
+            late_ns += len(self._lives) * SECOND // FLEET_BUDGET_PER_S
+        for life in self._lives:
+            self._judge_times(life, late_ns)
+        self._judge_budget()
+        self._judge_share()
+        self._judge_end()
+
+    def _judge_times(self, life: _Life, late_ns: int) -> None:
+        evidence, number, end_ns = self._evidence(life.place.number), life.place.number, self._clock.now
+        over = [other.over_ns for other in evidence if other.over_ns is not None]
+        if over:
+            until_ns = end_ns if life.snapshot.phase is Phase.IN_PROGRESS else life.in_progress_ns
+            if until_ns is not None and until_ns > min(over) + late_ns:
+                self._complain(f"host {number} held {(until_ns - min(over)) / SECOND:.3f} s longer than on its own")
+        held = [other.held_ns for other in evidence if other.held_ns is not None]
+        if held:
+            held_ns = life.held_ns if life.held_ns is not None else end_ns
+            # What can be read for a moment alone may be missed by those who have to find out first that nobody leads.
+            found_ns = int((FLEET_SILENCE_SWITCHING_S + 0.6) * SECOND) + late_ns - LATE_NS
+            missed = bool(self._faults.words) and self._script.window[1] < min(held) + found_ns
+            if held_ns > min(held) + late_ns and not missed:
+                self._complain(f"host {number} went on {(held_ns - min(held)) / SECOND:.3f} s longer than on its own")
+
+    def _judge_budget(self) -> None:
+        window_ns = max(SECOND, len(self._lives) * SECOND // FLEET_BUDGET_PER_S)
+        most = 1.15 * FLEET_BUDGET_PER_S * window_ns / SECOND + 10
+        for role in Role:
+            times = self._asked["paced"][PLACES[role]]
+            worst = max((bisect_left(times, at + window_ns) - place for place, at in enumerate(times)), default=0)
+            if worst > most:
+                self._complain(f"{role.colour} was asked {worst} times in {window_ns / SECOND:.0f} s")
+
+    def _judge_share(self) -> None:
+        """Where nothing happens to the fleet, all together ask as often as one."""
+        since_ns = self._joined_ns
+        if since_ns is None or self._faults.words or self._faults.nudged:
+            return
+        for role in Role:
+            count = {
+                word: len(times[PLACES[role]]) - bisect_left(times[PLACES[role]], since_ns)
+                for word, times in self._asked.items()
+            }
+            asked = count["paced"] + count["unpaced"] + count["leader"]
+            if asked > 1.1 * count["alone"] + 10:
+                self._complain(f"{role.colour} was asked {asked} times, and {count['alone']} times by one alone")
+
+    def _judge_end(self) -> None:
+        known = self._generic[0]
+        for life in self._lives:
+            alone = [other.snapshot.phase for other in self._evidence(life.place.number)]
+            if life.snapshot.phase not in alone:
+                text = f"{life.snapshot.phase.name}, and {alone[0].name} on its own"
+                self._complain(f"host {life.place.number} ends in {text}")
+        hosts = [life.host for life in self._lives if life.host is not None and life.host.member is not None]
+        right = [host for host in hosts if abs(host.place.off_ns) < FLEET_CLOCK_ERROR_S * SECOND]
+        if known.snapshot.source_read_only is None:
+            return
+        leaders = [host for host in hosts if host.leads]
+        if len(leaders) != 1:
+            self._complain(f"{len(leaders)} hosts lead in the end")
+            return
+        leader = leaders[0].member
+        assert leader is not None
+        astray = [
+            host.place.number
+            for host in right
+            if host is not leaders[0]
+            and (
+                host.member is None or host.member.leader != leader.id or host.member.standing is not Standing.FOLLOWER
+            )
+        ]
+        if astray:
+            self._complain(f"hosts {astray} do not follow in the end")
+        if not self._faults.words and self._fallbacks():
+            self._complain(f"{self._fallbacks()} fallbacks without a fault")

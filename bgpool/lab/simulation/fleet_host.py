@@ -1,0 +1,668 @@
+"""A host of the model of a fleet: the core's own member, duty, state machine and plan, and what carries them.
+
+It is the model of bgpool/monitor: a main loop that takes one event after the other, an ear and a voice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from bgpool.core.duty import Duty, Publication, duty, published
+from bgpool.core.events import Event, Instant, Nudged, ProbeFailed, Resolved, Tick
+from bgpool.core.fleet import (
+    PLACES,
+    AnyEvent,
+    Beaten,
+    BusFailed,
+    Claimed,
+    FleetOrder,
+    KeyGone,
+    Message,
+    MessageHeard,
+    Report,
+    ReportsRead,
+    Standing,
+)
+from bgpool.core.limits import (
+    FLEET_BLOCK_S,
+    FLEET_BLOCK_SWITCHING_S,
+    FLEET_LOOK_S,
+    FLEET_NUDGE_S,
+    FLEET_PAUSE_MAX_S,
+    FLEET_PAUSE_S,
+    FLEET_REPORT_S,
+    FLEET_SILENCE_S,
+    FLEET_SILENCE_SWITCHING_S,
+    NUDGE_INTERVAL_S,
+)
+from bgpool.core.machine import Rules, step
+from bgpool.core.member import Member, take
+from bgpool.core.phase import SWITCHING, Role
+from bgpool.core.plan import Intervals, Target, plan
+from bgpool.core.snapshot import Snapshot
+from bgpool.fleet.roll import Count, Roll
+from bgpool.lab.simulation.clock import MS, SECOND, Clock
+from bgpool.lab.simulation.fleet_bus import FAILED, MISSING, OK, REFUSED, Bus, Node, Place
+from bgpool.lab.simulation.fleet_probe import Lookup, Probe
+from bgpool.lab.simulation.world import World
+
+__all__ = ["Host", "Watcher"]
+
+_FLEET_EVENTS: Final = (MessageHeard, Claimed, Beaten, KeyGone, BusFailed, ReportsRead)
+_ALL: Final = Duty()
+_NUDGE_NS: Final = int(NUDGE_INTERVAL_S * SECOND)
+_PASS_ON_NS: Final = int(FLEET_NUDGE_S * SECOND)
+_LOOK_NS: Final = int(FLEET_LOOK_S * SECOND)
+_REPORT_NS: Final = int(FLEET_REPORT_S * SECOND)
+#: The leader reads reports together that come close on each other.
+_GATHER_NS: Final = 20 * MS
+
+
+class Watcher(Protocol):
+    """Who looks at a host."""
+
+    @property
+    def traces(self) -> bool:
+        """Whether everything is to be told."""
+
+    def see(self, before: Snapshot, after: Snapshot) -> None:
+        """Its snapshot has changed."""
+
+    def tell(self, event: Event) -> None:
+        """Its own question has been answered, of a server or of DNS."""
+
+    def count(self, host: Host, role: Role) -> None:
+        """It asks the server of *role*."""
+
+    def trace(self, text: str) -> None:
+        """Something has happened."""
+
+
+class Host:
+    """One monitor's life; the next one at its place goes on from its snapshot.
+
+    Attributes:
+        alive: It was not killed.
+        member: Its part in the fleet; None where it asks for itself as if there were no fleet.
+        duty: What it is to do.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        place: Place,
+        snapshot: Snapshot,
+        rules: Rules,
+        intervals: Intervals,
+        watcher: Watcher,
+    ) -> None:
+        self.place: Final = place
+        self.alive = True
+        self.member: Member | None = None
+        self.duty = _ALL
+        self.snapshot = snapshot
+        self._world: Final = world
+        self._clock: Final[Clock] = world.clock
+        self._rules: Final = rules
+        self._intervals: Final = intervals
+        self._watcher: Final = watcher
+        self._probes: Final = {role: Probe(self, world, role) for role in Role}
+        self._lookup: Final = Lookup(self, world, self._resolved)
+        self._resolved_last: tuple[dict[str, tuple[str, ...]], Snapshot] | None = None
+        self._ear: Ear | None = None
+        self._voice: Voice | None = None
+        self._phase = snapshot.phase
+        self._timer_ns = 2**63
+        self._nudge_due, self._nudged_ns, self._passed_on_ns = False, -SECOND, -SECOND
+
+    def join(self, bus: Bus, member: Member, rng: random.Random) -> None:
+        """Be a member of a fleet."""
+        self.member = member
+        self._ear = Ear(self, bus, rng)
+        self._voice = Voice(self, bus, rng)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._replan()
+        if self._ear is not None and self._voice is not None:
+            self._ear.start()
+            self._voice.start()
+            self._attend()
+        for probe in self._probes.values():
+            probe.wake()
+        self.take(Tick(self.now()))
+
+    def kill(self) -> None:
+        """End it: nothing that it asked for is heard any more."""
+        self.alive = False
+        for probe in self._probes.values():
+            probe.close()
+        if self._ear is not None:
+            self._ear.close()
+
+    @property
+    def listeners(self) -> list[Any]:
+        """Its connection to the bus that waits."""
+        return [self._ear] if self._ear is not None else []
+
+    @property
+    def leads(self) -> bool:
+        """Whether others go by what this host is answered."""
+        return self.member is not None and self.member.standing is Standing.LEADER
+
+    def now(self) -> Instant:
+        """This moment on the host's clocks."""
+        return Instant(self._clock.now, self.place.wall_ns)
+
+    # -- what happens ------------------------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """A worker was cut."""
+        if self.alive and not self._nudge_due:
+            self._nudge_due = True
+            self._clock.at(self._nudged_ns + _NUDGE_NS, self._hear_nudge)
+
+    def _hear_nudge(self) -> None:
+        if not self.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._hear_nudge)
+            return
+        self._nudge_due, self._nudged_ns = False, self._clock.now
+        self.take(Nudged(self.now()))
+
+    def take(self, event: AnyEvent) -> None:
+        """One event, of the database's or of the fleet's."""
+        if not self.alive:
+            return
+        member = self.member
+        if member is not None:
+            self.member, told = take(member, self.snapshot, event)
+            if self._watcher.traces:
+                self._tell_place(member, self.member, event)
+            for heard in told:
+                self._step(heard)
+            self._speak(member, self.member, event)
+        if isinstance(event, ReportsRead):
+            if event.nudged:
+                self._nudge_probes()
+        elif not isinstance(event, _FLEET_EVENTS):
+            self._watcher.tell(event)
+            self._step(event)
+            if isinstance(event, Nudged):
+                self._nudge_probes()
+        self._attend()
+
+    def _speak(self, before: Member, member: Member, event: AnyEvent) -> None:
+        """Pass a nudge on, and report what is new."""
+        voice, now_ns = self._voice, self._clock.now
+        if voice is None:
+            return
+        is_nudge = isinstance(event, Nudged) and member.standing is Standing.FOLLOWER
+        if is_nudge and now_ns - self._passed_on_ns > _PASS_ON_NS:
+            self._passed_on_ns = now_ns
+            voice.nudge()
+        if before.standing is not member.standing or before.order != member.order:
+            voice.look()
+
+    def _tell_place(self, before: Member, member: Member, event: AnyEvent) -> None:
+        if (before.standing, before.vacant, before.leader) != (member.standing, member.vacant, member.leader):
+            why = member.vacant or member.reason
+            self._watcher.trace(f"{member.standing.value} {member.leader[:4]} {member.term or ''} {why}")
+        elif before.doubts != member.doubts:
+            self._watcher.trace(f"doubts {member.doubts} at {type(event).__name__}")
+
+    def note_question(self, role: Role) -> None:
+        """A server of *role* is asked."""
+        self._watcher.count(self, role)
+
+    def note_silence(self, role: Role, asked_ns: int) -> None:
+        """A question has been unanswered for a while."""
+        waited_ns = self._clock.now - asked_ns
+        if self.snapshot.phase in SWITCHING or (self.leads and waited_ns > FLEET_SILENCE_S * SECOND):
+            self.take(ProbeFailed(self.now(), role, "silent"))
+
+    def tick(self) -> None:
+        """Time has passed, or the voice is free."""
+        if not self.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self.tick)
+            return
+        self.take(Tick(self.now()))
+
+    def _resolved(self, found: dict[str, tuple[str, ...]]) -> None:
+        last = self._resolved_last
+        if last is not None and last[1] is self.snapshot and last[0] == found:
+            # It changed nothing then, and nothing has changed.
+            return
+        self.take(Resolved(self.now(), found))
+        self._resolved_last = (found, self.snapshot)
+
+    def _nudge_probes(self) -> None:
+        for probe in self._probes.values():
+            probe.wake()
+
+    def _step(self, event: Event) -> None:
+        before = self.snapshot
+        after = step(before, event, self._rules)
+        if after is before or after == before:
+            return
+        self.snapshot = after
+        self._watcher.see(before, after)
+        self._replan()
+
+    # -- what follows --------------------------------------------------------------------------------------------
+
+    def _attend(self) -> None:
+        """Do this host's duty, and look again when something else is due."""
+        now_ns, snapshot = self._clock.now, self.snapshot
+        due_ns = min((end for end in snapshot.timers if end > now_ns), default=2**63)
+        member = self.member
+        if member is not None and self._voice is not None and self._ear is not None:
+            if snapshot.phase is not self._phase:
+                self._phase = snapshot.phase
+                self._voice.look()
+            before = self.duty
+            at = self.now()
+            todo = duty(member, snapshot, at)
+            publication = todo.publication
+            if publication is not None and not self._voice.is_busy:
+                self.member = published(member, publication, at)
+                self._voice.publish(publication, member.fence)
+                todo = duty(self.member, snapshot, at)
+            if todo.publication is not None:
+                # The voice says when it is free.
+                todo = replace(todo, publication=None, due_ns=now_ns + SECOND)
+            self.duty = todo
+            if before.asks != todo.asks or before.pace_ms != todo.pace_ms:
+                self._replan()
+                for role, probe in self._probes.items():
+                    place = PLACES[role]
+                    if todo.asks[place] not in (None, before.asks[place]):
+                        probe.wake()
+            due_ns = min(due_ns, todo.due_ns)
+        if due_ns < self._timer_ns or self._timer_ns <= now_ns:
+            self._timer_ns = max(due_ns, now_ns + 1)
+            if due_ns < 2**62:
+                self._clock.at(self._timer_ns, self._time_up, self._timer_ns)
+
+    def _time_up(self, timer_ns: int) -> None:
+        if timer_ns != self._timer_ns or not self.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._time_up, timer_ns)
+            return
+        self._timer_ns = 2**63
+        self.take(Tick(self.now()))
+
+    def _replan(self) -> None:
+        todo = plan(self.snapshot, self._intervals)
+        for role, probe in self._probes.items():
+            place = PLACES[role]
+            target = todo.target if role is Role.TARGET else todo.source or Target(self._world.blue_name, 5432)
+            interval_ms, retry_ms = todo.pace_ms(role)
+            asked = target if self.duty.asks[place] is not None else None
+            probe.assign(asked, interval_ms, retry_ms, self.duty.pace_ms)
+        self._lookup.assign(todo.names, todo.resolve_ms)
+
+    def report(self, *, nudged: bool = False) -> Report:
+        """The host as it is."""
+        member = self.member
+        assert member is not None
+        return Report(
+            member.id,
+            f"host{self.place.number}",
+            f"place{self.place.number}",
+            "1",
+            self.place.wall_ns,
+            member.application,
+            self.snapshot.phase,
+            (),
+            1,
+            0,
+            member.standing,
+            order=member.order.number if member.order is not None else "",
+            fallbacks=member.fallbacks,
+            nudged=nudged,
+        )
+
+
+class Ear:
+    """Reads the bus; see bgpool/monitor/ear.py, which is a thread."""
+
+    def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
+        self._host: Final = host
+        self._bus: Final = bus
+        self._rng: Final = rng
+        self._clock: Final[Clock] = host._clock
+        self._node: Node | None = None
+        self._cursor = (0, 0)
+        self._heard_ns = -SECOND
+        self._pending = False
+        self._error = ""
+        self._pause_ns = int(FLEET_PAUSE_S * SECOND)
+        self._ticket = 0
+        self._roll: Roll | None = None
+        self._counted: Count | None = None
+        self._reports_read = 0
+
+    @property
+    def place(self) -> Place:
+        """Whose it is."""
+        return self._host.place
+
+    @property
+    def counts(self) -> bool:
+        """Whether it reads the hosts' reports."""
+        return self._host.leads
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._connect()
+        self._clock.after(self._block_ns, self._look)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._node is not None:
+            self._node.listeners.pop(self, None)
+        self._node = None
+
+    # -- what the bus does ---------------------------------------------------------------------------------------
+
+    def notice(self) -> None:
+        """There is something new."""
+        if not self._pending:
+            self._pending = True
+            delay_ns = self._bus.latency_ns(self.place)
+            self._clock.after(delay_ns, self._read)
+
+    def hang_up(self) -> None:
+        """The connection is closed by the server."""
+        self._node = None
+        self._clock.after(self._rng.randrange(MS, 30 * MS), self._fail, "the bus has hung up", self._next())
+
+    def wait_in_vain(self) -> None:
+        """Nothing comes any more."""
+        if self._node is not None:
+            self._clock.after(self._rng.randrange(500 * MS, 1100 * MS), self._time_out, self._next())
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    @property
+    def _block_ns(self) -> int:
+        hurries = self._host.snapshot.phase in SWITCHING
+        return int((FLEET_BLOCK_SWITCHING_S if hurries else FLEET_BLOCK_S) * SECOND)
+
+    def _next(self) -> int:
+        self._ticket += 1
+        return self._ticket
+
+    def _connect(self) -> None:
+        if not self._host.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._connect)
+            return
+        how = self._bus.reach(self.place)
+        if how is OK:
+            self._clock.after(4 * self._bus.latency_ns(self.place), self._connected, self._next())
+        else:
+            delay_ns = MS if how is REFUSED else SECOND
+            self._clock.after(delay_ns, self._fail, "the bus cannot be reached", self._next())
+
+    def _connected(self, ticket: int) -> None:
+        if ticket != self._ticket or not self._host.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._connected, ticket)
+            return
+        if self._bus.reach(self.place) is not OK:
+            self._fail("the bus does not answer", ticket)
+            return
+        self._node = self._bus.node_of(self.place)
+        self._node.listeners[self] = None
+        self._pause_ns = int(FLEET_PAUSE_S * SECOND)
+        self._take_cursor_anew(self._node)
+        self._roll = None
+        if self._node.after(self._cursor):
+            self.notice()
+        if self._error:
+            self._clock.after(self._block_ns, self._works)
+
+    def _works(self) -> None:
+        if self._node is not None and self._error and self._bus.reach(self.place) is OK and self._host.alive:
+            self._tell_error("")
+
+    def _fail(self, error: str, ticket: int) -> None:
+        if ticket != self._ticket or not self._host.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._fail, error, ticket)
+            return
+        self.close()
+        self._heard_ns = -SECOND
+        self._clock.after(self._pause_ns, self._connect)
+        self._pause_ns = min(2 * self._pause_ns, int(FLEET_PAUSE_MAX_S * SECOND))
+        self._tell_error(error)
+
+    def _time_out(self, ticket: int) -> None:
+        # Nothing has failed that has come back in time.
+        if ticket == self._ticket and self._bus.reach(self.place) is not OK:
+            self._fail("the bus does not answer", ticket)
+
+    def _tell_error(self, error: str) -> None:
+        if error != self._error:
+            self._error = error
+            self._host.take(BusFailed(self._host.now(), error))
+
+    def _look(self) -> None:
+        """Whenever a read has come back empty."""
+        host = self._host
+        if not host.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._look)
+            return
+        limit_s = FLEET_SILENCE_SWITCHING_S if host.snapshot.phase in SWITCHING else FLEET_SILENCE_S
+        silent_ns = self._heard_ns + int(limit_s * SECOND)
+        node = self._node
+        if node is not None and self._clock.now > silent_ns and self._bus.reach(self.place) is OK:
+            self._take_cursor_anew(node)
+            if node.after(self._cursor):
+                self.notice()
+        if self._roll is not None and node is not None:
+            self._call([])
+        self._clock.after(self._block_ns + self._rng.randrange(0, 20 * MS), self._look)
+
+    def _take_cursor_anew(self, node: Node) -> None:
+        top = node.top()
+        if top is None or (top.term, top.seq) < self._cursor:
+            self._cursor = (0, 0)
+        self._heard_ns = self._clock.now
+
+    def _read(self) -> None:
+        host, node = self._host, self._node
+        self._pending = False
+        if not host.alive or node is None:
+            return
+        if self.place.stopped:
+            self._pending = True
+            self.place.park(self._read)
+            return
+        if self._bus.reach(self.place) is not OK or self._bus.node_of(self.place) is not node:
+            return
+        if host.leads and self._roll is None:
+            self._begin_roll(node)
+        elif not host.leads:
+            self._roll = None
+        for place, message in node.after(self._cursor):
+            self._cursor, self._heard_ns = place, self._clock.now
+            host.take(MessageHeard(host.now(), message))
+        if self._roll is not None:
+            begin = max(0, self._reports_read - node.trimmed)
+            self._reports_read = node.trimmed + len(node.reports)
+            self._call(node.reports[begin:])
+
+    def _begin_roll(self, node: Node) -> None:
+        assert self._host.member is not None
+        self._roll, self._counted = Roll(self._host.member.id), None
+        for at_ms, told in node.reports[-2000:]:
+            self._roll.add(at_ms, told)
+        self._reports_read = node.trimmed + len(node.reports)
+
+    def _call(self, reports: list[tuple[int, Report | FleetOrder]]) -> None:
+        roll, nudged = self._roll, False
+        if roll is None:
+            return
+        for at_ms, told in reports:
+            roll.add(at_ms, told)
+            nudged |= isinstance(told, Report) and told.nudged
+        count = roll.count()
+        if nudged or count != self._counted:
+            self._counted = count
+            host = self._host
+            host.take(ReportsRead(host.now(), count.hosts, count.order, nudged, count.switching, count.strangers))
+
+
+class Voice:
+    """Writes to the bus, one thing after the other; see bgpool/monitor/voice.py, which is a thread."""
+
+    def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
+        self._host: Final = host
+        self._bus: Final = bus
+        self._rng: Final = rng
+        self._clock: Final[Clock] = host._clock
+        self._publication: tuple[Publication, tuple[int, int]] | None = None
+        self._writing = self._nudges = self._looks = False
+        self._reported: Report | None = None
+        self._reported_ns = -_REPORT_NS
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last publication has not been written yet."""
+        return self._publication is not None
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._clock.after(self._rng.randrange(0, _LOOK_NS), self._wake)
+
+    def publish(self, publication: Publication, fence: tuple[int, int]) -> None:
+        """Write *publication*."""
+        self._publication = (publication, fence)
+        self._go()
+
+    def nudge(self) -> None:
+        """Have the leader ask at once."""
+        self._nudges = True
+        self._go()
+
+    def look(self) -> None:
+        """Report now if there is something new to report."""
+        self._looks = True
+        self._go()
+
+    def _wake(self) -> None:
+        if not self._host.alive:
+            return
+        if self.place.stopped:
+            self.place.park(self._wake)
+            return
+        self._go()
+        self._clock.after(_LOOK_NS, self._wake)
+
+    @property
+    def place(self) -> Place:
+        """Whose it is."""
+        return self._host.place
+
+    def _go(self) -> None:
+        if self._writing:
+            return
+        if self._publication is not None:
+            publication, fence = self._publication
+            self._writing = True
+            message = publication.message
+            if publication.is_claim:
+                self._bus.call(self.place, Node.top, lambda top: self._claim(top, message, fence))
+            else:
+                self._write(message)
+        elif self._nudges:
+            self._nudges = False
+            self._say(self._host.report(nudged=True))
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        now_ns = self._clock.now
+        if not self._looks and now_ns - self._reported_ns < _LOOK_NS:
+            return
+        self._looks = False
+        report, before = self._host.report(), self._reported
+        recent = before is not None and now_ns - self._reported_ns < _REPORT_NS
+        if recent and replace(before or report, issued_ns=0) == replace(report, issued_ns=0):
+            return
+        self._reported, self._reported_ns = report, now_ns
+        self._say(report)
+
+    def _say(self, report: Report) -> None:
+        self._writing = True
+        self._bus.call(self.place, lambda node: node.report(report), self._said)
+
+    def _said(self, found: object) -> None:
+        if self._waits(self._said, found):
+            return
+        self._writing = False
+        if found is FAILED:
+            self._host.take(BusFailed(self._host.now(), "the bus does not answer"))
+        self._go()
+
+    def _waits(self, call: Callable[..., object], *args: Any) -> bool:
+        """Whether the process is not there to be told; it is later if it is only stopped."""
+        if self.place.stopped and self._host.alive:
+            self.place.park(call, *args)
+            return True
+        return not self._host.alive
+
+    def _write(self, message: Message) -> None:
+        self._bus.call(self.place, lambda node: node.add(message), lambda found: self._written(message, found))
+
+    def _written(self, message: Message, found: object) -> None:
+        if self._waits(self._written, message, found):
+            return
+        self._writing = False
+        self._publication = None
+        host = self._host
+        if found is FAILED:
+            host.take(BusFailed(host.now(), "the bus does not answer"))
+        elif found is MISSING:
+            host.take(KeyGone(host.now()))
+        elif found is REFUSED:
+            host.take(Beaten(host.now(), message.term))
+        elif message.seq == 0:
+            host.take(Claimed(host.now(), message.term))
+        else:
+            host.tick()
+        self._go()
+
+    def _claim(self, top: object, message: Message, fence: tuple[int, int]) -> None:
+        if self._waits(self._claim, top, message, fence):
+            return
+        host = self._host
+        if top is FAILED:
+            self._written(message, FAILED)
+            return
+        if isinstance(top, Message):
+            if (top.term, top.seq) > fence and not top.resigns:
+                self._writing = False
+                self._publication = None
+                host.take(MessageHeard(host.now(), top))
+                self._go()
+                return
+            term = max(message.term, top.term + 1)
+        else:
+            term = max(message.term, self.place.wall_ns // SECOND)
+        self._write(replace(message, term=term, issued_ns=self.place.wall_ns))
