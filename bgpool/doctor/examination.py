@@ -15,6 +15,7 @@ from bgpool.doctor.bounded import side_by_side
 from bgpool.doctor.case import Case
 from bgpool.doctor.endpoints import Endpoint, endpoints_checks
 from bgpool.doctor.findings import Checks, EarlyVerdict, Finding, Result, Verdict, failed, not_checked, ok
+from bgpool.doctor.fleet_checks import of_fleet
 from bgpool.doctor.host_checks import host_checks
 from bgpool.doctor.kernel_checks import kernel_checks
 from bgpool.doctor.parameter_checks import parameter_checks
@@ -61,6 +62,7 @@ def examine(case: Case) -> list[Finding]:
         *parameter_checks.run(case, "parameters"),
         *host_checks.run(case, "this host"),
         *kernel_checks.run(case, "this host"),
+        *_of_fleet(case),
     ]
     blue = Server(case, Role.SOURCE, case.config.host, case.config.port)
     blue.open()
@@ -84,7 +86,7 @@ def examine(case: Case) -> list[Finding]:
             if server is not None:
                 server.close()
     for server, answers, receipts in zip(servers, asked, found, strict=True):
-        findings += answers if answers is not None else [_late(server)]
+        findings += answers if answers is not None else [_late(server.role.colour)]
         findings += receipts or []
         findings += endpoints_checks.run(deployment.endpoints[server.role], server.role.colour)
     return findings + replicated
@@ -152,9 +154,15 @@ def _places(hosts: Sequence[Host]) -> list[tuple[str, int]]:
     return [(host.name, host.port) for host in hosts]
 
 
-def _late(server: Server) -> Finding:
+def _of_fleet(case: Case) -> list[Finding]:
+    # A look-up of the bus's name, or what makes its password or key, may hang.
+    (found,) = side_by_side([partial(of_fleet, case)], (_UNANSWERED + 1) * case.timeout_s)
+    return found if found is not None else [_late("fleet")]
+
+
+def _late(where: str) -> Finding:
     return Finding(
-        server.role.colour,
+        where,
         "answers",
         "Does the server answer?",
         Result.FAILED,

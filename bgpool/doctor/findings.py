@@ -59,7 +59,7 @@ class Finding:
     """A verdict, with what was asked and of whom.
 
     Attributes:
-        where: ``parameters``, ``this host``, ``deployment``, ``blue``, ``green`` or ``replication``.
+        where: ``parameters``, ``this host``, ``fleet``, ``deployment``, ``blue``, ``green`` or ``replication``.
         check: The check's name, unique together with *where*.
     """
 

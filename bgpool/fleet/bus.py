@@ -14,7 +14,15 @@ class BusError(Error):
 
     What was being written may still be carried out later, where the bus did not answer in time. No application meets
     it: it stays with the monitor, the doctor and the command line.
+
+    Attributes:
+        code: The server's own word for it, such as ``NOPERM``; empty where it has not answered, or has answered with
+            none.
     """
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Refused(BusError):

@@ -70,6 +70,8 @@ PLAIN_MEANINGS: Final = {
     "syntax error": "does not know a part of {command}; Redis 6.2 or later, or Valkey, is needed",
 }
 REFUSED: Final = "equal or smaller than the target stream top item"
+#: Of the id 0-0, which no stream ever takes.
+TOO_LOW: Final = "must be greater than 0-0"
 
 T = TypeVar("T")
 
@@ -144,6 +146,28 @@ class StreamBus:
     def reports(self, count: int) -> list[ReportEntry]:
         """XREVRANGE; see `Bus.reports`."""
         return self._call(self._hosts_key, "XREVRANGE", self._hosts_key, "+", "-", "COUNT", count, parse=_reports)
+
+    def try_writing(self) -> None:
+        """See whether both streams could be written to, and write nothing.
+
+        It is an XADD of the id 0-0: a server looks at rights, its own role and its memory first, and then refuses it
+        whatever is under the key.
+
+        Raises:
+            BusError: They could not.
+        """
+        for key in (self._key, self._hosts_key):
+            command = ("XADD", key, "NOMKSTREAM", "MAXLEN", "~", FLEET_ENTRIES, "0-0", FIELD, b"")
+            with contextlib.suppress(Refused):
+                self._call(key, *command, parse=_same)
+
+    def eviction(self) -> tuple[str, int]:
+        """The server's maxmemory-policy, and its maxmemory in bytes, 0 for no limit.
+
+        Raises:
+            BusError: It does not tell; INFO is a right that a fleet does not need.
+        """
+        return self._call(self._key, "INFO", "memory", parse=_memory)
 
     def close(self) -> None:
         """Hang up; what a cluster said of other nodes is forgotten."""
@@ -223,6 +247,8 @@ class StreamBus:
 
     def _explained(self, error: _ServerError, key: str) -> BusError:
         """*error* for a person; the connection is closed if the next call is to begin anew."""
+        if TOO_LOW in error.text:
+            return Refused(f"{key} takes no entry of the id 0-0")
         if REFUSED in error.text:
             return Refused(f"somebody else has written to {key}: what was to follow is not above its newest entry")
         place = self._place
@@ -237,7 +263,7 @@ class StreamBus:
         said = (meaning or "answers {command} with the error {code}").format(
             command=error.command, code=error.code, key=key
         )
-        return BusError(f"the bus at {place} {said}")
+        return BusError(f"the bus at {place} {said}", error.code)
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -299,6 +325,11 @@ def _payload(fields: Any) -> bytes:
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     payload = pairs.get(FIELD, b"")
     return payload if isinstance(payload, bytes) and len(payload) <= FLEET_ENTRY_BYTES else b""
+
+
+def _memory(answer: Any) -> tuple[str, int]:
+    lines = dict(line.split(":", 1) for line in answer.decode().split("\r\n") if ":" in line)
+    return lines["maxmemory_policy"], int(lines["maxmemory"])
 
 
 def _joined(host: str, port: int) -> str:
