@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +136,97 @@ def _give(order: Order, bg_id: str | None, run_dir: Path | None, duration: str |
         raise typer.Exit(130) from None
     typer.echo(answer.text, err=not answer.done)
     raise typer.Exit(0 if answer.done else 1)
+
+
+_fleet = typer.Typer(no_args_is_help=True, help="All hosts of a fleet at once, over its bus, from anywhere.")
+app.add_typer(_fleet, name="fleet")
+
+_FleetDsn = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DSN]",
+        help="As for get_pool, for its bg_ parameters; - reads it from standard input, out of ps's sight.",
+    ),
+]
+_FleetBgId = Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")]
+_FleetUrl = Annotated[
+    str | None,
+    typer.Option("--fleet", metavar="URL", help="The bus, without a password; default: the DSN's, else $BGPOOL_FLEET."),
+]
+
+
+@_fleet.command("status")
+def fleet_status(
+    dsn: _FleetDsn = None,
+    bg_id: _FleetBgId = None,
+    fleet: _FleetUrl = None,
+    ready: Annotated[bool, typer.Option("--ready", help="Say whether all hosts may be switched over.")] = False,
+    hosts: Annotated[int, typer.Option(min=0, help="With --ready: how many hosts there are at least.")] = 0,
+    json: _Json = False,
+) -> None:
+    """What all hosts of a fleet say: phase, what they lack, workers, held callers, place in the fleet, clock.
+
+    The key is $BGPOOL_FLEET_KEY, or what the DSN says. Reads the bus for a second or two; connects to nothing else.
+
+    Exit status: 0; 1 if no host has reported lately, or with --ready the fleet may not be switched over; 2 if the bus
+    cannot be used, or for a wrong call; 130 after Ctrl-C.
+    """
+    with _on_fleet():
+        from bgpool.cli import fleet as command
+
+        found = command.Fleet.of(_dsn(dsn), bg_id, fleet)
+        raise typer.Exit(command.show(found, ready=ready, least=hosts, as_json=json))
+
+
+@_fleet.command("hold")
+def fleet_hold(
+    duration: Annotated[str, typer.Option("--for", metavar="SECONDS", help="1 to 3600; also 90s, 5m or 1h.")],
+    dsn: _FleetDsn = None,
+    bg_id: _FleetBgId = None,
+    fleet: _FleetUrl = None,
+) -> None:
+    """Have every checkout on all hosts wait for a while, as bgpool hold does on one.
+
+    Exit status: 0 if all hosts have taken the order; 1 if one has not, they are named then, or if a switchover is under
+    way; 2 if nobody is there to take it, the bus cannot be used, or for a wrong call; 130 after Ctrl-C.
+    """
+    _give_fleet(Order.HOLD, dsn, bg_id, fleet, duration)
+
+
+@_fleet.command("release")
+def fleet_release(dsn: _FleetDsn = None, bg_id: _FleetBgId = None, fleet: _FleetUrl = None) -> None:
+    """Stop holding callers on all hosts, as bgpool release does on one.
+
+    Exit status: 0 if all hosts have taken the order; 1 if one has not, they are named then; 2 if nobody is there to
+    take it, the bus cannot be used, or for a wrong call; 130 after Ctrl-C.
+    """
+    _give_fleet(Order.RELEASE, dsn, bg_id, fleet)
+
+
+def _give_fleet(order: Order, dsn: str | None, bg_id: str | None, url: str | None, duration: str | None = None) -> None:
+    with _on_fleet():
+        from bgpool.cli import fleet as command
+        from bgpool.cli.order import read_duration
+
+        seconds = read_duration(duration) if duration is not None else 0
+        answer = command.give(command.Fleet.of(_dsn(dsn), bg_id, url), order, seconds)
+        typer.echo(answer.text, err=not answer.done)
+        raise typer.Exit(0 if answer.done else 1)
+
+
+@contextlib.contextmanager
+def _on_fleet() -> Iterator[None]:
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except Error as error:
+        raise _unusable(str(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _dsn(given: str | None) -> str | None:
+    return sys.stdin.readline() if given == "-" else given
 
 
 @app.command()

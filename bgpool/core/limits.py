@@ -428,6 +428,9 @@ FLEET_ANSWER_S: Final = 5.0
 #: How often a host reports, in seconds, give or take a fifth, and after how long without a report it counts no more.
 FLEET_REPORT_S: Final = 5.0
 FLEET_REPORT_LIFE_S: Final = 16.0
+#: How long `bgpool fleet status` remembers a host that reports no more and has not left, in seconds: until whoever
+#: looks has seen it, and not until all pods of the last roll-out are listed.
+FLEET_GONE_S: Final = 180.0
 #: Hosts of which reports are kept, about, for as long as a report counts.
 FLEET_HOSTS: Final = 2_000
 #: How long the bus must have been in order for the log to say that it works again, in seconds: a host that may read and

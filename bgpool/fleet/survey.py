@@ -1,0 +1,149 @@
+"""A fleet seen from outside: what its hosts have reported lately, and who leads. For people and pipelines."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Final, NamedTuple
+
+from bgpool.core.fleet import FleetOrder, Message, Report
+from bgpool.core.limits import FLEET_GONE_S, FLEET_REPORT_LIFE_S
+from bgpool.fleet.bus import Bus, ReportEntry
+from bgpool.fleet.messages import BadMessage, unseal, unseal_report
+from bgpool.fleet.streams import HOSTS_KEPT
+
+__all__ = ["Seen", "Survey"]
+
+_NS: Final = 1_000_000_000
+_MS: Final = 1_000_000
+
+
+class Seen(NamedTuple):
+    """A host.
+
+    Attributes:
+        report: The newest one of the host.
+        at_ns: When the bus took it, by the bus's own clock.
+    """
+
+    report: Report
+    at_ns: int
+
+
+class Survey:
+    """Reads a fleet's two streams. It writes nothing, and no host knows of it.
+
+    Attributes:
+        leader: The leader's newest message that was written since the survey began; None while none was, and after
+            its leader has resigned.
+        order: The newest operator's order that is known; None for none.
+        refused: Entries that are not authentic, by kind, as `BadMessage` has them.
+    """
+
+    def __init__(self, bus: Bus, bg_id: str, keys: tuple[bytes, ...]) -> None:
+        """Read what is kept.
+
+        Raises:
+            BusError: The bus cannot be used.
+        """
+        self._bus: Final = bus
+        self._bg_id: Final = bg_id
+        self._keys: Final = keys
+        self._hosts: Final[dict[str, Seen]] = {}
+        self._newest_ns = 0
+        # How far ahead of this host's clock the fleet's is; None while nothing has told.
+        self._ahead_ns: int | None = None
+        self.leader: Message | None = None
+        self.order: FleetOrder | None = None
+        self.refused: Final[Counter[str]] = Counter()
+        top = bus.top()
+        # What is there may be years old: only what comes from now on tells that somebody leads.
+        self._cursor = (top.term, top.seq) if top is not None else (0, 0)
+        kept = bus.reports(HOSTS_KEPT)
+        self._reports_after = kept[0].id if kept else "0"
+        for entry in reversed(kept):
+            self._note(entry)
+
+    @property
+    def now_ns(self) -> int:
+        """The time of the fleet's clocks, in ns since 1970: whoever looks may have a clock that is wrong."""
+        here_ns = time.time_ns()
+        if self._ahead_ns is not None:
+            return here_ns + self._ahead_ns
+        return max(here_ns, self._newest_ns)
+
+    @property
+    def hosts(self) -> list[Seen]:
+        """Those that have reported lately and not left, by their names."""
+        return self._those_of(0, FLEET_REPORT_LIFE_S)
+
+    @property
+    def gone(self) -> list[Seen]:
+        """Those that report no more, since a while ago, and have not left."""
+        return self._those_of(FLEET_REPORT_LIFE_S, FLEET_GONE_S)
+
+    @property
+    def left(self) -> set[str]:
+        """The places of hosts whose last report was a farewell."""
+        return {place for place, seen in self._hosts.items() if seen.report.leaves}
+
+    def age_s(self, seen: Seen) -> float:
+        """How old a report is, in seconds."""
+        return max(0.0, (self.now_ns - seen.at_ns) / _NS)
+
+    def listen(self, timeout_s: float) -> None:
+        """Hear what is new, waiting for it for *timeout_s* seconds, or FLEET_BLOCK_S if that is shorter.
+
+        Raises:
+            BusError: The bus cannot be used.
+        """
+        heard = self._bus.read(self._cursor, timeout_s, self._reports_after)
+        for entry in heard.reports:
+            self._reports_after = entry.id
+            self._note(entry)
+            # It was taken a moment ago.
+            self._ahead_ns = self._newest_ns - time.time_ns()
+        for message_entry in heard.entries:
+            self._cursor = (message_entry.term, message_entry.seq)
+            try:
+                message = unseal(message_entry, self._bg_id, self._keys)
+            except BadMessage as error:
+                self.refused[error.kind] += 1
+                continue
+            self.leader = None if message.resigns else message
+            self._ahead_ns = message.issued_ns - time.time_ns()
+            if message.order is not None:
+                self._note_order(message.order)
+
+    def listen_for_leader(self, timeout_s: float) -> None:
+        """Wait until somebody leads, for *timeout_s* seconds at most.
+
+        Raises:
+            BusError: The bus cannot be used.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.leader is None and (left_s := deadline - time.monotonic()) > 0:
+            self.listen(left_s)
+
+    def _note(self, entry: ReportEntry) -> None:
+        try:
+            told = unseal_report(entry.payload, self._bg_id, self._keys)
+            at_ns = int(entry.id.partition("-")[0]) * _MS
+        except BadMessage as error:
+            self.refused[error.kind] += 1
+            return
+        self._newest_ns = max(self._newest_ns, at_ns)
+        if isinstance(told, FleetOrder):
+            self._note_order(told)
+        elif not told.nudged:
+            self._hosts[told.place] = Seen(told, at_ns)
+
+    def _note_order(self, order: FleetOrder) -> None:
+        if self.order is None or order.number > self.order.number:
+            self.order = order
+
+    def _those_of(self, least_s: float, most_s: float) -> list[Seen]:
+        now_ns = self.now_ns
+        there = (seen for seen in self._hosts.values() if not seen.report.leaves)
+        found = (seen for seen in there if least_s <= max(0.0, (now_ns - seen.at_ns) / _NS) < most_s)
+        return sorted(found, key=lambda seen: (seen.report.host, seen.report.place))
