@@ -263,7 +263,9 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         member = replace(member, whole=message)
     fresh = -_ERROR_NS <= age_ns <= _FRESH_NS + _ERROR_NS
     whole = member.whole
-    if not fresh or whole is None or (whole.term, whole.seq) != (message.term, message.whole):
+    # By its author as well: a failover that loses a claim lets two of them win one term.
+    rests_on = (message.leader, message.term, message.whole)
+    if not fresh or whole is None or (whole.leader, whole.term, whole.seq) != rests_on:
         # A delayed message, or one that rests on another that was not heard: it is as if there had been none.
         return member, ()
     member = replace(member, leader=message.leader, heard_ns=at.mono_ns, hosts=message.hosts)

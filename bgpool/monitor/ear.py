@@ -63,7 +63,9 @@ class Ear(threading.Thread):
         self._heard_at = 0.0
         self._roll: Roll | None = None
         self._counted: Count | None = None
-        self._report_cursor = "0"
+        # Empty while the reports are not read.
+        self._report_cursor = ""
+        self._reports_from = 0.0
         self._error = ""
 
     def assign(self, *, leads: bool, hurries: bool) -> None:
@@ -89,24 +91,25 @@ class Ear(threading.Thread):
                     bus.close()
                 # The server may be another one from here on, which has not seen all that this one had.
                 self._heard_at = 0.0
+                # It may be the reports alone that cannot be read: a leader can do without them, but not without itself.
+                self._report_cursor, self._reports_from = "", time.monotonic() + FLEET_PAUSE_MAX_S
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, FLEET_PAUSE_MAX_S)
 
     def _listen(self, bus: Bus) -> None:
-        if self._leads and self._roll is None:
+        if not self._leads:
+            self._roll, self._report_cursor = None, ""
+        elif not self._report_cursor and time.monotonic() > self._reports_from:
             self._begin_roll(bus)
-        elif not self._leads:
-            self._roll = None
         if self._is_silent():
             self._take_cursor_anew(bus)
-        reports_after = self._report_cursor if self._roll is not None else None
         block_s = FLEET_BLOCK_SWITCHING_S if self._hurries else FLEET_BLOCK_S
-        heard = bus.read(self._cursor, block_s, reports_after)
+        heard = bus.read(self._cursor, block_s, self._report_cursor or None)
         for entry in heard.entries:
             self._cursor = (entry.term, entry.seq)
             self._heard_at = time.monotonic()
             self._hear(entry)
-        if self._roll is not None:
+        if self._report_cursor:
             self._call(heard.reports)
 
     def _is_silent(self) -> bool:
@@ -132,12 +135,13 @@ class Ear(threading.Thread):
         self._events.put(MessageHeard(now(), message))
 
     def _begin_roll(self, bus: Bus) -> None:
-        """What was reported before this host led."""
-        self._roll, self._counted = Roll(self._member), None
+        """What was reported before this host led, or while the bus failed."""
         known = bus.reports(FLEET_HOSTS)
-        self._report_cursor = known[0].id if known else "0"
+        if self._roll is None:
+            self._roll, self._counted = Roll(self._member), None
         for entry in reversed(known):
             self._note(entry)
+        self._report_cursor = known[0].id if known else "0"
 
     def _call(self, reports: list[ReportEntry]) -> None:
         """Add *reports* to the roll, and tell what has changed by it, or by the time that has passed."""

@@ -24,18 +24,38 @@ class Keys:
         self._made_at = 0.0
 
     def __call__(self) -> tuple[bytes, ...]:
-        """The keys, the one that signs first. May take as long as a password callable may.
+        """The keys, the one that signs first. The first time it may take as long as a password callable may.
 
         Raises:
             BusError: There are none to be had; the text holds no secret.
         """
-        with self._lock:
-            if self._keys is None or time.monotonic() - self._made_at > FLEET_KEYS_LIFE_S:
-                try:
-                    self._keys = self._maker.make()
-                except (ConfigurationError, PasswordFailed) as error:
-                    # The ones that we have are as good as they were.
-                    if self._keys is None:
-                        raise BusError(str(error)) from error
+        keys = self._keys
+        if keys is None:
+            with self._lock:
+                return self._keys if self._keys is not None else self._make()
+        if time.monotonic() - self._made_at > FLEET_KEYS_LIFE_S and self._lock.acquire(blocking=False):
+            # Not here: one that hangs would make a leader silent, while the keys that there are still do.
+            try:
+                threading.Thread(target=self._renew, name="bgpool-keys", daemon=True).start()
+            except RuntimeError:  # no more threads
                 self._made_at = time.monotonic()
-            return self._keys
+                self._lock.release()
+        return keys
+
+    def _make(self) -> tuple[bytes, ...]:
+        try:
+            self._keys = keys = self._maker.make()
+        except (ConfigurationError, PasswordFailed) as error:
+            raise BusError(str(error)) from error
+        finally:
+            self._made_at = time.monotonic()
+        return keys
+
+    def _renew(self) -> None:
+        try:
+            self._make()
+        except BusError:
+            # The ones that we have are as good as they were.
+            pass
+        finally:
+            self._lock.release()

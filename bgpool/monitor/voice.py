@@ -15,6 +15,7 @@ from bgpool.core.events import Tick
 from bgpool.core.fleet import AnyEvent, Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
 from bgpool.core.limits import (
     FLEET_LOOK_S,
+    FLEET_PAUSE_S,
     FLEET_REPORT_S,
     FLEET_TERM_AHEAD_S,
 )
@@ -97,6 +98,9 @@ class Voice(threading.Thread):
                 if self._bus is not None:
                     self._bus.close()
                 self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
+                if not leaves:
+                    # What failed at once may fail at once again, and a leader has something to say all the time.
+                    time.sleep(FLEET_PAUSE_S)
             if leaves:
                 return
 

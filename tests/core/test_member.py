@@ -433,6 +433,23 @@ def test_a_heartbeat_whose_readings_were_not_heard_is_no_evidence() -> None:
     assert late.does().publication is None
 
 
+def test_a_heartbeat_does_not_stand_on_the_readings_of_another_leader_of_its_term() -> None:
+    """A failover that loses a claim lets two hosts win one term; whole messages of both may have one seq, too."""
+    leader, _ = pair()
+    term = leader.member.term + 1
+    twins = [created(name, at=leader.now) for name in ("cccc", "dddd")]
+    claims = [twin.speaks(term=term) for twin in twins]
+    joiner = created("eeee", at=leader.now)
+    joiner.hears(claims[0])
+    assert joiner.stands() is Standing.FOLLOWER
+    twins[1].now += 0.5
+    joiner.now += 0.5
+    heard_ns = joiner.member.heard_ns
+    joiner.hears(twins[1].speaks())
+    assert joiner.member.leader == twins[0].member.id
+    assert joiner.member.heard_ns == heard_ns
+
+
 def test_a_term_that_is_far_ahead_is_foreign() -> None:
     leader, follower = pair()
     leader.reads("SWITCHOVER_INITIATED")

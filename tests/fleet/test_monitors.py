@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -222,6 +223,36 @@ def test_a_bus_that_fails_makes_hosts_ask_and_a_bus_that_works_ends_it(fleet: Fl
     else:
         redis.execute(*undo)
     fleet.settle()
+
+
+def test_a_leader_whose_reports_cannot_be_read_leads_all_the_same(fleet: Fleet) -> None:
+    fleet.add(3)
+    fleet.settle()
+    leader = fleet.leader
+    fleet.redis.execute("DEL", HOSTS)
+    fleet.redis.execute("SET", HOSTS, "somebody else's")
+    same_for(5.0, lambda: leader.standing is Standing.LEADER)
+    assert [host.fallbacks for host in fleet.hosts] == [0, 0, 0]
+    fleet.redis.execute("DEL", HOSTS)
+    bus = fleet.bus()
+    order = FleetOrder(f"{time.time_ns():020d}-0", Order.HOLD, time.time_ns() + 60_000_000_000)
+    bus.report(seal_report(order, "ledger", (KEY.encode(),)))
+    wait_until(functools.partial(all_held, fleet, True), 3.0, "an order is heard again")
+
+
+def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None:
+    fleet.add(2)
+    fleet.settle()
+    redis = fleet.redis
+    redis.execute("CONFIG", "RESETSTAT")
+    redis.execute("CONFIG", "SET", "maxmemory", "1")
+    try:
+        wait_until(lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), 6.0, "everybody on its own")
+        found = re.search(rb"cmdstat_xadd:.*rejected_calls=(\d+)", redis.execute("INFO", "commandstats"))
+        assert found is not None
+        assert int(found[1]) < 60
+    finally:
+        redis.execute("CONFIG", "SET", "maxmemory", "0")
 
 
 def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
