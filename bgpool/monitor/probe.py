@@ -83,6 +83,9 @@ class Probe(threading.Thread):
                 self._close()
             elif not self._ask(target):
                 pause_s = self._retry_s
+            elif target.anew:
+                # The next question takes a new one anyway, perhaps in a minute; a thousand hosts wait for it.
+                self._close()
             self._nudged.wait(pause_s)
             # A nudge does not shorten what the other hosts need for theirs.
             while target is not None and (left_s := begun_at + self._least_s - time.monotonic()) > 0:

@@ -63,6 +63,10 @@ def make_engine(pair: Pair) -> Iterator[MakeEngine]:
         engine.dialect.bgpool_connector.close()
 
 
+#: What a monitor sees that was let in, where there is no deployment.
+LET_IN = (Sight.MISSING.text, Sight.EMPTY.text)
+
+
 def missing(url: URL, run_dir: Path) -> str:
     return " ".join(bgpool.status(str(url.query["bg_id"]), run_dir).missing)
 
@@ -110,7 +114,8 @@ def test_a_monitor_with_a_login_of_its_own_needs_none(
     }
     with make_engine(bare.update_query_dict(own)).connect() as connection:
         connection.execute(text("SELECT 1"))
-    wait_until(lambda: pair.monitoring_connections() == 1)
+    # It was let in: the server has told it that it has nothing to show.
+    wait_until(lambda: bgpool.status(str(bare.query["bg_id"]), tmp_path / "run").monitor.sight in LET_IN)
     assert "blue does not answer" not in missing(bare, tmp_path / "run")
     assert events(caplog, "given_password") == events(caplog, "no_answer") == []
 
