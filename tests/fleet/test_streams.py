@@ -163,11 +163,11 @@ def test_a_reader_that_waits_is_woken(server: RedisServer, bus: StreamBus, new_b
     thread.start()
     heard = bus.read((7, 0), FLEET_BLOCK_S)
     assert heard.entries == [Entry(7, 1, b"news")]
-    assert time.monotonic() - sent[0] < 0.1
+    assert time.monotonic() - sent[0] < 0.3
     thread.join()
 
 
-@pytest.mark.parametrize(("timeout_s", "least", "most"), [(0.1, 0.09, 0.35), (30.0, FLEET_BLOCK_S, 0.7), (0.0, 0, 0.1)])
+@pytest.mark.parametrize(("timeout_s", "least", "most"), [(0.1, 0.09, 0.4), (30.0, FLEET_BLOCK_S, 0.9), (0.0, 0, 0.09)])
 def test_nothing_comes_back_late_and_not_as_a_failure(
     bus: StreamBus, timeout_s: float, least: float, most: float
 ) -> None:
@@ -324,11 +324,11 @@ def test_a_server_that_loads_its_data(new_bus: NewBus) -> None:
 
 def test_a_server_that_is_killed(server: RedisServer, bus: StreamBus) -> None:
     bus.publish(7, 0, b"")
-    killer = threading.Timer(0.1, server.kill)
+    killer = threading.Timer(0.05, server.kill)
     killer.start()
     began = time.monotonic()
     assert "hung up at XREAD" in failure(bus.read, (7, 0), 0.4)
-    assert time.monotonic() - began < 0.35
+    assert time.monotonic() - began < FLEET_BLOCK_S
     killer.join()
     assert "cannot be connected to: Connection refused" in failure(bus.publish, 7, 1, b"")
     server.start()
@@ -499,10 +499,10 @@ def test_a_reader_whose_server_is_demoted_hears_it_at_once(
     name["bus.test"] = old.address
     bus = new_bus(old.url(host="bus.test"), "other")
     bus.publish(8, 0, b"")
-    threading.Timer(0.1, lambda: old.execute("REPLICAOF", new.address, new.port)).start()
+    threading.Timer(0.05, lambda: old.execute("REPLICAOF", new.address, new.port)).start()
     began = time.monotonic()
     assert "is no primary any more" in failure(bus.read, (8, 0), 0.4)
-    assert time.monotonic() - began < 0.35
+    assert time.monotonic() - began < FLEET_BLOCK_S
     name["bus.test"] = new.address
     bus.top()
 
