@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -20,10 +21,12 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 import bgpool
-from bgpool import testing
+from bgpool import registry, testing
 from bgpool.core.phase import Phase
 from bgpool.dsn import parse
+from bgpool.fleet.streams import RIGHTS, stream_keys
 from bgpool.lab import Pair
+from bgpool.lab.redis import RedisServer
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import run_monitor
 from bgpool.segment import layout, table
@@ -314,18 +317,58 @@ def test_no_secret_can_be_found(
         pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._succession]
         assert not any(secret.decode() in repr(part) for part in pool_parts)
         assert secret.decode() not in caplog.text
-        for place_to_look in (tmp_path / "run", Path("/dev/shm")):
-            for path in place_to_look.rglob("*"):
-                if path.is_file() and path.stat().st_size < 10**7:
-                    assert secret not in path.read_bytes(), path
-        for process in Path("/proc").glob("[0-9]*"):
-            for seen in ("cmdline", "environ"):
-                try:
-                    assert secret not in (process / seen).read_bytes(), process
-                except OSError:
-                    continue
+        nobody_can_see(secret, tmp_path / "run")
     finally:
         pool.close()
+
+
+def nobody_can_see(secret: bytes, run_dir: Path) -> None:
+    """*secret* is in no file of *run_dir* or of shared memory, and in nobody's command line or environment."""
+    for place_to_look in (run_dir, Path("/dev/shm")):
+        for path in place_to_look.rglob("*"):
+            if path.is_file() and path.stat().st_size < 10**7:
+                assert secret not in path.read_bytes(), path
+    for process in Path("/proc").glob("[0-9]*"):
+        for seen in ("cmdline", "environ"):
+            try:
+                assert secret not in (process / seen).read_bytes(), process
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize("lets_in", [True, False])
+def test_no_secret_of_a_fleet_can_be_found(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil, *, lets_in: bool
+) -> None:
+    """Neither the bus's password nor the key: where others may see, nor on the bus itself, nor where it refuses us."""
+    caplog.set_level(logging.DEBUG)
+    # Made here: what is written in this file would be found in it.
+    password, key = secrets.token_hex(16), secrets.token_hex(32)
+    run_dir, bg_id = tmp_path / "run", f"fleet-{os.getpid()}"
+    with RedisServer() as bus:
+        bus.user("watcher", password if lets_in else "another", *RIGHTS.split())
+        url = bus.url(user="watcher", password=password)
+        pool = bgpool.get_pool(
+            pair.dsn, bg_id=bg_id, bg_resolver=pair.resolver, bg_run_dir=run_dir, bg_fleet=url, bg_fleet_key=key
+        )
+        stream, hosts = stream_keys(bg_id)
+        try:
+            with pool.connection() as conn:
+                conn.execute("SELECT 1")
+            log = RunFiles.of(run_dir, bg_id).log
+            if lets_in:
+                wait_until(lambda: bus.execute("XLEN", hosts) >= 1)
+            else:
+                wait_until(lambda: bus.execute("ACL", "LOG") and "refuses the user or the password" in log.read_text())
+            for secret in (password, key):
+                assert secret not in caplog.text
+                assert secret not in repr((pool, pool.stats(), pool.monitoring, registry._registry.pools))
+                nobody_can_see(secret.encode(), run_dir)
+                for one in (stream, hosts):
+                    assert secret.encode() not in repr(bus.execute("XRANGE", one, "-", "+")).encode()
+                assert secret not in repr(bgpool.status(bg_id, run_dir))
+        finally:
+            pool.close()
 
 
 def test_the_wrong_password_is_not_in_the_error(pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
