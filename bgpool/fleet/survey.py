@@ -135,8 +135,13 @@ class Survey:
         self._newest_ns = max(self._newest_ns, at_ns)
         if isinstance(told, FleetOrder):
             self._note_order(told)
-        elif not told.nudged:
+        elif not told.nudged and self._is_news(told):
             self._hosts[told.place] = Seen(told, at_ns)
+
+    def _is_news(self, report: Report) -> bool:
+        """Whether its host has said it after what is known: who may write to the bus can repeat what was signed."""
+        before = self._hosts.get(report.place)
+        return before is None or report.issued_ns > before.report.issued_ns
 
     def _note_order(self, order: FleetOrder) -> None:
         if self.order is None or order.number > self.order.number:

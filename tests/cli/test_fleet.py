@@ -66,6 +66,8 @@ class Hosts:
         self.clock_off_s = 0.0
         self.orders: list[FleetOrder] = []
         self._ended = threading.Event()
+        # A bus is for one thread, and the test writes as well.
+        self._lock = threading.Lock()
         self._seq = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -83,23 +85,32 @@ class Hosts:
         return time.time_ns() + int(self.clock_off_s * S)
 
     def report(self, told: Report | FleetOrder) -> None:
-        self.bus.report(seal_report(told, "ledger", self.keys))
+        if isinstance(told, Report):
+            told = replace(told, issued_ns=self.now_ns)
+        self.repeat(seal_report(told, "ledger", self.keys))
+
+    def repeat(self, payload: bytes) -> None:
+        with self._lock:
+            self.bus.report(payload)
 
     def _run(self) -> None:
         while not self._ended.wait(0.1):
             self._take_orders()
             if self._seq % 5 == 0:
                 for one in list(self.reports.values()):
-                    self.report(replace(one, issued_ns=self.now_ns))
+                    self.report(one)
             if self.leads:
-                self.bus.publish(TERM, self._seq, seal(self.message(), "ledger", self.keys))
+                with self._lock:
+                    self.bus.publish(TERM, self._seq, seal(self.message(), "ledger", self.keys))
             self._seq += 1
 
     def message(self) -> Message:
         return Message(TERM, self._seq, member(1), self.now_ns, "app", len(self.reports), 2**32, (0, 0))
 
     def _take_orders(self) -> None:
-        kept = [unseal_report(entry.payload, "ledger", self.keys) for entry in self.bus.reports(100)]
+        with self._lock:
+            entries = self.bus.reports(100)
+        kept = [unseal_report(entry.payload, "ledger", self.keys) for entry in entries]
         self.orders = [told for told in kept if isinstance(told, FleetOrder)]
         if not self.orders:
             return
@@ -107,7 +118,7 @@ class Hosts:
         for name, one in self.reports.items():
             if name not in self.deaf and one.order != newest.number:
                 self.reports[name] = replace(one, order=newest.number)
-                self.report(replace(self.reports[name], issued_ns=self.now_ns))
+                self.report(self.reports[name])
 
 
 def member(number: int) -> str:
@@ -222,6 +233,28 @@ def test_hosts_of_one_name_are_told_apart(server: RedisServer) -> None:
         assert [line.split("  ")[0].split(" 0.9.0")[0] for line in text.splitlines() if line.startswith("pod")] == [
             f"pod ({places[0]})", f"pod ({places[1]})",
         ]  # fmt: skip
+
+
+def test_what_was_said_before(server: RedisServer) -> None:
+    """Who may write to the bus can repeat it, as it is signed: it makes nobody ready, and keeps nobody alive."""
+    with Hosts(server.url(), 1) as hosts:
+        long_ago = int((time.time() - FLEET_REPORT_LIFE_S - 10) * 1000)
+        was_ready, said_last, is_dead = (
+            seal_report(told, "ledger", hosts.keys)
+            for told in (
+                report(2, issued_ns=hosts.now_ns - 20 * S),
+                report(2, issued_ns=hosts.now_ns - S, missing=("no worker",)),
+                report(3, issued_ns=hosts.now_ns - 30 * S),
+            )
+        )
+        server.execute("DEL", "bgpool:{ledger}:hosts")
+        server.execute("XADD", "bgpool:{ledger}:hosts", f"{long_ago}-0", "m", is_dead)
+        for payload in (was_ready, said_last, was_ready, is_dead):
+            hosts.repeat(payload)
+        time.sleep(0.7)
+        status, text = ready()
+        assert (status, "web-2 is not ready: no worker" in text) == (1, True)
+        assert "and no farewell, from 1 host: web-3" in text
 
 
 @pytest.mark.usefixtures("server")
