@@ -290,6 +290,7 @@ class Bus:
 
     def restart(self, lost_entries: int | None) -> None:
         """It is there again, without its last *lost_entries*, or None of all that it had."""
+        self.node.end()
         node = self.node.copy(lost_entries) if lost_entries is not None else Node(self._clock)
         self.node = node
 
