@@ -130,6 +130,7 @@ class Member:
     Attributes:
         id: Random hex digits, 16; never used again.
         application: As in Message.
+        began_ns: When its tenure began, on the wall clock; 0 before anything has happened to it.
         since_ns: Since when it has its standing, on the monotonic clock.
         reason: Why it asks the database itself; empty where it does not.
         term: The term that it leads in; 0 while it does not.
@@ -164,6 +165,7 @@ class Member:
     id: str
     application: str
     standing: Standing = Standing.DIRECT
+    began_ns: int = 0
     since_ns: int = 0
     reason: str = "no other host has been heard yet"
     term: int = 0
@@ -216,6 +218,8 @@ def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, t
         snapshot: The deployment as this host knows it.
         event: From the bus; or what this host's own questions came to, a nudge or a tick.
     """
+    if not member.began_ns:
+        member = replace(member, began_ns=event.at.wall_ns)
     member = _note_silence(member, snapshot, event.at)
     match event:
         case MessageHeard():
@@ -327,14 +331,14 @@ def _may_be_used(
     """Whether a reading that says something else than *known* may take its place."""
     if not _names_ours(member, snapshot, reading):
         return False
-    if known is None:
-        return True
-    if reading.is_answer and not known.reading.is_answer:
-        # That this host is not answered is no evidence against somebody who is, unless it has seen something since.
-        return doubt is None or reading.read_ns > doubt.since_ns + _ERROR_NS
     if message.application != member.application and reading.is_answer:
         # What its application may write says nothing of what ours may.
         return False
+    if known is None or (reading.is_answer and not known.reading.is_answer):
+        # That this host is not answered is no evidence against somebody who is, unless it has seen something since.
+        # What the monitor before has seen is in the snapshot, and may be as new as its end.
+        since_ns = max(member.began_ns, doubt.since_ns if doubt is not None else 0)
+        return reading.read_ns > since_ns + _ERROR_NS
     if rank(reading) < rank(known.reading) and isinstance(reading.facts[-1], MetadataAbsent):
         # Its login may have other rights than ours.
         return False

@@ -251,6 +251,54 @@ def test_a_host_that_is_cut_off_from_the_database_goes_on_with_what_its_leader_r
     assert follower.asks == (False, False)
 
 
+def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
+    """The next monitor of a host goes on from a snapshot that may be newer than what the stream begins with."""
+    leader, follower = pair()
+    leader.reads("AVAILABLE")
+    leader.now += 5
+    before = leader.speaks()
+    leader.now += 0.5
+    leader.reads("SWITCHOVER_INITIATED")
+    after = leader.speaks()
+    follower.now = leader.now
+    follower.hears(before, after)
+    assert follower.phase() is Phase.PREPARATION
+    following = Host("cccc", at=follower.now + 0.3)
+    following.snapshot = follower.snapshot
+    following.hears(before)
+    assert following.phase() is Phase.PREPARATION
+    assert not following.snapshot.rolled_back
+    following.hears(after)
+    # What is true now it has to see for itself, or to hear of somebody who has seen it since.
+    assert following.asks == (True, True)
+    for role in Role:
+        following.fails(role)
+    for _ in range(12):
+        leader.now = following.now = following.now + 0.1
+        leader.reads("SWITCHOVER_IN_PROGRESS")
+        if leader.does().publication is not None:
+            message = leader.speaks()
+            leader.hears(message)
+            following.hears(message)
+    assert following.phase() is Phase.IN_PROGRESS
+    assert following.asks == (False, False)
+
+
+def test_who_is_not_answered_does_not_go_by_what_another_application_may_write() -> None:
+    leader, follower = pair()
+    follower.member = replace(follower.member, application="other")
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.reads("SWITCHOVER_IN_PROGRESS")
+    follower.fails(Role.TARGET)
+    leader.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET, read_only=False)
+    leader.take(Answered(leader.at, Role.SOURCE, True))
+    leader.take(StatusRead(leader.at, Role.SOURCE, rows("SWITCHOVER_IN_PROGRESS")))
+    follower.hears(leader.speaks())
+    assert leader.phase() is Phase.POST
+    assert follower.phase() is Phase.IN_PROGRESS
+    assert follower.asks == (True, True)
+
+
 def test_a_role_of_another_application_is_asked_by_the_host_itself() -> None:
     leader, follower = pair()
     follower.member = replace(follower.member, application="other")
