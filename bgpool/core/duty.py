@@ -125,7 +125,7 @@ def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> t
         return farewell(member, at), at.mono_ns
     beat_ns = sent.at_ns + int((FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S) * _NS)
     whole_ns = sent.whole_at_ns + int(FLEET_WHOLE_S * _NS)
-    if at.mono_ns >= whole_ns or _said(sent.known) != _said(member.known):
+    if at.mono_ns >= whole_ns or _said(sent.known, member.id) != _said(member.known, member.id):
         return Publication(_message(member, member.term, seq, at, whole=seq)), at.mono_ns
     if at.mono_ns >= beat_ns or sent.order != member.order:
         return Publication(_message(member, member.term, seq, at, whole=sent.whole)), at.mono_ns
@@ -176,8 +176,9 @@ def _message(member: Member, term: int, seq: int, at: Instant, *, whole: int) ->
     )
 
 
-def _said(known: tuple[Known | None, ...]) -> list[tuple[Fact, ...] | None]:
-    return [meaning(one.reading) if one is not None else None for one in known]
+def _said(known: tuple[Known | None, ...], author: str) -> list[tuple[Fact, ...] | None]:
+    """What *author* can say of each role: what it was told itself."""
+    return [meaning(one.reading) if one is not None and one.author == author else None for one in known]
 
 
 def _counting(snapshot: Snapshot) -> tuple[Role, ...]:

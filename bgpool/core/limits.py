@@ -406,7 +406,7 @@ FLEET_SHOW_S: Final = 5.0
 
 #: While a server does not answer the leader the other hosts take turns to ask it, one of them in so many seconds; and
 #: how long a host that was not answered leaves the leadership to those that are, in seconds.
-FLEET_TURN_S: Final = 0.4
+FLEET_TURN_S: Final = 0.2
 FLEET_UNANSWERED_S: Final = 0.3
 
 #: How long one reading of the bus may wait, in seconds, at other times and in a switchover, and how long the client

@@ -32,6 +32,7 @@ from bgpool.core.fleet import (
     ReportsRead,
     Standing,
 )
+from bgpool.core.limits import FLEET_TURN_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.member import Member, take
 from bgpool.core.phase import Phase, Role
@@ -519,7 +520,7 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     follower.hears(leader.speaks())
     # Old blue is silent with good reason, and tells nobody anything.
     assert follower.asks == (False, False)
-    turn = 30 * 0.4
+    turn = 30 * FLEET_TURN_S
     first = follower.member.luck * turn
     later(leader, follower, round(first - 0.2, 1))
     assert follower.asks == (False, False)
@@ -567,6 +568,22 @@ def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
     claim = follower.speaks()
     assert claim.term > message.term
     assert (follower.stands(), follower.member.fallbacks) == (Standing.LEADER, 0)
+
+
+def test_a_new_leader_says_of_each_role_what_it_has_read_itself_as_soon_as_it_has() -> None:
+    """Its claim rests on one role's answer; what the leader before was told of the other is no less news."""
+    leader, follower = pair()
+    leader.reads("AVAILABLE")
+    later(leader, follower, 0.5)
+    follower.now += 1.6
+    follower.take(Tick(follower.at))
+    follower.now += 0.2
+    follower.reads("AVAILABLE", Role.SOURCE)
+    claim = follower.speaks()
+    assert [reading is not None for reading in claim.readings] == [True, False]
+    follower.reads("AVAILABLE", Role.TARGET)
+    message = follower.speaks()
+    assert all(message.readings)
 
 
 def test_two_leaders_of_one_term_both_step_down() -> None:
