@@ -7,10 +7,9 @@ from collections import Counter
 from typing import Final, NamedTuple
 
 from bgpool.core.fleet import FleetOrder, Message, Report
-from bgpool.core.limits import FLEET_GONE_S, FLEET_REPORT_LIFE_S
+from bgpool.core.limits import FLEET_GONE_S, FLEET_HOSTS, FLEET_REPORT_LIFE_S
 from bgpool.fleet.bus import Bus, ReportEntry
 from bgpool.fleet.messages import BadMessage, unseal, unseal_report
-from bgpool.fleet.streams import HOSTS_KEPT
 
 __all__ = ["Seen", "Survey"]
 
@@ -59,7 +58,8 @@ class Survey:
         top = bus.top()
         # What is there may be years old: only what comes from now on tells that somebody leads.
         self._cursor = (top.term, top.seq) if top is not None else (0, 0)
-        kept = bus.reports(HOSTS_KEPT)
+        # Each host reports within FLEET_REPORT_S and a fifth. All that are kept may be more than an answer may have.
+        kept = bus.reports(2 * FLEET_HOSTS)
         self._reports_after = kept[0].id if kept else "0"
         for entry in reversed(kept):
             self._note(entry)

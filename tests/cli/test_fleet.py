@@ -18,7 +18,7 @@ from bgpool.cli import fleet as fleet_command
 from bgpool.cli.app import app
 from bgpool.core.events import Order
 from bgpool.core.fleet import FleetOrder, Message, Report, Standing
-from bgpool.core.limits import FLEET_REPORT_LIFE_S
+from bgpool.core.limits import FLEET_MISSING, FLEET_REPORT_LIFE_S, FLEET_TEXT_CHARS
 from bgpool.core.phase import Phase
 from bgpool.fleet.config import FleetConfig
 from bgpool.fleet.messages import seal, seal_report, unseal_report
@@ -219,6 +219,21 @@ def test_hosts_that_are_gone(server: RedisServer) -> None:
         assert "ready for a switchover: 1 host, 4 workers\n" in text
         assert "note: no report for 2" in text
         assert " s or longer, and no farewell, from 1 host: web-8\n" in text
+
+
+def test_a_thousand_hosts_with_much_to_say(server: RedisServer) -> None:
+    """What is kept of their reports is more than may be read at once."""
+    with Hosts(server.url(), 1) as hosts:
+        why = ("x" * (FLEET_TEXT_CHARS - 10),) * FLEET_MISSING
+        for _ in range(8):
+            for number in range(1, 1001):
+                told = report(number, issued_ns=hosts.now_ns, missing=why)
+                hosts.repeat(seal_report(told, "ledger", hosts.keys))
+        time.sleep(0.7)
+        told_of = as_json()
+        assert len(told_of["hosts"]) == 1000
+        # The one that reports all the while.
+        assert [host["host"] for host in told_of["hosts"] if host["ready"]] == ["web-1"]
 
 
 def test_hosts_of_one_name_are_told_apart(server: RedisServer) -> None:
