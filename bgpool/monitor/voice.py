@@ -54,7 +54,7 @@ class Voice(threading.Thread):
         # Owned by this thread.
         self._bus: Bus | None = None
         self._reported: Report | None = None
-        self._reported_at = 0.0
+        self._reported_at = self._looked_at = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -73,7 +73,7 @@ class Voice(threading.Thread):
 
     def look(self) -> None:
         """Report now if there is something new to report."""
-        self._reported_at = min(self._reported_at, time.monotonic() - FLEET_LOOK_S)
+        self._looked_at = 0.0
         self._wanted.set()
 
     def leave(self, timeout_s: float) -> None:
@@ -172,8 +172,9 @@ class Voice(threading.Thread):
             self._nudges = False
             self._say(replace(self._describe(), nudged=True))
         at = time.monotonic()
-        if not leaves and at - self._reported_at < FLEET_LOOK_S:
+        if not leaves and at - self._looked_at < FLEET_LOOK_S:
             return
+        self._looked_at = at
         report = replace(self._describe(), leaves=leaves)
         before = self._reported
         if before is not None and _news(before) == _news(report) and at - self._reported_at < FLEET_REPORT_S:
