@@ -196,11 +196,11 @@ def _asked_ns(member: Member, snapshot: Snapshot) -> int | None:
     """
     found = []
     for role in _counting(snapshot):
-        known = member.known[PLACES[role]]
-        if known is None or known.author != member.id or known.reading.read_ns < member.alone_since_ns:
+        known, asked_ns = member.known[PLACES[role]], member.asked_ns[PLACES[role]]
+        if known is None or known.author != member.id or asked_ns < member.alone_since_ns:
             continue
         wait_s = 0.0 if known.reading.is_answer else FLEET_UNANSWERED_S
-        found.append(member.asked_ns[PLACES[role]] + int(wait_s * _NS))
+        found.append(asked_ns + int(wait_s * _NS))
     return min(found, default=None)
 
 

@@ -191,10 +191,15 @@ class FleetView:
 
 @dataclass(frozen=True, slots=True)
 class MessageHeard:
-    """An authentic message was read from the stream, in whatever state it is."""
+    """An authentic message was read from the stream, in whatever state it is.
+
+    Attributes:
+        is_past: It was there before this host began to listen: how old it is says nothing of anybody's clock.
+    """
 
     at: Instant
     message: Message
+    is_past: bool = False
 
 
 @dataclass(frozen=True, slots=True)

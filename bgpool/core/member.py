@@ -147,7 +147,7 @@ class Member:
         asked_ns: When this host has asked each role itself and knew the outcome, on the monotonic clock; 0 for never.
         unheard_ns: Since when each role does not answer the leader, on the monotonic clock; 0 while it does.
         doubts: The roles that this host asks although it follows.
-        alone_since_ns: Since when nobody leads, on the wall clock: who claims has an answer that is newer.
+        alone_since_ns: Since when nobody leads, on the monotonic clock: who claims has an answer that is newer.
         vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
         tried: The highest term that was refused.
         claim_at_ns: When it may claim again, on the monotonic clock.
@@ -262,7 +262,10 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     if place <= member.fence:
         return member, ()
     age_ns = at.wall_ns - message.issued_ns
-    member = replace(member, fence=place, stirred_ns=at.mono_ns, clock_off_ns=age_ns, bus_error="")
+    member = replace(member, fence=place, stirred_ns=at.mono_ns, bus_error="")
+    if not event.is_past:
+        # Also of a leader whose clock differs: those who ask the database themselves are to keep the budget, too.
+        member = replace(member, clock_off_ns=age_ns, hosts=message.hosts)
     if message.readings:
         member = replace(member, whole=message)
     fresh = -_ERROR_NS <= age_ns <= _FRESH_NS + _ERROR_NS
@@ -424,9 +427,12 @@ def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
     if at.mono_ns <= alone_at_ns(member):
         return member
     reason = member.vacant or _why_silent(member, snapshot)
-    # Its last answer is its own already, and as new as any.
-    since_ns = member.alone_since_ns if member.vacant else at.wall_ns
-    return replace(give_up(member, reason, at), alone_since_ns=since_ns, fallbacks=member.fallbacks + 1)
+    alone = replace(give_up(member, reason, at), fallbacks=member.fallbacks + 1)
+    if member.vacant:
+        # Its last answer is its own already, and as new as any.
+        return replace(alone, alone_since_ns=member.alone_since_ns)
+    # A leader that does not hear itself may be the only one that is deaf: those who heard it are to have their turn.
+    return replace(alone, claim_at_ns=at.mono_ns + 2 * silence_ns(snapshot))
 
 
 def _why_silent(member: Member, snapshot: Snapshot) -> str:
@@ -471,13 +477,13 @@ def give_up(member: Member, reason: str, at: Instant) -> Member:
         sent=None,
         doubts=(None, None),
         vacant="",
-        alone_since_ns=at.wall_ns,
+        alone_since_ns=at.mono_ns,
     )
 
 
 def _vacate(member: Member, at: Instant, reason: str, within_ns: int) -> Member:
     """Nobody leads: the hosts ask one after the other, until one of them has an answer and leads."""
-    member = replace(member, vacant=reason, alone_since_ns=at.wall_ns, doubts=(None, None), claim_at_ns=0)
+    member = replace(member, vacant=reason, alone_since_ns=at.mono_ns, doubts=(None, None), claim_at_ns=0)
     for role in Role:
         member = _doubting(member, role, at, within_ns=within_ns)
     return member

@@ -44,29 +44,47 @@ class Roll:
         self._order: FleetOrder | None = None
         self._newest_ms = 0
 
-    def add(self, at_ms: int, told: Report | FleetOrder) -> None:
-        """What the bus took at *at_ms*, by its own clock."""
+    def add(self, at_ms: int, told: Report | FleetOrder) -> bool:
+        """What the bus took at *at_ms*, by its own clock.
+
+        Returns:
+            Whether it is news: somebody without a key, who may write to the bus, may repeat what a host has told.
+        """
         self._newest_ms = max(self._newest_ms, at_ms)
         if isinstance(told, FleetOrder):
-            if self._order is None or told.number > self._order.number:
+            is_news = self._order is None or told.number > self._order.number
+            if is_news:
                 self._order = told
-            return
-        if told.nudged:
-            return
+            return is_news
+        before = self._reports.get(told.place)
+        if before is not None and told.issued_ns <= before[1].issued_ns:
+            return False
         self._reports[told.place] = (at_ms, told)
         if len(self._reports) > 2 * FLEET_HOSTS:
             self._forget()
+        return True
 
     def count(self) -> Count:
         """Who is there."""
         self._forget()
-        there = [(at_ms, report) for at_ms, report in self._reports.values() if not report.leaves]
-        off_ms = {report.member: report.issued_ns // 1_000_000 - at_ms for at_ms, report in there}
-        mine = off_ms.get(self._member)
+        there = [
+            (report, report.issued_ns // 1_000_000 - at_ms)
+            for at_ms, report in self._reports.values()
+            if not report.leaves
+        ]
+        mine_ms = next((off_ms for report, off_ms in there if report.member == self._member), None)
+        # A report of a host that is long gone, repeated by somebody, would have the others wait longer for their turns.
+        counting = [report for report, off_ms in there if off_ms >= (mine_ms or 0) - _LIFE_MS]
+        strangers = 0
+        if mine_ms is not None:
+            strangers = sum(abs(off_ms - mine_ms) > _ERROR_MS for _, off_ms in there)
+        if 2 * strangers <= len(there):
+            # They are the fewer, though some of them may not count as hosts.
+            strangers = min(strangers, len(counting) // 2)
         return Count(
-            hosts=len(there),
-            switching=any(report.phase in SWITCHING for _, report in there),
-            strangers=sum(abs(off - mine) > _ERROR_MS for off in off_ms.values()) if mine is not None else 0,
+            hosts=len(counting),
+            switching=any(report.phase in SWITCHING for report in counting),
+            strangers=strangers,
             order=self._order,
         )
 

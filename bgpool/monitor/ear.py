@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from bgpool.core.fleet import AnyEvent, BusFailed, FleetOrder, MessageHeard, ReportsRead
+from bgpool.core.fleet import AnyEvent, BusFailed, FleetOrder, MessageHeard, Report, ReportsRead
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
     FLEET_BLOCK_SWITCHING_S,
+    FLEET_CLOCK_ERROR_S,
+    FLEET_FRESH_S,
     FLEET_HOSTS,
     FLEET_PAUSE_MAX_S,
     FLEET_PAUSE_S,
@@ -58,8 +60,9 @@ class Ear(threading.Thread):
         self._events: Final = events
         self._leads = self._hurries = False
         self.refused: Final[Counter[str]] = Counter()
-        # Owned by this thread. The cursor is where reading goes on; it is no fence, and may go back.
-        self._cursor = _BEGINNING
+        # Owned by this thread. The cursor is where reading goes on; it is no fence, and may go back. The end is where
+        # the stream ended when it was looked for.
+        self._cursor = self._end = _BEGINNING
         self._heard_at = 0.0
         self._roll: Roll | None = None
         self._counted: Count | None = None
@@ -124,6 +127,7 @@ class Ear(threading.Thread):
         top = bus.top()
         if top is None or (top.term, top.seq) < self._cursor:
             self._cursor = _BEGINNING
+        self._end = (top.term, top.seq) if top is not None else _BEGINNING
         self._heard_at = time.monotonic()
 
     def _hear(self, entry: Entry) -> None:
@@ -132,7 +136,7 @@ class Ear(threading.Thread):
         except BadMessage as error:
             self._refuse(error.kind)
             return
-        self._events.put(MessageHeard(now(), message))
+        self._events.put(MessageHeard(now(), message, is_past=self._cursor <= self._end))
 
     def _begin_roll(self, bus: Bus) -> None:
         """What was reported before this host led, or while the bus failed."""
@@ -168,9 +172,8 @@ class Ear(threading.Thread):
         except ValueError:
             self._refuse("damaged")
             return False
-        if self._roll is not None:
-            self._roll.add(at_ms, told)
-        return not isinstance(told, FleetOrder) and told.nudged
+        is_news = self._roll is not None and self._roll.add(at_ms, told)
+        return is_news and not isinstance(told, FleetOrder) and told.nudged and _is_fresh(told)
 
     def _refuse(self, kind: str) -> None:
         self.refused[kind] += 1
@@ -182,3 +185,9 @@ class Ear(threading.Thread):
         if error != self._error:
             self._error = error
             self._events.put(BusFailed(now(), error))
+
+
+def _is_fresh(told: Report) -> bool:
+    """Whether *told* is not a copy of what was told long ago."""
+    age_s = time.time() - told.issued_ns / 1e9
+    return -FLEET_CLOCK_ERROR_S <= age_s <= FLEET_FRESH_S + FLEET_CLOCK_ERROR_S

@@ -163,7 +163,7 @@ class Voice(threading.Thread):
         if message.resigns:
             return False
         # However old it seems: that may be this host's own clock. A leader that is gone is silent from here on.
-        self._events.put(MessageHeard(now(), message))
+        self._events.put(MessageHeard(now(), message, is_past=True))
         return True
 
     def _report(self, leaves: bool) -> None:

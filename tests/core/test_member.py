@@ -656,3 +656,55 @@ def test_an_order_reaches_every_host_once_and_the_newest_counts() -> None:
     later(leader, follower, 1.0)
     assert not follower.snapshot.hold_until_ns
     assert not leader.snapshot.hold_until_ns
+
+
+# -- clocks -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_on_the_bus_before_says_nothing_of_clocks() -> None:
+    leader, _ = pair()
+    leader.now += 0.5
+    message = leader.speaks()
+    joiner = created("cccc", at=leader.now + 3600)
+    joiner.take(MessageHeard(joiner.at, message, is_past=True))
+    assert joiner.member.fence == (message.term, message.seq)
+    assert joiner.member.clock_off_ns is None
+
+
+def test_a_host_whose_clock_is_wrong_keeps_the_budget() -> None:
+    leader, _ = pair(hosts=1000)
+    stray = created("cccc", at=leader.now, off=5.0)
+    later(leader, stray, 0.6)
+    assert stray.stands() is Standing.DIRECT
+    assert stray.does().pace_ms == 5000
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_host_from_leading() -> None:
+    _, follower = pair()
+    follower.waits(1.6)
+    follower.waits(1.3)
+    follower.off = -600.0
+    follower.reads("AVAILABLE", Role.SOURCE)
+    claim = follower.does().publication
+    assert claim is not None
+    assert claim.is_claim
+
+
+def test_a_leader_that_is_deaf_leaves_the_place_to_those_who_hear() -> None:
+    leader, follower = pair()
+    for _ in range(17):
+        leader.waits(0.1)
+        follower.now = leader.now
+        if leader.does().publication is not None:
+            follower.hears(leader.speaks())
+    assert leader.stands() is Standing.DIRECT
+    follower.waits(1.6)
+    follower.waits(0.2)
+    follower.reads("AVAILABLE", Role.SOURCE)
+    assert follower.does().publication is not None
+    leader.now = follower.now
+    leader.reads("AVAILABLE")
+    assert leader.does().publication is None
+    leader.waits(1.5)
+    leader.reads("AVAILABLE")
+    assert leader.does().publication is not None

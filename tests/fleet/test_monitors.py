@@ -30,6 +30,7 @@ from bgpool.lab.errors import LabError
 from bgpool.lab.redis import RedisServer
 from bgpool.lab.waiting import wait_until as wait_until_true
 from bgpool.monitor import election
+from bgpool.monitor import fleet as monitor_fleet
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import Monitor
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -253,6 +254,40 @@ def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None
         assert int(found[1]) < 60
     finally:
         redis.execute("CONFIG", "SET", "maxmemory", "0")
+
+
+def test_a_nudge_is_passed_on_once_and_its_copies_are_not(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.add(2)
+    fleet.settle()
+    leader, (follower,) = fleet.leader, fleet.followers
+    bus = fleet.bus()
+    nudges: list[float] = []
+    monkeypatch.setattr(leader.monitor, "_nudge", lambda: nudges.append(time.monotonic()))
+    fleet_of_follower = follower.monitor._fleet
+    assert isinstance(fleet_of_follower, monitor_fleet.Fleet)
+    fleet_of_follower._voice.nudge()
+    wait_until(lambda: bool(nudges), 2.0, "the leader is nudged")
+    payload = next(
+        entry.payload for entry in bus.reports(50) if isinstance(one := told(entry.payload), Report) and one.nudged
+    )
+    for _ in range(50):
+        fleet.redis.execute("XADD", HOSTS, "*", "m", payload)
+    time.sleep(1.0)
+    assert len(nudges) == 1
+
+
+def test_monitors_that_begin_on_an_old_stream_complain_of_no_clock(fleet: Fleet) -> None:
+    fleet.add(2)
+    fleet.settle()
+    for host in fleet.hosts:
+        host.stop()
+    time.sleep(3.5)
+    for host in fleet.hosts:
+        host._begin()
+    fleet.settle()
+    notices = [notice.event for host in fleet.hosts for notice in host.snapshot.notices]
+    assert "fleet_joined" in notices
+    assert "fleet_clock" not in notices
 
 
 def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
