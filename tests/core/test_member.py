@@ -23,6 +23,7 @@ from bgpool.core.events import (
 )
 from bgpool.core.fleet import (
     Beaten,
+    BusFailed,
     Claimed,
     FleetEvent,
     FleetOrder,
@@ -255,9 +256,12 @@ def test_a_host_that_is_cut_off_from_the_database_goes_on_with_what_its_leader_r
 def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
     """The next monitor of a host goes on from a snapshot that may be newer than what the stream begins with."""
     leader, follower = pair()
+    leader.now += 0.5
     leader.reads("AVAILABLE")
-    leader.now += 5
+    # After that its next message is a whole one.
+    leader.take(BusFailed(leader.at, "it has hung up"))
     before = leader.speaks()
+    assert before.readings
     leader.now += 0.5
     leader.reads("SWITCHOVER_INITIATED")
     after = leader.speaks()
