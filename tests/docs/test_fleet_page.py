@@ -13,6 +13,7 @@ from bgpool.core.limits import (
     FLEET_HEARTBEAT_S,
     FLEET_HEARTBEAT_SWITCHING_S,
     FLEET_REPORT_S,
+    FLEET_TURN_S,
 )
 from bgpool.fleet.bus import BusError
 from bgpool.fleet.config import FleetConfig
@@ -63,6 +64,10 @@ def test_what_a_fallback_costs() -> None:
     assert int(cost[1]) / FLEET_BUDGET_PER_S <= DEFAULTS.bg_interval_high_ms / 1000
     assert int(cost[2]) / FLEET_BUDGET_PER_S == float(cost[3])
     assert f"with {cost[4]} it is {numbers(cost[4])[0] / FLEET_BUDGET_PER_S:g} s" in PAGE
+
+
+def test_whose_turn_it_is() -> None:
+    assert f"one of them in {FLEET_TURN_S:g} s, {1 / FLEET_TURN_S:g} questions a second from all of them" in PAGE
 
 
 def test_capacity() -> None:
