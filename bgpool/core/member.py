@@ -53,7 +53,7 @@ from bgpool.core.limits import (
     FLEET_VACANT_S,
 )
 from bgpool.core.phase import SWITCHING, Phase, Role
-from bgpool.core.readings import meaning, named, rank
+from bgpool.core.readings import is_same, meaning, named, rank
 from bgpool.core.snapshot import Snapshot
 
 __all__ = [
@@ -297,7 +297,8 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         else:
             reading = replace(reading, read_ns=message.read_ns[PLACES[role]])
             since_ns = 0 if reading.is_answer else member.unheard_ns[PLACES[role]] or at.mono_ns
-            member = replace(member, unheard_ns=_put(member.unheard_ns, role, since_ns))
+            if since_ns != member.unheard_ns[PLACES[role]]:
+                member = replace(member, unheard_ns=_put(member.unheard_ns, role, since_ns))
             member, facts = _weigh(member, snapshot, message, role, reading, at)
             events += facts
     return member, tuple(events)
@@ -309,7 +310,7 @@ def _weigh(
     """What of the leader's *reading* of *role* is used. What may be wrong makes this host ask for itself."""
     known, doubt = member.known[PLACES[role]], member.doubts[PLACES[role]]
     reading = _for_us(member, message, known, reading)
-    same = known is not None and meaning(known.reading) == meaning(reading)
+    same = known is not None and is_same(known.reading, reading)
     if known is not None and same:
         if known.author == member.id and doubt is not None and known.reading.read_ns >= doubt.since_ns:
             # We have asked since, and were told the same.

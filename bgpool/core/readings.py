@@ -9,7 +9,7 @@ from bgpool.core.events import MetadataAbsent, MetadataFailed, ProbeFailed, Stat
 from bgpool.core.fleet import Fact, Reading
 from bgpool.core.phase import Role
 
-__all__ = ["has_rows", "meaning", "named", "rank"]
+__all__ = ["has_rows", "is_same", "meaning", "named", "rank"]
 
 
 def meaning(reading: Reading) -> tuple[Fact, ...]:
@@ -25,6 +25,11 @@ def meaning(reading: Reading) -> tuple[Fact, ...]:
             fact = replace(fact, rows=tuple(rows), servers=(*fact.servers[:1], *sorted(fact.servers[1:])))
         found.append(fact)
     return tuple(found)
+
+
+def is_same(one: Reading, other: Reading) -> bool:
+    """Whether both tell the same. A heartbeat repeats the very facts of the message that it stands on."""
+    return one.facts is other.facts or meaning(one) == meaning(other)
 
 
 def rank(reading: Reading) -> int:

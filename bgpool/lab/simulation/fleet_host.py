@@ -11,7 +11,17 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from bgpool.core.duty import Duty, Publication, duty, published
-from bgpool.core.events import Event, Instant, Nudged, ProbeFailed, Resolved, Tick
+from bgpool.core.events import (
+    Answered,
+    Event,
+    Instant,
+    MetadataAbsent,
+    Nudged,
+    ProbeFailed,
+    Resolved,
+    StatusRead,
+    Tick,
+)
 from bgpool.core.fleet import (
     PLACES,
     AnyEvent,
@@ -111,6 +121,8 @@ class Host:
         self._watcher: Final = watcher
         self._probes: Final = {role: Probe(self, world, role) for role in Role}
         self._lookup: Final = Lookup(self, world, self._resolved)
+        # Facts that changed nothing, and of which snapshot.
+        self._idle: dict[tuple[type, Role], tuple[Snapshot, Event]] = {}
         self._resolved_last: tuple[dict[str, tuple[str, ...]], Snapshot] | None = None
         self._ear: Ear | None = None
         self._voice: Voice | None = None
@@ -248,8 +260,16 @@ class Host:
 
     def _step(self, event: Event) -> None:
         before = self.snapshot
+        role = getattr(event, "role", None)
+        if role is not None:
+            known, last = self._idle.get((type(event), role), (None, None))
+            if known is before and _tells_same(last, event):
+                # It changed nothing then, and nothing has changed; what time alone changes comes with a tick.
+                return
         after = step(before, event, self._rules)
         if after is before or after == before:
+            if role is not None:
+                self._idle[type(event), role] = (before, event)
             return
         self.snapshot = after
         self._watcher.see(before, after)
@@ -329,6 +349,18 @@ class Host:
             fallbacks=member.fallbacks,
             nudged=nudged,
         )
+
+
+def _tells_same(one: object, other: object) -> bool:
+    """Whether two facts of one kind and role tell the same."""
+    if isinstance(one, StatusRead) and isinstance(other, StatusRead):
+        return one.rows is other.rows
+    if isinstance(one, Answered) and isinstance(other, Answered):
+        flags = (one.read_only, one.replica, one.role_read_only, one.subscribes)
+        return flags == (other.read_only, other.replica, other.role_read_only, other.subscribes)
+    if isinstance(one, ProbeFailed) and isinstance(other, ProbeFailed):
+        return one.error == other.error
+    return isinstance(one, MetadataAbsent) and isinstance(other, MetadataAbsent) and one.remedy == other.remedy
 
 
 class Ear:
@@ -602,8 +634,7 @@ class Voice:
             return
         self._looks = False
         report, before = self._host.report(), self._reported
-        recent = before is not None and now_ns - self._reported_ns < _REPORT_NS
-        if recent and replace(before or report, issued_ns=0) == replace(report, issued_ns=0):
+        if before is not None and now_ns - self._reported_ns < _REPORT_NS and _news(before) == _news(report):
             return
         self._reported, self._reported_ns = report, now_ns
         self._say(report)
@@ -666,3 +697,8 @@ class Voice:
         else:
             term = max(message.term, self.place.wall_ns // SECOND)
         self._write(replace(message, term=term, issued_ns=self.place.wall_ns))
+
+
+def _news(report: Report) -> tuple[object, ...]:
+    """What of a report others are to know at once."""
+    return report.phase, report.standing, report.order, report.fallbacks
