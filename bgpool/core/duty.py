@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bgpool.core.events import Instant, MetadataAbsent
-from bgpool.core.fleet import PLACES, Fact, Message, Reading, Standing
+from bgpool.core.fleet import PLACES, Fact, FleetOrder, Message, Reading, Standing
 from bgpool.core.limits import (
     FLEET_BARRED_S,
     FLEET_CLAIM_PAUSE_S,
@@ -19,7 +19,7 @@ from bgpool.core.limits import (
     FLEET_UNANSWERED_S,
     FLEET_WHOLE_S,
 )
-from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns
+from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns, stands
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import is_awaited
 from bgpool.core.readings import has_rows, meaning
@@ -115,7 +115,7 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
     if at.mono_ns < claim_at_ns:
         return None, claim_at_ns
     least = max(member.fence[0], member.tried) + 1
-    return Publication(_message(member, least, 0, at, whole=0)), _NOT
+    return Publication(_message(member, least, 0, at, whole=0, order=_order(member, snapshot, at))), _NOT
 
 
 def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
@@ -125,10 +125,11 @@ def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> t
         return farewell(member, at), at.mono_ns
     beat_ns = sent.at_ns + int((FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S) * _NS)
     whole_ns = sent.whole_at_ns + int(FLEET_WHOLE_S * _NS)
+    order = _order(member, snapshot, at)
     if at.mono_ns >= whole_ns or _said(sent.known, member.id) != _said(member.known, member.id):
-        return Publication(_message(member, member.term, seq, at, whole=seq)), at.mono_ns
+        return Publication(_message(member, member.term, seq, at, whole=seq, order=order)), at.mono_ns
     if at.mono_ns >= beat_ns or sent.order != member.order:
-        return Publication(_message(member, member.term, seq, at, whole=sent.whole)), at.mono_ns
+        return Publication(_message(member, member.term, seq, at, whole=sent.whole, order=order)), at.mono_ns
     return None, min(beat_ns, whole_ns)
 
 
@@ -156,12 +157,13 @@ def published(member: Member, publication: Publication, at: Instant) -> Member:
     return replace(member, sent=sent)
 
 
-def _message(member: Member, term: int, seq: int, at: Instant, *, whole: int) -> Message:
+def _message(
+    member: Member, term: int, seq: int, at: Instant, *, whole: int, order: FleetOrder | None = None
+) -> Message:
     readings = tuple(
         known.reading if known is not None and known.author == member.id else None for known in member.known
     )
     first, second = (reading.read_ns if reading is not None else 0 for reading in readings)
-    order = member.order if member.order is not None and member.order.until_ns > at.wall_ns else None
     return Message(
         term,
         seq,
@@ -174,6 +176,11 @@ def _message(member: Member, term: int, seq: int, at: Instant, *, whole: int) ->
         readings if seq == whole else (),
         order,
     )
+
+
+def _order(member: Member, snapshot: Snapshot, at: Instant) -> FleetOrder | None:
+    """The operator's order that whoever joins now is to obey, too."""
+    return member.order if member.order is not None and stands(member.order, snapshot, at) else None
 
 
 def _said(known: tuple[Known | None, ...], author: str) -> list[tuple[Fact, ...] | None]:

@@ -95,6 +95,12 @@ class FleetOrder:
     order: Order
     until_ns: int
 
+    @property
+    def given_ns(self) -> int:
+        """When it was given, by its number; 0 where that does not say."""
+        digits = self.number.partition("-")[0]
+        return int(digits) if digits.isascii() and digits.isdigit() else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

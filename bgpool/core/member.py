@@ -65,6 +65,7 @@ __all__ = [
     "give_up",
     "silence_ns",
     "silent_at_ns",
+    "stands",
     "take",
     "view_of",
 ]
@@ -235,7 +236,7 @@ def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, t
             sent = replace(member.sent, known=()) if member.sent is not None and event.error else member.sent
             return replace(member, bus_error=event.error, sent=sent), ()
         case ReportsRead():
-            return _reports_read(member, event)
+            return _reports_read(member, snapshot, event)
         case Nudged():
             return _nudged(member, event.at), ()
         case Answered():
@@ -287,7 +288,7 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         member = replace(member, standing=Standing.FOLLOWER, since_ns=at.mono_ns, reason="", term=0, sent=None)
     if member.vacant:
         member = replace(member, vacant="", doubts=(None, None))
-    member, told = _take_order(member, message.order, at)
+    member, told = _take_order(member, snapshot, message.order, at)
     events: list[Event] = [*told]
     for role in Role:
         reading = whole.readings[PLACES[role]]
@@ -524,23 +525,32 @@ def _key_gone(member: Member, at: Instant) -> Member:
     return replace(give_up(member, "the fleet's stream was deleted", at), alone_since_ns=since_ns, stirred_ns=0)
 
 
-def _reports_read(member: Member, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
+def _reports_read(member: Member, snapshot: Snapshot, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
     if member.standing is not Standing.LEADER:
         return member, ()
     # A roll that has just begun, or whose stream was deleted, does not know everybody yet.
     is_new = event.at.mono_ns - member.since_ns < FLEET_REPORT_LIFE_S * _NS
     hosts = max(event.hosts, member.hosts if is_new else 1)
     member = replace(member, hosts=hosts, others_switch=event.switching, strangers=event.strangers)
-    return _take_order(member, event.order, event.at)
+    return _take_order(member, snapshot, event.order, event.at)
 
 
-def _take_order(member: Member, order: FleetOrder | None, at: Instant) -> tuple[Member, tuple[Event, ...]]:
+def _take_order(
+    member: Member, snapshot: Snapshot, order: FleetOrder | None, at: Instant
+) -> tuple[Member, tuple[Event, ...]]:
     """An operator's order to all hosts, once; the newest counts."""
     if order is None or (member.order is not None and order.number <= member.order.number):
         return member, ()
     member = replace(member, order=order)
-    left_ns = order.until_ns - at.wall_ns
-    return member, (Ordered(at, order.order, at.mono_ns + left_ns),) if left_ns > 0 else ()
+    if not stands(order, snapshot, at):
+        return member, ()
+    return member, (Ordered(at, order.order, at.mono_ns + order.until_ns - at.wall_ns),)
+
+
+def stands(order: FleetOrder, snapshot: Snapshot, at: Instant) -> bool:
+    """Whether a host that has not obeyed *order* yet is to: a switchover that has begun since has ended it for all."""
+    begun_ns = next((entry.wall_ns for entry in snapshot.timeline if entry.event in _SWITCHING), 0)
+    return order.until_ns > at.wall_ns and begun_ns <= order.given_ns + _ERROR_NS
 
 
 def view_of(member: Member) -> FleetView:

@@ -712,3 +712,50 @@ def test_a_leader_that_is_deaf_leaves_the_place_to_those_who_hear() -> None:
     leader.waits(1.5)
     leader.reads("AVAILABLE")
     assert leader.does().publication is not None
+
+
+# -- orders and switchovers ---------------------------------------------------------------------------------------
+
+
+def ordered(host: Host, order: Order, count: int) -> FleetOrder:
+    return FleetOrder(f"{host.at.wall_ns:020d}-{count}", order, host.at.wall_ns + 300 * S)
+
+
+def test_a_hold_that_a_switchover_has_ended_holds_nobody_who_joins_later() -> None:
+    leader, follower = pair()
+    hold = ordered(leader, Order.HOLD, 1)
+    leader.take(ReportsRead(leader.at, 30, hold))
+    message = leader.speaks()
+    assert message.order == hold
+    follower.hears(message)
+    assert follower.snapshot.hold_until_ns
+    leader.now += 2.0
+    leader.member = replace(leader.member, heard_ns=leader.at.mono_ns)
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    assert leader.speaks().order is None
+    assert not leader.snapshot.hold_until_ns
+    # The next monitor of a host goes on from the host's snapshot, and may become the leader.
+    following = Host("eeee", at=leader.now)
+    following.snapshot = leader.snapshot
+    following.member = replace(leader.member, id="e" * 16, order=None)
+    assert following.take(ReportsRead(following.at, 30, hold)) == ()
+    assert following.member.order == hold
+
+
+def test_a_release_of_before_a_switchover_releases_nobody_in_it() -> None:
+    leader, _ = pair()
+    release = ordered(leader, Order.RELEASE, 1)
+    leader.take(ReportsRead(leader.at, 30, release))
+    leader.now += 2.0
+    leader.member = replace(leader.member, heard_ns=leader.at.mono_ns)
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    newcomer = Host("eeee", at=leader.now)
+    newcomer.reads("SWITCHOVER_IN_PROGRESS")
+    newcomer.hears(leader.speaks())
+    assert newcomer.stands() is Standing.FOLLOWER
+    assert not newcomer.snapshot.release_until_ns
+    # One of now is for everybody, late or not.
+    again = ordered(leader, Order.RELEASE, 2)
+    leader.take(ReportsRead(leader.at, 30, again))
+    newcomer.hears(leader.speaks())
+    assert newcomer.snapshot.release_until_ns
