@@ -44,6 +44,14 @@ REPLACED_S: Final = {"kill leader": 2.0, "stop leader": 7.0}
 #: Phases in which nobody is cut off or refused: nothing nudges a follower to ask itself.
 QUIET: Final = (Phase.CREATED, Phase.PREPARATION, Phase.COMPLETED)
 
+#: The director's step with which each phase begins.
+_EVENTS: Final[Mapping[Phase, str]] = {
+    Phase.PREPARATION: "initiated",
+    Phase.IN_PROGRESS: "in_progress",
+    Phase.POST: "green_open",
+    Phase.COMPLETED: "completed",
+}
+
 #: Who has just joined still has connections, and at the beginning of COMPLETED a host asks as before, until it has
 #: read of it.
 _SETTLED_S: Final = 0.5
@@ -209,16 +217,16 @@ def result_of(
         verdict: The ledger's.
     """
     window_s = max(1.0, plan.hosts / FLEET_BUDGET_PER_S)
-    firsts = {name: _firsts(sights, plan.hosts, name) for name in (Phase.IN_PROGRESS.name, Phase.POST.name)}
+    firsts = {phase: _firsts(sights, plan.hosts, phase) for phase in (Phase.IN_PROGRESS, Phase.POST)}
     gaps = [gap_s for worker in crew for gap_s in worker.longest_gaps_s(joined_s)]
     hosts = []
     for number in range(plan.hosts):
         mine = [sight for sight in sights if sight.host == number]
-        post_s = firsts[Phase.POST.name][number]
+        post_s = firsts[Phase.POST][number]
         hosts.append(
             Host(
-                _since(firsts[Phase.IN_PROGRESS.name], number),
-                _since(firsts[Phase.POST.name], number),
+                _since(firsts[Phase.IN_PROGRESS], number),
+                _since(firsts[Phase.POST], number),
                 post_s - events["green_open"] if post_s is not None else None,
                 gaps[number] - down_s,
                 mine[-1].phase if mine else "",
@@ -226,9 +234,11 @@ def result_of(
             )
         )
     leading = _leading(sights)
-    bounds = (
-        joined_s, events["initiated"], events["in_progress"], events["green_open"], events["completed"], events["end"]
-    )  # fmt: skip
+    # From when the first host knows of a phase: how long that takes is a matter of luck, and of the phase before.
+    seen = {phase: min((at for at in _firsts(sights, plan.hosts, phase) if at is not None), default=None)
+            for phase in PHASES[1:]}  # fmt: skip
+    begins = [joined_s, *(seen[phase] or events[name] for phase, name in _EVENTS.items())]
+    bounds = (*begins, events["end"])
     loads = {}
     for place, phase in enumerate(PHASES):
         from_s, to_s = bounds[place], bounds[place + 1]
@@ -339,9 +349,9 @@ def heard_findings(results: Sequence[Result]) -> list[str]:
 # -- what was seen -----------------------------------------------------------------------------------------------
 
 
-def _firsts(sights: Sequence[Sight], hosts: int, phase: str) -> list[float | None]:
+def _firsts(sights: Sequence[Sight], hosts: int, phase: Phase) -> list[float | None]:
     """When each host was first seen in *phase*, or, for POST, in one after it."""
-    wanted = {phase} if phase != Phase.POST.name else {Phase.POST.name, Phase.COMPLETED.name}
+    wanted = {phase.name} if phase is not Phase.POST else {Phase.POST.name, Phase.COMPLETED.name}
     firsts: list[float | None] = [None] * hosts
     for sight in sights:
         if sight.phase in wanted and firsts[sight.host] is None:
