@@ -31,6 +31,7 @@ from bgpool.core.limits import (
     FLEET_HEARTBEAT_S,
     FLEET_HEARTBEAT_SWITCHING_S,
     FLEET_REPORT_S,
+    FLEET_TIMEOUT_S,
     FLEET_WHOLE_S,
 )
 from bgpool.core.phase import Phase, Role
@@ -98,37 +99,43 @@ def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
     """
     switching = pace == "switchover"
     with RedisServer(settings={"maxclients": "10000"}) as server:
-        read, write = os.pipe()
-        block_s = FLEET_BLOCK_SWITCHING_S if switching else FLEET_BLOCK_S
+        bus = StreamBus(FleetConfig(server.url(), KEYS), BG_ID)
+        bus.publish(1, 0, seal(_message(1, 0, rows, hosts), BG_ID, KEYS))
+        for number in range(HOSTS_KEPT):
+            # As it is after an hour or two.
+            bus.report(_report(number))
+        heard, hear = os.pipe()
+        stopped, stop = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(read)
+            os.close(heard)
+            os.close(stop)
             try:
-                _be_hosts((server.address, server.port), hosts, block_s, SETTLE_S + seconds + 1.0, write)
+                block_s = FLEET_BLOCK_SWITCHING_S if switching else FLEET_BLOCK_S
+                _be_hosts((server.address, server.port), hosts, block_s, stopped, hear)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(0)
-        os.close(write)
+        os.close(hear)
+        os.close(stopped)
         try:
-            bus = StreamBus(FleetConfig(server.url(), KEYS), BG_ID)
-            bus.publish(1, 0, seal(_message(1, 0, rows, hosts), BG_ID, KEYS))
-            for number in range(HOSTS_KEPT):
-                # As it is after an hour or two.
-                bus.report(_report(number))
             messages = _lead(bus, switching, SETTLE_S, 1, rows, hosts)
             before = _counts(server)
             messages = _lead(bus, switching, seconds, max(messages) + 1, rows, hosts)
             after = _counts(server)
             streams = sum(int(server.execute("MEMORY", "USAGE", key) or 0) for key in stream_keys(BG_ID))
             bus.close()
-            with os.fdopen(read, "rb") as pipe:
-                heard = json.loads(pipe.read())
+            # For the last message.
+            time.sleep(FLEET_TIMEOUT_S)
         finally:
+            os.close(stop)
+            with os.fdopen(heard, "rb") as pipe:
+                times = json.loads(pipe.read())
             os.waitpid(child, 0)
     took_s = after["at"] - before["at"]
     per_s = {name: (after[name] - before[name]) / took_s for name in after}
-    delays = [[at_s - sent_s for at_s in heard.get(str(seq), [])] for seq, sent_s in messages.items()]
+    delays = [[at_s - sent_s for at_s in times.get(str(seq), [])] for seq, sent_s in messages.items()]
     lasts = [max(ones) for ones in delays if ones]
     return Figures(
         hosts=hosts,
@@ -265,22 +272,26 @@ class _Host:
         self.report_at += FLEET_REPORT_S * random.uniform(0.8, 1.2)
 
 
-def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, seconds: float, output: int) -> None:
-    """Be all of them for so many seconds, and write when each message was heard: a JSON map of lists by seq."""
+def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, output: int) -> None:
+    """Be all of them until *stopped* ends, and write when each message was heard: a JSON map of lists by seq."""
     selector = selectors.DefaultSelector()
+    selector.register(stopped, selectors.EVENT_READ, None)
     crew = [_Host(place, number, block_s, leads=number == 0) for number in range(hosts)]
     for host in crew:
         selector.register(host.ear, selectors.EVENT_READ, host)
         selector.register(host.voice, selectors.EVENT_READ, None)
         host.ask()
     heard: dict[int, list[float]] = {}
-    end_s, look_s = time.monotonic() + seconds, 0.0
-    while (now := time.monotonic()) < end_s:
+    look_s, is_stopped = 0.0, False
+    while not is_stopped:
+        now = time.monotonic()
         took: list[tuple[float, _Host]] = []
         for key, _ in selector.select(0.02):
-            if key.data is None:
-                assert isinstance(key.fileobj, socket.socket)
+            if key.fileobj == stopped:
+                is_stopped = True
+            elif isinstance(key.fileobj, socket.socket) and key.data is None:
                 key.fileobj.recv(4096)
+            if key.data is None:
                 continue
             key.data.take()
             took.append((time.monotonic(), key.data))
