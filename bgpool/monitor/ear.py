@@ -70,6 +70,7 @@ class Ear(threading.Thread):
         self._report_cursor = ""
         self._reports_from = 0.0
         self._error = ""
+        self._unforeseen: Final[set[type[Exception]]] = set()
 
     def assign(self, *, leads: bool, hurries: bool) -> None:
         """Whether to read the hosts' reports, and whether a switchover is under way."""
@@ -87,7 +88,9 @@ class Ear(threading.Thread):
                 self._tell_error("")
             except Exception as error:
                 # Whatever a client library comes up with: a bus that fails is silent, and ends no monitor.
-                if not isinstance(error, BusError):
+                if not isinstance(error, BusError) and type(error) not in self._unforeseen:
+                    # Once: it may come again with every message.
+                    self._unforeseen.add(type(error))
                     _logger.exception("the bus cannot be read", extra=log_fields("fleet_failed", bg_id=self._bg_id))
                 self._tell_error(str(error) if isinstance(error, BusError) else type(error).__name__)
                 if bus is not None:

@@ -55,6 +55,7 @@ class Voice(threading.Thread):
         self._bus: Bus | None = None
         self._reported: Report | None = None
         self._reported_at = self._looked_at = 0.0
+        self._unforeseen: Final[set[type[Exception]]] = set()
 
     @property
     def is_busy(self) -> bool:
@@ -93,7 +94,9 @@ class Voice(threading.Thread):
                 self._report(leaves)
             except Exception as error:
                 # As in the ear.
-                if not isinstance(error, BusError):
+                if not isinstance(error, BusError) and type(error) not in self._unforeseen:
+                    # Once: it may come again with every message.
+                    self._unforeseen.add(type(error))
                     _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self._bg_id))
                 if self._bus is not None:
                     self._bus.close()

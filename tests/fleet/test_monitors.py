@@ -290,6 +290,24 @@ def test_monitors_that_begin_on_an_old_stream_complain_of_no_clock(fleet: Fleet)
     assert "fleet_clock" not in notices
 
 
+def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, own_log: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    fleet.add(2)
+    fleet.settle()
+    with monkeypatch.context() as patched:
+        patched.setattr("bgpool.monitor.ear.unseal", fail)
+        patched.setattr("bgpool.monitor.voice.seal", fail)
+        wait_until(lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), 6.0, "everybody on its own")
+        time.sleep(2.0)
+    fleet.settle()
+    # By the ear and by the voice of each host.
+    assert 1 <= sum(vars(record).get("event") == "fleet_failed" for record in own_log.records) <= 4
+
+
 def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
     fleet.add(3)
     fleet.settle()
