@@ -287,6 +287,11 @@ class _Run:
             self._taken_back = True
         elif text in _CUTS:
             self._nudge_all()
+        # Who is not let in is cut as well: a fleet has fewer connections, and whose would be kept is nobody's merit.
+        if text == "connections dropped" or text.startswith("monitor locked out of"):
+            for server in (self._world.blue, self._world.green):
+                if text == "connections dropped" or text.endswith(server.name):
+                    self._clock.after(0, server.cut)
         if self._trace is not None:
             self._trace(f"{(self._clock.now - self._script.zero_ns) / SECOND:9.3f}  {text}")
 
@@ -503,5 +508,14 @@ class _Run:
         ]
         if astray:
             self._complain(f"hosts {astray} do not follow in the end")
+        # An operator waits until all have taken it; what the bus has lost is to be ordered again.
+        lost = any(word in text for text in self._faults.words for word in ("bus", "deleted"))
+        deaf = [
+            host.place.number
+            for host in right
+            if host.member is not None and (host.member.order is None or host.member.order.number != self._faults.order)
+        ]
+        if self._faults.order and deaf and not lost:
+            self._complain(f"hosts {deaf} have not taken the operator's order")
         if not self._faults.words and self._fallbacks():
             self._complain(f"{self._fallbacks()} fallbacks without a fault")

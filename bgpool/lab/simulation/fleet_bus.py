@@ -40,6 +40,7 @@ class Place:
         cut: How each role's server is out of reach: ``silent``, ``refused``, or empty where it is not.
         bus_cut: The bus is out of reach, without a word.
         stopped: Its processes are stopped.
+        foreign: Its database is another one: somebody has given two deployments one bg_id.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Place:
         "cut",
         "dns_latency_ns",
         "dns_works",
+        "foreign",
         "number",
         "off_ns",
         "stopped",
@@ -66,7 +68,7 @@ class Place:
         self.bus_latency_ns = bus_latency_ns
         self.dns_works = True
         self.dns_latency_ns = MS
-        self.stopped = False
+        self.stopped = self.foreign = False
         self._waiting: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from bgpool.core.events import (
@@ -13,6 +15,7 @@ from bgpool.core.events import (
     MetadataFailed,
     ProbeFailed,
     StatusRead,
+    StatusRow,
 )
 from bgpool.core.fleet import PLACES
 from bgpool.core.limits import MONITOR_STATEMENT_TIMEOUT_S, RESOLVE_INTERVAL_S, SILENCE_S
@@ -181,7 +184,7 @@ class Probe:
             )
         )
         if isinstance(status, StatusRead):
-            asker.take(StatusRead(at, role, status.rows))
+            asker.take(StatusRead(at, role, _foreign(status.rows) if asker.place.foreign else status.rows))
         elif isinstance(status, MetadataAbsent):
             asker.take(MetadataAbsent(at, role, status.remedy))
         else:
@@ -259,6 +262,12 @@ class Lookup:
             self._asker.place.park(self._tell, found)
         elif self._asker.alive:
             self._found(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _foreign(rows: tuple[StatusRow, ...]) -> tuple[StatusRow, ...]:
+    """The same of another deployment."""
+    return tuple(replace(row, endpoint=row.endpoint.replace("db", "other", 1)) for row in rows)
 
 
 def _state(server: Server, role: Role) -> tuple[Answered, StatusRead | MetadataAbsent | MetadataFailed]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
+from bgpool.core.events import Order
+from bgpool.core.fleet import FleetOrder
 from bgpool.lab.simulation.clock import MS, SECOND
 from bgpool.lab.simulation.fleet_bus import Bus, Place
 
@@ -56,6 +58,7 @@ class Faults:
         applications: The hosts whose application is another one than the others'.
         wrong_clocks: Hosts whose clocks are wrong from some time on.
         nudged: How probable it is that a host has connections that are cut when a server cuts them.
+        order: The newest order of the operator's; empty for none.
         end_s: When the last of it is over.
     """
 
@@ -66,6 +69,7 @@ class Faults:
     applications: frozenset[int] = frozenset()
     wrong_clocks: bool = False
     nudged: float = 0.0
+    order: str = ""
     end_s: float = 0.0
 
     def at(self, at_s: float, lasts_s: float, word: str, act: Callable[[Stage], object]) -> None:
@@ -259,6 +263,30 @@ def _applications(faults: Faults, rng: random.Random, hosts: int) -> None:
     faults.words.append(f"{len(faults.applications)} hosts of another application")
 
 
+def _foreign(faults: Faults, rng: random.Random, hosts: int) -> None:
+    who = _some(rng, hosts, 3)
+
+    def act(stage: Stage) -> None:
+        for number in who:
+            stage.place(number).foreign = True
+
+    faults.at(-20.0, 0.0, f"{len(who)} hosts of another deployment", act)
+    faults.words.append(f"{len(who)} hosts of another deployment")
+
+
+def _order(faults: Faults, rng: random.Random, hosts: int) -> None:
+    at_s, kind = _moment(rng), rng.choice(tuple(Order))
+    number = f"{int(at_s * 1000) + 1_000_000:020d}-{rng.getrandbits(32):08x}"
+
+    def act(stage: Stage) -> None:
+        wall_ns = stage.place(rng.randrange(hosts)).wall_ns
+        stage.bus.node.report(FleetOrder(number, kind, wall_ns + 60 * SECOND))
+
+    faults.at(at_s, 0.0, f"operator orders {kind.value}", act)
+    faults.words.append(f"operator orders {kind.value} at {at_s:.1f} s")
+    faults.order = max(faults.order, number)
+
+
 _WEIGHTS: Final = (
     (_kill, 4),
     (_stop, 4),
@@ -273,5 +301,7 @@ _WEIGHTS: Final = (
     (_late, 2),
     (_dns, 1),
     (_applications, 1),
+    (_foreign, 1),
+    (_order, 1),
 )
 _KINDS: Final = [kind for kind, _ in _WEIGHTS]
