@@ -85,10 +85,18 @@ class Known:
 
     Attributes:
         author: The member that asked.
+        before: Of a reading that is no answer: when the newest answer before it was read, on its author's wall clock,
+            and its author.
     """
 
     reading: Reading
     author: str
+    before: tuple[int, str] = (0, "")
+
+    @property
+    def answered(self) -> tuple[int, str]:
+        """When the newest answer was read, on its author's wall clock, and its author."""
+        return (self.reading.read_ns, self.author) if self.reading.is_answer else self.before
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +334,7 @@ def _weigh(
     if snapshot.phase is Phase.NOT_CREATED:
         # A deployment is met at the database and nowhere else.
         return member, ()
-    member = replace(member, known=_put(member.known, role, Known(reading, message.leader)))
+    member = replace(member, known=_put(member.known, role, _known(known, reading, message.leader)))
     return _without_doubt(member, role), reading.events(at)
 
 
@@ -342,12 +350,20 @@ def _may_be_used(
     if known is None or (reading.is_answer and not known.reading.is_answer):
         # That this host is not answered is no evidence against somebody who is, unless it has seen something since.
         # What the monitor before has seen is in the snapshot, and may be as new as its end.
+        answered_ns, author = known.answered if known is not None else (0, "")
         since_ns = max(member.began_ns, doubt.since_ns if doubt is not None else 0)
-        return reading.read_ns > since_ns + _ERROR_NS
+        if author == message.leader:
+            return reading.read_ns > max(since_ns + _ERROR_NS, answered_ns)
+        return reading.read_ns > max(since_ns, answered_ns) + _ERROR_NS
     if rank(reading) < rank(known.reading) and isinstance(reading.facts[-1], MetadataAbsent):
         # Its login may have other rights than ours.
         return False
     return known.author == message.leader or reading.read_ns > known.reading.read_ns + _ERROR_NS
+
+
+def _known(before: Known | None, reading: Reading, author: str) -> Known:
+    """What is known of a role after *before*."""
+    return Known(reading, author, before.answered if before is not None else (0, ""))
 
 
 def _names_ours(member: Member, snapshot: Snapshot, reading: Reading) -> bool:
@@ -379,7 +395,7 @@ def _asked(member: Member, event: StatusRead | MetadataAbsent | MetadataFailed |
     reading = Reading(facts, at.wall_ns)
     member = replace(
         member,
-        known=_put(member.known, role, Known(reading, member.id)),
+        known=_put(member.known, role, _known(member.known[PLACES[role]], reading, member.id)),
         named=_put(member.named, role, named(reading)),
         asked_ns=_put(member.asked_ns, role, at.mono_ns),
         answers=_put(member.answers, role, None),

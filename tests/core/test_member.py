@@ -289,6 +289,25 @@ def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
     assert following.asks == (False, False)
 
 
+def test_a_backlog_is_no_word_against_what_a_host_was_told_before_nobody_answered() -> None:
+    """Cut off from the bus it has read the switchover itself; no server answers any more, and the bus has old words."""
+    leader, follower = pair()
+    leader.reads("AVAILABLE")
+    leader.now += 5
+    old = leader.speaks()
+    follower.now = leader.now
+    follower.waits(1.6)
+    follower.waits(1.6)
+    assert follower.stands() is Standing.DIRECT
+    follower.reads("SWITCHOVER_INITIATED")
+    for role in Role:
+        follower.fails(role)
+    old = replace(old, issued_ns=old.issued_ns + 2 * S, read_ns=(old.read_ns[0] + 2 * S, old.read_ns[1] + 2 * S))
+    follower.hears(old)
+    assert follower.stands() is Standing.FOLLOWER
+    assert follower.phase() is Phase.PREPARATION
+
+
 def test_who_is_not_answered_does_not_go_by_what_another_application_may_write() -> None:
     leader, follower = pair()
     follower.member = replace(follower.member, application="other")
