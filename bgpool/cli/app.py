@@ -161,7 +161,7 @@ def fleet_status(
     bg_id: _FleetBgId = None,
     fleet: _FleetUrl = None,
     ready: Annotated[bool, typer.Option("--ready", help="Say whether all hosts may be switched over.")] = False,
-    hosts: Annotated[int, typer.Option(min=0, help="With --ready: how many hosts there are at least.")] = 0,
+    hosts: Annotated[int, typer.Option(min=0, help="How many hosts there have to be, to be ready.")] = 0,
     json: _Json = False,
 ) -> None:
     """What all hosts of a fleet say: phase, what they lack, workers, held callers, place in the fleet, clock.

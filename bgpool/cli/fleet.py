@@ -122,7 +122,7 @@ def show(fleet: Fleet, *, ready: bool, least: int, as_json: bool) -> int:
         elif ready:
             _say_ready(fleet, survey, missing)
         else:
-            _draw(fleet, survey, names)
+            _draw(fleet, survey, names, least)
         return 1 if not survey.hosts or (ready and missing) else 0
 
 
@@ -194,9 +194,9 @@ def _say_ready(fleet: Fleet, survey: Survey, missing: Sequence[str]) -> None:
         print(f"{name}: note: {note}")
 
 
-def _draw(fleet: Fleet, survey: Survey, names: dict[Seen, str]) -> None:
+def _draw(fleet: Fleet, survey: Survey, names: dict[Seen, str], least: int) -> None:
     console, hosts = make_console(), survey.hosts
-    missing = [*_missing_of_fleet(survey, 0)]
+    missing = [*_missing_of_fleet(survey, least)]
     is_ready = not missing and not any(_missing(seen) for seen in hosts)
     title = Text(plain(fleet.bg_id), "bold")
     title.append("  ready for a switchover" if is_ready else "  not ready", "bold green" if is_ready else "bold yellow")

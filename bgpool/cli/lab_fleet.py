@@ -76,7 +76,9 @@ def play_fleet(plan: Plan, count: int, *, as_json: bool) -> bool:
         findings.append([f"the lab failed: {error}"])
         _tell_findings(console, findings[-1])
     more = heard_findings(results)
-    _tell_findings(console, more)
+    if more:
+        console.print(Text("BROKEN", "bold red").append(f", all {len(results)} together", "default"))
+        _tell_findings(console, more)
     if as_json:
         played = [{**result.to_json(), "findings": found} for result, found in zip(results, findings, strict=False)]
         failed = findings[len(results) :]

@@ -341,7 +341,7 @@ def _is_signed(fleet: Fleet, entry: Entry | ReportEntry, key: bytes) -> bool:
 def _clock(fleet: Fleet) -> Verdict:
     heard = fleet.heard
     if heard is None:
-        return not_checked(f"no message came within {FLEET_SILENCE_S:g} s: nobody leads")
+        return not_checked(f"no message that this host can use came within {FLEET_SILENCE_S:g} s")
     ahead_s = heard.at_s - heard.message.issued_ns / 1e9
     if abs(ahead_s) <= FLEET_CLOCK_ERROR_S:
         others = _others_off(fleet)

@@ -105,7 +105,7 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
         except (OSError, ValueError) as error:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            raise BusError(f"TLS with it failed: {_reason(error)}") from None
+            raise BusError(f"cannot be reached over TLS: {_reason(error)}") from None
 
 
 class Meter:
@@ -157,4 +157,6 @@ class _Metered:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {FLEET_TIMEOUT_S:g} s"
     return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)

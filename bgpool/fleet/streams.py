@@ -36,14 +36,14 @@ ANEW: Final = frozenset(
 #: The smallest rights that do.
 RIGHTS: Final = "+xadd +xread +xrevrange ~bgpool:*"
 
-#: What a server's error means, by its code; for a sentence that begins with the server. A text may use {command} and
-#: {key}.
+#: What a server's error means, by its code; for a sentence that begins with the server. A text may use {command},
+#: {key} and {rights}.
 MEANINGS: Final = {
     "READONLY": "is a replica and takes no writes; its name is looked up again",
     "OOM": "has no memory left (maxmemory), and evicts nothing",
     "NOAUTH": "wants a password",
     "WRONGPASS": "refuses the user or the password",
-    "NOPERM": "does not let the user run {command}; the rights it takes are " + RIGHTS,
+    "NOPERM": "does not let the user run {command}; the rights it takes are {rights}",
     "LOADING": "is starting and still loads its data",
     "MASTERDOWN": "is a replica that has lost its primary",
     "CLUSTERDOWN": "says that its cluster is down",
@@ -236,6 +236,8 @@ class StreamBus:
                 said = f"has not answered {running} within {FLEET_TIMEOUT_S:g} s"
             elif isinstance(error, exceptions.ConnectionError):
                 said = f"has hung up at {running}"
+                if self._connection is None and not self._url.tls:
+                    said += "; a port of TLS needs rediss:// or valkeys://"
             else:
                 said = f"does not speak the protocol of Redis ({type(error).__name__})"
             raise BusError(f"the bus at {place} {said}") from None
@@ -261,7 +263,7 @@ class StreamBus:
             self._passwords.forget()
         # Never the server's own text: it may quote what it was sent, and that may have been a login.
         said = (meaning or "answers {command} with the error {code}").format(
-            command=error.command, code=error.code, key=key
+            command=error.command, code=error.code, key=key, rights=f"{RIGHTS}{' +select' if self._url.db else ''}"
         )
         return BusError(f"the bus at {place} {said}", error.code)
 

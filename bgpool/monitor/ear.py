@@ -71,6 +71,8 @@ class Ear(threading.Thread):
         # Empty while the reports are not read.
         self._report_cursor = ""
         self._reports_from = 0.0
+        # Up to where reports were refused: each time that this host leads they are read from the beginning again.
+        self._refused_to = _BEGINNING
         self._error = ""
         self._unforeseen: Final[set[type[Exception]]] = set()
 
@@ -179,7 +181,7 @@ class Ear(threading.Thread):
             told = unseal_report(entry.payload, self._bg_id, self._keys())
             at_ms = int(entry.id.partition("-")[0])
         except BadMessage as error:
-            self._refuse(error.kind)
+            self._refuse_report(entry.id, error.kind)
             return False
         except ValueError:
             self._refuse("damaged")
@@ -187,11 +189,23 @@ class Ear(threading.Thread):
         is_news = self._roll is not None and self._roll.add(at_ms, told)
         return is_news and not isinstance(told, FleetOrder) and told.nudged and _is_fresh(told)
 
+    def _refuse_report(self, entry_id: str, kind: str) -> None:
+        try:
+            at_ms, number = map(int, entry_id.split("-"))
+        except ValueError:
+            self._refuse(kind)
+            return
+        if (at_ms, number) > self._refused_to:
+            self._refused_to = (at_ms, number)
+            self._refuse(kind)
+
     def _refuse(self, kind: str) -> None:
         self.refused[kind] += 1
         if self.refused[kind] == 1:
-            text = "the bus has a message that is %s and is not used; how many there are is in the host's reports"
-            _logger.warning(text, kind, extra=log_fields("fleet_refused", bg_id=self._bg_id))
+            what = "signed with no key of this host's" if kind == "forged" else kind
+            why = "; is bg_fleet_key the same on all hosts?" if kind == "forged" else ""
+            text = "the bus has a message that is %s and is not used%s; how many there are is in the host's reports"
+            _logger.warning(text, what, why, extra=log_fields("fleet_refused", bg_id=self._bg_id))
 
     def _tell_error(self, error: str) -> None:
         if error != self._error:

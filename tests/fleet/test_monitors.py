@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from redis.exceptions import ResponseError
 
 from bgpool.core.events import Answered, MetadataAbsent, Order
 from bgpool.core.fleet import NEVER, FleetOrder, Message, Reading, Report, Standing
@@ -326,18 +328,52 @@ def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
         payload = [sealed, sealed[:40], sealed[32:], top.payload, b"", seal(message, "other", (key,))][place % 6]
         fleet.redis.execute("XADD", HOSTS, "*", "m", payload)
         if place == 1:
-            fleet.redis.execute("XADD", STREAM, f"{top.term}-{top.seq + 1}", "m", payload)
+            add_at_the_top(fleet, bus, payload)
     time.sleep(2.5)
     fleet.settle()
     assert [host.fallbacks for host in fleet.hosts] == [0, 0, 0]
     for host in fleet.hosts:
         assert replace(host.snapshot, fleet=None, notices=()) == replace(before[id(host)], fleet=None, notices=())
-    refused = {
-        report.member: report.refused
-        for entry in reversed(bus.reports(500))
-        if isinstance(report := told(entry.payload), Report)
-    }
-    assert all(count > 0 for count in refused.values())
+
+    def all_say_so() -> bool:
+        refused = {
+            report.member: report.refused
+            for entry in reversed(bus.reports(500))
+            if isinstance(report := told(entry.payload), Report)
+        }
+        return all(count > 0 for count in refused.values())
+
+    # Hosts report every five seconds, and not because something was refused.
+    wait_until(all_say_so, 7.0, "all hosts report that they have refused something")
+
+
+def test_a_report_that_is_refused_is_counted_once_however_often_it_is_read(fleet: Fleet) -> None:
+    fleet.add(2)
+    fleet.settle()
+    leader = fleet.leader
+    members = leader.monitor._fleet
+    assert isinstance(members, monitor_fleet.Fleet)
+    refused = members._ear.refused
+    for _ in range(5):
+        fleet.redis.execute("XADD", HOSTS, "*", "m", b"not ours")
+    wait_until(lambda: refused.total() == 5, 3.0, "the leader has read all of them")
+    # The leader reads the reports from the beginning again when its connection is lost.
+    fleet.redis.execute("CLIENT", "KILL", "TYPE", "normal")
+    fleet.redis.execute("XADD", HOSTS, "*", "m", b"not ours")
+    wait_until(lambda: refused.total() >= 6, 6.0, "it reads them again")
+    time.sleep(0.5)
+    assert refused.total() == 6
+
+
+def add_at_the_top(fleet: Fleet, bus: StreamBus, payload: bytes) -> None:
+    """Be quicker than the leader, which takes the same place every half second."""
+    for _ in range(20):
+        top = bus.top()
+        assert top is not None
+        with contextlib.suppress(ResponseError):
+            fleet.redis.execute("XADD", STREAM, f"{top.term}-{top.seq + 1}", "m", payload)
+            return
+    pytest.fail("the leader was always quicker")
 
 
 def told(payload: bytes) -> Report | FleetOrder | None:
