@@ -472,7 +472,13 @@ def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
 
     A leader's signs of life come faster from the moment on in which it knows of a switchover, and no earlier.
     """
-    begun_ns = next((entry.mono_ns for entry in snapshot.timeline if entry.event in _SWITCHING), 0)
+    begun_ns = 0
+    for entry in snapshot.timeline:
+        if entry.event == Phase.COMPLETED.name:
+            # The timer may have ended it, and then green has taken over.
+            begun_ns = 0
+        elif entry.event in _SWITCHING and not begun_ns:
+            begun_ns = entry.mono_ns
     return max(member.heard_ns, begun_ns) + silence_ns(snapshot)
 
 

@@ -392,6 +392,24 @@ def test_silence_is_shorter_in_a_switchover(status: str, limit: float) -> None:
     assert follower.asks == (True, True)
 
 
+def test_a_switchover_that_is_found_to_be_under_way_after_all_is_no_silence() -> None:
+    """The timer had ended it; then green takes over. Until then the leader spoke as seldom as it does in peace."""
+    leader, _ = pair()
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    leader.hears(leader.speaks())
+    leader.now += 181
+    leader.take(Tick(leader.at))
+    assert leader.phase() is Phase.COMPLETED
+    leader.member = replace(leader.member, standing=Standing.LEADER, term=7, heard_ns=leader.at.mono_ns)
+    leader.now += 0.45
+    leader.take(Answered(leader.at, Role.SOURCE, True))
+    leader.take(Answered(leader.at, Role.TARGET, False))
+    assert leader.phase() is Phase.POST
+    leader.now += 0.01
+    leader.take(Tick(leader.at))
+    assert leader.stands() is Standing.LEADER
+
+
 def test_a_succession_is_no_fallback() -> None:
     leader, follower = pair()
     third = created("cccc", at=leader.now)
