@@ -236,7 +236,7 @@ class StreamBus:
                 said = f"has not answered {running} within {FLEET_TIMEOUT_S:g} s"
             elif isinstance(error, exceptions.ConnectionError):
                 said = f"has hung up at {running}"
-                if self._connection is None and not self._url.tls:
+                if running == "AUTH" and not self._url.tls:
                     said += "; a port of TLS needs rediss:// or valkeys://"
             else:
                 said = f"does not speak the protocol of Redis ({type(error).__name__})"
