@@ -398,6 +398,8 @@ FLEET_KEYS_LIFE_S: Final = 60.0
 #: How often a monitor looks whether there is something to report, and the shortest time between two nudges that it
 #: passes on, in seconds; how long it waits for its farewell to be written.
 FLEET_LOOK_S: Final = 1.0
+#: How long each host leaves the others to report what has changed for all, in seconds, up to FLEET_LOOK_S in all.
+FLEET_TURN_TO_REPORT_S: Final = 0.01
 FLEET_NUDGE_S: Final = 0.5
 FLEET_LEAVE_S: Final = 0.5
 

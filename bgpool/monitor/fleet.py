@@ -17,7 +17,7 @@ from bgpool.core.duty import Duty, duty, farewell, published
 from bgpool.core.events import Event, Nudged
 from bgpool.core.fleet import AnyEvent, FleetView, Report, Standing
 from bgpool.core.fleet_lines import Said, tell
-from bgpool.core.limits import FLEET_LEAVE_S, FLEET_MISSING, FLEET_NUDGE_S
+from bgpool.core.limits import FLEET_LEAVE_S, FLEET_LOOK_S, FLEET_MISSING, FLEET_NUDGE_S, FLEET_TURN_TO_REPORT_S
 from bgpool.core.member import Member, take, view_of
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot
@@ -139,7 +139,7 @@ class Fleet:
         if isinstance(event, Nudged) and self._member.standing is Standing.FOLLOWER:
             self._pass_on()
         if (before.standing, before.order) != (self._member.standing, self._member.order):
-            self._voice.look()
+            self._look()
         return told
 
     def attend(self, snapshot: Snapshot) -> Duty:
@@ -147,7 +147,7 @@ class Fleet:
         at = now()
         if snapshot.phase is not self._phase:
             self._phase = snapshot.phase
-            self._voice.look()
+            self._look()
         self._ear.assign(leads=self.leads, hurries=snapshot.phase in SWITCHING)
         todo = duty(self._member, snapshot, at)
         if todo.publication is None:
@@ -170,6 +170,10 @@ class Fleet:
         """*snapshot* with what the log is to be told of the fleet; the same object where that is nothing."""
         self._said, told = tell(self._said, snapshot, self._member, now())
         return told
+
+    def _look(self) -> None:
+        """Report what has changed, in this host's turn: in a switchover all hosts have the same to say at once."""
+        self._voice.look(self._member.luck * min(FLEET_LOOK_S, self._member.hosts * FLEET_TURN_TO_REPORT_S))
 
     def _pass_on(self) -> None:
         """A nudge, to the leader: its host may have no connection that was cut."""

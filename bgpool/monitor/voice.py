@@ -51,10 +51,12 @@ class Voice(threading.Thread):
         self._wanted: Final = threading.Event()
         self._publication: tuple[Publication, tuple[int, int]] | None = None
         self._nudges = self._leaves = False
+        # When it is looked next whether there is something to report.
+        self._look_at = 0.0
         # Owned by this thread.
         self._bus: Bus | None = None
         self._reported: Report | None = None
-        self._reported_at = self._looked_at = 0.0
+        self._reported_at = 0.0
         self._unforeseen: Final[set[type[Exception]]] = set()
 
     @property
@@ -72,9 +74,9 @@ class Voice(threading.Thread):
         self._nudges = True
         self._wanted.set()
 
-    def look(self) -> None:
-        """Report now if there is something new to report."""
-        self._looked_at = 0.0
+    def look(self, after_s: float) -> None:
+        """Report in *after_s* seconds if there is something new to report: what all hosts have to say takes turns."""
+        self._look_at = time.monotonic() + after_s
         self._wanted.set()
 
     def leave(self, timeout_s: float) -> None:
@@ -86,7 +88,7 @@ class Voice(threading.Thread):
     def run(self) -> None:
         """Write until told to leave."""
         while True:
-            self._wanted.wait(FLEET_LOOK_S)
+            self._wanted.wait(max(0.0, self._look_at - time.monotonic()))
             self._wanted.clear()
             leaves = self._leaves
             try:
@@ -101,6 +103,7 @@ class Voice(threading.Thread):
                 if self._bus is not None:
                     self._bus.close()
                 self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
+                self._look_at = time.monotonic() + FLEET_LOOK_S
                 if not leaves:
                     # What failed at once may fail at once again, and a leader has something to say all the time.
                     time.sleep(FLEET_PAUSE_S)
@@ -175,9 +178,9 @@ class Voice(threading.Thread):
             self._nudges = False
             self._say(replace(self._describe(), nudged=True))
         at = time.monotonic()
-        if not leaves and at - self._looked_at < FLEET_LOOK_S:
+        if not leaves and at < self._look_at:
             return
-        self._looked_at = at
+        self._look_at = at + FLEET_LOOK_S
         report = replace(self._describe(), leaves=leaves)
         before = self._reported
         if before is not None and _news(before) == _news(report) and at - self._reported_at < FLEET_REPORT_S:
