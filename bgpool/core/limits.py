@@ -378,7 +378,8 @@ FLEET_TERM_AHEAD_S: Final = 86_400
 #: Between two claims of a host that were refused or not answered, in seconds, give or take half of it.
 FLEET_CLAIM_PAUSE_S: Final = 0.5
 
-#: How long a host does not claim whose clock differs from most others', in seconds.
+#: How long a host does not claim whose clock differs from most others', and the longest that one waits which others
+#: have beaten again and again without a word that it can believe, in seconds.
 FLEET_BARRED_S: Final = 60.0
 
 #: Over how long the hosts spread who succeeds a leader that resigns, in seconds; at other times and in a switchover.

@@ -41,7 +41,9 @@ from bgpool.core.fleet import (
     Standing,
 )
 from bgpool.core.limits import (
+    FLEET_BARRED_S,
     FLEET_BUDGET_PER_S,
+    FLEET_CLAIM_PAUSE_S,
     FLEET_CLOCK_ERROR_S,
     FLEET_FRESH_S,
     FLEET_REPORT_LIFE_S,
@@ -159,6 +161,7 @@ class Member:
         alone_since_ns: Since when nobody leads, on the monotonic clock: who claims has an answer that is newer.
         vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
         tried: The highest term that was refused.
+        beaten: How often somebody has taken the leadership from it of whom it has heard nothing authentic since.
         claim_at_ns: When it may claim again, on the monotonic clock.
         barred_ns: Until when it does not claim because its own clock is wrong, on the monotonic clock.
         claimed: What it said in its last claim.
@@ -194,6 +197,7 @@ class Member:
     alone_since_ns: int = 0
     vacant: str = ""
     tried: int = 0
+    beaten: int = 0
     claim_at_ns: int = 0
     barred_ns: int = 0
     claimed: tuple[Known | None, ...] = ()
@@ -271,7 +275,7 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     if place <= member.fence:
         return member, ()
     age_ns = at.wall_ns - message.issued_ns
-    member = replace(member, fence=place, stirred_ns=at.mono_ns, bus_error="")
+    member = replace(member, fence=place, stirred_ns=at.mono_ns, beaten=0, bus_error="")
     if not event.is_past:
         # Also of a leader whose clock differs: those who ask the database themselves are to keep the budget, too.
         member = replace(member, clock_off_ns=age_ns, hosts=message.hosts)
@@ -536,9 +540,13 @@ def _claimed(member: Member, event: Claimed) -> Member:
 
 def _beaten(member: Member, event: Beaten) -> Member:
     member = replace(member, tried=max(member.tried, event.term))
-    if member.standing is Standing.LEADER and member.term == event.term:
-        return give_up(member, "another host is ahead", event.at)
-    return member
+    if member.standing is not Standing.LEADER or member.term != event.term:
+        return member
+    # Who wins may be one whose words this host cannot believe, and who can believe none of ours: with another key, say.
+    # They do not take the stream from each other for ever: whom nobody hears waits longer each time.
+    member = replace(give_up(member, "another host is ahead", event.at), beaten=member.beaten + 1)
+    wait_s = min(FLEET_CLAIM_PAUSE_S * 2**member.beaten, FLEET_BARRED_S)
+    return replace(member, claim_at_ns=event.at.mono_ns + int(wait_s * (0.5 + member.luck) * _NS))
 
 
 def _key_gone(member: Member, at: Instant) -> Member:

@@ -651,6 +651,26 @@ def test_a_leader_whose_words_are_refused_or_whose_stream_is_gone_leads_no_more(
     assert claim.message.term == other.term + 1
 
 
+def test_a_host_whom_nobody_believes_contends_for_the_leadership_ever_less() -> None:
+    host = created("aaaa")
+    waits = []
+    for _ in range(9):
+        claim = host.speaks(term=host.member.tried + 1)
+        host.take(Beaten(host.at, claim.term))
+        host.reads("AVAILABLE")
+        began = host.now
+        while host.does().publication is None:
+            host.now += 0.25
+            host.reads("AVAILABLE")
+        waits.append(host.now - began)
+    assert waits[0] < 2
+    assert waits[-1] > 30
+    # A word that it can believe ends that.
+    leader = created("bbbb", at=host.now)
+    host.hears(leader.speaks(term=host.member.tried + 1))
+    assert host.member.beaten == 0
+
+
 def test_a_leader_that_does_not_hear_itself_leads_no_more() -> None:
     leader, _ = pair()
     leader.waits(1.6)
