@@ -34,7 +34,7 @@ def test_every_host_does_what_its_own_evidence_allows(count: int) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_thousand_hosts() -> None:
-    for ended in simulate_fleets(4, 1000, FIRST_SEED):
+    for ended in simulate_fleets(2, 1000, FIRST_SEED):
         assert ended.violations == (), f"seed {ended.seed} ({ended.story})"
 
 
@@ -46,8 +46,8 @@ def test_a_seed_is_all_that_a_run_depends_on() -> None:
     assert any("phase IN_PROGRESS -> POST" in line for line in first)
 
 
-def never_silent(found: Any, *_: Any) -> Any:
-    return found
+def an_hour(*_: Any) -> int:
+    return 3600 * 10**9
 
 
 def at_once(*_: Any) -> int:
@@ -64,7 +64,7 @@ def always_ours(*_: Any) -> bool:
 @pytest.mark.parametrize(
     ("module", "name", "broken", "promise"),
     [
-        (member, "_note_silence", never_silent, "longer than on its own"),
+        (member, "silence_ns", an_hour, "longer than on its own"),
         (member.Member, "pace_ns", property(at_once), "times in"),
         (duty, "_is_out_of_time", lambda _: False, "in the end"),
         (member, "_names_ours", always_ours, "names that"),
@@ -75,7 +75,7 @@ def test_a_broken_member_is_found_out(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Any, promise: str
 ) -> None:
     monkeypatch.setattr(module, name, broken)
-    for ended in simulate_fleets(100, 20):
+    for ended in simulate_fleets(60, 20):
         if any(promise in violation for violation in ended.violations):
             return
-    pytest.fail(f"100 simulations did not notice: {promise}")
+    pytest.fail(f"60 simulations did not notice: {promise}")
