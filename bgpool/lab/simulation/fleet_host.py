@@ -39,6 +39,7 @@ from bgpool.core.fleet import (
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
     FLEET_BLOCK_SWITCHING_S,
+    FLEET_HOSTS,
     FLEET_LOOK_S,
     FLEET_NUDGE_S,
     FLEET_PAUSE_MAX_S,
@@ -46,6 +47,8 @@ from bgpool.core.limits import (
     FLEET_REPORT_S,
     FLEET_SILENCE_S,
     FLEET_SILENCE_SWITCHING_S,
+    FLEET_TERM_AHEAD_S,
+    FLEET_TURN_TO_REPORT_S,
     NUDGE_INTERVAL_S,
 )
 from bgpool.core.machine import Rules, step
@@ -218,7 +221,7 @@ class Host:
             self._passed_on_ns = now_ns
             voice.nudge()
         if before.standing is not member.standing or before.order != member.order:
-            voice.look()
+            voice.look(member)
 
     def _tell_place(self, before: Member, member: Member, event: AnyEvent) -> None:
         if (before.standing, before.vacant, before.leader) != (member.standing, member.vacant, member.leader):
@@ -285,7 +288,7 @@ class Host:
         if member is not None and self._voice is not None and self._ear is not None:
             if snapshot.phase is not self._phase:
                 self._phase = snapshot.phase
-                self._voice.look()
+                self._voice.look(member)
             before = self.duty
             at = self.now()
             todo = duty(member, snapshot, at)
@@ -372,7 +375,7 @@ class Ear:
         self._rng: Final = rng
         self._clock: Final[Clock] = host._clock
         self._node: Node | None = None
-        self._cursor = (0, 0)
+        self._cursor = self._end = (0, 0)
         self._heard_ns = -SECOND
         self._pending = False
         self._error = ""
@@ -380,7 +383,10 @@ class Ear:
         self._ticket = 0
         self._roll: Roll | None = None
         self._counted: Count | None = None
-        self._reports_read = 0
+        self._counted_ns = -SECOND
+        self._reports_from_ns = 0
+        # How many of the hosts' stream were read, those before its beginning included; -1 while they are not read.
+        self._reports_read = -1
 
     @property
     def place(self) -> Place:
@@ -459,7 +465,6 @@ class Ear:
         self._node.listeners[self] = None
         self._pause_ns = int(FLEET_PAUSE_S * SECOND)
         self._take_cursor_anew(self._node)
-        self._roll = None
         if self._node.after(self._cursor):
             self.notice()
         if self._error:
@@ -477,6 +482,7 @@ class Ear:
             return
         self.close()
         self._heard_ns = -SECOND
+        self._reports_read, self._reports_from_ns = -1, self._clock.now + int(FLEET_PAUSE_MAX_S * SECOND)
         self._clock.after(self._pause_ns, self._connect)
         self._pause_ns = min(2 * self._pause_ns, int(FLEET_PAUSE_MAX_S * SECOND))
         self._tell_error(error)
@@ -506,14 +512,15 @@ class Ear:
             self._take_cursor_anew(node)
             if node.after(self._cursor):
                 self.notice()
-        if self._roll is not None and node is not None:
-            self._call([])
+        if node is not None and self._bus.reach(self.place) is OK:
+            self._read_reports(node)
         self._clock.after(self._block_ns + self._rng.randrange(0, 20 * MS), self._look)
 
     def _take_cursor_anew(self, node: Node) -> None:
         top = node.top()
         if top is None or (top.term, top.seq) < self._cursor:
             self._cursor = (0, 0)
+        self._end = (top.term, top.seq) if top is not None else (0, 0)
         self._heard_ns = self._clock.now
 
     def _read(self) -> None:
@@ -527,24 +534,26 @@ class Ear:
             return
         if self._bus.reach(self.place) is not OK or self._bus.node_of(self.place) is not node:
             return
-        if host.leads and self._roll is None:
-            self._begin_roll(node)
-        elif not host.leads:
-            self._roll = None
         for place, message in node.after(self._cursor):
             self._cursor, self._heard_ns = place, self._clock.now
-            host.take(MessageHeard(host.now(), message))
-        if self._roll is not None:
-            begin = max(0, self._reports_read - node.trimmed)
-            self._reports_read = node.trimmed + len(node.reports)
-            self._call(node.reports[begin:])
+            host.take(MessageHeard(host.now(), message, is_past=place <= self._end))
+        self._read_reports(node)
 
-    def _begin_roll(self, node: Node) -> None:
-        assert self._host.member is not None
-        self._roll, self._counted = Roll(self._host.member.id), None
-        for at_ms, told in node.reports[-2000:]:
-            self._roll.add(at_ms, told)
+    def _read_reports(self, node: Node) -> None:
+        member, now_ns = self._host.member, self._clock.now
+        if member is None or not self._host.leads:
+            self._roll, self._reports_read = None, -1
+            return
+        if self._reports_read < 0:
+            if now_ns < self._reports_from_ns:
+                return
+            if self._roll is None:
+                self._roll, self._counted = Roll(member.id), None
+            begin = len(node.reports) - FLEET_HOSTS
+        else:
+            begin = self._reports_read - node.trimmed
         self._reports_read = node.trimmed + len(node.reports)
+        self._call(node.reports[max(0, begin) :])
 
     def _call(self, reports: list[tuple[int, Report | FleetOrder]]) -> None:
         roll, nudged = self._roll, False
@@ -553,6 +562,10 @@ class Ear:
         for at_ms, told in reports:
             roll.add(at_ms, told)
             nudged |= isinstance(told, Report) and told.nudged
+        if not nudged and self._clock.now - self._counted_ns < int(FLEET_BLOCK_SWITCHING_S * SECOND):
+            # The next look counts them.
+            return
+        self._counted_ns = self._clock.now
         count = roll.count()
         if nudged or count != self._counted:
             self._counted = count
@@ -569,9 +582,10 @@ class Voice:
         self._rng: Final = rng
         self._clock: Final[Clock] = host._clock
         self._publication: tuple[Publication, tuple[int, int]] | None = None
-        self._writing = self._nudges = self._looks = False
+        self._writing = self._nudges = False
         self._reported: Report | None = None
         self._reported_ns = -_REPORT_NS
+        self._look_ns = 0
 
     @property
     def is_busy(self) -> bool:
@@ -580,7 +594,7 @@ class Voice:
 
     def start(self) -> None:
         """Begin to report."""
-        self._clock.after(self._rng.randrange(0, _LOOK_NS), self._wake)
+        self._look_at(self._clock.now)
 
     def publish(self, publication: Publication, fence: tuple[int, int]) -> None:
         """Write *publication*."""
@@ -592,19 +606,22 @@ class Voice:
         self._nudges = True
         self._go()
 
-    def look(self) -> None:
-        """Report now if there is something new to report."""
-        self._looks = True
-        self._go()
+    def look(self, member: Member) -> None:
+        """Report in this host's turn if there is something new to report."""
+        turn_s = min(FLEET_LOOK_S, member.hosts * FLEET_TURN_TO_REPORT_S)
+        self._look_at(self._clock.now + int(member.luck * turn_s * SECOND))
 
-    def _wake(self) -> None:
-        if not self._host.alive:
+    def _look_at(self, moment_ns: int) -> None:
+        self._look_ns = moment_ns
+        self._clock.at(moment_ns, self._wake, moment_ns)
+
+    def _wake(self, moment_ns: int) -> None:
+        if not self._host.alive or moment_ns != self._look_ns:
             return
         if self.place.stopped:
-            self.place.park(self._wake)
+            self.place.park(self._wake, moment_ns)
             return
         self._go()
-        self._clock.after(_LOOK_NS, self._wake)
 
     @property
     def place(self) -> Place:
@@ -630,9 +647,9 @@ class Voice:
 
     def _report(self) -> None:
         now_ns = self._clock.now
-        if not self._looks and now_ns - self._reported_ns < _LOOK_NS:
+        if now_ns < self._look_ns:
             return
-        self._looks = False
+        self._look_at(now_ns + _LOOK_NS)
         report, before = self._host.report(), self._reported
         if before is not None and now_ns - self._reported_ns < _REPORT_NS and _news(before) == _news(report):
             return
@@ -646,9 +663,23 @@ class Voice:
     def _said(self, found: object) -> None:
         if self._waits(self._said, found):
             return
-        self._writing = False
         if found is FAILED:
-            self._host.take(BusFailed(self._host.now(), "the bus does not answer"))
+            self._pause()
+            return
+        self._writing = False
+        self._go()
+
+    def _pause(self) -> None:
+        """What failed at once may fail at once again."""
+        self._look_ns = self._clock.now + _LOOK_NS
+        self._clock.after(int(FLEET_PAUSE_S * SECOND), self._go_on)
+        self._host.take(BusFailed(self._host.now(), "the bus does not answer"))
+
+    def _go_on(self) -> None:
+        if self._waits(self._go_on):
+            return
+        self._writing = False
+        self._look_at(max(self._look_ns, self._clock.now))
         self._go()
 
     def _waits(self, call: Callable[..., object], *args: Any) -> bool:
@@ -664,12 +695,14 @@ class Voice:
     def _written(self, message: Message, found: object) -> None:
         if self._waits(self._written, message, found):
             return
-        self._writing = False
         self._publication = None
         host = self._host
         if found is FAILED:
-            host.take(BusFailed(host.now(), "the bus does not answer"))
-        elif found is MISSING:
+            self._pause()
+            host.tick()
+            return
+        self._writing = False
+        if found is MISSING:
             host.take(KeyGone(host.now()))
         elif found is REFUSED:
             host.take(Beaten(host.now(), message.term))
@@ -690,12 +723,15 @@ class Voice:
             if (top.term, top.seq) > fence and not top.resigns:
                 self._writing = False
                 self._publication = None
-                host.take(MessageHeard(host.now(), top))
+                host.take(MessageHeard(host.now(), top, is_past=True))
                 self._go()
                 return
             term = max(message.term, top.term + 1)
         else:
             term = max(message.term, self.place.wall_ns // SECOND)
+        if term > self.place.wall_ns // SECOND + FLEET_TERM_AHEAD_S:
+            self._written(message, FAILED)
+            return
         self._write(replace(message, term=term, issued_ns=self.place.wall_ns))
 
 
