@@ -22,7 +22,7 @@ from bgpool.core.limits import (
 from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns, stands
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import is_awaited
-from bgpool.core.readings import has_rows, meaning
+from bgpool.core.readings import has_rows, mark_of, meaning
 from bgpool.core.snapshot import Snapshot
 
 __all__ = ["Duty", "Publication", "duty", "farewell", "published"]
@@ -115,29 +115,29 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
     if at.mono_ns < claim_at_ns:
         return None, claim_at_ns
     least = max(member.fence[0], member.tried) + 1
-    return Publication(_message(member, least, 0, at, whole=0, order=_order(member, snapshot, at))), _NOT
+    return Publication(_message(member, snapshot, least, 0, at, whole=0, order=_order(member, snapshot, at))), _NOT
 
 
 def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
     switching = snapshot.phase in SWITCHING or member.others_switch
     seq = sent.seq + 1
     if _is_out_of_time(member):
-        return farewell(member, at), at.mono_ns
+        return farewell(member, snapshot, at), at.mono_ns
     beat_ns = sent.at_ns + int((FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S) * _NS)
     whole_ns = sent.whole_at_ns + int(FLEET_WHOLE_S * _NS)
     order = _order(member, snapshot, at)
     if at.mono_ns >= whole_ns or _said(sent.known, member.id) != _said(member.known, member.id):
-        return Publication(_message(member, member.term, seq, at, whole=seq, order=order)), at.mono_ns
+        return Publication(_message(member, snapshot, member.term, seq, at, whole=seq, order=order)), at.mono_ns
     if at.mono_ns >= beat_ns or sent.order != member.order:
-        return Publication(_message(member, member.term, seq, at, whole=sent.whole, order=order)), at.mono_ns
+        return Publication(_message(member, snapshot, member.term, seq, at, whole=sent.whole, order=order)), at.mono_ns
     return None, min(beat_ns, whole_ns)
 
 
-def farewell(member: Member, at: Instant) -> Publication:
+def farewell(member: Member, snapshot: Snapshot, at: Instant) -> Publication:
     """What a leader says last: somebody else is to lead."""
     sent = member.sent
     seq, whole = (sent.seq + 1, sent.whole) if sent is not None else (1, 0)
-    return Publication(replace(_message(member, member.term, seq, at, whole=whole), resigns=True))
+    return Publication(replace(_message(member, snapshot, member.term, seq, at, whole=whole), resigns=True))
 
 
 def published(member: Member, publication: Publication, at: Instant) -> Member:
@@ -158,7 +158,7 @@ def published(member: Member, publication: Publication, at: Instant) -> Member:
 
 
 def _message(
-    member: Member, term: int, seq: int, at: Instant, *, whole: int, order: FleetOrder | None = None
+    member: Member, snapshot: Snapshot, term: int, seq: int, at: Instant, *, whole: int, order: FleetOrder | None = None
 ) -> Message:
     readings = tuple(
         known.reading if known is not None and known.author == member.id else None for known in member.known
@@ -175,6 +175,7 @@ def _message(
         (first, second),
         readings if seq == whole else (),
         order,
+        deployment=mark_of(snapshot),
     )
 
 

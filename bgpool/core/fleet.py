@@ -112,6 +112,7 @@ class Message:
         issued_ns: When, on that one's wall clock.
         application: Whose settings the leader's questions were about: a mark that is the same for equal ones.
         hosts: How many hosts the leader counts, itself included.
+        deployment: Which one it is about, by a mark of blue's name; empty while the leader has no inventory.
         whole: The seq, in this term, of the newest whole message; of a whole message, its own.
         read_ns: When each role was last read with the result of that message, in the order of Role, on the leader's
             wall clock; 0 for a role that it does not ask.
@@ -132,6 +133,7 @@ class Message:
     readings: tuple[Reading | None, ...] = ()
     order: FleetOrder | None = None
     resigns: bool = False
+    deployment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ from bgpool.core.limits import (
     FLEET_VACANT_S,
 )
 from bgpool.core.phase import SWITCHING, Phase, Role
-from bgpool.core.readings import is_same, meaning, named, rank
+from bgpool.core.readings import is_same, mark_of, meaning, named, rank
 from bgpool.core.snapshot import Snapshot
 
 __all__ = [
@@ -169,6 +169,7 @@ class Member:
         strangers: Hosts whose clocks differ from the leader's by more than they may.
         others_switch: A host has reported that it is in a switchover.
         order: The last operator's order that it has taken.
+        is_foreign: The last message was about another deployment.
         bus_error: What is wrong with the bus; empty where nothing is.
         fallbacks: How often nobody led, and it has asked the database itself for longer than a moment.
         refused: Messages of terms that cannot be.
@@ -205,6 +206,7 @@ class Member:
     strangers: int = 0
     others_switch: bool = False
     order: FleetOrder | None = None
+    is_foreign: bool = False
     bus_error: str = ""
     fallbacks: int = 0
     refused: int = 0
@@ -279,6 +281,11 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     if not event.is_past:
         # Also of a leader whose clock differs: those who ask the database themselves are to keep the budget, too.
         member = replace(member, clock_off_ns=age_ns, hosts=message.hosts)
+    mine = mark_of(snapshot)
+    member = replace(member, is_foreign=bool(mine and message.deployment) and message.deployment != mine)
+    if member.is_foreign:
+        # Two deployments with one bg_id on one bus. The others' readings may name nobody: they are not for us.
+        return member, ()
     if message.readings:
         member = replace(member, whole=message)
     fresh = -_ERROR_NS <= age_ns <= _FRESH_NS + _ERROR_NS
@@ -346,7 +353,7 @@ def _may_be_used(
     member: Member, snapshot: Snapshot, message: Message, known: Known | None, reading: Reading, doubt: Doubt | None
 ) -> bool:
     """Whether a reading that says something else than *known* may take its place."""
-    if not _names_ours(member, snapshot, reading):
+    if not _is_about_ours(member, snapshot, message, reading):
         return False
     if message.application != member.application and reading.is_answer:
         # What its application may write says nothing of what ours may.
@@ -370,10 +377,16 @@ def _known(before: Known | None, reading: Reading, author: str) -> Known:
     return Known(reading, author, before.answered if before is not None else (0, ""))
 
 
-def _names_ours(member: Member, snapshot: Snapshot, reading: Reading) -> bool:
-    """Whether every host that a reading names is one that this host has heard of from the database itself."""
+def _is_about_ours(member: Member, snapshot: Snapshot, message: Message, reading: Reading) -> bool:
+    """Whether every host that a reading names is one that this host has heard of from the database itself.
+
+    Where it names none: whether it was read of the servers that this host knows.
+    """
     names = named(reading)
-    return not names or names <= {(host.name, host.port) for host in snapshot.hosts}.union(*member.named)
+    if not names:
+        # Whoever has no inventory may be anybody's.
+        return message.deployment == mark_of(snapshot) or not snapshot.hosts
+    return names <= {(host.name, host.port) for host in snapshot.hosts}.union(*member.named)
 
 
 def _for_us(member: Member, message: Message, known: Known | None, reading: Reading) -> Reading:
@@ -461,6 +474,8 @@ def _why_silent(member: Member, snapshot: Snapshot) -> str:
     off_ns = member.clock_off_ns or 0
     if member.bus_error:
         return member.bus_error
+    if member.is_foreign:
+        return "another deployment has the same bg_id on this bus: give each one of its own"
     if not -_ERROR_NS <= off_ns <= _FRESH_NS + _ERROR_NS:
         return f"messages seem to be {off_ns / _NS:.1f} s old: the hosts' clocks differ, or the bus stalls"
     return f"no message for {silence_ns(snapshot) / _NS} s"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from bgpool.core import topology
 from bgpool.core.events import MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
 from bgpool.core.fleet import Fact, Reading
 from bgpool.core.phase import Role
+from bgpool.core.snapshot import Snapshot
 
-__all__ = ["has_rows", "is_same", "meaning", "named", "rank"]
+__all__ = ["has_rows", "is_same", "mark_of", "meaning", "named", "rank"]
 
 
 def meaning(reading: Reading) -> tuple[Fact, ...]:
@@ -30,6 +32,16 @@ def meaning(reading: Reading) -> tuple[Fact, ...]:
 def is_same(one: Reading, other: Reading) -> bool:
     """Whether both tell the same. A heartbeat repeats the very facts of the message that it stands on."""
     return one.facts is other.facts or meaning(one) == meaning(other)
+
+
+def mark_of(snapshot: Snapshot) -> str:
+    """Eight hex digits that are the same for all who know the same blue; empty while none is known.
+
+    Two deployments may have one bg_id, which by default is 1, and one bus.
+    """
+    for host in snapshot.hosts_of(Role.SOURCE):
+        return hashlib.sha256(f"{host.name}:{host.port}".encode(errors="replace")).hexdigest()[:8]
+    return ""
 
 
 def rank(reading: Reading) -> int:

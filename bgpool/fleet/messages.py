@@ -56,6 +56,7 @@ def seal(message: Message, bg_id: str, keys: tuple[bytes, ...]) -> bytes:
         "l": bytes.fromhex(message.leader),
         "t": message.issued_ns,
         "a": message.application,
+        "d": message.deployment,
         "n": message.hosts,
         "w": message.whole,
         "r": message.read_ns,
@@ -94,6 +95,7 @@ def unseal(entry: Entry, bg_id: str, keys: tuple[bytes, ...]) -> Message:
             readings,
             _order(body["o"]) if body.get("o") is not None else None,
             body.get("x") is True,
+            _text(body.get("d", ""), NAME_CHARS),
         )
     except (KeyError, ValueError, TypeError, IndexError):
         raise BadMessage("damaged") from None

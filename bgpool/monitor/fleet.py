@@ -62,7 +62,7 @@ class Part(Protocol):
     def tell(self, snapshot: Snapshot, /) -> Snapshot:
         """*snapshot* with what the log is to be told of the fleet; the same object where that is nothing."""
 
-    def leave(self) -> None:
+    def leave(self, snapshot: Snapshot, /) -> None:
         """Let the others know; waits for no more than FLEET_LEAVE_S."""
 
 
@@ -86,7 +86,7 @@ class Alone:
         """Nothing."""
         return snapshot
 
-    def leave(self) -> None:
+    def leave(self, _snapshot: Snapshot, /) -> None:
         """Nobody is there to be told."""
 
 
@@ -159,11 +159,11 @@ class Fleet:
         # What is due beside it waits for a tick at most; the voice sends one as soon as it is free.
         return replace(todo, publication=None, due_ns=Duty().due_ns) if todo.publication is not None else todo
 
-    def leave(self) -> None:
+    def leave(self, snapshot: Snapshot, /) -> None:
         """Let the others know; waits for no more than FLEET_LEAVE_S."""
         member = self._member
         if member.standing is Standing.LEADER and member.sent is not None and not self._voice.is_busy:
-            self._voice.publish(farewell(member, now()), member.fence)
+            self._voice.publish(farewell(member, snapshot, now()), member.fence)
         self._voice.leave(FLEET_LEAVE_S)
 
     def tell(self, snapshot: Snapshot, /) -> Snapshot:

@@ -159,7 +159,7 @@ class Monitor:
         try:
             self._watch(linger_s)
         finally:
-            self._fleet.leave()
+            self._fleet.leave(self._snapshot)
 
     def _watch(self, linger_s: float | None) -> None:
         needed_at = beat_at = time.monotonic()

@@ -37,6 +37,7 @@ from bgpool.core.limits import FLEET_TURN_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.member import Member, take
 from bgpool.core.phase import Phase, Role
+from bgpool.core.readings import mark_of
 from bgpool.core.snapshot import Snapshot
 
 S = 1_000_000_000
@@ -196,6 +197,36 @@ def test_a_row_that_names_a_foreign_host_is_not_used() -> None:
     assert follower.asks == (False, True)
     follower.reads("AVAILABLE", Role.TARGET)
     assert evil not in str(follower.snapshot)
+
+
+def test_another_deployment_with_the_same_bg_id_is_not_followed() -> None:
+    """Its readings may name nobody, such as those of metadata that are gone, and green's that takes writes."""
+    leader, follower = pair()
+    later(leader, follower, 0.5)
+    follower.reads("SWITCHOVER_IN_PROGRESS")
+    stray = created("eeee", at=follower.now)
+    stray.snapshot = replace(
+        stray.snapshot,
+        hosts=tuple(replace(host, name=host.name.replace("ledger", "other")) for host in stray.snapshot.hosts),
+    )
+    stray.take(Answered(stray.at, Role.TARGET, read_only=False))
+    stray.take(MetadataAbsent(stray.at, Role.TARGET, ""))
+    message = stray.speaks(term=leader.member.term + 1)
+    assert message.deployment not in ("", mark_of(follower.snapshot))
+    assert follower.hears(message) == ()
+    assert follower.phase() is Phase.IN_PROGRESS
+    for _ in range(30):
+        follower.waits(0.1)
+        stray.now += 0.1
+        stray.member = replace(stray.member, heard_ns=stray.at.mono_ns)
+        if stray.does().publication is not None:
+            follower.hears(stray.speaks())
+    assert follower.stands() is Standing.DIRECT
+    assert "another deployment" in follower.member.reason
+    assert follower.does().publication is None
+    # Nor is one that has no inventory, and so does not say whose readings it has.
+    follower.hears(replace(message, seq=10**6, whole=10**6, deployment="", issued_ns=follower.at.wall_ns))
+    assert follower.phase() is Phase.IN_PROGRESS
 
 
 def test_another_port_is_another_host() -> None:
@@ -600,7 +631,7 @@ def test_where_no_server_answers_anybody_one_asks_for_all() -> None:
 def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
     leader, follower = pair()
     later(leader, follower, 0.5)
-    message = farewell(leader.member, leader.at).message
+    message = farewell(leader.member, leader.snapshot, leader.at).message
     assert message.resigns
     follower.hears(message)
     follower.waits(0.31)
