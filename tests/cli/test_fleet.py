@@ -135,7 +135,9 @@ def report(number: int, **more: Any) -> Report:
 
 def run(*words: str, **more: Any) -> tuple[int, str]:
     """The exit status of a command, and everything that it says, without what fills its lines."""
-    done = typer.testing.CliRunner().invoke(app, ["fleet", *words], **more)
+    # As into a pipe: what runs the tests may say how wide its terminal is.
+    runner = typer.testing.CliRunner(env={"COLUMNS": None})
+    done = runner.invoke(app, ["fleet", *words], **more)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert KEY not in done.output
     return done.exit_code, re.sub(" +\n", "\n", done.output)

@@ -1,4 +1,4 @@
-"""A fleet of real monitors: a healthy switchover and one without its leader in ``make test``, the other faults in
+"""A fleet of real monitors: a switchover that loses its leader in ``make test``, a healthy one and other faults in
 ``make test-full``.
 
 Thirty hosts, by hand: ``bgpool lab fleet``.
@@ -192,7 +192,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(Plan(6, calm_s=2.0), id="healthy"),
+        pytest.param(Plan(6, calm_s=2.0), id="healthy", marks=pytest.mark.full),
         pytest.param(Plan(6, fault=KILLED_LEADER, calm_s=1.0), id="kill-leader-in-progress"),
         *(
             pytest.param(Plan(8, fault=fault), id=str(fault).replace(" ", "-"), marks=pytest.mark.full)

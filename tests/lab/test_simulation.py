@@ -29,7 +29,7 @@ FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.full)])
 def test_every_promise_is_kept(count: int) -> None:
     released = rolled_back = acknowledged = already = failovers = 0
     for ended in simulate_many(count, FIRST_SEED):
