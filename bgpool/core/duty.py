@@ -92,10 +92,11 @@ def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
         return doubt.ask_at_ns
     if member.standing is not Standing.FOLLOWER or snapshot.phase is Phase.NOT_CREATED:
         return 0
-    unheard_ns, asked_ns = member.unheard_ns[PLACES[role]], member.asked_ns[PLACES[role]]
-    if not unheard_ns or role not in _counting(snapshot):
+    counting = _counting(snapshot)
+    if role not in counting or not all(member.unheard_ns[PLACES[one]] for one in counting):
         return _NOT
-    # It does not answer the leader. It may answer others, who take turns to look.
+    # No server that counts answers the leader. It may answer others, who take turns to look.
+    unheard_ns, asked_ns = member.unheard_ns[PLACES[role]], member.asked_ns[PLACES[role]]
     turn_ns = int(member.hosts * FLEET_TURN_S * _NS)
     return asked_ns + turn_ns if asked_ns > unheard_ns else unheard_ns + int(member.luck * turn_ns)
 

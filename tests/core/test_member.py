@@ -615,6 +615,19 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     assert leader.phase() is Phase.POST
 
 
+def test_old_blue_that_is_silent_after_the_release_is_nobodys_turn() -> None:
+    leader, follower = pair(hosts=30)
+    leader.reads("SWITCHOVER_IN_PROGRESS")
+    follower.hears(leader.speaks())
+    leader.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET, read_only=False)
+    leader.fails(Role.SOURCE)
+    follower.hears(leader.speaks())
+    assert follower.phase() is Phase.POST
+    for _ in range(70):
+        later(leader, follower, 0.1)
+        assert follower.asks == (False, False)
+
+
 def test_where_no_server_answers_anybody_one_asks_for_all() -> None:
     leader, follower = pair()
     follower.waits(1.6)

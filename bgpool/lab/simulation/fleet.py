@@ -511,6 +511,8 @@ class _Run:
             host.place.number
             for host in right
             if host is not leaders[0]
+            # Hosts of another deployment ask for themselves, whichever of the two leads.
+            and host.place.foreign is leaders[0].place.foreign
             and (
                 host.member is None or host.member.leader != leader.id or host.member.standing is not Standing.FOLLOWER
             )
