@@ -130,17 +130,22 @@ def simulate(count: int, first_seed: int, processes: int) -> bool:
     for number, outcome in enumerate(simulation.simulate_many(count, first_seed, processes=processes), 1):
         rows += outcome.acknowledged
         unknown += outcome.unknown
-        if outcome.violations:
-            broken += 1
-            console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
-            for violation in outcome.violations:
-                console.print(f"    {violation}", soft_wrap=True)
+        broken += _complain(console, outcome)
         if number % PROGRESS_EVERY == 0 or number == count:
             rate = 60 * number / (time.monotonic() - began)
             console.print(
                 f"{number} switchovers, {rows} units, {unknown} unknown, {broken} broken, {rate:.0f} a minute"
             )
     return not broken
+
+
+def _complain(console: Console, outcome: simulation.Outcome | simulation.FleetOutcome) -> bool:
+    """Print which promises were not kept in one simulated switchover; whether there were any."""
+    if outcome.violations:
+        console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
+        for violation in outcome.violations:
+            console.print(f"    {violation}", soft_wrap=True)
+    return bool(outcome.violations)
 
 
 def trace_simulation(seed: int) -> bool:
@@ -158,11 +163,7 @@ def simulate_fleets(count: int, first_seed: int, hosts: int, processes: int) -> 
     for number, outcome in enumerate(outcomes, 1):
         fallbacks += outcome.fallbacks
         worst_s = max(worst_s, outcome.lag_s or 0.0)
-        if outcome.violations:
-            broken += 1
-            console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
-            for violation in outcome.violations:
-                console.print(f"    {violation}", soft_wrap=True)
+        broken += _complain(console, outcome)
         if number % PROGRESS_EVERY == 0 or number == count:
             rate = 60 * number / (time.monotonic() - began)
             console.print(
