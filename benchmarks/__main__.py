@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from benchmarks import aims
 from benchmarks.machine import machine, versions
 from benchmarks.plot import draw, picture
 from benchmarks.render import as_text
@@ -32,6 +33,8 @@ NAMES: Final = (
     "status",
     "growth",
 )
+#: Those that can be run by name and are not on the page yet.
+NEW: Final[tuple[str, ...]] = ()
 _OUT: Final = Path("bench-results")
 _FORMAT: Final = 1
 
@@ -66,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--add", action="store_true", help="to the repetitions that are kept, instead of anew")
     parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help=f"for results and pictures ({_OUT})")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in NAMES]
+    unknown = [name for name in options.names if name not in (*NAMES, *NEW)]
     if unknown:
         parser.error(f"no benchmark {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)}")
     if not 1 <= options.repeat <= 20:
         parser.error(f"--repeat must be from 1 to 20, not {options.repeat}")
-    names = [name for name in NAMES if not options.names or name in options.names]
+    names = [name for name in (*NAMES, *NEW) if name in (options.names or NAMES)]
     options.out.mkdir(parents=True, exist_ok=True)
     before = kept(options.out, quick=options.quick) if options.add else {}
     measured: dict[str, list[dict[str, Any]]] = {name: list(before.get(name, ())) for name in names}
@@ -89,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         if measured[name]:
             show(name, measured[name], options.out)
+    print(aims.as_text({name: merged(runs) for name, runs in measured.items() if runs}))
     print(f"kept in {options.out}: results.json and the pictures", file=sys.stderr)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -118,7 +122,7 @@ def kept(out: Path, *, quick: bool) -> dict[str, list[dict[str, Any]]]:
 def keep(out: Path, measured: dict[str, list[dict[str, Any]]], *, quick: bool) -> None:
     """Add to ``results.json`` of *out*; what was measured of the same on another machine is replaced, all of it."""
     runs = {**kept(out, quick=quick), **measured}
-    everything = {**_frame(quick=quick), "runs": {name: runs[name] for name in NAMES if name in runs}}
+    everything = {**_frame(quick=quick), "runs": {name: runs[name] for name in (*NAMES, *NEW) if name in runs}}
     text = json.dumps(everything, indent=1, ensure_ascii=False) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import aims
 from benchmarks.__main__ import load, merged
 from benchmarks.plot import draw, picture
 from benchmarks.render import as_markdown
@@ -31,7 +32,11 @@ def fill(text: str, results: Mapping[str, Any]) -> str:
     Raises:
         ValueError: A block names nothing that was measured, or what was measured has no block.
     """
-    blocks = {"machine": _machine(results), **{name: _figures(name, runs) for name, runs in results["runs"].items()}}
+    blocks = {
+        "machine": _machine(results),
+        "aims": aims.as_markdown({name: merged(runs) for name, runs in results["runs"].items()}),
+        **{name: _figures(name, runs) for name, runs in results["runs"].items()},
+    }
     found = [match.group(2) for match in _BLOCK.finditer(text)]
     if sorted(found) != sorted(blocks):
         raise ValueError(f"the page has blocks for {sorted(found)}, and the results are of {sorted(blocks)}")

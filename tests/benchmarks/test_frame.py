@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import page
+import bgpool
+from benchmarks import aims, builds, page
 from benchmarks.__main__ import NAMES, keep, load, main, merged
 from benchmarks.plot import picture
 from benchmarks.render import as_markdown, as_text, rankings
@@ -127,3 +131,47 @@ class TestPage:
     def test_a_block_for_nothing_is_refused(self) -> None:
         with pytest.raises(ValueError, match="blocks for"):
             page.fill("<!-- figures: nothing -->\n<!-- end -->", self.results())
+
+
+class TestAims:
+    """Whether an aim was met is said by the figures."""
+
+    def results(self, *measured: float | None) -> dict[str, Result]:
+        found = [Result((aims.aims(aims.Aim("excess, s", 0.03, value)),)) for value in measured]
+        return {"switchover": merge([Result.from_json(json.loads(json.dumps(each.as_json()))) for each in found])}
+
+    @pytest.mark.parametrize(
+        ("measured", "told"),
+        [
+            ((0.02, 0.03, 0.01), "0.67, met"),
+            ((0.02, 0.04, 0.01), "0.67, met in the median"),
+            ((0.02, 0.04, 0.06), "1.33, missed"),
+            ((None, None, 0.01), "not measured"),
+        ],
+    )
+    def test_every_repetition_counts(self, measured: tuple[float | None, ...], told: str) -> None:
+        ((name, what, aim, _, verdict),) = aims.verdicts(self.results(*measured))
+        assert (name, what, aim, verdict) == ("switchover", "excess, s", "0.03", told)
+        assert aims.as_markdown(self.results(*measured)).endswith(f" | {told} |\n")
+        assert told in aims.as_text(self.results(*measured))
+
+    def test_no_aims_no_table(self) -> None:
+        assert aims.as_markdown({"a": result(a=0.1)}) == aims.as_text({"a": result(a=0.1)}) == ""
+
+
+def test_the_build_before_is_another_one() -> None:
+    with builds.builds() as found:
+        ours = Path(bgpool.__file__).parent
+        assert (found[builds.NOW] / "bgpool" / "__init__.py").exists()
+        for name, build in found.items():
+            code = "import bgpool; print(bgpool.__file__)"
+            told = subprocess.run(
+                [sys.executable, "-c", code],
+                env=builds.environment(build, dict(os.environ)),
+                cwd="/",
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            assert Path(told.strip()).parent == build / "bgpool", name
+            assert name == builds.NOW or build / "bgpool" != ours
