@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 
+from bgpool import sockets
 from bgpool.core.plan import Target
 from bgpool.dsn import parse
 from bgpool.lab import Director, Pair, metadata
@@ -200,6 +202,32 @@ def test_a_dropped_function_is_missing_and_not_a_failure(pair: Pair, session: Op
     finally:
         pair.blue.execute(f"GRANT EXECUTE ON FUNCTION {name} TO PUBLIC", database=DATABASE)
     assert blue.ask().missing == ""
+
+
+def test_what_a_server_repeats_is_the_same_object(pair: Pair, session: Open) -> None:
+    blue = session()
+    answer = blue.ask()
+    assert blue.ask() is answer
+    pair.blue.set_read_only(True)
+    try:
+        assert blue.ask().read_only
+    finally:
+        pair.blue.set_read_only(False)
+    assert blue.ask() == answer
+
+
+def test_a_question_of_a_server_that_hangs_ends_when_it_is_cut(pair: Pair, session: Open) -> None:
+    green = session("green")
+    green.ask()
+    pair.green.freeze()
+    try:
+        cut = threading.Timer(0.2, sockets.cut, (green.socket, sockets.identity(green.socket)))
+        cut.start()
+        with pytest.raises(SessionError, match="OperationalError"):
+            green.ask()
+        cut.join()
+    finally:
+        pair.green.thaw()
 
 
 def test_a_cut_and_a_refusal_are_session_errors_in_one_line(pair: Pair, session: Open) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from bgpool._version import __version__
 from bgpool.auth import PasswordMaker
@@ -94,7 +94,7 @@ ROLES_SETTING: Final = """(
       AND pg_catalog.split_part(c, '=', 1) = 'default_transaction_read_only'
     ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1)"""
 
-_APPLICATIONS_SETTING: Final = ROLES_SETTING.format(user="%(user)s::name", database="%(database)s::name")
+_APPLICATIONS_SETTING: Final = ROLES_SETTING.format(user="$1::name", database="$2::name")
 
 #: Replica; read-only to this session; to the application's role by the catalog; following another server.
 _STATE: Final = (
@@ -107,7 +107,10 @@ _STATES: Final = 4
 #: Where the default of a session comes from that is not the server's: what the session says of it tells of nobody else.
 _NOT_SERVERS: Final = frozenset({"global", "database", "user", "database user", "client", "session"})
 
-_ROOM: Final = "pg_catalog.current_setting('max_connections')::int"
+_ROOM: Final = "pg_catalog.current_setting('max_connections')"
+
+#: What a server says, as it says it: rows of columns in PostgreSQL's text format.
+_Told = tuple[tuple[bytes | None, ...], ...]
 
 
 class PostgresSession:
@@ -133,10 +136,19 @@ class PostgresSession:
         """
         self._connection: Final = _connect(params, target, passwords)
         self._dialect: Dialect | None = None
-        self._asked_for: Final = (application or _own(self._connection))._asdict()
+        encoding = self._connection.info.encoding
+        # Of SQL_ASCII, which is any encoding's bytes.
+        self._encoding: Final = "utf-8" if encoding == "ascii" else encoding
+        self._asked_for: Final = [
+            name.encode(self._encoding, "replace") for name in application or _own(self._connection)
+        ]
         # What is asked of the server's state, and whether the session's own default is the server's: see _LOOK.
         self._state_sql = _STATE.format(roles_setting="NULL", subscribes="false")
         self._is_servers = True
+        # The last answer, and what it was made of: a server says the same a million times before it says something
+        # else.
+        self._told: tuple[_Told, _Told] | None = None
+        self._last = Answer(False)
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -173,31 +185,67 @@ class PostgresSession:
         dialect = self._dialect
         try:
             # One question: a server without metadata still says whether it takes writes.
-            found = self._connection.execute(
+            found = self._query(
                 f"SELECT {self._state_sql}, {_ROOM}, m.version, m.endpoint, m.port, m.role, m.status"
                 " FROM (VALUES (1)) AS one LEFT JOIN"
-                f" {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true",
-                self._asked_for,
-            ).fetchall()
-            told = (row[_STATES + 1 :] for row in found)
-            rows = tuple(_row(*columns) for columns in told if any(column is not None for column in columns))
-            servers = self._connection.execute(dialect.topology).fetchall() if dialect.topology and rows else []
+                f" {dialect.schema}.{dialect.function}('bgpool-{__version__}') AS m ON true"
+            )
+            has_rows = any(any(column is not None for column in row[_STATES + 1 :]) for row in found)
+            servers = self._query(dialect.topology) if dialect.topology and has_rows else ()
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
             # Dropped or revoked since it was found: say so, and look again the next time.
             self._dialect = None
             raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
-        ids = tuple(str(server) for (server,) in servers)
-        room = found[0][_STATES]
-        return replace(self._answer(*found[0][:_STATES]), rows=rows, servers=ids, max_connections=room)
+        if (found, servers) != self._told:
+            self._last, self._told = self._answer(found, servers), (found, servers)
+        return self._last
 
     def _state(self) -> Answer:
         """What the server says of itself, without its metadata."""
-        row = self._connection.execute(f"SELECT {self._state_sql}", self._asked_for).fetchone()
-        return self._answer(*row) if row is not None else Answer(False)
+        return replace(self._answer(self._query(f"SELECT {self._state_sql}, NULL"), ()), rows=None)
 
-    def _answer(self, replica: bool, read_only: bool, role_read_only: bool, subscribes: bool) -> Answer:
-        server_read_only = read_only and self._is_servers
-        return Answer(replica or server_read_only, replica, role_read_only=role_read_only, subscribes=subscribes)
+    def _answer(self, found: _Told, servers: _Told) -> Answer:
+        """What rows of a state, a number of connections and, where there are any, metadata come to."""
+        replica, read_only, role_read_only, subscribes = (value == b"t" for value in found[0][:_STATES])
+        room = found[0][_STATES]
+        told = (row[_STATES + 1 :] for row in found)
+        return Answer(
+            replica or (read_only and self._is_servers),
+            replica,
+            rows=tuple(self._row(*columns) for columns in told if any(column is not None for column in columns)),
+            servers=tuple(self._text(server) for (server,) in servers),
+            max_connections=int(room or 0),
+            role_read_only=role_read_only,
+            subscribes=subscribes,
+        )
+
+    def _row(
+        self,
+        version: bytes | None,
+        endpoint: bytes | None,
+        port: bytes | None,
+        role: bytes | None,
+        status: bytes | None,
+    ) -> StatusRow:
+        text = self._text
+        return StatusRow(text(endpoint), int(port or 0), text(role), text(status), text(version))
+
+    def _text(self, value: bytes | None) -> str:
+        return (value or b"").decode(self._encoding, "replace")
+
+    def _query(self, question: str) -> _Told:
+        """What the server says to *question*, in which $1 and $2 stand for the application's role and database."""
+        # In one call of libpq's, which lets other threads run meanwhile: a cursor of psycopg's, which makes objects of
+        # all that it is told, costs several times as much as the exchange. It ends as any wait of this connection
+        # does, with an answer or when the socket is cut.
+        asked_for = self._asked_for if "$1" in question else None
+        result = self._connection.pgconn.exec_params(question.encode(), asked_for)
+        if self._connection.closed:
+            raise psycopg.OperationalError(result.get_error_message(self._encoding))
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise psycopg.errors.error_from_result(result, self._encoding)
+        columns = range(result.nfields)
+        return tuple(tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples))
 
     def _find_dialect(self) -> Dialect:
         found = {(schema, name): usable for schema, name, usable in self._connection.execute(_LOOK)}
@@ -220,10 +268,6 @@ class PostgresSession:
             "no blue/green metadata, pools work as plain pools: "
             f"{dialect.name}: {missing}; {dialect.remedy.format(user=user)}"
         )
-
-
-def _row(version: object, endpoint: object, port: Any, role: object, status: object) -> StatusRow:
-    return StatusRow(str(endpoint or ""), int(port or 0), str(role or ""), str(status or ""), str(version))
 
 
 def _own(connection: psycopg.Connection[Any]) -> Application:
