@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pymysql.connections import Connection
@@ -18,11 +17,10 @@ from bgpool.core.limits import (
     KEEPALIVE_COUNT,
     KEEPALIVE_IDLE_S,
     KEEPALIVE_INTERVAL_S,
-    SSL_CONTEXTS,
     TCP_USER_TIMEOUT_MS,
 )
-from bgpool.mysql_logins import cache_warning, missing_package
-from bgpool.tls import GuardedContext
+from bgpool.mysql_logins import cache_warning, missing_package, rehearse, sends_encrypted
+from bgpool.tls import GuardedContext, shared
 
 __all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "may_be_servers_refusal"]
 
@@ -63,9 +61,14 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-#: By what they were made of, files' times included: a renewed certificate is another context. So is one of another
-#: class: gevent replaces ssl.SSLContext, and sockets of a context made before would block all green threads.
-_contexts: Final[dict[object, GuardedContext]] = {}
+def _files_of(sslp: Mapping[str, Any]) -> list[str]:
+    """What a context with PyMySQL's *sslp* is loaded from: without an authority's certificates, the system's."""
+    files = [str(sslp[name]) for name in ("ca", "capath", "cert", "key") if sslp.get(name)]
+    if sslp and not (sslp.get("ca") or sslp.get("capath")):
+        paths = ssl.get_default_verify_paths()
+        files += filter(None, (paths.cafile, paths.capath))
+    return files
+
 
 if TYPE_CHECKING:
 
@@ -132,6 +135,9 @@ class BoundedConnection(_Driver):
             if not remedy:
                 raise
             raise OperationalError(CR.CR_AUTH_PLUGIN_ERR, f"{self.host!r} cannot be logged in to: {remedy}") from error
+        if self.password and sends_encrypted(self._plugin, secure=self._secure):
+            # Here, and not at the first login on green, when all are in a hurry.
+            rehearse()
 
     @property
     def _plugin(self) -> str:
@@ -179,17 +185,13 @@ class BoundedConnection(_Driver):
         return int(sock.fileno())
 
     def _create_ssl_ctx(self, sslp: Any) -> GuardedContext:
-        """PyMySQL makes one for every connection, and loads the system's certificates into it: that takes 40 ms."""
-        files = [Path(sslp[name]) for name in ("ca", "cert", "key") if sslp.get(name)]
-        key = (ssl.SSLContext, tuple(sorted(sslp.items())), tuple(file.stat().st_mtime_ns for file in files))
-        context = _contexts.get(key)
-        if context is None:
-            context = GuardedContext(super()._create_ssl_ctx(sslp) if sslp else _unverified())
-            # Bounded: whoever renews certificates every day must not collect them.
-            if len(_contexts) >= SSL_CONTEXTS:
-                _contexts.clear()
-            _contexts[key] = context
-        return context
+        """PyMySQL makes one for every connection, and without ``ssl_ca`` loads the system's certificates into it."""
+        make = super()._create_ssl_ctx
+        return shared(
+            ("mysql", *sorted(sslp.items())),
+            _files_of(sslp),
+            lambda: GuardedContext(make(sslp) if sslp else _unverified()),
+        )
 
     def _open(self) -> socket.socket:
         try:

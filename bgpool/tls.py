@@ -1,4 +1,7 @@
-"""TLS connections that are not harmed by errors in OpenSSL's error queue, and leave none there.
+"""TLS contexts that are made once, and connections that no error in OpenSSL's error queue harms, nor leave one there.
+
+A context takes 20 ms of CPU time where it loads the certificates of many authorities, such as those of RDS, and 1 ms
+with a single one: more than all the rest of a login.
 
 OpenSSL has one error queue per thread. SSL_get_error() looks there first: while an old error is in it, "no data yet" on
 a healthy connection is reported as that error. Python's ssl module does not empty the queue before it reads or writes
@@ -13,14 +16,73 @@ import contextlib
 import socket
 import ssl
 import threading
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["GuardedContext", "clear_error_queue"]
+from bgpool.core.limits import SSL_CONTEXTS
+
+__all__ = ["GuardedContext", "clear_error_queue", "shared"]
+
+T = TypeVar("T")
 
 _CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 #: Of each thread: a TLS object must not be used by two at a time, and a child may be forked while another uses its own.
 _local: Final = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What somebody asks of a context. The password of a key may be in it, so that it is never shown."""
+
+    given: Hashable = field(repr=False)
+
+
+class _Made(NamedTuple):
+    """What was made, and of what: a state of the files, and a class of contexts.
+
+    gevent replaces ssl.SSLContext, and the sockets of a context made before would block all green threads.
+    """
+
+    of: tuple[object, ...]
+    context: Any
+
+
+_made: Final[dict[_Terms, _Made]] = {}
+
+
+def shared(terms: Hashable, files: Iterable[str], make: Callable[[], T]) -> T:
+    """The one context of this process for *terms*: what *make* makes, again only once one of the *files* has changed.
+
+    Whoever asks with the same terms at the same moment may make another one, which is as good.
+
+    Args:
+        terms: All settings that the context depends on.
+        files: What *make* reads; each has to exist.
+        make: Makes it.
+
+    Raises:
+        OSError: A file is not there, or *make* says so; ssl.SSLError is one.
+    """
+    key, of = _Terms(terms), (ssl.SSLContext, *map(_state, files))
+    made = _made.get(key)
+    if made is None or made.of != of:
+        # The state is from before: a file that is replaced meanwhile is found out the next time.
+        made = _Made(of, make())
+        _made[key] = made
+        # Settings that nobody uses any more must not be collected for ever.
+        for oldest in list(_made)[:-SSL_CONTEXTS]:
+            _made.pop(oldest, None)
+    context: T = made.context
+    return context
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """What is another once *file* was written to, or replaced by another one, a symbolic link to it included."""
+    found = Path(file).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def clear_error_queue() -> None:

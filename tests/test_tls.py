@@ -10,15 +10,18 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
+from bgpool import tls
+from bgpool.core.limits import SSL_CONTEXTS
 from bgpool.mysql import BoundedConnection
-from bgpool.tls import GuardedContext, clear_error_queue
+from bgpool.tls import GuardedContext, clear_error_queue, shared
 from tests.openssl import is_spoiled, spoil
 
 
@@ -156,6 +159,56 @@ def test_a_context_made_before_gevent_patched_is_not_used_after(monkeypatch: pyt
     assert context() is before
     monkeypatch.setattr(ssl, "SSLContext", Green)
     assert type(context()) is Green
+
+
+def _write_again(file: Path, old: os.stat_result) -> None:
+    file.write_text("b")
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def _replace(file: Path, _: os.stat_result) -> None:
+    other = file.with_name("other")
+    other.write_text("a")
+    other.replace(file)
+
+
+def _point_elsewhere(file: Path, _: os.stat_result) -> None:
+    other = file.with_name("other")
+    other.write_text("a")
+    file.unlink()
+    file.symlink_to(other)
+
+
+@pytest.mark.parametrize("change", [_write_again, _replace, _point_elsewhere])
+def test_a_file_that_has_changed_makes_another_context(
+    change: Callable[[Path, os.stat_result], object], tmp_path: Path
+) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("a")
+    before = shared("terms", [str(file)], object)
+    assert shared("terms", [str(file)], object) is before
+    change(file, file.stat())
+    after = shared("terms", [str(file)], object)
+    assert after is not before
+    assert shared("terms", [str(file)], object) is after
+
+
+def test_other_terms_have_another_context_and_a_missing_file_none(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("a")
+    assert shared("terms", [str(file)], object) is not shared("other terms", [str(file)], object)
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        shared("terms", [str(file)], object)
+
+
+def test_contexts_are_not_collected_for_ever_and_show_no_password() -> None:
+    first = shared(("password", "s3cret"), [], object)
+    assert "s3cret" not in repr(tls._made)
+    for number in range(SSL_CONTEXTS):
+        shared(number, [], object)
+    assert len(tls._made) == SSL_CONTEXTS
+    assert shared(("password", "s3cret"), [], object) is not first
 
 
 GEVENT = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ import pymysql
 
 from bgpool.auth import GIVE_PASSWORD, PasswordMaker
 from bgpool.core.limits import ENDPOINTS
+from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Decision, Names, names_to_try
+from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.failures import login_was_refused
 from bgpool.logs import log_fields
@@ -30,6 +34,9 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: What a connection that cannot be opened or used raises.
 DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.OperationalError, OSError)
+
+#: Where callers are held, or soon will be.
+_BEGINNING: Final = (Phase.PREPARATION, Phase.IN_PROGRESS)
 
 #: The application's own name for it.
 _OWN: Final = Names("", "")
@@ -175,10 +182,12 @@ class Recipe(ABC):
         failures: What a connection of the driver's that cannot be opened or used raises.
         TRIAL: What of the parameters is other for a login that is only tried: no statement of the application's, and
             no server refused because it is read-only.
+        LOADS: Whether there is anything to load from files.
     """
 
     failures: ClassVar[tuple[type[Exception], ...]] = DRIVER_FAILURES
     TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    LOADS: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -202,6 +211,7 @@ class Recipe(ABC):
         self.name: Final[str] = self.options.get("name") or f"{dsn.host}:{dsn.port}/{database}"
         self.cache_warning = ""
         self.given_password = False
+        self._phase: Phase | None = None
 
     # -- what an engine says of itself ---------------------------------------------------------------------------
 
@@ -345,9 +355,21 @@ class Recipe(ABC):
             )
 
     def prepare(self) -> None:
-        """Have the password callable get ready, in the background."""
+        """Get ready to connect; have the password callable do so in the background."""
         if self.passwords is not None:
             self.passwords.prepare(self.endpoint.name, self.dsn.port, self.dsn.user)
+        self.load()
+
+    def load(self) -> None:  # noqa:B027  # most have nothing to load
+        """Load from files what connections share, unless it is there; raises nothing of theirs."""
+
+    def load_later(self, snapshot: Snapshot | None) -> None:
+        """Load it in the background when a switchover begins: a file may have been replaced since the last login."""
+        phase = snapshot.phase if snapshot is not None else None
+        before, self._phase = self._phase, phase
+        if self.LOADS and phase is not before and phase in _BEGINNING:
+            with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the first connection loads it
+                threading.Thread(target=self.load, name="bgpool-load", daemon=True).start()
 
     async def _addresses(self) -> tuple[str, ...]:
         """Where the endpoint is by name; one empty address leaves it to the driver."""

@@ -323,6 +323,7 @@ class ConnectionSource(ABC, Generic[C]):
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
         snapshot = self.participant.reader.refresh().snapshot
         self._endpoint.read_later(snapshot)
+        self._recipe.load_later(snapshot)
         self._green_login.look(snapshot)
         return min((one.cut_overdue() for one in self._successions()), default=math.inf)
 

@@ -20,6 +20,7 @@ from pymysql import _auth
 
 import bgpool
 from bgpool.mysql import BoundedConnection
+from bgpool.mysql_logins import _ANY_KEY, rehearse
 
 CACHING, SHA256, NATIVE = b"caching_sha2_password", b"sha256_password", b"mysql_native_password"
 OK = b"\0\0\0\2\0\0\0"
@@ -181,3 +182,38 @@ def test_with_the_package_nothing_depends_on_the_cache(server: Server) -> None:
     connection = server.connect()
     assert connection.cache_warning == ""
     connection._force_close()
+
+
+@pytest.fixture
+def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """What was encrypted with an RSA key by a process that never did so before."""
+    found: list[bytes] = []
+    monkeypatch.setattr(_auth, "sha2_rsa_encrypt", lambda password, *_: found.append(password))
+    rehearse.cache_clear()
+    yield found
+    rehearse.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("account", "password", "times"), [(CACHING, "s3cret", 1), (CACHING, "", 0), (NATIVE, "s3cret", 0)]
+)
+def test_a_login_by_the_cache_rehearses_the_one_without_it(
+    account: bytes, password: str, times: int, server: Server, encryptions: list[bytes]
+) -> None:
+    server.account, server.without_password = account, not password
+    for _ in range(2):
+        server.connect(password)
+    assert encryptions == [b""] * times, "nothing of the password"
+
+
+def test_a_pool_rehearses_before_it_connects(server: Server, tmp_path: Path, encryptions: list[bytes]) -> None:
+    server.close()
+    with bgpool.get_pool(server.dsn, "early", min_size=1, timeout=0.1, bg_run_dir=tmp_path / "run") as pool:
+        with pytest.raises(bgpool.PoolTimeout):
+            pool.getconn()
+        assert encryptions == [b""]
+
+
+def test_the_key_of_the_rehearsal_is_one() -> None:
+    pytest.importorskip("cryptography")
+    assert len(_auth.sha2_rsa_encrypt(b"", bytes(20), _ANY_KEY)) == 256

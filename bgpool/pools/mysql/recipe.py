@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -10,7 +11,9 @@ import pymysql
 from pymysql.constants import CR
 
 from bgpool.errors import InheritedConnection, SwitchoverInterrupted
-from bgpool.mysql import code_of
+from bgpool.mysql import BoundedConnection, code_of
+from bgpool.mysql_driver import wants_tls
+from bgpool.mysql_logins import rehearse
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.session import with_session_reset
 from bgpool.pools.mysql.store import Store
@@ -23,6 +26,7 @@ class MysqlRecipe(Recipe):
     """Recipe of a MySQL pool."""
 
     TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({"init_command": None})
+    LOADS: ClassVar[bool] = True
 
     def make_inner(self, connector: object) -> DriversPool:
         """As Recipe says."""
@@ -37,6 +41,14 @@ class MysqlRecipe(Recipe):
         connection = MysqlConnection(address=place.address, host=host, port=self.dsn.port, **params)
         self.warn_of_cache(connection.cache_warning)
         return connection
+
+    def load(self) -> None:
+        """As Recipe says: the TLS context of these parameters, and what encrypts a password where there is no TLS."""
+        params = self.dsn.params
+        with contextlib.suppress(Exception):  # a connection says what is wrong with them
+            BoundedConnection(**{**params, "defer_connect": True})
+        if not (wants_tls(params) or params.get("unix_socket")):
+            rehearse()
 
     def is_silence(self, error: Exception) -> bool:
         """As Recipe says."""
