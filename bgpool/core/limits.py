@@ -124,6 +124,10 @@ MONITOR_READY_S: Final = 30.0
 #: How long a checkout waits in a monitor's process, in seconds, where the module of the password callable makes a pool.
 MONITOR_CHECKOUT_S: Final = 1.0
 
+#: How long a monitor that leaves waits for its threads, in seconds. Most are gone within a quarter of it; one that is
+#: connecting, or that a resolver holds, ends with that, and what it brings home is closed.
+PARTS_END_S: Final = 1.0
+
 #: A monitor that falls silent within so many seconds of its start counts as one that could not be started.
 MONITOR_SHORT_LIFE_S: Final = 2.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 from typing import Final
 
 from bgpool.core.events import Nudged, Ordered
@@ -11,6 +10,7 @@ from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import NUDGE_INTERVAL_S, ORDER_WAIT_S, WATCH_INTERVAL_S
 from bgpool.errors import SegmentError
 from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import Stoppable
 from bgpool.segment.orders import unpack
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table
@@ -18,25 +18,25 @@ from bgpool.segment.table import Table
 __all__ = ["Bell"]
 
 
-class Bell(threading.Thread):
+class Bell(Stoppable):
     """Listens, and tells the main loop; however often it is rung, not more often than NUDGE_INTERVAL_S."""
 
     def __init__(self, files: RunFiles, events: queue.Queue[AnyEvent]) -> None:
-        super().__init__(name="bgpool-bell", daemon=True)
+        super().__init__("bgpool-bell")
         self._files: Final = files
         self._events: Final = events
 
     def run(self) -> None:
-        """Listen for ever."""
+        """Listen until stopped."""
         table: Table | None = None
         seen_ns = order = 0
-        while True:
+        while not self.over.is_set():
             if table is None or not table.is_in_place(self._files):
                 table = self._open()
                 seen_ns = table.bell[0] if table is not None else 0
                 order = 0
             if table is None:
-                threading.Event().wait(WATCH_INTERVAL_S)
+                self.over.wait(WATCH_INTERVAL_S)
                 continue
             # Before the nudge that comes with it, and at the beginning: the monitor before may not have heard of it.
             if table.order[0] != order:
@@ -45,7 +45,7 @@ class Bell(threading.Thread):
             if table.wait_rung(seen_ns, WATCH_INTERVAL_S):
                 seen_ns = table.bell[0]
                 self._events.put(Nudged(now()))
-                threading.Event().wait(NUDGE_INTERVAL_S)
+                self.over.wait(NUDGE_INTERVAL_S)
 
     def _tell(self, word: int) -> None:
         """Pass an order on, unless it is so old that whoever gave it waits no more."""

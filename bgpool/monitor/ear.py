@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from bgpool.fleet.roll import Count, Roll
 from bgpool.logs import log_fields
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import Stoppable
 
 __all__ = ["Ear"]
 
@@ -36,7 +36,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 _BEGINNING: Final = (0, 0)
 
 
-class Ear(threading.Thread):
+class Ear(Stoppable):
     """Reads the leaders' stream, and where its host leads, the hosts' reports.
 
     Attributes:
@@ -52,10 +52,9 @@ class Ear(threading.Thread):
         events: queue.Queue[AnyEvent],
     ) -> None:
         """An ear that has *bus* made in its own thread: that may import a library, and look a name up."""
-        super().__init__(name="bgpool-ear", daemon=True)
+        super().__init__("bgpool-ear", bg_id)
         self._make_bus: Final = bus
         self._keys: Final = keys
-        self._bg_id: Final = bg_id
         self._member: Final = member
         self._events: Final = events
         self._leads = self._hurries = False
@@ -81,10 +80,10 @@ class Ear(threading.Thread):
         self._leads, self._hurries = leads, hurries
 
     def run(self) -> None:
-        """Listen for ever."""
+        """Listen until stopped."""
         bus: Bus | None = None
         pause_s = FLEET_PAUSE_S
-        while True:
+        while not self.over.is_set():
             try:
                 bus = bus if bus is not None else self._make_bus()
                 self._listen(bus)
@@ -95,7 +94,7 @@ class Ear(threading.Thread):
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
                     # Once: it may come again with every message.
                     self._unforeseen.add(type(error))
-                    _logger.exception("the bus cannot be read", extra=log_fields("fleet_failed", bg_id=self._bg_id))
+                    _logger.exception("the bus cannot be read", extra=log_fields("fleet_failed", bg_id=self.bg_id))
                 self._tell_error(str(error) if isinstance(error, BusError) else type(error).__name__)
                 if bus is not None:
                     bus.close()
@@ -103,8 +102,10 @@ class Ear(threading.Thread):
                 self._heard_at = 0.0
                 # It may be the reports alone that cannot be read: a leader can do without them, but not without itself.
                 self._report_cursor, self._reports_from = "", time.monotonic() + FLEET_PAUSE_MAX_S
-                time.sleep(pause_s)
+                self.over.wait(pause_s)
                 pause_s = min(2 * pause_s, FLEET_PAUSE_MAX_S)
+        if bus is not None:
+            bus.close()
 
     def _listen(self, bus: Bus) -> None:
         if not self._leads:
@@ -140,7 +141,7 @@ class Ear(threading.Thread):
 
     def _hear(self, entry: Entry) -> None:
         try:
-            message = unseal(entry, self._bg_id, self._keys())
+            message = unseal(entry, self.bg_id, self._keys())
         except BadMessage as error:
             self._refuse(error.kind)
             return
@@ -178,7 +179,7 @@ class Ear(threading.Thread):
     def _note(self, entry: ReportEntry) -> bool:
         """Add *entry* to the roll; whether it is a nudge."""
         try:
-            told = unseal_report(entry.payload, self._bg_id, self._keys())
+            told = unseal_report(entry.payload, self.bg_id, self._keys())
             at_ms = int(entry.id.partition("-")[0])
         except BadMessage as error:
             self._refuse_report(entry.id, error.kind)
@@ -205,7 +206,7 @@ class Ear(threading.Thread):
             what = "signed with no key of this host's" if kind == "forged" else kind
             why = "; is bg_fleet_key the same on all hosts?" if kind == "forged" else ""
             text = "the bus has a message that is %s and is not used%s; how many there are is in the host's reports"
-            _logger.warning(text, what, why, extra=log_fields("fleet_refused", bg_id=self._bg_id))
+            _logger.warning(text, what, why, extra=log_fields("fleet_refused", bg_id=self.bg_id))
 
     def _tell_error(self, error: str) -> None:
         if error != self._error:

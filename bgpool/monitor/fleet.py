@@ -6,7 +6,6 @@ import hashlib
 import os
 import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.ear import Ear
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import Stoppable
 from bgpool.monitor.voice import Voice
 from bgpool.report.reading import read_status
 from bgpool.segment.paths import RunFiles
@@ -38,7 +38,7 @@ class Part(Protocol):
     """What a monitor does with its fleet, if it has one."""
 
     @property
-    def threads(self) -> tuple[threading.Thread, ...]:
+    def threads(self) -> tuple[Stoppable, ...]:
         """Threads that it needs; a monitor can do without them."""
 
     @property
@@ -69,7 +69,7 @@ class Part(Protocol):
 class Alone:
     """The part of a monitor without a fleet: it asks for itself."""
 
-    threads: Final[tuple[threading.Thread, ...]] = ()
+    threads: Final[tuple[Stoppable, ...]] = ()
     view: Final = None
     heard_ns: Final = 0
     leads: Final = False
@@ -113,7 +113,7 @@ class Fleet:
         self._said = Said()
 
     @property
-    def threads(self) -> tuple[threading.Thread, ...]:
+    def threads(self) -> tuple[Stoppable, ...]:
         """The ear and the voice."""
         return (self._ear, self._voice)
 

@@ -13,26 +13,29 @@ from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
 from bgpool.logs import log_fields
 from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import Stoppable
 from bgpool.resolver import Resolver
 
 __all__ = ["Lookup"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 _Found = tuple[str, tuple[str, ...] | None]
+#: Wakes who waits for an answer.
+_NOTHING: Final[_Found] = ("", None)
 
 
-class Lookup(threading.Thread):
+class Lookup(Stoppable):
     """Resolves the names it is assigned in every interval, side by side, and tells the main loop what it found."""
 
     def __init__(self, resolver: Resolver, events: queue.Queue[AnyEvent]) -> None:
-        super().__init__(name="bgpool-lookup", daemon=True)
+        super().__init__("bgpool-lookup")
         self._resolver: Final = resolver
         self._events: Final = events
         self._nudged: Final = threading.Event()
         self._names: tuple[str, ...] = ()
         self._interval_s = 1.0
         # Owned by this thread: what is being looked up, by helpers that a stalled resolver may keep for minutes.
-        self._asked: Final[queue.SimpleQueue[str]] = queue.SimpleQueue()
+        self._asked: Final[queue.SimpleQueue[str | None]] = queue.SimpleQueue()
         self._found: Final[queue.SimpleQueue[_Found]] = queue.SimpleQueue()
         self._pending: Final[set[str]] = set()
         self._known: Final[dict[str, tuple[float, tuple[str, ...]]]] = {}
@@ -47,13 +50,24 @@ class Lookup(threading.Thread):
             self._nudged.set()
 
     def run(self) -> None:
-        """Look up for ever."""
+        """Look up until stopped."""
         while True:
             self._nudged.clear()
+            # In this order, or what stop() sets would be lost.
+            if self.over.is_set():
+                break
             found = self._look_up(self._names)
             if found:
                 self._events.put(Resolved(now(), found))
             self._nudged.wait(self._interval_s)
+        for _ in range(self._helpers):
+            self._asked.put(None)
+
+    def stop(self) -> None:
+        """End; a helper that a resolver holds ends when it lets go."""
+        super().stop()
+        self._found.put(_NOTHING)
+        self._nudged.set()
 
     def _look_up(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         """What is known of *names* after one interval; a name that was not found for RESOLVE_TIMEOUT_S is left out.
@@ -66,9 +80,9 @@ class Lookup(threading.Thread):
                 self._asked.put(name)
         while self._helpers < min(len(names), RESOLVE_THREADS):
             self._helpers += 1
-            threading.Thread(target=self._help, name=f"bgpool-lookup-{self._helpers}", daemon=True).start()
+            _Helper(f"bgpool-lookup-{self._helpers}", self._resolver, self._asked, self._found).start()
         deadline = time.monotonic() + min(self._interval_s, RESOLVE_TIMEOUT_S)
-        while self._pending.intersection(names):
+        while self._pending.intersection(names) and not self.over.is_set():
             try:
                 name, addresses = self._found.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
@@ -81,9 +95,24 @@ class Lookup(threading.Thread):
         fresh = time.monotonic() - RESOLVE_TIMEOUT_S
         return {name: self._known[name][1] for name in names if name in self._known and self._known[name][0] >= fresh}
 
-    def _help(self) -> None:
-        while True:
-            name = self._asked.get()
+
+class _Helper(Stoppable):
+    """Looks up what is asked, until it is asked for None."""
+
+    def __init__(
+        self,
+        name: str,
+        resolver: Resolver,
+        asked: queue.SimpleQueue[str | None],
+        found: queue.SimpleQueue[_Found],
+    ) -> None:
+        super().__init__(name)
+        self._resolver: Final = resolver
+        self._asked: Final = asked
+        self._found: Final = found
+
+    def run(self) -> None:
+        while (name := self._asked.get()) is not None:
             addresses = None
             try:
                 addresses = self._resolver.resolve(name)

@@ -15,6 +15,7 @@ from bgpool.core.limits import MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
 from bgpool.monitor.session import Answer, Session, SessionError
+from bgpool.monitor.stoppable import Stoppable
 
 __all__ = ["Probe", "now"]
 
@@ -24,11 +25,11 @@ def now() -> Instant:
     return Instant(time.monotonic_ns(), time.time_ns())
 
 
-class Probe(threading.Thread):
+class Probe(Stoppable):
     """Reads the status of one role in every interval; silent while it has no target."""
 
     def __init__(self, role: Role, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
-        super().__init__(name=f"bgpool-probe-{role.colour}", daemon=True)
+        super().__init__(f"bgpool-probe-{role.colour}")
         self._role: Final = role
         self._connect: Final = connect
         self._events: Final = events
@@ -72,10 +73,23 @@ class Probe(threading.Thread):
         if socket is not None and self.unanswered_s() > limit_s:
             sockets.cut(*socket)
 
+    def stop(self) -> None:
+        """End; a question that is unanswered is given up. What is still connecting is closed when it has connected."""
+        super().stop()
+        self._nudged.set()
+        socket = self._socket
+        if socket is not None and self._asked_at:
+            sockets.cut(*socket)
+
     def run(self) -> None:
-        """Ask for ever."""
-        while True:
-            self._nudged.clear()
+        """Ask until stopped."""
+        try:
+            self._run()
+        finally:
+            self._close()
+
+    def _run(self) -> None:
+        while self._is_wanted():
             target = self._target
             pause_s = self._interval_s
             begun_at = time.monotonic()
@@ -89,8 +103,15 @@ class Probe(threading.Thread):
             self._nudged.wait(pause_s)
             # A nudge does not shorten what the other hosts need for theirs.
             while target is not None and (left_s := begun_at + self._least_s - time.monotonic()) > 0:
-                self._nudged.clear()
+                if not self._is_wanted():
+                    return
                 self._nudged.wait(left_s)
+
+    def _is_wanted(self) -> bool:
+        """Whether to go on, with whatever was assigned until now."""
+        # In this order, or what stop() sets would be lost.
+        self._nudged.clear()
+        return not self.over.is_set()
 
     def _ask(self, target: Target) -> bool:
         """One question; whether it was answered."""
@@ -99,6 +120,9 @@ class Probe(threading.Thread):
         self._asked_at = time.monotonic()
         try:
             session = self._session or self._open(target)
+            # Asked after the socket is known: stop() cuts it, or we see that it was called.
+            if self.over.is_set():
+                return False
             answer = session.ask()
         except (SessionError, OSError) as error:
             self._close()

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,7 @@ from bgpool.monitor.probe import Probe, now
 from bgpool.monitor.renewal import Renewal
 from bgpool.monitor.sampler import Sampler
 from bgpool.monitor.session import Session
+from bgpool.monitor.stoppable import Stoppable, wait_ended
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -89,18 +90,27 @@ def run_monitor(
     extra = log_fields("monitor_began", bg_id=config.bg_id, phase=writer.snapshot.phase)
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term, extra=extra)
     on_begin()
+    threads: Sequence[Stoppable] = ()
     try:
-        Monitor(config, passwords, files, writer, writer.snapshot).run(linger_s)
+        monitor = Monitor(config, passwords, files, writer, writer.snapshot)
+        threads = monitor.threads
+        monitor.run(linger_s)
     except Superseded as error:
         _logger.warning("%s; leaving", error, extra=log_fields("monitor_left", bg_id=config.bg_id))
         writer.leave()
     finally:
+        # Before its threads are waited for: the next one may begin.
         tenure.lock.release()
+        wait_ended(threads)
     return True
 
 
 class Monitor:
-    """Turns what probes and look-ups tell into published snapshots."""
+    """Turns what probes and look-ups tell into published snapshots.
+
+    Attributes:
+        threads: All that it has; run() stops them, and does not wait for their ends.
+    """
 
     def __init__(
         self,
@@ -129,6 +139,8 @@ class Monitor:
             self._lookup,
             self._bell,
         )
+        # The others are not among those that the monitor cannot do without.
+        self.threads: Final = (*self._threads, *self._fleet.threads, self._sampler)
         # Where blue is looked for while nothing is known of it.
         self._entrance = config.entrance
         self._stopping: Final = threading.Event()
@@ -153,13 +165,14 @@ class Monitor:
         self._publish(replace(begun, fleet=self._fleet.view))
         self._replan()
         self._sampler.note(self._snapshot)
-        # Not among those that the monitor cannot do without.
-        for thread in (*self._threads, *self._fleet.threads, self._sampler):
-            thread.start()
         try:
+            for thread in self.threads:
+                thread.start()
             self._watch(linger_s)
         finally:
             self._fleet.leave(self._snapshot)
+            for thread in self.threads:
+                thread.stop()
 
     def _watch(self, linger_s: float | None) -> None:
         needed_at = beat_at = time.monotonic()

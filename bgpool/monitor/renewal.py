@@ -19,17 +19,18 @@ from bgpool.core.plan import Target
 from bgpool.logs import log_fields
 from bgpool.monitor.probe import now
 from bgpool.monitor.session import Session, SessionError
+from bgpool.monitor.stoppable import Stoppable
 
 __all__ = ["Renewal"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Renewal(threading.Thread):
+class Renewal(Stoppable):
     """Tries green hosts under their new names, one connection at a time, until each has let it in."""
 
     def __init__(self, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
-        super().__init__(name="bgpool-renewal", daemon=True)
+        super().__init__("bgpool-renewal")
         self._connect: Final = connect
         self._events: Final = events
         self._nudged: Final = threading.Event()
@@ -42,16 +43,25 @@ class Renewal(threading.Thread):
             self._nudged.set()
 
     def run(self) -> None:
-        """Try for ever; sleeps while there is nothing to try."""
-        while self._nudged.wait():
+        """Try until stopped; sleeps while there is nothing to try."""
+        while True:
+            # First, or what comes in between would be lost.
+            self._nudged.clear()
             targets = self._targets
+            if self.over.is_set():
+                return
             if not targets:
-                self._nudged.clear()
+                self._nudged.wait()
                 continue
             for target in targets:
-                if self._is_renewed(target):
+                if not self.over.is_set() and self._is_renewed(target):
                     self._events.put(CertificateRenewed(now(), target.host))
-            threading.Event().wait(RENEWAL_INTERVAL_S)
+            self.over.wait(RENEWAL_INTERVAL_S)
+
+    def stop(self) -> None:
+        """End; a connection that is being made is closed when it has been."""
+        super().stop()
+        self._nudged.set()
 
     def _is_renewed(self, target: Target) -> bool:
         try:

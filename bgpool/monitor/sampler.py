@@ -19,6 +19,7 @@ from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor import samples
 from bgpool.monitor.lanes import Lanes
+from bgpool.monitor.stoppable import Stoppable
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table
 
@@ -27,12 +28,12 @@ __all__ = ["Sampler"]
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Sampler(threading.Thread):
+class Sampler(Stoppable):
     """One of the monitor's threads, and the only one that it can do without."""
 
     def __init__(self, files: RunFiles, may_write: Callable[[], bool]) -> None:
         """For the switchovers of *files*; *may_write* says whether this process is still their monitor."""
-        super().__init__(name="bgpool-sampler", daemon=True)
+        super().__init__("bgpool-sampler")
         self._files: Final = files
         self._may_write: Final = may_write
         self._snapshot = Snapshot("")
@@ -51,11 +52,18 @@ class Sampler(threading.Thread):
         if begun:
             self._news.set()
 
+    def stop(self) -> None:
+        """End; what was not written down by now is not."""
+        super().stop()
+        self._news.set()
+
     def run(self) -> None:
-        """Sample for ever."""
-        while True:
+        """Sample until stopped."""
+        while not self.over.is_set():
             self._news.wait(SAMPLE_IDLE_S if self._story is None else SAMPLE_INTERVAL_S)
             self._news.clear()
+            if self.over.is_set():
+                return
             try:
                 self.look(time.monotonic_ns())
             except Exception as error:

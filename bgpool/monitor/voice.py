@@ -24,13 +24,14 @@ from bgpool.fleet.messages import BadMessage, seal, seal_report, unseal
 from bgpool.logs import log_fields
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import Stoppable
 
 __all__ = ["Voice"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Voice(threading.Thread):
+class Voice(Stoppable):
     """Publishes what the leader has to say, claims the leadership, and reports on the host."""
 
     def __init__(
@@ -42,15 +43,14 @@ class Voice(threading.Thread):
         events: queue.Queue[AnyEvent],
     ) -> None:
         """A voice that reports what *describe*, called in its thread, returns; *bus* is made there, too."""
-        super().__init__(name="bgpool-voice", daemon=True)
+        super().__init__("bgpool-voice", bg_id)
         self._make_bus: Final = bus
         self._keys: Final = keys
-        self._bg_id: Final = bg_id
         self._describe: Final = describe
         self._events: Final = events
         self._wanted: Final = threading.Event()
         self._publication: tuple[Publication, tuple[int, int]] | None = None
-        self._nudges = self._leaves = False
+        self._nudges = False
         # When it is looked next whether there is something to report.
         self._look_at = 0.0
         # Owned by this thread.
@@ -81,16 +81,21 @@ class Voice(threading.Thread):
 
     def leave(self, timeout_s: float) -> None:
         """Say what is still to be said, and that this was the last; waits for *timeout_s* seconds at most."""
-        self._leaves = True
+        self.stop()
+        if self.is_alive():
+            self.join(timeout_s)
+
+    def stop(self) -> None:
+        """As leave(), and waits for nothing."""
+        super().stop()
         self._wanted.set()
-        self.join(timeout_s)
 
     def run(self) -> None:
         """Write until told to leave."""
         while True:
             self._wanted.wait(max(0.0, self._look_at - time.monotonic()))
             self._wanted.clear()
-            leaves = self._leaves
+            leaves = self.over.is_set()
             try:
                 self._publish()
                 self._report(leaves)
@@ -99,16 +104,18 @@ class Voice(threading.Thread):
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
                     # Once: it may come again with every message.
                     self._unforeseen.add(type(error))
-                    _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self._bg_id))
+                    _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self.bg_id))
                 if self._bus is not None:
                     self._bus.close()
                 self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
                 self._look_at = time.monotonic() + FLEET_LOOK_S
                 if not leaves:
                     # What failed at once may fail at once again, and a leader has something to say all the time.
-                    time.sleep(FLEET_PAUSE_S)
+                    self.over.wait(FLEET_PAUSE_S)
             if leaves:
-                return
+                break
+        if self._bus is not None:
+            self._bus.close()
 
     def _open(self) -> Bus:
         if self._bus is None:
@@ -124,7 +131,7 @@ class Voice(threading.Thread):
             if publication.is_claim:
                 self._claim(message, fence)
             else:
-                self._open().publish(message.term, message.seq, seal(message, self._bg_id, self._keys()))
+                self._open().publish(message.term, message.seq, seal(message, self.bg_id, self._keys()))
         except KeyMissing:
             self._events.put(KeyGone(now()))
         except Refused:
@@ -147,12 +154,12 @@ class Voice(threading.Thread):
             term = max(message.term, top.term + 1)
         if term > seconds + FLEET_TERM_AHEAD_S:
             raise BusError(
-                f"nobody can lead: the newest id in the stream bgpool:{{{self._bg_id}}} is far ahead of the clock "
+                f"nobody can lead: the newest id in the stream bgpool:{{{self.bg_id}}} is far ahead of the clock "
                 f"(term {term - 1}); somebody must DEL that key"
             )
         message = replace(message, term=term, issued_ns=time.time_ns())
         try:
-            bus.publish(term, 0, seal(message, self._bg_id, self._keys()))
+            bus.publish(term, 0, seal(message, self.bg_id, self._keys()))
         except Refused:
             self._events.put(Beaten(now(), term))
             return
@@ -163,7 +170,7 @@ class Voice(threading.Thread):
         if (top.term, top.seq) <= fence:
             return False
         try:
-            message = unseal(top, self._bg_id, self._keys())
+            message = unseal(top, self.bg_id, self._keys())
         except BadMessage:
             return False
         if message.resigns:
@@ -189,7 +196,7 @@ class Voice(threading.Thread):
         self._say(report)
 
     def _say(self, report: Report) -> None:
-        self._open().report(seal_report(report, self._bg_id, self._keys()))
+        self._open().report(seal_report(report, self.bg_id, self._keys()))
 
 
 def _news(report: Report) -> Report:
