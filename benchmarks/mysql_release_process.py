@@ -1,0 +1,97 @@
+"""The application of the *mysql_release* benchmark: forks workers that write a row each now and then.
+
+Orders come as one line on standard input, because a password is in them. Another line, a time on the monotonic clock,
+is answered with when each worker had its first success after it; then all end.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Final
+
+from benchmarks.clients import Client, Config, mysqls
+from benchmarks.fleet import Fleet, Post
+
+__all__ = ["CLIENTS", "Orders"]
+
+CLIENTS: Final[Mapping[str, Callable[[Config], Client]]] = {"pool": mysqls.Ours, "oracle": mysqls.Known}
+_START_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What is to be done.
+
+    Attributes:
+        client: Which of CLIENTS.
+        pause_s: Between two rows of a worker.
+    """
+
+    client: str
+    config: Config
+    workers: int
+    pause_s: float
+
+    def as_line(self) -> str:
+        """For standard input."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Orders:
+        """What as_line() gave."""
+        data = json.loads(line)
+        return cls(**{**data, "config": Config.from_json(data["config"])})
+
+
+def main() -> None:
+    """Fork, write, and tell."""
+    orders = Orders.from_line(sys.stdin.readline())
+    with Fleet(orders.workers, partial(_live, orders=orders)) as fleet:
+        fleet.wait_ready(_START_TIMEOUT_S)
+        print("ready", flush=True)
+        since = sys.stdin.readline()
+        if not since:
+            return
+        since_s = float(since)
+        firsts: dict[int, float] = {}
+        errors = 0
+        for call in fleet.calls():
+            errors += not call.ok
+            if call.ok and call.ended_s > since_s:
+                firsts.setdefault(call.worker, call.ended_s - since_s)
+    print(json.dumps({"firsts_s": sorted(firsts.values()), "errors": errors}), flush=True)
+
+
+def _live(post: Post, *, orders: Orders) -> None:
+    """A worker, after the fork."""
+    client = CLIENTS[orders.client](orders.config)
+    client.write((post.number, 0, 0))
+    threading.Thread(target=_work, args=(post, client, orders.pause_s), daemon=True).start()
+    post.ready()
+
+
+def _work(post: Post, client: Client, pause_s: float) -> None:
+    """A row, a pause, and so on."""
+    time.sleep(random.uniform(0, pause_s))
+    n = 0
+    while True:
+        n += 1
+        began_s = time.monotonic()
+        ok = True
+        try:
+            client.write((post.number, 0, n))
+        except Exception:  # whatever it was, a caller has seen it
+            ok = False
+        post.note(0, began_s, time.monotonic(), ok=ok)
+        time.sleep(pause_s)
+
+
+if __name__ == "__main__":
+    main()
