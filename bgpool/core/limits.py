@@ -229,11 +229,20 @@ REQUEST_MARGIN_S: Final = 5.0
 # -- workers -----------------------------------------------------------------------------------------------------
 
 #: How often a worker's watcher looks whether there is a monitor while there is none, in seconds. Where there is one it
-#: looks when that would have been silent for HEARTBEAT_STALE_S, and when a connection is to be cut.
+#: looks when that would have been silent for HEARTBEAT_STALE_S, and when a connection is to be cut. In a switchover it
+#: looks as often at what its pools do, while that changes.
 WATCH_INTERVAL_S: Final = 0.25
 
+#: While it does not change, twice as long from one look to the next, up to so many seconds. A look
+#: costs several times what waking up costs.
+LOOK_INTERVAL_MAX_S: Final = 2.5
+
+#: How long what is published goes before rows and logs, in seconds: callers are let go at that moment, and every
+#: process of the host wants the cores for them.
+NEWS_FIRST_S: Final = 0.05
+
 #: How old a worker's row may be, in seconds, before its process counts as one that does not keep up: it writes
-#: the row in every WATCH_INTERVAL_S, unless it is stopped or its server lets threads run in requests only.
+#: the row in every LOOK_INTERVAL_MAX_S, unless it is stopped or its server lets threads run in requests only.
 ROW_STALE_S: Final = 4.0
 
 #: Tasks that go on in one turn of their event loop when a hold ends; other tasks have theirs in between.
@@ -250,9 +259,9 @@ CANCEL_TIMEOUT_S: Final = 1.0
 POLL_INTERVAL_S: Final = 0.01
 
 #: How long a waiter sleeps in the kernel before it looks at the word again, in seconds: a monitor to which a sandbox
-#: refuses futex changes the word and wakes nobody. As long as a watcher sleeps anyway (HEARTBEAT_STALE_S), so that no
-#: process wakes more often for it.
-FUTEX_SLEEP_S: Final = 0.8
+#: refuses futex changes the word and wakes nobody. Watchers wake more often (HEARTBEAT_STALE_S), and whoever finds a
+#: change by its own clock wakes the others; so this is for a process whose watcher has not come to be.
+FUTEX_SLEEP_S: Final = 4.0
 
 #: Pause between two attempts to connect while a switchover is under way, in seconds. A driver's own back-off
 #: starts at a second, which would be the longest part of the gap.

@@ -1,4 +1,4 @@
-"""A process's part in a deployment: all its pools there share one watch."""
+"""A process's part in a deployment: all its pools there share one watch, and all watches one thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 
 class Participant:
-    """One per process, run directory and bg_id; shared by all pools with these. One watcher thread while it has any.
+    """One per process, run directory and bg_id; shared by all pools with these.
 
     Attributes:
         bg_id, files: Which deployment.
@@ -59,13 +59,15 @@ class Participant:
         self.loops.reset()
 
     def join(self, member: Member) -> None:
-        """Take *member* on; the first one makes the process present and starts the watcher.
+        """Take *member* on; the first one makes the process present and has it watched.
 
         Raises nothing of its own; if it is interrupted, nothing has begun.
         """
         with self._lock:
             self._joined.add(member)
-            if self._watch is not None:
+            watch = self._watch
+            if watch is not None:
+                watch.look_soon()
                 return
             self._follow_user()
             self._watch = watch = Watch(
@@ -102,7 +104,7 @@ class Participant:
             watch.nudge()
 
     def is_watched(self) -> bool:
-        """Whether the process's thread is at work that hears of what is published."""
+        """Whether the thread is at work that hears of what is published."""
         watch = self._watch
         return watch is not None and watch.is_alive()
 

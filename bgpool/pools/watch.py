@@ -1,4 +1,4 @@
-"""What a process has in a deployment while it has pools there: a row, a thread that watches, perhaps the relay."""
+"""What a process has in a deployment while it has pools there: a row, somebody who watches, perhaps the relay."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bgpool.core.limits import HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import (
+    HEARTBEAT_STALE_S,
+    LOOK_INTERVAL_MAX_S,
+    NEWS_FIRST_S,
+    RESTART_INTERVAL_S,
+    WATCH_INTERVAL_S,
+)
 from bgpool.core.phase import SWITCHING
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
+from bgpool.pools import watcher
+from bgpool.pools.watcher import Watcher
 from bgpool.segment.host import LACKS, lacks
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
 from bgpool.segment.reader import Reader, Reading
 from bgpool.segment.table import Usage
-from bgpool.signals import refusing
+from bgpool.segment.wake import Word
 
 __all__ = ["Member", "Watch"]
 
@@ -30,6 +38,9 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: Past the moment at which something is due, not just before it.
 _PAST_S: Final = 0.005
+
+#: Which part of its time a look waits for at least, before it is taken because the thread is awake anyway.
+_EARLY: Final = 0.8
 
 #: Lines that are remembered so that they are not logged again.
 _COMPLAINTS: Final = 16
@@ -65,7 +76,7 @@ class Member(Protocol):
 class Watch:
     """From the moment the first pool joins to the moment the last one leaves; another one after that.
 
-    What it has, it has until end(): nothing that its threads come by later is kept.
+    What it has, it has until end(): nothing that its threads come by later is kept. Its rounds are the watcher's.
     """
 
     def __init__(
@@ -87,10 +98,10 @@ class Watch:
         self._members: Final = members
         self._ensure_monitor: Final = ensure_monitor
         self._wake: Final = wake
-        self._woken_by: Reading | None = None
-        self._stopping: Final = threading.Event()
-        self._thread: Final = threading.Thread(target=refusing(self._run), name=f"bgpool-watch-{bg_id}", daemon=True)
+        self._stopping = False
+        self._watcher: Watcher | None = None
         self._starter: threading.Thread | None = None
+        self._restart_at = 0.0
         # Protects the two that follow, and that neither is there once the watch is stopping.
         self._lock: Final = threading.Lock()
         self._presence: Presence | None = None
@@ -101,6 +112,13 @@ class Watch:
         # What had been counted when the hold at hand began, or at the last look while there is none.
         self._before_hold = Usage()
         self._holding = False
+        # What was acted on last, and when that is due though nothing is published.
+        self._heard: Reading | None = None
+        self._act_at = 0.0
+        # The last look at everything else, the next one, from when on that may come early, and what the last one found.
+        self._looked_at = self._look_at = self._early_at = 0.0
+        self._pace_s = 0.0
+        self._found = Usage()
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -115,7 +133,7 @@ class Watch:
         self._relayed = known.notices[-1] if known and known.notices else None
         self._be_present()
         try:
-            self._thread.start()
+            self._watcher = watcher.take(self)
         except RuntimeError as error:
             self._complain("plain_pool", f"there is no thread to watch with ({error}); the pool works as a plain pool")
             self.end()
@@ -123,15 +141,21 @@ class Watch:
     def end(self) -> None:
         """Stop watching, and be gone."""
         with self._lock:
-            self._stopping.set()
+            self._stopping = True
             relay, self._relay = self._relay, None
+        watcher.drop(self)
         self._leave_the_row()
         if relay is not None:
             relay.release()
 
+    def look_soon(self) -> None:
+        """There is a member more: it acts on what is published, and the row tells of it."""
+        self._act_at = self._look_at = self._early_at = 0.0
+        watcher.stir(self)
+
     def is_alive(self) -> bool:
-        """Whether its thread is at work."""
-        return self._thread.is_alive()
+        """Whether the thread is at work that watches."""
+        return self._watcher is not None and self._watcher.is_alive()
 
     def nudge(self) -> None:
         """Ring the monitor's bell."""
@@ -154,53 +178,99 @@ class Watch:
         self._try_to_relay()
         return self._relay is not None
 
-    # -- the thread ----------------------------------------------------------------------------------------------
+    # -- what the watcher calls ----------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        """The watcher's life. Nothing that goes wrong in one round may end it: pools would never hear again."""
-        # At once: a worker that is recycled after a tenth of a second must have started a monitor by then.
-        due = True
-        while not self._stopping.is_set():
-            try:
-                if due:
-                    due = False
-                    self._look_after()
-                due = not self._round()
-            except Exception as error:
-                due = True
-                self._complain("hindered", f"watching failed and goes on: {error!r}")
-                self._stopping.wait(WATCH_INTERVAL_S)
-
-    def _round(self) -> bool:
-        """Act on what is published, and wait for more; whether there is."""
+    def hear(self, now: float) -> None:
+        """Act on what is published, and on time that has run out; nothing, where there is nothing new."""
         reading = self._reader.refresh()
-        if reading is not self._woken_by:
-            self._woken_by = reading
+        news = reading is not self._heard
+        if not news and now < self._act_at:
+            return
+        # First, so that what fails is tried again, and not at once.
+        self._heard, self._act_at = reading, now + WATCH_INTERVAL_S
+        if news:
+            # Rows and logs come when those were let go who wait.
+            self._look_at = self._early_at = min(self._look_at, now + NEWS_FIRST_S)
+            self._pace_s = 0.0
             self._wake()
-        members = self._members()
-        due_s = math.inf
+        self._act(reading, self._members())
+
+    def _act(self, reading: Reading, members: list[Member]) -> None:
+        """Have *members* act on *reading*, and note when they are to do so again."""
+        failure: BaseException | None = None
+        due_at = math.inf
         for member in members:
-            member.apply(reading)
-            due_s = min(due_s, member.tick())
+            try:
+                member.apply(reading)
+                due_at = min(due_at, time.monotonic() + max(0.0, member.tick()))
+            except BaseException as error:
+                # The others' connections are to be drained all the same.
+                failure = error
+        if failure is not None:
+            raise failure
+        self._act_at = min(due_at, _timer_at(reading.snapshot))
+
+    def attend(self, now: float) -> None:
+        """Do all that nobody waits for: the row, logs, and whether everything is still in its place."""
+        # First, so that what fails is tried again, and not at once.
+        self._looked_at, self._look_at = now, now + WATCH_INTERVAL_S
+        self._early_at = self._look_at
+        try:
+            self._look_after()
+        finally:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        """What the members do: for the row and the logs. The less there is to see, the later is the next look."""
+        members, reading = self._members(), self._heard or self._reader.refresh()
+        self._act(reading, members)
         total = Usage.merged(member.usage() for member in members)
         self._report(total, reading)
         self._log_holds(members, total, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot, total)
-        if self._holding or (reading.snapshot is not None and reading.snapshot.phase in SWITCHING):
-            # What the rows say now, a picture is made of afterwards; and the end of a hold is to be logged.
-            due_s = min(due_s, WATCH_INTERVAL_S)
-        return reading.wait_changed(min(max(0.0, due_s), _until_silent_s(reading)))
+        switching = reading.snapshot is not None and reading.snapshot.phase in SWITCHING
+        # What the rows say in a switchover, a picture is made of afterwards; and the end of a hold is to be logged.
+        least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
+        found = total._replace(longest_hold_ms=0)
+        self._pace_s = min(2 * self._pace_s, LOOK_INTERVAL_MAX_S) if found == self._found else 0.0
+        self._found, self._pace_s = found, max(self._pace_s, least_s)
+        self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
+
+    def fail(self, error: BaseException) -> None:
+        """One of the two has raised *error*."""
+        self._complain("hindered", f"watching failed and goes on: {error!r}")
+
+    def due_at(self, now: float) -> float:
+        """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
+        # All that is done while nothing happens, so that nothing is called here.
+        if now >= self._early_at:
+            return now
+        at = min(self._act_at, self._look_at)
+        reading = self._heard
+        mapped = reading.mapped if reading is not None else None
+        if mapped is None:
+            return min(at, self._looked_at + WATCH_INTERVAL_S)
+        # Whether there is a monitor: once it would count as silent, if it gave no more signs of life.
+        silent_at = mapped.beat[0] / 1e9 + HEARTBEAT_STALE_S + _PAST_S
+        return min(at, max(silent_at, self._looked_at + WATCH_INTERVAL_S))
+
+    def word(self) -> Word | None:
+        """What says that something else is published than was heard."""
+        reading = self._heard
+        if reading is None or reading.mapped is None:
+            return None
+        return Word(reading.word, reading.mapped.address, reading.sequence)
 
     def _look_after(self) -> None:
-        """Nothing was published for a while: is everything still in its place?"""
+        """Whether everything is still in its place, a monitor as well."""
         presence = self._presence
         if presence is not None and not presence.is_in_place(self._files):
             self._leave_the_row()
             self._make_run_dir()
         self._reader.check_path()
         self._be_present()
-        silent = self._reader.monitor_is_silent()
+        silent = self._reader.monitor_is_silent() and time.monotonic() >= self._restart_at
         if silent and (self._starter is None or not self._starter.is_alive()):
             # Apart from the watcher: the start of a process takes longer than a release may.
             self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
@@ -222,7 +292,7 @@ class Watch:
             self._ensure_monitor(self._files)
         except Exception as error:
             self._complain("hindered", f"the monitor cannot be started: {error}")
-            self._stopping.wait(RESTART_INTERVAL_S)
+            self._restart_at = time.monotonic() + RESTART_INTERVAL_S
 
     def _complain(self, event: str, text: str) -> None:
         """Log it, once: the watcher comes by it again and again, by several in turn."""
@@ -235,12 +305,12 @@ class Watch:
     # -- the row -------------------------------------------------------------------------------------------------
 
     def _be_present(self) -> None:
-        if self._presence is not None or self._stopping.is_set() or time.monotonic() < self._absent_until:
+        if self._presence is not None or self._stopping or time.monotonic() < self._absent_until:
             return
         try:
             presence = Presence(self._files)
             with self._lock:
-                if not self._stopping.is_set():
+                if not self._stopping:
                     self._presence = presence
                     return
             presence.close()
@@ -310,7 +380,7 @@ class Watch:
         """Take the relay's lock if it is free; kept until end(), so that one log has all."""
         # In one go: of two threads of ours that try, the second would take the first for another process.
         with self._lock:
-            if self._relay is not None or self._stopping.is_set():
+            if self._relay is not None or self._stopping:
                 return
             try:
                 self._relay = try_lock(self._files.relay)
@@ -334,7 +404,8 @@ def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...
     return tuple(notice for notice in notices if notice.number > last.number)
 
 
-def _until_silent_s(reading: Reading) -> float:
-    """How long there is nothing to look after: until the monitor would count as silent, if it gave no more signs."""
-    left_s = HEARTBEAT_STALE_S - reading.mapped.heartbeat_age_s() if reading.mapped is not None else 0.0
-    return left_s + _PAST_S if left_s > 0 else WATCH_INTERVAL_S
+def _timer_at(snapshot: Snapshot | None) -> float:
+    """When a timer of *snapshot* runs out next, on the monotonic clock: pools act on that, too."""
+    now_ns = time.monotonic_ns()
+    timers = snapshot.timers if snapshot is not None else ()
+    return min((end / 1e9 + _PAST_S for end in timers if end > now_ns), default=math.inf)

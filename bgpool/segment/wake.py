@@ -2,6 +2,9 @@
 
 Where the kernel cannot help (no futex, or a sandbox that refuses it, or threads are gevent's, which a sleeping kernel
 call would stop), waiting is a loop of short sleeps with the ``time.sleep`` in force, which gevent has made its own.
+
+A monitor to which a sandbox refuses futex changes the word and wakes nobody. Whoever finds such a change by its own
+clock wakes the others.
 """
 
 from __future__ import annotations
@@ -12,28 +15,85 @@ import mmap
 import platform
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from bgpool.core.limits import FUTEX_SLEEP_S, POLL_INTERVAL_S
 from bgpool.green import sleeps_are_green
 
-__all__ = ["address_of", "has_futex", "kernel_wakes", "wait_changed", "wake_all"]
+__all__ = [
+    "OwnWord",
+    "Word",
+    "address_of",
+    "has_futex",
+    "kernel_wakes",
+    "wait_any",
+    "wait_changed",
+    "wake_all",
+    "words_at_once",
+]
 
 #: The futex system call by machine. Source: asm/unistd.h of the kernel; elsewhere waiting polls.
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
+#: Waiting for several words, since Linux 5.16: the same number on both machines, and the most words in one call.
+_SYS_FUTEX_WAITV: Final = 449
+_FUTEX_WAITV_MAX: Final = 128
+_FUTEX2_SIZE_U32: Final = 2
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
 _EVERYBODY: Final = 2**31 - 1
 _MASK: Final = 0xFFFFFFFF
-#: How a futex call ends that was neither refused nor woken: the word has changed, a signal has come, time is up.
-_ORDINARY: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
+#: How a futex call ends that was not refused: woken, the word has changed, a signal has come, time is up.
+_ORDINARY: Final = frozenset({0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
 #: The futex sees 32 bits: the half of the word that counts.
 _LOW_HALF: Final = 0 if sys.byteorder == "little" else 4
 
 
 class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _Waiter(ctypes.Structure):
+    """The kernel's struct futex_waitv. Not private: the words are those of other processes, too."""
+
+    _fields_ = (
+        ("value", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class Word(NamedTuple):
+    """A word, and what it said.
+
+    Attributes:
+        view: The mapped word as a view of one unsigned 64-bit integer.
+        address: Where it is, see address_of.
+        seen: The value last seen.
+    """
+
+    view: memoryview
+    address: int
+    seen: int
+
+
+class OwnWord:
+    """A word of this process's own, by which its threads wake each other."""
+
+    def __init__(self) -> None:
+        self._cell: Final = ctypes.c_uint64(0)
+        self._view: Final = memoryview(self._cell).cast("B").cast("Q")
+        self._address: Final = ctypes.addressof(self._cell)
+
+    def word(self) -> Word:
+        """It, and what it says now."""
+        return Word(self._view, self._address, self._view[0])
+
+    def change(self) -> None:
+        """Wake whoever waits for it; not from several threads at a time."""
+        self._view[0] += 1
+        wake_all(self._address)
 
 
 class _PyBuffer(ctypes.Structure):
@@ -75,7 +135,20 @@ def kernel_wakes() -> bool:
     word = ctypes.c_uint32(0)
     address = ctypes.addressof(word)
     # It does not wait: the word is not 1.
-    return _futex(address, _FUTEX_WAIT, 1, _Timespec(0, 0)) and _futex(address, _FUTEX_WAKE, _EVERYBODY)
+    waits = _futex(address, _FUTEX_WAIT, 1, _Timespec(0, 0))
+    return _was_done(waits) and _was_done(_futex(address, _FUTEX_WAKE, _EVERYBODY))
+
+
+def words_at_once() -> int:
+    """For how many words a thread can wait with wait_any so that a change of each wakes it; found by trying.
+
+    One where the kernel knows no more, and any number where waiters poll.
+    """
+    if not has_futex():
+        return sys.maxsize
+    own = OwnWord().word()
+    changed = own._replace(seen=own.seen + 1)
+    return _FUTEX_WAITV_MAX if _was_done(_futex_waitv(_waiters([changed, changed]), 0.0)) else 1
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:
@@ -103,17 +176,48 @@ def wait_changed(
         Whether the word has changed.
     """
     deadline = time.monotonic() + timeout_s
+    code = 0
     while word[0] == seen and not over():
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        sleep_s = min(left, FUTEX_SLEEP_S)
-        limit = _Timespec(int(sleep_s), int(sleep_s % 1 * 1e9))
         # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
-        slept = address and not sleeps_are_green() and _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, limit)
-        if not slept:
+        code = _sleep(address, seen, min(left, FUTEX_SLEEP_S))
+        if not _was_done(code):
             time.sleep(min(left, POLL_INTERVAL_S))
-    return bool(word[0] != seen)
+    changed = bool(word[0] != seen)
+    if changed and code == errno.ETIMEDOUT:
+        wake_all(address)
+    return changed
+
+
+def wait_any(words: Sequence[Word], until: Callable[[float], float]) -> None:
+    """Wait until one of *words* has changed, or until it is time.
+
+    A change of those beyond the first words_at_once() is seen at the end of the wait only.
+
+    Args:
+        words: Which.
+        until: Asked at the beginning, and whenever the wait is over, how long to wait: told what the monotonic clock
+            says, in seconds, it says when to wake. So a wait that is found to be for longer costs next to nothing.
+    """
+    green = sleeps_are_green()
+    waiters = _waiters(words[:_FUTEX_WAITV_MAX]) if len(words) > 1 and not green else None
+    code = 0
+    while not any(view[0] != seen for view, _, seen in words):
+        now = time.monotonic()
+        left = min(until(now) - now, FUTEX_SLEEP_S)
+        if left <= 0:
+            return
+        code = _futex_waitv(waiters, left) if waiters is not None else errno.ENOSYS
+        if not _was_done(code) and words:
+            code = _sleep(words[0].address, words[0].seen, left)
+        if not _was_done(code):
+            time.sleep(min(left, POLL_INTERVAL_S))
+    if code == errno.ETIMEDOUT:
+        for view, address, seen in words:
+            if view[0] != seen:
+                wake_all(address)
 
 
 def wake_all(address: int) -> None:
@@ -121,10 +225,22 @@ def wake_all(address: int) -> None:
     _futex(address + _LOW_HALF, _FUTEX_WAKE, _EVERYBODY)
 
 
-def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None) -> bool:
-    """Make the system call; False where there is none, or it is refused."""
+def _sleep(address: int, seen: int, seconds: float) -> int:
+    """Sleep in the kernel while the word at *address* is *seen*; how that ended, as _futex says."""
+    if not address or sleeps_are_green():
+        return errno.ENOSYS
+    return _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, _Timespec(int(seconds), int(seconds % 1 * 1e9)))
+
+
+def _was_done(code: int) -> bool:
+    """Whether the kernel has done what a call that ended with *code* asks for, and not refused it."""
+    return code in _ORDINARY
+
+
+def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None) -> int:
+    """Make the system call: 0, or the number of its error, ENOSYS where there is none."""
     if _FUTEX is None:
-        return False
+        return errno.ENOSYS
     result = _FUTEX(
         ctypes.c_long(_SYS_FUTEX or 0),
         ctypes.c_void_p(address),
@@ -134,4 +250,26 @@ def _futex(address: int, operation: int, value: int, limit: _Timespec | None = N
         None,
         ctypes.c_long(0),
     )
-    return result >= 0 or ctypes.get_errno() in _ORDINARY
+    return 0 if result >= 0 else ctypes.get_errno()
+
+
+def _waiters(words: Sequence[Word]) -> ctypes.Array[_Waiter]:
+    """*words*, as _futex_waitv takes them."""
+    filled = [_Waiter(word.seen & _MASK, word.address + _LOW_HALF, _FUTEX2_SIZE_U32, 0) for word in words]
+    return (_Waiter * len(words))(*filled)
+
+
+def _futex_waitv(waiters: ctypes.Array[_Waiter], seconds: float) -> int:
+    """Sleep in the kernel while none of the words has changed; how that ended, as _futex says."""
+    if _FUTEX is None:
+        return errno.ENOSYS
+    until_ns = time.monotonic_ns() + int(seconds * 1e9)
+    result = _FUTEX(
+        ctypes.c_long(_SYS_FUTEX_WAITV),
+        ctypes.byref(waiters),
+        ctypes.c_long(len(waiters)),
+        ctypes.c_long(0),
+        ctypes.byref(_Timespec(until_ns // 10**9, until_ns % 10**9)),
+        ctypes.c_long(time.CLOCK_MONOTONIC),
+    )
+    return 0 if result >= 0 else ctypes.get_errno()

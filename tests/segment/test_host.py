@@ -97,7 +97,7 @@ def test_a_pool_that_opens_says_it(
         pass
 
     monkeypatch.setattr(watch, "_lacks_logged", [0])
-    monkeypatch.setattr(watch.Watch, "_run", lambda _: None)
+    monkeypatch.setattr("bgpool.pools.watcher.take", lambda _: None)
     participant, member = Participant("1", files.directory, lambda _: None), Member()
     participant.join(member)  # type: ignore[arg-type]  # nothing is asked of it
     participant.leave(member)  # type: ignore[arg-type]  # as above

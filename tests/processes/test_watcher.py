@@ -1,0 +1,249 @@
+"""One thread watches all deployments of a process, and nothing that happens in one of them keeps another waiting."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.pools.participant import Participant
+from bgpool.segment import wake
+from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.presence import workers
+from bgpool.segment.reader import Reading
+from bgpool.segment.writer import Writer
+from tests.processes.test_fork import in_child
+from tests.processes.test_watch import Member
+
+WaitUntil = Callable[..., None]
+
+_terms = itertools.count(1)
+
+
+class Noting(Member):
+    """Notes what it is told, and does what a test says then."""
+
+    def __init__(self, act: Callable[[Reading], object] = lambda _: None) -> None:
+        self.phases: list[Phase] = []
+        self._act = act
+
+    def apply(self, reading: Reading) -> None:
+        if reading.snapshot is not None:
+            self.phases.append(reading.snapshot.phase)
+        self._act(reading)
+
+
+class Deployment:
+    """One, of which a test is the monitor; this process has a pool there."""
+
+    def __init__(self, directory: Path, bg_id: str, act: Callable[[Reading], object] = lambda _: None) -> None:
+        self.files = RunFiles.of(directory, bg_id)
+        self.writer = Writer(self.files, next(_terms), Snapshot(bg_id, Phase.CREATED))
+        self.writer.beat()
+        self.participant = Participant(bg_id, directory, lambda _: None)
+        self.member = Noting(act)
+        self.participant.join(self.member)
+
+    def publish(self, phase: Phase) -> None:
+        self.writer.publish(Snapshot(self.files.stem, phase))
+
+    def has_heard(self, phase: Phase) -> bool:
+        return phase in self.member.phases
+
+    def leave(self) -> None:
+        self.participant.leave(self.member)
+
+
+Join = Callable[..., Deployment]
+
+
+@pytest.fixture
+def join(tmp_path: Path) -> Iterator[Join]:
+    """Joins the deployment of a bg_id; leaves them all in the end, and no thread is left then."""
+    joined: list[Deployment] = []
+
+    def join(bg_id: str, act: Callable[[Reading], object] = lambda _: None, where: str = "run") -> Deployment:
+        prepare_run_dir(tmp_path / where)
+        joined.append(Deployment(tmp_path / where, bg_id, act))
+        return joined[-1]
+
+    yield join
+    for one in joined:
+        one.leave()
+
+
+def watchers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "bgpool-watch"]
+
+
+def refuse_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the kernel know nothing of waiting for several words, as before Linux 5.16."""
+    monkeypatch.setattr(wake, "_futex_waitv", lambda *_: errno.ENOSYS)
+
+
+@pytest.fixture(params=["one thread", "a thread each", "polling"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the kernel can do."""
+    if request.param == "a thread each":
+        refuse_many(monkeypatch)
+    elif request.param == "polling":
+        monkeypatch.setattr(wake, "_FUTEX", None)
+    return str(request.param)
+
+
+def test_sixteen_deployments_have_as_few_threads_as_the_kernel_can_do_with(
+    join: Join, way: str, wait_until: WaitUntil
+) -> None:
+    deployments = [join(str(number)) for number in range(16)]
+    assert len(watchers()) == (16 if way == "a thread each" else 1)
+    for one in deployments:
+        one.publish(Phase.PREPARATION)
+        wait_until(lambda one=one: one.has_heard(Phase.PREPARATION))
+    assert [len(workers(one.files)) for one in deployments] == [1] * 16
+    for one in deployments[:15]:
+        one.leave()
+    deployments[15].publish(Phase.IN_PROGRESS)
+    wait_until(lambda: deployments[15].has_heard(Phase.IN_PROGRESS))
+    deployments[15].leave()
+    wait_until(lambda: not watchers())
+
+
+def test_more_deployments_than_can_be_waited_for_at_once_have_another_thread(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    monkeypatch.setattr(wake, "_FUTEX_WAITV_MAX", 4)
+    deployments = [join(str(number)) for number in range(7)]
+    assert len(watchers()) == 3
+    for one in deployments:
+        one.publish(Phase.PREPARATION)
+        wait_until(lambda one=one: one.has_heard(Phase.PREPARATION))
+
+
+def test_a_deployment_that_comes_back_is_watched_again(join: Join, wait_until: WaitUntil) -> None:
+    join("0")
+    for _ in range(50):
+        join("1").leave()
+    again = join("1")
+    again.publish(Phase.PREPARATION)
+    wait_until(lambda: again.has_heard(Phase.PREPARATION))
+    assert len(watchers()) == 1
+
+
+@pytest.mark.usefixtures("way")
+def test_one_whose_member_fails_keeps_nobody_from_hearing(join: Join, wait_until: WaitUntil) -> None:
+    def fail(_: Reading) -> None:
+        raise SystemExit("a defect of the worst kind")
+
+    broken, sound = join("0", fail), join("1")
+    other = Noting()
+    broken.participant.join(other)
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
+        for one in (broken, sound):
+            one.publish(phase)
+        wait_until(lambda phase=phase: sound.has_heard(phase))
+        # Nor the other pools of the same deployment.
+        wait_until(lambda phase=phase: phase in other.phases)
+    # It is tried again.
+    before = len(broken.member.phases)
+    wait_until(lambda: len(broken.member.phases) > before + 1)
+    broken.participant.leave(other)
+
+
+def test_a_log_that_fails_ends_nothing(join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a handler of the application's")
+
+    broken, sound = join("0", fail), join("1")
+    monkeypatch.setattr("bgpool.pools.watch._logger.warning", fail)
+    for one in (broken, sound):
+        one.publish(Phase.IN_PROGRESS)
+    wait_until(lambda: sound.has_heard(Phase.IN_PROGRESS))
+    assert all(one.participant.is_watched() for one in (broken, sound))
+
+
+def test_rows_and_logs_of_one_come_after_what_another_publishes(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    """What is told by a deployment's log or row is told once all have acted on what is published."""
+    order: list[str] = []
+    both = [join(str(number), lambda reading, number=number: note(f"apply {number}", reading)) for number in range(2)]
+
+    def note(what: str, reading: Reading) -> None:
+        if reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS:
+            order.append(what)
+
+    for number, one in enumerate(both):
+        watch = one.participant._watch
+        monkeypatch.setattr(watch, "_report", lambda _, reading, number=number: note(f"row {number}", reading))
+    for one in both:
+        one.publish(Phase.IN_PROGRESS)
+    wait_until(lambda: {"row 0", "row 1"} <= set(order))
+    first_row = min(order.index("row 0"), order.index("row 1"))
+    assert {"apply 0", "apply 1"} <= set(order[:first_row])
+
+
+def test_a_run_directory_that_is_removed_keeps_nobody_from_hearing(join: Join, wait_until: WaitUntil) -> None:
+    lost, sound = join("0", where="lost"), join("1")
+    shutil.rmtree(lost.files.directory)
+    for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
+        sound.publish(phase)
+        wait_until(lambda phase=phase: sound.has_heard(phase))
+    # The process is there again, and hears of the next monitor.
+    wait_until(lambda: len(workers(lost.files)) == 1)
+    Writer(lost.files, next(_terms), Snapshot("0", Phase.POST)).beat()
+    wait_until(lambda: lost.has_heard(Phase.POST))
+
+
+def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    """A sandbox refuses futex to the monitor. Callers sleep for longer than the watcher, which wakes them."""
+    monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
+    one = join("0")
+    wait_until(lambda: one.has_heard(Phase.CREATED))
+    reading = one.participant.reader.refresh()
+    changed = threading.Event()
+    caller = threading.Thread(target=lambda: reading.wait_changed(60.0) and changed.set())
+    caller.start()
+    monkeypatch.setattr("bgpool.segment.writer.wake.wake_all", _once_silent(wake.wake_all))
+    one.publish(Phase.IN_PROGRESS)
+    assert changed.wait(20)
+    caller.join(5)
+
+
+def _once_silent(real: Callable[[int], None]) -> Callable[[int], None]:
+    calls: list[int] = []
+
+    def wake_all(address: int) -> None:
+        calls.append(address)
+        if len(calls) > 1:
+            real(address)
+
+    return wake_all
+
+
+def test_a_child_has_a_thread_of_its_own(join: Join, wait_until: WaitUntil) -> None:
+    one = join("0")
+    wait_until(lambda: one.has_heard(Phase.CREATED))
+
+    def child() -> None:
+        assert not one.participant.is_watched()
+        member = Noting()
+        one.participant.join(member)
+        assert one.participant.is_watched()
+        wait_until(lambda: Phase.CREATED in member.phases)
+        assert sorted(row.pid for row in workers(one.files)) == sorted([os.getpid(), os.getppid()])
+        one.participant.leave(member)
+
+    assert in_child(child) == 0
+    assert one.participant.is_watched()
+    one.publish(Phase.PREPARATION)
+    wait_until(lambda: one.has_heard(Phase.PREPARATION))
