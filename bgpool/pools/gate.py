@@ -42,13 +42,18 @@ class Gate:
         nudge: Callable[[], object] = lambda: None,
         like: Callable[[None, Callable[..., Exception], str], Exception] = lambda _, kind, text: kind(text),
         waits: Waits = BLOCKING,
+        note_hold: Callable[[], object] = lambda: None,
     ) -> None:
-        """A gate for *endpoint*; *nudge* makes the monitor look at once, *like* makes errors in the driver's form."""
+        """A gate for *endpoint*; *nudge* makes the monitor look at once, *like* makes errors in the driver's form.
+
+        *note_hold* is called whenever a caller begins to be held.
+        """
         self._reader: Final = reader
         self._settings: Final = settings
         self._endpoint: Final = endpoint
         self._nudge: Final = nudge
         self._like: Final = like
+        self._note_hold: Final = note_hold
         self.waits: Final = waits
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self.tally: Final = Tally()
@@ -160,6 +165,7 @@ class Gate:
                     raise self._like(None, SwitchoverHoldTimeout, self._text(reading, waited))
                 if caller is None:
                     caller = self.tally.begin_hold()
+                    self._note_hold()
                 # No hold outlasts a timer, even where no monitor lives.
                 timer_s = max(0.001, (until_ns - now_ns()) / 1e9)
                 await self.waits.changed(reading, min(left_s, timer_s), self._is_closed)

@@ -67,7 +67,7 @@ class Participant:
             self._joined.add(member)
             watch = self._watch
             if watch is not None:
-                watch.look_soon()
+                watch.note_member()
                 return
             self._follow_user()
             self._watch = watch = Watch(
@@ -102,6 +102,12 @@ class Participant:
         watch = self._watch
         if watch is not None:
             watch.nudge()
+
+    def note_hold(self) -> None:
+        """A caller begins to be held: the row and the log are to tell of it."""
+        watch = self._watch
+        if watch is not None:
+            watch.note_hold()
 
     def is_watched(self) -> bool:
         """Whether the thread is at work that hears of what is published."""

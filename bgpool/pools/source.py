@@ -116,6 +116,7 @@ class ConnectionSource(ABC, Generic[C]):
             participant.nudge,
             self._recipe_class.like,
             self._waits_of(participant),
+            participant.note_hold,
         )
         resolver = None if settings.bg_resolver == "system" else make_resolver(settings.bg_resolver)
         by_name = dsn.host and not dsn.host.startswith("/") and "hostaddr" not in dsn.params

@@ -148,10 +148,17 @@ class Watch:
         if relay is not None:
             relay.release()
 
-    def look_soon(self) -> None:
-        """There is a member more: it acts on what is published, and the row tells of it."""
+    def note_member(self) -> None:
+        """There is one more: it acts on what is published, and the row tells of it."""
         self._act_at = self._look_at = self._early_at = 0.0
         watcher.stir(self)
+
+    def note_hold(self) -> None:
+        """A caller begins to be held: there is a look within WATCH_INTERVAL_S, however rare they have become."""
+        at = time.monotonic() + WATCH_INTERVAL_S
+        if at < self._look_at:
+            self._look_at = self._early_at = at
+            watcher.stir(self)
 
     def is_alive(self) -> bool:
         """Whether the thread is at work that watches."""
