@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import statistics
 import struct
@@ -19,7 +20,7 @@ import uvloop
 
 from benchmarks.footprint import cpu_ms_per_s
 from benchmarks.result import Value
-from benchmarks.wakeup import BLUE, GREEN, Waiting
+from benchmarks.wakeup_process import BLUE, GREEN
 from bgpool.core.phase import Phase, Role
 from bgpool.core.routing import Action, Purpose
 from bgpool.core.snapshot import Host, Snapshot
@@ -29,6 +30,8 @@ from bgpool.pools.gate import Gate
 from bgpool.pools.participant import Participant
 from bgpool.pools.waits import BLOCKING
 from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
 
 __all__ = ["LOOPS", "WAYS", "measure_held"]
@@ -78,7 +81,7 @@ def _wait_in(loop: str, way: str, callers: int, files: RunFiles, report: int) ->
         place, settings, _ = parse(f"postgresql://app@{BLUE}/app", {"bg_connect_timeout_ms": 60_000})
         waits = participant.loops if way == _OURS else BLOCKING
         gate = Gate(participant.reader, settings, Endpoint(place, settings), waits=waits)
-        participant.join(Waiting(gate))
+        participant.join(_Waiting(gate))
 
         def tell_cost() -> None:
             os.write(report, struct.pack("d", cpu_ms_per_s([os.getpid()], WAIT_S)))
@@ -129,3 +132,30 @@ WAYS: Final[Mapping[str, Callable[[Gate], Awaitable[object]]]] = {
     "to_thread, a thread each": _to_thread,
     "a look every 10 ms": _poll,
 }
+
+
+class _Waiting:
+    """As a pool whose callers all wait, to the process's watcher."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def apply(self, reading: Reading) -> None:
+        """What a pool begins with."""
+        self._gate.snapshot(reading)
+
+    def tick(self) -> float:
+        """Nothing is to be cut."""
+        return math.inf
+
+    def usage(self) -> Usage:
+        """For the table of workers."""
+        return self._gate.tally.usage()
+
+    def is_holding(self, reading: Reading) -> bool:
+        """For the log."""
+        return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
+
+    def take_longest_hold_s(self) -> float:
+        """For the log."""
+        return self._gate.tally.take_longest_s()

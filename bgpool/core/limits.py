@@ -337,10 +337,6 @@ LOGIN_TRIAL_TLS_S: Final = 3600.0
 #: for it to be let in, and look so often, in seconds.
 LOGIN_TRIAL_WAIT_S: Final = 5.0
 
-#: How long the retirement of a pool waits for each of its threads, in seconds. Idle ones end at once; one that is
-#: connecting to a dead host ends when that fails, and what it brings home is closed.
-RETIRE_TIMEOUT_S: Final = 0.2
-
 # -- the pool under a MySQL pool ---------------------------------------------------------------------------------
 
 #: The most connections that a MySQL pool may have where its user names no number. Source: the largest max_connections

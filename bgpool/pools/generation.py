@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bgpool import sockets
 from bgpool.core.functions import is_coroutine_function
-from bgpool.core.limits import CONNECTS_PER_CORE, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S, RETIRE_TIMEOUT_S
+from bgpool.core.limits import CONNECTS_PER_CORE, RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
@@ -253,11 +253,13 @@ class Generation:
 
     # -- ending --------------------------------------------------------------------------------------------------
 
-    def retire(self, timeout_s: float = RETIRE_TIMEOUT_S) -> None:
+    def retire(self, timeout_s: float = 0) -> None:
         """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
 
         Args:
-            timeout_s: Longest wait for each thread of the driver's pool, in seconds.
+            timeout_s: Longest wait for each thread of the driver's pool, in seconds. They end by themselves, and one
+                that is connecting to a dead host takes its time; none is waited for while a release goes on, nor in the
+                thread that watches all deployments.
         """
         with self._lock:
             self.retired = True

@@ -211,7 +211,12 @@ def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
     wait_until(lambda: one.has_heard(Phase.CREATED))
     reading = one.participant.reader.refresh()
     changed = threading.Event()
-    caller = threading.Thread(target=lambda: reading.wait_changed(60.0) and changed.set())
+
+    def wait() -> None:
+        if reading.wait_changed(60.0):
+            changed.set()
+
+    caller = threading.Thread(target=wait)
     caller.start()
     monkeypatch.setattr("bgpool.segment.writer.wake.wake_all", _once_silent(wake.wake_all))
     one.publish(Phase.IN_PROGRESS)

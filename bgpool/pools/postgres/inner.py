@@ -194,9 +194,12 @@ def note_connected(name: str) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S.
 
-    That a task was cancelled is no news: somebody wanted it, or its pool or loop has ended.
+    That a task was cancelled is no news: somebody wanted it, or its pool or loop has ended. Nor is a thread that has
+    not ended in the moment at which a pool was closed, which waits for none.
     """
     args = record.args
+    if str(record.msg).startswith("couldn't stop thread") and isinstance(args, tuple) and not args[-1]:
+        return False
     if isinstance(args, tuple) and any(isinstance(arg, CancelledError) for arg in args):
         return False
     if record.msg != "error connecting in %r: %s" or not isinstance(args, tuple) or args[0] not in _said:
