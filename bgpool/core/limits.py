@@ -241,6 +241,10 @@ LOOK_INTERVAL_MAX_S: Final = 2.5
 #: process of the host wants the cores for them.
 NEWS_FIRST_S: Final = 0.05
 
+#: How long a step of a watcher may take, in seconds, before what it stalls at is left alone with its thread and another
+#: one takes the process's other deployments on. Steps take less than a millisecond.
+STALL_S: Final = 0.5
+
 #: How old a worker's row may be, in seconds, before its process counts as one that does not keep up: it writes
 #: the row in every LOOK_INTERVAL_MAX_S, unless it is stopped or its server lets threads run in requests only.
 ROW_STALE_S: Final = 4.0

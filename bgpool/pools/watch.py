@@ -23,7 +23,6 @@ from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.pools import watcher
-from bgpool.pools.watcher import Watcher
 from bgpool.segment.host import LACKS, lacks
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -99,7 +98,6 @@ class Watch:
         self._ensure_monitor: Final = ensure_monitor
         self._wake: Final = wake
         self._stopping = False
-        self._watcher: Watcher | None = None
         self._starter: threading.Thread | None = None
         self._restart_at = 0.0
         # Protects the two that follow, and that neither is there once the watch is stopping.
@@ -133,7 +131,7 @@ class Watch:
         self._relayed = known.notices[-1] if known and known.notices else None
         self._be_present()
         try:
-            self._watcher = watcher.take(self)
+            watcher.take(self)
         except RuntimeError as error:
             self._complain("plain_pool", f"there is no thread to watch with ({error}); the pool works as a plain pool")
             self.end()
@@ -162,7 +160,7 @@ class Watch:
 
     def is_alive(self) -> bool:
         """Whether the thread is at work that watches."""
-        return self._watcher is not None and self._watcher.is_alive()
+        return watcher.is_watched(self)
 
     def nudge(self) -> None:
         """Ring the monitor's bell."""

@@ -190,6 +190,52 @@ def test_rows_and_logs_of_one_come_after_what_another_publishes(
     assert {"apply 0", "apply 1"} <= set(order[:first_row])
 
 
+def test_one_that_stalls_is_left_alone_and_the_others_go_on(join: Join, wait_until: WaitUntil) -> None:
+    go, stalled = threading.Event(), threading.Event()
+
+    def stall(reading: Reading) -> None:
+        if reading.snapshot is not None and reading.snapshot.phase is Phase.PREPARATION:
+            stalled.set()
+            go.wait(60)
+
+    stuck = join("0", stall)
+    others = [join(str(number)) for number in range(1, 4)]
+    try:
+        stuck.publish(Phase.PREPARATION)
+        assert stalled.wait(20)
+        for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
+            for one in others:
+                one.publish(phase)
+            wait_until(lambda phase=phase: all(one.has_heard(phase) for one in others))
+        assert all(one.participant.is_watched() for one in (stuck, *others))
+        assert len(watchers()) == 2
+        late = join("late")
+        late.publish(Phase.PREPARATION)
+        wait_until(lambda: late.has_heard(Phase.PREPARATION))
+    finally:
+        go.set()
+    # What it has missed it hears of, when it goes on.
+    stuck.publish(Phase.POST)
+    wait_until(lambda: stuck.has_heard(Phase.POST))
+    stuck.leave()
+    wait_until(lambda: len(watchers()) == 1)
+
+
+def test_the_deputy_ends_when_there_is_one_deployment_left(join: Join, wait_until: WaitUntil) -> None:
+    def deputies() -> int:
+        return sum(thread.name == "bgpool-watch-deputy" for thread in threading.enumerate())
+
+    first = join("0")
+    assert deputies() == 0
+    for _ in range(2):
+        second = join("1")
+        assert deputies() == 1
+        second.leave()
+        wait_until(lambda: deputies() == 0)
+    first.publish(Phase.PREPARATION)
+    wait_until(lambda: first.has_heard(Phase.PREPARATION))
+
+
 def test_a_run_directory_that_is_removed_keeps_nobody_from_hearing(join: Join, wait_until: WaitUntil) -> None:
     lost, sound = join("0", where="lost"), join("1")
     shutil.rmtree(lost.files.directory)
