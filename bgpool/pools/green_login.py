@@ -75,8 +75,7 @@ class GreenLogin:
 
     def look(self, snapshot: Snapshot | None) -> None:
         """Log in there in the background, if it is time to; waits for nothing."""
-        blue = self._recipe.endpoint.host(snapshot) if snapshot is not None else None
-        green = _green_of(snapshot, blue) if snapshot is not None and blue is not None else None
+        green = self._find_green(snapshot)
         now = time.monotonic()
         if green != self._green:
             # Beside each other, not all at once: every process of every host sees the deployment at the same moment.
@@ -100,6 +99,13 @@ class GreenLogin:
         with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the next look tries again
             thread.start()
             self._thread = thread
+
+    def _find_green(self, snapshot: Snapshot | None) -> Host | None:
+        """Where connections go after a switchover; None while none is to be prepared for."""
+        if snapshot is None or snapshot.phase is not Phase.CREATED or not snapshot.ready:
+            return None
+        blue = self._recipe.endpoint.host(snapshot)
+        return snapshot.twin(blue.name) if blue is not None and blue.role is Role.SOURCE else None
 
     def _leaves_it_to_another(self) -> bool:
         """Whether another process is refused, and is the one of those that are to try again."""
@@ -151,10 +157,3 @@ def _explain(error: Exception) -> str:
     """Why a login was refused, and what to do; a package that is missing here is none of the server's business."""
     remedy = "" if code_of(error) == CR.CR_AUTH_PLUGIN_ERR else f"; {_REMEDY}"
     return f"{first_line(error)}{remedy}"
-
-
-def _green_of(snapshot: Snapshot, blue: Host) -> Host | None:
-    """Where connections to *blue* go after a switchover; None while none is to be prepared for."""
-    if snapshot.phase is not Phase.CREATED or not snapshot.ready or blue.role is not Role.SOURCE:
-        return None
-    return snapshot.twin(blue.name)

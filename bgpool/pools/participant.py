@@ -50,7 +50,8 @@ class Participant:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._joined: weakref.WeakSet[Member] = weakref.WeakSet()
+        # Replaced as a whole; a pool that is collected has left.
+        self._joined: tuple[weakref.ref[Member], ...] = ()
         self._watch: Watch | None = None
 
     def after_fork_in_child(self) -> None:
@@ -64,7 +65,8 @@ class Participant:
         Raises nothing of its own; if it is interrupted, nothing has begun.
         """
         with self._lock:
-            self._joined.add(member)
+            if not any(joined() is member for joined in self._joined):
+                self._joined += (weakref.ref(member),)
             watch = self._watch
             if watch is not None:
                 watch.note_member()
@@ -91,7 +93,7 @@ class Participant:
     def leave(self, member: Member) -> None:
         """Let *member* go; the last one ends the process's presence."""
         with self._lock:
-            self._joined.discard(member)
+            self._joined = tuple(joined for joined in self._joined if joined() not in (None, member))
             if self._joined or self._watch is None:
                 return
             watch, self._watch = self._watch, None
@@ -131,8 +133,7 @@ class Participant:
 
     def members(self) -> list[Member]:
         """Those that have joined and not left."""
-        with self._lock:
-            return list(self._joined)
+        return [member for joined in self._joined if (member := joined()) is not None]
 
 
 class Bystander(Participant):

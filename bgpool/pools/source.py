@@ -334,7 +334,7 @@ class ConnectionSource(ABC, Generic[C]):
         part = self._endpoint.takes_part(snapshot)
         proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
         connections = self._count_connections()
-        own = Usage(
+        own = connections._replace(
             failed=self._failed,
             taking_part=int(part is True),
             outside=int(part is False and not proxied),
@@ -346,10 +346,10 @@ class ConnectionSource(ABC, Generic[C]):
             stuck_passwords=int(self._recipe.passwords is not None and self._recipe.passwords.is_stuck),
             **self._limits(),
         )
-        return Usage.merged((connections, self._gate.tally.usage(), own))
+        return self._gate.tally.added_to(own)
 
     def _count_connections(self) -> Usage:
-        """What the successions have, and have done."""
+        """What the successions have, and have done; nothing else."""
         return Usage.merged(one.usage() for one in self._successions())
 
     def is_holding(self, reading: Reading) -> bool:

@@ -98,10 +98,14 @@ class Tally:
 
     def usage(self) -> Usage:
         """The counts, for the table of workers."""
+        return self.added_to(Usage())
+
+    def added_to(self, usage: Usage) -> Usage:
+        """*usage*, which says nothing of callers, with the counts."""
         with self._lock:
             oldest = next(iter(self._since.values()), None)
             under_way_s = time.monotonic() - oldest if oldest is not None else 0.0
-            return Usage(
+            return usage._replace(
                 held=len(self._since),
                 holds=self._holds,
                 longest_hold_ms=round(max(self._longest_s, under_way_s) * 1000),

@@ -41,6 +41,9 @@ _PAST_S: Final = 0.005
 #: Which part of its time a look waits for at least, before it is taken because the thread is awake anyway.
 _EARLY: Final = 0.8
 
+#: Where a Usage has its longest hold.
+_LONGEST: Final = Usage._fields.index("longest_hold_ms")
+
 #: Lines that are remembered so that they are not logged again.
 _COMPLAINTS: Final = 16
 
@@ -113,10 +116,11 @@ class Watch:
         # What was acted on last, and when that is due though nothing is published.
         self._heard: Reading | None = None
         self._act_at = 0.0
+        self._timers: tuple[float, ...] = ()
         # The last look at everything else, the next one, from when on that may come early, and what the last one found.
         self._looked_at = self._look_at = self._early_at = 0.0
         self._pace_s = 0.0
-        self._found = Usage()
+        self._found: tuple[int, ...] = ()
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -197,6 +201,7 @@ class Watch:
             # Rows and logs come when those were let go who wait.
             self._look_at = self._early_at = min(self._look_at, now + NEWS_FIRST_S)
             self._pace_s = 0.0
+            self._timers = _timers(reading.snapshot)
             self._wake()
         self._act(reading, self._members())
 
@@ -213,7 +218,8 @@ class Watch:
                 failure = error
         if failure is not None:
             raise failure
-        self._act_at = min(due_at, _timer_at(reading.snapshot))
+        # Pools act on a timer that runs out as well.
+        self._act_at = min([due_at, *(at for at in self._timers if at > time.monotonic())])
 
     def attend(self, now: float) -> None:
         """Do all that nobody waits for: the row, logs, and whether everything is still in its place."""
@@ -237,7 +243,8 @@ class Watch:
         switching = reading.snapshot is not None and reading.snapshot.phase in SWITCHING
         # What the rows say in a switchover, a picture is made of afterwards; and the end of a hold is to be logged.
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
-        found = total._replace(longest_hold_ms=0)
+        # The longest hold grows while nothing happens.
+        found = (*total[:_LONGEST], *total[_LONGEST + 1 :])
         self._pace_s = min(2 * self._pace_s, LOOK_INTERVAL_MAX_S) if found == self._found else 0.0
         self._found, self._pace_s = found, max(self._pace_s, least_s)
         self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
@@ -409,8 +416,6 @@ def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...
     return tuple(notice for notice in notices if notice.number > last.number)
 
 
-def _timer_at(snapshot: Snapshot | None) -> float:
-    """When a timer of *snapshot* runs out next, on the monotonic clock: pools act on that, too."""
-    now_ns = time.monotonic_ns()
-    timers = snapshot.timers if snapshot is not None else ()
-    return min((end / 1e9 + _PAST_S for end in timers if end > now_ns), default=math.inf)
+def _timers(snapshot: Snapshot | None) -> tuple[float, ...]:
+    """When timers of *snapshot* have run out, on the monotonic clock."""
+    return tuple(end / 1e9 + _PAST_S for end in snapshot.timers if end) if snapshot is not None else ()

@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-from bgpool.segment.paths import open_checked, refused
+from bgpool.segment.paths import identity_of, leads_to, open_checked, refused
 
 __all__ = ["Lock", "is_held", "leave_to_parent", "try_lock"]
 
@@ -52,7 +52,7 @@ class Lock:
     def is_in_place(self) -> bool:
         """Whether the path still leads to the locked file; if not, another process can lock the path."""
         try:
-            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self._path.stat())
+            return self._fd >= 0 and leads_to(self._path, identity_of(self._fd))
         except OSError:
             return False
 

@@ -20,6 +20,8 @@ __all__ = [
     "RunFiles",
     "create_checked",
     "file_mode",
+    "identity_of",
+    "leads_to",
     "look_in",
     "memory_dir",
     "open_checked",
@@ -38,6 +40,24 @@ _STEM: Final = re.compile(rf"({_PLAIN_ID.pattern}|~[0-9a-f]{{32}})\.(segment|wor
 
 class Exhausted(SegmentError):
     """Descriptors or memory have run out. That says nothing about the file, which is not to be replaced for it."""
+
+
+def identity_of(file: int | str | Path) -> tuple[int, int]:
+    """Device and inode of a descriptor's file, or of the one that a path leads to.
+
+    Raises:
+        OSError: There is none, or the system does not tell.
+    """
+    found = os.stat(file)  # noqa:PTH116  # of a descriptor as well
+    return found.st_dev, found.st_ino
+
+
+def leads_to(path: str | Path, identity: tuple[int, int]) -> bool:
+    """Whether *path* leads to the file of *identity*; not, where the system does not tell."""
+    try:
+        return identity_of(path) == identity
+    except OSError:
+        return False
 
 
 def refused(what: str, error: OSError) -> SegmentError:

@@ -65,12 +65,18 @@ class Presence:
         self._row, self._lock = _claim(files)
         if self._row < table.ROWS:
             self._table.begin_row(self._row, lacks())
+        self._said: Usage | None = None
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
         """Say what the process's pools do now."""
-        if self._row < table.ROWS:
+        if self._row >= table.ROWS:
+            return
+        if usage == self._said:
+            self._table.touch_row(self._row, time.monotonic_ns())
+        else:
             self._table.write_row(self._row, os.getpid(), time.monotonic_ns(), usage)
+            self._said = usage
 
     def count_workers(self) -> int:
         """How many processes of the host use the bg_id just now, this one included; at least one."""

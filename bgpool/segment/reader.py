@@ -20,7 +20,7 @@ from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import UNKNOWN, boot_id
 from bgpool.segment.codec import decode
-from bgpool.segment.paths import Exhausted, RunFiles, open_checked, refused
+from bgpool.segment.paths import Exhausted, RunFiles, identity_of, open_checked, refused
 
 __all__ = ["AnotherBoot", "Reader", "Reading", "SegmentMap", "trusted_map"]
 
@@ -196,6 +196,8 @@ class Reader:
 
     def __init__(self, files: RunFiles) -> None:
         self._files = files
+        # Looked at again and again: no path is put together each time.
+        self._place = str(files.segment)
         self._complained = ""
         self._reading = Reading(_NOTHING, 0, None, None)
 
@@ -205,7 +207,7 @@ class Reader:
 
     def follow(self, files: RunFiles) -> None:
         """Read the segment of *files* from now on, and forget the other."""
-        self._files = files
+        self._files, self._place = files, str(files.segment)
         self._reading = Reading(_NOTHING, 0, None, None)
 
     def refresh(self) -> Reading:
@@ -241,11 +243,11 @@ class Reader:
     def check_path(self) -> None:
         """Map anew if the path leads to another file than the one mapped, or to one at last."""
         try:
-            found = self._files.segment.stat()
+            found = identity_of(self._place)
         except OSError:
             return
         reading = self._reading
-        if reading.mapped is not None and (found.st_dev, found.st_ino) == reading.mapped.inode:
+        if reading.mapped is not None and found == reading.mapped.inode:
             return
         if (mapped := self._map()) is not None:
             # Sequence 0 is never published: the next look reads the slot.

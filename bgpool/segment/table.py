@@ -31,7 +31,16 @@ from bgpool.segment import wake
 from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import is_held
-from bgpool.segment.paths import Exhausted, RunFiles, create_checked, open_checked, refused, reserve
+from bgpool.segment.paths import (
+    Exhausted,
+    RunFiles,
+    create_checked,
+    identity_of,
+    leads_to,
+    open_checked,
+    refused,
+    reserve,
+)
 
 __all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows"]
 
@@ -130,7 +139,9 @@ class Usage(NamedTuple):
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
         """What several pools or processes add up to: sums, but of what says how long or how good it is an extreme."""
-        found = [cls(), *several]
+        found = list(several)
+        if len(found) < 2:
+            return found[0] if found else cls()
         sums = cls(*map(sum, zip(*found, strict=True)))
         return sums._replace(
             longest_hold_ms=max(one.longest_hold_ms for one in found),
@@ -168,11 +179,13 @@ class Table:
             SegmentError: The file is not to be trusted, or cannot be made.
             Exhausted: It may be in order, but the process cannot open any more.
         """
-        self._path: Final = files.workers
+        self._files: Final = files
+        # Looked at again and again: no path is put together each time.
+        self._place: Final = str(files.workers)
         mapped = _open(files)
         try:
             self._memory: Final = mmap.mmap(mapped, FILE_BYTES)
-            self._identity: Final = os.fstat(mapped)
+            self._identity: Final = identity_of(mapped)
         except OSError as error:
             raise refused(f"{files.workers} cannot be mapped", error) from None
         except ValueError:
@@ -187,10 +200,7 @@ class Table:
 
     def is_in_place(self, files: RunFiles) -> bool:
         """Whether the path still leads to this file; if not, nobody looks at it any more."""
-        try:
-            return os.path.samestat(self._identity, files.workers.stat())
-        except OSError:
-            return False
+        return leads_to(self._place if files is self._files else files.workers, self._identity)
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -203,6 +213,10 @@ class Table:
         # The pid last: a row with a pid is whole.
         self._store(row, (updated_ns, *usage), begin=1)
         self._store(row, (pid,))
+
+    def touch_row(self, row: int, updated_ns: int) -> None:
+        """Say that what a row of one's own says is so now, too."""
+        self._store(row, (updated_ns,), begin=1)
 
     def rows(self) -> Iterator[tuple[int, int, int, Usage]]:
         """Every row that says something, of the living and of the dead: row, pid, update in ns, usage.
