@@ -120,6 +120,8 @@ class Watch:
         # The last look at everything else, the next one, from when on that may come early, and what the last one found.
         self._looked_at = self._look_at = self._early_at = 0.0
         self._pace_s = 0.0
+        # There was a reason for a look since the last one began.
+        self._noted = False
         self._found: tuple[int, ...] = ()
 
     def begin(self) -> None:
@@ -153,6 +155,7 @@ class Watch:
     def note_member(self) -> None:
         """There is one more: it acts on what is published, and the row tells of it."""
         self._act_at = self._look_at = self._early_at = 0.0
+        self._noted = True
         watcher.stir(self)
 
     def note_hold(self) -> None:
@@ -160,6 +163,7 @@ class Watch:
         at = time.monotonic() + WATCH_INTERVAL_S
         if at < self._look_at:
             self._look_at = self._early_at = at
+            self._noted = True
             watcher.stir(self)
 
     def is_alive(self) -> bool:
@@ -198,8 +202,9 @@ class Watch:
         # First, so that what fails is tried again, and not at once.
         self._heard, self._act_at = reading, now + WATCH_INTERVAL_S
         if news:
-            # Rows and logs come when those were let go who wait.
-            self._look_at = self._early_at = min(self._look_at, now + NEWS_FIRST_S)
+            # Rows and logs come when those were let go who wait, and no oftener than without news.
+            look_at = max(now + NEWS_FIRST_S, self._looked_at + WATCH_INTERVAL_S)
+            self._look_at = self._early_at = min(self._look_at, look_at)
             self._pace_s = 0.0
             self._timers = _timers(reading.snapshot)
             self._wake()
@@ -224,6 +229,7 @@ class Watch:
     def attend(self, now: float) -> None:
         """Do all that nobody waits for: the row, logs, and whether everything is still in its place."""
         # First, so that what fails is tried again, and not at once.
+        self._noted = False
         self._looked_at, self._look_at = now, now + WATCH_INTERVAL_S
         self._early_at = self._look_at
         try:
@@ -245,7 +251,8 @@ class Watch:
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
         # The longest hold grows while nothing happens.
         found = (*total[:_LONGEST], *total[_LONGEST + 1 :])
-        self._pace_s = min(2 * self._pace_s, LOOK_INTERVAL_MAX_S) if found == self._found else 0.0
+        same = found == self._found and not self._noted
+        self._pace_s = min(2 * self._pace_s, LOOK_INTERVAL_MAX_S) if same else 0.0
         self._found, self._pace_s = found, max(self._pace_s, least_s)
         self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
 

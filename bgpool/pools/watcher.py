@@ -74,7 +74,7 @@ class _Watcher:
         # It has stalled, and takes no others any more.
         self._apart = False
         # Protects the step, and that none begins once its watch has been given to another thread.
-        self._lock: Final = threading.Lock()
+        self._lock: Final = threading.RLock()
         self._step: _Step | None = None
         self._thread: Final = threading.Thread(target=refusing(self._run), name="bgpool-watch", daemon=True)
         self.start: Final = self._thread.start
@@ -163,7 +163,8 @@ class _Watchers:
 
     def after_fork_in_child(self) -> None:
         """The threads are the parent's, and so is what they watch."""
-        self.lock = threading.Lock()
+        # A signal handler of the application's may close pools in the midst of a change.
+        self.lock = threading.RLock()
         self.all: list[_Watcher] = []
         # Set to end the deputy; None where there is none.
         self.deputy: threading.Event | None = None
