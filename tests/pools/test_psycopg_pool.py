@@ -186,3 +186,26 @@ def test_rows_as_the_class_says(make_pool: MakePool) -> None:
     )
     with pool.connection() as conn:
         assert conn.execute("SELECT 1 AS one").fetchall() == [{"one": 1}]
+
+
+@pytest.mark.threads
+def test_a_pool_that_is_replaced_waits_for_none_of_its_threads(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One may be connecting to a host that is gone: that is to delay no caller at a release, and no watcher."""
+    inside, go = threading.Event(), threading.Event()
+
+    def configure(_: object) -> None:
+        inside.set()
+        go.wait(20)
+
+    caplog.set_level(logging.WARNING, "psycopg.pool")
+    pool = make_pool(configure=configure)
+    pool.open()
+    try:
+        assert inside.wait(20)
+        pool.drain()
+        # What psycopg_pool says of each thread for which it has waited in vain.
+        assert "couldn't stop thread" not in caplog.text
+    finally:
+        go.set()
