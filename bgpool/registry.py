@@ -284,8 +284,6 @@ def _frozen(value: object) -> object:
 @atexit.register
 def _close_all() -> None:
     """Say goodbye on what is idle, and wait for nothing: a thread that is connecting to a silent host ends with us."""
-    # Which psycopg_pool warns of, on standard error where logging was not set up, and nobody can do anything about.
-    logging.getLogger("psycopg.pool").addFilter(lambda record: "couldn't stop thread" not in record.getMessage())
     for pool in list(_registry.pools.values()):
         # The others are to hear of the end as well.
         with contextlib.suppress(Exception):
