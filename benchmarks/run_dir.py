@@ -55,12 +55,12 @@ class RunDir:
         return Reader(self.files(bg_id)).refresh().snapshot
 
     def monitors(self) -> tuple[int, ...]:
-        """The process ids of those that live."""
+        """The process ids of those that live; one process may run several monitors."""
         pids = []
         for files in RunFiles.all_in(self.path):
             with contextlib.suppress(FileNotFoundError, bgpool.SegmentError):
                 pids.append(SegmentMap(files).header.pid)
-        return tuple(pid for pid in pids if _is_there(pid))
+        return tuple(pid for pid in dict.fromkeys(pids) if _is_there(pid))
 
     def wait_ready(self, *bg_ids: str, timeout_s: float) -> None:
         """Wait until each of *bg_ids* is ready for a switchover.

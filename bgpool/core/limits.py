@@ -124,6 +124,28 @@ MONITOR_READY_S: Final = 30.0
 #: How long a checkout waits in a monitor's process, in seconds, where the module of the password callable makes a pool.
 MONITOR_CHECKOUT_S: Final = 1.0
 
+#: Monitors that one process runs at most; the next one gets a process of its own, which takes others in turn. Each has
+#: about ten threads and as many descriptors.
+HOST_MONITORS: Final = 32
+
+#: How long a process of monitors, asked for another one, may take to say that it takes it, in seconds; another process
+#: is started then. One that hangs keeps its monitors' segments for HEARTBEAT_HUNG_S anyway.
+HOST_ANSWER_S: Final = 2.0
+
+#: How many may wait for that at a time.
+HOST_QUEUE: Final = 128
+
+#: How long a process of monitors stays after its last one has left, in seconds: the next may come at once, where one
+#: has left to begin anew.
+HOST_LINGER_S: Final = 1.0
+
+#: How long such a process pauses where it has no descriptors left to take another, in seconds.
+HOST_PAUSE_S: Final = 0.1
+
+#: The stack of each thread of such a process, in bytes: what Python has on Alpine. Where the kernel gives huge pages to
+#: whoever has room for one (transparent_hugepage=always), larger stacks take 2 MB each at the first touch.
+STACK_BYTES: Final = 1_048_576
+
 #: How long a monitor that leaves waits for its threads, in seconds. Most are gone within a quarter of it; one that is
 #: connecting, or that a resolver holds, ends with that, and what it brings home is closed.
 PARTS_END_S: Final = 1.0

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
-import logging.handlers
 import os
 import select
 import signal
 import sys
+import threading
 import time
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
-from bgpool.core.limits import MONITOR_READY_S
-from bgpool.errors import Error
-from bgpool.logs import log_fields, utc_formatter
+import msgpack
+
+from bgpool.core.limits import MONITOR_READY_S, STACK_BYTES
 from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.process import run_monitor
-from bgpool.segment.paths import RunFiles, open_checked, prepare_run_dir
+from bgpool.monitor.host import Host
+from bgpool.monitor.meeting import Place
 
-_LOG_BYTES: Final = 1_000_000
+#: The parameter of mallopt(3), and how many there may be. Source: malloc.h.
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
 #: How often it is looked whether the monitor has ended before it watched, in seconds.
 _POLL_S: Final = 0.05
 
 
 def main() -> None:
-    """Read the configuration, have a child that watches, and leave it alone as soon as it does."""
+    """Read the configuration, have a child that watches, and leave it alone as soon as that is settled."""
     # A monitor ends when it is told to; Python would raise KeyboardInterrupt in whatever it is doing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _close_above_the_limit()
     # This process is no worker, whatever an application's modules may want to do here.
     be_monitor()
-    config = MonitorConfig.load(sys.stdin.buffer.read())
+    likeness, data = msgpack.unpackb(sys.stdin.buffer.read())
+    config = MonitorConfig.load(data)
     starter = _leave_the_starters_files()
     # A pipe among ourselves: nobody else is here who could be given its ends by a fork.
     told, tell = os.pipe()
@@ -45,7 +49,22 @@ def main() -> None:
         _attend(pid, told, starter)
         os._exit(0)
     os.close(told)
-    _watch(config, tell, starter)
+    _lighten()
+    Host(Place(Path(config.run_dir), likeness) if likeness else None).run(_Starter(config, tell, starter))
+    # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _lighten() -> None:
+    """Have the process cost little, however many threads it will have."""
+    # What was imported stays: the collector need not look through it again and again while all threads wait.
+    gc.collect()
+    gc.freeze()
+    threading.stack_size(STACK_BYTES)
+    # One for each of many threads, as glibc has it, would hold what other threads could use.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _close_above_the_limit() -> None:
@@ -78,34 +97,32 @@ def _attend(pid: int, told: int, starter: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _watch(config: MonitorConfig, tell: int, starter: int) -> None:
-    """Be the monitor; ends the process."""
+class _Starter:
+    """The process that has started this one, and waits, by way of the one that attends."""
 
-    def begin() -> None:
+    def __init__(self, config: MonitorConfig, tell: int, output: int) -> None:
+        """*tell* leads to the one that attends; *output* is where the starter reads what went wrong."""
+        self._config: Final = config
+        self._tell: Final = tell
+        self._output: Final = output
+        self._told = False
+
+    def take(self) -> MonitorConfig:
+        """The first monitor of this process."""
+        return self._config
+
+    def tell(self, reason: str) -> None:
+        """As Asker says."""
+        if self._told:
+            return
+        self._told = True
+        if reason:
+            _tell(self._output, reason)
         with contextlib.suppress(BrokenPipeError):
-            os.write(tell, b"!")
-        os.close(tell)
+            os.write(self._tell, b"!")
+        os.close(self._tell)
         # Nobody reads it any more; closed, its number might come to stand for something else.
-        os.dup2(0, starter, inheritable=False)
-
-    status = 1
-    extra = log_fields("monitor_failed", bg_id=config.bg_id)
-    try:
-        directory = Path(config.run_dir)
-        prepare_run_dir(directory)
-        _log_to(RunFiles.of(directory, config.bg_id).log)
-        run_monitor(config, on_begin=begin)
-        status = 0
-    except Error as error:
-        logging.getLogger("bgpool.monitor").error("%s", error, extra=extra)
-        _tell(starter, str(error))
-    except BaseException as error:
-        logging.getLogger("bgpool.monitor").exception("the monitor failed", extra=extra)
-        # What else an error says is of its maker's making, and may hold a secret.
-        _tell(starter, str(error) if isinstance(error, OSError) else type(error).__name__)
-    # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
-    logging.shutdown()
-    os._exit(status)
+        os.dup2(0, self._output, inheritable=False)
 
 
 def _tell(starter: int, reason: str) -> None:
@@ -125,22 +142,6 @@ def _leave_the_starters_files() -> int:
         os.dup2(nothing, standard)
     os.close(nothing)
     return starter
-
-
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log in the run directory, opened with the same care as everything else there."""
-
-    def _open(self) -> TextIOWrapper:
-        fd = open_checked(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        return os.fdopen(fd, "a", encoding=self.encoding)
-
-
-def _log_to(path: Path) -> None:
-    handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(utc_formatter("%(process)d %(levelname)s %(name)s %(message)s"))
-    logger = logging.getLogger("bgpool")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,10 @@
-"""Starting a monitor from a worker: a process of its own, in a session of its own, with nothing of the worker's.
-
-No pipe leads from the one to the other. A child that another thread of the worker forks meanwhile would inherit its
-ends, and whoever waits for the end of what is written there would wait for that child. The configuration, which holds
-a password, is a file without a name; what went wrong comes back in another; and the end of the process that was
-started says that there is a monitor, or that there will be none.
-"""
+"""Who starts a monitor, when, and with which parameters: one process of the host at a time, and less and less often."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
-import selectors
-import shutil
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -27,7 +13,6 @@ from bgpool.core.limits import (
     GIVE_WAY_S,
     HEARTBEAT_HUNG_S,
     HEARTBEAT_STALE_S,
-    MONITOR_READY_S,
     MONITOR_SHORT_LIFE_S,
     MONITOR_START_S,
     RESTART_PAUSE_MAX_S,
@@ -36,8 +21,8 @@ from bgpool.core.limits import (
 from bgpool.core.sightings import Sighting, worth
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
+from bgpool.monitor.company import bring_up
 from bgpool.monitor.config import MonitorConfig
-from bgpool.segment.host import memory_file
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles
@@ -47,21 +32,6 @@ from bgpool.segment.reader import SegmentMap
 __all__ = ["Starter"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
-
-#: Not with -m: before Python 3.11 it looks for modules in the directory that the worker happens to be in. The monitor
-#: stays there: certificates, password files and hosts files may be given by relative paths.
-_CODE: Final = """\
-import sys
-sys.path[:] = filter(None, sys.path)
-from bgpool.monitor.__main__ import main
-main()
-"""
-#: What is read of an error's text, in bytes.
-_REASON_BYTES: Final = 4000
-#: How often it is looked whether the process has ended where the kernel does not tell, in seconds.
-_POLL_S: Final = 0.02
-#: How long a process that was killed is waited for, in seconds.
-_KILL_S: Final = 1.0
 
 
 class Starter:
@@ -134,7 +104,10 @@ class Starter:
                 self._failures, self._said = 0, ""
                 return False
             self._starts += 1
-            reason = _run(config, files)
+            # The worker may be another user's than the process that made the pool, and have another directory.
+            config = replace(config, run_dir=str(files.directory))
+            # What has failed or left at once again may have its process to blame, or be to blame for its end.
+            reason = bring_up(config, alone=self._failures > 1)
         except OSError as error:
             reason = str(error)
         finally:
@@ -210,133 +183,3 @@ def _best_offer(files: RunFiles) -> int:
     except SegmentError:
         # Whoever cannot be seen offers nothing.
         return 0
-
-
-def _run(config: MonitorConfig, files: RunFiles) -> str:
-    """Start one and wait until it watches, has left or has failed; why it failed, as far as it said.
-
-    Raises:
-        OSError: It cannot be started.
-    """
-    with _nameless(files.directory) as given, _nameless(files.directory) as output:
-        # The worker may be another user's than the process that made the pool, and have another directory.
-        data = replace(config, run_dir=str(files.directory)).dump()
-        while data:
-            data = data[os.write(given, data) :]
-        os.lseek(given, 0, os.SEEK_SET)
-        _wait(_spawn(given, output))
-        lines = os.pread(output, _REASON_BYTES, 0).decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _spawn(given: int, output: int) -> int:
-    """A Python of its own that has *given* as standard input and *output* as the two others, and nothing else of ours.
-
-    Raises:
-        OSError: It cannot be started.
-    """
-    path = [str(Path(entry).absolute()) for entry in sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    standard = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate((given, output, output))]
-    ours = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
-    python = _interpreter()
-    return os.posix_spawn(
-        python,
-        [python, "-c", _CODE],
-        environment,
-        file_actions=[*standard, *ours],
-        setsid=True,
-        setsigmask=(),
-        # What a worker ignores, its server did for the worker's sake: a monitor ends when it is told to.
-        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-    )
-
-
-def _wait(pid: int) -> None:
-    """Wait for the end of *pid*, which has a bound of its own, and end its whole session if it has not kept it."""
-    if not _has_ended(pid, MONITOR_READY_S + MONITOR_START_S):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        _has_ended(pid, _KILL_S)
-
-
-def _has_ended(pid: int, timeout_s: float) -> bool:
-    """Whether *pid* ends within *timeout_s* seconds; reaped if it does."""
-    deadline = time.monotonic() + timeout_s
-    _wait_in_the_kernel(pid, timeout_s)
-    while True:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return True
-        except ChildProcessError:
-            # Reaped by the application, or by the kernel where the application wants no word of its children.
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
-
-
-def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
-    """Wait in the kernel for the end of *pid*, where it can; returns early where it cannot.
-
-    A thread that wakes up fifty times a second asks for the interpreter as often; a child of a fork without Python's
-    hooks may wait for ever if one does so just then.
-    """
-    if sys.platform != "linux":
-        return
-    # The attribute is missing where Python was built for an old kernel.
-    with contextlib.suppress(AttributeError, OSError), selectors.DefaultSelector() as selector:
-        fd = os.pidfd_open(pid)
-        try:
-            selector.register(fd, selectors.EVENT_READ)
-            selector.select(timeout_s)
-        finally:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def _nameless(directory: Path) -> Iterator[int]:
-    """A file that nobody can open, for as long as the block lasts: in memory, or in *directory* and without a name."""
-    fd = memory_file()
-    if fd is None:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            fd = os.dup(file.fileno())
-    # Beyond the standard ones, which an application may have closed: they would be in each other's way.
-    above = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    try:
-        yield above
-    finally:
-        os.close(above)
-
-
-def _inheritable() -> list[int]:
-    """Our descriptors that another program would be given, the standard ones excepted.
-
-    Without those above the soft limit, which was lowered after they were opened: posix_spawn refuses to close them, and
-    the monitor does it itself.
-    """
-    found, limit = [], os.sysconf("SC_OPEN_MAX")
-    for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
-        # The one that the directory was read through is closed by now.
-        with contextlib.suppress(OSError):
-            if fd > 2 and (limit < 0 or fd < limit) and os.get_inheritable(fd):
-                found.append(fd)
-    return found
-
-
-def _interpreter() -> str:
-    """The Python to run; where Python is embedded (uWSGI), sys.executable is the program that it is embedded in, or "".
-
-    Raises:
-        FileNotFoundError: None can be found.
-    """
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if Path(sys.executable or "").name.startswith(("python", "pypy")):
-        return sys.executable
-    for prefix in (sys.exec_prefix, sys.base_exec_prefix):
-        if os.access(Path(prefix) / "bin" / name, os.X_OK):
-            return str(Path(prefix) / "bin" / name)
-    if found := shutil.which(name):
-        return found
-    raise FileNotFoundError(f"there is no {name} in {sys.exec_prefix} or on the PATH to run a monitor with")

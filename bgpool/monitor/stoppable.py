@@ -22,7 +22,7 @@ class Stoppable(threading.Thread):
 
     def __init__(self, name: str, bg_id: str = "") -> None:
         super().__init__(name=name, daemon=True)
-        self.bg_id: Final = bg_id or bg_id_of_thread()
+        self.bg_id = bg_id or bg_id_of_thread()
         self.over: Final = threading.Event()
 
     def stop(self) -> None:

@@ -166,7 +166,7 @@ def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
     tried: list[MonitorConfig] = []
     pausing, go = threading.Event(), threading.Event()
 
-    def run(config: MonitorConfig, _files: RunFiles) -> str:
+    def run(config: MonitorConfig, *, alone: bool) -> str:  # noqa:ARG001
         tried.append(config)
         return "no module"
 
@@ -175,7 +175,7 @@ def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
         if threading.current_thread() is thread:
             go.wait(10)
 
-    monkeypatch.setattr(spawn, "_run", run)
+    monkeypatch.setattr(spawn, "bring_up", run)
     monkeypatch.setattr(time, "sleep", pause)
     starter = Starter("ledger", lambda: [broken])
     thread = threading.Thread(target=starter.ensure_monitor, args=(files,))

@@ -23,7 +23,7 @@ from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.dsn import parse
 from bgpool.errors import SegmentError
-from bgpool.monitor import spawn
+from bgpool.monitor import python, spawn
 from bgpool.monitor.config import MonitorConfig
 from bgpool.segment import layout
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -180,7 +180,7 @@ def test_an_interpreter_is_found_where_python_is_embedded(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     code = "import sys; print(sys.version_info[:2])"
-    done = subprocess.run([spawn._interpreter(), "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([python.interpreter(), "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == str(sys.version_info[:2])
 
 
