@@ -17,24 +17,33 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 # This Python runs the quick tests among all the others: they are not run on it again.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
-.PHONY: demo test test-full mysql bench clean mariadb redis
+.PHONY: demo test test-full mysql bench clean mariadb redis run-py run-full run-beside run-beside-full
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
-# pip uses one core, and there are several environments: they are made side by side, and the tests are run one after the
-# other in what is there. What cannot be installed says so again when its turn comes.
-INSTALL = -$(SKIP_OWN_QUICK) $(BIN)/tox run-parallel --notest --parallel auto --parallel-no-spinner
+# About ten minutes with all set-up. The tests of servers mostly wait. What $(BESIDE) does, it does with what they leave of
+# the processors; what it has to say follows at the end. tox prints the time of each part.
+BESIDE = .tox/beside.log
 
-# About twelve minutes, and two of set-up the first time. tox prints the time of each part at the end.
 test: mariadb redis $(VENV)/.tox
-	$(if $(ARGS),,$(INSTALL))
-	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e py -- $(ARGS))
+	$(if $(ARGS),$(BIN)/tox run -e py -- $(ARGS),@$(call SIDE_BY_SIDE,run-py run-beside))
 
-# About forty minutes.
+# About thirty minutes.
 test-full: mariadb redis $(VENV)/.tox
-	$(if $(ARGS),,$(INSTALL) -m full)
-	$(SKIP_OWN_QUICK) $(BIN)/tox run $(if $(ARGS),-e full -- $(ARGS),-m full)
+	$(if $(ARGS),$(BIN)/tox run -e full -- $(ARGS),@$(call SIDE_BY_SIDE,run-full run-beside-full))
+
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --jobs 2 $1; status=$$?; cat $(BESIDE); exit $$status
+
+run-py:
+	$(BIN)/tox run -e py
+
+run-full:
+	$(BIN)/tox run -m full
+
+run-beside run-beside-full:
+	@mkdir -p $(dir $(BESIDE))
+	@$(SKIP_OWN_QUICK) nice $(BIN)/tox run-parallel -m $(@:run-%=%) --parallel 1 --parallel-no-spinner >$(BESIDE) 2>&1
 
 # About half an hour. The servers run as mysql or nobody if make is run by root; that account must reach the folder.
 mysql: export BGPOOL_LAB_MYSQL = $(if $(MYSQLD),$(dir $(abspath $(MYSQLD))),$(CURDIR)/.mysql)

@@ -41,6 +41,17 @@ def no_pool_outlives_its_module() -> Iterator[None]:
         pool.stop(timeout=0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what may take long: whichever process began it last would keep the others waiting at the end."""
+    items.sort(key=_own_limit, reverse=True)
+
+
+def _own_limit(item: pytest.Item) -> float:
+    """The time limit that the test itself gives, in seconds; 0 without one."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Call a test whose kit is asyncio's in a greenlet."""

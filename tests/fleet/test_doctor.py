@@ -244,6 +244,7 @@ def test_another_thing_is_under_the_key(server: RedisServer, key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "entry"),
     [(STREAM, END), (HOSTS, END), (STREAM, f"{int(time.time()) + 2 * 86_400}-0"), (STREAM, f"{2**64 - 1}-5")],
+    ids=["the last", "the last of the hosts", "in two days", "the last second"],  # the time differs between processes
 )
 def test_an_id_that_nobody_can_go_beyond(server: RedisServer, key: str, entry: str) -> None:
     write(server, message(7), report())

@@ -411,9 +411,11 @@ class Stage:
             before: A Python statement to be executed first, in the same environment, with ``{number}`` filled in.
         """
         number = len(self.servers) + 1
-        notes = self.directory / f"{number}.notes"
+        notes, runtime = (self.directory / f"{number}.{what}" for what in ("notes", "runtime"))
         notes.mkdir()
-        own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes)}
+        runtime.mkdir()
+        # A gunicorn has its control socket there; in the home directory, where it would be, there is room for one alone.
+        own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes), "XDG_RUNTIME_DIR": str(runtime)}
         all_of_it = {**self.environment, **own, **environment}
         if before:
             code = [sys.executable, "-c", before.format(number=number)]
