@@ -55,7 +55,7 @@ MEASURED: Final = Schedule(
     scale=0.25,
 )
 
-READY_TIMEOUT_S: Final = 20.0
+READY_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 45.0
 GLANCE_S: Final = 0.02
