@@ -55,6 +55,8 @@ class Server:
         )
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed before
+            self._listener.shutdown(socket.SHUT_RDWR)  # without this the call of accept() would take one more
         self._listener.close()
 
     def _accept(self) -> None:

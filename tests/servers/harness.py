@@ -414,7 +414,7 @@ class Stage:
         notes, runtime = (self.directory / f"{number}.{what}" for what in ("notes", "runtime"))
         notes.mkdir()
         runtime.mkdir()
-        # A gunicorn has its control socket there; in the home directory, where it would be, there is room for one alone.
+        # For the control socket of a gunicorn; the home directory, where it would be, has room for one alone.
         own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes), "XDG_RUNTIME_DIR": str(runtime)}
         all_of_it = {**self.environment, **own, **environment}
         if before:
