@@ -19,6 +19,7 @@ from bgpool.monitor.process import run_monitor
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
+Ours = Callable[[], list[str]]
 MONITORS = 50
 
 
@@ -41,11 +42,20 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def ours() -> list[str]:
-    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("bgpool-"))
+@pytest.fixture
+def ours() -> Ours:
+    """Lists the names of bgpool's threads that have come since: other tests of the process leave some."""
+    before = set(threading.enumerate())
+
+    def since() -> list[str]:
+        return sorted(
+            thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("bgpool-")
+        )
+
+    return since
 
 
-def test_threads_and_descriptors_of_fifty_monitors(tmp_path: Path, wait_until: WaitUntil) -> None:
+def test_threads_and_descriptors_of_fifty_monitors(tmp_path: Path, wait_until: WaitUntil, ours: Ours) -> None:
     # What a process does once.
     run_monitor(config_of(tmp_path, "first"), linger_s=0.1)
     wait_until(lambda: not ours())
@@ -60,7 +70,9 @@ def test_threads_and_descriptors_of_fifty_monitors(tmp_path: Path, wait_until: W
     assert descriptors() == before
 
 
-def test_one_that_is_connecting_ends_with_that(tmp_path: Path, silent_server: int, wait_until: WaitUntil) -> None:
+def test_one_that_is_connecting_ends_with_that(
+    tmp_path: Path, silent_server: int, wait_until: WaitUntil, ours: Ours
+) -> None:
     before = descriptors()
     began = time.monotonic()
     run_monitor(config_of(tmp_path, "connecting", silent_server), linger_s=0.3)
@@ -71,7 +83,7 @@ def test_one_that_is_connecting_ends_with_that(tmp_path: Path, silent_server: in
 
 
 def test_one_that_a_resolver_holds_ends_when_it_lets_go(
-    tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wait_until: WaitUntil, ours: Ours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
 
