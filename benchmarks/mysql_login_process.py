@@ -29,7 +29,7 @@ from bgpool import Phase, testing
 __all__ = ["CLIENTS", "Orders"]
 
 #: The login that is tried on green ahead, and the work of the phases, are over by then.
-_SETTLE_S: Final = 0.3
+_SETTLE_S: Final = 0.2
 #: What is measured, and where it happens.
 _PIECES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("login", Connection, "__init__"),
