@@ -255,9 +255,13 @@ REQUEST_MARGIN_S: Final = 5.0
 #: looks as often at what its pools do, while that changes.
 WATCH_INTERVAL_S: Final = 0.25
 
-#: While it does not change, twice as long from one look to the next, up to so many seconds. A look
+#: While it does not change it takes longer and longer from one look to the next, up to so many seconds. A look
 #: costs several times what waking up costs.
-LOOK_INTERVAL_MAX_S: Final = 2.5
+LOOK_INTERVAL_MAX_S: Final = 4.0
+
+#: How much CPU the other threads of a process use, in seconds, before its watcher, awake for another reason, takes the
+#: process for one in which something happens, and looks. A checkout with a statement uses a fifth of that.
+BUSY_CPU_S: Final = 0.001
 
 #: How long what is published goes before rows and logs, in seconds: callers are let go at that moment, and every
 #: process of the host wants the cores for them.
@@ -269,7 +273,7 @@ STALL_S: Final = 0.5
 
 #: How old a worker's row may be, in seconds, before its process counts as one that does not keep up: it writes
 #: the row in every LOOK_INTERVAL_MAX_S, unless it is stopped or its server lets threads run in requests only.
-ROW_STALE_S: Final = 4.0
+ROW_STALE_S: Final = 6.0
 
 #: Tasks that go on in one turn of their event loop when a hold ends; other tasks have theirs in between.
 WAKE_BATCH: Final = 50

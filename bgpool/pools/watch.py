@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from bgpool.core.limits import (
+    BUSY_CPU_S,
     HEARTBEAT_STALE_S,
     LOOK_INTERVAL_MAX_S,
     NEWS_FIRST_S,
@@ -40,6 +41,9 @@ _PAST_S: Final = 0.005
 
 #: Which part of its time a look waits for at least, before it is taken because the thread is awake anyway.
 _EARLY: Final = 0.8
+
+#: How many times as long it is to the next look, while the last one has found nothing new.
+_SLOWER: Final = 4
 
 #: Where a Usage has its longest hold.
 _LONGEST: Final = Usage._fields.index("longest_hold_ms")
@@ -120,6 +124,9 @@ class Watch:
         # The last look at everything else, the next one, from when on that may come early, and what the last one found.
         self._looked_at = self._look_at = self._early_at = 0.0
         self._pace_s = 0.0
+        # From when on it may come because other threads have used the CPU, and what they had used at the last one.
+        self._busy_at = math.inf
+        self._others_cpu_s = 0.0
         # There was a reason for a look since the last one began.
         self._noted = False
         self._found: tuple[int, ...] = ()
@@ -231,7 +238,7 @@ class Watch:
         # First, so that what fails is tried again, and not at once.
         self._noted = False
         self._looked_at, self._look_at = now, now + WATCH_INTERVAL_S
-        self._early_at = self._look_at
+        self._early_at, self._busy_at = self._look_at, math.inf
         try:
             self._look_after()
         finally:
@@ -252,9 +259,11 @@ class Watch:
         # The longest hold grows while nothing happens.
         found = (*total[:_LONGEST], *total[_LONGEST + 1 :])
         same = found == self._found and not self._noted
-        self._pace_s = min(2 * self._pace_s, LOOK_INTERVAL_MAX_S) if same else 0.0
+        self._pace_s = min(_SLOWER * self._pace_s, LOOK_INTERVAL_MAX_S) if same else 0.0
         self._found, self._pace_s = found, max(self._pace_s, least_s)
         self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
+        self._busy_at = now + least_s / 2
+        self._others_cpu_s = _others_cpu_s()
 
     def fail(self, error: BaseException) -> None:
         """One of the two has raised *error*."""
@@ -262,8 +271,8 @@ class Watch:
 
     def due_at(self, now: float) -> float:
         """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
-        # All that is done while nothing happens, so that nothing is called here.
-        if now >= self._early_at:
+        # All that is done while nothing happens, so that next to nothing is called here.
+        if now >= self._early_at or (now >= self._busy_at and _others_cpu_s() - self._others_cpu_s > BUSY_CPU_S):
             return now
         at = min(self._act_at, self._look_at)
         reading = self._heard
@@ -421,6 +430,11 @@ def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...
     if last is None or (last not in notices and notices and notices[0].number <= last.number):
         return notices
     return tuple(notice for notice in notices if notice.number > last.number)
+
+
+def _others_cpu_s() -> float:
+    """What the threads of this process have used of the CPU, but for the calling one."""
+    return time.process_time() - time.thread_time()
 
 
 def _timers(snapshot: Snapshot | None) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -266,3 +267,51 @@ def test_two_complaints_in_turn_are_logged_once_each(caplog: pytest.LogCaptureFi
         "[bg_id: 'watch'] the table is newer",
         "[bg_id: 'watch'] the segment is newer",
     ]
+
+
+def test_a_process_that_begins_to_work_is_looked_at_soon(
+    files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    """While nothing happens looks are rare. The CPU that other threads use tells that something does."""
+    monkeypatch.setattr(watch, "LOOK_INTERVAL_MAX_S", 3600.0)
+    monkeypatch.setattr(watch, "_EARLY", 1.0)
+    prepare_run_dir(files.directory)
+    writer = Writer(files, 1, Snapshot("1", Phase.CREATED))
+    writer.beat()
+    holder = Holder()
+    participant.join(holder)
+    try:
+        watching = participant._watch
+        assert watching is not None
+        # It has found again and again that nothing has changed.
+        wait_until(lambda: watching._heard is not None and watching._found != ())
+        watching._pace_s = 3600.0
+        wait_until(lambda: watching._look_at > time.monotonic() + 60)
+        holder.counts = Usage(in_use=1)
+
+        def works_and_is_seen() -> bool:
+            sum(range(100_000))
+            writer.beat()
+            return workers(files)[0].usage.in_use == 1
+
+        wait_until(works_and_is_seen)
+    finally:
+        participant.leave(holder)
+
+
+def test_a_caller_that_begins_to_be_held_is_told_of_soon(
+    files: RunFiles, participant: Participant, wait_until: WaitUntil
+) -> None:
+    prepare_run_dir(files.directory)
+    Writer(files, 1, Snapshot("1", Phase.CREATED)).beat()
+    holder = Holder()
+    participant.join(holder)
+    watching = participant._watch
+    assert watching is not None
+    wait_until(lambda: watching._heard is not None and watching._found != ())
+    watching._look_at = watching._early_at = math.inf
+    holder.counts = Usage(held=1, holds=1)
+    participant.note_hold()
+    assert watching._look_at < math.inf
+    wait_until(lambda: workers(files)[0].usage.held == 1)
+    participant.leave(holder)
