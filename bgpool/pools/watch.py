@@ -161,16 +161,16 @@ class Watch:
 
     def note_member(self) -> None:
         """There is one more: it acts on what is published, and the row tells of it."""
-        self._act_at = self._look_at = self._early_at = 0.0
         self._noted = True
+        self._act_at = self._look_at = self._early_at = 0.0
         watcher.stir(self)
 
     def note_hold(self) -> None:
         """A caller begins to be held: there is a look within WATCH_INTERVAL_S, however rare they have become."""
         at = time.monotonic() + WATCH_INTERVAL_S
         if at < self._look_at:
-            self._look_at = self._early_at = at
             self._noted = True
+            self._look_at = self._early_at = at
             watcher.stir(self)
 
     def is_alive(self) -> bool:
@@ -258,12 +258,13 @@ class Watch:
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
         # The longest hold grows while nothing happens.
         found = (*total[:_LONGEST], *total[_LONGEST + 1 :])
-        same = found == self._found and not self._noted
-        self._pace_s = min(_SLOWER * self._pace_s, LOOK_INTERVAL_MAX_S) if same else 0.0
-        self._found, self._pace_s = found, max(self._pace_s, least_s)
+        pace_s = min(_SLOWER * self._pace_s, LOOK_INTERVAL_MAX_S) if found == self._found else 0.0
+        self._found, self._pace_s = found, max(pace_s, least_s)
         self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
-        self._busy_at = now + least_s / 2
-        self._others_cpu_s = _others_cpu_s()
+        self._busy_at, self._others_cpu_s = now + least_s / 2, _others_cpu_s()
+        if self._noted:
+            # While we looked.
+            self._look_at = self._early_at = now + WATCH_INTERVAL_S
 
     def fail(self, error: BaseException) -> None:
         """One of the two has raised *error*."""
