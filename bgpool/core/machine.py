@@ -38,7 +38,7 @@ from bgpool.core.suspicion import allay, suspect
 from bgpool.core.timeline import CREATED_AGAIN, DNS, METADATA, TIMER, summary_table
 from bgpool.core.timeouts import timer_misfit
 
-__all__ = ["TRANSITIONS", "Rules", "Signal", "leave_blind", "step"]
+__all__ = ["TRANSITIONS", "Rules", "Signal", "is_settled", "leave_blind", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,15 @@ def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     snapshot = _check_timers(_begin_to_watch(snapshot, event.at), event.at, rules)
     after = drain_released(snapshot, _take(snapshot, event, rules))
     return expire(allay(sightings.note(after, event), event), event.at)
+
+
+def is_settled(before: Snapshot, after: Snapshot) -> bool:
+    """Whether an answer that has led from *before* to *after* would change nothing if it were given again, and again.
+
+    Of a server or a resolver that answers, a step depends on what it says and never on how often or how late; a
+    suspicion alone waits for one that is given after it. How long a failure lasts does tell something.
+    """
+    return after is before and not after.suspected_until_ns
 
 
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:

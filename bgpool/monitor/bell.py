@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 from typing import Final
 
 from bgpool.core.events import Nudged, Ordered
-from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import NUDGE_INTERVAL_S, ORDER_WAIT_S, WATCH_INTERVAL_S
 from bgpool.errors import SegmentError
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
 from bgpool.monitor.stoppable import Stoppable
 from bgpool.segment.orders import unpack
@@ -21,7 +20,7 @@ __all__ = ["Bell"]
 class Bell(Stoppable):
     """Listens, and tells the main loop; however often it is rung, not more often than NUDGE_INTERVAL_S."""
 
-    def __init__(self, files: RunFiles, events: queue.Queue[AnyEvent]) -> None:
+    def __init__(self, files: RunFiles, events: Inbox) -> None:
         super().__init__("bgpool-bell")
         self._files: Final = files
         self._events: Final = events

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from bgpool.core.fleet import AnyEvent, BusFailed, FleetOrder, MessageHeard, Report, ReportsRead
+from bgpool.core.fleet import BusFailed, FleetOrder, MessageHeard, Report, ReportsRead
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
     FLEET_BLOCK_SWITCHING_S,
@@ -25,6 +24,7 @@ from bgpool.fleet.bus import Bus, BusError, Entry, ReportEntry
 from bgpool.fleet.messages import BadMessage, unseal, unseal_report
 from bgpool.fleet.roll import Count, Roll
 from bgpool.logs import log_fields
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
 from bgpool.monitor.stoppable import Stoppable
@@ -49,7 +49,7 @@ class Ear(Stoppable):
         keys: Keys,
         bg_id: str,
         member: str,
-        events: queue.Queue[AnyEvent],
+        events: Inbox,
     ) -> None:
         """An ear that has *bus* made in its own thread: that may import a library, and look a name up."""
         super().__init__("bgpool-ear", bg_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import secrets
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from bgpool.fleet.bus import Bus
 from bgpool.fleet.config import FleetConfig
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.ear import Ear
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
 from bgpool.monitor.stoppable import Stoppable
@@ -53,6 +53,10 @@ class Part(Protocol):
     def leads(self) -> bool:
         """Whether others go by what this host is answered."""
 
+    @property
+    def counts_answers(self) -> bool:
+        """Whether an answer tells something by its time alone, so that the same one is to be told again."""
+
     def take(self, snapshot: Snapshot, event: AnyEvent, /) -> tuple[Event, ...]:
         """What *event* says of the fleet; the events that the deployment's state machine is to be given."""
 
@@ -73,6 +77,7 @@ class Alone:
     view: Final = None
     heard_ns: Final = 0
     leads: Final = False
+    counts_answers: Final = False
 
     def take(self, _snapshot: Snapshot, _event: AnyEvent, /) -> tuple[Event, ...]:
         """Nothing."""
@@ -98,7 +103,7 @@ class Fleet:
         fleet: FleetConfig,
         config: MonitorConfig,
         files: RunFiles,
-        events: queue.Queue[AnyEvent],
+        events: Inbox,
     ) -> None:
         self._files: Final = files
         self._bg_id: Final = config.bg_id
@@ -131,6 +136,11 @@ class Fleet:
     def leads(self) -> bool:
         """Whether others go by what this host is answered."""
         return self._member.standing is Standing.LEADER
+
+    @property
+    def counts_answers(self) -> bool:
+        """It does: readings are published with the time at which they were read."""
+        return True
 
     def take(self, snapshot: Snapshot, event: AnyEvent) -> tuple[Event, ...]:
         """What *event* says of the fleet; the events that the deployment's state machine is to be given."""
@@ -204,7 +214,7 @@ class Fleet:
         )
 
 
-def part_of(config: MonitorConfig, files: RunFiles, events: queue.Queue[AnyEvent]) -> Part:
+def part_of(config: MonitorConfig, files: RunFiles, events: Inbox) -> Part:
     """The part that a monitor with *config* takes; what it hears comes to *events*."""
     return Fleet(config.fleet, config, files, events) if config.fleet is not None else Alone()
 

@@ -8,10 +8,10 @@ import threading
 import time
 from typing import Final
 
-from bgpool.core.events import Resolved
-from bgpool.core.fleet import AnyEvent
+from bgpool.core.events import Event, Resolved
 from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
 from bgpool.logs import log_fields
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
 from bgpool.monitor.stoppable import Stoppable
 from bgpool.resolver import Resolver
@@ -27,10 +27,10 @@ _NOTHING: Final[_Found] = ("", None)
 class Lookup(Stoppable):
     """Resolves the names it is assigned in every interval, side by side, and tells the main loop what it found."""
 
-    def __init__(self, resolver: Resolver, events: queue.Queue[AnyEvent]) -> None:
+    def __init__(self, resolver: Resolver, inbox: Inbox) -> None:
         super().__init__("bgpool-lookup")
         self._resolver: Final = resolver
-        self._events: Final = events
+        self._inbox: Final = inbox
         self._nudged: Final = threading.Event()
         self._names: tuple[str, ...] = ()
         self._interval_s = 1.0
@@ -58,7 +58,7 @@ class Lookup(Stoppable):
                 break
             found = self._look_up(self._names)
             if found:
-                self._events.put(Resolved(now(), found))
+                self._inbox.tell(self, found, _event)
             self._nudged.wait(self._interval_s)
         for _ in range(self._helpers):
             self._asked.put(None)
@@ -119,3 +119,7 @@ class _Helper(Stoppable):
             except Exception as error:
                 _logger.debug("%s cannot be resolved: %s", name, error, extra=log_fields("not_resolved", host=name))
             self._found.put((name, addresses))
+
+
+def _event(found: dict[str, tuple[str, ...]]) -> tuple[Event, ...]:
+    return (Resolved(now(), found),)

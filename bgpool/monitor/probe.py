@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from bgpool import sockets
-from bgpool.core.events import Answered, Instant, MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
-from bgpool.core.fleet import AnyEvent
+from bgpool.core.events import Answered, Event, Instant, MetadataAbsent, MetadataFailed, ProbeFailed, StatusRead
 from bgpool.core.limits import MONITOR_STATEMENT_TIMEOUT_S
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.session import Answer, Session, SessionError
 from bgpool.monitor.stoppable import Stoppable
 
@@ -26,21 +25,25 @@ def now() -> Instant:
 
 
 class Probe(Stoppable):
-    """Reads the status of one role in every interval; silent while it has no target."""
+    """Reads the status of one role in every interval; silent while it has no target.
 
-    def __init__(self, role: Role, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
+    Attributes:
+        asked_at: When the question at hand was asked, or the connection for it, on the monotonic clock; 0 for none.
+    """
+
+    def __init__(self, role: Role, connect: Callable[[Target], Session], inbox: Inbox) -> None:
         super().__init__(f"bgpool-probe-{role.colour}")
         self._role: Final = role
         self._connect: Final = connect
-        self._events: Final = events
+        self._inbox: Final = inbox
         self._nudged: Final = threading.Event()
         self._target: Target | None = None
         self._interval_s = self._retry_s = 1.0
         self._least_s = 0.0
-        # What the session was opened for, and since when a question is unanswered; 0 while none is.
+        # What the session was opened for.
         self._opened: Target | None = None
         self._session: Session | None = None
-        self._asked_at = 0.0
+        self.asked_at = 0.0
         self._socket: tuple[int, tuple[int, int]] | None = None
 
     def assign(self, target: Target | None, *, interval_ms: int, retry_ms: int, least_ms: int = 0) -> None:
@@ -63,7 +66,7 @@ class Probe(Stoppable):
 
     def unanswered_s(self) -> float:
         """For how long the question at hand has been unanswered, connecting included; 0 while there is none."""
-        asked_at = self._asked_at
+        asked_at = self.asked_at
         return time.monotonic() - asked_at if asked_at else 0.0
 
     def cut_if_stuck(self) -> None:
@@ -78,7 +81,7 @@ class Probe(Stoppable):
         super().stop()
         self._nudged.set()
         socket = self._socket
-        if socket is not None and self._asked_at:
+        if socket is not None and self.asked_at:
             sockets.cut(*socket)
 
     def run(self) -> None:
@@ -117,7 +120,7 @@ class Probe(Stoppable):
         """One question; whether it was answered."""
         if self._session is not None and target.supersedes(self._opened):
             self._close()
-        self._asked_at = time.monotonic()
+        self.asked_at = time.monotonic()
         try:
             session = self._session or self._open(target)
             # Asked after the socket is known: stop() cuts it, or we see that it was called.
@@ -128,38 +131,36 @@ class Probe(Stoppable):
             self._close()
             failure = error if isinstance(error, SessionError) else SessionError(str(error))
             text = "; ".join(filter(None, (str(failure), failure.remedy)))
-            self._events.put(ProbeFailed(now(), self._role, text, failure.refused))
+            self._inbox.put(ProbeFailed(now(), self._role, text, failure.refused))
             return False
         finally:
-            self._asked_at = 0.0
-        self._tell(answer)
+            self.asked_at = 0.0
+        self._inbox.tell(self._role, answer, self._facts)
         return True
 
-    def _tell(self, answer: Answer) -> None:
+    def _facts(self, answer: Answer) -> tuple[Event, ...]:
+        """What *answer* tells: of the server, and of its metadata."""
         at = now()
-        self._events.put(
-            Answered(
-                at,
-                self._role,
-                answer.read_only,
-                answer.replica,
-                answer.max_connections,
-                role_read_only=answer.role_read_only,
-                subscribes=answer.subscribes,
-            )
+        answered = Answered(
+            at,
+            self._role,
+            answer.read_only,
+            answer.replica,
+            answer.max_connections,
+            role_read_only=answer.role_read_only,
+            subscribes=answer.subscribes,
         )
         if answer.rows is not None:
-            self._events.put(StatusRead(at, self._role, answer.rows, answer.servers))
-        elif answer.missing:
-            self._events.put(MetadataAbsent(at, self._role, answer.missing))
-        else:
-            self._events.put(MetadataFailed(at, self._role, answer.failure))
+            return answered, StatusRead(at, self._role, answer.rows, answer.servers)
+        if answer.missing:
+            return answered, MetadataAbsent(at, self._role, answer.missing)
+        return answered, MetadataFailed(at, self._role, answer.failure)
 
     def _open(self, target: Target) -> Session:
         session = self._connect(target)
         self._session, self._opened = session, target
         self._socket = (session.socket, sockets.identity(session.socket))
-        self._asked_at = time.monotonic()
+        self.asked_at = time.monotonic()
         return session
 
     def _close(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
 from bgpool.core.fleet import PLACES, AnyEvent, FleetEvent, ReportsRead
 from bgpool.core.limits import FLEET_SHOW_S, FLEET_SILENCE_S, HEARTBEAT_S, LINGER_S, OFFERS_INTERVAL_S, SILENCE_S
-from bgpool.core.machine import leave_blind, step
+from bgpool.core.machine import is_settled, leave_blind, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
 from bgpool.core.records import note_heard
@@ -34,6 +34,7 @@ from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
 from bgpool.monitor.fleet import part_of
+from bgpool.monitor.inbox import Inbox, Letter
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.probe import Probe, now
 from bgpool.monitor.renewal import Renewal
@@ -125,13 +126,13 @@ class Monitor:
         self._files: Final = files
         self._writer: Final = writer
         self._snapshot = snapshot
-        self._events: Final[queue.Queue[AnyEvent]] = queue.Queue()
-        self._probes: Final = {role: Probe(role, self._connector(), self._events) for role in Role}
-        self._renewal: Final = Renewal(self._connector(), self._events)
-        self._lookup: Final = Lookup(make_resolver(config.resolver), self._events)
-        self._bell: Final = Bell(files, self._events)
+        self._inbox: Final = Inbox()
+        self._probes: Final = {role: Probe(role, self._connector(), self._inbox) for role in Role}
+        self._renewal: Final = Renewal(self._connector(), self._inbox)
+        self._lookup: Final = Lookup(make_resolver(config.resolver), self._inbox)
+        self._bell: Final = Bell(files, self._inbox)
         self._sampler: Final = Sampler(files, writer.is_in_place)
-        self._fleet: Final = part_of(config, files, self._events)
+        self._fleet: Final = part_of(config, files, self._inbox)
         self._duty = Duty()
         self._threads: Final = (
             *self._probes.values(),
@@ -177,11 +178,11 @@ class Monitor:
     def _watch(self, linger_s: float | None) -> None:
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
-            until = min(beat_at + HEARTBEAT_S, self._duty.due_ns / 1e9)
-            try:
-                self._take(self._events.get(timeout=max(0.0, until - time.monotonic())))
-            except queue.Empty:
+            letter = self._inbox.get(self._idle_s(beat_at + HEARTBEAT_S))
+            if letter is None:
                 self._take(Tick(now()))
+            else:
+                self._open(letter)
             self._note_silence()
             if time.monotonic() < beat_at + HEARTBEAT_S:
                 continue
@@ -245,20 +246,40 @@ class Monitor:
         self._blind = False
         return needed
 
-    def _note_silence(self) -> None:
-        """A host that went away without a word fails no question; in a switchover its silence tells as much.
+    def _idle_s(self, beat_at: float) -> float:
+        """For how long there is nothing to do until *beat_at* unless something happens.
 
-        It tells others who go by what this host is answered as much at any time.
+        What time alone changes comes when it is due, and not with the next event or sign of life.
+        """
+        at_ns, at = time.monotonic_ns(), time.monotonic()
+        limit_s = self._silence_limit_s()
+        silent = (asked_at + limit_s for probe in self._probes.values() if (asked_at := probe.asked_at))
+        due = (self._duty.due_ns / 1e9, *(end / 1e9 for end in self._snapshot.timers if end > at_ns))
+        return max(0.0, min(beat_at, *due, *(moment for moment in silent if moment > at)) - at)
+
+    def _silence_limit_s(self) -> float:
+        """After how long a question without an answer tells something.
+
+        A host that went away without a word fails no question; in a switchover its silence tells as much. It tells
+        others who go by what this host is answered as much at any time.
         """
         if self._snapshot.phase in SWITCHING:
-            limit_s = SILENCE_S
-        elif self._fleet.leads:
-            limit_s = FLEET_SILENCE_S
-        else:
-            return
+            return SILENCE_S
+        return FLEET_SILENCE_S if self._fleet.leads else math.inf
+
+    def _note_silence(self) -> None:
+        limit_s = self._silence_limit_s()
         for role, probe in self._probes.items():
             if probe.unanswered_s() > limit_s:
                 self._take(ProbeFailed(now(), role, f"no answer for {limit_s} s"))
+
+    def _open(self, letter: Letter) -> None:
+        """Take what a letter says; what it says once more is no news while nothing else happens."""
+        before = self._snapshot
+        for event in letter.events:
+            self._take(event)
+        if is_settled(before, self._snapshot) and not self._fleet.counts_answers:
+            self._inbox.settle(letter)
 
     def _take(self, event: AnyEvent) -> None:
         """One event, of the database's or of the fleet's, and what other hosts have read."""
@@ -281,7 +302,7 @@ class Monitor:
         """What changes by *event* is published before anything else is done about it."""
         before = self._snapshot
         after = step(before, event, self._config.rules)
-        if after == before:
+        if after is before or after == before:
             return
         if is_heard:
             after = note_heard(before, after, event.at)
@@ -321,6 +342,7 @@ class Monitor:
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        self._inbox.unsettle()
         self._writer.publish(snapshot)
 
     def _log_notices(self, before: Snapshot) -> None:

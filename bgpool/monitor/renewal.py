@@ -7,16 +7,15 @@ monitor finds out once for the whole host, so that no worker has to try in vain.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import CertificateRenewed
-from bgpool.core.fleet import AnyEvent
 from bgpool.core.limits import RENEWAL_INTERVAL_S
 from bgpool.core.plan import Target
 from bgpool.logs import log_fields
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
 from bgpool.monitor.session import Session, SessionError
 from bgpool.monitor.stoppable import Stoppable
@@ -29,7 +28,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 class Renewal(Stoppable):
     """Tries green hosts under their new names, one connection at a time, until each has let it in."""
 
-    def __init__(self, connect: Callable[[Target], Session], events: queue.Queue[AnyEvent]) -> None:
+    def __init__(self, connect: Callable[[Target], Session], events: Inbox) -> None:
         super().__init__("bgpool-renewal")
         self._connect: Final = connect
         self._events: Final = events

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Final
 
 from bgpool.core.duty import Publication
 from bgpool.core.events import Tick
-from bgpool.core.fleet import AnyEvent, Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
+from bgpool.core.fleet import Beaten, BusFailed, Claimed, KeyGone, Message, MessageHeard, Report
 from bgpool.core.limits import (
     FLEET_LOOK_S,
     FLEET_PAUSE_S,
@@ -22,6 +21,7 @@ from bgpool.core.limits import (
 from bgpool.fleet.bus import Bus, BusError, Entry, KeyMissing, Refused
 from bgpool.fleet.messages import BadMessage, seal, seal_report, unseal
 from bgpool.logs import log_fields
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
 from bgpool.monitor.stoppable import Stoppable
@@ -40,7 +40,7 @@ class Voice(Stoppable):
         keys: Keys,
         bg_id: str,
         describe: Callable[[], Report],
-        events: queue.Queue[AnyEvent],
+        events: Inbox,
     ) -> None:
         """A voice that reports what *describe*, called in its thread, returns; *bus* is made there, too."""
         super().__init__("bgpool-voice", bg_id)

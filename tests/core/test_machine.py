@@ -238,6 +238,18 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
     return Tick(moment) if kind == 4 else ProbeFailed(moment, role, "refused")
 
 
+@st.composite
+def answers(draw: st.DrawFn, moment: Instant) -> tuple[Event, ...]:
+    """What a server, or a resolver, says in one breath."""
+    telling = (Resolved, StatusRead, MetadataAbsent, MetadataFailed)
+    event = draw(events(moment).filter(lambda event: isinstance(event, telling)))
+    if not isinstance(event, (StatusRead, MetadataAbsent, MetadataFailed)):
+        return (event,)
+    flags = [draw(st.booleans()) for _ in range(4)]
+    answered = Answered(moment, event.role, flags[0], flags[1], role_read_only=flags[2], subscribes=flags[3])
+    return (answered, event)
+
+
 @pytest.mark.once
 @settings(max_examples=300, deadline=None, print_blob=True)
 @given(st.data())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 
 import pytest
 
 from bgpool.core.events import Resolved
-from bgpool.core.fleet import AnyEvent
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.lookup import Lookup
 
 pytestmark = pytest.mark.slow
@@ -30,35 +29,40 @@ class Resolver:
         return (f"address of {name}",)
 
 
-def heard(events: queue.Queue[AnyEvent]) -> dict[str, tuple[str, ...]]:
-    event = events.get(timeout=10.0)
+def heard(inbox: Inbox) -> dict[str, tuple[str, ...]]:
+    letter = inbox.get(10.0)
+    assert letter is not None
+    (event,) = letter.events
     assert isinstance(event, Resolved)
     return dict(event.addresses)
 
 
 def test_a_stalled_name_keeps_no_other_waiting() -> None:
-    resolver, events = Resolver(), queue.Queue[AnyEvent]()
-    lookup = Lookup(resolver, events)
+    resolver, inbox = Resolver(), Inbox()
+    lookup = Lookup(resolver, inbox)
     lookup.assign(("one", "stalled", "two"), interval_ms=100)
     began = time.monotonic()
     lookup.start()
-    assert heard(events) == {"one": ("address of one",), "two": ("address of two",)}
+    assert heard(inbox) == {"one": ("address of one",), "two": ("address of two",)}
     assert time.monotonic() - began < 2.0
     resolver.release.set()
-    while "stalled" not in (found := heard(events)):
+    while "stalled" not in (found := heard(inbox)):
         assert time.monotonic() - began < 10.0
     assert set(found) == {"one", "stalled", "two"}
+    lookup.stop()
+    lookup.join(5.0)
 
 
 def test_a_failure_is_not_an_answer() -> None:
-    resolver, events = Resolver(), queue.Queue[AnyEvent]()
-    lookup = Lookup(resolver, events)
+    resolver, inbox = Resolver(), Inbox()
+    lookup = Lookup(resolver, inbox)
     lookup.assign(("one",), interval_ms=100)
     lookup.start()
-    assert heard(events) == {"one": ("address of one",)}
+    assert heard(inbox) == {"one": ("address of one",)}
     resolver.failing = True
     time.sleep(0.5)
-    while not events.empty():
-        events.get()
-    with pytest.raises(queue.Empty):
-        events.get(timeout=0.5)
+    while inbox.get(0) is not None:
+        pass
+    assert inbox.get(0.5) is None
+    lookup.stop()
+    lookup.join(5.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from bgpool.core.events import (
@@ -17,8 +18,9 @@ from bgpool.core.events import (
     StatusRead,
     Tick,
 )
+from bgpool.core.fleet import NEVER
 from bgpool.core.limits import HEARTBEAT_S, MONITOR_STATEMENT_TIMEOUT_S, NUDGE_INTERVAL_S, SILENCE_S
-from bgpool.core.machine import Rules, step
+from bgpool.core.machine import Rules, is_settled, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Intervals, Plan, Target, plan
 from bgpool.core.snapshot import Snapshot
@@ -46,6 +48,8 @@ class Monitor:
         self._nudged = Promise()
         self._nudge_due, self._nudged_ns = False, -SECOND
         self._sessions: dict[Role, tuple[Target, Link] | None] = dict.fromkeys(Role)
+        # What each role, and DNS, said last that has changed nothing; of which the main loop is told no more.
+        self._settled: dict[Role | None, list[Event]] = {}
 
     def start(self) -> None:
         """Begin to watch."""
@@ -77,13 +81,28 @@ class Monitor:
         if not self._alive:
             return
         after = step(self._snapshot, event, self._rules)
-        if after == self._snapshot:
+        if after is self._snapshot or after == self._snapshot:
             return
         self._snapshot = after
+        self._settled.clear()
         self._publish(after)
+        for end_ns in after.timers:
+            if end_ns > self._clock.now:
+                self._clock.at(end_ns, self._tick)
         self._plan = plan(after, self._intervals)
         replanned, self._replanned = self._replanned, Promise()
         replanned.keep()
+
+    def _take_answer(self, who: Role | None, events: Sequence[Event]) -> None:
+        """What *who* says, None for DNS, unless it is known that it changes nothing."""
+        said = [replace(event, at=NEVER) for event in events]
+        if self._settled.get(who) == said:
+            return
+        before = self._snapshot
+        for event in events:
+            self._take(event)
+        if is_settled(before, self._snapshot):
+            self._settled[who] = said
 
     def _now(self) -> Instant:
         return Instant(self._clock.now, self._clock.now)
@@ -91,7 +110,10 @@ class Monitor:
     def _beat(self) -> Task:
         while self._alive:
             yield int(HEARTBEAT_S * SECOND)
-            self._take(Tick(self._now()))
+            self._tick()
+
+    def _tick(self) -> None:
+        self._take(Tick(self._now()))
 
     def _target(self, role: Role) -> Target | None:
         if role is Role.SOURCE:
@@ -142,8 +164,7 @@ class Monitor:
                 session[1].server.end(session[1])
             self._take(ProbeFailed(self._now(), role, answer))
             return False
-        for event in answer:
-            self._take(event)
+        self._take_answer(role, answer)
         return True
 
     def _note_silence(self, role: Role, question: Promise) -> None:
@@ -208,5 +229,5 @@ class Monitor:
             yield self._world.dns_latency_ns
             known = {name: addresses for name, addresses in found.items() if addresses is not None}
             if known:
-                self._take(Resolved(self._now(), known))
+                self._take_answer(None, [Resolved(self._now(), known)])
             yield self._clock.within(self._replanned, self._plan.resolve_ms * SECOND // 1000)

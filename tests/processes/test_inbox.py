@@ -1,0 +1,76 @@
+"""What the main loop is told: everything but what it knows, and has found to change nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from bgpool.core.events import Instant, Nudged, Resolved
+from bgpool.core.fleet import AnyEvent
+from bgpool.monitor.inbox import Inbox, Letter
+
+AT = Instant(1, 1)
+Found = dict[str, tuple[str, ...]]
+HERE: Found = {"ledger": ("10.0.0.1",)}
+THERE: Found = {"ledger": ("10.0.0.2",)}
+
+
+def resolved(found: Found) -> tuple[AnyEvent, ...]:
+    return (Resolved(AT, found),)
+
+
+def told_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> Letter | None:
+    """What a reader that waits is told by *tell*."""
+    letters: list[Letter | None] = []
+    reader = threading.Thread(target=lambda: letters.append(inbox.get(5.0)))
+    reader.start()
+    deadline = time.monotonic() + 5.0
+    while not inbox._is_awaited:
+        assert time.monotonic() < deadline
+    tell()
+    # Whatever is told is told by now; this ends the wait where nothing was.
+    inbox.put(Nudged(AT))
+    reader.join()
+    return letters[0]
+
+
+def test_what_changes_nothing_is_told_once() -> None:
+    inbox = Inbox()
+    inbox.tell("dns", HERE, resolved)
+    first = inbox.get(0)
+    assert first == Letter((Resolved(AT, HERE),), "dns", HERE)
+    assert inbox.get(0) is None
+    inbox.settle(first)
+    nudge = Letter((Nudged(AT),))
+    assert told_while_awaited(inbox, lambda: inbox.tell("dns", dict(HERE), resolved)) == nudge
+    for who, what in (("dns", THERE), ("another", HERE)):
+        letter = told_while_awaited(inbox, lambda who=who, what=what: inbox.tell(who, what, resolved))  # type: ignore[misc]
+        assert letter == Letter((Resolved(AT, what),), who, what)
+        assert inbox.get(0) == nudge
+    inbox.unsettle()
+    again = told_while_awaited(inbox, lambda: inbox.tell("dns", HERE, resolved))
+    assert again == first
+
+
+def test_who_does_not_wait_is_told_everything() -> None:
+    """What is being taken, or is still to be, may change what the answer means."""
+    inbox = Inbox()
+    inbox.tell("dns", HERE, resolved)
+    letter = inbox.get(0)
+    assert letter is not None
+    inbox.settle(letter)
+    inbox.tell("dns", HERE, resolved)
+    assert inbox.get(0) == letter
+    inbox.put(Nudged(AT))
+    inbox.tell("dns", HERE, resolved)
+    assert (inbox.get(0), inbox.get(0)) == (Letter((Nudged(AT),)), letter)
+
+
+def test_what_is_news_whenever_it_comes_is_never_settled() -> None:
+    inbox = Inbox()
+    for _ in range(2):
+        inbox.put(Nudged(AT))
+        letter = inbox.get(0)
+        assert letter == Letter((Nudged(AT),))
+        inbox.settle(letter)
