@@ -53,10 +53,8 @@ def run(*, quick: bool) -> Result:
     """One repetition."""
     counts, deployments = (PROCESSES[:2], DEPLOYMENTS[:2]) if quick else (PROCESSES, DEPLOYMENTS)
     with builds() as found:
-        rows = [_row(*build, "release", "processes", count) for count in counts for build in found.items()]
-        many = [
-            _row(name, build, "deployments", "deployments", n) for n in deployments for name, build in found.items()
-        ]
+        rows = [_row(build, "processes", n, quick=quick) for n in counts for build in found.items()]
+        many = [_row(build, "deployments", n, quick=quick) for n in deployments for build in found.items()]
     waiting = max(cast(float, row["waiting_ms"]) for row in rows if row["build"] == NOW)
     (most,) = (row for row in many if row["build"] == NOW and row["deployments"] == deployments[-1])
     return Result(
@@ -93,11 +91,13 @@ def run(*, quick: bool) -> Result:
     )
 
 
-def _row(name: str, build: Path, what: str, key: str, count: int) -> _Row:
-    """What *build* does with *count* of *key*."""
-    command = [sys.executable, str(Path(__file__).with_name("wakeup_process.py")), what, str(count)]
-    environ = environment(build, dict(os.environ))
+def _row(build: tuple[str, Path], what: str, count: int, *, quick: bool) -> _Row:
+    """The figures of *build*, by name and directory, with *count* processes or deployments."""
+    name, directory = build
+    program = str(Path(__file__).with_name("wakeup_process.py"))
+    command = [sys.executable, program, what, str(count), *(["quick"] if quick else [])]
+    environ = environment(directory, dict(os.environ))
     done = subprocess.run(command, env=environ, cwd="/", capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr}")
-    return {"build": name, key: count, **json.loads(done.stdout)}
+    return {"build": name, what: count, **json.loads(done.stdout)}

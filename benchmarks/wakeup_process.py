@@ -28,9 +28,10 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.writer import Writer
 
 THREADS: Final = 2
-#: What the beginning and the change to a hold take, and what is measured of quiet times and of the hold, in seconds.
-START_S: Final = 1.5
-MEASURED_S: Final = 2.5
+#: What the beginning and the change to a hold take, and what is measured of quiet times and of the hold, in seconds;
+#: the second where it is only to be seen that it works.
+START_S, QUICK_START_S = 1.5, 0.5
+MEASURED_S, QUICK_MEASURED_S = 2.5, 0.5
 BLUE: Final = "db.c0.eu-west-1.rds.amazonaws.com"
 GREEN: Final = "db-green-abc123.c0.eu-west-1.rds.amazonaws.com"
 
@@ -171,5 +172,7 @@ def _cpu_s() -> float:
 
 
 if __name__ == "__main__":
-    measure = {"release": measure_release, "deployments": measure_deployments}[sys.argv[1]]
+    if sys.argv[3:] == ["quick"]:
+        START_S, MEASURED_S = QUICK_START_S, QUICK_MEASURED_S
+    measure = {"processes": measure_release, "deployments": measure_deployments}[sys.argv[1]]
     print(json.dumps(measure(int(sys.argv[2]))))

@@ -37,6 +37,7 @@ _EVERYBODY: Final = 0x7FFFFFFF
 REFUSALS: Final = {
     "F_OFD_SETLK": Refusal({"x86_64": 72, "aarch64": 25}, errno.EINVAL, (((1, 36),), ((1, 37),), ((1, 38),))),
     "futex": Refusal({"x86_64": 202, "aarch64": 98}, errno.ENOSYS, (((1, 0),), ((1, 1), (2, _EVERYBODY)))),
+    "futex_waitv": Refusal({"x86_64": 449, "aarch64": 449}, errno.EPERM),
     "memfd_create": Refusal({"x86_64": 319, "aarch64": 279}, errno.ENOSYS),
     "MADV_WIPEONFORK": Refusal({"x86_64": 28, "aarch64": 233}, errno.EINVAL, (((2, 18),),)),
     "fallocate": Refusal({"x86_64": 285, "aarch64": 47}, errno.EOPNOTSUPP),
@@ -88,6 +89,7 @@ def check(name: str) -> None:
     arguments: dict[str, tuple[object, ...]] = {
         "F_OFD_SETLK": (0, 37, None),
         "futex": (ctypes.byref(ctypes.c_uint32()), 1, _EVERYBODY, None),
+        "futex_waitv": (None, 0, 0, None, 0),
         "memfd_create": (b"x", 0),
         "MADV_WIPEONFORK": (None, mmap.PAGESIZE, 18),
         "fallocate": (-1, 0, 0, 1),
