@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import bgpool
+from benchmarks import growth_process
+from benchmarks.aims import Aim, aims
+from benchmarks.builds import NOW, builds, environment
 from benchmarks.fleet import Fleet, Post
 from benchmarks.footprint import cpu_ms_per_s, memory_of, threads_of
+from benchmarks.growth_process import Orders
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.rounds import measure
 from benchmarks.run_dir import RunDir
@@ -22,7 +30,7 @@ from bgpool import get_pool
 from bgpool.core.limits import WATCH_INTERVAL_S
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Host, Snapshot
-from bgpool.lab import Director, Pair, metadata
+from bgpool.lab import Director, LabError, Pair, metadata
 from bgpool.lab.waiting import wait_until
 from bgpool.segment.codec import encode
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -41,6 +49,8 @@ QUESTION = (
 
 ENDPOINTS: Final = (2, 8, 32, 64)
 START_TIMEOUT_S: Final = 60.0
+#: Of deployments: as many as a service with a database for each of its parts may have.
+MANY: Final = 16
 
 _Row = Mapping[str, Value]
 
@@ -58,7 +68,7 @@ class Size:
     """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
-    deployments: tuple[int, ...] = (1, 4, 8)
+    deployments: tuple[int, ...] = (1, 4, MANY)
     calls: int = 2000
     settle_s: float = 1.5
     window_s: float = 4.0
@@ -71,9 +81,14 @@ def run(*, quick: bool) -> Result:
     with Pair() as pair:
         director = Director(pair)
         director.create_deployment()
-        deployments = _deployments_table([_deployments_row(pair, count, size) for count in size.deployments])
+        with builds() as found:
+            deployments = [
+                _deployments_row(pair, client, build, count, size)
+                for count in size.deployments
+                for client, build in found.items()
+            ]
         workers = _workers_table(_workers_rows(director, size))
-    return Result((endpoints, workers, deployments), _PLOTS)
+    return Result((endpoints, workers, _deployments_table(deployments), _aims(deployments)), _PLOTS)
 
 
 # -- endpoints ---------------------------------------------------------------------------------------------------------
@@ -207,24 +222,45 @@ def _workers_table(rows: Sequence[_Row]) -> Table:
 # -- deployments -------------------------------------------------------------------------------------------------------
 
 
-def _deployments_row(pair: Pair, count: int, size: Size) -> _Row:
+def _deployments_row(pair: Pair, client: str, build: Path, count: int, size: Size) -> _Row:
     """What *count* deployments cost a host with one worker that has a pool in each; all have the same servers."""
     bg_ids = tuple(map(str, range(count)))
-    with RunDir() as run_dir, Fleet(1, partial(_use, pair=pair, run_dir=run_dir.path, bg_ids=bg_ids)) as fleet:
-        fleet.wait_ready(START_TIMEOUT_S)
+    with RunDir() as run_dir, _working(build, Orders(pair.dsn, pair.resolver, str(run_dir.path), bg_ids)) as worker:
         run_dir.wait_ready(*bg_ids, timeout_s=START_TIMEOUT_S)
         time.sleep(size.settle_s)
         monitors = run_dir.monitors()
         return {
+            "client": client,
             "deployments": count,
             "monitors": len(monitors),
             "monitoring_connections": pair.monitoring_connections(),
-            "worker_threads": sum(map(threads_of, fleet.pids)),
+            "worker_threads": threads_of(worker),
             "monitors_pss_mb": memory_of(monitors).pss_mb,
-            "worker_pss_mb": memory_of(fleet.pids).pss_mb,
+            "worker_pss_mb": memory_of([worker]).pss_mb,
             "monitors_cpu_ms_per_s": cpu_ms_per_s(monitors, size.window_s),
-            "worker_cpu_ms_per_s": cpu_ms_per_s(fleet.pids, size.window_s),
+            "worker_cpu_ms_per_s": cpu_ms_per_s([worker], size.window_s),
         }
+
+
+@contextlib.contextmanager
+def _working(build: Path, orders: Orders) -> Iterator[int]:
+    """The process id of a worker with *build* that has its pools; it ends with the block."""
+    command = [sys.executable, "-m", growth_process.__name__]
+    # Where Python is asked to look first whatever its environment says, before 3.11.
+    environ = environment(build, dict(os.environ))
+    with subprocess.Popen(
+        command, cwd=build, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(orders.as_line())
+            process.stdin.flush()
+            if (said := process.stdout.readline().strip()) != "ready":
+                raise LabError(f"a worker of the benchmark said {said!r}")
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def _use(
@@ -254,6 +290,7 @@ def _deployments_table(rows: Sequence[_Row]) -> Table:
         "deployments",
         "Deployments that one worker uses",
         (
+            Column("client", "Build", is_key=True),
             Column("deployments", "Deployments", is_key=True),
             Column("monitors", "Monitor processes"),
             Column("monitoring_connections", "Monitoring connections"),
@@ -268,6 +305,13 @@ def _deployments_table(rows: Sequence[_Row]) -> Table:
     )
 
 
+def _aims(rows: Sequence[_Row]) -> Table:
+    """Those of a host with many deployments."""
+    found = [row for row in rows if row["client"] == NOW and row["deployments"] == MANY]
+    measured = float(found[0]["monitors_pss_mb"] or 0) if found else None
+    return aims(Aim(f"memory of the monitors of {MANY} deployments, MB", 60, measured))
+
+
 _PLOTS: Final = (
     Plot(
         "growth-endpoints", "Reading a change, by endpoints (µs)", "endpoints", "lines", "endpoints", "refresh_us",
@@ -278,6 +322,6 @@ _PLOTS: Final = (
     ),
     Plot(
         "growth-deployments", "Memory of the monitors, by deployments (MB)", "deployments", "lines", "deployments",
-        "monitors_pss_mb",
+        "monitors_pss_mb", series="client",
     ),
 )  # fmt: skip

@@ -1,0 +1,49 @@
+"""A worker with an idle pool in each of many deployments, in a process of its own: of any build of bgpool's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import NamedTuple
+
+import bgpool
+
+__all__ = ["Orders"]
+
+
+class Orders(NamedTuple):
+    """What the worker uses. All its deployments have the same servers."""
+
+    dsn: str
+    resolver: str
+    run_dir: str
+    bg_ids: tuple[str, ...]
+
+    def as_line(self) -> str:
+        """For the worker's standard input."""
+        return json.dumps(self) + "\n"
+
+
+def main() -> None:
+    """Have the pools, say so, and stay until told to go."""
+    orders = Orders(*json.loads(sys.stdin.readline()))
+    pools = [
+        bgpool.get_pool(
+            orders.dsn,
+            bg_id=bg_id,
+            bg_resolver=orders.resolver,
+            bg_run_dir=orders.run_dir,
+            bg_interval_baseline_ms=1000,
+            min_size=1,
+        )
+        for bg_id in orders.bg_ids
+    ]
+    for pool in pools:
+        with pool.connection():
+            pass
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
