@@ -17,7 +17,7 @@ from typing import Final
 
 import msgpack
 
-from bgpool.core.limits import MONITOR_READY_S, STACK_BYTES
+from bgpool.core.limits import MONITOR_READY_S, STACK_BYTES, SWITCH_S
 from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.host import Host
@@ -62,6 +62,9 @@ def _lighten() -> None:
     gc.collect()
     gc.freeze()
     threading.stack_size(STACK_BYTES)
+    # A callable of the application's that computes keeps all other threads waiting for so long, each time that they
+    # have waited for anything else.
+    sys.setswitchinterval(SWITCH_S)
     # One for each of many threads, as glibc has it, would hold what other threads could use.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import msgpack
 
 from bgpool.core.endpoints import name_after
 from bgpool.core.engine import Engine
-from bgpool.core.limits import NAME_CHARS
+from bgpool.core.limits import HOST_MONITORS, NAME_CHARS
 from bgpool.core.machine import Rules
 from bgpool.core.plan import Intervals, Target
 from bgpool.core.sightings import Parameters
@@ -158,8 +159,7 @@ class MonitorConfig:
         """
         if self.password_callable is None:
             return None
-        found: Password = take_over("the password callable", self.password_callable, _REMEDY)
-        return found
+        return _taken_over(self.password_callable)
 
     @property
     def intervals(self) -> Intervals:
@@ -170,6 +170,13 @@ class MonitorConfig:
     def entrance(self) -> Target:
         """Where to look for the metadata while nothing is known."""
         return Target(self.host, self.port, anew=True)
+
+
+@functools.lru_cache(HOST_MONITORS)
+def _taken_over(pickled: bytes) -> Password:
+    """One callable for all monitors of a process that have an equal one: a client of boto3's takes 12 MB."""
+    found: Password = take_over("the password callable", pickled, _REMEDY)
+    return found
 
 
 def _portable(dsn: Dsn) -> dict[str, Any]:

@@ -595,3 +595,10 @@ time.sleep(60)
     finally:
         worker.kill()
         worker.wait()
+
+
+def test_equal_callables_are_one(run: Path) -> None:
+    """What a callable loads, such as a client of boto3's, is large."""
+    first, second = (config_of(run, bg_id, password=bgpool.auth.RdsIam()) for bg_id in ("first", "second"))
+    assert first.password is second.password
+    assert config_of(run, "third", password=bgpool.auth.RdsIam("eu-west-1")).password is not first.password
