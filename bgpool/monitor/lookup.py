@@ -51,17 +51,22 @@ class Lookup(Stoppable):
 
     def run(self) -> None:
         """Look up until stopped."""
+        try:
+            self._run()
+        finally:
+            for _ in range(self._helpers):
+                self._asked.put(None)
+
+    def _run(self) -> None:
         while True:
             self._nudged.clear()
             # In this order, or what stop() sets would be lost.
             if self.over.is_set():
-                break
+                return
             found = self._look_up(self._names)
             if found:
                 self._inbox.tell(self, found, _event)
             self._nudged.wait(self._interval_s)
-        for _ in range(self._helpers):
-            self._asked.put(None)
 
     def stop(self) -> None:
         """End; a helper that a resolver holds ends when it lets go."""
