@@ -298,6 +298,9 @@ POLL_INTERVAL_S: Final = 0.01
 #: change by its own clock wakes the others; so this is for a process whose watcher has not come to be.
 FUTEX_SLEEP_S: Final = 4.0
 
+#: The shortest time limit of an attempt to connect that libpq and psycopg keep, in seconds.
+SHORTEST_CONNECT_S: Final = 2
+
 #: Pause between two attempts to connect while a switchover is under way, in seconds. A driver's own back-off
 #: starts at a second, which would be the longest part of the gap.
 RECONNECT_INTERVAL_S: Final = 0.02

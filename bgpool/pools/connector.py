@@ -163,6 +163,7 @@ class _Kept:
 
     close_returns = False
     num_workers = 1
+    opened_by_callers = False
 
     def __init__(self, generation: Generation, connector: AnyConnector[Any]) -> None:
         self._generation: Final = generation

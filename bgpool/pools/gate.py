@@ -104,6 +104,10 @@ class Gate:
         """What is true by the newest reading."""
         return self.snapshot(self._reader.refresh())
 
+    def newest(self) -> Reading:
+        """The newest reading."""
+        return self._reader.refresh()
+
     def decide(self, reading: Reading, purpose: Purpose) -> Decision:
         """What *purpose* may do by *reading*."""
         return self._decide(self._meaning(reading), purpose)

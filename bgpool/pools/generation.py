@@ -15,8 +15,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final, cast
 
 from bgpool import sockets
 from bgpool.core.functions import is_coroutine_function
@@ -27,7 +27,7 @@ from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.errors import CommitOutcomeUnknown, InheritedConnection, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
-from bgpool.pools.recipe import Aware, DriversPool, Recipe
+from bgpool.pools.recipe import Aware, DriversPool, OpenedByCallers, Recipe
 from bgpool.pools.waits import settled
 
 __all__ = ["Generation", "connects_at_once"]
@@ -75,7 +75,10 @@ class Generation:
         self._recipe: Final = recipe
         self._distrust: Final = distrust
         self._follows: Final = follows
+        self._at_once: Final = at_once or 1
         self._turns: Final = recipe.waits.turns(at_once) if at_once is not None else None
+        # How long a caller's own attempt to connect may take, in the caller's thread.
+        self._limit: Final = threading.local()
         self._born: Final = time.monotonic()
         # And which socket each has: its number may be another's by the time that it is cut.
         self._members: Final[weakref.WeakKeyDictionary[Aware, tuple[int, int]]] = weakref.WeakKeyDictionary()
@@ -87,6 +90,7 @@ class Generation:
         self.lineage: str | None = None
         self.receipts: bool | None = None
         self.inner: Final[DriversPool] = make_inner(self)
+        self._lazy: Final = cast(OpenedByCallers, self.inner) if self.inner.opened_by_callers else None
         self.keep: Final[Callable[[Any], Any]] = self.inner.keep
         self.awaits: Final = is_coroutine_function(self.keep)
 
@@ -110,7 +114,22 @@ class Generation:
         with self._lock:
             if self.retired:
                 raise PoolClosed("the generation is retired")
-            self.inner.open()
+            if self._follows and self._lazy is not None:
+                self._lazy.open_lazily()
+            else:
+                self.inner.open()
+
+    def begin(self) -> None:
+        """Connect, whether a caller comes or not; idempotent."""
+        if self._lazy is not None:
+            self._lazy.begin()
+
+    def lend(self, timeout_s: float) -> Any:
+        """A connection, within *timeout_s* seconds, for a caller who comes by the long way; as DriversPool.getconn."""
+        if self._lazy is not None and self._recipe.ends_within(timeout_s):
+            return self._lazy.fetch(timeout_s, self._at_once)
+        self.begin()
+        return self.inner.getconn(timeout_s)
 
     def connections(self, counts: Callable[[Aware], bool] = lambda _: True) -> int:
         """Connections that are open, in use ones included; those alone of which *counts* is true."""
@@ -130,30 +149,42 @@ class Generation:
         """As aconnect; called by the threads of the driver's pool in place of a connection class."""
         return self._recipe.waits.finish(self.aconnect(**kwargs))
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What this thread connects in the block it tries once, for *seconds* at most."""
+        self._limit.seconds = seconds
+        try:
+            yield
+        finally:
+            del self._limit.seconds
+
     async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
         """Open a connection; called by the tasks of the driver's pool in place of a connection class.
 
         Waits where the gate holds, and tries again at once while a switchover is being gone through: a failure
         would be answered with a back-off of a second and more.
         """
+        limit_s: float | None = getattr(self._limit, "seconds", None)
         pause_s = RECONNECT_INTERVAL_S
         while True:
             try:
-                return await self._aconnect_once(kwargs)
+                return await self._aconnect_once(kwargs, limit_s)
             except self._recipe.failures as error:
                 self.note_cut()
                 self.inner.failure = first_line(error)
-                if not self._worth_trying_again():
+                if limit_s is not None or not self._worth_trying_again():
                     raise
                 await self._recipe.waits.sleep(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
 
-    async def _aconnect_once(self, kwargs: Mapping[str, Any]) -> Aware:
+    async def _aconnect_once(self, kwargs: Mapping[str, Any], limit_s: float | None) -> Aware:
         recipe = self._recipe
-        hold_s = recipe.settings.bg_connect_timeout_ms / 1000
+        hold_s = min(recipe.settings.bg_connect_timeout_ms / 1000, math.inf if limit_s is None else limit_s)
         # Decided after the wait for a turn.
-        async with self._turn():
+        async with self._turn(hold_s):
             _, decision = await recipe.gate.await_admitted(Purpose.CONNECT, timeout_s=hold_s)
+            if limit_s is not None:
+                kwargs = recipe.limited(kwargs, decision, limit_s)
             connection = await recipe.aconnect(decision, kwargs)
         connection.bgpool_generation = self
         connection.bgpool_lent = connection.bgpool_unfit = False
@@ -162,9 +193,9 @@ class Generation:
         return connection
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, limit_s: float) -> AsyncIterator[None]:
         """A turn to connect, while turns are given: then all go on, however many wait behind a silent server."""
-        left_s = self._recent_s()
+        left_s = min(self._recent_s(), limit_s)
         taken = self._turns is not None and left_s > 0 and await self._turns.acquire(left_s)
         try:
             yield

@@ -98,7 +98,7 @@ class LoopSource(ConnectionSource[C]):
         await self._ajoin()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
-            self._here().adopt(reading)
+            self._here().adopt(reading).begin()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.

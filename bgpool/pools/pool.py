@@ -237,7 +237,7 @@ async def _alend(timeout_s: float, generation: Generation, left_s: float) -> Any
     """A connection of *generation*, for a caller who has *left_s* of *timeout_s* seconds left."""
     if left_s <= 0:
         raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
-    connection = await settled(generation.inner.getconn(left_s))
+    connection = await settled(generation.lend(left_s))
     connection.bgpool_lent = True
     return connection
 

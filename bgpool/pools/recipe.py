@@ -28,7 +28,7 @@ from bgpool.pools.waits import finish
 from bgpool.resolver import Resolver
 from bgpool.settings import Settings, is_disabled
 
-__all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "Place", "Recipe"]
+__all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "OpenedByCallers", "Place", "Recipe"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -114,6 +114,9 @@ class DriversPool(Protocol):
     #: Why the last attempt to open a connection failed; empty once one was opened.
     failure: str
 
+    #: Whether a caller can open a connection itself: then it is an OpenedByCallers.
+    opened_by_callers: bool
+
     @property
     def max_size(self) -> int:
         """Connections that it may have."""
@@ -148,6 +151,22 @@ class DriversPool(Protocol):
 
     def forget_who_gave_up(self) -> None:
         """Count only those callers as waiting who do."""
+        ...
+
+
+class OpenedByCallers(DriversPool, Protocol):
+    """A driver's pool of which a caller can open a connection itself, see InnerPool."""
+
+    def open_lazily(self) -> None:
+        """Open, and begin nothing."""
+        ...
+
+    def begin(self) -> None:
+        """Connect, as far as nobody has begun; idempotent."""
+        ...
+
+    def fetch(self, timeout: float, openers: int) -> Any:
+        """As getconn; *openers* callers at a time may open a connection."""
         ...
 
 
@@ -252,6 +271,14 @@ class Recipe(ABC):
     def names_matter(self) -> bool:
         """Whether a host has to prove its name, or gets a password that is for one name."""
         return self.dsn.names_matter
+
+    def ends_within(self, timeout_s: float) -> bool:  # noqa:ARG002  # an engine may know better
+        """Whether a connection to where callers are led now can be tried, and given up, within *timeout_s* seconds."""
+        return False
+
+    def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:  # noqa:ARG002
+        """*kwargs* for an attempt that goes where *decision* leads and ends within *limit_s* seconds."""
+        return kwargs
 
     # -- connecting ----------------------------------------------------------------------------------------------
 

@@ -515,7 +515,7 @@ class BlockingSource(ConnectionSource[C]):
         self._join()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
-            self._succession.adopt(reading)
+            self._succession.adopt(reading).begin()
 
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.

@@ -41,6 +41,8 @@ class Store:
         failure: Why the last attempt to open a connection failed; empty once one was opened.
     """
 
+    opened_by_callers = False
+
     def __init__(
         self,
         connector: Any,

@@ -57,6 +57,8 @@ class AsyncInnerPool:
     The others may be called in any thread. It begins in the loop that opens it, and belongs to that one.
     """
 
+    opened_by_callers = False
+
     def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
         """A pool that is not open yet; *options* are AsyncConnectionPool's."""
         self._pool: Final = _Pool(dialer, options)

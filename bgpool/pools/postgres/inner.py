@@ -6,15 +6,17 @@ after a failed attempt to connect, and tells nobody but its log why that failed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolClosed
-from psycopg_pool.pool import AddConnection, MaintenanceTask
+from psycopg_pool.pool import AddConnection, MaintenanceTask, Schedule, ShrinkPool
 
 from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
@@ -56,7 +58,13 @@ class Patience:
 
 
 class InnerPool(Patience, ConnectionPool[Any]):
-    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly."""
+    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly.
+
+    After a release the first connection is opened by the caller who needs it: a thread of psycopg_pool's would have to
+    be started, and the caller to be woken by it, while all the processes of the host want the same cores.
+    """
+
+    opened_by_callers = True
 
     #: Takes a usable connection back. The function itself: a method that calls it would cost every return.
     keep = ConnectionPool.putconn
@@ -74,6 +82,11 @@ class InnerPool(Patience, ConnectionPool[Any]):
         reset, reconnect_failed = reset and _as_exception(reset), reconnect_failed and _as_exception(reconnect_failed)
         super().__init__(conninfo, name=name, reset=reset, reconnect_failed=reconnect_failed, **options)
         watch_log(name)
+        # Connections that nobody has begun to open, callers who open one, and whether there are no threads yet. All
+        # under psycopg_pool's lock.
+        self._unbegun: Final[deque[AddConnection]] = deque()
+        self._openers = 0
+        self._is_lazy = False
 
     def putconn(self, conn: Any) -> None:
         """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``.
@@ -85,8 +98,89 @@ class InnerPool(Patience, ConnectionPool[Any]):
             raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
         conn.bgpool_generation.take_back(conn)
 
+    def open_lazily(self) -> None:
+        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin()."""
+        with self._lock:
+            self._is_lazy = self._closed
+            self._open()
+
+    def begin(self) -> None:
+        """Have psycopg_pool's threads open what is missing, as far as nobody has begun; idempotent."""
+        with self._lock:
+            self._begin()
+
+    def fetch(self, timeout: float, openers: int) -> Any:
+        """As getconn; but a caller opens a connection where nobody has begun to. The others follow the first one.
+
+        Args:
+            timeout: Longest wait in seconds, the attempt to connect included.
+            openers: How many callers may be connecting at a time.
+        """
+        until = time.monotonic() + timeout
+        task = None
+        with self._lock:
+            if self._unbegun and not self._pool and self._openers < openers and not self._closed:
+                task = self._unbegun.popleft()
+                self._openers += 1
+        if task is not None:
+            self._open_here(task, timeout)
+        return self.getconn(until - time.monotonic())
+
+    def _open_here(self, task: AddConnection, timeout: float) -> None:
+        """Try once what *task* would go on trying; where it fails a thread takes it up."""
+        opened = False
+        try:
+            self._add_to_pool(self._connect(timeout))
+            opened = True
+        except Exception as error:
+            # Not the error: its frames hold this pool.
+            self.failure = first_line(error)
+        finally:
+            with self._lock, contextlib.suppress(RuntimeError):  # no thread could be started: whoever comes next tries
+                self._openers -= 1
+                if not opened:
+                    self._unbegun.append(task)
+                self._begin()
+
+    def _begin(self) -> None:
+        """As begin, under the lock."""
+        if self._unbegun:
+            self._start_lazy()
+        while self._unbegun:
+            super().run_task(self._unbegun.popleft())
+
+    def _start_lazy(self) -> None:
+        """Under the lock: start the threads, if they are not there yet."""
+        if not self._is_lazy or self._closed:
+            return
+        self._is_lazy = False
+        try:
+            self._start_threads()
+        except BaseException:
+            self._signal_stop_worker()
+            self._is_lazy = True
+            raise
+        super().run_task(Schedule(self, ShrinkPool(self), self.max_idle))
+
+    def _start_initial_tasks(self) -> None:
+        if self._is_lazy:
+            self._unbegun.extend(AddConnection(self) for _ in range(self._nconns))
+        else:
+            super()._start_initial_tasks()
+
+    def run_task(self, task: MaintenanceTask) -> None:
+        """As ConnectionPool's; not to be called under the lock while there are no threads."""
+        if self._is_lazy:
+            with self._lock:
+                self._start_lazy()
+        super().run_task(task)
+
     def _start_workers(self) -> None:
-        """As ConnectionPool's, whose threads would take signals."""
+        if not self._is_lazy:
+            self._start_threads()
+
+    def _start_threads(self) -> None:
+        """As ConnectionPool's _start_workers, whose threads would take signals."""
         schedule, work = self._sched.run, self.worker
         self._sched.run, self.worker = refusing(schedule), refusing(work)  # type: ignore[method-assign]  # for a moment
         try:
@@ -119,18 +213,27 @@ class InnerPool(Patience, ConnectionPool[Any]):
         close() would wait for its whole timeout.
         """
         if not self._closed:
+            if not self._openers:
+                self._begin()
+            if self._nconns < self._max_size:
+                self._start_lazy()
             super()._maybe_grow_pool()
             return
         while self._waiting:
             self._waiting.popleft().fail(PoolClosed(f"the pool {self.name!r} is closed"))
 
     def _connect(self, timeout: float | None = None) -> Any:
+        """As ConnectionPool's, in a thread of its own; with *timeout* in a caller's, and once."""
         try:
-            connection = super()._connect(timeout)
+            if timeout is None:
+                connection = super()._connect()
+            else:
+                with cast(Any, self.connection_class).within(timeout):
+                    connection = super()._connect()
         except BaseException as error:
             # Not the error: its frames hold this pool, which would live until the collector comes by.
             self.failure = first_line(error)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) or timeout is not None:
                 raise
             # It would end the thread of psycopg_pool that it is raised in, and take the connection's place with it.
             raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error

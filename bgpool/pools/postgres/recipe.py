@@ -8,6 +8,8 @@ from typing import Any, ClassVar, cast
 
 import psycopg
 
+from bgpool.core.limits import SHORTEST_CONNECT_S
+from bgpool.core.routing import Action, Decision, Purpose
 from bgpool.pools.postgres.blocking_connection import BlockingAware, aware
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.outcome import row_of
@@ -33,6 +35,22 @@ class PostgresRecipe(Recipe):
         """As Recipe says."""
         connection_class = aware(self.options.get("connection_class", psycopg.Connection))
         return connection_class.connect("", **self._params(place, kwargs))
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """As Recipe says: to recorded addresses, where neither a resolver nor a password callable is waited for."""
+        decision = self.gate.decide(self.gate.newest(), Purpose.CONNECT)
+        routed = decision.action is Action.ROUTE
+        return routed and self.passwords is None and timeout_s >= SHORTEST_CONNECT_S * self._tries(decision)
+
+    def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
+        """As Recipe says."""
+        limit = int(limit_s / self._tries(decision))
+        own = int(float({**self.dsn.params, **kwargs}.get("connect_timeout") or 0))
+        return {**kwargs, "connect_timeout": min(own, limit) if own > 0 else limit}
+
+    def _tries(self, decision: Decision) -> int:
+        names = len(decision.names) if self.names_matter else 1
+        return max(1, len(decision.addresses) * names)
 
     def _params(self, place: Place, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What psycopg connects with."""
