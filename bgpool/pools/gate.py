@@ -19,10 +19,30 @@ from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Turn"]
 
 #: Later than any timer, and than any caller's time.
 _NEVER_NS: Final = 2**63
+
+
+class Turn:
+    """A turn to log in, which goes from caller to caller at a release, see bgpool.segment.line.
+
+    Attributes:
+        taken: The caller was held, and has it.
+    """
+
+    __slots__ = ("_reader", "taken")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader: Final = reader
+        self.taken = False
+
+    def pass_on(self) -> None:
+        """Let the next one go who is held, if the caller has not done so."""
+        if self.taken:
+            self.taken = False
+            self._reader.wake_next()
 
 
 class Gate:
@@ -128,7 +148,9 @@ class Gate:
         """As await_admitted, for a caller that cannot await."""
         return self.waits.finish(self.await_admitted(purpose, timeout_s=timeout_s))
 
-    async def await_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
+    async def await_admitted(
+        self, purpose: Purpose, *, timeout_s: float, turn: Turn | None = None
+    ) -> tuple[Reading, Decision]:
         """Hold until *purpose* may proceed; return the reading that let it through, and how.
 
         Takes no lock that a return needs: a held caller never blocks a drain. Whoever has waited decides again.
@@ -136,6 +158,7 @@ class Gate:
         Args:
             purpose: Checking out, or opening a connection.
             timeout_s: Longest hold in seconds, >= 0; never more than bg_connect_timeout_ms.
+            turn: The caller's, who has one after a hold and passes it on itself; None to pass it on at once.
 
         Raises:
             SwitchoverHoldTimeout: Still held when the time is up.
@@ -176,6 +199,10 @@ class Gate:
         finally:
             if caller is not None:
                 self.tally.end_hold(caller)
+                if turn is None:
+                    self._reader.wake_next()
+                else:
+                    turn.taken = True
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""

@@ -29,6 +29,7 @@ from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
 from bgpool.pools.recipe import Aware, DriversPool, OpenedByCallers, Recipe
 from bgpool.pools.waits import settled
+from bgpool.segment.line import cores
 
 __all__ = ["Generation", "connects_at_once"]
 
@@ -77,6 +78,7 @@ class Generation:
         self._follows: Final = follows
         self._at_once: Final = at_once or 1
         self._turns: Final = recipe.waits.turns(at_once) if at_once is not None else None
+        self._is_new = True
         # How long a caller's own attempt to connect may take, in the caller's thread.
         self._limit: Final = threading.local()
         self._born: Final = time.monotonic()
@@ -118,6 +120,12 @@ class Generation:
                 self._lazy.open_lazily()
             else:
                 self.inner.open()
+
+    def is_first(self) -> bool:
+        """Whether nobody has asked before."""
+        with self._lock:
+            first, self._is_new = self._is_new, False
+            return first
 
     def begin(self) -> None:
         """Connect, whether a caller comes or not; idempotent."""
@@ -442,5 +450,4 @@ def connects_at_once(held: int, workers: int) -> int:
     No more than it held: green is not asked for more at once than blue has carried. And no more than its share of what
     the cores can do, or all would be connecting and none connected.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(held, math.ceil(CONNECTS_PER_CORE * cores / workers)))
+    return max(1, min(held, math.ceil(CONNECTS_PER_CORE * cores() / workers)))

@@ -24,7 +24,7 @@ from bgpool.green import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.busy import busy_limit_ms
-from bgpool.pools.gate import Gate
+from bgpool.pools.gate import Gate, Turn
 from bgpool.pools.generation import Generation
 from bgpool.pools.green_login import GreenLogin
 from bgpool.pools.options import Check, check_wait, deadline_of
@@ -218,18 +218,25 @@ class ConnectionSource(ABC, Generic[C]):
         deadline = time.monotonic() + timeout_s
         fork.notice()
         await self._ajoin()
-        while True:
-            left_s = max(0.0, deadline - time.monotonic())
-            reading, _ = await self._gate.await_admitted(Purpose.CHECKOUT, timeout_s=left_s)
-            try:
-                generation = self._here().adopt(reading)
-                return await take(generation, deadline - time.monotonic())
-            except psycopg_pool.PoolClosed as error:
-                if self._gate.closed:
+        turn = Turn(self.participant.reader)
+        try:
+            while True:
+                left_s = max(0.0, deadline - time.monotonic())
+                reading, _ = await self._gate.await_admitted(Purpose.CHECKOUT, timeout_s=left_s, turn=turn)
+                try:
+                    generation = self._here().adopt(reading)
+                    if not generation.is_first():
+                        # Somebody else of this pool connects already.
+                        turn.pass_on()
+                    return await take(generation, deadline - time.monotonic())
+                except psycopg_pool.PoolClosed as error:
+                    if self._gate.closed:
+                        raise self._as_ours(error) from error
+                    forget_frames(error)
+                except REFUSALS as error:
                     raise self._as_ours(error) from error
-                forget_frames(error)
-            except REFUSALS as error:
-                raise self._as_ours(error) from error
+        finally:
+            turn.pass_on()
 
     async def await_admitted(self, timeout: float | None = None) -> None:
         """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
@@ -355,6 +362,10 @@ class ConnectionSource(ABC, Generic[C]):
     def is_holding(self, reading: Reading) -> bool:
         """Whether a checkout would be held by *reading*."""
         return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
+
+    def has_held(self) -> bool:
+        """Whether a caller is held."""
+        return self._gate.tally.held > 0
 
     def take_longest_hold_s(self) -> float:
         """The longest hold that has ended since the last call, in seconds; 0 if none has."""

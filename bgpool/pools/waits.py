@@ -112,7 +112,7 @@ class Blocking:
 
     async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
         """As Waits says."""
-        reading.wait_changed(seconds, over)
+        reading.wait_changed(seconds, over, in_line=True)
 
     async def call(self, function: Callable[[], T]) -> T:
         """As Waits says."""

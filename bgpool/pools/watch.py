@@ -18,7 +18,7 @@ from bgpool.core.limits import (
     RESTART_INTERVAL_S,
     WATCH_INTERVAL_S,
 )
-from bgpool.core.phase import SWITCHING
+from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
@@ -287,9 +287,17 @@ class Watch:
     def word(self) -> Word | None:
         """What says that something else is published than was heard."""
         reading = self._heard
-        if reading is None or reading.mapped is None:
+        if reading is None or reading.mapped is None or self._is_for_callers(reading):
             return None
         return Word(reading.word, reading.mapped.address, reading.sequence)
+
+    def _is_for_callers(self, reading: Reading) -> bool:
+        """Whether the callers who are held here are all that what is published next is for; they read it themselves.
+
+        The thread leaves the core to them, and hears of it when it looks, which is often enough in a switchover.
+        """
+        held = reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS
+        return held and self._found.held > 0
 
     def _look_after(self) -> None:
         """Whether everything is still in its place, a monitor as well."""

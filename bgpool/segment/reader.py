@@ -176,16 +176,19 @@ class Reading(NamedTuple):
         """Whether nothing was published since."""
         return self.mapped is not None and bool(self.word[0] == self.sequence)
 
-    def wait_changed(self, timeout_s: float, over: Callable[[], bool] = lambda: False) -> bool:
+    def wait_changed(
+        self, timeout_s: float, over: Callable[[], bool] = lambda: False, *, in_line: bool = False
+    ) -> bool:
         """Wait until something else is published, at most *timeout_s* seconds; whether it was.
 
-        Who makes *over* true has the wait end with Reader.wake_waiters.
+        Who makes *over* true has the wait end with Reader.wake_waiters. Who waits *in_line* may be woken after others,
+        and lets the next one go with Reader.wake_next.
         """
         if self.mapped is None:
             # Nothing wakes us when there is a segment at last: look again in time.
             time.sleep(min(timeout_s, WATCH_INTERVAL_S))
             return False
-        return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s, over)
+        return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s, over, in_line=in_line)
 
 
 class Reader:
@@ -258,6 +261,12 @@ class Reader:
         mapped = self._reading.mapped
         if mapped is not None:
             wake.wake_all(mapped.address)
+
+    def wake_next(self) -> None:
+        """Let the next one go who waits in line, in whichever process."""
+        mapped = self._reading.mapped
+        if mapped is not None:
+            wake.wake_in_line(mapped.address, 1)
 
     def monitor_is_silent(self) -> bool:
         """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""

@@ -30,6 +30,8 @@ __all__ = [
     "wait_any",
     "wait_changed",
     "wake_all",
+    "wake_in_line",
+    "wake_others",
     "words_at_once",
 ]
 
@@ -41,6 +43,11 @@ _FUTEX_WAITV_MAX: Final = 128
 _FUTEX2_SIZE_U32: Final = 2
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
+#: The same for those alone whose set of bits has one in common. Who waits without a set is woken by any.
+_FUTEX_WAIT_BITSET: Final = 9
+_FUTEX_WAKE_BITSET: Final = 10
+_IN_LINE: Final = 1
+_OTHERS: Final = 2
 _EVERYBODY: Final = 2**31 - 1
 _MASK: Final = 0xFFFFFFFF
 #: How a futex call ends that was not refused: woken, the word has changed, a signal has come, time is up.
@@ -161,7 +168,13 @@ def address_of(mapping: mmap.mmap, offset: int) -> int:
 
 
 def wait_changed(
-    word: memoryview, address: int, seen: int, timeout_s: float, over: Callable[[], bool] = lambda: False
+    word: memoryview,
+    address: int,
+    seen: int,
+    timeout_s: float,
+    over: Callable[[], bool] = lambda: False,
+    *,
+    in_line: bool = False,
 ) -> bool:
     """Wait until ``word[0]`` is no longer *seen*, or *over*.
 
@@ -171,6 +184,7 @@ def wait_changed(
         seen: The value last seen.
         timeout_s: Longest wait in seconds, >= 0.
         over: Asked whenever the wait is woken, see wake_all: whether to wait no more.
+        in_line: Wait among those whom wake_in_line wakes, the one that has waited longest first.
 
     Returns:
         Whether the word has changed.
@@ -182,11 +196,12 @@ def wait_changed(
         if left <= 0:
             return False
         # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
-        code = _sleep(address, seen, min(left, FUTEX_SLEEP_S))
+        code = _sleep(address, seen, min(left, FUTEX_SLEEP_S), in_line=in_line)
         if not _was_done(code):
             time.sleep(min(left, POLL_INTERVAL_S))
     changed = bool(word[0] != seen)
-    if changed and code == errno.ETIMEDOUT:
+    # In line its turn may just not have come.
+    if changed and code == errno.ETIMEDOUT and not in_line:
         wake_all(address)
     return changed
 
@@ -225,11 +240,28 @@ def wake_all(address: int) -> None:
     _futex(address + _LOW_HALF, _FUTEX_WAKE, _EVERYBODY)
 
 
-def _sleep(address: int, seen: int, seconds: float) -> int:
+def wake_in_line(address: int, count: int) -> int:
+    """Wake *count* of those who wait in line on the word at *address*; how many were woken, others among them.
+
+    0 where nobody sleeps in the kernel.
+    """
+    return max(0, _call(address + _LOW_HALF, _FUTEX_WAKE_BITSET, count, None, _IN_LINE))
+
+
+def wake_others(address: int) -> None:
+    """Wake everybody who waits on the word at *address* and not in line."""
+    _call(address + _LOW_HALF, _FUTEX_WAKE_BITSET, _EVERYBODY, None, _OTHERS)
+
+
+def _sleep(address: int, seen: int, seconds: float, *, in_line: bool = False) -> int:
     """Sleep in the kernel while the word at *address* is *seen*; how that ended, as _futex says."""
     if not address or sleeps_are_green():
         return errno.ENOSYS
-    return _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, _Timespec(int(seconds), int(seconds % 1 * 1e9)))
+    if not in_line:
+        return _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, _Timespec(int(seconds), int(seconds % 1 * 1e9)))
+    # With bits it is until when, on the monotonic clock, and not how long.
+    until = _Timespec(*divmod(time.monotonic_ns() + int(seconds * 1e9), 10**9))
+    return _futex(address + _LOW_HALF, _FUTEX_WAIT_BITSET, seen & _MASK, until, _IN_LINE)
 
 
 def _was_done(code: int) -> bool:
@@ -237,20 +269,26 @@ def _was_done(code: int) -> bool:
     return code in _ORDINARY
 
 
-def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None) -> int:
+def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None, bits: int = 0) -> int:
     """Make the system call: 0, or the number of its error, ENOSYS where there is none."""
     if _FUTEX is None:
         return errno.ENOSYS
-    result = _FUTEX(
+    return 0 if _call(address, operation, value, limit, bits) >= 0 else ctypes.get_errno()
+
+
+def _call(address: int, operation: int, value: int, limit: _Timespec | None, bits: int) -> int:
+    """What the system call returns; below 0 for an error, and where there is none."""
+    if _FUTEX is None:
+        return -1
+    return _FUTEX(
         ctypes.c_long(_SYS_FUTEX or 0),
         ctypes.c_void_p(address),
         ctypes.c_long(operation),
         ctypes.c_uint32(value),
         ctypes.byref(limit) if limit is not None else None,
         None,
-        ctypes.c_long(0),
+        ctypes.c_long(bits),
     )
-    return 0 if result >= 0 else ctypes.get_errno()
 
 
 def _waiters(words: Sequence[Word]) -> ctypes.Array[_Waiter]:

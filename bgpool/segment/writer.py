@@ -11,12 +11,14 @@ import os
 import time
 from typing import Final
 
+from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
 from bgpool.segment.drafts import Draft, drafts_of, new_draft, remove
+from bgpool.segment.line import Line
 from bgpool.segment.paths import RunFiles, create_checked, refused, reserve
 from bgpool.segment.reader import AnotherBoot, SegmentMap, trusted_map
 
@@ -70,6 +72,8 @@ class Writer:
             self._superseded = words[layout.SUPERSEDED_OFFSET // 8 :]
             self._bus = words[layout.BUS_OFFSET // 8 :]
             self._address = wake.address_of(self._memory, layout.SEQUENCE_OFFSET)
+            self._line: Final = Line(self._address)
+            self._holds = False
             old = self._fence(draft)
             self.sequence, self.snapshot = _last_words(old, fresh)
             self.beat()
@@ -100,7 +104,12 @@ class Writer:
         # right before it, we may overwrite SUPERSEDED: the number is one that no reader has seen, so that it looks
         # again, and finds the word that says so for good.
         self._word[0] = self.sequence = sequence
-        wake.wake_all(self._address)
+        held, self._holds = self._holds, snapshot.phase is Phase.IN_PROGRESS
+        if not self._holds and (held or self._line.moves):
+            # What they held is gone: all of them connect anew.
+            self._line.let_go()
+        else:
+            wake.wake_all(self._address)
 
     def beat(self) -> None:
         """Give a sign of life.
@@ -133,6 +142,7 @@ class Writer:
 
     def leave(self) -> None:
         """Write no more. If no path leads to the file, whoever still reads it is told to look elsewhere."""
+        self._line.end()
         if not self.is_in_place():
             self._superseded[0] = self._superseded[0] or self.term
             _send_to_path(self._word, self._address)

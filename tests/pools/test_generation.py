@@ -30,7 +30,7 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
         waits=BLOCKING,
         aconnect=connect,
     )
-    inner: Any = SimpleNamespace(keep=None)
+    inner: Any = SimpleNamespace(keep=None, opened_by_callers=False)
     generation = Generation(recipe, lambda _: inner, 1, lambda _: True, follows=True, at_once=1)
 
     def call() -> None:
