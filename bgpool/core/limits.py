@@ -45,6 +45,10 @@ SWITCHING_TIMEOUT_S: Final = 2
 EVIDENCE_QUESTIONS: Final = 5
 EVIDENCE_INTERVAL_MS: Final = 10
 
+#: The same where a server lets a question wait until it is promoted (PostgreSQL, physical replicas): the answer comes
+#: within 2 ms of it, and what is asked in between is only for what else may happen.
+AWAITED_QUESTIONS: Final = 2
+
 #: How long a question may be unanswered in a switchover before the host counts as not answering, in seconds.
 #: Source: measured answers take milliseconds, and the polls come ten times a second.
 SILENCE_S: Final = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpool.core.endpoints import name_after
-from bgpool.core.limits import EVIDENCE_INTERVAL_MS, EVIDENCE_QUESTIONS, SWITCHING_TIMEOUT_S
+from bgpool.core.limits import AWAITED_QUESTIONS, EVIDENCE_INTERVAL_MS, EVIDENCE_QUESTIONS, SWITCHING_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.routing import names_now
 from bgpool.core.snapshot import Snapshot
@@ -79,6 +79,10 @@ class Plan:
         if role is Role.TARGET and self.evidence_ms:
             return self.evidence_ms, self.evidence_ms
         return self.interval_ms, min(self.retry_ms, self.interval_ms)
+
+    def await_ms(self, role: Role) -> int:
+        """How long a question of *role* may wait for a promotion at the server, where it can; 0 for not at all."""
+        return self.interval_ms // AWAITED_QUESTIONS if role is Role.TARGET and self.evidence_ms else 0
 
 
 def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:

@@ -39,24 +39,28 @@ class Probe(Stoppable):
         self._nudged: Final = threading.Event()
         self._target: Target | None = None
         self._interval_s = self._retry_s = 1.0
-        self._least_s = 0.0
+        self._least_s = self._await_s = 0.0
         # What the session was opened for.
         self._opened: Target | None = None
         self._session: Session | None = None
         self.asked_at = 0.0
         self._socket: tuple[int, tuple[int, int]] | None = None
 
-    def assign(self, target: Target | None, *, interval_ms: int, retry_ms: int, least_ms: int = 0) -> None:
+    def assign(
+        self, target: Target | None, *, interval_ms: int, retry_ms: int, least_ms: int = 0, await_ms: int = 0
+    ) -> None:
         """Watch *target* from now on. A shorter interval than before counts at once.
 
         Args:
             target: Whom to ask; None for nobody.
             interval_ms, retry_ms: The pause after a question that was answered, and after one that was not.
             least_ms: The least time between the beginnings of two questions, nudges or not.
+            await_ms: How long to wait for a promotion at a server where that is possible, instead of the pause after a
+                question; 0 for not at all.
         """
         sooner = interval_ms / 1000 < self._interval_s or target != self._target or least_ms / 1000 < self._least_s
         self._target, self._interval_s, self._retry_s = target, interval_ms / 1000, retry_ms / 1000
-        self._least_s = least_ms / 1000
+        self._least_s, self._await_s = least_ms / 1000, await_ms / 1000
         if sooner:
             self._nudged.set()
 
@@ -67,7 +71,7 @@ class Probe(Stoppable):
     def unanswered_s(self) -> float:
         """For how long the question at hand has been unanswered, connecting included; 0 while there is none."""
         asked_at = self.asked_at
-        return time.monotonic() - asked_at if asked_at else 0.0
+        return max(0.0, time.monotonic() - asked_at) if asked_at else 0.0
 
     def cut_if_stuck(self) -> None:
         """Cut the connection if a question has been unanswered for too long; a stopped host never answers."""
@@ -103,12 +107,29 @@ class Probe(Stoppable):
             elif target.anew:
                 # The next question takes a new one anyway, perhaps in a minute; a thousand hosts wait for it.
                 self._close()
-            self._nudged.wait(pause_s)
+            if not self._await_promotion():
+                self._nudged.wait(pause_s)
             # A nudge does not shorten what the other hosts need for theirs.
             while target is not None and (left_s := begun_at + self._least_s - time.monotonic()) > 0:
                 if not self._is_wanted():
                     return
                 self._nudged.wait(left_s)
+
+    def _await_promotion(self) -> bool:
+        """Wait for it at the server, where that is to be done and can be; whether that was done."""
+        session, seconds = self._session, self._await_s
+        if not seconds or session is None:
+            return False
+        # An answer is due at the end of the wait, and not before.
+        self.asked_at = time.monotonic() + seconds
+        try:
+            return not self.over.is_set() and session.await_promotion(seconds)
+        except (SessionError, OSError):
+            # The next question tells of it.
+            self._close()
+            return False
+        finally:
+            self.asked_at = 0.0
 
     def _is_wanted(self) -> bool:
         """Whether to go on, with whatever was assigned until now."""

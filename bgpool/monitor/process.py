@@ -370,7 +370,13 @@ class Monitor:
         for role, target in targets.items():
             interval_ms, retry_ms = todo.pace_ms(role)
             asked = target if self._duty.asks[PLACES[role]] is not None else None
-            self._probes[role].assign(asked, interval_ms=interval_ms, retry_ms=retry_ms, least_ms=self._duty.pace_ms)
+            self._probes[role].assign(
+                asked,
+                interval_ms=interval_ms,
+                retry_ms=retry_ms,
+                least_ms=self._duty.pace_ms,
+                await_ms=todo.await_ms(role),
+            )
         self._lookup.assign(todo.names, interval_ms=todo.resolve_ms)
         self._renewal.assign(todo.renewals if self._config.proves_names else ())
 

@@ -74,6 +74,16 @@ class Session(Protocol):
         """
         ...
 
+    def await_promotion(self, seconds: float) -> bool:
+        """Wait, at the server, until that is a physical replica no more, *seconds* at most.
+
+        Tells nothing of it: ask() does. False, at once, where it is none, or cannot be waited for there.
+
+        Raises:
+            SessionError: As ask.
+        """
+        ...
+
     def close(self) -> None:
         """Close it; never raises."""
         ...

@@ -363,10 +363,6 @@ class ConnectionSource(ABC, Generic[C]):
         """Whether a checkout would be held by *reading*."""
         return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
 
-    def has_held(self) -> bool:
-        """Whether a caller is held."""
-        return self._gate.tally.held > 0
-
     def take_longest_hold_s(self) -> float:
         """The longest hold that has ended since the last call, in seconds; 0 if none has."""
         return self._gate.tally.take_longest_s()

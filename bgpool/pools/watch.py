@@ -130,6 +130,7 @@ class Watch:
         # There was a reason for a look since the last one began.
         self._noted = False
         self._found: tuple[int, ...] = ()
+        self._has_held = False
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -249,6 +250,7 @@ class Watch:
         members, reading = self._members(), self._heard or self._reader.refresh()
         self._act(reading, members)
         total = Usage.merged(member.usage() for member in members)
+        self._has_held = total.held > 0
         self._report(total, reading)
         self._log_holds(members, total, reading)
         if reading.snapshot is not None:
@@ -297,7 +299,7 @@ class Watch:
         The thread leaves the core to them, and hears of it when it looks, which is often enough in a switchover.
         """
         held = reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS
-        return held and self._found.held > 0
+        return held and self._has_held
 
     def _look_after(self) -> None:
         """Whether everything is still in its place, a monitor as well."""

@@ -94,6 +94,9 @@ class _Session:
         read_only, found = servers[self._address]
         return Answer(read_only, read_only, rows=found)
 
+    def await_promotion(self, _seconds: float) -> bool:
+        return False
+
     def close(self) -> None:
         for end in self._ends:
             end.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -216,6 +217,26 @@ def test_what_a_server_repeats_is_the_same_object(pair: Pair, session: Open) -> 
     assert blue.ask() == answer
 
 
+def test_a_promotion_is_waited_for_at_the_server(session: Open) -> None:
+    blue, green = session(), session("green")
+    for one in (blue, green):
+        one.ask()
+    assert not blue.await_promotion(5.0), "it is no replica"
+    assert green.await_promotion(0.01)
+    hurried = session("green", options="-c statement_timeout=5")
+    hurried.ask()
+    assert not hurried.await_promotion(1.0)
+    assert hurried.ask().replica
+    assert not hurried.await_promotion(1.0), "not again"
+    lost = session("green")
+    lost.ask()
+    timer = threading.Timer(0.05, lambda: sockets.cut(lost.socket, sockets.identity(lost.socket)))
+    timer.start()
+    with pytest.raises(SessionError):
+        lost.await_promotion(5.0)
+    timer.join()
+
+
 def test_a_question_of_a_server_that_hangs_ends_when_it_is_cut(pair: Pair, session: Open) -> None:
     green = session("green")
     green.ask()
@@ -241,3 +262,20 @@ def test_a_cut_and_a_refusal_are_session_errors_in_one_line(pair: Pair, session:
     with pytest.raises(SessionError) as caught:
         session(password="s3cret")
     assert "s3cret" not in str(caught.value)
+
+
+def test_the_wait_ends_with_the_promotion() -> None:
+    with Pair("rds") as pair:
+        own = {"user": MONITOR_ROLE, "password": pair.lab_password, "dbname": DATABASE}
+        green = PostgresSession(own, Target("ignored.example", pair.port, (pair.green.address,)))
+        assert green.ask().replica
+        timer = threading.Timer(0.05, pair.green.promote)
+        timer.start()
+        began = time.monotonic()
+        # Some of it, where a server is slow to be promoted.
+        while green.await_promotion(5.0) and green.ask().replica:
+            assert time.monotonic() - began < 20.0
+        assert time.monotonic() - began < 4.0
+        timer.join()
+        assert not green.ask().read_only
+        green.close()

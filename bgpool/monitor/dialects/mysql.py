@@ -125,6 +125,10 @@ class MysqlSession:
             # Of any kind: what PyMySQL makes of an answer that is none must not end the monitor.
             raise SessionError(first_line(error)) from None
 
+    def await_promotion(self, seconds: float) -> bool:  # noqa:ARG002  # a statement sees its variables as it began
+        """As Session says: no."""
+        return False
+
     def close(self) -> None:
         """As Session says."""
         with contextlib.suppress(pymysql.Error, OSError):

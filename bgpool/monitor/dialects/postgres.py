@@ -109,6 +109,14 @@ _NOT_SERVERS: Final = frozenset({"global", "database", "user", "database user", 
 
 _ROOM: Final = "pg_catalog.current_setting('max_connections')"
 
+#: Waits until a replica is none any more, for so many milliseconds at most: the functions are called for each row, and
+#: the first row that is returned is the last. It takes no table, and no right that not everybody has.
+_AWAIT: Final = (
+    "SELECT true FROM pg_catalog.generate_series(1, 1000)"
+    " WHERE CASE WHEN pg_catalog.pg_sleep(0.002)::text IS NOT NULL THEN NOT pg_catalog.pg_is_in_recovery()"
+    " OR pg_catalog.clock_timestamp() > pg_catalog.statement_timestamp() + interval '{ms} ms' END LIMIT 1"
+)
+
 #: What a server says, as it says it: rows of columns in PostgreSQL's text format.
 _Told = tuple[tuple[bytes | None, ...], ...]
 
@@ -149,6 +157,7 @@ class PostgresSession:
         # else.
         self._told: tuple[_Told, _Told] | None = None
         self._last = Answer(False)
+        self._can_wait = True
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -173,6 +182,19 @@ class PostgresSession:
                 return replace(self._state(), failure=first_line(error))
         except (psycopg.Error, OSError) as error:
             raise SessionError(first_line(error)) from None
+
+    def await_promotion(self, seconds: float) -> bool:
+        """As Session says."""
+        if not (self._can_wait and self._last.replica):
+            return False
+        try:
+            self._query(_AWAIT.format(ms=round(1000 * seconds)))
+        except (psycopg.Error, OSError) as error:
+            if self._connection.broken or not isinstance(error, psycopg.Error):
+                raise SessionError(first_line(error)) from None
+            # A time limit that is shorter, or a function that was taken from everybody.
+            self._can_wait = False
+        return self._can_wait
 
     def close(self) -> None:
         """As Session says."""

@@ -1,0 +1,127 @@
+"""A probe that waits at a server for its promotion: when it asks, and what it makes of a server that ends the wait."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from bgpool.core.events import Answered, ProbeFailed
+from bgpool.core.phase import Role
+from bgpool.core.plan import Target
+from bgpool.monitor.probe import Probe
+from bgpool.monitor.session import Answer, SessionError
+
+LONG_S: Final = 20.0
+LONG_MS: Final = int(1000 * LONG_S)
+
+
+class Server:
+    """One that says when it is promoted, if it can be waited for there."""
+
+    def __init__(self, *, waits: bool = True) -> None:
+        self.waits = waits
+        self.promoted = threading.Event()
+        self.waited: queue.Queue[float] = queue.Queue()
+        self.fails = False
+        self.opened = 0
+        self.ends = socket.socketpair()
+
+    def open(self, _target: Target) -> Server:
+        """A session."""
+        self.opened += 1
+        return self
+
+    @property
+    def socket(self) -> int:
+        return self.ends[0].fileno()
+
+    def ask(self) -> Answer:
+        return Answer(not self.promoted.is_set(), not self.promoted.is_set())
+
+    def await_promotion(self, seconds: float) -> bool:
+        if not self.waits or self.promoted.is_set():
+            return False
+        self.waited.put(seconds)
+        self.promoted.wait(seconds)
+        if self.fails:
+            self.fails = False
+            raise SessionError("cut")
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+Start = Callable[..., "tuple[Probe, queue.Queue[object]]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    begun: list[tuple[Probe, Server]] = []
+
+    def go(server: Server, **assigned: int) -> tuple[Probe, queue.Queue[object]]:
+        events: queue.Queue[object] = queue.Queue()
+        probe = Probe(Role.TARGET, server.open, events)  # type: ignore[arg-type]  # of events of any kind
+        probe.assign(Target("green", 1), **{"interval_ms": LONG_MS, "retry_ms": LONG_MS, **assigned})
+        probe.start()
+        begun.append((probe, server))
+        return probe, events
+
+    yield go
+    for probe, server in begun:
+        server.promoted.set()
+        probe.stop()
+        probe.join(LONG_S)
+        for end in server.ends:
+            end.close()
+
+
+def answers(events: queue.Queue[object], count: int) -> list[Answered]:
+    """The next *count* answers."""
+    found: list[Answered] = []
+    while len(found) < count:
+        event = events.get(timeout=LONG_S / 2)
+        if isinstance(event, Answered):
+            found.append(event)
+    return found
+
+
+def test_it_asks_as_soon_as_the_server_is_promoted(start: Start) -> None:
+    server = Server()
+    _, events = start(server, await_ms=LONG_MS)
+    assert answers(events, 1)[0].read_only
+    assert server.waited.get(timeout=LONG_S / 2) == LONG_S
+    server.promoted.set()
+    assert not answers(events, 1)[0].read_only
+
+
+def test_a_wait_is_no_silence(start: Start) -> None:
+    server = Server()
+    probe, events = start(server, await_ms=LONG_MS)
+    answers(events, 1)
+    server.waited.get(timeout=LONG_S / 2)
+    time.sleep(0.05)
+    assert probe.unanswered_s() == 0.0
+
+
+@pytest.mark.parametrize("await_ms", [0, LONG_MS], ids=["not to be waited for", "that cannot be waited for"])
+def test_it_pauses_at_a_server(start: Start, await_ms: int) -> None:
+    server = Server(waits=not await_ms)
+    _, events = start(server, interval_ms=10, await_ms=await_ms)
+    answers(events, 3)
+    assert server.waited.empty()
+
+
+def test_a_wait_that_is_cut_is_followed_by_a_new_connection(start: Start) -> None:
+    server = Server()
+    server.fails = True
+    _, events = start(server, interval_ms=10, await_ms=10)
+    answers(events, 3)
+    assert server.opened == 2
+    assert not any(isinstance(event, ProbeFailed) for event in events.queue)
