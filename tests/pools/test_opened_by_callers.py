@@ -1,0 +1,154 @@
+"""After a release a caller opens the first connection itself; what it does not bring to an end a thread takes up."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from bgpool.pools.postgres.inner import InnerPool
+
+NAME = "opened-by-callers"
+
+
+class Connection:
+    """What psycopg_pool has to do with one that nobody returns."""
+
+    _pool: Any = None
+
+    def close(self) -> None:
+        pass
+
+
+class Connector:
+    """Connects, in place of a generation: the first attempts as they are told."""
+
+    def __init__(self, *first: Callable[[], object]) -> None:
+        self.by: list[str] = []
+        self.limits: list[float] = []
+        self._first = list(first)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        self.limits.append(seconds)
+        yield
+
+    def connect(self, _conninfo: str = "", **_: Any) -> Connection:
+        self.by.append(threading.current_thread().name)
+        if self._first:
+            self._first.pop(0)()
+        return Connection()
+
+
+Open = Callable[..., InnerPool]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    pools: list[InnerPool] = []
+
+    def open_lazily(connector: Connector, **options: Any) -> InnerPool:
+        pools.append(InnerPool("", name=NAME, connection_class=connector, open=False, **options))
+        pools[-1].open_lazily()
+        return pools[-1]
+
+    yield open_lazily
+    for pool in pools:
+        pool.close(2.0)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(NAME)]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def refuse() -> None:
+    raise psycopg.OperationalError("not yet")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_caller_opens_it_and_no_thread_is_started(opened: Open) -> None:
+    connector = Connector()
+    pool = opened(connector, min_size=1, max_size=1)
+    assert not connector.by
+    assert pool.fetch(10.0, 1)
+    assert connector.by == [threading.current_thread().name]
+    assert 9.0 < connector.limits[0] <= 10.0
+    assert not threads()
+
+
+def test_the_others_are_opened_by_threads_once_the_first_is_there(opened: Open) -> None:
+    connector = Connector()
+    pool = opened(connector, min_size=3, max_size=3)
+    pool.fetch(10.0, 1)
+    until(lambda: len(connector.by) == 3)
+    assert connector.by[0] == threading.current_thread().name
+    assert all(name.startswith(NAME) for name in connector.by[1:])
+
+
+def test_a_thread_goes_on_where_the_caller_has_failed(opened: Open) -> None:
+    connector = Connector(refuse)
+    pool = opened(connector, min_size=1, max_size=1)
+    assert pool.fetch(10.0, 1)
+    assert connector.by[1].startswith(NAME)
+    assert pool.failure == ""
+
+
+def test_an_interrupt_is_the_callers_and_a_thread_goes_on(opened: Open) -> None:
+    connector = Connector(interrupt)
+    pool = opened(connector, min_size=1, max_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        pool.fetch(10.0, 1)
+    assert pool.getconn(10.0)
+
+
+def test_no_more_callers_connect_than_may(opened: Open) -> None:
+    let_go = threading.Event()
+    connector = Connector(lambda: let_go.wait(10.0))
+    pool = opened(connector, min_size=2, max_size=2)
+    first = threading.Thread(target=pool.fetch, args=(10.0, 1))
+    first.start()
+    until(lambda: connector.by)
+    with pytest.raises(PoolTimeout):
+        pool.fetch(0.05, 1)
+    assert len(connector.by) == 1, "what is missing follows the first"
+    let_go.set()
+    first.join(10.0)
+    assert pool.getconn(10.0)
+
+
+@pytest.mark.parametrize("way", ["begin", "getconn"])
+def test_it_is_opened_where_no_caller_does(opened: Open, way: str) -> None:
+    connector = Connector()
+    pool = opened(connector, min_size=1, max_size=1)
+    if way == "begin":
+        pool.begin()
+    assert pool.getconn(10.0)
+    assert connector.by[0].startswith(NAME)
+
+
+def test_it_grows_for_a_caller_where_it_has_none(opened: Open) -> None:
+    pool = opened(Connector(), min_size=0, max_size=1)
+    assert pool.fetch(10.0, 1)
+
+
+def test_closed_before_anything_was_begun_it_leaves_no_thread(opened: Open) -> None:
+    pool = opened(Connector(), min_size=2, max_size=2)
+    pool.close(1.0)
+    pool.begin()
+    assert not threads()
