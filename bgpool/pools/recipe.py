@@ -276,9 +276,9 @@ class Recipe(ABC):
         """Whether a connection to where callers are led now can be tried, and given up, within *timeout_s* seconds."""
         return False
 
-    def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:  # noqa:ARG002
+    def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
         """*kwargs* for an attempt that goes where *decision* leads and ends within *limit_s* seconds."""
-        return kwargs
+        raise NotImplementedError((decision, limit_s, sorted(kwargs)))
 
     # -- connecting ----------------------------------------------------------------------------------------------
 

@@ -130,7 +130,9 @@ class Watch:
         # There was a reason for a look since the last one began.
         self._noted = False
         self._found: tuple[int, ...] = ()
+        # Whether callers were held at the last look, and until when they go before us, on the monotonic clock.
         self._has_held = False
+        self._way_until = 0.0
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -203,6 +205,8 @@ class Watch:
 
     def hear(self, now: float) -> None:
         """Act on what is published, and on time that has run out; nothing, where there is nothing new."""
+        if self._gives_way(now):
+            return
         reading = self._reader.refresh()
         news = reading is not self._heard
         if not news and now < self._act_at:
@@ -275,6 +279,8 @@ class Watch:
     def due_at(self, now: float) -> float:
         """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
         # All that is done while nothing happens, so that next to nothing is called here.
+        if self._way_until:
+            return self._way_until
         if now >= self._early_at or (now >= self._busy_at and _others_cpu_s() - self._others_cpu_s > BUSY_CPU_S):
             return now
         at = min(self._act_at, self._look_at)
@@ -289,17 +295,23 @@ class Watch:
     def word(self) -> Word | None:
         """What says that something else is published than was heard."""
         reading = self._heard
-        if reading is None or reading.mapped is None or self._is_for_callers(reading):
+        if reading is None or reading.mapped is None or self._way_until:
             return None
         return Word(reading.word, reading.mapped.address, reading.sequence)
 
-    def _is_for_callers(self, reading: Reading) -> bool:
-        """Whether the callers who are held here are all that what is published next is for; they read it themselves.
+    def _gives_way(self, now: float) -> bool:
+        """Whether what is published is for callers who are held here: they read it themselves, and have the core first.
 
-        The thread leaves the core to them, and hears of it when it looks, which is often enough in a switchover.
+        For NEWS_FIRST_S. What comes after IN_PROGRESS is never to be acted on sooner but by callers.
         """
-        held = reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS
-        return held and self._has_held
+        heard = self._heard
+        held = heard is not None and heard.snapshot is not None and heard.snapshot.phase is Phase.IN_PROGRESS
+        if heard is None or not held or not self._has_held or heard.is_current:
+            self._way_until = 0.0
+        elif not self._way_until:
+            self._way_until = now + NEWS_FIRST_S
+            self._wake()
+        return now < self._way_until
 
     def _look_after(self) -> None:
         """Whether everything is still in its place, a monitor as well."""
