@@ -14,6 +14,7 @@ import pytest
 from bgpool.core.events import Answered, ProbeFailed
 from bgpool.core.phase import Role
 from bgpool.core.plan import Target
+from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import Probe
 from bgpool.monitor.session import Answer, SessionError
 
@@ -58,16 +59,16 @@ class Server:
         pass
 
 
-Start = Callable[..., "tuple[Probe, queue.Queue[object]]"]
+Start = Callable[..., tuple[Probe, Inbox]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     begun: list[tuple[Probe, Server]] = []
 
-    def go(server: Server, **assigned: int) -> tuple[Probe, queue.Queue[object]]:
-        events: queue.Queue[object] = queue.Queue()
-        probe = Probe(Role.TARGET, server.open, events)  # type: ignore[arg-type]  # of events of any kind
+    def go(server: Server, **assigned: int) -> tuple[Probe, Inbox]:
+        events = Inbox()
+        probe = Probe(Role.TARGET, server.open, events)
         probe.assign(Target("green", 1), **{"interval_ms": LONG_MS, "retry_ms": LONG_MS, **assigned})
         probe.start()
         begun.append((probe, server))
@@ -82,13 +83,14 @@ def start() -> Iterator[Start]:
             end.close()
 
 
-def answers(events: queue.Queue[object], count: int) -> list[Answered]:
-    """The next *count* answers."""
+def answers(events: Inbox, count: int) -> list[Answered]:
+    """The next *count* answers; no question fails meanwhile."""
     found: list[Answered] = []
     while len(found) < count:
-        event = events.get(timeout=LONG_S / 2)
-        if isinstance(event, Answered):
-            found.append(event)
+        letter = events.get(LONG_S / 2)
+        assert letter is not None
+        assert not any(isinstance(event, ProbeFailed) for event in letter.events)
+        found += [event for event in letter.events if isinstance(event, Answered)]
     return found
 
 
@@ -124,4 +126,3 @@ def test_a_wait_that_is_cut_is_followed_by_a_new_connection(start: Start) -> Non
     _, events = start(server, interval_ms=10, await_ms=10)
     answers(events, 3)
     assert server.opened == 2
-    assert not any(isinstance(event, ProbeFailed) for event in events.queue)
