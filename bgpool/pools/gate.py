@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from bgpool.core.events import Instant, Tick
@@ -195,7 +196,7 @@ class Gate:
                     self._note_hold()
                 # No hold outlasts a timer, even where no monitor lives.
                 timer_s = max(0.001, (until_ns - now_ns()) / 1e9)
-                await self.waits.changed(reading, min(left_s, timer_s), self._is_closed)
+                await self.waits.changed(reading, min(left_s, timer_s), partial(self._is_over, reading))
         finally:
             if caller is not None:
                 self.tally.end_hold(caller)
@@ -276,8 +277,9 @@ class Gate:
         }.get(what[:5], "")
         return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
-    def _is_closed(self) -> bool:
-        return self.closed
+    def _is_over(self, reading: Reading) -> bool:
+        """Whether whoever is held by *reading* is to decide again though its file says nothing new."""
+        return self.closed or not self._reader.is_of_file(reading)
 
 
 def _green_writes(snapshot: Snapshot) -> bool:

@@ -255,6 +255,13 @@ class Reader:
         if (mapped := self._map()) is not None:
             # Sequence 0 is never published: the next look reads the slot.
             self._reading = Reading(mapped.word, 0, reading.snapshot, mapped)
+            if reading.mapped is not None:
+                # Who waits there would hear of nothing: the file was removed, and nobody writes to it any more.
+                wake.wake_all(reading.mapped.address)
+
+    def is_of_file(self, reading: Reading) -> bool:
+        """Whether *reading* is of the file that is read now."""
+        return reading.mapped is self._reading.mapped
 
     def wake_waiters(self) -> None:
         """Have everybody who waits for a change look whether it is over; for those of other processes nothing is."""

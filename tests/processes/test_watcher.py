@@ -7,13 +7,18 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bgpool.core.phase import Phase
+from bgpool.core.routing import Purpose
 from bgpool.core.snapshot import Snapshot
+from bgpool.dsn import parse
+from bgpool.pools.alias import Endpoint
+from bgpool.pools.gate import Gate
 from bgpool.pools.participant import Participant
 from bgpool.segment import wake
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -247,6 +252,26 @@ def test_a_run_directory_that_is_removed_keeps_nobody_from_hearing(join: Join, w
     wait_until(lambda: len(workers(lost.files)) == 1)
     Writer(lost.files, next(_terms), Snapshot("0", Phase.POST)).beat()
     wait_until(lambda: lost.has_heard(Phase.POST))
+
+
+def test_a_caller_who_is_held_hears_of_the_file_of_the_next_monitor(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    """The file was removed while no monitor lived: nothing changes any more in the one that the caller waits on."""
+    monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
+    one = join("0")
+    place, settings, _ = parse("postgresql://app@127.0.0.1/app", {"bg_connect_timeout_ms": 60_000})
+    gate = Gate(one.participant.reader, settings, Endpoint(place, settings))
+    held = Snapshot("0", Phase.CREATED, hold_until_ns=time.monotonic_ns() + 3600 * 10**9)
+    one.writer.publish(held)
+    caller = threading.Thread(target=gate.wait_admitted, args=(Purpose.CHECKOUT,), kwargs={"timeout_s": 60})
+    caller.start()
+    wait_until(lambda: gate.tally.held == 1)
+    shutil.rmtree(one.files.directory)
+    wait_until(lambda: len(workers(one.files)) == 1)
+    Writer(one.files, next(_terms), Snapshot("0", Phase.CREATED)).beat()
+    caller.join(20)
+    assert not caller.is_alive()
 
 
 def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
