@@ -117,6 +117,10 @@ HEARTBEAT_HUNG_S: Final = 4.0
 #: between two workers of a server that recycles them.
 LINGER_S: Final = 10.0
 
+#: How often a monitor looks whether processes are still there that it has seen, in seconds; while it sees none, at
+#: every sign of life. Less than LINGER_S, which counts from the look that finds nobody.
+PRESENCE_INTERVAL_S: Final = 1.0
+
 #: How long a process may hold the right to start a monitor before another one takes it, in seconds: an
 #: interpreter's start on a machine where two hundred workers start at once.
 MONITOR_START_S: Final = 10.0

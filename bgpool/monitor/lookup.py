@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import Event, Resolved
@@ -19,13 +20,14 @@ from bgpool.resolver import Resolver
 __all__ = ["Lookup"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
-_Found = tuple[str, tuple[str, ...] | None]
-#: Wakes who waits for an answer.
-_NOTHING: Final[_Found] = ("", None)
 
 
 class Lookup(Stoppable):
-    """Resolves the names it is assigned in every interval, side by side, and tells the main loop what it found."""
+    """Has the names that it is assigned resolved in every interval, side by side; the main loop is told what is found.
+
+    Whoever finds the last one of a round tells. Nobody waits for a name that takes longer than an interval: the
+    others are told without it, and its answer counts when it comes.
+    """
 
     def __init__(self, resolver: Resolver, inbox: Inbox) -> None:
         super().__init__("bgpool-lookup")
@@ -34,9 +36,9 @@ class Lookup(Stoppable):
         self._nudged: Final = threading.Event()
         self._names: tuple[str, ...] = ()
         self._interval_s = 1.0
-        # Owned by this thread: what is being looked up, by helpers that a stalled resolver may keep for minutes.
+        # What is being looked up, by helpers that a stalled resolver may keep for minutes; and what they have found.
         self._asked: Final[queue.SimpleQueue[str | None]] = queue.SimpleQueue()
-        self._found: Final[queue.SimpleQueue[_Found]] = queue.SimpleQueue()
+        self._lock: Final = threading.Lock()
         self._pending: Final[set[str]] = set()
         self._known: Final[dict[str, tuple[float, tuple[str, ...]]]] = {}
         self._helpers = 0
@@ -63,42 +65,46 @@ class Lookup(Stoppable):
             # In this order, or what stop() sets would be lost.
             if self.over.is_set():
                 return
-            found = self._look_up(self._names)
-            if found:
-                self._inbox.tell(self, found, _event)
+            self._begin(self._names)
             self._nudged.wait(self._interval_s)
 
     def stop(self) -> None:
         """End; a helper that a resolver holds ends when it lets go."""
         super().stop()
-        self._found.put(_NOTHING)
         self._nudged.set()
 
-    def _look_up(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """What is known of *names* after one interval; a name that was not found for RESOLVE_TIMEOUT_S is left out.
-
-        Nothing waits for a name that takes longer: its answer counts when it comes.
-        """
-        for name in names:
-            if name not in self._pending:
-                self._pending.add(name)
-                self._asked.put(name)
-        while self._helpers < min(len(names), RESOLVE_THREADS):
-            self._helpers += 1
-            _Helper(f"bgpool-lookup-{self._helpers}", self._resolver, self._asked, self._found).start()
-        deadline = time.monotonic() + min(self._interval_s, RESOLVE_TIMEOUT_S)
-        while self._pending.intersection(names) and not self.over.is_set():
-            try:
-                name, addresses = self._found.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
+    def note(self, name: str, addresses: tuple[str, ...] | None) -> None:
+        """A helper has found *name* at *addresses*, none if there is no such name; None where nobody could tell."""
+        with self._lock:
             self._pending.discard(name)
             if addresses is None:
                 self._known.pop(name, None)
             else:
                 self._known[name] = (time.monotonic(), addresses)
+            names = self._names
+            if not self._pending.intersection(names):
+                self._tell(names)
+
+    def _begin(self, names: tuple[str, ...]) -> None:
+        """A round, of all *names* that are not being looked up still."""
+        with self._lock:
+            if self._pending.intersection(names):
+                self._tell(names)
+            due = [name for name in names if name not in self._pending]
+            self._pending.update(due)
+        for name in due:
+            self._asked.put(name)
+        while self._helpers < min(len(names), RESOLVE_THREADS):
+            self._helpers += 1
+            _Helper(f"bgpool-lookup-{self._helpers}", self._resolver, self._asked, self.note).start()
+
+    def _tell(self, names: tuple[str, ...]) -> None:
+        """Tell what is known of *names*; one that was not found for RESOLVE_TIMEOUT_S is left out."""
         fresh = time.monotonic() - RESOLVE_TIMEOUT_S
-        return {name: self._known[name][1] for name in names if name in self._known and self._known[name][0] >= fresh}
+        known = ((name, self._known.get(name)) for name in names)
+        found = {name: one[1] for name, one in known if one is not None and one[0] >= fresh}
+        if found:
+            self._inbox.tell(self, found, _event)
 
 
 class _Helper(Stoppable):
@@ -109,12 +115,12 @@ class _Helper(Stoppable):
         name: str,
         resolver: Resolver,
         asked: queue.SimpleQueue[str | None],
-        found: queue.SimpleQueue[_Found],
+        note: Callable[[str, tuple[str, ...] | None], object],
     ) -> None:
         super().__init__(name)
         self._resolver: Final = resolver
         self._asked: Final = asked
-        self._found: Final = found
+        self._note: Final = note
 
     def run(self) -> None:
         while (name := self._asked.get()) is not None:
@@ -123,7 +129,7 @@ class _Helper(Stoppable):
                 addresses = self._resolver.resolve(name)
             except Exception as error:
                 _logger.debug("%s cannot be resolved: %s", name, error, extra=log_fields("not_resolved", host=name))
-            self._found.put((name, addresses))
+            self._note(name, addresses)
 
 
 def _event(found: dict[str, tuple[str, ...]]) -> tuple[Event, ...]:

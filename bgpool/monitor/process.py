@@ -20,7 +20,15 @@ from bgpool.core.duty import Duty
 from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
 from bgpool.core.fleet import PLACES, AnyEvent, FleetEvent, ReportsRead
-from bgpool.core.limits import FLEET_SHOW_S, FLEET_SILENCE_S, HEARTBEAT_S, LINGER_S, OFFERS_INTERVAL_S, SILENCE_S
+from bgpool.core.limits import (
+    FLEET_SHOW_S,
+    FLEET_SILENCE_S,
+    HEARTBEAT_S,
+    LINGER_S,
+    OFFERS_INTERVAL_S,
+    PRESENCE_INTERVAL_S,
+    SILENCE_S,
+)
 from bgpool.core.machine import is_settled, leave_blind, step
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Target, plan
@@ -146,6 +154,8 @@ class Monitor:
         self._entrance = config.entrance
         self._stopping: Final = threading.Event()
         self._looked_at = self._shown_at = 0.0
+        # When somebody was seen last who uses the bg_id; 0 where the last look has found nobody.
+        self._seen_at = 0.0
         self._blind = False
 
     def stop(self) -> None:
@@ -202,7 +212,7 @@ class Monitor:
             if linger_s is not None and self._has_better(beat_at):
                 return
             # A hold is for those as well who start before it ends.
-            if linger_s is None or self._is_needed() or self._snapshot.hold_until_ns:
+            if linger_s is None or self._is_needed(beat_at) or self._snapshot.hold_until_ns:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 text = "nobody has used bg_id %r for %.0f s; leaving"
@@ -235,15 +245,23 @@ class Monitor:
         self._log_notices(before)
         return True
 
-    def _is_needed(self) -> bool:
+    def _is_needed(self, at_s: float) -> bool:
+        """Whether somebody uses the bg_id.
+
+        To look is to try locks. Where somebody was seen just now, who comes and goes beside them does not matter.
+        """
+        if self._seen_at and at_s - self._seen_at < PRESENCE_INTERVAL_S:
+            return True
         try:
             needed = anybody_present(self._files)
         except SegmentError as error:
             if not self._blind:
                 _logger.warning("nobody can be seen: %s", error, extra=self._fields("blind"))
             self._blind = True
-            return False
-        self._blind = False
+            needed = False
+        else:
+            self._blind = False
+        self._seen_at = at_s if needed else 0.0
         return needed
 
     def _idle_s(self, beat_at: float) -> float:

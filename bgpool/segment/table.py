@@ -152,6 +152,9 @@ class Usage(NamedTuple):
         )
 
 
+#: Words of a row that say something.
+_SAID_WORDS: Final = 2 + len(Usage._fields)
+
 #: Which error each of these fields counts, by the name of its class in bgpool.errors.
 ERRORS: Final[Mapping[str, str]] = {
     "hold_timeouts": "SwitchoverHoldTimeout",
@@ -223,11 +226,11 @@ class Table:
 
         One that is being written in this moment is left out; the next look finds it whole.
         """
-        for row in range(ROWS):
-            if self._rows[row * _ROW_WORDS]:
-                found = _read(self._rows, row)
-                if found == _read(self._rows, row):
-                    yield row, *found
+        for row, pid in enumerate(self._rows[::_ROW_WORDS].tolist()):
+            if pid:
+                found = _words(self._rows, row)
+                if found == _words(self._rows, row):
+                    yield row, found[0], found[1], Usage(*found[2:])
 
     def count_since(self, mono_ns: int) -> int:
         """How many rows were written at *mono_ns* or later; without a system call, so the dead count for a while."""
@@ -278,8 +281,15 @@ def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
 
 def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:
     """Of *row* in *words*, which begin with the first one: its pid, 0 for none, the last update in ns, what it says."""
-    pid, updated_ns, *usage = words[row * _ROW_WORDS :][: 2 + len(Usage._fields)].tolist()
+    pid, updated_ns, *usage = _words(words, row)
     return pid, updated_ns, Usage(*usage)
+
+
+def _words(words: memoryview, row: int) -> list[int]:
+    """What *row* says, as it stands in *words*."""
+    begin = row * _ROW_WORDS
+    found: list[int] = words[begin : begin + _SAID_WORDS].tolist()
+    return found
 
 
 def _open(files: RunFiles) -> int:

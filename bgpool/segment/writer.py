@@ -19,7 +19,7 @@ from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
 from bgpool.segment.drafts import Draft, drafts_of, new_draft, remove
 from bgpool.segment.line import Line
-from bgpool.segment.paths import RunFiles, create_checked, refused, reserve
+from bgpool.segment.paths import RunFiles, create_checked, leads_to, refused, reserve
 from bgpool.segment.reader import AnotherBoot, SegmentMap, trusted_map
 
 __all__ = ["Superseded", "Writer", "first_snapshot"]
@@ -61,6 +61,7 @@ class Writer:
             SegmentError: The file cannot be made.
         """
         self._files = files
+        self._place: Final = str(files.segment)
         self.term: Final = term
         draft = new_draft(files.segment, term)
         try:
@@ -126,11 +127,7 @@ class Writer:
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to this file; a monitor for which it does not has been replaced."""
-        try:
-            found = self._files.segment.stat()
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) == self._inode
+        return leads_to(self._place, self._inode)
 
     def remove(self) -> None:
         """Remove the file, if it is still in place: nobody needs it and the next monitor should begin afresh."""
