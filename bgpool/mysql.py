@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -104,13 +106,21 @@ class BoundedConnection(_Driver):
     PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
     """
 
-    def __init__(self, *, address: str = "", tcp_user_timeout: int = TCP_USER_TIMEOUT_MS, **params: Any) -> None:
+    def __init__(
+        self,
+        *,
+        address: str = "",
+        tcp_user_timeout: int = TCP_USER_TIMEOUT_MS,
+        give_up_at: float = math.inf,
+        **params: Any,
+    ) -> None:
         """Connect.
 
         Args:
             address: The IP address to go to; empty for wherever the host's name leads. The name is proved by
                 certificates all the same.
             tcp_user_timeout: How long data that was sent may stay unacknowledged, in ms; 0 for the system's own limit.
+            give_up_at: When all of the handshake must be over, on the monotonic clock.
             params: As PyMySQL's.
 
         Raises:
@@ -118,6 +128,7 @@ class BoundedConnection(_Driver):
         """
         self._address: Final = address
         self._user_timeout_ms: Final = tcp_user_timeout
+        self._give_up_at: Final = give_up_at
         if params.get("ssl_verify_identity"):
             # Below 1.2.4 PyMySQL compares names without looking at the certificate, which Python refuses.
             params["ssl_verify_cert"] = True
@@ -127,7 +138,7 @@ class BoundedConnection(_Driver):
         """Connect, within the connect timeout for each step of the handshake."""
         self._switched_to = ""
         try:
-            with self.bounded(self.connect_timeout):
+            with self.bounded(self.connect_timeout), self._in_time():
                 super().connect(sock if sock is not None else self._open())
         except RuntimeError as error:
             # How PyMySQL reports a package that it lacks: past every handler of its own errors.
@@ -158,6 +169,37 @@ class BoundedConnection(_Driver):
             yield
         finally:
             self._read_timeout, self._write_timeout = limits
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Within the block each step takes no longer than there is time for all of them."""
+        if self._give_up_at == math.inf:
+            yield
+            return
+        read, write = self._read_packet, self._write_bytes
+
+        def read_in_time(*args: Any) -> Any:
+            self._read_timeout = self._step_s()
+            return read(*args)
+
+        def write_in_time(data: bytes | memoryview) -> None:
+            # The TLS handshake, too, which comes after a write.
+            self._write_timeout = self._step_s()
+            write(data)
+
+        # Of this object alone: what a statement goes through later is not one call longer for it.
+        vars(self).update(_read_packet=read_in_time, _write_bytes=write_in_time)
+        try:
+            yield
+        finally:
+            del self._read_packet, self._write_bytes
+
+    def _step_s(self) -> float | None:
+        """How long the next step of the handshake may take, in seconds."""
+        if self._give_up_at == math.inf:
+            return self.connect_timeout
+        left_s = max(0.001, self._give_up_at - time.monotonic())
+        return left_s if self.connect_timeout is None else min(self.connect_timeout, left_s)
 
     @property
     def peer(self) -> str:
@@ -203,7 +245,7 @@ class BoundedConnection(_Driver):
     def _open_unix(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(self.connect_timeout)
+            sock.settimeout(self._step_s())
             sock.connect(self.unix_socket or "")
         except OSError:
             # PyMySQL leaves it to the garbage collector.
@@ -214,7 +256,7 @@ class BoundedConnection(_Driver):
 
     def _open_tcp(self) -> socket.socket:
         source = (self.bind_address, 0) if self.bind_address is not None else None
-        sock = socket.create_connection((self._address or self.host, self.port), self.connect_timeout, source)
+        sock = socket.create_connection((self._address or self.host, self.port), self._step_s(), source)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", self._user_timeout_ms)):

@@ -394,7 +394,8 @@ class Recipe(ABC):
         """Load it in the background when a switchover begins: a file may have been replaced since the last login."""
         phase = snapshot.phase if snapshot is not None else None
         before, self._phase = self._phase, phase
-        if self.LOADS and phase is not before and phase in _BEGINNING:
+        # Where nothing was known before, the first checkout has loaded it just now, or does so.
+        if self.LOADS and before is not None and phase is not before and phase in _BEGINNING:
             with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the first connection loads it
                 threading.Thread(target=self.load, name="bgpool-load", daemon=True).start()
 

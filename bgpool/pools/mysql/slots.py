@@ -101,6 +101,15 @@ class Slots:
             self.taken.add(slot)
             self.opening.add(slot)
 
+    def claim_first(self, openers: int) -> Slot | None:
+        """A slot for a caller who opens a connection; None where one is idle, or *openers* are being opened."""
+        if self.closed or self.idle or _count(self.opening) >= openers or self.size() >= self._max_size:
+            return None
+        slot = Slot()
+        self.taken.add(slot)
+        self.opening.add(slot)
+        return slot
+
     def free(self, slot: Slot | None) -> None:
         """Free *slot*, if it is one that is taken."""
         if slot is not None:

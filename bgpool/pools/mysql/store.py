@@ -39,9 +39,9 @@ class Store:
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
         close_returns: close() of a connection returns it, where it can be used again.
         failure: Why the last attempt to open a connection failed; empty once one was opened.
+        opened_by_callers: Whether callers may open connections; not where a function of the user's is called for each,
+            which may take any time.
     """
-
-    opened_by_callers = False
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Store:
             raise ValueError("max_waiting and timeout must be >= 0, max_lifetime and max_idle > 0")
         self.timeout: float = timeout
         self.close_returns: bool = close_returns
+        self.opened_by_callers = configure is None
         self.num_workers = 1
         self.max_size: Final = most
         self.failure = ""
@@ -119,7 +120,9 @@ class Store:
             PoolClosed: The store was closed, also while we waited.
         """
         timeout_s = self.timeout if timeout is None else timeout
-        deadline = time.monotonic() + timeout_s
+        return self._get(timeout_s, time.monotonic() + timeout_s)
+
+    def _get(self, timeout_s: float, deadline: float) -> MysqlConnection:
         while True:
             connection = self._take(timeout_s, deadline)
             try:
@@ -131,8 +134,30 @@ class Store:
             else:
                 return connection
 
+    def fetch(self, timeout: float, openers: int) -> MysqlConnection:
+        """As getconn; but a caller opens a connection where nobody has begun to. The others follow the first one.
+
+        A thread would have to be started, and its caller to be woken, while all processes of the host want the cores.
+
+        Args:
+            timeout: Longest wait in seconds, the attempt to connect included.
+            openers: How many callers may be connecting at a time.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            slot = self._slots.claim_first(openers) if self._keeper is None else None
+        if slot is not None:
+            try:
+                self._open_here(slot, timeout)
+            finally:
+                self._begin_opening()
+        return self._get(timeout, deadline)
+
     def putconn(self, conn: MysqlConnection) -> None:
         """Take a connection back: rolled back and reset, or closed where it is not fit any more."""
+        if self._keeper is None:
+            # One that a caller has opened.
+            self._begin_keeping()
         try:
             fit = conn.bgpool_is_open and not self._slots.closed and time.monotonic() < conn.bgpool_expires_at
             if fit:
@@ -281,34 +306,62 @@ class Store:
         pause_s = RECONNECT_INTERVAL_S
         while True:
             began = time.monotonic()
-            connection: MysqlConnection | None = None
             try:
-                connection = self._connector.connect()
-                if self._configure is not None:
-                    self._configure(connection)
-                    connection.bgpool_clean()
+                connection = self._connect()
             except BaseException as error:
-                again = self._is_worth_trying_again(slot, error)
-                if connection is not None:
-                    connection.bgpool_discard()
-                if not again:
+                if not self._is_worth_trying_again(slot, error):
                     return
                 self._ending.wait(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
                 continue
-            self._slots.counts["connections_ms"] += int(1000 * (time.monotonic() - began))
-            jitter_s = self._max_lifetime_s * LIFETIME_JITTER * random.random()
-            connection.bgpool_expires_at = time.monotonic() + self._max_lifetime_s - jitter_s
-            connection.bgpool_slot = slot
-            self._arrive(connection, opened=True)
+            self._admit(connection, slot, began)
             return
+
+    def _open_here(self, slot: Slot, timeout: float) -> None:
+        """Try once to open a connection for *slot*, in the caller's thread; another takes it up where that fails."""
+        began = time.monotonic()
+        try:
+            with self._connector.within(timeout):
+                connection = self._connect()
+        except BaseException as error:
+            with self._lock:
+                self._note_failure(error)
+                self._slots.free(slot)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._admit(connection, slot, began)
+
+    def _connect(self) -> MysqlConnection:
+        """A new connection, configured."""
+        connection: MysqlConnection = self._connector.connect()
+        if self._configure is not None:
+            try:
+                self._configure(connection)
+                connection.bgpool_clean()
+            except BaseException:
+                connection.bgpool_discard()
+                raise
+        return connection
+
+    def _admit(self, connection: MysqlConnection, slot: Slot, began: float) -> None:
+        """Take in *connection*, which was opened for *slot* since *began*."""
+        now = time.monotonic()
+        self._slots.counts["connections_ms"] += int(1000 * (now - began))
+        connection.bgpool_expires_at = now + self._max_lifetime_s * (1 - LIFETIME_JITTER * random.random())
+        connection.bgpool_slot = slot
+        self._arrive(connection, opened=True)
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Under the lock: a connection could not be opened."""
+        self._slots.counts["connections_num"] += 1
+        self._slots.counts["connections_errors"] += 1
+        self.failure = first_line(error)
 
     def _is_worth_trying_again(self, slot: Slot, error: BaseException) -> bool:
         slots = self._slots
         with self._lock:
-            slots.counts["connections_num"] += 1
-            slots.counts["connections_errors"] += 1
-            self.failure = first_line(error)
+            self._note_failure(error)
             if not slots.closed and slots.waiters and isinstance(error, Exception):
                 return True
             # The keeper tries again for min_size.
@@ -323,11 +376,23 @@ class Store:
         Raises:
             PoolClosed: It was closed before.
         """
+        self.open_lazily()
+        self.begin()
+
+    def open_lazily(self) -> None:
+        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin().
+
+        Raises:
+            PoolClosed: As open().
+        """
         with self._lock:
             if self._ending.is_set():
                 raise PoolClosed(CR.CR_CONN_HOST_ERROR, f"the pool {self._name!r} is closed")
             self._slots.closed = False
-        if self._begin_keeping():
+
+    def begin(self) -> None:
+        """Have threads open what is missing, as far as nobody has begun; idempotent."""
+        if self._keeper is None and self._begin_keeping():
             self._begin_opening()
 
     def close(self, timeout: float = 5.0) -> None:
