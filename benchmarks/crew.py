@@ -29,6 +29,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgpack
 
 from benchmarks import footprint
+from benchmarks.builds import environment
 from benchmarks.clients import CLIENTS, Config
 from benchmarks.crew_process import ENDED, Orders, reports_file
 from bgpool.lab import LabError
@@ -85,6 +86,7 @@ class Crew:
         threads: int,
         pause_s: float = PAUSE_S,
         grace_s: float = GRACE_S,
+        build: Path | None = None,
     ) -> None:
         """Describe the crew.
 
@@ -95,7 +97,9 @@ class Crew:
             threads: In each of them.
             pause_s: Between two attempts of a thread; ``math.inf`` for threads that write once and then sit idle.
             grace_s: How long an attempt at hand may take once all are told to stop.
+            build: The directory with the bgpool that its processes are to have; None for this one.
         """
+        self._build: Final = build or Path(__file__).parents[1]
         self._spec: Final = CLIENTS[client]
         self._stack: Final = contextlib.ExitStack()
         self._directory: Final = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-crew-"))
@@ -216,12 +220,12 @@ class Crew:
         return Path(self._directory) / "stderr"
 
     def _start(self) -> None:
-        root = str(Path(__file__).parents[1])
         with self._log.open("wb") as log:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.crew_process"],
-                cwd=root,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+                # Not where a bgpool is: Python would look there first.
+                cwd=self._directory,
+                env=environment(self._build, {**os.environ}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

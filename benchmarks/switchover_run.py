@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from benchmarks import gaps, hosts
@@ -186,9 +187,15 @@ class Run:
 
 
 def play(
-    scenario: Scenario, client: str, application: Application, *, high_ms: int = HIGH_MS, settle_s: float = SETTLE_S
+    scenario: Scenario,
+    client: str,
+    application: Application,
+    *,
+    high_ms: int = HIGH_MS,
+    settle_s: float = SETTLE_S,
+    build: Path | None = None,
 ) -> Run:
-    """Play *scenario* on a pair of its own.
+    """Play *scenario* on a pair of its own, with the bgpool of the directory *build*, or this one.
 
     Raises:
         LabError: The lab failed, or the client could not write before the switchover.
@@ -206,6 +213,7 @@ def play(
                 threads=application.threads,
                 pause_s=application.pause_s,
                 grace_s=_GRACE_S,
+                build=build,
             )
         )
         crew.wait_writing(_START_TIMEOUT_S)
