@@ -174,7 +174,7 @@ def test_the_process_ends_with_its_last_monitor(run: Path, open_pools: Opener, w
     assert not name.exists()
 
 
-def test_a_monitor_that_ends_by_an_error_leaves_the_others_alone(
+def test_one_whose_segment_is_removed_begins_anew_in_the_same_process(
     run: Path, open_pools: Opener, wait_until: WaitUntil
 ) -> None:
     open_pools("first", "second")
@@ -185,6 +185,40 @@ def test_a_monitor_that_ends_by_an_error_leaves_the_others_alone(
     assert holder(run, "first") == pid
     assert lives(run, "second")
     assert SegmentMap(RunFiles.of(run, "second")).header.term == term
+
+
+def test_one_that_loses_a_thread_begins_anew_and_leaves_the_others_alone(
+    run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    # Also where nobody has imported bgpool yet: the rest is imported when a monitor begins.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+import pathlib, time
+import bgpool.monitor.bell as bell
+real = bell.Bell.run
+def run(self):
+    if self.bg_id != "first" or not pathlib.Path({str(tmp_path / "break")!r}).exists():
+        return real(self)
+    raise RuntimeError("broken")
+bell.Bell.run = run
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "break").touch()
+    pool = bgpool.get_pool(DSN, bg_id="first", bg_run_dir=run, min_size=0, max_size=2)
+    open_pools("second")
+    pid, term = holder(run, "second"), SegmentMap(RunFiles.of(run, "second")).header.term
+    pool.open()
+    try:
+        log = RunFiles.of(run, "first").log
+        wait_until(lambda: log.exists() and "bgpool-bell ended unexpectedly" in log.read_text(), START_S)
+        (tmp_path / "break").unlink()
+        wait_until(lambda: lives(run, "first"), START_S)
+    finally:
+        pool.close(0)
+    assert lives(run, "second")
+    assert (holder(run, "second"), SegmentMap(RunFiles.of(run, "second")).header.term) == (pid, term)
+    assert "ended unexpectedly" not in RunFiles.of(run, "second").log.read_text()
 
 
 # -- who shares one --------------------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ def test_no_secret_in_argv_files_or_logs(
     assert secret not in caplog.text
     assert secret not in repr(pool)
     for file in (tmp_path / "run").iterdir():
-        assert secret.encode() not in file.read_bytes()
+        # A socket keeps nothing.
+        assert file.is_socket() or secret.encode() not in file.read_bytes()
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             assert secret.encode() not in process.read_bytes()
