@@ -207,7 +207,7 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        return bool(self.switching_by(self.now()))
+        return self._part()[2]
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
         """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
@@ -257,8 +257,20 @@ class Gate:
 
     def takes_part(self) -> bool:
         """Whether there is a deployment that this endpoint belongs to, be it behind a proxy."""
-        snapshot = self.now()
-        return snapshot is not None and snapshot.host(self._endpoint.name) is not None
+        return self._part()[1]
+
+    def _part(self) -> tuple[str, bool, bool]:
+        """The endpoint's name; whether it takes part in a deployment, and in a switchover that is under way.
+
+        Units of work ask twice. So it is worked out once for a meaning, and again if an alias leads elsewhere.
+        """
+        meaning, name = self._meaning(self._reader.refresh()), self._endpoint.name
+        part = meaning.part
+        if part is None or part[0] is not name:
+            snapshot = meaning.snapshot
+            is_in = snapshot is not None and snapshot.host(name) is not None
+            meaning.part = part = (name, is_in, bool(self.switching_by(snapshot)))
+        return part
 
     def green_was_replica(self) -> bool:
         """Whether green was a physical replica before it was promoted."""
@@ -295,15 +307,17 @@ class _Meaning:
         snapshot: What is true by it; None before the first.
         until_ns: When a timer changes that, on the monotonic clock.
         decisions: What follows, by the name that decides and the purpose.
+        part: What the endpoint has to do with it, see Gate._part; None before somebody has asked.
     """
 
-    __slots__ = ("decisions", "reading", "snapshot", "until_ns")
+    __slots__ = ("decisions", "part", "reading", "snapshot", "until_ns")
 
     def __init__(self, reading: Reading | None, snapshot: Snapshot | None, until_ns: int) -> None:
         self.reading: Final = reading
         self.snapshot: Final = snapshot
         self.until_ns: Final = until_ns
         self.decisions: Final[dict[tuple[str, Purpose], Decision]] = {}
+        self.part: tuple[str, bool, bool] | None = None
 
 
 def _reason(reading: Reading) -> str:

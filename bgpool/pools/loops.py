@@ -33,6 +33,7 @@ _tasks: Final[set[asyncio.Task[Any]]] = set()
 class LoopWaits:
     """Waits of the tasks of all loops of a process, for one deployment."""
 
+    awaits = True
     now_ns = staticmethod(time.monotonic_ns)
     finish = staticmethod(finish)
 

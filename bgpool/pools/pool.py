@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, overload
@@ -65,27 +65,31 @@ class AnyPool(ConnectionSource[C]):
         self._count_failure(ours)
         return ours
 
-    async def _arun(
-        self, fn: Callable[[C], Awaitable[R]], *, timeout: float | None, idempotent: bool, receipt_id: str | None
-    ) -> R | AlreadyApplied:
-        """Run *fn* as a unit of work; arguments and errors as run()."""
-        timeout_s = self.hold_s + self.timeout if timeout is None else timeout
+    def _arun(
+        self, call: Callable[[C], Any], *, timeout: float | None, idempotent: bool, receipt_id: str | None
+    ) -> Coroutine[Any, Any, R | AlreadyApplied]:
+        """Run *call* as a unit of work; arguments and errors as run(), but see Unit.aapply."""
+        awaits = self._gate.waits.awaits
 
         async def attempt(unit: Unit[C, R]) -> R:
-            connection = await settled(self.getconn(unit.left_s()))
+            connection: Any = self.getconn(unit.left_s())
+            if awaits:
+                connection = await connection
             try:
-                result = await self.aapply_unit(unit, connection, fn)
-                await unit.ahousekeep(connection)
+                result = await unit.aapply(connection, call)
+                if self._receipts is not None:
+                    await unit.ahousekeep(connection)
                 return result
             finally:
-                await settled(self.putconn(connection))
+                returned = self.putconn(connection)
+                if returned is not None:
+                    await returned
 
-        unit = self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id)
-        return await unit.arun()
-
-    @abstractmethod
-    async def aapply_unit(self, unit: Unit[C, R], connection: C, fn: Callable[[C], Awaitable[R]]) -> R:
-        """Call *fn* in a transaction on *connection* and commit it, as one attempt of *unit*."""
+        timeout_s = self.hold_s + self.timeout if timeout is None else timeout
+        unit: Unit[C, R] = self.amake_unit(
+            attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id
+        )
+        return unit.arun()
 
     @abstractmethod
     def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
@@ -227,7 +231,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
         """
         check_unit("run", fn, timeout)
 
-        async def call(connection: C) -> R:
+        def call(connection: C) -> R:
             return plain(fn, fn(connection, *args))
 
         return finish(self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -117,7 +117,8 @@ class Unit(ABC, Generic[C, R]):
 
     How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
     transaction, calls the function and commits, and it calls ``abegin``, ``afinish`` and ``afail`` of the unit in
-    between; those of SQLAlchemy and Django cannot await, and call ``begin``, ``finish`` and ``fail``.
+    between: a pool's has ``aapply`` do that. Those of SQLAlchemy and Django cannot await, and call ``begin``,
+    ``finish`` and ``fail``.
     What differs from engine to engine is in the unit's subclasses.
 
     Attributes:
@@ -133,6 +134,35 @@ class Unit(ABC, Generic[C, R]):
 
     driver_error: ClassVar[type[Exception]]
     needs_begin: ClassVar[bool] = False
+    # What a unit is before anything has gone wrong is its class's: most end like that, and each is made anew.
+    is_applied: bool = False
+    attempt: int = 0
+    applied: int = 0
+    _unexplained_since_ns: int | None = None
+    # How often the function was called.
+    _calls: int = 0
+    # Whether the receipt can be inserted before that: not in a transaction that is read-only when it begins.
+    _can_claim: bool = True
+    # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
+    # process sleeps through may be gone when it wakes.
+    _takes_part: bool = False
+    _unit: str = ""
+    # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may come
+    # by replication.
+    _cut: Cut | None = None
+    _cuts: Mapping[str, Cut] = MappingProxyType({})
+    # Of the attempt at hand. Why it may have been applied (see bgpool.pools.doubt), and what the function returned.
+    _doubt: str = NO_DOUBT
+    _result: Any = None
+    # Whether the function may have ended the attempt's transaction itself, and begun another one.
+    _ended: bool = False
+    # Whether the attempt met a refused write that any server would refuse.
+    _is_own_refusal: bool = False
+    # Whether the attempt is inserting the receipt before it calls the function, and whether its transaction has it.
+    _is_claiming: bool = False
+    _has_receipt: bool = False
+    # Whether the function has returned, and COMMIT is sent next.
+    _is_finished: bool = False
 
     def __init__(
         self,
@@ -164,39 +194,14 @@ class Unit(ABC, Generic[C, R]):
         self._idempotent: Final = idempotent
         self._deadline_ns: Final = self._waits.now_ns() + int(timeout_s * 1e9)
         self._cancels: Final = self._waits.cancels()
-        self._unexplained_since_ns: int | None = None
-        self.is_applied = False
-        self.attempt = self.applied = 0
-        # How often the function was called.
-        self._calls = 0
-        # Whether the receipt can be inserted before that: not in a transaction that is read-only when it begins.
-        self._can_claim = True
-        # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
-        # process sleeps through may be gone when it wakes.
-        self._takes_part = False
         self._receipts: Final = receipts
         self._is_given: Final = receipt_id is not None
         self._id = receipt_id or ""
-        self._unit = ""
-        # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may
-        # come by replication.
-        self._cut: Cut | None = None
-        self._cuts: dict[str, Cut] = {}
-        self._reset()
 
     def _reset(self) -> None:
         """Forget what is known of the last attempt."""
-        # Why it may have been applied (see bgpool.pools.doubt), and what the function returned.
-        self._doubt = NO_DOUBT
-        self._result: Any = None
-        # Whether the function may have ended the attempt's transaction itself, and begun another one.
-        self._ended = False
-        # Whether the attempt met a refused write that any server would refuse.
-        self._is_own_refusal = False
-        # Whether the attempt is inserting the receipt before it calls the function, and whether its transaction has it.
-        self._is_claiming = self._has_receipt = False
-        # Whether the function has returned, and COMMIT is sent next.
-        self._is_finished = False
+        self._doubt, self._result = NO_DOUBT, None
+        self._ended = self._is_own_refusal = self._is_claiming = self._has_receipt = self._is_finished = False
 
     def run(self) -> R | AlreadyApplied:
         """As arun, for a caller that cannot await."""
@@ -251,7 +256,7 @@ class Unit(ABC, Generic[C, R]):
                 has_receipt = self._has_receipt and self._is_finished
                 self._cut = Cut(self.attempt, error, self._doubt, self._result, has_receipt)
                 if has_receipt:
-                    self._cuts[self._writer()] = self._cut
+                    self._cuts = {**self._cuts, self._writer(): self._cut}
             elif self._is_claiming and self._is_own_refusal and self._cut is None and not last:
                 # The transaction begins as one that is read-only. Should the function make it another, the receipt is
                 # inserted at its end.
@@ -330,6 +335,52 @@ class Unit(ABC, Generic[C, R]):
         Because an earlier one may have been applied, be it another run with the same id.
         """
         return bool(self._cuts) or (self._receipts is not None and self._can_claim and self._is_given)
+
+    # -- one attempt, where bgpool makes it ----------------------------------------------------------------------
+
+    async def aapply(self, connection: C, call: Callable[[C], Any]) -> R:
+        """Call *call* in a transaction on *connection*, which is in none, and commit that, as one attempt.
+
+        *call* returns what is to be awaited if callers await, as the driver's methods do.
+        """
+        awaits, step = self._waits.awaits, None
+        try:
+            step = self.begin_block(connection)
+            if awaits:
+                await step
+            await self.abegin(connection)
+            try:
+                result = call(connection)
+                if awaits:
+                    result = await result
+            finally:
+                # Before the transaction is ended after an error, which is no doing of the function's.
+                self.leave(connection)
+            await self.afinish(connection, result)
+            step = self.commit_block(connection)
+            if awaits:
+                await step
+        except BaseException as error:
+            await self.aabandon(connection, error)
+            raise
+        made: R = result
+        return made
+
+    @abstractmethod
+    def begin_block(self, connection: C) -> Any:
+        """Begin a transaction, whatever the connection's autocommit is; what is to be awaited where callers await."""
+
+    @abstractmethod
+    def commit_block(self, connection: C) -> Any:
+        """Commit it, if it is the one that is open; what is to be awaited where callers await."""
+
+    @abstractmethod
+    async def aabandon(self, connection: C, error: BaseException) -> None:
+        """Roll back, where COMMIT was not sent, and call ``afail`` with *error*, which the attempt ends with.
+
+        Raises:
+            Exception: As ``afail``.
+        """
 
     # -- what an attempt calls -----------------------------------------------------------------------------------
 

@@ -36,7 +36,13 @@ class Turns(Protocol):
 
 
 class Waits(Protocol):
-    """The waits of one kind of pool, and the clock that they are measured by."""
+    """The waits of one kind of pool, and the clock that they are measured by.
+
+    Attributes:
+        awaits: Whether callers await, and a driver's methods return what is to be awaited.
+    """
+
+    awaits: bool
 
     def now_ns(self) -> int:
         """The monotonic clock, in nanoseconds."""
@@ -103,6 +109,7 @@ async def settled(step: T | Awaitable[T]) -> T:
 class Blocking:
     """Waits that block the calling thread, or green thread."""
 
+    awaits = False
     now_ns = staticmethod(time.monotonic_ns)
     finish = staticmethod(finish)
 

@@ -6,10 +6,8 @@ unit of the model overrides only how a statement gets to the server.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -34,7 +32,7 @@ from bgpool.pools.doubt import DURING_COMMIT, NO_DOUBT
 from bgpool.pools.mysql.receipts import WAIT_AS_BEFORE
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.postgres.outcome import LINEAGE, Trace, outcome_by
-from bgpool.pools.postgres.unit import PostgresUnit, apply_unit, until_told
+from bgpool.pools.postgres.unit import PostgresUnit, until_told
 from bgpool.pools.units import Outcome
 
 if TYPE_CHECKING:
@@ -321,28 +319,22 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
 
         return await until_told(ask, self._waits, self.left_s)
 
-    async def amake_attempt(self, session: PostgresSession, fn: Callable[[Any], Awaitable[R]]) -> R:
-        """One attempt, in a block as psycopg's."""
-        return await apply_unit(self, session, _Block(session), fn)
+    def begin_block(self, connection: Any) -> Any:
+        """As Unit says."""
+        session: PostgresSession = connection
+        return session.begin()
 
+    def commit_block(self, connection: Any) -> Any:
+        """As Unit says."""
+        session: PostgresSession = connection
+        return session.commit()
 
-class _Block(contextlib.AbstractAsyncContextManager[object]):
-    """A transaction of psycopg's."""
-
-    def __init__(self, session: PostgresSession) -> None:
-        self._session: Final = session
-
-    async def __aenter__(self) -> object:
-        await self._session.begin()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            await self._session.commit()
-        elif isinstance(error, Exception):
-            await self._session.rollback()
+    async def aabandon(self, connection: Any, error: BaseException) -> None:
+        """As PostgresUnit says."""
+        session: PostgresSession = connection
+        if not self._is_finished and isinstance(error, Exception):
+            await session.rollback()
+        await self.afail(session, error)
 
 
 # -- MySQL ---------------------------------------------------------------------------------------------------------
@@ -411,26 +403,29 @@ class ModelMysqlUnit(MysqlUnit[R]):
         session: MysqlSession = connection
         return await session.row(query)
 
-    async def amake_attempt(self, session: Any, fn: Callable[[Any], Awaitable[R]]) -> R:
-        """One attempt, as MysqlPool makes it."""
-        await session.begin()
+    def begin_block(self, connection: Any) -> Any:
+        """As Unit says."""
+        session: MysqlSession = connection
+        return session.begin()
+
+    def commit_block(self, connection: Any) -> Any:
+        """As Unit says."""
+        session: MysqlSession = connection
+        return session.commit()
+
+    async def aabandon(self, connection: Any, error: BaseException) -> None:
+        """As MysqlUnit says."""
         try:
-            await self.abegin(session)
-            result = await fn(session)
-            await self.afinish(session, result)
-            await session.commit()
-        except BaseException as error:
-            try:
-                await self.afail(session, error)
-            finally:
-                if isinstance(error, Exception):
-                    await session.rollback()
-            raise
-        return result
+            await self.afail(connection, error)
+        finally:
+            if isinstance(error, Exception):
+                await connection.rollback()
 
 
 class ModelWaits:
     """Waits of one process of the model, by its clock."""
+
+    awaits = True
 
     def __init__(self, worker: Worker) -> None:
         self._worker: Final = worker

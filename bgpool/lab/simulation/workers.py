@@ -231,7 +231,7 @@ class Worker:
         async def attempt(unit: Any) -> str:
             session = await self.getconn(unit.left_s())
             try:
-                result: str = await unit.amake_attempt(session, function)
+                result: str = await unit.aapply(session, function)
             finally:
                 self.putconn(session)
             return result

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
 from bgpool.pools import options
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.recipe import MysqlRecipe
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.pool import Pool
-from bgpool.pools.units import Unit
 
 __all__ = ["MysqlPool"]
-
-R = TypeVar("R")
 
 
 class MysqlPool(Pool[MysqlConnection]):
@@ -30,21 +24,3 @@ class MysqlPool(Pool[MysqlConnection]):
             conn.bgpool_commit_block()
         else:
             conn.bgpool_rollback_quietly()
-
-    async def aapply_unit(
-        self, unit: Unit[MysqlConnection, R], connection: MysqlConnection, fn: Callable[[MysqlConnection], Awaitable[R]]
-    ) -> R:
-        """As Pool says."""
-        connection.begin()
-        try:
-            await unit.abegin(connection)
-            result = await fn(connection)
-            await unit.afinish(connection, result)
-            connection.commit()
-        except BaseException as error:
-            try:
-                await unit.afail(connection, error)
-            finally:
-                connection.bgpool_rollback_quietly()
-            raise
-        return result

@@ -79,6 +79,21 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         looks = watched and not self._has_receipt
         connection.bgpool_writes = False if looks else None
 
+    def begin_block(self, connection: MysqlConnection) -> Any:
+        """As Unit says."""
+        connection.begin()
+
+    def commit_block(self, connection: MysqlConnection) -> Any:
+        """As Unit says."""
+        connection.commit()
+
+    async def aabandon(self, connection: MysqlConnection, error: BaseException) -> None:
+        """As Unit says; after ``afail``, which may have something to ask in the transaction."""
+        try:
+            await self.afail(connection, error)
+        finally:
+            connection.bgpool_rollback_quietly()
+
     # -- what an attempt says to the server ----------------------------------------------------------------------
 
     async def arow(self, connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:

@@ -16,10 +16,10 @@ from bgpool.pools.loop_source import LoopSource
 from bgpool.pools.loops import running_loop, whole
 from bgpool.pools.pool import AnyPool
 from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
-from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
+from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.refusals import REFUSALS, forget_frames
-from bgpool.pools.units import Unit, awaitable
+from bgpool.pools.units import awaitable
 
 __all__ = ["AsyncCheckout", "AsyncPool"]
 
@@ -143,17 +143,10 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
 
         options.check_unit("run", fn, timeout)
 
-        async def call(connection: Connection) -> R:
-            result: R = await awaitable(fn, fn(connection, *args))
-            return result
+        def call(connection: Connection) -> Awaitable[R]:
+            return awaitable(fn, fn(connection, *args))
 
         return await self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id)
-
-    async def aapply_unit(
-        self, unit: Unit[Connection, R], connection: Connection, fn: Callable[[Connection], Awaitable[R]]
-    ) -> R:
-        """As AnyPool says."""
-        return await apply_unit(unit, connection, connection.transaction(), fn)
 
     # -- life ----------------------------------------------------------------------------------------------------
 

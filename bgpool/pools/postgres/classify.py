@@ -90,6 +90,11 @@ JUDGED: Final[Mapping[str, Kind]] = {
     "notifies": Kind.NOTHING,
 }
 
+_STATEMENT: Final = Kind.STATEMENT
+#: What bgpool itself passes to it.
+_OWN: Final[Mapping[str, Kind]] = {"SwitchoverAware.bgpool_begin_gen": Kind.BEGIN}
+_KINDS: Final[Mapping[str, Kind]] = {**JUDGED, **_OWN}
+
 #: Every command was answered, and it is known whether a transaction is open.
 SETTLED: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
@@ -148,13 +153,14 @@ def _doubt_of_end(error: BaseException) -> str:
 
 def ends(gen: Gen) -> bool:
     """Whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
+    # Asked of every statement in a unit of work.
     kind = _kind(gen)
+    if kind is _STATEMENT:
+        text = _text(gen, None)
+        return text is None or ends_transaction(text)
     if kind is Kind.END_OF_BLOCK:
         kind = _end_of_block(gen.gi_frame)
-    if kind is not Kind.STATEMENT:
-        return kind in (Kind.COMMIT, Kind.ROLLBACK)
-    text = _text(gen, None)
-    return text is None or ends_transaction(text)
+    return kind in (Kind.COMMIT, Kind.ROLLBACK)
 
 
 def clears_up(gen: Gen) -> bool:
@@ -172,7 +178,7 @@ def begins_nothing(gen: Gen) -> bool:
 
 
 def _kind(gen: Gen) -> Kind | None:
-    return JUDGED.get(str(getattr(gen, "__qualname__", "")))
+    return _KINDS.get(getattr(gen, "__qualname__", ""))
 
 
 def _end_of_block(frame: FrameType | None) -> Kind:
@@ -254,10 +260,14 @@ def _text(gen: Gen, error: BaseException | None) -> str | None:
     frame = _frame(gen, error)
     if frame is None:
         return None
+    values = frame.f_locals
+    query = values.get("query")
+    if query.__class__ is str and "pgq" not in values:
+        # The common case, before it is sent.
+        return query
     if gen.__qualname__ == "copy_end":
         # It has no cursor. The writer that waits for it does.
         return next(filter(None, map(_text_of_cursor, _callers())), None)
-    values = frame.f_locals
     names = [name for name in ("pgq", "query", "statement") if name in values]
     if names:
         return next((text for text in (_as_text(values[name]) for name in names) if text is not None), None)

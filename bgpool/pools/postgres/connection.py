@@ -102,6 +102,11 @@ class SwitchoverAware(_Base):
         """Exchange with the server, as the connection class does."""
         raise NotImplementedError
 
+    def bgpool_begin_gen(self) -> Generator[Any, Any, None]:
+        """Begin a transaction for ``wait``: what is in it is in a block of psycopg's, as far as that knows."""
+        yield from self._exec_command(self._get_tx_start_command())
+        self._num_transactions += 1
+
     def _note_sending(self, gen: Generator[Any, Any, Any]) -> None:
         """Note what *gen*, which is sent next, may do to the transaction at hand."""
         if self.bgpool_in_unit and not self.bgpool_ended:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 
 from bgpool.pools import options
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.recipe import PostgresRecipe
-from bgpool.pools.postgres.unit import PostgresUnit, apply_unit
-from bgpool.pools.units import Unit
+from bgpool.pools.postgres.unit import PostgresUnit
 
 __all__ = ["PostgresPool"]
-
-R = TypeVar("R")
 
 
 class PostgresPool(Pool[psycopg.Connection[Any]]):
@@ -29,12 +25,3 @@ class PostgresPool(Pool[psycopg.Connection[Any]]):
         """As Pool says."""
         aware: Any = conn
         aware.bgpool_end_block(type(error) if error is not None else None, error, None)
-
-    async def aapply_unit(
-        self,
-        unit: Unit[psycopg.Connection[Any], R],
-        connection: psycopg.Connection[Any],
-        fn: Callable[[psycopg.Connection[Any]], Awaitable[R]],
-    ) -> R:
-        """As Pool says."""
-        return await apply_unit(unit, connection, connection.transaction(), fn)

@@ -20,6 +20,7 @@ QUESTION: Final = (
 )
 #: Settings that PostgreSQL 14 and later report without being asked.
 REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
+_STANDBY, _BY_DEFAULT = (name.encode() for name in REPORTED)
 #: Where a setting comes from that is one server's. Those of a role or database are in the catalog, which green has,
 #: too: another server would refuse the same, unless it is known that green alone has it.
 _SERVERS_SOURCES: Final = frozenset({"configuration file", "command line", "environment variable"})
@@ -28,8 +29,10 @@ _ROLES_SOURCES: Final = frozenset({"global", "database", "user", "database user"
 
 def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
     """Whether more than a transaction was read-only, by what the server reports; None where it reports nothing."""
-    reports = [connection.pgconn.parameter_status(name.encode()) for name in REPORTED]
-    return None if None in reports else b"on" in reports
+    # Asked in each unit of work.
+    report = connection.pgconn.parameter_status
+    standby, by_default = report(_STANDBY), report(_BY_DEFAULT)
+    return None if standby is None or by_default is None else standby == b"on" or by_default == b"on"
 
 
 def is_servers(answer: PGresult, *, reported: bool | None, role_is_servers: bool = False) -> bool:

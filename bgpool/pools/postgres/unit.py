@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, TypeVar, cast
 
 import psycopg
@@ -42,7 +42,7 @@ from bgpool.pools.recipe import Recipe
 from bgpool.pools.units import CLOSED_BY_FUNCTION, Outcome, Unit
 from bgpool.pools.waits import BLOCKING, Waits, finish, settled
 
-__all__ = ["CUT", "PostgresUnit", "apply_unit", "until_told"]
+__all__ = ["CUT", "PostgresUnit", "until_told"]
 
 C = TypeVar("C", bound=AnyConnection)
 R = TypeVar("R")
@@ -56,6 +56,8 @@ _WAITS: Final = frozenset({"55P03", "57014", "40001", "40P01"})
 _OF_TABLE: Final = ("0A", "22", "23", "38", "39", "3F", "42", "44", "P0")
 #: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
 _MAY_PASS: Final = ("53", "55", "57")
+_IDLE: Final = TransactionStatus.IDLE
+_INTRANS: Final = TransactionStatus.INTRANS
 #: The longest lock_timeout, in ms.
 _LONGEST_MS: Final = 2**31 - 1
 
@@ -84,8 +86,39 @@ class PostgresUnit(Unit[C, R]):
     def note_begun(self, connection: C) -> None:
         """As Unit says."""
         super().note_begun(connection)
-        self._was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
+        self._was_open = connection.pgconn.transaction_status != _IDLE
         cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
+
+    # -- one attempt ---------------------------------------------------------------------------------------------
+
+    # A block of psycopg's would do, and costs more than all the rest of a unit's. What comes to its end is the same to
+    # psycopg as one: no commit() in it, and inner blocks are savepoints.
+
+    def begin_block(self, connection: C) -> Any:
+        """As Unit says."""
+        aware: Any = connection
+        return aware.wait(aware.bgpool_begin_gen())
+
+    def commit_block(self, connection: C) -> Any:
+        """As Unit says."""
+        connection._num_transactions -= 1
+        if connection._num_transactions:
+            raise psycopg.transaction.OutOfOrderTransactionNesting(
+                f"transaction commit at the wrong nesting level: a block in the function was not left on {connection}"
+            )
+        committing: Any = connection
+        return committing.commit()
+
+    async def aabandon(self, connection: C, error: BaseException) -> None:
+        """As Unit says; as psycopg's block does it, which passes over what goes wrong in that."""
+        if not self._is_finished and connection._num_transactions:
+            block: Any = (psycopg.AsyncTransaction if self._waits.awaits else psycopg.Transaction)(
+                cast(Any, connection)
+            )
+            block._outer_transaction, block._stack_index = True, 0
+            leave = block.__aexit__ if self._waits.awaits else block.__exit__
+            await settled(leave(type(error), error, error.__traceback__))
+        await self.afail(connection, error)
 
     # -- what an attempt says to the server ----------------------------------------------------------------------
 
@@ -330,12 +363,12 @@ class PostgresUnit(Unit[C, R]):
     def check(self, connection: C) -> None:
         """As Unit says."""
         aware: Any = connection
+        status = connection.pgconn.transaction_status
+        if status == _INTRANS and aware.bgpool_in_doubt is None:
+            return
         self.check_lost(connection)
         if connection.pgconn.status != ConnStatus.OK:
             raise psycopg.ProgrammingError(CLOSED_BY_FUNCTION)
-        status = connection.pgconn.transaction_status
-        if status == TransactionStatus.INTRANS:
-            return
         if status == TransactionStatus.INERROR:
             raise _failed()
         if self._was_open or self._ended or aware.bgpool_ended or status != TransactionStatus.IDLE:
@@ -355,28 +388,6 @@ class PostgresUnit(Unit[C, R]):
         if aware.bgpool_refused and connection.pgconn.transaction_status == TransactionStatus.INERROR:
             text = self._gate.describe("takes no writes any more; run the transaction again")
             raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from _failed()
-
-
-async def apply_unit(
-    unit: Unit[C, R],
-    connection: C,
-    block: AbstractContextManager[object] | AbstractAsyncContextManager[object],
-    fn: Callable[[C], Awaitable[R]],
-) -> R:
-    """Call *fn* in *block*, a transaction of psycopg's on *connection*, and commit it, as one attempt of *unit*."""
-    try:
-        async with _Awaited(block) if isinstance(block, AbstractContextManager) else block:
-            await unit.abegin(connection)
-            try:
-                result = await fn(connection)
-            finally:
-                # Before psycopg's block ends the transaction after an error, which is no doing of the function's.
-                unit.leave(connection)
-            await unit.afinish(connection, result)
-    except BaseException as error:
-        await unit.afail(connection, error)
-        raise
-    return result
 
 
 class _Awaited:
