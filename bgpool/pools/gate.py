@@ -20,7 +20,7 @@ from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
-__all__ = ["Gate", "Turn"]
+__all__ = ["Gate", "Meaning", "Turn"]
 
 #: Later than any timer, and than any caller's time.
 _NEVER_NS: Final = 2**63
@@ -81,7 +81,7 @@ class Gate:
         self.closed = False
         # Until when checkouts wait for a server that has refused a write, on the monotonic clock.
         self._refused_until_ns = 0
-        self._last = _Meaning(None, None, 0)
+        self._last = Meaning(None, None, 0)
 
     def __repr__(self) -> str:
         return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
@@ -107,7 +107,7 @@ class Gate:
         """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
         return self._meaning(reading).snapshot
 
-    def _meaning(self, reading: Reading) -> _Meaning:
+    def _meaning(self, reading: Reading) -> Meaning:
         """What *reading* means now: worked out once, whoever asks, until something is published or a timer runs out.
 
         A thousand callers may be let go at once, and each decides anew.
@@ -118,12 +118,18 @@ class Gate:
             if snapshot is not None:
                 until_ns = min((end for end in snapshot.timers if end > now_ns), default=_NEVER_NS)
                 snapshot = step(snapshot, Tick(Instant(now_ns, time.time_ns())), self._rules)
-            self._last = meaning = _Meaning(reading, snapshot, until_ns)
+            self._last = meaning = Meaning(reading, snapshot, until_ns)
         return meaning
+
+    def newest(self) -> Meaning:
+        """What the newest reading means now."""
+        # Units of work ask twice: no clock where time alone changes nothing.
+        reading, meaning = self._reader.refresh(), self._last
+        return meaning if meaning.reading is reading and meaning.until_ns == _NEVER_NS else self._meaning(reading)
 
     def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
-        return self.snapshot(self._reader.refresh())
+        return self.newest().snapshot
 
     def newest(self) -> Reading:
         """The newest reading."""
@@ -133,7 +139,7 @@ class Gate:
         """What *purpose* may do by *reading*."""
         return self._decide(self._meaning(reading), purpose)
 
-    def _decide(self, meaning: _Meaning, purpose: Purpose) -> Decision:
+    def _decide(self, meaning: Meaning, purpose: Purpose) -> Decision:
         snapshot = meaning.snapshot
         if snapshot is None:
             return PASS
@@ -207,7 +213,8 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        return self._part()[2]
+        meaning = self.newest()
+        return meaning.is_switching and bool(self.switching_by(meaning.snapshot))
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
         """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
@@ -255,22 +262,10 @@ class Gate:
         snapshot = self.now()
         return snapshot is not None and snapshot.phase is Phase.POST and snapshot.blue_role_read_only is False
 
-    def takes_part(self) -> bool:
-        """Whether there is a deployment that this endpoint belongs to, be it behind a proxy."""
-        return self._part()[1]
-
-    def _part(self) -> tuple[str, bool, bool]:
-        """The endpoint's name; whether it takes part in a deployment, and in a switchover that is under way.
-
-        Units of work ask twice. So it is worked out once for a meaning, and again if an alias leads elsewhere.
-        """
-        meaning, name = self._meaning(self._reader.refresh()), self._endpoint.name
-        part = meaning.part
-        if part is None or part[0] is not name:
-            snapshot = meaning.snapshot
-            is_in = snapshot is not None and snapshot.host(name) is not None
-            meaning.part = part = (name, is_in, bool(self.switching_by(snapshot)))
-        return part
+    def takes_part(self, meaning: Meaning | None = None) -> bool:
+        """Whether there is a deployment that this endpoint belongs to, be it behind a proxy; by *meaning*, or now."""
+        snapshot = (meaning or self.newest()).snapshot
+        return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:
         """Whether green was a physical replica before it was promoted."""
@@ -299,25 +294,25 @@ def _green_writes(snapshot: Snapshot) -> bool:
     return snapshot.phase is Phase.POST and snapshot.target_read_only is False
 
 
-class _Meaning:
+class Meaning:
     """What a reading means.
 
     Attributes:
         reading: Which one.
         snapshot: What is true by it; None before the first.
         until_ns: When a timer changes that, on the monotonic clock.
+        is_switching: Whether a switchover is under way, whoever takes part in it.
         decisions: What follows, by the name that decides and the purpose.
-        part: What the endpoint has to do with it, see Gate._part; None before somebody has asked.
     """
 
-    __slots__ = ("decisions", "part", "reading", "snapshot", "until_ns")
+    __slots__ = ("decisions", "is_switching", "reading", "snapshot", "until_ns")
 
     def __init__(self, reading: Reading | None, snapshot: Snapshot | None, until_ns: int) -> None:
         self.reading: Final = reading
         self.snapshot: Final = snapshot
         self.until_ns: Final = until_ns
+        self.is_switching: Final = snapshot is not None and Phase.PREPARATION <= snapshot.phase <= Phase.POST
         self.decisions: Final[dict[tuple[str, Purpose], Decision]] = {}
-        self.part: tuple[str, bool, bool] | None = None
 
 
 def _reason(reading: Reading) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, overload
@@ -19,7 +19,7 @@ from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.recipe import DriversPool
 from bgpool.pools.refusals import REFUSALS, forget_frames
 from bgpool.pools.source import BlockingSource, ConnectionSource, PoolStats
-from bgpool.pools.units import Unit, plain
+from bgpool.pools.units import Unit
 from bgpool.pools.waits import finish, settled
 from bgpool.settings import Settings
 
@@ -66,30 +66,23 @@ class AnyPool(ConnectionSource[C]):
         return ours
 
     def _arun(
-        self, call: Callable[[C], Any], *, timeout: float | None, idempotent: bool, receipt_id: str | None
-    ) -> Coroutine[Any, Any, R | AlreadyApplied]:
-        """Run *call* as a unit of work; arguments and errors as run(), but see Unit.aapply."""
-        awaits = self._gate.waits.awaits
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[object],
+        timeout: float | None,
+        *,
+        idempotent: bool,
+        receipt_id: str | None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run *fn* as a unit of work; arguments and errors as run()."""
+        if timeout is not None or not callable(fn):
+            check_unit("run", fn, timeout)
 
-        async def attempt(unit: Unit[C, R]) -> R:
-            connection: Any = self.getconn(unit.left_s())
-            if awaits:
-                connection = await connection
-            try:
-                result = await unit.aapply(connection, call)
-                if self._receipts is not None:
-                    await unit.ahousekeep(connection)
-                return result
-            finally:
-                returned = self.putconn(connection)
-                if returned is not None:
-                    await returned
+        def attempt(unit: Unit[C, R]) -> Awaitable[R]:
+            return unit.aapply(fn, args)
 
         timeout_s = self.hold_s + self.timeout if timeout is None else timeout
-        unit: Unit[C, R] = self.amake_unit(
-            attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id
-        )
-        return unit.arun()
+        return self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id).arun()
 
     @abstractmethod
     def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
@@ -229,12 +222,10 @@ class Pool(BlockingSource[C], AnyPool[C]):
 
         Source: docs/units-of-work.md.
         """
-        check_unit("run", fn, timeout)
-
-        def call(connection: C) -> R:
-            return plain(fn, fn(connection, *args))
-
-        return finish(self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id))
+        applied: R | AlreadyApplied = finish(
+            self._arun(fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id)
+        )
+        return applied
 
 
 async def _alend(timeout_s: float, generation: Generation, left_s: float) -> Any:

@@ -88,6 +88,7 @@ class ConnectionSource(ABC, Generic[C]):
         KIND: What it is called in errors.
         OPTIONS: The options that are passed on to the driver's pool, each with its check.
         timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        hold_s: The longest hold, in seconds.
         participant: The process's part in the deployment.
         monitoring: What a monitor of the deployment could be started with; None for nothing.
     """
@@ -106,6 +107,7 @@ class ConnectionSource(ABC, Generic[C]):
                 f"bg_receipts={ALWAYS!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
             )
         self._settings: Final = settings
+        self.hold_s: Final = settings.bg_connect_timeout_ms / 1000
         self.participant: Final = participant
         self.monitoring: Monitoring | None = None
         self._endpoint: Final = Endpoint(dsn, settings)
@@ -284,9 +286,9 @@ class ConnectionSource(ABC, Generic[C]):
             ConfigurationError: *receipt_id* was given and is no id, or there is no table for it; or receipts are not
                 kept for as long as *timeout_s*.
         """
-        self.check_receipt_id(receipt_id)
-        kept_s = self._settings.bg_receipts_retention_s
-        if self._receipts is not None and timeout_s > kept_s:
+        if receipt_id is not None:
+            self.check_receipt_id(receipt_id)
+        if self._receipts is not None and timeout_s > (kept_s := self._settings.bg_receipts_retention_s):
             raise ConfigurationError(
                 f"run: timeout={timeout_s:g}: with bg_receipts_table at most bg_receipts_retention_s={kept_s} is "
                 "allowed; later attempts would find no receipt"
@@ -314,11 +316,6 @@ class ConnectionSource(ABC, Generic[C]):
             raise ConfigurationError(
                 f"run: receipt_id={receipt_id!r} needs a table of receipts: set bg_receipts_table; {REMEDY}"
             )
-
-    @property
-    def hold_s(self) -> float:
-        """The longest hold, in seconds."""
-        return self._settings.bg_connect_timeout_ms / 1000
 
     # -- following the segment -----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, MappingProxyType
@@ -46,6 +46,7 @@ from bgpool.pools.recipe import Aware, Recipe
 if TYPE_CHECKING:
     import psycopg
 
+    from bgpool.pools.gate import Meaning
     from bgpool.pools.pool import Pool
     from bgpool.pools.postgres.async_pool import AsyncPool
 
@@ -117,7 +118,7 @@ class Unit(ABC, Generic[C, R]):
 
     How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
     transaction, calls the function and commits, and it calls ``abegin``, ``afinish`` and ``afail`` of the unit in
-    between: a pool's has ``aapply`` do that. Those of SQLAlchemy and Django cannot await, and call ``begin``,
+    between: a pool's is ``aapply``. Those of SQLAlchemy and Django cannot await, and call ``begin``,
     ``finish`` and ``fail``.
     What differs from engine to engine is in the unit's subclasses.
 
@@ -143,9 +144,8 @@ class Unit(ABC, Generic[C, R]):
     _calls: int = 0
     # Whether the receipt can be inserted before that: not in a transaction that is read-only when it begins.
     _can_claim: bool = True
-    # Whether the endpoint had a part in a deployment when the unit began, or does now: a deployment that a frozen
-    # process sleeps through may be gone when it wakes.
-    _takes_part: bool = False
+    # Whether the endpoint had a part in a deployment when an earlier attempt began.
+    _took_part: bool = False
     _unit: str = ""
     # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may come
     # by replication.
@@ -163,6 +163,8 @@ class Unit(ABC, Generic[C, R]):
     _has_receipt: bool = False
     # Whether the function has returned, and COMMIT is sent next.
     _is_finished: bool = False
+    # What was true when it began.
+    _began_by: Meaning | None = None
 
     def __init__(
         self,
@@ -192,7 +194,8 @@ class Unit(ABC, Generic[C, R]):
         self._make_attempt: Final = attempt
         self._lender: Final = lender
         self._idempotent: Final = idempotent
-        self._deadline_ns: Final = self._waits.now_ns() + int(timeout_s * 1e9)
+        self._timeout_s: Final = timeout_s
+        self._began_ns: Final = self._waits.now_ns()
         self._cancels: Final = self._waits.cancels()
         self._receipts: Final = receipts
         self._is_given: Final = receipt_id is not None
@@ -220,10 +223,11 @@ class Unit(ABC, Generic[C, R]):
         """
         pause_s = UNIT_PAUSE_S
         while True:
-            self.attempt += 1
-            if self.attempt > 1:
+            if self.attempt:
                 self._reset()
-            self._takes_part = self._gate.takes_part() or self._takes_part
+                self._took_part = self._takes_part
+            self.attempt += 1
+            self._began_by = self._gate.newest()
             try:
                 result = await self._make_attempt(self)
             except KeyTaken as taken:
@@ -316,7 +320,15 @@ class Unit(ABC, Generic[C, R]):
 
     def left_s(self) -> float:
         """Seconds until the time for attempts is up, >= 0."""
-        return max(0.0, (self._deadline_ns - self._waits.now_ns()) / 1e9)
+        return max(0.0, self._timeout_s - (self._waits.now_ns() - self._began_ns) / 1e9)
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether the endpoint had a part in a deployment when the unit began, or when the attempt at hand did.
+
+        A deployment that a frozen process sleeps through may be gone when it wakes.
+        """
+        return self._took_part or self._gate.takes_part(self._began_by)
 
     @property
     def in_doubt(self) -> bool:
@@ -338,41 +350,56 @@ class Unit(ABC, Generic[C, R]):
 
     # -- one attempt, where bgpool makes it ----------------------------------------------------------------------
 
-    async def aapply(self, connection: C, call: Callable[[C], Any]) -> R:
-        """Call *call* in a transaction on *connection*, which is in none, and commit that, as one attempt.
+    async def aapply(self, fn: Callable[..., Any], args: Sequence[object]) -> R:
+        """Call *fn* in a transaction on a connection of the lender's, and commit that, as one attempt.
 
-        *call* returns what is to be awaited if callers await, as the driver's methods do.
+        What is awaited here is what the common attempt has to wait for: each step that is a coroutine costs.
         """
-        awaits, step = self._waits.awaits, None
+        lender: Any = self._lender
+        awaits = self._waits.awaits
+        connection = lender.getconn(self.left_s())
+        if awaits:
+            connection = await connection
         try:
-            step = self.begin_block(connection)
-            if awaits:
-                await step
-            await self.abegin(connection)
             try:
-                result = call(connection)
+                step = self.begin_block(connection)
                 if awaits:
-                    result = await result
-            finally:
-                # Before the transaction is ended after an error, which is no doing of the function's.
+                    await step
+                if (step := self.begin_soon(connection)) is not None:
+                    await step
+                result = fn(connection, *args)
+                if awaits:
+                    result = await awaitable(fn, result)
+                elif isinstance(result, _LATER):
+                    result = plain(fn, result)
+                if (step := self.finish_soon(connection, result)) is not None:
+                    await step
+                step = self.commit_block(connection)
+                if awaits:
+                    await step
+            except BaseException as error:
+                # Before the transaction is ended, which is no doing of the function's.
                 self.leave(connection)
-            await self.afinish(connection, result)
-            step = self.commit_block(connection)
-            if awaits:
+                await self.aabandon(connection, error)
+                raise
+            if self._receipts is not None:
+                await self.ahousekeep(connection)
+            made: R = result
+            return made
+        finally:
+            if (step := lender.putconn(connection)) is not None:
                 await step
-        except BaseException as error:
-            await self.aabandon(connection, error)
-            raise
-        made: R = result
-        return made
 
     @abstractmethod
     def begin_block(self, connection: C) -> Any:
-        """Begin a transaction, whatever the connection's autocommit is; what is to be awaited where callers await."""
+        """Begin a transaction, whatever the connection's autocommit is.
+
+        For the methods of this kind: what they return is to be awaited where callers await.
+        """
 
     @abstractmethod
     def commit_block(self, connection: C) -> Any:
-        """Commit it, if it is the one that is open; what is to be awaited where callers await."""
+        """Commit it."""
 
     @abstractmethod
     async def aabandon(self, connection: C, error: BaseException) -> None:
@@ -395,8 +422,19 @@ class Unit(ABC, Generic[C, R]):
             KeyTaken, Undecided: The function is not to be called in this attempt; the transaction is rolled back.
             Exception: The driver's.
         """
+        if (step := self.begin_soon(connection)) is not None:
+            await step
+
+    def begin_soon(self, connection: C) -> Coroutine[Any, Any, None] | None:
+        """As abegin, and what of it is to be awaited; None if that is nothing."""
         if self._is_given or self._cuts:
-            await self._aclaim(connection)
+            return self._aclaim_and_begin(connection)
+        self._calls += 1
+        self.note_begun(connection)
+        return None
+
+    async def _aclaim_and_begin(self, connection: C) -> None:
+        await self._aclaim(connection)
         self._calls += 1
         self.note_begun(connection)
 
@@ -421,11 +459,22 @@ class Unit(ABC, Generic[C, R]):
         Raises:
             Exception: The driver's, or bgpool's own: there is no transaction to be committed.
         """
+        if (step := self.finish_soon(connection, result)) is not None:
+            await step
+
+    def finish_soon(self, connection: C, result: R) -> Coroutine[Any, Any, None] | None:
+        """As afinish, and what of it is to be awaited; None if that is nothing."""
         self._result = result
         self.check(connection)
         self.leave(connection)
-        await self.awrite_receipt(connection)
+        if self._receipts is not None or self._gate.newest().is_switching:
+            return self._awrite_and_finish(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
+        self._doubt, self._is_finished = DURING_COMMIT, True
+        return None
+
+    async def _awrite_and_finish(self, connection: C) -> None:
+        await self.awrite_receipt(connection)
         self._doubt, self._is_finished = DURING_COMMIT, True
 
     def note_applied(self) -> None:

@@ -216,7 +216,8 @@ class Reader:
     def refresh(self) -> Reading:
         """The newest snapshot; the last good one if there is nothing better. Never raises, never blocks."""
         reading = self._reading
-        if reading.is_current:
+        # As is_current has it, which would be a call: asked at every unit of work.
+        if reading.mapped is not None and reading.word[0] == reading.sequence:
             return reading
         new = self._read(reading)
         if new.mapped is None and (mapped := self._map()) is not None:

@@ -228,13 +228,8 @@ class Worker:
             run.decidable = self._is_decidable(session)
             return "applied"
 
-        async def attempt(unit: Any) -> str:
-            session = await self.getconn(unit.left_s())
-            try:
-                result: str = await unit.aapply(session, function)
-            finally:
-                self.putconn(session)
-            return result
+        def attempt(unit: Any) -> Any:
+            return unit.aapply(function, ())
 
         lender: Any = self
         unit: Unit[Any, str] = self._unit(

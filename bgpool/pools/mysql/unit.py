@@ -6,6 +6,7 @@ nobody knows it before, and to choose one takes rights that applications do not 
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any, ClassVar, Final, TypeVar
 
 import pymysql
@@ -78,6 +79,11 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         watched = receipts is not None and (receipts.always or self._is_given or self._takes_part)
         looks = watched and not self._has_receipt
         connection.bgpool_writes = False if looks else None
+
+    def finish_soon(self, connection: MysqlConnection, result: R) -> Coroutine[Any, Any, None] | None:
+        """As Unit says."""
+        self._may_write = connection.bgpool_writes is not False
+        return super().finish_soon(connection, result)
 
     def begin_block(self, connection: MysqlConnection) -> Any:
         """As Unit says."""
@@ -153,7 +159,6 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     async def awrite_receipt(self, connection: MysqlConnection) -> None:
         """As Unit says."""
-        self._may_write = connection.bgpool_writes is not False
         if not self.leaves_receipt() or not connection.bgpool_writes or not await self.acan_use(connection):
             return
         self.name_receipt()

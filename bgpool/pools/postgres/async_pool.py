@@ -19,7 +19,6 @@ from bgpool.pools.postgres.async_recipe import AsyncPostgresRecipe
 from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.refusals import REFUSALS, forget_frames
-from bgpool.pools.units import awaitable
 
 __all__ = ["AsyncCheckout", "AsyncPool"]
 
@@ -140,13 +139,8 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         Raises:
             TypeError: *fn* returned nothing that can be awaited.
         """
-
-        options.check_unit("run", fn, timeout)
-
-        def call(connection: Connection) -> Awaitable[R]:
-            return awaitable(fn, fn(connection, *args))
-
-        return await self._arun(call, timeout=timeout, idempotent=idempotent, receipt_id=receipt_id)
+        applied: R | AlreadyApplied = await self._arun(fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id)
+        return applied
 
     # -- life ----------------------------------------------------------------------------------------------------
 

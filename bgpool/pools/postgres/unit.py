@@ -87,7 +87,7 @@ class PostgresUnit(Unit[C, R]):
         """As Unit says."""
         super().note_begun(connection)
         self._was_open = connection.pgconn.transaction_status != _IDLE
-        cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
+        cast(Any, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
     # -- one attempt ---------------------------------------------------------------------------------------------
 
