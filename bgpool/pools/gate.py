@@ -24,6 +24,7 @@ __all__ = ["Gate", "Meaning", "Turn"]
 
 #: Later than any timer, and than any caller's time.
 _NEVER_NS: Final = 2**63
+_NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 
 class Turn:
@@ -53,6 +54,7 @@ class Gate:
         waits: How its callers wait.
         tally: What callers went through.
         closed: Nobody waits here any more.
+        seen: What was true when somebody asked last; whoever checks out asks, unless nothing has changed.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Gate:
         self.closed = False
         # Until when checkouts wait for a server that has refused a write, on the monotonic clock.
         self._refused_until_ns = 0
-        self._last = Meaning(None, None, 0)
+        self.seen = Meaning(None, None, 0)
 
     def __repr__(self) -> str:
         return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
@@ -112,20 +114,21 @@ class Gate:
 
         A thousand callers may be let go at once, and each decides anew.
         """
-        meaning, now_ns = self._last, self.waits.now_ns()
+        meaning, now_ns = self.seen, self.waits.now_ns()
         if meaning.reading is not reading or now_ns >= meaning.until_ns:
             snapshot, until_ns = reading.snapshot, _NEVER_NS
             if snapshot is not None:
                 until_ns = min((end for end in snapshot.timers if end > now_ns), default=_NEVER_NS)
                 snapshot = step(snapshot, Tick(Instant(now_ns, time.time_ns())), self._rules)
-            self._last = meaning = Meaning(reading, snapshot, until_ns)
+            self.seen = meaning = Meaning(reading, snapshot, until_ns)
         return meaning
 
     def newest(self) -> Meaning:
         """What the newest reading means now."""
-        # Units of work ask twice: no clock where time alone changes nothing.
-        reading, meaning = self._reader.refresh(), self._last
-        return meaning if meaning.reading is reading and meaning.until_ns == _NEVER_NS else self._meaning(reading)
+        # Every unit of work asks: no clock, and no other call, where nothing has changed.
+        meaning, reader = self.seen, self._reader
+        is_newest = meaning.word[0] == meaning.sequence and reader.reading is meaning.reading
+        return meaning if is_newest else self._meaning(reader.refresh())
 
     def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
@@ -302,16 +305,21 @@ class Meaning:
         snapshot: What is true by it; None before the first.
         until_ns: When a timer changes that, on the monotonic clock.
         is_switching: Whether a switchover is under way, whoever takes part in it.
+        word, sequence: While the one has the other as its value nothing was published since, nor changes anything by
+            time alone. It never has where that is not known.
         decisions: What follows, by the name that decides and the purpose.
     """
 
-    __slots__ = ("decisions", "is_switching", "reading", "snapshot", "until_ns")
+    __slots__ = ("decisions", "is_switching", "reading", "sequence", "snapshot", "until_ns", "word")
 
     def __init__(self, reading: Reading | None, snapshot: Snapshot | None, until_ns: int) -> None:
         self.reading: Final = reading
         self.snapshot: Final = snapshot
         self.until_ns: Final = until_ns
         self.is_switching: Final = snapshot is not None and Phase.PREPARATION <= snapshot.phase <= Phase.POST
+        lasts = reading is not None and reading.mapped is not None and until_ns == _NEVER_NS
+        self.word: Final = reading.word if reading is not None and lasts else _NO_WORD
+        self.sequence: Final = reading.sequence if reading is not None and lasts else -1
         self.decisions: Final[dict[tuple[str, Purpose], Decision]] = {}
 
 

@@ -78,11 +78,11 @@ class AnyPool(ConnectionSource[C]):
         if timeout is not None or not callable(fn):
             check_unit("run", fn, timeout)
 
-        def attempt(unit: Unit[C, R]) -> Awaitable[R]:
-            return unit.aapply(fn, args)
-
         timeout_s = self.hold_s + self.timeout if timeout is None else timeout
-        return self.amake_unit(attempt, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id).arun()
+        unit: Unit[C, Any] = self.amake_unit(
+            None, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=(fn, args)
+        )
+        return unit.arun()
 
     @abstractmethod
     def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:

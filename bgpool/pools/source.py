@@ -33,7 +33,7 @@ from bgpool.pools.receipts import REMEDY, Receipts, check_receipt_id
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
 from bgpool.pools.succession import Succession
-from bgpool.pools.units import Lender, Unit
+from bgpool.pools.units import Lender, Terms, Unit
 from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
@@ -126,6 +126,7 @@ class ConnectionSource(ABC, Generic[C]):
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
         self._receipts: Final = Receipts(table, settings, dsn.host) if table is not None else None
+        self._terms: Final = Terms(self._recipe, self._receipts)
         self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant, self._receipts)
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
@@ -273,12 +274,13 @@ class ConnectionSource(ABC, Generic[C]):
 
     def amake_unit(
         self,
-        attempt: Callable[[Unit[C, R]], Awaitable[R]],
+        attempt: Callable[[Unit[C, R]], Awaitable[R]] | None,
         lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,
         receipt_id: str | None = None,
+        work: tuple[Callable[..., Any], Sequence[object]] | None = None,
     ) -> Unit[C, R]:
         """A unit of work on this endpoint; arguments as Unit has them.
 
@@ -294,13 +296,7 @@ class ConnectionSource(ABC, Generic[C]):
                 "allowed; later attempts would find no receipt"
             )
         return self._unit_class(
-            self._recipe,
-            attempt,
-            lender,
-            timeout_s=timeout_s,
-            idempotent=idempotent,
-            receipts=self._receipts,
-            receipt_id=receipt_id,
+            self._terms, attempt, lender, timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=work
         )
 
     def check_receipt_id(self, receipt_id: object) -> None:

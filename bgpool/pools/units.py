@@ -46,14 +46,16 @@ from bgpool.pools.recipe import Aware, Recipe
 if TYPE_CHECKING:
     import psycopg
 
-    from bgpool.pools.gate import Meaning
+    from bgpool.pools.gate import Gate, Meaning
     from bgpool.pools.pool import Pool
     from bgpool.pools.postgres.async_pool import AsyncPool
+    from bgpool.pools.waits import Waits
 
 __all__ = [
     "CLOSED_BY_FUNCTION",
     "Lender",
     "Outcome",
+    "Terms",
     "Unit",
     "awaitable",
     "check_chooser",
@@ -113,6 +115,24 @@ class Cut:
     has_receipt: bool
 
 
+class Terms:
+    """What all units of one pool or connector have in common.
+
+    Attributes:
+        recipe: How connections to the endpoint are made.
+        gate, waits: The recipe's.
+        receipts: The receipts table; None for none.
+    """
+
+    __slots__ = ("gate", "receipts", "recipe", "waits")
+
+    def __init__(self, recipe: Recipe, receipts: Receipts | None) -> None:
+        self.recipe: Final = recipe
+        self.gate: Final = recipe.gate
+        self.waits: Final = recipe.gate.waits
+        self.receipts: Final = receipts
+
+
 class Unit(ABC, Generic[C, R]):
     """One unit of work, to be run once: whether its attempts are repeated, and what became of a COMMIT that was cut.
 
@@ -135,6 +155,11 @@ class Unit(ABC, Generic[C, R]):
 
     driver_error: ClassVar[type[Exception]]
     needs_begin: ClassVar[bool] = False
+    _make_attempt: Callable[[Unit[C, R]], Awaitable[R]] | None = None
+    _idempotent: bool = False
+    _is_given: bool = False
+    _id: str = ""
+    _cancels: int = 0
     # What a unit is before anything has gone wrong is its class's: most end like that, and each is made anew.
     is_applied: bool = False
     attempt: int = 0
@@ -168,38 +193,57 @@ class Unit(ABC, Generic[C, R]):
 
     def __init__(
         self,
-        recipe: Recipe,
-        attempt: Callable[[Unit[C, R]], Awaitable[R]],
+        terms: Terms,
+        attempt: Callable[[Unit[C, R]], Awaitable[R]] | None,
         lender: Lender[C],
-        *,
         timeout_s: float,
-        idempotent: bool,
-        receipts: Receipts | None = None,
+        *,
+        idempotent: bool = False,
         receipt_id: str | None = None,
+        work: tuple[Callable[..., Any], Sequence[object]] | None = None,
     ) -> None:
         """A unit whose attempts are made by *attempt*.
 
         Args:
-            recipe: How connections to the endpoint are made, with its gate.
+            terms: What it has in common with all units of its pool or connector.
             attempt: Makes one attempt and returns what the function returned; raises the driver's errors as they are.
+                None for ``aapply``.
             lender: Where a connection for questions comes from.
             timeout_s: Longest time until the last attempt begins, waits included, in seconds.
             idempotent: The function may be applied twice.
-            receipts: The receipts table; None for none.
             receipt_id: The unit's id, if its caller has chosen one: it is not applied if a unit with this id was.
+            work: For ``aapply``: the function, and its arguments after the connection.
         """
-        self._recipe: Final = recipe
-        self._gate: Final = recipe.gate
-        self._waits: Final = recipe.gate.waits
-        self._make_attempt: Final = attempt
+        self._terms: Final = terms
         self._lender: Final = lender
-        self._idempotent: Final = idempotent
         self._timeout_s: Final = timeout_s
-        self._began_ns: Final = self._waits.now_ns()
-        self._cancels: Final = self._waits.cancels()
-        self._receipts: Final = receipts
-        self._is_given: Final = receipt_id is not None
-        self._id = receipt_id or ""
+        self._began_ns: Final = terms.waits.now_ns()
+        self._work = work
+        # What few have is set where they have it.
+        if attempt is not None:
+            self._make_attempt = attempt
+        if idempotent:
+            self._idempotent = True
+        if receipt_id is not None:
+            self._is_given, self._id = True, receipt_id
+        if terms.waits.awaits:
+            self._cancels = terms.waits.cancels()
+
+    @property
+    def _gate(self) -> Gate:
+        return self._terms.gate
+
+    @property
+    def _waits(self) -> Waits:
+        return self._terms.waits
+
+    @property
+    def _receipts(self) -> Receipts | None:
+        return self._terms.receipts
+
+    @property
+    def _recipe(self) -> Recipe:
+        return self._terms.recipe
 
     def _reset(self) -> None:
         """Forget what is known of the last attempt."""
@@ -227,9 +271,10 @@ class Unit(ABC, Generic[C, R]):
                 self._reset()
                 self._took_part = self._takes_part
             self.attempt += 1
-            self._began_by = self._gate.newest()
+            self._began_by = self._terms.gate.seen
             try:
-                result = await self._make_attempt(self)
+                make = self._make_attempt
+                result = await (self.aapply() if make is None else make(self))
             except KeyTaken as taken:
                 return self._earlier(taken)
             except Exception as error:
@@ -350,14 +395,15 @@ class Unit(ABC, Generic[C, R]):
 
     # -- one attempt, where bgpool makes it ----------------------------------------------------------------------
 
-    async def aapply(self, fn: Callable[..., Any], args: Sequence[object]) -> R:
-        """Call *fn* in a transaction on a connection of the lender's, and commit that, as one attempt.
+    async def aapply(self) -> R:
+        """Do the work in a transaction on a connection of the lender's, and commit that, as one attempt.
 
         What is awaited here is what the common attempt has to wait for: each step that is a coroutine costs.
         """
-        lender: Any = self._lender
-        awaits = self._waits.awaits
-        connection = lender.getconn(self.left_s())
+        assert self._work is not None
+        (fn, args), terms, lender = self._work, self._terms, cast(Any, self._lender)
+        awaits = terms.waits.awaits
+        connection = lender.getconn(self._timeout_s if self.attempt == 1 else self.left_s())
         if awaits:
             connection = await connection
         try:
@@ -382,7 +428,7 @@ class Unit(ABC, Generic[C, R]):
                 self.leave(connection)
                 await self.aabandon(connection, error)
                 raise
-            if self._receipts is not None:
+            if terms.receipts is not None:
                 await self.ahousekeep(connection)
             made: R = result
             return made
@@ -427,6 +473,8 @@ class Unit(ABC, Generic[C, R]):
 
     def begin_soon(self, connection: C) -> Coroutine[Any, Any, None] | None:
         """As abegin, and what of it is to be awaited; None if that is nothing."""
+        # By now somebody has looked: whoever has a connection was let through by what is true.
+        self._began_by = self._terms.gate.seen
         if self._is_given or self._cuts:
             return self._aclaim_and_begin(connection)
         self._calls += 1
@@ -464,10 +512,10 @@ class Unit(ABC, Generic[C, R]):
 
     def finish_soon(self, connection: C, result: R) -> Coroutine[Any, Any, None] | None:
         """As afinish, and what of it is to be awaited; None if that is nothing."""
-        self._result = result
+        self._result, terms = result, self._terms
         self.check(connection)
         self.leave(connection)
-        if self._receipts is not None or self._gate.newest().is_switching:
+        if terms.receipts is not None or terms.gate.newest().is_switching:
             return self._awrite_and_finish(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt, self._is_finished = DURING_COMMIT, True
@@ -623,7 +671,13 @@ class Unit(ABC, Generic[C, R]):
         receipts = self._receipts
         if receipts is None or self._has_receipt or self._ended:
             return False
-        return receipts.always or self._is_given or (self._takes_part and self._gate.switching())
+        return receipts.always or self._is_given or self.is_switching()
+
+    def is_switching(self) -> bool:
+        """Whether a switchover is under way that the endpoint takes part in, as it did when the unit began or not."""
+        is_so = self._gate.switching()
+        self._took_part = self._took_part or is_so
+        return is_so
 
     def name_receipt(self) -> None:
         """Choose the ids of the unit and of its receipt."""

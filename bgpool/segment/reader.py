@@ -195,6 +195,9 @@ class Reader:
     """What a process knows of a deployment: the newest snapshot, kept up to date without blocking.
 
     Safe to use from any number of threads: the reading is replaced as a whole.
+
+    Attributes:
+        reading: The newest that somebody has asked for.
     """
 
     def __init__(self, files: RunFiles) -> None:
@@ -202,27 +205,26 @@ class Reader:
         # Looked at again and again: no path is put together each time.
         self._place = str(files.segment)
         self._complained = ""
-        self._reading = Reading(_NOTHING, 0, None, None)
+        self.reading = Reading(_NOTHING, 0, None, None)
 
     def __repr__(self) -> str:
-        phase = self._reading.snapshot.phase.name if self._reading.snapshot else None
-        return f"<Reader {self._files.segment} sequence={self._reading.sequence} phase={phase}>"
+        phase = self.reading.snapshot.phase.name if self.reading.snapshot else None
+        return f"<Reader {self._files.segment} sequence={self.reading.sequence} phase={phase}>"
 
     def follow(self, files: RunFiles) -> None:
         """Read the segment of *files* from now on, and forget the other."""
         self._files, self._place = files, str(files.segment)
-        self._reading = Reading(_NOTHING, 0, None, None)
+        self.reading = Reading(_NOTHING, 0, None, None)
 
     def refresh(self) -> Reading:
         """The newest snapshot; the last good one if there is nothing better. Never raises, never blocks."""
-        reading = self._reading
-        # As is_current has it, which would be a call: asked at every unit of work.
-        if reading.mapped is not None and reading.word[0] == reading.sequence:
+        reading = self.reading
+        if reading.is_current:
             return reading
         new = self._read(reading)
         if new.mapped is None and (mapped := self._map()) is not None:
             new = self._read(Reading(mapped.word, 0, reading.snapshot, mapped))
-        self._reading = new
+        self.reading = new
         return new
 
     def _read(self, reading: Reading) -> Reading:
@@ -250,35 +252,35 @@ class Reader:
             found = identity_of(self._place)
         except OSError:
             return
-        reading = self._reading
+        reading = self.reading
         if reading.mapped is not None and found == reading.mapped.inode:
             return
         if (mapped := self._map()) is not None:
             # Sequence 0 is never published: the next look reads the slot.
-            self._reading = Reading(mapped.word, 0, reading.snapshot, mapped)
+            self.reading = Reading(mapped.word, 0, reading.snapshot, mapped)
             if reading.mapped is not None:
                 # Who waits there would hear of nothing: the file was removed, and nobody writes to it any more.
                 wake.wake_all(reading.mapped.address)
 
     def is_of_file(self, reading: Reading) -> bool:
         """Whether *reading* is of the file that is read now."""
-        return reading.mapped is self._reading.mapped
+        return reading.mapped is self.reading.mapped
 
     def wake_waiters(self) -> None:
         """Have everybody who waits for a change look whether it is over; for those of other processes nothing is."""
-        mapped = self._reading.mapped
+        mapped = self.reading.mapped
         if mapped is not None:
             wake.wake_all(mapped.address)
 
     def wake_next(self) -> None:
         """Let the next one go who waits in line, in whichever process."""
-        mapped = self._reading.mapped
+        mapped = self.reading.mapped
         if mapped is not None:
             wake.wake_in_line(mapped.address, 1)
 
     def monitor_is_silent(self) -> bool:
         """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""
-        mapped = self._reading.mapped
+        mapped = self.reading.mapped
         return mapped is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S
 
     def _map(self) -> SegmentMap | None:

@@ -33,6 +33,7 @@ from bgpool.pools.mysql.recipe import MysqlRecipe
 from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.receipts import AlreadyApplied, Receipts
 from bgpool.pools.recipe import Recipe
+from bgpool.pools.units import Terms
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
@@ -228,18 +229,10 @@ class Worker:
             run.decidable = self._is_decidable(session)
             return "applied"
 
-        def attempt(unit: Any) -> Any:
-            return unit.aapply(function, ())
-
         lender: Any = self
+        terms = Terms(self._recipe, self.receipts)
         unit: Unit[Any, str] = self._unit(
-            self._recipe,
-            attempt,
-            lender,
-            timeout_s=2 * HOLD_NS / SECOND,
-            idempotent=False,
-            receipts=self.receipts,
-            receipt_id=job.receipt_id,
+            terms, None, lender, 2 * HOLD_NS / SECOND, receipt_id=job.receipt_id, work=(function, ())
         )
         try:
             told = await unit.arun()

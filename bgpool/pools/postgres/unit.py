@@ -85,9 +85,10 @@ class PostgresUnit(Unit[C, R]):
 
     def note_begun(self, connection: C) -> None:
         """As Unit says."""
-        super().note_begun(connection)
-        self._was_open = connection.pgconn.transaction_status != _IDLE
-        cast(Any, connection).bgpool_began_read_only = bool(reports_read_only(connection))
+        aware: Any = connection
+        aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
+        self._was_open = aware.pgconn.transaction_status != _IDLE
+        aware.bgpool_began_read_only = bool(reports_read_only(connection))
 
     # -- one attempt ---------------------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class PostgresUnit(Unit[C, R]):
     async def awrite_receipt(self, connection: C) -> None:
         """As Unit says."""
         # A trace tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
-        traces = self._takes_part and not self._ended and self._gate.switching()
+        traces = not self._ended and self.is_switching()
         leaves = self.leaves_receipt() and not self.reads_only(connection)
         if not (traces or leaves) or not self.is_in_transaction(connection):
             return
