@@ -34,7 +34,7 @@ NAMES: Final = (
     "growth",
 )
 #: Those that can be run by name and are not on the page yet.
-NEW: Final[tuple[str, ...]] = ("mysql_release",)
+NEW: Final[tuple[str, ...]] = ("mysql_release", "units")
 _OUT: Final = Path("bench-results")
 _FORMAT: Final = 1
 

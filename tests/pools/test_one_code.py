@@ -27,7 +27,7 @@ OWN: dict[type[Any], set[str]] = {
         "start", "stop", "_end",
     },
     AsyncPool: {
-        "__aenter__", "__aexit__", "connection", "getconn", "putconn", "run", "aapply_unit", "close", "KIND", "OPTIONS",
+        "__aenter__", "__aexit__", "connection", "getconn", "putconn", "run", "close", "KIND", "OPTIONS",
         "_recipe_class", "_unit_class",
     },
     AsyncConnector: {"KIND", "_make_inner", "is_fit"},

@@ -319,6 +319,9 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
 
         return await until_told(ask, self._waits, self.left_s)
 
+    async def ahousekeep(self, connection: Any) -> None:
+        """Nothing: the model has no old receipts."""
+
     def begin_block(self, connection: Any) -> Any:
         """As Unit says."""
         session: PostgresSession = connection
@@ -402,6 +405,9 @@ class ModelMysqlUnit(MysqlUnit[R]):
         """As MysqlUnit says."""
         session: MysqlSession = connection
         return await session.row(query)
+
+    async def ahousekeep(self, connection: Any) -> None:
+        """Nothing: the model has no old receipts."""
 
     def begin_block(self, connection: Any) -> Any:
         """As Unit says."""
