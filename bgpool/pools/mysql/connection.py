@@ -284,11 +284,8 @@ class MysqlConnection(Exchange):
             self.bgpool_check_transaction()
         if not generation.live[0]:
             self._before_sending(command, statement, generation)
-        if self.bgpool_in_unit:
-            self._check_allowed(command, statement)
-            self.bgpool_ended |= self._may_end(command, statement)
-            if self.bgpool_writes is False and command == COMMAND.COM_QUERY:
-                self.bgpool_writes = statements.may_write(statement, self._text())
+        if self.bgpool_in_unit and command == COMMAND.COM_QUERY:
+            self._note_in_unit(statement)
         if self._unanswered:
             self._force_close()
         if not self.bgpool_is_open:
@@ -305,7 +302,7 @@ class MysqlConnection(Exchange):
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
         count = super()._read_query_result(unbuffered)
-        if self.bgpool_in_unit and not self.bgpool_in_transaction:
+        if self.bgpool_in_unit and not self.bgpool_ended and self._transaction.has_ended(self.server_status):
             self.bgpool_ended = True
         return count
 
@@ -336,16 +333,21 @@ class MysqlConnection(Exchange):
         self._force_close()
         self.bgpool_in_doubt = NO_DOUBT
 
-    def _check_allowed(self, command: int, statement: bytes) -> None:
+    def _note_in_unit(self, statement: bytes) -> None:
+        """Note what *statement* may do to the transaction of a unit, be it in the middle of a procedure.
+
+        Raises:
+            ProgrammingError: It ends the transaction, which is for the unit's runner to do.
+        """
         word, to_savepoint = statements.first_words(statement)
-        if command == COMMAND.COM_QUERY and statements.ends_transaction(word) and not to_savepoint:
+        if statements.ends_transaction(word) and not to_savepoint:
             raise ProgrammingError(
                 f"{word.decode()} in a unit of work: a unit of work is committed, or rolled back, by its runner"
             )
-
-    def _may_end(self, command: int, statement: bytes) -> bool:
-        """Whether what is sent may commit the transaction that is open, be it in the middle of a procedure."""
-        return command == COMMAND.COM_QUERY and statements.may_end(statement, self._text())
+        text = self._text()
+        self.bgpool_ended = self.bgpool_ended or statements.may_end(statement, text, word)
+        if self.bgpool_writes is False:
+            self.bgpool_writes = statements.may_write(statement, text)
 
     # -- what became of it ---------------------------------------------------------------------------------------
 

@@ -156,15 +156,16 @@ def ends_nothing_else(word: bytes) -> bool:
     return word in _ENDS
 
 
-def may_end(statement: bytes, text: Text) -> bool:
+def may_end(statement: bytes, text: Text, word: bytes | None = None) -> bool:
     """Whether *statement* may commit the open transaction, be it in the middle of a procedure.
 
     Args:
         statement: As `beginning` gives it.
         text: How it is to be read.
+        word: Its first one, if the caller knows.
     """
     is_one = not text.many or (b";" not in statement and len(statement) < _BEGINNING)
-    if is_one and first_words(statement)[0] in _NEVER_COMMITS:
+    if is_one and (first_words(statement)[0] if word is None else word) in _NEVER_COMMITS:
         return False
     return judge(statement, text) > Effect.WRITES
 

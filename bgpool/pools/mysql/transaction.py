@@ -51,6 +51,15 @@ class Transaction:
         """Whether one may be open, by the last *status* of the server."""
         return self.failure is not None or _is_open(status)
 
+    def has_ended(self, status: int) -> bool:
+        """Whether what was sent last, which was answered with *status*, has ended the transaction, or made it none.
+
+        Where none was open before, and a statement does not commit by itself, there was nothing to end.
+        """
+        if self.may_be_open(status):
+            return False
+        return _is_autocommit(status) or self.sent is None or _is_open(self.sent[2])
+
     def note_answer(self) -> None:
         """What was sent last has succeeded: after a failure only what settles it is sent."""
         if self.failure is not None and self.sent is not None and self.sent[0] == COMMAND.COM_QUERY:

@@ -67,6 +67,8 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     needs_begin: ClassVar[bool] = True
     # Whether the transaction may have written something, by the text of its statements.
     _may_write: bool = True
+    # Whether BEGIN was sent; else the first statement that reads or writes a row begins the transaction.
+    _has_begun: bool = True
 
     def is_autocommit(self, connection: MysqlConnection) -> bool:
         """As Unit says."""
@@ -86,8 +88,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         return super().finish_soon(connection, result)
 
     def begin_block(self, connection: MysqlConnection) -> Any:
-        """As Unit says."""
-        connection.begin()
+        """As Unit says; without autocommit BEGIN would be a round trip for nothing, as in a plain block."""
+        self._has_begun = connection.get_autocommit()
+        if self._has_begun:
+            connection.begin()
 
     def commit_block(self, connection: MysqlConnection) -> Any:
         """As Unit says."""
@@ -255,7 +259,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         if not connection.bgpool_is_open:
             raise pymysql.ProgrammingError(CLOSED_BY_FUNCTION)
         connection.bgpool_check_transaction()
-        if not connection.bgpool_in_transaction:
+        if not connection.bgpool_in_transaction and (self._has_begun or connection.bgpool_ended or self._ended):
             raise pymysql.ProgrammingError(
                 "the function ended the transaction that it was called in (DDL does, too); a unit of work is committed "
                 "by its runner"
