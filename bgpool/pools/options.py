@@ -54,9 +54,6 @@ def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = Fals
     def check(name: str, value: object) -> None:
         if value is None and or_none:
             return
-        if value.__class__ is float and 0 < value < OPTION_SECONDS_MAX:
-            # What fits in any case. isinstance() of an abstract class costs more than all the rest of a checkout here.
-            return
         seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
         fits = seconds > 0 if above else seconds >= (-OPTION_SECONDS_MAX if past else 0)
         if not fits or (seconds > OPTION_SECONDS_MAX and not (endless and seconds == math.inf)):
@@ -104,7 +101,8 @@ def deadline_of(timeout: float) -> float:
     Raises:
         ConfigurationError: It is no number of seconds.
     """
-    _WAIT("timeout", timeout)
+    if timeout.__class__ is not float or not 0 < timeout < OPTION_SECONDS_MAX:
+        _WAIT("timeout", timeout)
     return time.monotonic() + timeout
 
 

@@ -44,7 +44,8 @@ class AsyncAware(SwitchoverAware, _Base):
             return await super().wait(gen, *args, **kwargs)
         if not generation.live[0]:
             await self._before_sending(gen, generation)
-        self._note_sending(gen)
+        if self.bgpool_in_unit or self._autocommit or self._pipeline is not None:
+            self._note_sending(gen)
         limit = self._limit(gen)
         try:
             return await self._exchange(gen, *args, **kwargs)

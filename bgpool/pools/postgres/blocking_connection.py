@@ -38,7 +38,8 @@ class BlockingAware(SwitchoverAware, _Base):
             return super().wait(gen, *args, **kwargs)
         if not generation.live[0]:
             finish(self._before_sending(gen, generation))
-        self._note_sending(gen)
+        if self.bgpool_in_unit or self._autocommit or self._pipeline is not None:
+            self._note_sending(gen)
         try:
             # The common call is the cheaper one.
             return super().wait(gen, *args, **kwargs) if args or kwargs else super().wait(gen)

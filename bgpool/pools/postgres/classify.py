@@ -90,7 +90,7 @@ JUDGED: Final[Mapping[str, Kind]] = {
     "notifies": Kind.NOTHING,
 }
 
-_STATEMENT: Final = Kind.STATEMENT
+_EXECUTES: Final = "BaseCursor._execute_gen"
 #: What bgpool itself passes to it.
 _OWN: Final[Mapping[str, Kind]] = {"SwitchoverAware.bgpool_begin_gen": Kind.BEGIN}
 _KINDS: Final[Mapping[str, Kind]] = {**JUDGED, **_OWN}
@@ -153,9 +153,13 @@ def _doubt_of_end(error: BaseException) -> str:
 
 def ends(gen: Gen) -> bool:
     """Whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
-    # Asked of every statement in a unit of work.
+    # Asked of every statement in a unit of work: the common one, which was not begun with, without a further call.
+    if gen.__qualname__ == _EXECUTES and (frame := gen.gi_frame) is not None:
+        query = frame.f_locals["query"]
+        if query.__class__ is str:
+            return ends_transaction(query)
     kind = _kind(gen)
-    if kind is _STATEMENT:
+    if kind is Kind.STATEMENT:
         text = _text(gen, None)
         return text is None or ends_transaction(text)
     if kind is Kind.END_OF_BLOCK:
@@ -260,14 +264,10 @@ def _text(gen: Gen, error: BaseException | None) -> str | None:
     frame = _frame(gen, error)
     if frame is None:
         return None
-    values = frame.f_locals
-    query = values.get("query")
-    if query.__class__ is str and "pgq" not in values:
-        # The common case, before it is sent.
-        return query
     if gen.__qualname__ == "copy_end":
         # It has no cursor. The writer that waits for it does.
         return next(filter(None, map(_text_of_cursor, _callers())), None)
+    values = frame.f_locals
     names = [name for name in ("pgq", "query", "statement") if name in values]
     if names:
         return next((text for text in (_as_text(values[name]) for name in names) if text is not None), None)
