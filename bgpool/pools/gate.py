@@ -123,7 +123,7 @@ class Gate:
             self.seen = meaning = Meaning(reading, snapshot, until_ns)
         return meaning
 
-    def newest(self) -> Meaning:
+    def newest_meaning(self) -> Meaning:
         """What the newest reading means now."""
         # Every unit of work asks: no clock, and no other call, where nothing has changed.
         meaning, reader = self.seen, self._reader
@@ -132,7 +132,7 @@ class Gate:
 
     def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
-        return self.newest().snapshot
+        return self.newest_meaning().snapshot
 
     def newest(self) -> Reading:
         """The newest reading."""
@@ -216,7 +216,7 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        meaning = self.newest()
+        meaning = self.newest_meaning()
         return meaning.is_switching and bool(self.switching_by(meaning.snapshot))
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
@@ -267,7 +267,7 @@ class Gate:
 
     def takes_part(self, meaning: Meaning | None = None) -> bool:
         """Whether there is a deployment that this endpoint belongs to, be it behind a proxy; by *meaning*, or now."""
-        snapshot = (meaning or self.newest()).snapshot
+        snapshot = (meaning or self.newest_meaning()).snapshot
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:

@@ -515,7 +515,7 @@ class Unit(ABC, Generic[C, R]):
         self._result, terms = result, self._terms
         self.check(connection)
         self.leave(connection)
-        if terms.receipts is not None or terms.gate.newest().is_switching:
+        if terms.receipts is not None or terms.gate.newest_meaning().is_switching:
             return self._awrite_and_finish(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt, self._is_finished = DURING_COMMIT, True
