@@ -22,6 +22,7 @@ from bgpool.errors import Error
 from bgpool.logs import log_fields
 from bgpool.monitor import meeting
 from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.imported import Imported
 from bgpool.monitor.logfiles import LogFiles
 from bgpool.monitor.meeting import Caller, Place
 from bgpool.monitor.process import run_monitor
@@ -50,6 +51,7 @@ class Host:
         """One that takes other monitors at *place*; None for one that takes none."""
         self._place: Final = place
         self._logs: Final = LogFiles()
+        self._imported: Final = Imported()
         self._threads: Final[set[_Thread]] = set()
         self._ended, self._end = os.pipe()
 
@@ -65,8 +67,11 @@ class Host:
         if reason:
             first.tell(reason)
             return
+        self._imported.are_current()
+        # Before its starter hears that it watches: whoever comes after that is to find us.
+        listener = meeting.listen(self._place) if self._place is not None else None
         self._start(first)
-        self._serve()
+        self._serve(listener)
 
     def attempt(self, config: MonitorConfig, work: Callable[[], object]) -> str:
         """Do *work* for the monitor of *config*, with its log; why it failed, for whoever is told, empty if it did not.
@@ -104,10 +109,9 @@ class Host:
 
     # -- others --------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, listener: socket.socket | None) -> None:
         """Wait until no monitor is left, and take others meanwhile."""
         place = self._place
-        listener = meeting.listen(place) if place is not None else None
         if place is None or listener is None:
             while self._threads:
                 os.read(self._ended, 1)
@@ -133,7 +137,7 @@ class Host:
             # Whoever waits there, where descriptors have run out, waits no longer than for a process that hangs.
             time.sleep(HOST_PAUSE_S)
             return
-        if len(self._threads) < HOST_MONITORS:
+        if len(self._threads) < HOST_MONITORS and self._imported.are_current():
             self._start(caller)
         else:
             caller.tell("")

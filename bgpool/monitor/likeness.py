@@ -33,6 +33,8 @@ _NOISE: Final = frozenset(
     }
 )  # fmt: skip
 _PROCESS: Final = Path("/proc/self")
+#: Lines of its status.
+_RIGHTS: Final = (b"CapEff:", b"NoNewPrivs:", b"Seccomp:")
 #: By name: a process that was root's when it began may not list the directory.
 _NAMESPACES: Final = ("ns/cgroup", "ns/ipc", "ns/mnt", "ns/net", "ns/pid", "ns/time", "ns/user", "ns/uts")
 
@@ -52,12 +54,19 @@ def likeness(config: MonitorConfig) -> bytes | None:
             sorted((name, value) for name, value in environment().items() if name not in _NOISE),
             # Another container has other namespaces and another root; another service, another control group.
             [str(path.readlink()) for path in map(_PROCESS.joinpath, _NAMESPACES) if os.path.lexists(path)],
-            (root.st_dev, root.st_ino, (_PROCESS / "cgroup").read_text()),
+            (root.st_dev, root.st_ino, (_PROCESS / "cgroup").read_bytes()),
+            # A task that an administrator has limited, or given less time, does not do so to the application.
+            ((_PROCESS / "limits").read_bytes(), os.getpriority(os.PRIO_PROCESS, 0), _rights()),
             [sorted(_code_of(pickled)) for pickled in _callables_of(config)],
         )
     except OSError:
         return None
     return hashlib.sha256(repr(found).encode("utf-8", "surrogateescape")).digest()
+
+
+def _rights() -> list[bytes]:
+    """What the kernel lets this process do."""
+    return [line for line in (_PROCESS / "status").read_bytes().splitlines() if line.startswith(_RIGHTS)]
 
 
 def _callables_of(config: MonitorConfig) -> Iterator[bytes]:

@@ -103,9 +103,13 @@ def _outcome(sock: socket.socket) -> str | None:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the process at the other end is of our user; in a group's run directory others can be there."""
-    uid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
-    return bool(uid == os.geteuid())
+    """Whether the process at the other end is of our user, and is none of another container's.
+
+    In a group's run directory other users can be there, and containers that share one may have users of one number. Of
+    a process that is not in our pid namespace, or in one below, the kernel tells no pid.
+    """
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(pid > 0 and uid == os.geteuid())
 
 
 # -- the other side ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from bgpool.core.limits import (
     RESTART_PAUSE_MAX_S,
     RESTART_PAUSE_S,
 )
-from bgpool.core.sightings import Sighting, worth
+from bgpool.core.sightings import Sight, Sighting, worth
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor.company import bring_up
@@ -107,7 +107,7 @@ class Starter:
             # The worker may be another user's than the process that made the pool, and have another directory.
             config = replace(config, run_dir=str(files.directory))
             # What has failed or left at once again may have its process to blame, or be to blame for its end.
-            reason = bring_up(config, alone=self._failures > 1)
+            reason = bring_up(config, alone=self._failures > 1 or _was_refused(config, files))
         except OSError as error:
             reason = str(error)
         finally:
@@ -175,6 +175,12 @@ def _last_words(files: RunFiles) -> tuple[float, tuple[Sighting, ...]]:
     except (OSError, SegmentError):
         return float("inf"), ()
     return mapped.heartbeat_age_s(), found[1].sightings if found is not None else ()
+
+
+def _was_refused(config: MonitorConfig, files: RunFiles) -> bool:
+    """Whether the server has refused a password of the callable's, whose module may have read an old one."""
+    mine = [sighting for sighting in _last_words(files)[1] if sighting.parameters == config.parameters]
+    return config.password_callable is not None and any(sighting.sight is Sight.REFUSED for sighting in mine)
 
 
 def _best_offer(files: RunFiles) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -37,6 +39,7 @@ from bgpool.monitor.company import bring_up
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.host import Host
 from bgpool.monitor.likeness import likeness
+from bgpool.monitor.logfiles import LogFiles
 from bgpool.monitor.meeting import Place, ask, listen
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -248,6 +251,35 @@ def test_what_differs_from_process_to_process_does_not_count(run: Path, monkeypa
     assert likeness(config_of(run, "other")) == before
     monkeypatch.chdir("/")
     assert likeness(config) != before
+
+
+def test_what_a_process_is_limited_to_counts(run: Path) -> None:
+    """A task of the same application may be limited by whoever has started it."""
+    config, (soft, hard) = config_of(run, "any"), resource.getrlimit(resource.RLIMIT_CORE)
+    before = likeness(config)
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if soft else 1024, hard))
+    try:
+        assert likeness(config) != before
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    assert likeness(config) == before
+
+
+def test_an_application_that_was_deployed_over_itself_has_a_new_process(
+    run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that the callable's own one imports has changed."""
+    (tmp_path / "deployed_keys.py").write_text("KEY = 's3cret'\n")
+    (tmp_path / "deployed.py").write_text("from deployed_keys import KEY\ndef password(*_):\n    return KEY\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    password = __import__("deployed").password
+    open_pools("first", "second", password=password)
+    assert len(holders(run, ["first", "second"])) == 1
+    (tmp_path / "deployed_keys.py").write_text("KEY = 'another'\n")
+    open_pools("third", password=password)
+    open_pools("fourth", password=password)
+    assert holder(run, "third") == holder(run, "fourth") != holder(run, "first")
+    assert lives(run, "first")
 
 
 CALLABLES = """
@@ -469,6 +501,21 @@ def test_it_is_its_users_alone(run: Path, open_pools: Opener) -> None:
     assert place_of(run).likeness.hex()[4:] not in str(list(run.iterdir()))
 
 
+def test_a_process_of_another_container_is_nobodys() -> None:
+    """Its user may have the same number. It is told no password, and nothing that it says is unpickled."""
+
+    class Elsewhere:
+        def getsockopt(self, *_: int) -> bytes:
+            # What the kernel says of one that has no pid here.
+            return struct.pack("3i", 0, os.geteuid(), os.getegid())
+
+    other: Any = Elsewhere()
+    assert not meeting._is_ours(other)
+    one, another = socket.socketpair()
+    with one, another:
+        assert meeting._is_ours(one)
+
+
 class _First:
     """Asks for the first monitor of a process."""
 
@@ -480,6 +527,30 @@ class _First:
 
     def tell(self, reason: str) -> None:
         assert not reason
+
+
+def test_whoever_comes_once_the_first_monitor_watches_finds_the_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_run_dir(run)
+    place, found = place_of(run), threading.Event()
+
+    class First(_First):
+        def tell(self, reason: str) -> None:
+            assert not reason
+            if place.socket.is_socket():
+                found.set()
+
+    def listen_late(place: Place) -> socket.socket | None:
+        time.sleep(0.2)
+        return listen(place)
+
+    monkeypatch.setattr(meeting, "listen", listen_late)
+    monkeypatch.setattr(LogFiles, "begin", lambda _: None)
+    monkeypatch.setattr("bgpool.monitor.host.run_monitor", lambda _config, on_begin: on_begin())
+    Host(place).run(First(config_of(run, "any")))
+    assert found.is_set()
+    assert not place.socket.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as several users")

@@ -188,6 +188,23 @@ def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
     assert tried == [broken, good]
 
 
+def test_after_a_refused_login_the_callable_is_imported_anew(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module may have read the password when it was imported; a process with other monitors has that one still."""
+    asked: list[bool] = []
+
+    def note(_config: MonitorConfig, *, alone: bool) -> str:
+        asked.append(alone)
+        return ""
+
+    monkeypatch.setattr(spawn, "bring_up", note)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    fixed, made = config_of(files.directory), config_of(files.directory, password=bgpool.auth.RdsIam("eu-west-1"))
+    silent(files, 10, Sighting(made.parameters, Sight.REFUSED, time.monotonic_ns()))
+    for config in (fixed, made):
+        Starter("ledger", [config].copy).ensure_monitor(files)
+    assert asked == [False, True]
+
+
 def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -> None:
     """In a switchover no pool has connections: whose parameters have shown the deployment must not look useless."""
     pool = bgpool.get_pool("postgresql://app:s3cret@127.0.0.1:1/app", "ledger", bg_run_dir=files.directory)
