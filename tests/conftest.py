@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.monitor.probe import now
 from bgpool.testing import Deployment
-from tests.clusters import copy_clusters
+from tests.clusters import copy_clusters, in_memory
 from tests.engines import Kit
 from tests.greenlets import call_in_greenlet
 from tests.pools.proxy import CommitCutter
@@ -26,11 +26,10 @@ from tests.pools.proxy import CommitCutter
 @pytest.fixture(autouse=True, scope="session")
 def copied_clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The run begins hundreds of PostgreSQL servers."""
-    directory = tmp_path_factory.mktemp("clusters")
-    with pytest.MonkeyPatch.context() as patch:
-        copy_clusters(patch, directory)
+    tmp_path_factory.getbasetemp()  # that of pytest stays where it is
+    with pytest.MonkeyPatch.context() as patch, in_memory(patch), tempfile.TemporaryDirectory() as directory:
+        copy_clusters(patch, Path(directory))
         yield
-    shutil.rmtree(directory)
 
 
 @pytest.fixture(autouse=True, scope="module")
