@@ -18,6 +18,7 @@ class Orders(NamedTuple):
     resolver: str
     run_dir: str
     bg_ids: tuple[str, ...]
+    timer_ms: int = 180_000
 
     def as_line(self) -> str:
         """For the worker's standard input."""
@@ -34,6 +35,7 @@ def main() -> None:
             bg_resolver=orders.resolver,
             bg_run_dir=orders.run_dir,
             bg_interval_baseline_ms=1000,
+            bg_switchover_timeout_ms=orders.timer_ms,
             min_size=1,
         )
         for bg_id in orders.bg_ids

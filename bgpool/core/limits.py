@@ -117,9 +117,9 @@ HEARTBEAT_HUNG_S: Final = 4.0
 #: between two workers of a server that recycles them.
 LINGER_S: Final = 10.0
 
-#: How often a monitor looks whether processes are still there that it has seen, in seconds; while it sees none, at
-#: every sign of life. Less than LINGER_S, which counts from the look that finds nobody.
-PRESENCE_INTERVAL_S: Final = 1.0
+#: How often a monitor looks whether processes are still there that it has seen, as a share of the time that it goes on
+#: without any; while it sees none, at every sign of life. That time counts from the look that finds nobody.
+PRESENCE_SHARE: Final = 0.2
 
 #: How long a process may hold the right to start a monitor before another one takes it, in seconds: an
 #: interpreter's start on a machine where two hundred workers start at once.
@@ -198,6 +198,10 @@ OFFERS_INTERVAL_S: Final = 1.0
 #: How long a process leaves the start of a monitor to one with better parameters, in seconds after the monitor before
 #: fell silent. With the start itself that is less than the 2 s in which a killed monitor is replaced.
 GIVE_WAY_S: Final = 0.6
+
+#: How long a monitor's bell sleeps before it looks around, in seconds; whoever rings it wakes it. Less than
+#: PARTS_END_S, within which a monitor that leaves expects its threads to end.
+BELL_SLEEP_S: Final = 0.8
 
 #: Shortest time between two questions that nudges are the reason of, in seconds. An answer takes milliseconds.
 NUDGE_INTERVAL_S: Final = 0.02

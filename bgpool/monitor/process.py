@@ -26,7 +26,7 @@ from bgpool.core.limits import (
     HEARTBEAT_S,
     LINGER_S,
     OFFERS_INTERVAL_S,
-    PRESENCE_INTERVAL_S,
+    PRESENCE_SHARE,
     SILENCE_S,
 )
 from bgpool.core.machine import is_settled, leave_blind, step
@@ -189,10 +189,10 @@ class Monitor:
         needed_at = beat_at = time.monotonic()
         while not self._stopping.is_set():
             letter = self._inbox.get(self._idle_s(beat_at + HEARTBEAT_S))
-            if letter is None:
-                self._take(Tick(now()))
-            else:
+            if letter is not None:
                 self._open(letter)
+            elif self._is_due():
+                self._take(Tick(now()))
             self._note_silence()
             if time.monotonic() < beat_at + HEARTBEAT_S:
                 continue
@@ -207,12 +207,13 @@ class Monitor:
                 # Alive and deaf would be the worst: the next monitor begins with all its senses.
                 raise Error(f"{', '.join(dead)} ended unexpectedly; leaving")
             self._writer.beat()
+            self._bell.look()
             for probe in self._probes.values():
                 probe.cut_if_stuck()
             if linger_s is not None and self._has_better(beat_at):
                 return
             # A hold is for those as well who start before it ends.
-            if linger_s is None or self._is_needed(beat_at) or self._snapshot.hold_until_ns:
+            if linger_s is None or self._is_needed(beat_at, linger_s) or self._snapshot.hold_until_ns:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 text = "nobody has used bg_id %r for %.0f s; leaving"
@@ -245,12 +246,12 @@ class Monitor:
         self._log_notices(before)
         return True
 
-    def _is_needed(self, at_s: float) -> bool:
+    def _is_needed(self, at_s: float, linger_s: float) -> bool:
         """Whether somebody uses the bg_id.
 
         To look is to try locks. Where somebody was seen just now, who comes and goes beside them does not matter.
         """
-        if self._seen_at and at_s - self._seen_at < PRESENCE_INTERVAL_S:
+        if self._seen_at and at_s - self._seen_at < linger_s * PRESENCE_SHARE:
             return True
         try:
             needed = anybody_present(self._files)
@@ -274,6 +275,11 @@ class Monitor:
         silent = (asked_at + limit_s for probe in self._probes.values() if (asked_at := probe.asked_at))
         due = (self._duty.due_ns / 1e9, *(end / 1e9 for end in self._snapshot.timers if end > at_ns))
         return max(0.0, min(beat_at, *due, *(moment for moment in silent if moment > at)) - at)
+
+    def _is_due(self) -> bool:
+        """Whether time alone may have changed something; it may in a fleet, and before the first row of a story."""
+        at_ns, snapshot = time.monotonic_ns(), self._snapshot
+        return self._fleet.counts_answers or not snapshot.timeline or any(end <= at_ns for end in snapshot.timers)
 
     def _silence_limit_s(self) -> float:
         """After how long a question without an answer tells something.

@@ -21,7 +21,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -248,9 +248,16 @@ class Table:
         self.bell[0] = mono_ns
         wake.wake_all(self._bell_address)
 
-    def wait_rung(self, seen_ns: int, timeout_s: float) -> bool:
-        """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does."""
-        return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s)
+    def wait_rung(self, seen_ns: int, timeout_s: float, over: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does.
+
+        Whoever listens is woken by stir(), too, and waits no more if it is *over*.
+        """
+        return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s, over)
+
+    def stir(self) -> None:
+        """Wake whoever listens without ringing."""
+        wake.wake_all(self._bell_address)
 
 
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
