@@ -10,20 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bgpool.core.limits import (
-    BUSY_CPU_S,
-    HEARTBEAT_STALE_S,
-    LOOK_INTERVAL_MAX_S,
-    NEWS_FIRST_S,
-    RESTART_INTERVAL_S,
-    WATCH_INTERVAL_S,
-)
+from bgpool.core.limits import HEARTBEAT_STALE_S, NEWS_FIRST_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.pools import watcher
+from bgpool.pools.pace import Pace
 from bgpool.segment.host import LACKS, lacks
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -38,15 +32,6 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: Past the moment at which something is due, not just before it.
 _PAST_S: Final = 0.005
-
-#: Which part of its time a look waits for at least, before it is taken because the thread is awake anyway.
-_EARLY: Final = 0.8
-
-#: How many times as long it is to the next look, while the last one has found nothing new.
-_SLOWER: Final = 4
-
-#: Where a Usage has its longest hold.
-_LONGEST: Final = Usage._fields.index("longest_hold_ms")
 
 #: Lines that are remembered so that they are not logged again.
 _COMPLAINTS: Final = 16
@@ -121,15 +106,8 @@ class Watch:
         self._heard: Reading | None = None
         self._act_at = 0.0
         self._timers: tuple[float, ...] = ()
-        # The last look at everything else, the next one, from when on that may come early, and what the last one found.
-        self._looked_at = self._look_at = self._early_at = 0.0
-        self._pace_s = 0.0
-        # From when on it may come because other threads have used the CPU, and what they had used at the last one.
-        self._busy_at = math.inf
-        self._others_cpu_s = 0.0
-        # There was a reason for a look since the last one began.
-        self._noted = False
-        self._found: tuple[int, ...] = ()
+        # When to look at everything else.
+        self._pace: Final = Pace()
         # Whether callers were held at the last look, and until when they go before us, on the monotonic clock.
         self._has_held = False
         self._way_until = 0.0
@@ -164,16 +142,13 @@ class Watch:
 
     def note_member(self) -> None:
         """There is one more: it acts on what is published, and the row tells of it."""
-        self._noted = True
-        self._act_at = self._look_at = self._early_at = 0.0
+        self._act_at = 0.0
+        self._pace.note(0.0)
         watcher.stir(self)
 
     def note_hold(self) -> None:
         """A caller begins to be held: there is a look within WATCH_INTERVAL_S, however rare they have become."""
-        at = time.monotonic() + WATCH_INTERVAL_S
-        if at < self._look_at:
-            self._noted = True
-            self._look_at = self._early_at = at
+        if self._pace.note(WATCH_INTERVAL_S):
             watcher.stir(self)
 
     def is_alive(self) -> bool:
@@ -214,10 +189,7 @@ class Watch:
         # First, so that what fails is tried again, and not at once.
         self._heard, self._act_at = reading, now + WATCH_INTERVAL_S
         if news:
-            # Rows and logs come when those were let go who wait, and no oftener than without news.
-            look_at = max(now + NEWS_FIRST_S, self._looked_at + WATCH_INTERVAL_S)
-            self._look_at = self._early_at = min(self._look_at, look_at)
-            self._pace_s = 0.0
+            self._pace.hear(now)
             self._timers = _timers(reading.snapshot)
             self._wake()
         self._act(reading, self._members())
@@ -240,17 +212,14 @@ class Watch:
 
     def attend(self, now: float) -> None:
         """Do all that nobody waits for: the row, logs, and whether everything is still in its place."""
-        # First, so that what fails is tried again, and not at once.
-        self._noted = False
-        self._looked_at, self._look_at = now, now + WATCH_INTERVAL_S
-        self._early_at, self._busy_at = self._look_at, math.inf
+        self._pace.begin(now)
         try:
             self._look_after()
         finally:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        """What the members do: for the row and the logs. The less there is to see, the later is the next look."""
+        """What the members do: for the row and the logs."""
         members, reading = self._members(), self._heard or self._reader.refresh()
         self._act(reading, members)
         total = Usage.merged(member.usage() for member in members)
@@ -262,15 +231,7 @@ class Watch:
         switching = reading.snapshot is not None and reading.snapshot.phase in SWITCHING
         # What the rows say in a switchover, a picture is made of afterwards; and the end of a hold is to be logged.
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
-        # The longest hold grows while nothing happens.
-        found = (*total[:_LONGEST], *total[_LONGEST + 1 :])
-        pace_s = min(_SLOWER * self._pace_s, LOOK_INTERVAL_MAX_S) if found == self._found else 0.0
-        self._found, self._pace_s = found, max(pace_s, least_s)
-        self._look_at, self._early_at = now + self._pace_s, now + _EARLY * self._pace_s
-        self._busy_at, self._others_cpu_s = now + least_s / 2, _others_cpu_s()
-        if self._noted:
-            # While we looked.
-            self._look_at = self._early_at = now + WATCH_INTERVAL_S
+        self._pace.end(now, total, least_s)
 
     def fail(self, error: BaseException) -> None:
         """One of the two has raised *error*."""
@@ -278,19 +239,18 @@ class Watch:
 
     def due_at(self, now: float) -> float:
         """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
-        # All that is done while nothing happens, so that next to nothing is called here.
         if self._way_until:
             return self._way_until
-        if now >= self._early_at or (now >= self._busy_at and _others_cpu_s() - self._others_cpu_s > BUSY_CPU_S):
+        pace = self._pace
+        if pace.may_look(now):
             return now
-        at = min(self._act_at, self._look_at)
+        at, look_at = min(self._act_at, pace.look_at), pace.looked_at + WATCH_INTERVAL_S
         reading = self._heard
         mapped = reading.mapped if reading is not None else None
         if mapped is None:
-            return min(at, self._looked_at + WATCH_INTERVAL_S)
+            return min(at, look_at)
         # Whether there is a monitor: once it would count as silent, if it gave no more signs of life.
-        silent_at = mapped.beat[0] / 1e9 + HEARTBEAT_STALE_S + _PAST_S
-        return min(at, max(silent_at, self._looked_at + WATCH_INTERVAL_S))
+        return min(at, max(mapped.beat[0] / 1e9 + HEARTBEAT_STALE_S + _PAST_S, look_at))
 
     def word(self) -> Word | None:
         """What says that something else is published than was heard."""
@@ -453,11 +413,6 @@ def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...
     if last is None or (last not in notices and notices and notices[0].number <= last.number):
         return notices
     return tuple(notice for notice in notices if notice.number > last.number)
-
-
-def _others_cpu_s() -> float:
-    """What the threads of this process have used of the CPU, but for the calling one."""
-    return time.process_time() - time.thread_time()
 
 
 def _timers(snapshot: Snapshot | None) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from bgpool.core.limits import STALL_S
+from bgpool.core.limits import STALL_S, WATCH_INTERVAL_S
 from bgpool.pools import fork
 from bgpool.segment.wake import OwnWord, Word, wait_any, words_at_once
 from bgpool.signals import refusing
@@ -115,13 +115,17 @@ class _Watcher:
 
     def _run(self) -> None:
         while True:
-            # What is said of the list before the list is looked at.
-            stirred, watches = self._stirred.word(), self._watches
-            if not watches and _end(self):
-                return
-            if self._round(watches, time.monotonic()):
-                words = [word for word in (watch.word() for watch in watches) if word is not None]
-                wait_any([*words, stirred], partial(_due_at, watches))
+            try:
+                # What is said of the list before the list is looked at.
+                stirred, watches = self._stirred.word(), self._watches
+                if not watches and _end(self):
+                    return
+                if self._round(watches, time.monotonic()):
+                    words = [word for word in (watch.word() for watch in watches) if word is not None]
+                    wait_any([*words, stirred], partial(_due_at, watches))
+            except Exception:
+                # There is no memory, say. Pools would never hear again.
+                time.sleep(WATCH_INTERVAL_S)
 
     def _round(self, watches: tuple[Watched, ...], now: float) -> bool:
         """Do what there is to do; whether that is all."""

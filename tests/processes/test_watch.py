@@ -16,7 +16,7 @@ import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
-from bgpool.pools import watch
+from bgpool.pools import pace, watch
 from bgpool.pools.participant import Participant
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence, anybody_present, workers
@@ -273,8 +273,8 @@ def test_a_process_that_begins_to_work_is_looked_at_soon(
     files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     """While nothing happens looks are rare. The CPU that other threads use tells that something does."""
-    monkeypatch.setattr(watch, "LOOK_INTERVAL_MAX_S", 3600.0)
-    monkeypatch.setattr(watch, "_EARLY", 1.0)
+    monkeypatch.setattr(pace, "LOOK_INTERVAL_MAX_S", 3600.0)
+    monkeypatch.setattr(pace, "_EARLY", 1.0)
     prepare_run_dir(files.directory)
     writer = Writer(files, 1, Snapshot("1", Phase.CREATED))
     writer.beat()
@@ -284,9 +284,9 @@ def test_a_process_that_begins_to_work_is_looked_at_soon(
         watching = participant._watch
         assert watching is not None
         # It has found again and again that nothing has changed.
-        wait_until(lambda: watching._heard is not None and watching._found != ())
-        watching._pace_s = 3600.0
-        wait_until(lambda: watching._look_at > time.monotonic() + 60)
+        wait_until(lambda: watching._pace._found != ())
+        watching._pace._interval_s = 3600.0
+        wait_until(lambda: watching._pace.look_at > time.monotonic() + 60)
         holder.counts = Usage(in_use=1)
 
         def works_and_is_seen() -> bool:
@@ -308,10 +308,10 @@ def test_a_caller_that_begins_to_be_held_is_told_of_soon(
     participant.join(holder)
     watching = participant._watch
     assert watching is not None
-    wait_until(lambda: watching._heard is not None and watching._found != ())
-    watching._look_at = watching._early_at = math.inf
+    wait_until(lambda: watching._pace._found != ())
+    watching._pace._set(math.inf, math.inf, math.inf)
     holder.counts = Usage(held=1, holds=1)
     participant.note_hold()
-    assert watching._look_at < math.inf
+    assert watching._pace.look_at < math.inf
     wait_until(lambda: workers(files)[0].usage.held == 1)
     participant.leave(holder)
