@@ -46,7 +46,6 @@ class Pace:
 
     def may_look(self, now: float) -> bool:
         """Whether one may be taken, because the thread is awake anyway."""
-        # Asked at each wake: next to nothing is called here.
         return now >= self._early_at or (now >= self._busy_at and _others_cpu_s() - self._others_cpu_s > BUSY_CPU_S)
 
     def hear(self, now: float) -> None:

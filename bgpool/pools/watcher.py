@@ -122,7 +122,8 @@ class _Watcher:
                     return
                 if self._round(watches, time.monotonic()):
                     words = [word for word in (watch.word() for watch in watches) if word is not None]
-                    wait_any([*words, stirred], partial(_due_at, watches))
+                    until = watches[0].due_at if len(watches) == 1 else partial(_due_at, watches)
+                    wait_any([*words, stirred], until)
             except Exception:
                 # There is no memory, say. Pools would never hear again.
                 time.sleep(WATCH_INTERVAL_S)

@@ -155,7 +155,7 @@ def words_at_once() -> int:
         return sys.maxsize
     own = OwnWord().word()
     changed = own._replace(seen=own.seen + 1)
-    return _FUTEX_WAITV_MAX if _was_done(_futex_waitv(_waiters([changed, changed]), 0.0)) else 1
+    return _FUTEX_WAITV_MAX if _was_done(_futex_waitv([changed, changed])(0.0)) else 1
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:
@@ -212,27 +212,27 @@ def wait_any(words: Sequence[Word], until: Callable[[float], float]) -> None:
     A change of those beyond the first words_at_once() is seen at the end of the wait only.
 
     Args:
-        words: Which.
+        words: Which, one at least.
         until: Asked at the beginning, and whenever the wait is over, how long to wait: told what the monotonic clock
             says, in seconds, it says when to wake. So a wait that is found to be for longer costs next to nothing.
     """
-    green = sleeps_are_green()
-    waiters = _waiters(words[:_FUTEX_WAITV_MAX]) if len(words) > 1 and not green else None
+    sleep = _sleep_for(words)
     code = 0
-    while not any(view[0] != seen for view, _, seen in words):
+    # A thread that wakes only to find that all is well runs through this and nothing else, so that little is called.
+    while True:
+        changed = [address for view, address, seen in words if view[0] != seen]
+        if changed:
+            break
         now = time.monotonic()
-        left = min(until(now) - now, FUTEX_SLEEP_S)
-        if left <= 0:
+        at = min(until(now), now + FUTEX_SLEEP_S)
+        if at <= now:
             return
-        code = _futex_waitv(waiters, left) if waiters is not None else errno.ENOSYS
-        if not _was_done(code) and words:
-            code = _sleep(words[0].address, words[0].seen, left)
-        if not _was_done(code):
-            time.sleep(min(left, POLL_INTERVAL_S))
+        code = sleep(at)
+        if code not in _ORDINARY:
+            time.sleep(min(at - now, POLL_INTERVAL_S))
     if code == errno.ETIMEDOUT:
-        for view, address, seen in words:
-            if view[0] != seen:
-                wake_all(address)
+        for address in changed:
+            wake_all(address)
 
 
 def wake_all(address: int) -> None:
@@ -291,23 +291,39 @@ def _call(address: int, operation: int, value: int, limit: _Timespec | None, bit
     )
 
 
-def _waiters(words: Sequence[Word]) -> ctypes.Array[_Waiter]:
-    """*words*, as _futex_waitv takes them."""
+def _sleep_for(words: Sequence[Word]) -> Callable[[float], int]:
+    """What sleeps until one of *words* has changed, or until a time on the monotonic clock, and says how that ended."""
+    if sleeps_are_green():
+        return lambda _at: errno.ENOSYS
+    several, first = _futex_waitv(words[:_FUTEX_WAITV_MAX]), words[0]
+
+    def sleep(at: float) -> int:
+        code = several(at)
+        if code in _ORDINARY:
+            return code
+        return _sleep(first.address, first.seen, max(0.0, at - time.monotonic()))
+
+    return sleep
+
+
+def _futex_waitv(words: Sequence[Word]) -> Callable[[float], int]:
+    """What makes the system call for *words*, until a time on the monotonic clock; how that ended, as _futex says."""
+    syscall = _FUTEX
+    if syscall is None:
+        return lambda _at: errno.ENOSYS
     filled = [_Waiter(word.seen & _MASK, word.address + _LOW_HALF, _FUTEX2_SIZE_U32, 0) for word in words]
-    return (_Waiter * len(words))(*filled)
-
-
-def _futex_waitv(waiters: ctypes.Array[_Waiter], seconds: float) -> int:
-    """Sleep in the kernel while none of the words has changed; how that ended, as _futex says."""
-    if _FUTEX is None:
-        return errno.ENOSYS
-    until_ns = time.monotonic_ns() + int(seconds * 1e9)
-    result = _FUTEX(
+    waiters, limit = (_Waiter * len(words))(*filled), _Timespec()
+    arguments = (
         ctypes.c_long(_SYS_FUTEX_WAITV),
         ctypes.byref(waiters),
-        ctypes.c_long(len(waiters)),
+        ctypes.c_long(len(words)),
         ctypes.c_long(0),
-        ctypes.byref(_Timespec(until_ns // 10**9, until_ns % 10**9)),
+        ctypes.byref(limit),
         ctypes.c_long(time.CLOCK_MONOTONIC),
     )
-    return 0 if result >= 0 else ctypes.get_errno()
+
+    def call(at: float) -> int:
+        limit.seconds, limit.nanoseconds = int(at), int(at % 1 * 1e9)
+        return 0 if syscall(*arguments) >= 0 else ctypes.get_errno()
+
+    return call

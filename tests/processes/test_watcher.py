@@ -91,7 +91,7 @@ def watchers() -> list[threading.Thread]:
 
 def refuse_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the kernel know nothing of waiting for several words, as before Linux 5.16."""
-    monkeypatch.setattr(wake, "_futex_waitv", lambda *_: errno.ENOSYS)
+    monkeypatch.setattr(wake, "_futex_waitv", lambda _words: lambda _at: errno.ENOSYS)
 
 
 @pytest.fixture(params=["one thread", "a thread each", "polling"])
