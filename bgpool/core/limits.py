@@ -151,7 +151,7 @@ HOST_LINGER_S: Final = 1.0
 HOST_PAUSE_S: Final = 0.1
 
 #: How long a thread of such a process may go on computing while another one has work, in seconds. With Python's own
-#: 5 ms one thread that computes made phases of sixteen deployments up to 0.46 s late, with this at most 0.15 s where
+#: 5 ms one thread that computes made phases of sixteen deployments up to 0.46 s late, with this 0.13 to 0.15 s, where
 #: 0.1 s is the interval of the questions. It costs no CPU that could be measured.
 SWITCH_S: Final = 0.001
 
