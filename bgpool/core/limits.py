@@ -74,6 +74,10 @@ ALIAS_RETRY_S: Final = 10.0
 #: Names looked up at a time; a stalled one must not keep the others waiting.
 RESOLVE_THREADS: Final = 8
 
+#: Names that are to be looked up more often than so many seconds are looked up side by side from the beginning: what
+#: stalls then delays no other. With more time one thread does for all of them until one stalls.
+RESOLVE_HURRY_S: Final = 0.5
+
 #: Between two attempts to connect to green under its new name, in seconds. A renewal takes seconds to minutes.
 RENEWAL_INTERVAL_S: Final = 0.5
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bgpool.core.events import Event, Resolved
-from bgpool.core.limits import RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
+from bgpool.core.limits import RESOLVE_HURRY_S, RESOLVE_INTERVAL_S, RESOLVE_THREADS, RESOLVE_TIMEOUT_S
 from bgpool.logs import log_fields
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
@@ -23,10 +23,11 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Lookup(Stoppable):
-    """Has the names that it is assigned resolved in every interval, side by side; the main loop is told what is found.
+    """Has the names that it is assigned resolved in every interval; the main loop is told what is found.
 
     Whoever finds the last one of a round tells. Nobody waits for a name that takes longer than an interval: the
-    others are told without it, and its answer counts when it comes.
+    others are told without it, and its answer counts when it comes. They are looked up side by side in a switchover,
+    and otherwise from the first round on that takes longer than an interval.
     """
 
     def __init__(self, resolver: Resolver, inbox: Inbox) -> None:
@@ -66,7 +67,11 @@ class Lookup(Stoppable):
             if self.over.is_set():
                 return
             self._begin(self._names)
-            self._nudged.wait(self._interval_s)
+            pause_s = self._interval_s
+            if pause_s > RESOLVE_TIMEOUT_S and not self._nudged.wait(RESOLVE_TIMEOUT_S):
+                self._tell_late(self._names)
+                pause_s -= RESOLVE_TIMEOUT_S
+            self._nudged.wait(pause_s)
 
     def stop(self) -> None:
         """End; a helper that a resolver holds ends when it lets go."""
@@ -87,16 +92,24 @@ class Lookup(Stoppable):
 
     def _begin(self, names: tuple[str, ...]) -> None:
         """A round, of all *names* that are not being looked up still."""
+        # One does for all while there is time, and they answer.
+        hurries = self._tell_late(names) or not RESOLVE_HURRY_S <= self._interval_s <= RESOLVE_TIMEOUT_S
         with self._lock:
-            if self._pending.intersection(names):
-                self._tell(names)
             due = [name for name in names if name not in self._pending]
             self._pending.update(due)
         for name in due:
             self._asked.put(name)
-        while self._helpers < min(len(names), RESOLVE_THREADS):
+        while self._helpers < min(len(names), RESOLVE_THREADS if hurries else 1):
             self._helpers += 1
             _Helper(f"bgpool-lookup-{self._helpers}", self._resolver, self._asked, self.note).start()
+
+    def _tell_late(self, names: tuple[str, ...]) -> bool:
+        """Tell what is known of *names* where one of them is still being looked up; whether one is."""
+        with self._lock:
+            is_late = bool(self._pending.intersection(names))
+            if is_late:
+                self._tell(names)
+            return is_late
 
     def _tell(self, names: tuple[str, ...]) -> None:
         """Tell what is known of *names*; one that was not found for RESOLVE_TIMEOUT_S is left out."""

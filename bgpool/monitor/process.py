@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import threading
 import time
@@ -133,7 +132,7 @@ class Monitor:
         self._passwords: Final = passwords
         self._files: Final = files
         self._writer: Final = writer
-        self._snapshot = snapshot
+        self._snapshot, self._timers = snapshot, snapshot.timers
         self._inbox: Final = Inbox()
         self._probes: Final = {role: Probe(role, self._connector(), self._inbox) for role in Role}
         self._renewal: Final = Renewal(self._connector(), self._inbox)
@@ -270,30 +269,35 @@ class Monitor:
 
         What time alone changes comes when it is due, and not with the next event or sign of life.
         """
-        at_ns, at = time.monotonic_ns(), time.monotonic()
+        at = time.monotonic()
+        due = [beat_at, self._duty.due_ns / 1e9]
+        if self._timers:
+            due += [moment for end_ns in self._timers if (moment := end_ns / 1e9) > at]
         limit_s = self._silence_limit_s()
-        silent = (asked_at + limit_s for probe in self._probes.values() if (asked_at := probe.asked_at))
-        due = (self._duty.due_ns / 1e9, *(end / 1e9 for end in self._snapshot.timers if end > at_ns))
-        return max(0.0, min(beat_at, *due, *(moment for moment in silent if moment > at)) - at)
+        if limit_s:
+            asked = [probe.asked_at for probe in self._probes.values()]
+            due += [moment for asked_at in asked if asked_at and (moment := asked_at + limit_s) > at]
+        return max(0.0, min(due) - at)
 
     def _is_due(self) -> bool:
         """Whether time alone may have changed something; it may in a fleet, and before the first row of a story."""
-        at_ns, snapshot = time.monotonic_ns(), self._snapshot
-        return self._fleet.counts_answers or not snapshot.timeline or any(end <= at_ns for end in snapshot.timers)
+        if self._fleet.counts_answers or not self._snapshot.timeline:
+            return True
+        return bool(self._timers) and time.monotonic_ns() >= min(self._timers)
 
     def _silence_limit_s(self) -> float:
-        """After how long a question without an answer tells something.
+        """After how long a question without an answer tells something; 0 where it does not.
 
         A host that went away without a word fails no question; in a switchover its silence tells as much. It tells
         others who go by what this host is answered as much at any time.
         """
         if self._snapshot.phase in SWITCHING:
             return SILENCE_S
-        return FLEET_SILENCE_S if self._fleet.leads else math.inf
+        return FLEET_SILENCE_S if self._fleet.leads else 0.0
 
     def _note_silence(self) -> None:
         limit_s = self._silence_limit_s()
-        for role, probe in self._probes.items():
+        for role, probe in self._probes.items() if limit_s else ():
             if probe.unanswered_s() > limit_s:
                 self._take(ProbeFailed(now(), role, f"no answer for {limit_s} s"))
 
@@ -365,7 +369,7 @@ class Monitor:
             self._log_notices(before)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        self._snapshot, self._timers = snapshot, snapshot.timers
         self._inbox.unsettle()
         self._writer.publish(snapshot)
 

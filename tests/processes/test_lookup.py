@@ -53,6 +53,20 @@ def test_a_stalled_name_keeps_no_other_waiting() -> None:
     lookup.join(5.0)
 
 
+def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
+    """One thread does for all where there is time, until one stalls."""
+    resolver, inbox = Resolver(), Inbox()
+    lookup = Lookup(resolver, inbox)
+    lookup.assign(("stalled", "one"), interval_ms=500)
+    lookup.start()
+    assert heard(inbox) == {"one": ("address of one",)}
+    resolver.release.set()
+    while "stalled" not in heard(inbox):
+        pass
+    lookup.stop()
+    lookup.join(5.0)
+
+
 def test_a_failure_is_not_an_answer() -> None:
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
