@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bgpool.core.limits import HEARTBEAT_STALE_S, NEWS_FIRST_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import HEARTBEAT_STALE_S, LINE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
@@ -182,6 +182,7 @@ class Watch:
         """Act on what is published, and on time that has run out; nothing, where there is nothing new."""
         if self._gives_way(now):
             return
+        self._way_until = 0.0
         reading = self._reader.refresh()
         news = reading is not self._heard
         if not news and now < self._act_at:
@@ -240,7 +241,7 @@ class Watch:
     def due_at(self, now: float) -> float:
         """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
         if self._way_until:
-            return self._way_until
+            return min(self._way_until, self._act_at)
         pace = self._pace
         if pace.may_look(now):
             return now
@@ -262,16 +263,18 @@ class Watch:
     def _gives_way(self, now: float) -> bool:
         """Whether what is published is for callers who are held here: they read it themselves, and have the core first.
 
-        For NEWS_FIRST_S. What comes after IN_PROGRESS is never to be acted on sooner but by callers.
+        Until all of them have gone, by LINE_S: what comes after IN_PROGRESS is for nobody else to act on at once, but
+        for tasks, who cannot be woken but from here.
         """
         heard = self._heard
         held = heard is not None and heard.snapshot is not None and heard.snapshot.phase is Phase.IN_PROGRESS
         if heard is None or not held or not self._has_held or heard.is_current:
             self._way_until = 0.0
         elif not self._way_until:
-            self._way_until = now + NEWS_FIRST_S
+            self._way_until = now + LINE_S
             self._wake()
-        return now < self._way_until
+        # Never with what is due by the clock, such as a cut.
+        return now < min(self._way_until, self._act_at)
 
     def _look_after(self) -> None:
         """Whether everything is still in its place, a monitor as well."""

@@ -1,0 +1,110 @@
+"""The thread that watches leaves the core to callers who are let go in its process, and neglects nothing for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bgpool.core.limits import LINE_S
+from bgpool.core.phase import Phase
+from bgpool.core.snapshot import Snapshot
+from bgpool.pools.watch import Watch
+from bgpool.segment.paths import RunFiles
+from bgpool.segment.reader import Reader, Reading
+from bgpool.segment.table import Usage
+from bgpool.segment.writer import Writer
+from tests.segment.conftest import files
+
+__all__ = ["files"]
+
+
+class Pool:
+    """What it was told, and when it is due to cut."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase | None] = []
+        self.held = 1
+        self.due_s = math.inf
+
+    def apply(self, reading: Reading) -> None:
+        self.phases.append(reading.snapshot.phase if reading.snapshot else None)
+
+    def tick(self) -> float:
+        return self.due_s
+
+    def usage(self) -> Usage:
+        return Usage(held=self.held)
+
+    def is_holding(self, _reading: Reading) -> bool:
+        return self.held > 0
+
+    def take_longest_hold_s(self) -> float:
+        return 0.0
+
+
+class Scene:
+    """A watch whose thread is the test."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.writer = Writer(files, 1, Snapshot("orders", Phase.IN_PROGRESS))
+        self.pool, self.woken = Pool(), 0
+        self.watch = Watch("orders", files, Reader(files), lambda: [self.pool], lambda _: None, self.wake)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def look(self) -> None:
+        """See what callers do."""
+        self.watch.hear(time.monotonic())
+        self.watch.attend(time.monotonic())
+        self.pool.phases.clear()
+        self.woken = 0
+
+
+@pytest.fixture
+def scene(files: RunFiles) -> Iterator[Scene]:
+    scene = Scene(files)
+    scene.look()
+    yield scene
+    scene.watch.end()
+    scene.writer.leave()
+
+
+def test_it_acts_when_they_have_gone(scene: Scene) -> None:
+    scene.writer.publish(Snapshot("orders", Phase.POST))
+    now = time.monotonic()
+    scene.watch.hear(now)
+    assert not scene.pool.phases
+    assert scene.woken == 1, "tasks are woken from here alone"
+    assert scene.watch.word() is None, "or it would be woken again and again"
+    assert scene.watch.due_at(now) == pytest.approx(now + LINE_S)
+    scene.watch.hear(now + LINE_S / 2)
+    assert (scene.woken, scene.pool.phases) == (1, [])
+    scene.watch.hear(now + LINE_S)
+    assert scene.pool.phases == [Phase.POST]
+    assert scene.watch.word() is not None
+
+
+def test_what_is_due_by_the_clock_is_done_in_time(scene: Scene) -> None:
+    scene.pool.due_s = LINE_S / 4
+    scene.watch.attend(time.monotonic())
+    scene.pool.phases.clear()
+    scene.writer.publish(Snapshot("orders", Phase.POST))
+    now = time.monotonic()
+    scene.watch.hear(now)
+    assert not scene.pool.phases
+    due_at = scene.watch.due_at(now)
+    assert due_at < now + LINE_S / 2
+    scene.watch.hear(due_at)
+    assert scene.pool.phases == [Phase.POST]
+
+
+def test_it_acts_at_once_where_nobody_is_held(scene: Scene) -> None:
+    scene.pool.held = 0
+    scene.look()
+    scene.writer.publish(Snapshot("orders", Phase.POST))
+    scene.watch.hear(time.monotonic())
+    assert scene.pool.phases == [Phase.POST]
