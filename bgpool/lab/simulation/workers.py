@@ -78,6 +78,8 @@ class Run:
 class _Inner:
     """What a generation of the model's keeps of a driver's pool."""
 
+    opened_by_callers: Final = False
+
     def keep(self, connection: Any) -> None:
         """Called by nobody: the model's pool has the sessions."""
 
