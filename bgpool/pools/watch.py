@@ -267,7 +267,9 @@ class Watch:
         for tasks, who cannot be woken but from here.
         """
         heard = self._heard
-        held = heard is not None and heard.snapshot is not None and heard.snapshot.phase is Phase.IN_PROGRESS
+        # Without a file nothing is published at all.
+        known = heard.snapshot if heard is not None and heard.mapped is not None else None
+        held = known is not None and known.phase is Phase.IN_PROGRESS
         if heard is None or not held or not self._has_held or heard.is_current:
             self._way_until = 0.0
         elif not self._way_until:

@@ -20,10 +20,12 @@ from bgpool.dsn import parse
 from bgpool.pools.alias import Endpoint
 from bgpool.pools.gate import Gate
 from bgpool.pools.participant import Participant
+from bgpool.pools.watch import Watch
 from bgpool.segment import wake
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import workers
 from bgpool.segment.reader import Reading
+from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
 from tests.processes.test_fork import in_child
 from tests.processes.test_watch import Member
@@ -272,6 +274,31 @@ def test_a_caller_who_is_held_hears_of_the_file_of_the_next_monitor(
     Writer(one.files, next(_terms), Snapshot("0", Phase.CREATED)).beat()
     caller.join(20)
     assert not caller.is_alive()
+
+
+def test_with_no_monitor_while_callers_are_held_nobody_spins(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    looks: list[float] = []
+    attend = Watch.attend
+
+    def note(watch: Watch, now: float) -> None:
+        looks.append(now)
+        attend(watch, now)
+
+    monkeypatch.setattr(Watch, "attend", note)
+    one = join("0")
+    monkeypatch.setattr(one.member, "usage", lambda: Usage(held=1))
+    one.publish(Phase.IN_PROGRESS)
+    one.participant.note_hold()
+    wait_until(lambda: any(row.usage.held for row in workers(one.files)))
+    one.files.segment.unlink()
+    one.writer.leave()
+    wait_until(lambda: one.participant.reader.refresh().mapped is None)
+    time.sleep(0.2)
+    looks.clear()
+    time.sleep(1.0)
+    assert len(looks) < 10
 
 
 def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
