@@ -67,10 +67,11 @@ class Lookup(Stoppable):
             if self.over.is_set():
                 return
             self._begin(self._names)
-            pause_s = self._interval_s
-            if pause_s > RESOLVE_TIMEOUT_S and not self._nudged.wait(RESOLVE_TIMEOUT_S):
+            pause_s, patience_s = self._interval_s, RESOLVE_TIMEOUT_S / 2
+            # Long before what the others have found is too old to be told: one in a cache is found at once.
+            if pause_s > patience_s and not self._nudged.wait(patience_s):
                 self._tell_late(self._names)
-                pause_s -= RESOLVE_TIMEOUT_S
+                pause_s -= patience_s
             self._nudged.wait(pause_s)
 
     def stop(self) -> None:

@@ -67,6 +67,18 @@ def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
     lookup.join(5.0)
 
 
+def test_with_a_long_interval_the_others_are_told_while_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgpool.monitor.lookup.RESOLVE_TIMEOUT_S", 1.0)
+    resolver, inbox = Resolver(), Inbox()
+    lookup = Lookup(resolver, inbox)
+    lookup.assign(("one", "stalled"), interval_ms=60_000)
+    lookup.start()
+    assert heard(inbox) == {"one": ("address of one",)}
+    resolver.release.set()
+    lookup.stop()
+    lookup.join(5.0)
+
+
 def test_a_failure_is_not_an_answer() -> None:
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
