@@ -331,8 +331,13 @@ CONNECTS_PER_CORE: Final = 2
 #: which lets the next one go, and one more in so many seconds for each core, because some may take long; after LINE_S
 #: everybody goes on. Computed for 64 processes on 2 cores: where a login is work alone (5.5 ms), half of them have
 #: theirs in 105 ms instead of 176, and where it is 3 ms of work and 5 ms of waiting, the last in 110 ms instead of 101.
+#: On a host that others keep busy a few at a time get less of the cores than all at once, hence no longer than that.
 LINE_PACE_S: Final = 0.016
-LINE_S: Final = 0.3
+LINE_S: Final = 0.12
+
+#: How long a watcher's own work gives way to callers of its process who are let go, in seconds: it is done when the
+#: last of many processes has its connection.
+CALLERS_FIRST_S: Final = 0.3
 
 #: How often a reader tries again to read a slot that was rewritten under its eyes. A writer publishes a few
 #: times a second and a read takes microseconds, so a second attempt is already rare.

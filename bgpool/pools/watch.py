@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bgpool.core.limits import HEARTBEAT_STALE_S, LINE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import CALLERS_FIRST_S, HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
@@ -263,8 +263,8 @@ class Watch:
     def _gives_way(self, now: float) -> bool:
         """Whether what is published is for callers who are held here: they read it themselves, and have the core first.
 
-        Until all of them have gone, by LINE_S: what comes after IN_PROGRESS is for nobody else to act on at once, but
-        for tasks, who cannot be woken but from here.
+        For CALLERS_FIRST_S: what comes after IN_PROGRESS is for nobody else to act on at once, but for tasks, who are
+        woken from here alone.
         """
         heard = self._heard
         # Without a file nothing is published at all.
@@ -273,7 +273,7 @@ class Watch:
         if heard is None or not held or not self._has_held or heard.is_current:
             self._way_until = 0.0
         elif not self._way_until:
-            self._way_until = now + LINE_S
+            self._way_until = now + CALLERS_FIRST_S
             self._wake()
         # Never with what is due by the clock, such as a cut.
         return now < min(self._way_until, self._act_at)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Final
 
 from bgpool.core.limits import CONNECTS_PER_CORE, LINE_PACE_S, LINE_S
@@ -50,8 +51,8 @@ class Line:
             wake.wake_all(self._address)
 
     def _run(self, over: threading.Event) -> None:
-        pause_s = LINE_PACE_S / cores()
-        for _ in range(round(LINE_S / pause_s)):
+        until, pause_s = time.monotonic() + LINE_S, LINE_PACE_S / cores()
+        while time.monotonic() < until:
             if over.wait(pause_s) or not wake.wake_in_line(self._address, 1):
                 break
         wake.wake_all(self._address)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bgpool.core.limits import LINE_S
+from bgpool.core.limits import CALLERS_FIRST_S
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.pools.watch import Watch
@@ -80,16 +80,16 @@ def test_it_acts_when_they_have_gone(scene: Scene) -> None:
     assert not scene.pool.phases
     assert scene.woken == 1, "tasks are woken from here alone"
     assert scene.watch.word() is None, "or it would be woken again and again"
-    assert scene.watch.due_at(now) == pytest.approx(now + LINE_S)
-    scene.watch.hear(now + LINE_S / 2)
+    assert scene.watch.due_at(now) == pytest.approx(now + CALLERS_FIRST_S)
+    scene.watch.hear(now + CALLERS_FIRST_S / 2)
     assert (scene.woken, scene.pool.phases) == (1, [])
-    scene.watch.hear(now + LINE_S)
+    scene.watch.hear(now + CALLERS_FIRST_S)
     assert scene.pool.phases == [Phase.POST]
     assert scene.watch.word() is not None
 
 
 def test_what_is_due_by_the_clock_is_done_in_time(scene: Scene) -> None:
-    scene.pool.due_s = LINE_S / 4
+    scene.pool.due_s = CALLERS_FIRST_S / 4
     scene.watch.attend(time.monotonic())
     scene.pool.phases.clear()
     scene.writer.publish(Snapshot("orders", Phase.POST))
@@ -97,7 +97,7 @@ def test_what_is_due_by_the_clock_is_done_in_time(scene: Scene) -> None:
     scene.watch.hear(now)
     assert not scene.pool.phases
     due_at = scene.watch.due_at(now)
-    assert due_at < now + LINE_S / 2
+    assert due_at < now + CALLERS_FIRST_S / 2
     scene.watch.hear(due_at)
     assert scene.pool.phases == [Phase.POST]
 
