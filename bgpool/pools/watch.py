@@ -129,6 +129,9 @@ class Watch:
         except RuntimeError as error:
             self._complain("plain_pool", f"there is no thread to watch with ({error}); the pool works as a plain pool")
             self.end()
+        if self._stopping:
+            # The last pool has left meanwhile, and there was nothing yet that could have been dropped.
+            watcher.drop(self)
 
     def end(self) -> None:
         """Stop watching, and be gone."""

@@ -154,3 +154,11 @@ def test_whoever_is_let_go_lets_the_next_one_go(files: RunFiles, monkeypatch: py
         thread.join(LONG_S)
     assert gone == [0, 1, 2]
     writer.leave()
+
+
+def test_a_caller_whose_turn_is_lost_goes_on_by_itself(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor was killed just after the release, and the caller that has the turn is stopped."""
+    monkeypatch.setattr(wake, "FUTEX_SLEEP_S", LONG_S)
+    queue.join("last")
+    queue.change()
+    queue.until_gone("last")
