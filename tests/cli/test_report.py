@@ -157,7 +157,7 @@ def test_a_worker_that_does_not_speak(beating: Hand, run_dir: Path) -> None:
     presence._table.write_row(0, 4711, old_ns, Usage(sequence=1))
     (worker,) = bgpool.status("ledger", run_dir).workers
     assert worker.stale
-    assert "1 of 1 workers were last heard of 64" in missing(beating)
+    assert f"1 of 1 workers were last heard of {ROW_STALE_S + 60:.0f}." in missing(beating)
     presence.close()
 
 

@@ -18,7 +18,7 @@ class CommitCutter:
 
     Attributes:
         when: ``before`` the COMMIT reaches the server, or ``after`` the server has answered it; once, then ``never``.
-        on_cut: Called in the proxy's thread, after the cut.
+        on_cut: Called in the proxy's thread, after the cut, and before the client hears of that.
     """
 
     def __init__(
@@ -74,9 +74,10 @@ class CommitCutter:
         if when == "after":
             backend.sendall(data)
             backend.recv(65536)
-        client.close()
         backend.close()
+        # Before the client hears of it: what it does next is to meet what is done here.
         self.on_cut()
+        client.close()
 
 
 def _is_commit(data: bytes) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
-from bgpool.pools import pace, watch
+from bgpool.pools import pace, watch, watcher
 from bgpool.pools.participant import Participant
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence, anybody_present, workers
@@ -219,6 +219,8 @@ def test_a_process_that_may_have_no_more_threads_has_a_plain_pool(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
+    # Another pool's watcher would do.
+    monkeypatch.setattr(watcher, "_watchers", watcher._Watchers())
     member = Member()
     participant.join(member)
     # Others of this process may complain meanwhile.
