@@ -159,12 +159,12 @@ class Generation:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """What this thread connects in the block it tries once, for *seconds* at most."""
-        self._limit.seconds = seconds
+        """What this thread connects in the block it tries once, for *seconds* at most, all waits included."""
+        self._limit.until = time.monotonic() + seconds
         try:
             yield
         finally:
-            del self._limit.seconds
+            del self._limit.until
 
     async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
         """Open a connection; called by the tasks of the driver's pool in place of a connection class.
@@ -172,27 +172,33 @@ class Generation:
         Waits where the gate holds, and tries again at once while a switchover is being gone through: a failure
         would be answered with a back-off of a second and more.
         """
-        limit_s: float | None = getattr(self._limit, "seconds", None)
+        until: float = getattr(self._limit, "until", math.inf)
         pause_s = RECONNECT_INTERVAL_S
         while True:
             try:
-                return await self._aconnect_once(kwargs, limit_s)
+                return await self._aconnect_once(kwargs, until)
             except self._recipe.failures as error:
                 self.note_cut()
                 self.inner.failure = first_line(error)
-                if limit_s is not None or not self._worth_trying_again():
+                if until < math.inf or not self._worth_trying_again():
                     raise
                 await self._recipe.waits.sleep(pause_s)
                 pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
 
-    async def _aconnect_once(self, kwargs: Mapping[str, Any], limit_s: float | None) -> Aware:
+    async def _aconnect_once(self, kwargs: Mapping[str, Any], until: float) -> Aware:
         recipe = self._recipe
-        hold_s = min(recipe.settings.bg_connect_timeout_ms / 1000, math.inf if limit_s is None else limit_s)
+
+        def left_s(most: float) -> float:
+            return max(0.0, min(most, until - time.monotonic()))
+
+        hold_s = recipe.settings.bg_connect_timeout_ms / 1000
         # Decided after the wait for a turn.
-        async with self._turn(hold_s):
-            _, decision = await recipe.gate.await_admitted(Purpose.CONNECT, timeout_s=hold_s)
-            if limit_s is not None:
-                kwargs = recipe.limited(kwargs, decision, limit_s)
+        async with self._turn(left_s(hold_s)):
+            _, decision = await recipe.gate.await_admitted(Purpose.CONNECT, timeout_s=left_s(hold_s))
+            if until < math.inf:
+                if not recipe.ends_within(left_s(math.inf)):
+                    raise TimeoutError("the caller's time is too short for an attempt to connect")
+                kwargs = recipe.limited(kwargs, decision, left_s(math.inf))
             connection = await recipe.aconnect(decision, kwargs)
         connection.bgpool_generation = self
         connection.bgpool_lent = connection.bgpool_unfit = False

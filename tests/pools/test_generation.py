@@ -7,6 +7,8 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from bgpool.pools.generation import Generation
 from bgpool.pools.waits import BLOCKING
 
@@ -49,3 +51,37 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
         answers.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_callers_own_attempt_has_what_its_waits_have_left() -> None:
+    """A turn and the gate are waited for first: the attempt to connect has the rest of the caller's time, not all."""
+    limits: list[float] = []
+
+    async def admitted(_purpose: object, *, timeout_s: float) -> Any:
+        await BLOCKING.sleep(timeout_s / 2)
+        return timeout_s, None
+
+    async def connect(_decision: object, _kwargs: object) -> Any:
+        raise KeyError
+
+    def limited(kwargs: object, _decision: object, limit_s: float) -> object:
+        limits.append(limit_s)
+        return kwargs
+
+    recipe: Any = SimpleNamespace(
+        settings=SimpleNamespace(bg_connect_timeout_ms=30_000),
+        failures=(OSError,),
+        gate=SimpleNamespace(await_admitted=admitted, note_cut=lambda: None),
+        waits=BLOCKING,
+        aconnect=connect,
+        ends_within=lambda left_s: left_s > 0.1,
+        limited=limited,
+    )
+    inner: Any = SimpleNamespace(keep=None, opened_by_callers=True, failure="")
+    generation = Generation(recipe, lambda _: inner, 1, lambda _: True, follows=True)
+    with contextlib.suppress(KeyError), generation.within(0.4):
+        generation.connect()
+    with pytest.raises(TimeoutError, match="too short"), generation.within(0.1):
+        generation.connect()
+    (limit_s,) = limits
+    assert limit_s <= 0.2
