@@ -129,7 +129,7 @@ def assert_good(result: Result, name: str, engine: Engine) -> None:
     units, plain = judged(result, name, units=True), judged(result, name, units=False)
     errors = units.load.errors
     failed = [error for error in errors if engine is Engine.POSTGRESQL or "CommitOutcomeUnknown" not in error]
-    assert failed == [], told(result, name)
+    assert failed == [], f"{told(result, name)}\n{server.output}"
     assert server.exit_status == 0, server.output
     assert len(server.load.acknowledged) > 100
     if isinstance(server, WebServer):
