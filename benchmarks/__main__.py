@@ -23,18 +23,21 @@ from bgpool.lab.errors import LabError
 #: In the order in which they are read: what a switchover comes to, then what it costs to be ready for one.
 NAMES: Final = (
     "switchover",
+    "sizes",
     "storm",
     "processes",
     "checkout",
+    "units",
     "wakeup",
     "coroutines",
     "receipts",
     "mysql",
+    "mysql_release",
     "status",
     "growth",
 )
 #: Those that can be run by name and are not on the page yet.
-NEW: Final[tuple[str, ...]] = ("mysql_release", "units")
+NEW: Final[tuple[str, ...]] = ()
 _OUT: Final = Path("bench-results")
 _FORMAT: Final = 1
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks import hosts
-from benchmarks.aims import Aim, aims
-from benchmarks.builds import BEFORE, NOW, builds
 from benchmarks.clients import CLIENTS
 from benchmarks.machine import measured_on
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.switchover_run import (
     CPU_AFTER_S,
-    HEALTHY,
-    HIGH_MS,
     QUICK,
     SCENARIOS,
     SETTLE_S,
     Application,
-    Run,
     Scenario,
     play,
 )
@@ -36,22 +31,6 @@ QUESTION = (
 _QUICK_CLIENTS: Final = ("bgpool", "psycopg_pool", "oracle")
 _QUICK_SETTLE_S: Final = CPU_AFTER_S
 
-#: What the longest gap of a thread of the small application may have beyond the down time, by high interval in ms.
-_EXCESS_S: Final[Mapping[int | None, float]] = {50: 0.03, 100: 0.035}
-#: How much later than the oracle's the first success of the last and of the median thread of a large one may be.
-_LAST: Final = 1.15
-_MEDIAN: Final = 1.4
-_SMALL: Final = Application()
-_LARGE: Final = (
-    Application(processes=64, threads=1, pause_s=0.25),
-    Application(processes=8, threads=8, pause_s=0.25),
-)
-#: Clients with their interval, one after the other in turn; the oracle, which shows what can be had, does not poll.
-_ORACLE: Final = "oracle"
-_TARGET_CLIENTS: Final[tuple[tuple[str, int | None], ...]] = (
-    (NOW, 50), (BEFORE, 50), (NOW, 100), (BEFORE, 100), (_ORACLE, None)
-)  # fmt: skip
-
 _COLUMNS: Final = (
     Column("scenario", "scenario", is_key=True),
     Column("client", "client", is_key=True),
@@ -67,17 +46,6 @@ _COLUMNS: Final = (
     Column("first_median_s", "first success, median thread (s)", 3),
     Column("first_last_s", "first success, last thread (s)", 3),
     Column("cpu_s", "CPU (s)", 2),
-)
-_TARGET_COLUMNS: Final = (
-    Column("size", "processes × threads", is_key=True),
-    Column("high_ms", "high interval (ms)", is_key=True),
-    Column("client", "client", is_key=True),
-    Column("never", "threads not back"),
-    Column("errors", "errors"),
-    Column("excess_s", "beyond the down time, longest (s)", 3),
-    Column("median_excess_s", "the same, median thread (s)", 3),
-    Column("first_median_s", "first success, median thread (s)", 3),
-    Column("first_last_s", "first success, last thread (s)", 3),
 )
 
 
@@ -108,10 +76,7 @@ def run(*, quick: bool) -> Result:
         Plot("switchover-errors", "Errors that callers saw", "switchover", "bars", "scenario", "errors", "client",
              log="y"),
     )  # fmt: skip
-    if quick:
-        return Result((table,), plots)
-    targets = _targets()
-    return Result((table, targets, _aims(targets.rows)), plots)
+    return Result((table,), plots)
 
 
 def _row(scenario: Scenario, client: str, settle_s: float) -> dict[str, Value]:
@@ -126,73 +91,12 @@ def _row(scenario: Scenario, client: str, settle_s: float) -> dict[str, Value]:
         "down_s": found.down_s,
         "gap_s": found.longest_gap_s,
         "cpu_s": found.cpu_s,
-        **_common(found),
-    }
-
-
-def _common(found: Run) -> dict[str, Value]:
-    return {
         "never": found.never,
         "errors": found.errors,
         "excess_s": found.excess_s,
         "first_median_s": found.first_median_s,
         "first_last_s": found.first_last_s,
     }
-
-
-def _targets() -> Table:
-    rows: list[dict[str, Value]] = []
-    with builds() as directories:
-        for size in (_SMALL, *_LARGE):
-            for client, high_ms in _TARGET_CLIENTS:
-                if client == BEFORE and client not in directories:
-                    continue
-                name = client if client == _ORACLE else NOW
-                found = play(HEALTHY, name, size, high_ms=high_ms or HIGH_MS, build=directories.get(client))
-                rows.append(
-                    {
-                        "size": _size(size),
-                        "high_ms": high_ms or "–",
-                        "client": client,
-                        "median_excess_s": found.median_excess_s,
-                        **_common(found),
-                    }
-                )
-    return Table(
-        "targets",
-        "A healthy switchover by size of the application and poll interval",
-        _TARGET_COLUMNS,
-        tuple(rows),
-        notes=(
-            f"Threads pause {_SMALL.pause_s * 1000:g} ms between two writes in the small application and"
-            f" {_LARGE[0].pause_s * 1000:g} ms in the large ones. A thread that did not want to write at the"
-            " very moment that the database went down has a shorter gap than the database: hence numbers below zero.",
-        ),
-    )
-
-
-def _size(application: Application) -> str:
-    return f"{application.processes} × {application.threads}"
-
-
-def _aims(rows: Sequence[Mapping[str, Value]]) -> Table:
-    """What of the figures is not to be exceeded."""
-
-    def figure(size: Application, client: str, high_ms: int | None, name: str) -> float | None:
-        key = (_size(size), client, high_ms or "–")
-        found = next((row[name] for row in rows if (row["size"], row["client"], row["high_ms"]) == key), None)
-        return found if isinstance(found, float) else None
-
-    judged = [
-        Aim(f"{_size(_SMALL)}, {high_ms} ms: beyond the down time (s)", most, figure(_SMALL, NOW, high_ms, "excess_s"))
-        for high_ms, most in _EXCESS_S.items()
-    ]
-    for size in _LARGE:
-        for name, which, most in (("first_last_s", "last", _LAST), ("first_median_s", "median", _MEDIAN)):
-            ours, floor = figure(size, NOW, HIGH_MS, name), figure(size, _ORACLE, None, name)
-            share = ours / floor if ours is not None and floor else None
-            judged.append(Aim(f"{_size(size)}: first success, {which} thread, times the oracle's", most, share))
-    return aims(*judged)
 
 
 def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, ...]:
