@@ -29,7 +29,7 @@ BESIDE = .tox/beside.log
 test: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),$(BIN)/tox run -e py -- $(ARGS),@$(call SIDE_BY_SIDE,run-py run-beside))
 
-# About thirty minutes.
+# Less than an hour.
 test-full: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),$(BIN)/tox run -e full -- $(ARGS),@$(call SIDE_BY_SIDE,run-full run-beside-full))
 
@@ -51,7 +51,7 @@ mysql: $(VENV)/.tox
 	@$(if $(MYSQLD),test -f '$(MYSQLD)' || { echo "MYSQLD is no program: $(MYSQLD)" >&2; exit 1; },sh tests/fetch_mysql.sh .mysql)
 	$(BIN)/tox run -e mysql -- $(ARGS)
 
-# Half an hour on a quiet machine; ARGS="storm --repeat 1" for less.
+# An hour and a half on a quiet machine; ARGS="storm --repeat 1" for less.
 bench: mariadb redis $(VENV)/.tox
 	$(BIN)/tox run -e bench -- $(ARGS)
 
