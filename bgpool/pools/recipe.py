@@ -17,7 +17,7 @@ import pymysql
 from bgpool.auth import GIVE_PASSWORD, PasswordMaker
 from bgpool.core.limits import ENDPOINTS
 from bgpool.core.phase import Phase
-from bgpool.core.routing import Action, Decision, Names, names_to_try
+from bgpool.core.routing import Action, Decision, Names, Purpose, names_to_try
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.failures import login_was_refused
@@ -272,9 +272,19 @@ class Recipe(ABC):
         """Whether a host has to prove its name, or gets a password that is for one name."""
         return self.dsn.names_matter
 
-    def ends_within(self, timeout_s: float) -> bool:  # noqa:ARG002  # an engine may know better
-        """Whether a connection to where callers are led now can be tried, and given up, within *timeout_s* seconds."""
-        return False
+    def ends_within(self, timeout_s: float) -> bool:
+        """Whether a connection to where callers are led now can be tried, and given up, within *timeout_s* seconds.
+
+        It can be to recorded addresses, where neither a resolver nor a password callable is waited for.
+        """
+        decision = self.gate.decide(self.gate.newest(), Purpose.CONNECT)
+        if decision.action is not Action.ROUTE or self.passwords is not None:
+            return False
+        return timeout_s > 0 and timeout_s >= self.shortest_s(decision)
+
+    def shortest_s(self, decision: Decision) -> float:  # noqa:ARG002  # an engine's driver may keep to whole seconds
+        """The shortest time limit, in seconds, that an attempt to connect to where *decision* leads can be given."""
+        return 0.0
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
         """*kwargs* for an attempt that goes where *decision* leads and ends within *limit_s* seconds."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pymysql
 from pymysql.constants import CR
 
-from bgpool.core.routing import Action, Decision, Purpose
+from bgpool.core.routing import Decision
 from bgpool.errors import InheritedConnection, SwitchoverInterrupted
 from bgpool.mysql import BoundedConnection, code_of
 from bgpool.mysql_driver import wants_tls
@@ -43,11 +43,6 @@ class MysqlRecipe(Recipe):
         connection = MysqlConnection(address=place.address, host=host, port=self.dsn.port, **params)
         self.warn_of_cache(connection.cache_warning)
         return connection
-
-    def ends_within(self, timeout_s: float) -> bool:
-        """As Recipe says: to recorded addresses, where neither a resolver nor a password callable is waited for."""
-        decision = self.gate.decide(self.gate.newest(), Purpose.CONNECT)
-        return decision.action is Action.ROUTE and self.passwords is None and timeout_s > 0
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
         """As Recipe says: all attempts have the time together."""

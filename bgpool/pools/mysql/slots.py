@@ -96,15 +96,15 @@ class Slots:
         size = self.size()
         wanted = max(len(self.waiters) - _count(self.opening), self._min_size - size)
         for _ in range(min(wanted, self._max_size - size)):
-            slot = Slot()
-            claimed.append(slot)
-            self.taken.add(slot)
-            self.opening.add(slot)
+            claimed.append(self._claim())
 
     def claim_first(self, openers: int) -> Slot | None:
         """A slot for a caller who opens a connection; None where one is idle, or *openers* are being opened."""
         if self.closed or self.idle or _count(self.opening) >= openers or self.size() >= self._max_size:
             return None
+        return self._claim()
+
+    def _claim(self) -> Slot:
         slot = Slot()
         self.taken.add(slot)
         self.opening.add(slot)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import psycopg
 
 from bgpool.core.limits import SHORTEST_CONNECT_S
-from bgpool.core.routing import Action, Decision, Purpose
+from bgpool.core.routing import Decision
 from bgpool.pools.postgres.blocking_connection import BlockingAware, aware
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.outcome import row_of
@@ -36,11 +36,9 @@ class PostgresRecipe(Recipe):
         connection_class = aware(self.options.get("connection_class", psycopg.Connection))
         return connection_class.connect("", **self._params(place, kwargs))
 
-    def ends_within(self, timeout_s: float) -> bool:
-        """As Recipe says: to recorded addresses, where neither a resolver nor a password callable is waited for."""
-        decision = self.gate.decide(self.gate.newest(), Purpose.CONNECT)
-        routed = decision.action is Action.ROUTE
-        return routed and self.passwords is None and timeout_s >= SHORTEST_CONNECT_S * self._tries(decision)
+    def shortest_s(self, decision: Decision) -> float:
+        """As Recipe says: each address is tried in turn, under each name, with a limit of its own."""
+        return float(SHORTEST_CONNECT_S * self._tries(decision))
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
         """As Recipe says."""

@@ -85,10 +85,9 @@ class PostgresUnit(Unit[C, R]):
 
     def note_begun(self, connection: C) -> None:
         """As Unit says."""
-        aware: Any = connection
-        aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
-        self._was_open = aware.pgconn.transaction_status != _IDLE
-        aware.bgpool_began_read_only = bool(reports_read_only(connection))
+        super().note_begun(connection)
+        self._was_open = connection.pgconn.transaction_status != _IDLE
+        cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
     # -- one attempt ---------------------------------------------------------------------------------------------
 
