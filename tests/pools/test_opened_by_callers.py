@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from bgpool.pools.postgres.inner import InnerPool
+from tests.pools.connecting import Connecting
 
 NAME = "opened-by-callers"
 
@@ -26,24 +26,10 @@ class Connection:
         pass
 
 
-class Connector:
-    """Connects, in place of a generation: the first attempts as they are told."""
+class Connector(Connecting):
+    """Connects, in place of a generation."""
 
-    def __init__(self, *first: Callable[[], object]) -> None:
-        self.by: list[str] = []
-        self.limits: list[float] = []
-        self._first = list(first)
-
-    @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        self.limits.append(seconds)
-        yield
-
-    def connect(self, _conninfo: str = "", **_: Any) -> Connection:
-        self.by.append(threading.current_thread().name)
-        if self._first:
-            self._first.pop(0)()
-        return Connection()
+    KIND = Connection
 
 
 Open = Callable[..., InnerPool]

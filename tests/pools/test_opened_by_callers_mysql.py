@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from bgpool.mysql import BoundedConnection
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.mysql.store import Store
 from bgpool.testing import Deployment
+from tests.pools.connecting import Connecting
 
 ENGINES = (Engine.MYSQL,)
 
@@ -43,24 +43,10 @@ class Connection:
         return False
 
 
-class Connector:
-    """Connects, in place of a generation: the first attempts as they are told."""
+class Connector(Connecting):
+    """Connects, in place of a generation."""
 
-    def __init__(self, *first: Callable[[], object]) -> None:
-        self.by: list[str] = []
-        self.limits: list[float] = []
-        self._first = list(first)
-
-    @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        self.limits.append(seconds)
-        yield
-
-    def connect(self) -> Connection:
-        self.by.append(threading.current_thread().name)
-        if self._first:
-            self._first.pop(0)()
-        return Connection()
+    KIND = Connection
 
 
 Open = Callable[..., Store]
