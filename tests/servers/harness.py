@@ -33,6 +33,8 @@ from bgpool.segment.reader import Reader
 
 START_S: Final = 40.0
 STOP_S: Final = 20.0
+#: How long a slow machine may take to meet its quota after the switchover.
+QUOTA_S: Final = 40.0
 #: A task has a slot of its own, and the next but a few goes on where it ends.
 SLOTS: Final = 4
 #: Slots from here on are those of a parent, which writes once before its children and once after.
@@ -53,6 +55,25 @@ SCHEDULE: Final = Schedule(
     completed_s=3.0,
 )
 HEALTHY: Final = Scenario("healthy", SCHEDULE)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What a server must have done for a switchover to say something about it.
+
+    How fast a server replaces its workers is its own affair, so the load goes on until this is done.
+
+    Attributes:
+        rows: At least this many are acknowledged.
+        processes: At least this many wrote them.
+    """
+
+    rows: int = 0
+    processes: int = 0
+
+    def is_met(self, load: Load) -> bool:
+        """Whether a server did as much."""
+        return len(load.acknowledged) >= self.rows and len(load.pids) >= self.processes
 
 
 @dataclass
@@ -91,11 +112,15 @@ class Load:
         )
 
 
+NO_QUOTA: Final = Quota()
+
+
 class Server:
     """A server in a process group of its own.
 
     Attributes:
         load: What its clients saw, or what it noted itself.
+        quota: What it has to do before the load ends.
         output: Everything that it wrote, once it has ended.
         exit_status: Of a server that ended when it was told to; None if it had to be killed.
     """
@@ -103,7 +128,8 @@ class Server:
     def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.number: Final = number
         self.name: Final = name
-        self.load: Final = Load()
+        self.load = Load()
+        self.quota = NO_QUOTA
         self.exit_status: int | None = None
         self.output = ""
         self._log: Final = log
@@ -130,6 +156,10 @@ class Server:
 
     def end_load(self) -> None:
         """No more rows."""
+
+    def load_so_far(self) -> Load:
+        """What is known of its load while it runs."""
+        return self.load
 
     def tell_to_stop(self) -> None:
         """As an operator does."""
@@ -294,7 +324,6 @@ class Batch(Server):
 
     def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.notes: Final = Path(environment["APP_NOTES"])
-        self._is_read = False
         super().__init__(number, name, command, environment, log)
 
     def end_load(self) -> None:
@@ -304,23 +333,27 @@ class Batch(Server):
     def stop(self) -> None:
         """Wait for its end, and read the notes."""
         super().stop()
-        if self._is_read:
-            return
-        self._is_read = True
+        self.load = self.load_so_far()
+
+    def load_so_far(self) -> Load:
+        """By its notes."""
+        load = Load()
         for path in self.notes.glob(f"{self.number}.*"):
             slot = int(path.suffix[1:])
-            for line in path.read_text(encoding="utf-8").splitlines():
+            # Without the line that is being written.
+            for line in path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines():
                 mark, *rest = line.split(" ", 2)
                 if mark == "!":
-                    self.load.unknown.append((self.number, slot, int(rest[0])))
-                    self.load.errors.append(line)
+                    load.unknown.append((self.number, slot, int(rest[0])))
+                    load.errors.append(line)
                 else:
-                    self.load.acknowledged.append((self.number, slot, int(mark)))
-                    self.load.pids.add(rest[1])
+                    load.acknowledged.append((self.number, slot, int(mark)))
+                    load.pids.add(rest[1])
                     if slot < PARENTS_SLOTS:
-                        self.load.times.setdefault(slot % SLOTS, []).append(float(rest[0]))
-        for times in self.load.times.values():
+                        load.times.setdefault(slot % SLOTS, []).append(float(rest[0]))
+        for times in load.times.values():
             times.sort()
+        return load
 
     def _is_serving(self) -> bool:
         return any(self.notes.glob(f"{self.number}.*"))
@@ -404,10 +437,12 @@ class Stage:
         kind: type[Server] = WebServer,
         environment: Mapping[str, str] = MappingProxyType({}),
         before: str = "",
+        quota: Quota = NO_QUOTA,
     ) -> Server:
         """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in.
 
         Args:
+            quota: What it has to do before the load ends.
             before: A Python statement to be executed first, in the same environment, with ``{number}`` filled in.
         """
         number = len(self.servers) + 1
@@ -420,8 +455,9 @@ class Stage:
         if before:
             code = [sys.executable, "-c", before.format(number=number)]
             subprocess.run(code, cwd=ROOT, env=all_of_it, check=True, timeout=START_S)
-        self.servers[name] = kind(number, name, command, all_of_it, self.directory / f"{number}.log")
-        return self.servers[name]
+        server = self.servers[name] = kind(number, name, command, all_of_it, self.directory / f"{number}.log")
+        server.quota = quota
+        return server
 
     def switch_over(
         self,
@@ -450,8 +486,8 @@ class Stage:
             began_s = time.monotonic()
             connections = self.pair.monitoring_connections()
             scenario.direct(director)
-            # On a busy machine a server that replaces its workers answers few requests a second.
             time.sleep(1.5)
+            self._wait_quotas_met()
             strayed = self.pair.application_connections(scenario.loser)
             rows = workers(self.files)
             snapshot = Reader(self.files).refresh().snapshot
@@ -493,6 +529,13 @@ class Stage:
         finally:
             for server in self.servers.values():
                 server.end_load()
+
+    def _wait_quotas_met(self) -> None:
+        """Go on until each server met its quota, or the time is up: the tests say what is missing."""
+        deadline = time.monotonic() + QUOTA_S
+        for server in self.servers.values():
+            while not server.quota.is_met(server.load_so_far()) and time.monotonic() < deadline:
+                time.sleep(0.1)
 
     def wait_ready(self) -> None:
         """Wait until the monitor says that the switchover may begin."""
