@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -10,9 +13,11 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections, transaction
 from django.db.backends.postgresql import base as postgresql
+from django.db.backends.postgresql import psycopg_any
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
+from bgpool.integrations.django import postgres
 from bgpool.integrations.django.postgres import PostgresWrapper
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
@@ -84,6 +89,32 @@ def test_a_pools_connections_do_not_keep_an_isolation_level_that_the_settings_no
     del wrapper.settings_dict["OPTIONS"]["isolation_level"]
     with transaction.atomic(using=wrapper.alias):
         assert ask(wrapper, "SHOW transaction_isolation") == "read committed"
+
+
+@WAYS
+def test_threads_that_come_first_at_the_same_moment_share_a_source(
+    way: dict[str, Any], make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django makes adapters for each of them then, before it remembers some. Another pool would replace the first."""
+    make: Any = psycopg_any.get_adapters_template
+    together = threading.Barrier(2)
+
+    @lru_cache
+    def get_adapters_template(*args: Any) -> Any:
+        together.wait(10)
+        return make.__wrapped__(*args)
+
+    for module in (psycopg_any, postgresql, postgres):
+        monkeypatch.setattr(module, "get_adapters_template", get_adapters_template)
+    alias = make_database(**way)
+
+    def find() -> Any:
+        wrapper: Any = connections[alias]
+        return wrapper.bgpool_find(wrapper.get_connection_params()).connections
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (each.result(20) for each in [threads.submit(find) for _ in range(2)])
+    assert first is second is find()
 
 
 # -- other backends ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from django.views import View
 import bgpool
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.integrations.django import is_interrupted, run, transactional
+from bgpool.integrations.django import is_interrupted, run, sources, transactional
 from bgpool.lab import Pair, ledger
+from bgpool.lab.waiting import wait_until
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.unit import MysqlUnit
 from bgpool.pools.postgres.unit import PostgresUnit
@@ -685,6 +687,48 @@ def test_a_pool_that_was_closed_meanwhile_is_no_matter(make_work: MakeWork, pair
     work.wrapper.close_pool()
     assert run(work, using=work.alias) == "call 1"
     assert (work.rows(pair), work.hooks) == (1, [1])
+
+
+def test_a_unit_that_is_held_when_its_pool_is_closed_goes_on_with_the_next_one(
+    deployment: Deployment, pair: Pair, make_work: MakeWork
+) -> None:
+    """As Celery closes it behind each task, for whichever thread had that."""
+    work = make_work(**POOLED)
+    work.ask()
+    pool = work.wrapper.pool.pool
+    work.wrapper.close()
+
+    def unit() -> tuple[str, int]:
+        try:
+            return run(work, using=work.alias), work.ask()
+        finally:
+            connections[work.alias].close()
+
+    deployment.phase(Phase.PREPARATION)
+    deployment.phase(Phase.IN_PROGRESS)
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(unit)
+        wait_until(lambda: pool.stats().held == 1, timeout_s=10, what="the hold")
+        work.wrapper.close_pool()
+        deployment.roll_back()
+        assert held.result(20) == ("call 1", 1)
+    assert (work.rows(pair), work.hooks) == (1, [1])
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_became_of_a_commit_is_asked_on_the_next_pool_where_that_of_the_unit_was_closed(
+    when: Any, kit: Kit, pair: Pair, cutter: CommitCutter, make_work: MakeWork
+) -> None:
+    if kit.engine is Engine.MYSQL:
+        pytest.skip("a server of MySQL's cannot be asked")
+    work = make_work(**POOLED)
+    # Of the same settings, as another thread's.
+    work.meanwhile = lambda: sources.close_pools(work.alias)
+    cutter.when = when
+    calls = 1 if when == "after" else 2
+    assert run(work, using=work.alias) == f"call {calls}"
+    assert (work.rows(pair), work.hooks) == (1, [calls])
 
 
 @WAYS

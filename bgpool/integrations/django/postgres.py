@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psycopg
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.postgresql.psycopg_any import get_adapters_template, is_psycopg3
 from psycopg.pq import TransactionStatus
 
 from bgpool.core.engine import Engine
@@ -29,6 +30,13 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
     """Mixed in before a DatabaseWrapper for PostgreSQL."""
 
     bgpool_engine: ClassVar[Engine] = Engine.POSTGRESQL
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """As SwitchoverWrapper's; the adapters among them are the same ones for all threads."""
+        # Django makes them at the first call and remembers them. Threads that come first at the same moment are each
+        # given their own, and the source of one would replace that of the other. Remembered are one thread's by now.
+        get_adapters_template(settings.USE_TZ, self.timezone)
+        return super().get_connection_params()
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """As the backend's, with a connection of bgpool's in place of psycopg's."""

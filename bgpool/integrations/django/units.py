@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db import Error as DjangoError
 
-from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, SwitchoverInterrupted
+from bgpool.errors import CommitOutcomeUnknown, ConfigurationError, Error, PoolClosed, SwitchoverInterrupted
 from bgpool.integrations.django.instances import NewInstances, watch_saves
 from bgpool.integrations.django.sources import Source
 from bgpool.integrations.django.under_test import is_under_test
@@ -22,7 +22,8 @@ from bgpool.logs import log_fields
 from bgpool.pools.connector import Connector
 from bgpool.pools.options import check_timeout, kind_of
 from bgpool.pools.receipts import AlreadyApplied, check_receipt_id
-from bgpool.pools.units import Lender, Unit, check_chooser, plain
+from bgpool.pools.source import BlockingSource
+from bgpool.pools.units import Unit, check_chooser, plain
 
 __all__ = ["is_interrupted", "run", "transactional"]
 
@@ -30,6 +31,7 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 #: Aliases of engines that are not bgpool's, and what was warned of.
 _warned: Final[set[tuple[str, str]]] = set()
@@ -228,7 +230,7 @@ def _warn_of_id(wrapper: Any) -> None:
 
 
 class _Runner(Generic[R]):
-    """One unit of work, with what it needs of Django."""
+    """One unit of work, with what it needs of Django. A Lender of the connections for its questions."""
 
     def __init__(
         self,
@@ -244,7 +246,7 @@ class _Runner(Generic[R]):
         self._call: Final = call
         self._using: Final = using
         self._wrapper: Final = wrapper
-        self._source: Final = source
+        self._source = source
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
         self._receipt_id: Final = receipt_id
@@ -259,12 +261,11 @@ class _Runner(Generic[R]):
         """Run the unit; arguments and errors as the function's."""
         watch_saves()
         made = self._source.connections
-        lender: Lender[Any] = _Lender(made) if isinstance(made, Connector) else made  # type: ignore[assignment]  # a pool is one
         timeout_s = self._timeout
         if timeout_s is None:
             timeout_s = made.hold_s if isinstance(made, Connector) else made.hold_s + made.timeout
         unit: Unit[Any, R] = made.make_unit(
-            self._attempt, lender, timeout_s=timeout_s, idempotent=self._idempotent, receipt_id=self._receipt_id
+            self._attempt, self, timeout_s=timeout_s, idempotent=self._idempotent, receipt_id=self._receipt_id
         )
         try:
             result = unit.run()
@@ -299,7 +300,7 @@ class _Runner(Generic[R]):
         attempt = _Attempt(unit, self._wrapper, self._instances)
         try:
             # Before it takes a connection; and the unit's time is shorter than that of a checkout, perhaps.
-            self._source.connections.wait_admitted(unit.left_s())
+            self._from_source(lambda made: made.wait_admitted(unit.left_s()))
             result: R = attempt.make(self._call, self._using)
             return result
         except DjangoError as error:
@@ -311,6 +312,42 @@ class _Runner(Generic[R]):
         finally:
             if attempt.has_called:
                 self._called = attempt
+
+    # -- where its connections come from -------------------------------------------------------------------------
+
+    def getconn(self, timeout: float | None = None) -> Any:
+        """As Lender says."""
+
+        def connect(made: Any) -> Any:
+            if not isinstance(made, Connector):
+                return made.getconn(timeout)
+            made.wait_admitted(timeout)
+            return made.connect()
+
+        return self._from_source(connect)
+
+    def putconn(self, conn: Any) -> None:
+        """As Lender says."""
+        made: Any = self._source.connections
+        if isinstance(made, Connector):
+            conn.close()
+        else:
+            made.putconn(conn)
+
+    def _from_source(self, take: Callable[[BlockingSource[Any]], T]) -> T:
+        """What *take* gets from the pool or connector; where that was closed meanwhile, from the next one.
+
+        As callers without a unit do: Celery closes the pool behind each task, whatever other threads do. Another
+        database, which the settings may name by now, knows nothing of what this one has committed.
+        """
+        while True:
+            try:
+                return take(self._source.connections)
+            except PoolClosed:
+                source = _source_of(self._wrapper) if self._source.connections.closed else None
+                if source is None or source.connections.closed or source.params != self._source.params:
+                    raise
+                self._source = source
 
 
 class _Attempt:
@@ -422,22 +459,6 @@ class _Attempt:
         self._unit.housekeep(self._drivers)
         # Hooks run next, before the block's end; they may commit something of their own.
         self._wrapper.bgpool_listener = None
-
-
-class _Lender:
-    """Lends connections of a connector to a unit."""
-
-    def __init__(self, connector: Connector[Any]) -> None:
-        self._connector: Final = connector
-
-    def getconn(self, timeout: float | None = None) -> Any:
-        """As Lender says."""
-        self._connector.wait_admitted(timeout)
-        return self._connector.connect()
-
-    def putconn(self, conn: Any) -> None:
-        """As Lender says."""
-        conn.close()
 
 
 # -- what was given ----------------------------------------------------------------------------------------------
