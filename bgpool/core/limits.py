@@ -311,11 +311,9 @@ POLL_INTERVAL_S: Final = 0.01
 
 #: How long a waiter sleeps in the kernel before it looks at the word again, in seconds: a monitor to which a sandbox
 #: refuses futex changes the word and wakes nobody. Watchers wake more often (HEARTBEAT_STALE_S), and whoever finds a
-#: change by its own clock wakes the others; so this is for a process whose watcher has not come to be.
+#: change by its own clock wakes the others, as well as callers whose turn at a release is lost (LINE_S); so this is for
+#: a process whose watcher has not come to be.
 FUTEX_SLEEP_S: Final = 4.0
-#: The same for callers in line at a release, who sleep on after the word has changed: turns are lost where the monitor
-#: is killed just after the release and a caller that has a turn is stopped.
-LINE_SLEEP_S: Final = 0.8
 
 #: The shortest time limit of an attempt to connect that libpq and psycopg keep, in seconds.
 SHORTEST_CONNECT_S: Final = 2

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bgpool.core.limits import CALLERS_FIRST_S, HEARTBEAT_STALE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
+from bgpool.core.limits import CALLERS_FIRST_S, HEARTBEAT_STALE_S, LINE_S, RESTART_INTERVAL_S, WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.core.timeouts import hold_misfit
@@ -111,6 +111,8 @@ class Watch:
         # Whether callers were held at the last look, and until when they go before us, on the monotonic clock.
         self._has_held = False
         self._way_until = 0.0
+        # From when on callers that nothing holds any more have lost their turn; infinite once they were woken.
+        self._lost_from = math.inf
 
     def begin(self) -> None:
         """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
@@ -193,6 +195,7 @@ class Watch:
         # First, so that what fails is tried again, and not at once.
         self._heard, self._act_at = reading, now + WATCH_INTERVAL_S
         if news:
+            self._lost_from = now + LINE_S
             self._pace.hear(now)
             self._timers = _timers(reading.snapshot)
             self._wake()
@@ -226,8 +229,11 @@ class Watch:
         """What the members do: for the row and the logs."""
         members, reading = self._members(), self._heard or self._reader.refresh()
         self._act(reading, members)
-        total = Usage.merged(member.usage() for member in members)
+        usages = [member.usage() for member in members]
+        total = Usage.merged(usages)
         self._has_held = total.held > 0
+        if now > self._lost_from and reading.is_current:
+            self._wake_lost(reading, members, usages)
         self._report(total, reading)
         self._log_holds(members, total, reading)
         if reading.snapshot is not None:
@@ -236,6 +242,15 @@ class Watch:
         # What the rows say in a switchover, a picture is made of afterwards; and the end of a hold is to be logged.
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
         self._pace.end(now, total, least_s)
+
+    def _wake_lost(self, reading: Reading, members: list[Member], usages: list[Usage]) -> None:
+        """Wake callers who sleep on in line, see bgpool.segment.line, though the line is over.
+
+        The monitor was killed that should have let them go, and a caller that had a turn is stopped.
+        """
+        if any(usage.held and not member.is_holding(reading) for member, usage in zip(members, usages, strict=True)):
+            self._lost_from = math.inf
+            self._reader.wake_waiters()
 
     def fail(self, error: BaseException) -> None:
         """One of the two has raised *error*."""

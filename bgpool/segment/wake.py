@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from bgpool.core.limits import FUTEX_SLEEP_S, LINE_SLEEP_S, POLL_INTERVAL_S
+from bgpool.core.limits import FUTEX_SLEEP_S, POLL_INTERVAL_S
 from bgpool.green import sleeps_are_green
 
 __all__ = [
@@ -196,7 +196,7 @@ def wait_changed(
         if left <= 0:
             return False
         # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
-        code = _sleep(address, seen, min(left, LINE_SLEEP_S if in_line else FUTEX_SLEEP_S), in_line=in_line)
+        code = _sleep(address, seen, min(left, FUTEX_SLEEP_S), in_line=in_line)
         if not _was_done(code):
             time.sleep(min(left, POLL_INTERVAL_S))
     changed = bool(word[0] != seen)

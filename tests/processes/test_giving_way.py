@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from bgpool.core.limits import CALLERS_FIRST_S
+from bgpool.core.limits import CALLERS_FIRST_S, LINE_S
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.pools.watch import Watch
+from bgpool.segment import wake
+from bgpool.segment.line import Line
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, Reading
 from bgpool.segment.table import Usage
@@ -38,8 +41,8 @@ class Pool:
     def usage(self) -> Usage:
         return Usage(held=self.held)
 
-    def is_holding(self, _reading: Reading) -> bool:
-        return self.held > 0
+    def is_holding(self, reading: Reading) -> bool:
+        return reading.snapshot is not None and reading.snapshot.phase is Phase.IN_PROGRESS
 
     def take_longest_hold_s(self) -> float:
         return 0.0
@@ -108,3 +111,55 @@ def test_it_acts_at_once_where_nobody_is_held(scene: Scene) -> None:
     scene.writer.publish(Snapshot("orders", Phase.POST))
     scene.watch.hear(time.monotonic())
     assert scene.pool.phases == [Phase.POST]
+
+
+@pytest.mark.parametrize("held_before", [True, False])
+def test_callers_whose_turn_is_lost_are_woken(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, *, held_before: bool
+) -> None:
+    """The monitor was killed in the midst of the release, and a caller that had a turn is stopped."""
+    if not wake.has_futex():
+        pytest.skip("waiters poll here")
+    monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
+    monkeypatch.setattr(Line, "let_go", lambda line: wake.wake_others(line._address))
+    scene.pool.held = int(held_before)
+    scene.look()
+    reading = scene.watch._reader.refresh()
+    caller = threading.Thread(target=reading.wait_changed, args=(20.0,), kwargs={"in_line": True})
+    caller.start()
+    scene.pool.held = 1
+    # Asleep in the kernel, as far as can be seen from here.
+    time.sleep(0.05)
+    now = time.monotonic()
+    scene.writer.publish(Snapshot("orders", Phase.POST))
+    scene.watch.hear(now)
+    heard_at = now
+    if held_before:
+        heard_at = now + CALLERS_FIRST_S
+        scene.watch.hear(heard_at)
+    scene.watch.attend(heard_at + LINE_S / 2)
+    caller.join(0.1)
+    assert caller.is_alive(), "the line is not over: others would lose their places in it"
+    scene.watch.attend(heard_at + 2 * LINE_S)
+    caller.join(10)
+    assert not caller.is_alive()
+
+
+def test_nobody_is_woken_whom_something_holds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[int] = []
+    monkeypatch.setattr(wake, "wake_all", woken.append)
+    for _ in range(3):
+        scene.watch.attend(time.monotonic() + 10)
+    assert not woken
+
+
+def test_they_are_woken_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the host wake up, and some may be held for a reason of their own, such as a server that refuses writes."""
+    scene.writer.publish(Snapshot("orders", Phase.POST))
+    scene.watch.hear(time.monotonic() + CALLERS_FIRST_S)
+    scene.watch.hear(time.monotonic() + 2 * CALLERS_FIRST_S)
+    woken: list[int] = []
+    monkeypatch.setattr(wake, "wake_all", woken.append)
+    for _ in range(3):
+        scene.watch.attend(time.monotonic() + 10)
+    assert len(woken) == 1

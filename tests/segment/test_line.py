@@ -156,9 +156,16 @@ def test_whoever_is_let_go_lets_the_next_one_go(files: RunFiles, monkeypatch: py
     writer.leave()
 
 
-def test_a_caller_whose_turn_is_lost_goes_on_by_itself(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The monitor was killed just after the release, and the caller that has the turn is stopped."""
+def test_whoever_waits_in_line_sleeps_through(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time a thread wakes up costs more than anything else that a held caller costs."""
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", LONG_S)
-    queue.join("last")
-    queue.change()
-    queue.until_gone("last")
+    slept = []
+    sleep = wake._sleep
+
+    def count(*args: int, in_line: bool) -> int:
+        slept.append(in_line)
+        return sleep(*args, in_line=in_line)
+
+    monkeypatch.setattr(wake, "_sleep", count)
+    assert not wake.wait_changed(queue.word, queue.address, 0, 1.0, in_line=True)
+    assert slept == [True]
