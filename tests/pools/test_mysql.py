@@ -22,6 +22,7 @@ from bgpool.errors import PoolClosed, PoolTimeout, TooManyRequests
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.mysql import BoundedConnection
+from bgpool.pools.mysql import receipts
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.pools.mysql.slots import Waiter
@@ -962,7 +963,10 @@ class TestUnitsOfProcedures:
     def cutter(self, pair: Pair) -> Iterator[CommitCutter]:
         address = pair.blue.address.rsplit(".", 1)[0] + ".99"
         with CommitCutter(
-            address, pair.port, (pair.blue.address, pair.port), lambda data: b"CALL commits" in data
+            address,
+            pair.port,
+            (pair.blue.address, pair.port),
+            lambda data: b"CALL commits" in data or data[5:] == b"COMMIT",
         ) as cutter:
             yield cutter
 
@@ -990,6 +994,34 @@ class TestUnitsOfProcedures:
         with pytest.raises(bgpool.CommitOutcomeUnknown):
             make_pool(max_size=1).run(work)
         assert len(calls) == 1
+        assert pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 45 AND n = {key}") == [(1,)]
+
+    @pytest.mark.usefixtures("prepared")
+    @pytest.mark.parametrize("swallowed", [False, True])
+    def test_nor_is_one_called_again_before_which_the_unit_had_only_read(
+        self, make_pool: MakePool, pair: Pair, cutter: CommitCutter, swallowed: bool
+    ) -> None:
+        """What an attempt has not written says nothing of the next one."""
+        pair.blue.execute(receipts.DDL.split(";")[0].format(table="app.bgpool_receipts"))
+        pair.blue.execute("GRANT ALL ON app.bgpool_receipts TO app@'%'")
+        calls: list[int] = []
+        key = 20 + swallowed
+
+        def work(conn: MysqlConnection) -> None:
+            calls.append(1)
+            with contextlib.suppress(*([pymysql.err.MySQLError] if swallowed else [])):
+                conn.cursor().execute("SELECT n FROM ledger" if len(calls) == 1 else f"CALL commits({key})")
+
+        def again() -> None:
+            cutter.when, cutter.on_cut = "after", lambda: None
+
+        cutter.when, cutter.on_cut = "before", again
+        try:
+            with pytest.raises(bgpool.CommitOutcomeUnknown):
+                make_pool(max_size=1, bg_receipts_table="bgpool_receipts").run(work)
+        finally:
+            pair.blue.execute("DROP TABLE app.bgpool_receipts")
+        assert len(calls) == 2
         assert pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 45 AND n = {key}") == [(1,)]
 
     @pytest.mark.usefixtures("prepared")

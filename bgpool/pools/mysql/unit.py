@@ -70,6 +70,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     # Whether BEGIN was sent; else the first statement that reads or writes a row begins the transaction.
     _has_begun: bool = True
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._may_write = True
+
     def is_autocommit(self, connection: MysqlConnection) -> bool:
         """As Unit says."""
         return connection.get_autocommit()
