@@ -1025,6 +1025,23 @@ class TestUnitsOfProcedures:
         assert pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 45 AND n = {key}") == [(1,)]
 
     @pytest.mark.usefixtures("prepared")
+    def test_nor_are_several_statements_of_which_one_commits(self, make_pool: MakePool, pair: Pair) -> None:
+        calls: list[int] = []
+
+        def work(conn: MysqlConnection) -> None:
+            calls.append(1)
+            with conn.cursor() as cursor:
+                cursor.execute("SELECT 1; COMMIT; INSERT INTO ledger (worker, thread, n) VALUES (45, 4, 30)")
+                if len(calls) == 1:
+                    pair.blue.cut_clients()
+                cursor.execute("SELECT 1")
+
+        many = {"client_flag": pymysql.constants.CLIENT.MULTI_STATEMENTS}
+        with pytest.raises(bgpool.CommitOutcomeUnknown):
+            make_pool(max_size=1, kwargs=many).run(work)
+        assert len(calls) == 1
+
+    @pytest.mark.usefixtures("prepared")
     def test_one_that_rolls_back_behind_an_unread_result_is_no_success(self, make_pool: MakePool) -> None:
         def work(conn: MysqlConnection) -> None:
             conn.cursor().execute("CALL rolls_back()")

@@ -16,7 +16,15 @@ from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.mysql import code_of
 from bgpool.pools.mysql.expressions import FUNCTIONS, RESERVED, Text
-from bgpool.pools.mysql.statements import Effect, doubt_of, first_words, judge, may_end
+from bgpool.pools.mysql.statements import (
+    Effect,
+    doubt_of,
+    ends_transaction,
+    first_words,
+    is_ordinary,
+    judge,
+    may_end,
+)
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -223,6 +231,20 @@ def test_a_backslash_is_read_as_the_server_reads_it() -> None:
     assert judge(b"SELECT 1 --\xa0'\n, f(1) -- '", latin1) is Effect.WRITES
     # The second byte of a character may look like a backslash.
     assert judge("SELECT '表' , f(1) , '表'".encode("cp932"), Text("cp932", many=True, backslash=True)) is Effect.WRITES
+
+
+@pytest.mark.parametrize("word", ["SELECT", "insert", "Update", "DELETE"])
+def test_most_statements_are_told_by_their_first_bytes(word: str) -> None:
+    statement = f"{word} INTO t VALUES ('COMMIT')".encode()
+    assert is_ordinary(statement)
+    assert is_ordinary(bytearray(statement)), "as executemany() has it"
+    assert not may_end(statement, ONE)
+    assert not ends_transaction(first_words(statement)[0])
+
+
+@pytest.mark.parametrize("text", ["COMMIT", "SELECT", "INSERTS ", " SELECT 1", "/*! COMMIT */", "REPLACE INTO t", ""])
+def test_others_are_looked_at(text: str) -> None:
+    assert not is_ordinary(text.encode())
 
 
 def test_only_the_beginning_of_a_long_text_is_known() -> None:

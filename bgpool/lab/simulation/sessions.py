@@ -352,6 +352,9 @@ class MysqlSession(Session):
         """As PyMySQL's."""
         return False
 
+    #: Each commit is looked at closely.
+    bgpool_can_commit = False
+
     def bgpool_settle(self) -> None:
         """As MysqlConnection says."""
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MysqlConnection"]
 
+_IN_TRANS: Final = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 #: Has a row where InnoDB takes no writes, or transactions are read-only unless a session says otherwise; that name
 #: depends on the server's version. A server with --read-only says so by itself.
 _READ_ONLY_SETTINGS: Final = (
@@ -152,6 +153,16 @@ class MysqlConnection(Exchange):
         self.rollback()
         if self._autocommit is not None and self.get_autocommit() != self._autocommit:
             self.autocommit(self._autocommit)
+
+    @property
+    def bgpool_can_commit(self) -> bool:
+        """Whether a transaction is surely open, and nothing has failed in it. Sends nothing, and reads nothing."""
+        result = self._result
+        if result is not None and (result.unbuffered_active or result.has_next):
+            return False
+        if self._sock is None or self.bgpool_refused or self._transaction.failure is not None:
+            return False
+        return bool(self.server_status & _IN_TRANS)
 
     def bgpool_check_transaction(self) -> None:
         """Make sure that a transaction in which a statement has failed may go on; asks the server once if need be.
@@ -302,7 +313,8 @@ class MysqlConnection(Exchange):
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
         count = super()._read_query_result(unbuffered)
-        if self.bgpool_in_unit and not self.bgpool_ended and self._transaction.has_ended(self.server_status):
+        status = self.server_status
+        if self.bgpool_in_unit and not status & _IN_TRANS and self._transaction.has_ended(status):
             self.bgpool_ended = True
         return count
 
@@ -314,7 +326,7 @@ class MysqlConnection(Exchange):
 
         What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
         """
-        is_open = self.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        is_open = self.server_status & _IN_TRANS
         begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.bgpool_is_open and not is_open
         word, _ = statements.first_words(statement)
         if generation.inherited or (begins and not statements.ends_nothing_else(word)):
@@ -339,6 +351,13 @@ class MysqlConnection(Exchange):
         Raises:
             ProgrammingError: It ends the transaction, which is for the unit's runner to do.
         """
+        # Of each statement of each unit.
+        if (
+            self.bgpool_writes is not False
+            and not self.client_flag & CLIENT.MULTI_STATEMENTS
+            and statements.is_ordinary(statement)
+        ):
+            return
         word, to_savepoint = statements.first_words(statement)
         if statements.ends_transaction(word) and not to_savepoint:
             raise ProgrammingError(

@@ -21,6 +21,7 @@ __all__ = [
     "ends_nothing_else",
     "ends_transaction",
     "first_words",
+    "is_ordinary",
     "judge",
     "may_end",
     "may_write",
@@ -50,6 +51,9 @@ _NEVER_COMMITS: Final = frozenset(
     {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"ROLLBACK"}
 )
 _WRITES: Final = frozenset({b"INSERT", b"UPDATE", b"DELETE", b"REPLACE"})
+#: How most statements begin that never commit.
+_ORDINARY: Final = (b"INSERT ", b"SELECT ", b"UPDATE ", b"DELETE ")
+_ORDINARY_BYTES: Final = 7
 #: What ends a transaction, or begins one, which ends the one before.
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
 #: Of these, what is nothing new on a connection that may only end what it has begun.
@@ -121,6 +125,12 @@ _DECIDES: Final = _form(r"ROLLBACK\b(?!\s+(?:WORK\s+)?TO\b)|SET\b.*AUTOCOMMIT")
 def beginning(sql: str | bytes, encoding: str) -> bytes:
     """As much of the text *sql* as the functions below look at."""
     return sql[:_BEGINNING].encode(encoding, "replace") if isinstance(sql, str) else sql[:_BEGINNING]
+
+
+def is_ordinary(statement: bytes | bytearray) -> bool:
+    """Whether *statement*, if it is one, is told by its first bytes not to end a transaction; many others are not."""
+    # PyMySQL's executemany() sends a bytearray, which no set takes.
+    return statement[:_ORDINARY_BYTES].upper().startswith(_ORDINARY)
 
 
 def first_words(statement: bytes) -> tuple[bytes, bool]:

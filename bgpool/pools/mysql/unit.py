@@ -6,7 +6,6 @@ nobody knows it before, and to choose one takes rights that applications do not 
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from typing import Any, ClassVar, Final, TypeVar
 
 import pymysql
@@ -81,15 +80,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     def note_begun(self, connection: MysqlConnection) -> None:
         """As Unit says; what the function sends is looked at, for only a transaction that writes leaves a receipt."""
         super().note_begun(connection)
-        receipts = self._receipts
-        watched = receipts is not None and (receipts.always or self._is_given or self._takes_part)
-        looks = watched and not self._has_receipt
-        connection.bgpool_writes = False if looks else None
-
-    def finish_soon(self, connection: MysqlConnection, result: R) -> Coroutine[Any, Any, None] | None:
-        """As Unit says."""
-        self._may_write = connection.bgpool_writes is not False
-        return super().finish_soon(connection, result)
+        receipts = self._terms.receipts
+        if receipts is not None:
+            watched = receipts.always or self._is_given or self._takes_part
+            connection.bgpool_writes = False if watched and not self._has_receipt else None
 
     def begin_block(self, connection: MysqlConnection) -> Any:
         """As Unit says; without autocommit BEGIN would be a round trip for nothing, as in a plain block."""
@@ -167,6 +161,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     async def awrite_receipt(self, connection: MysqlConnection) -> None:
         """As Unit says."""
+        self._may_write = connection.bgpool_writes is not False
         if not self.leaves_receipt() or not connection.bgpool_writes or not await self.acan_use(connection):
             return
         self.name_receipt()
@@ -257,6 +252,8 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     def check(self, connection: MysqlConnection) -> None:
         """As Unit says."""
+        if connection.bgpool_can_commit:
+            return
         # No status is true before the last result.
         connection.bgpool_settle()
         self.check_lost(connection)
