@@ -77,10 +77,11 @@ class AnyPool(ConnectionSource[C]):
         """Run *fn* as a unit of work; arguments and errors as run()."""
         if timeout is not None or not callable(fn):
             check_unit("run", fn, timeout)
-
         timeout_s = self.hold_s + self.timeout if timeout is None else timeout
-        unit: Unit[C, Any] = self.amake_unit(
-            None, self, timeout_s=timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=(fn, args)
+        if self._receipts is not None or receipt_id is not None:
+            self._check_receipts(receipt_id, timeout_s)
+        unit: Unit[C, Any] = self._unit_class(
+            self._terms, None, self, timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=(fn, args)
         )
         return unit.arun()
 

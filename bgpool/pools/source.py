@@ -274,30 +274,30 @@ class ConnectionSource(ABC, Generic[C]):
 
     def amake_unit(
         self,
-        attempt: Callable[[Unit[C, R]], Awaitable[R]] | None,
+        attempt: Callable[[Unit[C, R]], Awaitable[R]],
         lender: Lender[C],
         *,
         timeout_s: float,
         idempotent: bool,
         receipt_id: str | None = None,
-        work: tuple[Callable[..., Any], Sequence[object]] | None = None,
     ) -> Unit[C, R]:
-        """A unit of work on this endpoint; arguments as Unit has them.
+        """A unit of work on this endpoint whose attempts its owner makes; arguments as Unit has them.
 
         Raises:
             ConfigurationError: *receipt_id* was given and is no id, or there is no table for it; or receipts are not
                 kept for as long as *timeout_s*.
         """
-        if receipt_id is not None:
-            self.check_receipt_id(receipt_id)
+        self._check_receipts(receipt_id, timeout_s)
+        return self._unit_class(self._terms, attempt, lender, timeout_s, idempotent=idempotent, receipt_id=receipt_id)
+
+    def _check_receipts(self, receipt_id: object, timeout_s: float) -> None:
+        """Raise ConfigurationError for what a unit with such arguments must not have, as amake_unit does."""
+        self.check_receipt_id(receipt_id)
         if self._receipts is not None and timeout_s > (kept_s := self._settings.bg_receipts_retention_s):
             raise ConfigurationError(
                 f"run: timeout={timeout_s:g}: with bg_receipts_table at most bg_receipts_retention_s={kept_s} is "
                 "allowed; later attempts would find no receipt"
             )
-        return self._unit_class(
-            self._terms, attempt, lender, timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=work
-        )
 
     def check_receipt_id(self, receipt_id: object) -> None:
         """Look at the id that the caller of a unit of work has chosen; None for none.

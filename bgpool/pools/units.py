@@ -401,7 +401,8 @@ class Unit(ABC, Generic[C, R]):
         What is awaited here is what the common attempt has to wait for: each step that is a coroutine costs.
         """
         assert self._work is not None
-        (fn, args), terms, lender = self._work, self._terms, cast(Any, self._lender)
+        (fn, args), terms = self._work, self._terms
+        lender: Any = self._lender
         awaits = terms.waits.awaits
         connection = lender.getconn(self._timeout_s if self.attempt == 1 else self.left_s())
         if awaits:
@@ -415,7 +416,7 @@ class Unit(ABC, Generic[C, R]):
                     await step
                 result = fn(connection, *args)
                 if awaits:
-                    result = await awaitable(fn, result)
+                    result = await (result if result.__class__ is CoroutineType else awaitable(fn, result))
                 elif isinstance(result, _LATER):
                     result = plain(fn, result)
                 if (step := self.finish_soon(connection, result)) is not None:

@@ -46,7 +46,8 @@ class AsyncAware(SwitchoverAware, _Base):
             await self._before_sending(gen, generation)
         if self.bgpool_in_unit or self._autocommit or self._pipeline is not None:
             self._note_sending(gen)
-        limit = self._limit(gen)
+        # What is asked of a caller's own connection, while no error is being handled, takes its time.
+        limit = None if self.bgpool_lent and sys.exc_info()[1] is None else self._limit(gen)
         try:
             return await self._exchange(gen, *args, **kwargs)
         except BaseException as error:
