@@ -16,6 +16,7 @@ from sqlalchemy.util.concurrency import await_only
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
+from tests.waiting import wait_until
 
 __all__ = [
     "ASYNCIO",
@@ -28,6 +29,7 @@ __all__ = [
     "extra_kits",
     "kit_of",
     "on_each_engine",
+    "sleepers",
 ]
 
 
@@ -69,7 +71,7 @@ class Kit(ABC):
 
     @abstractmethod
     def kill(self, pair: Pair, session: int) -> None:
-        """Have blue end a session."""
+        """Have blue end a session, and wait until it has."""
 
     @abstractmethod
     def count_sessions(self, pair: Pair) -> int:
@@ -120,6 +122,7 @@ class _Postgres(Kit):
 
     def kill(self, pair: Pair, session: int) -> None:
         pair.blue.execute(f"SELECT pg_terminate_backend({session})")
+        wait_until(lambda: not pair.blue.execute(f"SELECT 1 FROM pg_stat_activity WHERE pid = {session}"))
 
     def count_sessions(self, pair: Pair) -> int:
         return int(pair.blue.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'")[0][0])
@@ -203,6 +206,7 @@ class _Mysql(Kit):
 
     def kill(self, pair: Pair, session: int) -> None:
         pair.blue.execute(f"KILL CONNECTION {session}")
+        wait_until(lambda: not pair.blue.execute(f"SELECT 1 FROM information_schema.processlist WHERE id = {session}"))
 
     def count_sessions(self, pair: Pair) -> int:
         return int(pair.blue.execute("SELECT count(*) FROM information_schema.processlist WHERE user = 'app'")[0][0])
@@ -284,6 +288,15 @@ WAYS: dict[Engine, tuple[Kit, ...]] = {
     engine: (kit, Sqlalchemy(kit, sessions=True), Sqlalchemy(kit, sessions=False)) for engine, kit in KITS.items()
 }
 WAYS[Engine.POSTGRESQL] += (Sqlalchemy(ASYNCIO, sessions=True), Sqlalchemy(ASYNCIO, sessions=False))
+
+
+def sleepers(pair: Pair) -> set[int]:
+    """The sessions that blue has sleep just now; those of clients that are gone sleep on, too."""
+    query = {
+        Engine.POSTGRESQL: "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
+        Engine.MYSQL: "SELECT id FROM information_schema.processlist WHERE state = 'User sleep'",
+    }[pair.engine]
+    return {int(row[0]) for row in pair.blue.execute(query)}
 
 
 def kit_of(conn: Any) -> Kit:

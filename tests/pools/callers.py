@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from bgpool.core.phase import Phase
 from bgpool.testing import Deployment
+from tests.waiting import PATIENCE_S, wait_until
 
 __all__ = ["Caller", "drain", "wait_until"]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Wait for *condition*; an assertion fails when the time is up."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "condition not met in time"
-        time.sleep(0.01)
 
 
 def drain(deployment: Deployment, conn: Any) -> None:
@@ -45,6 +37,6 @@ class Caller(threading.Thread):
 
     def wait(self) -> Any:
         """What the function returned or raised."""
-        self.join(15.0)
+        self.join(PATIENCE_S)
         assert not self.is_alive(), "the caller never came back"
         return self.result

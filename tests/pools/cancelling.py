@@ -22,6 +22,7 @@ from bgpool.lab.pair import ROLE
 from bgpool.pools.participant import Participant
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.postgres.async_pool import AsyncPool
+from tests.waiting import PATIENCE_S
 
 __all__ = ["HOW", "Cancelled", "Scene", "new_connector", "new_pool", "quiet", "until"]
 
@@ -45,7 +46,7 @@ def quiet() -> Iterator[None]:
 
 def new_pool(pair: Pair, run_dir: Path, **options: Any) -> AsyncPool:
     """An async pool that follows the segment in *run_dir* and starts no monitor."""
-    return _new(AsyncPool, pair, run_dir, {"min_size": 1, "max_size": 1, "timeout": 5.0} | options)
+    return _new(AsyncPool, pair, run_dir, {"min_size": 1, "max_size": 1, "timeout": 20.0} | options)
 
 
 def new_connector(pair: Pair, run_dir: Path) -> AsyncPostgresConnector:
@@ -108,7 +109,7 @@ class Cancelled:
         last = {"twice": self._at + 1, "always": self.waits}.get(self._how, self._at)
         return self._at <= self.waits <= last
 
-    async def end(self, limit_s: float = 10.0, after_s: float | None = None) -> Any:
+    async def end(self, limit_s: float = PATIENCE_S, after_s: float | None = None) -> Any:
         """What they returned or raised, in a task of their own; that is cancelled *after_s* seconds later, too."""
 
         async def run() -> Any:
@@ -128,7 +129,7 @@ class Cancelled:
         return task.result() if error is None else error.with_traceback(None)
 
 
-async def until(condition: Callable[[], bool], what: Callable[[], object], timeout_s: float = 8.0) -> None:
+async def until(condition: Callable[[], bool], what: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
     """Wait for *condition*; an assertion fails with *what* when the time is up."""
     began = time.monotonic()
     while not condition():
@@ -193,7 +194,7 @@ class Scene:
             gc.collect()
         else:
             # After drain() there is none until somebody asks.
-            async with pool.connection(2.0):
+            async with pool.connection(PATIENCE_S):
                 pass
 
         def is_as_before() -> bool:
@@ -212,7 +213,7 @@ class Scene:
         await until(is_as_before, shown)
         if pool is None:
             return
-        taken = [await pool.getconn(2.0) for _ in range(size)]
+        taken = [await pool.getconn(PATIENCE_S) for _ in range(size)]
         for connection in taken:
             assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
             assert connection.info.pipeline_status == psycopg.pq.PipelineStatus.OFF

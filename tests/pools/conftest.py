@@ -109,7 +109,7 @@ def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment
 @pytest.fixture
 def make_pool(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Makes pools that follow the segment in the test's own directory and start no monitor."""
-    usual = {"min_size": 1, "max_size": 2, "timeout": 5.0}
+    usual = {"min_size": 1, "max_size": 2, "timeout": 20.0}
     if kit is not ASYNC_POOL:
         yield from maker(POOLS, pair, tmp_path, usual)
         return
@@ -164,7 +164,7 @@ def make_engine(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., 
         query = {"bg_resolver": pair.resolver, "bg_run_dir": str(tmp_path / "run"), **bg}
         suffix = kit.suffix if isinstance(kit, Sqlalchemy) else "+bgpool"
         url = plain.set(drivername=f"{plain.drivername}{suffix}").update_query_dict(query)
-        options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 5.0} | options
+        options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 20.0} | options
         engine = create_engine(kit, url, **options)
         made.append(engine)
         return engine

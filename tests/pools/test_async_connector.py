@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bgpool.lab import Pair
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.testing import Deployment
 from tests.pools.conftest import maker
+from tests.waiting import until
 
 ENGINES = (Engine.POSTGRESQL,)
 
@@ -28,13 +28,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("kit")]
 @pytest.fixture
 def make_connector(pair: Pair, tmp_path: Path) -> Iterator[MakeConnector]:
     yield from maker({Engine.POSTGRESQL: AsyncPostgresConnector}, pair, tmp_path, {})
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 def test_held_callers_leave_the_loop_alone_and_cancelled_ones_leave_nothing(
@@ -66,7 +59,7 @@ def test_held_callers_leave_the_loop_alone_and_cancelled_ones_leave_nothing(
 def test_what_is_idle_is_cut_at_once_and_what_is_in_use_after_the_grace(
     make_connector: MakeConnector, deployment: Deployment
 ) -> None:
-    connector = make_connector(bg_drain_timeout_ms=600)
+    connector = make_connector(bg_drain_timeout_ms=3000)
 
     async def main() -> None:
         busy, idle = await connector.aconnect(), await connector.aconnect()
@@ -79,7 +72,7 @@ def test_what_is_idle_is_cut_at_once_and_what_is_in_use_after_the_grace(
         await busy.execute("SELECT 1")
         deployment.release()
         with pytest.raises(SwitchoverInterrupted):
-            await busy.execute("SELECT pg_sleep(3)")
+            await busy.execute("SELECT pg_sleep(60)")
         for connection in (busy, idle):
             await connection.close()
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -30,8 +31,10 @@ from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.pools.succession import Succession
 from bgpool.registry import ASYNC_POOLS, close_pools, get_async_pool, open_pools
 from bgpool.testing import Deployment
+from tests.engines import sleepers
 from tests.pools.callers import Caller, wait_until
 from tests.pools.conftest import Work, maker
+from tests.waiting import PATIENCE_S, quickest, until
 
 ENGINES = (Engine.POSTGRESQL,)
 
@@ -44,16 +47,9 @@ NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/app"
 
 @pytest.fixture
 def make_pool(pair: Pair, tmp_path: Path) -> Iterator[MakePool]:
-    yield from maker(ASYNC_POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 5.0})
+    yield from maker(ASYNC_POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 20.0})
     # What sleeps would be there yet when the next test looks.
     pair.blue.cut_clients()
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 async def session(pool: AsyncPool) -> int:
@@ -82,7 +78,7 @@ def test_two_loops_at_once_have_connections_of_their_own(
     make_pool: MakePool, deployment: Deployment, pair: Pair
 ) -> None:
     pool = make_pool(max_size=1)
-    meet = threading.Barrier(2, timeout=10)
+    meet = threading.Barrier(2, timeout=PATIENCE_S)
 
     async def use() -> tuple[int, str]:
         async with pool.connection() as conn:
@@ -201,7 +197,7 @@ def test_a_loop_ends_whatever_the_pool_is_at(make_pool: MakePool, deployment: De
 
     async def dwell(conn: Any) -> None:
         reached.set()
-        await conn.execute("SELECT pg_sleep(20)")
+        await conn.execute("SELECT pg_sleep(60)")
 
     def password(*_: object) -> str:
         reached.set()
@@ -231,12 +227,13 @@ def test_a_loop_ends_whatever_the_pool_is_at(make_pool: MakePool, deployment: De
         else:
             await until(reached.is_set)
             # The server is at it, and can be told to stop.
-            await asyncio.sleep(0.1)
+            await until(lambda: at == "connecting" or sleepers(pair) - before)
         assert not waiter.done()
 
+    before = sleepers(pair)
     began = time.monotonic()
     asyncio.run(use())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     for conn in out:
         asyncio.run(conn.close())
     assert pool.stats().held == 0
@@ -311,7 +308,7 @@ EXITS = {
     "asyncio.run": "asyncio.run(use())",
     "closed by hand": "loop = asyncio.new_event_loop(); loop.run_until_complete(use()); loop.close()",
     "a loop that is never closed": "asyncio.new_event_loop().run_until_complete(use())",
-    "in a thread": "threading.Thread(target=asyncio.run, args=(forever(),), daemon=True).start(); time.sleep(0.5)",
+    "in a thread": "threading.Thread(target=asyncio.run, args=(forever(),), daemon=True).start(); taken.wait(20)",
 }
 
 
@@ -328,15 +325,15 @@ async def use():
 async def forever():
     await use()
     conn = await pool.getconn()
-    await asyncio.sleep(60)
+    taken.set()
+    await asyncio.sleep(600)
+taken = threading.Event()
 {EXITS[how]}
 """
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
     lines = [line for line in done.stderr.splitlines() if "unclosed event loop" not in line]
     assert not [line for line in lines if "bgpool" in line or "psycopg" in line or "pending" in line], done.stderr
-    assert time.monotonic() - began < 10
 
 
 def test_servers_hooks_open_and_close_it_from_any_thread(
@@ -362,7 +359,7 @@ def test_servers_hooks_open_and_close_it_from_any_thread(
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return took_s
 
-    assert asyncio.run(main()) < 1
+    assert asyncio.run(main()) < 10
     assert pool.closed
 
 
@@ -395,7 +392,7 @@ def test_a_thousand_waiters_take_no_thread_and_the_loop_goes_on(make_pool: MakeP
         deployment.phase(Phase.IN_PROGRESS)
         await until(lambda: pool.stats().idle == 0)
         before = threading.active_count()
-        held = [asyncio.create_task(pool.getconn(3.0)) for _ in range(1000)]
+        held = [asyncio.create_task(pool.getconn(60.0)) for _ in range(1000)]
         await until(lambda: pool.stats().held == 1000)
         assert threading.active_count() <= before
         for task in held:
@@ -412,14 +409,10 @@ def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment
     pool = make_pool(min_size=1, max_size=1)
     turns: list[float] = []
 
-    async def main() -> None:
-        await session(pool)
-        if holds:
-            deployment.phase(Phase.IN_PROGRESS)
-            held = asyncio.create_task(pool.getconn())
-            await until(lambda: pool.stats().held)
+    async def count_turns() -> int:
+        """In 1.5 s, in which a busy machine may still be at what was begun before."""
         loop: Any = asyncio.get_running_loop()
-        await asyncio.sleep(0.3)  # until the pool is as it is to be
+        turns.clear()
         select = loop._selector.select
 
         def counted(timeout: float | None = None) -> Any:
@@ -429,13 +422,25 @@ def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment
         loop._selector.select = counted
         await asyncio.sleep(1.5)
         del loop._selector.select
+        return len(turns)
+
+    async def main() -> None:
+        await session(pool)
+        if holds:
+            deployment.phase(Phase.IN_PROGRESS)
+            held = asyncio.create_task(pool.getconn())
+            await until(lambda: pool.stats().held)
+        await asyncio.sleep(0.3)  # until the pool is as it is to be
+        # The sleep's own; whoever wakes the loop does so again and again.
+        for _ in range(5):
+            if await count_turns() <= 3:
+                break
+        assert len(turns) <= 3
         if holds:
             held.cancel()
             await asyncio.wait([held])
 
     asyncio.run(main())
-    # The sleep's own.
-    assert len(turns) <= 3
 
 
 def test_without_a_watch_thread_held_callers_look_for_themselves(
@@ -448,7 +453,7 @@ def test_without_a_watch_thread_held_callers_look_for_themselves(
 
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    pool = make_pool(max_size=1)
+    pool = make_pool(max_size=1, timeout=60.0)
 
     async def main() -> str:
         await session(pool)
@@ -456,9 +461,7 @@ def test_without_a_watch_thread_held_callers_look_for_themselves(
         held = asyncio.create_task(pool.getconn())
         await until(lambda: pool.stats().held == 1)
         deployment.release()
-        published = time.monotonic()
-        conn = await held
-        assert time.monotonic() - published < 1
+        conn = await asyncio.wait_for(held, PATIENCE_S)
         await pool.putconn(conn)
         return str(conn.info.hostaddr)
 
@@ -466,27 +469,27 @@ def test_without_a_watch_thread_held_callers_look_for_themselves(
 
 
 def test_what_makes_a_password_or_finds_an_address_blocks_no_loop(make_pool: MakePool, pair: Pair) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    let_go: list[bool] = []
+
     def slow(*_: object) -> str:
-        time.sleep(0.4)
+        asked.set()
+        let_go.append(go_on.wait(8.0))
         return pair.app_password
 
     pool = make_pool(pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@"), password=slow)
-    late: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(0.01)
-            late.append(time.monotonic() - began - 0.01)
 
     async def main() -> None:
-        ticking = asyncio.create_task(tick())
-        await session(pool)
-        ticking.cancel()
+        working = asyncio.create_task(session(pool))
+        await until(asked.is_set)
+        # The loop goes on while the password is made.
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        go_on.set()
+        await working
 
     asyncio.run(main())
-    assert len(late) > 20
-    assert max(late) < 0.2
+    assert let_go[0], "the loop waited for the password"
 
 
 # -- options and hooks ---------------------------------------------------------------------------------------------
@@ -521,24 +524,25 @@ def test_hooks_are_functions_or_coroutine_functions(make_pool: MakePool, *, awai
     async def fail() -> None:
         with pytest.raises(bgpool.PoolTimeout):
             await nowhere.getconn(0.3)
+        await until(lambda: called[-1] == "failed")
 
     asyncio.run(fail())
-    assert called[-1] == "failed"
 
 
 def test_a_connection_that_its_check_refuses_is_replaced(make_pool: MakePool, pair: Pair) -> None:
     pool = make_pool(max_size=1, check=psycopg_check)
 
-    async def main() -> None:
+    async def main() -> float:
         mine = await session(pool)
         assert await session(pool) == mine
         pair.blue.cut_clients()
         began = time.monotonic()
         assert await session(pool) != mine
-        assert time.monotonic() - began < 1
+        took_s = time.monotonic() - began
         assert pool.stats().size == 1
+        return took_s
 
-    asyncio.run(main())
+    assert quickest(lambda: asyncio.run(main()), 1.0) < 1.0
 
 
 async def psycopg_check(conn: Any) -> None:
@@ -754,10 +758,10 @@ def test_a_connection_goes_back_to_a_pool_of_its_kind_in_its_own_loop(
             with pytest.raises(ValueError, match=r"is of another event loop: give it back there"):
                 await asyncio.to_thread(asyncio.run, pool.putconn(conn))
             waiting = asyncio.create_task(session(pool))
-            await asyncio.sleep(0.01)
+            await until(lambda: pool.stats().waiting)
             mine = conn.info.backend_pid
             await pool.putconn(conn)
-            assert await asyncio.wait_for(waiting, 1) == mine
+            assert await asyncio.wait_for(waiting, PATIENCE_S) == mine
             await pool.close()
 
         asyncio.run(main())
@@ -770,9 +774,14 @@ def test_psycopg_pool_names_the_hook_that_is_at_fault(make_pool: MakePool) -> No
         await conn.execute("SELECT 1")
 
     async def main() -> None:
-        pool = make_pool(configure=leaves_a_transaction, timeout=0.3)
-        with pytest.raises(bgpool.PoolTimeout, match=r"INTRANS by configure function .*leaves_a_transaction"):
-            await pool.getconn()
+        pool = make_pool(configure=leaves_a_transaction)
+        # Once it has been called.
+        for _ in range(50):
+            with pytest.raises(bgpool.PoolTimeout) as caught:
+                await pool.getconn(0.3)
+            if "INTRANS" in str(caught.value):
+                break
+        assert re.search(r"INTRANS by configure function .*leaves_a_transaction", str(caught.value))
         await pool.close()
 
     asyncio.run(main())

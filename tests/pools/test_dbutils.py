@@ -26,6 +26,7 @@ from bgpool.registry import pools
 from bgpool.testing import Deployment
 from tests.engines import Kit
 from tests.pools.callers import Caller, wait_until
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.lab
 
@@ -166,14 +167,16 @@ def test_not_blocking_raises_at_once(make: Make) -> None:
 
 
 def test_blocking_waits_and_not_for_ever(make: Make) -> None:
-    db = make(maxconnections=1, blocking=True, timeout=0.5)
+    db = make(maxconnections=1, blocking=True, timeout=PATIENCE_S)
     held = db.connection()
     waiting = Caller(db.connection)
     wait_until(lambda: db.pool.stats().waiting == 1)
     held.close()
     assert not waiting.wait().closed
+    hurried = make(maxconnections=1, blocking=True, timeout=0.5)
+    held = hurried.connection()
     with pytest.raises(bgpool.PoolTimeout):
-        db.connection()
+        hurried.connection()
 
 
 def test_no_limit(make: Make) -> None:

@@ -22,11 +22,11 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
 
     async def connect(_decision: object, _kwargs: object) -> Any:
         began.release()
-        assert answers.wait(5.0)
+        assert answers.wait(60.0)
         raise KeyError
 
     recipe: Any = SimpleNamespace(
-        settings=SimpleNamespace(bg_connect_timeout_ms=400),
+        settings=SimpleNamespace(bg_connect_timeout_ms=2000),
         failures=(OSError,),
         gate=SimpleNamespace(await_admitted=admitted),
         waits=BLOCKING,
@@ -43,10 +43,10 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
     for thread in threads:
         thread.start()
     try:
-        assert began.acquire(timeout=2.0)
+        assert began.acquire(timeout=30.0)
         assert not began.acquire(timeout=0.02), "one at a time"
-        assert began.acquire(timeout=2.0)
-        assert began.acquire(timeout=2.0)
+        assert began.acquire(timeout=30.0)
+        assert began.acquire(timeout=30.0)
     finally:
         answers.set()
         for thread in threads:
@@ -58,7 +58,7 @@ def test_a_callers_own_attempt_has_what_its_waits_have_left() -> None:
     limits: list[float] = []
 
     async def admitted(_purpose: object, *, timeout_s: float) -> Any:
-        await BLOCKING.sleep(timeout_s / 2)
+        await BLOCKING.sleep(0.2)
         return timeout_s, None
 
     async def connect(_decision: object, _kwargs: object) -> Any:
@@ -79,9 +79,9 @@ def test_a_callers_own_attempt_has_what_its_waits_have_left() -> None:
     )
     inner: Any = SimpleNamespace(keep=None, opened_by_callers=True, failure="")
     generation = Generation(recipe, lambda _: inner, 1, lambda _: True, follows=True)
-    with contextlib.suppress(KeyError), generation.within(0.4):
+    with contextlib.suppress(KeyError), generation.within(20.0):
         generation.connect()
     with pytest.raises(TimeoutError, match="too short"), generation.within(0.1):
         generation.connect()
     (limit_s,) = limits
-    assert limit_s <= 0.2
+    assert 0.0 < limit_s <= 19.8

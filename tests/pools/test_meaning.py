@@ -49,7 +49,7 @@ def test_a_reading_is_worked_out_once_for_all_who_wait(tmp_path: Path, monkeypat
 
     async def hold_100(deployment: bgpool.testing.Deployment) -> None:
         gate = make_gate(deployment, waits)
-        callers = [asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=5)) for _ in range(100)]
+        callers = [asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=60)) for _ in range(100)]
         while gate.tally.held < 100:
             await asyncio.sleep(0)
         assert len(steps) == 1
@@ -71,8 +71,8 @@ def test_an_operators_hold_ends_in_time_with_nobody_to_say_so(tmp_path: Path) ->
         at = now()
         deployment.tell(Ordered(at, Order.HOLD, at.mono_ns + 300_000_000))
         assert gate.decide(gate._reader.refresh(), Purpose.CHECKOUT).action is Action.HOLD
-        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=5)
-        assert 0.29 < (time.monotonic_ns() - at.mono_ns) / 1e9 < 2
+        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=60)
+        assert 0.29 < (time.monotonic_ns() - at.mono_ns) / 1e9 < 30
 
 
 def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +80,9 @@ def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, mo
         gate = make_gate(deployment)
         deployment.phase(Phase.IN_PROGRESS)
         at = now()
-        deployment.tell(Ordered(at, Order.RELEASE, at.mono_ns + 200_000_000))
-        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=5)
-        time.sleep(0.25)
+        deployment.tell(Ordered(at, Order.RELEASE, at.mono_ns + 1_500_000_000))
+        gate.wait_admitted(Purpose.CHECKOUT, timeout_s=60)
+        time.sleep(1.6)
         steps = count_steps(monkeypatch)
         with pytest.raises(bgpool.SwitchoverHoldTimeout):
             gate.wait_admitted(Purpose.CHECKOUT, timeout_s=0.2)
@@ -95,7 +95,7 @@ def test_who_was_held_before_a_fork_goes_on_in_the_child(tmp_path: Path) -> None
 
     async def hold(deployment: bgpool.testing.Deployment) -> None:
         gate = make_gate(deployment, waits)
-        caller = asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=5))
+        caller = asyncio.create_task(gate.await_admitted(Purpose.CHECKOUT, timeout_s=60))
         while not gate.tally.held:
             await asyncio.sleep(0)
         gate.reset()

@@ -188,7 +188,7 @@ def read_later(found: Endpoint, phase: Phase) -> bool:
     found.read_later(by_phase(phase))
     if found._reader is None:
         return False
-    found._reader.join(5.0)
+    found._reader.join(30.0)
     return True
 
 
@@ -277,20 +277,20 @@ def test_nobody_is_let_through_while_the_alias_is_being_read(
 
     def slow(_host: str, _resolver: str) -> str:
         reading.set()
-        assert go_on.wait(10.0)
+        assert go_on.wait(60.0)
         return pair.names.blue.primary
 
     monkeypatch.setattr("bgpool.pools.alias.real_endpoint", slow)
-    monkeypatch.setattr("bgpool.pools.source.ALIAS_TIMEOUT_S", 10.0)
+    monkeypatch.setattr("bgpool.pools.source.ALIAS_TIMEOUT_S", 60.0)
     pair.hosts.set("db.shop.example", pair.blue.address)
     dsn = pair.dsn_of("db.shop.example").replace("verify-full", "verify-ca")
     deployment.phase(Phase.IN_PROGRESS)
     pool = make_pool(dsn, password=pair.tokens)
     monkeypatch.setattr(pool, "_joined", Joined())
     first = Caller(pool.getconn)
-    assert reading.wait(5.0)
+    assert reading.wait(30.0)
     second = Caller(pool.getconn)
-    assert waiting.wait(5.0)
+    assert waiting.wait(30.0)
     go_on.set()
     wait_until(lambda: pool.stats().held == 2)
     deployment.roll_back()

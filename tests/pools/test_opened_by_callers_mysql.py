@@ -166,7 +166,7 @@ def test_a_server_that_says_nothing_more_is_given_up_in_time(greets: bool) -> No
             BoundedConnection(
                 host="127.0.0.1", port=port, user="app", password="x", ssl_disabled=True, give_up_at=began + 0.3
             )
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 8.0
         server.join(10)
 
 

@@ -164,8 +164,8 @@ def test_a_pool_that_was_closed_is_asked_no_more(
     cutter.when = "after"
     began = time.monotonic()
     with pytest.raises(bgpool.CommitOutcomeUnknown):
-        pool.run(work, timeout=30.0)
-    assert time.monotonic() - began < 15.0
+        pool.run(work, timeout=60.0)
+    assert time.monotonic() - began < 30.0
 
 
 @pytest.mark.usefixtures("prepared")
@@ -176,8 +176,8 @@ def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
     cutter.when = "after"
     began = time.monotonic()
     with refused(pair, "txid_status(int8)"), pytest.raises(bgpool.CommitOutcomeUnknown):
-        pool.run(work, timeout=20.0)
-    assert time.monotonic() - began < 10.0
+        pool.run(work, timeout=60.0)
+    assert time.monotonic() - began < 30.0
     assert work.calls == 1
 
 
@@ -212,7 +212,7 @@ def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind
     monkeypatch.setattr(unit, "outcome_of", ask)
     pool = make_runner(max_size=1)
     cutter.when = "after"
-    assert pool.run(work, timeout=8.0) == "call 1"
+    assert pool.run(work, timeout=20.0) == "call 1"
     assert asked == [Outcome.COMMITTED]
     assert pool.run(work) == "call 2"
 
@@ -242,6 +242,6 @@ def test_an_old_blue_that_says_nothing_is_not_waited_for_until_the_time_is_up(
     try:
         began = time.monotonic()
         assert unit.ask_old_blue(pool._recipe, trace, lambda: 30.0) is Outcome.UNKNOWN
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
     finally:
         pair.blue.thaw()

@@ -22,6 +22,7 @@ from bgpool.pools.postgres import inner
 from bgpool.pools.postgres.async_inner import AsyncInnerPool
 from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.pool import PostgresPool
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -36,12 +37,18 @@ def test_the_log_names_the_dsn_and_repeats_nothing(
     # The pool of the other kind has said the same just before.
     monkeypatch.setattr(inner, "_said", {})
     nowhere = pair.direct_dsn(pair.blue).replace(f":{pair.port}", ":1")
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"]
+
     with caplog.at_level(logging.WARNING, logger="psycopg.pool"):
         with pytest.raises(bgpool.PoolTimeout):
             make_pool(nowhere, min_size=4, max_size=4).getconn(0.8)
+        wait_until(lambda: len(said()) == 1)
         with pytest.raises(bgpool.PoolTimeout):
             make_pool(nowhere, name="mine").getconn(0.5)
-    lines = [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"]
+        wait_until(lambda: len(said()) == 2)
+    lines = said()
     assert [line.partition(": connection failed")[0] for line in lines] == [
         f"error connecting in '{pair.blue.address}:1/app'",
         "error connecting in 'mine'",
@@ -91,7 +98,7 @@ def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: 
     with make_pool(nowhere, reconnect_failed=leave, **options) as pool:
         with pytest.raises(bgpool.PoolTimeout):
             pool.getconn(0.6)
-        assert called.is_set()
+        assert called.wait(PATIENCE_S)
         assert any(thread.name == "given-up-worker-0" for thread in threading.enumerate())
 
 
@@ -111,7 +118,7 @@ def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
         return entering(self, timeout)
 
     monkeypatch.setattr(InnerPool, "_getconn_unchecked", meanwhile)
-    with pool.connection(timeout=5) as conn:
+    with pool.connection(timeout=PATIENCE_S) as conn:
         assert conn.info.backend_pid != session
 
 
@@ -133,7 +140,7 @@ def test_nobody_waits_in_an_async_pool_that_is_closed_as_another_caller_joins_th
         await asyncio.sleep(0.01)
         lock.release()
         inner.close()
-        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 2)
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE_S)
 
     assert [type(each) for each in asyncio.run(end())] == [PoolClosed] * 4
 
@@ -156,7 +163,7 @@ def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
     # It is in no pool any more: once it is collected another one takes its place.
     del conn
     gc.collect()
-    with pool.connection(timeout=5) as conn:
+    with pool.connection(timeout=PATIENCE_S) as conn:
         assert conn.execute("SELECT 1").fetchall() == [(1,)]
 
 

@@ -130,7 +130,7 @@ def test_who_would_have_to_wait_deletes_nothing(kit: Kit, pool: Pool[Any], pair:
     began = time.monotonic()
     pool._receipts._due_at = 0.0  # type: ignore[union-attr]  # a minute later
     assert pool.run(kit.session) == session
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 20
     other.close()
     assert rows(pair) == 5
     pool._receipts._due_at = 0.0  # type: ignore[union-attr]  # a minute later
@@ -146,7 +146,7 @@ def test_who_would_have_to_wait_deletes_nothing(kit: Kit, pool: Pool[Any], pair:
         return rows(pair) == 0
 
     # The server may take a moment to see that the other session has ended.
-    wait_until(deleted, 5)
+    wait_until(deleted)
 
 
 @pytest.mark.usefixtures("prepared")

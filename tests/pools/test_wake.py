@@ -26,7 +26,7 @@ def test_who_waited_longest_goes_first_and_others_have_turns_in_between(tmp_path
     seen: list[int] = []
 
     async def caller(gate: Any, number: int) -> None:
-        await gate.await_admitted(Purpose.CHECKOUT, timeout_s=5)
+        await gate.await_admitted(Purpose.CHECKOUT, timeout_s=60)
         order.append(number)
 
     async def other() -> None:
@@ -88,7 +88,7 @@ def test_what_a_call_raises_reaches_its_caller(error: type[BaseException]) -> No
         raise error
 
     async def main() -> None:
-        await asyncio.wait_for(LoopWaits(lambda: True).call(fail), 5)
+        await asyncio.wait_for(LoopWaits(lambda: True).call(fail), 30)
 
     with pytest.raises(RuntimeError if error is StopIteration else error):
         asyncio.run(main())
