@@ -23,8 +23,10 @@ from bgpool.lab.ledger import Key
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
 from tests.asyncpg.test_sqlalchemy import Engines, engines
+from tests.engines import sleepers
 from tests.pools.cancelling import HOW, Cancelled, Scene
 from tests.pools.test_cancel_random import INTERRUPTED, Crowd, _switch_over, same_server
+from tests.waiting import PATIENCE_S, until
 
 __all__ = ["engines", "same_server"]
 
@@ -39,11 +41,11 @@ async def _settle(scene: Scene, pool: bg.Pool) -> None:
     """Until the server has no more sessions than the pool, and all of these are idle."""
 
     async def use() -> None:
-        async with pool.acquire(timeout=5) as connection, connection.transaction():
+        async with pool.acquire(timeout=PATIENCE_S) as connection, connection.transaction():
             await connection.fetchval("SELECT 1")
 
     await asyncio.gather(*(use() for _ in range(pool.get_max_size())))
-    for _ in range(400):
+    for _ in range(3000):
         tasks = len(asyncio.all_tasks())
         states = scene.sessions()
         free = all(holder._in_use is None for holder in pool._holders)
@@ -61,14 +63,14 @@ def test_cancelled_at_each_wait(opened: Opened, deployment: Deployment, pair: Pa
         calls[key] += 1
         await connection.execute(INSERT, *key)
         async with connection.transaction():
-            await connection.fetchval("SELECT 1", timeout=5)
+            await connection.fetchval("SELECT 1", timeout=PATIENCE_S)
         return "done"
 
     async def unit(pool: bg.Pool, key: Key) -> str:
         return await bg.run(pool, work, key)
 
     async def block(pool: bg.Pool, key: Key) -> str:
-        async with pool.acquire(timeout=5) as connection, connection.transaction():
+        async with pool.acquire(timeout=PATIENCE_S) as connection, connection.transaction():
             return await work(connection, key)
 
     calls: Counter[Key] = Counter()
@@ -194,7 +196,7 @@ def test_a_session_cancelled_at_each_wait(
     monkeypatch.setattr(Wire, "query", slow_query)
 
     async def main() -> None:
-        async with engines(pool_size=1, pool_timeout=5) as engine:
+        async with engines(pool_size=1, pool_timeout=PATIENCE_S) as engine:
             for how in HOW:
                 for at in itertools.count(1):
                     steps = Cancelled(operation(engine), how, at, lambda: None)
@@ -214,10 +216,10 @@ def test_a_silent_server_is_not_waited_for(
     opened: Opened, deployment: Deployment, pair: Pair, run: Run, way: str
 ) -> None:
     """Who is cancelled, or whose time is up, is told so, and soon."""
-    timeout = 0.2 if way == "timeout" else None
+    timeout = 1.0 if way == "timeout" else None
 
     async def sleep(connection: Any) -> None:
-        await connection.execute("SELECT pg_sleep(30)", timeout=timeout)
+        await connection.execute("SELECT pg_sleep(90)", timeout=timeout)
 
     async def block(pool: bg.Pool) -> None:
         async with pool.acquire() as connection, connection.transaction():
@@ -226,19 +228,20 @@ def test_a_silent_server_is_not_waited_for(
     async def main() -> None:
         async with opened(max_size=1) as pool:
             await pool.fetchval("SELECT 1")
+            before = sleepers(pair)
             task = asyncio.ensure_future(bg.run(pool, sleep) if way == "unit" else block(pool))
-            await asyncio.sleep(0.1)
+            await until(lambda: sleepers(pair) - before)
             pair.blue.freeze()
             try:
                 if timeout is None:
                     task.cancel()
-                await asyncio.wait([task], timeout=5)
+                await asyncio.wait([task], timeout=PATIENCE_S)
                 assert task.done()
                 with pytest.raises(asyncio.CancelledError if timeout is None else asyncio.TimeoutError):
                     await task
             finally:
                 pair.blue.thaw()
-            assert await pool.fetchval("SELECT 1", timeout=5) == 1
+            assert await pool.fetchval("SELECT 1", timeout=PATIENCE_S) == 1
         assert deployment.snapshot.phase is Phase.CREATED
 
     run(main())

@@ -20,19 +20,14 @@ from bgpool.integrations import asyncpg as bg
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
+from tests.engines import sleepers
 from tests.pools.cancelling import Cancelled
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
 WHERE = "SELECT host(inet_server_addr())"
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (77, 7, 7)"
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
 
 
 def raw_of(connection: Any) -> Any:
@@ -58,7 +53,7 @@ def test_callers_are_held_before_they_take_a_place_and_go_on_to_green(
             began = time.monotonic()
             deployment.release()
             assert await asyncio.gather(*held) == [pair.green.address] * 20
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 15.0
             async with pool.acquire() as connection:
                 assert connection.get_server_pid() not in pids
             assert pool.connector.usage().served >= 23
@@ -70,7 +65,7 @@ def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
     opened: Opened, deployment: Deployment, run: Run
 ) -> None:
     async def main() -> None:
-        async with opened(bg_drain_timeout_ms=400, max_size=3) as pool:
+        async with opened(bg_drain_timeout_ms=2000, max_size=3) as pool:
             done, cut, idle = [await pool.acquire() for _ in range(3)]
             blocks = [one.transaction() for one in (done, cut)]
             for block in blocks:
@@ -80,7 +75,7 @@ def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
             await blocks[0].commit()
             # In the middle of a statement; and between two.
             with pytest.raises(bg.SwitchoverInterrupted, match="it did not commit, run it again"):
-                await cut.execute("SELECT pg_sleep(5)")
+                await cut.execute("SELECT pg_sleep(60)")
             await blocks[1].rollback()
             await until(raw_of(idle).is_closed)
             with pytest.raises(bg.SwitchoverInterrupted) as caught:
@@ -99,31 +94,31 @@ def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
 
 
 def test_a_block_ends_with_the_error_that_tells_what_became_of_it(
-    opened: Opened, deployment: Deployment, run: Run
+    opened: Opened, deployment: Deployment, pair: Pair, run: Run
 ) -> None:
     """asyncpg's own would end with an InterfaceError: the connection is closed."""
 
     async def main() -> None:
         async with opened(bg_drain_timeout_ms=100, max_size=4) as pool:
-            started = asyncio.Event()
+            before, begun = sleepers(pair), list[int]()
 
             async def in_statement() -> None:
                 async with pool.acquire() as connection, connection.transaction(), connection.transaction():
-                    started.set()
-                    await connection.fetch("SELECT pg_sleep(5)")
+                    await connection.fetch("SELECT pg_sleep(60)")
 
             async def between_statements() -> None:
                 async with pool.acquire() as connection, connection.transaction():
+                    begun.append(1)
                     await until(raw_of(connection).is_closed)
 
             async def own_error() -> None:
                 async with pool.acquire() as connection, connection.transaction():
+                    begun.append(1)
                     await until(raw_of(connection).is_closed)
                     raise KeyError("mine")
 
             tasks = [asyncio.create_task(one()) for one in (in_statement, between_statements, own_error)]
-            await started.wait()
-            await asyncio.sleep(0.1)
+            await until(lambda: sleepers(pair) - before and len(begun) == 2)
             deployment.phase(Phase.IN_PROGRESS)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(end) for end in ends] == [bg.SwitchoverInterrupted, bg.SwitchoverInterrupted, KeyError]
@@ -135,22 +130,23 @@ def test_a_block_ends_with_the_error_that_tells_what_became_of_it(
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
-        (lambda c: c.execute("INSERT INTO ledger (worker, thread, n) SELECT 77, 7, 7 FROM pg_sleep(5)"), "unknown"),
-        (lambda c: c.fetch("SELECT pg_sleep($1)", 5), "unknown"),
-        (lambda c: c.executemany("SELECT pg_sleep($1)", [(5,)]), "unknown"),
-        (lambda c: c.copy_from_query("SELECT pg_sleep(5)", output=os.devnull), "unknown"),
-        (lambda c: c.execute("BEGIN; SELECT pg_sleep(5); COMMIT"), "unknown"),
+        (lambda c: c.execute("INSERT INTO ledger (worker, thread, n) SELECT 77, 7, 7 FROM pg_sleep(60)"), "unknown"),
+        (lambda c: c.fetch("SELECT pg_sleep($1)", 60), "unknown"),
+        (lambda c: c.executemany("SELECT pg_sleep($1)", [(60,)]), "unknown"),
+        (lambda c: c.copy_from_query("SELECT pg_sleep(60)", output=os.devnull), "unknown"),
+        (lambda c: c.execute("BEGIN; SELECT pg_sleep(60); COMMIT"), "unknown"),
         (lambda c: c.execute("SET application_name = 'x'"), None),
     ],
     ids=["execute", "fetch", "executemany", "copy", "several", "harmless"],
 )
 def test_in_autocommit_what_was_cut_is_in_doubt(
-    opened: Opened, deployment: Deployment, what: Callable[[Any], Awaitable[Any]], kind: str | None
+    opened: Opened, deployment: Deployment, pair: Pair, what: Callable[[Any], Awaitable[Any]], kind: str | None
 ) -> None:
     async def main() -> None:
         async with opened(bg_drain_timeout_ms=0) as pool, pool.acquire() as connection:
+            before = sleepers(pair)
             task = asyncio.ensure_future(what(connection))
-            await asyncio.sleep(0.1)
+            await until(lambda: task.done() or sleepers(pair) - before)
             deployment.phase(Phase.IN_PROGRESS)
             if kind is None:
                 await task
@@ -162,16 +158,17 @@ def test_in_autocommit_what_was_cut_is_in_doubt(
     asyncio.run(main())
 
 
-def test_a_cursor_and_a_prepared_statement_are_told_as_well(opened: Opened, deployment: Deployment) -> None:
+def test_a_cursor_and_a_prepared_statement_are_told_as_well(opened: Opened, deployment: Deployment, pair: Pair) -> None:
     async def main() -> None:
         async with opened(bg_drain_timeout_ms=0) as pool:
             async with pool.acquire() as one, pool.acquire() as other:
                 block = one.transaction()
                 await block.start()
-                cursor = await one.cursor("SELECT n, pg_sleep(n) FROM (VALUES (0), (5)) AS a (n)")
+                cursor = await one.cursor("SELECT n, pg_sleep(n) FROM (VALUES (0), (60)) AS a (n)")
                 statement = await other.prepare("SELECT pg_sleep($1)")
-                tasks = [asyncio.ensure_future(cursor.fetch(2)), asyncio.ensure_future(statement.fetch(5))]
-                await asyncio.sleep(0.1)
+                before = sleepers(pair)
+                tasks = [asyncio.ensure_future(cursor.fetch(2)), asyncio.ensure_future(statement.fetch(60))]
+                await until(lambda: len(sleepers(pair) - before) == 2)
                 deployment.phase(Phase.IN_PROGRESS)
                 ends = await asyncio.gather(*tasks, return_exceptions=True)
                 assert [type(end) for end in ends] == [bg.SwitchoverInterrupted, bg.CommitOutcomeUnknown]
@@ -192,7 +189,7 @@ def test_a_new_transaction_is_held_on_a_connection_that_is_out(
             began = time.monotonic()
             with pytest.raises(asyncio.TimeoutError):
                 await first.fetchval("SELECT 1", timeout=0.2)
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 15.0
             tasks = [asyncio.create_task(step) for step in (first.execute(INSERT), second.transaction().start())]
             tasks.append(asyncio.ensure_future(prepared.fetch()))
             await until(lambda: pool.connector.stats().held == 3)
@@ -400,7 +397,7 @@ def test_asyncpgs_own_pool_takes_connections_of_connect(deployment: Deployment, 
             busy = await pool.acquire()
             await pool.fetchval("SELECT 1")
             deployment.phase(Phase.IN_PROGRESS)
-            await asyncio.sleep(0.5)
+            await until(raw_of(busy).is_closed)
             with pytest.raises((bg.SwitchoverInterrupted, asyncpg.InterfaceError)):
                 await busy.execute("SELECT 1")
             await pool.release(busy)

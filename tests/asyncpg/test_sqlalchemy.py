@@ -21,8 +21,8 @@ from bgpool.integrations.sqlalchemy import arun
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Run
-from tests.asyncpg.test_pool import until
 from tests.pools.proxy import CommitCutter
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -66,7 +66,7 @@ def test_held_callers_go_on_to_green_and_what_is_cut_says_so(
                 await connection.execute(text("SELECT 1"))
                 deployment.phase(Phase.IN_PROGRESS)
                 with pytest.raises(exc.OperationalError) as caught:
-                    await connection.execute(text("SELECT pg_sleep(5)"))
+                    await connection.execute(text("SELECT pg_sleep(60)"))
                 assert isinstance(caught.value.orig, bgpool.SwitchoverInterrupted)
                 assert caught.value.connection_invalidated
             held = [asyncio.create_task(where(engine)) for _ in range(10)]
@@ -127,9 +127,11 @@ def test_what_is_lost_between_two_statements_is_told_and_a_unit_goes_on(
             await session.execute(text("SELECT 1"))
         if told:
             return len(told)
+        raw = await (await session.connection()).get_raw_connection()
+        drivers: Any = raw.driver_connection
         deployment.phase(Phase.IN_PROGRESS)
         asyncio.get_running_loop().call_later(0.4, deployment.release)
-        await asyncio.sleep(0.3)
+        await until(drivers.is_closed)
         try:
             await session.execute(text("SELECT 1"))
         except exc.OperationalError as error:

@@ -18,6 +18,7 @@ from tests.asyncpg.conftest import Opened, Run
 from tests.pools.proxy import CommitCutter
 from tests.pools.test_outcome import REFUSALS, refused
 from tests.pools.test_read_only import read_only
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -79,7 +80,7 @@ def test_a_unit_that_is_cut_is_run_again_after_the_switchover(
         if work.calls == 1:
             deployment.phase(Phase.IN_PROGRESS)
             asyncio.get_running_loop().call_later(0.3, deployment.release)
-        await connection.execute("SELECT pg_sleep($1)", 5 if work.calls == 1 else 0)
+        await connection.execute("SELECT pg_sleep($1)", 60 if work.calls == 1 else 0)
 
     async def main() -> None:
         work.writes = False
@@ -99,7 +100,7 @@ def test_an_interruption_that_the_function_swallows_is_one_all_the_same(
         deployment.phase(Phase.IN_PROGRESS)
         asyncio.get_running_loop().call_later(0.3, deployment.release)
         with pytest.raises(bg.SwitchoverInterrupted):
-            await connection.execute("SELECT pg_sleep(5)")
+            await connection.execute("SELECT pg_sleep(60)")
 
     async def main() -> None:
         work.writes = False
@@ -209,7 +210,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
 ) -> None:
     async def wait(connection: Any) -> None:
         asyncio.get_running_loop().call_later(0.05, tasks[0].cancel)
-        await connection.execute("SELECT pg_sleep(5)")
+        await connection.execute("SELECT pg_sleep(60)")
 
     tasks: list[asyncio.Task[str]] = []
 
@@ -220,7 +221,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
                 await tasks[0]
             deployment.phase(Phase.IN_PROGRESS)
             held = asyncio.create_task(bg.run(pool, work))
-            await asyncio.sleep(0.1)
+            await until(lambda: pool.connector.stats().held)
             held.cancel()
             await asyncio.wait([held])
             deployment.release()

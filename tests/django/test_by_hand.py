@@ -195,14 +195,14 @@ def test_an_atomic_block_that_cannot_begin_leaves_the_transaction_to_be_rolled_b
 
 
 def test_the_end_of_a_request_is_not_held(deployment: Deployment, make_database: MakeDatabase) -> None:
-    wrapper: Any = connections[make_database(AUTOCOMMIT=False, options={"bg_connect_timeout_ms": "1500"})]
+    wrapper: Any = connections[make_database(AUTOCOMMIT=False, options={"bg_connect_timeout_ms": "60000"})]
     ask(wrapper)
     wrapper.rollback()
     deployment.phase(Phase.PREPARATION)
     deployment.phase(Phase.IN_PROGRESS)
     began = time.monotonic()
     wrapper.close_if_unusable_or_obsolete()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 20
     assert wrapper.connection is None
 
 

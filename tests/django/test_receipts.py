@@ -258,7 +258,7 @@ def test_a_run_that_begins_while_another_one_is_at_it_waits_for_it(work: Work, p
 
 def test_a_lock_that_is_not_free_in_time_is_djangos_error(kit: Kit, work: Work, table: str, pair: Pair) -> None:
     limit = {
-        Engine.POSTGRESQL: "SET statement_timeout = '200ms'",
+        Engine.POSTGRESQL: "SET statement_timeout = '500ms'",
         Engine.MYSQL: "SET SESSION innodb_lock_wait_timeout = 1",
     }[kit.engine]
     with work.wrapper.cursor() as cursor:

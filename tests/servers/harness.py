@@ -539,7 +539,7 @@ class Stage:
 
     def wait_ready(self) -> None:
         """Wait until the monitor says that the switchover may begin."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + START_S
         while not ((snapshot := Reader(self.files).refresh().snapshot) and snapshot.ready):
             assert time.monotonic() < deadline, f"not ready: {snapshot}"
             time.sleep(0.05)

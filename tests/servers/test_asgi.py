@@ -31,7 +31,7 @@ EXCESS_S, LOAD_S = 0.15, 0.85
 #: The monitor's questions of a switchover follow each other in this time.
 NOTICE_S = 0.1
 #: The same for the 99th percentile of the answers that need no database, in milliseconds.
-PING_MS, PING_LOAD_MS = 10.0, 90.0
+PING_MS, PING_LOAD_MS = 10.0, 490.0
 
 _UVICORN = [
     "{bin}/uvicorn", "tests.servers.fastapi_app:app", "--port", "{port}", "--no-access-log", "--log-level", "warning",
@@ -166,5 +166,6 @@ def test_a_server_ends_in_time_though_a_request_is_held(name: str, tmp_path: Pat
         finally:
             server.stop()
     assert server.exit_status in (0, -signal.SIGTERM), server.output
-    assert taken_s < 5.0, server.output
-    assert isinstance(asked.exception(5.0), (OSError, http.client.HTTPException))
+    # Callers are held for 30 s.
+    assert taken_s < 15.0, server.output
+    assert isinstance(asked.exception(30.0), (OSError, http.client.HTTPException))

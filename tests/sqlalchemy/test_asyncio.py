@@ -39,7 +39,9 @@ from bgpool.integrations.sqlalchemy import arun, transactional
 from bgpool.lab import Pair
 from bgpool.pools.fork import keep_forever
 from bgpool.testing import Deployment
+from tests.engines import sleepers
 from tests.processes.test_fork import in_child
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -97,13 +99,6 @@ def stats(engine: AsyncEngine) -> Any:
     return engine.dialect.bgpool_connector.stats()  # type: ignore[attr-defined]  # ours
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
 def count_files() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
@@ -125,26 +120,24 @@ def test_held_callers_take_no_slot_and_leave_the_loop_alone(
         async with engine.connect() as connection:
             return await where(connection)
 
-    async def tick(gaps: list[float]) -> None:
-        before = time.monotonic()
-        while True:
+    async def longest_gap() -> float:
+        """Of twenty pauses of 0.01 s."""
+        at = [time.monotonic()]
+        for _ in range(20):
             await asyncio.sleep(0.01)
-            now, before = before, time.monotonic()
-            gaps.append(before - now)
+            at.append(time.monotonic())
+        return max(later - before for before, later in itertools.pairwise(at))
 
     async def main() -> None:
-        engine = make_async(pool_size=3, max_overflow=0, pool_timeout=5)
+        engine = make_async(pool_size=3, max_overflow=0, pool_timeout=PATIENCE_S)
         assert await ask(engine) == pair.blue.address
         deployment.phase(Phase.IN_PROGRESS)
         callers = [asyncio.create_task(ask(engine)) for _ in range(60)]
         await until(lambda: stats(engine).held == 60)
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a queue
-        gaps: list[float] = []
-        ticker = asyncio.create_task(tick(gaps))
-        await asyncio.sleep(0.3)
-        await ended(ticker, *callers[:50])
-        assert len(gaps) > 10
-        assert max(gaps) < 0.1
+        # Other work of the machine makes some long, and what holds up the loop makes all.
+        assert min([await longest_gap() for _ in range(5)]) < 0.1
+        await ended(*callers[:50])
         assert stats(engine).held == 10
         deployment.release()
         assert set(await asyncio.gather(*callers[50:])) == {pair.green.address}
@@ -165,7 +158,7 @@ def test_a_caller_that_is_cancelled_anywhere_keeps_no_slot(make_async: MakeEngin
             await connection.commit()
 
     async def main() -> None:
-        engine = make_async(pool_size=2, max_overflow=0, pool_timeout=5)
+        engine = make_async(pool_size=2, max_overflow=0, pool_timeout=PATIENCE_S)
         await work(engine)
         for step in range(40):
             task = asyncio.create_task(work(engine))
@@ -277,7 +270,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
     as_owner(
         pair,
         "CREATE OR REPLACE FUNCTION be_long() RETURNS trigger LANGUAGE plpgsql AS "
-        "'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'",
+        "'BEGIN PERFORM pg_sleep(20); RETURN NULL; END'",
         "CREATE CONSTRAINT TRIGGER long AFTER INSERT ON orders_of_tasks DEFERRABLE INITIALLY DEFERRED "
         "FOR EACH ROW EXECUTE FUNCTION be_long()",
     )
@@ -292,9 +285,11 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
     async def main() -> None:
         engine = make_async(pool_size=1, max_overflow=0)
         maker = async_sessionmaker(engine)
-        for seconds in (0.5, 0.0):
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(arun(maker, place, seconds), 0.2)
+        for seconds in (20.0, 0.0):
+            before = sleepers(pair)
+            placing = asyncio.create_task(arun(maker, place, seconds))
+            await until(lambda before=before: sleepers(pair) - before)  # type: ignore[misc]  # as a condition is called
+            await ended(placing)
         assert len(calls) == 2
         deployment.phase(Phase.IN_PROGRESS)
         held = asyncio.create_task(arun(maker, place, 0.0))
@@ -312,7 +307,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
 
 def test_a_connection_that_nobody_returns_is_closed(make_async: MakeEngine) -> None:
     async def main() -> None:
-        engine = make_async(pool_size=1, max_overflow=0, pool_timeout=1)
+        engine = make_async(pool_size=1, max_overflow=0, pool_timeout=PATIENCE_S)
         lost = await engine.connect()
         await lost.execute(ONE)
         with warnings.catch_warnings(record=True) as warned:
@@ -333,7 +328,7 @@ def test_a_connection_that_nobody_returns_is_closed(make_async: MakeEngine) -> N
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stream_across_the_drain(make_async: MakeEngine, deployment: Deployment) -> None:
     async def main() -> None:
-        engine = make_async(bg_drain_timeout_ms=500)
+        engine = make_async(bg_drain_timeout_ms=2000)
         async with engine.connect() as connection:
             options = connection.execution_options
             await options(yield_per=10)
@@ -447,7 +442,7 @@ def test_units_of_each_maker(make_async: MakeEngine, orders: None) -> None:
         return number
 
     async def main() -> None:
-        engine = make_async(pool_size=1, max_overflow=0, pool_timeout=1)
+        engine = make_async(pool_size=1, max_overflow=0, pool_timeout=PATIENCE_S)
         maker = async_sessionmaker(engine)
         scoped = async_scoped_session(maker, asyncio.current_task)
 

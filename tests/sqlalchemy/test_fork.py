@@ -118,7 +118,7 @@ def test_a_child_goes_through_a_switchover(
     def child() -> None:
         session(kit, engine)
         os.write(write, b".")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with engine.connect() as connection:
                 if kit.where(connection.connection.dbapi_connection) == pair.green.address:

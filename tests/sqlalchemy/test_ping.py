@@ -46,7 +46,7 @@ def begin(deployment: Deployment) -> Callable[[sqlalchemy.Engine], None]:
 
         def meanwhile() -> None:
             deployment.phase(Phase.IN_PROGRESS)
-            for _ in range(500):
+            for _ in range(3000):
                 if drivers.closed:
                     return
                 threading.Event().wait(0.01)

@@ -18,6 +18,7 @@ from bgpool.lab import Pair
 from bgpool.testing import Deployment
 from tests.engines import Kit
 from tests.greenlets import start
+from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -54,7 +55,7 @@ class Caller:
         self.took_s = time.monotonic() - self.began
 
     def result(self) -> Any:
-        self._join(20)
+        self._join(PATIENCE_S)
         return self.found
 
 
@@ -121,7 +122,7 @@ def test_a_hold_ends_with_an_operational_error(make_engine: MakeEngine, kit: Kit
     began = time.monotonic()
     with pytest.raises(OperationalError) as caught, engine.connect():
         pass
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 20
     assert isinstance(caught.value.orig, SwitchoverHoldTimeout)
     assert isinstance(caught.value.orig, kit.error)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a QueuePool
@@ -155,30 +156,30 @@ def test_after_a_rollback_it_leads_to_blue(
 def test_who_waits_for_a_slot_when_a_switchover_begins_waits_again_after_it(
     kit: Kit, pair: Pair, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
-    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=1.0, bg_drain_timeout_ms=5000)
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=2.0, bg_drain_timeout_ms=60_000)
     with engine.connect() as busy:
         busy.execute(text("SELECT 1"))
         caller = Caller(kit, engine)
-        time.sleep(0.2)
+        time.sleep(0.7)
         deployment.phase(Phase.IN_PROGRESS)
         deployment.wait_held(1)
     deployment.release()
     assert caller.result() == pair.green.address
-    assert caller.took_s > 1.0
+    assert caller.took_s > 2.0
 
 
 def test_who_waits_for_a_slot_waits_again_where_those_before_him_have_been_held(
     kit: Kit, pair: Pair, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
-    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.8)
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=2.0)
     where(kit, engine)
     deployment.phase(Phase.IN_PROGRESS)
     deployment.release()
     with engine.connect():
         engine.dialect.bgpool_replaced_at += 5  # type: ignore[attr-defined]  # ours; however slow the machine
         caller = Caller(kit, engine)
-        # Once in vain; the second wait ends 0.6 s after the slot is free.
-        time.sleep(1.0)
+        # Once in vain; the second wait ends 1.5 s after the slot is free.
+        time.sleep(2.5)
     assert caller.result() == pair.green.address
 
 
@@ -187,13 +188,13 @@ def test_without_a_switchover_pool_timeout_is_what_it_was(kit: Kit, make_engine:
     with engine.connect():
         caller = Caller(kit, engine)
         assert isinstance(caller.result(), sqlalchemy.exc.TimeoutError)
-    assert 0.2 <= caller.took_s < 2
+    assert 0.2 <= caller.took_s < 20
 
 
 def test_a_thread_that_uses_its_connection_is_not_held_for_it(
     kit: Kit, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
-    engine = make_engine(poolclass=pool.SingletonThreadPool, bg_drain_timeout_ms=5000, bg_connect_timeout_ms=300)
+    engine = make_engine(poolclass=pool.SingletonThreadPool, bg_drain_timeout_ms=60_000, bg_connect_timeout_ms=300)
     with engine.connect() as outer:
         kit.write(outer.connection.dbapi_connection)
         deployment.phase(Phase.IN_PROGRESS)
@@ -210,7 +211,6 @@ def test_a_connection_that_was_killed_meanwhile(
     with engine.connect() as connection:
         session = kit.session(connection.connection.dbapi_connection)
     kit.kill(pair, session)
-    time.sleep(0.1)
     if pre_ping:
         assert where(kit, engine) == pair.blue.address
         return
@@ -227,15 +227,12 @@ def test_what_was_invalidated_by_hand_or_recycled_is_closed(kit: Kit, pair: Pair
     with engine.connect() as connection:
         connection.invalidate()
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
-    deadline = time.monotonic() + 5
-    while kit.count_sessions(pair) != before + 1 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert kit.count_sessions(pair) == before + 1
+    wait_until(lambda: kit.count_sessions(pair) == before + 1)
     assert engine.dialect.bgpool_connector.stats().size == 1  # type: ignore[attr-defined]  # ours
 
 
 def test_a_detached_connection_counts_as_in_use(kit: Kit, make_engine: MakeEngine, deployment: Deployment) -> None:
-    engine = make_engine(bg_drain_timeout_ms=5000)
+    engine = make_engine(bg_drain_timeout_ms=60_000)
     connection = engine.connect()
     kit.write(connection.connection.dbapi_connection)
     connection.detach()
@@ -251,17 +248,14 @@ def test_a_detached_connection_counts_as_in_use(kit: Kit, make_engine: MakeEngin
 def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
     kit: Kit, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
-    engine = make_engine(bg_drain_timeout_ms=5000)
+    engine = make_engine(bg_drain_timeout_ms=60_000)
     busy, other = engine.connect(), engine.connect()
     kit.write(busy.connection.dbapi_connection)
     using: Any = busy.connection.driver_connection
     idle: Any = other.connection.driver_connection
     other.close()
     deployment.phase(Phase.IN_PROGRESS)
-    deadline = time.monotonic() + 4.5
-    while not idle.bgpool_cut:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: idle.bgpool_cut)
     assert not using.bgpool_cut
     busy.rollback()
     busy.close()
@@ -270,7 +264,7 @@ def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
 def test_who_shares_a_static_pools_connection_has_the_grace(
     kit: Kit, make_engine: MakeEngine, deployment: Deployment
 ) -> None:
-    engine = make_engine(poolclass=pool.StaticPool, bg_drain_timeout_ms=5000)
+    engine = make_engine(poolclass=pool.StaticPool, bg_drain_timeout_ms=60_000)
     one, other = engine.connect(), engine.connect()
     other.close()
     kit.write(one.connection.dbapi_connection)

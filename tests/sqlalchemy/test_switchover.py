@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.switchover_run import QUICK, SCENARIOS, Scenario
 from bgpool.core.engine import Engine
-from tests.servers.harness import Stage
+from tests.servers.harness import Quota, Stage
 from tests.servers.played import Played
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -36,7 +36,7 @@ def play(scenario: Scenario, engine: Engine, *clients: str) -> dict[str, Played]
     with Stage(engine) as stage:
         for name in clients:
             environment = {"APP_CLIENT": name, "APP_DIRECTORY": str(stage.directory)}
-            stage.serve(name, COMMAND, environment=environment)
+            stage.serve(name, COMMAND, environment=environment, quota=Quota(processes=WORKERS))
         result = stage.switch_over(WORKERS * THREADS, scenario, monitored=clients != (PRE_PING,))
     return {name: Played(result, server.load, server.output) for name, server in result.servers.items()}
 
