@@ -170,7 +170,7 @@ def test_a_callable_that_hangs_costs_one_thread_and_one_line(
     go_on = threading.Event()
 
     def hang(*_: object) -> str:
-        go_on.wait(10.0)
+        go_on.wait(60.0)
         return "at last"
 
     maker = PasswordMaker(hang)
@@ -179,7 +179,7 @@ def test_a_callable_that_hangs_costs_one_thread_and_one_line(
         began = time.monotonic()
         with pytest.raises(PasswordFailed, match="has not returned within 0 s"):
             maker.make(HOST, 5432, "app")
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 30.0
     maker.prepare(HOST, 5432, "app")
     assert maker.is_stuck
     assert threading.active_count() == threads + 1
@@ -190,12 +190,12 @@ def test_a_callable_that_hangs_costs_one_thread_and_one_line(
 
 
 def test_calls_follow_each_other_and_each_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 2.0)
     running: list[int] = [0]
 
     def slow(*_: object) -> str:
         running[0] += 1
-        time.sleep(0.1)
+        time.sleep(0.2)
         running[0] -= 1
         return f"with {running[0]} others"
 

@@ -245,7 +245,7 @@ def serve(sock):
 for context in (trusting, GuardedContext(trusting)):
     server, client = socket.socketpair()
     threading.Thread(target=serve, args=(server,)).start()
-    client.settimeout(5)
+    client.settimeout(30)
     try:
         print(context.wrap_socket(client, server_hostname="db.test").recv(4).decode())
     except OSError as error:
@@ -261,7 +261,7 @@ def test_an_error_that_another_greenlet_left_ends_no_wait() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.stdout.split() == ["failed", "pong"], done.stderr

@@ -186,4 +186,4 @@ def bgpool_command(run_dir: Path, environment: dict[str, str]) -> Command:
 @pytest.fixture
 def until_ready(bgpool_command: Command) -> Callable[[], None]:
     """Waits until the hand's heartbeat and the workers' rows are seen, however slow the machine is."""
-    return lambda: wait_until(lambda: bgpool_command("status", "--ready").returncode == 0, 30)
+    return lambda: wait_until(lambda: bgpool_command("status", "--ready").returncode == 0, 60)

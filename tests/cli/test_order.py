@@ -58,7 +58,7 @@ def test_hold_and_release(watched: Path, bgpool_command: Command) -> None:
     assert (held.returncode, held.stderr) == (0, "")
     told = status(bgpool_command, watched)
     assert told["by_hand"]["order"] == "hold"
-    assert 3_590_000 < told["by_hand"]["left_ms"] <= 3_600_000
+    assert 3_500_000 < told["by_hand"]["left_ms"] <= 3_600_000
     assert re.fullmatch(
         r"bg_id 'ledger': every checkout on this host waits until \S+T\S+Z; bgpool release ends it; "
         r"0 of 0 workers have acted on it\n",
@@ -78,9 +78,10 @@ def test_a_release_where_nobody_is_held(watched: Path) -> None:
 
 
 def test_a_hold_that_takes_the_place_of_another(watched: Path, bgpool_command: Command) -> None:
-    assert run(watched, "hold", "--for", "60")[0] == 0
+    assert run(watched, "hold", "--for", "3600")[0] == 0
+    assert run(watched, "hold", "--for", "300")[0] == 0
+    assert status(bgpool_command, watched)["by_hand"]["left_ms"] <= 300_000
     assert run(watched, "hold", "--for", "1")[0] == 0
-    assert status(bgpool_command, watched)["by_hand"]["left_ms"] <= 1000
     wait_until(lambda: run(watched, "release")[1].endswith("nobody is held (NOT_CREATED); nothing was changed\n"))
 
 

@@ -26,11 +26,11 @@ def test_watched_through_a_switchover(environment: dict[str, str], tmp_path: Pat
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
     def begin() -> None:
-        wait_until(lambda: status("--ready").returncode == 0, 30)
+        wait_until(lambda: status("--ready").returncode == 0, 60)
         command = [*PROGRAM, "watch", "--run-dir", str(trial.run_dir), "--json", "--until-done", "--timeout", "120"]
         with log.open("wb") as file:
             began.append(subprocess.Popen(command, env=environment, stdout=file))
-        wait_until(lambda: b'"phase": "CREATED"' in log.read_bytes(), 30)
+        wait_until(lambda: b'"phase": "CREATED"' in log.read_bytes(), 60)
 
     options = {"bg_interval_baseline_ms": 500, "bg_interval_high_ms": 50}
     # Prepared for longer than the monitor waits between two looks: every phase is seen.

@@ -37,6 +37,7 @@ from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.process import Monitor
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.writer import Writer, first_snapshot
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -80,7 +81,7 @@ class Host:
 
     def stop(self) -> None:
         self.monitor.stop()
-        self._thread.join(5)
+        self._thread.join(30)
         assert not self._thread.is_alive()
         # What ends with the process of a real one.
         for probe in self.monitor._probes.values():
@@ -128,7 +129,7 @@ class Fleet:
     def settle(self) -> None:
         """Wait until one leads and the others follow, and only it is connected to the pair."""
         try:
-            wait_until(self.is_settled, 15.0, "a leader that everybody follows")
+            wait_until(self.is_settled, PATIENCE_S, "a leader that everybody follows")
         except LabError as error:
             found = [(host.snapshot.phase.name, host.snapshot.ready, host.snapshot.fleet) for host in self.hosts]
             raise AssertionError(f"{self.pair.monitoring_connections()} connections, {found}") from error
@@ -185,7 +186,9 @@ def test_one_host_asks_for_all_and_its_successor_goes_on(fleet: Fleet) -> None:
     fleet.settle()
     assert {host.snapshot.phase for host in fleet.hosts} == {Phase.CREATED}
     wait_until(
-        lambda: all(host.snapshot.fleet and host.snapshot.fleet.hosts == 4 for host in fleet.hosts), 12.0, "4 hosts"
+        lambda: all(host.snapshot.fleet and host.snapshot.fleet.hosts == 4 for host in fleet.hosts),
+        PATIENCE_S,
+        "4 hosts",
     )
     leader = fleet.leader
     leader.stop()
@@ -222,7 +225,9 @@ def test_a_bus_that_fails_makes_hosts_ask_and_a_bus_that_works_ends_it(fleet: Fl
     else:
         redis.execute("REPLICAOF", "127.0.0.1", "1")
         undo = ("REPLICAOF", "NO", "ONE")
-    wait_until(lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), 6.0, "everybody on its own")
+    wait_until(
+        lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+    )
     assert all(host.snapshot.fleet and host.snapshot.fleet.reason for host in fleet.hosts)
     assert fleet.pair.monitoring_connections() == 6
     assert {host.snapshot.phase for host in fleet.hosts} == {Phase.CREATED}
@@ -245,7 +250,7 @@ def test_a_leader_whose_reports_cannot_be_read_leads_all_the_same(fleet: Fleet) 
     bus = fleet.bus()
     order = FleetOrder(f"{time.time_ns():020d}-0", Order.HOLD, time.time_ns() + 60_000_000_000)
     bus.report(seal_report(order, "ledger", (KEY.encode(),)))
-    wait_until(functools.partial(all_held, fleet, True), 3.0, "an order is heard again")
+    wait_until(functools.partial(all_held, fleet, True), PATIENCE_S, "an order is heard again")
 
 
 def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None:
@@ -253,12 +258,16 @@ def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None
     fleet.settle()
     redis = fleet.redis
     redis.execute("CONFIG", "RESETSTAT")
+    began = time.monotonic()
     redis.execute("CONFIG", "SET", "maxmemory", "1")
     try:
-        wait_until(lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), 6.0, "everybody on its own")
+        wait_until(
+            lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+        )
         found = re.search(rb"cmdstat_xadd:.*rejected_calls=(\d+)", redis.execute("INFO", "commandstats"))
         assert found is not None
-        assert int(found[1]) < 60
+        # As many as two hosts are told each second.
+        assert int(found[1]) < 20 * (2 + time.monotonic() - began)
     finally:
         redis.execute("CONFIG", "SET", "maxmemory", "0")
 
@@ -273,7 +282,7 @@ def test_a_nudge_is_passed_on_once_and_its_copies_are_not(fleet: Fleet, monkeypa
     fleet_of_follower = follower.monitor._fleet
     assert isinstance(fleet_of_follower, monitor_fleet.Fleet)
     fleet_of_follower._voice.nudge()
-    wait_until(lambda: bool(nudges), 2.0, "the leader is nudged")
+    wait_until(lambda: bool(nudges), PATIENCE_S, "the leader is nudged")
     payload = next(
         entry.payload for entry in bus.reports(50) if isinstance(one := told(entry.payload), Report) and one.nudged
     )
@@ -308,7 +317,9 @@ def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
     with monkeypatch.context() as patched:
         patched.setattr("bgpool.monitor.ear.unseal", fail)
         patched.setattr("bgpool.monitor.voice.seal", fail)
-        wait_until(lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), 6.0, "everybody on its own")
+        wait_until(
+            lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+        )
         time.sleep(2.0)
     fleet.settle()
     # By the ear and by the voice of each host.
@@ -349,7 +360,7 @@ def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
         return all(count > 0 for count in refused.values())
 
     # Hosts report every five seconds, and not because something was refused.
-    wait_until(all_say_so, 7.0, "all hosts report that they have refused something")
+    wait_until(all_say_so, PATIENCE_S, "all hosts report that they have refused something")
 
 
 def test_a_report_that_is_refused_is_counted_once_however_often_it_is_read(fleet: Fleet) -> None:
@@ -361,11 +372,11 @@ def test_a_report_that_is_refused_is_counted_once_however_often_it_is_read(fleet
     refused = members._ear.refused
     for _ in range(5):
         fleet.redis.execute("XADD", HOSTS, "*", "m", b"not ours")
-    wait_until(lambda: refused.total() == 5, 3.0, "the leader has read all of them")
+    wait_until(lambda: refused.total() == 5, PATIENCE_S, "the leader has read all of them")
     # The leader reads the reports from the beginning again when its connection is lost.
     fleet.redis.execute("CLIENT", "KILL", "TYPE", "normal")
     fleet.redis.execute("XADD", HOSTS, "*", "m", b"not ours")
-    wait_until(lambda: refused.total() >= 6, 6.0, "it reads them again")
+    wait_until(lambda: refused.total() >= 6, PATIENCE_S, "it reads them again")
     time.sleep(0.5)
     assert refused.total() == 6
 
@@ -428,7 +439,7 @@ def test_a_newer_version_that_says_more_is_understood(fleet: Fleet) -> None:
     heard = unseal(Entry(term, 0, mac + signed), "ledger", (KEY.encode(),))
     assert heard.readings[1] is None
     bus.publish(term, 0, mac + signed)
-    wait_until(lambda: host.standing is Standing.FOLLOWER, 2.0, "the new leader is followed")
+    wait_until(lambda: host.standing is Standing.FOLLOWER, PATIENCE_S, "the new leader is followed")
     fleet.settle()
 
 
@@ -440,8 +451,8 @@ def test_an_order_reaches_all_hosts(fleet: Fleet) -> None:
         number = f"{time.time_ns():020d}-{count}"
         fleet_order = FleetOrder(number, order, time.time_ns() + 60_000_000_000)
         bus.report(seal_report(fleet_order, "ledger", (KEY.encode(),)))
-        wait_until(functools.partial(all_held, fleet, order is Order.HOLD), 2.0, f"{order.value} everywhere")
-        wait_until(functools.partial(have_taken, bus, number, 3), 3.0, f"reports of {order.value}")
+        wait_until(functools.partial(all_held, fleet, order is Order.HOLD), PATIENCE_S, f"{order.value} everywhere")
+        wait_until(functools.partial(have_taken, bus, number, 3), PATIENCE_S, f"reports of {order.value}")
 
 
 def all_held(fleet: Fleet, held: bool) -> bool:
@@ -473,7 +484,9 @@ def test_a_whole_switchover(redis: RedisServer, tmp_path: Path) -> None:
             fleet.add(5)
             fleet.settle()
             director.run()
-            wait_until(lambda: all(host.snapshot.phase is Phase.COMPLETED for host in fleet.hosts), 10.0, "the end")
+            wait_until(
+                lambda: all(host.snapshot.phase is Phase.COMPLETED for host in fleet.hosts), PATIENCE_S, "the end"
+            )
             fleet.settle()
         finally:
             for host in fleet.hosts:

@@ -97,7 +97,7 @@ def test_an_operator_and_a_fleet(hosts: Hosts) -> None:
     status, text = run("hold", "--for", "60")
     took_s = time.monotonic() - begun
     assert (status, "every checkout on 2 hosts waits until" in text) == (0, True), text
-    assert took_s < 5
+    assert took_s < 20
     assert hosts.by_hand() == ["hold", "hold"]
     served = threading.Semaphore(0)
 
@@ -117,11 +117,11 @@ def test_an_operator_and_a_fleet(hosts: Hosts) -> None:
     hosts.begin()
     newcomer = threading.Thread(target=check_out, args=(hosts.pools[2],), daemon=True)
     newcomer.start()
-    wait_until(lambda: hosts.by_hand() == ["hold"] * 3, timeout_s=30, what="the new host has taken the order")
+    wait_until(lambda: hosts.by_hand() == ["hold"] * 3, timeout_s=60, what="the new host has taken the order")
 
     status, text = run("release")
     assert (status, "the release was taken by 3 hosts" in text) == (0, True), text
     for caller in (*callers, newcomer):
-        caller.join(5)
+        caller.join(30)
         assert served.acquire(blocking=False)
     assert hosts.by_hand() == ["", "", ""]

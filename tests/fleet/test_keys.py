@@ -22,7 +22,7 @@ may_return = threading.Event()
 
 
 def make_key() -> bytes:
-    may_return.wait(60)
+    may_return.wait(90)
     if not made:
         raise ValueError("the secret is xyzzy")
     return made
@@ -48,7 +48,7 @@ def test_a_key_that_was_changed_is_had_without_a_new_monitor(keys: Keys) -> None
     assert keys() == (OLD,)
     grow_old(keys)
     assert keys() == (OLD,)
-    wait_until(lambda: keys() == (NEW,), timeout_s=5.0, what="the new key")
+    wait_until(lambda: keys() == (NEW,), timeout_s=30.0, what="the new key")
 
 
 def test_a_callable_that_hangs_when_the_keys_grow_old_stops_nobody(keys: Keys) -> None:
@@ -59,7 +59,7 @@ def test_a_callable_that_hangs_when_the_keys_grow_old_stops_nobody(keys: Keys) -
     begun_at = time.monotonic()
     for _ in range(100):
         assert keys() == (OLD,)
-    assert time.monotonic() - begun_at < 1.0
+    assert time.monotonic() - begun_at < 30.0
     # One thread that waits, and the one that it waits for.
     assert threading.active_count() <= before + 2
 

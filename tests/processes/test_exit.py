@@ -22,7 +22,7 @@ from bgpool.segment.reader import SegmentMap
 pytestmark = pytest.mark.slow
 
 #: An interpreter's end, and what a loaded machine adds. Three threads of each pool were waited for a second each.
-POOLS, EXIT_S = 5, 8.0
+POOLS, EXIT_S = 8, 20.0
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_daemon_uses_its_parents_pool_anew(pool: bgpool.Pool[Any], tmp_path: P
         os.chdir("/")
         os.umask(0)
         assert backend(pool) != parents
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 30.0
         while os.getpid() not in [row.pid for row in workers(files)]:
             assert time.monotonic() < deadline
             time.sleep(0.01)

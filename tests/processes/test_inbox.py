@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from bgpool.core.events import Instant, Nudged, Resolved
 from bgpool.core.fleet import AnyEvent
 from bgpool.monitor.inbox import Inbox, Letter
+from tests.waiting import wait_until
 
 AT = Instant(1, 1)
 Found = dict[str, tuple[str, ...]]
@@ -23,11 +23,9 @@ def resolved(found: Found) -> tuple[AnyEvent, ...]:
 def told_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> Letter | None:
     """What a reader that waits is told by *tell*."""
     letters: list[Letter | None] = []
-    reader = threading.Thread(target=lambda: letters.append(inbox.get(5.0)))
+    reader = threading.Thread(target=lambda: letters.append(inbox.get(30.0)))
     reader.start()
-    deadline = time.monotonic() + 5.0
-    while not inbox._is_awaited:
-        assert time.monotonic() < deadline
+    wait_until(lambda: inbox._is_awaited)
     tell()
     # Whatever is told is told by now; this ends the wait where nothing was.
     inbox.put(Nudged(AT))

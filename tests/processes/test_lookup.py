@@ -10,6 +10,7 @@ import pytest
 from bgpool.core.events import Resolved
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.lookup import Lookup
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -20,17 +21,19 @@ class Resolver:
     def __init__(self) -> None:
         self.release = threading.Event()
         self.failing = False
+        self.failures = 0
 
     def resolve(self, name: str) -> tuple[str, ...]:
         if name == "stalled":
-            self.release.wait(10.0)
+            self.release.wait(60.0)
         if self.failing:
+            self.failures += 1
             raise OSError("no server")
         return (f"address of {name}",)
 
 
 def heard(inbox: Inbox) -> dict[str, tuple[str, ...]]:
-    letter = inbox.get(10.0)
+    letter = inbox.get(30.0)
     assert letter is not None
     (event,) = letter.events
     assert isinstance(event, Resolved)
@@ -44,13 +47,13 @@ def test_a_stalled_name_keeps_no_other_waiting() -> None:
     began = time.monotonic()
     lookup.start()
     assert heard(inbox) == {"one": ("address of one",), "two": ("address of two",)}
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 20.0
     resolver.release.set()
     while "stalled" not in (found := heard(inbox)):
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 50.0
     assert set(found) == {"one", "stalled", "two"}
     lookup.stop()
-    lookup.join(5.0)
+    lookup.join(30.0)
 
 
 def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
@@ -64,7 +67,7 @@ def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
     while "stalled" not in heard(inbox):
         pass
     lookup.stop()
-    lookup.join(5.0)
+    lookup.join(30.0)
 
 
 def test_with_a_long_interval_the_others_are_told_while_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +79,7 @@ def test_with_a_long_interval_the_others_are_told_while_they_count(monkeypatch: 
     assert heard(inbox) == {"one": ("address of one",)}
     resolver.release.set()
     lookup.stop()
-    lookup.join(5.0)
+    lookup.join(30.0)
 
 
 def test_a_failure_is_not_an_answer() -> None:
@@ -86,9 +89,10 @@ def test_a_failure_is_not_an_answer() -> None:
     lookup.start()
     assert heard(inbox) == {"one": ("address of one",)}
     resolver.failing = True
-    time.sleep(0.5)
+    # Whatever was found before has been told by then.
+    wait_until(lambda: resolver.failures >= 2)
     while inbox.get(0) is not None:
         pass
     assert inbox.get(0.5) is None
     lookup.stop()
-    lookup.join(5.0)
+    lookup.join(30.0)

@@ -31,9 +31,8 @@ from bgpool.segment.reader import Reader, SegmentMap
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
-#: As promised; and what a loaded machine needs to start an interpreter.
-TAKEOVER_S, SLACK_S = 2.0, 4.0
-HANG_S = 5.0
+#: As promised.
+TAKEOVER_S, HANG_S = 2.0, 5.0
 #: Nobody answers here: a database that is gone.
 DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
 
@@ -116,7 +115,7 @@ def test_killed(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) 
     before_s = allowance_s()
     os.kill(old, number)
     killed = time.monotonic()
-    wait_until(took_over(files, old), TAKEOVER_S + SLACK_S + before_s)
+    wait_until(took_over(files, old))
     took_s = time.monotonic() - killed
     assert took_s < TAKEOVER_S + max(before_s, allowance_s())
     assert SegmentMap(files).header.term == term + 1
@@ -130,7 +129,7 @@ def test_stopped_and_woken(run: Path, files: RunFiles, wait_until: WaitUntil) ->
     os.kill(old, signal.SIGSTOP)
     stopped = time.monotonic()
     try:
-        wait_until(took_over(files, old), HANG_S + SLACK_S + before_s)
+        wait_until(took_over(files, old))
         took_s = time.monotonic() - stopped
         new, content = holder(files), files.segment.stat().st_ino
         assert sorted(monitors(run)) == sorted([old, new])
@@ -148,7 +147,7 @@ def test_out_of_memory(run: Path, files: RunFiles, wait_until: WaitUntil) -> Non
     if sys.platform == "linux":
         resource.prlimit(old, resource.RLIMIT_AS, (1, 1))
     time.sleep(1.0)
-    wait_until(lambda: lives(files), HANG_S + SLACK_S)
+    wait_until(lambda: lives(files))
     # One that cannot even end is fenced off.
     assert holder(files) in monitors(run)
     assert set(monitors(run)) <= {old, holder(files)}
@@ -159,7 +158,7 @@ def test_run_directory_deleted(run: Path, files: RunFiles, wait_until: WaitUntil
     old = holder(files)
     for path in [*run.iterdir(), run]:
         path.rmdir() if path.is_dir() else path.unlink()
-    wait_until(took_over(files, old), TAKEOVER_S + SLACK_S)
+    wait_until(took_over(files, old))
     wait_until(lambda: [row.pid for row in workers(files)] == [os.getpid()])
     wait_until(lambda: monitors(run) == [holder(files)])
 
@@ -236,8 +235,11 @@ def test_two_hundred_workers_at_once(run: Path, files: RunFiles, wait_until: Wai
 def test_workers_that_live_for_a_tenth_of_a_second(run: Path, files: RunFiles) -> None:
     """As a server that recycles them has it; the first may die while it starts the monitor."""
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
-    seen = set()
-    for _ in range(40):
+    seen: set[int] = set()
+    # As many as there are in a busy machine's first second, and on until it has started the monitor.
+    deadline, count = time.monotonic() + 60.0, 0
+    while count < 40 or (not seen and time.monotonic() < deadline):
+        count += 1
         pid = os.fork()
         if pid == 0:
             pool.open()
@@ -262,7 +264,7 @@ def test_a_starter_that_dies_at_once_stops_nobody(
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     pool.open()
-    wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+    wait_until(lambda: lives(files))
     assert len(monitors(run)) == 1
     pool.close(1.0)
 
@@ -277,7 +279,7 @@ def test_a_starter_that_hangs_is_passed_by(
     fcntl.flock(hung, fcntl.LOCK_EX)
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
     pool.open()
-    wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+    wait_until(lambda: lives(files))
     pool.close(1.0)
     hung.close()
 
@@ -296,16 +298,20 @@ def test_a_clock_that_is_set_decides_nothing(run: Path, files: RunFiles, tmp_pat
 import time, bgpool
 pool = bgpool.get_pool({DSN!r}, bg_id="life", bg_run_dir={str(run)!r})
 pool.open()
-time.sleep(4)
+deadline = time.monotonic() + 60
+while pool.stats().phase is not bgpool.Phase.NOT_CREATED:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+time.sleep(3)
 assert pool.stats().phase is bgpool.Phase.NOT_CREATED
 pool.close(1.0)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     worker = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
-        wait_until(lambda: lives(files), TAKEOVER_S + SLACK_S)
+        wait_until(lambda: lives(files))
         pid = holder(files)
-        assert worker.wait(20) == 0
+        assert worker.wait(90) == 0
     finally:
         worker.kill()
     assert (holder(files), SegmentMap(files).header.term) == (pid, 1)

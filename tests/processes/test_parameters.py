@@ -84,8 +84,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_blind_monitor_leaves_and_the_next_finds_what_was_tried(files: RunFiles) -> None:
     config = config_of(files.directory)
     began = time.monotonic()
-    assert run_monitor(config, linger_s=10)
-    assert time.monotonic() - began < 5
+    assert run_monitor(config, linger_s=60)
+    assert time.monotonic() - began < 30
     found = SegmentMap(files).read()
     assert found is not None
     (sighting,) = found[1].sightings
@@ -293,7 +293,7 @@ def test_the_host_watches_with_the_parameters_of_a_service_that_sees_the_deploym
 
     serve(pair.dsn.replace("/app?", "/other?"))
     serve(pair.dsn)
-    wait_until(lambda: status().ready, 20)
+    wait_until(lambda: status().ready)
     first = status().monitor
     assert first.parameters.endswith("/app")
     assert first.term == 2, "each was tried once"
@@ -305,7 +305,7 @@ def test_the_host_watches_with_the_parameters_of_a_service_that_sees_the_deploym
     killed_at, phases = time.monotonic(), set()
     while (now := status()).monitor.term == first.term or now.monitor.state != "alive":
         phases.add(now.phase)
-        assert time.monotonic() - killed_at < 10
+        assert time.monotonic() - killed_at < 30
         time.sleep(0.02)
     assert status().monitor.parameters == first.parameters
     assert phases == {Phase.CREATED}

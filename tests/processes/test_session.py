@@ -273,9 +273,9 @@ def test_the_wait_ends_with_the_promotion() -> None:
         timer.start()
         began = time.monotonic()
         # Some of it, where a server is slow to be promoted.
-        while green.await_promotion(5.0) and green.ask().replica:
-            assert time.monotonic() - began < 20.0
-        assert time.monotonic() - began < 4.0
+        while green.await_promotion(90.0) and green.ask().replica:
+            assert time.monotonic() - began < 60.0
+        assert time.monotonic() - began < 60.0
         timer.join()
         assert not green.ask().read_only
         green.close()

@@ -78,7 +78,7 @@ def test_one_that_is_connecting_ends_with_that(
     run_monitor(config_of(tmp_path, "connecting", silent_server), linger_s=0.3)
     assert time.monotonic() - began < 10.0
     assert set(ours()) <= {"bgpool-probe-blue"}
-    wait_until(lambda: not ours(), 5.0)
+    wait_until(lambda: not ours())
     assert descriptors() == before
 
 
@@ -88,14 +88,14 @@ def test_one_that_a_resolver_holds_ends_when_it_lets_go(
     released = threading.Event()
 
     def stall(*_args: object, **_options: object) -> list[object]:
-        released.wait(30.0)
+        released.wait(60.0)
         raise socket.gaierror(socket.EAI_AGAIN, "stalled")
 
     monkeypatch.setattr(socket, "getaddrinfo", stall)
     config = config_of(tmp_path, "stalled", host="db.example")
     began = time.monotonic()
     run_monitor(config, linger_s=0.5)
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 30.0
     assert set(ours()) <= {"bgpool-probe-blue", "bgpool-lookup-1"}
     released.set()
     wait_until(lambda: not ours())

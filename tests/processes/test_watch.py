@@ -70,7 +70,7 @@ class SlowPresence(Presence):
     def __init__(self, files: RunFiles) -> None:
         super().__init__(files)
         self.locked.set()
-        self.go.wait(10)
+        self.go.wait(60)
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
     member = Member()
     joining = threading.Thread(target=participant.join, args=(member,))
     joining.start()
-    assert slow.locked.wait(5)
+    assert slow.locked.wait(30)
     child = os.fork()
     if child == 0:
         signal.pause()
         os._exit(0)
     try:
         slow.go.set()
-        joining.join(5)
+        joining.join(30)
         assert [row.pid for row in workers(files)] == [os.getpid()]
         participant.leave(member)
         # The child may not have begun yet.
@@ -126,7 +126,7 @@ def test_whoever_leaves_while_the_watcher_arrives_is_gone(
     monkeypatch.setattr(watch, "Presence", SlowPresence)
     # As when the run directory is deleted: the watcher makes it anew.
     files.workers.unlink()
-    assert SlowPresence.locked.wait(5)
+    assert SlowPresence.locked.wait(30)
     participant.leave(member)
     SlowPresence.go.set()
     wait_until(lambda: workers(files) == ())
@@ -190,7 +190,7 @@ def test_a_member_that_fails_keeps_nobody_from_a_monitor(files: RunFiles) -> Non
     participant.join(member)
     try:
         # Again and again, for as long as there is none.
-        assert all(tried.acquire(timeout=5) for _ in range(3))
+        assert all(tried.acquire(timeout=30) for _ in range(3))
     finally:
         participant.leave(member)
 

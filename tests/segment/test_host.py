@@ -113,8 +113,8 @@ def test_a_waiter_that_is_refused_futex_looks_and_does_not_spin(monkeypatch: pyt
     timer = threading.Timer(0.05, lambda: word.__setitem__(0, 7))
     timer.start()
     began = time.monotonic()
-    assert wake.wait_changed(word, wake.address_of(page, 0), 0, 10.0)
-    assert time.monotonic() - began < 5.0
+    assert wake.wait_changed(word, wake.address_of(page, 0), 0, 60.0)
+    assert time.monotonic() - began < 30.0
     timer.join()
     assert not wake.has_futex()
 
@@ -129,8 +129,8 @@ def test_a_change_that_wakes_nobody_is_seen_all_the_same(files: RunFiles, monkey
     timer = threading.Timer(0.02, lambda: writer.publish(Snapshot("orders", epoch=3)))
     timer.start()
     began = time.monotonic()
-    assert reader.refresh().wait_changed(30.0)
-    assert time.monotonic() - began < 10.0
+    assert reader.refresh().wait_changed(90.0)
+    assert time.monotonic() - began < 30.0
     timer.join()
 
 

@@ -6,6 +6,7 @@ import mmap
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,24 @@ from bgpool.segment.line import Line
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader
 from bgpool.segment.writer import Writer
+from tests.waiting import wait_until
 
 #: Longer than any of this takes, and than a test may.
-LONG_S = 20.0
+LONG_S = 30.0
+
+
+def wait_asleep(thread: threading.Thread) -> None:
+    """Wait until *thread* sleeps in the kernel on a word of a shared page, as far as that can be seen from here."""
+    try:
+        wait_until(lambda: _sleeps(thread))
+    except OSError:
+        time.sleep(0.5)
+
+
+def _sleeps(thread: threading.Thread) -> bool:
+    call, *arguments = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text(encoding="ascii").split()
+    # futex on x86-64 and on ARM; the interpreter's own locks are private to the process.
+    return call in ("202", "98") and not int(arguments[1], 16) & 128
 
 
 class Queue:
@@ -41,8 +57,7 @@ class Queue:
         thread = threading.Thread(target=wait, name=name)
         thread.start()
         self._threads.append(thread)
-        # Asleep in the kernel, as far as can be seen from here.
-        time.sleep(0.05)
+        wait_asleep(thread)
 
     def change(self) -> None:
         """What everybody waits for, though nobody is woken."""
@@ -148,7 +163,7 @@ def test_whoever_is_let_go_lets_the_next_one_go(files: RunFiles, monkeypatch: py
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        wait_asleep(thread)
     writer.publish(Snapshot("orders", Phase.POST))
     for thread in threads:
         thread.join(LONG_S)

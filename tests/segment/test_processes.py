@@ -63,17 +63,23 @@ def test_no_read_is_ever_torn(files: RunFiles, fork: Fork) -> None:
 
 def test_waiters_of_other_processes_wake(files: RunFiles, fork: Fork) -> None:
     writer = Writer(files, 1, numbered(1))
+    ready, told = os.pipe()
 
     def wait() -> None:
         reading = Reader(files).refresh()
-        assert reading.wait_changed(10.0)
+        os.write(told, b"!")
+        assert reading.wait_changed(90.0)
 
     waiters = [fork(wait) for _ in range(4)]
+    for _ in waiters:
+        os.read(ready, 1)
     time.sleep(0.5)
     began = time.monotonic()
     writer.publish(numbered(2))
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in waiters] == [0] * 4
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
+    os.close(ready)
+    os.close(told)
 
 
 def test_a_wait_ends_by_itself(files: RunFiles) -> None:
@@ -88,15 +94,15 @@ def test_polling_serves_where_the_kernel_cannot(files: RunFiles, monkeypatch: py
     writer = Writer(files, 1, numbered(1))
     reading = Reader(files).refresh()
     threading.Timer(0.05, lambda: writer.publish(numbered(2))).start()
-    assert reading.wait_changed(10.0)
+    assert reading.wait_changed(60.0)
 
 
 def test_waiting_costs_no_cpu(files: RunFiles) -> None:
     Writer(files, 1, numbered(1))
     reading = Reader(files).refresh()
-    before = time.process_time()
+    before = time.thread_time()
     assert not reading.wait_changed(0.5)
-    assert time.process_time() - before < 0.1
+    assert time.thread_time() - before < 0.1
 
 
 def test_readers_move_to_the_file_of_a_new_term(files: RunFiles) -> None:
@@ -104,7 +110,7 @@ def test_readers_move_to_the_file_of_a_new_term(files: RunFiles) -> None:
     reader = Reader(files)
     waiting = reader.refresh()
     new = Writer(files, 2, Snapshot("orders"))
-    assert waiting.wait_changed(1.0)
+    assert waiting.wait_changed(30.0)
     assert reader.refresh().snapshot == new.snapshot == numbered(1), "the new one goes on from where the old one was"
     new.publish(numbered(2))
     assert reader.refresh().snapshot == numbered(2)
@@ -184,7 +190,6 @@ def test_one_monitor_at_a_time_and_the_next_goes_on_from_its_snapshot(files: Run
 
 
 def test_a_stopped_monitor_is_fenced_off(files: RunFiles, fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(election, "HEARTBEAT_HUNG_S", 1.0)
     ready, told = os.pipe()
 
     def lead() -> None:
@@ -201,8 +206,11 @@ def test_a_stopped_monitor_is_fenced_off(files: RunFiles, fork: Fork, monkeypatc
     pid = fork(lead)
     os.read(ready, 1)
     os.kill(pid, signal.SIGSTOP)
-    assert election.claim(files) is None, "a fresh heartbeat counts as life"
+    with monkeypatch.context() as patch:
+        patch.setattr(election, "HEARTBEAT_HUNG_S", 60.0)
+        assert election.claim(files) is None, "a fresh heartbeat counts as life"
     time.sleep(HEARTBEAT_STALE_S)
+    monkeypatch.setattr(election, "HEARTBEAT_HUNG_S", 1.0)
     tenure = election.claim(files)
     assert tenure is not None
     assert tenure.term == 2

@@ -196,7 +196,7 @@ def test_the_bell_is_heard(files: RunFiles) -> None:
     assert not listener.wait_rung(listener.bell[0], 0.01)
     before = listener.bell[0]
     presence.nudge()
-    assert listener.wait_rung(before, 5.0)
+    assert listener.wait_rung(before, 30.0)
     assert 0 <= time.monotonic_ns() - listener.bell[0] < 60 * 10**9
 
 
