@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bgpool import registry, testing
 from bgpool.core.engine import Engine
@@ -21,6 +22,10 @@ from tests.clusters import copy_clusters, in_memory
 from tests.engines import Kit
 from tests.greenlets import call_in_greenlet
 from tests.pools.proxy import CommitCutter
+
+# How long an example takes to be made, or to be tried, is the machine's affair.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -43,6 +44,10 @@ MONITOR_PREFIX = "bgpool-monitor"
 
 CONNECT_TIMEOUT_S = 5
 """The connect timeout in the applications' DSN."""
+
+SETTLE_S = 2.0
+SETTLE_LOOK_S = 0.05
+"""How long a server may take to see that a client has gone, and how often it is asked meanwhile."""
 
 
 class Pair:
@@ -298,6 +303,17 @@ class Pair:
     def direct_dsn(self, server: Server) -> str:
         """The application's DSN for *server* by its address, for clients that do not know the hosts file."""
         return self._dsn(server.address)
+
+    def lasting_monitoring_connections(self, usual: int = 2) -> int:
+        """The same, without those that end within SETTLE_S.
+
+        A session that its client has closed is there until the server has seen that: on a busy machine beside the one
+        that took its place. No more than *usual* are taken for lasting at once.
+        """
+        deadline_s = time.monotonic() + SETTLE_S
+        while (count := self.monitoring_connections()) > usual and time.monotonic() < deadline_s:
+            time.sleep(SETTLE_LOOK_S)
+        return count
 
     def monitoring_connections(self) -> int:
         """Sessions, on all servers together, of applications whose names start with `MONITOR_PREFIX`.

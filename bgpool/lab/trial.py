@@ -223,7 +223,7 @@ class Trial:
             LabError: It did not within READY_TIMEOUT_S.
         """
         wait_until(self._is_ready, timeout_s=READY_TIMEOUT_S, what="the deployment to be ready")
-        self._connections = max(self._connections, self.pair.monitoring_connections())
+        self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def direct(self, run: Callable[[], object]) -> None:
         """Let the director *run* beside us, so that an interrupt is heard at once; raises what it raises."""
@@ -246,7 +246,7 @@ class Trial:
                 self._released = snapshot
         if failures:
             raise failures[0]
-        self._connections = max(self._connections, self.pair.monitoring_connections())
+        self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def snapshot(self) -> Snapshot | None:
         """What the monitor publishes now."""

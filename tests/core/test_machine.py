@@ -251,7 +251,7 @@ def answers(draw: st.DrawFn, moment: Instant) -> tuple[Event, ...]:
 
 
 @pytest.mark.once
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=300, print_blob=True)
 @given(st.data())
 def test_whatever_happens(data: st.DataObject) -> None:
     view = FleetView(Standing.FOLLOWER)

@@ -24,7 +24,7 @@ def take(snapshot: Snapshot, *said: Event) -> Snapshot:
 
 
 @pytest.mark.once
-@settings(max_examples=300, deadline=None, print_blob=True)
+@settings(max_examples=300, print_blob=True)
 @given(st.data())
 def test_an_answer_is_no_news_twice(data: st.DataObject) -> None:
     snapshot, seconds = Snapshot("1"), 1.0

@@ -185,8 +185,9 @@ class Site:
         """Neither a process that was started, nor a session, nor what a monitor writes."""
         assert not self.run_dir.exists() or not list(self.run_dir.iterdir())
         assert self._processes() == []
-        assert self._pair.monitoring_connections() == 0
         blue = self._pair.blue
+        # The servers may not have seen the ends of all connections.
+        wait_until(lambda: self._pair.monitoring_connections() == 0, timeout_s=30, what="the end of all monitoring")
         wait_until(lambda: blue.sessions_of(ROLE, but="-") == 0, timeout_s=10, what="the end of all sessions")
 
     def assert_production_was_left_alone(self) -> None:

@@ -229,7 +229,7 @@ def test_a_bus_that_fails_makes_hosts_ask_and_a_bus_that_works_ends_it(fleet: Fl
         lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
     )
     assert all(host.snapshot.fleet and host.snapshot.fleet.reason for host in fleet.hosts)
-    assert fleet.pair.monitoring_connections() == 6
+    wait_until(lambda: fleet.pair.monitoring_connections() == 6, PATIENCE_S, "two connections of each")
     assert {host.snapshot.phase for host in fleet.hosts} == {Phase.CREATED}
     if fault == "killed":
         redis.start()

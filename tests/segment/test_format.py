@@ -142,7 +142,7 @@ def test_too_large_a_snapshot_is_refused() -> None:
         layout.pack_slot(1, b"x" * layout.SLOT_BYTES)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_snapshot(data: bytes) -> None:
     with pytest.raises(SegmentError):
@@ -150,7 +150,7 @@ def test_random_bytes_are_no_snapshot(data: bytes) -> None:
 
 
 @pytest.mark.once
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(msgpack.unpackb(encode(Snapshot("1"))))),
     st.recursive(
@@ -170,7 +170,7 @@ def test_a_wrong_value_is_refused_or_harmless(key: str, value: object) -> None:
 
 
 @pytest.mark.once
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 6)), min_size=1, max_size=4))
 def test_mutated_snapshots_are_refused_or_harmless(mutations: list[tuple[int, bytes, int]]) -> None:
     """Bytes that almost are a snapshot, as no checksum would let them through."""

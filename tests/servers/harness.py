@@ -326,6 +326,11 @@ class Batch(Server):
         self.notes: Final = Path(environment["APP_NOTES"])
         super().__init__(number, name, command, environment, log)
 
+    def begin_load(self, clients: int) -> None:
+        """Have it go on: it writes a few rows before, which show that it serves."""
+        del clients  # its command says how many it has
+        (self.notes / "begin").touch()
+
     def end_load(self) -> None:
         """Have it write no more."""
         (self.notes / "stop").touch()
@@ -484,14 +489,14 @@ class Stage:
             if monitored:
                 self.wait_ready()
             began_s = time.monotonic()
-            connections = self.pair.monitoring_connections()
+            connections = self.pair.lasting_monitoring_connections()
             scenario.direct(director)
             time.sleep(1.5)
             self._wait_quotas_met()
             strayed = self.pair.application_connections(scenario.loser)
             rows = workers(self.files)
             snapshot = Reader(self.files).refresh().snapshot
-            connections = max(connections, self.pair.monitoring_connections())
+            connections = max(connections, self.pair.lasting_monitoring_connections())
         self.stop()
         loads = [server.load for server in self.servers.values()]
         verdict = scenario.judge(

@@ -6,6 +6,10 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+#: The tasks of the slots below do not wait for the load.
+FREE_SLOTS: Final = 4
 
 
 def directory() -> Path:
@@ -16,6 +20,16 @@ def directory() -> Path:
 def is_stopped() -> bool:
     """Whether no more rows are to be written."""
     return (directory() / "stop").exists()
+
+
+def wait_begun(slot: int) -> None:
+    """Return once the load has begun, or at once for one of the first slots, which show that the worker serves.
+
+    Tasks are sent before the worker starts: on a busy machine, where the servers take long to start, they would all be
+    done before the switchover.
+    """
+    while slot >= FREE_SLOTS and not is_stopped() and not (directory() / "begin").exists():
+        time.sleep(0.02)
 
 
 def write(number: int, slot: int, first: int, count: int) -> None:

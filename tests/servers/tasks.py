@@ -26,6 +26,7 @@ pool = application.pool
 @celery.task  # type: ignore[untyped-decorator]  # Celery has no types
 def write(number: int, slot: int) -> None:
     """Write the rows of one slot."""
+    rows.wait_begun(slot)
     rows.write(number, slot, 1, ROWS)
 
 

@@ -256,7 +256,7 @@ class _Rehearsal:
             time.sleep(LOOK_S)
 
     def _count_connections(self) -> None:
-        self._connections = max(self._connections, self.pair.monitoring_connections())
+        self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def _tell_of(self, event: Event) -> None:
         self._tell(event.name.replace("_", " "))

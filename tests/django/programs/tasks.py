@@ -25,6 +25,8 @@ def write_rows(number: int, slot: int) -> None:
     """Write the rows of one slot, in units of work where its number is odd."""
     from ledger.views import write
 
+    rows.wait_begun(slot)
+
     how = transactional(write) if slot % 2 else transaction.atomic(write)
     rows.write_with(lambda *key: how(".".join(map(str, key))), number, slot, 1, ROWS)
 

@@ -22,6 +22,7 @@ celery.conf.update(on_files())
 @celery.task  # type: ignore[untyped-decorator]  # Celery has no types
 def write(number: int, slot: int) -> int:
     """Write the rows of one slot."""
+    rows.wait_begun(slot)
     rows.write_with(lambda *key: run(engine, insert, *key), number, slot, 1, ROWS)
     return slot
 
