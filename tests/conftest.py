@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,9 @@ from bgpool.core.events import Answered, Resolved
 from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.monitor.probe import now
+from bgpool.pools.postgres.async_connection import AsyncAware
+from bgpool.pools.postgres.blocking_connection import BlockingAware
+from bgpool.pools.postgres.refusal import QUESTION
 from bgpool.testing import Deployment
 from tests.clusters import copy_clusters, in_memory
 from tests.engines import Kit
@@ -140,6 +144,29 @@ def cutter(pair: Pair) -> Iterator[CommitCutter]:
     address = pair.blue.address.rsplit(".", 1)[0] + ".99"
     with CommitCutter(address, pair.port, (pair.blue.address, pair.port)) as cutter:
         yield cutter
+
+
+@pytest.fixture
+def cut_at_the_question(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blue takes no writes; it cuts the first connection that asks whether it does, and takes writes again then."""
+    asked: list[object] = []
+
+    def cutting(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        async def cut(self: object, gen: Any) -> Any:
+            if not asked and gen.gi_frame.f_locals.get("command") == QUESTION:
+                asked.append(gen)
+                pair.blue.set_read_only(False)
+                pair.blue.cut_clients()
+            return await exchange(self, gen)
+
+        return cut
+
+    for kind in (BlockingAware, AsyncAware):
+        monkeypatch.setattr(kind, "_exchange", cutting(kind._exchange))
+    pair.blue.set_read_only(True)
+    yield
+    assert asked
+    pair.blue.set_read_only(False)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, connections, transaction
+from django.db import InternalError, OperationalError, connections, transaction
 from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql import psycopg_any
 
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
-from bgpool.integrations.django import postgres
+from bgpool.integrations.django import postgres, run
 from bgpool.integrations.django.postgres import PostgresWrapper
 from bgpool.lab import Pair
 from bgpool.testing import Deployment
@@ -115,6 +115,40 @@ def test_threads_that_come_first_at_the_same_moment_share_a_source(
     with ThreadPoolExecutor(2) as threads:
         first, second = (each.result(20) for each in [threads.submit(find) for _ in range(2)])
     assert first is second is find()
+
+
+@WAYS
+@pytest.mark.usefixtures("cut_at_the_question")
+def test_a_unit_whose_server_refuses_its_write_and_then_cuts_it_is_called_again(
+    way: dict[str, Any], make_database: MakeDatabase
+) -> None:
+    """Django would go on with the connection that was asked, and end the unit with an error of its own."""
+    alias = make_database(**way)
+    calls: list[int] = []
+
+    def write() -> None:
+        calls.append(1)
+        entry_model()(worker=67, thread=len(way), n=len(calls)).save(using=alias, force_insert=True)
+
+    run(write, using=alias)
+    assert len(calls) > 1
+    assert ask(connections[alias], f"SELECT count(*) FROM ledger WHERE worker = 67 AND thread = {len(way)}") == 1
+
+
+@WAYS
+@pytest.mark.usefixtures("cut_at_the_question")
+def test_the_error_of_such_a_block_is_the_refusal_and_the_next_one_goes_through(
+    way: dict[str, Any], make_database: MakeDatabase
+) -> None:
+    alias = make_database(**way)
+
+    def write() -> None:
+        with transaction.atomic(using=alias):
+            entry_model()(worker=67, thread=9, n=2).save(using=alias, force_insert=True)
+
+    with pytest.raises(InternalError, match="read-only"):
+        write()
+    write()
 
 
 # -- other backends ------------------------------------------------------------------------------------------------

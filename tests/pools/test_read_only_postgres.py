@@ -93,3 +93,22 @@ def test_a_server_in_recovery(kit: Kit, make_pool: MakePool, pair: Pair) -> None
     assert refused(kit, pool) in old
     with pool.connection() as conn, pool.connection() as other:
         assert not old & {kit.session(conn), kit.session(other)}
+
+
+@pytest.mark.usefixtures("deployment", "cut_at_the_question")
+@pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
+def test_a_connection_that_is_cut_while_it_is_asked_whose_a_refusal_was_is_closed(
+    kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase
+) -> None:
+    deployment.phase(phase)
+    pool = make_pool(max_size=1)
+    nudged = nudges(pool)
+    conn = pool.getconn()
+    with pytest.raises(psycopg.Error):
+        kit.write(conn)
+    conn.rollback()
+    assert (conn.bgpool_is_open, conn.broken, conn.bgpool_in_doubt) == (False, True, "")
+    assert nudged
+    pool.putconn(conn)
+    with pool.connection() as conn:
+        kit.write(conn)

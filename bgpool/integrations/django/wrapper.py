@@ -436,7 +436,9 @@ class SwitchoverWrapper(_Base):
                     self._bgpool_note_rolled_back()
                     raise
             else:
-                return
+                if connection.bgpool_is_open:
+                    return
+                # Cut behind its answer, when the server was asked whose a refusal was.
         self.validate_thread_sharing()
         self._bgpool_note_rolled_back()
 

@@ -217,13 +217,7 @@ class SwitchoverAware(_Base):
         """*error*, or what it means in a switchover."""
         if not isinstance(error, Exception):
             self._leave_pipeline(gen)
-        if (
-            isinstance(error, psycopg.Error)
-            and error.diag.severity_nonlocalized in _ENDS_SESSION
-            and self.bgpool_is_open
-        ):
-            # The server has said that it ends the session; psycopg has not read the end yet.
-            self.pgconn.finish()
+        self._note_end(error)
         if not self.bgpool_is_open and not self._closed:
             # An interrupt may have ended the connection, too, and a server that ends it has other errors.
             doubt = self._judge(gen, error)
@@ -242,6 +236,15 @@ class SwitchoverAware(_Base):
             if self.bgpool_refused and generation.is_switching():
                 return generation.explain_read_only(error)
         return error
+
+    def _note_end(self, error: BaseException) -> None:
+        """Close the connection if the server has said with *error* that it ends the session.
+
+        psycopg has not read the end yet, and would wait for an answer to what was sent.
+        """
+        ends = isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in _ENDS_SESSION
+        if ends and self.bgpool_is_open:
+            self.pgconn.finish()
 
     def _leave_pipeline(self, gen: Generator[Any, Any, Any]) -> None:
         """Where *gen*, which was interrupted, is a pipeline's: do what psycopg does not."""
@@ -295,7 +298,12 @@ class SwitchoverAware(_Base):
         if not generation.drained and not generation.retired:
             try:
                 answer = await self._exchange(self._exec_command(QUESTION))
-            except psycopg.Error:
+            except psycopg.Error as error:
+                self._note_end(error)
+                if not self.bgpool_is_open:
+                    # In no transaction any more.
+                    self.bgpool_in_doubt = self.bgpool_in_doubt or NO_DOUBT
+                    generation.note_cut()
                 return
             self.bgpool_refused = answer is not None and is_servers(
                 answer, reported=self._reported_read_only, role_is_servers=generation.role_is_servers()
