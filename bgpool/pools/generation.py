@@ -367,6 +367,21 @@ class Generation:
         text = gate.describe("connection is from before the switchover; nothing was sent, check out a new one")
         raise self._counted(None, SwitchoverInterrupted, text)
 
+    def check_commit(self, snapshot: Snapshot | None) -> None:
+        """Make sure that a transaction on one of these connections, which is open, may be committed by *snapshot*.
+
+        While a switchover is under way it may. Of one that was slept through a COMMIT would be lost, or nobody could
+        tell what became of it.
+
+        Raises:
+            SwitchoverInterrupted: A switchover has passed since the connection was opened.
+        """
+        if snapshot is None or not (snapshot.phase >= Phase.POST or self._recipe.endpoint.host(snapshot) is None):
+            return
+        if self.is_unfit(snapshot):
+            text = "connection is from before the switchover; the transaction was not committed, run it again"
+            raise self._counted(None, SwitchoverInterrupted, self._recipe.gate.describe(text))
+
     def is_unfit(self, snapshot: Snapshot | None) -> bool:
         """Whether these connections must not be handed out under *snapshot*."""
         if snapshot is None:

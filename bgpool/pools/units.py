@@ -516,7 +516,11 @@ class Unit(ABC, Generic[C, R]):
         self._result, terms = result, self._terms
         self.check(connection)
         self.leave(connection)
-        if terms.receipts is not None or terms.gate.newest_meaning().is_switching:
+        meaning = terms.gate.newest_meaning()
+        if meaning is not self._began_by:
+            # The process may have been frozen meanwhile: nothing has drained or cut the connection yet.
+            cast(Aware, connection).bgpool_generation.check_commit(meaning.snapshot)
+        if terms.receipts is not None or meaning.is_switching:
             return self._awrite_and_finish(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt, self._is_finished = DURING_COMMIT, True

@@ -16,11 +16,14 @@ import pytest
 
 import bgpool
 from bgpool.core.engine import Engine
-from bgpool.core.phase import Phase
+from bgpool.core.events import Resolved
+from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot
 from bgpool.lab import Pair
+from bgpool.monitor.probe import now
 from bgpool.pools.mysql.recipe import like
 from bgpool.pools.pool import Pool
+from bgpool.pools.source import ConnectionSource
 from bgpool.testing import Deployment
 from tests.engines import ASYNC_POOL, Kit
 from tests.pools.callers import drain, wait_until
@@ -173,6 +176,32 @@ def test_a_unit_that_slept_through_the_switchover_and_the_end_of_the_deployment_
 
     work.meanwhile = sleep
     assert make_runner().run(work) == "call 2"
+    assert work.rows(pair) == 1
+
+
+@pytest.mark.parametrize("ends", ["POST", "COMPLETED", "rolled back"])
+def test_a_unit_that_slept_through_the_switchover_commits_nothing_on_its_connection_from_before(
+    deployment: Deployment, make_runner: MakePool, pair: Pair, work: Work, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has cut that yet. Its COMMIT would be lost with old blue, or in doubt and without a trace."""
+    monkeypatch.setattr(ConnectionSource, "apply", lambda *_: None)
+    # The server that takes the second one.
+    green = deployment.snapshot.hosts_of(Role.TARGET)[0].name
+    deployment.tell(Resolved(now(), {green: (pair.blue.address,)}))
+
+    def sleep(_conn: Any) -> None:
+        if work.calls == 1:
+            deployment.phase(Phase.PREPARATION)
+            deployment.phase(Phase.IN_PROGRESS)
+            if ends == "rolled back":
+                deployment.roll_back()
+                return
+            deployment.phase(Phase.POST)
+            if ends == "COMPLETED":
+                deployment.phase(Phase.COMPLETED)
+
+    work.meanwhile = sleep
+    assert make_runner().run(work) == ("call 1" if ends == "rolled back" else "call 2")
     assert work.rows(pair) == 1
 
 
