@@ -1051,6 +1051,8 @@ class TestUnitsOfProcedures:
     @pytest.mark.usefixtures("prepared")
     def test_one_that_rolls_back_behind_an_unread_result_is_no_success(self, make_pool: MakePool) -> None:
         def work(conn: MysqlConnection) -> None:
+            # So that the first result, too, says that a transaction is open.
+            conn.cursor().execute("INSERT INTO ledger (worker, thread, n) VALUES (45, 4, 31)")
             conn.cursor().execute("CALL rolls_back()")
 
         with pytest.raises(pymysql.err.ProgrammingError, match="ended the transaction"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pymysql
@@ -124,6 +125,29 @@ def test_what_may_have_committed_before_it_failed_is_not_to_be_run_again(sql: by
     failure = transaction.failure
     assert failure is not None
     assert advice in str(failure.again())
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("server_status", AUTOCOMMIT),
+        ("bgpool_refused", True),
+        ("_sock", None),
+        ("_result.has_next", True),
+        ("_result.unbuffered_active", True),
+        ("_transaction.failure", failure_of(b"UPDATE t SET n = 1", OPEN)),
+    ],
+)
+def test_a_transaction_is_surely_open_unless_anything_speaks_against_it(attribute: str, value: object) -> None:
+    connection: Any = MysqlConnection(defer_connect=True)
+    connection.server_status, connection._sock = OPEN, object()
+    connection._result = SimpleNamespace(has_next=False, unbuffered_active=False)
+    assert connection.bgpool_can_commit
+    *owner, name = attribute.split(".")
+    setattr(getattr(connection, owner[0]) if owner else connection, name, value)
+    assert not connection.bgpool_can_commit
+    # Or it would be closed when it is collected.
+    connection._sock = None
 
 
 def test_what_is_kept_of_an_error_keeps_nothing_of_its_callers_alive() -> None:
