@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from django.db import connections
 from django.test.utils import setup_test_environment, teardown_test_environment
 
 from bgpool.core.engine import Engine
+from bgpool.integrations.django import sources
 from bgpool.integrations.django.under_test import IN_TESTS
 from bgpool.pools.participant import Bystander
 from tests.django.conftest import ENGINES
@@ -104,6 +108,29 @@ def test_a_name_that_cannot_be_followed_does_until_it_can(
     assert wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
     later.write_text("127.0.0.8 db.example.org\n")
     assert not wrappers.takes_part("db.example.org", bg_resolver=f"hosts:{later}")
+
+
+def test_who_asks_while_a_host_is_looked_at_for_the_first_time_hears_what_that_finds(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one that is no endpoint would have a monitor, where two threads of a new process come first."""
+    host = f"{kit.name}.first.example.org"
+    asked, found = threading.Event(), threading.Event()
+
+    def look(*_: object) -> None:
+        assert not asked.is_set()
+        asked.set()
+        assert found.wait(10)
+
+    monkeypatch.setattr(sources, "real_endpoint", look)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(sources._is_rds, host, {})
+        assert asked.wait(10)
+        second = threads.submit(sources._is_rds, host, {})
+        with pytest.raises(NotYet):
+            second.result(0.2)
+        found.set()
+        assert (first.result(10), second.result(10)) == (False, False)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -90,15 +91,17 @@ class _Known:
         sources: What each alias had last. Django's own pools are keyed by alias alone, and lead to the database that
             the settings named before a test database was made.
         lock: Held while one is looked up, or made.
+        looking: Held while a name is looked at for the first time.
     """
 
     def __init__(self) -> None:
         self.sources: Final[dict[str, Source]] = {}
-        self.lock = threading.Lock()
+        self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
         # Another thread may have been making one.
         self.lock = threading.Lock()
+        self.looking = threading.Lock()
 
 
 _known: Final = _Known()
@@ -113,11 +116,25 @@ class _Alias:
         is_rds: Whether it is one; None where that could not be found out yet.
         due_at: When it may be asked again, by the monotonic clock.
         pause_s: How long it was left alone after the last time; that doubles.
+        was_asked: Whether there was an answer, or none, before.
     """
 
     is_rds: bool | None = None
     due_at: float = 0.0
     pause_s: float = 0.0
+    was_asked: bool = False
+
+    def look(self, host: str, resolver: str) -> None:
+        """Ask whether *host* is one, if it is time to."""
+        if self.is_rds is not None or time.monotonic() < self.due_at:
+            return
+        # Each request may open a connection: with a DNS that does not answer, only one of them in a while waits for it.
+        self.pause_s = min(max(2 * self.pause_s, ALIAS_RETRY_S), _LONGEST_PAUSE_S)
+        self.due_at = time.monotonic() + self.pause_s
+        # The pool or connector follows it as well, and logs why that failed.
+        with contextlib.suppress(OSError, ValueError):
+            self.is_rds = real_endpoint(host, resolver) is not None
+        self.was_asked = True
 
 
 #: By name and resolver.
@@ -325,13 +342,11 @@ def _is_rds(host: str, own: Mapping[str, Any]) -> bool | None:
         return False
     resolver = Settings.from_mapping({n: v for n, v in own.items() if n == "bg_resolver"}).bg_resolver
     alias = _aliases.setdefault((host, resolver), _Alias())
-    if alias.is_rds is None and time.monotonic() >= alias.due_at:
-        # Each request may open a connection: with a DNS that does not answer, only one of them in a while waits for it.
-        alias.pause_s = min(max(2 * alias.pause_s, ALIAS_RETRY_S), _LONGEST_PAUSE_S)
-        alias.due_at = time.monotonic() + alias.pause_s
-        try:
-            alias.is_rds = real_endpoint(host, resolver) is not None
-        except (OSError, ValueError):
-            # The pool or connector follows it as well, and logs why that failed.
-            return None
+    if alias.was_asked:
+        alias.look(host, resolver)
+    else:
+        # Those who come first at the same moment wait for the one who asks: until it is known that a host is none, a
+        # database takes part, and has a monitor.
+        with _known.looking:
+            alias.look(host, resolver)
     return alias.is_rds
