@@ -111,7 +111,7 @@ class Watch:
         # Whether callers were held at the last look, and until when they go before us, on the monotonic clock.
         self._has_held = False
         self._way_until = 0.0
-        # From when on callers that nothing holds any more have lost their turn; infinite once they were woken.
+        # From when on callers that nothing holds any more have lost their turn; infinite once that was looked at.
         self._lost_from = math.inf
 
     def begin(self) -> None:
@@ -233,6 +233,8 @@ class Watch:
         total = Usage.merged(usages)
         self._has_held = total.held > 0
         if now > self._lost_from and reading.is_current:
+            # Once: whoever begins to be held later has read what is published.
+            self._lost_from = math.inf
             self._wake_lost(reading, members, usages)
         self._report(total, reading)
         self._log_holds(members, total, reading)
@@ -249,7 +251,6 @@ class Watch:
         The monitor was killed that should have let them go, and a caller that had a turn is stopped.
         """
         if any(usage.held and not member.is_holding(reading) for member, usage in zip(members, usages, strict=True)):
-            self._lost_from = math.inf
             self._reader.wake_waiters()
 
     def fail(self, error: BaseException) -> None:
