@@ -143,7 +143,7 @@ class Chaos:
 
     Attributes:
         seed: What is done when follows from it; what comes of it depends on the machine, too.
-        seconds: No switchover begins after that time.
+        seconds: No switchover begins after that time, but for the second.
         tell: Called with a line for everything that is done.
         engine: Whose servers.
         pair_options: More keywords for Pair.
@@ -213,7 +213,7 @@ class Chaos:
                 self.tell(f"switchover {self._switchovers} completed")
                 if self._switchovers <= WARM_UP:
                     self._before = self._footprints()
-                if time.monotonic() > end:
+                if time.monotonic() > end and self._switchovers >= WARM_UP:
                     break
                 # The rows of old blue, before it is replaced: nobody may have written there after the cut.
                 self._split += ledger.judge(trial.pair, ()).split

@@ -404,7 +404,7 @@ def test_asyncpgs_own_pool_takes_connections_of_connect(deployment: Deployment, 
             held = asyncio.create_task(pool.fetchval(WHERE))
             deployment.release()
             assert await held == pair.green.address
-        alone = await bg.connect(pair.dsn, timeout=5, **where)
+        alone = await bg.connect(pair.dsn, timeout=30, **where)
         assert await alone.fetchval(WHERE) == pair.green.address
         await alone.close()
 
@@ -422,7 +422,7 @@ def test_a_release_that_is_cancelled_goes_on(opened: Opened, deployment: Deploym
                     await connection.execute(INSERT)
             release = Cancelled(pool.release(connection), "early", 1, lambda: None)
             assert isinstance(await release.end(), asyncio.CancelledError)
-            assert await pool.fetchval("SELECT 1", timeout=5) == 1
+            assert await pool.fetchval("SELECT 1", timeout=30) == 1
         assert deployment.snapshot.phase is Phase.CREATED
 
     run(main())

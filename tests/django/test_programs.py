@@ -167,7 +167,7 @@ class TestHealthy:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", list(Engine), ids=lambda engine: engine.value)
 @pytest.mark.parametrize("scenario", [HEALTHY, FROZEN, ROLLBACK], ids=lambda scenario: scenario.name)
 class TestEveryScenario:

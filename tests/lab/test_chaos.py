@@ -36,7 +36,7 @@ def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("engine", "pair_options", "seconds"),
     [

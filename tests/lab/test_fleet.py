@@ -188,7 +188,7 @@ FAULTS = [
 
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "plan",
     [
@@ -212,7 +212,7 @@ def test_a_fleet_goes_through_a_switchover(plan: Plan) -> None:
 @pytest.mark.lab
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_hosts_without_a_fleet_ask_as_many_questions_as_there_are_hosts() -> None:
     result = play(Plan(6, fleet=False, calm_s=3.0))
     assert findings_of(result) == [], result

@@ -35,7 +35,7 @@ def case(engine: Engine, story: Any, hold: Any, *, major: bool = False, full: bo
 
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("engine", "options", "drawn"),
     [
@@ -68,7 +68,7 @@ def test_every_unit_is_applied_exactly_once(engine: Engine, options: dict[str, A
 
 @pytest.mark.lab
 @pytest.mark.full
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_claim_that_asks_nobody_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def claim(*_: object) -> bool:
         return True

@@ -16,7 +16,7 @@ __all__ = ["Caller", "drain", "wait_until"]
 def drain(deployment: Deployment, conn: Any) -> None:
     """A switchover begins, and the process of *conn* has noticed."""
     deployment.phase(Phase.IN_PROGRESS)
-    wait_until(lambda: conn.bgpool_generation.drained)
+    wait_until(lambda: conn.bgpool_generation.drained and not conn.bgpool_generation.live[0])
 
 
 class Caller(threading.Thread):

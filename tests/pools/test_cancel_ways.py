@@ -51,8 +51,10 @@ def enter(postgres_pair: Pair, deployment: Deployment) -> Enter:
         with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
             async with pool:
                 # What a process has once it has seen a switchover.
+                async with pool.connection() as connection:
+                    generation: Any = connection.bgpool_generation  # type: ignore[attr-defined]  # of ours
                 deployment.phase(Phase.IN_PROGRESS)
-                await until(lambda: pool.stats().phase is Phase.IN_PROGRESS)
+                await until(lambda: generation.drained)
                 deployment.roll_back()
                 async with pool.connection() as connection:
                     await connection.execute("SELECT 1")

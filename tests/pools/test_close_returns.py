@@ -68,7 +68,7 @@ def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monk
 
     monkeypatch.setattr(type(conn), "bgpool_pass_on", meanwhile)
     conn.close()
-    with returning.connection(timeout=2) as after:
+    with returning.connection(timeout=30) as after:
         assert after.execute("SELECT 1").fetchall() == [(1,)]
         assert returning.stats().size == 1
 
@@ -158,7 +158,7 @@ def test_a_generator_that_is_not_read_to_its_end_keeps_nobody_waiting(make_pool:
 
     caller = threading.Thread(target=use, daemon=True)
     caller.start()
-    caller.join(5)
+    caller.join(30)
     assert answers == [(1,)]
     with pytest.raises(psycopg.OperationalError):
         next(notifications)

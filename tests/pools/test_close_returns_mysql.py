@@ -111,7 +111,7 @@ def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monk
 
     monkeypatch.setattr(type(conn), "bgpool_pass_on", meanwhile)
     conn.close()
-    with returning.connection(timeout=2) as after:
+    with returning.connection(timeout=30) as after:
         after.ping()
         assert returning.stats().size == 1
 
@@ -129,7 +129,7 @@ def test_an_interrupt_in_close_costs_no_slot(kit: Kit, make_pool: MakePool, clos
     del conn
     gc.collect()
     for _ in range(2):
-        with pool.connection(timeout=5) as after:
+        with pool.connection(timeout=30) as after:
             assert kit.execute(after, "SELECT 1") == [(1,)]
     assert pool.stats().size == 1
 

@@ -25,6 +25,7 @@ from bgpool.registry import CONNECTORS, get_source
 from bgpool.segment.table import Usage
 from bgpool.testing import Deployment
 from tests.engines import Kit
+from tests.pools.callers import drain
 from tests.waiting import PATIENCE_S, wait_until
 
 ENGINES = (Engine.POSTGRESQL, Engine.MYSQL)
@@ -224,8 +225,7 @@ def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
     connector: Connector[Any], kit: Kit, deployment: Deployment
 ) -> None:
     kept = connector.connect()
-    deployment.phase(Phase.IN_PROGRESS)
-    wait_until(lambda: not connector.is_fit(kept))
+    drain(deployment, kept)
     deployment.phase(Phase.POST)
     with pytest.raises(SwitchoverInterrupted):
         kit.read(kept)

@@ -162,6 +162,6 @@ def test_an_interrupt_between_the_drivers_pool_and_the_caller_costs_no_slot(
     with pytest.raises(KeyboardInterrupt):
         pool.getconn()
     gc.collect()
-    with pool.connection(timeout=5) as after:
+    with pool.connection(timeout=30) as after:
         assert kit.execute(after, "SELECT 1") == [(1,)]
     assert list(recwarn) == []

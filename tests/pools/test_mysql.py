@@ -1127,7 +1127,7 @@ def test_of_two_threads_that_close_a_connection_neither_fails(
     with monkeypatch.context() as patch:
         patch.setattr(pymysql.connections.Connection, "close", meanwhile)
         conn.close()
-    with pool.connection(timeout=5) as after:
+    with pool.connection(timeout=30) as after:
         after.ping()
 
 
@@ -1153,7 +1153,7 @@ def test_a_password_that_cannot_be_sent_leaves_nothing_on_standard_error(
     dsn = pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@")
     made = iter(["s3cr\u20act"])
     pool = make_pool(dsn, max_size=1, password=lambda *_: next(made, pair.app_password))
-    with pool.connection(timeout=5) as conn:
+    with pool.connection(timeout=30) as conn:
         conn.ping()
     gc.collect()
     assert ignored == []

@@ -120,7 +120,7 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pool_warns_once_while_its_logins_still_work(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with bgpool.get_pool(server.dsn, "cached", min_size=2, max_size=2, timeout=2, bg_run_dir=tmp_path / "run") as pool:
+    with bgpool.get_pool(server.dsn, "cached", min_size=2, max_size=2, timeout=30, bg_run_dir=tmp_path / "run") as pool:
         first, second = pool.getconn(), pool.getconn()
         pool.putconn(first)
         pool.putconn(second)
@@ -139,7 +139,7 @@ def test_a_pool_warns_once_while_its_logins_still_work(
 def test_a_server_without_the_password_in_its_cache_is_an_error_with_its_remedy(server: Server, tmp_path: Path) -> None:
     server.warm = False
     with (
-        bgpool.get_pool(server.dsn, "cold", min_size=1, max_size=1, timeout=0.3, bg_run_dir=tmp_path / "run") as pool,
+        bgpool.get_pool(server.dsn, "cold", min_size=1, max_size=1, timeout=2.0, bg_run_dir=tmp_path / "run") as pool,
         pytest.raises(bgpool.PoolTimeout, match=r"OperationalError 2061: .*cryptography is not installed; use TLS"),
     ):
         pool.getconn()
@@ -210,7 +210,7 @@ def test_a_login_by_the_cache_rehearses_the_one_without_it(
 
 def test_a_pool_rehearses_whatever_its_account_may_be(server: Server, tmp_path: Path, encryptions: list[bytes]) -> None:
     server.account = NATIVE
-    with bgpool.get_pool(server.dsn, "early", min_size=1, timeout=2, bg_run_dir=tmp_path / "run") as pool:
+    with bgpool.get_pool(server.dsn, "early", min_size=1, timeout=30, bg_run_dir=tmp_path / "run") as pool:
         pool.putconn(pool.getconn())
     assert encryptions == [b""]
 

@@ -145,9 +145,10 @@ def test_a_callable_that_fails_is_named_and_not_quoted(
 
     # What was logged of a pool is not logged again soon, and its kit's other forms have the same name.
     pool = make_pool(password=fails, timeout=0.5, max_size=1, name=str(tmp_path))
-    with caplog.at_level(logging.WARNING, logger="psycopg.pool"), pytest.raises(psycopg.OperationalError):
-        pool.getconn()
-    assert "the password callable failed for app@" in caplog.text
+    with caplog.at_level(logging.WARNING, logger="psycopg.pool"):
+        with pytest.raises(psycopg.OperationalError):
+            pool.getconn()
+        wait_until(lambda: "the password callable failed for app@" in caplog.text)
     assert "RuntimeError" in caplog.text
     assert "s3cret" not in caplog.text
 

@@ -106,9 +106,9 @@ def test_threads_that_saw_a_cut_go_on(make_pool: MakePool, dsn: str, relay: Rela
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    ready.wait(5)
+    ready.wait(30)
     cut(relay)
-    again.wait(5)
+    again.wait(30)
     for thread in threads:
         thread.join()
     assert (failed, spoiled) == ([], [False] * 4)

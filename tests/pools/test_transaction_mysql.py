@@ -205,7 +205,7 @@ def _deadlock(kit: Kit, conn: Any, other: Any) -> int:
         return code_of_failure(lambda: update(kit, conn, "second"))
     finally:
         conn.ping()
-        waiter.join(5)
+        waiter.join(30)
         other.rollback()
 
 

@@ -599,7 +599,7 @@ def test_decorated_functions_are_called_without_a_session(make_engine: MakeEngin
         session.add(Order(number=number, item=item))
         return number
 
-    @transactional(engine, timeout=5.0, idempotent=True)
+    @transactional(engine, timeout=30.0, idempotent=True)
     def count(connection: Connection) -> int:
         return connection.scalar(select(func.count()).select_from(Order)) or 0
 

@@ -320,7 +320,7 @@ def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
     monkeypatch.setattr("bgpool.segment.writer.wake.wake_all", _once_silent(wake.wake_all))
     one.publish(Phase.IN_PROGRESS)
     assert changed.wait(20)
-    caller.join(5)
+    caller.join(30)
 
 
 def _once_silent(real: Callable[[int], None]) -> Callable[[int], None]:

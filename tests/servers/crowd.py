@@ -1,8 +1,8 @@
 """``python -m tests.servers.crowd PORT NUMBER CLIENTS PINGS``: clients of a server, in a process of their own.
 
 Each has a connection that it keeps, and asks for one thing at a time. The first *CLIENTS* write rows; the others ask
-for ``/ping``. Until standard input ends; what they saw is then on standard output, a JSON list of
-[client, n, began, ended, the answer or null, the error or null].
+for ``/ping``. A line on standard output says that each has been answered once. Until standard input ends; what they saw
+is then there, too, a JSON list of [client, n, began, ended, the answer or null, the error or null].
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ async def main(port: int, number: int, clients: int, pings: int) -> None:
     tasks = [use(stopping, port, number, client, paths[client % 2], PAUSE_S, notes) for client in range(clients)]
     tasks += [use(stopping, port, number, clients + n, "/ping", PING_PAUSE_S, notes) for n in range(pings)]
     crowd = asyncio.gather(*tasks)
+    while len({client for client, *_ in notes}) < clients + pings:
+        await asyncio.sleep(0.05)
+    print("begun", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     stopping.set()
     await crowd

@@ -154,6 +154,9 @@ class Server:
     def begin_load(self, clients: int) -> None:
         """Have rows written by *clients* clients, each one request at a time."""
 
+    def wait_loaded(self) -> None:
+        """Wait until the load has begun, where that takes time."""
+
     def end_load(self) -> None:
         """No more rows."""
 
@@ -172,7 +175,7 @@ class Server:
             self.exit_status = self.process.wait(STOP_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(5)
+        self.process.wait(30)
         self.output = self._log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -288,6 +291,11 @@ class AsyncServer(WebServer):
         command = [sys.executable, "-m", "tests.servers.crowd", *words]
         pipe = subprocess.PIPE
         self._crowd = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+    def wait_loaded(self) -> None:
+        """Wait until each of the crowd was answered once."""
+        assert self._crowd.stdout is not None
+        assert self._crowd.stdout.readline() == "begun\n"
 
     def end_load(self) -> None:
         """Send it home, and read what it saw."""
@@ -530,6 +538,8 @@ class Stage:
         for server in self.servers.values():
             server.begin_load(clients)
         try:
+            for server in self.servers.values():
+                server.wait_loaded()
             yield
         finally:
             for server in self.servers.values():

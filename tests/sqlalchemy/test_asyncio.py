@@ -458,7 +458,7 @@ def test_units_of_each_maker(make_async: MakeEngine, orders: None) -> None:
             return await add(session, number)
 
         assert await arun(maker, add, 1) == 1
-        assert await arun(engine, add_plainly, 2, timeout=3.0) == 2
+        assert await arun(engine, add_plainly, 2, timeout=30.0) == 2
         assert await arun(scoped, add_by_heart, 3, idempotent=True) == 3
         assert not scoped.registry.has()
         assert await place(4) == 4
