@@ -121,6 +121,18 @@ def test_it_is_opened_where_no_caller_does(opened: Open, way: str) -> None:
     assert connector.by[0].startswith(NAME)
 
 
+def test_to_open_it_again_changes_nothing(opened: Open) -> None:
+    """Each caller who is let go does, until one has noted that it is open."""
+    connector = Connector()
+    pool = opened(connector, min_size=2, max_size=2)
+    pool.open_lazily()
+    assert not connector.by
+    assert pool.getconn(10.0)
+    pool.open_lazily()
+    assert pool.getconn(10.0)
+    assert all(name.startswith(NAME) for name in connector.by)
+
+
 def test_it_grows_for_a_caller_where_it_has_none(opened: Open) -> None:
     pool = opened(Connector(), min_size=0, max_size=1)
     assert pool.fetch(10.0, 1)

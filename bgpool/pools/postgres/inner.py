@@ -99,10 +99,14 @@ class InnerPool(Patience, ConnectionPool[Any]):
         conn.bgpool_generation.take_back(conn)
 
     def open_lazily(self) -> None:
-        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin()."""
+        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin().
+
+        Idempotent: callers who are let go at the same moment all do it.
+        """
         with self._lock:
-            self._is_lazy = self._closed
-            self._open()
+            if self._closed:
+                self._is_lazy = True
+                self._open()
 
     def begin(self) -> None:
         """Have psycopg_pool's threads open what is missing, as far as nobody has begun; idempotent."""
