@@ -30,8 +30,9 @@ from bgpool.segment.writer import Writer
 THREADS: Final = 2
 #: What the beginning and the change to a hold take, and what is measured of quiet times and of the hold, in seconds;
 #: the second where it is only to be seen that it works. A process in which nothing happens looks at itself every 4 s at
-#: the latest, which costs several times what waking up costs: one of these looks at least is to be measured.
-START_S, QUICK_START_S = 1.5, 0.5
+#: the latest, which costs several times what waking up costs: one of these looks at least is to be measured, and none
+#: of those that come sooner at the beginning of a hold.
+START_S, QUICK_START_S = 2.0, 0.5
 MEASURED_S, QUICK_MEASURED_S = 4.0, 0.5
 BLUE: Final = "db.c0.eu-west-1.rds.amazonaws.com"
 GREEN: Final = "db-green-abc123.c0.eu-west-1.rds.amazonaws.com"
