@@ -284,7 +284,7 @@ with pool.connection() as conn, conn.cursor() as cursor:
         [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -375,7 +375,7 @@ pool.putconn(conn)
 """
         done = subprocess.run(
             [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

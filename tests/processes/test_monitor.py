@@ -107,7 +107,7 @@ def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}"
     with foreground(dsn) as first:
         assert "monitoring bg_id '1' in term 1" in line_of(first)
-        second = subprocess.run(COMMAND, input=f"{dsn}\n", capture_output=True, text=True, timeout=30)
+        second = subprocess.run(COMMAND, input=f"{dsn}\n", capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
         assert "another monitor of bg_id '1' lives" in second.stderr
         assert Reader(RunFiles.of(tmp_path / "run", "1")).refresh().snapshot is not None

@@ -182,7 +182,7 @@ def test_an_interpreter_is_found_where_python_is_embedded(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     code = "import sys; print(sys.version_info[:2])"
-    done = subprocess.run([python.interpreter(), "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([python.interpreter(), "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == str(sys.version_info[:2])
 
 

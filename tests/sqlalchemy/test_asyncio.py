@@ -555,7 +555,7 @@ def test_without_greenlet() -> None:
         "try: sa.arun\n"
         "except ImportError as error: print('greenlet' in str(error))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     # SQLAlchemy 2.0 says it later, when it is used.
     said = "" if sqlalchemy.__version__.startswith("2.0.") else "True\n"
     assert (done.stdout, done.returncode) == (said, 0), done.stderr

@@ -169,7 +169,7 @@ def test_a_child_that_ends_says_nothing_to_the_parents_server(
     question = "SELECT pg_backend_pid()" if kit.engine.value == "postgresql" else "SELECT connection_id()"
     text_url = url.render_as_string(hide_password=False)
     program = [sys.executable, "-X", "dev", "-c", PROGRAM, text_url, question, end]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.returncode) == ("both went on\n", 0), done.stderr
     assert "Traceback" not in done.stderr
 
@@ -199,6 +199,6 @@ def test_a_child_does_not_let_go_of_the_parents_sockets(url: sqlalchemy.URL, dep
     assert deployment.snapshot.ready
     program = [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", QUIET]
     program.append(url.render_as_string(hide_password=False))
-    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "unclosed" not in done.stderr
