@@ -1,12 +1,13 @@
-"""Cutting a connection from another thread: at the socket, and only if the descriptor is still that socket."""
+"""What is done to, and asked of, a connection's socket behind the driver's back."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 
-__all__ = ["cut", "identity"]
+__all__ = ["cut", "has_ended", "identity"]
 
 
 def identity(fd: int) -> tuple[int, int]:
@@ -42,3 +43,14 @@ def cut(fd: int, expected: tuple[int, int]) -> bool:
         return False
     finally:
         os.close(duplicate)
+
+
+def has_ended(fd: int) -> bool:
+    """Whether nothing can be sent through the socket *fd* any more: it was reset, or shut down in both directions.
+
+    Nothing is read, and no error of the socket is taken away. False under gevent, whose poll does not tell.
+    """
+    poll = select.poll()
+    # POLLERR, POLLHUP and POLLNVAL need not be asked for.
+    poll.register(fd, 0)
+    return bool(poll.poll(0))

@@ -16,6 +16,7 @@ import psycopg
 from psycopg._connection_base import BaseConnection
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from bgpool import sockets
 from bgpool.errors import SwitchoverInterrupted
 from bgpool.pools.doubt import NO_DOUBT, PREPARED
 from bgpool.pools.fitness import looks_closed
@@ -238,12 +239,16 @@ class SwitchoverAware(_Base):
         return error
 
     def _note_end(self, error: BaseException) -> None:
-        """Close the connection if the server has said with *error* that it ends the session.
+        """Close the connection if *error* says that its session has ended, and psycopg has not read that yet.
 
-        psycopg has not read the end yet, and would wait for an answer to what was sent.
+        It would wait for an answer to what was sent.
         """
-        ends = isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in _ENDS_SESSION
-        if ends and self.bgpool_is_open:
+        if not isinstance(error, psycopg.Error) or not self.bgpool_is_open:
+            return
+        # A reset that arrives while psycopg looks at the socket is an error without anything to read: "connection
+        # socket closed". psycopg gives up, and takes the connection for open, with its statement still under way.
+        was_reset = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+        if error.diag.severity_nonlocalized in _ENDS_SESSION or (was_reset and sockets.has_ended(self.pgconn.socket)):
             self.pgconn.finish()
 
     def _leave_pipeline(self, gen: Generator[Any, Any, Any]) -> None:
