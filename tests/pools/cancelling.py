@@ -212,7 +212,11 @@ class Scene:
         def shown() -> str:
             tasks = [str(task) for task in asyncio.all_tasks()]
             files = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
-            return f"{_things()}, not {self.things}; {pool and pool.stats()}; {self.sessions()}; {tasks}; {files}"
+            sql = "SELECT pid, state, wait_event, now() - state_change, query FROM pg_stat_activity WHERE usename = %s"
+            rows = self.monitor.execute(sql, (ROLE,)).fetchall()
+            # Whether one is stopped, too.
+            sessions = [(Path(f"/proc/{row[0]}/stat").read_text(encoding="utf-8")[:40], *row) for row in rows]
+            return f"{_things()}, not {self.things}; {pool and pool.stats()}; {sessions}; {tasks}; {files}"
 
         await until(is_as_before, shown)
         if pool is None:
