@@ -496,6 +496,7 @@ class Stage:
             director.create_deployment()
             if monitored:
                 self.wait_ready()
+                self._wait_connected()
             began_s = time.monotonic()
             connections = self.pair.lasting_monitoring_connections()
             scenario.direct(director)
@@ -551,6 +552,12 @@ class Stage:
         for server in self.servers.values():
             while not server.quota.is_met(server.load_so_far()) and time.monotonic() < deadline:
                 time.sleep(0.1)
+
+    def _wait_connected(self) -> None:
+        """Wait until the monitor is connected to both sides: on a busy machine it may just be connecting again."""
+        deadline = time.monotonic() + START_S
+        while self.pair.monitoring_connections() < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def wait_ready(self) -> None:
         """Wait until the monitor says that the switchover may begin."""
