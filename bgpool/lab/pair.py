@@ -304,17 +304,6 @@ class Pair:
         """The application's DSN for *server* by its address, for clients that do not know the hosts file."""
         return self._dsn(server.address)
 
-    def lasting_monitoring_connections(self, usual: int = 2) -> int:
-        """The same, without those that end within SETTLE_S.
-
-        A session that its client has closed is there until the server has seen that: on a busy machine beside the one
-        that took its place. No more than *usual* are taken for lasting at once.
-        """
-        deadline_s = time.monotonic() + SETTLE_S
-        while (count := self.monitoring_connections()) > usual and time.monotonic() < deadline_s:
-            time.sleep(SETTLE_LOOK_S)
-        return count
-
     def monitoring_connections(self) -> int:
         """Sessions, on all servers together, of applications whose names start with `MONITOR_PREFIX`.
 
@@ -326,6 +315,17 @@ class Pair:
                 count += server.sessions_named(MONITOR_PREFIX)
             except DRIVER_ERRORS as error:
                 log.debug("%s does not answer: %s", server.name, error)
+        return count
+
+    def lasting_monitoring_connections(self, usual: int = 2) -> int:
+        """As monitoring_connections(), without those that end within SETTLE_S.
+
+        A session that its client has closed is there until the server has seen that: on a busy machine beside the one
+        that took its place. No more than *usual* are taken for lasting at once.
+        """
+        deadline_s = time.monotonic() + SETTLE_S
+        while (count := self.monitoring_connections()) > usual and time.monotonic() < deadline_s:
+            time.sleep(SETTLE_LOOK_S)
         return count
 
     def application_connections(self, colour: str) -> int:
