@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bgpool.core.events import Answered, StatusRead, StatusRow
-from bgpool.core.fleet import NEVER, Message, Reading, Report, Standing
+from bgpool.core.fleet import NEVER, FleetRole, Message, Reading, Report
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
     FLEET_BLOCK_SWITCHING_S,
@@ -215,7 +215,7 @@ def _report(number: int) -> bytes:
         missing=(),
         workers=4,
         held=0,
-        standing=Standing.FOLLOWER,
+        standing=FleetRole.FOLLOWER,
     )
     return seal_report(report, BG_ID, KEYS)
 
@@ -227,9 +227,9 @@ class _Host:
     """The two connections of one host."""
 
     def __init__(self, place: tuple[str, int], number: int, block_s: float, *, leads: bool) -> None:
-        self.ear: Final = socket.create_connection(place)
-        self.voice: Final = socket.create_connection(place)
-        for connection in (self.ear, self.voice):
+        self.subscriber: Final = socket.create_connection(place)
+        self.publisher: Final = socket.create_connection(place)
+        for connection in (self.subscriber, self.publisher):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._keys: Final = [key.encode() for key in stream_keys(BG_ID)][: 2 if leads else 1]
         self._after = [b"0-0", b"$"][: len(self._keys)]
@@ -241,13 +241,13 @@ class _Host:
     def ask(self) -> None:
         """Wait for what is new."""
         count = str(FLEET_ENTRIES_READ).encode()
-        self.ear.sendall(
+        self.subscriber.sendall(
             _command(b"XREAD", b"COUNT", count, b"BLOCK", self._block, b"STREAMS", *self._keys, *self._after)
         )
 
     def take(self) -> None:
         """Take what came from the network."""
-        self._buffer += self.ear.recv(1 << 20)
+        self._buffer += self.subscriber.recv(1 << 20)
 
     def hear(self) -> list[int]:
         """What came, by seq; asks again once all of an answer is there."""
@@ -268,7 +268,7 @@ class _Host:
     def report(self) -> None:
         """Say how it is."""
         key, kept = stream_keys(BG_ID)[1].encode(), str(HOSTS_KEPT).encode()
-        self.voice.sendall(_command(b"XADD", key, b"MAXLEN", b"~", kept, b"*", b"m", _report(self._number)))
+        self.publisher.sendall(_command(b"XADD", key, b"MAXLEN", b"~", kept, b"*", b"m", _report(self._number)))
         self.report_at += FLEET_REPORT_S * random.uniform(0.8, 1.2)
 
 
@@ -278,8 +278,8 @@ def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, 
     selector.register(stopped, selectors.EVENT_READ, None)
     crew = [_Host(place, number, block_s, leads=number == 0) for number in range(hosts)]
     for host in crew:
-        selector.register(host.ear, selectors.EVENT_READ, host)
-        selector.register(host.voice, selectors.EVENT_READ, None)
+        selector.register(host.subscriber, selectors.EVENT_READ, host)
+        selector.register(host.publisher, selectors.EVENT_READ, None)
         host.ask()
     heard: dict[int, list[float]] = {}
     look_s, is_stopped = 0.0, False

@@ -10,7 +10,7 @@ from pathlib import Path
 from bgpool._version import __version__
 from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 __all__ = ["machine", "measured_on", "versions"]
 

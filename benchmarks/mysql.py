@@ -26,8 +26,8 @@ from benchmarks.rounds import medians
 from bgpool.core.engine import Engine
 from bgpool.integrations.dbutils import PooledDB as OurPooledDB
 from bgpool.lab import Pair
-from bgpool.lab.places import PATH, VARIABLES
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.program_paths import PATH, VARIABLES
+from bgpool.lab.server_factories import find_servers
 from bgpool.mysql import BoundedConnection
 
 __all__ = ["QUESTION", "TITLE", "run"]

@@ -26,9 +26,9 @@ from benchmarks.run_dir import RunDir
 from bgpool.core.engine import Engine
 from bgpool.lab import Director, LabError, Pair, Schedule, ledger
 from bgpool.lab.pair import ROLE
-from bgpool.lab.places import VARIABLES
+from bgpool.lab.program_paths import VARIABLES
 from bgpool.lab.server import Server
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 __all__ = ["QUESTION", "TITLE", "run"]
 

@@ -19,7 +19,7 @@ from bgpool.core.events import Answered, Instant
 from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair, ledger
 from bgpool.lab.ledger import INSERT_SQL
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 from bgpool.pools.mysql import receipts as mysql
 from bgpool.pools.postgres import receipts as postgres
 

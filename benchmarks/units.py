@@ -22,7 +22,7 @@ from benchmarks.result import Column, Result, Table, Value
 from benchmarks.units_process import DEPLOYMENT, PLAIN, RUN, TASKS, THREADS
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 __all__ = ["QUESTION", "TITLE", "run"]
 

@@ -10,7 +10,7 @@ import psycopg
 import psycopg_pool
 import pymysql
 
-from bgpool.plain_errors import ConfigurationError, Error, SegmentError
+from bgpool.base_errors import ConfigurationError, Error, SegmentError
 
 __all__ = [
     "Error",

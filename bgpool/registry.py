@@ -15,7 +15,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.limits import MONITOR_CHECKOUT_S
 from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError
-from bgpool.green import check_threads
+from bgpool.green_threads import check_threads
 from bgpool.logs import log_fields
 from bgpool.monitor import is_monitor
 from bgpool.monitor.config import MonitorConfig
@@ -24,7 +24,7 @@ from bgpool.pools import fork
 from bgpool.pools.connector import Connector
 from bgpool.pools.mysql.connector import MysqlConnector
 from bgpool.pools.mysql.pool import MysqlPool
-from bgpool.pools.participant import Bystander, Disabled, Participant
+from bgpool.pools.participant import Disabled, NonParticipant, Participant
 from bgpool.pools.pool import Pool
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.pools.postgres.connector import PostgresConnector
@@ -250,7 +250,7 @@ def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any],
 
 def _participant(settings: Settings, directory: Path) -> Participant:
     key, known = (directory, settings.bg_id), _registry.participants
-    kind = Bystander if is_monitor() else Disabled if is_disabled() else Participant
+    kind = NonParticipant if is_monitor() else Disabled if is_disabled() else Participant
     if key not in known:
         starter = Starter(settings.bg_id, lambda: _monitor_configs(known[key]))
         known[key] = kind(settings.bg_id, settings.bg_run_dir, starter.ensure_monitor)
@@ -258,7 +258,7 @@ def _participant(settings: Settings, directory: Path) -> Participant:
 
 
 def _bystander(settings: Settings) -> Participant:
-    return Bystander(settings.bg_id, settings.bg_run_dir, lambda _files: None)
+    return NonParticipant(settings.bg_id, settings.bg_run_dir, lambda _files: None)
 
 
 def _monitor_configs(participant: Participant) -> list[MonitorConfig]:

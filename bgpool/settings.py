@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from bgpool.base_errors import ConfigurationError
 from bgpool.core.endpoints import normalise_host, parse_endpoint
 from bgpool.core.functions import is_coroutine_function
 from bgpool.core.limits import FLEET_KEY_BYTES, FLEET_KEYS
 from bgpool.logs import log_fields
-from bgpool.plain_errors import ConfigurationError
 
 __all__ = ["ALWAYS", "DISABLE", "REHEARSAL", "Settings", "is_disabled", "read_flag", "read_keys"]
 

@@ -23,7 +23,7 @@ from bgpool.dsn import parse
 from bgpool.errors import ConfigurationError, PasswordFailed
 from bgpool.fleet.config import FleetConfig, KeyMaker
 from bgpool.monitor.config import MonitorConfig
-from bgpool.pools.participant import Bystander, Disabled
+from bgpool.pools.participant import Disabled, NonParticipant
 from bgpool.settings import Settings
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
@@ -478,7 +478,7 @@ def test_who_takes_no_part_has_no_bus(tmp_path: Path, monkeypatch: pytest.Monkey
     assert isinstance(pool.participant, Disabled)
     monkeypatch.delenv("BGPOOL_DISABLE")
     aside = registry.get_source(registry.POOLS, URL, None, given, takes_part=False)
-    assert isinstance(aside.participant, Bystander)
+    assert isinstance(aside.participant, NonParticipant)
     for one in (pool, aside):
         one.participant.join(one)
         assert one.participant._watch is None

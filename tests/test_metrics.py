@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import bgpool
 import bgpool.metrics
 from bgpool.cli import metrics as cli_metrics
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.lab import Pair
@@ -120,13 +120,13 @@ def test_a_host_on_which_nothing_is_there_or_to_be_trusted_is_no_error(files: Ru
 def test_a_place_in_a_fleet(files: RunFiles) -> None:
     writer = Writer(files, 3, Snapshot("ledger", Phase.CREATED))
     assert not any(name.startswith("bgpool_fleet") for name, _ in scrape(files)), "without a bus"
-    writer.publish(Snapshot("ledger", Phase.CREATED, fleet=FleetView(Standing.DIRECT, fallbacks=2)))
+    writer.publish(Snapshot("ledger", Phase.CREATED, fleet=FleetView(FleetRole.DIRECT, fallbacks=2)))
     told = scrape(files)
     assert value(told, "bgpool_fleet_role", bgpool_fleet_role="direct", bgpool_bg_id="ledger") == 1
     assert value(told, "bgpool_fleet_fallbacks_total") == 2
     # Nothing has been heard yet.
     assert not any(name in ("bgpool_fleet_hosts", "bgpool_fleet_bus_age_seconds") for name, _ in told)
-    writer.publish(Snapshot("ledger", Phase.CREATED, fleet=FleetView(Standing.LEADER, "2f7c1b90a4d85e63", 30)))
+    writer.publish(Snapshot("ledger", Phase.CREATED, fleet=FleetView(FleetRole.LEADER, "2f7c1b90a4d85e63", 30)))
     writer.note_bus(time.monotonic_ns() - 7 * 10**9)
     told = scrape(files)
     roles = {dict(own)["bgpool_fleet_role"]: v for (name, own), v in told.items() if name == "bgpool_fleet_role"}

@@ -353,7 +353,7 @@ def test_how_long_data_may_be_under_way_is_for_every_connection() -> None:
 def test_parameters_cross_the_pipe_as_they_are() -> None:
     config = monitor_of(f"{URL}?ssl_ca=/etc/ca.pem&ssl_verify_identity=1", kwargs={"server_public_key": KEY})
     assert config.engine is Engine.MYSQL
-    assert config.entrance == Target("db.example.com", 3307, anew=True)
+    assert config.first_target == Target("db.example.com", 3307, anew=True)
     assert config.params["ssl_verify_identity"] is True
     assert config.params["read_timeout"] == 10
     assert config.params["server_public_key"] == KEY.encode()
@@ -364,7 +364,7 @@ def test_parameters_cross_the_pipe_as_they_are() -> None:
 
 
 def test_the_monitor_may_look_elsewhere_first() -> None:
-    assert monitor_of(URL, monitoring={"host": "writer.example", "port": "7000"}).entrance == Target(
+    assert monitor_of(URL, monitoring={"host": "writer.example", "port": "7000"}).first_target == Target(
         "writer.example", 7000, anew=True
     )
     for name, value in (("host", "one,two"), ("port", "many")):

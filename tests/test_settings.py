@@ -14,10 +14,10 @@ import pytest
 
 from bgpool.core.plan import Target
 from bgpool.dsn import parse
-from bgpool.dsn.place import Given, user_of
+from bgpool.dsn.dsn import RawDsn, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.monitor.config import MonitorConfig
-from bgpool.pools.recipe import Place
+from bgpool.pools.recipe import Destination
 from bgpool.settings import Settings, is_disabled
 
 URL = "postgresql://app:s3cret@db.example.com:6000/app"
@@ -210,8 +210,10 @@ def test_a_service_in_kwargs_is_refused_too(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_nothing_that_holds_a_password_shows_it() -> None:
-    assert "s3cret" not in repr(Given("postgresql://app:s3cret@db/app", {"password": "s3cret"}, {"password": "s3cret"}))
-    assert "s3cret" not in repr(Place("10.0.0.1", "db.example.com", "s3cret"))
+    assert "s3cret" not in repr(
+        RawDsn("postgresql://app:s3cret@db/app", {"password": "s3cret"}, {"password": "s3cret"})
+    )
+    assert "s3cret" not in repr(Destination("10.0.0.1", "db.example.com", "s3cret"))
 
 
 def test_forms_of_dsn() -> None:
@@ -270,13 +272,13 @@ def monitor_of(dsn: str, **options: Any) -> MonitorConfig:
 
 
 def test_the_monitor_may_look_elsewhere_first() -> None:
-    assert monitor_of(URL).entrance == Target("db.example.com", 6000, anew=True)
-    assert monitor_of(URL, endpoint=ENDPOINT).entrance == Target(ENDPOINT, 6000, anew=True)
-    assert monitor_of(URL, monitoring={"host": "writer.example", "port": 7000}).entrance == Target(
+    assert monitor_of(URL).first_target == Target("db.example.com", 6000, anew=True)
+    assert monitor_of(URL, endpoint=ENDPOINT).first_target == Target(ENDPOINT, 6000, anew=True)
+    assert monitor_of(URL, monitoring={"host": "writer.example", "port": 7000}).first_target == Target(
         "writer.example", 7000, anew=True
     )
     in_url = f"{URL}?blue-green-monitoring-host=writer.example&blue-green-monitoring-port=7000"
-    assert monitor_of(in_url).entrance == Target("writer.example", 7000, anew=True)
+    assert monitor_of(in_url).first_target == Target("writer.example", 7000, anew=True)
     assert parse(in_url, {})[0].host == "db.example.com"
     for name, value in (("host", "one,two"), ("port", "many")):
         with pytest.raises(ConfigurationError, match="allowed"):
@@ -412,11 +414,11 @@ def test_a_service_and_an_address_say_where_the_monitor_goes(monkeypatch: pytest
         parse(URL, {"monitoring": {"service": "prod"}})
     monkeypatch.setenv("PGSERVICE", "prod")
     config = monitor_of("postgresql:///app")
-    assert config.entrance == Target("db.example.com", 6000, anew=True)
+    assert config.first_target == Target("db.example.com", 6000, anew=True)
     assert config.params["user"] == "watch"
     assert config.names_matter
     monkeypatch.delenv("PGSERVICE")
-    assert monitor_of("hostaddr=10.0.0.1 dbname=app").entrance == Target("10.0.0.1", 5432, anew=True)
+    assert monitor_of("hostaddr=10.0.0.1 dbname=app").first_target == Target("10.0.0.1", 5432, anew=True)
 
 
 def test_names_matter_though_the_monitor_cannot_prove_any() -> None:

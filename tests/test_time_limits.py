@@ -18,7 +18,7 @@ from bgpool.doctor import Case, Finding, Result
 from bgpool.doctor.case import gunicorn_timeout_s
 from bgpool.doctor.parameter_checks import parameter_checks
 from bgpool.integrations import begin_worker, gunicorn
-from bgpool.pools import busy
+from bgpool.pools import worker_timeout
 from bgpool.pools.watch import Watch
 from bgpool.segment.presence import workers
 
@@ -30,7 +30,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run directory, in a process whose server nobody knows, and which starts no monitor."""
     monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.delenv("GUNICORN_CMD_ARGS", raising=False)
-    monkeypatch.setattr(busy, "_limit_ms", 0)
+    monkeypatch.setattr(worker_timeout, "_limit_ms", 0)
     monkeypatch.setattr(Watch, "_start_monitor", lambda _self: None)
     yield tmp_path / "run"
     registry.close_pools(tmp_path / "run", "limits")
@@ -102,7 +102,7 @@ class SyncWorker:
 def test_gunicorns_hook_knows_its_timeout(worker: Any, limit_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gunicorn.workers.sync", SimpleNamespace(SyncWorker=SyncWorker))
     gunicorn.post_worker_init(worker)
-    assert busy.busy_limit_ms() == limit_ms
+    assert worker_timeout.busy_limit_ms() == limit_ms
 
 
 def test_a_worker_that_may_be_killed_while_held_says_so(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import bgpool
+from bgpool.base_errors import ConfigurationError, Error, SegmentError
 from bgpool.cli import status as status_command
 from bgpool.core.engine import Engine
 from bgpool.core.events import Order
-from bgpool.plain_errors import ConfigurationError, Error, SegmentError
 from bgpool.segment.paths import Exhausted
 
 if TYPE_CHECKING:

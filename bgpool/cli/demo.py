@@ -19,8 +19,8 @@ from bgpool.core.engine import Engine
 from bgpool.core.timeline import summary_table
 from bgpool.lab import Event
 from bgpool.lab.report import Report
+from bgpool.lab.server_factories import find_servers
 from bgpool.lab.trial import Trial
-from bgpool.lab.workshops import find_servers
 
 __all__ = ["run"]
 
@@ -44,7 +44,7 @@ def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, 
     servers = find_servers(engine, options["programs"], options["upgrade"])
     console.print(f"Starting a blue and a green {plain(servers)}, green a replica of blue ...")
     trial = Trial(engine=engine, workers=workers, threads=threads, pair_options=dict(options))
-    story = _Story(console, trial, began, kill_monitor=kill_monitor)
+    story = _Progress(console, trial, began, kill_monitor=kill_monitor)
     trial.on_event.append(story.tell)
     with trial:
         console.print(f"Both are up. {workers} pre-forked workers x {threads} threads write a ledger.")
@@ -54,7 +54,7 @@ def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, 
     return report.clean
 
 
-class _Story:
+class _Progress:
     """What happens, as it happens: a table that is redrawn on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console, trial: Trial, began: float, *, kill_monitor: bool) -> None:

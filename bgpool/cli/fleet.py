@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 from rich.table import Table
 from rich.text import Text
 
+from bgpool.base_errors import ConfigurationError
 from bgpool.cli.order import Answer, NotTaken
 from bgpool.cli.view import make_console, plain
 from bgpool.core.events import Order
-from bgpool.core.fleet import FleetOrder, Standing
+from bgpool.core.fleet import FleetOrder, FleetRole
 from bgpool.core.limits import (
     FLEET_CLAIM_PAUSE_S,
     FLEET_CLOCK_ERROR_S,
@@ -35,8 +36,7 @@ from bgpool.fleet.bus import BusError
 from bgpool.fleet.config import FleetConfig
 from bgpool.fleet.messages import seal_report
 from bgpool.fleet.streams import StreamBus
-from bgpool.fleet.survey import Seen, Survey
-from bgpool.plain_errors import ConfigurationError
+from bgpool.fleet.survey import Survey, SurveyedHost
 from bgpool.settings import Settings
 
 __all__ = ["Fleet", "give", "give_up_after_s", "show"]
@@ -126,7 +126,7 @@ def show(fleet: Fleet, *, ready: bool, least: int, as_json: bool) -> int:
         return 1 if not survey.hosts or (ready and missing) else 0
 
 
-def _missing(seen: Seen) -> tuple[str, ...]:
+def _missing(seen: SurveyedHost) -> tuple[str, ...]:
     """What stands between a host and a switchover."""
     report = seen.report
     if report.phase is not Phase.CREATED and not report.missing:
@@ -174,12 +174,12 @@ def _unread(survey: Survey) -> str:
     return f"{text} (is $BGPOOL_FLEET_KEY the hosts' key?)" if survey.refused["forged"] else text
 
 
-def _is_left_alone(seen: Seen) -> bool:
+def _is_left_alone(seen: SurveyedHost) -> bool:
     """Whether a host asks the database itself that should not have to."""
-    return seen.report.standing is Standing.DIRECT and seen.report.phase is not Phase.NOT_CREATED
+    return seen.report.standing is FleetRole.DIRECT and seen.report.phase is not Phase.NOT_CREATED
 
 
-def _is_clock_wrong(seen: Seen) -> bool:
+def _is_clock_wrong(seen: SurveyedHost) -> bool:
     return abs(seen.report.clock_off_ms or 0) > FLEET_CLOCK_ERROR_S * 1000
 
 
@@ -194,7 +194,7 @@ def _say_ready(fleet: Fleet, survey: Survey, missing: Sequence[str]) -> None:
         print(f"{name}: note: {note}")
 
 
-def _draw(fleet: Fleet, survey: Survey, names: dict[Seen, str], least: int) -> None:
+def _draw(fleet: Fleet, survey: Survey, names: dict[SurveyedHost, str], least: int) -> None:
     console, hosts = make_console(), survey.hosts
     missing = [*_missing_of_fleet(survey, least)]
     is_ready = not missing and not any(_missing(seen) for seen in hosts)
@@ -226,7 +226,7 @@ def _draw(fleet: Fleet, survey: Survey, names: dict[Seen, str], least: int) -> N
         console.print(_table(survey, names))
 
 
-def _table(survey: Survey, names: dict[Seen, str]) -> Table:
+def _table(survey: Survey, names: dict[SurveyedHost, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("host", overflow="fold")
     for name in ("version", "phase", "ready", "place"):
@@ -392,10 +392,10 @@ def _result(given: FleetOrder, count: int, until: str) -> str:
     return f"the release was taken by {_hosts(count)}; no operator holds anybody there any more"
 
 
-def _why_late(survey: Survey, seen: Seen) -> str:
+def _why_late(survey: Survey, seen: SurveyedHost) -> str:
     if survey.age_s(seen) > FLEET_REPORT_S + FLEET_CLOCK_ERROR_S:
         return f"its last report came {survey.age_s(seen):.0f} s ago"
-    if seen.report.standing is Standing.DIRECT:
+    if seen.report.standing is FleetRole.DIRECT:
         return "it asks the database itself (direct), and hears no leader; bgpool status says why there"
     return f"it is a {seen.report.standing.value}, and has reported since"
 
@@ -403,7 +403,7 @@ def _why_late(survey: Survey, seen: Seen) -> str:
 # -- words --------------------------------------------------------------------------------------------------------
 
 
-def _names(survey: Survey) -> dict[Seen, str]:
+def _names(survey: Survey) -> dict[SurveyedHost, str]:
     """What to call each host: its name, and what tells it from others of that name."""
     there = [*survey.hosts, *survey.gone]
     often = Counter(seen.report.host for seen in there)
@@ -413,7 +413,7 @@ def _names(survey: Survey) -> dict[Seen, str]:
     }
 
 
-def _leader_name(survey: Survey, names: dict[Seen, str]) -> str:
+def _leader_name(survey: Survey, names: dict[SurveyedHost, str]) -> str:
     leader = survey.leader.leader if survey.leader is not None else ""
     found = next((name for seen, name in names.items() if seen.report.member == leader), None)
     return f"{found} ({leader})" if found is not None else leader

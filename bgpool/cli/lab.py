@@ -18,7 +18,7 @@ from bgpool.lab import simulation
 from bgpool.lab.chaos import Chaos
 from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.scenarios import CATALOGUE, Outcome, Scenario, play
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 __all__ = [
     "list_scenarios",

@@ -17,7 +17,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.fleet import BUS_FAULTS, PHASES, Fault, Plan, Result, findings_of, heard_findings, play
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 __all__ = ["fault_of", "play_fleet"]
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from bgpool.base_errors import ConfigurationError
 from bgpool.logs import log_fields
-from bgpool.plain_errors import ConfigurationError
 
 __all__ = ["serve"]
 

@@ -17,8 +17,8 @@ from bgpool.cli.view import make_console, plain
 from bgpool.core.engine import Engine
 from bgpool.lab.mysql.mariadb import MariaDB
 from bgpool.lab.once import Journal, Part, Result, Run, play_all
-from bgpool.lab.places import unusable
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.program_paths import unusable
+from bgpool.lab.server_factories import find_servers
 
 __all__ = ["play_once"]
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bgpool.base_errors import ConfigurationError, Error
 from bgpool.cli.status import absent
 from bgpool.cli.watch import the_one
 from bgpool.core.events import Instant, Order, Tick
@@ -14,7 +15,6 @@ from bgpool.core.limits import ORDER_S, ORDER_WAIT_S, WATCH_INTERVAL_S
 from bgpool.core.machine import Rules, step
 from bgpool.core.orders import refusal
 from bgpool.core.snapshot import Snapshot
-from bgpool.plain_errors import ConfigurationError, Error
 from bgpool.report import Deployment, Status, find
 from bgpool.segment.orders import pack, unpack
 from bgpool.segment.paths import RunFiles

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bgpool.plain_errors import Error
+from bgpool.base_errors import Error
 from bgpool.report import Status, find, switched_off
 from bgpool.segment.paths import look_in
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bgpool.core.fleet import Standing
+from bgpool.core.fleet import FleetRole
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import TIMER
 from bgpool.report import Endpoint, Fleet, LastSwitchover, Monitor, Status, Worker
@@ -79,7 +79,7 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
     yield "run dir", Text(plain(status.run_dir))
     yield "monitor", _monitor(status.monitor)
     if status.monitor.parameters:
-        told = f": {status.monitor.sight}" if status.monitor.sight else ""
+        told = f": {status.monitor.visibility}" if status.monitor.visibility else ""
         yield "as", Text(plain(f"{status.monitor.parameters}{told}"), "yellow" if told else "")
     if status.fleet is not None:
         yield "fleet", _fleet(status.fleet)
@@ -112,7 +112,7 @@ def _monitor(monitor: Monitor) -> Text:
 
 
 def _fleet(fleet: Fleet) -> Text:
-    follows = fleet.standing == Standing.FOLLOWER.value
+    follows = fleet.standing == FleetRole.FOLLOWER.value
     told = [f"{fleet.standing} of {fleet.leader}" if follows else fleet.standing]
     if fleet.hosts is not None:
         told.append(f"{fleet.hosts} {'host' if fleet.hosts == 1 else 'hosts'}")
@@ -120,7 +120,7 @@ def _fleet(fleet: Fleet) -> Text:
     if fleet.fallbacks:
         told.append(f"{fleet.fallbacks} {'fallback' if fleet.fallbacks == 1 else 'fallbacks'}")
     reason = f": {fleet.reason}" if fleet.reason else ""
-    return Text(plain(f"{', '.join(told)}{reason}"), "yellow" if fleet.standing == Standing.DIRECT.value else "")
+    return Text(plain(f"{', '.join(told)}{reason}"), "yellow" if fleet.standing == FleetRole.DIRECT.value else "")
 
 
 def _timer(left_s: float) -> str:

@@ -13,12 +13,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from bgpool.base_errors import ConfigurationError
 from bgpool.cli.advice import COMPLETED, COMPLETED_BY_TIMER, INTERRUPTED, ROLLED_BACK, TIME_IS_UP, advice
 from bgpool.cli.status import absent
 from bgpool.core.limits import WATCH_INTERVAL_S
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import CREATED_AGAIN
-from bgpool.plain_errors import ConfigurationError
 from bgpool.report import Deployment, Event, Status, find
 from bgpool.segment.reader import Reader
 

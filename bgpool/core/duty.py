@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bgpool.core.events import Instant, MetadataAbsent
-from bgpool.core.fleet import PLACES, Fact, FleetOrder, Message, Reading, Standing
+from bgpool.core.fleet import PLACES, Fact, FleetOrder, FleetRole, Message, Reading
 from bgpool.core.limits import (
     FLEET_BARRED_S,
     FLEET_CLAIM_PAUSE_S,
@@ -19,7 +19,7 @@ from bgpool.core.limits import (
     FLEET_UNANSWERED_S,
     FLEET_WHOLE_S,
 )
-from bgpool.core.member import Known, Member, Sent, alone_at_ns, give_up, silence_ns, silent_at_ns, stands
+from bgpool.core.member import LastPublished, Member, RoleState, alone_at_ns, give_up, silence_ns, silent_at_ns, stands
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.plan import is_awaited
 from bgpool.core.readings import has_rows, mark_of, meaning
@@ -69,7 +69,7 @@ class Duty:
 def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
     """What *member* is to do at *at*."""
     due = []
-    if member.standing is not Standing.DIRECT:
+    if member.standing is not FleetRole.DIRECT:
         due.append(max(silent_at_ns(member, snapshot), alone_at_ns(member)) + 1)
     asks: list[int | None] = []
     for role in Role:
@@ -80,7 +80,7 @@ def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
         # What is asked anyway goes on being asked.
         asks.append(from_ns if is_due else 0 if snapshot.phase is Phase.NOT_CREATED else None)
     publication, due_ns = _publication(member, snapshot, at)
-    leads = member.standing is Standing.LEADER
+    leads = member.standing is FleetRole.LEADER
     pace_ms = 0 if leads else member.pace_ns // 1_000_000
     return Duty(tuple(asks), pace_ms, publication, min([*due, due_ns]))
 
@@ -90,7 +90,7 @@ def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
     doubt = member.doubts[PLACES[role]]
     if doubt is not None:
         return doubt.ask_at_ns
-    if member.standing is not Standing.FOLLOWER or snapshot.phase is Phase.NOT_CREATED:
+    if member.standing is not FleetRole.FOLLOWER or snapshot.phase is Phase.NOT_CREATED:
         return 0
     counting = _counting(snapshot)
     if role not in counting or not all(member.unheard_ns[PLACES[one]] for one in counting):
@@ -98,14 +98,14 @@ def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
     # No server that counts answers the leader. It may answer others, who take turns to look.
     unheard_ns, asked_ns = member.unheard_ns[PLACES[role]], member.asked_ns[PLACES[role]]
     turn_ns = int(member.hosts * FLEET_TURN_S * _NS)
-    return asked_ns + turn_ns if asked_ns > unheard_ns else unheard_ns + int(member.luck * turn_ns)
+    return asked_ns + turn_ns if asked_ns > unheard_ns else unheard_ns + int(member.jitter * turn_ns)
 
 
 def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
     """What to publish now, and when to look again."""
-    if member.standing is Standing.LEADER and member.sent is not None:
+    if member.standing is FleetRole.LEADER and member.sent is not None:
         return _of_leader(member, member.sent, snapshot, at)
-    may_claim = member.standing is Standing.DIRECT or bool(member.vacant) or _outranks(member, snapshot)
+    may_claim = member.standing is FleetRole.DIRECT or bool(member.vacant) or _outranks(member, snapshot)
     asked_ns = _asked_ns(member, snapshot)
     if not may_claim or asked_ns is None:
         return None, _NOT
@@ -119,7 +119,7 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
     return Publication(_message(member, snapshot, least, 0, at, whole=0, order=_order(member, snapshot, at))), _NOT
 
 
-def _of_leader(member: Member, sent: Sent, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
+def _of_leader(member: Member, sent: LastPublished, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
     switching = snapshot.phase in SWITCHING or member.others_switch
     seq = sent.seq + 1
     if _is_out_of_time(member):
@@ -144,7 +144,7 @@ def farewell(member: Member, snapshot: Snapshot, at: Instant) -> Publication:
 def published(member: Member, publication: Publication, at: Instant) -> Member:
     """*member* once *publication* is on its way."""
     if publication.is_claim:
-        pause_ns = int(FLEET_CLAIM_PAUSE_S * (0.5 + member.luck) * _NS)
+        pause_ns = int(FLEET_CLAIM_PAUSE_S * (0.5 + member.jitter) * _NS)
         return replace(member, claim_at_ns=at.mono_ns + pause_ns, claimed=member.known)
     message, sent = publication.message, member.sent
     if message.resigns:
@@ -185,7 +185,7 @@ def _order(member: Member, snapshot: Snapshot, at: Instant) -> FleetOrder | None
     return member.order if member.order is not None and stands(member.order, snapshot, at) else None
 
 
-def _said(known: tuple[Known | None, ...], author: str) -> list[tuple[Fact, ...] | None]:
+def _said(known: tuple[RoleState | None, ...], author: str) -> list[tuple[Fact, ...] | None]:
     """What *author* can say of each role: what it was told itself."""
     return [meaning(one.reading) if one is not None and one.author == author else None for one in known]
 
@@ -223,7 +223,7 @@ def _outranks(member: Member, snapshot: Snapshot) -> bool:
     whole = member.whole
     if (
         whole is None
-        or member.standing is not Standing.FOLLOWER
+        or member.standing is not FleetRole.FOLLOWER
         or (whole.term, whole.leader) != (member.fence[0], member.leader)
     ):
         return False

@@ -27,21 +27,21 @@ from bgpool.core.phase import Phase, Role
 __all__ = [
     "AnyEvent",
     "NEVER",
-    "Beaten",
+    "PublishRefused",
     "BusFailed",
     "Claimed",
     "Fact",
     "FleetEvent",
     "FleetOrder",
     "FleetView",
-    "KeyGone",
+    "StreamLost",
     "Message",
     "MessageHeard",
     "PLACES",
     "Reading",
     "Report",
     "ReportsRead",
-    "Standing",
+    "FleetRole",
 ]
 
 #: The time of facts that are on their way: each host stamps them with its own.
@@ -51,7 +51,7 @@ NEVER: Final = Instant(0, 0)
 Fact = Answered | StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed
 
 
-class Standing(Enum):
+class FleetRole(Enum):
     """A host's place in its fleet; the value is what people read."""
 
     DIRECT = "direct"
@@ -165,7 +165,7 @@ class Report:
     missing: tuple[str, ...]
     workers: int
     held: int
-    standing: Standing
+    standing: FleetRole
     order: str = ""
     clock_off_ms: int | None = None
     fallbacks: int = 0
@@ -186,7 +186,7 @@ class FleetView:
         fallbacks: How often it has fallen back to asking the database itself.
     """
 
-    standing: Standing
+    standing: FleetRole
     leader: str = ""
     hosts: int = 0
     since_ns: int = 0
@@ -219,7 +219,7 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Beaten:
+class PublishRefused:
     """The stream has refused what we wrote in *term*: somebody is ahead."""
 
     at: Instant
@@ -227,7 +227,7 @@ class Beaten:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyGone:
+class StreamLost:
     """The stream that we led is gone, and the order of its ids with it."""
 
     at: Instant
@@ -261,7 +261,7 @@ class ReportsRead:
     strangers: int = 0
 
 
-FleetEvent = MessageHeard | Claimed | Beaten | KeyGone | BusFailed | ReportsRead
+FleetEvent = MessageHeard | Claimed | PublishRefused | StreamLost | BusFailed | ReportsRead
 
 #: What a monitor takes: of the database's, the operators' and the workers' doing, or of the fleet's.
 AnyEvent = Event | FleetEvent

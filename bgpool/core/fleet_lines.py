@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bgpool.core.events import Instant
-from bgpool.core.fleet import Standing
+from bgpool.core.fleet import FleetRole
 from bgpool.core.limits import FLEET_CLOCK_ERROR_S, FLEET_FRESH_S, FLEET_WORKS_S, LOG_REPEAT_S
 from bgpool.core.member import Member
 from bgpool.core.records import add_notice
 from bgpool.core.snapshot import Snapshot
 
-__all__ = ["Said", "tell"]
+__all__ = ["LoggedState", "tell"]
 
 _NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LoggedState:
     """What the log knows.
 
     Attributes:
@@ -35,7 +35,7 @@ class Said:
         at_ns: When each kind of line was said last, on the monotonic clock.
     """
 
-    place: Standing = Standing.DIRECT
+    place: FleetRole = FleetRole.DIRECT
     fallbacks: int = 0
     bus_fails: bool = False
     clock_differs: bool = False
@@ -47,12 +47,12 @@ class Said:
         then_ns = self.at_ns.get(kind)
         return then_ns is None or at.mono_ns - then_ns >= LOG_REPEAT_S * _NS
 
-    def noting(self, kind: str, at: Instant) -> Said:
+    def noting(self, kind: str, at: Instant) -> LoggedState:
         """With a line of *kind* that is said now."""
         return replace(self, at_ns={**self.at_ns, kind: at.mono_ns})
 
 
-def tell(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tuple[Said, Snapshot]:
+def tell(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant) -> tuple[LoggedState, Snapshot]:
     """*snapshot* with the lines that are due, and what the log knows then. To be called with each event.
 
     Returns:
@@ -63,11 +63,11 @@ def tell(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tuple[S
     return _tell_place(said, snapshot, member, at)
 
 
-def _tell_place(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tuple[Said, Snapshot]:
+def _tell_place(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant) -> tuple[LoggedState, Snapshot]:
     standing = member.standing
     if standing is said.place and member.fallbacks == said.fallbacks:
         return said, snapshot
-    if standing is Standing.DIRECT:
+    if standing is FleetRole.DIRECT:
         # A leader that steps down, and claims anew or follows in a moment, has not fallen back.
         if member.fallbacks == said.fallbacks or not said.may_say("fallback", at):
             return said, snapshot
@@ -79,13 +79,13 @@ def _tell_place(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> 
         return replace(said, fallbacks=member.fallbacks), snapshot
     if not said.may_say(standing.value, at):
         return said, snapshot
-    what = "leads its fleet" if standing is Standing.LEADER else f"follows {member.leader} in its fleet"
+    what = "leads its fleet" if standing is FleetRole.LEADER else f"follows {member.leader} in its fleet"
     text = f"this host {what}"
     snapshot = add_notice(snapshot, logging.INFO, "monitor", "fleet_joined", text, once=False)
     return replace(said.noting(standing.value, at), place=standing, fallbacks=member.fallbacks), snapshot
 
 
-def _tell_bus(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tuple[Said, Snapshot]:
+def _tell_bus(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant) -> tuple[LoggedState, Snapshot]:
     if member.bus_error:
         said = replace(said, failed_ns=at.mono_ns)
         if said.bus_fails or not said.may_say("bus", at):
@@ -100,7 +100,7 @@ def _tell_bus(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tu
     return replace(said, bus_fails=False), snapshot
 
 
-def _tell_clock(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> tuple[Said, Snapshot]:
+def _tell_clock(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant) -> tuple[LoggedState, Snapshot]:
     text = _about_clocks(member)
     if bool(text) is said.clock_differs or (text and not said.may_say("clock", at)):
         return said, snapshot
@@ -113,7 +113,7 @@ def _tell_clock(said: Said, snapshot: Snapshot, member: Member, at: Instant) -> 
 
 def _about_clocks(member: Member) -> str:
     """What is wrong with the hosts' clocks; empty where nothing is."""
-    if member.standing is Standing.LEADER:
+    if member.standing is FleetRole.LEADER:
         who = "1 host" if member.strangers == 1 else f"{member.strangers} hosts"
         return f"the clocks of {who} and of this one, which leads, differ" if member.strangers else ""
     off_s = (member.clock_off_ns or 0) / _NS

@@ -193,7 +193,7 @@ SIGHT_LIFE_S: Final[Mapping[str, float]] = {"SILENT": 60.0, "REFUSED": 600.0, "M
 
 #: Parameters whose sight is remembered; and how many monitors in a row try parameters of one name that was refused,
 #: because passwords, which are not remembered, may differ.
-SIGHTINGS: Final = 16
+OBSERVATIONS: Final = 16
 SAME_NAME_TRIES: Final = 8
 
 #: How often such a monitor looks whether anybody has better parameters, in seconds.

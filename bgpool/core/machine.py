@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bgpool.core import inventory, promotion, sightings, topology
+from bgpool.core import inventory, observations, promotion, topology
 from bgpool.core.endpoints import parse_endpoint
 from bgpool.core.events import (
     Answered,
@@ -131,7 +131,7 @@ def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
     """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
     snapshot = _check_timers(_begin_to_watch(snapshot, event.at), event.at, rules)
     after = drain_released(snapshot, _take(snapshot, event, rules))
-    return expire(allay(sightings.note(after, event), event), event.at)
+    return expire(allay(observations.note(after, event), event), event.at)
 
 
 def is_settled(before: Snapshot, after: Snapshot) -> bool:
@@ -145,9 +145,9 @@ def is_settled(before: Snapshot, after: Snapshot) -> bool:
 
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
     """*snapshot* as a monitor leaves it whose parameters show it nothing, so that others are tried."""
-    mine = snapshot.sightings[-1]
-    text = f"{mine.parameters}: {mine.sight.text}; the next monitor tries the parameters of another pool"
-    return add_notice(sightings.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
+    mine = snapshot.observations[-1]
+    text = f"{mine.parameters}: {mine.visibility.text}; the next monitor tries the parameters of another pool"
+    return add_notice(observations.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
 
 
 def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
@@ -389,7 +389,7 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
             epoch=snapshot.epoch,
             hold_until_ns=snapshot.hold_until_ns,
             notices=snapshot.notices,
-            sightings=snapshot.sightings,
+            observations=snapshot.observations,
             fleet=snapshot.fleet,
         )
         return _begin_to_watch(fresh, at)
@@ -447,7 +447,7 @@ def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
             source_read_only=snapshot.source_read_only,
             hold_until_ns=snapshot.hold_until_ns,
             notices=snapshot.notices,
-            sightings=snapshot.sightings,
+            observations=snapshot.observations,
             fleet=snapshot.fleet,
         )
     if snapshot.rolled_back:

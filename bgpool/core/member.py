@@ -27,18 +27,18 @@ from bgpool.core.fleet import (
     NEVER,
     PLACES,
     AnyEvent,
-    Beaten,
     BusFailed,
     Claimed,
     Fact,
     FleetOrder,
+    FleetRole,
     FleetView,
-    KeyGone,
     Message,
     MessageHeard,
+    PublishRefused,
     Reading,
     ReportsRead,
-    Standing,
+    StreamLost,
 )
 from bgpool.core.limits import (
     FLEET_BARRED_S,
@@ -60,9 +60,9 @@ from bgpool.core.snapshot import Snapshot
 
 __all__ = [
     "Doubt",
-    "Known",
+    "RoleState",
     "Member",
-    "Sent",
+    "LastPublished",
     "alone_at_ns",
     "give_up",
     "silence_ns",
@@ -82,7 +82,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RoleState:
     """What this host goes by for one role.
 
     Attributes:
@@ -116,7 +116,7 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class LastPublished:
     """What a leader has published last.
 
     Attributes:
@@ -130,7 +130,7 @@ class Sent:
     at_ns: int
     whole: int
     whole_at_ns: int
-    known: tuple[Known | None, ...]
+    known: tuple[RoleState | None, ...]
     order: FleetOrder | None
 
 
@@ -177,7 +177,7 @@ class Member:
 
     id: str
     application: str
-    standing: Standing = Standing.DIRECT
+    standing: FleetRole = FleetRole.DIRECT
     began_ns: int = 0
     since_ns: int = 0
     reason: str = "no other host has been heard yet"
@@ -189,7 +189,7 @@ class Member:
     clock_off_ns: int | None = None
     hosts: int = 0
     whole: Message | None = None
-    known: tuple[Known | None, ...] = (None, None)
+    known: tuple[RoleState | None, ...] = (None, None)
     named: tuple[frozenset[tuple[str, int]], ...] = (frozenset(), frozenset())
     answers: tuple[Answered | None, ...] = (None, None)
     asked_ns: tuple[int, ...] = (0, 0)
@@ -201,8 +201,8 @@ class Member:
     beaten: int = 0
     claim_at_ns: int = 0
     barred_ns: int = 0
-    claimed: tuple[Known | None, ...] = ()
-    sent: Sent | None = None
+    claimed: tuple[RoleState | None, ...] = ()
+    sent: LastPublished | None = None
     strangers: int = 0
     others_switch: bool = False
     order: FleetOrder | None = None
@@ -212,7 +212,7 @@ class Member:
     refused: int = 0
 
     @property
-    def luck(self) -> float:
+    def jitter(self) -> float:
         """Where this host stands among those that draw lots, from 0 to 1."""
         return int(self.id[:8], 16) / 2**32
 
@@ -241,9 +241,9 @@ def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, t
             return _heard(member, snapshot, event)
         case Claimed():
             return _claimed(member, event), ()
-        case Beaten():
+        case PublishRefused():
             return _beaten(member, event), ()
-        case KeyGone():
+        case StreamLost():
             return _key_gone(member, event.at), ()
         case BusFailed():
             # What was about to be published may not have been: the next message is a whole one.
@@ -268,10 +268,10 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         return replace(member, refused=member.refused + 1), ()
     if message.leader == member.id:
         # Read back: the bus carries what we write.
-        if member.standing is Standing.LEADER and message.term == member.term:
+        if member.standing is FleetRole.LEADER and message.term == member.term:
             member = replace(member, heard_ns=at.mono_ns, bus_error="")
         return replace(member, fence=max(member.fence, place)), ()
-    if member.standing is Standing.LEADER and message.term == member.term:
+    if member.standing is FleetRole.LEADER and message.term == member.term:
         # A failover has lost somebody's claim, and both of us have won the same term.
         member = give_up(replace(member, tried=max(member.tried, member.term)), "another host leads as well", at)
     if place <= member.fence:
@@ -297,14 +297,14 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
         return member, ()
     member = replace(member, leader=message.leader, heard_ns=at.mono_ns, hosts=message.hosts)
     if message.resigns:
-        if member.standing is Standing.FOLLOWER:
+        if member.standing is FleetRole.FOLLOWER:
             switching = snapshot.phase in SWITCHING
             within_ns = int((FLEET_SUCCESSION_SWITCHING_S if switching else FLEET_SUCCESSION_S) * _NS)
             member = replace(member, stirred_ns=0)
             member = _vacate(member, at, "the leader has resigned", max(within_ns, member.pace_ns))
         return member, ()
-    if member.standing is not Standing.FOLLOWER:
-        member = replace(member, standing=Standing.FOLLOWER, since_ns=at.mono_ns, reason="", term=0, sent=None)
+    if member.standing is not FleetRole.FOLLOWER:
+        member = replace(member, standing=FleetRole.FOLLOWER, since_ns=at.mono_ns, reason="", term=0, sent=None)
     if member.vacant:
         member = replace(member, vacant="", doubts=(None, None))
     member, told = _take_order(member, snapshot, message.order, at)
@@ -350,7 +350,7 @@ def _weigh(
 
 
 def _may_be_used(
-    member: Member, snapshot: Snapshot, message: Message, known: Known | None, reading: Reading, doubt: Doubt | None
+    member: Member, snapshot: Snapshot, message: Message, known: RoleState | None, reading: Reading, doubt: Doubt | None
 ) -> bool:
     """Whether a reading that says something else than *known* may take its place."""
     if not _is_about_ours(member, snapshot, message, reading):
@@ -372,9 +372,9 @@ def _may_be_used(
     return known.author == message.leader or reading.read_ns > known.reading.read_ns + _ERROR_NS
 
 
-def _known(before: Known | None, reading: Reading, author: str) -> Known:
+def _known(before: RoleState | None, reading: Reading, author: str) -> RoleState:
     """What is known of a role after *before*."""
-    return Known(reading, author, before.answered if before is not None else (0, ""))
+    return RoleState(reading, author, before.answered if before is not None else (0, ""))
 
 
 def _is_about_ours(member: Member, snapshot: Snapshot, message: Message, reading: Reading) -> bool:
@@ -389,7 +389,7 @@ def _is_about_ours(member: Member, snapshot: Snapshot, message: Message, reading
     return names <= {(host.name, host.port) for host in snapshot.hosts}.union(*member.named)
 
 
-def _for_us(member: Member, message: Message, known: Known | None, reading: Reading) -> Reading:
+def _for_us(member: Member, message: Message, known: RoleState | None, reading: Reading) -> Reading:
     """*reading* with what this host knows itself of its own application's role, where the leader has another's."""
     first = reading.facts[0]
     if message.application == member.application or not isinstance(first, Answered) or known is None:
@@ -424,7 +424,7 @@ def _asked(member: Member, event: StatusRead | MetadataAbsent | MetadataFailed |
 
 
 def _nudged(member: Member, at: Instant) -> Member:
-    if member.standing is not Standing.FOLLOWER:
+    if member.standing is not FleetRole.FOLLOWER:
         return member
     for role in Role:
         member = replace(member, doubts=_put(member.doubts, role, None))
@@ -440,7 +440,7 @@ def _doubting(
         return member
     if within_ns is None:
         within_ns = member.pace_ns if member.hosts > FLEET_BUDGET_PER_S else 0
-    doubt = Doubt(since_ns, at.mono_ns + after_ns + int(member.luck * within_ns))
+    doubt = Doubt(since_ns, at.mono_ns + after_ns + int(member.jitter * within_ns))
     return replace(member, doubts=_put(member.doubts, role, doubt))
 
 
@@ -455,9 +455,9 @@ def _without_doubt(member: Member, role: Role) -> Member:
 
 def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
     """A member that hears nothing goes by its own questions."""
-    if member.standing is Standing.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
+    if member.standing is FleetRole.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
         return member
-    if member.standing is Standing.FOLLOWER and not member.vacant:
+    if member.standing is FleetRole.FOLLOWER and not member.vacant:
         return _vacate(member, at, _why_silent(member, snapshot), member.pace_ns)
     if at.mono_ns <= alone_at_ns(member):
         return member
@@ -513,7 +513,7 @@ def give_up(member: Member, reason: str, at: Instant) -> Member:
     """*member* on its own, whatever it was."""
     return replace(
         member,
-        standing=Standing.DIRECT,
+        standing=FleetRole.DIRECT,
         since_ns=at.mono_ns,
         reason=reason,
         term=0,
@@ -533,12 +533,12 @@ def _vacate(member: Member, at: Instant, reason: str, within_ns: int) -> Member:
 
 
 def _claimed(member: Member, event: Claimed) -> Member:
-    if event.term < member.fence[0] or member.standing is Standing.LEADER:
+    if event.term < member.fence[0] or member.standing is FleetRole.LEADER:
         return member
     at_ns = event.at.mono_ns
     return replace(
         member,
-        standing=Standing.LEADER,
+        standing=FleetRole.LEADER,
         since_ns=at_ns,
         reason="",
         term=event.term,
@@ -548,20 +548,20 @@ def _claimed(member: Member, event: Claimed) -> Member:
         hosts=max(1, member.hosts),
         doubts=(None, None),
         vacant="",
-        sent=Sent(0, at_ns, 0, at_ns, member.claimed, member.order),
+        sent=LastPublished(0, at_ns, 0, at_ns, member.claimed, member.order),
         bus_error="",
     )
 
 
-def _beaten(member: Member, event: Beaten) -> Member:
+def _beaten(member: Member, event: PublishRefused) -> Member:
     member = replace(member, tried=max(member.tried, event.term))
-    if member.standing is not Standing.LEADER or member.term != event.term:
+    if member.standing is not FleetRole.LEADER or member.term != event.term:
         return member
     # Who wins may be one whose words this host cannot believe, and who can believe none of ours: with another key, say.
     # They do not take the stream from each other for ever: whom nobody hears waits longer each time.
     member = replace(give_up(member, "another host is ahead", event.at), beaten=member.beaten + 1)
     wait_s = min(FLEET_CLAIM_PAUSE_S * 2**member.beaten, FLEET_BARRED_S)
-    return replace(member, claim_at_ns=event.at.mono_ns + int(wait_s * (0.5 + member.luck) * _NS))
+    return replace(member, claim_at_ns=event.at.mono_ns + int(wait_s * (0.5 + member.jitter) * _NS))
 
 
 def _key_gone(member: Member, at: Instant) -> Member:
@@ -571,7 +571,7 @@ def _key_gone(member: Member, at: Instant) -> Member:
 
 
 def _reports_read(member: Member, snapshot: Snapshot, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
-    if member.standing is not Standing.LEADER:
+    if member.standing is not FleetRole.LEADER:
         return member, ()
     # A roll that has just begun, or whose stream was deleted, does not know everybody yet.
     is_new = event.at.mono_ns - member.since_ns < FLEET_REPORT_LIFE_S * _NS
@@ -600,7 +600,7 @@ def stands(order: FleetOrder, snapshot: Snapshot, at: Instant) -> bool:
 
 def view_of(member: Member) -> FleetView:
     """*member*'s place as a snapshot shows it."""
-    reason = member.bus_error or member.reason if member.standing is Standing.DIRECT else ""
+    reason = member.bus_error or member.reason if member.standing is FleetRole.DIRECT else ""
     return FleetView(member.standing, member.leader, member.hosts, member.since_ns, reason, member.fallbacks)
 
 

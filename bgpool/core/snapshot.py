@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bgpool.core.fleet import FleetView
+from bgpool.core.observations import Observation
 from bgpool.core.phase import Phase, Role
-from bgpool.core.sightings import Sighting
 
 __all__ = ["EPOCH_OF_DECISION", "EPOCH_OF_TIMER", "Host", "Notice", "Snapshot", "TimelineEntry"]
 
@@ -101,7 +101,7 @@ class Snapshot:
             Never during a switchover.
         release_until_ns: Until when an operator lets blue's callers go on where the switchover would hold them; on the
             monotonic clock, 0 for no such order. Only during a switchover.
-        sightings: What monitors' parameters have let them see; the last one is that of the monitor at hand.
+        observations: What monitors' parameters have let them see; the last one is that of the monitor at hand.
         fleet: The host's place in its fleet, as its monitor has said last; None without bg_fleet.
     """
 
@@ -134,7 +134,7 @@ class Snapshot:
     release_until_ns: int = 0
     timeline: tuple[TimelineEntry, ...] = ()
     notices: tuple[Notice, ...] = ()
-    sightings: tuple[Sighting, ...] = ()
+    observations: tuple[Observation, ...] = ()
     fleet: FleetView | None = None
 
     def host(self, name: str) -> Host | None:

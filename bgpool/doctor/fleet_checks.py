@@ -46,7 +46,7 @@ fleet_checks: Final[Checks[Fleet]] = Checks()
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
+class _Received:
     """A message as it came in, and when, on this host's wall clock in seconds."""
 
     message: Message
@@ -123,7 +123,7 @@ class Fleet:
             ) from None
 
     @cached_property
-    def heard(self) -> _Heard | None:
+    def heard(self) -> _Received | None:
         """A message that came in just now, signed with our key; None if none comes within FLEET_SILENCE_S."""
         # Not the one that was asked for before: what has come since would seem to come now.
         top = self._read(self.bus.top)
@@ -136,7 +136,7 @@ class Fleet:
             at_s = time.time()
             for entry in reversed(entries):
                 try:
-                    return _Heard(unseal(entry, self.bg_id, self.keys), at_s)
+                    return _Received(unseal(entry, self.bg_id, self.keys), at_s)
                 except BadMessage:
                     after = max(after, (entry.term, entry.seq))
         return None

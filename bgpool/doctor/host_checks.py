@@ -18,8 +18,8 @@ import psycopg
 
 from bgpool._version import __version__
 from bgpool.core.limits import HEARTBEAT_STALE_S, HISTORY_BYTES
+from bgpool.core.observations import BLIND, Visibility
 from bgpool.core.phase import Role
-from bgpool.core.sightings import BLIND, Sight
 from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, warning
 from bgpool.errors import ConfigurationError, SegmentError
@@ -193,14 +193,14 @@ def _parameters(case: Case) -> Verdict:
         found = SegmentMap(case.files).read()
     except (FileNotFoundError, SegmentError):
         found = None
-    if found is None or not found[1].sightings:
+    if found is None or not found[1].observations:
         return not_checked("no monitor has said what it watches with")
-    current, parameters = found[1].sightings[-1], case.config.parameters
-    text = f"the monitor watches with those of {current.parameters}: {current.sight.text}"
-    mine = next((s for s in found[1].sightings if s.parameters == parameters and s.sight in BLIND), None)
-    if mine is None or mine.sight is Sight.EMPTY:
+    current, parameters = found[1].observations[-1], case.config.parameters
+    text = f"the monitor watches with those of {current.parameters}: {current.visibility.text}"
+    mine = next((s for s in found[1].observations if s.parameters == parameters and s.visibility in BLIND), None)
+    if mine is None or mine.visibility is Visibility.EMPTY:
         return ok(text)
-    own = f"; with those of this DSN, {parameters}: {mine.sight.text}" if mine is not current else ""
+    own = f"; with those of this DSN, {parameters}: {mine.visibility.text}" if mine is not current else ""
     return warning(f"{text}{own}", "see login, extension and grants of blue; or state others with monitoring=")
 
 

@@ -16,7 +16,7 @@ from bgpool.doctor.case import Case
 from bgpool.doctor.findings import Checks, EarlyVerdict, Verdict, failed, not_checked, ok, warning
 from bgpool.doctor.host_checks import existing
 from bgpool.errors import SegmentError
-from bgpool.segment import host, table
+from bgpool.segment import kernel_features, table
 from bgpool.segment.locks import try_lock
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import Presence, anybody_present, workers
@@ -87,10 +87,10 @@ def _locks(case: Case) -> Verdict:
 
 @kernel_checks.check("kernel", "Does the kernel allow what bgpool makes use of?")
 def _kernel(_case: Case) -> Verdict:
-    refused_to = host.lacks()
-    lacking = [lack for bit, lack in host.LACKS.items() if refused_to & bit]
+    refused_to = kernel_features.lacks()
+    lacking = [lack for bit, lack in kernel_features.LACKS.items() if refused_to & bit]
     if not lacking:
-        return ok(", ".join(lack.name for lack in host.LACKS.values()))
+        return ok(", ".join(lack.name for lack in kernel_features.LACKS.values()))
     return warning(
         "; ".join(f"{lack.name}: {lack.text}" for lack in lacking), "; ".join(lack.remedy for lack in lacking)
     )

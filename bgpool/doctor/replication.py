@@ -10,7 +10,7 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import PHASE_OF_STATUS, Phase, Role
 from bgpool.core.topology import counting_row
 from bgpool.doctor.findings import EarlyVerdict, not_checked
-from bgpool.doctor.schemas import Column, Thing
+from bgpool.doctor.schemas import Column, SchemaObject
 from bgpool.doctor.server import Server
 
 __all__ = ["OWN", "Kind", "Replication"]
@@ -115,7 +115,7 @@ class Replication:
         return self.green
 
     @cached_property
-    def things(self) -> tuple[dict[str, Thing], dict[str, Thing]]:
+    def things(self) -> tuple[dict[str, SchemaObject], dict[str, SchemaObject]]:
         """The relations and enums of both sides, by qualified name, in the order of their names.
 
         Raises:
@@ -124,8 +124,10 @@ class Replication:
         return _things(self.blue), _things(self.logical_green)
 
 
-def _things(server: Server) -> dict[str, Thing]:
+def _things(server: Server) -> dict[str, SchemaObject]:
     return {
-        name: Thing(kind, tuple(Column(column, type_, required == "true") for column, type_, required in columns))
+        name: SchemaObject(
+            kind, tuple(Column(column, type_, required == "true") for column, type_, required in columns)
+        )
         for name, kind, columns in server.query(_THINGS)
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Column", "Differences", "Thing", "compare", "first_few"]
+__all__ = ["Column", "Differences", "SchemaObject", "compare", "first_few"]
 
 #: As pg_class.relkind has them, and our own letter for an enum.
 _KINDS: Final = {
@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class SchemaObject:
     """A relation or an enum.
 
     Attributes:
@@ -67,7 +67,7 @@ class Differences:
     other: tuple[str, ...]
 
 
-def compare(blue: Mapping[str, Thing], green: Mapping[str, Thing]) -> Differences:
+def compare(blue: Mapping[str, SchemaObject], green: Mapping[str, SchemaObject]) -> Differences:
     """Compare what is on both sides, by qualified name."""
     missing, other = [], []
     for name, thing in blue.items():
@@ -89,7 +89,7 @@ def first_few(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _missing(name: str, blue: Thing, green: Thing) -> Iterator[str]:
+def _missing(name: str, blue: SchemaObject, green: SchemaObject) -> Iterator[str]:
     part = "enum label" if blue.kind == "e" else "column"
     for column in blue.columns:
         if green.column(column.name) is None:
@@ -100,7 +100,7 @@ def _missing(name: str, blue: Thing, green: Thing) -> Iterator[str]:
                 yield f"a default for column {name}.{column.name}, which is NOT NULL and on green alone"
 
 
-def _other(name: str, blue: Thing, green: Thing) -> Iterator[str]:
+def _other(name: str, blue: SchemaObject, green: SchemaObject) -> Iterator[str]:
     if blue.kind != green.kind:
         yield f"{name} is a {_KINDS[blue.kind]} on blue and a {_KINDS[green.kind]} on green"
     for column in green.columns:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from bgpool.core.engine import Engine
 from bgpool.dsn import mysql, postgres
-from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, Password, names_are_proved, user_of
+from bgpool.dsn.dsn import MONITORING_PREFIX, Dsn, Password, RawDsn, names_are_proved, user_of
 from bgpool.errors import ConfigurationError
 from bgpool.settings import Settings
 
@@ -17,7 +17,7 @@ __all__ = ["MONITORING_PREFIX", "Dsn", "Engine", "Password", "is_own", "names_ar
 
 _ENDPOINT: Final = "endpoint"
 
-_READERS: Final[Mapping[Engine, Callable[[Given], Dsn]]] = {
+_READERS: Final[Mapping[Engine, Callable[[RawDsn], Dsn]]] = {
     Engine.POSTGRESQL: postgres.read,
     Engine.MYSQL: mysql.read,
 }
@@ -66,7 +66,7 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
         own[name] = left.pop(name)
     overrides = _monitoring_overrides(own, left.pop("monitoring", None))
     settings = Settings.from_mapping(own)
-    return _READERS[engine](Given(url, overrides, left)), settings, left
+    return _READERS[engine](RawDsn(url, overrides, left)), settings, left
 
 
 def is_own(name: str) -> bool:

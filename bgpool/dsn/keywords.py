@@ -8,7 +8,7 @@ from typing import Final
 
 from pymysql.charset import charset_by_name
 
-from bgpool.dsn.place import shown
+from bgpool.dsn.dsn import shown
 from bgpool.errors import ConfigurationError
 from bgpool.settings import read_flag
 

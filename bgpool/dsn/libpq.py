@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import conninfo, pq
 
-from bgpool.dsn.place import shown
+from bgpool.dsn.dsn import shown
 from bgpool.errors import ConfigurationError
 
 __all__ = ["check_keywords", "check_values", "unknown_in_query"]

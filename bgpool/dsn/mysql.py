@@ -18,8 +18,8 @@ from bgpool.core.limits import (
     MYSQL_READ_TIMEOUT_S,
     MYSQL_WRITE_TIMEOUT_S,
 )
+from bgpool.dsn.dsn import MONITORING_PREFIX, Dsn, RawDsn, check_host, names_are_proved, read_port, take_password
 from bgpool.dsn.keywords import READERS, read_text
-from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, names_are_proved, read_port, take_password
 from bgpool.dsn.tls import has_authority, merge_tls, take_sqlalchemys
 from bgpool.errors import ConfigurationError
 from bgpool.mysql_driver import check_driver
@@ -77,7 +77,7 @@ _MONITORING_NAMES: Final = [
 ]
 
 
-def read(given: Given) -> Dsn:
+def read(given: RawDsn) -> Dsn:
     """Where and how to connect, by PyMySQL's names; host and port are not among the parameters.
 
     Raises:

@@ -16,8 +16,8 @@ from bgpool.core.limits import (
     MONITOR_CONNECT_TIMEOUT_S,
     MONITOR_STATEMENT_TIMEOUT_S,
 )
+from bgpool.dsn.dsn import MONITORING_PREFIX, Dsn, RawDsn, check_host, read_port, shown, take_password
 from bgpool.dsn.libpq import check_keywords, check_values, unknown_in_query
-from bgpool.dsn.place import MONITORING_PREFIX, Dsn, Given, check_host, read_port, shown, take_password
 from bgpool.errors import ConfigurationError
 
 __all__ = ["read"]
@@ -32,7 +32,7 @@ _KEEPALIVE: Final = {
 }
 
 
-def read(given: Given) -> Dsn:
+def read(given: RawDsn) -> Dsn:
     """Where and how to connect, by libpq's names.
 
     Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from bgpool.plain_errors import Error
+from bgpool.base_errors import Error
 
-__all__ = ["Bus", "BusError", "Entry", "Heard", "KeyMissing", "Refused", "ReportEntry"]
+__all__ = ["Bus", "BusError", "Entry", "ReadResult", "KeyMissing", "Refused", "ReportEntry"]
 
 
 class BusError(Error):
@@ -58,7 +58,7 @@ class ReportEntry(NamedTuple):
     payload: bytes
 
 
-class Heard(NamedTuple):
+class ReadResult(NamedTuple):
     """What one reading brought, the oldest first."""
 
     entries: list[Entry]
@@ -86,7 +86,7 @@ class Bus(Protocol):
             BusError: It is not known whether the entry was written.
         """
 
-    def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> Heard:
+    def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> ReadResult:
         """What came after, at most FLEET_ENTRIES_READ of each stream, waiting for it if there is nothing.
 
         Args:

@@ -9,9 +9,9 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bgpool.auth import SecretMaker
+from bgpool.callables import hand_over, take_over
 from bgpool.dsn import Password
 from bgpool.errors import ConfigurationError
-from bgpool.handover import hand_over, take_over
 from bgpool.settings import REHEARSAL, Settings, read_keys
 
 __all__ = ["FleetConfig", "KeyMaker"]

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgpack
 
 from bgpool.core.events import Answered, MetadataAbsent, MetadataFailed, Order, ProbeFailed, StatusRead, StatusRow
-from bgpool.core.fleet import NEVER, PLACES, Fact, FleetOrder, Message, Reading, Report, Standing
+from bgpool.core.fleet import NEVER, PLACES, Fact, FleetOrder, FleetRole, Message, Reading, Report
 from bgpool.core.limits import ENDPOINTS, FLEET_HOSTS, FLEET_MISSING, FLEET_TEXT_CHARS, NAME_CHARS
 from bgpool.core.phase import Phase, Role
 from bgpool.fleet.bus import Entry
@@ -149,7 +149,7 @@ def unseal_report(payload: bytes, bg_id: str, keys: tuple[bytes, ...]) -> Report
             tuple(_text(text, FLEET_TEXT_CHARS) for text in _items(body["k"], FLEET_MISSING)),
             _integer(body["w"]),
             _integer(body["d"]),
-            Standing(body["g"]),
+            FleetRole(body["g"]),
             _text(body["n"], NAME_CHARS),
             None if off_ms is None else _integer(off_ms, -_MAX),
             _integer(body["b"]),

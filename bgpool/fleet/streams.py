@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from bgpool.base_errors import ConfigurationError, Error
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
     FLEET_ENTRIES,
@@ -17,10 +18,9 @@ from bgpool.core.limits import (
     FLEET_HOSTS,
     FLEET_TIMEOUT_S,
 )
-from bgpool.fleet.bus import BusError, Entry, Heard, KeyMissing, Refused, ReportEntry
+from bgpool.fleet.bus import BusError, Entry, KeyMissing, ReadResult, Refused, ReportEntry
 from bgpool.fleet.config import FleetConfig
 from bgpool.fleet.url import BusUrl, parse_bus_url
-from bgpool.plain_errors import ConfigurationError, Error
 
 __all__ = ["HOSTS_KEPT", "StreamBus", "stream_keys"]
 
@@ -121,7 +121,7 @@ class StreamBus:
         if self._call(self._key, *command, parse=_same) is None:
             raise KeyMissing(f"{self._key} is gone from the bus")
 
-    def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> Heard:
+    def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> ReadResult:
         """XREAD of one or both streams; see `Bus.read`."""
         # 0 would be for ever. Longer than the socket's time limit would be a failure instead of nothing.
         wait_ms = int(min(timeout_s, FLEET_BLOCK_S) * 1000)
@@ -274,9 +274,11 @@ class StreamBus:
             with contextlib.suppress(Exception):
                 connection.disconnect()
 
-    def _heard(self, answer: Any) -> Heard:
+    def _heard(self, answer: Any) -> ReadResult:
         streams = {bytes(name): entries for name, entries in answer or ()}
-        return Heard(_entries(streams.get(self._key.encode(), ())), _reports(streams.get(self._hosts_key.encode(), ())))
+        return ReadResult(
+            _entries(streams.get(self._key.encode(), ())), _reports(streams.get(self._hosts_key.encode(), ()))
+        )
 
 
 class _ServerError(Exception):

@@ -11,13 +11,13 @@ from bgpool.core.limits import FLEET_GONE_S, FLEET_HOSTS, FLEET_REPORT_LIFE_S
 from bgpool.fleet.bus import Bus, ReportEntry
 from bgpool.fleet.messages import BadMessage, unseal, unseal_report
 
-__all__ = ["Seen", "Survey"]
+__all__ = ["SurveyedHost", "Survey"]
 
 _NS: Final = 1_000_000_000
 _MS: Final = 1_000_000
 
 
-class Seen(NamedTuple):
+class SurveyedHost(NamedTuple):
     """A host.
 
     Attributes:
@@ -48,7 +48,7 @@ class Survey:
         self._bus: Final = bus
         self._bg_id: Final = bg_id
         self._keys: Final = keys
-        self._hosts: Final[dict[str, Seen]] = {}
+        self._hosts: Final[dict[str, SurveyedHost]] = {}
         self._newest_ns = 0
         # How far ahead of this host's clock the fleet's is; None while nothing has told.
         self._ahead_ns: int | None = None
@@ -73,12 +73,12 @@ class Survey:
         return max(here_ns, self._newest_ns)
 
     @property
-    def hosts(self) -> list[Seen]:
+    def hosts(self) -> list[SurveyedHost]:
         """Those that have reported lately and not left, by their names."""
         return self._those_of(0, FLEET_REPORT_LIFE_S)
 
     @property
-    def gone(self) -> list[Seen]:
+    def gone(self) -> list[SurveyedHost]:
         """Those that report no more, since a while ago, and have not left."""
         return self._those_of(FLEET_REPORT_LIFE_S, FLEET_GONE_S)
 
@@ -87,7 +87,7 @@ class Survey:
         """The places of hosts whose last report was a farewell."""
         return {place for place, seen in self._hosts.items() if seen.report.leaves}
 
-    def age_s(self, seen: Seen) -> float:
+    def age_s(self, seen: SurveyedHost) -> float:
         """How old a report is, in seconds."""
         return max(0.0, (self.now_ns - seen.at_ns) / _NS)
 
@@ -136,7 +136,7 @@ class Survey:
         if isinstance(told, FleetOrder):
             self._note_order(told)
         elif not told.nudged and self._is_news(told):
-            self._hosts[told.place] = Seen(told, at_ns)
+            self._hosts[told.place] = SurveyedHost(told, at_ns)
 
     def _is_news(self, report: Report) -> bool:
         """Whether its host has said it after what is known: who may write to the bus can repeat what was signed."""
@@ -147,7 +147,7 @@ class Survey:
         if self.order is None or order.number > self.order.number:
             self.order = order
 
-    def _those_of(self, least_s: float, most_s: float) -> list[Seen]:
+    def _those_of(self, least_s: float, most_s: float) -> list[SurveyedHost]:
         now_ns = self.now_ns
         there = (seen for seen in self._hosts.values() if not seen.report.leaves)
         found = (seen for seen in there if least_s <= max(0.0, (now_ns - seen.at_ns) / _NS) < most_s)

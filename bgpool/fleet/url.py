@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from bgpool.plain_errors import ConfigurationError
+from bgpool.base_errors import ConfigurationError
 
 __all__ = ["BusUrl", "parse_bus_url"]
 

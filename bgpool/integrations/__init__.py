@@ -6,7 +6,7 @@ import logging
 
 from bgpool.core.timeouts import hold_misfit
 from bgpool.logs import log_fields
-from bgpool.pools.busy import note_busy_limit
+from bgpool.pools.worker_timeout import note_busy_limit
 from bgpool.registry import open_pools, pools
 
 __all__ = ["begin_worker", "open_pools"]

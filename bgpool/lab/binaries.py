@@ -20,7 +20,7 @@ from typing import IO
 
 from bgpool.core.engine import Engine
 from bgpool.lab.errors import LabError
-from bgpool.lab.places import PATH, directories, place_of, unusable
+from bgpool.lab.program_paths import PATH, directories, place_of, unusable
 
 log = logging.getLogger("bgpool.lab")
 

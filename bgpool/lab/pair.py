@@ -20,13 +20,13 @@ from bgpool.lab import metadata
 from bgpool.lab.addresses import free_addresses
 from bgpool.lab.dns import DnsServer
 from bgpool.lab.errors import DRIVER_ERRORS, LabError
-from bgpool.lab.front import Authority
 from bgpool.lab.guard import Guard
 from bgpool.lab.iam import TokenCheck, Tokens
 from bgpool.lab.names import HostsFile, Names, SideNames, make_names
 from bgpool.lab.server import Flavour, Server, Setup, Shut, Upgrade
+from bgpool.lab.server_factories import WORKSHOPS, ServerFactory, Tls
+from bgpool.lab.tls_proxy import Authority
 from bgpool.lab.upgrade import LogicalServer
-from bgpool.lab.workshops import WORKSHOPS, Tls, Workshop
 
 log = logging.getLogger("bgpool.lab")
 
@@ -152,7 +152,7 @@ class Pair:
         self._with_dns = dns
         self._programs = programs
         self._base_dir = base_dir
-        self._workshop: Final = WORKSHOPS[self.engine, upgrade]
+        self._factory: Final = WORKSHOPS[self.engine, upgrade]
         self._guard: Guard | None = None
         self._stack = contextlib.ExitStack()
 
@@ -181,12 +181,12 @@ class Pair:
         try:
             self.names = make_names(aurora=self.flavour == "aurora", replicas=self._readers, custom=self._custom)
             self.app_password, self.lab_password = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
-            workshop = self._make_workshop(guard)
-            self.tls = self._tls == "verified" or (self._tls == "offered" and not workshop.offers_tls)
-            self._describe_servers(workshop, guard)
+            factory = self._make_factory(guard)
+            self.tls = self._tls == "verified" or (self._tls == "offered" and not factory.offers_tls)
+            self._describe_servers(factory, guard)
             self.hosts = HostsFile(guard.base / "hosts")
             self._publish_names()
-            self._start_services(workshop, guard)
+            self._start_services(factory, guard)
             self.blue.create()
             self._start_replicas()
         except BaseException:
@@ -372,7 +372,7 @@ class Pair:
         """Have the servers of *colour* show new clients certificates for *names*, and for no others."""
         for server, mine in self._names_by_server(colour, names):
             if self.authority is not None:
-                self._entrances[server.key].context = self.authority.context(mine)
+                self._frontends[server.key].context = self.authority.context(mine)
 
     def accept_tokens(self, colour: str, names: SideNames) -> None:
         """Have the servers of *colour* accept tokens for *names* from now on, and for no others."""
@@ -391,13 +391,13 @@ class Pair:
 
     def _dsn(self, host: str) -> str:
         password = "" if self._with_iam else f":{self.app_password}"
-        tls = self._workshop.tls_options[self._tls] if self._tls else ""
+        tls = self._factory.tls_options[self._tls] if self._tls else ""
         if self.authority is not None:
             tls = tls.format(ca=self.authority.ca_file)
         timeout = f"connect_timeout={CONNECT_TIMEOUT_S}"
         return f"{self.engine.value}://{ROLE}{password}@{host}:{self.port}/{DATABASE}?{timeout}{tls}"
 
-    def _make_workshop(self, guard: Guard) -> Workshop:
+    def _make_factory(self, guard: Guard) -> ServerFactory:
         setup = Setup(
             self.flavour,
             DATABASE,
@@ -408,19 +408,19 @@ class Pair:
             settings=self._settings,
             shut=self._shut,
         )
-        return self._workshop(setup, guard, self._programs)
+        return self._factory(setup, guard, self._programs)
 
-    def _describe_servers(self, workshop: Workshop, guard: Guard) -> None:
+    def _describe_servers(self, factory: ServerFactory, guard: Guard) -> None:
         blue_readers, green_readers = self._readers
         addresses, self._port = free_addresses(2 + blue_readers + green_readers)
 
         def describe(name: str, number: int) -> Server:
             # Directories have names that stay true when roles swap.
-            return workshop.server(
+            return factory.server(
                 name,
                 guard.base / f"server-{number}",
                 address=addresses[number],
-                port=self._port + 1 if workshop.has_entrances(tls=self.tls) else self._port,
+                port=self._port + 1 if factory.has_frontends(tls=self.tls) else self._port,
                 socket_dir=guard.sockets / f"s-{number}",
             )
 
@@ -428,13 +428,13 @@ class Pair:
         self.blue_readers = [describe(f"blue-{n + 2}", 2 + n) for n in range(blue_readers)]
         self.green_readers = [describe(f"green-{n + 2}", 2 + blue_readers + n) for n in range(green_readers)]
 
-    def _start_services(self, workshop: Workshop, guard: Guard) -> None:
+    def _start_services(self, factory: ServerFactory, guard: Guard) -> None:
         self.authority = Authority(guard.base) if self.tls else None
         self.dns = DnsServer(self.hosts, self.blue.address) if self._with_dns else None
         if self.dns is not None:
             self._stack.callback(self.dns.close)
         self.iam = TokenCheck(self.port) if self._with_iam else None
-        self._entrances = workshop.open_entrances(
+        self._frontends = factory.open_frontends(
             self.servers, self.port, self._stack, authority=self.authority, tokens=self.iam
         )
         self._introduce()

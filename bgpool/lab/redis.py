@@ -32,7 +32,7 @@ from bgpool.lab.binaries import VERSION_TIMEOUT_S, Account, Programs, account_fo
 from bgpool.lab.errors import LabError, ProgramsError
 from bgpool.lab.files import write_atomically
 from bgpool.lab.guard import Guard
-from bgpool.lab.places import PATH
+from bgpool.lab.program_paths import PATH
 from bgpool.lab.waiting import wait_until
 
 __all__ = ["RedisServer", "find_redis", "join_cluster"]

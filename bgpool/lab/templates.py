@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from bgpool.base_errors import SegmentError
 from bgpool.lab.errors import LabError
 from bgpool.lab.waiting import wait_until
-from bgpool.plain_errors import SegmentError
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import prepare_run_dir
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
-from bgpool.core.fleet import Standing
+from bgpool.core.fleet import FleetRole
 from bgpool.core.phase import Phase
 from bgpool.metrics.deployment import Deployment
 from bgpool.segment.history import OUTCOMES
@@ -214,7 +214,7 @@ DEPLOYMENT: Final[tuple[Metric[Deployment], ...]] = (
         "",
         "1 for the host's place in its fleet, 0 for every other.",
         lambda it: (
-            [({ROLE: standing.value}, float(standing is it.fleet.standing)) for standing in Standing]
+            [({ROLE: standing.value}, float(standing is it.fleet.standing)) for standing in FleetRole]
             if it.fleet is not None
             else []
         ),

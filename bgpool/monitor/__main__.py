@@ -20,8 +20,8 @@ import msgpack
 from bgpool.core.limits import MONITOR_READY_S, STACK_BYTES, SWITCH_S
 from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.host import Host
-from bgpool.monitor.meeting import Place
+from bgpool.monitor.group import MonitorGroup
+from bgpool.monitor.rendezvous import Rendezvous
 
 #: The parameter of mallopt(3), and how many there may be. Source: malloc.h.
 _M_ARENA_MAX: Final = -8
@@ -37,7 +37,7 @@ def main() -> None:
     _close_above_the_limit()
     # This process is no worker, whatever an application's modules may want to do here.
     be_monitor()
-    likeness, data = msgpack.unpackb(sys.stdin.buffer.read())
+    compatibility_key, data = msgpack.unpackb(sys.stdin.buffer.read())
     config = MonitorConfig.load(data)
     starter = _leave_the_starters_files()
     # A pipe among ourselves: nobody else is here who could be given its ends by a fork.
@@ -50,7 +50,9 @@ def main() -> None:
         os._exit(0)
     os.close(told)
     _lighten()
-    Host(Place(Path(config.run_dir), likeness) if likeness else None).run(_Starter(config, tell, starter))
+    MonitorGroup(Rendezvous(Path(config.run_dir), compatibility_key) if compatibility_key else None).run(
+        _Starter(config, tell, starter)
+    )
     # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
     logging.shutdown()
     os._exit(0)

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 import msgpack
 
+from bgpool.callables import hand_over, take_over
 from bgpool.core.endpoints import name_after
 from bgpool.core.engine import Engine
 from bgpool.core.limits import HOST_MONITORS, NAME_CHARS
 from bgpool.core.machine import Rules
+from bgpool.core.observations import Parameters
 from bgpool.core.plan import Intervals, Target
-from bgpool.core.sightings import Parameters
 from bgpool.dsn import Dsn, Password, names_are_proved, user_of
 from bgpool.fleet.config import FleetConfig
-from bgpool.handover import hand_over, take_over
 from bgpool.monitor.session import Application
 from bgpool.settings import Settings
 
@@ -167,7 +167,7 @@ class MonitorConfig:
         return Intervals(self.interval_baseline_ms, self.interval_increased_ms, self.interval_high_ms)
 
     @property
-    def entrance(self) -> Target:
+    def first_target(self) -> Target:
         """Where to look for the metadata while nothing is known."""
         return Target(self.host, self.port, anew=True)
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from bgpool.core.limits import HEARTBEAT_HUNG_S, HEARTBEAT_STALE_S
 from bgpool.errors import SegmentError
-from bgpool.segment.drafts import drafts_of
 from bgpool.segment.locks import is_held
 from bgpool.segment.paths import RunFiles, file_mode, open_checked, refused
+from bgpool.segment.pending_files import pending_files_of
 from bgpool.segment.reader import AnotherBoot, trusted_map
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _following(files: RunFiles, term: int, waited_s: float) -> int:
     Never below one that has a draft: it may be put in place, and is removed by a higher term only. Whoever has that
     term's lock and does not begin was stopped in between: it is passed over.
     """
-    begun = max((draft.term for draft in drafts_of(files.segment)), default=0)
+    begun = max((pending.term for pending in pending_files_of(files.segment)), default=0)
     return max(term + 1, begun) + int(waited_s // HEARTBEAT_HUNG_S)
 
 

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 from bgpool._version import __version__
 from bgpool.core.duty import Duty, duty, farewell, published
 from bgpool.core.events import Event, Nudged
-from bgpool.core.fleet import AnyEvent, FleetView, Report, Standing
-from bgpool.core.fleet_lines import Said, tell
+from bgpool.core.fleet import AnyEvent, FleetRole, FleetView, Report
+from bgpool.core.fleet_lines import LoggedState, tell
 from bgpool.core.limits import FLEET_LEAVE_S, FLEET_LOOK_S, FLEET_MISSING, FLEET_NUDGE_S, FLEET_TURN_TO_REPORT_S
 from bgpool.core.member import Member, take, view_of
 from bgpool.core.phase import SWITCHING, Phase
@@ -22,23 +22,23 @@ from bgpool.core.snapshot import Snapshot
 from bgpool.fleet.bus import Bus
 from bgpool.fleet.config import FleetConfig
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.ear import Ear
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.keys import Keys
 from bgpool.monitor.probe import now
-from bgpool.monitor.stoppable import Stoppable
-from bgpool.monitor.voice import Voice
+from bgpool.monitor.publisher import Publisher
+from bgpool.monitor.stoppable import StoppableThread
+from bgpool.monitor.subscriber import Subscriber
 from bgpool.report.reading import read_status
 from bgpool.segment.paths import RunFiles
 
-__all__ = ["Alone", "Fleet", "Part", "part_of"]
+__all__ = ["NoFleet", "FleetMembership", "Membership", "membership_of"]
 
 
-class Part(Protocol):
+class Membership(Protocol):
     """What a monitor does with its fleet, if it has one."""
 
     @property
-    def threads(self) -> tuple[Stoppable, ...]:
+    def threads(self) -> tuple[StoppableThread, ...]:
         """Threads that it needs; a monitor can do without them."""
 
     @property
@@ -70,10 +70,10 @@ class Part(Protocol):
         """Let the others know; waits for no more than FLEET_LEAVE_S."""
 
 
-class Alone:
+class NoFleet:
     """The part of a monitor without a fleet: it asks for itself."""
 
-    threads: Final[tuple[Stoppable, ...]] = ()
+    threads: Final[tuple[StoppableThread, ...]] = ()
     view: Final = None
     heard_ns: Final = 0
     leads: Final = False
@@ -95,7 +95,7 @@ class Alone:
         """Nobody is there to be told."""
 
 
-class Fleet:
+class FleetMembership:
     """The part of a monitor with a fleet. All of it is the main loop's, but for `describe`."""
 
     def __init__(
@@ -112,15 +112,15 @@ class Fleet:
         self._place: Final = hashlib.sha256(os.fsencode(where)).hexdigest()[:16]
         self._phase = Phase.NOT_CREATED
         keys, bus = Keys(fleet), _maker(fleet, config.bg_id)
-        self._ear: Final = Ear(bus, keys, config.bg_id, self._member.id, events)
-        self._voice: Final = Voice(bus, keys, config.bg_id, self._describe, events)
+        self._subscriber: Final = Subscriber(bus, keys, config.bg_id, self._member.id, events)
+        self._publisher: Final = Publisher(bus, keys, config.bg_id, self._describe, events)
         self._nudged_at = 0.0
-        self._said = Said()
+        self._said = LoggedState()
 
     @property
-    def threads(self) -> tuple[Stoppable, ...]:
+    def threads(self) -> tuple[StoppableThread, ...]:
         """The ear and the voice."""
-        return (self._ear, self._voice)
+        return (self._subscriber, self._publisher)
 
     @property
     def view(self) -> FleetView | None:
@@ -135,7 +135,7 @@ class Fleet:
     @property
     def leads(self) -> bool:
         """Whether others go by what this host is answered."""
-        return self._member.standing is Standing.LEADER
+        return self._member.standing is FleetRole.LEADER
 
     @property
     def counts_answers(self) -> bool:
@@ -146,7 +146,7 @@ class Fleet:
         """What *event* says of the fleet; the events that the deployment's state machine is to be given."""
         before = self._member
         self._member, told = take(before, snapshot, event)
-        if isinstance(event, Nudged) and self._member.standing is Standing.FOLLOWER:
+        if isinstance(event, Nudged) and self._member.standing is FleetRole.FOLLOWER:
             self._pass_on()
         if (before.standing, before.order) != (self._member.standing, self._member.order):
             self._look()
@@ -158,12 +158,12 @@ class Fleet:
         if snapshot.phase is not self._phase:
             self._phase = snapshot.phase
             self._look()
-        self._ear.assign(leads=self.leads, hurries=snapshot.phase in SWITCHING)
+        self._subscriber.assign(leads=self.leads, hurries=snapshot.phase in SWITCHING)
         todo = duty(self._member, snapshot, at)
         if todo.publication is None:
             return todo
-        if not self._voice.is_busy:
-            self._voice.publish(todo.publication, self._member.fence)
+        if not self._publisher.is_busy:
+            self._publisher.publish(todo.publication, self._member.fence)
             self._member = published(self._member, todo.publication, at)
             todo = duty(self._member, snapshot, at)
         # What is due beside it waits for a tick at most; the voice sends one as soon as it is free.
@@ -172,9 +172,9 @@ class Fleet:
     def leave(self, snapshot: Snapshot, /) -> None:
         """Let the others know; waits for no more than FLEET_LEAVE_S."""
         member = self._member
-        if member.standing is Standing.LEADER and member.sent is not None and not self._voice.is_busy:
-            self._voice.publish(farewell(member, snapshot, now()), member.fence)
-        self._voice.leave(FLEET_LEAVE_S)
+        if member.standing is FleetRole.LEADER and member.sent is not None and not self._publisher.is_busy:
+            self._publisher.publish(farewell(member, snapshot, now()), member.fence)
+        self._publisher.leave(FLEET_LEAVE_S)
 
     def tell(self, snapshot: Snapshot, /) -> Snapshot:
         """*snapshot* with what the log is to be told of the fleet; the same object where that is nothing."""
@@ -183,13 +183,13 @@ class Fleet:
 
     def _look(self) -> None:
         """Report what has changed, in this host's turn: in a switchover all hosts have the same to say at once."""
-        self._voice.look(self._member.luck * min(FLEET_LOOK_S, self._member.hosts * FLEET_TURN_TO_REPORT_S))
+        self._publisher.look(self._member.jitter * min(FLEET_LOOK_S, self._member.hosts * FLEET_TURN_TO_REPORT_S))
 
     def _pass_on(self) -> None:
         """A nudge, to the leader: its host may have no connection that was cut."""
         if time.monotonic() - self._nudged_at > FLEET_NUDGE_S:
             self._nudged_at = time.monotonic()
-            self._voice.nudge()
+            self._publisher.nudge()
 
     def _describe(self) -> Report:
         """The host as it is, in the voice's thread."""
@@ -210,13 +210,13 @@ class Fleet:
             order=member.order.number if member.order is not None else "",
             clock_off_ms=off_ns // 1_000_000 if off_ns is not None else None,
             fallbacks=member.fallbacks,
-            refused=member.refused + self._ear.refused.total(),
+            refused=member.refused + self._subscriber.refused.total(),
         )
 
 
-def part_of(config: MonitorConfig, files: RunFiles, events: Inbox) -> Part:
+def membership_of(config: MonitorConfig, files: RunFiles, events: Inbox) -> Membership:
     """The part that a monitor with *config* takes; what it hears comes to *events*."""
-    return Fleet(config.fleet, config, files, events) if config.fleet is not None else Alone()
+    return FleetMembership(config.fleet, config, files, events) if config.fleet is not None else NoFleet()
 
 
 def _maker(fleet: FleetConfig, bg_id: str) -> Callable[[], Bus]:

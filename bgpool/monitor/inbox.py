@@ -9,12 +9,12 @@ from typing import Final, NamedTuple, TypeVar
 
 from bgpool.core.fleet import AnyEvent
 
-__all__ = ["Inbox", "Letter"]
+__all__ = ["Inbox", "EventBatch"]
 
 T = TypeVar("T")
 
 
-class Letter(NamedTuple):
+class EventBatch(NamedTuple):
     """Events that came together.
 
     Attributes:
@@ -37,7 +37,7 @@ class Inbox:
     def __init__(self) -> None:
         self._lock: Final = threading.Lock()
         self._filled: Final = threading.Condition(self._lock)
-        self._letters: Final[deque[Letter]] = deque()
+        self._letters: Final[deque[EventBatch]] = deque()
         self._settled: Final[dict[object, object]] = {}
         # Whether the reader waits. While it does not, what it has just taken may change the snapshot.
         self._is_awaited = False
@@ -45,7 +45,7 @@ class Inbox:
     def put(self, event: AnyEvent) -> None:
         """Tell something that is news."""
         with self._lock:
-            self._add(Letter((event,)))
+            self._add(EventBatch((event,)))
 
     def tell(self, who: object, what: T, events: Callable[[T], tuple[AnyEvent, ...]]) -> None:
         """Tell what *events* makes of *what*, unless the reader knows that *who* says so, and that it changes nothing.
@@ -56,9 +56,9 @@ class Inbox:
             known = self._settled.get(who) if self._is_awaited and not self._letters else None
             if known is not None and (known is what or known == what):
                 return
-            self._add(Letter(events(what), who, what))
+            self._add(EventBatch(events(what), who, what))
 
-    def get(self, timeout_s: float) -> Letter | None:
+    def get(self, timeout_s: float) -> EventBatch | None:
         """The oldest letter; None if there is none for *timeout_s* seconds. For the one reader."""
         with self._lock:
             if not self._letters:
@@ -67,7 +67,7 @@ class Inbox:
                 self._is_awaited = False
             return self._letters.popleft() if self._letters else None
 
-    def settle(self, letter: Letter) -> None:
+    def settle(self, letter: EventBatch) -> None:
         """Be told no more of what *letter* says, if it may be repeated. For the one reader."""
         if letter.who is not None:
             self._settled[letter.who] = letter.what
@@ -76,6 +76,6 @@ class Inbox:
         """Be told everything once more, because the snapshot has changed. For the one reader."""
         self._settled.clear()
 
-    def _add(self, letter: Letter) -> None:
+    def _add(self, letter: EventBatch) -> None:
         self._letters.append(letter)
         self._filled.notify()

@@ -24,9 +24,9 @@ import msgpack
 
 from bgpool.core.limits import MONITOR_READY_S, MONITOR_START_S
 from bgpool.monitor.config import MonitorConfig
-from bgpool.monitor.meeting import Place
 from bgpool.monitor.python import environment, interpreter
-from bgpool.segment.host import memory_file
+from bgpool.monitor.rendezvous import Rendezvous
+from bgpool.segment.kernel_features import memory_file
 
 __all__ = ["launch"]
 
@@ -46,7 +46,7 @@ _POLL_S: Final = 0.02
 _KILL_S: Final = 1.0
 
 
-def launch(config: MonitorConfig, place: Place | None) -> str:
+def launch(config: MonitorConfig, place: Rendezvous | None) -> str:
     """Start a process and wait until its first monitor watches, has left or has failed.
 
     Args:
@@ -61,7 +61,7 @@ def launch(config: MonitorConfig, place: Place | None) -> str:
     """
     directory = Path(config.run_dir)
     with _nameless(directory) as given, _nameless(directory) as output:
-        data: bytes = msgpack.packb((place.likeness if place is not None else b"", config.dump()))
+        data: bytes = msgpack.packb((place.compatibility_key if place is not None else b"", config.dump()))
         while data:
             data = data[os.write(given, data) :]
         os.lseek(given, 0, os.SEEK_SET)

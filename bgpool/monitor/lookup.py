@@ -14,7 +14,7 @@ from bgpool.core.limits import RESOLVE_HURRY_S, RESOLVE_INTERVAL_S, RESOLVE_THRE
 from bgpool.logs import log_fields
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
-from bgpool.monitor.stoppable import Stoppable
+from bgpool.monitor.stoppable import StoppableThread
 from bgpool.resolver import Resolver
 
 __all__ = ["Lookup"]
@@ -22,7 +22,7 @@ __all__ = ["Lookup"]
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Lookup(Stoppable):
+class Lookup(StoppableThread):
     """Has the names that it is assigned resolved in every interval; the main loop is told what is found.
 
     Whoever finds the last one of a round tells. Nobody waits for a name that takes longer than an interval: the
@@ -121,7 +121,7 @@ class Lookup(Stoppable):
             self._inbox.tell(self, found, _event)
 
 
-class _Helper(Stoppable):
+class _Helper(StoppableThread):
     """Looks up what is asked, until it is asked for None."""
 
     def __init__(

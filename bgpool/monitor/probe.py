@@ -14,7 +14,7 @@ from bgpool.core.phase import Role
 from bgpool.core.plan import Target
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.session import Answer, Session, SessionError
-from bgpool.monitor.stoppable import Stoppable
+from bgpool.monitor.stoppable import StoppableThread
 
 __all__ = ["Probe", "now"]
 
@@ -24,7 +24,7 @@ def now() -> Instant:
     return Instant(time.monotonic_ns(), time.time_ns())
 
 
-class Probe(Stoppable):
+class Probe(StoppableThread):
     """Reads the status of one role in every interval; silent while it has no target.
 
     Attributes:

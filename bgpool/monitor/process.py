@@ -14,7 +14,7 @@ from typing import Final
 
 from bgpool.aliases import may_be_alias, real_endpoint
 from bgpool.auth import PasswordMaker
-from bgpool.core import sightings
+from bgpool.core import observations
 from bgpool.core.duty import Duty
 from bgpool.core.engine import Engine
 from bgpool.core.events import Event, Nudged, ProbeFailed, Tick
@@ -36,18 +36,18 @@ from bgpool.core.snapshot import Notice, Snapshot
 from bgpool.errors import Error, SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor import election
-from bgpool.monitor.bell import Bell
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.dialects.mysql import MysqlSession
 from bgpool.monitor.dialects.postgres import PostgresSession
-from bgpool.monitor.fleet import part_of
-from bgpool.monitor.inbox import Inbox, Letter
+from bgpool.monitor.doorbell import Doorbell
+from bgpool.monitor.fleet import membership_of
+from bgpool.monitor.inbox import EventBatch, Inbox
 from bgpool.monitor.lookup import Lookup
 from bgpool.monitor.probe import Probe, now
 from bgpool.monitor.renewal import Renewal
 from bgpool.monitor.sampler import Sampler
 from bgpool.monitor.session import Session
-from bgpool.monitor.stoppable import Stoppable, wait_ended
+from bgpool.monitor.stoppable import StoppableThread, wait_ended
 from bgpool.resolver import Resolver, make_resolver
 from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -98,7 +98,7 @@ def run_monitor(
     extra = log_fields("monitor_began", bg_id=config.bg_id, phase=writer.snapshot.phase)
     _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term, extra=extra)
     on_begin()
-    threads: Sequence[Stoppable] = ()
+    threads: Sequence[StoppableThread] = ()
     try:
         monitor = Monitor(config, passwords, files, writer, writer.snapshot)
         threads = monitor.threads
@@ -137,20 +137,20 @@ class Monitor:
         self._probes: Final = {role: Probe(role, self._connector(), self._inbox) for role in Role}
         self._renewal: Final = Renewal(self._connector(), self._inbox)
         self._lookup: Final = Lookup(make_resolver(config.resolver), self._inbox)
-        self._bell: Final = Bell(files, self._inbox)
+        self._doorbell: Final = Doorbell(files, self._inbox)
         self._sampler: Final = Sampler(files, writer.is_in_place)
-        self._fleet: Final = part_of(config, files, self._inbox)
+        self._fleet: Final = membership_of(config, files, self._inbox)
         self._duty = Duty()
         self._threads: Final = (
             *self._probes.values(),
             self._renewal,
             self._lookup,
-            self._bell,
+            self._doorbell,
         )
         # The others are not among those that the monitor cannot do without.
         self.threads: Final = (*self._threads, *self._fleet.threads, self._sampler)
         # Where blue is looked for while nothing is known of it.
-        self._entrance = config.entrance
+        self._first_target = config.first_target
         self._stopping: Final = threading.Event()
         self._looked_at = self._shown_at = 0.0
         # When somebody was seen last who uses the bg_id; 0 where the last look has found nobody.
@@ -170,7 +170,7 @@ class Monitor:
         """
         # What the monitor before could not write down any more.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
-        begun = sightings.begin_to_watch(self._snapshot, self._config.parameters, now())
+        begun = observations.begin_to_watch(self._snapshot, self._config.parameters, now())
         # Whoever was the monitor before is another member.
         self._publish(replace(begun, fleet=self._fleet.view))
         self._replan()
@@ -206,7 +206,7 @@ class Monitor:
                 # Alive and deaf would be the worst: the next monitor begins with all its senses.
                 raise Error(f"{', '.join(dead)} ended unexpectedly; leaving")
             self._writer.beat()
-            self._bell.look()
+            self._doorbell.look()
             for probe in self._probes.values():
                 probe.cut_if_stuck()
             if linger_s is not None and self._has_better(beat_at):
@@ -232,10 +232,10 @@ class Monitor:
         self._looked_at = at_s
         at = now()
         # The cheap question first: where the best would change nothing, nobody's row is looked at.
-        if not sightings.should_leave(self._snapshot, sightings.Sight.SEEN, at.mono_ns):
+        if not observations.should_leave(self._snapshot, observations.Visibility.SEEN, at.mono_ns):
             return False
         try:
-            if not sightings.should_leave(self._snapshot, best_offer(self._files), at.mono_ns):
+            if not observations.should_leave(self._snapshot, best_offer(self._files), at.mono_ns):
                 return False
         except SegmentError:
             # Whoever cannot be seen offers nothing.
@@ -301,7 +301,7 @@ class Monitor:
             if probe.unanswered_s() > limit_s:
                 self._take(ProbeFailed(now(), role, f"no answer for {limit_s} s"))
 
-    def _open(self, letter: Letter) -> None:
+    def _open(self, letter: EventBatch) -> None:
         """Take what a letter says; what it says once more is no news while nothing else happens."""
         before = self._snapshot
         for event in letter.events:
@@ -393,8 +393,8 @@ class Monitor:
         todo = plan(self._snapshot, self._config.intervals)
         for blue in self._snapshot.hosts_of(Role.SOURCE)[:1]:
             # A better one than an application's own, which may be a reader that a switchover leaves without a name.
-            self._entrance = replace(self._config.entrance, host=blue.name, port=blue.port)
-        targets = {Role.SOURCE: todo.source or self._entrance, Role.TARGET: todo.target}
+            self._first_target = replace(self._config.first_target, host=blue.name, port=blue.port)
+        targets = {Role.SOURCE: todo.source or self._first_target, Role.TARGET: todo.target}
         for role, target in targets.items():
             interval_ms, retry_ms = todo.pace_ms(role)
             asked = target if self._duty.asks[PLACES[role]] is not None else None

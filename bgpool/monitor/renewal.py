@@ -18,14 +18,14 @@ from bgpool.logs import log_fields
 from bgpool.monitor.inbox import Inbox
 from bgpool.monitor.probe import now
 from bgpool.monitor.session import Session, SessionError
-from bgpool.monitor.stoppable import Stoppable
+from bgpool.monitor.stoppable import StoppableThread
 
 __all__ = ["Renewal"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Renewal(Stoppable):
+class Renewal(StoppableThread):
     """Tries green hosts under their new names, one connection at a time, until each has let it in."""
 
     def __init__(self, connect: Callable[[Target], Session], events: Inbox) -> None:

@@ -19,7 +19,7 @@ from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.monitor import samples
 from bgpool.monitor.lanes import Lanes
-from bgpool.monitor.stoppable import Stoppable
+from bgpool.monitor.stoppable import StoppableThread
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.table import Table
 
@@ -28,7 +28,7 @@ __all__ = ["Sampler"]
 _logger: Final = logging.getLogger("bgpool.monitor")
 
 
-class Sampler(Stoppable):
+class Sampler(StoppableThread):
     """One of the monitor's threads, and the only one that it can do without."""
 
     def __init__(self, files: RunFiles, may_write: Callable[[], bool]) -> None:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.limits import SAMPLED_SWITCHOVERS, SAMPLED_WORKERS, SAMPLES, SAMPLES_BYTES
 from bgpool.monitor.lanes import COLUMNS
-from bgpool.plain_errors import SegmentError
-from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
+from bgpool.segment.pending_files import new_pending_file, pending_files_of, remove
 from bgpool.segment.table import ERRORS
 
 __all__ = ["Recording", "WorkerSample", "WorkerSamples", "keep", "read"]
@@ -98,9 +98,9 @@ def keep(
     """
     path = files.samples(began_ns)
     # Whatever the switchover: what the dead have left of an earlier one is removed, too.
-    every = files.samples_draft
-    draft = new_draft(every)
-    fd = create_checked(draft.path, os.O_WRONLY)
+    every = files.pending_samples
+    pending = new_pending_file(every)
+    fd = create_checked(pending.path, os.O_WRONLY)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             if not may_write():
@@ -110,9 +110,9 @@ def keep(
             for number, worker in enumerate(workers):
                 file.write(",\n" * (number > 0) + json.dumps(worker))
             file.write("]}\n")
-        draft.path.replace(path)
+        pending.path.replace(path)
     finally:
-        for left in {draft, *drafts_of(every)}:
+        for left in {pending, *pending_files_of(every)}:
             remove(left)
     for old in files.all_samples()[:-SAMPLED_SWITCHOVERS]:
         old.unlink(missing_ok=True)

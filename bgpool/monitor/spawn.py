@@ -18,11 +18,11 @@ from bgpool.core.limits import (
     RESTART_PAUSE_MAX_S,
     RESTART_PAUSE_S,
 )
-from bgpool.core.sightings import Sight, Sighting, worth
+from bgpool.core.observations import Observation, Visibility, worth
 from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
-from bgpool.monitor.company import bring_up
 from bgpool.monitor.config import MonitorConfig
+from bgpool.monitor.placement import bring_up
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles
@@ -78,9 +78,9 @@ class Starter:
 
     def _choose(self, files: RunFiles) -> MonitorConfig | None:
         """The parameters that may be expected to see most; None where another process is to start its own instead."""
-        age_s, sightings = _last_words(files)
+        age_s, observations = _last_words(files)
         now_ns = time.monotonic_ns()
-        worths = [(worth(sightings, config.parameters, now_ns), config) for config in self._configs()]
+        worths = [(worth(observations, config.parameters, now_ns), config) for config in self._configs()]
         best = max((value for value, _ in worths), default=0)
         if not best or (best < _best_offer(files) and age_s < HEARTBEAT_STALE_S + GIVE_WAY_S):
             return None
@@ -167,20 +167,22 @@ def _is_silent(files: RunFiles) -> bool:
         return True
 
 
-def _last_words(files: RunFiles) -> tuple[float, tuple[Sighting, ...]]:
+def _last_words(files: RunFiles) -> tuple[float, tuple[Observation, ...]]:
     """The age of the last monitor's last sign of life, in seconds, and what parameters have shown until then."""
     try:
         mapped = SegmentMap(files)
         found = mapped.read()
     except (OSError, SegmentError):
         return float("inf"), ()
-    return mapped.heartbeat_age_s(), found[1].sightings if found is not None else ()
+    return mapped.heartbeat_age_s(), found[1].observations if found is not None else ()
 
 
 def _was_refused(config: MonitorConfig, files: RunFiles) -> bool:
     """Whether the server has refused a password of the callable's, whose module may have read an old one."""
-    mine = [sighting for sighting in _last_words(files)[1] if sighting.parameters == config.parameters]
-    return config.password_callable is not None and any(sighting.sight is Sight.REFUSED for sighting in mine)
+    mine = [observation for observation in _last_words(files)[1] if observation.parameters == config.parameters]
+    return config.password_callable is not None and any(
+        observation.visibility is Visibility.REFUSED for observation in mine
+    )
 
 
 def _best_offer(files: RunFiles) -> int:

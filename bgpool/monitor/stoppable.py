@@ -9,10 +9,10 @@ from typing import Final
 
 from bgpool.core.limits import PARTS_END_S
 
-__all__ = ["Stoppable", "bg_id_of_thread", "wait_ended"]
+__all__ = ["StoppableThread", "bg_id_of_thread", "wait_ended"]
 
 
-class Stoppable(threading.Thread):
+class StoppableThread(threading.Thread):
     """A thread that ends after stop(): at once, or where it waits for something that it cannot leave, after that.
 
     Attributes:
@@ -35,7 +35,7 @@ def bg_id_of_thread() -> str:
     return str(getattr(threading.current_thread(), "bg_id", ""))
 
 
-def wait_ended(parts: Iterable[Stoppable]) -> None:
+def wait_ended(parts: Iterable[StoppableThread]) -> None:
     """Wait until *parts*, which were stopped, have ended, for PARTS_END_S at most in all."""
     deadline = time.monotonic() + PARTS_END_S
     for part in parts:

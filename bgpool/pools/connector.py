@@ -111,8 +111,8 @@ class AnyConnector(ConnectionSource[C]):
 
     def tick(self) -> float:
         """As ConnectionSource's; what its owner has brought home since the drain began is cut without the grace."""
-        for succession in self._successions():
-            for generation in succession.leaving():
+        for generations in self._generations_by_loop():
+            for generation in generations.leaving():
                 generation.retire()
         return super().tick()
 

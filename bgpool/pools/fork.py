@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from bgpool.logs import log_fields
 from bgpool.segment import locks
-from bgpool.segment.host import wiped_page
+from bgpool.segment.kernel_features import wiped_page
 
 __all__ = ["PidWord", "call_in_child", "keep_forever", "notice", "parents_word"]
 

@@ -20,7 +20,7 @@ from bgpool.pools.waits import BLOCKING, Waits
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
-__all__ = ["Gate", "Meaning", "Turn"]
+__all__ = ["Gate", "GateState", "Turn"]
 
 #: Later than any timer, and than any caller's time.
 _NEVER_NS: Final = 2**63
@@ -28,7 +28,7 @@ _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 
 class Turn:
-    """A turn to log in, which goes from caller to caller at a release, see bgpool.segment.line.
+    """A turn to log in, which goes from caller to caller at a release, see bgpool.segment.release_queue.
 
     Attributes:
         taken: The caller was held, and has it.
@@ -83,7 +83,7 @@ class Gate:
         self.closed = False
         # Until when checkouts wait for a server that has refused a write, on the monotonic clock.
         self._refused_until_ns = 0
-        self.seen = Meaning(None, None, 0)
+        self.seen = GateState(None, None, 0)
 
     def __repr__(self) -> str:
         return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
@@ -107,9 +107,9 @@ class Gate:
 
     def snapshot(self, reading: Reading) -> Snapshot | None:
         """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
-        return self._meaning(reading).snapshot
+        return self._gate_state(reading).snapshot
 
-    def _meaning(self, reading: Reading) -> Meaning:
+    def _gate_state(self, reading: Reading) -> GateState:
         """What *reading* means now: worked out once, whoever asks, until something is published or a timer runs out.
 
         A thousand callers may be let go at once, and each decides anew.
@@ -120,19 +120,19 @@ class Gate:
             if snapshot is not None:
                 until_ns = min((end for end in snapshot.timers if end > now_ns), default=_NEVER_NS)
                 snapshot = step(snapshot, Tick(Instant(now_ns, time.time_ns())), self._rules)
-            self.seen = meaning = Meaning(reading, snapshot, until_ns)
+            self.seen = meaning = GateState(reading, snapshot, until_ns)
         return meaning
 
-    def newest_meaning(self) -> Meaning:
+    def newest_gate_state(self) -> GateState:
         """What the newest reading means now."""
         # Every unit of work asks: no clock, and no other call, where nothing has changed.
         meaning, reader = self.seen, self._reader
         is_newest = meaning.word[0] == meaning.sequence and reader.reading is meaning.reading
-        return meaning if is_newest else self._meaning(reader.refresh())
+        return meaning if is_newest else self._gate_state(reader.refresh())
 
     def now(self) -> Snapshot | None:
         """What is true by the newest reading."""
-        return self.newest_meaning().snapshot
+        return self.newest_gate_state().snapshot
 
     def newest(self) -> Reading:
         """The newest reading."""
@@ -140,9 +140,9 @@ class Gate:
 
     def decide(self, reading: Reading, purpose: Purpose) -> Decision:
         """What *purpose* may do by *reading*."""
-        return self._decide(self._meaning(reading), purpose)
+        return self._decide(self._gate_state(reading), purpose)
 
-    def _decide(self, meaning: Meaning, purpose: Purpose) -> Decision:
+    def _decide(self, meaning: GateState, purpose: Purpose) -> Decision:
         snapshot = meaning.snapshot
         if snapshot is None:
             return PASS
@@ -182,7 +182,7 @@ class Gate:
         try:
             while True:
                 reading = self._reader.refresh()
-                meaning = self._meaning(reading)
+                meaning = self._gate_state(reading)
                 decision = self._decide(meaning, purpose)
                 if decision.action is Action.REJECT:
                     raise self._like(
@@ -216,7 +216,7 @@ class Gate:
 
     def switching(self) -> bool:
         """Whether a switchover is under way that this endpoint takes part in."""
-        meaning = self.newest_meaning()
+        meaning = self.newest_gate_state()
         return meaning.is_switching and bool(self.switching_by(meaning.snapshot))
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
@@ -265,9 +265,9 @@ class Gate:
         snapshot = self.now()
         return snapshot is not None and snapshot.phase is Phase.POST and snapshot.blue_role_read_only is False
 
-    def takes_part(self, meaning: Meaning | None = None) -> bool:
+    def takes_part(self, meaning: GateState | None = None) -> bool:
         """Whether there is a deployment that this endpoint belongs to, be it behind a proxy; by *meaning*, or now."""
-        snapshot = (meaning or self.newest_meaning()).snapshot
+        snapshot = (meaning or self.newest_gate_state()).snapshot
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:
@@ -297,7 +297,7 @@ def _green_writes(snapshot: Snapshot) -> bool:
     return snapshot.phase is Phase.POST and snapshot.target_read_only is False
 
 
-class Meaning:
+class GateState:
     """What a reading means.
 
     Attributes:

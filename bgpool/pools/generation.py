@@ -29,7 +29,7 @@ from bgpool.failures import first_line
 from bgpool.pools.fork import parents_word
 from bgpool.pools.recipe import Aware, DriversPool, OpenedByCallers, Recipe
 from bgpool.pools.waits import settled
-from bgpool.segment.line import cores
+from bgpool.segment.release_queue import cores
 
 __all__ = ["Generation", "connects_at_once"]
 

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from bgpool.core.routing import Action, Purpose
 from bgpool.pools import fork
+from bgpool.pools.generations import Generations
 from bgpool.pools.loops import running_loop
 from bgpool.pools.options import deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.source import ConnectionSource
-from bgpool.pools.succession import Succession
 from bgpool.pools.waits import Waits
 from bgpool.segment.table import Usage
 
@@ -31,10 +31,10 @@ class LoopSource(ConnectionSource[C]):
     def _reset(self) -> None:
         super()._reset()
         # The loop that was here last, and its connections: the common case is one compare.
-        self._last: tuple[asyncio.AbstractEventLoop | None, Succession | None] = (None, None)
-        self._loops: dict[asyncio.AbstractEventLoop, Succession] = {}
+        self._last: tuple[asyncio.AbstractEventLoop | None, Generations | None] = (None, None)
+        self._loops: dict[asyncio.AbstractEventLoop, Generations] = {}
         # Of closed loops: what is being closed, and what those before it have counted.
-        self._closing: list[Succession] = []
+        self._closing: list[Generations] = []
         self._before = Usage()
 
     # -- one succession for each loop ----------------------------------------------------------------------------
@@ -44,22 +44,22 @@ class LoopSource(ConnectionSource[C]):
         """As ConnectionSource says."""
         return participant.loops
 
-    def _here(self) -> Succession:
+    def _here(self) -> Generations:
         """As ConnectionSource says: those of the running loop."""
         loop = running_loop()
-        last, succession = self._last
-        if last is loop and succession is not None:
-            return succession
+        last, generations = self._last
+        if last is loop and generations is not None:
+            return generations
         with self._lock:
-            succession = self._loops.get(loop)
-            if succession is None:
-                succession = Succession(self._recipe, self._make_inner, self.participant.count_workers)
-                self._loops[loop] = succession
-            self._last = (loop, succession)
+            generations = self._loops.get(loop)
+            if generations is None:
+                generations = Generations(self._recipe, self._make_inner, self.participant.count_workers)
+                self._loops[loop] = generations
+            self._last = (loop, generations)
         self._bury_closed()
-        return succession
+        return generations
 
-    def _successions(self) -> Sequence[Succession]:
+    def _generations_by_loop(self) -> Sequence[Generations]:
         """As ConnectionSource says."""
         return list(self._loops.values())
 
@@ -69,12 +69,12 @@ class LoopSource(ConnectionSource[C]):
             closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
             self._closing += closed
         # Not under the lock: a connector's figures take it, and its owner is asked.
-        for succession in closed:
-            succession.close(0)
-            was = succession.usage()
+        for generations in closed:
+            generations.close(0)
+            was = generations.usage()
             with self._lock:
                 self._before = Usage.merged((self._before, was._replace(in_use=0, idle=0, waiting=0)))
-                self._closing.remove(succession)
+                self._closing.remove(generations)
 
     # -- following the segment -----------------------------------------------------------------------------------
 
@@ -86,8 +86,8 @@ class LoopSource(ConnectionSource[C]):
     def _count_connections(self) -> Usage:
         """As ConnectionSource's; closed loops included, so that no count falls when one ends."""
         with self._lock:
-            before, successions = self._before, [*self._loops.values(), *self._closing]
-        return Usage.merged((before, *(one.usage() for one in successions)))
+            before, all_generations = self._before, [*self._loops.values(), *self._closing]
+        return Usage.merged((before, *(one.usage() for one in all_generations)))
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -131,6 +131,6 @@ class LoopSource(ConnectionSource[C]):
         self._end()
 
     def _end(self) -> None:
-        for succession in self._successions():
-            succession.close(0)
+        for generations in self._generations_by_loop():
+            generations.close(0)
         self.participant.leave(self)

@@ -19,7 +19,7 @@ from bgpool.segment.paths import RunFiles, look_in
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import DISABLE
 
-__all__ = ["Bystander", "Disabled", "Member", "Participant"]
+__all__ = ["NonParticipant", "Disabled", "Member", "Participant"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -136,18 +136,18 @@ class Participant:
         return [member for joined in self._joined if (member := joined()) is not None]
 
 
-class Bystander(Participant):
+class NonParticipant(Participant):
     """The part of a process that is itself a monitor: none. Its pools are plain pools."""
 
     def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
         super().__init__(bg_id, run_dir, ensure_monitor)
-        self.reader = _Blind(self.files)
+        self.reader = _NoReader(self.files)
 
     def join(self, member: Member) -> None:
         """Nothing: whoever waits for a monitor to leave must not be seen as using it."""
 
 
-class Disabled(Bystander):
+class Disabled(NonParticipant):
     """The part of a process in which ``$BGPOOL_DISABLE`` switches bgpool off: none, and the log says so."""
 
     def join(self, member: Member) -> None:
@@ -170,7 +170,7 @@ class Disabled(Bystander):
 _told_in = 0
 
 
-class _Blind(Reader):
+class _NoReader(Reader):
     """Reads nothing, ever."""
 
     def refresh(self) -> Reading:
@@ -178,7 +178,7 @@ class _Blind(Reader):
         return _NOTHING
 
 
-class _Nothing(Reading):
+class _NoSegment(Reading):
     """That there is no segment, and never will be one: a checkout need not look again."""
 
     @property
@@ -188,4 +188,4 @@ class _Nothing(Reading):
 
 
 # Not 0, which the kernel makes of the number in a forked child.
-_NOTHING: Final = _Nothing(memoryview(array.array("Q", [1])), 1, None, None)
+_NOTHING: Final = _NoSegment(memoryview(array.array("Q", [1])), 1, None, None)

@@ -81,7 +81,7 @@ class AnyPool(ConnectionSource[C]):
         if self._receipts is not None or receipt_id is not None:
             self._check_receipts(receipt_id, timeout_s)
         unit: Unit[C, Any] = self._unit_class(
-            self._terms, None, self, timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=(fn, args)
+            self._unit_context, None, self, timeout_s, idempotent=idempotent, receipt_id=receipt_id, work=(fn, args)
         )
         return unit.arun()
 
@@ -130,7 +130,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
 
     def getconn(self, timeout: float | None = None) -> C:
         """A connection, to be given back with putconn. Arguments and errors as for connection()."""
-        word, admitted, take = self._succession.quick
+        word, admitted, take = self._generations.quick
         # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
         if word == admitted:
             # A clock costs as much as all the rest here. It is read where somebody has said how long to wait.

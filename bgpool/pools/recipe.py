@@ -28,7 +28,7 @@ from bgpool.pools.waits import finish
 from bgpool.resolver import Resolver
 from bgpool.settings import Settings, is_disabled
 
-__all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "OpenedByCallers", "Place", "Recipe"]
+__all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "OpenedByCallers", "Destination", "Recipe"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -171,7 +171,7 @@ class OpenedByCallers(DriversPool, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Where a connection goes, and as whom the host is to prove itself.
 
     Attributes:
@@ -243,14 +243,14 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def open(self, place: Place, kwargs: Mapping[str, Any]) -> Aware:
+    def open(self, place: Destination, kwargs: Mapping[str, Any]) -> Aware:
         """A connection to *place*; *kwargs* are what the driver's pool adds to the parameters of the DSN.
 
         Raises:
             OperationalError: The driver's.
         """
 
-    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> Aware:
+    async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> Aware:
         """As open."""
         return self.open(place, kwargs)
 
@@ -424,14 +424,14 @@ class Recipe(ABC):
         names = names_to_try(decision.names, tokens=self.passwords is not None)
         return sorted(names, key=lambda pair: pair != last)
 
-    async def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Place:
+    async def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Destination:
         """What tells the driver where to go; without a name the host keeps the one that the application gave."""
         password = None
         passwords = self.passwords
         if passwords is not None and kwargs.get("password") is None:
             name = names.token or self.endpoint.name
             password = await self.waits.call(lambda: passwords.make(name, self.dsn.port, self.dsn.user))
-        return Place(address, names.host, password)
+        return Destination(address, names.host, password)
 
     def _remember(self, address: str, names: Names) -> None:
         if self.proved.get(address) != names:

@@ -14,27 +14,27 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 import psycopg_pool
 
 from bgpool.core.limits import ALIAS_TIMEOUT_S
+from bgpool.core.observations import Parameters, Visibility, worth
 from bgpool.core.phase import Phase
 from bgpool.core.routing import Action, Purpose
-from bgpool.core.sightings import Parameters, Sight, worth
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import Dsn
 from bgpool.errors import ConfigurationError, GreenHostRejected, PoolClosed, SwitchoverHoldTimeout
-from bgpool.green import check_threads
+from bgpool.green_threads import check_threads
 from bgpool.pools import fork
 from bgpool.pools.alias import Endpoint
-from bgpool.pools.busy import busy_limit_ms
 from bgpool.pools.gate import Gate, Turn
 from bgpool.pools.generation import Generation
+from bgpool.pools.generations import Generations
 from bgpool.pools.green_login import GreenLogin
 from bgpool.pools.options import Check, check_wait, deadline_of
 from bgpool.pools.participant import Participant
 from bgpool.pools.receipts import REMEDY, Receipts, check_receipt_id
 from bgpool.pools.recipe import DriversPool, Recipe
 from bgpool.pools.refusals import REFUSALS, as_ours, forget_frames
-from bgpool.pools.succession import Succession
-from bgpool.pools.units import Lender, Terms, Unit
+from bgpool.pools.units import Lender, Unit, UnitContext
 from bgpool.pools.waits import BLOCKING, Waits
+from bgpool.pools.worker_timeout import busy_limit_ms
 from bgpool.resolver import make_resolver
 from bgpool.segment.reader import Reading
 from bgpool.segment.table import Usage
@@ -126,7 +126,7 @@ class ConnectionSource(ABC, Generic[C]):
             dsn, settings, self._gate, self._endpoint, resolver if by_name else None, options
         )
         self._receipts: Final = Receipts(table, settings, dsn.host) if table is not None else None
-        self._terms: Final = Terms(self._recipe, self._receipts)
+        self._unit_context: Final = UnitContext(self._recipe, self._receipts)
         self._green_login: Final = GreenLogin(self._recipe.for_trials(), participant, self._receipts)
         self._name: Final = f"{dsn.host}:{dsn.port}"
         self._reset()
@@ -140,7 +140,7 @@ class ConnectionSource(ABC, Generic[C]):
         self._failed = 0
 
     def __repr__(self) -> str:
-        current = [one.current for one in self._successions()] or [None]
+        current = [one.current for one in self._generations_by_loop()] or [None]
         return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {', '.join(map(repr, current))}>"
 
     # -- what a kind of source says of itself --------------------------------------------------------------------
@@ -151,11 +151,11 @@ class ConnectionSource(ABC, Generic[C]):
         """How its callers wait."""
 
     @abstractmethod
-    def _here(self) -> Succession:
+    def _here(self) -> Generations:
         """The connections for the calling thread or task."""
 
     @abstractmethod
-    def _successions(self) -> Sequence[Succession]:
+    def _generations_by_loop(self) -> Sequence[Generations]:
         """All connections."""
 
     @abstractmethod
@@ -288,7 +288,9 @@ class ConnectionSource(ABC, Generic[C]):
                 kept for as long as *timeout_s*.
         """
         self._check_receipts(receipt_id, timeout_s)
-        return self._unit_class(self._terms, attempt, lender, timeout_s, idempotent=idempotent, receipt_id=receipt_id)
+        return self._unit_class(
+            self._unit_context, attempt, lender, timeout_s, idempotent=idempotent, receipt_id=receipt_id
+        )
 
     def _check_receipts(self, receipt_id: object, timeout_s: float) -> None:
         """Raise ConfigurationError for what a unit with such arguments must not have, as amake_unit does."""
@@ -317,8 +319,8 @@ class ConnectionSource(ABC, Generic[C]):
 
     def apply(self, reading: Reading) -> None:
         """Act on a new snapshot: drain what it makes unfit."""
-        for succession in self._successions():
-            succession.apply(reading)
+        for generations in self._generations_by_loop():
+            generations.apply(reading)
 
     def tick(self) -> float:
         """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
@@ -326,7 +328,7 @@ class ConnectionSource(ABC, Generic[C]):
         self._endpoint.read_later(snapshot)
         self._recipe.load_later(snapshot)
         self._green_login.look(snapshot)
-        return min((one.cut_overdue() for one in self._successions()), default=math.inf)
+        return min((one.cut_overdue() for one in self._generations_by_loop()), default=math.inf)
 
     def usage(self) -> Usage:
         """What is done with it now, for the table of workers."""
@@ -350,7 +352,7 @@ class ConnectionSource(ABC, Generic[C]):
 
     def _count_connections(self) -> Usage:
         """What the successions have, and have done; nothing else."""
-        return Usage.merged(one.usage() for one in self._successions())
+        return Usage.merged(one.usage() for one in self._generations_by_loop())
 
     def is_holding(self, reading: Reading) -> bool:
         """Whether a checkout would be held by *reading*."""
@@ -374,16 +376,16 @@ class ConnectionSource(ABC, Generic[C]):
         one that sees.
         """
         if self.monitoring is None or snapshot is None:
-            return Sight.NONE
-        sight = worth(snapshot.sightings, self.monitoring.parameters, time.monotonic_ns())
+            return Visibility.NONE
+        visibility = worth(snapshot.observations, self.monitoring.parameters, time.monotonic_ns())
         works = works and not self._recipe.given_password
-        return sight if works or sight is Sight.SEEN else Sight.NONE
+        return visibility if works or visibility is Visibility.SEEN else Visibility.NONE
 
     def drain(self) -> None:
         """Replace every connection: idle ones at once, those in use when they are returned."""
         fork.notice()
-        for succession in self._successions():
-            succession.drain()
+        for generations in self._generations_by_loop():
+            generations.drain()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -434,9 +436,9 @@ class ConnectionSource(ABC, Generic[C]):
         fork.notice()
         driver: Counter[str] = Counter()
         epochs = []
-        for succession in self._successions():
-            driver.update(succession.driver_stats())
-            epochs.append(succession.current.epoch if succession.current is not None else None)
+        for generations in self._generations_by_loop():
+            driver.update(generations.driver_stats())
+            epochs.append(generations.current.epoch if generations.current is not None else None)
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         return PoolStats(
             phase=snapshot.phase if snapshot is not None else None,
@@ -450,8 +452,8 @@ class ConnectionSource(ABC, Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's connections alone and begin anew."""
-        for succession in self._successions():
-            succession.after_fork_in_child()
+        for generations in self._generations_by_loop():
+            generations.after_fork_in_child()
         self._gate.reset()
         self._endpoint.after_fork_in_child()
         self._green_login.reset()
@@ -464,27 +466,27 @@ class BlockingSource(ConnectionSource[C]):
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
         """As ConnectionSource."""
         super().__init__(dsn, settings, participant, options)
-        self._succession: Final = Succession(self._recipe, self._make_inner, participant.count_workers)
+        self._generations: Final = Generations(self._recipe, self._make_inner, participant.count_workers)
 
     @staticmethod
     def _waits_of(participant: Participant) -> Waits:  # noqa:ARG004  # others need it
         """As ConnectionSource says."""
         return BLOCKING
 
-    def _here(self) -> Succession:
+    def _here(self) -> Generations:
         """As ConnectionSource says: the same for all."""
-        return self._succession
+        return self._generations
 
-    def _successions(self) -> Sequence[Succession]:
+    def _generations_by_loop(self) -> Sequence[Generations]:
         """As ConnectionSource says."""
-        return (self._succession,)
+        return (self._generations,)
 
     def admits(self) -> bool:
         """Whether a checkout goes on at once and nothing was published since the last one. One compare.
 
         Where a deployment may come and there is no segment yet that is never so: ask would_admit().
         """
-        word, admitted, _ = self._succession.quick
+        word, admitted, _ = self._generations.quick
         return bool(word == admitted)
 
     def would_admit(self) -> bool:
@@ -501,7 +503,7 @@ class BlockingSource(ConnectionSource[C]):
         """As await_admitted."""
         if timeout is not None:
             check_wait("timeout", timeout)
-        word, admitted, _ = self._succession.quick
+        word, admitted, _ = self._generations.quick
         if word != admitted:
             self._gate.waits.finish(self.await_admitted(timeout))
 
@@ -515,7 +517,7 @@ class BlockingSource(ConnectionSource[C]):
         self._join()
         reading = self.participant.reader.refresh()
         if self._gate.decide(reading, Purpose.CHECKOUT).action in (Action.PASS, Action.ROUTE):
-            self._succession.adopt(reading).begin()
+            self._generations.adopt(reading).begin()
 
     def close(self, timeout: float = 5.0) -> None:
         """Close idle connections and refuse further checkouts; those in use are closed when returned.
@@ -528,7 +530,7 @@ class BlockingSource(ConnectionSource[C]):
         fork.notice()
         deadline = deadline_of(timeout)
         self._gate.waits.finish(self._gate.aclose(timeout))
-        self._succession.close(max(0.0, deadline - time.monotonic()))
+        self._generations.close(max(0.0, deadline - time.monotonic()))
         self.participant.leave(self)
 
     def start(self) -> None:

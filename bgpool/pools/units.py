@@ -46,7 +46,7 @@ from bgpool.pools.recipe import Aware, Recipe
 if TYPE_CHECKING:
     import psycopg
 
-    from bgpool.pools.gate import Gate, Meaning
+    from bgpool.pools.gate import Gate, GateState
     from bgpool.pools.pool import Pool
     from bgpool.pools.postgres.async_pool import AsyncPool
     from bgpool.pools.waits import Waits
@@ -55,7 +55,7 @@ __all__ = [
     "CLOSED_BY_FUNCTION",
     "Lender",
     "Outcome",
-    "Terms",
+    "UnitContext",
     "Unit",
     "awaitable",
     "check_chooser",
@@ -97,7 +97,7 @@ class Lender(Protocol[C]):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutAttempt:
     """An attempt whose COMMIT was cut, while it is not known whether it was applied.
 
     Attributes:
@@ -115,7 +115,7 @@ class Cut:
     has_receipt: bool
 
 
-class Terms:
+class UnitContext:
     """What all units of one pool or connector have in common.
 
     Attributes:
@@ -174,8 +174,8 @@ class Unit(ABC, Generic[C, R]):
     _unit: str = ""
     # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may come
     # by replication.
-    _cut: Cut | None = None
-    _cuts: Mapping[str, Cut] = MappingProxyType({})
+    _cut: CutAttempt | None = None
+    _cuts: Mapping[str, CutAttempt] = MappingProxyType({})
     # Of the attempt at hand. Why it may have been applied (see bgpool.pools.doubt), and what the function returned.
     _doubt: str = NO_DOUBT
     _result: Any = None
@@ -189,11 +189,11 @@ class Unit(ABC, Generic[C, R]):
     # Whether the function has returned, and COMMIT is sent next.
     _is_finished: bool = False
     # What was true when it began.
-    _began_by: Meaning | None = None
+    _began_by: GateState | None = None
 
     def __init__(
         self,
-        terms: Terms,
+        unit_context: UnitContext,
         attempt: Callable[[Unit[C, R]], Awaitable[R]] | None,
         lender: Lender[C],
         timeout_s: float,
@@ -205,7 +205,7 @@ class Unit(ABC, Generic[C, R]):
         """A unit whose attempts are made by *attempt*.
 
         Args:
-            terms: What it has in common with all units of its pool or connector.
+            unit_context: What it has in common with all units of its pool or connector.
             attempt: Makes one attempt and returns what the function returned; raises the driver's errors as they are.
                 None for ``aapply``.
             lender: Where a connection for questions comes from.
@@ -214,10 +214,10 @@ class Unit(ABC, Generic[C, R]):
             receipt_id: The unit's id, if its caller has chosen one: it is not applied if a unit with this id was.
             work: For ``aapply``: the function, and its arguments after the connection.
         """
-        self._terms: Final = terms
+        self._unit_context: Final = unit_context
         self._lender: Final = lender
         self._timeout_s: Final = timeout_s
-        self._began_ns: Final = terms.waits.now_ns()
+        self._began_ns: Final = unit_context.waits.now_ns()
         self._work = work
         # What few have is set where they have it.
         if attempt is not None:
@@ -226,24 +226,24 @@ class Unit(ABC, Generic[C, R]):
             self._idempotent = True
         if receipt_id is not None:
             self._is_given, self._id = True, receipt_id
-        if terms.waits.awaits:
-            self._cancels = terms.waits.cancels()
+        if unit_context.waits.awaits:
+            self._cancels = unit_context.waits.cancels()
 
     @property
     def _gate(self) -> Gate:
-        return self._terms.gate
+        return self._unit_context.gate
 
     @property
     def _waits(self) -> Waits:
-        return self._terms.waits
+        return self._unit_context.waits
 
     @property
     def _receipts(self) -> Receipts | None:
-        return self._terms.receipts
+        return self._unit_context.receipts
 
     @property
     def _recipe(self) -> Recipe:
-        return self._terms.recipe
+        return self._unit_context.recipe
 
     def _reset(self) -> None:
         """Forget what is known of the last attempt."""
@@ -271,7 +271,7 @@ class Unit(ABC, Generic[C, R]):
                 self._reset()
                 self._took_part = self._takes_part
             self.attempt += 1
-            self._began_by = self._terms.gate.seen
+            self._began_by = self._unit_context.gate.seen
             try:
                 make = self._make_attempt
                 result = await (self.aapply() if make is None else make(self))
@@ -303,7 +303,7 @@ class Unit(ABC, Generic[C, R]):
             if self._doubt and not self._is_claiming and self.was_cut(error):
                 # What the function itself has committed, and was cut in, is not what the receipt stands for.
                 has_receipt = self._has_receipt and self._is_finished
-                self._cut = Cut(self.attempt, error, self._doubt, self._result, has_receipt)
+                self._cut = CutAttempt(self.attempt, error, self._doubt, self._result, has_receipt)
                 if has_receipt:
                     self._cuts = {**self._cuts, self._writer(): self._cut}
             elif self._is_claiming and self._is_own_refusal and self._cut is None and not last:
@@ -327,7 +327,7 @@ class Unit(ABC, Generic[C, R]):
                 self._gate.tally.count_error(error)
             raise error
 
-    async def _ahas_committed(self, cut: Cut, error: Exception, last: bool) -> bool:
+    async def _ahas_committed(self, cut: CutAttempt, error: Exception, last: bool) -> bool:
         """Whether *cut* has committed; if not, or if that is for the next attempt's INSERT to decide, False.
 
         Args:
@@ -401,9 +401,9 @@ class Unit(ABC, Generic[C, R]):
         What is awaited here is what the common attempt has to wait for: each step that is a coroutine costs.
         """
         assert self._work is not None
-        (fn, args), terms = self._work, self._terms
+        (fn, args), unit_context = self._work, self._unit_context
         lender: Any = self._lender
-        awaits = terms.waits.awaits
+        awaits = unit_context.waits.awaits
         connection = lender.getconn(self._timeout_s if self.attempt == 1 else self.left_s())
         if awaits:
             connection = await connection
@@ -429,7 +429,7 @@ class Unit(ABC, Generic[C, R]):
                 self.leave(connection)
                 await self.aabandon(connection, error)
                 raise
-            if terms.receipts is not None:
+            if unit_context.receipts is not None:
                 await self.ahousekeep(connection)
             made: R = result
             return made
@@ -475,7 +475,7 @@ class Unit(ABC, Generic[C, R]):
     def begin_soon(self, connection: C) -> Coroutine[Any, Any, None] | None:
         """As abegin, and what of it is to be awaited; None if that is nothing."""
         # By now somebody has looked: whoever has a connection was let through by what is true.
-        self._began_by = self._terms.gate.seen
+        self._began_by = self._unit_context.gate.seen
         if self._is_given or self._cuts:
             return self._aclaim_and_begin(connection)
         self._calls += 1
@@ -513,14 +513,14 @@ class Unit(ABC, Generic[C, R]):
 
     def finish_soon(self, connection: C, result: R) -> Coroutine[Any, Any, None] | None:
         """As afinish, and what of it is to be awaited; None if that is nothing."""
-        self._result, terms = result, self._terms
+        self._result, unit_context = result, self._unit_context
         self.check(connection)
         self.leave(connection)
-        meaning = terms.gate.newest_meaning()
+        meaning = unit_context.gate.newest_gate_state()
         if meaning is not self._began_by:
             # The process may have been frozen meanwhile: nothing has drained or cut the connection yet.
             cast(Aware, connection).bgpool_generation.check_commit(meaning.snapshot)
-        if terms.receipts is not None or meaning.is_switching:
+        if unit_context.receipts is not None or meaning.is_switching:
             return self._awrite_and_finish(connection)
         # Whatever goes wrong from here on may have gone wrong after the server had committed.
         self._doubt, self._is_finished = DURING_COMMIT, True

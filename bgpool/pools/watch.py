@@ -18,7 +18,7 @@ from bgpool.errors import SegmentError
 from bgpool.logs import log_fields
 from bgpool.pools import watcher
 from bgpool.pools.pace import Pace
-from bgpool.segment.host import LACKS, lacks
+from bgpool.segment.kernel_features import LACKS, lacks
 from bgpool.segment.locks import Lock, try_lock
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.presence import Presence
@@ -246,7 +246,7 @@ class Watch:
         self._pace.end(now, total, least_s)
 
     def _wake_lost(self, reading: Reading, members: list[Member], usages: list[Usage]) -> None:
-        """Wake callers who sleep on in line, see bgpool.segment.line, though the line is over.
+        """Wake callers who sleep on in line, see bgpool.segment.release_queue, though the line is over.
 
         The monitor was killed that should have let them go, and a caller that had a turn is stopped.
         """

@@ -36,7 +36,7 @@ class Monitor:
         term: Counts the monitors of this host.
         age_s: Seconds since its last sign of life; None where there was none since the host was started.
         parameters: Whose parameters it watches with, as ``user@host:port/database``; empty where it has not said so.
-        sight: What they let it see; empty where that is a deployment, or nothing is known yet.
+        visibility: What they let it see; empty where that is a deployment, or nothing is known yet.
     """
 
     state: str
@@ -44,7 +44,7 @@ class Monitor:
     term: int | None = None
     age_s: float | None = None
     parameters: str = ""
-    sight: str = ""
+    visibility: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,17 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.events import Order
 from bgpool.core.limits import HEARTBEAT_STALE_S, ROW_STALE_S
+from bgpool.core.observations import BLIND
 from bgpool.core.phase import SWITCHING, Phase, Role
-from bgpool.core.sightings import BLIND
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeline import CREATED_AGAIN, RELEASED_BY_HAND, zero_ns
-from bgpool.plain_errors import SegmentError
 from bgpool.report.model import ByHand, Endpoint, Event, Fleet, LastSwitchover, Monitor, Status, Worker
 from bgpool.report.reasons import degraded, left_alone, notes, proxies, reasons, receipts, switched_off
 from bgpool.segment import history
-from bgpool.segment.host import LACKS
+from bgpool.segment.kernel_features import LACKS
 from bgpool.segment.layout import SUPERSEDED
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.presence import WorkerRow, workers
@@ -176,7 +176,7 @@ def _monitor(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Monitor:
         return Monitor("none")
     age_s = mapped.heartbeat_age_s()
     state = "alive" if age_s <= HEARTBEAT_STALE_S else "silent"
-    mine = snapshot.sightings[-1] if snapshot is not None and snapshot.sightings else None
+    mine = snapshot.observations[-1] if snapshot is not None and snapshot.observations else None
     return Monitor(
         state,
         mapped.header.pid,
@@ -184,13 +184,13 @@ def _monitor(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Monitor:
         # A sign of life that lies in the future is none.
         round(age_s, 3) if age_s != float("inf") else None,
         str(mine.parameters) if mine is not None else "",
-        mine.sight.text if mine is not None and mine.sight in BLIND else "",
+        mine.visibility.text if mine is not None and mine.visibility in BLIND else "",
     )
 
 
 def _blind(snapshot: Snapshot) -> tuple[str, ...]:
     """Parameters beside the monitor's own that have shown nothing."""
-    return tuple(f"{s.parameters}: {s.sight.text}" for s in snapshot.sightings[:-1] if s.sight in BLIND)
+    return tuple(f"{s.parameters}: {s.visibility.text}" for s in snapshot.observations[:-1] if s.visibility in BLIND)
 
 
 def _name(files: RunFiles, snapshot: Snapshot | None, past: Sequence[Mapping[str, Any]]) -> str:

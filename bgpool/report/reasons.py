@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bgpool.core.fleet import Standing
+from bgpool.base_errors import ConfigurationError
+from bgpool.core.fleet import FleetRole
 from bgpool.core.limits import PASSWORD_TIMEOUT_S
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.core.timeouts import hold_misfit, timer_misfit
-from bgpool.plain_errors import ConfigurationError
 from bgpool.report.model import Monitor, Worker, over_by_timer
-from bgpool.segment.host import LACKS
+from bgpool.segment.kernel_features import LACKS
 from bgpool.segment.table import ROWS, Usage
 from bgpool.settings import DISABLE, is_disabled
 
@@ -73,7 +73,7 @@ def of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
     if snapshot.hold_until_ns:
         yield "an operator holds every checkout (bgpool hold): bgpool release ends it"
     if snapshot.phase is Phase.NOT_CREATED:
-        mine = f" with the parameters of {snapshot.sightings[-1].parameters}" if snapshot.sightings else ""
+        mine = f" with the parameters of {snapshot.observations[-1].parameters}" if snapshot.observations else ""
         yield f"no deployment is seen in the metadata{mine}{_monitor_said(snapshot)}"
     elif snapshot.phase is Phase.COMPLETED and over_by_timer(snapshot.timeline):
         yield "the switchover counts as over by the timer, and nothing has shown that green was promoted: look at AWS"
@@ -160,7 +160,7 @@ def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
     """That a host asks the database itself although it has a bus; every host does while there is no deployment."""
     if snapshot is None or snapshot.fleet is None or monitor.state != "alive" or snapshot.phase is Phase.NOT_CREATED:
         return ()
-    if snapshot.fleet.standing is not Standing.DIRECT:
+    if snapshot.fleet.standing is not FleetRole.DIRECT:
         return ()
     return (f"this host has a fleet's bus, but asks the database itself: {snapshot.fleet.reason}",)
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import msgpack
 
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.base_errors import SegmentError
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.limits import (
     ADDRESSES_PER_NAME,
     ENDPOINTS,
@@ -14,26 +15,25 @@ from bgpool.core.limits import (
     NAME_CHARS,
     NOTICE_CHARS,
     NOTICES,
-    SIGHTINGS,
+    OBSERVATIONS,
     TIMELINE_EVENTS,
 )
+from bgpool.core.observations import Observation, Parameters, Visibility
 from bgpool.core.phase import Phase, Role
-from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
-from bgpool.plain_errors import SegmentError
 
 __all__ = ["decode", "encode"]
 
 _ROLES: Final = tuple(Role)
-_STANDINGS: Final = tuple(Standing)
+_STANDINGS: Final = tuple(FleetRole)
 _KEYS: Final = (
     "bg_id", "phase", "epoch", "ready", "rolled_back", "pinned", "blue_moved", "green_gone", "renamed",
     "certified", "source_reading", "target_reading", "source_read_only", "target_read_only", "green_was_read_only",
     "green_was_replica", "blue_role_read_only", "target_subscribes", "target_max_connections",
     "hosts", "twins", "deadline_ns", "suspected_until_ns", "told_until_ns", "subscribed_until_ns", "hold_until_ns",
-    "release_until_ns", "timeline", "notices", "sightings", "fleet",
+    "release_until_ns", "timeline", "notices", "observations", "fleet",
 )  # fmt: skip
-_MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, SIGHTINGS)
+_MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME, OBSERVATIONS)
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -42,7 +42,7 @@ def encode(snapshot: Snapshot) -> bytes:
     fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
     fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
     fields["notices"] = [(n.number, n.level, n.logger, n.text, n.event) for n in snapshot.notices]
-    fields["sightings"] = [(*s.parameters, s.sight.value, s.at_ns, s.tries) for s in snapshot.sightings]
+    fields["observations"] = [(*s.parameters, s.visibility.value, s.at_ns, s.tries) for s in snapshot.observations]
     fields["fleet"] = _packed_fleet(snapshot.fleet) if snapshot.fleet is not None else None
     packed: bytes = msgpack.packb(fields)
     return packed
@@ -117,7 +117,7 @@ def _snapshot(fields: Any) -> Snapshot:
             )
             for number, level, logger, text, event in _items(fields["notices"])
         ),
-        sightings=tuple(_sighting(*item) for item in _items(fields["sightings"])),
+        observations=tuple(_observation(*item) for item in _items(fields["observations"])),
         fleet=None if fields["fleet"] is None else _fleet(*_items(fields["fleet"])),
     )
 
@@ -131,13 +131,13 @@ def _host(name: object, port: object, role: object, addresses: object) -> Host:
     )
 
 
-def _sighting(
-    user: object, host: object, port: object, database: object, sight: object, at_ns: object, tries: object
-) -> Sighting:
+def _observation(
+    user: object, host: object, port: object, database: object, visibility: object, at_ns: object, tries: object
+) -> Observation:
     parameters = Parameters(
         _text(user, NAME_CHARS), _text(host, NAME_CHARS), _integer(port), _text(database, NAME_CHARS)
     )
-    return Sighting(parameters, Sight(_integer(sight)), _integer(at_ns), _integer(tries))
+    return Observation(parameters, Visibility(_integer(visibility)), _integer(at_ns), _integer(tries))
 
 
 def _packed_fleet(view: FleetView) -> tuple[object, ...]:

@@ -9,16 +9,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.limits import HISTORY_BYTES, HISTORY_RECORDS
 from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.core.timeline import CREATED_AGAIN, HELD_BY_HAND, HOLD_OVER, zero_ns
 from bgpool.logs import log_fields
-from bgpool.plain_errors import SegmentError
-from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.paths import RunFiles, create_checked, open_checked
+from bgpool.segment.pending_files import new_pending_file, pending_files_of, remove
 
-__all__ = ["OUTCOMES", "Past", "keep", "look", "read", "record", "totals"]
+__all__ = ["OUTCOMES", "History", "keep", "look", "read", "record", "totals"]
 
 #: The monitor's: nobody else keeps a history.
 _logger: Final = logging.getLogger("bgpool.monitor")
@@ -82,8 +82,8 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
     new = record(snapshot)
     if new is None:
         return
-    draft = new_draft(files.history)
-    fd = create_checked(draft.path, os.O_WRONLY)
+    pending = new_pending_file(files.history)
+    fd = create_checked(pending.path, os.O_WRONLY)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             # Whoever was stopped and wakes up must not put old news in the place of new. Before this it has no right
@@ -92,8 +92,8 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
             # writes the record with the next entry.
             if not may_write():
                 return
-            for other in drafts_of(files.history):
-                if other != draft:
+            for other in pending_files_of(files.history):
+                if other != pending:
                     remove(other)
             past = look(files)
             if past.problem:
@@ -102,12 +102,12 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
             others = [old for old in past.records if _key(old) != _key(new)]
             _count(new, others)
             json.dump([*others, new][-HISTORY_RECORDS:], file, indent=1)
-        draft.path.replace(files.history)
+        pending.path.replace(files.history)
     finally:
-        remove(draft)
+        remove(pending)
 
 
-class Past(NamedTuple):
+class History(NamedTuple):
     """What a history says.
 
     Attributes:
@@ -124,27 +124,27 @@ def read(files: RunFiles) -> list[dict[str, Any]]:
     return look(files).records
 
 
-def look(files: RunFiles) -> Past:
+def look(files: RunFiles) -> History:
     """The same, and what is wrong with the file."""
     try:
         fd = open_checked(files.history, os.O_RDONLY)
     except FileNotFoundError:
-        return Past([])
+        return History([])
     except SegmentError as error:
-        return Past([], f"the history is refused: {error}")
+        return History([], f"the history is refused: {error}")
     with os.fdopen(fd, "rb") as file:
         data = file.read(HISTORY_BYTES + 1)
     damaged = f"the history is damaged: {files.history}"
     if len(data) > HISTORY_BYTES:
-        return Past([], f"{damaged} has more than {HISTORY_BYTES} bytes")
+        return History([], f"{damaged} has more than {HISTORY_BYTES} bytes")
     found: object = None
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(data)
     if not isinstance(found, list):
-        return Past([], f"{damaged} is no list in JSON")
+        return History([], f"{damaged} is no list in JSON")
     records = [item for item in found if isinstance(item, dict)]
     lost = len(found) - len(records)
-    return Past(records, f"{damaged} has {lost} items of {len(found)} that are no records" if lost else "")
+    return History(records, f"{damaged} has {lost} items of {len(found)} that are no records" if lost else "")
 
 
 def _count(new: dict[str, Any], before: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from bgpool.plain_errors import SegmentError
+from bgpool.base_errors import SegmentError
 
 __all__ = [
     "BUS_OFFSET",

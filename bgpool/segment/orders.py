@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 from bgpool.core.events import Order
 from bgpool.core.limits import ORDER_S
 
-__all__ = ["Given", "pack", "unpack"]
+__all__ = ["PendingOrder", "pack", "unpack"]
 
 _SECONDS_BITS: Final = 12
 
 
-class Given(NamedTuple):
+class PendingOrder(NamedTuple):
     """An order.
 
     Attributes:
@@ -36,9 +36,9 @@ def pack(order: Order, seconds: int, mono_ns: int) -> int:
     return mono_ns // 1_000_000 << _SECONDS_BITS | (seconds if order is Order.HOLD else 0)
 
 
-def unpack(word: int) -> Given | None:
+def unpack(word: int) -> PendingOrder | None:
     """The order in *word*; None if there is none, or none that anybody can have given."""
     at_ns, seconds = (word >> _SECONDS_BITS) * 1_000_000, word & (1 << _SECONDS_BITS) - 1
     if not word or seconds > ORDER_S:
         return None
-    return Given(Order.HOLD if seconds else Order.RELEASE, at_ns, at_ns + (seconds or ORDER_S) * 1_000_000_000)
+    return PendingOrder(Order.HOLD if seconds else Order.RELEASE, at_ns, at_ns + (seconds or ORDER_S) * 1_000_000_000)

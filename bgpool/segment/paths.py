@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bgpool.plain_errors import SegmentError
+from bgpool.base_errors import SegmentError
 
 __all__ = [
     "Exhausted",
@@ -163,7 +163,7 @@ class RunFiles:
         return self.directory / f"{self.stem}.samples-{began_ns}.json"
 
     @property
-    def samples_draft(self) -> Path:
+    def pending_samples(self) -> Path:
         """What such files are called while they are made."""
         return self.directory / f"{self.stem}.samples"
 

@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.limits import ROW_STALE_S
-from bgpool.plain_errors import SegmentError
 from bgpool.segment import table
-from bgpool.segment.host import lacks
+from bgpool.segment.kernel_features import lacks
 from bgpool.segment.locks import Lock, is_held, try_lock
 from bgpool.segment.paths import Exhausted, RunFiles
 from bgpool.segment.table import Table, Usage, read_rows

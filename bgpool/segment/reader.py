@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.limits import HEARTBEAT_STALE_S, READ_ATTEMPTS, WATCH_INTERVAL_S
 from bgpool.core.snapshot import Snapshot
 from bgpool.logs import log_fields
-from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import UNKNOWN, boot_id
 from bgpool.segment.codec import decode

@@ -25,10 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bgpool.base_errors import SegmentError
 from bgpool.logs import log_fields
-from bgpool.plain_errors import SegmentError
 from bgpool.segment import wake
-from bgpool.segment.drafts import drafts_of, new_draft, remove
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import is_held
 from bgpool.segment.paths import (
@@ -41,6 +40,7 @@ from bgpool.segment.paths import (
     refused,
     reserve,
 )
+from bgpool.segment.pending_files import new_pending_file, pending_files_of, remove
 
 __all__ = ["ERRORS", "ROWS", "Table", "Usage", "read_rows"]
 
@@ -53,7 +53,7 @@ ROWS: Final = 1024
 ROW_BYTES: Final = 384
 _ROW_WORDS: Final = ROW_BYTES // 8
 HEADER_BYTES: Final = 4096
-BELL_OFFSET: Final = 64
+DOORBELL_OFFSET: Final = 64
 ORDER_OFFSET: Final = 72
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
 #: What was said last of which table.
@@ -171,7 +171,7 @@ class Table:
     """One table file, mapped and open.
 
     Attributes:
-        bell: The time of the last nudge, live.
+        doorbell: The time of the last nudge, live.
         order: What an operator has ordered last, live; 0 for nothing. Who writes it rings the bell.
     """
 
@@ -197,9 +197,9 @@ class Table:
             os.close(mapped)
         words = memoryview(self._memory).cast("Q")
         self._rows: Final = words[HEADER_BYTES // 8 :]
-        self.bell: Final = words[BELL_OFFSET // 8 :]
+        self.doorbell: Final = words[DOORBELL_OFFSET // 8 :]
         self.order: Final = words[ORDER_OFFSET // 8 :]
-        self._bell_address: Final = wake.address_of(self._memory, BELL_OFFSET)
+        self._doorbell_address: Final = wake.address_of(self._memory, DOORBELL_OFFSET)
 
     def is_in_place(self, files: RunFiles) -> bool:
         """Whether the path still leads to this file; if not, nobody looks at it any more."""
@@ -245,19 +245,19 @@ class Table:
 
     def ring(self, mono_ns: int) -> None:
         """Wake whoever listens; what was cut was cut at *mono_ns*."""
-        self.bell[0] = mono_ns
-        wake.wake_all(self._bell_address)
+        self.doorbell[0] = mono_ns
+        wake.wake_all(self._doorbell_address)
 
     def wait_rung(self, seen_ns: int, timeout_s: float, over: Callable[[], bool] = lambda: False) -> bool:
         """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does.
 
         Whoever listens is woken by stir(), too, and waits no more if it is *over*.
         """
-        return wake.wait_changed(self.bell, self._bell_address, seen_ns, timeout_s, over)
+        return wake.wait_changed(self.doorbell, self._doorbell_address, seen_ns, timeout_s, over)
 
     def stir(self) -> None:
         """Wake whoever listens without ringing."""
-        wake.wake_all(self._bell_address)
+        wake.wake_all(self._doorbell_address)
 
 
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
@@ -329,10 +329,12 @@ def _open(files: RunFiles) -> int:
 def _check(fd: int, files: RunFiles) -> None:
     expected = _header()
     try:
-        found = os.pread(fd, BELL_OFFSET, 0)
+        found = os.pread(fd, DOORBELL_OFFSET, 0)
     except OSError as error:
         raise refused(f"{files.workers} cannot be read", error) from None
-    version = _HEADER.unpack(found[: _HEADER.size])[1] if found.startswith(MAGIC) and len(found) == BELL_OFFSET else 0
+    version = (
+        _HEADER.unpack(found[: _HEADER.size])[1] if found.startswith(MAGIC) and len(found) == DOORBELL_OFFSET else 0
+    )
     if version > FORMAT and found == _header(*_HEADER.unpack(found[: _HEADER.size])[1:4]):
         raise FutureFormat(f"{files.workers} has format {version}; this version reads {FORMAT}")
     if found != expected or os.fstat(fd).st_size != FILE_BYTES:
@@ -353,24 +355,24 @@ def _remove(files: RunFiles, reason: str) -> None:
 
 def _make(files: RunFiles) -> None:
     """Put a new table in place, whole from the first moment on, unless somebody else was faster."""
-    draft = new_draft(files.workers)
-    fd = create_checked(draft.path)
+    pending = new_pending_file(files.workers)
+    fd = create_checked(pending.path)
     try:
         # Allocate the blocks up front, so that a full disk raises here rather than SIGBUS on a later write.
         reserve(fd, FILE_BYTES)
         os.pwrite(fd, _header(), 0)
         # Not found: somebody else was faster and has cleared ours away.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            os.link(draft.path, files.workers)
+            os.link(pending.path, files.workers)
     except OSError as error:
         raise refused(f"{files.workers} cannot be made", error) from None
     finally:
         os.close(fd)
         # Our own, and what those left who died here. There is a table now, so that nobody needs a draft any more.
-        for left in {draft, *drafts_of(files.workers)}:
+        for left in {pending, *pending_files_of(files.workers)}:
             remove(left)
 
 
 def _header(version: int = FORMAT, rows: int = ROWS, row_bytes: int = ROW_BYTES) -> bytes:
     fields = _HEADER.pack(MAGIC, version, rows, row_bytes, 0)
-    return _HEADER.pack(MAGIC, version, rows, row_bytes, zlib.crc32(fields)).ljust(BELL_OFFSET, b"\0")
+    return _HEADER.pack(MAGIC, version, rows, row_bytes, zlib.crc32(fields)).ljust(DOORBELL_OFFSET, b"\0")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from bgpool.core.limits import FUTEX_SLEEP_S, POLL_INTERVAL_S
-from bgpool.green import sleeps_are_green
+from bgpool.green_threads import sleeps_are_green
 
 __all__ = [
     "OwnWord",

@@ -11,16 +11,16 @@ import os
 import time
 from typing import Final
 
+from bgpool.base_errors import SegmentError
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
-from bgpool.plain_errors import SegmentError
 from bgpool.segment import layout, wake
 from bgpool.segment.boot import boot_id
 from bgpool.segment.codec import encode
-from bgpool.segment.drafts import Draft, drafts_of, new_draft, remove
-from bgpool.segment.line import Line
 from bgpool.segment.paths import RunFiles, create_checked, leads_to, refused, reserve
+from bgpool.segment.pending_files import PendingFile, new_pending_file, pending_files_of, remove
 from bgpool.segment.reader import AnotherBoot, SegmentMap, trusted_map
+from bgpool.segment.release_queue import ReleaseQueue
 
 __all__ = ["Superseded", "Writer", "first_snapshot"]
 
@@ -63,25 +63,25 @@ class Writer:
         self._files = files
         self._place: Final = str(files.segment)
         self.term: Final = term
-        draft = new_draft(files.segment, term)
+        pending = new_pending_file(files.segment, term)
         try:
             # Everything that may fail for want of room comes before the file in place is touched.
-            self._memory, self._inode = _make(draft, term)
+            self._memory, self._inode = _make(pending, term)
             words = memoryview(self._memory)[: layout.HEADER_BYTES].cast("Q")
             self._word = words[layout.SEQUENCE_OFFSET // 8 :]
             self._beat = words[layout.HEARTBEAT_OFFSET // 8 :]
             self._superseded = words[layout.SUPERSEDED_OFFSET // 8 :]
             self._bus = words[layout.BUS_OFFSET // 8 :]
             self._address = wake.address_of(self._memory, layout.SEQUENCE_OFFSET)
-            self._line: Final = Line(self._address)
+            self._line: Final = ReleaseQueue(self._address)
             self._holds = False
-            old = self._fence(draft)
+            old = self._fence(pending)
             self.sequence, self.snapshot = _last_words(old, fresh)
             self.beat()
             self.publish(self.snapshot)
-            self._put_in_place(draft)
+            self._put_in_place(pending)
         except SegmentError:
-            remove(draft)
+            remove(pending)
             raise
         if old is not None:
             _send_to_path(old.word, old.address)
@@ -148,7 +148,7 @@ class Writer:
         if self._superseded[0]:
             raise Superseded(f"term {self.term} is over: the monitor of term {self._superseded[0]} has taken over")
 
-    def _fence(self, draft: Draft) -> SegmentMap | None:
+    def _fence(self, pending: PendingFile) -> SegmentMap | None:
         """Make sure that no earlier term is believed, or put in place, from now on; return the file in place.
 
         A process may be stopped between any two steps, for as long as it likes. Our draft is there before we look at
@@ -156,10 +156,10 @@ class Writer:
         One whose draft we see, we remove, and its renaming fails; or it was renamed before, and it is what we find in
         place. And what is in place is read only after nothing that is still written to it counts.
         """
-        for other in drafts_of(self._files.segment):
+        for other in pending_files_of(self._files.segment):
             if other.term > self.term:
                 raise Superseded(f"term {self.term} is over: a monitor of term {other.term} has begun")
-            if other != draft:
+            if other != pending:
                 # Of one that died, or that was passed over because it was stopped.
                 remove(other)
         try:
@@ -174,25 +174,25 @@ class Writer:
         old.superseded[0] = self.term
         return old
 
-    def _put_in_place(self, draft: Draft) -> None:
+    def _put_in_place(self, pending: PendingFile) -> None:
         try:
-            draft.path.replace(self._files.segment)
+            pending.path.replace(self._files.segment)
         except FileNotFoundError:
             raise Superseded(f"term {self.term} is over: a later one has removed what it had begun") from None
         except OSError as error:
             raise refused(f"{self._files.segment} cannot be replaced", error) from None
 
 
-def _make(draft: Draft, term: int) -> tuple[mmap.mmap, tuple[int, int]]:
+def _make(pending: PendingFile, term: int) -> tuple[mmap.mmap, tuple[int, int]]:
     """A segment file of *term* with nothing published in it: the mapping, and device and inode."""
-    fd = create_checked(draft.path)
+    fd = create_checked(pending.path)
     try:
         # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
         reserve(fd, layout.FILE_BYTES)
         found = os.fstat(fd)
         memory = mmap.mmap(fd, layout.FILE_BYTES)
     except OSError as error:
-        raise refused(f"segment {draft.path} cannot be made", error) from None
+        raise refused(f"segment {pending.path} cannot be made", error) from None
     finally:
         os.close(fd)
     memory[: layout.SEQUENCE_OFFSET] = layout.pack_header(layout.Header(term, os.getpid(), boot_id()))

@@ -15,7 +15,7 @@ from bgpool.core.phase import Phase
 from bgpool.integrations import asyncpg as bg
 from bgpool.integrations.asyncpg.tls import NamedContext
 from bgpool.lab import Pair
-from bgpool.lab.front import Authority, Front
+from bgpool.lab.tls_proxy import Authority, TlsProxy
 from bgpool.testing import Deployment
 from tests.asyncpg.conftest import Opened, Run
 from tests.waiting import until
@@ -35,14 +35,14 @@ class Fronts:
             port = int(taken.getsockname()[1])
         names = (pair.names.blue.primary, pair.names.green.primary)
         self.blue, self.green = (
-            Front(server, port, self.authority.context([name]))
+            TlsProxy(server, port, self.authority.context([name]))
             for server, name in zip((pair.blue, pair.green), names, strict=True)
         )
         login = pair.dsn.partition("://")[2].partition("@")[0]
         self.plain = f"postgresql://{login}@{names[0]}:{port}/app"
         self.dsn = f"{self.plain}?sslmode=verify-full&sslrootcert={self.authority.ca_file}"
 
-    def prove(self, front: Front, name: str) -> None:
+    def prove(self, front: TlsProxy, name: str) -> None:
         front.context = self.authority.context([name])
 
     def trusting(self) -> ssl.SSLContext:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from bgpool.core.events import Instant
+from bgpool.core.observations import Observation, Parameters, Visibility
 from bgpool.core.phase import SWITCHING, Phase, Role
-from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Host, Snapshot, TimelineEntry
 from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -53,9 +53,9 @@ class Hand:
             target_read_only=True,
             hosts=(Host(BLUE, 5432, Role.SOURCE, ("10.0.0.1",)), Host(GREEN, 5432, Role.TARGET, ("10.0.0.2",))),
             twins=((BLUE, GREEN),),
-            sightings=(
-                Sighting(Parameters("app", BLUE, 5432, "reports"), Sight.MISSING, 1),
-                Sighting(Parameters("app", BLUE, 5432, "ledger"), Sight.SEEN, 2),
+            observations=(
+                Observation(Parameters("app", BLUE, 5432, "reports"), Visibility.MISSING, 1),
+                Observation(Parameters("app", BLUE, 5432, "ledger"), Visibility.SEEN, 2),
             ),
         )
         self.writer = Writer(self.files, 3, self.snapshot)

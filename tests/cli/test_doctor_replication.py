@@ -18,7 +18,7 @@ from bgpool.doctor import Case, Finding, Result, replication_checks
 from bgpool.doctor.minimums import of_django
 from bgpool.doctor.receipts_checks import of_application
 from bgpool.doctor.replication import Replication
-from bgpool.doctor.schemas import Column, Thing, compare, first_few
+from bgpool.doctor.schemas import Column, SchemaObject, compare, first_few
 from bgpool.doctor.server import Server
 from bgpool.lab import Director, Pair, metadata
 from bgpool.lab.pair import DATABASE
@@ -415,18 +415,19 @@ def test_a_server_that_django_would_refuse(postgres_pair: Pair, monkeypatch: pyt
 
 
 def test_what_is_the_same_does_not_differ() -> None:
-    table = Thing("r", (Column("id", "integer", required=True),))
+    table = SchemaObject("r", (Column("id", "integer", required=True),))
     assert compare({"a.t": table}, {"a.t": table}) == compare({}, {})
     # Partitions are what green may have got instead, and a label is no column.
     found = compare(
-        {"a.t": table, "a.e": Thing("e")}, {"a.t": Thing("p", table.columns), "a.e": Thing("e", (Column("x"),))}
+        {"a.t": table, "a.e": SchemaObject("e")},
+        {"a.t": SchemaObject("p", table.columns), "a.e": SchemaObject("e", (Column("x"),))},
     )
     assert found.missing == ()
     assert found.other == (
         "a.t is a table on blue and a partitioned table on green",
         "enum label a.e.x on green alone",
     )
-    assert compare({"a.t": table}, {"a.t": Thing("v")}).other == ("a.t is a table on blue and a view on green",)
+    assert compare({"a.t": table}, {"a.t": SchemaObject("v")}).other == ("a.t is a table on blue and a view on green",)
 
 
 def test_only_the_first_names_are_told() -> None:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from bgpool.cli import doctor as command
 from bgpool.cli.app import app
+from bgpool.core.observations import Observation, Visibility
 from bgpool.core.phase import Phase, Role
-from bgpool.core.sightings import Sight, Sighting
 from bgpool.core.snapshot import Host, Snapshot
 from bgpool.doctor import Case, Finding, Result, exit_code, host_checks, kernel_checks, replication_checks
 from bgpool.doctor.bounded import side_by_side
@@ -299,11 +299,11 @@ def test_a_monitor_that_lives_one_that_is_silent_and_none(place: Path, monkeypat
     assert "bg_id" in finding.remedy
     assert host(Case(DSN))["parameters"].result is Result.NOT_CHECKED
     mine, others = Case(DSN).config.parameters, Case(DSN).config.parameters._replace(database="other")
-    blind, seen = Sighting(mine, Sight.MISSING, 1), Sighting(others, Sight.SEEN, 1)
-    writer.publish(Snapshot("1", Phase.CREATED, sightings=(blind, seen)))
+    blind, seen = Observation(mine, Visibility.MISSING, 1), Observation(others, Visibility.SEEN, 1)
+    writer.publish(Snapshot("1", Phase.CREATED, observations=(blind, seen)))
     finding = host(Case(DSN))["parameters"]
     assert (finding.result, str(mine) in finding.text, str(others) in finding.text) == (Result.WARNING, True, True)
-    writer.publish(Snapshot("1", Phase.CREATED, sightings=(blind, replace(seen, parameters=mine))[1:]))
+    writer.publish(Snapshot("1", Phase.CREATED, observations=(blind, replace(seen, parameters=mine))[1:]))
     assert host(Case(DSN))["parameters"].result is Result.OK
     monkeypatch.setattr(host_checks, "HEARTBEAT_STALE_S", -1.0)
     assert host(Case(DSN))["monitor"].result is Result.FAILED

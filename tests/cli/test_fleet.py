@@ -17,7 +17,7 @@ import typer.testing
 from bgpool.cli import fleet as fleet_command
 from bgpool.cli.app import app
 from bgpool.core.events import Order
-from bgpool.core.fleet import FleetOrder, Message, Report, Standing
+from bgpool.core.fleet import FleetOrder, FleetRole, Message, Report
 from bgpool.core.limits import FLEET_MISSING, FLEET_REPORT_LIFE_S, FLEET_TEXT_CHARS
 from bgpool.core.phase import Phase
 from bgpool.fleet.config import FleetConfig
@@ -135,7 +135,7 @@ def member(number: int) -> str:
 
 
 def report(number: int, **more: Any) -> Report:
-    standing = Standing.LEADER if number == 1 else Standing.FOLLOWER
+    standing = FleetRole.LEADER if number == 1 else FleetRole.FOLLOWER
     told = Report(
         member(number), f"web-{number}", member(100 + number), "0.9.0", 0, "app", Phase.CREATED, (), 4, 0, standing
     )
@@ -186,7 +186,7 @@ def test_each_host_that_is_not_ready_says_why(server: RedisServer) -> None:
         hosts.reports["web-2"] = report(2, missing=("the login of 1 of 4 workers does not work on green", "another"))
         hosts.reports["web-3"] = report(3, phase=Phase.POST)
         hosts.reports["web-4"] = report(
-            4, standing=Standing.DIRECT, clock_off_ms=-4200, version="0.8.0", held=3, refused=7, fallbacks=2
+            4, standing=FleetRole.DIRECT, clock_off_ms=-4200, version="0.8.0", held=3, refused=7, fallbacks=2
         )
         hosts.settle()
         assert ready() == (
@@ -408,7 +408,7 @@ def test_a_host_that_does_not_take_it(server: RedisServer, monkeypatch: pytest.M
     monkeypatch.setattr(fleet_command, "give_up_after_s", lambda: 4.0)
     with Hosts(server.url(), 4) as hosts:
         hosts.deaf = {"web-2", "web-3"}
-        hosts.reports["web-3"] = report(3, standing=Standing.DIRECT)
+        hosts.reports["web-3"] = report(3, standing=FleetRole.DIRECT)
         hosts.settle()
         # It is still one of those that are to hold, though it may be gone.
         del hosts.reports["web-4"]

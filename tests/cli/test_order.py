@@ -15,7 +15,7 @@ import typer.testing
 import bgpool
 from bgpool.cli import order
 from bgpool.cli.app import app
-from bgpool.cli.timeline.story import stories
+from bgpool.cli.timeline.switchover import stories
 from bgpool.core.events import Order
 from bgpool.core.phase import Phase
 from bgpool.core.timeline import HELD_BY_HAND, HOLD_OVER, RELEASED_BY_HAND

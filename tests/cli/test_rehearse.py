@@ -35,9 +35,9 @@ from bgpool.lab.rehearsal import (
     UnusablePlanError,
     rehearse,
 )
-from bgpool.lab.rehearsal.crowd import Crowd, Process, Seen
 from bgpool.lab.rehearsal.load import Load
 from bgpool.lab.rehearsal.plan import check, environment
+from bgpool.lab.rehearsal.processes import ApplicationProcesses, Process, ProcessHistory
 from bgpool.lab.rehearsal.report import findings
 from bgpool.report import Event
 from bgpool.segment.table import Usage
@@ -410,33 +410,33 @@ def test_a_url_that_is_answered_already(port: int) -> None:
 # -- the processes -----------------------------------------------------------------------------------------------
 
 
-def seen(crowd: Crowd) -> int:
-    crowd.look()
-    return crowd.here
+def seen(app_processes: ApplicationProcesses) -> int:
+    app_processes.look()
+    return app_processes.here
 
 
 def test_what_became_of_each_process(hand: Hand, start_worker: StartWorker) -> None:
-    crowd = Crowd(hand.files)
+    app_processes = ApplicationProcesses(hand.files)
     stays, goes = start_worker(in_use=1, idle=3, served=7), start_worker(in_use=2)
-    crowd.look()
-    crowd.begin()
+    app_processes.look()
+    app_processes.begin()
     hand.enter(Phase.PREPARATION)
     hand.enter(Phase.IN_PROGRESS)
     os.kill(goes, signal.SIGSTOP)
     comes = start_worker(held=5, drained=4, cut=1, served=2, failed=1)
-    wait_until(lambda: seen(crowd) == 3)
+    wait_until(lambda: seen(app_processes) == 3)
     os.kill(goes, signal.SIGKILL)
-    wait_until(lambda: seen(crowd) == 2)
-    told = {process.pid: process for process in crowd.processes()}
+    wait_until(lambda: seen(app_processes) == 2)
+    told = {process.pid: process for process in app_processes.processes()}
     assert told[stays] == Process(stays, "there", 0, 0.0, 0, 0, 4, 0)
     assert told[goes] == Process(goes, "gone", 0, 0.0, 0, 0, 0, 0)
     assert told[comes].fate == "came"
     assert (told[comes].most_held, told[comes].drained, told[comes].cut, told[comes].checkouts) == (5, 4, 1, 3)
-    assert crowd.phase is Phase.IN_PROGRESS
+    assert app_processes.phase is Phase.IN_PROGRESS
 
 
 def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
-    seen = Seen()
+    seen = ProcessHistory()
     seen.take(1.0, Usage(served=7, failed=1), {})
     seen.begin()
     assert seen.told(1, "there").checkouts == 0
@@ -460,7 +460,7 @@ def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
     ],
 )
 def test_how_long_somebody_was_held(rows: list[tuple[float, int]], moments: Mapping[str, float], held_s: float) -> None:
-    seen = Seen()
+    seen = ProcessHistory()
     for at_s, held in rows:
         seen.take(at_s, Usage(held=held), moments)
     told = seen.told(1, "there")

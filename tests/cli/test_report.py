@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bgpool
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.limits import ROW_STALE_S
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Notice
@@ -182,7 +182,7 @@ def test_many_pids_are_not_all_named(beating: Hand, start_worker: StartWorker) -
 def test_the_place_in_a_fleet(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
     start_worker()
     assert bgpool.status("ledger", run_dir).fleet is None
-    beating.publish(fleet=FleetView(Standing.FOLLOWER, "2f7c1b90a4d85e63", 30, 1, "", 2))
+    beating.publish(fleet=FleetView(FleetRole.FOLLOWER, "2f7c1b90a4d85e63", 30, 1, "", 2))
     wait_until(lambda: bgpool.status("ledger", run_dir).ready)
     status = bgpool.status("ledger", run_dir)
     assert status.fleet == Fleet("follower", "2f7c1b90a4d85e63", None, 30, 2, "")
@@ -196,7 +196,7 @@ def test_the_place_in_a_fleet(beating: Hand, start_worker: StartWorker, run_dir:
 
 def test_a_host_that_asks_the_database_itself_is_noted(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
     start_worker()
-    beating.publish(fleet=FleetView(Standing.DIRECT, reason="no message for 1.5 s", fallbacks=1))
+    beating.publish(fleet=FleetView(FleetRole.DIRECT, reason="no message for 1.5 s", fallbacks=1))
     wait_until(lambda: bgpool.status("ledger", run_dir).ready)
     status = bgpool.status("ledger", run_dir)
     assert status.fleet == Fleet("direct", "", None, None, 1, "no message for 1.5 s")
@@ -208,7 +208,7 @@ def test_a_host_that_asks_the_database_itself_is_noted(beating: Hand, start_work
 
 def test_what_a_silent_monitor_has_said_of_its_fleet_is_no_note(run_dir: Path) -> None:
     hand = Hand(run_dir, "ledger")
-    hand.publish(fleet=FleetView(Standing.DIRECT, reason="no message for 1.5 s"))
+    hand.publish(fleet=FleetView(FleetRole.DIRECT, reason="no message for 1.5 s"))
     hand.writer._beat[0] = time.monotonic_ns() - 12 * 10**9
     status = bgpool.status("ledger", run_dir)
     assert status.monitor.state == "silent"

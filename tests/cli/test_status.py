@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.phase import Phase
 from bgpool.report import Fleet
 from bgpool.segment.paths import prepare_run_dir
@@ -254,7 +254,7 @@ def test_the_json_stays_as_it_is(hand: Hand, start_worker: StartWorker, bgpool_c
         hand.enter(phase, "metadata" if phase is Phase.POST else "")
     hand.writer.note_bus(time.monotonic_ns())
     hand.publish(
-        release_until_ns=time.monotonic_ns() + 60 * 10**9, fleet=FleetView(Standing.FOLLOWER, "2f7c1b90a4d85e63", 30)
+        release_until_ns=time.monotonic_ns() + 60 * 10**9, fleet=FleetView(FleetRole.FOLLOWER, "2f7c1b90a4d85e63", 30)
     )
     done = bgpool_command("status", "--json")
     assert done.returncode == 0
@@ -268,7 +268,7 @@ def test_ready_tells_of_a_host_that_asks_the_database_itself(
     hand: Hand, start_worker: StartWorker, until_ready: UntilReady, bgpool_command: Command
 ) -> None:
     start_worker()
-    hand.publish(fleet=FleetView(Standing.DIRECT, reason="bus-1 refuses\x1b[2J: NOPERM"))
+    hand.publish(fleet=FleetView(FleetRole.DIRECT, reason="bus-1 refuses\x1b[2J: NOPERM"))
     until_ready()
     done = bgpool_command("status", "--ready")
     assert done.returncode == 0, "it is ready all the same"

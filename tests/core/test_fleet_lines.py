@@ -8,27 +8,27 @@ from dataclasses import replace
 import pytest
 
 from bgpool.core.events import Instant
-from bgpool.core.fleet import Standing
-from bgpool.core.fleet_lines import Said, tell
+from bgpool.core.fleet import FleetRole
+from bgpool.core.fleet_lines import LoggedState, tell
 from bgpool.core.limits import FLEET_WORKS_S, LOG_REPEAT_S
 from bgpool.core.member import Member
 from bgpool.core.snapshot import Snapshot
 
 SECOND = 1_000_000_000
 ALONE = Member("aaaaaaaaaaaaaaaa", "app")
-FOLLOWS = replace(ALONE, standing=Standing.FOLLOWER, reason="", leader="2f7c1b90a4d85e63", hosts=30)
-LEADS = replace(ALONE, standing=Standing.LEADER, reason="", leader=ALONE.id, hosts=1)
+FOLLOWS = replace(ALONE, standing=FleetRole.FOLLOWER, reason="", leader="2f7c1b90a4d85e63", hosts=30)
+LEADS = replace(ALONE, standing=FleetRole.LEADER, reason="", leader=ALONE.id, hosts=1)
 
 
 def fallen(times: int, reason: str = "no message for 1.5 s") -> Member:
-    return replace(FOLLOWS, standing=Standing.DIRECT, reason=reason, fallbacks=times)
+    return replace(FOLLOWS, standing=FleetRole.DIRECT, reason=reason, fallbacks=times)
 
 
 class Log:
     """What is told, event by event."""
 
     def __init__(self) -> None:
-        self.said, self.snapshot = Said(), Snapshot("1")
+        self.said, self.snapshot = LoggedState(), Snapshot("1")
 
     def see(self, at_s: float, member: Member) -> list[tuple[str, int, str]]:
         """The lines that *member* makes at *at_s* seconds."""
@@ -73,7 +73,7 @@ def test_a_later_silence_with_the_same_reason_is_told_again(log: Log) -> None:
 
 def test_a_leader_that_steps_down_for_a_moment_has_not_fallen_back(log: Log) -> None:
     assert len(log.see(1, LEADS)) == 1
-    stepped_down = replace(LEADS, standing=Standing.DIRECT, reason="the fleet's stream was deleted")
+    stepped_down = replace(LEADS, standing=FleetRole.DIRECT, reason="the fleet's stream was deleted")
     assert log.see(2, stepped_down) == []
     assert log.see(2.1, LEADS) == []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bgpool.core.events import Answered, Event, Resolved, StatusRead
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.machine import Rules, step
 from bgpool.core.phase import SWITCHING, Phase, Role
 from bgpool.core.records import note_heard
@@ -113,7 +113,7 @@ def test_nor_does_the_end_of_one(status: str) -> None:
 
 
 def test_a_hosts_place_in_its_fleet_outlives_deployments() -> None:
-    view = FleetView(Standing.FOLLOWER, "web-2", 30, 1)
+    view = FleetView(FleetRole.FOLLOWER, "web-2", 30, 1)
     snapshot, phases = ready(fleet=view), set()
     gone = StatusRead(at(70), Role.SOURCE, ())
     for event in (*STORY, AGAIN[0], gone):

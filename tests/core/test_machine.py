@@ -21,7 +21,7 @@ from bgpool.core.events import (
     StatusRow,
     Tick,
 )
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.machine import TRANSITIONS, Rules, Signal, step
 from bgpool.core.phase import PHASE_OF_STATUS, SWITCHING, Phase, Role
 from bgpool.core.routing import Action, Purpose, decide
@@ -254,7 +254,7 @@ def answers(draw: st.DrawFn, moment: Instant) -> tuple[Event, ...]:
 @settings(max_examples=300, print_blob=True)
 @given(st.data())
 def test_whatever_happens(data: st.DataObject) -> None:
-    view = FleetView(Standing.FOLLOWER)
+    view = FleetView(FleetRole.FOLLOWER)
     snapshot = Snapshot("1", fleet=view)
     seconds = 1.0
     for _ in range(data.draw(st.integers(1, 40))):

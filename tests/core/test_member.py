@@ -22,16 +22,16 @@ from bgpool.core.events import (
     Tick,
 )
 from bgpool.core.fleet import (
-    Beaten,
     BusFailed,
     Claimed,
     FleetEvent,
     FleetOrder,
-    KeyGone,
+    FleetRole,
     Message,
     MessageHeard,
+    PublishRefused,
     ReportsRead,
-    Standing,
+    StreamLost,
 )
 from bgpool.core.limits import FLEET_TURN_S
 from bgpool.core.machine import Rules, step
@@ -110,7 +110,7 @@ class Host:
     def asks(self) -> tuple[bool, ...]:
         return tuple(one is not None for one in self.does().asks)
 
-    def stands(self) -> Standing:
+    def stands(self) -> FleetRole:
         return self.member.standing
 
     def phase(self) -> Phase:
@@ -132,7 +132,7 @@ def pair(*, hosts: int = 30) -> tuple[Host, Host]:
     first = leader.speaks(term=WALL // S)
     leader.take(ReportsRead(leader.at, hosts))
     follower.hears(first)
-    assert (leader.stands(), follower.stands()) == (Standing.LEADER, Standing.FOLLOWER)
+    assert (leader.stands(), follower.stands()) == (FleetRole.LEADER, FleetRole.FOLLOWER)
     later(leader, follower, 2.0)
     return leader, follower
 
@@ -221,7 +221,7 @@ def test_another_deployment_with_the_same_bg_id_is_not_followed() -> None:
         stray.member = replace(stray.member, heard_ns=stray.at.mono_ns)
         if stray.does().publication is not None:
             follower.hears(stray.speaks())
-    assert follower.stands() is Standing.DIRECT
+    assert follower.stands() is FleetRole.DIRECT
     assert "another deployment" in follower.member.reason
     assert follower.does().publication is None
     # Nor is one that has no inventory, and so does not say whose readings it has.
@@ -329,13 +329,13 @@ def test_a_backlog_is_no_word_against_what_a_host_was_told_before_nobody_answere
     follower.now = leader.now
     follower.waits(1.6)
     follower.waits(1.6)
-    assert follower.stands() is Standing.DIRECT
+    assert follower.stands() is FleetRole.DIRECT
     follower.reads("SWITCHOVER_INITIATED")
     for role in Role:
         follower.fails(role)
     old = replace(old, issued_ns=old.issued_ns + 2 * S, read_ns=(old.read_ns[0] + 2 * S, old.read_ns[1] + 2 * S))
     follower.hears(old)
-    assert follower.stands() is Standing.FOLLOWER
+    assert follower.stands() is FleetRole.FOLLOWER
     assert follower.phase() is Phase.PREPARATION
 
 
@@ -401,7 +401,7 @@ def test_silence_makes_a_host_ask_within_the_fleets_budget() -> None:
     # Somebody may lead within a moment; then nothing has happened.
     assert follower.member.fallbacks == 0
     follower.waits(1.0)
-    assert follower.stands() is Standing.DIRECT
+    assert follower.stands() is FleetRole.DIRECT
     assert follower.member.fallbacks == 1
     assert follower.asks == (True, True)
     assert follower.does().pace_ms == 5000
@@ -431,14 +431,14 @@ def test_a_switchover_that_is_found_to_be_under_way_after_all_is_no_silence() ->
     leader.now += 181
     leader.take(Tick(leader.at))
     assert leader.phase() is Phase.COMPLETED
-    leader.member = replace(leader.member, standing=Standing.LEADER, term=7, heard_ns=leader.at.mono_ns)
+    leader.member = replace(leader.member, standing=FleetRole.LEADER, term=7, heard_ns=leader.at.mono_ns)
     leader.now += 0.45
     leader.take(Answered(leader.at, Role.SOURCE, True))
     leader.take(Answered(leader.at, Role.TARGET, False))
     assert leader.phase() is Phase.POST
     leader.now += 0.01
     leader.take(Tick(leader.at))
-    assert leader.stands() is Standing.LEADER
+    assert leader.stands() is FleetRole.LEADER
 
 
 def test_a_succession_is_no_fallback() -> None:
@@ -450,7 +450,7 @@ def test_a_succession_is_no_fallback() -> None:
         host.waits(0.2)
     follower.reads("AVAILABLE", Role.SOURCE)
     third.hears(follower.speaks())
-    assert third.stands() is Standing.FOLLOWER
+    assert third.stands() is FleetRole.FOLLOWER
     assert third.asks == (False, False)
     third.waits(1.2)
     assert (third.member.vacant, third.member.fallbacks) == ("", 0)
@@ -467,7 +467,7 @@ def test_who_has_an_answer_leads_after_a_silence() -> None:
     assert claim.term == leader.member.term + 1
     leader.now = follower.now
     leader.hears(claim)
-    assert leader.stands() is Standing.FOLLOWER
+    assert leader.stands() is FleetRole.FOLLOWER
     assert leader.asks == (False, False)
 
 
@@ -482,14 +482,14 @@ def test_a_clock_that_is_wrong_means_asking_directly_and_no_claim(off: float) ->
             message = leader.speaks()
             leader.hears(message)
             stray.hears(message)
-        assert stray.stands() is Standing.DIRECT
+        assert stray.stands() is FleetRole.DIRECT
         if stray.does().publication is not None:
             assert leader.now < 2.2
             break
         stray.reads("AVAILABLE")
     assert stray.asks == (True, True)
     assert stray.member.clock_off_ns == pytest.approx(off * S, abs=S)
-    assert other.stands() is Standing.FOLLOWER
+    assert other.stands() is FleetRole.FOLLOWER
 
 
 def test_a_leader_whose_clock_is_wrong_for_most_leaves_the_place_to_others() -> None:
@@ -509,7 +509,7 @@ def test_leaders_whose_clocks_are_wrong_alike_do_not_pass_the_place_to_and_fro()
     leader.now = follower.now
     follower.reads("AVAILABLE")
     leader.hears(follower.speaks())
-    assert leader.stands() is Standing.FOLLOWER
+    assert leader.stands() is FleetRole.FOLLOWER
     follower.take(ReportsRead(follower.at, 30, strangers=16))
     leader.hears(follower.speaks())
     leader.waits(0.3)
@@ -549,7 +549,7 @@ def test_a_heartbeat_whose_readings_were_not_heard_is_no_evidence() -> None:
     message = leader.speaks()
     assert not message.readings
     late.hears(message)
-    assert late.stands() is Standing.DIRECT
+    assert late.stands() is FleetRole.DIRECT
     # Nor does it depose a leader that others hear.
     assert late.does().publication is None
 
@@ -562,7 +562,7 @@ def test_a_heartbeat_does_not_stand_on_the_readings_of_another_leader_of_its_ter
     claims = [twin.speaks(term=term) for twin in twins]
     joiner = created("eeee", at=leader.now)
     joiner.hears(claims[0])
-    assert joiner.stands() is Standing.FOLLOWER
+    assert joiner.stands() is FleetRole.FOLLOWER
     twins[1].now += 0.5
     joiner.now += 0.5
     heard_ns = joiner.member.heard_ns
@@ -593,7 +593,7 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     # Old blue is silent with good reason, and tells nobody anything.
     assert follower.asks == (False, False)
     turn = 30 * FLEET_TURN_S
-    first = follower.member.luck * turn
+    first = follower.member.jitter * turn
     later(leader, follower, round(first - 0.2, 1))
     assert follower.asks == (False, False)
     later(leader, follower, 0.4)
@@ -609,9 +609,9 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     follower.reads("SWITCHOVER_IN_PROGRESS", Role.TARGET, read_only=False)
     claim = follower.speaks()
     assert claim.term == leader.member.term + 1
-    assert follower.stands() is Standing.LEADER
+    assert follower.stands() is FleetRole.LEADER
     leader.hears(claim)
-    assert leader.stands() is Standing.FOLLOWER
+    assert leader.stands() is FleetRole.FOLLOWER
     assert leader.phase() is Phase.POST
 
 
@@ -638,7 +638,7 @@ def test_where_no_server_answers_anybody_one_asks_for_all() -> None:
     follower.waits(0.31)
     claim = follower.speaks()
     assert claim.term > leader.member.term
-    assert follower.stands() is Standing.LEADER
+    assert follower.stands() is FleetRole.LEADER
 
 
 def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
@@ -652,7 +652,7 @@ def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
     follower.reads("AVAILABLE")
     claim = follower.speaks()
     assert claim.term > message.term
-    assert (follower.stands(), follower.member.fallbacks) == (Standing.LEADER, 0)
+    assert (follower.stands(), follower.member.fallbacks) == (FleetRole.LEADER, 0)
 
 
 def test_a_new_leader_says_of_each_role_what_it_has_read_itself_as_soon_as_it_has() -> None:
@@ -678,17 +678,17 @@ def test_two_leaders_of_one_term_both_step_down() -> None:
     twin.now += 0.5
     message = twin.speaks()
     leader.hears(message)
-    assert leader.stands() is Standing.DIRECT
+    assert leader.stands() is FleetRole.DIRECT
     assert leader.member.tried == message.term
 
 
 def test_a_leader_whose_words_are_refused_or_whose_stream_is_gone_leads_no_more() -> None:
     leader, _ = pair()
     other = replace(leader.member)
-    leader.take(Beaten(leader.at, leader.member.term))
-    assert leader.stands() is Standing.DIRECT
+    leader.take(PublishRefused(leader.at, leader.member.term))
+    assert leader.stands() is FleetRole.DIRECT
     leader.member = other
-    leader.take(KeyGone(leader.at))
+    leader.take(StreamLost(leader.at))
     claim = leader.does().publication
     assert claim is not None
     assert claim.is_claim
@@ -700,7 +700,7 @@ def test_a_host_whom_nobody_believes_contends_for_the_leadership_ever_less() -> 
     waits = []
     for _ in range(9):
         claim = host.speaks(term=host.member.tried + 1)
-        host.take(Beaten(host.at, claim.term))
+        host.take(PublishRefused(host.at, claim.term))
         host.reads("AVAILABLE")
         began = host.now
         while host.does().publication is None:
@@ -718,7 +718,7 @@ def test_a_host_whom_nobody_believes_contends_for_the_leadership_ever_less() -> 
 def test_a_leader_that_does_not_hear_itself_leads_no_more() -> None:
     leader, _ = pair()
     leader.waits(1.6)
-    assert leader.stands() is Standing.DIRECT
+    assert leader.stands() is FleetRole.DIRECT
     assert leader.asks == (True, True) or leader.does().due_ns <= (leader.now + 0.2) * S
 
 
@@ -780,7 +780,7 @@ def test_a_host_whose_clock_is_wrong_keeps_the_budget() -> None:
     leader, _ = pair(hosts=1000)
     stray = created("cccc", at=leader.now, off=5.0)
     later(leader, stray, 0.6)
-    assert stray.stands() is Standing.DIRECT
+    assert stray.stands() is FleetRole.DIRECT
     assert stray.does().pace_ms == 5000
 
 
@@ -802,7 +802,7 @@ def test_a_leader_that_is_deaf_leaves_the_place_to_those_who_hear() -> None:
         follower.now = leader.now
         if leader.does().publication is not None:
             follower.hears(leader.speaks())
-    assert leader.stands() is Standing.DIRECT
+    assert leader.stands() is FleetRole.DIRECT
     follower.waits(1.6)
     follower.waits(0.2)
     follower.reads("AVAILABLE", Role.SOURCE)
@@ -853,7 +853,7 @@ def test_a_release_of_before_a_switchover_releases_nobody_in_it() -> None:
     newcomer = Host("eeee", at=leader.now)
     newcomer.reads("SWITCHOVER_IN_PROGRESS")
     newcomer.hears(leader.speaks())
-    assert newcomer.stands() is Standing.FOLLOWER
+    assert newcomer.stands() is FleetRole.FOLLOWER
     assert not newcomer.snapshot.release_until_ns
     # One of now is for everybody, late or not.
     again = ordered(leader, Order.RELEASE, 2)

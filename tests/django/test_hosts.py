@@ -19,7 +19,7 @@ from django.test.utils import setup_test_environment, teardown_test_environment
 from bgpool.core.engine import Engine
 from bgpool.integrations.django import sources
 from bgpool.integrations.django.under_test import IN_TESTS
-from bgpool.pools.participant import Bystander
+from bgpool.pools.participant import NonParticipant
 from tests.django.conftest import ENGINES
 from tests.engines import Kit
 
@@ -55,7 +55,7 @@ class Wrappers:
         if mark:
             settings["BGPOOL_TEST_DATABASE"] = True
         source = wrapper.bgpool_find(wrapper.get_connection_params())
-        return not isinstance(source.connections.participant, Bystander)
+        return not isinstance(source.connections.participant, NonParticipant)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from bgpool.core.events import Answered, MetadataAbsent, Order
-from bgpool.core.fleet import NEVER, FleetOrder, Message, Reading, Report, Standing
+from bgpool.core.fleet import NEVER, FleetOrder, FleetRole, Message, Reading, Report
 from bgpool.core.phase import Phase, Role
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import parse
@@ -100,7 +100,7 @@ class Host:
         return self.monitor._snapshot
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> FleetRole:
         view = self.snapshot.fleet
         assert view is not None
         return view.standing
@@ -142,11 +142,11 @@ class Fleet:
 
     @property
     def leader(self) -> Host:
-        return next(host for host in self.hosts if host.standing is Standing.LEADER)
+        return next(host for host in self.hosts if host.standing is FleetRole.LEADER)
 
     @property
     def followers(self) -> list[Host]:
-        return [host for host in self.hosts if host.standing is Standing.FOLLOWER]
+        return [host for host in self.hosts if host.standing is FleetRole.FOLLOWER]
 
     def bus(self) -> StreamBus:
         return StreamBus(FleetConfig(self.redis.url(), (KEY.encode(),)), "ledger")
@@ -226,7 +226,7 @@ def test_a_bus_that_fails_makes_hosts_ask_and_a_bus_that_works_ends_it(fleet: Fl
         redis.execute("REPLICAOF", "127.0.0.1", "1")
         undo = ("REPLICAOF", "NO", "ONE")
     wait_until(
-        lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+        lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
     )
     assert all(host.snapshot.fleet and host.snapshot.fleet.reason for host in fleet.hosts)
     wait_until(lambda: fleet.pair.monitoring_connections() == 6, PATIENCE_S, "two connections of each")
@@ -244,7 +244,7 @@ def test_a_leader_whose_reports_cannot_be_read_leads_all_the_same(fleet: Fleet) 
     leader = fleet.leader
     fleet.redis.execute("DEL", HOSTS)
     fleet.redis.execute("SET", HOSTS, "somebody else's")
-    same_for(5.0, lambda: leader.standing is Standing.LEADER)
+    same_for(5.0, lambda: leader.standing is FleetRole.LEADER)
     assert [host.fallbacks for host in fleet.hosts] == [0, 0, 0]
     fleet.redis.execute("DEL", HOSTS)
     bus = fleet.bus()
@@ -262,7 +262,7 @@ def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None
     redis.execute("CONFIG", "SET", "maxmemory", "1")
     try:
         wait_until(
-            lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
         )
         found = re.search(rb"cmdstat_xadd:.*rejected_calls=(\d+)", redis.execute("INFO", "commandstats"))
         assert found is not None
@@ -280,8 +280,8 @@ def test_a_nudge_is_passed_on_once_and_its_copies_are_not(fleet: Fleet, monkeypa
     nudges: list[float] = []
     monkeypatch.setattr(leader.monitor, "_nudge", lambda: nudges.append(time.monotonic()))
     fleet_of_follower = follower.monitor._fleet
-    assert isinstance(fleet_of_follower, monitor_fleet.Fleet)
-    fleet_of_follower._voice.nudge()
+    assert isinstance(fleet_of_follower, monitor_fleet.FleetMembership)
+    fleet_of_follower._publisher.nudge()
     wait_until(lambda: bool(nudges), PATIENCE_S, "the leader is nudged")
     payload = next(
         entry.payload for entry in bus.reports(50) if isinstance(one := told(entry.payload), Report) and one.nudged
@@ -315,10 +315,10 @@ def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
     fleet.add(2)
     fleet.settle()
     with monkeypatch.context() as patched:
-        patched.setattr("bgpool.monitor.ear.unseal", fail)
-        patched.setattr("bgpool.monitor.voice.seal", fail)
+        patched.setattr("bgpool.monitor.subscriber.unseal", fail)
+        patched.setattr("bgpool.monitor.publisher.seal", fail)
         wait_until(
-            lambda: all(host.standing is Standing.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
         )
         time.sleep(2.0)
     fleet.settle()
@@ -368,8 +368,8 @@ def test_a_report_that_is_refused_is_counted_once_however_often_it_is_read(fleet
     fleet.settle()
     leader = fleet.leader
     members = leader.monitor._fleet
-    assert isinstance(members, monitor_fleet.Fleet)
-    refused = members._ear.refused
+    assert isinstance(members, monitor_fleet.FleetMembership)
+    refused = members._subscriber.refused
     for _ in range(5):
         fleet.redis.execute("XADD", HOSTS, "*", "m", b"not ours")
     wait_until(lambda: refused.total() == 5, PATIENCE_S, "the leader has read all of them")
@@ -439,7 +439,7 @@ def test_a_newer_version_that_says_more_is_understood(fleet: Fleet) -> None:
     heard = unseal(Entry(term, 0, mac + signed), "ledger", (KEY.encode(),))
     assert heard.readings[1] is None
     bus.publish(term, 0, mac + signed)
-    wait_until(lambda: host.standing is Standing.FOLLOWER, PATIENCE_S, "the new leader is followed")
+    wait_until(lambda: host.standing is FleetRole.FOLLOWER, PATIENCE_S, "the new leader is followed")
     fleet.settle()
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from bgpool.core.fleet import Message, Report, Standing
+from bgpool.core.fleet import FleetRole, Message, Report
 from bgpool.core.limits import FLEET_SILENCE_SWITCHING_S
 from bgpool.core.phase import Phase
 from bgpool.doctor import Case, Finding, Result, examine
@@ -90,7 +90,7 @@ def message(term: int, seq: int = 0, *, ahead_s: float = 0.0) -> Message:
 def report(place: str = "ab" * 8, *, off_ms: int | None = None) -> Report:
     return Report(
         "cd" * 8, f"host-{place[:2]}", place, "1.0", time.time_ns(), "12345678", Phase.CREATED, (), 4, 0,
-        Standing.FOLLOWER, clock_off_ms=off_ms,
+        FleetRole.FOLLOWER, clock_off_ms=off_ms,
     )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from bgpool.callables import hand_over
 from bgpool.core.limits import FLEET_KEYS_LIFE_S
 from bgpool.fleet.bus import BusError
 from bgpool.fleet.config import FleetConfig
-from bgpool.handover import hand_over
 from bgpool.lab.waiting import wait_until
 from bgpool.monitor.keys import Keys
 

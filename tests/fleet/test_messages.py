@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from bgpool.core.events import Answered, MetadataAbsent, MetadataFailed, Order, ProbeFailed, StatusRead, StatusRow
-from bgpool.core.fleet import NEVER, FleetOrder, Message, Reading, Report, Standing
+from bgpool.core.fleet import NEVER, FleetOrder, FleetRole, Message, Reading, Report
 from bgpool.core.limits import FLEET_ENTRY_BYTES, FLEET_MISSING, FLEET_TEXT_CHARS, NAME_CHARS
 from bgpool.core.phase import Phase, Role
 from bgpool.fleet.bus import Entry
@@ -55,7 +55,7 @@ REPORT = Report(
     ("the login is refused",),
     8,
     0,
-    Standing.FOLLOWER,
+    FleetRole.FOLLOWER,
     ORDER.number,
     -250,
 )
@@ -148,7 +148,7 @@ reports = some.builds(
     some.lists(words, max_size=FLEET_MISSING).map(tuple),
     counts,
     counts,
-    some.sampled_from(Standing),
+    some.sampled_from(FleetRole),
     names,
     some.none() | some.integers(-(2**40), 2**40),
     counts,

@@ -24,7 +24,7 @@ import trustme
 from redis.exceptions import ResponseError
 
 from bgpool.core.limits import FLEET_BLOCK_S, FLEET_ENTRIES, FLEET_ENTRIES_READ, FLEET_ENTRY_BYTES, FLEET_TIMEOUT_S
-from bgpool.fleet.bus import BusError, Entry, Heard, KeyMissing, Refused, ReportEntry
+from bgpool.fleet.bus import BusError, Entry, KeyMissing, ReadResult, Refused, ReportEntry
 from bgpool.fleet.config import FleetConfig
 from bgpool.fleet.streams import RIGHTS, StreamBus
 from bgpool.lab.addresses import free_addresses
@@ -123,7 +123,7 @@ def test_a_leader_hears_that_the_stream_is_gone(server: RedisServer, bus: Stream
     with pytest.raises(KeyMissing):
         bus.publish(8, 1, b"")
     assert bus.top() is None
-    assert bus.read((8, 0), 0.0) == Heard([], [])
+    assert bus.read((8, 0), 0.0) == ReadResult([], [])
     # The fence is gone with it: the caller's terms have to rise by a clock.
     bus.publish(1, 0, b"")
 
@@ -138,7 +138,7 @@ def test_trimming_and_deleting_entries_keeps_the_fence(server: RedisServer, bus:
 
 
 def test_both_streams_are_read_at_once(bus: StreamBus) -> None:
-    assert bus.read((0, 0), 0.0, "0") == Heard([], [])
+    assert bus.read((0, 0), 0.0, "0") == ReadResult([], [])
     bus.publish(7, 0, b"\x00\r\n\xff")
     bus.publish(7, 1, b"one")
     for text in (b"a", b"b"):
@@ -146,8 +146,8 @@ def test_both_streams_are_read_at_once(bus: StreamBus) -> None:
     heard = bus.read((0, 0), 0.0, "0")
     assert heard.entries == [Entry(7, 0, b"\x00\r\n\xff"), Entry(7, 1, b"one")]
     assert [report.payload for report in heard.reports] == [b"a", b"b"]
-    assert bus.read((7, 0), 0.0) == Heard([Entry(7, 1, b"one")], [])
-    assert bus.read((7, 1), 0.0, heard.reports[0].id) == Heard([], heard.reports[1:])
+    assert bus.read((7, 0), 0.0) == ReadResult([Entry(7, 1, b"one")], [])
+    assert bus.read((7, 1), 0.0, heard.reports[0].id) == ReadResult([], heard.reports[1:])
     assert bus.reports(1) == heard.reports[1:]
     assert bus.reports(9) == heard.reports[::-1]
 
@@ -186,7 +186,7 @@ def test_nothing_comes_back_late_and_not_as_a_failure(
 
     def read() -> float:
         began = time.monotonic()
-        assert bus.read((7, 0), timeout_s) == Heard([], [])
+        assert bus.read((7, 0), timeout_s) == ReadResult([], [])
         took_s = time.monotonic() - began
         assert least <= took_s
         return took_s
@@ -619,12 +619,12 @@ def test_who_may_too_little(server: RedisServer, new_bus: NewBus) -> None:
     server.user("reader", PASSWORD, "+xread", "%R~bgpool:*")
     server.user("other", PASSWORD, "+@all", "~other:*")
     reader = new_bus(server.url(user="reader", password=PASSWORD))
-    assert reader.read((0, 0), 0.0) == Heard([], [])
+    assert reader.read((0, 0), 0.0) == ReadResult([], [])
     for call, command in (((reader.publish, 7, 0, b""), "XADD"), ((reader.top,), "XREVRANGE")):
         said = failure(*call)
         assert f"does not let the user run {command}" in said
         assert RIGHTS in said
-    assert reader.read((0, 0), 0.0) == Heard([], []), "it is no reason to hang up"
+    assert reader.read((0, 0), 0.0) == ReadResult([], []), "it is no reason to hang up"
     said = failure(new_bus(server.url(user="other", password=PASSWORD)).top)
     assert "does not let the user run XREVRANGE" in said
     said = failure(new_bus(server.url(user="reader", password=PASSWORD, db=1)).top)
@@ -702,7 +702,7 @@ def test_tls_proves_the_name(tls_server: RedisServer, name: dict[str, str], new_
 
     bus = of("bus.test")
     bus.publish(7, 0, b"")
-    assert bus.read((7, 0), 0.1) == Heard([], [])
+    assert bus.read((7, 0), 0.1) == ReadResult([], [])
     assert bus.top() == Entry(7, 0, b"")
     assert "its certificate is refused: Hostname mismatch" in failure(of("wrong.test").top)
     assert of("wrong.test", "ssl_check_hostname=false").top() == Entry(7, 0, b"")
@@ -748,7 +748,7 @@ def test_options_of_the_url_have_no_effect(server: RedisServer, new_bus: NewBus)
     bus.publish(7, 0, b"\xff")
     # Without the right to PING, a health check would fail.
     time.sleep(1.1)
-    assert bus.read((0, 0), 0.0) == Heard([Entry(7, 0, b"\xff")], [])
+    assert bus.read((0, 0), 0.0) == ReadResult([Entry(7, 0, b"\xff")], [])
     server.freeze()
     began = time.monotonic()
     assert "within 1 s" in failure(bus.top)

@@ -19,7 +19,7 @@ from bgpool.lab.mysql.mariadb import SCRIPTS, MariaDB
 from bgpool.lab.mysql.mysql import MySQL
 from bgpool.lab.mysql.programs import find_family
 from bgpool.lab.server import Setup
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.server_factories import find_servers
 
 MARIADB = "mariadbd  Ver 10.11.14-MariaDB-0+deb12u2 for debian-linux-gnu on x86_64 (Debian 12)"
 MYSQL = "/usr/sbin/mysqld  Ver 8.4.3 for Linux on x86_64 (MySQL Community Server - GPL)"

@@ -16,7 +16,7 @@ from bgpool.cli.app import app
 from bgpool.core.phase import Phase
 from bgpool.lab.fleet import BUS_FAULTS, PHASES, Fault, Plan, Result, findings_of, heard_findings, play
 from bgpool.lab.fleet.results import Host, Load
-from bgpool.lab.fleet.traffic import Question, Stay, busiest, most_at_once, read_log
+from bgpool.lab.fleet.traffic import Query, ServerSession, busiest, most_at_once, read_log
 
 LOG = """\
 2026-01-02 03:04:05.100 UTC [11] [unknown] [unknown] 127.0.0.1 LOG:  connection received: host=127.0.0.1 port=40000
@@ -48,14 +48,19 @@ def test_a_servers_log_tells_who_asked_and_who_was_connected(tmp_path: Path) -> 
 
 
 def test_sessions_are_counted_at_a_time() -> None:
-    stays = [Stay(1.0, 2.0, 1), Stay(2.0, 3.0, 2), Stay(1.5, 9.0, 3), Stay(0.0, float("inf"), 4)]
+    stays = [
+        ServerSession(1.0, 2.0, 1),
+        ServerSession(2.0, 3.0, 2),
+        ServerSession(1.5, 9.0, 3),
+        ServerSession(0.0, float("inf"), 4),
+    ]
     assert most_at_once(stays, 0.0, 10.0) == 3
     assert most_at_once(stays, 3.5, 10.0) == 2
     assert most_at_once(stays, 9.5, 10.0) == 1
 
 
 def test_the_busiest_window_slides() -> None:
-    questions = [Question(at_s, 1) for at_s in (0.0, 0.9, 1.0, 1.1, 1.8, 5.0)]
+    questions = [Query(at_s, 1) for at_s in (0.0, 0.9, 1.0, 1.1, 1.8, 5.0)]
     assert busiest(questions, 1.0) == 4
     assert busiest(questions, 0.05) == 1
     assert busiest([], 1.0) == 0

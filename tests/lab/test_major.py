@@ -21,8 +21,8 @@ from bgpool.lab.rehearsal import Plan, UnusablePlanError
 from bgpool.lab.rehearsal.plan import check
 from bgpool.lab.scenarios import CATALOGUE, catalogue_of, find, play
 from bgpool.lab.scenarios.scenario import Scenario
+from bgpool.lab.server_factories import find_servers
 from bgpool.lab.templates import template
-from bgpool.lab.workshops import find_servers
 from tests.lab.clients import Refused, connect
 from tests.lab.majors import major_options
 from tests.lab.test_programs import programs_that_say

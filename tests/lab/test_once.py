@@ -80,7 +80,7 @@ def test_a_claim_that_asks_nobody_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def _is_mariadb() -> bool:
-    from bgpool.lab.workshops import find_servers
+    from bgpool.lab.server_factories import find_servers
 
     return "MariaDB" in find_servers(Engine.MYSQL)
 

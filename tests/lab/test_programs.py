@@ -13,8 +13,8 @@ from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab import LabError, Pair, ProgramsError
 from bgpool.lab.binaries import PROGRAMS, find_programs
-from bgpool.lab.places import VARIABLES
-from bgpool.lab.workshops import find_servers
+from bgpool.lab.program_paths import VARIABLES
+from bgpool.lab.server_factories import find_servers
 
 COMMANDS = (("demo",), ("lab", "run", "rds"), ("lab", "chaos", "--seconds", "1"), ("rehearse",))
 

@@ -34,7 +34,7 @@ from bgpool.lab.scenarios import (
 )
 from bgpool.lab.scenarios.scenario import FAST, Scenario, findings
 from bgpool.lab.server import Shut
-from bgpool.lab.workshops import Tls
+from bgpool.lab.server_factories import Tls
 
 CHAPTERS = (topologies, evidence, rollbacks, upgrades, hosts, names)
 #: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL

@@ -196,7 +196,7 @@ class BridgedPool(Facade):
     """An AsyncPool with the methods of a pool for threads."""
 
     @property
-    def _succession(self) -> Any:
+    def _generations(self) -> Any:
         return self._bridge.run(self._subject._here)
 
     def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -27,8 +27,8 @@ from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
 from bgpool.lab.ledger import INSERT_SQL
+from bgpool.pools.generations import Generations
 from bgpool.pools.postgres.async_pool import AsyncPool
-from bgpool.pools.succession import Succession
 from bgpool.registry import ASYNC_POOLS, close_pools, get_async_pool, open_pools
 from bgpool.testing import Deployment
 from tests.engines import sleepers
@@ -142,13 +142,13 @@ def test_no_count_falls_while_what_a_closed_loop_has_left_is_closed(
     pool = make_pool()
     seen: list[int] = []
 
-    def close(succession: Succession, timeout_s: float) -> None:
+    def close(succession: Generations, timeout_s: float) -> None:
         seen.append(pool.usage().served)
         own(succession, timeout_s)
         seen.append(pool.usage().served)
 
-    own = Succession.close
-    monkeypatch.setattr(Succession, "close", close)
+    own = Generations.close
+    monkeypatch.setattr(Generations, "close", close)
     for _ in range(2):
         asyncio.run(session(pool))
     pool.tick()

@@ -42,7 +42,7 @@ def test_held_callers_and_threads_are_waited_for_together(tmp_path: Path, monkey
         deployment.phase(Phase.PREPARATION)
         given: list[float] = []
         monkeypatch.setattr(pool._gate, "aclose", pool._gate.waits.sleep)
-        monkeypatch.setattr(pool._succession, "close", given.append)
+        monkeypatch.setattr(pool._generations, "close", given.append)
         pool.close(timeout=0.2)
         assert given == [0.0]
         monkeypatch.undo()

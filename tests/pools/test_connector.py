@@ -127,7 +127,7 @@ def test_an_attempt_that_a_switchover_ends_is_held(
     connector: Connector[Any], kit: Kit, deployment: Deployment, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector.wait_admitted()
-    generation: Any = connector._succession.current
+    generation: Any = connector._generations.current
     real = connector._recipe.aconnect
 
     async def refused(*_: Any) -> Any:
@@ -145,7 +145,7 @@ def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
     connector: Connector[Any], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector.wait_admitted()
-    generation: Any = connector._succession.current
+    generation: Any = connector._generations.current
     open_it, retire, draining, opened = (
         connector._recipe.aconnect,
         generation.retire,
@@ -233,7 +233,7 @@ def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
 
 def test_in_use_is_asked_under_no_lock(connector: Connector[Any], deployment: Deployment) -> None:
     """Its owner may take a lock there, and call the connector while it has that."""
-    lock, connection, free = connector._succession._lock, connector.connect(), []
+    lock, connection, free = connector._generations._lock, connector.connect(), []
 
     def in_use(_conn: object) -> bool:
         free.append(lock.acquire(timeout=5.0))

@@ -65,7 +65,7 @@ def rows(pair: Pair, worker: int) -> int:
 
 def age(db: PooledDB) -> None:
     """Make its one idle connection old enough to be checked."""
-    generation: Any = db.pool._succession.current
+    generation: Any = db.pool._generations.current
     generation.inner._slots.idle[0].bgpool_idle_since -= 60
 
 

@@ -9,6 +9,7 @@ import pytest
 from bgpool.pools.connector import AsyncConnector, Connector
 from bgpool.pools.gate import Gate
 from bgpool.pools.generation import Generation
+from bgpool.pools.generations import Generations
 from bgpool.pools.loop_source import LoopSource
 from bgpool.pools.postgres.async_connection import AsyncAware
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
@@ -18,13 +19,12 @@ from bgpool.pools.postgres.blocking_connection import BlockingAware
 from bgpool.pools.postgres.connector import PostgresConnector
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.pools.postgres.recipe import PostgresRecipe
-from bgpool.pools.succession import Succession
 
 #: What a form for tasks has of its own: it waits, or says in which loop. All else is found in what both inherit.
 OWN: dict[type[Any], set[str]] = {
     LoopSource: {
-        "_reset", "_waits_of", "_here", "_successions", "_bury_closed", "tick", "_count_connections", "open", "close",
-        "start", "stop", "_end",
+        "_reset", "_waits_of", "_here", "_generations_by_loop", "_bury_closed", "tick", "_count_connections", "open",
+        "close", "start", "stop", "_end",
     },
     AsyncPool: {
         "__aenter__", "__aexit__", "connection", "getconn", "putconn", "run", "close", "KIND", "OPTIONS",
@@ -83,6 +83,6 @@ def test_what_decides_is_inherited(form: type[Any], names: tuple[str, ...]) -> N
 
 
 def test_neither_gate_nor_generation_nor_succession_has_a_form_for_tasks() -> None:
-    for kind in (Gate, Generation, Succession):
+    for kind in (Gate, Generation, Generations):
         assert [each.__name__ for each in kind.__subclasses__()] == []
     assert AsyncPool._unit_class is PostgresPool._unit_class

@@ -20,7 +20,8 @@ from bgpool.core.limits import GREEN_WAIT_S
 from bgpool.core.phase import Phase, Role
 from bgpool.lab import Pair
 from bgpool.monitor.probe import now
-from bgpool.pools import gate, succession
+from bgpool.pools import gate
+from bgpool.pools import generations as generations_module
 from bgpool.pools.pool import Pool
 from bgpool.testing import Deployment
 from tests.engines import Kit
@@ -128,7 +129,7 @@ def test_many_refusals_at_once_are_one_replacement(
 ) -> None:
     """No deployment, and so no monitor: an ordinary failover."""
     # Longer than the test takes on a loaded machine.
-    monkeypatch.setattr(succession, "DISTRUST_INTERVAL_S", 30.0)
+    monkeypatch.setattr(generations_module, "DISTRUST_INTERVAL_S", 30.0)
     pool = make_pool(max_size=4)
     generations = set()
 
@@ -145,7 +146,7 @@ def test_many_refusals_at_once_are_one_replacement(
                 caller.wait()
         with pool.connection() as conn:
             generations.add(id(conn.bgpool_generation))
-            assert conn.bgpool_generation is pool._succession.current
+            assert conn.bgpool_generation is pool._generations.current
     assert len(generations) == 2
 
 
@@ -210,7 +211,7 @@ def test_a_block_that_waits_for_a_green_that_refuses_goes_on_without_it(
 def test_a_server_that_stays_read_only_does_not_cost_a_connection_for_every_write(
     kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(succession, "DISTRUST_INTERVAL_S", 0.2)
+    monkeypatch.setattr(generations_module, "DISTRUST_INTERVAL_S", 0.2)
     pool = make_pool(max_size=1)
     with read_only(pair):
         sessions: list[int] = []

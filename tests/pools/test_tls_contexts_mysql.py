@@ -17,8 +17,8 @@ from bgpool import testing
 from bgpool.core.engine import Engine
 from bgpool.core.phase import Phase
 from bgpool.lab import Pair
-from bgpool.lab.front import Authority
-from bgpool.lab.relay import Relay
+from bgpool.lab.mysql_proxy import MysqlProxy
+from bgpool.lab.tls_proxy import Authority
 from bgpool.lab.waiting import wait_until
 from bgpool.pools.mysql.pool import MysqlPool
 from bgpool.testing import Deployment
@@ -39,7 +39,7 @@ class Entrance:
         address = pair.blue.address
         with socket.create_server((address, 0)) as taken:
             port = int(taken.getsockname()[1])
-        self.relay = Relay("tls", address=address, port=port, backend_port=pair.blue.port)
+        self.relay = MysqlProxy("tls", address=address, port=port, backend_port=pair.blue.port)
         self.directory = directory
         self.ca_file = directory / "trusted.pem"
         self.renew()

@@ -19,8 +19,8 @@ import pytest
 
 from bgpool.core.engine import Engine
 from bgpool.lab import Pair
-from bgpool.lab.front import Authority
-from bgpool.lab.relay import Relay
+from bgpool.lab.mysql_proxy import MysqlProxy
+from bgpool.lab.tls_proxy import Authority
 from bgpool.pools.mysql.pool import MysqlPool
 from tests.openssl import is_spoiled, spoil
 
@@ -35,18 +35,18 @@ SLOW = "SELECT SLEEP(0.02)"
 
 
 @pytest.fixture(scope="module")
-def relay(mysql_pair: Pair) -> Iterator[Relay]:
+def relay(mysql_pair: Pair) -> Iterator[MysqlProxy]:
     """TLS in front of blue."""
     address = mysql_pair.blue.address
     with socket.create_server((address, 0)) as taken:
         port = int(taken.getsockname()[1])
-    relay = Relay("tls", address=address, port=port, backend_port=mysql_pair.blue.port)
+    relay = MysqlProxy("tls", address=address, port=port, backend_port=mysql_pair.blue.port)
     yield relay
     relay.close()
 
 
 @pytest.fixture
-def dsn(relay: Relay, mysql_pair: Pair, tmp_path: Path) -> str:
+def dsn(relay: MysqlProxy, mysql_pair: Pair, tmp_path: Path) -> str:
     """The application's, by way of the relay."""
     authority = Authority(tmp_path)
     address = relay.backend[0]
@@ -56,7 +56,7 @@ def dsn(relay: Relay, mysql_pair: Pair, tmp_path: Path) -> str:
     return f"mysql://{login}@{address}:{port}/app?ssl_ca={authority.ca_file}&ssl_verify_identity=true"
 
 
-def cut(relay: Relay) -> None:
+def cut(relay: MysqlProxy) -> None:
     """Cut all connections, as a failover does."""
     for session in tuple(relay._sessions):
         session.cut()
@@ -80,7 +80,7 @@ def test_another_librarys_error_hurts_no_checkout(make_pool: MakePool, dsn: str)
     assert pool.stats().driver["connections_num"] == 1
 
 
-def test_threads_that_saw_a_cut_go_on(make_pool: MakePool, dsn: str, relay: Relay) -> None:
+def test_threads_that_saw_a_cut_go_on(make_pool: MakePool, dsn: str, relay: MysqlProxy) -> None:
     pool = make_pool(dsn, min_size=4, max_size=4)
     failed: list[Exception] = []
     spoiled: list[bool] = []

@@ -14,9 +14,9 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.pools.watch import Watch
 from bgpool.segment import wake
-from bgpool.segment.line import Line
 from bgpool.segment.paths import RunFiles
 from bgpool.segment.reader import Reader, Reading
+from bgpool.segment.release_queue import ReleaseQueue
 from bgpool.segment.table import Usage
 from bgpool.segment.writer import Writer
 from tests.segment.conftest import files
@@ -121,7 +121,7 @@ def test_callers_whose_turn_is_lost_are_woken(
     if not wake.has_futex():
         pytest.skip("waiters poll here")
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
-    monkeypatch.setattr(Line, "let_go", lambda line: wake.wake_others(line._address))
+    monkeypatch.setattr(ReleaseQueue, "let_go", lambda line: wake.wake_others(line._address))
     scene.pool.held = int(held_before)
     scene.look()
     reading = scene.watch._reader.refresh()

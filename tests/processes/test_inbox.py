@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bgpool.core.events import Instant, Nudged, Resolved
 from bgpool.core.fleet import AnyEvent
-from bgpool.monitor.inbox import Inbox, Letter
+from bgpool.monitor.inbox import EventBatch, Inbox
 from tests.waiting import wait_until
 
 AT = Instant(1, 1)
@@ -20,9 +20,9 @@ def resolved(found: Found) -> tuple[AnyEvent, ...]:
     return (Resolved(AT, found),)
 
 
-def told_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> Letter | None:
+def told_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> EventBatch | None:
     """What a reader that waits is told by *tell*."""
-    letters: list[Letter | None] = []
+    letters: list[EventBatch | None] = []
     reader = threading.Thread(target=lambda: letters.append(inbox.get(30.0)))
     reader.start()
     wait_until(lambda: inbox._is_awaited)
@@ -37,14 +37,14 @@ def test_what_changes_nothing_is_told_once() -> None:
     inbox = Inbox()
     inbox.tell("dns", HERE, resolved)
     first = inbox.get(0)
-    assert first == Letter((Resolved(AT, HERE),), "dns", HERE)
+    assert first == EventBatch((Resolved(AT, HERE),), "dns", HERE)
     assert inbox.get(0) is None
     inbox.settle(first)
-    nudge = Letter((Nudged(AT),))
+    nudge = EventBatch((Nudged(AT),))
     assert told_while_awaited(inbox, lambda: inbox.tell("dns", dict(HERE), resolved)) == nudge
     for who, what in (("dns", THERE), ("another", HERE)):
         letter = told_while_awaited(inbox, lambda who=who, what=what: inbox.tell(who, what, resolved))  # type: ignore[misc]
-        assert letter == Letter((Resolved(AT, what),), who, what)
+        assert letter == EventBatch((Resolved(AT, what),), who, what)
         assert inbox.get(0) == nudge
     inbox.unsettle()
     again = told_while_awaited(inbox, lambda: inbox.tell("dns", HERE, resolved))
@@ -62,7 +62,7 @@ def test_who_does_not_wait_is_told_everything() -> None:
     assert inbox.get(0) == letter
     inbox.put(Nudged(AT))
     inbox.tell("dns", HERE, resolved)
-    assert (inbox.get(0), inbox.get(0)) == (Letter((Nudged(AT),)), letter)
+    assert (inbox.get(0), inbox.get(0)) == (EventBatch((Nudged(AT),)), letter)
 
 
 def test_what_is_news_whenever_it_comes_is_never_settled() -> None:
@@ -70,5 +70,5 @@ def test_what_is_news_whenever_it_comes_is_never_settled() -> None:
     for _ in range(2):
         inbox.put(Nudged(AT))
         letter = inbox.get(0)
-        assert letter == Letter((Nudged(AT),))
+        assert letter == EventBatch((Nudged(AT),))
         inbox.settle(letter)

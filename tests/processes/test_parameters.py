@@ -16,9 +16,9 @@ import pytest
 import bgpool
 from bgpool.core.events import Instant
 from bgpool.core.limits import GIVE_WAY_S, HEARTBEAT_STALE_S
+from bgpool.core.observations import Observation, Parameters, Visibility, begin_to_watch
 from bgpool.core.phase import Phase
 from bgpool.core.plan import Target
-from bgpool.core.sightings import Parameters, Sight, Sighting, begin_to_watch
 from bgpool.core.snapshot import Snapshot
 from bgpool.dsn import parse
 from bgpool.lab import Director, Pair, Schedule
@@ -75,9 +75,9 @@ def test_parameters_are_told_without_the_password(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience with a server that does not answer; and somebody has better parameters."""
     for name in ("BLIND_S", "LOCKED_OUT_S"):
-        monkeypatch.setattr(f"bgpool.core.sightings.{name}", 0)
+        monkeypatch.setattr(f"bgpool.core.observations.{name}", 0)
     monkeypatch.setattr(process, "OFFERS_INTERVAL_S", 0)
-    monkeypatch.setattr(process, "best_offer", lambda _files: Sight.UNTRIED)
+    monkeypatch.setattr(process, "best_offer", lambda _files: Visibility.UNTRIED)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -88,8 +88,8 @@ def test_a_blind_monitor_leaves_and_the_next_finds_what_was_tried(files: RunFile
     assert time.monotonic() - began < 30
     found = SegmentMap(files).read()
     assert found is not None
-    (sighting,) = found[1].sightings
-    assert (sighting.parameters, sighting.sight) == (config.parameters, Sight.SILENT)
+    (observation,) = found[1].observations
+    assert (observation.parameters, observation.visibility) == (config.parameters, Visibility.SILENT)
     assert b"s3cret" not in files.segment.read_bytes()
 
 
@@ -111,9 +111,9 @@ def test_one_that_an_operator_runs_stays(files: RunFiles, monkeypatch: pytest.Mo
 # -- who starts the next one --------------------------------------------------------------------------------------
 
 
-def silent(files: RunFiles, age_s: float, *sightings: Sighting) -> None:
-    """A monitor that gave its last sign of life *age_s* ago, having known *sightings*."""
-    writer = Writer(files, 1, Snapshot("ledger", sightings=sightings))
+def silent(files: RunFiles, age_s: float, *observations: Observation) -> None:
+    """A monitor that gave its last sign of life *age_s* ago, having known *observations*."""
+    writer = Writer(files, 1, Snapshot("ledger", observations=observations))
     writer._beat[0] = time.monotonic_ns() - int(age_s * 1e9)
 
 
@@ -124,7 +124,7 @@ def choose(files: RunFiles, *configs: MonitorConfig) -> MonitorConfig | None:
 def test_what_has_shown_nothing_is_not_tried_again_at_once(files: RunFiles) -> None:
     other, app = config_of(files.directory, "other"), config_of(files.directory, "app")
     assert choose(files, other, app) == other, "the first one, while nothing is known"
-    silent(files, 10, Sighting(other.parameters, Sight.MISSING, time.monotonic_ns()))
+    silent(files, 10, Observation(other.parameters, Visibility.MISSING, time.monotonic_ns()))
     assert choose(files, other, app) == app
     assert choose(files, other) == other, "better than none"
     assert choose(files) is None
@@ -132,14 +132,14 @@ def test_what_has_shown_nothing_is_not_tried_again_at_once(files: RunFiles) -> N
 
 def test_a_process_gives_way_to_one_with_better_parameters_for_a_moment(files: RunFiles) -> None:
     other = config_of(files.directory, "other")
-    tried = Sighting(other.parameters, Sight.MISSING, time.monotonic_ns())
+    tried = Observation(other.parameters, Visibility.MISSING, time.monotonic_ns())
     better = Presence(files)
-    better.write(Usage(offer=Sight.SEEN))
+    better.write(Usage(offer=Visibility.SEEN))
     silent(files, HEARTBEAT_STALE_S + GIVE_WAY_S / 2, tried)
     assert choose(files, other) is None
-    better.write(Usage(offer=Sight.MISSING))
+    better.write(Usage(offer=Visibility.MISSING))
     assert choose(files, other) == other
-    better.write(Usage(offer=Sight.SEEN))
+    better.write(Usage(offer=Visibility.SEEN))
     silent_later = RunFiles.of(files.directory, "ledger")
     files.segment.unlink()
     silent(silent_later, HEARTBEAT_STALE_S + GIVE_WAY_S, tried)
@@ -199,7 +199,7 @@ def test_after_a_refused_login_the_callable_is_imported_anew(files: RunFiles, mo
     monkeypatch.setattr(spawn, "bring_up", note)
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     fixed, made = config_of(files.directory), config_of(files.directory, password=bgpool.auth.RdsIam("eu-west-1"))
-    silent(files, 10, Sighting(made.parameters, Sight.REFUSED, time.monotonic_ns()))
+    silent(files, 10, Observation(made.parameters, Visibility.REFUSED, time.monotonic_ns()))
     for config in (fixed, made):
         Starter("ledger", [config].copy).ensure_monitor(files)
     assert asked == [False, True]
@@ -211,11 +211,13 @@ def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -
     mine, now_ns = config_of(files.directory).parameters, time.monotonic_ns()
     writer = Writer(files, 1, Snapshot("ledger"))
     offers = {}
-    for sight in Sight:
-        writer.publish(Snapshot("ledger", sightings=(Sighting(mine, sight, now_ns),)))
+    for visibility in Visibility:
+        writer.publish(Snapshot("ledger", observations=(Observation(mine, visibility, now_ns),)))
         pool.participant.reader.check_path()
-        offers[sight] = pool.usage().offer
-    assert offers == {sight: Sight.SEEN if sight is Sight.SEEN else Sight.NONE for sight in Sight}
+        offers[visibility] = pool.usage().offer
+    assert offers == {
+        visibility: Visibility.SEEN if visibility is Visibility.SEEN else Visibility.NONE for visibility in Visibility
+    }
     pool.close()
 
 
@@ -223,9 +225,9 @@ def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -
 
 
 def test_status_says_whose_parameters_they_are_and_whose_show_nothing(files: RunFiles) -> None:
-    blind = Sighting(Parameters("app", "db", 5432, "other"), Sight.MISSING, 1)
+    blind = Observation(Parameters("app", "db", 5432, "other"), Visibility.MISSING, 1)
     snapshot = begin_to_watch(
-        Snapshot("ledger", sightings=(blind,)), Parameters("app", "db", 5432, "app"), Instant(2, 2)
+        Snapshot("ledger", observations=(blind,)), Parameters("app", "db", 5432, "app"), Instant(2, 2)
     )
     writer = Writer(files, 1, snapshot)
     writer.beat()

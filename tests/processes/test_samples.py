@@ -20,8 +20,8 @@ from bgpool.core.snapshot import Snapshot, TimelineEntry
 from bgpool.monitor import samples
 from bgpool.monitor.lanes import COLUMNS, Lanes
 from bgpool.monitor.sampler import Sampler
-from bgpool.segment.drafts import drafts_of, new_draft
 from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.pending_files import new_pending_file, pending_files_of
 from bgpool.segment.table import Table, Usage
 
 S = 1_000_000_000
@@ -99,12 +99,12 @@ def test_nothing_is_kept_where_nothing_happens_or_by_who_may_not(files: RunFiles
     play(Sampler(files, lambda: True), table, 99)
     play(Sampler(files, lambda: False), table, 120)
     assert files.all_samples() == []
-    assert drafts_of(files.samples_draft) == []
+    assert pending_files_of(files.pending_samples) == []
 
 
 def test_the_last_switchovers_are_kept(files: RunFiles, table: Table) -> None:
     sampler = Sampler(files, lambda: True)
-    dead = new_draft(files.samples_draft)
+    dead = new_pending_file(files.pending_samples)
     dead.path.touch(0o600)
     for number in range(SAMPLED_SWITCHOVERS + 2):
         play(sampler, table, 112, later_s=1000 * number)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bgpool.segment import host
+from bgpool.segment import kernel_features
 from tests.docs.pages import ROOT
 from tests.processes.sandbox import REFUSALS
 
@@ -42,7 +42,7 @@ def test_a_switchover_is_gone_through(names: list[str]) -> None:
     # One monitor, the first, all the time; and it sees the workers.
     assert told["monitors"] == [["alive", 1]]
     assert told["workers"] == 2
-    lacking = sorted({lack.name for lack in host.LACKS.values()} & {*names})
+    lacking = sorted({lack.name for lack in kernel_features.LACKS.values()} & {*names})
     assert told["lacks"] == lacking
     assert {*lacking} <= {*told["notes"]}
     result, text = told["doctor"]["kernel"]

@@ -315,7 +315,7 @@ def test_no_secret_can_be_found(
         wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
         place, settings, _ = parse(pair.dsn, options)
         config = MonitorConfig.of(place, settings, tmp_path / "run")
-        pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._succession]
+        pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._generations]
         assert not any(secret.decode() in repr(part) for part in pool_parts)
         assert secret.decode() not in caplog.text
         nobody_can_see(secret, tmp_path / "run")

@@ -32,7 +32,7 @@ from tests.processes.test_watch import Member
 
 WaitUntil = Callable[..., None]
 
-_terms = itertools.count(1)
+_unit_context = itertools.count(1)
 
 
 class Noting(Member):
@@ -53,7 +53,7 @@ class Deployment:
 
     def __init__(self, directory: Path, bg_id: str, act: Callable[[Reading], object] = lambda _: None) -> None:
         self.files = RunFiles.of(directory, bg_id)
-        self.writer = Writer(self.files, next(_terms), Snapshot(bg_id, Phase.CREATED))
+        self.writer = Writer(self.files, next(_unit_context), Snapshot(bg_id, Phase.CREATED))
         self.writer.beat()
         self.participant = Participant(bg_id, directory, lambda _: None)
         self.member = Noting(act)
@@ -252,7 +252,7 @@ def test_a_run_directory_that_is_removed_keeps_nobody_from_hearing(join: Join, w
         wait_until(lambda phase=phase: sound.has_heard(phase))
     # The process is there again, and hears of the next monitor.
     wait_until(lambda: len(workers(lost.files)) == 1)
-    Writer(lost.files, next(_terms), Snapshot("0", Phase.POST)).beat()
+    Writer(lost.files, next(_unit_context), Snapshot("0", Phase.POST)).beat()
     wait_until(lambda: lost.has_heard(Phase.POST))
 
 
@@ -271,7 +271,7 @@ def test_a_caller_who_is_held_hears_of_the_file_of_the_next_monitor(
     wait_until(lambda: gate.tally.held == 1)
     shutil.rmtree(one.files.directory)
     wait_until(lambda: len(workers(one.files)) == 1)
-    Writer(one.files, next(_terms), Snapshot("0", Phase.CREATED)).beat()
+    Writer(one.files, next(_unit_context), Snapshot("0", Phase.CREATED)).beat()
     caller.join(20)
     assert not caller.is_alive()
 

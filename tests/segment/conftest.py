@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
+from bgpool.core.observations import Observation, Parameters, Visibility
 from bgpool.core.phase import Phase, Role
-from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.segment.paths import RunFiles, prepare_run_dir
 
@@ -65,7 +65,7 @@ def snapshot() -> Snapshot:
         twins=(("blue", "green"),),
         deadline_ns=123,
         timeline=(TimelineEntry(1, 2, "CREATED"),),
-        sightings=(Sighting(Parameters("app", "orders.c0abc", 5432, "orders"), Sight.REFUSED, 6, 2),),
+        observations=(Observation(Parameters("app", "orders.c0abc", 5432, "orders"), Visibility.REFUSED, 6, 2),),
         notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
-        fleet=FleetView(Standing.DIRECT, "web-2", 30, 5, "the bus is silent", 2),
+        fleet=FleetView(FleetRole.DIRECT, "web-2", 30, 5, "the bus is silent", 2),
     )

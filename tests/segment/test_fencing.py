@@ -20,15 +20,15 @@ from bgpool.core.phase import Phase
 from bgpool.core.snapshot import EPOCH_OF_DECISION, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
 from bgpool.monitor import election
-from bgpool.segment import drafts, history, layout, reader, writer
-from bgpool.segment.drafts import drafts_of
+from bgpool.segment import history, layout, pending_files, reader, writer
 from bgpool.segment.paths import RunFiles, prepare_run_dir
+from bgpool.segment.pending_files import pending_files_of
 from bgpool.segment.reader import Reader, SegmentMap
 from bgpool.segment.writer import Superseded, Writer, first_snapshot
 from tests.segment.conftest import Fork
 
 #: The modules whose every line is a place to be stopped at.
-STEPS = {module.__file__ for module in (writer, reader, drafts, history)}
+STEPS = {module.__file__ for module in (writer, reader, pending_files, history)}
 
 BEFORE = Snapshot("orders", Phase.PREPARATION, epoch=2)
 STALE = Snapshot("orders", Phase.IN_PROGRESS, epoch=3)
@@ -129,7 +129,7 @@ def test_beginning(files: RunFiles, first: bool) -> None:
         assert later[0].is_in_place(), f"stopped before line {at}: the lower term is in place"
         later[0].beat()
         assert Reader(mine).refresh().snapshot == TRUTH, f"stopped before line {at}"
-        assert drafts_of(mine.segment) == []
+        assert pending_files_of(mine.segment) == []
     assert at > 20
 
 
@@ -168,7 +168,7 @@ def test_two_that_begin_at_once_leave_one(files: RunFiles) -> None:
             break
         assert SegmentMap(mine).header.term == 2
         assert [one.is_in_place() for one in made] == [False] * (len(made) - 1) + [True]
-        assert drafts_of(mine.segment) == []
+        assert pending_files_of(mine.segment) == []
     assert at > 20
 
 
@@ -196,7 +196,7 @@ def test_writing_the_history(files: RunFiles) -> None:
         told = [[event["event"] for event in kept["events"]] for kept in history.read(mine)]
         news = ["IN_PROGRESS", "COMPLETED", "Blue DNS updated"]
         assert told == [news, ["IN_PROGRESS", "COMPLETED"]], f"stopped before line {at}"
-        assert drafts_of(mine.history) == []
+        assert pending_files_of(mine.history) == []
     assert at > 10
 
 
@@ -273,7 +273,7 @@ class TestProcesses:
         assert self.wake(pid) == 0
         assert new.is_in_place()
         assert Reader(files).refresh().snapshot == TRUTH
-        assert drafts_of(files.segment) == []
+        assert pending_files_of(files.segment) == []
         tenure.lock.release()
 
     def test_killed_before_its_file_is_in_place(
@@ -289,7 +289,7 @@ class TestProcesses:
             Writer(files, 2, UNKNOWN)
 
         start(begin)
-        assert [draft.term for draft in drafts_of(files.segment)] == [2]
+        assert [pending.term for pending in pending_files_of(files.segment)] == [2]
         with pytest.raises(Superseded):
             old.beat()
         assert knows.refresh().is_current
@@ -300,7 +300,7 @@ class TestProcesses:
         assert tenure.term == 2
         new = Writer(files, tenure.term, UNKNOWN)
         assert new.snapshot == BEFORE
-        assert drafts_of(files.segment) == []
+        assert pending_files_of(files.segment) == []
         new.publish(TRUTH)
         assert knows.refresh().snapshot == TRUTH
         tenure.lock.release()
@@ -352,14 +352,14 @@ def test_a_segment_of_a_newer_version_is_not_replaced(files: RunFiles, monkeypat
     with pytest.raises(layout.FutureFormat):
         Writer(files, 2, UNKNOWN)
     assert files.segment.read_bytes() == content
-    assert drafts_of(files.segment) == []
+    assert pending_files_of(files.segment) == []
 
 
 def test_what_cannot_be_replaced_is_an_error_of_ours(files: RunFiles) -> None:
     files.segment.mkdir()
     with pytest.raises(SegmentError, match="cannot be replaced"):
         Writer(files, 1, BEFORE)
-    assert drafts_of(files.segment) == []
+    assert pending_files_of(files.segment) == []
 
 
 def test_epochs_of_another_life_are_no_epochs_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:

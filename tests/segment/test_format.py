@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgpool.core.fleet import FleetView, Standing
+from bgpool.core.fleet import FleetRole, FleetView
 from bgpool.core.limits import FLEET_TEXT_CHARS
+from bgpool.core.observations import Observation, Parameters, Visibility
 from bgpool.core.phase import Phase, Role
-from bgpool.core.sightings import Parameters, Sight, Sighting
 from bgpool.core.snapshot import Host, Notice, Snapshot, TimelineEntry
 from bgpool.errors import SegmentError
 from bgpool.segment import layout
@@ -53,8 +53,8 @@ FULL = Snapshot(
     deadline_ns=2**60,
     timeline=(TimelineEntry(1, 2, "CREATED", "metadata"),),
     notices=(Notice(1, 20, "bgpool.switchover", "ready", "ready"),),
-    sightings=(Sighting(Parameters("app", "blue", 5432, "orders"), Sight.SEEN, 1),),
-    fleet=FleetView(Standing.FOLLOWER, "web-2", 30, 5, "", 1),
+    observations=(Observation(Parameters("app", "blue", 5432, "orders"), Visibility.SEEN, 1),),
+    fleet=FleetView(FleetRole.FOLLOWER, "web-2", 30, 5, "", 1),
 )
 
 
@@ -101,8 +101,8 @@ def test_golden_payload(snapshot: Snapshot) -> None:
     assert decode(encode(snapshot)) == snapshot
 
 
-@pytest.mark.parametrize("standing", Standing)
-def test_a_place_in_a_fleet(standing: Standing, snapshot: Snapshot) -> None:
+@pytest.mark.parametrize("standing", FleetRole)
+def test_a_place_in_a_fleet(standing: FleetRole, snapshot: Snapshot) -> None:
     """A reason is a server's or a client's words: however long, nobody refuses the snapshot for it."""
     view = FleetView(standing, "web-2", 30, 5, "x" * (FLEET_TEXT_CHARS + 1), 1)
     found = decode(encode(replace(snapshot, fleet=view)))

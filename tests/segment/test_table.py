@@ -18,10 +18,10 @@ from bgpool.core.limits import ROW_STALE_S
 from bgpool.errors import SegmentError
 from bgpool.segment import presence as presence_module
 from bgpool.segment import table
-from bgpool.segment.drafts import drafts_of
 from bgpool.segment.layout import FutureFormat
 from bgpool.segment.locks import Lock, is_held
 from bgpool.segment.paths import RunFiles
+from bgpool.segment.pending_files import pending_files_of
 from bgpool.segment.presence import Presence, anybody_present, workers
 from bgpool.segment.table import FILE_BYTES, Table, Usage, read_rows
 
@@ -193,11 +193,11 @@ def test_to_look_is_not_to_be_present(files: RunFiles) -> None:
 def test_the_bell_is_heard(files: RunFiles) -> None:
     listener = Table(files)
     presence = Presence(files)
-    assert not listener.wait_rung(listener.bell[0], 0.01)
-    before = listener.bell[0]
+    assert not listener.wait_rung(listener.doorbell[0], 0.01)
+    before = listener.doorbell[0]
     presence.nudge()
     assert listener.wait_rung(before, 30.0)
-    assert 0 <= time.monotonic_ns() - listener.bell[0] < 60 * 10**9
+    assert 0 <= time.monotonic_ns() - listener.doorbell[0] < 60 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_broken_table_is_replaced(files: RunFiles, content: bytes, caplog: pyt
 def test_every_flipped_byte_of_the_header_is_found(files: RunFiles) -> None:
     Table(files)
     good = files.workers.read_bytes()
-    for offset in range(table.BELL_OFFSET):
+    for offset in range(table.DOORBELL_OFFSET):
         broken = bytearray(good)
         broken[offset] ^= 0x55
         files.workers.write_bytes(broken)
@@ -320,7 +320,7 @@ def test_two_may_make_the_table_at_the_same_time(files: RunFiles, monkeypatch: p
     assert mine.is_in_place(files)
     assert others[0].is_in_place(files)
     assert len(workers(files)) == 2
-    assert drafts_of(files.workers) == []
+    assert pending_files_of(files.workers) == []
     mine.close()
     others[0].close()
 
@@ -340,13 +340,13 @@ def test_what_one_leaves_that_dies_while_it_makes_the_table_is_removed(files: Ru
         Table(files)
         os._exit(1)
     os.waitpid(pid, 0)
-    assert len(drafts_of(files.workers)) == 1
+    assert len(pending_files_of(files.workers)) == 1
     Table(files)
     if linked:
         # Another name of the table, which costs nothing; gone with the next that is made.
         files.workers.unlink()
         Table(files)
-    assert drafts_of(files.workers) == []
+    assert pending_files_of(files.workers) == []
 
 
 def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pytest.LogCaptureFixture) -> None:

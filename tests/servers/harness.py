@@ -255,7 +255,7 @@ class AsyncServer(WebServer):
 
     pings: list[tuple[float, float]]
     unanswered: list[str]
-    _crowd: subprocess.Popen[str]
+    _app_processes: subprocess.Popen[str]
 
     @staticmethod
     def is_unit(key: Key) -> bool:
@@ -290,21 +290,21 @@ class AsyncServer(WebServer):
         words = map(str, (self.port, self.number, clients, self.PINGS))
         command = [sys.executable, "-m", "tests.servers.crowd", *words]
         pipe = subprocess.PIPE
-        self._crowd = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        self._app_processes = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
     def wait_loaded(self) -> None:
         """Wait until each of the crowd was answered once."""
-        assert self._crowd.stdout is not None
-        assert self._crowd.stdout.readline() == "begun\n"
+        assert self._app_processes.stdout is not None
+        assert self._app_processes.stdout.readline() == "begun\n"
 
     def end_load(self) -> None:
         """Send it home, and read what it saw."""
         load, self.pings, self.unanswered = self.load, [], []
         try:
-            notes = json.loads(self._crowd.communicate(timeout=40.0)[0])
+            notes = json.loads(self._app_processes.communicate(timeout=40.0)[0])
         finally:
-            self._crowd.kill()
-            self._crowd.wait()
+            self._app_processes.kill()
+            self._app_processes.wait()
         for client, n, began_s, ended_s, body, error in notes:
             if client >= self._count:
                 self.pings.append((began_s, ended_s))

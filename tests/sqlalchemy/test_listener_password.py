@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
 
 import bgpool
-from bgpool.core.sightings import Sight
+from bgpool.core.observations import Visibility
 from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
 from bgpool.lab import Pair
 from bgpool.lab.pair import MONITOR_ROLE, ROLE
@@ -64,7 +64,7 @@ def make_engine(pair: Pair) -> Iterator[MakeEngine]:
 
 
 #: What a monitor sees that was let in, where there is no deployment.
-LET_IN = (Sight.MISSING.text, Sight.EMPTY.text)
+LET_IN = (Visibility.MISSING.text, Visibility.EMPTY.text)
 
 
 def missing(url: URL, run_dir: Path) -> str:
@@ -102,7 +102,7 @@ def test_application_and_monitor_say_what_to_do(
     assert engine.dialect.bgpool_connector is not None
     with engine.connect():
         usage = engine.dialect.bgpool_connector.usage()
-    assert (usage.in_use, usage.offer) == (1, Sight.NONE)
+    assert (usage.in_use, usage.offer) == (1, Visibility.NONE)
 
 
 def test_a_monitor_with_a_login_of_its_own_needs_none(
@@ -115,7 +115,7 @@ def test_a_monitor_with_a_login_of_its_own_needs_none(
     with make_engine(bare.update_query_dict(own)).connect() as connection:
         connection.execute(text("SELECT 1"))
     # It was let in: the server has told it that it has nothing to show.
-    wait_until(lambda: bgpool.status(str(bare.query["bg_id"]), tmp_path / "run").monitor.sight in LET_IN)
+    wait_until(lambda: bgpool.status(str(bare.query["bg_id"]), tmp_path / "run").monitor.visibility in LET_IN)
     assert "blue does not answer" not in missing(bare, tmp_path / "run")
     assert events(caplog, "given_password") == events(caplog, "no_answer") == []
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bgpool.base_errors import Error
 from bgpool.cli.timeline.page import render
 from bgpool.cli.timeline.picture import draw
-from bgpool.cli.timeline.story import Story, deployments, stories, told_errors
+from bgpool.cli.timeline.switchover import RecordedSwitchover, deployments, stories, told_errors
 from bgpool.core.timeline import summary_table
-from bgpool.plain_errors import Error
 from bgpool.report import Deployment, find
 from bgpool.segment import history
 from bgpool.segment.paths import RunFiles, look_in
@@ -87,7 +87,7 @@ def _names(found: Iterable[RunFiles]) -> str:
     return ", ".join(repr(Deployment(files).status().bg_id) for files in found)
 
 
-def _text(story: Story) -> str:
+def _text(story: RecordedSwitchover) -> str:
     lines = [f"bg_id {story.bg_id!r}: {story.outcome}", summary_table(story.events)]
     hold_s = story.hold_s
     lines.append(
@@ -110,7 +110,7 @@ def _text(story: Story) -> str:
     return "\n".join(lines)
 
 
-def _draw(told: Sequence[Story], outputs: Outputs) -> None:
+def _draw(told: Sequence[RecordedSwitchover], outputs: Outputs) -> None:
     if outputs.html is not None:
         _write(outputs.html, render(told).encode())
     if outputs.svg is not None:

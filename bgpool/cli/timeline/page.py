@@ -7,7 +7,7 @@ from html import escape
 from typing import Final
 
 from bgpool.cli.timeline.picture import WIDTH, draw
-from bgpool.cli.timeline.story import Story
+from bgpool.cli.timeline.switchover import RecordedSwitchover
 from bgpool.core.timeline import summary_table
 
 __all__ = ["render"]
@@ -25,7 +25,7 @@ p{color:#59636e}
 """
 
 
-def render(stories: Sequence[Story]) -> str:
+def render(stories: Sequence[RecordedSwitchover]) -> str:
     """The page of *stories*, each with its summary table as text to copy."""
     parts = []
     for story in stories:

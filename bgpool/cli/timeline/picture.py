@@ -8,7 +8,7 @@ from typing import Final
 
 from bgpool.cli.timeline.curves import Curve, Mark, curve_of, sum_of
 from bgpool.cli.timeline.scale import Scale, ticks
-from bgpool.cli.timeline.story import Band, Story, told_errors
+from bgpool.cli.timeline.switchover import Band, RecordedSwitchover, told_errors
 from bgpool.core.phase import Phase
 from bgpool.core.timeline import CREATED_AGAIN
 from bgpool.report.reading import utc
@@ -73,7 +73,7 @@ class _Sheet:
         self.add(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}" {more}/>')
 
 
-def draw(stories: Sequence[Story]) -> str:
+def draw(stories: Sequence[RecordedSwitchover]) -> str:
     """One SVG with all of *stories*, each below the one before. Needs nothing from elsewhere, and runs nothing."""
     sheet = _Sheet()
     for story in stories:
@@ -87,7 +87,7 @@ def draw(stories: Sequence[Story]) -> str:
     )
 
 
-def _draw_story(sheet: _Sheet, story: Story) -> None:
+def _draw_story(sheet: _Sheet, story: RecordedSwitchover) -> None:
     _head(sheet, story)
     whole, near = _ranges(story)
     if near != whole:
@@ -109,7 +109,7 @@ def _draw_story(sheet: _Sheet, story: Story) -> None:
     _list(sheet, story)
 
 
-def _head(sheet: _Sheet, story: Story) -> None:
+def _head(sheet: _Sheet, story: RecordedSwitchover) -> None:
     sheet.y += 34
     sheet.text(20, sheet.y, f"Switchover of bg_id {story.bg_id!r}: {story.outcome}", "title ink")
     sheet.y += 21
@@ -126,11 +126,11 @@ def _head(sheet: _Sheet, story: Story) -> None:
     sheet.y += 16
 
 
-def _first_ns(story: Story) -> int:
+def _first_ns(story: RecordedSwitchover) -> int:
     return next(entry.wall_ns for entry in story.events if entry.event == story.bands[0].phase)
 
 
-def _ranges(story: Story) -> tuple[tuple[float, float], tuple[float, float]]:
+def _ranges(story: RecordedSwitchover) -> tuple[tuple[float, float], tuple[float, float]]:
     """From where to where, in seconds: the whole switchover, and the part around the hold, if that is much less."""
     offsets = [sample.offset_ms / 1000 for worker in story.recording.workers for sample in worker.samples]
     times = [band.begin_s for band in story.bands] + [entry.mono_ns / 1e9 for entry in story.events[-1:]]
@@ -146,7 +146,7 @@ def _ranges(story: Story) -> tuple[tuple[float, float], tuple[float, float]]:
     return (whole, near) if whole[1] - whole[0] > 1.5 * (near[1] - near[0]) else (whole, whole)
 
 
-def _shown(story: Story, scale: Scale) -> Iterator[tuple[Band, float, float]]:
+def _shown(story: RecordedSwitchover, scale: Scale) -> Iterator[tuple[Band, float, float]]:
     """The phases of which anything is to be seen, and from where to where; what it all ended in lasts on."""
     bands = story.bands
     for number, band in enumerate(bands, 1):
@@ -156,7 +156,7 @@ def _shown(story: Story, scale: Scale) -> Iterator[tuple[Band, float, float]]:
             yield band, left, right
 
 
-def _strip(sheet: _Sheet, story: Story, scale: Scale) -> None:
+def _strip(sheet: _Sheet, story: RecordedSwitchover, scale: Scale) -> None:
     """The phases as one coloured strip."""
     sheet.y += 8
     for band, left, right in _shown(story, scale):
@@ -168,7 +168,7 @@ def _strip(sheet: _Sheet, story: Story, scale: Scale) -> None:
     sheet.y += 22
 
 
-def _washes(sheet: _Sheet, story: Story, scale: Scale, top: float) -> None:
+def _washes(sheet: _Sheet, story: RecordedSwitchover, scale: Scale, top: float) -> None:
     """The phases' colours behind the lanes; put there first."""
     behind = _Sheet()
     for band, left, right in _shown(story, scale):
@@ -181,7 +181,7 @@ def _washes(sheet: _Sheet, story: Story, scale: Scale, top: float) -> None:
 _LANES: Final = "<!-- lanes -->"
 
 
-def _lanes(sheet: _Sheet, story: Story, scale: Scale) -> None:
+def _lanes(sheet: _Sheet, story: RecordedSwitchover, scale: Scale) -> None:
     sheet.add(_LANES)
     curves = [curve_of(worker) for worker in story.recording.workers]
     curves = [curve for curve in curves if curve.steps]
@@ -254,7 +254,7 @@ def _failed_at(x: float, y: float) -> str:
     return f'<path d="M{x - 4:.1f},{y - 4:.1f}l8,8m0,-8l-8,8" fill="none" stroke-width="2" class="failed"/>'
 
 
-def _events(sheet: _Sheet, story: Story, scale: Scale, top: float) -> None:
+def _events(sheet: _Sheet, story: RecordedSwitchover, scale: Scale, top: float) -> None:
     """A line through the lanes for each, with the number that it has in the list."""
     ends = [float("-inf")] * 3
     used = 0
@@ -284,7 +284,7 @@ def _axis(sheet: _Sheet, scale: Scale, label: str) -> None:
         sheet.y += 20
 
 
-def _legend(sheet: _Sheet, story: Story) -> None:
+def _legend(sheet: _Sheet, story: RecordedSwitchover) -> None:
     sheet.y += 16
     x = float(_LEFT)
     top = sheet.y - 10
@@ -307,7 +307,7 @@ def _legend(sheet: _Sheet, story: Story) -> None:
     sheet.y += 10
 
 
-def _list(sheet: _Sheet, story: Story) -> None:
+def _list(sheet: _Sheet, story: RecordedSwitchover) -> None:
     """The summary table, with the numbers that the events have in the picture."""
     sheet.y += 8
     for number, entry in enumerate(story.events, 1):

@@ -22,7 +22,7 @@ from bgpool.integrations.asyncpg.connection import AsyncpgAware, aware
 from bgpool.integrations.asyncpg.errors import like, note_connecting
 from bgpool.integrations.asyncpg.tls import NamedContext, verifying
 from bgpool.pools.postgres.recipe import PostgresRecipe
-from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.recipe import Destination, DriversPool, Recipe
 from bgpool.pools.waits import BLOCKING
 
 __all__ = ["LIBPQ", "AsyncpgRecipe"]
@@ -112,7 +112,7 @@ class AsyncpgRecipe(PostgresRecipe):
         trials.waits = BLOCKING
         return trials
 
-    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> Any:
+    async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> Any:
         """As Recipe says; *kwargs* are asyncpg's, over the parameters of the DSN."""
         params = self.dsn.params
         name = self.dsn.host

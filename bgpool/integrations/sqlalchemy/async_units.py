@@ -21,7 +21,7 @@ from bgpool.integrations.sqlalchemy.attempt import Work
 from bgpool.integrations.sqlalchemy.units import (
     GIVEN,
     Runner,
-    Works,
+    UnitBackend,
     as_current,
     engine_of,
     new_session,
@@ -31,7 +31,7 @@ from bgpool.pools.options import check_unit
 from bgpool.pools.receipts import AlreadyApplied
 from bgpool.pools.units import awaitable
 
-__all__ = ["AsyncWorks", "arun"]
+__all__ = ["AsyncUnitBackend", "arun"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -89,11 +89,11 @@ async def arun(
         Exception: As run.
     """
     check_unit("arun", fn, timeout, GIVEN)
-    works = AsyncWorks(maker)
+    works = AsyncUnitBackend(maker)
     return await Runner[R](works, fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id).arun()
 
 
-class AsyncWorks(Works):
+class AsyncUnitBackend(UnitBackend):
     """Where the sessions, or connections, of asyncio come from, and how SQLAlchemy's own code is run for them."""
 
     def __init__(self, maker: AsyncMaker) -> None:

@@ -20,7 +20,7 @@ from bgpool.pools.connector import AnyConnector
 from bgpool.pools.receipts import KeyTaken, Undecided
 from bgpool.pools.units import Unit
 
-__all__ = ["Attempt", "Remains", "Work"]
+__all__ = ["Attempt", "MaybeApplied", "Work"]
 
 #: What the function is called with.
 Work: TypeAlias = Session | Connection
@@ -29,7 +29,7 @@ _ENDED: Final = "the function ended the transaction that it was called in; a uni
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class MaybeApplied:
     """What an attempt with a session has left that may have been applied although it failed.
 
     Attributes:
@@ -70,7 +70,7 @@ class Attempt:
             work: Its session, or connection.
             options: The execution options for a connection that a session is to have before its function is called.
         """
-        self.remains: Remains | None = None
+        self.remains: MaybeApplied | None = None
         self._unit: Final = unit
         self._connector: Final = connector
         self._engine: Final = engine
@@ -245,7 +245,7 @@ class Attempt:
             states = list(transaction._new) if transaction is not None else []
             inserted = [entity for state in states if (entity := state.obj()) is not None]
             options = self._connection.get_execution_options() if self._connection is not None else {}
-            self.remains = Remains(self._work, inserted, options)
+            self.remains = MaybeApplied(self._work, inserted, options)
             self._work.expunge_all()
         if isinstance(error, InvalidRequestError) and cause is not error:
             raise cause if isinstance(cause, Error) else self._wrapped(cause) from error

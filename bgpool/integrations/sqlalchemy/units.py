@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, make_transient, scoped_session, sessionmaker
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from bgpool.errors import ConfigurationError, Error, PoolTimeout
-from bgpool.integrations.sqlalchemy.attempt import Attempt, Remains, Work
+from bgpool.integrations.sqlalchemy.attempt import Attempt, MaybeApplied, Work
 from bgpool.pools.connector import AnyConnector
 from bgpool.pools.options import check_unit
 from bgpool.pools.receipts import AlreadyApplied
@@ -111,7 +111,7 @@ def run(
     Source: docs/units-of-work.md.
     """
     check_unit("run", fn, timeout, GIVEN)
-    return Runner[R](Works(maker), fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id).run()
+    return Runner[R](UnitBackend(maker), fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id).run()
 
 
 @overload
@@ -208,15 +208,17 @@ def transactional(
     return decorate
 
 
-def _works_of(maker: Any) -> Works:
+def _works_of(maker: Any) -> UnitBackend:
     if not is_async(maker):
-        return Works(maker)
-    from bgpool.integrations.sqlalchemy.async_units import AsyncWorks  # not before there is one: it needs greenlet
+        return UnitBackend(maker)
+    from bgpool.integrations.sqlalchemy.async_units import (
+        AsyncUnitBackend,  # not before there is one: it needs greenlet
+    )
 
-    return AsyncWorks(maker)
+    return AsyncUnitBackend(maker)
 
 
-class Works:
+class UnitBackend:
     """Where the sessions, or connections, of a unit come from, and how its steps are taken.
 
     Attributes:
@@ -278,7 +280,7 @@ class Runner(Generic[R]):
 
     def __init__(
         self,
-        works: Works,
+        works: UnitBackend,
         fn: Callable[..., Any],
         args: Sequence[Any],
         timeout: float | None,
@@ -298,7 +300,7 @@ class Runner(Generic[R]):
         # What SQLAlchemy raised in the last attempt.
         self._raised: DBAPIError | None = None
         # The number of the attempt of which it is not known whether it was applied, and what it has left.
-        self._doubted: tuple[int, Remains] | None = None
+        self._doubted: tuple[int, MaybeApplied] | None = None
 
     def run(self) -> R | AlreadyApplied:
         """As arun, for a caller that cannot await."""
@@ -374,7 +376,7 @@ class Runner(Generic[R]):
 class _Lender:
     """Lends connections of an engine's pool to a unit."""
 
-    def __init__(self, works: Works, engine: Engine, connector: Any) -> None:
+    def __init__(self, works: UnitBackend, engine: Engine, connector: Any) -> None:
         self._works: Final = works
         self._engine: Final = engine
         self._connector: Final = connector

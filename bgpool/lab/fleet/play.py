@@ -13,15 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import bgpool
-from bgpool.core.fleet import Standing
+from bgpool.core.fleet import FleetRole
 from bgpool.core.snapshot import Snapshot
 from bgpool.errors import SegmentError
 from bgpool.lab import ledger
 from bgpool.lab.director import Director, Event
 from bgpool.lab.errors import LabError
-from bgpool.lab.fleet.eyes import Eyes
+from bgpool.lab.fleet.observer import SegmentObserver
 from bgpool.lab.fleet.plan import FLEET, STOPPED_S, Plan
-from bgpool.lab.fleet.results import Result, Struck, result_of
+from bgpool.lab.fleet.results import FaultTarget, Result, result_of
 from bgpool.lab.fleet.traffic import SETTINGS, make_roles, read_log, role_of
 from bgpool.lab.pair import Pair
 from bgpool.lab.truth import TruthProbe
@@ -86,7 +86,7 @@ class _Play:
         self._crew: Final[list[Worker]] = []
         self._pools: Final[list[bgpool.Pool[Any]]] = []
         self._wakers: Final[list[threading.Timer]] = []
-        self._struck: Struck | None = None
+        self._struck: FaultTarget | None = None
         self._directories: Final = [pair.directory / "run" / str(host) for host in range(plan.hosts)]
         self._readers: Final = [Reader(RunFiles.of(path, BG_ID)) for path in self._directories]
         self._director: Final = Director(pair, FLEET)
@@ -107,12 +107,12 @@ class _Play:
         wall_off_s = time.time() - time.monotonic()
         try:
             self._start_hosts()
-            with Eyes(BG_ID, self._directories, self.pair.directory / "sights") as eyes:
-                eyes.wait_looking()
+            with SegmentObserver(BG_ID, self._directories, self.pair.directory / "sights") as observer:
+                observer.wait_looking()
                 with TruthProbe(self.pair, write_every_s=TRUTH_S) as truth:
                     joined_s = self._switch_over()
                     self._stop_workers()
-                sights = eyes.sights()
+                views = observer.views()
             if truth.down_s is None:
                 raise LabError("green never took a write")
             return result_of(
@@ -121,7 +121,7 @@ class _Play:
                 joined_s=joined_s,
                 wall_off_s=wall_off_s,
                 traffic={server.name: read_log(server.log_file) for server in (self.pair.blue, self.pair.green)},
-                sights=sights,
+                views=views,
                 struck=self._struck,
                 crew=self._crew,
                 down_s=max(outage.down_s for outage in truth.outages),
@@ -207,9 +207,9 @@ class _Play:
 
     def _have_joined(self) -> bool:
         standings = self._standings()
-        return standings.count(Standing.LEADER) == 1 and standings.count(Standing.FOLLOWER) == self.plan.hosts - 1
+        return standings.count(FleetRole.LEADER) == 1 and standings.count(FleetRole.FOLLOWER) == self.plan.hosts - 1
 
-    def _standings(self) -> list[Standing | None]:
+    def _standings(self) -> list[FleetRole | None]:
         views = [snapshot.fleet if snapshot is not None else None for snapshot in self._snapshots()]
         return [view.standing if view is not None else None for view in views]
 
@@ -220,14 +220,14 @@ class _Play:
         if fault.bus:
             assert self.bus is not None
             self.bus.strike(fault.bus)
-            self._struck = Struck(None, time.monotonic())
+            self._struck = FaultTarget(None, time.monotonic())
             return
         standings = self._standings()
-        if Standing.LEADER not in standings:
+        if FleetRole.LEADER not in standings:
             raise LabError(f"{fault}: nobody leads")
-        host = standings.index(Standing.LEADER)
+        host = standings.index(FleetRole.LEADER)
         pid = self._monitor_pid(host)
-        self._struck = Struck(host, time.monotonic())
+        self._struck = FaultTarget(host, time.monotonic())
         if fault.what == "kill leader":
             os.kill(pid, signal.SIGKILL)
             return

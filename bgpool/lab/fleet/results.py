@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final
 
-from bgpool.core.fleet import Standing
+from bgpool.core.fleet import FleetRole
 from bgpool.core.limits import FLEET_BUDGET_PER_S
 from bgpool.core.phase import Phase
-from bgpool.lab.fleet.eyes import Sight
+from bgpool.lab.fleet.observer import HostView
 from bgpool.lab.fleet.plan import PHASES, Plan
-from bgpool.lab.fleet.traffic import Question, Traffic, busiest, most_at_once
+from bgpool.lab.fleet.traffic import Query, Traffic, busiest, most_at_once
 from bgpool.lab.ledger import Verdict
 from bgpool.lab.worker import Worker
 
-__all__ = ["HEARD_S", "Host", "Load", "Result", "Struck", "findings_of", "heard_findings", "result_of"]
+__all__ = ["HEARD_S", "Host", "Load", "Result", "FaultTarget", "findings_of", "heard_findings", "result_of"]
 
 MOST_EXAMPLES: Final = 5
 
@@ -58,7 +58,7 @@ _SETTLED_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Struck:
+class FaultTarget:
     """What the fault was dealt to: a host's monitor, or, without a host, the bus; when, on the monotonic clock."""
 
     host: int | None
@@ -196,13 +196,13 @@ def result_of(
     joined_s: float,
     wall_off_s: float,
     traffic: Mapping[str, Traffic],
-    sights: Sequence[Sight],
-    struck: Struck | None,
+    views: Sequence[HostView],
+    struck: FaultTarget | None,
     crew: Sequence[Worker],
     down_s: float,
     verdict: Verdict,
 ) -> Result:
-    """Put together what was seen; times of *events*, *joined_s* and *sights* are on the monotonic clock.
+    """Put together what was seen; times of *events*, *joined_s* and *views* are on the monotonic clock.
 
     Args:
         plan: What was played.
@@ -210,18 +210,18 @@ def result_of(
         joined_s: When every host had joined.
         wall_off_s: What the wall clock, by which *traffic* goes, is ahead of the monotonic one.
         traffic: What was asked, by server.
-        sights: What was seen of each host.
+        views: What was seen of each host.
         struck: What the fault was dealt to.
         crew: The workers; their threads are hosts, one after the other.
         down_s: How long neither server took a write.
         verdict: The ledger's.
     """
     window_s = max(1.0, plan.hosts / FLEET_BUDGET_PER_S)
-    firsts = {phase: _firsts(sights, plan.hosts, phase) for phase in (Phase.IN_PROGRESS, Phase.POST)}
+    firsts = {phase: _firsts(views, plan.hosts, phase) for phase in (Phase.IN_PROGRESS, Phase.POST)}
     gaps = [gap_s for worker in crew for gap_s in worker.longest_gaps_s(joined_s)]
     hosts = []
     for number in range(plan.hosts):
-        mine = [sight for sight in sights if sight.host == number]
+        mine = [view for view in views if view.host == number]
         post_s = firsts[Phase.POST][number]
         hosts.append(
             Host(
@@ -233,9 +233,9 @@ def result_of(
                 mine[-1].fallbacks if mine else 0,
             )
         )
-    leading = _leading(sights)
+    leading = _leading(views)
     # From when the first host knows of a phase: how long that takes is a matter of luck, and of the phase before.
-    seen = {phase: min((at for at in _firsts(sights, plan.hosts, phase) if at is not None), default=None)
+    seen = {phase: min((at for at in _firsts(views, plan.hosts, phase) if at is not None), default=None)
             for phase in PHASES[1:]}  # fmt: skip
     begins = [joined_s, *(seen[phase] or events[name] for phase, name in _EVENTS.items())]
     bounds = (*begins, events["end"])
@@ -262,7 +262,7 @@ def result_of(
         window_s=window_s,
         loads=loads,
         per_host=tuple(hosts),
-        leaders=tuple(host for _, host in _begins(sights)),
+        leaders=tuple(host for _, host in _begins(views)),
     )
 
 
@@ -349,13 +349,13 @@ def heard_findings(results: Sequence[Result]) -> list[str]:
 # -- what was seen -----------------------------------------------------------------------------------------------
 
 
-def _firsts(sights: Sequence[Sight], hosts: int, phase: Phase) -> list[float | None]:
+def _firsts(views: Sequence[HostView], hosts: int, phase: Phase) -> list[float | None]:
     """When each host was first seen in *phase*, or, for POST, in one after it."""
     wanted = {phase.name} if phase is not Phase.POST else {Phase.POST.name, Phase.COMPLETED.name}
     firsts: list[float | None] = [None] * hosts
-    for sight in sights:
-        if sight.phase in wanted and firsts[sight.host] is None:
-            firsts[sight.host] = sight.mono_ns / 1e9
+    for view in views:
+        if view.phase in wanted and firsts[view.host] is None:
+            firsts[view.host] = view.mono_ns / 1e9
     return firsts
 
 
@@ -364,27 +364,27 @@ def _since(firsts: Sequence[float | None], number: int) -> float | None:
     return own - min(first for first in firsts if first is not None) if own is not None else None
 
 
-def _begins(sights: Sequence[Sight]) -> list[tuple[float, int]]:
+def _begins(views: Sequence[HostView]) -> list[tuple[float, int]]:
     """When a host began to lead, in the order of time."""
     standing: dict[int, str] = {}
     found = []
-    for sight in sights:
-        if sight.standing == Standing.LEADER.value and standing.get(sight.host) != sight.standing:
-            found.append((sight.mono_ns / 1e9, sight.host))
-        standing[sight.host] = sight.standing
+    for view in views:
+        if view.standing == FleetRole.LEADER.value and standing.get(view.host) != view.standing:
+            found.append((view.mono_ns / 1e9, view.host))
+        standing[view.host] = view.standing
     return found
 
 
-def _leading(sights: Sequence[Sight]) -> Mapping[int, Sequence[tuple[float, float]]]:
+def _leading(views: Sequence[HostView]) -> Mapping[int, Sequence[tuple[float, float]]]:
     """From when to when each host led, on the monotonic clock."""
     spans: dict[int, list[tuple[float, float]]] = {}
     since: dict[int, float] = {}
-    for sight in sights:
-        leads, at_s = sight.standing == Standing.LEADER.value, sight.mono_ns / 1e9
+    for view in views:
+        leads, at_s = view.standing == FleetRole.LEADER.value, view.mono_ns / 1e9
         if leads:
-            since.setdefault(sight.host, at_s)
-        elif sight.host in since:
-            spans.setdefault(sight.host, []).append((since.pop(sight.host), at_s))
+            since.setdefault(view.host, at_s)
+        elif view.host in since:
+            spans.setdefault(view.host, []).append((since.pop(view.host), at_s))
     for host, from_s in since.items():
         spans.setdefault(host, []).append((from_s, float("inf")))
     return spans
@@ -398,7 +398,7 @@ def _load(
     leading: Mapping[int, Sequence[tuple[float, float]]],
     window_s: float,
 ) -> Load:
-    def leads(question: Question) -> bool:
+    def leads(question: Query) -> bool:
         at_s = question.at_s - wall_off_s
         return any(begin <= at_s < end for begin, end in leading.get(question.host, ()))
 

@@ -16,7 +16,17 @@ from typing import Final, NamedTuple
 
 from bgpool.lab.pair import MONITOR_ROLE, Pair
 
-__all__ = ["SETTINGS", "Question", "Stay", "Traffic", "busiest", "make_roles", "most_at_once", "read_log", "role_of"]
+__all__ = [
+    "SETTINGS",
+    "Query",
+    "ServerSession",
+    "Traffic",
+    "busiest",
+    "make_roles",
+    "most_at_once",
+    "read_log",
+    "role_of",
+]
 
 SETTINGS: Final[Mapping[str, str]] = {"log_connections": "on", "log_disconnections": "on"}
 """Of the servers, so that there is something to read."""
@@ -29,7 +39,7 @@ _LINE: Final = re.compile(
 _QUESTION: Final = "pg_is_in_recovery()"
 
 
-class Question(NamedTuple):
+class Query(NamedTuple):
     """A question, or a login that was refused; the time is on the wall clock, in seconds, to the millisecond."""
 
     at_s: float
@@ -37,7 +47,7 @@ class Question(NamedTuple):
     refused: bool = False
 
 
-class Stay(NamedTuple):
+class ServerSession(NamedTuple):
     """A session, from the login to its end, which is infinite for one that never ended."""
 
     from_s: float
@@ -49,10 +59,10 @@ class Stay(NamedTuple):
 class Traffic:
     """Of one server, in the order of time."""
 
-    questions: tuple[Question, ...]
-    stays: tuple[Stay, ...]
+    questions: tuple[Query, ...]
+    stays: tuple[ServerSession, ...]
 
-    def between(self, from_s: float, to_s: float) -> Sequence[Question]:
+    def between(self, from_s: float, to_s: float) -> Sequence[Query]:
         """The questions from *from_s* up to, and without, *to_s*."""
         times = [question.at_s for question in self.questions]
         return self.questions[bisect_left(times, from_s) : bisect_left(times, to_s)]
@@ -86,18 +96,18 @@ def read_log(path: Path) -> Traffic:
                 began[pid] = (at_s, host)
             elif text.startswith("disconnection:"):
                 if pid in began:
-                    stays.append(Stay(began.pop(pid)[0], at_s, host))
+                    stays.append(ServerSession(began.pop(pid)[0], at_s, host))
             elif found["level"] == "FATAL":
                 # Of a session that was cut there is another line at its end.
                 if pid not in began:
-                    questions.append(Question(at_s, host, refused=True))
+                    questions.append(Query(at_s, host, refused=True))
             elif _QUESTION in text:
-                questions.append(Question(at_s, host))
-    stays += [Stay(at_s, float("inf"), host) for at_s, host in began.values()]
+                questions.append(Query(at_s, host))
+    stays += [ServerSession(at_s, float("inf"), host) for at_s, host in began.values()]
     return Traffic(tuple(sorted(questions)), tuple(sorted(stays)))
 
 
-def most_at_once(stays: Iterable[Stay], from_s: float, to_s: float) -> int:
+def most_at_once(stays: Iterable[ServerSession], from_s: float, to_s: float) -> int:
     """How many of *stays* there were at one moment between *from_s* and *to_s*, at most."""
     steps = []
     for stay in stays:
@@ -111,7 +121,7 @@ def most_at_once(stays: Iterable[Stay], from_s: float, to_s: float) -> int:
     return most
 
 
-def busiest(questions: Sequence[Question], window_s: float, wanted: Callable[[Question], bool] = lambda _: True) -> int:
+def busiest(questions: Sequence[Query], window_s: float, wanted: Callable[[Query], bool] = lambda _: True) -> int:
     """How many of the *wanted* ones there are in any *window_s* seconds, at most."""
     times = [question.at_s for question in questions if wanted(question)]
     first = most = 0

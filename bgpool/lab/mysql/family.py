@@ -12,7 +12,7 @@ from bgpool.lab.binaries import Programs
 from bgpool.lab.errors import LabError
 from bgpool.lab.server import Shut
 
-__all__ = ["Family", "Upstream", "Way"]
+__all__ = ["Family", "Upstream", "ShutMode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ShutMode:
     """How a server is shut in a switchover. Sessions that are there are killed, whatever the way.
 
     Attributes:
@@ -129,7 +129,7 @@ class Family(abc.ABC):
     def replication_grants(self) -> str:
         """The global privileges of the role that replicas log in with."""
 
-    ways: ClassVar[Mapping[Shut, Way]]
+    ways: ClassVar[Mapping[Shut, ShutMode]]
     """The ways in which a server of this family can be shut."""
 
     # -- replication ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Final
 from bgpool.lab.binaries import Programs
 from bgpool.lab.errors import LabError
 from bgpool.lab.mysql.conf import COMMON, SMALL, SUPERUSER
-from bgpool.lab.mysql.family import Family, Upstream, Way
+from bgpool.lab.mysql.family import Family, ShutMode, Upstream
 
 __all__ = ["MariaDB"]
 
@@ -108,7 +108,7 @@ class MariaDB(Family):
         """As `Family` says."""
         return "REPLICATION SLAVE"
 
-    ways = MappingProxyType({"locked": Way("read_only", locks_accounts=True), "open": Way("read_only")})
+    ways = MappingProxyType({"locked": ShutMode("read_only", locks_accounts=True), "open": ShutMode("read_only")})
 
     def follow(self, upstream: Upstream) -> tuple[str, ...]:
         """As `Family` says."""

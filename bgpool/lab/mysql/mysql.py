@@ -10,7 +10,7 @@ from typing import Final
 
 from bgpool.lab.binaries import Programs
 from bgpool.lab.mysql.conf import COMMON, SMALL
-from bgpool.lab.mysql.family import Family, Upstream, Way
+from bgpool.lab.mysql.family import Family, ShutMode, Upstream
 
 __all__ = ["MySQL"]
 
@@ -92,10 +92,10 @@ class MySQL(Family):
 
     ways = MappingProxyType(
         {
-            "locked": Way("read_only", locks_accounts=True),
-            "open": Way("read_only"),
-            "super-read-only": Way("super_read_only"),
-            "offline": Way("read_only", refusing="offline_mode"),
+            "locked": ShutMode("read_only", locks_accounts=True),
+            "open": ShutMode("read_only"),
+            "super-read-only": ShutMode("super_read_only"),
+            "offline": ShutMode("read_only", refusing="offline_mode"),
         }
     )
 

@@ -13,7 +13,7 @@ from bgpool.lab.errors import LabError
 from bgpool.lab.mysql.family import Family
 from bgpool.lab.mysql.mariadb import MariaDB
 from bgpool.lab.mysql.mysql import MySQL
-from bgpool.lab.places import PATH, directories, place_of, unusable
+from bgpool.lab.program_paths import PATH, directories, place_of, unusable
 
 __all__ = ["FAMILIES", "find_family"]
 

@@ -8,8 +8,8 @@ The application is told where to connect by its environment, and is not changed 
 
 from __future__ import annotations
 
-from bgpool.lab.rehearsal.crowd import Process
 from bgpool.lab.rehearsal.plan import SCENARIOS, NotRehearsedError, Plan, UnusablePlanError
+from bgpool.lab.rehearsal.processes import Process
 from bgpool.lab.rehearsal.report import Rehearsed, Requests
 from bgpool.lab.rehearsal.run import rehearse
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bgpool.lab.rehearsal.crowd import Process
+from bgpool.lab.rehearsal.processes import Process
 from bgpool.report import Event
 
 __all__ = ["Rehearsed", "Requests", "findings", "how"]

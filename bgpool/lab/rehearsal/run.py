@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
+from bgpool.base_errors import Error, SegmentError
 from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab.director import Director, Event
 from bgpool.lab.errors import DRIVER_ERRORS
 from bgpool.lab.pair import Pair
 from bgpool.lab.rehearsal.application import Application
-from bgpool.lab.rehearsal.crowd import LOOK_S, Crowd
 from bgpool.lab.rehearsal.load import Load
 from bgpool.lab.rehearsal.plan import (
     FLAVOURS,
@@ -31,12 +31,12 @@ from bgpool.lab.rehearsal.plan import (
     check,
     environment,
 )
+from bgpool.lab.rehearsal.processes import LOOK_S, ApplicationProcesses
 from bgpool.lab.rehearsal.report import Rehearsed, Requests, findings, how
 from bgpool.lab.rehearsal.script import ScriptError, run_script
 from bgpool.lab.scenarios.scenario import FAST
+from bgpool.lab.server_factories import find_servers
 from bgpool.lab.truth import TruthProbe
-from bgpool.lab.workshops import find_servers
-from bgpool.plain_errors import Error, SegmentError
 from bgpool.report import Status, find
 from bgpool.report.reading import events_of
 from bgpool.segment.paths import RunFiles, prepare_run_dir
@@ -113,7 +113,7 @@ class _Rehearsal:
         self._application = self._start()
         deadline_s = time.monotonic() + ready_timeout_s
         files = self._wait_ready(deadline_s)
-        self._crowd = Crowd(files)
+        self._app_processes = ApplicationProcesses(files)
         if self._load is not None:
             self._load.count()
         self._tell(f"ready; the switchover begins in {self._plan.warm_up_s:g} s")
@@ -121,12 +121,12 @@ class _Rehearsal:
             self._look_on(self._plan.warm_up_s)
             # Who came meanwhile is to be ready, too.
             self._wait_ready(max(deadline_s, time.monotonic() + END_TIMEOUT_S))
-            self._crowd.look()
-            self._crowd.begin()
+            self._app_processes.look()
+            self._app_processes.begin()
             self._count_connections()
             ended_early = self._switch_over()
             self._look_on(self._plan.cool_down_s)
-            self._crowd.look()
+            self._app_processes.look()
             self._count_connections()
         return self._report(truth, ended_early)
 
@@ -233,12 +233,12 @@ class _Rehearsal:
         ended_early: int | None = None
         deadline_s = float("inf")
         while time.monotonic() < deadline_s:
-            self._crowd.look()
+            self._app_processes.look()
             if ended_early is None and not self._is_released():
                 ended_early = self._application.exit_status
             if not thread.is_alive():
                 deadline_s = min(deadline_s, time.monotonic() + END_TIMEOUT_S)
-                if failures or ended_early is not None or _outcome(self._crowd) != "not ended":
+                if failures or ended_early is not None or _outcome(self._app_processes) != "not ended":
                     break
             time.sleep(LOOK_S)
         if failures:
@@ -246,13 +246,13 @@ class _Rehearsal:
         return ended_early
 
     def _is_released(self) -> bool:
-        return _outcome(self._crowd) != "not ended" or self._crowd.phase is Phase.POST
+        return _outcome(self._app_processes) != "not ended" or self._app_processes.phase is Phase.POST
 
     def _look_on(self, duration_s: float) -> None:
         """Look at the processes for *duration_s* seconds, or until the command has ended."""
         deadline_s = time.monotonic() + duration_s
         while time.monotonic() < deadline_s and self._application.exit_status is None:
-            self._crowd.look()
+            self._app_processes.look()
             time.sleep(LOOK_S)
 
     def _count_connections(self) -> None:
@@ -265,21 +265,21 @@ class _Rehearsal:
 
     def _report(self, truth: TruthProbe, ended_early: int | None) -> Rehearsed:
         on_blue, on_green = (self._application_connections(colour) for colour in ("blue", "green"))
-        here, by_itself = self._crowd.here, self._application.exit_status is not None
+        here, by_itself = self._app_processes.here, self._application.exit_status is not None
         down_s = max((outage.down_s for outage in truth.outages), default=0.0)
         if self._load is not None:
             self._load.stop()
         self._application.stop()
-        processes = self._crowd.processes()
+        processes = self._app_processes.processes()
         report = Rehearsed(
             scenario=self._plan.scenario,
             engine=self._plan.engine.value,
             flavour=self._plan.flavour,
             servers=self._servers,
-            outcome=_outcome(self._crowd),
+            outcome=_outcome(self._app_processes),
             findings=(),
             down_s=round(down_s, 3),
-            events=events_of(self._crowd.snapshot or Snapshot("")),
+            events=events_of(self._app_processes.snapshot or Snapshot("")),
             processes=processes,
             monitoring_connections=self._connections,
             connections_on_blue=on_blue,
@@ -306,13 +306,15 @@ def _load_of(plan: Plan) -> Load | None:
         raise UnusablePlanError(str(error)) from None
 
 
-def _outcome(crowd: Crowd) -> str:
-    snapshot = crowd.snapshot
+def _outcome(app_processes: ApplicationProcesses) -> str:
+    snapshot = app_processes.snapshot
     happened = {entry.event for entry in snapshot.timeline} if snapshot is not None else set()
-    if snapshot is not None and snapshot.rolled_back and crowd.phase is Phase.CREATED:
+    if snapshot is not None and snapshot.rolled_back and app_processes.phase is Phase.CREATED:
         return "rolled back"
     # Where the metadata are gone by then, nothing tells of the end but that.
-    over = crowd.phase is Phase.COMPLETED or (crowd.phase is Phase.NOT_CREATED and Phase.POST.name in happened)
+    over = app_processes.phase is Phase.COMPLETED or (
+        app_processes.phase is Phase.NOT_CREATED and Phase.POST.name in happened
+    )
     return "completed" if over else "not ended"
 
 

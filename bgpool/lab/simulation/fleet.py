@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bgpool.core.events import Event, Resolved, StatusRead
-from bgpool.core.fleet import PLACES, Standing
+from bgpool.core.fleet import PLACES, FleetRole
 from bgpool.core.limits import (
     FLEET_BUDGET_PER_S,
     FLEET_CLOCK_ERROR_S,
@@ -270,7 +270,7 @@ class _Run:
     def _look_for_joined(self) -> None:
         hosts = [life.host for life in self._lives if life.host is not None]
         members = [host.member for host in hosts if host.member is not None]
-        if any(member.standing is Standing.DIRECT for member in members):
+        if any(member.standing is FleetRole.DIRECT for member in members):
             self._clock.after(SECOND // 4, self._look_for_joined)
         else:
             self._joined_ns = self._clock.now
@@ -334,7 +334,7 @@ class _Run:
             if host.place.number == -1:
                 self._asked["alone"][place].append(self._clock.now)
             return
-        if member.standing is Standing.LEADER:
+        if member.standing is FleetRole.LEADER:
             word = "leader"
         else:
             knows = 2 * member.hosts >= len(self._lives)
@@ -514,7 +514,7 @@ class _Run:
             # Hosts of another deployment ask for themselves, whichever of the two leads.
             and host.place.foreign is leaders[0].place.foreign
             and (
-                host.member is None or host.member.leader != leader.id or host.member.standing is not Standing.FOLLOWER
+                host.member is None or host.member.leader != leader.id or host.member.standing is not FleetRole.FOLLOWER
             )
         ]
         if astray:

@@ -25,16 +25,16 @@ from bgpool.core.events import (
 from bgpool.core.fleet import (
     PLACES,
     AnyEvent,
-    Beaten,
     BusFailed,
     Claimed,
     FleetOrder,
-    KeyGone,
+    FleetRole,
     Message,
     MessageHeard,
+    PublishRefused,
     Report,
     ReportsRead,
-    Standing,
+    StreamLost,
 )
 from bgpool.core.limits import (
     FLEET_BLOCK_S,
@@ -56,7 +56,7 @@ from bgpool.core.member import Member, take
 from bgpool.core.phase import SWITCHING, Role
 from bgpool.core.plan import Intervals, Target, plan
 from bgpool.core.snapshot import Snapshot
-from bgpool.fleet.roll import Count, Roll
+from bgpool.fleet.roster import Roster, RosterCounts
 from bgpool.lab.simulation.clock import MS, SECOND, Clock
 from bgpool.lab.simulation.fleet_bus import FAILED, MISSING, OK, REFUSED, Bus, Node, Place
 from bgpool.lab.simulation.fleet_probe import Lookup, Probe
@@ -64,7 +64,7 @@ from bgpool.lab.simulation.world import World
 
 __all__ = ["Host", "Watcher"]
 
-_FLEET_EVENTS: Final = (MessageHeard, Claimed, Beaten, KeyGone, BusFailed, ReportsRead)
+_FLEET_EVENTS: Final = (MessageHeard, Claimed, PublishRefused, StreamLost, BusFailed, ReportsRead)
 _ALL: Final = Duty()
 _NUDGE_NS: Final = int(NUDGE_INTERVAL_S * SECOND)
 _PASS_ON_NS: Final = int(FLEET_NUDGE_S * SECOND)
@@ -127,8 +127,8 @@ class Host:
         # Facts that changed nothing, and of which snapshot.
         self._idle: dict[tuple[type, Role], tuple[Snapshot, Event]] = {}
         self._resolved_last: tuple[dict[str, tuple[str, ...]], Snapshot] | None = None
-        self._ear: Ear | None = None
-        self._voice: Voice | None = None
+        self._subscriber: Subscriber | None = None
+        self._publisher: Publisher | None = None
         self._phase = snapshot.phase
         self._timer_ns = 2**63
         self._nudge_due, self._nudged_ns, self._passed_on_ns = False, -SECOND, -SECOND
@@ -136,15 +136,15 @@ class Host:
     def join(self, bus: Bus, member: Member, rng: random.Random) -> None:
         """Be a member of a fleet."""
         self.member = member
-        self._ear = Ear(self, bus, rng)
-        self._voice = Voice(self, bus, rng)
+        self._subscriber = Subscriber(self, bus, rng)
+        self._publisher = Publisher(self, bus, rng)
 
     def start(self) -> None:
         """Begin to watch."""
         self._replan()
-        if self._ear is not None and self._voice is not None:
-            self._ear.start()
-            self._voice.start()
+        if self._subscriber is not None and self._publisher is not None:
+            self._subscriber.start()
+            self._publisher.start()
             self._attend()
         for probe in self._probes.values():
             probe.wake()
@@ -155,18 +155,18 @@ class Host:
         self.alive = False
         for probe in self._probes.values():
             probe.close()
-        if self._ear is not None:
-            self._ear.close()
+        if self._subscriber is not None:
+            self._subscriber.close()
 
     @property
     def listeners(self) -> list[Any]:
         """Its connection to the bus that waits."""
-        return [self._ear] if self._ear is not None else []
+        return [self._subscriber] if self._subscriber is not None else []
 
     @property
     def leads(self) -> bool:
         """Whether others go by what this host is answered."""
-        return self.member is not None and self.member.standing is Standing.LEADER
+        return self.member is not None and self.member.standing is FleetRole.LEADER
 
     def now(self) -> Instant:
         """This moment on the host's clocks."""
@@ -213,15 +213,15 @@ class Host:
 
     def _speak(self, before: Member, member: Member, event: AnyEvent) -> None:
         """Pass a nudge on, and report what is new."""
-        voice, now_ns = self._voice, self._clock.now
-        if voice is None:
+        publisher, now_ns = self._publisher, self._clock.now
+        if publisher is None:
             return
-        is_nudge = isinstance(event, Nudged) and member.standing is Standing.FOLLOWER
+        is_nudge = isinstance(event, Nudged) and member.standing is FleetRole.FOLLOWER
         if is_nudge and now_ns - self._passed_on_ns > _PASS_ON_NS:
             self._passed_on_ns = now_ns
-            voice.nudge()
+            publisher.nudge()
         if before.standing is not member.standing or before.order != member.order:
-            voice.look(member)
+            publisher.look(member)
 
     def _tell_place(self, before: Member, member: Member, event: AnyEvent) -> None:
         if (before.standing, before.vacant, before.leader) != (member.standing, member.vacant, member.leader):
@@ -285,17 +285,17 @@ class Host:
         now_ns, snapshot = self._clock.now, self.snapshot
         due_ns = min((end for end in snapshot.timers if end > now_ns), default=2**63)
         member = self.member
-        if member is not None and self._voice is not None and self._ear is not None:
+        if member is not None and self._publisher is not None and self._subscriber is not None:
             if snapshot.phase is not self._phase:
                 self._phase = snapshot.phase
-                self._voice.look(member)
+                self._publisher.look(member)
             before = self.duty
             at = self.now()
             todo = duty(member, snapshot, at)
             publication = todo.publication
-            if publication is not None and not self._voice.is_busy:
+            if publication is not None and not self._publisher.is_busy:
                 self.member = published(member, publication, at)
-                self._voice.publish(publication, member.fence)
+                self._publisher.publish(publication, member.fence)
                 todo = duty(self.member, snapshot, at)
             if todo.publication is not None:
                 # The voice says when it is free.
@@ -366,8 +366,8 @@ def _tells_same(one: object, other: object) -> bool:
     return isinstance(one, MetadataAbsent) and isinstance(other, MetadataAbsent) and one.remedy == other.remedy
 
 
-class Ear:
-    """Reads the bus; see bgpool/monitor/ear.py, which is a thread."""
+class Subscriber:
+    """Reads the bus; see bgpool/monitor/subscriber.py, which is a thread."""
 
     def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
         self._host: Final = host
@@ -381,8 +381,8 @@ class Ear:
         self._error = ""
         self._pause_ns = int(FLEET_PAUSE_S * SECOND)
         self._ticket = 0
-        self._roll: Roll | None = None
-        self._counted: Count | None = None
+        self._roll: Roster | None = None
+        self._counted: RosterCounts | None = None
         self._counted_ns = -SECOND
         self._reports_from_ns = 0
         # How many of the hosts' stream were read, those before its beginning included; -1 while they are not read.
@@ -548,7 +548,7 @@ class Ear:
             if now_ns < self._reports_from_ns:
                 return
             if self._roll is None:
-                self._roll, self._counted = Roll(member.id), None
+                self._roll, self._counted = Roster(member.id), None
             begin = len(node.reports) - FLEET_HOSTS
         else:
             begin = self._reports_read - node.trimmed
@@ -573,8 +573,8 @@ class Ear:
             host.take(ReportsRead(host.now(), count.hosts, count.order, nudged, count.switching, count.strangers))
 
 
-class Voice:
-    """Writes to the bus, one thing after the other; see bgpool/monitor/voice.py, which is a thread."""
+class Publisher:
+    """Writes to the bus, one thing after the other; see bgpool/monitor/publisher.py, which is a thread."""
 
     def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
         self._host: Final = host
@@ -609,7 +609,7 @@ class Voice:
     def look(self, member: Member) -> None:
         """Report in this host's turn if there is something new to report."""
         turn_s = min(FLEET_LOOK_S, member.hosts * FLEET_TURN_TO_REPORT_S)
-        self._look_at(self._clock.now + int(member.luck * turn_s * SECOND))
+        self._look_at(self._clock.now + int(member.jitter * turn_s * SECOND))
 
     def _look_at(self, moment_ns: int) -> None:
         self._look_ns = moment_ns
@@ -703,9 +703,9 @@ class Voice:
             return
         self._writing = False
         if found is MISSING:
-            host.take(KeyGone(host.now()))
+            host.take(StreamLost(host.now()))
         elif found is REFUSED:
-            host.take(Beaten(host.now(), message.term))
+            host.take(PublishRefused(host.now(), message.term))
         elif message.seq == 0:
             host.take(Claimed(host.now(), message.term))
         else:

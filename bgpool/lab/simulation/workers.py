@@ -33,7 +33,7 @@ from bgpool.pools.mysql.recipe import MysqlRecipe
 from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.receipts import AlreadyApplied, Receipts
 from bgpool.pools.recipe import Recipe
-from bgpool.pools.units import Terms
+from bgpool.pools.units import UnitContext
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import Settings
 
@@ -232,9 +232,9 @@ class Worker:
             return "applied"
 
         lender: Any = self
-        terms = Terms(self._recipe, self.receipts)
+        unit_context = UnitContext(self._recipe, self.receipts)
         unit: Unit[Any, str] = self._unit(
-            terms, None, lender, 2 * HOLD_NS / SECOND, receipt_id=job.receipt_id, work=(function, ())
+            unit_context, None, lender, 2 * HOLD_NS / SECOND, receipt_id=job.receipt_id, work=(function, ())
         )
         try:
             told = await unit.arun()

@@ -19,7 +19,7 @@ from bgpool.mysql_logins import rehearse
 from bgpool.pools.mysql.connection import MysqlConnection
 from bgpool.pools.mysql.session import with_session_reset
 from bgpool.pools.mysql.store import Store
-from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.recipe import Destination, DriversPool, Recipe
 
 __all__ = ["MysqlRecipe", "like"]
 
@@ -34,7 +34,7 @@ class MysqlRecipe(Recipe):
         """As Recipe says."""
         return Store(connector, **{**with_session_reset(self.options), "name": self.name})
 
-    def open(self, place: Place, kwargs: Mapping[str, Any]) -> MysqlConnection:
+    def open(self, place: Destination, kwargs: Mapping[str, Any]) -> MysqlConnection:
         """As Recipe says."""
         params = {**self.dsn.params, **kwargs}
         if place.password is not None:

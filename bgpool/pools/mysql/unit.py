@@ -80,7 +80,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
     def note_begun(self, connection: MysqlConnection) -> None:
         """As Unit says; what the function sends is looked at, for only a transaction that writes leaves a receipt."""
         super().note_begun(connection)
-        receipts = self._terms.receipts
+        receipts = self._unit_context.receipts
         if receipts is not None:
             watched = receipts.always or self._is_given or self._takes_part
             connection.bgpool_writes = False if watched and not self._has_receipt else None

@@ -25,7 +25,7 @@ from bgpool.core.limits import RECONNECT_INTERVAL_MAX_S, RECONNECT_INTERVAL_S
 from bgpool.failures import first_line
 from bgpool.logs import log_fields
 from bgpool.pools.loops import LoopTurns, begin, cancels, is_ours, running_loop, whole
-from bgpool.pools.postgres.inner import Patience, note_connected, watch_log
+from bgpool.pools.postgres.inner import ReconnectBackoff, note_connected, watch_log
 from bgpool.pools.waits import finish, settled
 
 __all__ = ["AsyncInnerPool"]
@@ -125,7 +125,7 @@ class AsyncInnerPool:
             return False
 
 
-class _Pool(Patience, AsyncConnectionPool[Any]):
+class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
     def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
         self._dialer: Final = dialer
         self.tasks: Final[set[asyncio.Task[Any]]] = set()

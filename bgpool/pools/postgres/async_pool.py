@@ -148,7 +148,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         """As LoopSource.close; returns once what the pool does in this loop has ended, within *timeout* seconds."""
         running_loop()
         deadline = options.deadline_of(timeout)
-        inner: list[Any] = [one.current.inner for one in self._successions() if one.current is not None]
+        inner: list[Any] = [one.current.inner for one in self._generations_by_loop() if one.current is not None]
         tasks = {task for one in inner for task in one.tasks()} - {asyncio.current_task()}
         await super().close(timeout)
         if tasks:

@@ -12,7 +12,7 @@ from bgpool.pools.postgres.async_connection import AsyncAware, async_aware
 from bgpool.pools.postgres.async_inner import AsyncInnerPool
 from bgpool.pools.postgres.recipe import PostgresRecipe
 from bgpool.pools.postgres.session import with_session_reset
-from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.recipe import Destination, DriversPool, Recipe
 from bgpool.pools.waits import BLOCKING
 
 __all__ = ["AsyncPostgresRecipe"]
@@ -26,7 +26,7 @@ class AsyncPostgresRecipe(PostgresRecipe):
         options = {**with_session_reset(self.options, awaits=True), "name": self.name}
         return AsyncInnerPool(cast(Any, connector), options)
 
-    async def aopen(self, place: Place, kwargs: Mapping[str, Any]) -> AsyncAware:
+    async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> AsyncAware:
         """As Recipe says."""
         connection_class = async_aware(self.options.get("connection_class", psycopg.AsyncConnection))
         connecting = connection_class.connect("", **self._params(place, kwargs))

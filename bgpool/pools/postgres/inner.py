@@ -22,10 +22,10 @@ from bgpool.core.limits import LOG_REPEAT_S, RECONNECT_INTERVAL_MAX_S
 from bgpool.failures import first_line
 from bgpool.signals import refusing
 
-__all__ = ["InnerPool", "Patience", "note_connected", "watch_log"]
+__all__ = ["InnerPool", "ReconnectBackoff", "note_connected", "watch_log"]
 
 
-class Patience:
+class ReconnectBackoff:
     """Mixed in before a pool of psycopg_pool's: when a failed attempt to connect is repeated, and what is said of it.
 
     Attributes:
@@ -57,7 +57,7 @@ class Patience:
         pool._waiting.extend(waiting)
 
 
-class InnerPool(Patience, ConnectionPool[Any]):
+class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
     """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly.
 
     After a release the first connection is opened by the caller who needs it: a thread of psycopg_pool's would have to
@@ -207,7 +207,7 @@ class InnerPool(Patience, ConnectionPool[Any]):
     def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
         """As ConnectionPool's; but an attempt to connect does not rest for *delay* seconds while somebody waits."""
         if isinstance(task, AddConnection):
-            task, delay = _Rest(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
+            task, delay = _Pause(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
         super().schedule_task(task, delay)
 
     def _maybe_grow_pool(self) -> None:
@@ -246,7 +246,7 @@ class InnerPool(Patience, ConnectionPool[Any]):
         return connection
 
 
-class _Rest(MaintenanceTask):
+class _Pause(MaintenanceTask):
     """The pause after a failed attempt: looks again and again whether it is over."""
 
     def __init__(self, pool: InnerPool, task: AddConnection, until: float) -> None:

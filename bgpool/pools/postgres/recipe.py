@@ -15,7 +15,7 @@ from bgpool.pools.postgres.inner import InnerPool
 from bgpool.pools.postgres.outcome import row_of
 from bgpool.pools.postgres.receipts import LACKS, REACHES, quoted
 from bgpool.pools.postgres.session import with_session_reset
-from bgpool.pools.recipe import DriversPool, Place, Recipe
+from bgpool.pools.recipe import Destination, DriversPool, Recipe
 from bgpool.pools.waits import finish
 
 __all__ = ["PostgresRecipe", "like"]
@@ -31,7 +31,7 @@ class PostgresRecipe(Recipe):
         own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
         return InnerPool("", **{**with_session_reset(self.options), **own})
 
-    def open(self, place: Place, kwargs: Mapping[str, Any]) -> BlockingAware:
+    def open(self, place: Destination, kwargs: Mapping[str, Any]) -> BlockingAware:
         """As Recipe says."""
         connection_class = aware(self.options.get("connection_class", psycopg.Connection))
         return connection_class.connect("", **self._params(place, kwargs))
@@ -50,7 +50,7 @@ class PostgresRecipe(Recipe):
         names = len(decision.names) if self.names_matter else 1
         return max(1, len(decision.addresses) * names)
 
-    def _params(self, place: Place, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _params(self, place: Destination, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What psycopg connects with."""
         where = {name: value for name, value in (("hostaddr", place.address), ("host", place.host)) if value}
         if place.password is not None:

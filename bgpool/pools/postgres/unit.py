@@ -22,7 +22,7 @@ from bgpool.core.limits import (
 from bgpool.core.routing import Action, Decision
 from bgpool.errors import CommitOutcomeUnknown, Error, GreenHostRejected, PoolClosed, SwitchoverInterrupted
 from bgpool.failures import sqlstate_of
-from bgpool.pools.apart import within
+from bgpool.pools.detached import within
 from bgpool.pools.postgres import receipts
 from bgpool.pools.postgres.connection import SwitchoverAware
 from bgpool.pools.postgres.outcome import (

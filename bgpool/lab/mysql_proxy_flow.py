@@ -1,0 +1,131 @@
+"""What goes on between a client that has been let in and its server."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from bgpool.lab.mysql_proxy_wire import FULL_PACKET, HEADER, Packet, length_and_number
+
+__all__ = ["Rewriter", "splice"]
+
+RELAY_BYTES: Final = 65536
+WAITING_BYTES: Final = 1 << 20
+"""What one side may have said that the other has not taken, before it is listened to no more."""
+
+NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+COM_QUERY: Final = 0x03
+
+
+class Rewriter:
+    """Replaces names in the queries of one client, and leaves alone what else it says."""
+
+    def __init__(self, names: Mapping[bytes, bytes]) -> None:
+        """Replace the keys of *names*, in whatever case, by their values."""
+        self._names: Final = {name.lower(): other for name, other in names.items()}
+        # The longest first: one name may be the beginning of another.
+        longest_first = sorted(map(re.escape, self._names), key=len, reverse=True)
+        self._pattern: Final = re.compile(b"|".join(longest_first), re.IGNORECASE)
+        self._held: Final = bytearray()
+        self._passing = 0  # bytes still to come of a packet that is let through
+
+    def __call__(self, data: bytes) -> bytes:
+        """What *data* lets go: all but a query that has not ended yet."""
+        if not self._names:
+            return data
+        self._held.extend(data)
+        found = bytearray()
+        while piece := self._next():
+            found += piece
+        return bytes(found)
+
+    def _next(self) -> bytes:
+        held = self._held
+        if not self._passing:
+            if len(held) < HEADER.size:
+                return b""
+            length, number = length_and_number(held)
+            end = HEADER.size + length
+            # A command is the first packet of an exchange; later ones are the rest of a long one, or a file's content.
+            if not number and 0 < length < FULL_PACKET:
+                if len(held) == HEADER.size:
+                    return b""
+                if held[HEADER.size] == COM_QUERY:
+                    return self._query(end) if len(held) >= end else b""
+            self._passing = end
+        piece = bytes(held[: self._passing])
+        del held[: self._passing]
+        self._passing -= len(piece)
+        return piece
+
+    def _query(self, end: int) -> bytes:
+        query = bytes(self._held[HEADER.size : end])
+        del self._held[:end]
+        other = self._pattern.sub(lambda match: self._names[match[0].lower()], query)
+        return Packet(0, other if len(other) < FULL_PACKET else query).encode()
+
+
+class _Flow:
+    """One direction of a connection."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, convert: Callable[[bytes], bytes]) -> None:
+        self.source: Final = source
+        self.sink: Final = sink
+        self._convert: Final = convert
+        self._ended = False
+        self.waiting: Final = bytearray()
+
+    @property
+    def listening(self) -> bool:
+        return not self._ended and len(self.waiting) < WAITING_BYTES
+
+    @property
+    def over(self) -> bool:
+        """The one side has hung up, and the other has all that it said before."""
+        return self._ended and not self.waiting
+
+    def move(self) -> None:
+        """What can be read and written now."""
+        if self.listening:
+            with contextlib.suppress(*NOT_NOW):
+                data = self.source.recv(RELAY_BYTES)
+                self._ended = not data
+                self.waiting.extend(self._convert(data))
+        if self.waiting:
+            with contextlib.suppress(*NOT_NOW):
+                del self.waiting[: self.sink.send(self.waiting[:RELAY_BYTES])]
+
+
+def splice(client: socket.socket, backend: socket.socket, rewriter: Rewriter) -> None:
+    """Pass on what either says until one hangs up. No wait for the one keeps from noticing the other."""
+    for sock in (client, backend):
+        sock.setblocking(False)
+    flows = _Flow(client, backend, rewriter), _Flow(backend, client, bytes)
+    while True:
+        # First, and always, without asking: what TLS has decrypted already does not show on the socket. A record has
+        # no more than 16 KB, so that one read leaves nothing of it.
+        for flow in flows:
+            flow.move()
+        if any(flow.over for flow in flows):
+            return
+        _wait(flows)
+
+
+def _wait(flows: tuple[_Flow, _Flow]) -> None:
+    """Until one of *flows* can move."""
+    wanted: dict[socket.socket, int] = {}
+    for flow in flows:
+        if flow.listening:
+            wanted[flow.source] = wanted.get(flow.source, 0) | select.POLLIN
+        if flow.waiting:
+            wanted[flow.sink] = wanted.get(flow.sink, 0) | select.POLLOUT
+    poller = select.poll()
+    for sock, events in wanted.items():
+        poller.register(sock, events)
+    poller.poll()

@@ -1,0 +1,204 @@
+"""What a monitor says to its fleet: a thread that writes to the bus, so that nobody else waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from bgpool.core.duty import Publication
+from bgpool.core.events import Tick
+from bgpool.core.fleet import BusFailed, Claimed, Message, MessageHeard, PublishRefused, Report, StreamLost
+from bgpool.core.limits import (
+    FLEET_LOOK_S,
+    FLEET_PAUSE_S,
+    FLEET_REPORT_S,
+    FLEET_TERM_AHEAD_S,
+)
+from bgpool.fleet.bus import Bus, BusError, Entry, KeyMissing, Refused
+from bgpool.fleet.messages import BadMessage, seal, seal_report, unseal
+from bgpool.logs import log_fields
+from bgpool.monitor.inbox import Inbox
+from bgpool.monitor.keys import Keys
+from bgpool.monitor.probe import now
+from bgpool.monitor.stoppable import StoppableThread
+
+__all__ = ["Publisher"]
+
+_logger: Final = logging.getLogger("bgpool.monitor")
+
+
+class Publisher(StoppableThread):
+    """Publishes what the leader has to say, claims the leadership, and reports on the host."""
+
+    def __init__(
+        self,
+        bus: Callable[[], Bus],
+        keys: Keys,
+        bg_id: str,
+        describe: Callable[[], Report],
+        events: Inbox,
+    ) -> None:
+        """A voice that reports what *describe*, called in its thread, returns; *bus* is made there, too."""
+        super().__init__("bgpool-voice", bg_id)
+        self._make_bus: Final = bus
+        self._keys: Final = keys
+        self._describe: Final = describe
+        self._events: Final = events
+        self._wanted: Final = threading.Event()
+        self._publication: tuple[Publication, tuple[int, int]] | None = None
+        self._nudges = False
+        # When it is looked next whether there is something to report.
+        self._look_at = 0.0
+        # Owned by this thread.
+        self._bus: Bus | None = None
+        self._reported: Report | None = None
+        self._reported_at = 0.0
+        self._unforeseen: Final[set[type[Exception]]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last publication has not been written yet: the next one waits until it has, and is newer."""
+        return self._publication is not None
+
+    def publish(self, publication: Publication, fence: tuple[int, int]) -> None:
+        """Write *publication*; *fence* is the last (term, seq) that the host has heard. Returns at once."""
+        self._publication = (publication, fence)
+        self._wanted.set()
+
+    def nudge(self) -> None:
+        """Have the leader ask at once."""
+        self._nudges = True
+        self._wanted.set()
+
+    def look(self, after_s: float) -> None:
+        """Report in *after_s* seconds if there is something new to report: what all hosts have to say takes turns."""
+        self._look_at = time.monotonic() + after_s
+        self._wanted.set()
+
+    def leave(self, timeout_s: float) -> None:
+        """Say what is still to be said, and that this was the last; waits for *timeout_s* seconds at most."""
+        self.stop()
+        if self.is_alive():
+            self.join(timeout_s)
+
+    def stop(self) -> None:
+        """As leave(), and waits for nothing."""
+        super().stop()
+        self._wanted.set()
+
+    def run(self) -> None:
+        """Write until told to leave."""
+        while True:
+            self._wanted.wait(max(0.0, self._look_at - time.monotonic()))
+            self._wanted.clear()
+            leaves = self.over.is_set()
+            try:
+                self._publish()
+                self._report(leaves)
+            except Exception as error:
+                # As in the ear.
+                if not isinstance(error, BusError) and type(error) not in self._unforeseen:
+                    # Once: it may come again with every message.
+                    self._unforeseen.add(type(error))
+                    _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self.bg_id))
+                if self._bus is not None:
+                    self._bus.close()
+                self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
+                self._look_at = time.monotonic() + FLEET_LOOK_S
+                if not leaves:
+                    # What failed at once may fail at once again, and a leader has something to say all the time.
+                    self.over.wait(FLEET_PAUSE_S)
+            if leaves:
+                break
+        if self._bus is not None:
+            self._bus.close()
+
+    def _open(self) -> Bus:
+        if self._bus is None:
+            self._bus = self._make_bus()
+        return self._bus
+
+    def _publish(self) -> None:
+        if self._publication is None:
+            return
+        publication, fence = self._publication
+        message = publication.message
+        try:
+            if publication.is_claim:
+                self._claim(message, fence)
+            else:
+                self._open().publish(message.term, message.seq, seal(message, self.bg_id, self._keys()))
+        except KeyMissing:
+            self._events.put(StreamLost(now()))
+        except Refused:
+            self._events.put(PublishRefused(now(), message.term))
+        finally:
+            self._publication = None
+            # What waits to be published is newer than anything that could have been kept here.
+            self._events.put(Tick(now()))
+
+    def _claim(self, message: Message, fence: tuple[int, int]) -> None:
+        bus = self._open()
+        top = bus.top()
+        seconds = time.time_ns() // 1_000_000_000
+        if top is None:
+            # The order of the ids went with the key, if there was one: the clock stands in for it.
+            term = max(message.term, seconds)
+        else:
+            if self._is_led(top, fence):
+                return
+            term = max(message.term, top.term + 1)
+        if term > seconds + FLEET_TERM_AHEAD_S:
+            raise BusError(
+                f"nobody can lead: the newest id in the stream bgpool:{{{self.bg_id}}} is far ahead of the clock "
+                f"(term {term - 1}); somebody must DEL that key"
+            )
+        message = replace(message, term=term, issued_ns=time.time_ns())
+        try:
+            bus.publish(term, 0, seal(message, self.bg_id, self._keys()))
+        except Refused:
+            self._events.put(PublishRefused(now(), term))
+            return
+        self._events.put(Claimed(now(), term))
+
+    def _is_led(self, top: Entry, fence: tuple[int, int]) -> bool:
+        """Whether somebody else leads whom this host has not heard yet; then it is told."""
+        if (top.term, top.seq) <= fence:
+            return False
+        try:
+            message = unseal(top, self.bg_id, self._keys())
+        except BadMessage:
+            return False
+        if message.resigns:
+            return False
+        # However old it seems: that may be this host's own clock. A leader that is gone is silent from here on.
+        self._events.put(MessageHeard(now(), message, is_past=True))
+        return True
+
+    def _report(self, leaves: bool) -> None:
+        """Report at changes, and every FLEET_REPORT_S; a nudge at once."""
+        if self._nudges:
+            self._nudges = False
+            self._say(replace(self._describe(), nudged=True))
+        at = time.monotonic()
+        if not leaves and at < self._look_at:
+            return
+        self._look_at = at + FLEET_LOOK_S
+        report = replace(self._describe(), leaves=leaves)
+        before = self._reported
+        if before is not None and _news(before) == _news(report) and at - self._reported_at < FLEET_REPORT_S:
+            return
+        self._reported, self._reported_at = report, at
+        self._say(report)
+
+    def _say(self, report: Report) -> None:
+        self._open().report(seal_report(report, self.bg_id, self._keys()))
+
+
+def _news(report: Report) -> Report:
+    """What of a report others are to know at once: not figures that change all the time."""
+    return replace(report, issued_ns=0, clock_off_ms=None, held=min(report.held, 1), refused=0)
