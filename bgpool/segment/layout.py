@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"BGPOOL\r\n"
-FORMAT: Final = 4
+FORMAT: Final = 5
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128

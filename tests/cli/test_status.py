@@ -197,7 +197,7 @@ SCHEMA: dict[str, Any] = {
     "phase": TEXT,
     "sequence": int,
     "missing": [TEXT],
-    "monitor": {"state": TEXT, "pid": int, "term": int, "age_s": NUMBER, "parameters": TEXT, "sight": TEXT},
+    "monitor": {"state": TEXT, "pid": int, "term": int, "age_s": NUMBER, "parameters": TEXT, "visibility": TEXT},
     "timer_ms": int,
     "offset_ms": int,
     "endpoints": [{"blue": TEXT, "port": int, "blue_addresses": [TEXT], "green": TEXT, "green_addresses": [TEXT]}],

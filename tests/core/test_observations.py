@@ -56,7 +56,7 @@ def sight_of(snapshot: Snapshot) -> Visibility:
 
 
 @pytest.mark.parametrize(
-    ("event", "sight"),
+    ("event", "visibility"),
     [
         (StatusRead(at(1), Role.SOURCE, (ROW,)), Visibility.SEEN),
         (StatusRead(at(1), Role.SOURCE, ()), Visibility.EMPTY),

@@ -29,15 +29,15 @@ from bgpool.segment.writer import Writer
 
 # Changing these means that the format has changed, and with it the number in the header.
 GOLDEN_HEADER = (
-    "4247504f4f4c0d0a 04000000 00000400 0700000000000000 2a00000000000000"
-    "000102030405060708090a0b0c0d0e0f e1a978f1 000000000000000000000000"
+    "4247504f4f4c0d0a 05000000 00000400 0700000000000000 2a00000000000000"
+    "000102030405060708090a0b0c0d0e0f a63b3c5e 000000000000000000000000"
 )
 #: Sequence, heartbeat, superseded and bus at 64, 128, 192 and 256: native words, here those of little-endian machines.
 GOLDEN_WORDS = "ffffffffffffffff" + "00" * 56 + "efcdab0000000000" + "00" * 56 + "0200000000000000" + "00" * 56
 GOLDEN_WORDS += "1032547600000000" + "00" * 56
 GOLDEN_SLOT = "05000000 b461fc12 0900000000000000 68656c6c6f"
 #: The format, and a digest of FULL as that format encodes it.
-GOLDEN_PAYLOAD = (4, "03e3142a3c2aa4c2")
+GOLDEN_PAYLOAD = (5, "9556048176e74e2f")
 GOLDEN_PAYLOAD_START = "de001fa562675f6964a66f7264657273a57068617365"
 
 
