@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(
     r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+_HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 _INLINE = re.compile(r"`(bgpool [^`]+|pip install [^`]+)`")
 
 
@@ -23,10 +24,12 @@ class Block:
     """A fenced block.
 
     Attributes:
+        heading: The section that it is in.
         title: The name of the file that it is, if it is one.
         place: Page and line, for messages.
     """
 
+    heading: str
     language: str
     title: str
     text: str
@@ -38,6 +41,7 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     source = page.read_text(encoding="utf-8")
     found = [
         Block(
+            ["", *_HEADING.findall(source, 0, match.start())][-1],
             match["language"],
             match["title"] or "",
             match["text"],

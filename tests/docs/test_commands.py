@@ -21,9 +21,9 @@ pytestmark = pytest.mark.once
 #: What a block may be in. A fence without a language would pass by every test here.
 LANGUAGES = {"python", "sh", "sql", "text", "ini", "yaml"}
 #: Programs that are not ours; the shell's reading of them is all that is checked.
-FOREIGN = {"aws", "install", "kubectl", "openssl"}
+FOREIGN = {"aws", "install", "kubectl", "openssl", "printenv", "python3", "django-admin", "sudo"}
 #: Words of the shell's own, and programs before one of ours.
-SHELL = {"for", "done"}
+SHELL = {"for", "done", "export", "."}
 BEFORE = {"ssh", "sudo", "kubectl"}
 #: What stands for an argument in running text.
 PLACEHOLDER = {
@@ -93,6 +93,9 @@ def check_pip(words: list[str]) -> None:
 def check(command: str, *, name_will_do: bool = False) -> None:
     """That a line of the docs can be followed; or, in running text, that it names a command."""
     words = list(itertools.takewhile(lambda word: word not in ("|", "||", "&&"), plain(command)))
+    _, behind, reader = command.partition("| bgpool ")
+    if behind:
+        check(f"bgpool {reader}")
     if words[0] in BEFORE and "bgpool" in words:
         words = words[words.index("bgpool") :]
     match words:

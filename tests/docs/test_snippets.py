@@ -63,8 +63,18 @@ GOODBYE = {
 ON_MYSQL = {"mysql.md", "dbutils.md"}
 #: Pages that start servers and monitors of their own.
 ON_THEIR_OWN = {"testing.md"}
-#: Files, which have tests of their own: below, in tests/cli/test_rehearse.py and in tests/django/test_test_runs.py.
+#: Files, which have tests of their own: below, in test_starts.py, tests/cli/test_rehearse.py and
+#: tests/django/test_test_runs.py.
 FILES = {
+    "orders.sql",
+    "orders_plain.py",
+    "orders_sqlalchemy.py",
+    "shop/settings.py, at the end",
+    "shop/models.py",
+    "shop/urls.py",
+    "orders_fastapi.py",
+    "orders_celery.py",
+    "orders_mysql.py",
     "test_switchover.py",
     "test_switchover_async.py",
     "app.py",
