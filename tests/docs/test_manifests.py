@@ -57,7 +57,7 @@ def test_a_server_takes_it(path: Path, version: str) -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [
-        ("spec.template.spec.containers.0", "enviroment", []),
+        ("spec.template.spec.containers.0", "envs", []),
         ("spec.template.spec.containers.0.readinessProbe.httpGet", "port", None),
         ("spec.template.spec.volumes.0.emptyDir", "sizeLimit", [16]),
         ("spec", "replicas", "many"),
