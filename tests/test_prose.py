@@ -53,6 +53,7 @@ def test_a_banned_phrase_is_found_across_lines(page: Path) -> None:
         "- item\n\n    ```sh\n    nobody\n    ```\n",
         "---\ntitle: nobody\n---\n",
         "[nobody]: http://example.org\n",
+        "<!-- figures: storm -->\nNobody.\n\nNobody.\n<!-- end -->\n",
     ],
 )
 def test_code_links_and_plain_words_are_accepted(page: Path, text: str) -> None:
