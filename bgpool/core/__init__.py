@@ -1,1 +1,1 @@
-"""The pure core: what a switchover is, and what it means for a pool. No I/O, no clock, no threads."""
+"""The pure core: the state machine of a switchover and its consequences for a pool. No I/O, no clock, no threads."""

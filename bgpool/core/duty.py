@@ -1,6 +1,6 @@
-"""What a member of a fleet is to do: whom to ask, how often at most, and what to publish.
+"""The duty of a fleet member: the servers to query, the maximum rate, and the message to publish.
 
-``duty(member, snapshot, at)`` is a function of what is true, as ``plan`` is.
+``duty(member, snapshot, at)`` is a pure function of the current state, like ``plan``.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from bgpool.core.snapshot import Snapshot
 __all__ = ["Duty", "Publication", "duty", "farewell", "published"]
 
 _NS: Final = 1_000_000_000
-#: A moment that does not come.
+#: A time that is never reached.
 _NOT: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is to be written to the leaders' stream.
+    """A message to write to the leaders' stream.
 
     Attributes:
-        message: Its term, where it is a claim, is only the least that it may be: the stream's top decides.
+        message: The message. The term of a claim is only a minimum: the newest entry of the stream decides.
     """
 
     message: Message
 
     @property
     def is_claim(self) -> bool:
-        """Whether it asks for the leadership; the one write that may make the stream."""
+        """True if the message claims the leadership. Only a claim may create the stream."""
         return self.message.seq == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """What a member is to do now.
+    """The current duty of a member.
 
     Attributes:
-        asks: For each role, in the order of Role, since when this host asks its server itself, 0 for all the time;
-            None where it does not. A question is due at once when that changes.
-        pace_ms: The shortest time between two questions to one server.
-        publication: What to publish now; None for nothing.
-        due_ns: When something else may be to be done if nothing happens until then, on the monotonic clock.
+        asks: For each role, in the order of Role: the time since which this host queries that server itself, 0 for
+            always; None if it does not query it. When the value changes, a query is due immediately.
+        pace_ms: The shortest time between two queries to one server.
+        publication: The message to publish now; None if there is none.
+        due_ns: The time at which the duty must be computed again if no event occurs before, on the monotonic clock.
     """
 
     asks: tuple[int | None, ...] = (0, 0)
@@ -67,7 +67,7 @@ class Duty:
 
 
 def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
-    """What *member* is to do at *at*."""
+    """Return the duty of *member* at *at*."""
     due = []
     if member.standing is not FleetRole.DIRECT:
         due.append(max(silent_at_ns(member, snapshot), alone_at_ns(member)) + 1)
@@ -77,7 +77,7 @@ def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
         is_due = from_ns <= at.mono_ns
         if not is_due:
             due.append(from_ns)
-        # What is asked anyway goes on being asked.
+        # In NOT_CREATED every host queries both servers in any case.
         asks.append(from_ns if is_due else 0 if snapshot.phase is Phase.NOT_CREATED else None)
     publication, due_ns = _publication(member, snapshot, at)
     leads = member.standing is FleetRole.LEADER
@@ -86,7 +86,7 @@ def duty(member: Member, snapshot: Snapshot, at: Instant) -> Duty:
 
 
 def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
-    """From when on *member* asks *role* itself, on the monotonic clock."""
+    """Return the time from which *member* queries *role* itself, on the monotonic clock."""
     doubt = member.doubts[PLACES[role]]
     if doubt is not None:
         return doubt.ask_at_ns
@@ -95,14 +95,14 @@ def _asks_from_ns(member: Member, snapshot: Snapshot, role: Role) -> int:
     counting = _counting(snapshot)
     if role not in counting or not all(member.unheard_ns[PLACES[one]] for one in counting):
         return _NOT
-    # No server that counts answers the leader. It may answer others, who take turns to look.
+    # The leader gets no answer from any relevant server. Other hosts may get one, so they take turns to query.
     unheard_ns, asked_ns = member.unheard_ns[PLACES[role]], member.asked_ns[PLACES[role]]
     turn_ns = int(member.hosts * FLEET_TURN_S * _NS)
     return asked_ns + turn_ns if asked_ns > unheard_ns else unheard_ns + int(member.jitter * turn_ns)
 
 
 def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publication | None, int]:
-    """What to publish now, and when to look again."""
+    """Return the message to publish now, and the time to check again."""
     if member.standing is FleetRole.LEADER and member.sent is not None:
         return _of_leader(member, member.sent, snapshot, at)
     may_claim = member.standing is FleetRole.DIRECT or bool(member.vacant) or _outranks(member, snapshot)
@@ -111,7 +111,7 @@ def _publication(member: Member, snapshot: Snapshot, at: Instant) -> tuple[Publi
         return None, _NOT
     claim_at_ns = max(member.claim_at_ns, member.barred_ns, asked_ns)
     if member.stirred_ns and not _outranks(member, snapshot):
-        # Somebody leads, whose messages are of no use to this host alone.
+        # There is a leader; only this host cannot use its messages.
         claim_at_ns = max(claim_at_ns, member.stirred_ns + silence_ns(snapshot))
     if at.mono_ns < claim_at_ns:
         return None, claim_at_ns
@@ -135,14 +135,14 @@ def _of_leader(member: Member, sent: LastPublished, snapshot: Snapshot, at: Inst
 
 
 def farewell(member: Member, snapshot: Snapshot, at: Instant) -> Publication:
-    """What a leader says last: somebody else is to lead."""
+    """Return the last message of a leader that resigns: another host must take over."""
     sent = member.sent
     seq, whole = (sent.seq + 1, sent.whole) if sent is not None else (1, 0)
     return Publication(replace(_message(member, snapshot, member.term, seq, at, whole=whole), resigns=True))
 
 
 def published(member: Member, publication: Publication, at: Instant) -> Member:
-    """*member* once *publication* is on its way."""
+    """Return *member* after *publication* was handed to the publisher."""
     if publication.is_claim:
         pause_ns = int(FLEET_CLAIM_PAUSE_S * (0.5 + member.jitter) * _NS)
         return replace(member, claim_at_ns=at.mono_ns + pause_ns, claimed=member.known)
@@ -181,27 +181,27 @@ def _message(
 
 
 def _order(member: Member, snapshot: Snapshot, at: Instant) -> FleetOrder | None:
-    """The operator's order that whoever joins now is to obey, too."""
+    """Return the operator's order that a host which joins now must obey as well; None if there is none."""
     return member.order if member.order is not None and stands(member.order, snapshot, at) else None
 
 
 def _said(known: tuple[RoleState | None, ...], author: str) -> list[tuple[Fact, ...] | None]:
-    """What *author* can say of each role: what it was told itself."""
+    """Return the facts that *author* has read itself, for each role."""
     return [meaning(one.reading) if one is not None and one.author == author else None for one in known]
 
 
 def _counting(snapshot: Snapshot) -> tuple[Role, ...]:
-    """The servers that will tell what everybody waits for."""
+    """Return the relevant servers: those whose answers will show the next change that callers wait for."""
     if is_awaited(snapshot):
         return (Role.TARGET,)
     return tuple(Role) if snapshot.phase in SWITCHING else (Role.SOURCE,)
 
 
 def _asked_ns(member: Member, snapshot: Snapshot) -> int | None:
-    """From when on this host may claim, on the monotonic clock; None before it has asked a server that counts itself.
+    """Return the time from which this host may claim, on the monotonic clock; None before it queries a relevant server.
 
-    With an answer it may at once. Without one it leaves others the time to get one; if there is none for anybody,
-    somebody is to ask for all.
+    A host with an answer may claim immediately. A host without one first gives the others time to get an answer. If
+    no host gets one, one of them must still query for all.
     """
     found = []
     for role in _counting(snapshot):
@@ -214,12 +214,12 @@ def _asked_ns(member: Member, snapshot: Snapshot) -> int | None:
 
 
 def _is_out_of_time(member: Member) -> bool:
-    """Whether it is the leader's own clock that is wrong, to which most hosts must not listen."""
+    """Return whether the leader's own clock is wrong, so that most hosts must ignore its messages."""
     return 2 * member.strangers > member.hosts
 
 
 def _outranks(member: Member, snapshot: Snapshot) -> bool:
-    """Whether a server that counts tells this host more than its leader, of whom it is to take over."""
+    """Return whether a relevant server tells this host more than its leader, so that this host must take over."""
     whole = member.whole
     if (
         whole is None
@@ -235,7 +235,7 @@ def _outranks(member: Member, snapshot: Snapshot) -> bool:
 
 
 def _tells_more(reading: Reading, other: Reading) -> bool:
-    """Whether the server answers, where it does not for the other; or shows its metadata, where the other sees none."""
+    """Return whether *reading* has an answer and *other* has none, or shows metadata that *other* does not see."""
     if isinstance(other.facts[-1], MetadataAbsent):
         return has_rows(reading)
     return reading.is_answer and not other.is_answer

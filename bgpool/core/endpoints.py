@@ -1,4 +1,4 @@
-"""The names of RDS and Aurora endpoints: what a name says about itself, and how it changes in a switchover."""
+"""Names of RDS and Aurora endpoints: their parts, and how a switchover changes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["EndpointName", "Kind", "name_after", "names_when_old", "normalise_ho
 
 
 class Kind(Enum):
-    """What an endpoint leads to. The value is the label's prefix before the account's DNS id."""
+    """The kind of an endpoint. The value is the label's prefix before the account's DNS id."""
 
     WRITER = "cluster-"
     READER = "cluster-ro-"
@@ -62,12 +62,12 @@ class EndpointName:
 
     @property
     def is_green(self) -> bool:
-        """Whether the name carries ``-green-`` and six of [0-9a-z]."""
+        """True if the name ends with ``-green-`` and six characters of [0-9a-z]."""
         return _GREEN.fullmatch(self.name) is not None
 
     @property
     def is_old(self) -> bool:
-        """Whether this is old blue after a switchover, ``<name>-old1``."""
+        """True if this is old blue after a switchover, ``<name>-old1``."""
         return _OLD.fullmatch(self.name) is not None
 
     @property
@@ -87,12 +87,12 @@ class EndpointName:
 
 
 def normalise_host(host: str) -> str:
-    """*host* as names are compared: lower-case, no trailing dot, no surrounding blanks."""
+    """Return *host* in the form in which names are compared: lower-case, no trailing dot, no surrounding blanks."""
     return host.strip().rstrip(".").lower()
 
 
 def parse_endpoint(host: str) -> EndpointName | None:
-    """The parts of an RDS or Aurora endpoint; None for any other host name, an address, or an over-long name."""
+    """Return the parts of an RDS or Aurora endpoint; None for any other name, an address, or an overlong name."""
     if len(host) > NAME_CHARS + 1:
         return None
     match = _ENDPOINT.fullmatch(normalise_host(host))
@@ -102,13 +102,13 @@ def parse_endpoint(host: str) -> EndpointName | None:
 
 
 def name_after(host: str) -> str:
-    """The name that the green host *host* has once the switchover is over; *host* itself if it is not green's."""
+    """Return the name of the green host *host* after the switchover; *host* itself if it is not a green name."""
     name = parse_endpoint(host)
     return EndpointName(name.base, name.kind, name.id, name.zone).host if name is not None and name.is_green else host
 
 
 def names_when_old(host: str) -> tuple[str, ...]:
-    """The names that the blue host *host* may go by after a switchover: ``<name>-old1``, then *host* itself."""
+    """Return the names that the blue host *host* may have after a switchover: ``<name>-old1``, then *host* itself."""
     name = parse_endpoint(host)
     if name is None or name.is_old:
         return (host,)

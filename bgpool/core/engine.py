@@ -8,7 +8,7 @@ __all__ = ["Engine"]
 
 
 class Engine(Enum):
-    """What kind of server a DSN leads to; the value is the scheme of its URLs."""
+    """The database engine of a DSN. The value is the scheme of its URLs."""
 
     POSTGRESQL = "postgresql"
     MYSQL = "mysql"

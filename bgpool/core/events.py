@@ -1,4 +1,4 @@
-"""What can happen to the state machine. Every event says when; nothing in the core asks a clock."""
+"""The events of the state machine. Every event carries its time; the core reads no clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, order=True)
 class Instant:
-    """A moment on two clocks: *mono_ns* for every deadline, *wall_ns* (since 1970, UTC) for display alone."""
+    """A time on two clocks: *mono_ns* for deadlines, *wall_ns* (since 1970, UTC) only for display."""
 
     mono_ns: int
     wall_ns: int
@@ -36,7 +36,7 @@ class Instant:
 
 @dataclass(frozen=True, slots=True)
 class StatusRow:
-    """One row of the metadata, as the server gave it."""
+    """One row of the metadata, as the server returned it."""
 
     endpoint: str
     port: int
@@ -47,21 +47,21 @@ class StatusRow:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed. Nothing else has to happen for the switchover timer to run out."""
+    """Time has passed. The switchover timer may run out without any other event."""
 
     at: Instant
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The server of *role* answers, whatever its metadata say.
+    """The server of *role* answered, independent of the content of its metadata.
 
     Attributes:
-        read_only: It takes no writes from anybody: in recovery, or read-only by default.
-        replica: It is a physical replica, in recovery.
-        max_connections: How many clients it takes, its max_connections; 0 where it did not say.
-        role_read_only: It takes none from the application's role, by a setting of that role or of its database.
-        subscribes: It has an enabled subscription: it follows another server's changes, in whichever database.
+        read_only: True if it accepts no writes at all: it is in recovery, or read-only by default.
+        replica: True if it is a physical replica, in recovery.
+        max_connections: The server's max_connections; 0 if it did not report it.
+        role_read_only: True if a setting of the application's role, or of its database, makes that role read-only.
+        subscribes: True if it has an enabled subscription, in any database: it follows the changes of another server.
     """
 
     at: Instant
@@ -75,7 +75,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class StatusRead:
-    """The metadata as the server of *role* tells it. No rows is an empty table, which is not an absent one.
+    """The metadata that the server of *role* returned. No rows means an empty table; an absent table is another event.
 
     Attributes:
         servers: Ids of the servers of that side's topology (Aurora), the writer first; empty on RDS.
@@ -89,10 +89,10 @@ class StatusRead:
 
 @dataclass(frozen=True, slots=True)
 class MetadataAbsent:
-    """The server of *role* answers, but has no metadata to be seen: no function, no table or no grant.
+    """The server of *role* answered, but the metadata are not visible: no function, no table or no grant.
 
     Attributes:
-        remedy: What was looked for and what would help, for a person.
+        remedy: A text for the operator: the object that was looked for and the remedy.
     """
 
     at: Instant
@@ -102,7 +102,7 @@ class MetadataAbsent:
 
 @dataclass(frozen=True, slots=True)
 class MetadataFailed:
-    """The server of *role* answers, but the question for its metadata failed. That is no news."""
+    """The server of *role* answered, but the metadata query failed. This does not change the phase."""
 
     at: Instant
     role: Role
@@ -111,10 +111,10 @@ class MetadataFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """The server of *role* could not be reached or does not answer. That is no news: it never moves the phase.
+    """The server of *role* could not be reached, or did not answer. This never changes the phase.
 
     Attributes:
-        refused: The server is there, and refused the login.
+        refused: True if the server could be reached and refused the login.
     """
 
     at: Instant
@@ -125,7 +125,7 @@ class ProbeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What names resolve to now. No addresses means that the name does not exist; a look-up that failed is left out."""
+    """The current addresses of names. No addresses means that the name does not exist. Failed look-ups are omitted."""
 
     at: Instant
     addresses: Mapping[str, tuple[str, ...]]
@@ -133,7 +133,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class CertificateRenewed:
-    """The green host *host* lets us in under the name that it has after the switchover."""
+    """A TLS login at the green host *host* succeeded under its name after the switchover."""
 
     at: Instant
     host: str
@@ -141,13 +141,13 @@ class CertificateRenewed:
 
 @dataclass(frozen=True, slots=True)
 class Nudged:
-    """A worker's connection to blue was ended by the server, or a write on it refused."""
+    """The server ended a worker's connection to blue, or refused a write on it."""
 
     at: Instant
 
 
 class Order(Enum):
-    """What an operator can order by hand; the value is the command's name."""
+    """An order of the operator. The value is the command's name."""
 
     HOLD = "hold"
     RELEASE = "release"
@@ -155,10 +155,10 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """An operator has given an order.
+    """The operator gave an order.
 
     Attributes:
-        until_ns: When it ends by itself, on the monotonic clock.
+        until_ns: The time at which the order expires, on the monotonic clock.
     """
 
     at: Instant

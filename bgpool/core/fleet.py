@@ -1,7 +1,7 @@
-"""What the monitors of a fleet tell each other: readings, never decisions.
+"""The messages between the monitors of a fleet. They carry readings, never decisions.
 
-One of them, the leader, asks the database. It publishes what it was answered, and every other host makes of that the
-events that its own questions would have made; each goes on deciding for itself. See core/member.py for who leads.
+One monitor, the leader, queries the database and publishes the answers. Every other host turns these into the same
+events that its own queries would have produced, and decides for itself. core/member.py elects the leader.
 
 Source: behaviour.md §11.
 """
@@ -44,15 +44,15 @@ __all__ = [
     "FleetRole",
 ]
 
-#: The time of facts that are on their way: each host stamps them with its own.
+#: The time of facts in transit: each host replaces it with its own time.
 NEVER: Final = Instant(0, 0)
 
-#: What a question to a server can come to.
+#: The possible results of a query to a server.
 Fact = Answered | StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed
 
 
 class FleetRole(Enum):
-    """A host's place in its fleet; the value is what people read."""
+    """A host's role in its fleet. The value is shown to users."""
 
     DIRECT = "direct"
     FOLLOWER = "follower"
@@ -61,23 +61,23 @@ class FleetRole(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one question to a role came to.
+    """The result of one query to the server of a role.
 
     Attributes:
-        facts: Answered and what the metadata said, or ProbeFailed alone; each at NEVER.
-        read_ns: When, on the wall clock of the host that asked.
+        facts: Answered and the result of the metadata query, or ProbeFailed alone; each at NEVER.
+        read_ns: The time of the query, on the wall clock of the host that made it.
     """
 
     facts: tuple[Fact, ...]
     read_ns: int
 
     def events(self, at: Instant) -> tuple[Fact, ...]:
-        """The facts as events of *at*."""
+        """Return the facts as events at *at*."""
         return tuple(replace(fact, at=at) for fact in self.facts)
 
     @property
     def is_answer(self) -> bool:
-        """Whether the server answered at all."""
+        """True if the server answered."""
         return not isinstance(self.facts[0], ProbeFailed)
 
 
@@ -86,9 +86,9 @@ class FleetOrder:
     """An operator's order to all hosts.
 
     Attributes:
-        number: What tells it from others: its time, in ns since 1970 with 20 digits, and random digits, so that the
-            newest is the greatest.
-        until_ns: When it ends by itself, on the wall clock.
+        number: The order's identity: its time, in ns since 1970 with 20 digits, and random digits. The newest order has
+            the greatest number.
+        until_ns: The time at which the order expires, on the wall clock.
     """
 
     number: str
@@ -97,29 +97,29 @@ class FleetOrder:
 
     @property
     def given_ns(self) -> int:
-        """When it was given, by its number; 0 where that does not say."""
+        """The time at which the order was given, taken from its number; 0 if the number is malformed."""
         digits = self.number.partition("-")[0]
         return int(digits) if digits.isascii() and digits.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a leader publishes: a whole message with readings, or a heartbeat, which says that they still stand.
+    """A message of the leader: a full message with readings, or a heartbeat, which confirms the last readings.
 
     Attributes:
-        term, seq: Its place in the stream. A claim of the leadership has the seq 0.
+        term, seq: Its position in the stream. A claim of the leadership has the seq 0.
         leader: The id of the member that wrote it.
-        issued_ns: When, on that one's wall clock.
-        application: Whose settings the leader's questions were about: a mark that is the same for equal ones.
-        hosts: How many hosts the leader counts, itself included.
-        deployment: Which one it is about, by a mark of blue's name; empty while the leader has no inventory.
-        whole: The seq, in this term, of the newest whole message; of a whole message, its own.
-        read_ns: When each role was last read with the result of that message, in the order of Role, on the leader's
-            wall clock; 0 for a role that it does not ask.
-        readings: Those of a whole message, in the order of Role, None for a role that is not asked; empty in a
+        issued_ns: The time of writing, on the leader's wall clock.
+        application: A digest of the role and database settings that the leader's queries depend on.
+        hosts: The number of hosts that the leader counts, including itself.
+        deployment: A digest of blue's name; empty while the leader has no inventory.
+        whole: The seq, in this term, of the newest full message; of a full message, its own seq.
+        read_ns: For each role, in the order of Role: the last time at which a query had the result of the full message,
+            on the leader's wall clock; 0 for a role that it does not query.
+        readings: The readings of a full message, in the order of Role, None for a role that is not queried; empty in a
             heartbeat.
-        order: The operator's order that stands; None for none.
-        resigns: The leader leaves, or is not answered any more: somebody else is to lead.
+        order: The operator's order in force; None if there is none.
+        resigns: True if the leader exits or no longer gets answers, so that another host must take over.
     """
 
     term: int
@@ -138,21 +138,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a host says of itself, to the leader and to people.
+    """A host's report about itself, for the leader and for the operator.
 
     Attributes:
         member: The id of its monitor's tenure.
-        host: What it calls itself.
-        place: Hex digits of its own, which its next monitor has, too: several hosts may go by one name.
-        issued_ns: When, on its own wall clock.
-        missing: What stands between the host and a switchover, in words; empty if it may begin.
-        workers, held: Processes that use the bg_id, and their callers that wait.
-        order: The number of the last operator's order that it has taken; empty for none.
-        clock_off_ms: How far the leader's clock seems to be behind its own; None where it has heard none.
-        fallbacks: How often it has fallen back to asking the database itself.
-        refused: Messages that it has refused: forged, replayed, damaged or foreign.
-        nudged: It is not news of the host but a nudge: the leader is to ask at once.
-        leaves: It is the host's last one.
+        host: The host's name.
+        place: The host's own hex digits, which its next monitor keeps. Several hosts may have one name.
+        issued_ns: The time of the report, on its own wall clock.
+        missing: The obstacles to a switchover, as texts; empty if it may begin.
+        workers, held: The processes that use the bg_id, and their held callers.
+        order: The number of the last operator's order that it has accepted; empty if none.
+        clock_off_ms: The time by which the leader's clock seems to be behind its own; None before the first message.
+        fallbacks: The number of times at which it fell back to querying the database itself.
+        refused: The messages that it refused: forged, replayed, damaged or foreign.
+        nudged: True if this is a nudge: the leader must query immediately.
+        leaves: True for the host's last report.
     """
 
     member: str
@@ -176,14 +176,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """A host's place in its fleet, as a snapshot shows it.
+    """A host's role in its fleet, as shown in a snapshot.
 
     Attributes:
-        leader: The id of the leader that was heard last; empty for none.
-        hosts: How many hosts there are, by the leader's count; 0 while nobody has said.
-        since_ns: Since when it has this standing, on the monotonic clock.
-        reason: Why it asks the database itself although there is a bus; empty where it does not.
-        fallbacks: How often it has fallen back to asking the database itself.
+        leader: The id of the last known leader; empty if none.
+        hosts: The number of hosts, as counted by the leader; 0 while unknown.
+        since_ns: The time at which it took this role, on the monotonic clock.
+        reason: The reason for which it queries the database itself although there is a bus; empty if it does not.
+        fallbacks: The number of times at which it fell back to querying the database itself.
     """
 
     standing: FleetRole
@@ -194,15 +194,15 @@ class FleetView:
     fallbacks: int = 0
 
 
-# -- what happens to a member --------------------------------------------------------------------------------------
+# -- events of a member --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class MessageHeard:
-    """An authentic message was read from the stream, in whatever state it is.
+    """An authentic message was read from the stream. It may be stale or irrelevant.
 
     Attributes:
-        is_past: It was there before this host began to listen: how old it is says nothing of anybody's clock.
+        is_past: True if it was published before this host began to read: its age says nothing about any clock.
     """
 
     at: Instant
@@ -212,7 +212,7 @@ class MessageHeard:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The stream has taken our claim: we lead in *term*."""
+    """The stream accepted this host's claim: this host leads in *term*."""
 
     at: Instant
     term: int
@@ -220,7 +220,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class PublishRefused:
-    """The stream has refused what we wrote in *term*: somebody is ahead."""
+    """The stream refused this host's message in *term*: it has a newer entry of another host."""
 
     at: Instant
     term: int
@@ -228,14 +228,14 @@ class PublishRefused:
 
 @dataclass(frozen=True, slots=True)
 class StreamLost:
-    """The stream that we led is gone, and the order of its ids with it."""
+    """The stream that this host led no longer exists, so that the order of its ids is lost."""
 
     at: Instant
 
 
 @dataclass(frozen=True, slots=True)
 class BusFailed:
-    """The bus cannot be read or written. That is a silence; the text is for a person, and empty when it works again."""
+    """The bus cannot be read or written, which counts as silence. The text is for the operator; empty once it works."""
 
     at: Instant
     error: str
@@ -243,14 +243,14 @@ class BusFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReportsRead:
-    """What the leader has read of the hosts' reports.
+    """The leader's summary of the hosts' reports.
 
     Attributes:
-        hosts: How many hosts have reported lately.
-        order: The newest operator's order; None where none stands.
-        nudged: A host was nudged.
-        switching: A host is in a switchover.
-        strangers: Hosts whose clocks differ from this host's by more than they may.
+        hosts: The number of hosts that have reported recently.
+        order: The newest operator's order; None if none is in force.
+        nudged: True if a host was nudged.
+        switching: True if a host is in a switchover.
+        strangers: The number of hosts whose clocks differ from this host's by more than the limit.
     """
 
     at: Instant
@@ -263,8 +263,8 @@ class ReportsRead:
 
 FleetEvent = MessageHeard | Claimed | PublishRefused | StreamLost | BusFailed | ReportsRead
 
-#: What a monitor takes: of the database's, the operators' and the workers' doing, or of the fleet's.
+#: An event that a monitor handles: of the database, the operator and the workers, or of the fleet.
 AnyEvent = Event | FleetEvent
 
-#: The place of each role in a message.
+#: The index of each role in a message.
 PLACES: Final = {role: place for place, role in enumerate(Role)}

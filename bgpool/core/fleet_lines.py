@@ -1,7 +1,7 @@
-"""What the application's log is told of a host's place in its fleet.
+"""Log lines about a host's role in its fleet.
 
-``tell(said, snapshot, member, at)`` goes by what is true and what was said last, so that a place that changes to and
-fro does not fill the log, and that the log's last word is right once it stays.
+``tell(said, snapshot, member, at)`` compares the current state with the last logged one. A role that flaps does not
+fill the log, and once it is stable the last line of the log is correct.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _NS: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class LoggedState:
-    """What the log knows.
+    """The state that was logged last.
 
     Attributes:
-        place: The standing that it was told last; DIRECT, which needs no words, before it was told of any.
-        fallbacks: How many there were when it was told of the last one.
-        bus_fails, clock_differs: It was told so, and has not been told that it is over; of a clock, it need not be.
-        failed_ns: When the bus was last seen to fail, on the monotonic clock.
-        at_ns: When each kind of line was said last, on the monotonic clock.
+        place: The role that was logged last; DIRECT, which needs no line, before any.
+        fallbacks: The number of fallbacks when one was logged last.
+        bus_fails, clock_differs: The problem was logged, and its end was not. The end of a clock problem has no line.
+        failed_ns: The time at which the bus failed last, on the monotonic clock.
+        at_ns: The time of the last line of each kind, on the monotonic clock.
     """
 
     place: FleetRole = FleetRole.DIRECT
@@ -43,20 +43,20 @@ class LoggedState:
     at_ns: Mapping[str, int] = field(default_factory=dict)
 
     def may_say(self, kind: str, at: Instant) -> bool:
-        """Whether a line of *kind* would not follow another one within LOG_REPEAT_S."""
+        """Return whether the last line of *kind* is at least LOG_REPEAT_S old."""
         then_ns = self.at_ns.get(kind)
         return then_ns is None or at.mono_ns - then_ns >= LOG_REPEAT_S * _NS
 
     def noting(self, kind: str, at: Instant) -> LoggedState:
-        """With a line of *kind* that is said now."""
+        """Return this state with a line of *kind* logged at *at*."""
         return replace(self, at_ns={**self.at_ns, kind: at.mono_ns})
 
 
 def tell(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant) -> tuple[LoggedState, Snapshot]:
-    """*snapshot* with the lines that are due, and what the log knows then. To be called with each event.
+    """Add the lines that are due to *snapshot*. The monitor calls this with each event.
 
     Returns:
-        The same two objects where nothing is to be said.
+        The new logged state, and the snapshot with the lines. Both are the given objects if no line is due.
     """
     said, snapshot = _tell_bus(said, snapshot, member, at)
     said, snapshot = _tell_clock(said, snapshot, member, at)
@@ -68,14 +68,14 @@ def _tell_place(said: LoggedState, snapshot: Snapshot, member: Member, at: Insta
     if standing is said.place and member.fallbacks == said.fallbacks:
         return said, snapshot
     if standing is FleetRole.DIRECT:
-        # A leader that steps down, and claims anew or follows in a moment, has not fallen back.
+        # A leader that steps down and soon claims again, or follows, has not fallen back.
         if member.fallbacks == said.fallbacks or not said.may_say("fallback", at):
             return said, snapshot
         text = f"this host asks the database itself: {member.bus_error or member.reason}"
         snapshot = add_notice(snapshot, logging.WARNING, "monitor", "fleet_fallback", text, once=False)
         return replace(said.noting("fallback", at), place=standing, fallbacks=member.fallbacks), snapshot
     if standing is said.place:
-        # It fell back, and was back before that was said.
+        # The host fell back and returned before the fallback was logged.
         return replace(said, fallbacks=member.fallbacks), snapshot
     if not said.may_say(standing.value, at):
         return said, snapshot
@@ -112,7 +112,7 @@ def _tell_clock(said: LoggedState, snapshot: Snapshot, member: Member, at: Insta
 
 
 def _about_clocks(member: Member) -> str:
-    """What is wrong with the hosts' clocks; empty where nothing is."""
+    """Return the problem with the hosts' clocks; empty if there is none."""
     if member.standing is FleetRole.LEADER:
         who = "1 host" if member.strangers == 1 else f"{member.strangers} hosts"
         return f"the clocks of {who} and of this one, which leads, differ" if member.strangers else ""

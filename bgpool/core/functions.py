@@ -1,4 +1,4 @@
-"""What kind of function somebody has given us."""
+"""Classification of callables that the application passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["is_coroutine_function"]
 
 
 def is_coroutine_function(value: object) -> bool:
-    """Whether a call of *value*, a function, a partial one or an object that can be called, is to be awaited."""
+    """Return whether a call of *value* must be awaited. *value* is a function, a partial or a callable object."""
     while isinstance(value, functools.partial):
         value = value.func
     return inspect.iscoroutinefunction(value) or (callable(value) and inspect.iscoroutinefunction(type(value).__call__))

@@ -1,4 +1,4 @@
-"""The inventory: who belongs to which side, under which addresses, recorded while nothing has moved yet."""
+"""The inventory: the hosts of both sides and their addresses, recorded before the switchover moves any of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["addresses", "has_moved", "is_complete", "leads_to_green", "record_ad
 
 
 def record_hosts(snapshot: Snapshot, event: StatusRead) -> Snapshot:
-    """Record who belongs to which side, until the record is complete and a switchover begins."""
+    """Record the hosts of each side, until the record is complete and a switchover begins."""
     frozen = snapshot.ready and snapshot.phase is not Phase.CREATED
     if frozen or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
         return snapshot
@@ -38,16 +38,16 @@ def record_hosts(snapshot: Snapshot, event: StatusRead) -> Snapshot:
 
 
 def addresses(snapshot: Snapshot, name: str) -> tuple[str, ...]:
-    """The addresses recorded for *name*; none if it takes no part."""
+    """Return the addresses recorded for *name*; none if the host is not part of the deployment."""
     host = snapshot.host(name)
     return host.addresses if host is not None else ()
 
 
 def record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
-    """Record where the hosts are.
+    """Record the addresses of the hosts.
 
-    A name that was not found keeps what is known of it. So does a blue one that leads to its green counterpart: there
-    was a switchover while nobody watched, and what is known from before is what will tell.
+    A name that was not found keeps its recorded addresses. So does a blue name that resolves to its green counterpart:
+    a switchover happened while no monitor watched, and only the old addresses can show that.
     """
     hosts = []
     for host in snapshot.hosts:
@@ -59,7 +59,7 @@ def record_addresses(snapshot: Snapshot, event: Resolved) -> Snapshot:
 
 
 def is_complete(snapshot: Snapshot) -> bool:
-    """Readiness: both sides have spoken, every host has an address, every blue endpoint a counterpart."""
+    """Return whether both sides have answered, every host has an address and every blue endpoint has a counterpart."""
     blue = snapshot.hosts_of(Role.SOURCE)
     return (
         bool(blue)
@@ -71,10 +71,10 @@ def is_complete(snapshot: Snapshot) -> bool:
 
 
 def has_moved(snapshot: Snapshot, event: Resolved) -> bool:
-    """Whether blue's names lead to none of the addresses recorded for them.
+    """Return whether blue's names no longer resolve to any of their recorded addresses.
 
-    The first, where writes go, must lead somewhere. Another one may be gone: a reader without a counterpart is
-    renamed and leaves its name to nobody.
+    The first name, the writer's, must resolve. Another name may not exist any longer: a reader without a counterpart is
+    renamed, and no host takes over its name.
     """
     blue = [host for host in snapshot.hosts_of(Role.SOURCE) if host.addresses]
     return (
@@ -87,7 +87,7 @@ def has_moved(snapshot: Snapshot, event: Resolved) -> bool:
 
 
 def leads_to_green(snapshot: Snapshot, event: Resolved) -> bool:
-    """Whether the name where writes go leads to the recorded addresses of its green counterpart, and nowhere else."""
+    """Return whether the writer's name resolves only to recorded addresses of its green counterpart."""
     blue = snapshot.hosts_of(Role.SOURCE)
     return bool(blue) and _is_greens(snapshot, blue[0].name, event.addresses.get(blue[0].name, ()))
 

@@ -1,8 +1,8 @@
 """The state machine of a switchover: ``step(snapshot, event) → snapshot``, a function and a table.
 
-Facts come in as events, with the time of each. The phase moves only along TRANSITIONS; a fact that does not fit the
-phase is remembered where it matters later and changes nothing else. What the monitor should do next (how often to
-poll, whom, which names to resolve) is not an effect of a step but follows from the snapshot: see core/plan.py.
+Facts arrive as events, each with its time. The phase changes only along TRANSITIONS. A fact that does not fit the phase
+is recorded if it matters later, and changes nothing else. The monitor's next actions (poll interval, servers, names to
+resolve) are not effects of a step; they follow from the snapshot: see core/plan.py.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Rules:
     """The parameters that a step depends on.
 
     Attributes:
-        switchover_timeout_ms: From PREPARATION, how long until a switchover counts as over. Positive.
-        release_on_blue_dns_update: Whether moved DNS alone ends IN_PROGRESS.
-        await_certificates: Whether hosts are connected to under names that they must prove, so that blue's names
-            are of no use before green has certificates for them.
+        switchover_timeout_ms: The time from PREPARATION after which a switchover counts as over. Positive.
+        release_on_blue_dns_update: True if moved DNS alone ends IN_PROGRESS.
+        await_certificates: True if clients verify host names by TLS, so that blue's names cannot be used before green
+            has certificates for them.
     """
 
     switchover_timeout_ms: int = 180_000
@@ -58,7 +58,7 @@ class Rules:
 
 
 class Signal(Enum):
-    """What a fact says about the phase."""
+    """The meaning of a fact for the phase."""
 
     AVAILABLE = "a role reads AVAILABLE"
     INITIATED = "a role reads SWITCHOVER_INITIATED"
@@ -79,7 +79,7 @@ _REPORTED: Final = {
     Phase.IN_PROGRESS: Signal.STARTED,
 }
 
-#: What the timeline says told of a phase that several things can tell of.
+#: The evidence that the timeline names, for phases that more than one signal can start.
 _EVIDENCE: Final[Mapping[Signal, str]] = {
     Signal.PROMOTED: METADATA,
     Signal.FINISHED: METADATA,
@@ -89,8 +89,8 @@ _EVIDENCE: Final[Mapping[Signal, str]] = {
     Signal.TIMED_OUT: TIMER,
 }
 
-#: Where a signal leads from each phase. A pair that is not listed changes nothing: silence, an error or an old
-#: reading never undoes a switchover, and only green itself can say that it was rolled back, and only before POST.
+#: The next phase for each phase and signal. A pair that is not listed changes nothing: silence, an error or an old
+#: reading never undoes a switchover. Only green's own reading can show a rollback, and only before POST.
 TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
     (Phase.NOT_CREATED, Signal.AVAILABLE): Phase.CREATED,
     (Phase.NOT_CREATED, Signal.INITIATED): Phase.PREPARATION,
@@ -128,23 +128,23 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Signal], Phase]] = {
 
 
 def step(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
-    """What is true after *event*. The snapshot itself, the same object, when nothing has changed."""
+    """Return the snapshot after *event*: the same object if nothing has changed."""
     snapshot = _check_timers(_begin_to_watch(snapshot, event.at), event.at, rules)
     after = drain_released(snapshot, _take(snapshot, event, rules))
     return expire(allay(observations.note(after, event), event), event.at)
 
 
 def is_settled(before: Snapshot, after: Snapshot) -> bool:
-    """Whether an answer that has led from *before* to *after* would change nothing if it were given again, and again.
+    """Return whether repetitions of the answer that led from *before* to *after* would change nothing.
 
-    Of a server or a resolver that answers, a step depends on what it says and never on how often or how late; a
-    suspicion alone waits for one that is given after it. How long a failure lasts does tell something.
+    A step depends on the content of an answer, never on the number or time of its repetitions. Only a suspicion waits
+    for an answer that is given after it. A failure is different: its duration matters.
     """
     return after is before and not after.suspected_until_ns
 
 
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
-    """*snapshot* as a monitor leaves it whose parameters show it nothing, so that others are tried."""
+    """Return the snapshot of a monitor that exits because its parameters show no deployment; others are tried next."""
     mine = snapshot.observations[-1]
     text = f"{mine.parameters}: {mine.visibility.text}; the next monitor tries the parameters of another pool"
     return add_notice(observations.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
@@ -178,14 +178,14 @@ def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
 
 
 def _begin_to_watch(snapshot: Snapshot, at: Instant) -> Snapshot:
-    """The first row of the summary: when it was seen that there is no deployment, or not yet."""
+    """Add the first row of the summary: the time at which the monitor saw no deployment."""
     if snapshot.phase is not Phase.NOT_CREATED or snapshot.timeline:
         return snapshot
     return add_entry(snapshot, at, Phase.NOT_CREATED.name)
 
 
 def _check_timers(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    # A wait for green ends before the timer does, or with it: what was told is not forgotten because time is up.
+    # A wait for green ends no later than the timer. End it first, so that the reported promotion is not lost.
     snapshot = _end_waits(snapshot, at, rules)
     if snapshot.phase not in SWITCHING or at.mono_ns < snapshot.deadline_ns:
         return snapshot
@@ -204,7 +204,7 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
     if not event.rows:
         return _withdrawn(snapshot, event.role, event.at, rules)
     target = topology.counting_row(event.rows, Role.TARGET)
-    # Both roles' rows tell the same; once blue is called old blue, its own server has but green's to go by.
+    # Both roles' rows have the same status. Once blue is renamed to old blue, its own server has only green's row.
     row = topology.counting_row(event.rows, event.role) or target
     if row is None:
         return snapshot
@@ -225,7 +225,7 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
 
 
 def _news(snapshot: Snapshot, role: Role, before: Phase | None, reading: Phase, at: Instant, rules: Rules) -> Snapshot:
-    """A role reads something else than it did. A reading that stays (frozen metadata) is never news again."""
+    """Handle a reading of *role* that differs from the last one. A repeated reading (frozen metadata) has no effect."""
     if reading is Phase.COMPLETED:
         return _told(snapshot, at, rules)
     if reading is Phase.CREATED and snapshot.phase in SWITCHING:
@@ -244,13 +244,13 @@ def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) ->
 
 
 def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
-    """No news, of a server that is there."""
+    """Log a failed metadata query of a server that answers. The phase does not change."""
     text = f"{event.role.colour} does not tell the monitor its metadata: {event.error}"
     return add_notice(snapshot, logging.WARNING, "monitor", "metadata_failed", text)
 
 
 def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snapshot:
-    """No news. Worth a line only where it is not expected: a switchover cuts every connection."""
+    """Log a server that does not answer, except in a switchover, which cuts every connection."""
     snapshot = _look_at_green(promotion.note_silence(snapshot, event.role), event.at, rules)
     if snapshot.phase in SWITCHING:
         return snapshot
@@ -268,9 +268,9 @@ def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: R
 
 
 def _withdrawn(snapshot: Snapshot, role: Role, at: Instant, rules: Rules) -> Snapshot:
-    """Blue's word alone counts, and never while traffic depends on what was recorded.
+    """Handle a deployment that is gone. Only blue's answer counts, and never while traffic uses the recorded addresses.
 
-    Once the timer has run out, only the word of a blue that takes writes: it was not replaced.
+    After the timer has run out, the answer counts only if blue accepts writes: then it was not replaced.
     """
     unsettled = snapshot.is_overdue and snapshot.source_read_only is not False
     if role is Role.TARGET or snapshot.pinned or unsettled:
@@ -285,7 +285,7 @@ def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
         return snapshot
     if not snapshot.blue_moved and _is_evidence(snapshot, event):
         if rules.release_on_blue_dns_update:
-            # Before it is recorded: overdue is a switchover of which nothing was.
+            # Signal before recording: a switchover is overdue only while no evidence is recorded.
             snapshot = _signal(snapshot, Signal.BLUE_MOVED, event.at, rules)
         snapshot = add_entry(replace(snapshot, blue_moved=True), event.at, "Blue DNS updated")
     green = [host.name for host in snapshot.hosts_of(Role.TARGET)]
@@ -296,10 +296,11 @@ def _resolved(snapshot: Snapshot, event: Resolved, rules: Rules) -> Snapshot:
 
 
 def _is_evidence(snapshot: Snapshot, event: Resolved) -> bool:
-    """Whether blue's names have moved because of the switchover.
+    """Return whether blue's names have moved because of the switchover.
 
-    A new address may be that of blue's own standby; green's recorded one is nobody else's. Any other counts where the
-    servers are silent in IN_PROGRESS, for green may have moved, too; and once green was promoted.
+    A new address may belong to blue's own standby, but green's recorded address belongs only to green. Any other
+    address counts if the servers are silent in IN_PROGRESS, because green may have moved as well, and after green's
+    promotion.
     """
     if not inventory.has_moved(snapshot, event):
         return False
@@ -309,17 +310,17 @@ def _is_evidence(snapshot: Snapshot, event: Resolved) -> bool:
     return snapshot.phase is Phase.IN_PROGRESS and snapshot.ready and not denied
 
 
-# -- what facts mean ---------------------------------------------------------------------------------------------
+# -- from facts to signals ---------------------------------------------------------------------------------------
 
 
 _GREEN_WAIT_NS: Final = int(GREEN_WAIT_S * 1e9)
 
 
 def _told(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    """The metadata say that green was promoted. One that answers that it takes no writes is waited for, for a while."""
+    """Handle metadata that report green's promotion. If green answers that it is read-only, wait for it at first."""
     if snapshot.target_read_only is not True or not Phase.CREATED <= snapshot.phase <= Phase.IN_PROGRESS:
         return _signal(snapshot, _told_signal(snapshot), at, rules)
-    # Blue takes none either: this is IN_PROGRESS, whatever was read of it.
+    # Blue accepts no writes either: this is IN_PROGRESS, whatever the last reading of blue was.
     snapshot = _signal(snapshot, Signal.STARTED, at, rules)
     if snapshot.told_until_ns:
         return snapshot
@@ -327,22 +328,22 @@ def _told(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
 
 
 def _end_of_wait(snapshot: Snapshot, at: Instant) -> int:
-    """When a wait for green ends that begins now: with the timer, if that ends sooner."""
+    """Return the end of a wait for green that begins at *at*: no later than the timer."""
     end_ns = at.mono_ns + _GREEN_WAIT_NS
     return min(end_ns, snapshot.deadline_ns) if snapshot.deadline_ns else end_ns
 
 
 def _told_signal(snapshot: Snapshot) -> Signal:
-    """What the metadata tell once they tell of more than IN_PROGRESS.
+    """Return the signal of metadata that report more than IN_PROGRESS.
 
-    DNS has the last word where there is an inventory to compare it with: until then COMPLETED is as good as POST.
+    With an inventory, DNS decides when the switchover is completed: until then COMPLETED is treated like POST.
     """
     finished = Phase.COMPLETED in (snapshot.source_reading, snapshot.target_reading)
     return Signal.FINISHED if finished and not snapshot.ready else Signal.PROMOTED
 
 
 def _look_at_green(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    """What the servers' own answers mean: whether green was promoted, or need not be waited for any longer."""
+    """Evaluate the servers' own answers: detect green's promotion, and end a wait for green that has become moot."""
     took_over = promotion.green_took_over(snapshot)
     if took_over and not promotion.follows_blue(snapshot):
         snapshot = _signal(snapshot, Signal.TOOK_OVER, at, rules)
@@ -356,7 +357,7 @@ def _look_at_green(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
 
 
 def _end_waits(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    """Go on without green's word where it was waited for long enough."""
+    """End waits for green that have run out."""
     if 0 < snapshot.told_until_ns <= at.mono_ns:
         text = (
             "the metadata say that green was promoted, and green answers that it takes no writes: callers were held "
@@ -375,7 +376,7 @@ def _signal(snapshot: Snapshot, signal: Signal, at: Instant, rules: Rules) -> Sn
 
 
 def _leads_to(snapshot: Snapshot, signal: Signal) -> Phase | None:
-    """The phase that begins with *signal*; None where it changes nothing."""
+    """Return the phase that begins with *signal*; None if it changes nothing."""
     phase = TRANSITIONS.get((snapshot.phase, signal))
     late = phase is Phase.POST and snapshot.phase is Phase.COMPLETED
     return None if late and not snapshot.is_overdue else phase
@@ -399,14 +400,14 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
         snapshot = replace(snapshot, rolled_back=True, deadline_ns=0, pinned=False, blue_moved=False)
         return _summarise(add_entry(snapshot, at, CREATED_AGAIN))
     if before is Phase.CREATED or phase in (Phase.CREATED, Phase.PREPARATION):
-        # Wherever a switchover is first seen; a late release of the one before is none.
+        # A new switchover, in whichever phase it is first seen; a late release of the last one is not a new one.
         snapshot = _begin_anew(snapshot, before)
     if phase in SWITCHING and snapshot.deadline_ns == 0:
         snapshot = replace(snapshot, deadline_ns=at.mono_ns + rules.switchover_timeout_ms * 1_000_000)
     if phase is Phase.POST:
         snapshot = replace(snapshot, pinned=True)
     if phase is Phase.COMPLETED:
-        # Without evidence of a promotion (the timer, a cold start) there is nothing to pin to.
+        # Without evidence of a promotion (the timer, a cold start) there is no address to pin to.
         pinned = snapshot.pinned and not snapshot.blue_moved
         snapshot = replace(snapshot, pinned=pinned, deadline_ns=0)
     evidence = _EVIDENCE.get(signal, "") if phase >= Phase.POST else ""
@@ -415,18 +416,18 @@ def _enter(snapshot: Snapshot, phase: Phase, signal: Signal, at: Instant, rules:
 
 
 def _is_by_clock(snapshot: Snapshot, signal: Signal, at: Instant) -> bool:
-    """Whether time alone leads to *signal*: a timer has run out."""
+    """Return whether *signal* is due to time alone: a timer has run out."""
     waits = (snapshot.told_until_ns, snapshot.subscribed_until_ns)
     return signal is Signal.TIMED_OUT or any(0 < end <= at.mono_ns for end in waits)
 
 
 def _makes_unfit(snapshot: Snapshot, phase: Phase, *, by_clock: bool) -> int:
-    """By how much the epoch rises at *phase*: above 0 where connections opened before must not be used after.
+    """Return the increment of the epoch at *phase*: above 0 if connections opened before must not be used afterwards.
 
-    A timer runs out in every process by its own clock. What a worker opens by name in that moment must not pass for
-    opened after a release that the monitor publishes in the same moment: the two never lead to the same epoch. A wait
-    for green may end in that moment as well, and the same worker comes to POST once it has read of the wait. So POST
-    has the epoch of a decision also where time alone leads to it.
+    A timer runs out in every process by that process's own clock. A connection that a worker opens by name at that time
+    must not be mistaken for one opened after a release that the monitor publishes at the same time. So the two must
+    never lead to the same epoch. A wait for green may end at the same time, too, and then the worker enters POST once
+    it has read about the wait. So POST has the epoch of a decision even if time alone leads to it.
     """
     drained = phase is Phase.IN_PROGRESS
     released = phase is Phase.POST or (phase is Phase.COMPLETED and snapshot.phase < Phase.POST)
@@ -436,7 +437,7 @@ def _makes_unfit(snapshot: Snapshot, phase: Phase, *, by_clock: bool) -> int:
 
 
 def _begin_anew(snapshot: Snapshot, before: Phase) -> Snapshot:
-    """Forget the last switchover's story and, after a completed one, its inventory too."""
+    """Discard the last switchover's timeline and, after a completed switchover, its inventory as well."""
     if before is Phase.COMPLETED:
         return Snapshot(
             snapshot.bg_id,
@@ -480,9 +481,9 @@ def _green_renamed(snapshot: Snapshot, at: Instant, endpoint: str) -> Snapshot:
 
 
 def _unpin(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
-    """Back to names, once blue's lead to green and green has taken them; COMPLETED once green's are gone too.
+    """Return to names once blue's resolve to green and green has taken them; complete once green's names are gone.
 
-    And once green can prove them, where they have to be proved; the timer ends that wait as well.
+    If names are verified by TLS, wait for green's new certificates as well; the timer ends that wait, too.
     """
     if rules.await_certificates and not snapshot.all_certified and snapshot.phase is not Phase.COMPLETED:
         return snapshot
