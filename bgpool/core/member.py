@@ -1,8 +1,8 @@
-"""A host's place in its fleet: who asks the database, who leads, and what of a message is used.
+"""A host as a member of its fleet: its role, the election of the leader, and the use of the leader's messages.
 
-``take(member, snapshot, event)`` says what is true after an event, and which events the deployment's state machine is
-to be given. It is a function, as ``step`` is; time comes in as part of the event, and chance as the member's own id.
-What follows from it is the member's duty: see core/duty.py.
+``take(member, snapshot, event)`` returns the member after an event, and the events for the deployment's state machine.
+It is a pure function, like ``step``: the time is part of the event, and randomness comes from the member's id. The
+resulting actions are the member's duty: see core/duty.py.
 
 Source: behaviour.md §11.
 """
@@ -83,12 +83,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RoleState:
-    """What this host goes by for one role.
+    """The reading that this host uses for one role.
 
     Attributes:
-        author: The member that asked.
-        before: Of a reading that is no answer: when the newest answer before it was read, on its author's wall clock,
-            and its author.
+        author: The member that made the query.
+        before: For a reading without an answer: the time of the newest answer before it, on its author's wall clock,
+            and that author.
     """
 
     reading: Reading
@@ -97,18 +97,18 @@ class RoleState:
 
     @property
     def answered(self) -> tuple[int, str]:
-        """When the newest answer was read, on its author's wall clock, and its author."""
+        """The time of the newest answer, on its author's wall clock, and its author."""
         return (self.reading.read_ns, self.author) if self.reading.is_answer else self.before
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What the leader says of a role is not enough: this host asks itself.
+    """A doubt about the leader's reading of a role: this host queries that server itself.
 
     Attributes:
-        since_ns: What the leader was told before does not settle it, on the wall clock; 0 where it is the leader's word
-            against this host's, so that they need only agree.
-        ask_at_ns: From when on, on the monotonic clock: many hosts do not ask in the same moment.
+        since_ns: A reading of the leader from before this time does not end the doubt, on the wall clock; 0 if the
+            leader's reading contradicts this host's, so that they need only agree.
+        ask_at_ns: The time from which this host queries, on the monotonic clock. It is spread over the hosts.
     """
 
     since_ns: int
@@ -117,13 +117,13 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class LastPublished:
-    """What a leader has published last.
+    """The last messages of a leader.
 
     Attributes:
-        seq, at_ns: Of the last message, and when, on the monotonic clock.
-        whole, whole_at_ns: The same of the last whole one.
-        known: What that one said.
-        order: The order that the last message passed on.
+        seq, at_ns: The seq of the last message, and its time on the monotonic clock.
+        whole, whole_at_ns: The same for the last full message.
+        known: The content of the last full message.
+        order: The operator's order in the last message.
     """
 
     seq: int
@@ -139,40 +139,45 @@ class Member:
     """One monitor's tenure as a member of its fleet.
 
     Attributes:
-        id: Random hex digits, 16; never used again.
+        id: 16 random hex digits; never reused.
         application: As in Message.
-        began_ns: When its tenure began, on the wall clock; 0 before anything has happened to it.
-        since_ns: Since when it has its standing, on the monotonic clock.
-        reason: Why it asks the database itself; empty where it does not.
-        term: The term that it leads in; 0 while it does not.
-        fence: The highest authentic (term, seq) that was heard.
-        leader: Who is followed, or was last; empty for nobody.
-        heard_ns: When a message that counts was heard last, on the monotonic clock; 0 for never.
-        stirred_ns: When any authentic message was heard last: somebody leads, though this host may be unable to follow.
-        clock_off_ns: How old the last message seemed to be, by this host's wall clock; None where none was heard.
-        hosts: How many hosts there are; 0 while nobody has said.
-        whole: The leader's last whole message.
-        known: What this host goes by for each role.
+        began_ns: The start of its tenure, on the wall clock; 0 before its first event.
+        standing: Its role in the fleet.
+        since_ns: The time since which it has this role, on the monotonic clock.
+        reason: The reason for which it queries the database itself; empty if it does not.
+        term: The term that it leads in; 0 if it does not lead.
+        fence: The highest authentic (term, seq) received.
+        leader: The id of the current or last leader; empty if none.
+        heard_ns: The time of the last valid message, on the monotonic clock; 0 if none.
+        stirred_ns: The time of the last authentic message: there is a leader, although this host may be unable to
+            follow it.
+        clock_off_ns: The apparent age of the last message, by this host's wall clock; None before the first.
+        hosts: The number of hosts; 0 while unknown.
+        whole: The leader's last full message.
+        known: The reading that this host uses for each role.
         named: The hosts, with their ports, that each role's own server has named to this host.
-        answers: Of each role the server's answer, while what it says of the metadata is still to come.
-        asked_ns: When this host has asked each role itself and knew the outcome, on the monotonic clock; 0 for never.
-        unheard_ns: Since when each role does not answer the leader, on the monotonic clock; 0 while it does.
-        doubts: The roles that this host asks although it follows.
-        alone_since_ns: Since when nobody leads, on the monotonic clock: who claims has an answer that is newer.
-        vacant: Why nobody leads, while the hosts that follow are about to find somebody who does; else empty.
-        tried: The highest term that was refused.
-        beaten: How often somebody has taken the leadership from it of whom it has heard nothing authentic since.
-        claim_at_ns: When it may claim again, on the monotonic clock.
-        barred_ns: Until when it does not claim because its own clock is wrong, on the monotonic clock.
-        claimed: What it said in its last claim.
-        sent: What it has published as the leader.
-        strangers: Hosts whose clocks differ from the leader's by more than they may.
-        others_switch: A host has reported that it is in a switchover.
-        order: The last operator's order that it has taken.
-        is_foreign: The last message was about another deployment.
-        bus_error: What is wrong with the bus; empty where nothing is.
-        fallbacks: How often nobody led, and it has asked the database itself for longer than a moment.
-        refused: Messages of terms that cannot be.
+        answers: The answer of each role's server, while the result of its metadata query is pending.
+        asked_ns: The time of this host's last own query of each role with a known result, on the monotonic clock; 0 if
+            none.
+        unheard_ns: The time since which each role does not answer the leader, on the monotonic clock; 0 while it does.
+        doubts: The roles that this host queries although it is a follower.
+        alone_since_ns: The time since which there is no leader, on the monotonic clock. A host that claims must have a
+            newer answer.
+        vacant: The reason for the lack of a leader, while the followers elect a new one; otherwise empty.
+        tried: The highest refused term.
+        beaten: The number of times at which another host took the leadership from it without any authentic message of
+            that host since.
+        claim_at_ns: The time from which it may claim again, on the monotonic clock.
+        barred_ns: The time until which it does not claim because its own clock is wrong, on the monotonic clock.
+        claimed: The readings in its last claim.
+        sent: Its last messages as the leader.
+        strangers: The number of hosts whose clocks differ from the leader's by more than the limit.
+        others_switch: True if a host has reported that it is in a switchover.
+        order: The last operator's order that it has accepted.
+        is_foreign: True if the last message was about another deployment.
+        bus_error: The error of the bus; empty if it works.
+        fallbacks: The number of times at which there was no leader and it fell back to querying the database itself.
+        refused: The number of messages with impossible terms.
     """
 
     id: str
@@ -213,25 +218,25 @@ class Member:
 
     @property
     def jitter(self) -> float:
-        """Where this host stands among those that draw lots, from 0 to 1."""
+        """This host's position among hosts that spread their actions, from 0 to 1; derived from its random id."""
         return int(self.id[:8], 16) / 2**32
 
     @property
     def pace_ns(self) -> int:
-        """How long each host waits between two questions for all of them to keep the budget."""
+        """The pause of each host between two queries with which all hosts together keep to the budget."""
         return self.hosts * _NS // FLEET_BUDGET_PER_S
 
 
-# -- what happens -------------------------------------------------------------------------------------------------
+# -- events -------------------------------------------------------------------------------------------------------
 
 
 def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, tuple[Event, ...]]:
-    """What is true of *member* after *event*, and what it tells the deployment's state machine.
+    """Return *member* after *event*, and the events for the deployment's state machine.
 
     Args:
-        member: Before.
+        member: The member before the event.
         snapshot: The deployment as this host knows it.
-        event: From the bus; or what this host's own questions came to, a nudge or a tick.
+        event: An event from the bus, the result of one of this host's own queries, a nudge or a tick.
     """
     if not member.began_ns:
         member = replace(member, began_ns=event.at.wall_ns)
@@ -246,7 +251,7 @@ def take(member: Member, snapshot: Snapshot, event: AnyEvent) -> tuple[Member, t
         case StreamLost():
             return _key_gone(member, event.at), ()
         case BusFailed():
-            # What was about to be published may not have been: the next message is a whole one.
+            # The last publication may have been lost, so the next message must be a full one.
             sent = replace(member.sent, known=()) if member.sent is not None and event.error else member.sent
             return replace(member, bus_error=event.error, sent=sent), ()
         case ReportsRead():
@@ -267,33 +272,33 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     if message.term > at.wall_ns // _NS + FLEET_TERM_AHEAD_S:
         return replace(member, refused=member.refused + 1), ()
     if message.leader == member.id:
-        # Read back: the bus carries what we write.
+        # This host's own message was read back, so the bus works.
         if member.standing is FleetRole.LEADER and message.term == member.term:
             member = replace(member, heard_ns=at.mono_ns, bus_error="")
         return replace(member, fence=max(member.fence, place)), ()
     if member.standing is FleetRole.LEADER and message.term == member.term:
-        # A failover has lost somebody's claim, and both of us have won the same term.
+        # A failover of the bus has lost a claim, so that two hosts have won the same term.
         member = give_up(replace(member, tried=max(member.tried, member.term)), "another host leads as well", at)
     if place <= member.fence:
         return member, ()
     age_ns = at.wall_ns - message.issued_ns
     member = replace(member, fence=place, stirred_ns=at.mono_ns, beaten=0, bus_error="")
     if not event.is_past:
-        # Also of a leader whose clock differs: those who ask the database themselves are to keep the budget, too.
+        # Count the hosts even if the leader's clock differs: a host that queries itself must keep to the budget, too.
         member = replace(member, clock_off_ns=age_ns, hosts=message.hosts)
     mine = mark_of(snapshot)
     member = replace(member, is_foreign=bool(mine and message.deployment) and message.deployment != mine)
     if member.is_foreign:
-        # Two deployments with one bg_id on one bus. The others' readings may name nobody: they are not for us.
+        # Two deployments share a bg_id and a bus. Readings of the other one may name no host, so check this first.
         return member, ()
     if message.readings:
         member = replace(member, whole=message)
     fresh = -_ERROR_NS <= age_ns <= _FRESH_NS + _ERROR_NS
     whole = member.whole
-    # By its author as well: a failover that loses a claim lets two of them win one term.
+    # Compare the author as well: a failover that loses a claim lets two hosts win one term.
     rests_on = (message.leader, message.term, message.whole)
     if not fresh or whole is None or (whole.leader, whole.term, whole.seq) != rests_on:
-        # A delayed message, or one that rests on another that was not heard: it is as if there had been none.
+        # Ignore a delayed message, and a heartbeat whose full message was not received.
         return member, ()
     member = replace(member, leader=message.leader, heard_ns=at.mono_ns, hosts=message.hosts)
     if message.resigns:
@@ -312,7 +317,7 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
     for role in Role:
         reading = whole.readings[PLACES[role]]
         if reading is None:
-            # The leader has not asked there yet, or says it in words that this version does not know.
+            # The leader has not queried this server yet, or its reading is in a format that this version does not know.
             member = _doubting(member, role, at, after_ns=int(FLEET_VACANT_S * _NS))
         else:
             reading = replace(reading, read_ns=message.read_ns[PLACES[role]])
@@ -327,23 +332,23 @@ def _heard(member: Member, snapshot: Snapshot, event: MessageHeard) -> tuple[Mem
 def _weigh(
     member: Member, snapshot: Snapshot, message: Message, role: Role, reading: Reading, at: Instant
 ) -> tuple[Member, tuple[Event, ...]]:
-    """What of the leader's *reading* of *role* is used. What may be wrong makes this host ask for itself."""
+    """Use the leader's *reading* of *role*, or, if it may be wrong, have this host query the server itself."""
     known, doubt = member.known[PLACES[role]], member.doubts[PLACES[role]]
     reading = _for_us(member, message, known, reading)
     same = known is not None and is_same(known.reading, reading)
     if known is not None and same:
         if known.author == member.id and doubt is not None and known.reading.read_ns >= doubt.since_ns:
-            # We have asked since, and were told the same.
+            # This host has queried since, with the same result.
             return _without_doubt(member, role), ()
         if reading.read_ns <= known.reading.read_ns:
             return member, ()
         if doubt is not None and reading.read_ns <= doubt.since_ns + _ERROR_NS:
-            # What the leader was told before says nothing against what we have seen since.
+            # An answer to the leader from before the doubt cannot end it.
             return member, ()
     elif snapshot.phase is Phase.NOT_CREATED or not _may_be_used(member, snapshot, message, known, reading, doubt):
         return _doubting(member, role, at), ()
     if snapshot.phase is Phase.NOT_CREATED:
-        # A deployment is met at the database and nowhere else.
+        # Every host must discover a deployment at the database itself.
         return member, ()
     member = replace(member, known=_put(member.known, role, _known(known, reading, message.leader)))
     return _without_doubt(member, role), reading.events(at)
@@ -352,45 +357,45 @@ def _weigh(
 def _may_be_used(
     member: Member, snapshot: Snapshot, message: Message, known: RoleState | None, reading: Reading, doubt: Doubt | None
 ) -> bool:
-    """Whether a reading that says something else than *known* may take its place."""
+    """Return whether a reading that differs from *known* may replace it."""
     if not _is_about_ours(member, snapshot, message, reading):
         return False
     if message.application != member.application and reading.is_answer:
-        # What its application may write says nothing of what ours may.
+        # The write permission of the leader's application says nothing about that of this host's application.
         return False
     if known is None or (reading.is_answer and not known.reading.is_answer):
-        # That this host is not answered is no evidence against somebody who is, unless it has seen something since.
-        # What the monitor before has seen is in the snapshot, and may be as new as its end.
+        # A failure on this host does not contradict another host's answer, unless this host has a newer answer. The
+        # observations of the last monitor are in the snapshot, and may be as new as its end.
         answered_ns, author = known.answered if known is not None else (0, "")
         since_ns = max(member.began_ns, doubt.since_ns if doubt is not None else 0)
         if author == message.leader:
             return reading.read_ns > max(since_ns + _ERROR_NS, answered_ns)
         return reading.read_ns > max(since_ns, answered_ns) + _ERROR_NS
     if rank(reading) < rank(known.reading) and isinstance(reading.facts[-1], MetadataAbsent):
-        # Its login may have other rights than ours.
+        # The leader's login may have other privileges than this host's.
         return False
     return known.author == message.leader or reading.read_ns > known.reading.read_ns + _ERROR_NS
 
 
 def _known(before: RoleState | None, reading: Reading, author: str) -> RoleState:
-    """What is known of a role after *before*."""
+    """Return the new state of a role after *before*."""
     return RoleState(reading, author, before.answered if before is not None else (0, ""))
 
 
 def _is_about_ours(member: Member, snapshot: Snapshot, message: Message, reading: Reading) -> bool:
-    """Whether every host that a reading names is one that this host has heard of from the database itself.
+    """Return whether the database itself has named every host in the reading to this host.
 
-    Where it names none: whether it was read of the servers that this host knows.
+    For a reading without hosts, return whether it comes from the servers that this host knows.
     """
     names = named(reading)
     if not names:
-        # Whoever has no inventory may be anybody's.
+        # A leader without an inventory may belong to another deployment.
         return message.deployment == mark_of(snapshot) or not snapshot.hosts
     return names <= {(host.name, host.port) for host in snapshot.hosts}.union(*member.named)
 
 
 def _for_us(member: Member, message: Message, known: RoleState | None, reading: Reading) -> Reading:
-    """*reading* with what this host knows itself of its own application's role, where the leader has another's."""
+    """Return *reading* with this host's own finding about its application's role, if the leader's role differs."""
     first = reading.facts[0]
     if message.application == member.application or not isinstance(first, Answered) or known is None:
         return reading
@@ -401,7 +406,7 @@ def _for_us(member: Member, message: Message, known: RoleState | None, reading: 
 
 
 def _asked(member: Member, event: StatusRead | MetadataAbsent | MetadataFailed | ProbeFailed) -> Member:
-    """A question of this host's own has come to something; that is its own evidence."""
+    """Record the result of one of this host's own queries."""
     role, at = event.role, event.at
     answered = member.answers[PLACES[role]]
     facts: tuple[Fact, ...] = (replace(event, at=NEVER),)
@@ -435,7 +440,7 @@ def _nudged(member: Member, at: Instant) -> Member:
 def _doubting(
     member: Member, role: Role, at: Instant, *, since_ns: int = 0, within_ns: int | None = None, after_ns: int = 0
 ) -> Member:
-    """*member* asking *role* itself; at once where the hosts are so few that all may."""
+    """Return *member* with a doubt about *role*. It queries immediately if the budget allows all hosts to do so."""
     if member.doubts[PLACES[role]] is not None:
         return member
     if within_ns is None:
@@ -450,11 +455,11 @@ def _without_doubt(member: Member, role: Role) -> Member:
     return replace(member, doubts=_put(member.doubts, role, None))
 
 
-# -- who leads ----------------------------------------------------------------------------------------------------
+# -- leadership ---------------------------------------------------------------------------------------------------
 
 
 def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
-    """A member that hears nothing goes by its own questions."""
+    """Make a member that receives no messages rely on its own queries."""
     if member.standing is FleetRole.DIRECT or at.mono_ns <= silent_at_ns(member, snapshot):
         return member
     if member.standing is FleetRole.FOLLOWER and not member.vacant:
@@ -464,9 +469,10 @@ def _note_silence(member: Member, snapshot: Snapshot, at: Instant) -> Member:
     reason = member.vacant or _why_silent(member, snapshot)
     alone = replace(give_up(member, reason, at), fallbacks=member.fallbacks + 1)
     if member.vacant:
-        # Its last answer is its own already, and as new as any.
+        # Its last answer is its own already, and recent enough.
         return replace(alone, alone_since_ns=member.alone_since_ns)
-    # A leader that does not hear itself may be the only one that is deaf: those who heard it are to have their turn.
+    # A leader that does not read back its own messages may be the only host with that problem: let the others claim
+    # first.
     return replace(alone, claim_at_ns=at.mono_ns + 2 * silence_ns(snapshot))
 
 
@@ -482,19 +488,19 @@ def _why_silent(member: Member, snapshot: Snapshot) -> str:
 
 
 def silence_ns(snapshot: Snapshot) -> int:
-    """How long a leader may be silent, in ns."""
+    """Return the longest silence of a leader, in ns."""
     return int((FLEET_SILENCE_SWITCHING_S if snapshot.phase in SWITCHING else FLEET_SILENCE_S) * _NS)
 
 
 def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
-    """After which moment *member* goes by its own questions if it hears nothing, on the monotonic clock.
+    """Return the time after which *member* relies on its own queries if it receives nothing, on the monotonic clock.
 
-    A leader's signs of life come faster from the moment on in which it knows of a switchover, and no earlier.
+    The leader's heartbeat is faster only from the time on at which it knows about a switchover.
     """
     begun_ns = 0
     for entry in snapshot.timeline:
         if entry.event == Phase.COMPLETED.name:
-            # The timer may have ended it, and then green has taken over.
+            # The timer may have ended it before green took over.
             begun_ns = 0
         elif entry.event in _SWITCHING and not begun_ns:
             begun_ns = entry.mono_ns
@@ -502,7 +508,7 @@ def silent_at_ns(member: Member, snapshot: Snapshot) -> int:
 
 
 def alone_at_ns(member: Member) -> int:
-    """After which moment nobody is expected to lead any more, on the monotonic clock."""
+    """Return the time after which no new leader is expected any longer, on the monotonic clock."""
     if not member.vacant:
         return 0
     last = max(doubt.ask_at_ns for doubt in member.doubts if doubt is not None)
@@ -510,7 +516,7 @@ def alone_at_ns(member: Member) -> int:
 
 
 def give_up(member: Member, reason: str, at: Instant) -> Member:
-    """*member* on its own, whatever it was."""
+    """Return *member* in the role DIRECT, independent of its current role."""
     return replace(
         member,
         standing=FleetRole.DIRECT,
@@ -525,7 +531,7 @@ def give_up(member: Member, reason: str, at: Instant) -> Member:
 
 
 def _vacate(member: Member, at: Instant, reason: str, within_ns: int) -> Member:
-    """Nobody leads: the hosts ask one after the other, until one of them has an answer and leads."""
+    """Handle the loss of the leader: the hosts query one after the other, until one has an answer and leads."""
     member = replace(member, vacant=reason, alone_since_ns=at.mono_ns, doubts=(None, None), claim_at_ns=0)
     for role in Role:
         member = _doubting(member, role, at, within_ns=within_ns)
@@ -557,15 +563,15 @@ def _beaten(member: Member, event: PublishRefused) -> Member:
     member = replace(member, tried=max(member.tried, event.term))
     if member.standing is not FleetRole.LEADER or member.term != event.term:
         return member
-    # Who wins may be one whose words this host cannot believe, and who can believe none of ours: with another key, say.
-    # They do not take the stream from each other for ever: whom nobody hears waits longer each time.
+    # The winner may be a host whose messages this host cannot authenticate, and vice versa, for example because their
+    # keys differ. So that they do not take the stream from each other forever, the wait doubles each time.
     member = replace(give_up(member, "another host is ahead", event.at), beaten=member.beaten + 1)
     wait_s = min(FLEET_CLAIM_PAUSE_S * 2**member.beaten, FLEET_BARRED_S)
     return replace(member, claim_at_ns=event.at.mono_ns + int(wait_s * (0.5 + member.jitter) * _NS))
 
 
 def _key_gone(member: Member, at: Instant) -> Member:
-    """The order of ids is gone with the stream, and with it who is ahead: we claim anew, with the readings we have."""
+    """Handle the loss of the stream and of the order of its ids: claim again, with the known readings."""
     since_ns = member.alone_since_ns
     return replace(give_up(member, "the fleet's stream was deleted", at), alone_since_ns=since_ns, stirred_ns=0)
 
@@ -573,7 +579,7 @@ def _key_gone(member: Member, at: Instant) -> Member:
 def _reports_read(member: Member, snapshot: Snapshot, event: ReportsRead) -> tuple[Member, tuple[Event, ...]]:
     if member.standing is not FleetRole.LEADER:
         return member, ()
-    # A roll that has just begun, or whose stream was deleted, does not know everybody yet.
+    # A roster that has just begun, or whose stream was deleted, does not contain all hosts yet.
     is_new = event.at.mono_ns - member.since_ns < FLEET_REPORT_LIFE_S * _NS
     hosts = max(event.hosts, member.hosts if is_new else 1)
     member = replace(member, hosts=hosts, others_switch=event.switching, strangers=event.strangers)
@@ -583,7 +589,7 @@ def _reports_read(member: Member, snapshot: Snapshot, event: ReportsRead) -> tup
 def _take_order(
     member: Member, snapshot: Snapshot, order: FleetOrder | None, at: Instant
 ) -> tuple[Member, tuple[Event, ...]]:
-    """An operator's order to all hosts, once; the newest counts."""
+    """Apply an operator's order to all hosts, once. The newest order counts."""
     if order is None or (member.order is not None and order.number <= member.order.number):
         return member, ()
     member = replace(member, order=order)
@@ -593,13 +599,13 @@ def _take_order(
 
 
 def stands(order: FleetOrder, snapshot: Snapshot, at: Instant) -> bool:
-    """Whether a host that has not obeyed *order* yet is to: a switchover that has begun since has ended it for all."""
+    """Return whether *order* is still in force. A switchover that has begun since has ended it for all hosts."""
     begun_ns = next((entry.wall_ns for entry in snapshot.timeline if entry.event in _SWITCHING), 0)
     return order.until_ns > at.wall_ns and begun_ns <= order.given_ns + _ERROR_NS
 
 
 def view_of(member: Member) -> FleetView:
-    """*member*'s place as a snapshot shows it."""
+    """Return *member*'s role as shown in a snapshot."""
     reason = member.bus_error or member.reason if member.standing is FleetRole.DIRECT else ""
     return FleetView(member.standing, member.leader, member.hosts, member.since_ns, reason, member.fallbacks)
 

@@ -1,8 +1,9 @@
-"""Which parameters a monitor has watched with, what they let it see, and whose it should try next.
+"""The connection parameters that monitors have used, what each of them could see, and which to try next.
 
-A monitor has one set of parameters, given at its start. It stays with them unless they show it nothing of a deployment
-while another process, or another pool of the same process, has some that may show more. Then it leaves, and the next
-monitor is started with those. What was tried is in the snapshot, by name only, so that nobody tries it again too soon.
+A monitor gets one set of parameters at its start. It keeps them unless they show it no deployment while another
+process, or another pool of the same process, has parameters that may show more. Then it exits, and the next monitor is
+started with those. The snapshot records the parameters that were tried, without secrets, so that none is retried too
+soon.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ __all__ = [
 
 
 class Visibility(IntEnum):
-    """What parameters let a monitor see. The higher, the better a choice they are."""
+    """The information that parameters give a monitor access to. A higher value is a better choice."""
 
-    #: There is nothing to choose.
+    #: There are no parameters to choose.
     NONE = 0
     #: No server has ever answered.
     SILENT = 1
     #: The server refuses the login.
     REFUSED = 2
-    #: The server has no metadata to show: no function, no table, or no grant.
+    #: The metadata are not visible: no function, no table, or no grant.
     MISSING = 3
-    #: The metadata can be read, and there is no deployment in it.
+    #: The metadata can be read, and contain no deployment.
     EMPTY = 4
-    #: Not known, or known too long ago.
+    #: Never tried, or too long ago.
     UNTRIED = 5
     #: A deployment was seen.
     SEEN = 6
 
     @property
     def text(self) -> str:
-        """What it means, for a person."""
+        """The explanation that operators read."""
         return _TEXTS[self]
 
 
@@ -69,7 +70,7 @@ _TEXTS: Final = {
 
 
 class Parameters(NamedTuple):
-    """What may be told of a monitor's parameters: none of it is a secret. Equal ones count as the same."""
+    """The public part of a monitor's parameters; it holds no secret. Equal ones count as the same parameters."""
 
     user: str
     host: str
@@ -81,7 +82,7 @@ class Parameters(NamedTuple):
         return f"{self.user}@{host}:{self.port}{f'/{self.database}' if self.database else ''}"
 
     def is_beside(self, other: Parameters) -> bool:
-        """Whether both lead to the same server, or to the writer and the reader endpoint of one cluster."""
+        """Return whether both lead to the same server, or to the writer and the reader endpoint of one cluster."""
         if self.port != other.port:
             return False
         mine, others = parse_endpoint(self.host), parse_endpoint(other.host)
@@ -92,11 +93,11 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a monitor with some parameters has seen.
+    """The visibility that a monitor had with its parameters.
 
     Attributes:
-        at_ns: Since when it sees that, or when it left; on the monotonic clock.
-        tries: Monitors in a row that were started with parameters of this name and were refused.
+        at_ns: The time since which the monitor has this visibility, or the time of its exit; on the monotonic clock.
+        tries: The number of consecutive monitors that were started with parameters of this name and were refused.
     """
 
     parameters: Parameters
@@ -105,21 +106,21 @@ class Observation:
     tries: int = 1
 
     def is_fresh(self, now_ns: int) -> bool:
-        """Whether it is too early to try these parameters again."""
+        """Return whether it is too early to retry these parameters."""
         return 0 <= now_ns - self.at_ns < SIGHT_LIFE_S.get(self.visibility.name, 0) * 1_000_000_000
 
 
-#: They let a monitor see no deployment.
+#: The values with which a monitor sees no deployment.
 BLIND: Final = (Visibility.SILENT, Visibility.REFUSED, Visibility.MISSING, Visibility.EMPTY)
 
 
 def begin_to_watch(snapshot: Snapshot, parameters: Parameters, at: Instant) -> Snapshot:
-    """*snapshot* as a monitor that watches with *parameters* begins with it: its own sighting is the last one."""
+    """Return the first snapshot of a monitor that watches with *parameters*: its own observation is the last one."""
     known = next((s for s in snapshot.observations if s.parameters == parameters), None)
     others = [s for s in snapshot.observations if s is not known]
     if len(others) >= OBSERVATIONS:
         others.remove(min(others, key=lambda s: (s.visibility is Visibility.SEEN, s.at_ns)))
-    # A deployment that is known already was seen by somebody; with the same parameters we see it, too.
+    # Another monitor has seen the known deployment; with the same parameters this one sees it as well.
     keeps = known is not None and snapshot.phase is not Phase.NOT_CREATED
     again = known is not None and known.visibility is Visibility.REFUSED and known.is_fresh(at.mono_ns)
     mine = Observation(
@@ -132,7 +133,7 @@ def begin_to_watch(snapshot: Snapshot, parameters: Parameters, at: Instant) -> S
 
 
 def note(snapshot: Snapshot, event: Event) -> Snapshot:
-    """*snapshot* with what *event* says about the monitor's own parameters."""
+    """Return *snapshot* with the visibility that follows from *event* for the monitor's own parameters."""
     if not snapshot.observations:
         return snapshot
     mine = snapshot.observations[-1]
@@ -143,15 +144,15 @@ def note(snapshot: Snapshot, event: Event) -> Snapshot:
 
 
 def leave(snapshot: Snapshot, at: Instant) -> Snapshot:
-    """*snapshot* as a monitor leaves it whose parameters show it nothing."""
+    """Return the last snapshot of a monitor that exits because its parameters show no deployment."""
     return _with_mine(snapshot, replace(snapshot.observations[-1], at_ns=at.mono_ns))
 
 
 def should_leave(snapshot: Snapshot, best_offer: int, now_ns: int) -> bool:
-    """Whether a monitor should leave for parameters that are worth *best_offer*.
+    """Return whether a monitor should exit in favor of parameters with the value *best_offer*.
 
-    Never once a deployment is known, never because a server is down that has answered before, and not while an
-    operator's order stands, which only a living monitor can change.
+    A monitor never exits once a deployment is known, and never because a server is down that has answered before. It
+    does not exit while an operator's order is in force, because only a running monitor can change that.
     """
     if snapshot.phase is not Phase.NOT_CREATED or not snapshot.observations:
         return False
@@ -165,19 +166,19 @@ def should_leave(snapshot: Snapshot, best_offer: int, now_ns: int) -> bool:
 
 
 def worth(observations: Sequence[Observation], parameters: Parameters, now_ns: int) -> Visibility:
-    """What a monitor with *parameters* may be expected to see, by what earlier ones have seen.
+    """Return the visibility that a monitor with *parameters* can expect, judged by earlier observations.
 
     Args:
-        observations: Of the snapshot: the last one is that of the monitor at hand.
-        parameters: Those in question.
-        now_ns: On the monotonic clock.
+        observations: Those of the snapshot; the last one belongs to the current monitor.
+        parameters: The parameters to judge.
+        now_ns: The current time on the monotonic clock.
     """
     known = next((s for s in observations if s.parameters == parameters), None)
     if known is not None and known.visibility >= Visibility.UNTRIED:
         return known.visibility
     current = observations[-1] if observations else None
     if known is not None and known is current and known.visibility is Visibility.REFUSED:
-        # The name is the same, but the password may be another.
+        # The name is the same, but the password may differ.
         return known.visibility if known.tries >= SAME_NAME_TRIES and known.is_fresh(now_ns) else Visibility.UNTRIED
     if known is not None and (known is current or known.is_fresh(now_ns)):
         return known.visibility
@@ -186,7 +187,7 @@ def worth(observations: Sequence[Observation], parameters: Parameters, now_ns: i
             other is current or other.is_fresh(now_ns)
         )
         if told and other.parameters.is_beside(parameters):
-            # The same server would say the same.
+            # The same server would give the same answer.
             return other.visibility
     if len(observations) >= OBSERVATIONS and all(s is current or s.is_fresh(now_ns) for s in observations):
         return Visibility.MISSING
@@ -194,13 +195,13 @@ def worth(observations: Sequence[Observation], parameters: Parameters, now_ns: i
 
 
 def _visibility(mine: Observation, phase: Phase, event: Event) -> Visibility:
-    """What blue's word in *event* makes of the sight that we had."""
+    """Return the visibility after *event*; only blue's answers change it."""
     if not isinstance(event, (StatusRead, MetadataAbsent, ProbeFailed)) or event.role is not Role.SOURCE:
         return mine.visibility
     if isinstance(event, StatusRead) and event.rows:
         return Visibility.SEEN
     if phase is not Phase.NOT_CREATED:
-        # Metadata come and go in a switchover, and so do logins.
+        # Metadata and logins are unstable during a switchover.
         return mine.visibility
     if isinstance(event, StatusRead):
         return Visibility.EMPTY

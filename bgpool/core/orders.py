@@ -1,6 +1,6 @@
-"""What an operator orders by hand: have every caller wait for a while, or let go those whom a switchover holds.
+"""Orders of the operator: hold every caller for a while, or release the callers that a switchover holds.
 
-Both end by themselves. The end is a time on the clock, so that every reader finds it without a living monitor.
+Both expire. The expiry is a time on the clock, so that every reader detects it without a running monitor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ORDER_NS: Final = ORDER_S * 1_000_000_000
 
 
 def holds_anybody(snapshot: Snapshot) -> bool:
-    """Whether a checkout is held: by an operator, or that of a blue endpoint by the switchover."""
+    """Return whether checkouts are held: all of them by the operator, or those of blue endpoints by the switchover."""
     blue = snapshot.hosts_of(Role.SOURCE)
     return bool(snapshot.hold_until_ns) or any(
         decide(snapshot, host.name, Purpose.CHECKOUT).action is Action.HOLD for host in blue
@@ -31,7 +31,7 @@ def holds_anybody(snapshot: Snapshot) -> bool:
 
 
 def refusal(snapshot: Snapshot, order: Order) -> str:
-    """Why *order* would change nothing now; empty where it would."""
+    """Return the reason for which *order* would have no effect now; empty if it would have one."""
     phase = snapshot.phase.name
     if order is Order.HOLD:
         return f"a switchover is under way ({phase}), which decides itself who waits" if _is_switching(snapshot) else ""
@@ -41,7 +41,7 @@ def refusal(snapshot: Snapshot, order: Order) -> str:
 
 
 def obey(snapshot: Snapshot, event: Ordered) -> Snapshot:
-    """What is true after an operator's order; the snapshot itself where it changes nothing."""
+    """Return the snapshot after an operator's order; the same object if it has no effect."""
     until_ns = min(event.until_ns, event.at.mono_ns + _ORDER_NS)
     if until_ns <= event.at.mono_ns or refusal(snapshot, event.order):
         return snapshot
@@ -53,10 +53,10 @@ def obey(snapshot: Snapshot, event: Ordered) -> Snapshot:
 
 
 def drain_released(before: Snapshot, after: Snapshot) -> Snapshot:
-    """*after* with another epoch if released callers are led elsewhere than *before* within one phase.
+    """Return *after* with a higher epoch if released callers now connect elsewhere than *before*, within one phase.
 
-    They went by name, which may have led to old blue until now. Each change of phase under a release raises the epoch
-    as well, see machine.py.
+    They connected by name, which may have resolved to old blue until now. Each change of phase under a release raises
+    the epoch as well, see machine.py.
     """
     if not (before.release_until_ns and after.release_until_ns) or before.phase is not after.phase:
         return after
@@ -66,7 +66,7 @@ def drain_released(before: Snapshot, after: Snapshot) -> Snapshot:
 
 
 def expire(snapshot: Snapshot, at: Instant) -> Snapshot:
-    """What is left of an operator's order at *at*. A switchover that begins ends a hold; its own end, a release."""
+    """End the operator's orders that have expired. The start of a switchover ends a hold, its end ends a release."""
     if snapshot.hold_until_ns and _is_switching(snapshot):
         snapshot = _end_hold(snapshot, at, "a switchover begins")
     elif snapshot.hold_until_ns and at.mono_ns >= snapshot.hold_until_ns:
@@ -86,7 +86,7 @@ def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
         return snapshot
     seconds = f"{(until_ns - at.mono_ns) / 1e9:.0f} s"
     text = f"held by hand for the next {seconds} (bgpool hold): every checkout waits; bgpool release ends it"
-    # The log has those before. Somebody who holds every night must not fill the timeline of the next switchover.
+    # Earlier holds are in the log. An operator who holds every night must not fill the next switchover's timeline.
     kept = tuple(entry for entry in snapshot.timeline if entry.event not in (HELD_BY_HAND, HOLD_OVER))
     snapshot = replace(snapshot, hold_until_ns=until_ns, timeline=kept)
     return _say(add_entry(snapshot, at, HELD_BY_HAND, seconds), logging.WARNING, "held_by_hand", text)
@@ -98,7 +98,7 @@ def _end_hold(snapshot: Snapshot, at: Instant, why: str) -> Snapshot:
 
 
 def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
-    # Nothing that was opened before is handed out any more: it may lead to where blue was.
+    # Connections that were opened before are not handed out any longer: they may lead to old blue.
     snapshot = replace(snapshot, release_until_ns=until_ns, epoch=snapshot.epoch + EPOCH_OF_DECISION)
     text = (
         f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held any more and connect "

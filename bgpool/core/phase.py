@@ -1,4 +1,4 @@
-"""Phases, roles, and how the metadata's words map onto them."""
+"""Phases, roles, and the mapping from the metadata's status and role strings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["PHASE_OF_STATUS", "SWITCHING", "Phase", "Role"]
 
 
 class Phase(IntEnum):
-    """Where a Blue/Green Deployment stands, in the order in which a switchover goes through them.
+    """The phases of a Blue/Green Deployment, in the order of a switchover.
 
-    Source: the names are those of the AWS wrappers, docs/phases.md has a section for each.
+    Source: the names are those of the AWS wrappers; docs/phases.md has a section for each.
     """
 
     NOT_CREATED = 0
@@ -23,7 +23,7 @@ class Phase(IntEnum):
 
 
 class Role(Enum):
-    """The side of a deployment that a host belongs to, in the metadata's own words."""
+    """The side of a deployment that a host belongs to. The value is the metadata's role string."""
 
     SOURCE = "BLUE_GREEN_DEPLOYMENT_SOURCE"
     TARGET = "BLUE_GREEN_DEPLOYMENT_TARGET"
@@ -34,7 +34,7 @@ class Role(Enum):
         return "blue" if self is Role.SOURCE else "green"
 
 
-#: The metadata's status strings. A status that is not here is logged once and changes nothing.
+#: The metadata's status strings. An unknown status is logged once and changes nothing.
 PHASE_OF_STATUS: Final[dict[str, Phase]] = {
     "AVAILABLE": Phase.CREATED,
     "SWITCHOVER_INITIATED": Phase.PREPARATION,
@@ -43,5 +43,5 @@ PHASE_OF_STATUS: Final[dict[str, Phase]] = {
     "SWITCHOVER_COMPLETED": Phase.COMPLETED,
 }
 
-#: The phases of a switchover that is under way: the timer runs, polling is at its fastest.
+#: The phases of a switchover in progress: the timer runs, and the poll interval is the shortest.
 SWITCHING: Final = frozenset({Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST})

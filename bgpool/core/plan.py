@@ -1,4 +1,4 @@
-"""What the monitor should be doing, as a function of what is true. A monitor that takes over does the same at once."""
+"""The monitor's plan, a pure function of the snapshot. A monitor that takes over has the same plan immediately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Intervals", "Plan", "Target", "is_awaited", "plan"]
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """How often to read the status, in ms: nothing going on, a deployment exists, a switchover is under way."""
+    """The intervals between status reads, in ms: without a deployment, with a deployment, during a switchover."""
 
     baseline_ms: int = 60_000
     increased_ms: int = 1_000
@@ -24,14 +24,16 @@ class Intervals:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a role's monitoring connection goes.
+    """The target of a role's monitoring connection.
 
     Attributes:
-        addresses: Recorded addresses to use instead of resolving *host*; empty to go by name.
-        names: The names that the host may go by now, in the order to be tried where they matter; empty for *host*.
-        timeout_s: Longest wait for a connection and for an answer; 0 for the connection parameters' own.
-        anew: Over a new connection at every question: the name may lead elsewhere by now, and the server that it led
-            to goes on answering.
+        addresses: Recorded addresses to use instead of resolving *host*; empty to connect by name.
+        names: The names that the host may have now, in the order in which to try them if names are verified; empty for
+            *host*.
+        timeout_s: The limit of a connection attempt and of a query, in seconds; 0 for that of the connection
+            parameters.
+        anew: True to open a new connection for every query: the name may lead elsewhere by now, while the server that
+            it led to still answers.
     """
 
     host: str
@@ -42,7 +44,7 @@ class Target:
     anew: bool = False
 
     def supersedes(self, other: Target | None) -> bool:
-        """Whether a connection opened for *other* leads elsewhere: another name, or a name that may have moved."""
+        """Return whether a connection opened for *other* may lead elsewhere: to another name, or by a moved name."""
         if self.anew or other is None or (self.host, self.port) != (other.host, other.port):
             return True
         return bool(other.addresses) and not self.addresses
@@ -50,19 +52,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to watch, and how closely.
+    """The servers and names to watch, and the intervals.
 
     Attributes:
-        interval_ms: Between two readings of a role that answers.
-        retry_ms: Between two attempts to reach a role that does not.
-        source: Blue's monitoring connection; None to use the application's own endpoint.
-        target: Green's; None while there is no green to watch.
-        names: What to resolve; empty while DNS has nothing to tell.
-        resolve_ms: How often.
-        renewals: Green hosts to be asked, where certificates matter, whether they let us in under the name that
-            they have after the switchover, in every interval_ms of CREATED.
-        evidence_ms: Between two questions to green, answered or not, while its answer would let callers go on; 0 while
-            it would not, and green is asked as blue is.
+        interval_ms: The interval between two readings of a role that answers.
+        retry_ms: The interval between two attempts to reach a role that does not answer.
+        source: The target of blue's monitoring connection; None for the application's own endpoint.
+        target: The target of green's; None while there is no green to watch.
+        names: The names to resolve; empty while DNS is irrelevant.
+        resolve_ms: The interval between two look-ups.
+        renewals: If names are verified: the green hosts to try a login at under their names after the switchover, in
+            every interval_ms of CREATED.
+        evidence_ms: The interval between two queries to green, answered or not, while its answer would release callers;
+            0 while it would not, and green is queried like blue.
     """
 
     interval_ms: int
@@ -75,18 +77,18 @@ class Plan:
     evidence_ms: int = 0
 
     def pace_ms(self, role: Role) -> tuple[int, int]:
-        """The pauses of *role*'s questions: after one that was answered, and after one that was not."""
+        """Return the pause of *role*'s queries in ms: after an answer, and after a failure."""
         if role is Role.TARGET and self.evidence_ms:
             return self.evidence_ms, self.evidence_ms
         return self.interval_ms, min(self.retry_ms, self.interval_ms)
 
     def await_ms(self, role: Role) -> int:
-        """How long a question of *role* may wait for a promotion at the server, where it can; 0 for not at all."""
+        """Return the time for which a query of *role* may wait at the server for a promotion, in ms; 0 for none."""
         return self.interval_ms // AWAITED_QUESTIONS if role is Role.TARGET and self.evidence_ms else 0
 
 
 def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
-    """The plan for *snapshot*.
+    """Return the plan for *snapshot*.
 
     Source: behaviour.md §2, "Poll intervals" and "Inventory".
     """
@@ -95,7 +97,7 @@ def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
         return Plan(baseline, increased, baseline)
     names = tuple(host.name for host in snapshot.hosts)
     if snapshot.phase is Phase.COMPLETED and not snapshot.is_overdue:
-        # By name from here on: blue's endpoint now leads to the host that the next deployment starts from.
+        # Connect by name from here on: blue's endpoint now leads to the host that the next deployment starts from.
         settled = snapshot.green_gone and not snapshot.pinned
         return Plan(baseline, increased, increased, names=() if settled else names, renewals=_renewals(snapshot))
     switching = snapshot.phase in SWITCHING
@@ -114,7 +116,7 @@ def plan(snapshot: Snapshot, intervals: Intervals) -> Plan:
 
 
 def is_awaited(snapshot: Snapshot) -> bool:
-    """Whether callers wait for green's answer: before the release, or for a green that was released too early."""
+    """Return whether callers wait for green's answer: before the release, or because the release was too early."""
     too_early = snapshot.phase is Phase.POST and snapshot.target_read_only is True
     return too_early or snapshot.phase is Phase.IN_PROGRESS
 
@@ -130,7 +132,7 @@ def _target(snapshot: Snapshot, role: Role, *, by_address: bool) -> Target | Non
     host = hosts[0]
     if not by_address:
         return Target(host.name, host.port)
-    # Hosts are renamed before anybody is let in again.
+    # Hosts are renamed before they accept logins again.
     return Target(host.name, host.port, host.addresses, names_now(snapshot, host), SWITCHING_TIMEOUT_S)
 
 

@@ -1,4 +1,4 @@
-"""What the servers' own answers say of a promotion of green, whatever the metadata tell."""
+"""Detection of green's promotion from the servers' own answers, independent of the metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["follows_blue", "green_took_over", "note_answer", "note_silence"]
 
 
 def note_answer(snapshot: Snapshot, event: Answered) -> Snapshot:
-    """*snapshot* with what a server says of itself."""
+    """Return *snapshot* with a server's answer about itself."""
     if event.role is Role.SOURCE:
         snapshot = _note_blue(snapshot, event)
         return _changed(snapshot, source_read_only=_takes_no_writes(snapshot, event))
@@ -24,14 +24,14 @@ def note_answer(snapshot: Snapshot, event: Answered) -> Snapshot:
 
 
 def note_silence(snapshot: Snapshot, role: Role) -> Snapshot:
-    """*snapshot* once the server of *role* does not answer."""
+    """Return *snapshot* after the server of *role* did not answer."""
     if role is Role.SOURCE:
         return _changed(snapshot, source_read_only=None)
     return _changed(snapshot, target_read_only=None)
 
 
 def green_took_over(snapshot: Snapshot) -> bool:
-    """Whether green, which was read-only, takes writes, and blue does not.
+    """Return whether green was read-only and now accepts writes, while blue does not.
 
     Source: behaviour.md §3, "Early release".
     """
@@ -40,24 +40,24 @@ def green_took_over(snapshot: Snapshot) -> bool:
 
 
 def follows_blue(snapshot: Snapshot) -> bool:
-    """Whether green, a logical replica, still has a subscription: then its sequences may not be set yet.
+    """Return whether green, a logical replica, still has a subscription: then its sequences may not be set yet.
 
-    A physical green has the subscriptions that blue has, which are the application's.
+    The subscriptions of a physical green are copies of blue's, which belong to the application.
     """
     return snapshot.target_subscribes and not snapshot.green_was_replica
 
 
 def _takes_no_writes(snapshot: Snapshot, event: Answered) -> bool:
-    """Whether the application can write nothing there.
+    """Return whether the application cannot write on this server.
 
-    Settings of its role or database are a server's own only if blue had none before the switchover: green was made of
-    blue, and a role that is for reports is read-only on both for ever.
+    Read-only settings of its role or database count only if blue had none before the switchover. Green is a copy of
+    blue, so that a reporting role is read-only on both, permanently.
     """
     return event.read_only or (event.role_read_only and snapshot.blue_role_read_only is False)
 
 
 def _note_blue(snapshot: Snapshot, event: Answered) -> Snapshot:
-    """What the application's role could do on blue before the switchover."""
+    """Record whether the application's role was read-only on blue before the switchover."""
     unknown = snapshot.blue_role_read_only is None
     if snapshot.phase <= Phase.CREATED or (snapshot.phase is Phase.PREPARATION and unknown):
         return _changed(snapshot, blue_role_read_only=event.role_read_only)
@@ -65,10 +65,10 @@ def _note_blue(snapshot: Snapshot, event: Answered) -> Snapshot:
 
 
 def _note_green(snapshot: Snapshot, event: Answered, *, read_only: bool) -> Snapshot:
-    """What green was before the switchover: one that took writes can give no evidence by taking them later.
+    """Record the state of green before the switchover. If it accepted writes then, later writes are no evidence.
 
-    In IN_PROGRESS AWS stops writes on both sides, and allows them again in a rollback. A green first seen then was
-    read-only before only if it is a replica.
+    In IN_PROGRESS AWS stops writes on both sides, and allows them again in a rollback. So a green that is first seen in
+    IN_PROGRESS counts as read-only before only if it is a replica.
     """
     known = snapshot.green_was_read_only is not None
     telling = event.replica or (read_only and snapshot.phase is Phase.PREPARATION)
@@ -78,6 +78,6 @@ def _note_green(snapshot: Snapshot, event: Answered, *, read_only: bool) -> Snap
 
 
 def _changed(snapshot: Snapshot, **changes: bool | None) -> Snapshot:
-    """*snapshot* with *changes*; the same object where they change nothing."""
+    """Return *snapshot* with *changes*; the same object if they change nothing."""
     same = all(getattr(snapshot, name) is value for name, value in changes.items())
     return snapshot if same else replace(snapshot, **changes)  # type: ignore[arg-type]  # fields that are flags

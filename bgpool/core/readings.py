@@ -1,4 +1,4 @@
-"""What two hosts' readings of the same server have in common, and what each tells."""
+"""Comparison of two hosts' readings of the same server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["has_rows", "is_same", "mark_of", "meaning", "named", "rank"]
 
 
 def meaning(reading: Reading) -> tuple[Fact, ...]:
-    """What hosts agree about: not the words in which a failure was told to each, nor the order of rows."""
+    """Return the comparable part of a reading: without error texts, and with rows in a fixed order."""
     found: list[Fact] = []
     for fact in reading.facts:
         if isinstance(fact, (ProbeFailed, MetadataFailed)):
@@ -30,14 +30,14 @@ def meaning(reading: Reading) -> tuple[Fact, ...]:
 
 
 def is_same(one: Reading, other: Reading) -> bool:
-    """Whether both tell the same. A heartbeat repeats the very facts of the message that it stands on."""
+    """Return whether both have the same meaning. A heartbeat refers to the same fact objects as its full message."""
     return one.facts is other.facts or meaning(one) == meaning(other)
 
 
 def mark_of(snapshot: Snapshot) -> str:
-    """Eight hex digits that are the same for all who know the same blue; empty while none is known.
+    """Return a digest of blue's name, eight hex digits; empty while blue is not known.
 
-    Two deployments may have one bg_id, which by default is 1, and one bus.
+    It distinguishes two deployments that share a bus and a bg_id, which is 1 by default.
     """
     for host in snapshot.hosts_of(Role.SOURCE):
         return hashlib.sha256(f"{host.name}:{host.port}".encode(errors="replace")).hexdigest()[:8]
@@ -45,12 +45,12 @@ def mark_of(snapshot: Snapshot) -> str:
 
 
 def rank(reading: Reading) -> int:
-    """How much a reading tells: nothing, that the server is there, what its metadata say."""
+    """Return the amount of information in a reading: 0 no answer, 1 an answer, 2 an answer with metadata."""
     return 0 if not reading.is_answer else 2 if isinstance(reading.facts[-1], StatusRead) else 1
 
 
 def named(reading: Reading) -> frozenset[tuple[str, int]]:
-    """The hosts that an inventory would take from a reading."""
+    """Return the hosts, with their ports, that an inventory would record from a reading."""
     status = reading.facts[-1]
     if not isinstance(status, StatusRead):
         return frozenset()
@@ -62,5 +62,6 @@ def named(reading: Reading) -> frozenset[tuple[str, int]]:
 
 
 def has_rows(reading: Reading) -> bool:
+    """Return whether the reading's metadata have rows."""
     status = reading.facts[-1]
     return isinstance(status, StatusRead) and bool(status.rows)

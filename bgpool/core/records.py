@@ -1,4 +1,4 @@
-"""What a snapshot remembers for people: the rows of the summary table, and lines for the application's log."""
+"""Records in a snapshot for people: the rows of the summary table, and lines for the application's log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["add_entry", "add_notice", "note_heard"]
 
 
 def add_entry(snapshot: Snapshot, at: Instant, event: str, evidence: str = "") -> Snapshot:
-    """*snapshot* with one row more in its timeline."""
+    """Return *snapshot* with one more row in its timeline."""
     entry = TimelineEntry(at.mono_ns, at.wall_ns, event, evidence)
     return replace(snapshot, timeline=(*snapshot.timeline, entry)[-TIMELINE_EVENTS:])
 
 
 def add_notice(snapshot: Snapshot, level: int, logger: str, event: str, text: str, *, once: bool = True) -> Snapshot:
-    """Have *text* logged; with *once*, unless it is among the last lines already."""
+    """Add a log line with *text*; with *once*, only if it is not already among the last lines."""
     text = text[:NOTICE_CHARS]
     if once and any(notice.text == text for notice in snapshot.notices):
         return snapshot
@@ -30,12 +30,13 @@ def add_notice(snapshot: Snapshot, level: int, logger: str, event: str, text: st
 
 
 def note_heard(before: Snapshot, after: Snapshot, at: Instant) -> Snapshot:
-    """*after* with a row that it was heard from the fleet, once in each switchover.
+    """Return *after* with a row that says that the phase came from the fleet, once in each switchover.
 
     Args:
-        before: What was true before a reading that was heard.
-        after: What that reading, and nothing else, has made of it.
-        at: When it was taken. A row that ends a switchover is its last one: what is entered then gets none.
+        before: The snapshot before the reading was received.
+        after: The snapshot after that reading, and nothing else, was applied.
+        at: The time at which it was applied. The end of a switchover gets no such row, because its own row must be
+            last.
     """
     moved = after.phase is not before.phase and after.phase in SWITCHING
     if not moved or any(entry.event == HEARD for entry in after.timeline):

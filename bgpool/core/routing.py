@@ -1,8 +1,8 @@
-"""What a snapshot means for one endpoint: go on, wait, go to a recorded address, or be refused.
+"""The decision of a snapshot for one endpoint: pass, hold, route to a recorded address, or reject.
 
-The whole of docs/phases.md's table is the dictionary below. Two of its rules look alike and are opposites. A pool
-without bgpool's help is a plain pool: no segment, no monitor, no metadata, everything passes. A green endpoint after
-a switchover is refused unless it is known to be right.
+The dictionary below is the table of docs/phases.md. Two defaults are opposites on purpose. Without information (no
+segment, no monitor, no metadata) everything passes and the pool is a plain pool. A green endpoint after a switchover is
+rejected unless it is known to be right.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["PASS", "Action", "Decision", "Names", "Purpose", "decide", "names_no
 
 
 class Purpose(Enum):
-    """What is asked for: a connection from the pool, or a new connection for it."""
+    """The purpose of a request: a connection from the pool, or a new connection for it."""
 
     CHECKOUT = "checkout"
     CONNECT = "connect"
 
 
 class Action(Enum):
-    """What a caller is to do."""
+    """The action that a caller takes."""
 
     PASS = "pass"
     HOLD = "hold"
@@ -38,14 +38,14 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What holds for one endpoint under one snapshot.
+    """The decision for one endpoint under one snapshot.
 
     Attributes:
-        action: PASS goes by name, ROUTE to *addresses*, HOLD waits and asks again, REJECT gives up.
-        epoch: What a connection opened now is stamped with; None where the endpoint takes no part.
+        action: PASS connects by name, ROUTE to *addresses*, HOLD waits and decides again, REJECT fails.
+        epoch: The epoch of a connection that is opened now; None if the endpoint is not part of the deployment.
         addresses: For ROUTE, the recorded IP addresses in order of preference; never empty.
-        names: For ROUTE, the names that the host there may go by now (certificates and tokens are for names), in
-            the order to be tried. Else empty: the endpoint's own.
+        names: For ROUTE, the names that the host there may have now (certificates and tokens are issued for names), in
+            the order in which to try them. Otherwise empty: the endpoint's own name.
     """
 
     action: Action
@@ -54,12 +54,12 @@ class Decision:
     names: tuple[str, ...] = ()
 
 
-#: The decision of a pool that takes no part.
+#: The decision for a pool whose endpoint is not part of a deployment.
 PASS: Final = Decision(Action.PASS)
 
 
 class _Rule(Enum):
-    """A cell of the table: where it leads depends on what the inventory has to offer."""
+    """A cell of the table. The resulting decision depends on the inventory."""
 
     PASS = "pass"
     HOLD = "hold"
@@ -73,7 +73,7 @@ class _Rule(Enum):
 _CHECKOUT, _CONNECT = Purpose.CHECKOUT, Purpose.CONNECT
 _BLUE, _GREEN = Role.SOURCE, Role.TARGET
 
-#: (phase, side) → rule per purpose. Phases that are not listed pass.
+#: (phase, side) → rule per purpose. A phase that is not listed means PASS.
 _TABLE: Final[Mapping[tuple[Phase, Role], Mapping[Purpose, _Rule]]] = {
     (Phase.PREPARATION, _BLUE): {_CHECKOUT: _Rule.PASS, _CONNECT: _Rule.TO_BLUE},
     (Phase.IN_PROGRESS, _BLUE): {_CHECKOUT: _Rule.HOLD, _CONNECT: _Rule.TO_BLUE},
@@ -86,12 +86,12 @@ _TABLE: Final[Mapping[tuple[Phase, Role], Mapping[Purpose, _Rule]]] = {
 
 
 def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool = False) -> Decision:
-    """What *purpose* may do now on a pool whose endpoint is *host*.
+    """Return the decision for *purpose* on a pool whose endpoint is *host*.
 
     Args:
-        snapshot: What is true now. Whoever has waited decides again on a new one.
-        host: The endpoint's name as normalise_host gives it.
-        purpose: Checking out, or opening a connection.
+        snapshot: The current snapshot. After a wait the caller decides again with a new one.
+        host: The endpoint's name as returned by normalise_host.
+        purpose: A checkout, or a new connection.
         suspend_new: Hold new blue connections in IN_PROGRESS instead of routing them to blue's recorded address.
 
     Source:
@@ -99,7 +99,7 @@ def decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: bool
     """
     decision = _decide(snapshot, host, purpose, suspend_new=suspend_new)
     held = snapshot.hold_until_ns and purpose is Purpose.CHECKOUT and decision.action is not Action.REJECT
-    # Of every pool: without a deployment nobody knows whose endpoint is blue's.
+    # The operator's hold applies to every pool: without a deployment it is not known which endpoints are blue's.
     return Decision(Action.HOLD, decision.epoch) if held else decision
 
 
@@ -115,7 +115,7 @@ def _decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: boo
     if released and snapshot.phase is not Phase.POST:
         rule = _Rule.PASS
     elif snapshot.suspected_until_ns and mine.role is _BLUE:
-        # PREPARATION, and blue has begun to cut: what would be opened or used now would be cut, too.
+        # PREPARATION, and blue has cut a connection: any connection opened or used now would be cut, too.
         rule = _Rule.HOLD
     elif suspend_new and snapshot.phase is Phase.IN_PROGRESS and purpose is Purpose.CONNECT:
         rule = _Rule.HOLD
@@ -134,26 +134,26 @@ def _decide(snapshot: Snapshot, host: str, purpose: Purpose, *, suspend_new: boo
 
 
 class Names(NamedTuple):
-    """What a host is called to its certificate, and to whom its tokens are made out."""
+    """The name that a host's certificate is verified against, and the name that its IAM tokens are issued for."""
 
     host: str
     token: str
 
 
 def names_to_try(names: Sequence[str], *, tokens: bool) -> list[Names]:
-    """*names* in the order to be tried.
+    """Return the combinations of *names* in the order in which to try them.
 
-    A certificate and the name that tokens are for may change at different moments. Then no one name is right, and with
-    *tokens* each is tried for the one with another for the other, last.
+    The certificate and the name that tokens are issued for may change at different times. Then no single name is right.
+    So with *tokens* the combinations of two different names follow last.
     """
     alike = [Names(name, name) for name in names]
     return [*alike, *itertools.starmap(Names, itertools.permutations(names, 2))] if tokens else alike
 
 
 def names_now(snapshot: Snapshot, host: Host, *others: str) -> tuple[str, ...]:
-    """The names that *host* may go by after the release, the likeliest first, and *others* that it stands in for.
+    """Return the names that *host* may have after the release, likeliest first, including *others* that it replaces.
 
-    A green host carries its green name until its certificate is regenerated, and blue's from there on.
+    A green host has its green name until its certificate is regenerated, and blue's name from then on.
     """
     before, after = host.name, name_after(host.name)
     order = (after, *others, before) if before in snapshot.certified else (before, after, *others)

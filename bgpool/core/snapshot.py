@@ -1,7 +1,7 @@
-"""The snapshot: the whole state of a deployment as the monitor knows it, and as every worker reads it.
+"""The snapshot: the complete state of a deployment, written by the monitor and read by every worker.
 
-There is no state beside it. A monitor that takes over goes on from the snapshot it finds; a reader that wonders
-whether the timer has run out steps the same snapshot with its own clock.
+There is no other state. A monitor that takes over continues from the last snapshot. A reader detects that the timer has
+run out by applying a step to the same snapshot with its own clock.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from bgpool.core.phase import Phase, Role
 
 __all__ = ["EPOCH_OF_DECISION", "EPOCH_OF_TIMER", "Host", "Notice", "Snapshot", "TimelineEntry"]
 
-#: How far the epoch rises at a decision, and where time alone has callers go by name, by anybody's clock.
+#: The increment of the epoch at a decision, and where a timer alone makes callers connect by name, on any clock.
 EPOCH_OF_DECISION: Final = 2
 EPOCH_OF_TIMER: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One endpoint of the deployment, as inventoried before the switchover.
+    """One endpoint of the deployment, as recorded before the switchover.
 
     Attributes:
-        addresses: IP addresses recorded before the switchover; empty while not resolved.
+        addresses: The IP addresses recorded before the switchover; empty until resolved.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
-    """Something that happened in a switchover; the rows of the summary table.
+    """An event of a switchover: a row of the summary table.
 
     Attributes:
-        evidence: What told of it, for a phase that several things can tell of; else empty.
+        evidence: The evidence for a phase that more than one signal can start; otherwise empty.
     """
 
     mono_ns: int
@@ -50,12 +50,12 @@ class TimelineEntry:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A log line for the application's own logs; the monitor is a process of its own, with logs nobody reads.
+    """A log line for the application's own log. The monitor is a separate process, whose log is rarely read.
 
     Attributes:
-        number: Counts from 1 and never falls, so that a line is relayed once.
+        number: Counts from 1 and never decreases, so that a line is relayed once.
         level: A level of the logging module.
-        event: What kind of line it is; see bgpool.logs.
+        event: The kind of line; see bgpool.logs.
     """
 
     number: int
@@ -67,42 +67,44 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A deployment at one moment.
+    """The state of a deployment at one time.
 
     Attributes:
-        phase: Where the deployment stands.
-        epoch: Rises with the decisions that make older connections unfit: at IN_PROGRESS (drain) and at the release.
-            A connection carries the epoch that it was about to be opened under; never falls.
-        ready: Inventory, addresses and the blue → green map are complete.
-        rolled_back: The last switchover went back to blue.
-        pinned: Blue endpoints lead to green's recorded addresses, because DNS has not followed yet.
-        blue_moved: Every blue endpoint resolves to a new address.
-        green_gone: The green names no longer resolve.
-        renamed: The green hosts have taken blue's names.
-        certified: Green hosts that let the monitor in under the names they have after the switchover.
-        source_reading, target_reading: The last status that each role reported; a reading is news when it differs.
-        source_read_only, target_read_only: Whether each role takes no writes; None while it does not answer.
-        green_was_replica: Green was a physical replica before it was promoted, so that it has blue's transaction ids.
-        green_was_read_only: Green took no writes before the switchover, so that its taking some tells something; None
-            while it was not seen before.
-        blue_role_read_only: Blue takes no writes from the application's role, by a setting of that role or of its
-            database, before the switchover: then such settings tell nothing. None while it was not seen.
-        target_subscribes: Green follows another server's changes, by a subscription that is enabled.
-        target_max_connections: How many clients green takes; 0 while it was not seen.
+        phase: The phase of the deployment.
+        epoch: Increases with the decisions that make older connections unfit: at IN_PROGRESS (drain) and at the
+            release. Never decreases. A connection carries the epoch that was current before it was opened.
+        ready: True if inventory, addresses and the blue → green map are complete.
+        rolled_back: True if the last switchover went back to blue.
+        pinned: True if blue endpoints are routed to green's recorded addresses, because DNS has not followed yet.
+        blue_moved: True if every blue endpoint resolves to a new address.
+        green_gone: True if the green names no longer resolve.
+        renamed: True if the green hosts have taken blue's names.
+        certified: The green hosts that accept the monitor's login under their names after the switchover.
+        source_reading, target_reading: The last status that each role reported. Only a changed reading has an effect.
+        source_read_only, target_read_only: True if the role accepts no writes; None while it does not answer.
+        green_was_replica: True if green was a physical replica before its promotion, so that it has blue's transaction
+            ids.
+        green_was_read_only: True if green accepted no writes before the switchover, so that accepting them later is
+            evidence; None if it was not seen before.
+        blue_role_read_only: True if blue accepted no writes from the application's role before the switchover, because
+            of a setting of that role or of its database: then such settings are no evidence. None if it was not seen.
+        target_subscribes: True if green follows another server's changes, by an enabled subscription.
+        target_max_connections: Green's max_connections; 0 until it was seen.
         hosts: Every endpoint of both roles. Frozen from PREPARATION until the switchover has ended.
         twins: Blue name → green name, for every blue endpoint that has a counterpart.
-        deadline_ns: When the switchover counts as over, on the monotonic clock; 0 while none is under way.
-        suspected_until_ns: Until when callers are held because blue has cut a connection in PREPARATION, and the
-            switchover may have begun unread; on the monotonic clock, 0 for no such suspicion.
-        told_until_ns: Until when callers are held although the metadata say that green was promoted, because green
-            itself answers that it takes no writes; on the monotonic clock, 0 for no such wait. Only in IN_PROGRESS.
-        subscribed_until_ns: The same although green takes writes, because it still follows blue.
-        hold_until_ns: Until when an operator has every checkout wait, on the monotonic clock; 0 for no such order.
+        deadline_ns: The time after which the switchover counts as over, on the monotonic clock; 0 if there is none.
+        suspected_until_ns: The end of the hold that a suspicion causes: blue has cut a connection in PREPARATION, and
+            the switchover may have begun before the monitor read it. On the monotonic clock, 0 for no suspicion.
+        told_until_ns: The end of the wait for green after the metadata reported its promotion while green itself
+            answers that it accepts no writes; on the monotonic clock, 0 for no such wait. Only in IN_PROGRESS.
+        subscribed_until_ns: The end of the wait for a green that accepts writes but still follows blue.
+        hold_until_ns: The end of the operator's hold of every checkout, on the monotonic clock; 0 if there is none.
             Never during a switchover.
-        release_until_ns: Until when an operator lets blue's callers go on where the switchover would hold them; on the
-            monotonic clock, 0 for no such order. Only during a switchover.
-        observations: What monitors' parameters have let them see; the last one is that of the monitor at hand.
-        fleet: The host's place in its fleet, as its monitor has said last; None without bg_fleet.
+        release_until_ns: The end of the operator's release of blue's callers that the switchover would hold; on the
+            monotonic clock, 0 if there is none. Only during a switchover.
+        observations: The visibility that monitors had with their parameters; the last one belongs to the current
+            monitor.
+        fleet: The host's role in its fleet, as last reported by its monitor; None without bg_fleet.
     """
 
     bg_id: str
@@ -138,20 +140,20 @@ class Snapshot:
     fleet: FleetView | None = None
 
     def host(self, name: str) -> Host | None:
-        """The host called *name*; None if it takes no part."""
+        """Return the host called *name*; None if it is not part of the deployment."""
         return next((host for host in self.hosts if host.name == name), None)
 
     def hosts_of(self, role: Role) -> tuple[Host, ...]:
-        """The endpoints of one side."""
+        """Return the endpoints of one side."""
         return tuple(host for host in self.hosts if host.role is role)
 
     def twin(self, blue: str) -> Host | None:
-        """The green host that corresponds to the blue endpoint *blue*; None if there is none."""
+        """Return the green host that corresponds to the blue endpoint *blue*; None if there is none."""
         return next((self.host(green) for name, green in self.twins if name == blue), None)
 
     @property
     def timers(self) -> tuple[int, ...]:
-        """When time alone changes it, on the monotonic clock; those that have run out already may be among them."""
+        """The times at which time alone changes the snapshot, on the monotonic clock; some may have passed."""
         ends = (
             self.deadline_ns,
             self.suspected_until_ns,
@@ -164,14 +166,14 @@ class Snapshot:
 
     @property
     def all_certified(self) -> bool:
-        """Whether every green host lets the monitor in under the name that it has after the switchover."""
+        """True if every green host accepts the monitor's login under its name after the switchover."""
         return all(host.name in self.certified for host in self.hosts_of(Role.TARGET))
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the timer ended a switchover of which nothing has shown yet that green took over."""
+        """True if the timer ended the switchover before any evidence of green's takeover."""
         return self.phase is Phase.COMPLETED and self.ready and not self.pinned and not self.blue_moved
 
     def reading(self, role: Role) -> Phase | None:
-        """The last status that *role* reported."""
+        """Return the last status that *role* reported."""
         return self.source_reading if role is Role.SOURCE else self.target_reading

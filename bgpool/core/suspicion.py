@@ -1,7 +1,8 @@
-"""The suspicion that a switchover has begun unread: a worker was cut between two polls of the monitor.
+"""The suspicion that a switchover has begun: a worker's connection was cut between two polls of the monitor.
 
-It holds callers in PREPARATION and moves no phase. The monitor asks at once; what it reads confirms the suspicion
-(IN_PROGRESS, which holds them as well), or an answer of a blue that takes writes ends it within milliseconds.
+A suspicion holds callers in PREPARATION and changes no phase. The monitor queries the servers immediately. A reading of
+IN_PROGRESS confirms the suspicion and holds the callers as well. An answer of a blue that accepts writes ends it within
+milliseconds.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _SUSPICION_NS: Final = int(SUSPICION_S * 1e9)
 
 
 def suspect(snapshot: Snapshot, event: Nudged) -> Snapshot:
-    """Hold callers from *event* on, for a bounded time. In CREATED, which may last for weeks, it is no reason to."""
+    """Hold callers for a bounded time after *event*. In CREATED, which may last for weeks, a cut does not hold them."""
     if snapshot.phase is not Phase.PREPARATION or snapshot.suspected_until_ns:
         return snapshot
     return replace(snapshot, suspected_until_ns=event.at.mono_ns + _SUSPICION_NS)
 
 
 def allay(snapshot: Snapshot, event: Event) -> Snapshot:
-    """What is left of the suspicion after *event*: none once it is confirmed, refuted or too old."""
+    """End the suspicion if *event* confirms or refutes it, or if it is too old."""
     until_ns = snapshot.suspected_until_ns
     if not until_ns:
         return snapshot
@@ -38,7 +39,7 @@ def allay(snapshot: Snapshot, event: Event) -> Snapshot:
 
 
 def _is_refuted(snapshot: Snapshot, event: Event) -> bool:
-    """Whether blue was asked, and takes writes as ever."""
+    """Return whether blue has answered since the suspicion began, and accepts writes."""
     answered = isinstance(event, (StatusRead, MetadataAbsent, MetadataFailed)) and event.role is Role.SOURCE
     since_ns = snapshot.suspected_until_ns - _SUSPICION_NS
     return answered and snapshot.source_read_only is False and event.at.mono_ns > since_ns

@@ -1,4 +1,4 @@
-"""The summary of a switchover, in the form that users of the AWS wrappers know."""
+"""The summary of a switchover, in the format of the AWS wrappers."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ __all__ = [
     "zero_ns",
 ]
 
-#: The last event of a switchover that went back to blue.
+#: The last event of a switchover that was rolled back.
 CREATED_AGAIN = f"{Phase.CREATED.name} (rollback)"
 
-#: The evidence that a switchover of which everything can be seen goes by.
+#: The usual evidence of a switchover.
 METADATA: Final = "metadata"
 DNS: Final = "DNS"
-#: That of a switchover that counts as over because its time was up: nothing has shown that green was promoted.
+#: The evidence of a switchover that counts as over because its timer ran out, without evidence of a promotion.
 TIMER: Final = "timer"
 
-#: What an operator has ordered, and the end of a hold; the evidence of the first is for how long, of the second, why.
+#: An operator's orders, and the end of a hold. The evidence of a hold is its duration, that of its end is the reason.
 HELD_BY_HAND: Final = "Held by hand"
 HOLD_OVER: Final = "Hold over"
 RELEASED_BY_HAND: Final = "Released by hand"
 
-#: A phase was entered by what another host of the fleet had read; once in each switchover.
+#: A phase was entered because of a reading of another host of the fleet; once in each switchover.
 HEARD: Final = "Heard from the fleet"
 
 _RULE = "-" * 82
 
 
 def describe(entry: TimelineEntry) -> str:
-    """The event, and where the metadata did not tell of it, what did: ``POST (green promoted)``."""
+    """Return the event, with its evidence if that was not the metadata or DNS: ``POST (green promoted)``."""
     told_otherwise = entry.evidence not in ("", METADATA, DNS)
     return f"{entry.event} ({entry.evidence})" if told_otherwise else entry.event
 
 
 def zero_ns(timeline: Sequence[TimelineEntry]) -> int:
-    """The moment that offsets count from, on the monotonic clock; *timeline* is not empty."""
+    """Return the time that offsets are relative to, on the monotonic clock; *timeline* is not empty."""
     rolled_back = any(entry.event == CREATED_AGAIN for entry in timeline)
     order = (Phase.PREPARATION.name,) if rolled_back else (Phase.IN_PROGRESS.name, Phase.PREPARATION.name)
     return next((e.mono_ns for name in order for e in timeline if e.event == name), timeline[0].mono_ns)
 
 
 def summary_table(timeline: Sequence[TimelineEntry]) -> str:
-    """The events as a table: timestamp (UTC), offset in ms, event.
+    """Return the events as a table: timestamp (UTC), offset in ms, event.
 
-    Time zero is IN_PROGRESS; in a rollback, and where IN_PROGRESS was never seen, it is PREPARATION, and failing
-    that the first event. Offsets come from the monotonic clock: a stepped wall clock bends the timestamps alone.
+    Time zero is IN_PROGRESS. In a rollback, or if IN_PROGRESS was never seen, it is PREPARATION, and without that the
+    first event. Offsets come from the monotonic clock, so that a step of the wall clock affects only the timestamps.
 
     Source: the summary table of the AWS wrapper's Blue/Green page.
     """

@@ -1,4 +1,4 @@
-"""Whether the time limits of a switchover fit: bgpool's own, AWS's, and that of the server around the application."""
+"""Checks that the time limits of a switchover fit together: bgpool's, AWS's and the application server's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["hold_misfit", "timer_misfit"]
 
 
 def timer_misfit(switchover_ms: int) -> str:
-    """Why bgpool may take a switchover for over while AWS still works on it; empty if it does not.
+    """Return a warning if bgpool may end a switchover while AWS still works on it; otherwise empty.
 
     Args:
-        switchover_ms: bg_switchover_timeout_ms; 0 where it is not known.
+        switchover_ms: bg_switchover_timeout_ms; 0 if not known.
     """
     if not switchover_ms or switchover_ms >= AWS_SWITCHOVER_TIMEOUT_S * 1000:
         return ""
@@ -27,11 +27,12 @@ def timer_misfit(switchover_ms: int) -> str:
 
 
 def hold_misfit(hold_ms: int, busy_ms: int) -> str:
-    """Why the server around the application may end a worker while its caller is held; empty if it does not.
+    """Return a warning if the application server may end a worker while its caller is held; otherwise empty.
 
     Args:
-        hold_ms: Longest hold of a caller.
-        busy_ms: After which the server ends a worker that is busy with one request or task; 0 for never, or not known.
+        hold_ms: The longest hold of a caller.
+        busy_ms: The time after which the server ends a worker that is busy with one request or task; 0 for never, or
+            not known.
     """
     margin_ms = int(REQUEST_MARGIN_S * 1000)
     if not busy_ms or hold_ms + margin_ms <= busy_ms:

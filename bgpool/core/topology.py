@@ -1,4 +1,4 @@
-"""From metadata rows to the endpoints of both sides, and from a blue endpoint to its green counterpart."""
+"""Derive the endpoints of both sides from metadata rows, and the green counterpart of each blue endpoint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bgpool.core.snapshot import Host
 
 __all__ = ["correspondence", "counting_row", "hosts_from"]
 
-#: An instance endpoint, or a host name of no known shape, which can only be one host.
+#: An instance endpoint, or a host name of unknown shape, which can only be a single host.
 _INSTANCES = (Kind.INSTANCE, None)
 
 
 def counting_row(rows: Iterable[StatusRow], role: Role) -> StatusRow | None:
-    """The row that speaks for *role*: its writer cluster endpoint, else an instance endpoint, never old blue.
+    """Return the row whose status counts for *role*: its writer cluster endpoint, else an instance; never old blue.
 
     Source: behaviour.md §2; RDS lists one instance per role, Aurora the cluster and its instances.
     """
@@ -28,12 +28,12 @@ def counting_row(rows: Iterable[StatusRow], role: Role) -> StatusRow | None:
 
 
 def hosts_from(rows: Sequence[StatusRow], servers: Sequence[str], role: Role) -> tuple[Host, ...]:
-    """Every endpoint of *role* that the metadata and the topology name, each once, the counting one first.
+    """Return every endpoint of *role* in the metadata and the topology, without duplicates, the counting one first.
 
     Args:
-        rows: The metadata of either side; rows of the other role are passed over.
-        servers: Server ids of this side's topology; empty where the rows name the instances themselves.
-        role: The side asked for.
+        rows: The metadata of either side; rows of the other role are ignored.
+        servers: Server ids of this side's topology; empty if the rows name the instances themselves.
+        role: The side.
     """
     first = counting_row(rows, role)
     if first is None:
@@ -48,12 +48,12 @@ def hosts_from(rows: Sequence[StatusRow], servers: Sequence[str], role: Role) ->
 
 
 def correspondence(blue: Sequence[Host], green: Sequence[Host]) -> tuple[tuple[str, str], ...]:
-    """Blue name → green name for every blue endpoint, as far as green has anything to offer.
+    """Return the map blue name → green name for every blue endpoint; empty if there are no green endpoints.
 
-    Writer to writer; cluster, reader and custom endpoints to their twins by base name; a blue reader to the green
-    reader with the same base name, else in sorted order round-robin over green's readers, else to green's writer.
-    Both sides come with the counting endpoint first and the writer before other instances. Without a cluster nothing
-    but its place says which instance is the writer, and the base name counts for all of them.
+    The writer maps to the writer. Cluster, reader and custom endpoints map to their counterparts by base name. A blue
+    reader maps to the green reader with the same base name, else in sorted order round-robin to green's readers, else
+    to green's writer. Both sides must have the counting endpoint first and the writer before other instances. Without a
+    cluster only this position identifies the writer, and all instances are matched by base name.
 
     Source: behaviour.md §2, "Correspondence".
     """
@@ -77,13 +77,13 @@ def _instances(hosts: Sequence[Host]) -> list[str]:
 
 
 def _may_be(host: str, role: Role) -> bool:
-    """Green's endpoints carry ``-green-``; one that does not has blue's name already, and blue's pools are on it."""
+    """Return whether *host* may belong to *role*. A green name without ``-green-`` is already blue's name."""
     name = parse_endpoint(host)
     return role is Role.SOURCE or name is None or name.is_green
 
 
 def _rows_of(rows: Iterable[StatusRow], role: Role) -> list[StatusRow]:
-    """The rows of *role* that count: with an endpoint, and not old blue's."""
+    """Return the rows of *role* that have an endpoint and are not old blue's."""
     return [
         row
         for row in rows
