@@ -5,7 +5,7 @@ The rules:
 - No word or phrase of ``prose_words.txt``, which also has what to write instead.
 - A docstring, an entry of its sections, and a ``#:`` comment do not begin with a noun clause ("What the caller does").
   A heading or a table cell may be a reader's question ("What to expect"), but no other noun clause.
-- A sentence of a page or a docstring has at most 40 words. A colon or a semicolon ends a sentence, too.
+- A sentence of a page or a docstring has at most 40 words. A colon ends a sentence, too; a semicolon does not.
 - The first paragraph of a docstring ends with a period.
 - A line of Markdown prose has at most 120 columns. A table, and a line that cannot be broken, may be longer.
 
@@ -92,7 +92,7 @@ _CLAUSE_OF = {
     Kind.CELL: _CLAUSE_NO_QUESTION,
 }
 _HAS_SENTENCES = {Kind.PARAGRAPH, Kind.CELL, Kind.DOCSTRING, Kind.DOCSTRING_PART, Kind.ENTRY}
-_SENTENCE = re.compile(r"\S.*?(?:[.!?…:;][\"')\]*_]*(?=\s)|\Z)", re.DOTALL)
+_SENTENCE = re.compile(r"\S.*?(?:[.!?…:][\"')\]*_]*(?=\s)|\Z)", re.DOTALL)
 
 
 def check_text(text: Text) -> Iterator[Violation]:

@@ -123,6 +123,7 @@ def test_long_sentences_are_reported_in_pages_and_docstrings(page: Path) -> None
     sentence = "word " * 40 + "end."
     message = "a sentence of 41 words: split it, at most 40"
     assert in_page(page, f"Short.\n{sentence.replace(' ', chr(10))}\n") == [f"2: {message}"]
+    assert in_page(page, sentence.replace("word ", "word;\n")) == [f"1: {message}"]
     assert in_page(page, f"| x |\n|---|\n| {sentence} |\n") == [f"3: {message}"]
     assert in_module(page, f'"""Short.\n\n{sentence}\n"""\n# {sentence}\n') == [f"3: {message}"]
 
