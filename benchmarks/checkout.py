@@ -30,11 +30,11 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "Checkout in quiet times"
 QUESTION: Final = (
-    "What does a checkout and return cost over the bare pool underneath, and a statement over the bare connection? "
-    "And what does an engine of SQLAlchemy's cost on bgpool's dialect, over the plain one, and Django on bgpool's "
-    "engine, over its own? "
-    "All pools talk to one server; what is measured sends nothing, but for the statements. Rounds of both alternate, "
-    "and the figures are medians over the rounds."
+    "What does a checkout and return cost compared with the bare pool underneath, and a statement compared with the "
+    "bare connection? What does a SQLAlchemy engine cost on bgpool's dialect compared with the plain dialect, and "
+    "Django on bgpool's engine compared with its own? "
+    "All pools talk to one server. Apart from the statements, nothing is sent. Rounds of both alternate, and the "
+    "figures are medians over the rounds."
 )
 READY_S: Final = 15.0
 #: Publishing shuts the quick way for a moment; until the deployment is inventoried much is published.
@@ -65,28 +65,29 @@ def run(*, quick: bool) -> Result:
             django = tuple(django_costs.rows(ways, rounds=rounds, calls=calls))
     rows = tuple({"what": name, **figure} for name, figure in figures.items())
     notes = (
-        "A statement: where a wrapper would sit on it. The server's processes are on the client's core meanwhile.",
-        "The bare pool's own with block is a generator, bgpool's a class: hence a ratio below 1.",
+        "A statement: a wrapper would add its cost here. The server's processes run on the client's core during the "
+        "measurement.",
+        "The bare pool's own with block is a generator, and bgpool's is a class. This explains a ratio below 1.",
         measured_on(),
     )
     return Result(
         (
-            Table("checkout", "Checkout and return, beside psycopg_pool", _COLUMNS, rows, notes=notes),
+            Table("checkout", "Checkout and return, compared with psycopg_pool", _COLUMNS, rows, notes=notes),
             Table(
                 "alchemy",
-                "Checkout and return of a SQLAlchemy engine, beside QueuePool on psycopg's dialect",
+                "Checkout and return of a SQLAlchemy engine, compared with QueuePool on psycopg's dialect",
                 alchemy_costs.COLUMNS,
                 alchemy,
-                notes=("Both engines have QueuePool's way of pooling, with one connection that is open.",),
+                notes=("Both engines pool like QueuePool, with one open connection.",),
             ),
             Table(
                 "django",
-                "A cursor, a request and a transaction of Django's, beside its own engine",
+                "A cursor, a request and a transaction of Django, compared with its own engine",
                 django_costs.COLUMNS,
                 django,
                 notes=django_costs.NOTES,
             ),
-            Table("segment", "What is asked of the segment", _SEGMENT_COLUMNS, _segment_rows(calls)),
+            Table("segment", "Operations on the segment", _SEGMENT_COLUMNS, _segment_rows(calls)),
         )
     )
 
@@ -197,9 +198,9 @@ def _segment_rows(calls: int) -> tuple[Mapping[str, Value], ...]:
             changed.append(time.perf_counter_ns() - began)
         changed.sort()
     return (
-        {"what": "the word is as it was: what a checkout asks", "ns": unchanged},
+        {"what": "the check of a checkout: the word is unchanged", "ns": unchanged},
         {"what": "a reading, nothing published since", "ns": refresh},
-        {"what": "a reading of something new, decoded", "ns": changed[len(changed) // 2]},
+        {"what": "a reading of a new snapshot, decoded", "ns": changed[len(changed) // 2]},
     )
 
 

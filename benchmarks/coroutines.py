@@ -25,9 +25,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "asyncio"
 QUESTION: Final = (
-    "How soon do coroutines go on after the release was published, and what do they cost while they wait? What does a "
-    "checkout of an AsyncPool cost beside psycopg_pool's AsyncConnectionPool? And is a loop in which nobody waits ever "
-    "woken? Each on asyncio's own loop and on uvloop."
+    "How soon do coroutines continue after the release was published, and what do they cost while they wait? What does "
+    "a checkout of an AsyncPool cost compared with psycopg_pool's AsyncConnectionPool? Is a loop in which no caller "
+    "waits ever woken? Each is measured on asyncio's own loop and on uvloop."
 )
 CALLERS: Final = (1, 200, 1000)
 READY_S: Final = 15.0
@@ -82,32 +82,33 @@ def run(*, quick: bool) -> Result:
         (
             Table(
                 "held",
-                "From the publish to the coroutines that waited for it",
+                "From the publication of the release to the coroutines that waited for it",
                 _HELD,
                 held,
                 notes=(
-                    "They wait at the gate of a deployment in IN_PROGRESS, in one loop; POST is published by another "
-                    "process. No database: what is measured is the segment, the wake-up and the decision.",
-                    "The other ways are what an application has without an async pool. With to_thread the loop's "
-                    "executor has one thread for each caller; by default it has four more than there are cores, "
-                    "and at most 32: a hold fills it.",
+                    "The coroutines wait at the gate of a deployment in IN_PROGRESS, in one loop. Another process "
+                    "publishes POST. There is no database: the figures measure the segment, the wake-up and the "
+                    "decision.",
+                    "The other ways are available to an application without an async pool. With to_thread the loop's "
+                    "executor has one thread for each caller. By default it has four more threads than there are "
+                    "cores, and at most 32, so that a hold fills it.",
                     measured_on(),
                 ),
             ),
             Table(
                 "acheckout",
-                "Checkout and return, beside psycopg_pool's AsyncConnectionPool",
+                "Checkout and return, compared with psycopg_pool's AsyncConnectionPool",
                 _CHECKOUT,
                 tuple(checkouts),
                 notes=(
-                    "In a deployment in CREATED. Rounds of both alternate in one loop.",
-                    "An idle connection is taken and kept without psycopg_pool's lock, which one turn of a loop does "
-                    "not need: hence a ratio below 1.",
+                    "The deployment is in CREATED. Rounds of both pools alternate in one loop.",
+                    "An idle connection is taken and returned without psycopg_pool's lock, which a single turn of the "
+                    "loop does not need. This explains a ratio below 1.",
                 ),
             ),
             Table(
                 "quiet",
-                f"How often the kernel woke the loop's thread in {seconds} s in which nobody asked for anything",
+                f"Wake-ups of the loop's thread by the kernel during {seconds} s without any request",
                 _QUIET,
                 tuple(quiet),
                 notes=("The timer that ends the measurement is one of them.",),

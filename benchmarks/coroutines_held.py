@@ -130,7 +130,7 @@ _OURS: Final = "AsyncPool"
 WAYS: Final[Mapping[str, Callable[[Gate], Awaitable[object]]]] = {
     _OURS: _await_gate,
     "to_thread, a thread each": _to_thread,
-    "a look every 10 ms": _poll,
+    "a check every 10 ms": _poll,
 }
 
 

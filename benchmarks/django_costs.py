@@ -27,8 +27,8 @@ COLUMNS: Final = (
     Column("ratio", "ratio", 2),
 )
 NOTES: Final = (
-    "A request: what Django does to a connection as one begins and ends, and one cursor between. With a pool it takes "
-    "a connection and returns it, without it keeps its own.",
+    "A request: the steps of Django on a connection at the beginning and the end of a request, and one cursor between. "
+    "With a pool Django takes a connection and returns it; without a pool it keeps its own.",
 )
 _POOL: Final[Mapping[str, int]] = {"min_size": 1, "max_size": 1}
 

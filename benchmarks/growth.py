@@ -41,8 +41,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE = "Growth"
 QUESTION = (
-    "How does each cost grow: that of a published change with the number of endpoints, that of the monitor with the "
-    "number of workers, and all of it with the number of deployments that one worker uses?"
+    "How do the costs grow? Measured are the cost of a published change by the number of endpoints, the cost of the "
+    "monitor by the number of workers, and all costs by the number of deployments that one worker uses."
 )
 
 ENDPOINTS: Final = (2, 8, 32, 64)
@@ -143,7 +143,7 @@ def _endpoints_table(rows: Sequence[_Row]) -> Table:
             Column("unchanged_ns", "Read without one (ns)", 0),
         ),
         tuple(rows),
-        notes=("The file has one size, however large the snapshot is.",),
+        notes=("The size of the file does not depend on the size of the snapshot.",),
     )
 
 
@@ -219,9 +219,9 @@ def _workers_table(rows: Sequence[_Row]) -> Table:
         ),
         tuple(rows),
         notes=(
-            "One worker has a pool; the others have rows that they keep up. Intervals are the defaults: 1 s in CREATED,"
-            " 0.1 s in IN_PROGRESS.",
-            "PSS falls where others map the same libraries.",
+            "One worker has a pool; the others only keep their rows up to date. Intervals are the defaults: 1 s in"
+            " CREATED, 0.1 s in IN_PROGRESS.",
+            "PSS is smaller when other processes map the same libraries.",
         ),
     )
 
@@ -286,7 +286,7 @@ def _deployments_table(rows: Sequence[_Row]) -> Table:
             Column("worker_cpu_ms_per_s", "CPU of the worker (ms/s)", 1),
         ),
         tuple(rows),
-        notes=("Nothing is sent through the pools; all deployments are in CREATED and polled once a second.",),
+        notes=("Nothing is sent through the pools. All deployments are in CREATED and polled once a second.",),
     )
 
 
@@ -297,7 +297,7 @@ def _aims(deployments: Sequence[_Row], workers: Sequence[_Row]) -> Table:
     for phase, most in (("CREATED", 3), ("IN_PROGRESS", 25)):
         mine = [row for row in workers if row["client"] == NOW and row["phase"] == phase]
         found.append(
-            Aim(f"CPU of the monitor in {phase}, whatever the workers, ms/s", most, _most(mine, "cpu_ms_per_s"))
+            Aim(f"CPU of the monitor in {phase}, with any number of workers, ms/s", most, _most(mine, "cpu_ms_per_s"))
         )
     return aims(*found)
 

@@ -34,10 +34,10 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "MySQL: beside PooledDB"
 QUESTION: Final = (
-    "What does a checkout cost beside DBUtils' PooledDB, who waits for whom while a connection is slow to open, and "
-    "what do callers meet in a switchover? All pools of a row talk to one server: the installed one, and the one that "
-    "BGPOOL_LAB_MYSQL names. Checkouts are measured in alternating rounds; slow connects through a relay of TCP that "
-    "keeps the first client waiting."
+    "What does a checkout cost compared with DBUtils' PooledDB? Which callers wait while a connection is slow to open? "
+    "What do callers see of a switchover? All pools of a row talk to one server: the installed one, or the one that "
+    "BGPOOL_LAB_MYSQL names. Checkouts are measured in alternating rounds. Slow connections go through a TCP proxy "
+    "that delays the first client."
 )
 THREADS: Final = 8
 SLOW_S: Final = 2.0
@@ -193,7 +193,7 @@ def costs(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[dict[st
             _row("checkout and return", checkout, rounds, calls),
             _row("with one statement in it", every(ask), rounds, calls),
             _row("with an INSERT and a COMMIT", every(insert), rounds, max(1, calls // 5)),
-            _row("a connect, beside PyMySQL's", connect, rounds, max(1, calls // 100)),
+            _row("opening a connection, compared with PyMySQL", connect, rounds, max(1, calls // 100)),
         ]
     finally:
         interface.close()
@@ -266,11 +266,11 @@ def run(*, quick: bool) -> Result:
     switchover_title = f"A switchover under {mysql_switchover.THREADS} threads that write"
     return Result(
         (
-            Table("checkout", "Beside DBUtils' PooledDB with ping=1 on the same server", _COLUMNS,
+            Table("checkout", "Compared with DBUtils' PooledDB with ping=1 on the same server", _COLUMNS,
                   tuple(found["checkout"]), notes=notes),
-            Table("alchemy", "Checkout and return of a SQLAlchemy engine, beside QueuePool on PyMySQL's dialect",
+            Table("alchemy", "Checkout and return of a SQLAlchemy engine, compared with QueuePool on PyMySQL's dialect",
                   (_SERVER, *alchemy_costs.COLUMNS), tuple(found["alchemy"]), notes=notes),
-            Table("django", "A cursor, a request and a transaction of Django's, beside its own engine over PyMySQL",
+            Table("django", "A cursor, a request and a transaction of Django, compared with its own engine on PyMySQL",
                   (_SERVER, *django_costs.COLUMNS), tuple(found["django"]), notes=(*notes, *django_costs.NOTES)),
             Table("slow_connect", waits_title, _WAIT_COLUMNS, tuple(found["slow_connect"]),
                   ranked_by=("second_last_s",), rivals="pool", notes=notes),
@@ -278,8 +278,8 @@ def run(*, quick: bool) -> Result:
                   ranked_by=("errors", "back_s"), rivals="client", notes=(
                       *notes,
                       "Back: from the moment at which green was open until the last thread had written again. A thread "
-                      f"that met an error tries again after {mysql_switchover.PAUSE_S:g} s.",
-                      "DBUtils' pool looks its server's name up at each connect, without a cache.",
+                      f"that received an error tries again after {mysql_switchover.PAUSE_S:g} s.",
+                      "DBUtils' pool looks up its server's name for each new connection, without a cache.",
                   )),
         )
     )  # fmt: skip

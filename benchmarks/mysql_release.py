@@ -34,10 +34,10 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "A MySQL release"
 QUESTION: Final = (
-    "How soon are 64 workers, each with a pool of one, back over TLS on a green server that has nobody's password in "
-    "its cache, and what does a login take of that? Beside the build before, and beside an oracle: "
+    "How soon are 64 workers, each with a pool of one connection, back over TLS on a green server with no password in "
+    "its cache, and how much of that time is the login? They are compared with the build before, and with an oracle: "
     "PyMySQL's connections, to addresses that it knows, with a TLS context that was made before. Certificates are "
-    "loaded from a bundle as large as RDS'."
+    "loaded from a bundle as large as RDS's."
 )
 BG_ID: Final = "bench"
 WORKERS: Final = 64
@@ -72,7 +72,7 @@ def run(*, quick: bool) -> Result:
     releases: list[Mapping[str, Value]] = []
     logins: list[Mapping[str, Value]] = []
     if product.startswith("MariaDB"):
-        notes.append(f"Not measured: it takes a MySQL server, which ${VARIABLES[Engine.MYSQL]} names.")
+        notes.append(f"Not measured: this needs a MySQL server, which ${VARIABLES[Engine.MYSQL]} names.")
     else:
         with builds() as found, Pair(engine="mysql") as pair, tempfile.TemporaryDirectory() as directory:
             clients = [*found, ORACLE]
@@ -293,8 +293,8 @@ def _release_table(rows: Sequence[Mapping[str, Value]], notes: Sequence[str]) ->
         rivals="client",
         notes=(
             *notes,
-            "What the oracle sees before it has found green is no error of a caller's. The first of its workers has "
-            "logged in before the others begin, and its password is in green's cache.",
+            "Errors of the oracle before it has found green do not count as a caller's errors. The first of its "
+            "workers has logged in before the others begin, and its password is in green's cache.",
         ),
     )
 
@@ -321,8 +321,8 @@ def _login_table(rows: Sequence[Mapping[str, Value]], notes: Sequence[str]) -> T
         tuple(rows),
         notes=(
             *notes,
-            f"Medians of {ROUNDS} processes. {BARE}: with a context for each connection, as it makes them by itself.",
-            "The process has logged in to blue before, whose cache has the password.",
+            f"Medians of {ROUNDS} processes. {BARE}: with a TLS context for each connection, which is its default.",
+            "The process has logged in to blue before, and blue's cache has the password.",
         ),
     )
 

@@ -69,7 +69,8 @@ def _figures(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     parts += [as_markdown(table) for table in result.tables if table.shown]
     parts += [f"![{plot.title}](images/{picture(plot)})\n" for plot in result.plots]
     parts.append(
-        f"Medians of {len(runs)} repetitions, with the least and the most in parentheses; begun (UTC) {times}.\n"
+        f"Medians of {len(runs)} repetitions, with the smallest and the largest value in parentheses. "
+        f"Started (UTC): {times}.\n"
     )
     return "\n".join(parts)
 
@@ -78,7 +79,7 @@ def _machine(results: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
     versions = ", ".join(f"{key} {value}" for key, value in results["versions"].items())
     loads = [run["load_before"] for runs in results["runs"].values() for run in runs]
-    load = f"Load average when a run began, with what the run before had left in it: at most {max(loads)}."
+    load = f"Load average at the start of a run, including the after-effect of the run before: at most {max(loads)}."
     return f"Machine: {machine}.\n\nVersions: {versions}.\n\n{load}\n"
 
 

@@ -23,9 +23,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE = "Many processes"
 QUESTION = (
-    "What does monitoring a deployment cost the database and the host with 1, 4, 16 and 64 worker processes that hold "
-    "one connection each and send nothing? Both that monitor poll in the same intervals; what psycopg_pool needs, "
-    "which monitors nothing, is what there would be anyway."
+    "What does monitoring a deployment cost the database and the host with 1, 4, 16 and 64 worker processes? Each "
+    "worker holds one connection and sends nothing. Both clients that monitor poll at the same intervals. psycopg_pool "
+    "monitors nothing: it shows the cost without monitoring."
 )
 
 BASELINE: Final = "psycopg_pool"
@@ -197,9 +197,9 @@ def _table(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Table
         rivals="client",
         notes=(
             "Intervals: 0.5 s while a deployment exists, 0.1 s once a switchover is initiated. Connections and"
-            " statements are those on blue and green together; statements are counted in the servers' logs.",
-            "CPU and memory are those of all workers, of the process that they are forked from, which has imported"
-            " everything, and of bgpool's monitor.",
+            " statements are the sum of blue and green. Statements are counted in the servers' logs.",
+            "CPU and memory are the sum of all workers, of bgpool's monitor, and of the process that the workers are"
+            " forked from, which has imported everything.",
             *notes,
         ),
     )

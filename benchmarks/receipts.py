@@ -27,9 +27,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "Receipts"
 QUESTION: Final = (
-    "What does a receipt cost a unit of work, one INSERT with `pool.run`, beside the same unit of a pool without a "
-    "table of receipts? Both pools talk to one server; rounds of both alternate, and the figures are medians over the "
-    "rounds."
+    "What does a receipt cost a unit of work (one INSERT with `pool.run`), compared with the same unit of a pool "
+    "without a receipts table? Both pools talk to one server. Rounds of both alternate, and the figures are medians "
+    "over the rounds."
 )
 TABLE: Final = "bgpool_receipts"
 
@@ -45,9 +45,9 @@ _COLUMNS: Final = (
 _WAYS: Final[tuple[tuple[str, str, Phase | None], ...]] = (
     ("no deployment, `switchover`", "switchover", None),
     ("no deployment, `always`", "always", None),
-    ("deployment that waits, `switchover`", "switchover", Phase.CREATED),
+    ("waiting deployment, `switchover`", "switchover", Phase.CREATED),
     ("switchover, `switchover`", "switchover", Phase.PREPARATION),
-    ("switchover, an id of the caller's", "id", Phase.PREPARATION),
+    ("switchover, an id from the caller", "id", Phase.PREPARATION),
 )
 
 
@@ -65,13 +65,22 @@ def run(*, quick: bool) -> Result:
                     figures = compare(without, receipts, rounds=rounds, calls=calls)
                 rows.append({"servers": servers, "what": what, **figures})
     notes = (
-        "The lab's servers do not wait for the disk (`fsync=off` and its like): on others a receipt is a smaller part.",
-        "In a switchover a unit on PostgreSQL without a table notes what its transaction is known by, which takes the "
-        "same round trip.",
+        "The lab's servers do not wait for the disk (`fsync=off` and similar settings). On other servers a receipt is "
+        "a smaller part of the total.",
+        "In a switchover a unit on PostgreSQL without a receipts table records the id of its transaction, which takes "
+        "the same round trip.",
         measured_on(),
     )
     return Result(
-        (Table("receipts", "A unit of work with a receipt, beside one without", _COLUMNS, tuple(rows), notes=notes),)
+        (
+            Table(
+                "receipts",
+                "A unit of work with a receipt, compared with one without",
+                _COLUMNS,
+                tuple(rows),
+                notes=notes,
+            ),
+        )
     )
 
 

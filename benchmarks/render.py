@@ -37,7 +37,7 @@ def rankings(table: Table) -> Iterator[str]:
         yield f"Ranking{f' ({group})' if group else ''}, {times}: {_agreed(orders)}"
     labels = {column.key: column.label for column in table.columns}
     by = ", then ".join(labels[key] for key in table.ranked_by)
-    yield f"Ranked by {by}; the least is best, and nothing is last. ≈ between those that changed places."
+    yield f"Ranked by {by}. The smallest value is best; a missing value is last. ≈ joins clients that changed places."
 
 
 def _agreed(orders: list[tuple[str, ...]]) -> str:

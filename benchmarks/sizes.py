@@ -15,8 +15,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "A switchover by size of the application"
 QUESTION: Final = (
-    "How soon is everybody back, with eight threads and with sixty-four? A healthy switchover under this build, the "
-    "build before, and the oracle, which knows both addresses, polls nothing and has nothing but libpq."
+    "How soon are all threads back, with eight threads and with sixty-four? Measured in a healthy switchover with this "
+    "build, with the build before, and with the oracle. The oracle knows both addresses, does not poll, and uses only "
+    "libpq."
 )
 
 #: What the longest gap of a thread of the small application may have beyond the down time, by high interval in ms.
@@ -83,8 +84,8 @@ def _table(*, quick: bool) -> Table:
         tuple(rows),
         notes=(
             f"Threads pause {_SMALL.pause_s * 1000:g} ms between two writes in the small application and"
-            f" {_LARGE[0].pause_s * 1000:g} ms in the large ones. A thread that did not want to write at the"
-            " very moment that the database went down has a shorter gap than the database: hence numbers below zero.",
+            f" {_LARGE[0].pause_s * 1000:g} ms in the large ones. A thread that was not about to write when the"
+            " database went down has a shorter gap than the database. This explains numbers below zero.",
             measured_on(),
         ),
     )

@@ -25,8 +25,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "bgpool status"
 QUESTION: Final = (
-    "How long does it take to ask a host whether it may be switched over? The whole process is measured, the start of "
-    "the interpreter included, beside others that each hold a row and update it as a pool does."
+    "How long does it take to check whether a host may be switched over? The whole process is measured, including the "
+    "start of the interpreter. At the same time other processes each hold a row and update it as a pool does."
 )
 WORKERS: Final = 64
 ROUNDS: Final = 15
@@ -56,7 +56,7 @@ def run(*, quick: bool) -> Result:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-    return Result((Table("status", f"Of {rounds} runs of the command", _COLUMNS, rows),))
+    return Result((Table("status", f"Duration of the command, in {rounds} runs", _COLUMNS, rows),))
 
 
 def _start_worker(files: RunFiles, sequence: int) -> int:

@@ -15,9 +15,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE = "A storm of connections"
 QUESTION = (
-    "How many connections is green asked for once callers are let go, with 64 workers whose pools have room for eight "
-    "each, and how soon is the application's throughput back? Counted in the server's own log, for the application's "
-    "role alone."
+    "How many connections are opened to green once callers are released, with 64 workers whose pools have room for "
+    "eight each? How soon is the application's throughput back? Connections are counted in the server's own log, for "
+    "the application's role alone."
 )
 
 
@@ -46,7 +46,7 @@ _KEYS: Final = (Column("case", "Before", is_key=True), Column("client", "Client"
 def _summary(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Table:
     return Table(
         "storm",
-        "What green is asked for, and how soon all is well",
+        "Connection attempts on green, and the return to full throughput",
         (
             *_KEYS,
             Column("held_before", "Connections held before"),
@@ -64,10 +64,11 @@ def _summary(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Tab
         ranked_by=("errors", "every_thread_s"),
         rivals="client",
         notes=(
-            "Times count from the moment at which a client could find green: for bgpool the release of its callers, for"
-            " psycopg_pool, which goes by DNS alone, the move of the names a second after green was open.",
-            f"Full throughput: {FULL:.0%} of the successes per {BIN_MS} ms of before.",
-            "With 1 of 8 held, one thread of each worker worked before and eight wait when callers are let go.",
+            "Times are counted from the moment at which a client could find green. For bgpool that is the release of"
+            " its callers. For psycopg_pool, which uses DNS alone, it is the move of the names a second after green was"
+            " open.",
+            f"Full throughput: {FULL:.0%} of the earlier successes per {BIN_MS} ms.",
+            "With 1 of 8 held, one thread of each worker worked before, and eight wait when callers are released.",
             "Attempts are counted up to the end of the switchover, and until every thread was back.",
             *notes,
         ),

@@ -24,8 +24,8 @@ __all__ = ["QUESTION", "TITLE", "run"]
 TITLE = "Switchover"
 QUESTION = (
     "What do callers see of a switchover? The same application of several processes and threads writes rows through"
-    " each client in turn, on a fresh pair of servers, while a probe that knows both addresses measures how long no"
-    " server takes a write at all. What a thread goes without beyond that is the client's doing."
+    " each client in turn, on a fresh pair of servers. A probe that knows both addresses measures how long no server"
+    " takes any write. The client causes the time that a thread loses beyond that."
 )
 
 _QUICK_CLIENTS: Final = ("bgpool", "psycopg_pool", "oracle")
@@ -103,22 +103,23 @@ def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, .
     application = Application()
     notes = [
         measured_on(),
-        f"{application.processes} processes of {application.threads} threads each, which pause"
-        f" {application.pause_s * 1000:g} ms between two writes, also after an error; as many connections as threads.",
-        "A gap is from the first attempt after a success to the end of the next success. First success: from the"
-        " database's first write after the outage.",
-        f"Not back: the thread's last attempt failed or never ended, {settle_s:g} s after the last step. A client of"
-        " which a thread is not back has no longest gap.",
+        f"{application.processes} processes with {application.threads} threads each. A thread pauses"
+        f" {application.pause_s * 1000:g} ms between two writes, also after an error. There are as many connections as"
+        " threads.",
+        "A gap lasts from the first attempt after a success to the end of the next success. First success: counted from"
+        " the database's first write after the outage.",
+        f"Not back: the thread's last attempt failed or never ended, {settle_s:g} s after the last step. A client with"
+        " a thread that is not back has no longest gap.",
         "In flight at the cut: threads with a write under way at some moment between the database's last write and the"
-        " end of the step that cuts connections. The wrong side at the end is old blue, and green in a rollback; what"
-        " a client keeps open there to monitor counts, bgpool's own monitor's two aside.",
-        f"CPU: of all the client's processes, with what polls beside them, from the first step to {CPU_AFTER_S:g} s"
-        " after the last.",
-        "Who connects by name before DNS has moved comes to old blue, which lets clients in again and is read-only; a"
-        " pool that finds nothing wrong with such a connection keeps it.",
+        " end of the step that cuts connections. The wrong side at the end is old blue, and green in a rollback."
+        " Monitoring connections that a client keeps open there count, except the two of bgpool's monitor.",
+        "CPU: the CPU time of all the client's processes, including those that poll, from the first step to"
+        f" {CPU_AFTER_S:g} s after the last.",
+        "A client that connects by name before DNS has moved reaches old blue, which accepts clients again and is"
+        " read-only. A pool that finds no fault with such a connection keeps it.",
     ]
     left_out = [name for name, spec in CLIENTS.items() if reason and spec.needs_names]
     if left_out:
-        notes.append(f"Left out, because they need names of the system's: {', '.join(left_out)}. {reason}")
+        notes.append(f"Left out, because they need system name resolution: {', '.join(left_out)}. {reason}")
     notes += dict.fromkeys(CLIENTS[name].note for name in clients if CLIENTS[name].note)
     return tuple(notes)

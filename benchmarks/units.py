@@ -28,9 +28,9 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "A unit of work in quiet times"
 QUESTION: Final = (
-    "What does `pool.run` cost beside a plain `with pool.connection()` block, for one INSERT, in latency and in the "
-    "client's CPU time? Both write to one server that does not wait for the disk. Processes of this build, and of the "
-    "one before, take turns: rounds alternate, and the figures are medians over the rounds."
+    "What does `pool.run` cost compared with a plain `with pool.connection()` block, for one INSERT, in latency and in "
+    "the client's CPU time? Both write to one server that does not wait for the disk. Processes of this build and of "
+    "the build before take turns. Rounds alternate, and the figures are medians over the rounds."
 )
 #: What a unit may cost more than a plain block: the larger of the two.
 MOST_US: Final = 8.0
@@ -125,11 +125,11 @@ def run(*, quick: bool) -> Result:
                         if way is engine:
                             rows += _rows(pair, found, role, load, is_created=is_created, rounds=rounds, calls=calls)
     notes = (
-        "CPU: of the client's processes, bgpool's own threads included; the server's is left out.",
-        "A deployment in CREATED, or none. On PostgreSQL both send BEGIN, the INSERT and COMMIT.",
+        "CPU: the CPU time of the client's processes, including bgpool's own threads, without the server.",
+        "The deployment is in CREATED, or there is none. On PostgreSQL both send BEGIN, the INSERT and COMMIT.",
         measured_on(),
     )
-    title = "One INSERT: `pool.run` beside `with pool.connection()`"
+    title = "One INSERT: `pool.run` compared with `with pool.connection()`"
     return Result((Table("units", title, _COLUMNS, tuple(rows), notes=notes), aims(*_aims(rows))))
 
 
@@ -211,5 +211,6 @@ def _aims(rows: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
             where = ", ".join(str(row[key]) for key in _KEYS[:-1])
             for what, plain, excess in (("latency", "plain_us", "excess_us"), ("CPU", "plain_cpu_us", "excess_cpu_us")):
                 allowed_us = max(MOST_US, MOST_SHARE * row[plain])
-                text = f"`run` beyond the plain block, of the larger of {MOST_US:g} µs and {MOST_SHARE:.0%}: "
+                larger = f"the larger of {MOST_US:g} µs and {MOST_SHARE:.0%}"
+                text = f"excess of `run` over the plain block, as a share of {larger}: "
                 yield Aim(f"{text}{what}, {where}", 1.0, row[excess] / allowed_us)

@@ -18,11 +18,11 @@ __all__ = ["QUESTION", "TITLE", "run"]
 
 TITLE: Final = "Wake-up at the release"
 QUESTION: Final = (
-    "How soon are callers let go after the release was published, what do they cost while they wait, and what does a "
-    "process cost in which nothing happens? Processes with a connector each are quiet in CREATED; then two threads of "
-    "each wait at the gate of a deployment in IN_PROGRESS; POST is published; each thread notes when it was let "
-    "through. No database: what is measured is the segment, the wake-up and the decision, on all cores there are. CPU "
-    "is that of the whole process, its watcher included."
+    "How soon are callers released after the release was published, what do they cost while they wait, and what does a "
+    "quiet process cost? Processes with one connector each are quiet in CREATED. Then two threads of each process wait "
+    "at the gate of a deployment in IN_PROGRESS. POST is published, and each thread records the time at which it "
+    "passes the gate. There is no database: the figures measure the segment, the wake-up and the decision, on all "
+    "cores. CPU is that of the whole process, including its watcher."
 )
 PROCESSES: Final = (1, 4, 16, 64)
 DEPLOYMENTS: Final = (1, 4, 16)
@@ -42,7 +42,7 @@ _COLUMNS: Final = (
 _DEPLOYMENTS: Final = (
     Column("build", "build", is_key=True),
     Column("deployments", "deployments", is_key=True),
-    Column("threads", "threads of bgpool's own"),
+    Column("threads", "bgpool's own threads"),
     Column("cpu_ms", "CPU of the process, ms per s", 2),
 )
 
@@ -59,18 +59,20 @@ def run(*, quick: bool) -> Result:
     (most,) = (row for row in many if row["build"] == NOW and row["deployments"] == deployments[-1])
     return Result(
         (
-            Table("wakeup", "From the publish to the threads that waited for it", _COLUMNS, tuple(rows)),
+            Table(
+                "wakeup", "From the publication of the release to the threads that waited for it", _COLUMNS, tuple(rows)
+            ),
             Table(
                 "wakeup-deployments",
                 "One worker with a connector in each of several deployments, in quiet times",
                 _DEPLOYMENTS,
                 tuple(many),
-                notes=("All threads are bgpool's own: a connector has no pool of a driver's.",),
+                notes=("All threads are bgpool's own: a connector has no driver's pool.",),
             ),
             aims(
                 Aim("CPU of a waiting process with two held threads, ms per s", WAITING_MS, waiting),
                 Aim(
-                    f"threads of bgpool's own in a worker with {deployments[-1]} deployments",
+                    f"bgpool's own threads in a worker with {deployments[-1]} deployments",
                     OWN_THREADS,
                     cast(float, most["threads"]),
                 ),

@@ -139,25 +139,27 @@ CLIENTS: Final[Mapping[str, Spec]] = {
         "Wrapper",
         needs_names=True,
         sees_s=4.0,
-        note="AWS wrapper: plugins=bg, and autocommit as in its examples; one wrapped connection per thread, which is"
-        " thrown away and opened again after any error. It goes by the metadata alone: where they stay at IN_PROGRESS"
-        " (frozen, black hole) a call is suspended for bg_connect_timeout_ms, 30 s. In a rollback it depends on when it"
-        " polls: it takes the return to AVAILABLE for one only if the reading before told IN_PROGRESS, not if that one"
-        " failed because connections were cut.",
+        note="AWS wrapper: plugins=bg, and autocommit as in its examples. It has one wrapped connection per thread,"
+        " which is closed and opened again after any error. It uses the metadata alone: where they stay at IN_PROGRESS"
+        " (frozen, black hole), a call is suspended for bg_connect_timeout_ms, 30 s. In a rollback the result depends"
+        " on when it polls. It recognizes a rollback by the return to AVAILABLE only if the reading before was"
+        " IN_PROGRESS, not if that reading failed because connections were cut.",
     ),
     "AWS wrapper, mended": Spec(
         "aws",
         "Mended",
         needs_names=True,
         sees_s=4.0,
-        note="AWS wrapper, mended: the same with two defects mended in memory, a suspended call that selects its route"
-        " from the status of before, and routes by host and port that never match; what its design can do.",
+        note="AWS wrapper, mended: the same wrapper with two defects fixed in memory. They are a suspended call that"
+        " selects its route from the earlier status, and routes by host and port that never match. It shows what the"
+        " wrapper's design can do.",
     ),
     "oracle": Spec(
         "oracle",
         "Oracle",
         needs_names=False,
-        note="oracle: libpq connections, knows both addresses, gives each attempt 0.25 s; after a failure one of its"
-        " threads tries both sides in turn until a write succeeds, and the others wait for what it finds; the floor.",
+        note="oracle: a client with libpq connections that knows both addresses and gives each attempt 0.25 s. After a"
+        " failure one of its threads tries both sides in turn until a write succeeds, and the others wait for its"
+        " result. It is the lower bound.",
     ),
 }

@@ -60,7 +60,8 @@ def test_who_never_came_back_is_last() -> None:
     (table,) = merge([result(never=None, slow=9.0, fast=0.1)]).tables
     assert list(rankings(table)) == [
         "Ranking (healthy), 1 repetition: fast < slow < never",
-        "Ranked by never, then gap, s; the least is best, and nothing is last. ≈ between those that changed places.",
+        "Ranked by never, then gap, s. The smallest value is best; a missing value is last. "
+        "≈ joins clients that changed places.",
     ]
 
 
