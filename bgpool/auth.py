@@ -26,8 +26,8 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: How the monitor gets a password, where the application's comes with each connection.
 GIVE_PASSWORD: Final = (
-    "give what makes it as password, such as bgpool.auth.RdsIam(), or the monitor a login of its own as "
-    "monitoring={'user': ..., 'password': ...}; with SQLAlchemy in connect_args"
+    "pass the callable that makes it as password, such as bgpool.auth.RdsIam(), or give the monitor a login of its own "
+    "with monitoring={'user': ..., 'password': ...}; with SQLAlchemy, both belong in connect_args"
 )
 
 
@@ -115,12 +115,12 @@ class PasswordMaker(SecretMaker):
             made = self.call(what, self._password, host, port, user)
         except _Stuck:
             _logger.warning(
-                "the password callable has not returned for %s@%s within %.0f s: no connection can be opened before it "
-                "does",
+                "the password callable has not returned for %s@%s within %.0f s: no connection can be opened until it "
+                "returns; check what it waits for",
                 user,
                 host,
                 PASSWORD_TIMEOUT_S,
-                extra=log_fields("password_stuck", host=host),
+                extra=log_fields("password_callable_hangs", host=host),
             )
             raise
         if not isinstance(made, str):

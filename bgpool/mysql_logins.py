@@ -43,8 +43,8 @@ def cache_warning(plugin: str, *, secure: bool) -> str:
     if plugin != _CACHED or secure or importlib.util.find_spec("cryptography") is not None:
         return ""
     return (
-        f"the login ({plugin}) works only while the server has the password in its cache, and green does not: the "
-        f"connection is not encrypted and the package cryptography is not installed; {_USE}"
+        f"the login ({plugin}) works only while the server has the password in its cache, and green does not have it: "
+        f"the connection is not encrypted and the package cryptography is not installed; {_USE}"
     )
 
 

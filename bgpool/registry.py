@@ -185,10 +185,10 @@ def open_pools() -> None:
             pool.start()
         except Exception as error:
             _logger.warning(
-                "%r cannot be opened yet: %r",
+                "%r cannot be opened yet, and is opened at its first checkout: %r",
                 pool,
                 error,
-                extra=log_fields("not_opened", bg_id=pool.bg_id, host=pool.name),
+                extra=log_fields("pool_not_opened", bg_id=pool.bg_id, host=pool.name),
             )
 
 

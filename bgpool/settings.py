@@ -380,7 +380,6 @@ class Settings:
         for name, value in values.items():
             usual = known[name].metadata["usual"]
             if usual is not None and not usual[0] <= value <= usual[1]:
-                _logger.warning(
-                    "%s=%d is outside the usual %d to %d ms", name, value, *usual, extra=log_fields("unusual_parameter")
-                )
+                text = "%s=%d is outside the usual range of %d to %d ms"
+                _logger.warning(text, name, value, *usual, extra=log_fields("unusual_parameter"))
         return cls(**values)

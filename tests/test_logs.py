@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,7 +27,7 @@ from bgpool.settings import Settings
 from tests.pools.callers import wait_until
 
 PACKAGE = Path(bgpool.__file__).parent
-DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
+NIGHT = Path(__file__).parents[1] / "docs" / "night.md"
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 
 
@@ -52,16 +53,143 @@ def test_every_line_has_fields() -> None:
     assert found > 15
 
 
+class Line(NamedTuple):
+    """A kind of line, from one call in the source.
+
+    Attributes:
+        where: File and line number.
+        level: Its name; empty where the call does not say.
+        texts: What the text may look like, as patterns; none where the call does not say.
+    """
+
+    where: str
+    event: str
+    level: str
+    texts: tuple[str, ...]
+
+
+#: By the name of the function called: the places of the event, of the text and of the level among its arguments.
+_KINDS = {"_complain": (0, 1, None), "add_notice": (3, 4, 1), "_say": (2, 3, 1)}
+
+
+def lines() -> Iterator[Line]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "lab" in path.relative_to(PACKAGE).parts:
+            continue
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _lines_of(function, path)
+
+
+def _lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef, path: Path) -> Iterator[Line]:
+    found: list[ast.Call] = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    # A function of the module may stand for log_fields with an event of its own.
+    fields = [call for call in found if _name(call) in ("log_fields", "_fields")]
+    logged = [call for call in found if any(keyword.arg == "extra" for keyword in call.keywords)]
+    for call in fields:
+        if not call.args or not isinstance(call.args[0], ast.Constant):
+            continue
+        near = min(logged, key=lambda one: abs(one.lineno - call.lineno), default=None)
+        texts = _texts(near.args[0], function) if near is not None and near.args else ()
+        yield Line(f"{path}:{call.lineno}", str(call.args[0].value), _level(near), texts)
+    for call in found:
+        kind = _KINDS.get(_name(call))
+        if kind is not None and len(call.args) > kind[0] and isinstance(event := call.args[kind[0]], ast.Constant):
+            level = ast.unparse(call.args[kind[2]]).removeprefix("logging.") if kind[2] is not None else "WARNING"
+            yield Line(f"{path}:{call.lineno}", str(event.value), level, _texts(call.args[kind[1]], function))
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _level(call: ast.Call | None) -> str:
+    name = _name(call) if call is not None else ""
+    return {"exception": "ERROR", "_warn": "WARNING"}.get(name, name.upper() if name in LEVELS else "")
+
+
+def _texts(node: ast.AST, function: ast.AST) -> tuple[str, ...]:
+    if isinstance(node, ast.Name):
+        # The last one above the call.
+        values = [
+            (assigned.lineno, pattern(assigned.value))
+            for assigned in ast.walk(function)
+            if isinstance(assigned, ast.Assign) and ast.unparse(assigned.targets[0]) == node.id
+        ]
+        return tuple(filter(None, (text for line, text in sorted(values)[::-1] if line < node.lineno)))[:1]
+    return tuple(filter(None, [pattern(node)]))
+
+
+def pattern(node: ast.AST) -> str:
+    """A regular expression for a text that *node* makes; empty where less than two words of it are fixed."""
+    parts: list[str] = []
+    fixed = ""
+    for part in node.values if isinstance(node, ast.JoinedStr) else [node]:
+        if not isinstance(part, ast.Constant) or not isinstance(part.value, str):
+            parts.append(".*?")
+            continue
+        for place, text in enumerate(re.split(r"%(?:\.\d)?[rsdf]", part.value.removeprefix("[bg_id: %r] "))):
+            parts += [".*?"] if place else []
+            parts.append(re.sub(r"\\\s+", r"\\s+", re.escape(text)))
+            fixed += f"{text} "
+    return "".join(parts) if len(re.findall(r"[a-z]{2,}", fixed)) > 1 else ""
+
+
+def on_the_page() -> dict[str, str]:
+    """By event, its row in docs/night.md."""
+    rows = re.findall(r"^\| `([a-z_]+)` (\|.*)$", NIGHT.read_text(encoding="utf-8").split("## Status")[0], re.MULTILINE)
+    assert len({event for event, _ in rows}) == len(rows), "an event has two rows"
+    return dict(rows)
+
+
 def test_every_kind_of_line_is_documented() -> None:
-    made = set()
-    for _, call in calls():
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        where = {"log_fields": 0, "_fields": 0, "_complain": 0, "add_notice": 3, "_say": 2}.get(name)
-        if where is not None and len(call.args) > where and isinstance(kind := call.args[where], ast.Constant):
-            made.add(kind.value)
-    table = DOCS.read_text(encoding="utf-8").split("| logger | `event` |")[1].split("\n\n")[0]
-    documented = {word for line in table.splitlines()[2:] for word in re.findall(r"`([a-z_]+)`", line)} - {"bg_id"}
-    assert documented == made
+    made = list(lines())
+    assert len(made) > 50
+    rows = on_the_page()
+    assert set(rows) == {line.event for line in made}
+    for line in made:
+        if line.level:
+            assert line.level in rows[line.event].split("|")[1], line
+    for event, row in rows.items():
+        texts = {text for line in made if line.event == event for text in line.texts}
+        for text in texts:
+            assert re.search(text, row), f"the row of {event} has no example of {text!r}"
+
+
+def strings(module: str) -> Iterator[str]:
+    """Patterns of the texts that *module* of bgpool makes for people."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    inner = {
+        id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part != node
+    }
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in inner | docs:
+            is_text = isinstance(node, ast.JoinedStr) or (isinstance(node.value, str) and " " in node.value)
+            if is_text and (text := pattern(node)):
+                yield text
+
+
+@pytest.mark.parametrize("module", ["report/reasons.py", "core/timeouts.py", "segment/host.py", "cli/advice.py"])
+def test_every_reason_is_documented(module: str) -> None:
+    page = " ".join(NIGHT.read_text(encoding="utf-8").split("## Status")[1].split())
+    found = list(strings(module))
+    assert len(found) > 2
+    for text in found:
+        assert re.search(text, page), f"docs/night.md has no example of {text!r}"
+
+
+def test_every_line_of_the_status_is_documented() -> None:
+    page = NIGHT.read_text(encoding="utf-8").split("## Status")[1]
+    labels = {
+        label
+        for node in ast.walk(ast.parse((PACKAGE / "cli" / "view.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple)
+        for constant in ast.walk(node.value.elts[0])
+        if isinstance(constant, ast.Constant) and isinstance(label := constant.value, str) and label
+    }
+    assert len(labels) > 10
+    assert set(re.findall(r"^\| `([a-z ]+)` \|", page, re.MULTILINE)) >= labels
 
 
 class Nobody:
@@ -117,7 +245,7 @@ def test_at_readiness_a_server_that_may_end_a_held_worker_is_told(
     participant.leave(member)
     assert "held for up to 30 s" in caplog.text
     assert "busy for 30 s" in caplog.text
-    assert told(caplog.records[1])["event"] == "misfit"
+    assert told(caplog.records[1])["event"] == "time_limit_too_short"
 
 
 def _is_said(caplog: pytest.LogCaptureFixture, text: str) -> bool:

@@ -201,7 +201,7 @@ def monitor(files: RunFiles) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_monitor_in_the_foreground_answers_scrapes(monitor: subprocess.Popen[str]) -> None:
     assert monitor.stderr is not None
-    line = next(line for line in monitor.stderr if "metrics at" in line)
+    line = next(line for line in monitor.stderr if "metrics are served at" in line)
     found = re.search(r"http://127\.0\.0\.1:\d+/metrics", line)
     assert found is not None
     deadline = time.monotonic() + 20

@@ -16,16 +16,16 @@ COMPLETED_BY_TIMER: Final = 4
 INTERRUPTED: Final = 130
 
 _DONE: Final = (
-    "the switchover is complete and callers go to green; check your application, look at bgpool timeline, and delete "
-    "the deployment in AWS when you no longer need old blue"
+    "the switchover is complete and callers connect to green; check your application, look at bgpool timeline, and "
+    "delete the deployment in AWS when you no longer need old blue"
 )
 _BY_TIMER: Final = (
-    "the switchover counts as over by the timer, and nothing has shown that green was promoted; look in AWS which side "
-    "is production before you do anything else"
+    "the switchover counts as over by the timer, and nothing has shown that green was promoted; check in AWS which "
+    "side is production before you do anything else"
 )
 _BACK: Final = (
-    "the switchover was rolled back and callers go to blue; find the reason in the deployment's events in AWS, remove "
-    "it, and switch over again when bgpool status --ready succeeds"
+    "the switchover was rolled back and callers connect to blue; find the reason in the deployment's events in AWS, "
+    "remove it, and switch over again when bgpool status --ready succeeds"
 )
 
 
@@ -37,7 +37,7 @@ def advice(code: int, status: Status | None) -> str:
         status: What was seen last; None if nothing was.
     """
     if status is None:
-        return "nothing was seen to watch; start the application, or name its directory with --run-dir"
+        return "no deployment was found to watch; start the application, or name its directory with --run-dir"
     return f"bg_id {status.bg_id!r}: {_what_to_do(code, status)}"
 
 

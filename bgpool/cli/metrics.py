@@ -36,8 +36,8 @@ def serve(address: str, bg_id: str, run_dir: Path) -> None:
     except OSError as error:
         sys.exit(f"--metrics {address}: {error.strerror or error}")
     _logger.info(
-        "metrics at http://%s:%d/metrics",
+        "metrics are served at http://%s:%d/metrics",
         f"[{host}]" if ":" in host else host,
         port,
-        extra=log_fields("metrics", bg_id=bg_id),
+        extra=log_fields("metrics_server_started", bg_id=bg_id),
     )

@@ -84,7 +84,7 @@ def _facts(status: Status, *, events: bool) -> Iterator[tuple[str, Text]]:
     if status.fleet is not None:
         yield "fleet", _fleet(status.fleet)
     for number, text in enumerate(status.blind):
-        yield "" if number else "blind", Text(plain(text))
+        yield "" if number else "tried", Text(plain(text))
     for number, reason in enumerate(status.missing):
         yield "" if number else "missing", Text(plain(reason), "yellow")
     if status.by_hand is not None:
@@ -108,7 +108,7 @@ def _monitor(monitor: Monitor) -> Text:
         return Text("none", "yellow")
     seen = f"{monitor.age_s:.1f} s ago" if monitor.age_s is not None else "before this boot"
     style = "" if monitor.state == "alive" else "bold red"
-    return Text(f"{monitor.state}, pid {monitor.pid}, term {monitor.term}, last sign of life {seen}", style)
+    return Text(f"{monitor.state}, pid {monitor.pid}, term {monitor.term}, last heartbeat {seen}", style)
 
 
 def _fleet(fleet: Fleet) -> Text:
@@ -116,7 +116,7 @@ def _fleet(fleet: Fleet) -> Text:
     told = [f"{fleet.standing} of {fleet.leader}" if follows else fleet.standing]
     if fleet.hosts is not None:
         told.append(f"{fleet.hosts} {'host' if fleet.hosts == 1 else 'hosts'}")
-    told.append(f"bus heard {fleet.age_s:.1f} s ago" if fleet.age_s is not None else "bus never heard")
+    told.append(f"last message {fleet.age_s:.1f} s ago" if fleet.age_s is not None else "no message yet")
     if fleet.fallbacks:
         told.append(f"{fleet.fallbacks} {'fallback' if fleet.fallbacks == 1 else 'fallbacks'}")
     reason = f": {fleet.reason}" if fleet.reason else ""
@@ -124,7 +124,7 @@ def _fleet(fleet: Fleet) -> Text:
 
 
 def _timer(left_s: float) -> str:
-    return f"{left_s:.0f} s left" if left_s > 0 else f"ran out {-left_s:.0f} s ago: callers take it as COMPLETED"
+    return f"{left_s:.0f} s left" if left_s > 0 else f"ran out {-left_s:.0f} s ago: the switchover counts as COMPLETED"
 
 
 def _endpoint(endpoint: Endpoint) -> Text:

@@ -71,7 +71,7 @@ def _tell_place(said: LoggedState, snapshot: Snapshot, member: Member, at: Insta
         # A leader that steps down and soon claims again, or follows, has not fallen back.
         if member.fallbacks == said.fallbacks or not said.may_say("fallback", at):
             return said, snapshot
-        text = f"this host asks the database itself: {member.bus_error or member.reason}"
+        text = f"this host queries the database itself: {member.bus_error or member.reason}"
         snapshot = add_notice(snapshot, logging.WARNING, "monitor", "fleet_fallback", text, once=False)
         return replace(said.noting("fallback", at), place=standing, fallbacks=member.fallbacks), snapshot
     if standing is said.place:
@@ -96,7 +96,7 @@ def _tell_bus(said: LoggedState, snapshot: Snapshot, member: Member, at: Instant
     if not said.bus_fails or at.mono_ns - said.failed_ns < FLEET_WORKS_S * _NS:
         return said, snapshot
     text = "the fleet's bus works again"
-    snapshot = add_notice(snapshot, logging.INFO, "monitor", "fleet_bus_failed", text, once=False)
+    snapshot = add_notice(snapshot, logging.INFO, "monitor", "fleet_bus_recovered", text, once=False)
     return replace(said, bus_fails=False), snapshot
 
 
@@ -106,8 +106,8 @@ def _tell_clock(said: LoggedState, snapshot: Snapshot, member: Member, at: Insta
         return said, snapshot
     if not text:
         return replace(said, clock_differs=False), snapshot
-    text = f"{text}; have the hosts' clocks set (chrony, ntpd)"
-    snapshot = add_notice(snapshot, logging.WARNING, "monitor", "fleet_clock", text, once=False)
+    text = f"{text}; synchronize the clocks of all hosts (chrony, ntpd)"
+    snapshot = add_notice(snapshot, logging.WARNING, "monitor", "fleet_clocks_differ", text, once=False)
     return replace(said.noting("clock", at), clock_differs=True), snapshot
 
 
@@ -115,10 +115,10 @@ def _about_clocks(member: Member) -> str:
     """Return the problem with the hosts' clocks; empty if there is none."""
     if member.standing is FleetRole.LEADER:
         who = "1 host" if member.strangers == 1 else f"{member.strangers} hosts"
-        return f"the clocks of {who} and of this one, which leads, differ" if member.strangers else ""
+        return f"the clocks of {who} differ from that of this host, which leads the fleet" if member.strangers else ""
     off_s = (member.clock_off_ns or 0) / _NS
     if off_s < -FLEET_CLOCK_ERROR_S:
-        return f"messages of the fleet's leader seem to come from {-off_s:.1f} s ahead"
+        return f"messages of the fleet's leader are dated {-off_s:.1f} s in the future"
     if off_s > FLEET_FRESH_S + FLEET_CLOCK_ERROR_S:
-        return f"messages of the fleet's leader seem to be {off_s:.1f} s old, if the bus does not stall"
+        return f"messages of the fleet's leader are {off_s:.1f} s old: the clocks differ, or the bus delivers late"
     return ""

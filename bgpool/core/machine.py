@@ -146,8 +146,11 @@ def is_settled(before: Snapshot, after: Snapshot) -> bool:
 def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
     """Return the snapshot of a monitor that exits because its parameters show no deployment; others are tried next."""
     mine = snapshot.observations[-1]
-    text = f"{mine.parameters}: {mine.visibility.text}; the next monitor tries the parameters of another pool"
-    return add_notice(observations.leave(snapshot, at), logging.INFO, "monitor", "monitor_left", text)
+    text = (
+        f"monitor stops: it sees no deployment with the parameters {mine.parameters} ({mine.visibility.text}); the next "
+        "monitor uses the parameters of another pool"
+    )
+    return add_notice(observations.leave(snapshot, at), logging.INFO, "monitor", "monitor_stopped", text)
 
 
 def _take(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
@@ -190,10 +193,11 @@ def _check_timers(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
     if snapshot.phase not in SWITCHING or at.mono_ns < snapshot.deadline_ns:
         return snapshot
     text = (
-        f"switchover still {snapshot.phase.name} after bg_switchover_timeout_ms="
-        f"{rules.switchover_timeout_ms}; taking it as completed"
+        f"the switchover is still {snapshot.phase.name} after bg_switchover_timeout_ms={rules.switchover_timeout_ms}: "
+        "it counts as completed from now on, and callers are no longer held; check in AWS which side is production"
     )
-    return _signal(add_notice(snapshot, logging.WARNING, "switchover", "timed_out", text), Signal.TIMED_OUT, at, rules)
+    snapshot = add_notice(snapshot, logging.WARNING, "switchover", "switchover_timed_out", text)
+    return _signal(snapshot, Signal.TIMED_OUT, at, rules)
 
 
 def _answered(snapshot: Snapshot, event: Answered, rules: Rules) -> Snapshot:
@@ -209,12 +213,12 @@ def _status_read(snapshot: Snapshot, event: StatusRead, rules: Rules) -> Snapsho
     if row is None:
         return snapshot
     if row.version != "1.0":
-        text = f"metadata version {row.version!r} is not known, reading it as 1.0"
-        snapshot = add_notice(snapshot, logging.WARNING, "monitor", "unknown_version", text)
+        text = f"metadata version {row.version!r} is unknown and is read as 1.0; check for a newer version of bgpool"
+        snapshot = add_notice(snapshot, logging.WARNING, "monitor", "unknown_metadata_version", text)
     reading = PHASE_OF_STATUS.get(row.status.strip().upper())
     if reading is None:
-        text = f"status {row.status!r} is not known and changes nothing; known are {', '.join(PHASE_OF_STATUS)}"
-        return add_notice(snapshot, logging.WARNING, "monitor", "unknown_status", text)
+        text = f"status {row.status!r} is unknown and changes nothing; known are {', '.join(PHASE_OF_STATUS)}"
+        return add_notice(snapshot, logging.WARNING, "monitor", "unknown_metadata_status", text)
     # The phase first: a deployment's first reading clears what an earlier deployment left.
     before = snapshot.reading(event.role)
     snapshot = _with_reading(snapshot, event.role, reading)
@@ -245,7 +249,7 @@ def _metadata_absent(snapshot: Snapshot, event: MetadataAbsent, rules: Rules) ->
 
 def _metadata_failed(snapshot: Snapshot, event: MetadataFailed) -> Snapshot:
     """Log a failed metadata query of a server that answers. The phase does not change."""
-    text = f"{event.role.colour} does not tell the monitor its metadata: {event.error}"
+    text = f"the monitor cannot read the metadata of {event.role.colour}: {event.error}"
     return add_notice(snapshot, logging.WARNING, "monitor", "metadata_failed", text)
 
 
@@ -255,7 +259,7 @@ def _probe_failed(snapshot: Snapshot, event: ProbeFailed, rules: Rules) -> Snaps
     if snapshot.phase in SWITCHING:
         return snapshot
     text = f"{event.role.colour} does not answer the monitor: {event.error}"
-    return add_notice(snapshot, logging.WARNING, "monitor", "no_answer", text)
+    return add_notice(snapshot, logging.WARNING, "monitor", "server_not_answering", text)
 
 
 def _certificate_renewed(snapshot: Snapshot, event: CertificateRenewed, rules: Rules) -> Snapshot:
@@ -360,10 +364,10 @@ def _end_waits(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
     """End waits for green that have run out."""
     if 0 < snapshot.told_until_ns <= at.mono_ns:
         text = (
-            "the metadata say that green was promoted, and green answers that it takes no writes: callers were held "
-            f"{GREEN_WAIT_S:g} s for it and go on"
+            "the metadata report that green was promoted, but green still takes no writes: callers were held for it "
+            f"for {GREEN_WAIT_S:g} s and are released now"
         )
-        snapshot = add_notice(snapshot, logging.WARNING, "switchover", "green_not_ready", text)
+        snapshot = add_notice(snapshot, logging.WARNING, "switchover", "green_still_read_only", text)
         snapshot = _signal(snapshot, _told_signal(snapshot), at, rules)
     if 0 < snapshot.subscribed_until_ns <= at.mono_ns:
         snapshot = _signal(snapshot, Signal.TOOK_OVER, at, rules)

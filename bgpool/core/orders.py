@@ -76,8 +76,8 @@ def expire(snapshot: Snapshot, at: Instant) -> Snapshot:
     if not _is_switching(snapshot):
         return replace(snapshot, release_until_ns=0)
     if at.mono_ns >= snapshot.release_until_ns:
-        text = "the release by hand is over, its time is up: callers are held as the phase says"
-        return _say(replace(snapshot, release_until_ns=0), logging.WARNING, "release_over", text)
+        text = "the release by hand has ended (time is up): callers are held again as the phase requires"
+        return _say(replace(snapshot, release_until_ns=0), logging.WARNING, "release_by_hand_ended", text)
     return snapshot
 
 
@@ -85,7 +85,7 @@ def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
     if until_ns == snapshot.hold_until_ns:
         return snapshot
     seconds = f"{(until_ns - at.mono_ns) / 1e9:.0f} s"
-    text = f"held by hand for the next {seconds} (bgpool hold): every checkout waits; bgpool release ends it"
+    text = f"held by hand (bgpool hold): every checkout waits for the next {seconds}; bgpool release ends the hold"
     # Earlier holds are in the log. An operator who holds every night must not fill the next switchover's timeline.
     kept = tuple(entry for entry in snapshot.timeline if entry.event not in (HELD_BY_HAND, HOLD_OVER))
     snapshot = replace(snapshot, hold_until_ns=until_ns, timeline=kept)
@@ -94,14 +94,14 @@ def _hold(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
 
 def _end_hold(snapshot: Snapshot, at: Instant, why: str) -> Snapshot:
     snapshot = add_entry(replace(snapshot, hold_until_ns=0), at, HOLD_OVER, why)
-    return _say(snapshot, logging.INFO, "hold_over", f"the hold by hand is over ({why})")
+    return _say(snapshot, logging.INFO, "hold_by_hand_ended", f"the hold by hand has ended ({why})")
 
 
 def _release(snapshot: Snapshot, at: Instant, until_ns: int) -> Snapshot:
     # Connections that were opened before are not handed out any longer: they may lead to old blue.
     snapshot = replace(snapshot, release_until_ns=until_ns, epoch=snapshot.epoch + EPOCH_OF_DECISION)
     text = (
-        f"released by hand in {snapshot.phase.name} (bgpool release): blue's callers are not held any more and connect "
+        f"released by hand in {snapshot.phase.name} (bgpool release): callers of blue are no longer held and connect "
         "by name, wherever it leads, until the switchover is over"
     )
     return _say(add_entry(snapshot, at, RELEASED_BY_HAND, "an operator"), logging.WARNING, "released_by_hand", text)

@@ -28,5 +28,5 @@ def begin_worker(busy_limit_s: float | None) -> None:
         usage = pool.usage()
         misfit = hold_misfit(usage.hold_limit_ms, usage.busy_limit_ms)
         if misfit:
-            extra = log_fields("misfit", bg_id=pool.bg_id, host=pool.name)
+            extra = log_fields("time_limit_too_short", bg_id=pool.bg_id, host=pool.name)
             _logger.warning("[bg_id: %r] %s", pool.bg_id, misfit, extra=extra)

@@ -142,7 +142,8 @@ class _Helper(StoppableThread):
             try:
                 addresses = self._resolver.resolve(name)
             except Exception as error:
-                _logger.debug("%s cannot be resolved: %s", name, error, extra=log_fields("not_resolved", host=name))
+                extra = log_fields("name_not_resolved", host=name)
+                _logger.debug("%s cannot be resolved: %s", name, error, extra=extra)
             self._note(name, addresses)
 
 

@@ -88,15 +88,15 @@ def run_monitor(
     passwords = PasswordMaker(password) if password is not None else None
     directory = Path(config.run_dir)
     if prepare_run_dir(directory):
-        extra = log_fields("run_dir_made", bg_id=config.bg_id)
-        _logger.info("made run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
+        extra = log_fields("run_dir_created", bg_id=config.bg_id)
+        _logger.info("created run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
     files = RunFiles.of(directory, config.bg_id)
     tenure = election.claim(files)
     if tenure is None:
         return False
     writer = Writer(files, tenure.term, first_snapshot(config.bg_id))
-    extra = log_fields("monitor_began", bg_id=config.bg_id, phase=writer.snapshot.phase)
-    _logger.info("monitoring bg_id %r in term %d", config.bg_id, tenure.term, extra=extra)
+    extra = log_fields("monitor_started", bg_id=config.bg_id, phase=writer.snapshot.phase)
+    _logger.info("monitor of bg_id %r started, term %d", config.bg_id, tenure.term, extra=extra)
     on_begin()
     threads: Sequence[StoppableThread] = ()
     try:
@@ -104,7 +104,7 @@ def run_monitor(
         threads = monitor.threads
         monitor.run(linger_s)
     except Superseded as error:
-        _logger.warning("%s; leaving", error, extra=log_fields("monitor_left", bg_id=config.bg_id))
+        _logger.warning("monitor stops: %s", error, extra=log_fields("monitor_stopped", bg_id=config.bg_id))
         writer.leave()
     finally:
         # Before its threads are waited for: the next one may begin.
@@ -197,14 +197,14 @@ class Monitor:
                 continue
             beat_at = time.monotonic()
             if not self._writer.is_in_place():
-                text = "another monitor has taken over, or the segment was removed; leaving"
-                _logger.warning(text, extra=self._fields("monitor_left"))
+                text = "monitor stops: another monitor has taken over, or the segment was removed"
+                _logger.warning(text, extra=self._fields("monitor_stopped"))
                 self._writer.leave()
                 return
             dead = [thread.name for thread in self._threads if not thread.is_alive()]
             if dead:
                 # Alive and deaf would be the worst: the next monitor begins with all its senses.
-                raise Error(f"{', '.join(dead)} ended unexpectedly; leaving")
+                raise Error(f"monitor stops: its thread {', '.join(dead)} ended unexpectedly")
             self._writer.beat()
             self._doorbell.look()
             for probe in self._probes.values():
@@ -215,8 +215,8 @@ class Monitor:
             if linger_s is None or self._is_needed(beat_at, linger_s) or self._snapshot.hold_until_ns:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
-                text = "nobody has used bg_id %r for %.0f s; leaving"
-                _logger.info(text, self._config.bg_id, linger_s, extra=self._fields("monitor_left"))
+                text = "monitor stops: no process has used bg_id %r for %.0f s"
+                _logger.info(text, self._config.bg_id, linger_s, extra=self._fields("monitor_stopped"))
                 # Where nobody can be seen, somebody may be there: to begin afresh would drain all that they have.
                 if self._snapshot.phase not in SWITCHING and not self._blind:
                     self._writer.remove()
@@ -256,7 +256,8 @@ class Monitor:
             needed = anybody_present(self._files)
         except SegmentError as error:
             if not self._blind:
-                _logger.warning("nobody can be seen: %s", error, extra=self._fields("blind"))
+                text = "the table of workers cannot be read, and no process can be seen: %s"
+                _logger.warning(text, error, extra=self._fields("worker_table_unreadable"))
             self._blind = True
             needed = False
         else:
@@ -339,7 +340,7 @@ class Monitor:
         self._keep_history(before, after)
         self._log_notices(before)
         if after.phase is not before.phase:
-            _logger.info("phase %s -> %s", before.phase.name, after.phase.name, extra=self._fields("phase"))
+            _logger.info("phase %s -> %s", before.phase.name, after.phase.name, extra=self._fields("phase_changed"))
         self._replan()
 
     def _attend(self) -> None:
@@ -387,7 +388,8 @@ class Monitor:
         try:
             history.keep(self._files, after, self._writer.is_in_place)
         except (OSError, SegmentError) as error:
-            _logger.warning("the timeline cannot be kept: %s", error, extra=self._fields("not_kept"))
+            extra = self._fields("history_not_written")
+            _logger.warning("the history of switchovers cannot be written: %s", error, extra=extra)
 
     def _replan(self) -> None:
         todo = plan(self._snapshot, self._config.intervals)

@@ -104,7 +104,8 @@ class Publisher(StoppableThread):
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
                     # Once: it may come again with every message.
                     self._unforeseen.add(type(error))
-                    _logger.exception("the bus cannot be written", extra=log_fields("fleet_failed", bg_id=self.bg_id))
+                    extra = log_fields("fleet_bus_error", bg_id=self.bg_id)
+                    _logger.exception("the fleet's bus cannot be written", extra=extra)
                 if self._bus is not None:
                     self._bus.close()
                 self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))

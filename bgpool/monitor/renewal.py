@@ -66,7 +66,7 @@ class Renewal(StoppableThread):
         try:
             self._connect(target).close()
         except (SessionError, OSError) as error:
-            extra = log_fields("not_renewed", host=target.host)
-            _logger.debug("%s is not yet %s: %s", target.host, target.names, error, extra=extra)
+            extra = log_fields("certificate_not_renewed", host=target.host)
+            _logger.debug("%s cannot prove its new name yet (%s): %s", target.host, target.names, error, extra=extra)
             return False
         return True

@@ -69,10 +69,11 @@ class Sampler(StoppableThread):
             except Exception as error:
                 if repr(error) != self._complaint:
                     self._complaint = repr(error)
-                    _logger.warning("the workers cannot be sampled: %r", error, extra=self._fields())
+                    text = "the rows of the workers cannot be sampled for the timeline: %r"
+                    _logger.warning(text, error, extra=self._fields())
 
     def _fields(self) -> dict[str, str]:
-        return log_fields("not_sampled", bg_id=self._snapshot.bg_id, phase=self._snapshot.phase)
+        return log_fields("workers_not_sampled", bg_id=self._snapshot.bg_id, phase=self._snapshot.phase)
 
     def look(self, now_ns: int) -> None:
         """Take one sample at *now_ns*, on the monotonic clock, and write all down where a switchover has ended."""

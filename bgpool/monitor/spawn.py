@@ -91,7 +91,7 @@ class Starter:
     def _start(self, config: MonitorConfig, files: RunFiles) -> bool:
         if self._started_at is not None:
             if time.monotonic() - self._started_at < MONITOR_SHORT_LIFE_S + HEARTBEAT_STALE_S:
-                self._note_failure(files, "it left at once")
+                self._note_failure(files, "it stopped at once")
             else:
                 self._failures, self._said = 0, ""
         self._started_at = None
@@ -113,7 +113,7 @@ class Starter:
         finally:
             lock.release()
         if _is_silent(files):
-            self._note_failure(files, reason or "it ended without a word")
+            self._note_failure(files, reason or "it ended without giving a reason")
             return False
         self._started_at = time.monotonic()
         return True
@@ -124,7 +124,7 @@ class Starter:
             self._said = reason
             bg_id, extra = self._bg_id, log_fields("monitor_not_started", bg_id=self._bg_id)
             _logger.warning(
-                "[bg_id: %r] no monitor could be started: %s; see %s", bg_id, reason, files.log, extra=extra
+                "[bg_id: %r] the monitor could not be started: %s; see %s", bg_id, reason, files.log, extra=extra
             )
         pause_s = min(RESTART_PAUSE_S * 2**self._failures, RESTART_PAUSE_MAX_S)
         self._failures += 1

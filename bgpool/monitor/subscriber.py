@@ -35,6 +35,9 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 _BEGINNING: Final = (0, 0)
 
+#: Kinds of messages that are not used, for the log; the others are named by their kind.
+_MEANINGS: Final = {"forged": "signed with none of this host's keys", "future": "in the format of a newer bgpool"}
+
 
 class Subscriber(StoppableThread):
     """Reads the leaders' stream, and where its host leads, the hosts' reports.
@@ -94,7 +97,8 @@ class Subscriber(StoppableThread):
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
                     # Once: it may come again with every message.
                     self._unforeseen.add(type(error))
-                    _logger.exception("the bus cannot be read", extra=log_fields("fleet_failed", bg_id=self.bg_id))
+                    extra = log_fields("fleet_bus_error", bg_id=self.bg_id)
+                    _logger.exception("the fleet's bus cannot be read", extra=extra)
                 self._tell_error(str(error) if isinstance(error, BusError) else type(error).__name__)
                 if bus is not None:
                     bus.close()
@@ -203,10 +207,10 @@ class Subscriber(StoppableThread):
     def _refuse(self, kind: str) -> None:
         self.refused[kind] += 1
         if self.refused[kind] == 1:
-            what = "signed with no key of this host's" if kind == "forged" else kind
-            why = "; is bg_fleet_key the same on all hosts?" if kind == "forged" else ""
-            text = "the bus has a message that is %s and is not used%s; how many there are is in the host's reports"
-            _logger.warning(text, what, why, extra=log_fields("fleet_refused", bg_id=self.bg_id))
+            what = _MEANINGS.get(kind, kind)
+            why = "; bg_fleet_key must be the same on all hosts" if kind == "forged" else ""
+            text = "a message on the fleet's bus is ignored, because it is %s%s; bgpool fleet status has their number"
+            _logger.warning(text, what, why, extra=log_fields("fleet_message_refused", bg_id=self.bg_id))
 
     def _tell_error(self, error: str) -> None:
         if error != self._error:

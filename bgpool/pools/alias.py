@@ -130,41 +130,41 @@ class Endpoint:
         name = self._host or "the local socket"
         if host is None:
             why = (
-                f"{name}{f' ({self.name})' if self.name != self._host else ''} is neither blue's nor green's: takes no "
-                "part in switchovers; connect to the endpoint's own name, state it with endpoint=, or give another "
-                "database another bg_id"
+                f"{name}{f' ({self.name})' if self.name != self._host else ''} is neither a blue nor a green endpoint: "
+                "the pool takes no part in switchovers; connect to the endpoint's own name, state it with endpoint=, "
+                "or give another database another bg_id"
             )
         else:
             why = (
                 f"{name} with port {self._port} is a proxy of {self.name}, which has port {host.port}: the pool "
-                f"takes no part in switchovers, for nobody listens on port {self._port} of a recorded address; connect "
-                "to the endpoint itself, or leave switchovers to the proxy"
+                f"takes no part in switchovers, because no server listens on port {self._port} of a recorded address; "
+                "connect to the endpoint itself, or leave switchovers to the proxy"
             )
         _logger.warning(
             "[bg_id: %r] %s",
             self._settings.bg_id,
             why,
-            extra=log_fields("outside", bg_id=self._settings.bg_id, phase=snapshot.phase, host=self._host),
+            extra=log_fields("pool_takes_no_part", bg_id=self._settings.bg_id, phase=snapshot.phase, host=self._host),
         )
 
     def _say_repointed(self, found: str) -> None:
         self._told_outside = False
         _logger.warning(
-            "[bg_id: %r] %s stands for %s now, and not for %s any more",
+            "[bg_id: %r] %s stands for %s now, and no longer for %s",
             self._settings.bg_id,
             self._host,
             found if found != self._host else "no RDS endpoint",
             self.name,
-            extra=log_fields("repointed", bg_id=self._settings.bg_id, host=self._host),
+            extra=log_fields("alias_changed", bg_id=self._settings.bg_id, host=self._host),
         )
 
     def _warn_untried(self) -> None:
         _logger.warning(
-            "[bg_id: %r] %s is the endpoint of an Aurora Global Database, with which bgpool has not been tried: try a "
+            "[bg_id: %r] %s is the endpoint of an Aurora Global Database, with which bgpool was never tested: try a "
             "switchover in a test environment first, and connect to the primary cluster's endpoint",
             self._settings.bg_id,
             self.name,
-            extra=log_fields("untried", bg_id=self._settings.bg_id, host=self._host),
+            extra=log_fields("global_database_untested", bg_id=self._settings.bg_id, host=self._host),
         )
 
     def _complain(self, error: Exception) -> None:
@@ -172,10 +172,10 @@ class Endpoint:
             return
         self._complained = True
         _logger.warning(
-            "[bg_id: %r] whether %s is an alias of an RDS endpoint cannot be told (%s): it takes no part in "
-            "switchovers; state the endpoint with endpoint=",
+            "[bg_id: %r] bgpool cannot find out whether %s is an alias of an RDS endpoint (%s): the pool takes no part "
+            "in switchovers; state the endpoint with endpoint=",
             self._settings.bg_id,
             self._host,
             error,
-            extra=log_fields("alias_unread", bg_id=self._settings.bg_id, host=self._host),
+            extra=log_fields("alias_not_resolved", bg_id=self._settings.bg_id, host=self._host),
         )

@@ -52,8 +52,9 @@ def notice() -> None:
         _after_fork_in_child()
     if _lists_parents_threads():
         _logger.warning(
-            "this process was forked without Python's fork hooks; connections are not shared with its parent, but "
-            "under uWSGI set py-call-uwsgi-fork-hooks or lazy-apps, or a thread of the parent may stop it for ever",
+            "this process was forked without Python's fork hooks: it shares no connection with its parent, but a lock "
+            "that a thread of the parent held may block it forever; under uWSGI set py-call-uwsgi-fork-hooks or "
+            "lazy-apps",
             extra=log_fields("fork_without_hooks"),
         )
 

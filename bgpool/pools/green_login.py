@@ -149,7 +149,7 @@ class GreenLogin:
             green.name,
             dsn.port,
             failure,
-            extra=log_fields("green_login", bg_id=bg_id, phase=Phase.CREATED, host=green.name),
+            extra=log_fields("green_login_refused", bg_id=bg_id, phase=Phase.CREATED, host=green.name),
         )
 
 

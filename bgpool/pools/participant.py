@@ -158,11 +158,11 @@ class Disabled(NonParticipant):
             return
         _told_in = os.getpid()
         _logger.warning(
-            "%s=%s is set: every pool of this process is a plain pool and goes through no switchover; unset it and "
-            "restart the process to use bgpool again",
+            "%s=%s is set: every pool of this process is a plain pool and is not carried through a switchover; unset "
+            "it and restart the process to use bgpool again",
             DISABLE,
             os.environ.get(DISABLE, ""),
-            extra=log_fields("disabled", bg_id=self.bg_id),
+            extra=log_fields("bgpool_disabled", bg_id=self.bg_id),
         )
 
 

@@ -188,7 +188,7 @@ class Receipts:
     def tell(self, why: str) -> None:
         """Log that the table cannot be used, and *why*."""
         text = f"units of work on {self._host} go on without receipts: {self._parameter} {why}"
-        self._warn(text, log_fields("no_receipts", bg_id=self._bg_id, host=self._host))
+        self._warn(text, log_fields("receipts_table_unusable", bg_id=self._bg_id, host=self._host))
 
     @property
     def _parameter(self) -> str:
@@ -221,7 +221,7 @@ class Receipts:
             return
         self._told.add(why)
         text = f"old receipts on {self._host} are not deleted, and the table grows: {self._parameter} {why}"
-        self._warn(text, log_fields("receipts_kept", bg_id=self._bg_id, host=self._host))
+        self._warn(text, log_fields("receipts_not_deleted", bg_id=self._bg_id, host=self._host))
 
     def note_not_deleted(self, error: Exception) -> None:
         """*error* came in between: the next one tries again."""
@@ -230,7 +230,7 @@ class Receipts:
             self._bg_id,
             self._host,
             first_line(error),
-            extra=log_fields("receipts_kept", bg_id=self._bg_id, host=self._host),
+            extra=log_fields("receipts_not_deleted", bg_id=self._bg_id, host=self._host),
         )
 
     def _schedule(self, receipts: int, seconds: float) -> None:

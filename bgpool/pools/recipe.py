@@ -369,7 +369,7 @@ class Recipe(ABC):
         # In one step: several connections are opened at a time, and writing a log line lets the others go on.
         before, self.cache_warning = self.cache_warning, text
         if text and not before:
-            extra = log_fields("cached_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
+            extra = log_fields("login_depends_on_cache", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning("[bg_id: %r] user %r: %s", self.settings.bg_id, self.dsn.user, text, extra=extra)
 
     def _note_password(self, given: object) -> None:
@@ -380,13 +380,13 @@ class Recipe(ABC):
             return
         self.given_password = True
         if dsn.monitoring_password is None and dsn.monitoring.get("password") == own and not is_disabled():
-            extra = log_fields("given_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
+            extra = log_fields("monitor_lacks_password", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning(
-                "[bg_id: %r] the password of user %r comes with each connection, and the monitor, which is a process "
-                "of its own, has %s: %s",
+                "[bg_id: %r] the password of user %r comes with each connection, but the monitor is a process of its "
+                "own and has %s: %s",
                 self.settings.bg_id,
                 dsn.user,
-                "none" if own is None else "the DSN's alone",
+                "none" if own is None else "only that of the DSN",
                 GIVE_PASSWORD,
                 extra=extra,
             )

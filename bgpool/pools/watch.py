@@ -129,7 +129,8 @@ class Watch:
         try:
             watcher.take(self)
         except RuntimeError as error:
-            self._complain("plain_pool", f"there is no thread to watch with ({error}); the pool works as a plain pool")
+            text = f"no thread can be started to watch the segment ({error}); the pool works as a plain pool"
+            self._complain("plain_pool", text)
             self.end()
         if self._stopping:
             # The last pool has left meanwhile, and there was nothing yet that could have been dropped.
@@ -255,7 +256,7 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """One of the two has raised *error*."""
-        self._complain("hindered", f"watching failed and goes on: {error!r}")
+        self._complain("watcher_failed", f"the watcher failed and tries again: {error!r}")
 
     def due_at(self, now: float) -> float:
         """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
@@ -319,14 +320,14 @@ class Watch:
         """
         directory = self._files.directory
         if prepare_run_dir(directory):
-            extra = log_fields("run_dir_made", bg_id=self._bg_id)
-            _logger.info("made run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
+            extra = log_fields("run_dir_created", bg_id=self._bg_id)
+            _logger.info("created run directory %s, private to user %d", directory, os.geteuid(), extra=extra)
 
     def _start_monitor(self) -> None:
         try:
             self._ensure_monitor(self._files)
         except Exception as error:
-            self._complain("hindered", f"the monitor cannot be started: {error}")
+            self._complain("monitor_not_started", f"the monitor cannot be started: {error}")
             self._restart_at = time.monotonic() + RESTART_INTERVAL_S
 
     def _complain(self, event: str, text: str) -> None:
@@ -350,7 +351,8 @@ class Watch:
                     return
             presence.close()
         except (SegmentError, OSError) as error:
-            self._complain("hindered", str(error))
+            text = f"this process cannot enter itself in the table of workers; bgpool status does not show it: {error}"
+            self._complain("worker_not_listed", text)
             self._absent_until = time.monotonic() + RESTART_INTERVAL_S
 
     def _leave_the_row(self) -> None:
@@ -377,7 +379,7 @@ class Watch:
                 return
             self._holding, self._before_hold = True, before
             text = "[bg_id: %r] holding callers: %d so far"
-            extra = log_fields("hold_began", bg_id=self._bg_id, phase=phase)
+            extra = log_fields("hold_started", bg_id=self._bg_id, phase=phase)
             _logger.info(text, self._bg_id, total.holds - before.holds, extra=extra)
         if total.held or any(member.is_holding(reading) for member in members):
             return
@@ -409,7 +411,8 @@ class Watch:
         """Log that the server around this process may end it while a caller is held: the monitor cannot know."""
         misfit = hold_misfit(total.hold_limit_ms, total.busy_limit_ms)
         if misfit:
-            _logger.warning("[bg_id: %r] %s", self._bg_id, misfit, extra=log_fields("misfit", bg_id=self._bg_id))
+            extra = log_fields("time_limit_too_short", bg_id=self._bg_id)
+            _logger.warning("[bg_id: %r] %s", self._bg_id, misfit, extra=extra)
 
     def _try_to_relay(self) -> None:
         """Take the relay's lock if it is free; kept until end(), so that one log has all."""
@@ -420,7 +423,7 @@ class Watch:
             try:
                 self._relay = try_lock(self._files.relay)
             except SegmentError as error:
-                self._complain("hindered", str(error))
+                self._complain("log_not_relayed", f"this process cannot relay the monitor's log lines: {error}")
 
 
 def _log_lacks(bg_id: str) -> None:
@@ -428,7 +431,7 @@ def _log_lacks(bg_id: str) -> None:
     refused_to = lacks() & ~_lacks_logged[0]
     _lacks_logged[0] |= refused_to
     for lack in (lack for bit, lack in LACKS.items() if refused_to & bit):
-        extra = log_fields("degraded", bg_id=bg_id)
+        extra = log_fields("system_call_refused", bg_id=bg_id)
         _logger.warning("[bg_id: %r] %s: %s; %s", bg_id, lack.name, lack.text, lack.remedy, extra=extra)
 
 

@@ -95,7 +95,7 @@ def _segment(files: RunFiles, refused: list[str]) -> tuple[SegmentMap | None, in
 
 def _checked(files: RunFiles, snapshot: Snapshot) -> Snapshot:
     if RunFiles.of(files.directory, snapshot.bg_id) != files:
-        raise SegmentError(f"{files.segment} tells of bg_id {snapshot.bg_id!r}")
+        raise SegmentError(f"{files.segment} belongs to bg_id {snapshot.bg_id!r}")
     return snapshot
 
 

@@ -57,11 +57,11 @@ def proxies(workers: Sequence[Worker]) -> Iterator[str]:
 
 def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
     if monitor.state == "none":
-        yield "no monitor has begun: see its log in the run directory, or the journal of bgpool monitor"
+        yield "no monitor is running: see its log in the run directory, or the journal of bgpool monitor"
         return
     if monitor.state == "silent":
         since = f"for {monitor.age_s:.1f} s" if monitor.age_s is not None else "since this host was started"
-        yield f"the monitor (pid {monitor.pid}, term {monitor.term}) has given no sign of life {since}"
+        yield f"the monitor (pid {monitor.pid}, term {monitor.term}) has had no heartbeat {since}"
     if snapshot is None:
         yield "the monitor has published nothing yet"
 
@@ -71,7 +71,7 @@ def of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
     if snapshot is None:
         return
     if snapshot.hold_until_ns:
-        yield "an operator holds every checkout (bgpool hold): bgpool release ends it"
+        yield "an operator holds every checkout (bgpool hold): bgpool release ends the hold"
     if snapshot.phase is Phase.NOT_CREATED:
         mine = f" with the parameters of {snapshot.observations[-1].parameters}" if snapshot.observations else ""
         yield f"no deployment is seen in the metadata{mine}{_monitor_said(snapshot)}"
@@ -92,12 +92,12 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
         if not snapshot.hosts_of(role):
             found.append(f"no {role.colour} endpoint is seen")
         elif snapshot.reading(role) is None:
-            found.append(f"{role.colour} has not told its status")
+            found.append(f"the status of {role.colour} is not known yet")
     mapped = {blue for blue, _ in snapshot.twins}
     if lone := [host.name for host in snapshot.hosts_of(Role.SOURCE) if host.name not in mapped]:
-        found.append(f"no green counterpart is known of {_some(lone)}")
+        found.append(f"no green counterpart is known for {_some(lone)}")
     if lost := [host.name for host in snapshot.hosts if not host.addresses]:
-        found.append(f"no address is known of {_some(lost)}")
+        found.append(f"no address is known for {_some(lost)}")
     if not snapshot.ready:
         yield from found or ["the inventory is not complete"]
     for role, read_only in ((Role.SOURCE, snapshot.source_read_only), (Role.TARGET, snapshot.target_read_only)):
@@ -108,31 +108,31 @@ def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
 def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
     if not workers:
         yield (
-            "no worker: no process on this host uses a pool with this bg_id; one that runs the monitor alone is never "
-            "ready: ask the application's hosts"
+            "no worker: no process on this host uses a pool with this bg_id; a host that runs only the monitor is "
+            "never ready: run this on the application's hosts"
         )
     if outside := [worker.pid for worker in workers if worker.outside]:
         yield (
             f"{len(outside)} of {len(workers)} workers have a pool that takes no part: pid {_some(outside)}; its host "
-            "is neither blue's nor green's, and the worker's log names it"
+            "is neither a blue nor a green endpoint, and the worker's log names it"
         )
     if stuck := [worker.pid for worker in workers if worker.stuck_passwords]:
         yield (
-            f"the password callable hangs in {len(stuck)} of {len(workers)} workers: pid {_some(stuck)}; no connection "
-            f"can be opened there, it has not returned for {PASSWORD_TIMEOUT_S:.0f} s"
+            f"the password callable hangs in {len(stuck)} of {len(workers)} workers: pid {_some(stuck)}; it has not "
+            f"returned for {PASSWORD_TIMEOUT_S:.0f} s, and no connection can be opened there"
         )
     if refused := [worker.pid for worker in workers if worker.locked_out]:
         yield (
             f"the login of {len(refused)} of {len(workers)} workers does not work on green: pid {_some(refused)}; the "
-            "worker's log says why, and what to do"
+            "worker's log has the reason and what to do"
         )
     if late := [worker.pid for worker in workers if worker.behind]:
         yield f"the newest snapshot is not applied by {len(late)} of {len(workers)} workers: pid {_some(late)}"
     if stale := [worker.pid for worker in workers if worker.stale]:
         oldest_s = max(worker.age_s for worker in workers)
-        yield f"{len(stale)} of {len(workers)} workers were last heard of {oldest_s:.1f} s ago: pid {_some(stale)}"
+        yield f"{len(stale)} of {len(workers)} workers have not reported for {oldest_s:.1f} s: pid {_some(stale)}"
     if len(workers) >= ROWS:
-        yield f"all {ROWS} rows are taken: there may be workers that cannot be seen"
+        yield f"all {ROWS} rows of the table of workers are taken: there may be workers that cannot be seen"
 
 
 def receipts(workers: Sequence[Worker]) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ def receipts(workers: Sequence[Worker]) -> tuple[str, ...]:
         return ()
     return (
         f"the receipts table cannot be used in {len(without)} of {len(workers)} workers: pid {_some(without)}; the "
-        "worker's log says why, and so does bgpool receipts --check",
+        "worker's log and bgpool receipts --check have the reason",
     )
 
 
@@ -162,7 +162,7 @@ def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
         return ()
     if snapshot.fleet.standing is not FleetRole.DIRECT:
         return ()
-    return (f"this host has a fleet's bus, but asks the database itself: {snapshot.fleet.reason}",)
+    return (f"this host has a fleet's bus, but queries the database itself: {snapshot.fleet.reason}",)
 
 
 def _monitor_said(snapshot: Snapshot) -> str:
@@ -173,7 +173,7 @@ def _monitor_said(snapshot: Snapshot) -> str:
         # Lines about the fleet tell nothing of the database.
         if notice.logger == "bgpool.monitor" and not notice.event.startswith("fleet_")
     ]
-    return f"; the monitor says: {' '.join(said[-1].split())}" if said else ""
+    return f"; the monitor reports: {' '.join(said[-1].split())}" if said else ""
 
 
 def _some(items: Iterable[object]) -> str:

@@ -98,7 +98,7 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
             past = look(files)
             if past.problem:
                 extra = log_fields("history_replaced", bg_id=snapshot.bg_id, phase=snapshot.phase)
-                _logger.warning("%s; replaced", past.problem, extra=extra)
+                _logger.warning("%s; the file is replaced", past.problem, extra=extra)
             others = [old for old in past.records if _key(old) != _key(new)]
             _count(new, others)
             json.dump([*others, new][-HISTORY_RECORDS:], file, indent=1)

@@ -297,4 +297,5 @@ class Reader:
         """Say once what is wrong with the file; the last good snapshot, or a plain pool, goes on."""
         if str(error) != self._complained:
             self._complained = str(error)
-            _logger.warning("segment refused: %s", error, extra=log_fields("segment_refused", bg_id=self._files.stem))
+            extra = log_fields("segment_refused", bg_id=self._files.stem)
+            _logger.warning("the segment is refused: %s", error, extra=extra)

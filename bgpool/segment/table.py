@@ -350,7 +350,8 @@ def _remove(files: RunFiles, reason: str) -> None:
     # Whoever breaks it again and again is told once.
     if _complained.get(files.workers) != reason:
         _complained[files.workers] = reason
-        _logger.warning("%s; replaced", reason, extra=log_fields("table_replaced", bg_id=files.stem))
+        extra = log_fields("worker_table_replaced", bg_id=files.stem)
+        _logger.warning("%s; the table is replaced", reason, extra=extra)
 
 
 def _make(files: RunFiles) -> None:

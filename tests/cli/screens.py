@@ -46,7 +46,7 @@ SWITCHING = replace(
     missing=(
         "a switchover is under way: IN_PROGRESS",
         "the newest snapshot is not applied by 1 of 4 workers: pid 2091",
-        "1 of 4 workers were last heard of 5.2 s ago: pid 2091",
+        "1 of 4 workers have not reported for 5.2 s: pid 2091",
     ),
     timer_ms=174_800,
     offset_ms=1420,

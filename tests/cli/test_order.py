@@ -36,7 +36,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("order") / "run"
     prepare_run_dir(directory)
     with foreground("postgresql://app@127.0.0.1:1/app?bg_id=ledger", "--run-dir", str(directory)) as monitor:
-        assert "monitoring" in line_of(monitor)
+        assert "started, term" in line_of(monitor)
         yield directory
 
 

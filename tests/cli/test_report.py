@@ -85,7 +85,9 @@ def test_pools_behind_a_proxy_are_noted(start_worker: StartWorker, run_dir: Path
 def test_password_callables_that_hang(beating: Hand, start_worker: StartWorker, run_dir: Path) -> None:
     start_worker()
     pid = start_worker(stuck_passwords=1)
-    assert missing(beating).startswith(f"the password callable hangs in 1 of 2 workers: pid {pid}; no connection ")
+    assert missing(beating).startswith(
+        f"the password callable hangs in 1 of 2 workers: pid {pid}; it has not returned "
+    )
     assert [worker.stuck_passwords for worker in bgpool.status("ledger", run_dir).workers] == [0, 1]
 
 
@@ -97,8 +99,8 @@ def test_password_callables_that_hang(beating: Hand, start_worker: StartWorker, 
         ({"phase": Phase.PREPARATION}, "under way: PREPARATION"),
         ({"phase": Phase.IN_PROGRESS}, "under way: IN_PROGRESS"),
         ({"ready": False}, "the inventory is not complete"),
-        ({"ready": False, "twins": ()}, f"no green counterpart is known of {BLUE}"),
-        ({"ready": False, "target_reading": None}, "green has not told its status"),
+        ({"ready": False, "twins": ()}, f"no green counterpart is known for {BLUE}"),
+        ({"ready": False, "target_reading": None}, "the status of green is not known yet"),
         ({"ready": False, "hosts": (), "twins": ()}, "no blue endpoint is seen\nno green endpoint is seen"),
         ({"target_read_only": None}, "green does not answer the monitor"),
         ({"source_read_only": None}, "blue does not answer the monitor"),
@@ -112,14 +114,14 @@ def test_what_a_deployment_lacks(beating: Hand, changes: dict[str, object], reas
 def test_addresses_that_are_missing(beating: Hand) -> None:
     blue, green = beating.snapshot.hosts
     beating.publish(ready=False, hosts=(blue, replace(green, addresses=())))
-    assert without_workers(missing(beating)) == f"no address is known of {GREEN}"
+    assert without_workers(missing(beating)) == f"no address is known for {GREEN}"
 
 
 def test_the_remedy_that_the_monitor_knows(beating: Hand) -> None:
     said = Notice(1, 20, "bgpool.monitor", "no metadata:\n  GRANT what it takes", "no_metadata")
     beside = Notice(2, 20, "bgpool.monitor", "this host leads its fleet", "fleet_joined")
     beating.publish(phase=Phase.NOT_CREATED, notices=(said, beside))
-    assert "the monitor says: no metadata: GRANT what it takes" in missing(beating)
+    assert "the monitor reports: no metadata: GRANT what it takes" in missing(beating)
 
 
 def test_a_monitor_that_is_silent(run_dir: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_monitor_that_is_silent(run_dir: Path) -> None:
     assert (status.monitor.state, status.ready) == ("silent", False)
     assert status.monitor.age_s is not None
     assert status.monitor.age_s >= 12
-    assert f"the monitor (pid {os.getpid()}, term 3) has given no sign of life for" in missing(hand)
+    assert f"the monitor (pid {os.getpid()}, term 3) has had no heartbeat for" in missing(hand)
 
 
 def test_a_monitor_that_never_began(run_dir: Path, start_worker: StartWorker) -> None:
@@ -137,7 +139,7 @@ def test_a_monitor_that_never_began(run_dir: Path, start_worker: StartWorker) ->
     start_worker()
     status = bgpool.status("ledger", run_dir)
     assert (status.monitor.state, status.phase, len(status.workers)) == ("none", None, 1)
-    assert "no monitor has begun" in status.missing[0]
+    assert "no monitor is running" in status.missing[0]
     assert [deployment.status().bg_id for deployment in find(None, run_dir)] == ["ledger"]
 
 
@@ -157,7 +159,7 @@ def test_a_worker_that_does_not_speak(beating: Hand, run_dir: Path) -> None:
     presence._table.write_row(0, 4711, old_ns, Usage(sequence=1))
     (worker,) = bgpool.status("ledger", run_dir).workers
     assert worker.stale
-    assert f"1 of 1 workers were last heard of {ROW_STALE_S + 60:.0f}." in missing(beating)
+    assert f"1 of 1 workers have not reported for {ROW_STALE_S + 60:.0f}." in missing(beating)
     presence.close()
 
 
@@ -167,7 +169,7 @@ def test_more_workers_than_can_be_seen(beating: Hand, monkeypatch: pytest.Monkey
     crowd = [Presence(beating.files) for _ in range(3)]
     for presence in crowd:
         presence.write(Usage(sequence=beating.writer.sequence))
-    assert "all 2 rows are taken" in missing(beating)
+    assert "all 2 rows of the table of workers are taken" in missing(beating)
     for presence in crowd:
         presence.close()
 
@@ -200,7 +202,7 @@ def test_a_host_that_asks_the_database_itself_is_noted(beating: Hand, start_work
     wait_until(lambda: bgpool.status("ledger", run_dir).ready)
     status = bgpool.status("ledger", run_dir)
     assert status.fleet == Fleet("direct", "", None, None, 1, "no message for 1.5 s")
-    assert status.notes == ("this host has a fleet's bus, but asks the database itself: no message for 1.5 s",)
+    assert status.notes == ("this host has a fleet's bus, but queries the database itself: no message for 1.5 s",)
     # Every host does, until there is a deployment.
     beating.publish(phase=Phase.NOT_CREATED)
     assert bgpool.status("ledger", run_dir).notes == ()

@@ -272,23 +272,23 @@ def test_ready_tells_of_a_host_that_asks_the_database_itself(
     until_ready()
     done = bgpool_command("status", "--ready")
     assert done.returncode == 0, "it is ready all the same"
-    assert "has a fleet's bus, but asks the database itself: bus-1 refuses" in done.stdout.splitlines()[-1]
+    assert "has a fleet's bus, but queries the database itself: bus-1 refuses" in done.stdout.splitlines()[-1]
     text = bgpool_command("status").stdout
-    assert "fleet      direct, bus never heard: bus-1 refuses" in text
+    assert "fleet      direct, no message yet: bus-1 refuses" in text
     assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(
     ("fleet", "line"),
     [
-        (Fleet("leader", "2f7c1b90a4d85e63", 0.2, 30, 0, ""), "fleet      leader, 30 hosts, bus heard 0.2 s ago"),
+        (Fleet("leader", "2f7c1b90a4d85e63", 0.2, 30, 0, ""), "fleet      leader, 30 hosts, last message 0.2 s ago"),
         (
             Fleet("follower", "2f7c1b90a4d85e63", 0.2, 1, 1, ""),
-            "fleet      follower of 2f7c1b90a4d85e63, 1 host, bus heard 0.2 s ago, 1 fallback",
+            "fleet      follower of 2f7c1b90a4d85e63, 1 host, last message 0.2 s ago, 1\n           fallback",
         ),
         (
             Fleet("direct", "2f7c1b90a4d85e63", 7.2, 30, 3, "no message for 1.5 s"),
-            "fleet      direct, 30 hosts, bus heard 7.2 s ago, 3 fallbacks: no message for\n           1.5 s",
+            "fleet      direct, 30 hosts, last message 7.2 s ago, 3 fallbacks: no message for\n           1.5 s",
         ),
     ],
 )

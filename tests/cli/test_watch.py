@@ -93,7 +93,9 @@ def test_until_completed(hand: Hand, start_worker: StartWorker, start_watch: Sta
     events = [(line["event"], line["evidence"]) for line in told if line["event"]]
     assert events == [("PREPARATION", ""), ("IN_PROGRESS", ""), ("POST", "green promoted"), ("COMPLETED", "DNS")]
     assert {(line["bg_id"], line["held"], line["workers"]) for line in told} == {("ledger", 3, 1)}
-    assert watch.advice.startswith("bg_id 'ledger': the switchover is complete and callers go to green; check your")
+    assert watch.advice.startswith(
+        "bg_id 'ledger': the switchover is complete and callers connect to green; check your"
+    )
 
 
 @pytest.mark.once
@@ -108,7 +110,7 @@ def test_until_rolled_back(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.CREATED, event="CREATED (rollback)")
     assert watch.end() == 1
     assert 'event="CREATED (rollback)"' in watch.lines[-1]
-    assert "was rolled back and callers go to blue; find the reason in the deployment's events" in watch.advice
+    assert "was rolled back and callers connect to blue; find the reason in the deployment's events" in watch.advice
 
 
 @pytest.mark.once
@@ -127,7 +129,7 @@ def test_over_by_the_timer(hand: Hand, start_watch: StartWatch) -> None:
     hand.enter(Phase.COMPLETED, "timer")
     assert watch.end() == 4
     assert "event=COMPLETED evidence=timer" in watch.lines[-1]
-    assert "look in AWS which side is production before you do anything else" in watch.advice
+    assert "check in AWS which side is production before you do anything else" in watch.advice
 
 
 @pytest.mark.once

@@ -55,7 +55,7 @@ def test_each_place_is_told_once(log: Log) -> None:
     assert log.see(1, FOLLOWS) == [("fleet_joined", logging.INFO, follows)]
     # Another leader, and another count, are no change of this host's place.
     assert log.see(2, replace(FOLLOWS, leader="90b3cc41de07a152", hosts=29)) == []
-    fell = "this host asks the database itself: no message for 1.5 s"
+    fell = "this host queries the database itself: no message for 1.5 s"
     assert log.see(3, fallen(1)) == [("fleet_fallback", logging.WARNING, fell)]
     assert log.see(4, fallen(1, "another reason")) == []
     leads = replace(LEADS, fallbacks=1)
@@ -107,7 +107,7 @@ def test_the_bus_is_told_once_until_it_works_again(log: Log) -> None:
     for second in range(3, 200):
         assert log.see(second, stopped if second % 2 else refused) == []
     assert log.see(200, FOLLOWS) == []
-    works = ("fleet_bus_failed", logging.INFO, "the fleet's bus works again")
+    works = ("fleet_bus_recovered", logging.INFO, "the fleet's bus works again")
     assert log.see(200 + FLEET_WORKS_S, FOLLOWS) == [works]
     assert log.see(300, FOLLOWS) == []
     assert len(log.see(400, refused)) == 1
@@ -125,17 +125,17 @@ def test_a_user_who_may_read_and_not_write_is_told_of_once(log: Log) -> None:
 @pytest.mark.parametrize(
     ("member", "text"),
     [
-        (replace(FOLLOWS, clock_off_ns=-2 * SECOND), "messages of the fleet's leader seem to come from 2.0 s ahead"),
-        (replace(FOLLOWS, clock_off_ns=5 * SECOND), "messages of the fleet's leader seem to be 5.0 s old"),
-        (replace(LEADS, strangers=1), "the clocks of 1 host and of this one, which leads, differ"),
-        (replace(LEADS, strangers=4), "the clocks of 4 hosts and of this one, which leads, differ"),
+        (replace(FOLLOWS, clock_off_ns=-2 * SECOND), "messages of the fleet's leader are dated 2.0 s in the future"),
+        (replace(FOLLOWS, clock_off_ns=5 * SECOND), "messages of the fleet's leader are 5.0 s old"),
+        (replace(LEADS, strangers=1), "the clocks of 1 host differ from that of this host, which leads the fleet"),
+        (replace(LEADS, strangers=4), "the clocks of 4 hosts differ from that of this host, which leads the fleet"),
     ],
 )
 def test_clocks(log: Log, member: Member, text: str) -> None:
     right = replace(member, clock_off_ns=None, strangers=0)
     log.see(1, right)
     ((event, level, told),) = log.see(2, member)
-    assert (event, level) == ("fleet_clock", logging.WARNING)
+    assert (event, level) == ("fleet_clocks_differ", logging.WARNING)
     assert told.startswith(text)
     assert log.see(100, member) == [], "until it is right again"
     assert log.see(101, right) == []

@@ -79,7 +79,7 @@ def test_a_hold_ends_by_itself_on_anybodys_clock() -> None:
     over = step(held, Tick(at(60_010)), RULES)
     assert (action(over), over.epoch) == (Action.PASS, held.epoch)
     assert events(over) == ["Held by hand (60 s)", "Hold over (time is up)"]
-    assert said(over) == ["held_by_hand", "hold_over"]
+    assert said(over) == ["held_by_hand", "hold_by_hand_ended"]
 
 
 def test_a_release_ends_a_hold_and_the_same_connections_are_used_on() -> None:
@@ -232,7 +232,7 @@ def test_a_release_ends_by_itself() -> None:
     assert step(released, Tick(at(until_ms - 1)), RULES) is released
     over = step(released, Tick(at(until_ms)), RULES)
     assert action(over) is Action.HOLD
-    assert said(over)[-1] == "release_over"
+    assert said(over)[-1] == "release_by_hand_ended"
 
 
 def test_the_next_switchover_is_not_affected_by_a_release() -> None:

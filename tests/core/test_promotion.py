@@ -68,7 +68,7 @@ def test_metadata_are_waited_for_no_longer_than_the_limit_by_every_clock() -> No
         assert told(released) == (Phase.POST, "metadata")
         assert released.epoch == waiting.epoch + EPOCH_OF_DECISION, "whoever decides it, it leads to green"
         assert end_ns not in released.timers
-    assert any(notice.event == "green_not_ready" for notice in released.notices)
+    assert any(notice.event == "green_still_read_only" for notice in released.notices)
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def test_without_bgpools_connections_an_id_is_checked_and_said_to_be_of_no_use(
     assert calls == [1, 1]
     said = [record.getMessage() for record in caplog.records if "receipt_id" in record.getMessage()]
     assert len(said) == 1
-    assert "applied each time" in said[0]
+    assert "each run of a unit of work is applied" in said[0]
 
 
 # -- at all times, and a table that is of no use -------------------------------------------------------------------

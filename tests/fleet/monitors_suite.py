@@ -303,7 +303,7 @@ def test_monitors_that_begin_on_an_old_stream_complain_of_no_clock(fleet: Fleet)
     fleet.settle()
     notices = [notice.event for host in fleet.hosts for notice in host.snapshot.notices]
     assert "fleet_joined" in notices
-    assert "fleet_clock" not in notices
+    assert "fleet_clocks_differ" not in notices
 
 
 def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
@@ -323,7 +323,7 @@ def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
         time.sleep(2.0)
     fleet.settle()
     # By the ear and by the voice of each host.
-    assert 1 <= sum(vars(record).get("event") == "fleet_failed" for record in own_log.records) <= 4
+    assert 1 <= sum(vars(record).get("event") == "fleet_bus_error" for record in own_log.records) <= 4
 
 
 def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:

@@ -120,7 +120,7 @@ def test_a_fleet_is_seen(seen: tuple[Seen, Director], redis: RedisServer, own_lo
     assert {place.leader for place in places} == {places[leads].leader}
     assert all(place.age_s is not None and place.age_s < 30 for place in places)
     assert [status.notes for status in hosts.statuses()] == [(), ()]
-    assert f"follower of {places[leads].leader}, 2 hosts, bus heard" in as_text(hosts.statuses()[follows])
+    assert f"follower of {places[leads].leader}, 2 hosts, last message" in as_text(hosts.statuses()[follows])
     assert 'bgpool_fleet_role{bgpool_bg_id="seen",bgpool_fleet_role="leader"} 1.0' in hosts.scraped(leads)
     assert 'bgpool_fleet_hosts{bgpool_bg_id="seen"} 2.0' in hosts.scraped(follows)
     hosts.wait(lambda: len(lines(own_log)) == 2, "each host's log says so")
@@ -142,7 +142,7 @@ def test_a_fleet_is_seen(seen: tuple[Seen, Director], redis: RedisServer, own_lo
     for status in hosts.statuses():
         assert status.fleet is not None
         assert status.fleet.reason
-        assert status.notes == (f"this host has a fleet's bus, but asks the database itself: {status.fleet.reason}",)
+        assert status.notes == (f"this host has a fleet's bus, but queries the database itself: {status.fleet.reason}",)
     hosts.wait(lambda: lines(own_log).count(("fleet_fallback", logging.WARNING)) == 2, "each host's log says so")
     assert lines(own_log, "fleet_bus").count(("fleet_bus_failed", logging.WARNING)) == 2
 

@@ -57,5 +57,5 @@ def test_a_global_database_is_warned_about_once(stated: bool, caplog: pytest.Log
     endpoint.read()
     endpoint.read()
     (record,) = caplog.records
-    assert (record.levelno, vars(record)["event"]) == (logging.WARNING, "untried")
+    assert (record.levelno, vars(record)["event"]) == (logging.WARNING, "global_database_untested")
     assert name in record.getMessage()

@@ -269,7 +269,7 @@ def test_an_owner_whose_in_use_fails_stops_nobody(
         f"[bg_id: '1'] in_use of {connector.name} failed, its connections count as in use: "
         "KeyError('no such connection')"
     ]
-    assert not [line for line in lines if "watching failed" in line]
+    assert not [line for line in lines if "the watcher failed" in line]
 
 
 def test_drain_makes_all_unfit(connector: Connector[Any], kit: Kit) -> None:

@@ -44,7 +44,7 @@ def locked(pair: Pair) -> Iterator[None]:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if vars(record).get("event") == "green_login"]
+    return [record for record in caplog.records if vars(record).get("event") == "green_login_refused"]
 
 
 @pytest.mark.usefixtures("locked")

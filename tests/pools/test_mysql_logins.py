@@ -126,7 +126,7 @@ def test_a_pool_warns_once_while_its_logins_still_work(
         pool.putconn(second)
     # Pools of other tests may open connections meanwhile.
     records = [record for record in caplog.records if "'cached'" in record.getMessage()]
-    (record,) = [record for record in records if vars(record).get("event") == "cached_password"]
+    (record,) = [record for record in records if vars(record).get("event") == "login_depends_on_cache"]
     assert (record.name, record.levelno) == ("bgpool.pool", logging.WARNING)
     text = record.getMessage()
     assert "user 'app': the login (caching_sha2_password) works only while the server has the password in its " in text

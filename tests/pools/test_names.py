@@ -208,7 +208,7 @@ def test_an_alias_is_read_again_while_there_is_a_deployment(
     assert caplog.text == ""
     assert read_later(found, Phase.CREATED)
     assert found.name == OTHER
-    assert f"db.shop.example stands for {OTHER} now, and not for {RDS} any more" in caplog.text
+    assert f"db.shop.example stands for {OTHER} now, and no longer for {RDS}" in caplog.text
     # What cannot be read stands for what it stood for.
     (tmp_path / "hosts").unlink()
     monkeypatch.setattr(found, "_due_at", 0.0)

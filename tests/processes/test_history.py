@@ -88,7 +88,7 @@ def test_a_broken_file_is_replaced_and_that_is_said(
     history.keep(files, switchover())
     said = [record.getMessage() for record in caplog.records]
     # A list of objects may be records of another version.
-    assert said == ([f"{problem}; replaced"] if problem else [])
+    assert said == ([f"{problem}; the file is replaced"] if problem else [])
     assert problem.startswith(f"the history is damaged: {files.history} ") or text == '[{"events": 7}]'
     assert history.read(files)[-1]["outcome"] == "completed"
     json.loads(files.history.read_text())

@@ -88,25 +88,25 @@ def line_of(monitor: subprocess.Popen[str]) -> str:
     """The next line that is not about the run directory."""
     assert monitor.stdout is not None
     line = monitor.stdout.readline()
-    return monitor.stdout.readline() if "made run directory" in line else line
+    return monitor.stdout.readline() if "created run directory" in line else line
 
 
 def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_id=ledger&bg_run_dir={tmp_path / 'run'}"
     with foreground(dsn) as monitor:
-        assert "monitoring bg_id 'ledger'" in line_of(monitor)
+        assert "monitor of bg_id 'ledger' started" in line_of(monitor)
 
 
 def test_in_the_foreground_it_takes_a_run_directory(tmp_path: Path) -> None:
     with foreground("postgresql://app@127.0.0.1:1/app", "--run-dir", str(tmp_path / "run")) as monitor:
-        assert "monitoring bg_id '1'" in line_of(monitor)
+        assert "monitor of bg_id '1' started" in line_of(monitor)
         assert (tmp_path / "run" / "1.segment").exists()
 
 
 def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}"
     with foreground(dsn) as first:
-        assert "monitoring bg_id '1' in term 1" in line_of(first)
+        assert "monitor of bg_id '1' started, term 1" in line_of(first)
         second = subprocess.run(COMMAND, input=f"{dsn}\n", capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
         assert "another monitor of bg_id '1' lives" in second.stderr

@@ -399,7 +399,7 @@ def test_a_monitor_takes_its_inventory(server: Server, tmp_path: Path) -> None:
         assert monitor.stdout is not None
         monitor.stdin.write(dsn + "\n")
         monitor.stdin.flush()
-        assert "monitoring bg_id '1'" in monitor.stdout.readline()
+        assert "monitor of bg_id '1' started" in monitor.stdout.readline()
         reader = Reader(RunFiles.of(tmp_path / "run", "1"))
         deadline = time.monotonic() + 40
         while (snapshot := reader.refresh().snapshot) is None or not snapshot.ready:

@@ -80,9 +80,9 @@ def test_any_other_takes_none_and_that_is_said_once(
     assert found.takes_part(deployment.snapshot) is False
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("bgpool.pool", logging.WARNING)
-    assert (vars(record)["event"], vars(record)["host"]) == ("outside", host)
+    assert (vars(record)["event"], vars(record)["host"]) == ("pool_takes_no_part", host)
     assert f"{host} " in record.getMessage()
-    assert "is neither blue's nor green's: takes no part in switchovers" in record.getMessage()
+    assert "is neither a blue nor a green endpoint: the pool takes no part in switchovers" in record.getMessage()
     assert "endpoint=" in record.getMessage()
     # Another process has a log of its own.
     found.after_fork_in_child()

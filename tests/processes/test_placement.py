@@ -145,8 +145,8 @@ def test_all_deployments_of_an_application_have_one_process(run: Path, open_pool
     # Each says in its own log what it does, and nothing of the others.
     for bg_id in BG_IDS:
         text = RunFiles.of(run, bg_id).log.read_text()
-        assert text.count("monitoring bg_id") == 1
-        assert f"monitoring bg_id {bg_id!r} in term 1" in text
+        assert text.count("monitor of bg_id") == 1
+        assert f"monitor of bg_id {bg_id!r} started, term 1" in text
         assert text.count("blue does not answer") <= 1
     assert len(processes(run)) == 1
     descriptors = list(links(Path(f"/proc/{pid}/fd")))
@@ -353,7 +353,7 @@ def test_a_deployment_that_cannot_be_watched_has_its_attempts_to_itself(
     pool = bgpool.get_pool(DSN, bg_id="ill", bg_run_dir=run, min_size=0, max_size=2)
     pool.open()
     try:
-        wait_until(lambda: "no monitor could be started" in caplog.text, START_S)
+        wait_until(lambda: "the monitor could not be started" in caplog.text, START_S)
         assert "Is a directory" in caplog.text
         # One more attempt fails in company.
         wait_until(lambda: len(failed) >= 2, START_S)

@@ -80,7 +80,7 @@ def test_a_mount_that_others_can_write_to(
     assert all(map(works, pools))
     wait_until(lambda: pools[0].stats().phase is not None)
     own = tmp_path / "run" / f"bgpool-{os.geteuid()}"
-    (line,) = lines(caplog, "made run directory")
+    (line,) = lines(caplog, "created run directory")
     assert str(own) in line
     assert lines(caplog, "plain pool") == []
     status = bgpool.status(tmp_path.name, tmp_path / "run")
@@ -113,7 +113,7 @@ def test_corrupt_segment_is_refused_and_put_right(
     segment.chmod(0o600)
     pool = get_pool()
     assert works(pool)
-    (line,) = lines(caplog, "segment refused")
+    (line,) = lines(caplog, "segment is refused")
     assert "magic" in line
     wait_until(lambda: pool.stats().phase is not None)
     assert works(pool)

@@ -141,7 +141,7 @@ def test_a_hostile_file_is_refused_and_the_pool_serves(
     assert stat.S_IMODE(victim.stat().st_mode) == 0o600
     if name in ("segment", "workers"):
         lines = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
-        refused = [record.getMessage() for record in caplog.records if "segment refused" in record.getMessage()]
+        refused = [record.getMessage() for record in caplog.records if "segment is refused" in record.getMessage()]
         assert lines or refused, caplog.text
         assert len(set(refused)) == len(refused), "said once"
     # Whatever was refused is still there, or was replaced by something of ours: never used.

@@ -314,8 +314,8 @@ def test_why_there_is_no_monitor_is_said_where_somebody_reads_it(
     monkeypatch.delitem(sys.modules, "breaks", raising=False)
     pool = make_pool(password=__import__("breaks").password)
     pool.open()
-    wait_until(lambda: "no monitor could be started" in caplog.text, START_S)
-    (line,) = [r.getMessage() for r in caplog.records if "no monitor could be started" in r.getMessage()]
+    wait_until(lambda: "the monitor could not be started" in caplog.text, START_S)
+    (line,) = [r.getMessage() for r in caplog.records if "the monitor could not be started" in r.getMessage()]
     assert reason in line
     assert "s3cret" not in caplog.text
 

@@ -256,7 +256,7 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     text = "[bg_id: '1'] callers released: 5 were held, the longest for 1.2 s; 1 of them had timed out"
     assert ended.getMessage() == text
     told = [(record.levelname, record.event, record.phase) for record in (began, ended)]  # type: ignore[attr-defined]  # extra
-    assert told == [("INFO", "hold_began", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]
+    assert told == [("INFO", "hold_started", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]
 
 
 def test_two_complaints_in_turn_are_logged_once_each(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

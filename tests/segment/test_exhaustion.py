@@ -55,7 +55,7 @@ def test_descriptors_run_out(files: RunFiles, number: int, caplog: pytest.LogCap
                 with pytest.raises(Exhausted):
                     Presence(files)
         assert found in (None, writer.snapshot), attempt
-    assert len([r for r in caplog.records if "segment refused" in r.getMessage()]) <= 1
+    assert len([r for r in caplog.records if "segment is refused" in r.getMessage()]) <= 1
     assert reader.refresh().snapshot == writer.snapshot
     assert table.is_in_place(files), "one process's want is no reason to take the table away from all"
     assert "replaced" not in caplog.text

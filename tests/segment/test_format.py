@@ -223,7 +223,7 @@ def test_a_file_of_another_size_is_refused(
     reader = Reader(files)
     for _ in range(3):
         assert reader.refresh().snapshot is None
-    assert len([r for r in caplog.records if "segment refused" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "segment is refused" in r.getMessage()]) == 1
 
 
 def test_a_segment_of_another_boot_is_refused(

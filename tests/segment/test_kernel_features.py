@@ -85,7 +85,7 @@ def test_it_is_found_by_trying_and_said(
     caplog.set_level(logging.INFO)
     for bg_id in ("one", "two"):
         watch._log_lacks(bg_id)
-    (record,) = (record for record in caplog.records if getattr(record, "event", "") == "degraded")
+    (record,) = (record for record in caplog.records if getattr(record, "event", "") == "system_call_refused")
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"[bg_id: 'one'] {refused}: it ")
 

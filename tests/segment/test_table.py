@@ -210,7 +210,7 @@ def test_a_broken_table_is_replaced(files: RunFiles, content: bytes, caplog: pyt
     files.workers.chmod(0o600)
     presence = Presence(files)
     assert len(workers(files)) == 1
-    assert "is not a table of workers; replaced" in caplog.text
+    assert "is not a table of workers; the table is replaced" in caplog.text
     presence.close()
 
 
@@ -354,13 +354,13 @@ def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pyte
     for _ in range(2):
         with pytest.raises(SegmentError, match="and cannot be replaced"):
             Table(files)
-    assert "; replaced" not in caplog.text
+    assert "; the table is replaced" not in caplog.text
     files.workers.rmdir()
     for _ in range(3):
         files.workers.write_bytes(b"broken")
         files.workers.chmod(0o600)
         Table(files)
-    assert caplog.text.count("is not a table of workers; replaced") == 1
+    assert caplog.text.count("is not a table of workers; the table is replaced") == 1
 
 
 def test_a_lock_that_is_not_to_be_trusted_is_passed_by(files: RunFiles) -> None:

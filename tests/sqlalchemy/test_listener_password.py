@@ -83,8 +83,8 @@ def test_application_and_monitor_say_what_to_do(
         with engine.connect() as connection:
             assert connection.execute(text("SELECT 1")).scalar() == 1
         engine.dispose()
-    (said,) = events(caplog, "given_password")
-    assert f"user {ROLE!r} comes with each connection, and the monitor, which is a process of its own, has none" in said
+    (said,) = events(caplog, "monitor_lacks_password")
+    assert f"user {ROLE!r} comes with each connection, but the monitor is a process of its own and has none" in said
     assert "monitoring={'user': ..., 'password': ...}; with SQLAlchemy in connect_args" in said
     wait_until(
         lambda: (
@@ -92,8 +92,8 @@ def test_application_and_monitor_say_what_to_do(
             in missing(bare, tmp_path / "run")
         )
     )
-    wait_until(lambda: bool(events(caplog, "no_answer")))
-    for told in (*events(caplog, "no_answer"), missing(bare, tmp_path / "run")):
+    wait_until(lambda: bool(events(caplog, "server_not_answering")))
+    for told in (*events(caplog, "server_not_answering"), missing(bare, tmp_path / "run")):
         assert "bgpool.auth.RdsIam()" in told
         assert "with SQLAlchemy in connect_args" in told
     assert pair.app_password not in caplog.text
@@ -117,7 +117,7 @@ def test_a_monitor_with_a_login_of_its_own_needs_none(
     # It was let in: the server has told it that it has nothing to show.
     wait_until(lambda: bgpool.status(str(bare.query["bg_id"]), tmp_path / "run").monitor.visibility in LET_IN)
     assert "blue does not answer" not in missing(bare, tmp_path / "run")
-    assert events(caplog, "given_password") == events(caplog, "no_answer") == []
+    assert events(caplog, "monitor_lacks_password") == events(caplog, "server_not_answering") == []
 
 
 def test_it_wins_over_a_password_and_over_a_callable(bare: URL, make_engine: MakeEngine) -> None:

@@ -208,10 +208,11 @@ def _source_of(wrapper: Any) -> Source | None:
     if (wrapper.alias, "engine") not in _warned and not is_under_test(wrapper.settings_dict):
         _warned.add((wrapper.alias, "engine"))
         _logger.warning(
-            "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not bgpool's",
+            "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not one of bgpool's "
+            "engines",
             wrapper.alias,
             wrapper.settings_dict["ENGINE"],
-            extra=log_fields("foreign_engine"),
+            extra=log_fields("django_engine_not_bgpool"),
         )
     return None
 
@@ -222,10 +223,10 @@ def _warn_of_id(wrapper: Any) -> None:
         return
     _warned.add((wrapper.alias, "receipt_id"))
     _logger.warning(
-        "units of work on DATABASES[%r] are applied each time, whatever their receipt_id: it has no engine of bgpool's "
-        "with a bg_id",
+        "receipt_id has no effect on DATABASES[%r], so that each run of a unit of work is applied: set one of bgpool's "
+        "engines as its ENGINE, with a bg_id",
         wrapper.alias,
-        extra=log_fields("foreign_engine"),
+        extra=log_fields("django_engine_not_bgpool"),
     )
 
 

@@ -210,12 +210,12 @@ def gate(pool: Pool, connector: AnyConnector[Any]) -> None:
     if kind not in _warned:
         _warned.add(kind)
         _logger.warning(
-            "[bg_id: %r] %s.%s is no pool class of SQLAlchemy's own: a caller that is held in a switchover takes a "
-            "place in it meanwhile, and the others may run into pool_timeout",
+            "[bg_id: %r] %s.%s is not one of SQLAlchemy's own pool classes: a caller that is held in a switchover "
+            "takes a place in the pool, and other callers may run into pool_timeout; use one of SQLAlchemy's own",
             connector.bg_id,
             kind.__module__,
             kind.__qualname__,
-            extra=log_fields("pool_not_gated", bg_id=connector.bg_id, host=connector.name),
+            extra=log_fields("pool_class_not_gated", bg_id=connector.bg_id, host=connector.name),
         )
 
 

@@ -297,7 +297,8 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             await task.run()
         except Exception as error:
             extra = log_fields("pool_task_failed", host=self.name)
-            _logger.warning("pool %s: %r failed: %s: %s", self.name, task, type(error).__name__, error, extra=extra)
+            text = "pool %s: the background task %r failed: %s: %s"
+            _logger.warning(text, self.name, task, type(error).__name__, error, extra=extra)
         finally:
             self._turns.release()
 
