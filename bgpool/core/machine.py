@@ -147,8 +147,8 @@ def leave_blind(snapshot: Snapshot, at: Instant) -> Snapshot:
     """Return the snapshot of a monitor that exits because its parameters show no deployment; others are tried next."""
     mine = snapshot.observations[-1]
     text = (
-        f"monitor stops: it sees no deployment with the parameters {mine.parameters} ({mine.visibility.text}); the next "
-        "monitor uses the parameters of another pool"
+        f"monitor stops: it sees no deployment with the parameters {mine.parameters} ({mine.visibility.text}); the "
+        "next monitor uses the parameters of another pool"
     )
     return add_notice(observations.leave(snapshot, at), logging.INFO, "monitor", "monitor_stopped", text)
 
