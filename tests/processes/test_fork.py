@@ -503,7 +503,7 @@ class TestForksThatTellNobody:
                 backend(pool)
                 backend(pool)
             assert len(texts) == 1
-            assert "a thread of the parent may stop it" in texts[0]
+            assert "a thread of the parent held may block it" in texts[0]
 
         assert in_child_untold(child) == 0
 

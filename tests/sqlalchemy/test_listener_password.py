@@ -85,7 +85,7 @@ def test_application_and_monitor_say_what_to_do(
         engine.dispose()
     (said,) = events(caplog, "monitor_lacks_password")
     assert f"user {ROLE!r} comes with each connection, but the monitor is a process of its own and has none" in said
-    assert "monitoring={'user': ..., 'password': ...}; with SQLAlchemy in connect_args" in said
+    assert "monitoring={'user': ..., 'password': ...}; with SQLAlchemy, both belong in connect_args" in said
     wait_until(
         lambda: (
             "comes with each connection (from a do_connect listener), the monitor does not have it"
@@ -95,7 +95,7 @@ def test_application_and_monitor_say_what_to_do(
     wait_until(lambda: bool(events(caplog, "server_not_answering")))
     for told in (*events(caplog, "server_not_answering"), missing(bare, tmp_path / "run")):
         assert "bgpool.auth.RdsIam()" in told
-        assert "with SQLAlchemy in connect_args" in told
+        assert "with SQLAlchemy, both belong in connect_args" in told
     assert pair.app_password not in caplog.text
     # Another monitor with the same parameters would be refused as well.
     assert isinstance(engine.dialect, BgpoolDialect)

@@ -104,7 +104,7 @@ def test_a_class_that_is_not_sqlalchemys_is_warned_of_once(
         engine = make_engine(poolclass=Own, pool_size=1, max_overflow=0)
         make_engine(poolclass=Own)
     (record,) = [record for record in caplog.records if "Own" in record.getMessage()]
-    assert "a caller that is held in a switchover takes a place in it" in record.getMessage()
+    assert "a caller that is held in a switchover takes a place in the pool" in record.getMessage()
     # And so it is.
     with engine.connect():
         pass
