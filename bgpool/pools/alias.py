@@ -172,7 +172,7 @@ class Endpoint:
             return
         self._complained = True
         _logger.warning(
-            "[bg_id: %r] bgpool cannot find out whether %s is an alias of an RDS endpoint (%s): the pool takes no part "
+            "[bg_id: %r] cannot determine whether %s is an alias of an RDS endpoint (%s): the pool takes no part "
             "in switchovers; state the endpoint with endpoint=",
             self._settings.bg_id,
             self._host,
