@@ -1,4 +1,4 @@
-"""The house stays tidy: layers import downwards, the core is pure, and exceptions to the rules have a reason."""
+"""Rules for the code: layers import downwards, the core is pure, and exceptions from the linters have a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.once
 
 PACKAGE = Path(bgpool.__file__).parent
 
-#: Each layer may import itself and those before it; of two in one line, neither imports the other.
+#: The layers, lowest first. A layer may import itself and lower layers. Two parts in one line do not import each other.
 LAYERS = [
     {"_version"},
     {"base_errors"},
@@ -47,13 +47,13 @@ LAYERS = [
     {"integrations", "metrics", "testing"},
     {"lab"},
     {"cli"},
-    # Django's management commands are a command line as well.
+    # Django's management commands are a command line, too.
     {"management"},
     {"__main__"},
 ]
-#: What would make the core depend on anything but its arguments.
+#: Modules that would make the core depend on more than its arguments.
 IMPURE = {"time", "os", "io", "socket", "threading", "subprocess", "random", "asyncio", "pathlib", "mmap", "ctypes"}
-#: What decides for callers, and what tells them of it: of a pool whose callers await as of one for threads.
+#: The functions that decide for callers, and the errors that callers get; the same for threads and for asyncio.
 DECISIONS = {
     "decide", "step", "outcome_of", "saved", "doubt_of", "note_applied", "CommitOutcomeUnknown",
     "GreenHostRejected", "InheritedConnection", "SwitchoverHoldTimeout", "SwitchoverInterrupted",
@@ -82,27 +82,27 @@ def part_of(path: Path) -> str:
 
 
 def imported_part(name: str) -> str:
-    """The part of bgpool that *name* belongs to; ``__init__`` for its public names."""
+    """Return the part of bgpool that *name* belongs to; ``__init__`` for its public names."""
     parts = name.split(".")
     known = set().union(*LAYERS)
     return parts[1] if len(parts) > 1 and parts[1] in known else "__init__"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_layers(path: Path) -> None:
+def test_layers_import_downwards(path: Path) -> None:
     mine = part_of(path)
     for name in imports(path):
         if name.split(".")[0] != "bgpool":
             continue
         other = imported_part(name)
-        beside = other in LAYERS[layer_of(mine)] and other != mine and "settings" not in LAYERS[layer_of(mine)]
+        same = other in LAYERS[layer_of(mine)] and other != mine and "settings" not in LAYERS[layer_of(mine)]
         assert layer_of(other) <= layer_of(mine), f"{path.name} imports {name} from a layer above"
-        assert not beside, f"{path.name} imports {name} from beside"
+        assert not same, f"{path.name} imports {name} from the same layer"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "pools").rglob("*.py")), ids=lambda path: path.stem)
-def test_workers_know_no_bus(path: Path) -> None:
-    """Only a monitor, the doctor and the command line talk to a fleet: a worker would have one connection more."""
+def test_pools_do_not_import_the_bus(path: Path) -> None:
+    """Only a monitor, the doctor and the CLI connect to a fleet's bus. A worker would open one more connection."""
     for name in imports(path):
         assert name.split(".")[0] not in ("redis", "valkey"), f"{path.name} imports {name}"
         assert not name.startswith("bgpool.fleet"), f"{path.name} imports {name}"
@@ -118,15 +118,15 @@ def test_core_is_pure(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "pools").rglob("*.py")), ids=lambda path: path.stem)
-def test_what_is_decided_is_written_once(path: Path) -> None:
-    """A module of the pools that knows of asyncio decides nothing, and one that decides knows nothing of it."""
+def test_decisions_do_not_depend_on_asyncio(path: Path) -> None:
+    """A module of the pools that imports asyncio imports no decision. So each decision is written once."""
     found = set(imports(path))
     if any(name.split(".")[0] in ("asyncio", "anyio", "trio", "uvloop") for name in found):
         assert not {name for name in found if name.rpartition(".")[2] in DECISIONS}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_is_printed_and_exceptions_have_reasons(path: Path) -> None:
+def test_no_module_prints_and_exceptions_have_reasons(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if part_of(path) not in ("cli", "management"):
         assert not re.search(r"^\s*print\(", text, re.MULTILINE)

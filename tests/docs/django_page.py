@@ -1,4 +1,4 @@
-"""What the page about Django takes for granted: a project with a model, and a database in the lab."""
+"""The names that the examples of docs/django.md use: a project with a model, and a database in the lab."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIAS = "default"
 
 
 def prepare(pair: Pair) -> dict[str, Any]:
-    """The names of the page, with the database ``default`` on *pair*."""
+    """Return the names that the page uses, with the database ``default`` on *pair*."""
     if not settings.configured:
         settings.configure(USE_TZ=True, SECRET_KEY="of the tests", INSTALLED_APPS=["bgpool.integrations.django"])
         django.setup()
@@ -34,7 +34,7 @@ def prepare(pair: Pair) -> dict[str, Any]:
         "NAME": url.database,
         "OPTIONS": {"bg_id": "ledger", "bg_resolver": pair.resolver, "bg_receipts_table": "bgpool_receipts"},
     }
-    # That of this thread is made once; a test before may have asked for it.
+    # Django keeps one connection per thread, and an earlier test may have opened it.
     with contextlib.suppress(AttributeError):
         del connections[ALIAS]
     connections.settings[ALIAS] = connections.configure_settings({ALIAS: database})[ALIAS]
@@ -48,14 +48,14 @@ def prepare(pair: Pair) -> dict[str, Any]:
 
 
 def forget() -> None:
-    """Leave no database behind."""
+    """Close the connection and remove the database from the settings."""
     connections[ALIAS].close()
     del connections[ALIAS]
     del connections.settings[ALIAS]
 
 
 class _Orders:
-    """As the manager of a model for the examples' table, which has no primary key."""
+    """Like the manager of a model. The examples' table has no primary key, so that a model cannot be used."""
 
     def create(self, *, item: str) -> Any:
         """Insert a row."""

@@ -1,4 +1,4 @@
-"""The pages, taken apart: fenced blocks, and commands in running text."""
+"""Parse the pages: fenced blocks, and commands in running text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Block:
     """A fenced block.
 
     Attributes:
-        heading: The section that it is in.
-        title: The name of the file that it is, if it is one.
-        place: Page and line, for messages.
+        heading: The heading of the section that contains the block.
+        title: The name of the file if the block is a file; otherwise empty.
+        place: The page and the line, for messages.
     """
 
     heading: str
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(page: Path, *languages: str) -> list[Block]:
-    """The blocks of *page*, in *languages* if any are given."""
+    """Return the blocks of *page*; only those in *languages* if any are given."""
     source = page.read_text(encoding="utf-8")
     found = [
         Block(
@@ -53,6 +53,6 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 
 def inline_commands(page: Path) -> Iterator[str]:
-    """Commands in running text, such as ``bgpool lab run [NAME...]``."""
+    """Yield the commands in running text, such as ``bgpool lab run [NAME...]``."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     yield from (match[1] for match in _INLINE.finditer(text))

@@ -1,4 +1,4 @@
-"""Every command in the docs is one: the CLI parses it, the extra exists, the shell reads it."""
+"""Every command in the docs is valid: the CLI parses it, the extra exists, and the shell parses it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tests.docs.pages import PAGES, ROOT, blocks, inline_commands
 
 pytestmark = pytest.mark.once
 
-#: What a block may be in. A fence without a language would pass by every test here.
+#: The languages of blocks. No test here would check a block without a language.
 LANGUAGES = {"python", "sh", "sql", "text", "ini", "yaml"}
-#: Programs that are not ours; the shell's reading of them is all that is checked.
+#: Other projects' programs. Only the shell's syntax of their commands is checked.
 FOREIGN = {"aws", "install", "kubectl", "openssl", "printenv", "python3", "django-admin", "sudo"}
-#: Words of the shell's own, and programs before one of ours.
+#: Keywords of the shell.
 SHELL = {"for", "done", "export", "."}
+#: Programs that run the command that follows them.
 BEFORE = {"ssh", "sudo", "kubectl"}
-#: What stands for an argument in running text.
+#: The values for the placeholders in running text.
 PLACEHOLDER = {
     "ID": "1",
     "DIR": "/tmp",
@@ -46,13 +47,13 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def plain(command: str) -> list[str]:
-    """The words of *command*, without the brackets of what may be left out and without placeholders."""
+    """Return the words of *command*, without the brackets of optional words and with values for placeholders."""
     words = shlex.split(re.sub(r"\.\.\.|[\[\]](?![^\s]*\")", "", command), comments=True)
     return [PLACEHOLDER.get(word, word) for word in words]
 
 
 def check_bgpool(words: list[str], *, name_will_do: bool) -> None:
-    """That the command line takes *words*: it parses them, and nothing is run."""
+    """Check that the CLI parses *words*. No command is run."""
     if name_will_do and is_name(words):
         words = [*words, "--help"]
     with pytest.raises(SystemExit) as ended:
@@ -61,7 +62,7 @@ def check_bgpool(words: list[str], *, name_will_do: bool) -> None:
 
 
 def is_name(words: list[str]) -> bool:
-    """Whether *words* name a command and give it nothing."""
+    """Return whether *words* are the name of a command, without arguments."""
     command = COMMANDS
     for word in words:
         command = getattr(command, "commands", {}).get(word)
@@ -69,7 +70,7 @@ def is_name(words: list[str]) -> bool:
 
 
 def _run_nothing(command: Any) -> Any:
-    """*command* and those below it, doing nothing once they are parsed."""
+    """Make *command* and its subcommands do nothing after parsing, and return it."""
     for below in getattr(command, "commands", {}).values():
         _run_nothing(below)
     if command.callback is not None:
@@ -91,7 +92,7 @@ def check_pip(words: list[str]) -> None:
 
 
 def check(command: str, *, name_will_do: bool = False) -> None:
-    """That a line of the docs can be followed; or, in running text, that it names a command."""
+    """Check that a command of the docs is valid; with *name_will_do* the name of a command is enough."""
     words = list(itertools.takewhile(lambda word: word not in ("|", "||", "&&"), plain(command)))
     _, behind, reader = command.partition("| bgpool ")
     if behind:
@@ -108,20 +109,20 @@ def check(command: str, *, name_will_do: bool = False) -> None:
         case ["tox", "run", "-e", name]:
             assert f"[testenv:{name}]" in (ROOT / "tox.ini").read_text(encoding="utf-8")
         case [program, *_]:
-            assert program in FOREIGN, f"{program}: nothing checks this"
+            assert program in FOREIGN, f"{program}: no test checks this program"
 
 
 @page_of
-def test_every_block_says_what_it_is(page: Path) -> None:
+def test_every_block_has_a_known_language(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.place}: {block.language!r}"
-    # Nothing that looks like a fence was passed over.
+    # The parser has found every fence.
     assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
 
 
 @page_of
-def test_no_heading_comes_twice(page: Path) -> None:
-    """Two authors of one page would give it the same section twice, and links lead to the first."""
+def test_headings_of_a_page_are_unique(page: Path) -> None:
+    """Of two equal headings, links reach the first only."""
     headings = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
     assert len(headings) == len(set(headings)), headings
 
@@ -152,7 +153,7 @@ def test_commands_in_running_text(page: Path) -> None:
         check(command, name_will_do=True)
 
 
-def test_programs_that_the_readme_names() -> None:
+def test_programs_that_the_pages_name_exist() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in re.findall(r"\b(?:benchmarks|tests)/[\w/]+(?:\.py)?", text):
         assert (ROOT / name).exists(), name
@@ -173,6 +174,6 @@ def test_programs_that_the_readme_names() -> None:
         "rm -rf /",
     ],
 )
-def test_what_nobody_can_follow_is_found(wrong: str) -> None:
+def test_invalid_commands_are_found(wrong: str) -> None:
     with pytest.raises(AssertionError):
         check(wrong)

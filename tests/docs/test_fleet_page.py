@@ -1,4 +1,4 @@
-"""What the fleet's page says of a bus's user is enough; its computed figures are what defaults and bounds come to."""
+"""The rights that docs/fleet.md gives the bus's user are enough. Its figures follow from the defaults and bounds."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from tests.docs.pages import ROOT
 pytestmark = pytest.mark.once
 
 PAGE = (ROOT / "docs/fleet.md").read_text(encoding="utf-8")
-#: The page with every line break as a space: sentences are wrapped.
+#: The page with a space for each line break, because sentences are wrapped.
 TEXT = " ".join(PAGE.split())
 DEFAULTS = Settings()
 
 
 def numbers(cell: str) -> list[int]:
-    """Those in a cell, such as ``1,000, 5,000``: a comma before three digits and no blank parts thousands."""
+    """Return the numbers in a cell, such as ``1,000, 5,000``. A comma before three digits separates thousands."""
     return [int(found.replace(",", "")) for found in re.findall(r"\d+(?:,\d{3})*", cell)]
 
 
 def rows(first_cell: str) -> list[list[str]]:
-    """The rows of the table whose heading begins with *first_cell*, below it."""
+    """Return the rows of the table whose header begins with *first_cell*, without the header."""
     table = PAGE[PAGE.index(f"\n| {first_cell} |") + 1 :].partition("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def test_when_it_pays() -> None:
+def test_queries_by_number_of_hosts() -> None:
     increased = 1000 // DEFAULTS.bg_interval_increased_ms
     high = 1000 // DEFAULTS.bg_interval_high_ms
     *counted, fleet = rows("hosts | connections")
@@ -58,7 +58,7 @@ def test_when_it_pays() -> None:
     assert fleet[2:] == counted[0][2:]
 
 
-def test_what_a_fallback_costs() -> None:
+def test_intervals_of_a_fallback() -> None:
     cost = re.search(
         r"With (\d+) hosts that is the usual 0\.1 s\. With (\d+) it is ([\d.]+) s, with ([\d,]+) it is", TEXT
     )
@@ -68,7 +68,7 @@ def test_what_a_fallback_costs() -> None:
     assert f"with {cost[4]} it is {numbers(cost[4])[0] / FLEET_BUDGET_PER_S:g} s" in PAGE
 
 
-def test_whose_turn_it_is() -> None:
+def test_rate_of_turns() -> None:
     assert f"one of them every {FLEET_TURN_S:g} s, {1 / FLEET_TURN_S:g} queries a second from all of them" in PAGE
 
 
@@ -85,8 +85,8 @@ def test_capacity() -> None:
 
 
 @pytest.mark.lab
-def test_the_user_needs_no_more_rights() -> None:
-    """The ACL of the page, for all keys of bgpool's and for those of one deployment, on a real server."""
+def test_the_rights_of_the_user_are_enough() -> None:
+    """The page's ACL works on a real server, both for all keys of bgpool and for the keys of one deployment."""
     command = re.search(r"^ACL SETUSER bgpool on >PASSWORD (.+)$", PAGE, re.MULTILINE)
     patterns = re.search(r"`(~bgpool:\S+ledger\S+)` in place of `(~bgpool:\*)`", TEXT)
     assert command is not None
@@ -99,7 +99,7 @@ def test_the_user_needs_no_more_rights() -> None:
             server.execute("ACL", "SETUSER", user, "on", ">secret", *(keys if "~" in rule else rule for rule in rules))
 
         def use(user: str, bg_id: str) -> None:
-            """All that a fleet does on a bus."""
+            """Do everything that a fleet does on its bus."""
             config = FleetConfig(server.url(user=user, password="secret"), trust=True)
             with contextlib.closing(StreamBus(config, bg_id)) as bus:
                 bus.publish(1, 0, b"claim")

@@ -1,6 +1,6 @@
-"""The manifests of Kubernetes that the docs propose are what its servers take, and say what bgpool needs.
+"""The Kubernetes manifests in the docs are valid, and have what bgpool needs.
 
-The linter has the schemas of Kubernetes' versions with it, and asks nobody.
+The linter has the schemas of the Kubernetes versions in its package; it needs no network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ kubernetes_validate: Any = pytest.importorskip("kubernetes_validate")
 yaml: Any = pytest.importorskip("yaml")
 
 MANIFESTS = sorted((ROOT / "docs/examples/kubernetes").glob("*.yaml"))
-#: One that many clusters still have, and the newest that the linter knows.
+#: A version that many clusters still run, and the newest version that the linter supports.
 VERSIONS = ["1.29", kubernetes_validate.latest_version()]
 
 manifest_of = pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -32,7 +32,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def wrong_with(document: dict[str, Any], version: str) -> str:
-    """What the schema of *version* has against *document*, unknown fields included; empty for nothing."""
+    """Return the first error of *document* by the schema of *version*, or of unknown fields; empty if it is valid."""
     try:
         kubernetes_validate.validate(document, version, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -43,13 +43,13 @@ def wrong_with(document: dict[str, Any], version: str) -> str:
 DEPLOYMENTS = [document for path in MANIFESTS for document in documents(path) if document["kind"] == "Deployment"]
 
 
-def test_there_is_one() -> None:
+def test_the_docs_have_a_deployment() -> None:
     assert DEPLOYMENTS
 
 
 @manifest_of
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_server_takes_it(path: Path, version: str) -> None:
+def test_manifests_are_valid(path: Path, version: str) -> None:
     for document in documents(path):
         assert not wrong_with(document, version), document["kind"]
 
@@ -63,7 +63,7 @@ def test_a_server_takes_it(path: Path, version: str) -> None:
         ("spec", "replicas", "many"),
     ],
 )
-def test_a_mistake_is_found(part: str, name: str, value: object) -> None:
+def test_an_invalid_field_is_found(part: str, name: str, value: object) -> None:
     document = copy.deepcopy(DEPLOYMENTS[0])
     place: Any = document
     for step in part.split("."):
@@ -72,8 +72,8 @@ def test_a_mistake_is_found(part: str, name: str, value: object) -> None:
     assert wrong_with(document, VERSIONS[-1])
 
 
-def test_pods_in_the_pages() -> None:
-    """A block that is the ``spec`` of a pod alone, as docs/servers.md has it."""
+def test_pods_in_the_pages_are_valid() -> None:
+    """A block may be the ``spec`` of a pod alone, as in docs/servers.md."""
     found = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
     assert found
     for _, block in found:
@@ -85,8 +85,8 @@ def test_pods_in_the_pages() -> None:
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["metadata"]["name"])
-def test_what_bgpool_needs(deployment: dict[str, Any]) -> None:
-    """Each pod has a run directory of its own in memory, secrets come from Secrets, and the times fit each other."""
+def test_deployments_have_what_bgpool_needs(deployment: dict[str, Any]) -> None:
+    """Each pod has its own run directory in memory, secrets come from Secrets, and the grace period is long enough."""
     pod = deployment["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     (web,) = pod["containers"]

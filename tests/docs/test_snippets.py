@@ -1,4 +1,4 @@
-"""Every piece of Python in the docs is run: page by page, from top to bottom, on real servers."""
+"""Run every Python block of the docs, page by page, from top to bottom, on real servers."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ from tests.docs.pages import PAGES, Block, blocks
 
 pytestmark = pytest.mark.lab
 
-#: The examples' endpoints: an instance's, a cluster's and its reader's.
+#: The endpoints in the examples: of an instance, of a cluster, and of the cluster's reader.
 EXAMPLES = [f"ledger.{shape}c0abc.eu-west-1.rds.amazonaws.com" for shape in ("", "cluster-", "cluster-ro-")]
-#: The examples' URLs.
+#: The URLs in the examples.
 EXAMPLE_URL = re.compile(
     rf"(?P<scheme>[\w+]+)://app(?::secret)?@(?P<host>{'|'.join(map(re.escape, EXAMPLES))})/app(?P<query>\?[^\"]*)?"
 )
-#: A parameter of theirs that names a certificate, which is not there in the lab.
+#: A parameter of a URL that names a certificate. The lab does not have the certificate.
 CERTIFICATE = re.compile(r"&?ssl\w+=[^&]*")
 
-#: What cannot be run, by its first import, and why.
+#: Blocks that cannot be run here: an import in the block, and the reason.
 ELSEWHERE = {
     "from bgpool.integrations import uwsgi": "only uWSGI has the module uwsgi; tests/servers runs it there",
     "from tenacity import": "it is not installed; tests/django calls is_interrupted",
 }
 _DJANGO = "from tests.docs import django_page; globals().update(django_page.prepare(pair))"
-#: What a page takes for granted.
+#: Code that runs before the blocks of a page, for the names that it uses and does not define.
 GRANTED = {
     "README.md": "def place_order(conn, item): return item",
     "django.md": _DJANGO,
     "units-of-work.md": _DJANGO,
 }
-#: What is true after a page.
+#: An expression that is true after the blocks of a page.
 AFTERWARDS = {
     "README.md": "total == 'tea'",
     "units-of-work.md": "total == 1 and sent == [1]",
     "sqlalchemy.md": "total == 4",
     "django.md": "sent == [1]",
 }
-#: What closes the connections that a page leaves open on purpose; engines are disposed of in any case.
+#: Code that closes the connections that a page leaves open on purpose. All engines are disposed of without it.
 GOODBYE = {
     "connector.md": "local.conn.close(); [conn.close() for conn in connections.idle]; db.close()",
     "django.md": "django_page.forget()",
     "units-of-work.md": "django_page.forget()",
 }
 ON_MYSQL = {"mysql.md", "dbutils.md"}
-#: Pages that start servers and monitors of their own.
+#: Pages that start their own servers and monitors.
 ON_THEIR_OWN = {"testing.md"}
-#: Files, which have tests of their own: below, in test_starts.py, tests/cli/test_rehearse.py and
+#: Blocks that are files. Their tests are below, in test_starts.py, tests/cli/test_rehearse.py and
 #: tests/django/test_test_runs.py.
 FILES = {
     "orders.sql",
@@ -101,7 +101,7 @@ def mysql_pair() -> Iterator[Pair]:
 
 
 def _with_orders(pair: Pair) -> Pair:
-    """*pair* under the examples' name, too, and with their table."""
+    """Make the examples' endpoints resolve to *pair*, create their table, and return *pair*."""
     for host in EXAMPLES:
         pair.hosts.set(host, pair.blue.address)
     pair.blue.execute("CREATE TABLE orders (item varchar(40))", database="app")
@@ -114,7 +114,7 @@ def _with_orders(pair: Pair) -> Pair:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A directory to be in, and a run directory; pools that a page has made are closed."""
+    """Provide a working directory and a run directory, and close the pools of a page afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("BGPOOL_FLEET_KEY", "k" * 32)
@@ -140,7 +140,9 @@ def run(block: Block, names: dict[str, Any], pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
-def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_blocks_of_a_page_run(
+    page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pair: Pair = request.getfixturevalue("mysql_pair" if page.name in ON_MYSQL else "postgres_pair")
     monkeypatch.setenv("BGPOOL_RESOLVER", pair.resolver)
     pair.blue.execute("DELETE FROM orders", database="app")
@@ -149,7 +151,7 @@ def test_page(page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         if page.name not in ON_THEIR_OWN:
             names["pool"] = bgpool.get_pool(pair.dsn, max_size=1, min_size=1)
             for bg_id in ("1", "ledger"):
-                # No deployment, and nobody starts a monitor to look for one.
+                # There is no deployment, and no pool starts a monitor to look for one.
                 stack.enter_context(bgpool.testing.deployment(tmp_path / "run", bg_id=bg_id))
         exec(GRANTED.get(page.name, ""), names)
         for block in python_of(page):
@@ -171,7 +173,7 @@ def file(title: str) -> str:
 
 
 @pytest.mark.parametrize("title", ["test_switchover.py", "test_switchover_async.py"])
-def test_the_tests_that_the_docs_propose(title: str, postgres_pair: Pair, tmp_path: Path) -> None:
+def test_the_tests_in_the_docs_pass(title: str, postgres_pair: Pair, tmp_path: Path) -> None:
     pair = postgres_pair
     pair.blue.execute("DELETE FROM orders", database="app")
     pair.green.wait_replayed(pair.blue.position(), 10.0)
@@ -190,7 +192,7 @@ def test_the_tests_that_the_docs_propose(title: str, postgres_pair: Pair, tmp_pa
     assert "2 passed" in done.stdout
 
 
-def test_the_application_that_the_docs_rehearse(postgres_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_application_of_the_rehearsal_runs(postgres_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask")
     postgres_pair.blue.execute("DELETE FROM orders", database="app")
     monkeypatch.setenv("DATABASE_URL", postgres_pair.dsn)
@@ -201,7 +203,7 @@ def test_the_application_that_the_docs_rehearse(postgres_pair: Pair, monkeypatch
         assert names["app"].test_client().get("/").json == {"orders": 0}
 
 
-def test_the_settings_that_the_docs_propose() -> None:
+def test_the_django_settings_in_the_docs_work() -> None:
     names: dict[str, Any] = {}
     exec(compile(file("settings.py"), "settings.py", "exec"), names)
     (database,) = names["DATABASES"].values()
@@ -211,8 +213,8 @@ def test_the_settings_that_the_docs_propose() -> None:
     assert wrapper.bgpool_find(params).connections.bg_id == "ledger"
 
 
-def test_the_migration_that_the_docs_propose() -> None:
-    """Its SQL is that of ``bgpool receipts --sql``, but for the grants."""
+def test_the_migration_in_the_docs_has_the_ddl_of_the_cli() -> None:
+    """The SQL of the migration is that of ``bgpool receipts --sql``, without the grants."""
     names: dict[str, Any] = {"__name__": "migration"}
     exec(compile(file("shop/migrations/0002_receipts.py"), "migration", "exec"), names)
     (operation,) = names["Migration"].operations
@@ -220,7 +222,7 @@ def test_the_migration_that_the_docs_propose() -> None:
     assert proposed == " ".join(DDL.format(table="bgpool_receipts", user="app").partition("GRANT")[0].split())
 
 
-def test_the_middleware_that_the_docs_propose() -> None:
+def test_the_middleware_in_the_docs_answers_503() -> None:
     names: dict[str, Any] = {}
     exec(compile(file("middleware.py"), "middleware.py", "exec"), names)
     middleware = names["SwitchoverAs503"](lambda request: request)
@@ -232,8 +234,8 @@ def test_the_middleware_that_the_docs_propose() -> None:
     assert middleware.process_exception(None, OperationalError()) is None
 
 
-def test_the_backend_that_the_docs_propose() -> None:
-    """With Django's own in place of another library's."""
+def test_the_custom_backend_in_the_docs_works() -> None:
+    """Django's own backend stands in for that of the library on the page."""
     names: dict[str, Any] = {"__name__": "base"}
     text = file("myproject/db/base.py").replace("django_tenants.postgresql_backend", "django.db.backends.postgresql")
     exec(compile(text, "base.py", "exec"), names)

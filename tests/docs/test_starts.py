@@ -1,4 +1,4 @@
-"""The starts of the quick start's page are followed as they stand there: each file is written, each command is run."""
+"""Follow each start of docs/index.md as a reader does: write each file, and run each command."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.docs.pages import ROOT, Block, blocks
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 PAGE = ROOT / "docs" / "index.md"
-#: What every start takes for granted.
+#: The section that every start needs.
 BEFORE = "Before the first start"
-#: Each start with the packages that its `pip install` brings in addition to the lab's extra.
+#: Each start, and the packages that its `pip install` adds to those of the extra `lab`.
 STARTS = {
     "Plain pool": [],
     "SQLAlchemy": ["sqlalchemy"],
@@ -30,19 +30,19 @@ STARTS = {
     "Celery": ["celery"],
     "MySQL": [],
 }
-#: The starts that every test run plays. The others take as long, and differ in the framework alone.
+#: The starts in every test run. The others take as long, and differ only in the framework.
 ALWAYS = {"Plain pool", "Django"}
-#: A switchover of half the length.
+#: Options for a switchover of half the length.
 QUICK = ["--scale", "0.5", "--warm-up", "0.5", "--cool-down", "0.5"]
-#: Commands that prepare the machine: test_commands.py looks at them.
+#: Commands that prepare the machine. They are not run here; test_commands.py checks them.
 PREPARE = {"pip", "sudo", "python3", "."}
-#: A file to which the block is added.
+#: The end of the title of a block that is appended to a file.
 AT_THE_END = ", at the end"
 
 
 @pytest.fixture
 def port() -> int:
-    """A port on which no process listens."""
+    """Return a port on which no process listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -50,14 +50,14 @@ def port() -> int:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """The reader's empty directory."""
+    """Provide the reader's empty directory."""
     with tempfile.TemporaryDirectory(prefix="bgpool-start-") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def environment(port: int) -> dict[str, str]:
-    """A reader's environment: this interpreter's commands come first, and the servers listen on *port*."""
+    """Return a reader's environment: this interpreter's commands come first, and the servers listen on *port*."""
     hidden = ("PG", "MYSQL", "BGPOOL", "DATABASE_URL", "DJANGO", "COLUMNS", "FORCE_COLOR")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     lab = {name: value for name, value in os.environ.items() if name.startswith("BGPOOL_LAB_")}
@@ -84,7 +84,7 @@ def write(block: Block, directory: Path) -> None:
 
 
 def shape(text: str) -> str:
-    """*text* without what differs from run to run: numbers, and blanks at the ends of lines."""
+    """Return *text* without the differences between runs: numbers, and blanks at the ends of lines."""
     return "\n".join(re.sub(r"\d+", "0", line).rstrip() for line in text.splitlines())
 
 
@@ -117,7 +117,7 @@ def test_a_start_works_as_the_page_says(start: str, directory: Path, environment
     assert "holding callers" in output or start == "Celery"
     for block in section(start):
         for line in block.text.splitlines() if block.language == "text" else []:
-            assert line == "…" or shape(line) in shape(output), f"the page has a line that is not there: {line!r}"
+            assert line == "…" or shape(line) in shape(output), f"the output has no such line: {line!r}"
 
 
 def test_every_start_is_in_the_list_at_the_top() -> None:
