@@ -1,4 +1,4 @@
--- For PostgreSQL and MySQL alike. A rehearsal has no server that a migration would reach before.
+-- For both PostgreSQL and MySQL. A rehearsal loads this file, because its servers do not exist before it starts.
 CREATE TABLE ledger (
     seq serial PRIMARY KEY,
     worker integer NOT NULL,

@@ -1,1 +1,1 @@
-"""An application that writes one row a request, so that a switchover can be judged by its rows."""
+"""An application that writes one row per request. The rows show if a switchover lost or doubled any."""

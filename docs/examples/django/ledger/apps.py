@@ -4,6 +4,6 @@ from django.apps import AppConfig
 
 
 class LedgerConfig(AppConfig):
-    """The ledger."""
+    """The configuration of the application ``ledger``."""
 
     name = "ledger"

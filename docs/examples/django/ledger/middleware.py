@@ -1,4 +1,4 @@
-"""What a view's user sees of a switchover: 503 with Retry-After in place of 500."""
+"""A middleware that answers 503 with Retry-After, instead of 500, after errors of a switchover."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ from django.http import HttpRequest, HttpResponse
 import bgpool
 
 
-class switchover_as_503:  # noqa:N801  # named as in MIDDLEWARE, where functions and classes stand side by side
-    """Answers with 503 where a switchover has cut or held a request for too long."""
+class switchover_as_503:  # noqa:N801  # MIDDLEWARE lists functions and classes alike
+    """Answer 503 if a switchover has cut a request, or has held it for too long."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -17,13 +17,13 @@ class switchover_as_503:  # noqa:N801  # named as in MIDDLEWARE, where functions
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Django calls it with what a view has raised. None leaves the answer to Django."""
+        """Handle an exception of a view. With None, Django makes the answer."""
         # Django wraps the driver's errors; run() and transactional raise bgpool's own.
         error = exception if isinstance(exception, bgpool.SwitchoverError) else exception.__cause__
         if not isinstance(error, bgpool.SwitchoverError):
             return None
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, bgpool.CommitOutcomeUnknown):
-            # To send the request again may apply it twice.
+            # Not 503: if the client sends the request again, it may be applied twice.
             return HttpResponse(text, status=500, content_type="text/plain")
         return HttpResponse(text, status=503, headers={"Retry-After": "1"}, content_type="text/plain")

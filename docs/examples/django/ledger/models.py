@@ -1,10 +1,10 @@
-"""The one model."""
+"""The only model."""
 
 from django.db import models
 
 
 class Entry(models.Model):
-    """A row, and what its client knows of it: who wrote it, and that writer's running number."""
+    """A row: the client's worker and thread that wrote it, and the running number of that thread."""
 
     seq = models.BigAutoField(primary_key=True)
     worker = models.IntegerField()
@@ -12,6 +12,6 @@ class Entry(models.Model):
     n = models.IntegerField()
 
     class Meta:
-        """Its table."""
+        """The name of the table."""
 
         db_table = "ledger"

@@ -1,4 +1,4 @@
-"""The row as a task."""
+"""A Celery task that writes a row."""
 
 from celery import shared_task
 
@@ -9,5 +9,5 @@ from ledger.views import write
 @shared_task
 @transactional
 def write_entry(key: str) -> None:
-    """Write the row of *key*."""
+    """Write the row for *key*."""
     write(key)

@@ -1,4 +1,4 @@
-"""Tests as any project has them. bgpool takes no part in a test run: it starts no monitor."""
+"""Ordinary Django tests. bgpool takes no part in a test run: it starts no monitor."""
 
 from django.test import TestCase, TransactionTestCase
 
@@ -6,7 +6,7 @@ from ledger.models import Entry
 
 
 class ViewsTest(TestCase):
-    """The views, in the transaction of each test."""
+    """The views, each test inside a transaction."""
 
     def test_views_write_a_row(self) -> None:
         for path in ("/plain/", "/unit/"):
@@ -16,7 +16,7 @@ class ViewsTest(TestCase):
 
 
 class CommittedTest(TransactionTestCase):
-    """The unit of work, with a COMMIT."""
+    """The unit of work, with a real COMMIT."""
 
     def test_a_unit_of_work_commits(self) -> None:
         self.client.get("/unit/", {"key": "1.2.3"})

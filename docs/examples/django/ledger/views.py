@@ -1,4 +1,4 @@
-"""Three ways to write a row, and one to count them. ``?key=WORKER.THREAD.N`` says which row."""
+"""Three views that write a row, and one that counts the rows. ``?key=WORKER.THREAD.N`` identifies the row."""
 
 import os
 
@@ -11,18 +11,18 @@ from ledger.models import Entry
 
 
 def write(key: str) -> None:
-    """Write the row of *key*, such as ``1.2.3``."""
+    """Write the row for *key*, such as ``1.2.3``."""
     worker, thread, n = map(int, key.split("."))
     Entry.objects.create(worker=worker, thread=thread, n=n)
 
 
 def key_of(request: HttpRequest) -> str:
-    """The row that a request asks for."""
+    """Return the key that a request contains."""
     return request.GET.get("key", "0.0.0")
 
 
 def answer() -> HttpResponse:
-    """Which process has answered."""
+    """Answer with the pid of the process."""
     return HttpResponse(str(os.getpid()), content_type="text/plain")
 
 
@@ -33,7 +33,7 @@ def count(request: HttpRequest) -> HttpResponse:
 
 @transaction.atomic
 def plain(request: HttpRequest) -> HttpResponse:
-    """Write a row. A switchover that cuts the transaction is an error to the client."""
+    """Write a row. If a switchover cuts the transaction, the client gets an error."""
     write(key_of(request))
     return answer()
 
@@ -46,6 +46,6 @@ def unit(request: HttpRequest) -> HttpResponse:
 
 
 async def in_async(request: HttpRequest) -> HttpResponse:
-    """Write a row from an asynchronous view: the unit of work runs in a thread, and nothing else waits for it."""
+    """Write a row from an asynchronous view. The unit of work runs in a thread and does not block the event loop."""
     await sync_to_async(transactional(write))(key_of(request))
     return answer()

@@ -1,4 +1,4 @@
-"""An example project. Celery's application is loaded with Django, as Celery's documentation has it."""
+"""An example project. It loads Celery's application with Django, as Celery's documentation recommends."""
 
 from shop.celery import app as celery_app
 

@@ -1,4 +1,4 @@
-"""For uvicorn: ``uvicorn shop.asgi:application``."""
+"""The application for uvicorn: ``uvicorn shop.asgi:application``."""
 
 import os
 

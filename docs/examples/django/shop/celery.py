@@ -1,4 +1,4 @@
-"""For Celery: ``celery -A shop worker``."""
+"""The application for Celery: ``celery -A shop worker``."""
 
 import os
 

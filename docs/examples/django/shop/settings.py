@@ -1,10 +1,10 @@
-"""Settings: the database comes from DATABASE_URL, and bgpool from its engine and OPTIONS["bg_id"]."""
+"""Settings: DATABASE_URL names the database; its engine and OPTIONS["bg_id"] select bgpool."""
 
 import os
 
 import dj_database_url
 
-# Without these lines dj-database-url would name Django's own engines.
+# Without these lines dj-database-url would select Django's own engines.
 dj_database_url.register("postgres", "bgpool.integrations.django.postgresql")
 dj_database_url.register("postgresql", "bgpool.integrations.django.postgresql")
 dj_database_url.register("mysql", "bgpool.integrations.django.mysql")
@@ -23,7 +23,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# bgpool logs what it does in a switchover at INFO.
+# bgpool logs its actions in a switchover at INFO.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -1,4 +1,4 @@
-"""URLs of the example."""
+"""The URLs of the example."""
 
 from django.urls import path
 from ledger import views

@@ -1,4 +1,4 @@
-"""For gunicorn: ``gunicorn shop.wsgi``."""
+"""The application for gunicorn: ``gunicorn shop.wsgi``."""
 
 import os
 

@@ -1,10 +1,10 @@
-"""Make the table."""
+"""Create the table."""
 
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """The first."""
+    """The first migration."""
 
     initial = True
     dependencies = ()
