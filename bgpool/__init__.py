@@ -75,7 +75,7 @@ __all__ = [
 
 logging.getLogger("bgpool").addHandler(logging.NullHandler())
 
-#: In which module each public name is, but for the errors.
+#: The module of each public name, except for the errors.
 _HOMES: Final = {
     "get_pool": "registry",
     "get_async_pool": "registry",
@@ -96,7 +96,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported at its first use: a health check or a command that needs no driver loads none."""
+    """Import a public name at its first use, so that a health check or a command that needs no driver loads none."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")

@@ -1,4 +1,4 @@
-"""``python -m bgpool``: the command line where no script is on the path."""
+"""``python -m bgpool``: the command line, if the script is not on the path."""
 
 from __future__ import annotations
 

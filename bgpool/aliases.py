@@ -1,4 +1,4 @@
-"""CNAME aliases in front of an endpoint: which RDS name an application's own name stands for."""
+"""CNAME aliases of an endpoint: find the RDS name behind an application's own name."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["may_be_alias", "real_endpoint"]
 
 
 def may_be_alias(host: str) -> bool:
-    """Whether *host* could be somebody's own name for an RDS endpoint: of several labels, and not of RDS's shapes."""
+    """Return whether *host* may be an alias of an RDS endpoint: it has several labels, and is no RDS name itself."""
     return "." in host and "/" not in host and not is_address(host) and parse_endpoint(host) is None
 
 
 def real_endpoint(host: str, resolver: str) -> str | None:
-    """The RDS or Aurora endpoint that *host* stands for; None if it stands for none.
+    """Return the RDS or Aurora endpoint that *host* is an alias of; None if it is no such alias.
 
     Takes at most ALIAS_TIMEOUT_S.
 
     Args:
         host: A name.
-        resolver: Whom to ask, as the parameter bg_resolver. A hosts file has no CNAMEs; the first name of a line there
-            is what the others stand for, as in hosts(5).
+        resolver: The resolver, as in the parameter bg_resolver. A hosts file has no CNAMEs; there the first name of a
+            line is the canonical one and the others are its aliases, as in hosts(5).
 
     Raises:
-        OSError: It could not be found out; the text says why.
+        OSError: The look-up failed; the text says why.
     """
     if resolver.startswith("hosts:"):
         found = _canonical_name(Path(resolver.removeprefix("hosts:")), host)

@@ -1,4 +1,4 @@
-"""Passwords that are made for each connection: calling what makes them, and tokens of IAM database authentication."""
+"""Passwords that are made for each connection: calls of password callables, and tokens of IAM authentication."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["GIVE_PASSWORD", "ElastiCacheIam", "PasswordMaker", "RdsIam", "Secret
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-#: How the monitor gets a password, where the application's comes with each connection.
+#: Advice on a password for the monitor, if the application's is made for each connection.
 GIVE_PASSWORD: Final = (
     "pass the callable that makes it as password, such as bgpool.auth.RdsIam(), or give the monitor a login of its own "
     "with monitoring={'user': ..., 'password': ...}; with SQLAlchemy, both belong in connect_args"
@@ -32,29 +32,29 @@ GIVE_PASSWORD: Final = (
 
 
 class SecretMaker:
-    """Calls what makes a secret in a thread of its own, one call at a time.
+    """Calls a callable that makes a secret in a separate thread, one call at a time.
 
-    A callable that hangs costs that thread and no other; one that raises SystemExit ends it and no other.
+    A callable that hangs, or raises SystemExit, affects only that thread.
     """
 
     def __init__(self) -> None:
-        # By process: a fork leaves the thread behind that is to end the call at hand.
+        # Per process: after a fork the child lacks the thread that would end the current call.
         self._turns: Final[dict[int, _Turn]] = {}
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a call has not returned within PASSWORD_TIMEOUT_S."""
+        """True if a call has not returned within PASSWORD_TIMEOUT_S."""
         return self._turn.left_s() <= 0
 
     def call(self, what: str, function: Callable[..., object], *args: object) -> object:
-        """What *function* returns.
+        """Return the result of *function*.
 
         Args:
-            what: Which callable for what, as errors begin: "the password callable failed for app@db".
+            what: The beginning of error texts: "the password callable failed for app@db".
 
         Raises:
-            PasswordFailed: It failed, with the failure as the cause, or took longer than PASSWORD_TIMEOUT_S. The text
-                has *what* and the kind of failure.
+            PasswordFailed: The call failed, with the failure as the cause, or took longer than PASSWORD_TIMEOUT_S. The
+                text has *what* and the kind of failure.
         """
         call = self._begin(what, function, *args)
         if not call.done.wait(PASSWORD_TIMEOUT_S):
@@ -62,7 +62,7 @@ class SecretMaker:
         if isinstance(call.error, ConfigurationError):
             raise PasswordFailed(f"{what}: {call.error}") from call.error
         if call.error is not None:
-            # Not its text: what makes secrets may quote them.
+            # Without the text, which may quote a secret.
             raise PasswordFailed(f"{what}: {type(call.error).__name__}") from call.error
         if inspect.iscoroutine(call.made):
             call.made.close()
@@ -73,10 +73,10 @@ class SecretMaker:
         return self._turns.setdefault(os.getpid(), _Turn())
 
     def _begin(self, what: str, function: Callable[..., object], *args: object) -> _Call:
-        """Call *function* in a thread, after the calls before it; raises PasswordFailed where one of them hangs."""
+        """Call *function* in a thread, after earlier calls have ended; raises PasswordFailed if one of them hangs."""
         turn = self._turn
         while not turn.lock.acquire(timeout=max(0.0, turn.left_s())):
-            # Held for so long without a call: an interrupt came between the lock and the call.
+            # The lock is held without a call: an interrupt came between the lock and the call.
             if turn.left_s() <= 0 or turn.since == math.inf:
                 raise PasswordFailed(f"{what}: it has not returned within {PASSWORD_TIMEOUT_S:.0f} s")
         turn.since = time.monotonic()
@@ -93,7 +93,7 @@ class SecretMaker:
 
 
 class _Stuck(PasswordFailed):
-    """A call has not returned in time."""
+    """A call did not return in time."""
 
 
 class PasswordMaker(SecretMaker):
@@ -104,10 +104,10 @@ class PasswordMaker(SecretMaker):
         self._password: Final = password
 
     def make(self, host: str, port: int, user: str) -> str:
-        """A password for *user* at *host* and *port*.
+        """Return a password for *user* at *host* and *port*.
 
         Raises:
-            PasswordFailed: The callable failed, with the failure as the cause, made no string, or took longer than
+            PasswordFailed: The callable failed, with the failure as the cause, returned no string, or took longer than
                 PASSWORD_TIMEOUT_S. The text names user, host and the kind of failure.
         """
         what = f"the password callable failed for {user}@{host}"
@@ -128,17 +128,17 @@ class PasswordMaker(SecretMaker):
         return made
 
     def prepare(self, host: str, port: int, user: str) -> None:
-        """Have a callable with a method ``prepare`` get ready in the background; waits for nothing."""
+        """Call the callable's method ``prepare``, if it has one, in the background; does not wait."""
         prepare = getattr(self._password, "prepare", None)
         if prepare is not None and not self._turn.lock.locked():
             with contextlib.suppress(PasswordFailed):
                 self._begin("", prepare, host, port, user)
 
     def forget(self) -> bool:
-        """A password was refused: have a callable with a method ``forget`` drop what it keeps.
+        """Call the callable's method ``forget``, if it has one, after a password was refused, to drop cached state.
 
         Returns:
-            Whether the next one may be another.
+            True if the next password may differ.
         """
         forget = getattr(self._password, "forget", None)
         if forget is None:
@@ -151,37 +151,37 @@ class PasswordMaker(SecretMaker):
 
 
 class _Turn:
-    """The right to call, and since when somebody has it, on the monotonic clock in seconds; infinite if nobody has."""
+    """The right to call, and the time at which it was taken, on the monotonic clock in seconds; infinite if free."""
 
     def __init__(self) -> None:
         self.lock: Final = threading.Lock()
         self.since = math.inf
 
     def left_s(self) -> float:
-        """How long the call at hand may still take, in seconds, below 0 once it hangs."""
+        """Return the remaining time of the current call in seconds, below 0 if it hangs."""
         return min(PASSWORD_TIMEOUT_S, PASSWORD_TIMEOUT_S + self.since - time.monotonic())
 
     def end(self) -> None:
-        """The next one may call."""
+        """Give up the right, so that the next call may begin."""
         self.since = math.inf
         self.lock.release()
 
 
 class _Call:
-    """One call, and what came of it once it is *done*."""
+    """One call, and its result once it is *done*."""
 
     def __init__(self, function: Callable[..., object], args: tuple[object, ...], turn: _Turn) -> None:
         self._function: Final = function
         self._args: Final = args
         self._turn: Final = turn
-        # Whoever takes it ends the turn: an interrupt does not tell whether the thread has begun.
+        # The thread that takes it ends the turn. After an interrupt it is not known whether the new thread has begun.
         self.claim: Final = threading.Lock()
         self.done: Final = threading.Event()
         self.made: object = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Call it; the thread's whole life."""
+        """Make the call. The thread does nothing else."""
         if not self.claim.acquire(blocking=False):
             return
         try:
@@ -196,28 +196,31 @@ class _Call:
 
 @dataclass(frozen=True)
 class _AwsSigner:
-    """What callables that sign with AWS credentials share: the credentials are found once in each process.
+    """Base of the callables that sign with AWS credentials. The credentials are found once in each process.
 
-    They are safe to use from any number of threads and processes, and to hand to the monitor.
+    They are safe to use from any number of threads and processes, and can be passed to the monitor.
     """
 
-    # What signs, and since when, by process and region: a child of a fork makes its own.
+    # The client that signs, and its creation time, by process and region. A forked child makes its own.
     _clients: dict[tuple[int, str], tuple[float, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __call__(self, host: str, port: int, user: str) -> str:
-        """The token for *user* at *host* and *port*."""
+        """Return the token for *user* at *host* and *port*."""
         raise NotImplementedError
 
     def prepare(self, host: str, port: int, user: str) -> None:
-        """Have boto3 loaded and the credentials found, which takes 0.3 to 0.6 s in a new process."""
+        """Load boto3 and find the credentials, which takes 0.3 to 0.6 s in a new process."""
         self(host, port, user)
 
     def forget(self) -> bool:
-        """Look for credentials again at the next token, unless that was done within AWS_CLIENT_MIN_AGE_S; whether so.
+        """Find the credentials again for the next token, unless that was done within AWS_CLIENT_MIN_AGE_S.
 
-        Those that boto3 cannot renew by itself, of a file or the environment, it reads once.
+        boto3 reads credentials of a file or the environment, which it cannot renew, only once.
+
+        Returns:
+            True if they will be found again.
         """
         before = time.monotonic() - AWS_CLIENT_MIN_AGE_S
         old = [key for key, (since, _) in list(self._clients.items()) if since < before]
@@ -226,7 +229,7 @@ class _AwsSigner:
         return bool(old)
 
     def __getstate__(self) -> dict[str, object]:
-        # Another process makes its own.
+        # Another process makes its own client.
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -237,7 +240,7 @@ class _AwsSigner:
         key = (os.getpid(), region)
         _, client = self._clients.get(key, (0.0, None))
         if client is None:
-            # Two threads may make one at the same time; either is good.
+            # Two threads may make one at the same time; both are valid.
             client = self._make_client(region)
             self._clients[key] = (time.monotonic(), client)
         return client
@@ -258,9 +261,9 @@ class _AwsSigner:
 class RdsIam(_AwsSigner):
     """A password callable for get_pool: makes tokens of IAM database authentication with boto3.
 
-    A token is good for the one host name, port and user that it is made for, and for 15 minutes. One is made for every
-    connection, with the credentials of that moment, which takes half a millisecond. Safe to use from any number of
-    threads and processes, and to hand to the monitor.
+    A token is valid for one host name, port and user, and for 15 minutes. Every connection gets a new token, made with
+    the current credentials in half a millisecond. The object is safe to use from any number of threads and processes,
+    and can be passed to the monitor.
 
     >>> pool = bgpool.get_pool(dsn + "?sslmode=verify-full", password=bgpool.auth.RdsIam())
 
@@ -275,11 +278,11 @@ class RdsIam(_AwsSigner):
     profile: str | None = None
 
     def __call__(self, host: str, port: int, user: str) -> str:
-        """The token for *user* at *host* and *port*.
+        """Return the token for *user* at *host* and *port*.
 
         Raises:
             ConfigurationError: boto3 is not installed, or the region is not given and not part of *host*.
-            botocore.exceptions.BotoCoreError: There are no credentials, or they cannot be had.
+            botocore.exceptions.BotoCoreError: There are no credentials, or they cannot be retrieved.
         """
         region = self.region or _region_of(host)
         return str(self._client(region).generate_db_auth_token(host, port, user, region))
@@ -292,19 +295,19 @@ class RdsIam(_AwsSigner):
 class ElastiCacheIam(_AwsSigner):
     """A password callable for ``bg_fleet_password``: makes tokens of ElastiCache's IAM authentication with boto3.
 
-    A token is good for the one cache and user that it is made for, and for 15 minutes; the connection ends after 12
-    hours. One is made for every connection, with the credentials of that moment. Safe to use from any number of threads
-    and processes. ElastiCache takes tokens over TLS alone.
+    A token is valid for one cache and user, and for 15 minutes; the connection ends after 12 hours. Every connection
+    gets a new token, made with the current credentials. The object is safe to use from any number of threads and
+    processes. ElastiCache accepts tokens only over TLS.
 
     >>> pool = bgpool.get_pool(
     ...     dsn, bg_fleet="rediss://bgpool@HOST:6379", bg_fleet_password=bgpool.auth.ElastiCacheIam("fleet")
     ... )
 
     Attributes:
-        cache_name: The id of the replication group, or the name of the serverless cache; AWS writes it in small
-            letters, and so does the token.
-        region: Its AWS region; None for that of the environment or the profile. The host has only an abbreviation.
-        serverless: Whether it is a serverless cache.
+        cache_name: The id of the replication group, or the name of the serverless cache. AWS writes it in lower case,
+            and so does the token.
+        region: Its AWS region; None for that of the environment or the profile. The host name has only an abbreviation.
+        serverless: True for a serverless cache.
         profile: The profile of the AWS configuration to use; None for boto3's default credentials.
 
     Source: AWS, "Authenticating with IAM" of ElastiCache.
@@ -316,11 +319,11 @@ class ElastiCacheIam(_AwsSigner):
     profile: str | None = None
 
     def __call__(self, host: str, port: int, user: str) -> str:
-        """The token for *user*: a signed URL without its scheme. *host* and *port* are no part of it.
+        """Return the token for *user*: a signed URL without its scheme. *host* and *port* are not part of it.
 
         Raises:
-            ConfigurationError: boto3 is not installed, or no region is given anywhere.
-            botocore.exceptions.BotoCoreError: There are no credentials, or they cannot be had.
+            ConfigurationError: boto3 is not installed, or no region is configured.
+            botocore.exceptions.BotoCoreError: There are no credentials, or they cannot be retrieved.
         """
         del host, port
         region, credentials = self._client(self.region or "")
@@ -331,7 +334,7 @@ class ElastiCacheIam(_AwsSigner):
         if self.serverless:
             asked["ResourceType"] = "ServerlessCache"
         request: Any = AWSRequest("GET", f"https://{self.cache_name.lower()}/", params=asked)
-        # Frozen, so that all parts of them are those of one moment.
+        # Frozen, so that all parts belong to the same credentials.
         signer: Any = SigV4QueryAuth(credentials.get_frozen_credentials(), "elasticache", region, expires=_TOKEN_S)
         signer.add_auth(request)
         return str(request.url).removeprefix("https://")
@@ -351,7 +354,7 @@ class ElastiCacheIam(_AwsSigner):
         return session.region_name, credentials
 
 
-#: How long a token of ElastiCache's is good, in seconds. Source: AWS.
+#: The validity of an ElastiCache token, in seconds. Source: AWS.
 _TOKEN_S: Final = 900
 
 
@@ -359,6 +362,6 @@ def _region_of(host: str) -> str:
     name = parse_endpoint(host)
     if name is None:
         raise ConfigurationError(
-            f"bgpool.auth.RdsIam: {host!r} does not tell its region; give one, as in RdsIam(region='eu-west-1')"
+            f"bgpool.auth.RdsIam: the host name {host!r} has no region; give one, as in RdsIam(region='eu-west-1')"
         )
     return name.region

@@ -1,5 +1,7 @@
-"""The errors that are no driver's. Apart from the others, so that to look at a run directory imports no driver:
-the drivers take longer to import than ``bgpool status`` takes to answer."""
+"""The errors that are not subclasses of a driver's errors.
+
+They have their own module so that reading a run directory imports no driver: that takes longer than ``bgpool status``.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ __all__ = ["ConfigurationError", "Error", "SegmentError"]
 
 
 class Error(Exception):
-    """The root of every error of bgpool."""
+    """The base class of all errors of bgpool."""
 
 
 class ConfigurationError(Error, ValueError):
-    """A parameter, a DSN or a file that bgpool was given cannot be used; the text names it and what is allowed."""
+    """A parameter, a DSN or a file is invalid. The text names it and what is allowed."""
 
 
 class SegmentError(Error):
-    """A segment or its directory is not to be trusted: owner, mode, magic, version or checksum is wrong."""
+    """A segment or its directory cannot be trusted: its owner, mode, magic, version or checksum is wrong."""

@@ -1,4 +1,4 @@
-"""Callables of the application's that another process is to call: how the monitor gets them."""
+"""Passing the application's callables to the monitor, which is another process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = ["hand_over", "take_over"]
 
 
 def hand_over(name: str, given: Callable[..., object], remedy: str) -> bytes:
-    """*given*, pickled.
+    """Return *given*, pickled.
 
     Args:
-        name: Of the parameter.
-        remedy: What to do where that cannot be, for the error.
+        name: The name of the parameter.
+        given: The callable.
+        remedy: Advice for the error text.
 
     Raises:
         ConfigurationError: It cannot be pickled, or the process that reads it could not import it.
@@ -26,24 +27,24 @@ def hand_over(name: str, given: Callable[..., object], remedy: str) -> bytes:
     reason = "part of it is defined in the program itself, which the monitor does not run"
     try:
         pickled = pickle.dumps(given)
-        # Wherever it is mentioned: a functools.partial of a function of the program comes from functools itself.
+        # Check every name in the pickle: a functools.partial of a function of the program comes from functools itself.
         if all(argument != "__main__" for _, argument, _ in pickletools.genops(pickled)):
             return pickled
     except Exception as error:
-        # Not its text, which may quote what the callable holds.
+        # Without the text, which may quote the callable's contents.
         reason = f"{type(error).__name__} at pickling it"
     called = getattr(given, "__qualname__", type(given).__qualname__)
-    # Without the error as the context: its text would be in the traceback.
-    raise ConfigurationError(f"{name}: {called} cannot be handed to the monitor's process ({reason}); {remedy}")
+    # Raised outside of the handler: as the context, the error's text would be in the traceback.
+    raise ConfigurationError(f"{name}: {called} cannot be passed to the monitor's process ({reason}); {remedy}")
 
 
 def take_over(what: str, pickled: bytes, remedy: str) -> Any:
-    """What hand_over has pickled.
+    """Return the callable that hand_over has pickled.
 
     Args:
-        what: Which callable, for the error.
-        pickled: Of our own user's making, through a pipe: as trustworthy as the program that started us.
-        remedy: As hand_over's.
+        what: The name of the callable, for the error text.
+        pickled: The pickle. It comes through a pipe from a process of the same user, and is trusted like that program.
+        remedy: Advice for the error text.
 
     Raises:
         ConfigurationError: It cannot be imported here, or its module patches threads.
@@ -51,11 +52,12 @@ def take_over(what: str, pickled: bytes, remedy: str) -> Any:
     try:
         found: Any = pickle.loads(pickled)
     except (Exception, SystemExit) as error:
-        # The text of an import names what is missing; any other is of the callable's making and may hold a secret.
+        # The text of an import error names the missing module. Any other text is the callable's and may hold a secret.
         reason = str(error) if isinstance(error, (ImportError, AttributeError)) else type(error).__name__
         raise ConfigurationError(f"{what} cannot be used in the monitor's process ({reason}); {remedy}") from error
     if library := patched_by():
-        # By that module: a monitor loads nothing else of the application. Its heartbeat would stop with each wait.
+        # Only that module can have done it: a monitor loads nothing else of the application. On patched threads each
+        # wait would stop the monitor's heartbeat.
         raise ConfigurationError(
             f"{what}'s module patches threads with {library}, on which a monitor does not run: "
             "define the callable in a small module of its own"

@@ -1,7 +1,7 @@
-"""Every exception that bgpool raises, on one screen.
+"""All exceptions that bgpool raises.
 
-The errors of a switchover are also the drivers' own ``OperationalError``, so that the handlers and retry
-decorators an application already has see them as what they are: the database was away for a moment.
+The errors of a switchover are also instances of the drivers' ``OperationalError``. So the handlers and retry decorators
+that an application already has treat them correctly: as a short outage of the database.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = [
 
 
 class SwitchoverError(Error, psycopg.OperationalError, pymysql.OperationalError):
-    """The root of the errors that a switchover causes; a driver's ``OperationalError`` of either engine."""
+    """The base class of the errors that a switchover causes; an ``OperationalError`` of both drivers."""
 
 
 class SwitchoverHoldTimeout(SwitchoverError):
-    """A checkout was held for as long as it may be and the switchover had not passed. Nothing was sent."""
+    """A checkout was held for the longest allowed time, and the switchover was not over. Nothing was sent."""
 
 
 class GreenHostRejected(SwitchoverError):
-    """The pool's endpoint is a green one and the switchover is over. Nothing was sent; connect to the blue name."""
+    """The pool's endpoint is green's and the switchover is over. Nothing was sent. Connect to the blue name."""
 
 
 class SwitchoverInterrupted(SwitchoverError):
@@ -46,22 +46,22 @@ class SwitchoverInterrupted(SwitchoverError):
 
 
 class CommitOutcomeUnknown(SwitchoverError):
-    """The connection was cut during COMMIT, or in autocommit: the database may or may not have applied it.
+    """The connection was cut during COMMIT, or in autocommit mode: the database may or may not have applied the change.
 
-    The text says which of them, and what to find out; a two-phase transaction may still be prepared.
+    The text says which of the two, and what to check. A two-phase transaction may still be prepared.
     """
 
 
 class InheritedConnection(SwitchoverError):
-    """A connection that was checked out before a fork was used in the child, where it belongs to the parent."""
+    """A connection that was checked out before a fork was used in the child. It belongs to the parent."""
 
 
 class PoolTimeout(Error, pymysql.OperationalError, psycopg_pool.PoolTimeout):
-    """No connection could be had in time: all were in use, or none could be opened. The text says which, and why."""
+    """No connection was available in time: all were in use, or none could be opened. The text says which, and why."""
 
 
 class TooManyRequests(Error, pymysql.OperationalError, psycopg_pool.TooManyRequests):
-    """As many callers as ``max_waiting`` allows wait for a connection already."""
+    """The number of waiting callers has reached ``max_waiting``."""
 
 
 class PoolClosed(Error, pymysql.OperationalError, psycopg_pool.PoolClosed):
@@ -69,4 +69,4 @@ class PoolClosed(Error, pymysql.OperationalError, psycopg_pool.PoolClosed):
 
 
 class PasswordFailed(Error, psycopg.OperationalError, pymysql.OperationalError):
-    """What makes passwords has made none; to either driver a connection that failed. Nothing was sent."""
+    """The password callable failed. Both drivers treat it as a failed connection. Nothing was sent."""

@@ -1,4 +1,4 @@
-"""Green threads: what gevent or eventlet has replaced in this process, and whether bgpool can run on it."""
+"""Green threads: detect the modules that gevent or eventlet has patched, and refuse what bgpool cannot run on."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from bgpool.base_errors import ConfigurationError
 
 __all__ = ["check_threads", "patched_by", "sleeps_are_green"]
 
-#: What matters of a process: how its threads start, sleep and wait. Names of modules, as gevent has them.
+#: The modules whose patching matters, because threads start, sleep and wait with them; by gevent's names.
 _GEVENTS: Final = ("threading", "time", "socket", "select")
-#: The same, as eventlet has them.
+#: The same by eventlet's names.
 _EVENTLETS: Final = ("thread", "time", "socket", "select")
 
 
 def sleeps_are_green() -> bool:
-    """Whether ``time.sleep`` is gevent's: then a call that sleeps in the kernel would stop all green threads."""
+    """Return whether ``time.sleep`` is gevent's: then a call that sleeps in the kernel blocks all green threads."""
     return _gevent_has("time")
 
 
 def patched_by() -> str:
-    """The library that has replaced threads, sockets or time in this process; empty where none has."""
+    """Return the library that has patched threads, sockets or time in this process; empty if none has."""
     if any(map(_eventlet_has, _EVENTLETS)):
         return "eventlet"
     return "gevent" if any(map(_gevent_has, _GEVENTS)) else ""
 
 
 def check_threads() -> None:
-    """Refuse a process in which one waiting caller would stop all others.
+    """Refuse a process in which one waiting caller would block all others.
 
     Raises:
-        ConfigurationError: eventlet has patched it, or gevent has, but not both threads and time.
+        ConfigurationError: eventlet has patched it, or gevent has patched only one of threads and time.
     """
     library = patched_by()
     if library == "eventlet":

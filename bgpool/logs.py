@@ -1,4 +1,4 @@
-"""What every log line of bgpool carries beside its text, for handlers that write JSON, and for filters."""
+"""The additional fields of log lines, for handlers that write JSON, and for filters."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["log_fields", "utc_formatter"]
 
 
 def log_fields(event: str, *, bg_id: str = "", phase: Phase | None = None, host: str = "") -> dict[str, str]:
-    """The *extra* of a line: always all four, so that a format may name them; empty where there is nothing to say.
+    """Return the *extra* of a line: always all four fields, so that a format may use them; empty if not applicable.
 
     Args:
-        event: What kind of line it is; docs/errors.md has the list.
-        bg_id: Which deployment.
-        phase: Its phase at that moment.
-        host: Which host or address the line is about.
+        event: The kind of line; docs/night.md has the list.
+        bg_id: The deployment.
+        phase: The deployment's phase at that time.
+        host: The host or address that the line is about.
     """
     return {"event": event, "bg_id": bg_id, "phase": phase.name if phase is not None else "", "host": host}
 
 
 def utc_formatter(fields: str) -> logging.Formatter:
-    """A formatter for logs that bgpool itself writes: the time in UTC, as everywhere else, then *fields*."""
+    """Return a formatter for logs that bgpool itself writes: the time in UTC, then *fields*."""
     formatter = logging.Formatter(f"%(asctime)s.%(msecs)03dZ {fields}", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     return formatter

@@ -1,4 +1,4 @@
-"""PyMySQL connections in which every wait has an end, and that go to an address under a name of the caller's choice."""
+"""PyMySQL connections with bounded waits, which connect to an address and verify a name that the caller chooses."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from bgpool.tls import GuardedContext, shared
 
 __all__ = ["CUT_CODES", "BoundedConnection", "code_of", "is_servers_refusal", "may_be_servers_refusal"]
 
-#: A write was refused: an option of the server's prevents it, the server is read-only.
+#: A write was refused because an option of the server prevents it, or because the server is read-only.
 _ER_OPTION_PREVENTS_STATEMENT: Final = 1290
 _ER_READ_ONLY_MODE: Final = 1836
-#: Something is read-only: the transaction (1792) or the table (1036), and that may be the caller's own; or all of
-#: InnoDB, which may be forced (1881). A table that cannot be dropped says no more (3604). As seen with
+#: Something is read-only: the transaction (1792) or the table (1036), possibly because of the caller; or all of InnoDB,
+#: which may be forced (1881). The error of a table that cannot be dropped (3604) has no further detail. Observed with
 #: --innodb-read-only, --innodb-force-recovery and --transaction-read-only on MySQL 9.7, MariaDB 10.11 and 11.8.
 _SOMETHING_IS_READ_ONLY: Final = frozenset({1036, 1792, 1874, 1881, 3604})
-#: A table that cannot be created, locked or renamed may be so for a hundred reasons; this is the storage engine's
-#: number for a read-only one (HA_ERR_TABLE_READONLY), in every language.
+#: Creating, locking or renaming a table can fail for many reasons. For a read-only table the text has the storage
+#: engine's number (HA_ERR_TABLE_READONLY), in every language.
 _WITH_ERRNO: Final = frozenset({1005, 1015, 1025})
 _ERRNO_READ_ONLY: Final = re.compile(r"\b165\b")
-#: The options of 1290 with which a server takes no writes; others (--secure-file-priv) refuse one statement.
+#: The options in the text of 1290 with which a server accepts no writes; others (--secure-file-priv) concern only one
+#: statement.
 _READ_ONLY_OPTION: Final = re.compile(r"--(?:super-|innodb-)?read[-_]only\b")
 
-#: The connection is gone, or the server has just ended it: server shutdown, aborted connection (1152), killed (MariaDB
-#: 1927, MySQL 3169), idle for too long (4031), put in offline mode (3032), gone away, lost. Source: mysqld_error.h and
-#: errmsg.h of both.
+#: The connection is lost, or the server has just ended it: server shutdown, aborted connection (1152), killed (MariaDB
+#: 1927, MySQL 3169), idle for too long (4031), offline mode (3032), gone away, lost. Source: mysqld_error.h and
+#: errmsg.h of both servers.
 CUT_CODES: Final = frozenset({1053, 1152, 1927, 3032, 3169, 4031, 2006, 2013, 2055})
 
-#: A password in clear text is for encrypted connections alone: IAM tokens and PAM ask for one.
+#: The plugins that send a password in clear text, allowed only on encrypted connections: IAM tokens and PAM use them.
 _CLEAR_TEXT: Final = frozenset({b"mysql_clear_password", b"dialog"})
 
 _KEEPALIVE: Final = (
@@ -56,7 +57,7 @@ _KEEPALIVE: Final = (
 
 
 def _unverified() -> ssl.SSLContext:
-    """Encrypted where the server can, whoever it is: nothing is verified, and no certificate needs to be loaded."""
+    """Return a context for encryption without verification, which loads no certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -64,7 +65,7 @@ def _unverified() -> ssl.SSLContext:
 
 
 def _files_of(sslp: Mapping[str, Any]) -> list[str]:
-    """What a context with PyMySQL's *sslp* is loaded from: without an authority's certificates, the system's."""
+    """Return the files that a context with PyMySQL's *sslp* is loaded from; the system's CA files if it names none."""
     files = [str(sslp[name]) for name in ("ca", "capath", "cert", "key") if sslp.get(name)]
     if sslp and not (sslp.get("ca") or sslp.get("capath")):
         paths = ssl.get_default_verify_paths()
@@ -75,7 +76,7 @@ def _files_of(sslp: Mapping[str, Any]) -> list[str]:
 if TYPE_CHECKING:
 
     class _Driver(Connection[Any]):
-        """What PyMySQL's stubs leave out of it, and we stand on; `check_driver` refuses a PyMySQL without it."""
+        """The private attributes that PyMySQL's stubs omit and bgpool uses; `check_driver` checks for them."""
 
         _sock: socket.socket | None
         _rfile: Any
@@ -101,9 +102,9 @@ else:
 
 
 class BoundedConnection(_Driver):
-    """A PyMySQL connection whose handshake ends with its connect timeout, also where the host says nothing.
+    """A PyMySQL connection whose connect timeout also limits the handshake, for example with a host that sends nothing.
 
-    PyMySQL itself bounds the TCP connect alone, and waits for the handshake as long as for a query.
+    PyMySQL itself limits only the TCP connect, and waits for the handshake as long as for a query.
     """
 
     def __init__(
@@ -117,20 +118,20 @@ class BoundedConnection(_Driver):
         """Connect.
 
         Args:
-            address: The IP address to go to; empty for wherever the host's name leads. The name is proved by
-                certificates all the same.
-            tcp_user_timeout: How long data that was sent may stay unacknowledged, in ms; 0 for the system's own limit.
-            give_up_at: When all of the handshake must be over, on the monotonic clock.
-            params: As PyMySQL's.
+            address: The IP address to connect to; empty to resolve the host's name. Certificates are verified against
+                the name in both cases.
+            tcp_user_timeout: The time for which sent data may stay unacknowledged, in ms; 0 for the system's limit.
+            give_up_at: The deadline of the whole handshake, on the monotonic clock.
+            params: PyMySQL's parameters.
 
         Raises:
-            pymysql.OperationalError: The server cannot be reached, or does not let us in.
+            pymysql.OperationalError: The server cannot be reached, or refuses the login.
         """
         self._address: Final = address
         self._user_timeout_ms: Final = tcp_user_timeout
         self._give_up_at: Final = give_up_at
         if params.get("ssl_verify_identity"):
-            # Below 1.2.4 PyMySQL compares names without looking at the certificate, which Python refuses.
+            # Below 1.2.4 PyMySQL checks the name without verifying the certificate, which Python refuses.
             params["ssl_verify_cert"] = True
         super().__init__(**params)
 
@@ -141,23 +142,23 @@ class BoundedConnection(_Driver):
             with self.bounded(self.connect_timeout), self._in_time():
                 super().connect(sock if sock is not None else self._open())
         except RuntimeError as error:
-            # How PyMySQL reports a package that it lacks: past every handler of its own errors.
+            # PyMySQL reports a missing package by RuntimeError, which no handler of its own errors catches.
             remedy = missing_package(self._plugin) if "package is required" in str(error) else ""
             if not remedy:
                 raise
             raise OperationalError(CR.CR_AUTH_PLUGIN_ERR, f"{self.host!r} cannot be logged in to: {remedy}") from error
         if self.password and sends_encrypted(self._plugin, secure=self._secure):
-            # Here, and not at the first login on green, when all are in a hurry.
+            # Not at the first login on green, which must be fast.
             rehearse()
 
     @property
     def _plugin(self) -> str:
-        """The account's authentication plugin, as far as the server has said so."""
+        """The account's authentication plugin, as far as the server has reported it."""
         return self._switched_to or self._auth_plugin_name
 
     @property
     def cache_warning(self) -> str:
-        """Why this login fails on a server that has not the password in its cache; empty where it does not."""
+        """A warning if this login would fail on a server without the password in its cache; otherwise empty."""
         return cache_warning(self._plugin, secure=self._secure) if self.password else ""
 
     @contextlib.contextmanager
@@ -172,7 +173,7 @@ class BoundedConnection(_Driver):
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[None]:
-        """Within the block each step takes no longer than there is time for all of them."""
+        """Limit each step of the handshake within the block to the time that is left for all of them."""
         if self._give_up_at == math.inf:
             yield
             return
@@ -183,11 +184,11 @@ class BoundedConnection(_Driver):
             return read(*args)
 
         def write_in_time(data: bytes | memoryview) -> None:
-            # The TLS handshake, too, which comes after a write.
+            # This also limits the TLS handshake, which follows a write.
             self._write_timeout = self._step_s()
             write(data)
 
-        # Of this object alone: what a statement goes through later is not one call longer for it.
+        # Replaced on this object and only for the handshake, so that later statements pay for no additional call.
         vars(self).update(_read_packet=read_in_time, _write_bytes=write_in_time)
         try:
             yield
@@ -195,7 +196,7 @@ class BoundedConnection(_Driver):
             del self._read_packet, self._write_bytes
 
     def _step_s(self) -> float | None:
-        """How long the next step of the handshake may take, in seconds."""
+        """Return the limit of the next step of the handshake, in seconds."""
         if self._give_up_at == math.inf:
             return self.connect_timeout
         left_s = max(0.001, self._give_up_at - time.monotonic())
@@ -206,17 +207,17 @@ class BoundedConnection(_Driver):
         """The IP address of the server; empty on a Unix socket and once closed."""
         try:
             name = self._sock.getpeername() if self._sock is not None else ""
-        except OSError:  # closed by the other end, or cut by us
+        except OSError:  # closed by the server, or cut by bgpool
             name = ""
         return str(name[0]) if isinstance(name, tuple) else ""
 
     def certificate(self) -> Mapping[str, Any]:
-        """The server's certificate as SSLSocket.getpeercert has it; nothing where none was verified."""
+        """Return the server's certificate in the form of SSLSocket.getpeercert; empty if none was verified."""
         sock = self._sock
         return (sock.getpeercert() or {}) if isinstance(sock, ssl.SSLSocket) else {}
 
     def fileno(self) -> int:
-        """The descriptor of the socket.
+        """Return the descriptor of the socket.
 
         Raises:
             OSError: The connection is closed.
@@ -227,7 +228,7 @@ class BoundedConnection(_Driver):
         return int(sock.fileno())
 
     def _create_ssl_ctx(self, sslp: Any) -> GuardedContext:
-        """PyMySQL makes one for every connection, and without ``ssl_ca`` loads the system's certificates into it."""
+        """Return a shared context. PyMySQL makes one per connection, and without ``ssl_ca`` loads the system's CAs."""
         make = super()._create_ssl_ctx
         return shared(
             ("mysql", *sorted(sslp.items())),
@@ -248,7 +249,7 @@ class BoundedConnection(_Driver):
             sock.settimeout(self._step_s())
             sock.connect(self.unix_socket or "")
         except OSError:
-            # PyMySQL leaves it to the garbage collector.
+            # PyMySQL would leave this to the garbage collector.
             sock.close()
             raise
         self.host_info, self._secure = "Localhost via UNIX socket", True
@@ -260,7 +261,7 @@ class BoundedConnection(_Driver):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", self._user_timeout_ms)):
-            with contextlib.suppress(AttributeError, OSError):  # macOS names the first otherwise and lacks the last
+            with contextlib.suppress(AttributeError, OSError):  # macOS renames the first and lacks the last
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self.host_info = f"socket {self.host}:{self.port}"
         return sock
@@ -277,7 +278,7 @@ class BoundedConnection(_Driver):
 
 
 def is_servers_refusal(error: BaseException) -> bool:
-    """Whether a server that takes no writes has refused one."""
+    """Return whether *error* is the refusal of a write by a server that accepts no writes."""
     code = code_of(error)
     if code == _ER_OPTION_PREVENTS_STATEMENT:
         return _READ_ONLY_OPTION.search(str(error.args[1:])) is not None
@@ -285,7 +286,7 @@ def is_servers_refusal(error: BaseException) -> bool:
 
 
 def may_be_servers_refusal(error: BaseException) -> bool:
-    """Whether a write was refused because something is read-only: the server can be asked whether that is its doing."""
+    """Return whether *error* may be such a refusal: something is read-only. A query can show if the server is."""
     code = code_of(error)
     if code in _WITH_ERRNO:
         return _ERRNO_READ_ONLY.search(str(error.args[1:])) is not None
@@ -293,6 +294,6 @@ def may_be_servers_refusal(error: BaseException) -> bool:
 
 
 def code_of(error: BaseException) -> int:
-    """The error's number, the server's or the driver's; 0 if it has none."""
+    """Return the error's code, the server's or the driver's; 0 if it has none."""
     code = error.args[0] if isinstance(error, Error) and error.args else 0
     return code if isinstance(code, int) else 0

@@ -1,7 +1,7 @@
-"""Whether the installed PyMySQL has the parts that bgpool rests on.
+"""Check that the installed PyMySQL has the internals that bgpool depends on.
 
-Holding, draining and telling what a cut has done take hooks below PyMySQL's documented interface. A version without
-one of them must not be used: its statements would pass the gate unseen.
+Holding, draining and judging the effect of a cut require hooks below PyMySQL's documented interface. A version without
+one of them must not be used: its statements would bypass the gate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["check_driver", "keep_modules_single", "wants_tls"]
 _PREFIX: Final = "pymysql."
 #: The name of mysqlclient's module.
 _LENT: Final = "MySQLdb"
-#: What bgpool uses or replaces. Source: PyMySQL 1.1.1 to 1.2.4; pyproject.toml has the bounds.
+#: The attributes that bgpool uses or replaces. Source: PyMySQL 1.1.1 to 1.2.4; pyproject.toml has the bounds.
 _PARTS: Final[dict[type[Any], tuple[str, ...]]] = {
     Connection: (
         "_sock", "_result", "_closed", "_secure", "_read_timeout", "_write_timeout", "_auth_plugin_name",
@@ -33,7 +33,7 @@ _PARTS: Final[dict[type[Any], tuple[str, ...]]] = {
         "has_next",
     ),
 }  # fmt: skip
-#: Which of PyMySQL's functions must still go through what bgpool replaces.
+#: The functions of PyMySQL that must call the functions that bgpool replaces.
 _CALLS: Final[dict[str, tuple[str, ...]]] = {
     "_execute_command": ("_write_bytes",),
     "write_packet": ("_write_bytes",),
@@ -46,16 +46,16 @@ _CALLS: Final[dict[str, tuple[str, ...]]] = {
     "set_character_set": ("_execute_command", "_read_packet"),
     "_read_ok_packet": ("_read_packet",),
 }
-#: Parameters with which every version insists on TLS.
+#: The parameters with which every version requires TLS.
 _ASKING: Final = ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "ssl_verify_identity")
 
 
 def keep_modules_single() -> None:
-    """Keep a single copy of each of PyMySQL's modules where PyMySQL stands in for mysqlclient.
+    """Keep a single copy of each of PyMySQL's modules if PyMySQL replaces mysqlclient.
 
-    ``install_as_MySQLdb()`` gives it the name ``MySQLdb``, and its modules none. To import ``MySQLdb.converters``, as
-    Django does, loads that module and ``MySQLdb.err`` a second time. The second ``err`` then replaces ``pymysql.err``,
-    and its errors are other classes than those that PyMySQL raises.
+    ``install_as_MySQLdb()`` registers the package under the name ``MySQLdb``, but not its modules. An import of
+    ``MySQLdb.converters``, as in Django, loads that module and ``MySQLdb.err`` a second time. The second ``err`` then
+    replaces ``pymysql.err``, and its errors are other classes than those that PyMySQL raises.
     """
     own = {name: module for name, module in sys.modules.copy().items() if name.startswith(_PREFIX)}
     if sys.modules.get(_LENT) is not pymysql or all(_lent(name) is module for name, module in own.items()):
@@ -71,10 +71,10 @@ def _lent(name: str) -> object:
 
 
 def check_driver() -> None:
-    """Refuse a PyMySQL that lacks a part.
+    """Refuse a PyMySQL that lacks one of the attributes or calls.
 
     Raises:
-        ConfigurationError: What is missing, and the versions that have it.
+        ConfigurationError: Something is missing. The text names it, and the versions that have it.
     """
     keep_modules_single()
     missing = [*_missing_parts(), *_missing_calls()]
@@ -86,9 +86,9 @@ def check_driver() -> None:
 
 
 def wants_tls(params: Mapping[str, Any]) -> bool:
-    """Whether the installed PyMySQL asks a server for TLS with connection parameters *params*.
+    """Return whether the installed PyMySQL requests TLS with the connection parameters *params*.
 
-    From 1.2 on it does wherever the server offers it, and below only with a parameter that says so.
+    From 1.2 on it does so if the server offers it; below, only with a parameter that requires it.
     """
     if params.get("ssl_disabled"):
         return False

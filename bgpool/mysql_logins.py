@@ -1,4 +1,4 @@
-"""What a MySQL login takes beside the right password: a package for PyMySQL, or the password in the server's cache."""
+"""Additional requirements of MySQL logins: a package for PyMySQL, or the password in the server's cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pymysql import _auth
 
 __all__ = ["cache_warning", "missing_package", "rehearse", "sends_encrypted"]
 
-#: How a server is sent the password where TLS does not hide it: encrypted with the server's RSA key.
+#: The plugins with which the password, without TLS, is sent encrypted with the server's RSA key.
 _RSA: Final = frozenset({"caching_sha2_password", "sha256_password"})
-#: Of these, what takes a scrambled password instead while the server has it in its cache. The cache is empty after a
+#: The plugin that accepts a scrambled password instead while the server has it in its cache. The cache is empty after a
 #: start of the server and after FLUSH PRIVILEGES, and is not replicated.
 _CACHED: Final = "caching_sha2_password"
 _ED25519: Final = "client_ed25519"
 
-#: Anybody's: nothing that is encrypted with it is sent.
+#: An arbitrary public key. Data that is encrypted with it is never sent.
 _ANY_KEY: Final = b"""-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA0vFgUd2vwFlA0umV5jCR
 osmYT+5/yFy7Xv0817Qx6OQNIadwvcaWt3P7fodYcYm/9zQTYxwSwPMHGr2iqIFb
@@ -34,11 +34,11 @@ _USE: Final = "use TLS (ssl_ca and ssl_verify_identity), or pip install 'bgpool[
 
 
 def cache_warning(plugin: str, *, secure: bool) -> str:
-    """Why a login that worked fails on a server that has not the password in its cache; empty where it does not.
+    """Return a warning if a successful login would fail on a server without the password in its cache; otherwise empty.
 
     Args:
         plugin: The account's authentication plugin.
-        secure: Whether the connection is encrypted, or is a Unix socket.
+        secure: True if the connection is encrypted, or is a Unix socket.
     """
     if plugin != _CACHED or secure or importlib.util.find_spec("cryptography") is not None:
         return ""
@@ -49,22 +49,22 @@ def cache_warning(plugin: str, *, secure: bool) -> str:
 
 
 def sends_encrypted(plugin: str, *, secure: bool) -> bool:
-    """Whether a login with *plugin* encrypts the password, on a server that has not got it in its cache."""
+    """Return whether a login with *plugin* encrypts the password, on a server that does not have it in its cache."""
     return plugin in _RSA and not secure
 
 
 @functools.cache
 def rehearse() -> None:
-    """Encrypt something, once in a process: the package cryptography takes 5 ms of CPU time at its first use.
+    """Encrypt a dummy once per process, because the package cryptography takes 5 ms of CPU time at its first use.
 
-    Logins on blue need not come to that, because it has the password in its cache, and the first on green does.
+    Logins on blue may never need it, because blue has the password in its cache. The first login on green does.
     """
-    with contextlib.suppress(Exception):  # a login that lacks the package says so
+    with contextlib.suppress(Exception):  # a login without the package reports the error
         _auth.sha2_rsa_encrypt(b"", bytes(_auth.SCRAMBLE_LENGTH), _ANY_KEY)
 
 
 def missing_package(plugin: str) -> str:
-    """What to do where PyMySQL lacks a package for *plugin*; empty where it needs none."""
+    """Return the remedy if PyMySQL lacks a package for *plugin*; empty if it needs none."""
     if plugin in _RSA:
         return (
             f"the account's {plugin} takes the password encrypted: the connection is not encrypted and the package "

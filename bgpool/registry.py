@@ -1,4 +1,4 @@
-"""get_pool and get_connector: one per process for the same DSN and options, and their wiring with the monitor."""
+"""get_pool, get_async_pool and get_connector: one object per process for equal arguments, connected to the monitor."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ S = TypeVar("S", bound=ConnectionSource[Any])
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """What somebody asked for, to find it again. Never shown: there are passwords and keys among it."""
+    """The arguments of a request, as a key. Never shown, because it contains passwords and keys."""
 
     asked: tuple[object, ...] = field(repr=False)
 
 
 class _Registry:
-    """What this process has."""
+    """The pools, connectors and participants of this process."""
 
     def __init__(self) -> None:
         self.pools: Final[dict[_Key, ConnectionSource[Any]]] = {}
@@ -89,56 +89,56 @@ fork.call_in_child(_registry)
 
 
 def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[Any]:
-    """The pool for *dsn*; the same one for the same arguments, made at the first call and opened at first use.
+    """Return the pool for *dsn*. The same arguments return the same pool; it is created lazily and opened at first use.
 
-    Safe before and after a fork: a child builds its own connections and leaves the parent's alone.
+    Safe before and after a fork: a child opens its own connections and does not use the parent's.
 
     Args:
-        dsn: A ``postgresql://`` or ``mysql://`` URL, with ``bg_`` parameters in its query if you like, or a libpq
+        dsn: A ``postgresql://`` or ``mysql://`` URL, optionally with ``bg_`` parameters in its query, or a libpq
             connection string.
-        bg_id: Which Blue/Green Deployment; the same for every connection to it. Default ``1``.
+        bg_id: The id of the Blue/Green Deployment; the same for every connection to it. Default ``1``.
         options: Any other ``bg_`` parameter of docs/parameters.md; ``password``, a string or a callable
-            ``(host, port, user) -> str``; ``endpoint``, which the DSN's host is an alias of; ``monitoring={...}`` for
-            the monitoring connections alone; and every option of psycopg_pool's ConnectionPool but ``open``; for
-            MySQL those of docs/mysql.md.
+            ``(host, port, user) -> str``; ``endpoint``, the RDS or Aurora endpoint that the DSN's host is an alias of;
+            ``monitoring={...}``, connection parameters for the monitoring connections only; and every option of
+            psycopg_pool's ConnectionPool except ``open``; for MySQL those of docs/mysql.md.
 
     Raises:
-        ConfigurationError: A parameter that is not known or out of its domain, a DSN that cannot be used, or green
-            threads that bgpool does not run on.
+        ConfigurationError: A parameter is unknown or out of range, the DSN is invalid, or the process uses green
+            threads that bgpool does not support.
     """
     return get_source(POOLS, dsn, bg_id, options)
 
 
 def get_async_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> AsyncPool:
-    """The async pool for *dsn*; the same one for the same arguments, made at the first call and opened at first use.
+    """Return the async pool for *dsn*. The same arguments return the same pool; it is opened at first use.
 
-    It may be made where no event loop runs. Each loop of asyncio's that uses it gets connections of its own.
+    It may be created without a running event loop. Each asyncio loop that uses it gets its own connections.
 
     Args:
-        dsn: As for get_pool; PostgreSQL only.
-        bg_id: As for get_pool.
-        options: As for get_pool, with the options of psycopg_pool's AsyncConnectionPool but ``open``. *configure*,
+        dsn: See get_pool; PostgreSQL only.
+        bg_id: See get_pool.
+        options: See get_pool, with the options of psycopg_pool's AsyncConnectionPool except ``open``. *configure*,
             *check*, *reset* and *reconnect_failed* may be functions or coroutine functions.
 
     Raises:
-        ConfigurationError: As get_pool; or the engine is MySQL, for which there is no async pool.
+        ConfigurationError: See get_pool; or the engine is MySQL, for which there is no async pool.
     """
     return get_source(ASYNC_POOLS, dsn, bg_id, options)
 
 
 def get_connector(dsn: str, bg_id: str | int | None = None, **options: Any) -> Connector[Any]:
-    """The connector for *dsn*; the same one for the same arguments. It connects when it is told to, see Connector.
+    """Return the connector for *dsn*. The same arguments return the same connector, which connects on request.
 
-    Safe before and after a fork, as a pool.
+    Safe before and after a fork, like a pool.
 
     Args:
-        dsn: As for get_pool.
-        bg_id: As for get_pool.
-        options: As for get_pool, without those of a driver's pool: ``bg_`` parameters, ``password``, ``endpoint``,
+        dsn: See get_pool.
+        bg_id: See get_pool.
+        options: See get_pool, without the options of a driver's pool: ``bg_`` parameters, ``password``, ``endpoint``,
             ``monitoring``, ``kwargs`` (connection parameters), and for PostgreSQL ``connection_class``.
 
     Raises:
-        ConfigurationError: As get_pool.
+        ConfigurationError: See get_pool.
     """
     return get_source(CONNECTORS, dsn, bg_id, options)
 
@@ -151,15 +151,15 @@ def get_source(
     *,
     takes_part: bool = True,
 ) -> S:
-    """What get_pool and get_connector return.
+    """Return the pool or connector of get_pool, get_async_pool or get_connector.
 
     Args:
-        kinds: POOLS or CONNECTORS.
-        dsn, bg_id, options: As they take them.
-        takes_part: False for one that takes no part in any deployment: it starts no monitor and reads no segment.
+        kinds: POOLS, ASYNC_POOLS or CONNECTORS.
+        dsn, bg_id, options: See get_pool.
+        takes_part: False for a plain pool or connector: it starts no monitor and reads no segment.
 
     Raises:
-        ConfigurationError: As get_pool.
+        ConfigurationError: See get_pool.
     """
     check_threads()
     if bg_id is not None:
@@ -176,9 +176,9 @@ def get_source(
 
 
 def open_pools() -> None:
-    """Have every pool of this process connect now instead of at its first checkout; see Pool.open.
+    """Open every pool of this process now instead of at its first checkout; see Pool.open.
 
-    Never raises: a server's hook must not keep a worker from starting.
+    Never raises, because a server's hook must not prevent a worker from starting.
     """
     for pool in pools():
         try:
@@ -193,25 +193,25 @@ def open_pools() -> None:
 
 
 def pools() -> tuple[ConnectionSource[Any], ...]:
-    """The pools and connectors of this process that are not closed."""
+    """Return the pools and connectors of this process that are not closed."""
     fork.notice()
     return tuple(pool for pool in list(_registry.pools.values()) if not pool.closed)
 
 
 def participants() -> tuple[Participant, ...]:
-    """This process's parts in deployments."""
+    """Return the participants of this process, one for each deployment."""
     fork.notice()
     return tuple(_registry.participants.copy().values())
 
 
 def pools_of(directory: Path, bg_id: str) -> tuple[ConnectionSource[Any], ...]:
-    """The pools and connectors of this process that use *bg_id* in *directory*."""
+    """Return the pools and connectors of this process that use *bg_id* in *directory*."""
     participant = _registry.participants.get((directory, bg_id))
     return tuple(pool for pool in pools() if pool.participant is participant)
 
 
 def close_pools(directory: Path, bg_id: str) -> None:
-    """Close the pools of this process that use *bg_id* in *directory*, for whoever takes the deployment away."""
+    """Close the pools of this process that use *bg_id* in *directory*, before the deployment is removed."""
     for pool in pools_of(directory, bg_id):
         pool.stop()
 
@@ -232,7 +232,7 @@ def _make(kinds: Mapping[Engine, type[S]], dsn: str, options: Mapping[str, Any],
             )
         kind.OPTIONS[name](name, left[name])
     if is_monitor() and "timeout" in kind.OPTIONS:
-        # A module that asks the database while it loads must not keep the monitor waiting until a switchover is over.
+        # A module that queries the database while it loads must not delay the monitor until a switchover is over.
         left = {**left, "timeout": MONITOR_CHECKOUT_S}
     make_resolver(settings.bg_resolver)
     directory = look_in(settings.bg_run_dir)
@@ -262,14 +262,14 @@ def _bystander(settings: Settings) -> Participant:
 
 
 def _monitor_configs(participant: Participant) -> list[MonitorConfig]:
-    """What *participant*'s pools in use could have a monitor watch with, in the order in which the pools were made."""
+    """Return the monitor configurations of *participant*'s open pools, in the order in which the pools were made."""
     joined = participant.members()
     found = [pool.monitoring for pool in list(_registry.pools.values()) if pool in joined]
     return [config for config in found if isinstance(config, MonitorConfig)]
 
 
 def _frozen(value: object) -> object:
-    """*value* as a key: what is equal stays equal, what cannot be compared counts by identity."""
+    """Return *value* as a key: equal values have equal keys, unhashable values count by identity."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(name), _frozen(item)) for name, item in value.items()))
     if isinstance(value, (list, tuple)):
@@ -283,8 +283,8 @@ def _frozen(value: object) -> object:
 
 @atexit.register
 def _close_all() -> None:
-    """Say goodbye on what is idle, and wait for nothing: a thread that is connecting to a silent host ends with us."""
+    """Close idle connections at exit without waiting: a thread that connects to a silent host ends with the process."""
     for pool in list(_registry.pools.values()):
-        # The others are to hear of the end as well.
+        # A failure must not keep the other pools open.
         with contextlib.suppress(Exception):
             pool.stop(timeout=0)

@@ -1,4 +1,4 @@
-"""Names to addresses: as the system does it, from a file in the form of /etc/hosts, or asking one DNS server."""
+"""Resolvers: the system's, a file in the format of /etc/hosts, or a single DNS server."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ __all__ = ["DnsResolver", "HostsResolver", "Resolver", "SystemResolver", "is_add
 
 
 class Resolver(Protocol):
-    """Anything that knows addresses."""
+    """The interface of resolvers."""
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """The IP addresses of *name* in order of preference; none if there is no such name. An address is its own.
+        """Return the IP addresses of *name* in order of preference; none if the name does not exist.
+
+        An IP address resolves to itself.
 
         Raises:
-            OSError: It could not be found out, which says nothing about the name.
+            OSError: The look-up failed, which says nothing about the name.
         """
         ...
 
 
 class SystemResolver:
-    """The system's: /etc/hosts, DNS and whatever nsswitch says. A look-up takes as long as the system lets it."""
+    """The system's resolver: /etc/hosts, DNS and other sources of nsswitch. It has no time limit of its own."""
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """As Resolver says."""
+        """See Resolver."""
         try:
             found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
@@ -43,13 +45,13 @@ class SystemResolver:
 
 
 class HostsResolver:
-    """A file of lines ``ADDRESS NAME...``, read at every look-up so that an edit counts at once."""
+    """A file of lines ``ADDRESS NAME...``. It is read at every look-up, so that an edit takes effect immediately."""
 
     def __init__(self, path: Path) -> None:
         self._path: Final = path
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """As Resolver says; a name that the file does not hold does not exist."""
+        """See Resolver. A name that is not in the file does not exist."""
         if is_address(name):
             return (name,)
         wanted = normalise_host(name)
@@ -62,10 +64,10 @@ class HostsResolver:
 
 
 class DnsResolver:
-    """One DNS server, asked directly: no cache in between and a time limit that holds."""
+    """A single DNS server, queried directly: without a cache, and with a reliable time limit."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Ask the server at the IP address *host*.
+        """Query the server at the IP address *host*.
 
         Raises:
             ConfigurationError: dnspython is not installed.
@@ -82,7 +84,7 @@ class DnsResolver:
         self._resolver.lifetime = RESOLVE_TIMEOUT_S
 
     def resolve(self, name: str) -> tuple[str, ...]:
-        """As Resolver says: A records, then AAAA."""
+        """See Resolver. A records come first, then AAAA."""
         import dns.exception
         import dns.resolver
 
@@ -101,10 +103,10 @@ class DnsResolver:
 
 
 def make_resolver(setting: str) -> Resolver:
-    """The resolver that the parameter bg_resolver names.
+    """Return the resolver for the parameter bg_resolver.
 
     Raises:
-        ConfigurationError: The setting is none of system, hosts:FILE and dns://HOST:PORT.
+        ConfigurationError: The setting is not one of system, hosts:FILE and dns://HOST:PORT.
     """
     if setting == "system":
         return SystemResolver()
@@ -120,7 +122,7 @@ def make_resolver(setting: str) -> Resolver:
 
 
 def is_address(host: str) -> bool:
-    """Whether *host* is an IP address instead of a name."""
+    """Return whether *host* is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

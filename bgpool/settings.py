@@ -1,7 +1,7 @@
-"""The parameters: parsing, bounds and explanation of every ``bg_`` name.
+"""The ``bg_`` parameters: parsing, bounds and documentation.
 
-Names, units and defaults are those that users of the AWS wrapper know. They are keywords of get_pool or part of the
-DSN's query string; a keyword wins.
+Names, units and defaults are those of the AWS wrapper. They are keywords of get_pool or part of the DSN's query string;
+a keyword takes precedence.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _YEAR_S: Final = 365 * 24 * 60 * 60
 _SWITCHOVER: Final = "switchover"
 ALWAYS: Final = "always"
 
-#: A table's name, with a schema or without. Nothing that would have to be escaped: it is part of statements.
+#: A table's name, optionally with a schema. Only characters that need no quoting, because it is part of statements.
 _TABLE: Final = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
-#: The environment variable that makes every pool of a process a plain one.
+#: The environment variable that makes every pool of a process a plain pool.
 DISABLE: Final = "BGPOOL_DISABLE"
 
-#: The environment variable that all processes of a rehearsed application have: they speak to no bus.
+#: The environment variable that is set in all processes of a rehearsed application: they do not use the fleet's bus.
 REHEARSAL: Final = "BGPOOL_REHEARSAL"
 
-#: The environment variables that stand for parameters which are not given. An empty one counts as not set.
+#: The environment variables that supply parameters which are not given. An empty one counts as not set.
 _VARIABLES: Final[Mapping[str, str]] = {
     "bg_resolver": "BGPOOL_RESOLVER",
     "bg_fleet": "BGPOOL_FLEET",
@@ -50,14 +50,14 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "bg_fleet_trust": "BGPOOL_FLEET_TRUST",
 }
 
-#: What redis-py knows each scheme of a bus as. A Valkey server speaks the same protocol.
+#: The schemes of a bus's URL, and redis-py's scheme for each. A Valkey server has the same protocol.
 _BUS_SCHEMES: Final[Mapping[str, str]] = {
     "redis": "redis",
     "rediss": "rediss",
     "valkey": "redis",
     "valkeys": "rediss",
 }
-#: What a bus's URL may have in its query, all of it about TLS. Every other option of the client is bgpool's to set.
+#: The options in the query of a bus's URL, all of them about TLS, and their values. bgpool sets all other options.
 _BUS_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "ssl_ca_certs": (),
     "ssl_ca_path": (),
@@ -82,10 +82,10 @@ def _milliseconds(least: int, most: int) -> Callable[[str, object], int]:
 
 
 def read_flag(name: str, value: object) -> bool:
-    """The flag that *value* is: itself, or one of the words for yes and no.
+    """Return *value* as a flag: a bool, or one of the words for yes and no.
 
     Raises:
-        ConfigurationError: It is neither; the text names *name*.
+        ConfigurationError: It is neither. The text has *name*.
     """
     if isinstance(value, bool):
         return value
@@ -106,10 +106,10 @@ def read_flag(name: str, value: object) -> bool:
 
 
 def is_disabled() -> bool:
-    """Whether ``$BGPOOL_DISABLE`` switches bgpool off in this process.
+    """Return whether ``$BGPOOL_DISABLE`` switches bgpool off in this process. Empty counts as not set.
 
     Raises:
-        ConfigurationError: It is neither a word for yes nor one for no. Empty counts as not set.
+        ConfigurationError: The value is neither a word for yes nor one for no.
     """
     value = os.environ.get(DISABLE, "")
     return bool(value.strip()) and read_flag(f"${DISABLE}", value)
@@ -126,7 +126,7 @@ def _bg_id(name: str, value: object) -> str:
     if text != text.encode(errors="replace").decode():
         raise ConfigurationError(f"{name}={value!r}: text that can be written as UTF-8 is allowed")
     if "://" in text and "@" in text:
-        # It would be in logs and in the names of files.
+        # The DSN would appear in logs and file names.
         raise ConfigurationError(f"{name}: the name of a deployment is allowed, not a DSN (it is not repeated here)")
     if len(text) > 200:
         raise ConfigurationError(f"{name}={value!r}: at most 200 characters are allowed")
@@ -172,7 +172,7 @@ def _endpoint(name: str, value: object) -> str | None:
         return None
     host = normalise_host(value) if isinstance(value, str) else ""
     if parse_endpoint(host) is None:
-        # Nothing but a name is repeated: a whole DSN has a password.
+        # Show only names: a whole DSN has a password.
         is_safe = not isinstance(value, (str, bytes)) or re.fullmatch(r"[\w.-]+", host, re.ASCII)
         shown = repr(value) if is_safe else f"<{type(value).__name__}>"
         raise ConfigurationError(
@@ -195,7 +195,7 @@ def _bus(name: str, value: object) -> str | None:
         return None
     wrong = _wrong_with_bus(value)
     if wrong:
-        # No part of it is repeated: in a mistyped one any may be the password.
+        # Show no part of it: in a mistyped URL any part may be the password.
         raise ConfigurationError(
             f"{name}: {wrong}; redis://[USER:PASSWORD@]HOST[:PORT][/DB] is allowed, rediss:// for TLS, valkey:// and "
             f"valkeys:// for the same, and after a ? for TLS: {', '.join(_BUS_OPTIONS)}"
@@ -205,23 +205,23 @@ def _bus(name: str, value: object) -> str | None:
 
 
 def _wrong_with_bus(value: object) -> str:
-    """Why *value* cannot be the URL of a bus; empty if it can."""
+    """Return the reason for which *value* is no valid URL of a bus; empty if it is valid."""
     if not isinstance(value, str):
         return f"a URL is allowed, not {type(value).__name__}"
     text = value.strip()
     if re.search(r"[\x00-\x20\x7f]", text):
-        return "blanks and control characters have to be written as %20 and the like"
+        return "blanks and control characters must be percent-encoded, such as %20"
     try:
         url = urlsplit(text)
         host, port = url.hostname or "", url.port
     except ValueError:
-        return "host or port cannot be read, and / ? # @ : % in a password have to be written as %2F and the like"
+        return "host or port is invalid; / ? # @ : % in a password must be percent-encoded, such as %2F"
     if url.scheme not in _BUS_SCHEMES:
         return "its scheme is not one of redis, rediss, valkey and valkeys"
     if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+(?:%\w+)?", host, re.ASCII) or port == 0:
-        return "host or port cannot be read"
+        return "host or port is invalid"
     if url.fragment or "#" in text or not re.fullmatch(r"(?:/\d{0,5})?", url.path, re.ASCII):
-        return "what follows the host is not the number of a database, and / ? # in a password are %2F %3F %23"
+        return "the path is not the number of a database; / ? # in a password must be written as %2F %3F %23"
     return _wrong_with_bus_options(url)
 
 
@@ -241,16 +241,16 @@ def _wrong_with_bus_options(url: SplitResult) -> str:
 
 
 def read_keys(name: str, value: object) -> tuple[bytes, ...]:
-    """The keys that *value* is, the one that signs first.
+    """Return *value* as a tuple of keys. The first one signs.
 
     Args:
-        name: What errors name.
-        value: Text, in which commas part several keys and blanks around each do not count; bytes, which are one key as
-            they are; or a sequence of these.
+        name: The name of the parameter, for error texts.
+        value: Text with one key or several separated by commas, where surrounding blanks are ignored; bytes, which are
+            a single key; or a sequence of these.
 
     Raises:
         ConfigurationError: It is none of these, or a key has fewer than FLEET_KEY_BYTES bytes, or there are more than
-            FLEET_KEYS. The text never holds a key.
+            FLEET_KEYS. The text never contains a key.
     """
     keys = _keys_in(name, value)
     if not 0 < len(keys) <= FLEET_KEYS:
@@ -259,8 +259,8 @@ def read_keys(name: str, value: object) -> tuple[bytes, ...]:
         if len(key) < FLEET_KEY_BYTES:
             which = f"key {number} of {len(keys)}" if len(keys) > 1 else "the key"
             raise ConfigurationError(
-                f"{name}: {which} has {len(key)} bytes; at least {FLEET_KEY_BYTES} are allowed, such as what "
-                "`openssl rand -hex 32` prints"
+                f"{name}: {which} has {len(key)} bytes; at least {FLEET_KEY_BYTES} are allowed, such as the output of "
+                "`openssl rand -hex 32`"
             )
     return keys
 
@@ -270,7 +270,7 @@ def _keys_in(name: str, value: object) -> tuple[bytes, ...]:
         try:
             return tuple(key.strip().encode() for key in value.split(",") if key.strip())
         except UnicodeEncodeError:
-            # Without it as the cause: it holds the text.
+            # Without the error as the cause, because it contains the text.
             raise ConfigurationError(f"{name}: text that can be written as UTF-8 is allowed") from None
     if isinstance(value, (bytes, bytearray)):
         return (bytes(value),)
@@ -288,7 +288,7 @@ def _fleet_key(name: str, value: object) -> tuple[bytes, ...] | Callable[[], obj
     if is_coroutine_function(value):
         raise ConfigurationError(
             f"{name}: a callable () that returns the key is allowed, not a coroutine function: it is called in a "
-            "thread, where nobody awaits it, and may block there"
+            "thread, and may block there"
         )
     return value if callable(value) else read_keys(name, value)
 
@@ -297,11 +297,11 @@ def _fleet_password(name: str, value: object) -> Callable[[str, int, str], str] 
     if value is None:
         return None
     if not callable(value) or is_coroutine_function(value):
-        # Not repr(value): whatever it is, it was meant to be a secret.
+        # Without repr(value), because the value is meant to be a secret.
         kind = "a coroutine function" if callable(value) else type(value).__name__
         raise ConfigurationError(
-            f"{name}: a callable (host, port, user) -> str is allowed, not {kind}; a password that does not change is "
-            "part of bg_fleet"
+            f"{name}: a callable (host, port, user) -> str is allowed, not {kind}; put a fixed password into "
+            "the URL of bg_fleet"
         )
     return cast(Callable[[str, int, str], str], value)
 
@@ -314,31 +314,31 @@ def _parameter(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every ``bg_`` parameter. docs/parameters.md explains each.
+    """All ``bg_`` parameters. docs/parameters.md explains each.
 
     Attributes:
-        bg_id: Which Blue/Green Deployment; the same for every connection to it, stripped and lower-cased.
-        bg_connect_timeout_ms: Longest hold of a checkout, in ms.
-        bg_interval_baseline_ms: Between readings of the status while no deployment is seen, in ms.
-        bg_interval_increased_ms: The same while there is one.
+        bg_id: The id of the Blue/Green Deployment; the same for every connection to it, stripped and lower-cased.
+        bg_connect_timeout_ms: The longest hold of a checkout, in ms.
+        bg_interval_baseline_ms: The interval of status reads without a deployment, in ms.
+        bg_interval_increased_ms: The same with a deployment.
         bg_interval_high_ms: The same during a switchover.
-        bg_switchover_timeout_ms: Longest switchover before it counts as done, in ms.
-        bg_suspend_new_blue_connections: Hold new blue connections in IN_PROGRESS too.
-        bg_drop_blue_connections: Cut blue connections in use when the grace is over.
-        bg_drain_timeout_ms: That grace, in ms.
-        bg_release_on_blue_dns_update: Let moved DNS alone end the hold.
-        bg_receipts_table: The table in which units of work leave receipts; None for none.
-        bg_receipts: ``switchover``, to leave them during a switchover alone, or ``always``.
-        bg_receipts_retention_s: How long receipts are kept, in seconds.
+        bg_switchover_timeout_ms: The time after which a switchover counts as completed, in ms.
+        bg_suspend_new_blue_connections: True to hold new blue connections in IN_PROGRESS, too.
+        bg_drop_blue_connections: True to cut blue connections in use after the drain timeout.
+        bg_drain_timeout_ms: The drain timeout: the time for blue connections in use to finish, in ms.
+        bg_release_on_blue_dns_update: True if moved DNS alone may end the hold.
+        bg_receipts_table: The table for the receipts of units of work; None for no receipts.
+        bg_receipts: ``switchover``, to write receipts only during a switchover, or ``always``.
+        bg_receipts_retention_s: The time for which receipts are kept, in seconds.
         bg_resolver: ``system``, ``hosts:FILE`` or ``dns://HOST:PORT``; default ``$BGPOOL_RESOLVER``, else system.
-        bg_run_dir: Where the segment lives; None for the default of segment/paths.py.
-        bg_fleet: The bus over which the monitors of a fleet tell each other what they read, as a URL of redis-py's;
-            default ``$BGPOOL_FLEET``, None for none. Never shown: there may be a password in it.
-        bg_fleet_key: What signs messages there: keys, the one that signs first, or a callable that returns what
-            read_keys takes; default ``$BGPOOL_FLEET_KEY``. Never shown.
-        bg_fleet_trust: Believe whatever is on the bus, without a key; default ``$BGPOOL_FLEET_TRUST``.
-        bg_fleet_password: Makes the password of each connection to the bus.
-        endpoint: The RDS or Aurora endpoint that the DSN's host stands for, where that is an alias.
+        bg_run_dir: The run directory; None for the default of segment/paths.py.
+        bg_fleet: The bus over which the monitors of a fleet exchange their readings, as a URL of redis-py; default
+            ``$BGPOOL_FLEET``, None for no fleet. Never shown, because it may contain a password.
+        bg_fleet_key: The keys that sign messages on the bus, the signing one first, or a callable that returns a value
+            for read_keys; default ``$BGPOOL_FLEET_KEY``. Never shown.
+        bg_fleet_trust: True to accept unsigned messages on the bus, without a key; default ``$BGPOOL_FLEET_TRUST``.
+        bg_fleet_password: A callable that makes the password of each connection to the bus.
+        endpoint: The RDS or Aurora endpoint that the DSN's host is an alias of.
     """
 
     bg_id: str = _parameter("1", _bg_id)
@@ -364,10 +364,10 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, object]) -> Settings:
-        """Settings from parameters by name.
+        """Return settings from parameters by name.
 
         Raises:
-            ConfigurationError: A name that is not known, or a value out of its domain.
+            ConfigurationError: A name is unknown, or a value is out of range.
         """
         known = {f.name: f for f in fields(cls)}
         for name in given:

@@ -1,7 +1,7 @@
-"""Threads of ours take no signals: these are for the threads of the application.
+"""Block signals in bgpool's threads: signals are for the threads of the application.
 
-A server's own handler, uWSGI's for instance, expects to run in the thread that serves requests, and ends the one that
-it does run in. The kernel chooses any that does not block the signal while the main thread is busy with another.
+A server's handler, such as uWSGI's, expects to run in the thread that serves requests, and ends the thread that it runs
+in. While the main thread handles another signal, the kernel selects any thread that does not block the signal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 __all__ = ["refusing", "take_again"]
 
-#: What a thread does to itself is told to it in any case, and what nobody can block.
+#: The signals that are not blocked: those that a thread's own fault causes, and those that cannot be blocked.
 _NOT_REFUSED: Final = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -26,14 +26,14 @@ _NOT_REFUSED: Final = {
     signal.SIGSTOP,
 }
 _REFUSED: Final = frozenset(signal.valid_signals() - _NOT_REFUSED)
-#: What the threads block that have started ours.
+#: The signal mask of the threads that started bgpool's threads.
 _outside: Set[int] = frozenset()
 
 
 def refusing(run: Callable[..., object]) -> Callable[..., None]:
-    """*run*, for a thread that the caller starts next: without the signals of the process, as are threads of its own.
+    """Return *run* for a new thread, so that the thread, and threads that it starts, block the signals of the process.
 
-    A green thread runs with those of the thread that it shares.
+    A green thread keeps the mask of the thread that it shares.
     """
     starter = threading.get_native_id()
 
@@ -49,9 +49,9 @@ def refusing(run: Callable[..., object]) -> Callable[..., None]:
 
 
 def take_again() -> None:
-    """Have the calling thread take signals, though it was started by one that does not.
+    """Restore the application's signal mask in the calling thread, which bgpool started with signals blocked.
 
-    For functions of the user's: a program that such a function starts inherits what is blocked.
+    For the user's functions: a program that such a function starts inherits the mask.
     """
     if signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= _REFUSED:
         signal.pthread_sigmask(signal.SIG_SETMASK, _outside)

@@ -1,4 +1,4 @@
-"""What is done to, and asked of, a connection's socket behind the driver's back."""
+"""Operations on a connection's socket that bypass the driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["cut", "has_ended", "identity"]
 
 
 def identity(fd: int) -> tuple[int, int]:
-    """What tells the socket behind *fd* from every other; descriptors are numbers that are used again.
+    """Return the identity of the socket of *fd*. A descriptor is none, because its number is reused.
 
     Raises:
         OSError: *fd* is not open.
@@ -21,13 +21,13 @@ def identity(fd: int) -> tuple[int, int]:
 
 
 def cut(fd: int, expected: tuple[int, int]) -> bool:
-    """Shut the socket *fd* down in both directions, so that whoever waits on it sees its end at once.
+    """Shut down the socket *fd* in both directions, so that a thread that waits on it returns immediately.
 
-    The owner still has the descriptor and closes it; nothing is sent beyond TCP's own FIN. A duplicate is taken
-    first and compared with *expected*, because the owner may close, and the number be used again, at any moment.
+    The owner keeps the descriptor and closes it; only TCP's FIN is sent. The descriptor is duplicated first and the
+    duplicate compared with *expected*, because the owner may close it, and the number be reused, at any time.
 
     Returns:
-        Whether the socket was there to be cut.
+        True if the expected socket was still open.
     """
     try:
         duplicate = os.dup(fd)
@@ -46,11 +46,12 @@ def cut(fd: int, expected: tuple[int, int]) -> bool:
 
 
 def has_ended(fd: int) -> bool:
-    """Whether nothing can be sent through the socket *fd* any more: it was reset, or shut down in both directions.
+    """Return whether the socket *fd* can no longer send: it was reset, or shut down in both directions.
 
-    Nothing is read, and no error of the socket is taken away. False under gevent, whose poll does not tell.
+    Reads no data and leaves the socket's pending error in place. Always False under gevent, whose poll does not show
+    it.
     """
     poll = select.poll()
-    # POLLERR, POLLHUP and POLLNVAL need not be asked for.
+    # POLLERR, POLLHUP and POLLNVAL are always reported.
     poll.register(fd, 0)
     return bool(poll.poll(0))

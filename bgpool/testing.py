@@ -1,11 +1,11 @@
-"""Deployments for tests: phases that a test sets, where in production a monitor reads them.
+"""Deployments for tests. The test sets the phase, which a monitor reads in production.
 
 >>> with bgpool.testing.deployment(green="127.0.0.2") as deployment:
 ...     pool = bgpool.get_pool("postgresql://app@127.0.0.1/app", bg_run_dir=deployment.run_dir)
 ...     deployment.phase(bgpool.Phase.IN_PROGRESS)  # checkouts are held
 ...     deployment.release()  # and go on, to green's address
 
-With ``async with`` it is a coroutine's, and so is ``await_held``; what sets a phase only writes to memory.
+In coroutines use ``async with`` and ``await_held``. The methods that set a phase only write to memory.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from bgpool.settings import Settings
 
 __all__ = ["Block", "Deployment", "deployment"]
 
-#: Where blue's names lead once they have moved. Nobody goes there: it is none of the recorded addresses (RFC 5737).
+#: The address of blue's names after they have moved. No caller connects to it: it is not a recorded address (RFC 5737).
 _ELSEWHERE: Final = ("192.0.2.1",)
 
 _STATUS_OF_PHASE: Final = {phase: status for status, phase in PHASE_OF_STATUS.items()}
 
 
 class Deployment:
-    """A deployment whose phases a test sets. What follows from each is decided by the state machine of production.
+    """A deployment whose phases a test sets. The consequences are decided by the real state machine.
 
     Attributes:
-        run_dir: To be given to pools as bg_run_dir, or as ``$BGPOOL_RUN_DIR``.
-        bg_id: As the pools' settings spell it.
-        snapshot: What every pool reads.
+        run_dir: The run directory, for the pools' bg_run_dir or ``$BGPOOL_RUN_DIR``.
+        bg_id: The id in the form of the pools' settings.
+        snapshot: The snapshot that every pool reads.
     """
 
     def __init__(self, run_dir: Path, blue: str, green: str, settings: Settings) -> None:
-        """Put a segment into *run_dir*, in CREATED and ready for a switchover. To be made by deployment()."""
+        """Create a segment in *run_dir*, in CREATED and ready for a switchover. Use deployment() instead."""
         self.run_dir: Final = run_dir
         self.bg_id: Final = settings.bg_id
         self._blue, self._green = normalise_host(blue), normalise_host(green)
@@ -76,10 +76,10 @@ class Deployment:
         tenure = claim(self._files)
         if tenure is None:
             raise Error(f"a monitor of bg_id {self.bg_id!r} lives in {run_dir}; a test needs a directory of its own")
-        # Both: the one that monitors are elected by, and the one that keeps pools from starting any.
+        # Two locks: the one that monitors are elected with, and the one without which no pool starts a monitor.
         self._locks: Final = (tenure.lock, try_lock(self._files.spawning))
         self._writer: Final = Writer(self._files, tenure.term, self.snapshot)
-        # Whatever an earlier test has left in the directory.
+        # This replaces a segment that an earlier test has left in the directory.
         self._publish(self.snapshot)
         self._over: Final = threading.Event()
         self._heart: Final = threading.Thread(target=self._beat, name="bgpool-testing-heart", daemon=True)
@@ -89,12 +89,13 @@ class Deployment:
         return f"<Deployment {self.run_dir} bg_id={self.bg_id!r} phase={self.snapshot.phase.name}>"
 
     def phase(self, phase: Phase) -> None:
-        """Have both sides tell of *phase*; pools act on it at once.
+        """Make both sides report *phase*. Pools act on it immediately.
 
-        ``COMPLETED`` is told by names that have moved, as DNS tells it; whether they have in truth is up to the test.
+        For ``COMPLETED`` the state machine receives the event that the names have moved in DNS; the test decides
+        whether they have.
 
         Raises:
-            ValueError: No switchover goes from the phase that there is now to *phase*; nothing was published.
+            ValueError: There is no transition from the current phase to *phase*. Nothing was published.
         """
         if phase is self.snapshot.phase:
             return
@@ -104,49 +105,49 @@ class Deployment:
         self._publish(after)
 
     def release(self) -> None:
-        """Promote green: held callers go on, on new connections to green's address. The same as ``phase(POST)``.
+        """Promote green: held callers are released, with new connections to green's address. Same as ``phase(POST)``.
 
         Raises:
-            ValueError: There is no way to POST from here.
+            ValueError: There is no transition from the current phase to POST.
         """
         self.phase(Phase.POST)
 
     def roll_back(self) -> None:
-        """Go back to blue: held callers go on there.
+        """Roll back to blue: held callers are released and connect there.
 
         Raises:
-            ValueError: No switchover is under way that could still be rolled back.
+            ValueError: There is no switchover that can still be rolled back.
         """
         if self.snapshot.phase not in (Phase.PREPARATION, Phase.IN_PROGRESS):
             raise ValueError(f"nothing is rolled back from {self.snapshot.phase.name}")
         self.phase(Phase.CREATED)
 
     def expire_timer(self) -> None:
-        """Publish what the running out of ``bg_switchover_timeout_ms`` leads to, without waiting for it.
+        """Publish the state after ``bg_switchover_timeout_ms``, without waiting for it.
 
         Raises:
-            ValueError: No switchover is under way.
+            ValueError: There is no switchover in progress.
         """
         if self.snapshot.phase not in SWITCHING:
             raise ValueError(f"no timer runs in {self.snapshot.phase.name}")
         self.tell(Tick(Instant(self.snapshot.deadline_ns, time.time_ns())))
 
     def tell(self, *events: Event) -> None:
-        """Publish what follows from *events* of bgpool.core.events, for what the other methods have no word for."""
+        """Publish the state after *events* of bgpool.core.events, for cases that the other methods do not cover."""
         self._publish(self._after(self.snapshot, *events))
 
     def wait_held(self, callers: int = 1, *, timeout_s: float = 5.0) -> None:
-        """Wait until at least *callers* are held, in all processes that use the deployment. Linux.
+        """Wait until at least *callers* are held, in all processes that use the deployment. Linux only.
 
-        It blocks the thread: where that runs an event loop, none of the loop's tasks goes on meanwhile; see await_held.
+        This blocks the thread. If the thread runs an event loop, use await_held, so that the loop's tasks continue.
 
         Raises:
-            TimeoutError: Fewer were after *timeout_s* seconds.
+            TimeoutError: Fewer callers were held after *timeout_s* seconds.
         """
         BLOCKING.finish(self._await_held(BLOCKING.sleep, callers, timeout_s))
 
     async def await_held(self, callers: int = 1, *, timeout_s: float = 5.0) -> None:
-        """As wait_held, for a coroutine of asyncio's: the loop goes on."""
+        """Like wait_held, for asyncio: the event loop is not blocked."""
         await self._await_held(asyncio.sleep, callers, timeout_s)
 
     async def _await_held(self, sleep: Callable[[float], Awaitable[None]], callers: int, timeout_s: float) -> None:
@@ -157,16 +158,15 @@ class Deployment:
             await sleep(0.01)
 
     def close(self) -> None:
-        """Close the pools of this process that use the deployment, and take the segment away.
+        """Close the pools of this process that use the deployment, and remove the segment.
 
-        A caller who is still held gets PoolClosed. Pools of other processes should be gone by now: those that are not
-        would start a monitor.
+        A caller that is still held gets PoolClosed. Close pools of other processes before: they would start a monitor.
         """
         close_pools(self.run_dir, self.bg_id)
         self._take_away()
 
     async def aclose(self) -> None:
-        """As close, for a coroutine of asyncio's: what its loop has of the pools is closed when it returns."""
+        """Like close, for asyncio: the connections of the current event loop are closed when it returns."""
         for pool in pools_of(self.run_dir, self.bg_id):
             if isinstance(pool, LoopSource):
                 await pool.close()
@@ -184,7 +184,7 @@ class Deployment:
                 lock.release()
 
     def _beat(self) -> None:
-        # Whoever deletes the directory under us has ended the deployment.
+        # If the directory is deleted, the deployment is over.
         with contextlib.suppress(Superseded):
             while not self._over.wait(HEARTBEAT_S):
                 self._writer.beat()
@@ -199,7 +199,7 @@ class Deployment:
         return snapshot
 
     def _facts(self, phase: Phase) -> list[Event]:
-        """What tells of *phase*. Green speaks first: whether a switchover was rolled back, only it can say."""
+        """Return the events that lead to *phase*. Green's come first, because only green can report a rollback."""
         at = now()
         if phase is Phase.NOT_CREATED:
             return [MetadataAbsent(at, Role.SOURCE, "the deployment was deleted")]
@@ -209,8 +209,8 @@ class Deployment:
         rows = tuple(StatusRow(name, 0, role.value, _STATUS_OF_PHASE[phase]) for role, name in sides.items())
         facts: list[Event] = [StatusRead(at, role, rows) for role in (Role.TARGET, Role.SOURCE)]
         if phase >= Phase.POST:
-            # The metadata release nobody while green answers that it takes no writes. In CREATED that would say what
-            # green was before.
+            # The metadata release no caller while green answers that it is read-only. In CREATED the answer would be
+            # taken as green's state before the switchover.
             first = self.snapshot.phase > Phase.CREATED
             facts.insert(0 if first else len(facts), Answered(at, Role.TARGET, read_only=False))
         if phase is Phase.CREATED:
@@ -231,33 +231,33 @@ def deployment(
     bg_resolver: str = "system",
     bg_switchover_timeout_ms: int = 180_000,
 ) -> Block:
-    """A deployment for as long as a ``with`` or ``async with`` block lasts, in ``CREATED`` and ready for a switchover.
+    """Return a deployment for a ``with`` or ``async with`` block, in ``CREATED`` and ready for a switchover.
 
-    It is what an elected monitor is to the pools: it holds the monitor's lock and shows signs of life, so that no pool
-    starts one. Nothing connects anywhere but the pools.
+    It replaces the elected monitor: it holds the monitor's lock and writes a heartbeat, so that no pool starts a
+        monitor. Only the pools open connections.
 
     Args:
-        run_dir: A directory of the test's own, such as pytest's ``tmp_path``; without, one in memory is made and
-            removed.
+        run_dir: A directory for this test alone, such as pytest's ``tmp_path``. By default a directory in memory is
+            created and removed.
         blue: The host of the DSN under test.
-        green: Another host, where connections go after the release.
-        bg_id, bg_resolver: As for the pools. The names are resolved once.
-        bg_switchover_timeout_ms: As for the pools; runs from PREPARATION in real time.
+        green: Another host, to which connections go after the release.
+        bg_id, bg_resolver: The same as for the pools. The names are resolved once.
+        bg_switchover_timeout_ms: The same as for the pools; runs from PREPARATION in real time.
 
     Raises:
-        ConfigurationError: A parameter that cannot be used, or a host without an address.
+        ConfigurationError: A parameter is invalid, or a host has no address.
         SegmentError: The directory cannot be used.
-        Error: A monitor uses it already.
+        Error: A monitor already uses the directory.
     """
     given = {"bg_id": bg_id, "bg_resolver": bg_resolver, "bg_switchover_timeout_ms": bg_switchover_timeout_ms}
     return Block(run_dir, blue, green, Settings.from_mapping(given))
 
 
 class Block:
-    """What deployment() returns, for ``with`` or ``async with``, once."""
+    """The context manager that deployment() returns, for ``with`` or ``async with``. It can be used once."""
 
     def __init__(self, run_dir: str | os.PathLike[str] | None, blue: str, green: str, settings: Settings) -> None:
-        """As deployment(); nothing is made before the block begins."""
+        """See deployment(). Nothing is created before the block begins."""
         self._run_dir: Final = run_dir
         self._hosts: Final = (blue, green)
         self._settings: Final = settings

@@ -1,13 +1,13 @@
-"""TLS contexts that are made once, and connections that no error in OpenSSL's error queue harms, nor leave one there.
+"""Cached TLS contexts, and TLS connections that are isolated from OpenSSL's error queue.
 
-A context takes 20 ms of CPU time where it loads the certificates of many authorities, such as those of RDS, and 1 ms
-with a single one: more than all the rest of a login.
+Making a context takes 20 ms of CPU time if it loads the certificates of many authorities, such as those of RDS, and
+1 ms with a single one: more than the rest of a login.
 
-OpenSSL has one error queue per thread. SSL_get_error() looks there first: while an old error is in it, "no data yet" on
-a healthy connection is reported as that error. Python's ssl module does not empty the queue before it reads or writes
-(python/cpython issues 81891 and 148594), and from Python 3.14 on with OpenSSL 3.6 it leaves the "broken pipe" of a
+OpenSSL has one error queue per thread. SSL_get_error() checks it first: while an old error is in it, "no data yet" on a
+healthy connection is reported as that error. Python's ssl module does not empty the queue before it reads or writes
+(python/cpython issues 81891 and 148594). From Python 3.14 on with OpenSSL 3.6 it leaves the "broken pipe" of a
 connection that was cut. Every later connection that this thread reads from then fails at its first wait, unless the
-thread itself made its handshake, which empties the queue. With gevent all connections of a process share one thread.
+same thread made its handshake, which empties the queue. With gevent all connections of a process share one thread.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ T = TypeVar("T")
 
 _CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
-#: Of each thread: a TLS object must not be used by two at a time, and a child may be forked while another uses its own.
+#: Per thread: a TLS object must not be used by two threads at a time, and a process may fork while another thread uses
+#: its own.
 _local: Final = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What somebody asks of a context. The password of a key may be in it, so that it is never shown."""
+    """The settings of a context, as a key. Never shown, because they may include the password of a private key."""
 
     given: Hashable = field(repr=False)
 
 
 class _Made(NamedTuple):
-    """What was made, and of what: a state of the files, and a class of contexts.
+    """A cached context, and the state that it was made from: the class of contexts, and the state of the files.
 
-    gevent replaces ssl.SSLContext, and the sockets of a context made before would block all green threads.
+    gevent replaces ssl.SSLContext, and sockets of a context that was made before would block all green threads.
     """
 
     of: tuple[object, ...]
@@ -54,25 +55,25 @@ _made: Final[dict[_Terms, _Made]] = {}
 
 
 def shared(terms: Hashable, files: Iterable[str], make: Callable[[], T]) -> T:
-    """The one context of this process for *terms*: what *make* makes, again only once one of the *files* has changed.
+    """Return this process's context for *terms*. *make* is called again only if one of the *files* has changed.
 
-    Whoever asks with the same terms at the same moment may make another one, which is as good.
+    Concurrent calls with the same terms may make more than one context, each of which is valid.
 
     Args:
         terms: All settings that the context depends on.
-        files: What *make* reads; each has to exist.
-        make: Makes it.
+        files: The files that *make* reads; each must exist.
+        make: Makes the context.
 
     Raises:
-        OSError: A file is not there, or *make* says so; ssl.SSLError is one.
+        OSError: A file does not exist, or *make* failed; ssl.SSLError is a subclass.
     """
     key, of = _Terms(terms), (ssl.SSLContext, *map(_state, files))
     made = _made.get(key)
     if made is None or made.of != of:
-        # The state is from before: a file that is replaced meanwhile is found out the next time.
+        # The state was read before. A file that is replaced while the context is made is detected at the next call.
         made = _Made(of, make())
         _made[key] = made
-        # Settings that nobody uses any more must not be collected for ever.
+        # Limit the cache: settings that are no longer used must not accumulate.
         for oldest in list(_made)[:-SSL_CONTEXTS]:
             _made.pop(oldest, None)
     context: T = made.context
@@ -80,7 +81,7 @@ def shared(terms: Hashable, files: Iterable[str], make: Callable[[], T]) -> T:
 
 
 def _state(file: str) -> tuple[int, ...]:
-    """What is another once *file* was written to, or replaced by another one, a symbolic link to it included."""
+    """Return a state of *file* that changes when the file is written or replaced, also behind a symbolic link."""
     found = Path(file).stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -88,9 +89,9 @@ def _state(file: str) -> tuple[int, ...]:
 def clear_error_queue() -> None:
     """Empty the calling thread's OpenSSL error queue; 1 µs.
 
-    The ssl module has no function for that. A handshake begins with it, so each thread has one that never gets any
-    further: its client says nothing. ERR_clear_error by ctypes would need the very libcrypto that the interpreter was
-    linked with, which may be linked statically.
+    The ssl module has no function for that, but every handshake step begins by emptying the queue. So each thread keeps
+    a handshake that never progresses, because its client sends nothing. Calling ERR_clear_error by ctypes would require
+    the same libcrypto that the interpreter is linked with, possibly statically.
     """
     handshake = getattr(_local, "handshake", None)
     if handshake is None:
@@ -101,14 +102,14 @@ def clear_error_queue() -> None:
 
 
 class GuardedContext:
-    """As much of an SSLContext as PyMySQL uses; the error queue is empty before and after all that its sockets do."""
+    """The part of SSLContext that PyMySQL uses. The error queue is empty before and after each socket operation."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         """Guard the sockets that *context* wraps."""
         self._context: Final = context
 
     def wrap_socket(self, sock: socket.socket, *, server_hostname: str | None = None) -> ssl.SSLSocket:
-        """As SSLContext.wrap_socket.
+        """See SSLContext.wrap_socket.
 
         Raises:
             OSError: The handshake failed; ssl.SSLError is one.
@@ -118,14 +119,14 @@ class GuardedContext:
         except BaseException:
             clear_error_queue()
             raise
-        # All that is read and written goes through this object, also when gevent's sockets try again after a wait.
+        # All reads and writes go through this object, also when gevent's sockets retry after a wait.
         wrapped._sslobj = _Guard(wrapped._sslobj)
         found: ssl.SSLSocket = wrapped
         return found
 
 
 class _Guard:
-    """Stands before the _ssl._SSLSocket of an SSLSocket."""
+    """A wrapper around the _ssl._SSLSocket of an SSLSocket."""
 
     __slots__ = ("_tls",)
 

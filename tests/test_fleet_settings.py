@@ -298,7 +298,7 @@ def test_callables_that_cannot_be_handed_over_are_refused() -> None:
         {"bg_fleet_key": functools.partial(lambda _: b"", "s3cret")},
         {"bg_fleet_key": KEY, "bg_fleet_password": lambda *_: "s3cret"},
     ):
-        with pytest.raises(ConfigurationError, match=r"cannot be handed to the monitor.*top level") as caught:
+        with pytest.raises(ConfigurationError, match=r"cannot be passed to the monitor.*top level") as caught:
             config_of(bg_fleet=BUS.replace(f":{SECRET}", ""), **given)
         assert "s3cret" not in shown(caught.value)
         # Nobody is to call them.

@@ -151,7 +151,7 @@ def _result(before: Snapshot, order: Order, status: Status) -> str:
         return f"the hold is over; {crowd}"
     if status.by_hand is None:
         # The switchover itself was faster.
-        return f"nobody is held any more ({status.phase.name if status.phase is not None else 'unknown'}); {crowd}"
+        return f"no caller is held any more ({status.phase.name if status.phase is not None else 'unknown'}); {crowd}"
     return f"blue's callers are not held any more and connect by name until the switchover is over; {crowd}"
 
 

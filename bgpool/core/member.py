@@ -140,7 +140,7 @@ class Member:
 
     Attributes:
         id: 16 random hex digits; never reused.
-        application: As in Message.
+        application: The same as in Message.
         began_ns: The start of its tenure, on the wall clock; 0 before its first event.
         standing: Its role in the fleet.
         since_ns: The time since which it has this role, on the monotonic clock.

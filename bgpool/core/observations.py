@@ -169,7 +169,7 @@ def worth(observations: Sequence[Observation], parameters: Parameters, now_ns: i
     """Return the visibility that a monitor with *parameters* can expect, judged by earlier observations.
 
     Args:
-        observations: Those of the snapshot; the last one belongs to the current monitor.
+        observations: The observations of the snapshot; the last one belongs to the current monitor.
         parameters: The parameters to judge.
         now_ns: The current time on the monotonic clock.
     """

@@ -37,7 +37,7 @@ def refusal(snapshot: Snapshot, order: Order) -> str:
         return f"a switchover is under way ({phase}), which decides itself who waits" if _is_switching(snapshot) else ""
     if holds_anybody(snapshot):
         return ""
-    return f"nobody is held ({phase}{', released by hand already' if snapshot.release_until_ns else ''})"
+    return f"no caller is held ({phase}{', released by hand already' if snapshot.release_until_ns else ''})"
 
 
 def obey(snapshot: Snapshot, event: Ordered) -> Snapshot:

@@ -74,7 +74,7 @@ def test_hold_and_release(watched: Path, bgpool_command: Command) -> None:
 
 
 def test_a_release_where_nobody_is_held(watched: Path) -> None:
-    assert run(watched, "release") == (0, "bg_id 'ledger': nobody is held (NOT_CREATED); nothing was changed\n")
+    assert run(watched, "release") == (0, "bg_id 'ledger': no caller is held (NOT_CREATED); nothing was changed\n")
 
 
 def test_a_hold_that_takes_the_place_of_another(watched: Path, bgpool_command: Command) -> None:
@@ -82,7 +82,7 @@ def test_a_hold_that_takes_the_place_of_another(watched: Path, bgpool_command: C
     assert run(watched, "hold", "--for", "300")[0] == 0
     assert status(bgpool_command, watched)["by_hand"]["left_ms"] <= 300_000
     assert run(watched, "hold", "--for", "1")[0] == 0
-    wait_until(lambda: run(watched, "release")[1].endswith("nobody is held (NOT_CREATED); nothing was changed\n"))
+    wait_until(lambda: run(watched, "release")[1].endswith("no caller is held (NOT_CREATED); nothing was changed\n"))
 
 
 @pytest.mark.parametrize("text", ["0", "3601", "2h", "61m", "-5", "1.5", "5 min", "", "99999999999"])
@@ -142,7 +142,7 @@ def test_a_hold_that_outlasts_its_callers(
 def test_a_switchover_that_released_before_the_operator(hand: Hand, run_dir: Path) -> None:
     hand.enter(Phase.POST)
     text = order._result(hand.snapshot, Order.RELEASE, bgpool.status("ledger", run_dir))
-    assert text == "nobody is held any more (POST); 0 of 0 workers have acted on it"
+    assert text == "no caller is held any more (POST); 0 of 0 workers have acted on it"
 
 
 def test_an_order_is_obeyed_once(watched: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_release_does_not_keep_anybody_from_a_green_that_is_known() -> None:
 def test_where_nobody_is_held_a_release_changes_nothing(phase: Phase) -> None:
     before = in_phase(phase)
     if phase is not Phase.IN_PROGRESS:
-        assert refusal(before, Order.RELEASE) == f"nobody is held ({phase.name})"
+        assert refusal(before, Order.RELEASE) == f"no caller is held ({phase.name})"
         assert release(before).release_until_ns == 0
         assert release(before).epoch == before.epoch
 

@@ -241,7 +241,7 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     participant.join(second)
     first.counts, second.counts = Usage(held=2, holds=2), Usage(held=1, holds=1)
     wait_until(lambda: len(caplog.records) == 1)
-    # A caller gave up, and nobody is held for a moment: that is the same hold.
+    # A caller gave up, and no caller is held for a moment: that is the same hold.
     first.counts, second.counts = Usage(holds=2, hold_timeouts=1), Usage(holds=1)
     wait_until(lambda: workers(files)[0].usage.held == 0)
     first.counts = Usage(held=2, holds=4, hold_timeouts=1)

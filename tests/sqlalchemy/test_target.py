@@ -201,7 +201,7 @@ def test_engines_with_the_same_url_share_a_connector() -> None:
         ("mysql+bgpool://app@db/x?unix_socket=/run/my.sock", {}, "a host or a socket is allowed, not both"),
         (PG, {"monitoring": SECRET}, "monitoring: a mapping of connection parameters is allowed"),
         (PG, {"password": 5}, "a string or a callable (host, port, user) -> str is allowed"),
-        (PG, {"password": lambda *_: SECRET}, "cannot be handed to the monitor's process"),
+        (PG, {"password": lambda *_: SECRET}, "cannot be passed to the monitor's process"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(url: str, connect_args: dict[str, Any], text: str) -> None:
