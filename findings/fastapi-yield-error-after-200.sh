@@ -3,9 +3,9 @@
 #
 # Versions: FastAPI 0.117.1, 0.118.0 and 0.165.0, Python 3.11. No server is needed: the script is the ASGI server.
 # Behaviour: since 0.118, for the sake of StreamingResponse, the code behind the yield of a dependency runs after the
-#   response. An exception in it, as of a COMMIT, reaches the server and not the client. An HTTPException there is replaced
-#   by RuntimeError ("response already started"). 0.117 sends the error. In 0.165 a dependency sends it with
-#   Depends(..., scope="function"), which is not the default.
+#   response. An exception in it, such as that of a COMMIT, reaches the server but not the client. An HTTPException
+#   there is replaced by RuntimeError ("response already started"). 0.117 sends the error. In 0.165 a dependency sends
+#   it with Depends(..., scope="function"), which is not the default.
 # Expected: an error, as before: nothing was written.
 # Seen: 0.117.1: 500 for an exception, 503 for HTTPException(503)
 #   0.118.0 and 0.165.0: 200 for both; 0.165.0 with scope="function": 500 and 503

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # filelock 3.30.0 (every Python) and 4.3.1 (Python 3.12 and later): importing it is enough to make os.fork() raise
-# RuntimeError in one thread while another thread is forking. No lock is made or taken here.
+# RuntimeError in one thread while another thread is forking. No lock is created or acquired here.
 # Seen: about 2,080 of 2,400 forks fail with Python 3.10.13 to 3.13.0. Expected: a library that is imported and not used
 # changes nothing about fork.
-# Exit 0: still so. Exit 1: the behaviour has changed.
+# Exit status 0: the behaviour is unchanged. Exit status 1: it has changed.
 set -eu
 python=${PYTHON:-python3}
 work=$(mktemp -d)

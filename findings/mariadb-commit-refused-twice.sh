@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# MariaDB: a COMMIT that a read-only server refuses has rolled back, and the next COMMIT is OK, with nothing in it.
+# MariaDB: a COMMIT that a read-only server refuses has rolled back, and the next COMMIT succeeds without any row.
 #
 # Versions: MariaDB 10.11.19 of Debian 12's mariadb-server-core, PyMySQL 1.2.4, Python 3.11. (By hand MySQL 9.7.4 did
 #   the same.)
-# Behaviour: after SET GLOBAL read_only = 1 an INSERT and the COMMIT of earlier rows both fail with 1290, in the same
-#   words. After the INSERT's the transaction is open, with its rows, and a later COMMIT commits them. After the
-#   COMMIT's it is gone, and nothing in the error tells. Once the server takes writes again, the next COMMIT succeeds,
-#   with nothing in it: a caller who tries a refused COMMIT again takes the rows for committed.
-# Expected: the transaction stays open, as after the other 1290; or another error, as 1213 or 1402 tell of a rollback.
+# Behaviour: after SET GLOBAL read_only = 1 an INSERT and the COMMIT of earlier rows both fail with 1290 and the same
+#   text. After the error of the INSERT the transaction is open, with its rows, and a later COMMIT commits them. After
+#   the error of the COMMIT the transaction is rolled back, and the error does not show it. Once the server accepts
+#   writes again, the next COMMIT succeeds without any row, so a caller that retries a refused COMMIT assumes that the
+#   rows are committed.
+# Expected: the transaction stays open, as after the other 1290; or a different error, such as 1213 or 1402, which stand
+#   for a rollback.
 # Seen: write refused: 1290, then COMMIT is OK, rows: 1
 #   COMMIT refused: 1290, then COMMIT is OK, rows: 0
 set -euo pipefail
@@ -28,7 +30,7 @@ dpkg-deb --extract mariadb-server-core_*.deb "$work/deb"
 share=$work/deb/usr/share/mysql
 mkdir "$work/db" "$work/db/data"
 as=()
-if [ "$(id -u)" = 0 ]; then # MariaDB does not run as root
+if [ "$(id -u)" = 0 ]; then # MariaDB refuses to run as root
     as=(--user=nobody)
     chown -R nobody "$work/db"
 fi

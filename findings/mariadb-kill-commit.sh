@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# MariaDB: a COMMIT is killed while it waits: its client hears 2013, sees no row when it looks, and later there is one.
+# MariaDB: when a COMMIT is killed while it waits, its client gets error 2013, reads no row, and later the row is there.
 #
 # Versions: MariaDB 10.11.19 of Debian 12's mariadb-server-core, PyMySQL 1.2.4, Python 3.11. (By hand MySQL 9.7.4 did
 #   the same, with binlog_group_commit_sync_delay.)
 # Behaviour: KILL CONNECTION of a session whose COMMIT waits in a group commit (binlog_commit_wait_usec) closes its
-#   socket at once; the client gets 2013. The COMMIT goes on waiting, for others to be written together, and commits. A
-#   client that connects again and looks finds no row, does the work again, and has two. In processlist the session is
-#   there until the end, as "Killed". Where the COMMIT waits for FLUSH TABLES WITH READ LOCK instead, the same KILL
-#   rolls back.
-# Expected: the client hears of the end of its session when the session has ended, or nothing is committed afterwards.
+#   socket at once; the client gets 2013. The COMMIT continues to wait for others, to be written together with them, and
+#   commits. A client that connects again finds no row, repeats the work, and ends with two rows. In processlist the
+#   session is there until the end, as "Killed". Where the COMMIT waits for FLUSH TABLES WITH READ LOCK instead, the
+#   same KILL rolls back.
+# Expected: the client learns that its session has ended only after it has ended, or nothing is committed afterwards.
 # Seen: group commit: 2013 after 0.0 s, rows: 0, and 1 when the session has gone
 #   read lock: 2013 after 0.0 s, rows: 0, and 0 when the session has gone
 set -euo pipefail
@@ -29,7 +29,7 @@ dpkg-deb --extract mariadb-server-core_*.deb "$work/deb"
 share=$work/deb/usr/share/mysql
 mkdir "$work/db" "$work/db/data"
 as=()
-if [ "$(id -u)" = 0 ]; then # MariaDB does not run as root
+if [ "$(id -u)" = 0 ]; then # MariaDB refuses to run as root
     as=(--user=nobody)
     chown -R nobody "$work/db"
 fi

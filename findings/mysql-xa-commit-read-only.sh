@@ -3,16 +3,16 @@
 #
 # Versions: MySQL 9.7.4 of Debian unstable's mysql-server-core (fetched by tests/fetch_mysql.sh), PyMySQL 1.2.4, Python
 #   3.11. (By hand MariaDB 10.11.19 refuses XA COMMIT with 1290.)
-# Behaviour: with super_read_only = ON the COMMIT of a transaction is refused with 1290. XA COMMIT of one
-#   that was prepared before is done, for an ordinary account, and goes into the binary log. In a switchover by hand
+# Behaviour: with super_read_only = ON the COMMIT of a transaction is refused with 1290. XA COMMIT of a transaction that
+#   was prepared before succeeds for an ordinary account, and is written to the binary log. In a switchover by hand
 #   (read-only, note the position, wait until the replica is there, promote it) the row is on the old primary alone,
-#   though its client was told OK.
+#   although its client received OK.
 # Expected: 1290, as for COMMIT: the transaction stays prepared, and the replica has it, too.
 # Seen: COMMIT: 1290, XA COMMIT: OK, rows: xa, the binary log has grown: True
 set -euo pipefail
 fetch=$(realpath "$(dirname "$0")/../tests/fetch_mysql.sh")
 work=$(mktemp -d)
-mysql=$(realpath -m "${MYSQL:-$work/mysql}") # a folder of fetch_mysql.sh is fetched once
+mysql=$(realpath -m "${MYSQL:-$work/mysql}") # MYSQL may name the directory of an earlier fetch_mysql.sh
 server=
 stop() {
     [ -z "$server" ] || { kill "$server" && wait "$server"; } 2>/dev/null || true
@@ -28,7 +28,7 @@ sh "$fetch" "$mysql" >/dev/null
 "$mysql/bin/mysqld" --no-defaults --version | grep -q "Ver 9\.7\.4" || { echo "another version of MySQL"; exit 1; }
 mkdir "$work/db"
 as=()
-if [ "$(id -u)" = 0 ]; then # MySQL does not run as root
+if [ "$(id -u)" = 0 ]; then # MySQL refuses to run as root
     as=(--user=nobody)
     chown nobody "$work/db"
 fi

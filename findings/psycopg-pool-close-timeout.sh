@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# psycopg_pool: close(timeout) takes timeout for each worker thread, and closes nothing meanwhile.
+# psycopg_pool: close(timeout) takes timeout for each worker thread, and closes nothing until then.
 #
 # Versions: psycopg 3.3.9, psycopg-pool 3.3.3, Python 3.11.
 # Behaviour: ConnectionPool.close(timeout) joins its worker threads one after the other, each for up to timeout seconds,
@@ -29,6 +29,6 @@ with socket.create_server(("127.0.0.1", 0)) as silent:
     pool.close(timeout=0.5)
     took_s = time.monotonic() - began
 print(f"close(timeout=0.5) took {took_s:.1f} s")
-# Without the exit handlers: the threads are still connecting.
+# Skip the exit handlers, because the threads are still connecting.
 os._exit(0 if 1.4 <= took_s < 3 else 1)
 PY

@@ -3,9 +3,9 @@
 #
 # Versions: psycopg 3.3.9, psycopg-pool 3.3.3, Python 3.11.
 # Behaviour: ConnectionPool._getconn_unchecked() leaves the place of a caller in the queue when its wait ends with
-#   PoolTimeout; it is only taken out when the next connection arrives. Meanwhile get_stats()["requests_waiting"] counts
-#   it. While the server is away no connection arrives, so after max_waiting timeouts every further getconn() fails at
-#   once with TooManyRequests, although nobody waits.
+#   PoolTimeout; it is only taken out when the next connection arrives. Until then get_stats()["requests_waiting"]
+#   counts it. While the server is away no connection arrives, so after max_waiting timeouts every further getconn()
+#   fails at once with TooManyRequests, although no caller waits.
 # Expected: the second call, alone, waits and ends with PoolTimeout as the first did.
 # Seen: PoolTimeout / TooManyRequests: the pool 'pool-1' has already 1 requests waiting / requests_waiting 1
 set -euo pipefail
@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 logging.disable()
 said = []
-# Nothing listens on port 1.
+# No process listens on port 1.
 with ConnectionPool("host=127.0.0.1 port=1", min_size=1, max_size=1, max_waiting=1, open=False) as pool:
     for _ in range(2):
         try:

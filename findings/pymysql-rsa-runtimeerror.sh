@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# PyMySQL: a login that needs the package cryptography raises RuntimeError, which is no pymysql.Error.
+# PyMySQL: a login that needs the package cryptography raises RuntimeError, which is not a pymysql.Error.
 #
 # Versions: PyMySQL 1.2.4, Python 3.11.
 # Behaviour: without TLS and without the package, caching_sha2_password (the default of MySQL 8 and 9) works for as long
-#   as the server has the password in its cache. Once it has not (a restart, FLUSH PRIVILEGES, another server), connect()
-#   raises RuntimeError, past every "except pymysql.Error" and "except OperationalError" around it.
+#   as the server has the password in its cache. Without it (after a restart or FLUSH PRIVILEGES, or on another server)
+#   connect() raises RuntimeError, which bypasses every "except pymysql.Error" and "except OperationalError" around it.
 # Expected: an OperationalError, as for every other login that fails.
 # Seen: cached: a login works / not cached: RuntimeError: 'cryptography' package is required ... / pymysql.Error: False
 set -euo pipefail
@@ -20,7 +20,7 @@ import threading
 
 import pymysql
 
-# What a MySQL server says before a login: its version, the default plugin, no TLS.
+# The greeting of a MySQL server: its version, the default plugin, no TLS.
 HELLO = (
     b"\x0a9.7.4\0" + struct.pack("<I", 7) + b"x" * 8 + b"\0" + struct.pack("<HBHHB", 0xA208, 45, 2, 0x0008, 21)
     + b"\0" * 10 + b"y" * 12 + b"\0caching_sha2_password\0"

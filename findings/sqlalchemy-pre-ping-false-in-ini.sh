@@ -4,8 +4,8 @@
 # Versions: SQLAlchemy 2.1.9 and 2.0.58, Python 3.11.
 # Behaviour: engine_from_config converts the texts of an ini file by DefaultDialect.engine_config_types, which has
 #   pool_size, pool_timeout, pool_recycle, max_overflow, echo, echo_pool and future, but neither pool_pre_ping nor
-#   pool_use_lifo. Those reach the pool as texts, and "false", "0" and "no" are true there.
-# Expected: no ping and first in, first out, as "echo = false" is no echo.
+#   pool_use_lifo. These two reach the pool as strings, and the strings "false", "0" and "no" are true.
+# Expected: no ping, and first in, first out, just as "echo = false" turns the echo off.
 # Seen: pool_pre_ping = false: the pool pings before each checkout; pool_use_lifo = false: last in, first out
 set -euo pipefail
 work=$(mktemp -d)

