@@ -1,20 +1,20 @@
-# make demo   real databases go through a switchover under load, and a ledger judges the result
-# make test   linters and tests; ARGS="tests/pools -k reset" runs a part of the tests alone
-# make test-full  the same with every variant: all scenarios on all engines, long chaos, every Python
-# make mysql  the tests of MySQL, with every scenario, on a real one: Debian's, fetched to .mysql, or MYSQLD=/path/to/mysqld
-# make bench  measures, beside what people use
-# All set up what they need in .venv, from the package index alone. The tests need a MariaDB and a Redis (or Valkey)
-# server, too, which no wheel has: they are installed from Debian's packages where that takes no questions.
+# make demo   runs a switchover of real databases under load, and checks every written row
+# make test   linters and tests; ARGS="tests/pools -k reset" runs only a part of the tests
+# make test-full  the same with every variant: all scenarios on all engines, long chaos runs, every Python
+# make mysql  the MySQL tests, with every scenario, on a real server: Debian's, fetched to .mysql, or MYSQLD=/path/to/mysqld
+# make bench  runs the benchmarks, compared with other pools
+# Each target installs its requirements into .venv, from the package index alone. The tests also need a MariaDB server and
+# a Redis (or Valkey) server, which no wheel contains. For root, with apt-get, they are installed from Debian's packages.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Interpreters that pyenv keeps, for tox to find beside those on PATH.
+# The interpreters of pyenv, which tox finds in addition to those on PATH.
 space := $(subst ,, )
 export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-4].*/bin/python3))
 
-# This Python runs the quick tests among all the others: they are not run on it again.
+# This Python runs the quick tests together with all others, so its quick environment is skipped.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
 .PHONY: demo test test-full mysql bench clean mariadb redis run-py run-full run-beside run-beside-full
@@ -22,9 +22,9 @@ SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-qu
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
 
-# About ten minutes with all set-up. The tests of servers mostly wait. What $(BESIDE) does, it does with what they leave of
-# the processors; what it has to say follows at the end. tox prints the time of each part.
-BESIDE = .tox/beside.log
+# About ten minutes, including the set-up. The tests with servers mostly wait. The other environments run at the same time
+# and at a lower priority; their output is in $(OTHERS_LOG) and is printed at the end. tox prints the time of each part.
+OTHERS_LOG = .tox/others.log
 
 test: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),$(BIN)/tox run -e py -- $(ARGS),@$(call SIDE_BY_SIDE,run-py run-beside))
@@ -33,7 +33,7 @@ test: mariadb redis $(VENV)/.tox
 test-full: mariadb redis $(VENV)/.tox
 	$(if $(ARGS),$(BIN)/tox run -e full -- $(ARGS),@$(call SIDE_BY_SIDE,run-full run-beside-full))
 
-SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --jobs 2 $1; status=$$?; cat $(BESIDE); exit $$status
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --jobs 2 $1; status=$$?; cat $(OTHERS_LOG); exit $$status
 
 run-py:
 	$(BIN)/tox run -e py
@@ -42,13 +42,13 @@ run-full:
 	$(BIN)/tox run -m full
 
 run-beside run-beside-full:
-	@mkdir -p $(dir $(BESIDE))
-	@$(SKIP_OWN_QUICK) nice $(BIN)/tox run-parallel -m $(@:run-%=%) --parallel 1 --parallel-no-spinner >$(BESIDE) 2>&1
+	@mkdir -p $(dir $(OTHERS_LOG))
+	@$(SKIP_OWN_QUICK) nice $(BIN)/tox run-parallel -m $(@:run-%=%) --parallel 1 --parallel-no-spinner >$(OTHERS_LOG) 2>&1
 
-# About half an hour. The servers run as mysql or nobody if make is run by root; that account must reach the folder.
+# About half an hour. If root runs make, the servers run as `mysql` or `nobody`, which must have access to the directory.
 mysql: export BGPOOL_LAB_MYSQL = $(if $(MYSQLD),$(dir $(abspath $(MYSQLD))),$(CURDIR)/.mysql)
 mysql: $(VENV)/.tox
-	@$(if $(MYSQLD),test -f '$(MYSQLD)' || { echo "MYSQLD is no program: $(MYSQLD)" >&2; exit 1; },sh tests/fetch_mysql.sh .mysql)
+	@$(if $(MYSQLD),test -f '$(MYSQLD)' || { echo "MYSQLD must be the path of the server's program: $(MYSQLD)" >&2; exit 1; },sh tests/fetch_mysql.sh .mysql)
 	$(BIN)/tox run -e mysql -- $(ARGS)
 
 # An hour and a half on a quiet machine; ARGS="storm --repeat 1" for less.
@@ -73,7 +73,7 @@ mariadb:
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mariadb-server-core >/dev/null; \
 	else \
-		echo "a MariaDB server is needed, and nothing else of MariaDB: apt-get install mariadb-server-core" >&2; exit 1; \
+		echo "a MariaDB server is needed: apt-get install mariadb-server-core" >&2; exit 1; \
 	fi
 
 redis:
