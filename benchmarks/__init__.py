@@ -1,1 +1,1 @@
-"""What bgpool costs and what it spares, beside what people use: ``python -m benchmarks``."""
+"""Benchmarks of bgpool and of other clients: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""Measure: ``python -m benchmarks [NAME ...]``, all of them by default."""
+"""Run the benchmarks: ``python -m benchmarks [NAME ...]``, all of them by default."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.render import as_text
 from benchmarks.result import Result, merge
 from bgpool.lab.errors import LabError
 
-#: In the order in which they are read: what a switchover comes to, then what it costs to be ready for one.
+#: The benchmarks in the order of the page: first the switchover, then the costs of being ready for one.
 NAMES: Final = (
     "switchover",
     "sizes",
@@ -35,7 +35,7 @@ NAMES: Final = (
     "status",
     "growth",
 )
-#: Those that can be run by name and are not on the page yet.
+#: The benchmarks that can be run by name and are not on the page yet.
 NEW: Final = ("mysql_release",)
 _OUT: Final = Path("bench-results")
 _FORMAT: Final = 1
@@ -45,31 +45,34 @@ class Benchmark(Protocol):
     """A module of this package that measures.
 
     Attributes:
-        TITLE: Its heading.
-        QUESTION: What is asked, and how.
+        TITLE: The heading.
+        QUESTION: The question that the benchmark answers, and its method.
     """
 
     TITLE: str
     QUESTION: str
 
     def run(self, *, quick: bool) -> Result:
-        """Measure once; *quick* for less than 20 seconds, and for figures that say little."""
+        """Measure once. With *quick* it takes less than 20 seconds, and the figures mean little."""
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark of that name."""
+    """Return the benchmark of that name."""
     found: Any = importlib.import_module(f"benchmarks.{name}")
     return found  # type: ignore[no-any-return]  # a module that has what Benchmark has
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the tables, and keep everything; repetitions are the outer loop, so that a slow hour meets all."""
+    """Measure, print the tables, and keep everything.
+
+    Repetitions are the outer loop, so that a slow hour of the machine affects all benchmarks.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions, 1 to 20 (3)")
-    parser.add_argument("--quick", action="store_true", help="only to see that they work: less of everything")
-    parser.add_argument("--add", action="store_true", help="to the repetitions that are kept, instead of anew")
-    parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help=f"for results and pictures ({_OUT})")
+    parser.add_argument("--quick", action="store_true", help="measure less, only to see that they work")
+    parser.add_argument("--add", action="store_true", help="add to the repetitions that are kept")
+    parser.add_argument("--out", type=Path, default=_OUT, metavar="DIR", help=f"results and pictures ({_OUT})")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in (*NAMES, *NEW)]
     if unknown:
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 measured[name].append(_measure(load(name), quick=options.quick))
             except LabError as error:
-                # Said again at the end; an hour of the others is not thrown away for it.
+                # Repeated at the end. One failure does not discard an hour of other measurements.
                 failures.append(f"{name}, repetition {repetition}: {error}")
                 continue
             keep(options.out, {name: measured[name]}, quick=options.quick)
@@ -114,7 +117,7 @@ def _measure(benchmark: Benchmark, *, quick: bool) -> dict[str, Any]:
 
 
 def kept(out: Path, *, quick: bool) -> dict[str, list[dict[str, Any]]]:
-    """What ``results.json`` of *out* has of this machine, these versions, and such haste; by name."""
+    """Return the runs in ``results.json`` of *out* with this machine, these versions, and this *quick*, by name."""
     path = out / "results.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     frame = _frame(quick=quick)
@@ -122,7 +125,7 @@ def kept(out: Path, *, quick: bool) -> dict[str, list[dict[str, Any]]]:
 
 
 def keep(out: Path, measured: dict[str, list[dict[str, Any]]], *, quick: bool) -> None:
-    """Add to ``results.json`` of *out*; what was measured of the same on another machine is replaced, all of it."""
+    """Add to ``results.json`` of *out*. If its results are from another machine, all of them are replaced."""
     runs = {**kept(out, quick=quick), **measured}
     everything = {**_frame(quick=quick), "runs": {name: runs[name] for name in (*NAMES, *NEW) if name in runs}}
     text = json.dumps(everything, indent=1, ensure_ascii=False) + "\n"
@@ -134,7 +137,7 @@ def _frame(*, quick: bool) -> dict[str, Any]:
 
 
 def merged(repetitions: Sequence[dict[str, Any]]) -> Result:
-    """The medians of what was kept."""
+    """Return the medians of *repetitions*."""
     return merge([Result.from_json(repetition["result"]) for repetition in repetitions])
 
 

@@ -1,4 +1,4 @@
-"""What was aimed at, and whether it was reached: shown at the top of the page, and printed at the end of a run."""
+"""The aims, and whether they are met: shown at the top of the page, and printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _COLUMNS: Final = (
 
 
 class Aim(NamedTuple):
-    """One figure that is not to be exceeded.
+    """A figure and its upper limit.
 
     Attributes:
-        what: What is measured, with its unit.
+        what: The description of the figure, with its unit.
         most: The aim, in that unit.
-        measured: What was measured in this repetition; None where there was nothing to measure.
+        measured: The figure of this repetition; None if nothing could be measured.
     """
 
     what: str
@@ -32,15 +32,15 @@ class Aim(NamedTuple):
 
 
 def aims(*found: Aim) -> Table:
-    """The aims of one benchmark, as a table of its result. It is not shown with the others."""
+    """Return the aims of one benchmark as a table of its result. It is not shown with the other tables."""
     rows: tuple[Mapping[str, Value], ...] = tuple(aim._asdict() for aim in found)
     return Table(_NAME, "Aims", _COLUMNS, rows, shown=False)
 
 
 def verdicts(results: Mapping[str, Result]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Benchmark, what, aim, measured, share of the aim with its verdict; of results that were merged, by name.
+    """Yield for each aim: benchmark, what, aim, measured, and the share of the aim with a verdict.
 
-    Reached is what holds in the median of the repetitions; whether it does in each is told.
+    *results* are merged results by name. An aim is met in the median, or in every repetition; the verdict says which.
     """
     for name, result in results.items():
         for table in result.tables:
@@ -63,7 +63,7 @@ def _judge(row: Mapping[str, Value], spread: tuple[float, float] | None) -> tupl
 
 
 def as_markdown(results: Mapping[str, Result]) -> str:
-    """All aims of *results* as one table; empty where none has any."""
+    """Return all aims of *results* as one table; empty if there are none."""
     heads = ("Benchmark", "What", "Aim: at most", "Measured", "Share of the aim")
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: |"]
     rows = [f"| {name} | {' | '.join(rest)} |" for name, *rest in verdicts(results)]
@@ -71,7 +71,7 @@ def as_markdown(results: Mapping[str, Result]) -> str:
 
 
 def as_text(results: Mapping[str, Result]) -> str:
-    """The same for a terminal."""
+    """Return the same for a terminal."""
     rows = [
         f"  {name}: {what}: {measured}, aim {most}: {verdict}"
         for name, what, most, measured, verdict in verdicts(results)

@@ -1,4 +1,4 @@
-"""What a checkout and a statement cost with an engine on bgpool's dialect, beside one on the plain dialect."""
+"""The cost of a checkout and of a statement with an engine on bgpool's dialect, compared with the plain dialect."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COLUMNS: Final = (
     Column("ratio", "ratio", 2),
 )
 _SELECT: Final = text("SELECT 1")
-#: What tells the server's process of a connection; MySQL's servers have threads, which cannot be told.
+#: The query for the server's process of a connection. MySQL's servers have threads, which cannot be identified.
 _BACKEND_PID: Final[Mapping[str, str]] = {"postgresql": "SELECT pg_backend_pid()"}
 
 
 @contextlib.contextmanager
 def engines(theirs: URL, mine: URL, bg_options: Mapping[str, Any]) -> Iterator[tuple[Engine, Engine]]:
-    """One of each kind, with one connection that is open; bgpool's may not know the deployment yet."""
+    """Yield one engine of each kind, with one open connection. bgpool's may not know the deployment yet."""
     both = (
         create_engine(theirs, pool_size=1, max_overflow=0),
         create_engine(mine, pool_size=1, max_overflow=0, connect_args=dict(bg_options)),
@@ -44,7 +44,7 @@ def engines(theirs: URL, mine: URL, bg_options: Mapping[str, Any]) -> Iterator[t
 
 
 def rows(theirs: Engine, mine: Engine, *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
-    """Both ways, in alternating rounds of both engines."""
+    """Return the figures of a checkout and of a statement, in alternating rounds of both engines."""
     with _one_core(theirs, mine):
         return [
             {"what": what, **compare(way(theirs), way(mine), rounds=rounds, calls=max(1, int(calls * part)))}
@@ -76,9 +76,9 @@ def _select(engine: Engine) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def _one_core(*all_of: Engine) -> Iterator[None]:
-    """The servers' processes on the core that we are on.
+    """Pin this process and the servers' processes to one core.
 
-    Which core the system gives to either would make more of a difference than anything that is measured.
+    Otherwise the system's choice of cores would change the figures more than the difference that is measured.
     """
     cores = os.sched_getaffinity(0)
     try:

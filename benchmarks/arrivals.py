@@ -1,4 +1,4 @@
-"""Connections as a PostgreSQL server sees them come, from its log: when each was received, and when it was let in."""
+"""Connection attempts from the log of a PostgreSQL server: the times at which each was received and authorized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["SETTINGS", "Attempt", "attempts", "most_at_once"]
 
-#: What a server needs, beside the lab's own line prefix, to tell. Its log is in UTC.
+#: The setting that a server needs in addition to the lab's line prefix. Its log is in UTC.
 SETTINGS: Final[Mapping[str, str]] = {"log_connections": "on"}
 
 _LINE: Final = re.compile(
@@ -22,12 +22,13 @@ _UNKNOWN: Final = "[unknown]"
 
 @dataclass(slots=True)
 class Attempt:
-    """One connection that somebody tried to open; times are seconds since 1970, in whole ms.
+    """An attempt of a client to open a connection. Times are seconds since 1970, in whole ms.
 
     Attributes:
-        user: The role; empty if nobody came to say.
-        ended_s: When it was let in, or refused; for one that was given up by the other side, when it came.
-        ok: Whether it was let in.
+        user: The role; empty if the client did not send one.
+        ended_s: The time at which the attempt was authorized or refused. If the client gave up, the time at which it
+            was received.
+        ok: True if it was authorized.
     """
 
     user: str
@@ -37,9 +38,9 @@ class Attempt:
 
 
 def attempts(lines: Iterable[str]) -> list[Attempt]:
-    """The attempts that *lines* of a log tell of, in the order in which they came."""
+    """Return the attempts in *lines* of a log, in the order in which they were received."""
     found: list[Attempt] = []
-    # By process: a server gives each connection one of its own.
+    # By process: the server has one for each connection.
     coming: dict[str, Attempt] = {}
     for line in lines:
         match = _LINE.match(line)
@@ -63,10 +64,10 @@ def attempts(lines: Iterable[str]) -> list[Attempt]:
 
 
 def most_at_once(of: Iterable[Attempt]) -> int:
-    """Most of *of* that were under way at one moment: received, and neither let in nor refused."""
+    """Return the largest number of *of* that were under way at the same time: received but not yet ended."""
     steps = [step for each in of for step in ((each.received_s, 0, 1), (each.ended_s, 1, -1))]
     most = now = 0
-    # Of what happens in one ms, what begins is counted first: rather one too many than one too few.
+    # Within one ms, attempts that begin are counted first: the result may be one too many, never one too few.
     for _, _, change in sorted(steps):
         now += change
         most = max(most, now)

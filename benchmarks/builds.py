@@ -1,7 +1,7 @@
-"""bgpool as it was before: the same measurement of two builds, in one run.
+"""An earlier build of bgpool, so that one run can measure two builds.
 
-The build before is a commit of this repository. A process that measures it has it first on its PYTHONPATH; so has the
-monitor that such a process starts.
+The earlier build is a commit of this repository. A process that measures it has it first on its PYTHONPATH. The
+monitor that such a process starts has it, too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 
 __all__ = ["BEFORE", "NOW", "builds", "environment"]
 
-#: The last commit before bgpool's own costs were looked at as a whole.
+#: The last commit before bgpool's own costs were reduced.
 COMMIT: Final = "c9a8a21132def11c1855b533b96d9141b93e1bad"
-#: What the two builds are called in tables.
+#: The names of the two builds in tables.
 NOW: Final = "bgpool"
 BEFORE: Final = "bgpool, before"
 
@@ -28,9 +28,10 @@ _ROOT: Final = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def builds() -> Iterator[dict[str, Path]]:
-    """Directories that have the package ``bgpool``, by NOW and BEFORE; without the latter where git has no such commit.
+    """Yield directories with the package ``bgpool``, by NOW and BEFORE.
 
-    Where it has none (a source distribution, a shallow clone), tables have no rows for it.
+    BEFORE is missing if git does not have its commit (a source distribution, a shallow clone). Tables then have no rows
+    for it.
     """
     with tempfile.TemporaryDirectory(prefix="bgpool-before-") as directory:
         found = {NOW: _ROOT}
@@ -43,9 +44,9 @@ def builds() -> Iterator[dict[str, Path]]:
 
 
 def environment(build: Path, environ: dict[str, str]) -> dict[str, str]:
-    """*environ* for a Python that is to import bgpool from *build* and the benchmarks from here.
+    """Return *environ* for a Python that imports bgpool from *build* and the benchmarks from this repository.
 
-    Start it with ``-P`` (3.11) or from a file, and not in this directory: Python would look there first.
+    Start Python with ``-P`` (3.11) or with a file, and not in this directory, which it would search first.
     """
     return {**environ, "PYTHONPATH": f"{build}:{_ROOT}", "PYTHONSAFEPATH": "1"}
 

@@ -1,4 +1,4 @@
-"""What a checkout costs in quiet times, over the bare pool underneath."""
+"""The cost of a checkout in quiet times, compared with the bare pool underneath."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTION: Final = (
     "figures are medians over the rounds."
 )
 READY_S: Final = 15.0
-#: Publishing shuts the quick way for a moment; until the deployment is inventoried much is published.
+#: A publication closes the fast path for a moment, and the monitor publishes often until it has the inventory.
 SETTLE_S: Final = 1.5
 
 _COLUMNS: Final = (
@@ -51,7 +51,7 @@ _SEGMENT_COLUMNS: Final = (Column("what", "what", is_key=True), Column("ns", "ns
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition: a pair of pools on one server, and a segment without any."""
+    """Run one repetition: two pools on one server, and a segment without pools."""
     rounds, calls = (4, 500) if quick else (40, 5000)
     with tempfile.TemporaryDirectory() as directory, _pools(Path(directory) / "run") as (pair, ours, bare):
         figures = {name: compare(a, b, rounds=rounds, calls=calls) for name, a, b in _ways(bare, ours)}
@@ -94,7 +94,7 @@ def run(*, quick: bool) -> Result:
 
 @contextlib.contextmanager
 def _pools(run_dir: Path) -> Iterator[tuple[Pair, Any, Any]]:
-    """bgpool's in a deployment that is ready, and psycopg_pool's."""
+    """Yield bgpool's pool in a deployment that is ready, and psycopg_pool's pool."""
     with Pair() as pair:
         Director(pair).create_deployment()
         bare = psycopg_pool.ConnectionPool(pair.direct_dsn(pair.blue), min_size=2, open=True)
@@ -119,15 +119,15 @@ def _options(pair: Pair, run_dir: Path) -> dict[str, Any]:
 
 
 def _urls(pair: Pair) -> tuple[URL, URL]:
-    """The plain dialect's, by address, and bgpool's, by name."""
+    """Return the URL of the plain dialect, with an address, and that of the dialect for bgpool, with a name."""
     plain, ours = make_url(pair.direct_dsn(pair.blue)), make_url(pair.dsn)
     return plain.set(drivername="postgresql+psycopg"), ours.set(drivername="postgresql+bgpool")
 
 
 def _ways(bare: Any, ours: Any) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """Each way to a connection and back, with the bare pool and with ours.
+    """Yield each way to check out and return a connection, for the bare pool and for bgpool's.
 
-    Written out for both: one function for two kinds of pools is one that the interpreter cannot specialise.
+    Each is written out for both pools, because the interpreter cannot specialise a function that sees two types.
     """
 
     def get_put_bare() -> None:
@@ -155,9 +155,9 @@ def _statement(connection: Any) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def _two_connections(bare: Any, ours: Any) -> Iterator[tuple[Any, Any]]:
-    """One of each, checked out, with their servers' processes on the core that we are on.
+    """Yield a connection of each pool, with this process and the servers' processes pinned to one core.
 
-    Which core the system gives to either would make more of a difference than anything that is measured.
+    Otherwise the system's choice of cores would change the figures more than the difference that is measured.
     """
     connections = bare.getconn(), ours.getconn()
     cores = os.sched_getaffinity(0)
@@ -175,7 +175,7 @@ def _two_connections(bare: Any, ours: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _segment_rows(calls: int) -> tuple[Mapping[str, Value], ...]:
-    """Nanoseconds to find that nothing was published, to read what was, and to decide what it means."""
+    """Return the ns to find that nothing was published, to read a snapshot, and to decode it."""
     hosts = (
         Host("db.c0.eu-west-1.rds.amazonaws.com", 5432, Role.SOURCE, ("10.0.0.1",)),
         Host("db-green-abc123.c0.eu-west-1.rds.amazonaws.com", 5432, Role.TARGET, ("10.0.0.2",)),
@@ -205,7 +205,7 @@ def _segment_rows(calls: int) -> tuple[Mapping[str, Value], ...]:
 
 
 def _ns(call: Callable[[], object], calls: int) -> float:
-    """For one call, an empty function's taken off."""
+    """Return the ns of one call, less those of an empty function."""
 
     def nothing() -> None:
         pass

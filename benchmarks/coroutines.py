@@ -1,4 +1,4 @@
-"""What bgpool costs an event loop: while callers are held and let go, at a checkout, and at all other times."""
+"""The cost of bgpool for an event loop: while callers are held and released, at a checkout, and at rest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUESTION: Final = (
 )
 CALLERS: Final = (1, 200, 1000)
 READY_S: Final = 15.0
-#: Until the deployment is inventoried much is published.
+#: The monitor publishes often until it has the inventory of the deployment.
 SETTLE_S: Final = 1.5
 
 _HELD: Final = (
@@ -61,7 +61,7 @@ OpenPool = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition."""
+    """Run one repetition."""
     held = tuple(
         {"loop": loop, "callers": count, "way": way, **measure_held(loop, way, count, times=1 if quick else 3)}
         for loop in LOOPS
@@ -118,7 +118,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _pools(pair: Pair, run_dir: Path) -> Iterator[tuple[str, OpenPool]]:
-    """Who may wake a loop: nobody, psycopg_pool's pool, and ours in a deployment, whose monitor publishes."""
+    """Yield the loops to compare: with no pool, with psycopg_pool's, and with bgpool's in a monitored deployment."""
     yield "none", contextlib.nullcontext
     yield "AsyncConnectionPool", lambda: _bare(pair)
     yield "AsyncPool", lambda: _ours(pair, run_dir)
@@ -126,7 +126,7 @@ def _pools(pair: Pair, run_dir: Path) -> Iterator[tuple[str, OpenPool]]:
 
 async def _wakeups(open_pool: OpenPool, seconds: float) -> int:
     async with open_pool():
-        # What both pools do after they were opened is over by then.
+        # By then both pools have finished the work that follows their opening.
         await asyncio.sleep(SETTLE_S)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         await asyncio.sleep(seconds)
@@ -151,7 +151,7 @@ async def _bare(pair: Pair) -> AsyncIterator[Any]:
 
 @contextlib.asynccontextmanager
 async def _ours(pair: Pair, run_dir: Path) -> AsyncIterator[Any]:
-    """In a deployment that is ready."""
+    """Yield bgpool's pool in a deployment that is ready."""
     async with bgpool.get_async_pool(pair.dsn, min_size=2, bg_resolver=pair.resolver, bg_run_dir=run_dir) as pool:
         deadline = time.monotonic() + READY_S
         while pool.stats().phase is not Phase.CREATED:
@@ -164,9 +164,10 @@ async def _ours(pair: Pair, run_dir: Path) -> AsyncIterator[Any]:
 
 
 def _ways(bare: Any, ours: Any) -> Iterator[tuple[str, Round, Round]]:
-    """Each way to a connection and back, with the bare pool and with ours: microseconds for one of so many calls.
+    """Yield each way to check out and return a connection, for the bare pool and for bgpool's.
 
-    Written out for both: one function for two kinds of pools is one that the interpreter cannot specialise.
+    The functions take a number of calls and return the microseconds of one. Each is written out for both pools, because
+    the interpreter cannot specialise a function that sees two types.
     """
 
     async def get_put_bare(calls: int) -> float:
@@ -201,7 +202,7 @@ def _ways(bare: Any, ours: Any) -> Iterator[tuple[str, Round, Round]]:
 
 
 async def _compare(theirs: Round, mine: Round, *, rounds: int, calls: int) -> dict[str, Value]:
-    """As benchmarks.rounds.compare."""
+    """Compare like benchmarks.rounds.compare."""
     await mine(calls), await theirs(calls)
     pairs = [(await theirs(calls), await mine(calls)) for _ in range(rounds)]
     theirs_us, mine_us = statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)

@@ -1,4 +1,4 @@
-"""Coroutines that are held in another process than the one that publishes their release."""
+"""Coroutines that are held in one process, while another process publishes their release."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from bgpool.segment.writer import Writer
 
 __all__ = ["LOOPS", "WAYS", "measure_held"]
 
-#: What runs a coroutine to its end, by the name of its loop.
+#: The functions that run a coroutine to its end, by the name of the loop.
 LOOPS: Final[Mapping[str, Callable[[Coroutine[Any, Any, Any]], Any]]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
-#: For how long they wait while the process's CPU is measured, and how often a caller looks who has nobody to wake it.
+#: The wait during which the process's CPU is measured, and the interval of a caller that polls.
 WAIT_S: Final = 0.5
 POLL_S: Final = 0.01
 
 
 def measure_held(loop: str, way: str, callers: int, *, times: int) -> dict[str, Value]:
-    """*callers* coroutines that are held one of the WAYS and let go, *times* times; the medians."""
+    """Hold *callers* coroutines in one of the WAYS and release them, *times* times. Return the medians."""
     found = [_measure(loop, way, callers) for _ in range(times)]
     names = ("median_ms", "last_ms", "waiting_ms")
     return {name: statistics.median(column) for name, column in zip(names, zip(*found, strict=True), strict=True)}
@@ -74,7 +74,7 @@ def _measure(loop: str, way: str, callers: int) -> tuple[float, float, float]:
 
 
 def _wait_in(loop: str, way: str, callers: int, files: RunFiles, report: int) -> None:
-    """A process whose coroutines wait; it reports what that cost, and when they went on, and ends."""
+    """Be a process whose coroutines wait. It reports the CPU cost and the times at which they continued, and exits."""
     status = 1
     try:
         participant = Participant("1", files.directory, lambda _: None)
@@ -90,14 +90,14 @@ def _wait_in(loop: str, way: str, callers: int, files: RunFiles, report: int) ->
         os.write(report, struct.pack("dd", statistics.median(passed), max(passed)))
         status = 0
     finally:
-        # Whatever happens, nothing of the parent's is run or closed here.
+        # The child must never run or close anything of the parent.
         os._exit(status)
 
 
 async def _hold(
     wait: Callable[[Gate], Awaitable[object]], gate: Gate, callers: int, tell_cost: Callable[[], None]
 ) -> list[float]:
-    """When each of *callers* went on."""
+    """Return the times at which the *callers* coroutines continued."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(callers))
     passed: list[float] = []
 
@@ -126,7 +126,7 @@ async def _poll(gate: Gate) -> None:
 
 
 _OURS: Final = "AsyncPool"
-#: How a coroutine can wait.
+#: The ways in which a coroutine can wait.
 WAYS: Final[Mapping[str, Callable[[Gate], Awaitable[object]]]] = {
     _OURS: _await_gate,
     "to_thread, a thread each": _to_thread,
@@ -135,21 +135,21 @@ WAYS: Final[Mapping[str, Callable[[Gate], Awaitable[object]]]] = {
 
 
 class _Waiting:
-    """As a pool whose callers all wait, to the process's watcher."""
+    """A stand-in for a pool whose callers all wait, for the process's watcher."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def apply(self, reading: Reading) -> None:
-        """What a pool begins with."""
+        """Start like a pool."""
         self._gate.snapshot(reading)
 
     def tick(self) -> float:
-        """Nothing is to be cut."""
+        """Do nothing: there is no connection to cut."""
         return math.inf
 
     def usage(self) -> Usage:
-        """For the table of workers."""
+        """Return the figures for the table of workers."""
         return self._gate.tally.usage()
 
     def is_holding(self, reading: Reading) -> bool:

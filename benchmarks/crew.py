@@ -1,4 +1,4 @@
-"""The application that clients are compared in: processes of threads that write rows of the lab's ledger.
+"""The application in which clients are compared: processes whose threads write rows of the lab's ledger.
 
     with Crew("psycopg_pool", Config.of(pair, names.path), processes=4, threads=2) as crew:
         crew.wait_writing(20)
@@ -6,7 +6,7 @@
         crew.stop()
         report = crew.report()
 
-Every process makes its client after the fork, as under gunicorn without preload.
+Each process makes its client after the fork, as with gunicorn without preload.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Thread = tuple[int, int]
 
 
 class Attempt(NamedTuple):
-    """One write that came to an end, on the monotonic clock."""
+    """A write that has ended. Times are on the monotonic clock."""
 
     began_s: float
     ended_s: float
@@ -58,13 +58,14 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a crew did.
+    """The results of a crew.
 
     Attributes:
-        attempts: Of every thread, in order; none for one that never came to the end of its first.
-        acknowledged: Rows whose commit a thread saw; unknown: rows of attempts that failed, which may be there.
-        errors: How many attempts failed, by the name of the exception's class.
-        stuck: Threads whose attempt at hand did not end when all were told to stop, nor in the grace after it.
+        attempts: The attempts of each thread, in order; empty for a thread whose first attempt never ended.
+        acknowledged: The rows whose commit a thread saw.
+        unknown: The rows of failed attempts. They may exist.
+        errors: The number of failed attempts, by the name of the exception's class.
+        stuck: The threads whose last attempt did not end within the grace period after all were ordered to stop.
     """
 
     attempts: Mapping[Thread, tuple[Attempt, ...]]
@@ -75,7 +76,7 @@ class Report:
 
 
 class Crew:
-    """A context manager; it starts at once, and whatever becomes of it, its processes are gone at the end."""
+    """A context manager that runs the application. It starts at once, and always ends its processes on exit."""
 
     def __init__(
         self,
@@ -91,13 +92,13 @@ class Crew:
         """Describe the crew.
 
         Args:
-            client: Its name in CLIENTS.
-            config: What clients are told, but for what is the crew's: size and directory.
-            processes: Workers.
-            threads: In each of them.
-            pause_s: Between two attempts of a thread; ``math.inf`` for threads that write once and then sit idle.
-            grace_s: How long an attempt at hand may take once all are told to stop.
-            build: The directory with the bgpool that its processes are to have; None for this one.
+            client: The name of the client in CLIENTS.
+            config: The parameters of clients, without size and directory, which the crew sets.
+            processes: The number of workers.
+            threads: The number of threads in each worker.
+            pause_s: The pause between two attempts of a thread; ``math.inf`` for threads that write once and then idle.
+            grace_s: The longest time for an attempt that is under way when all are ordered to stop.
+            build: The directory of the bgpool that its processes import; None for this one.
         """
         self._build: Final = build or Path(__file__).parents[1]
         self._spec: Final = CLIENTS[client]
@@ -128,17 +129,17 @@ class Crew:
         return self._pids
 
     def helpers(self) -> tuple[int, ...]:
-        """The process ids of what the client runs beside the workers: bgpool's monitor."""
+        """The process ids that the client runs in addition to the workers: bgpool's monitor."""
         found = self._spec.helpers(self.config)
         self._helpers |= set(found)
         return found
 
     def cpu_s(self) -> float:
-        """CPU time that the workers and the helpers that live now have used since they began, all threads together."""
+        """Return the CPU time that the running workers and helpers have used since their start, in all threads."""
         return sum(_cpu_s(pid) for pid in (*self.pids(), *self.helpers()))
 
     def log(self) -> str:
-        """What the processes have written to standard error."""
+        """Return the text that the processes have written to standard error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def wait_writing(self, timeout_s: float) -> None:
@@ -163,9 +164,9 @@ class Crew:
             raise LabError(f"{error}: {self._orders.client}\n{self.log()[-2000:]}") from None
 
     def stop(self) -> None:
-        """Have every thread end after the attempt at hand; those that do not in time are killed. Idempotent.
+        """End every thread after its attempt under way. Processes that do not end in time are killed. Idempotent.
 
-        Returns after `grace_s` and a few seconds at the latest.
+        It takes at most `grace_s` and a few seconds.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -184,7 +185,7 @@ class Crew:
         self._end_helpers()
 
     def report(self) -> Report:
-        """What was done up to now."""
+        """Return the results up to now."""
         attempts: dict[Thread, list[Attempt]] = {
             (worker, thread): []
             for worker in range(self._orders.processes)
@@ -223,7 +224,7 @@ class Crew:
         with self._log.open("wb") as log:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.crew_process"],
-                # Not where a bgpool is: Python would look there first.
+                # Not in a directory with a bgpool, which Python would import first.
                 cwd=self._directory,
                 env=environment(self._build, {**os.environ}),
                 stdin=subprocess.PIPE,
@@ -253,7 +254,7 @@ class Crew:
         self._stack.close()
 
     def _end_helpers(self) -> None:
-        """A monitor leaves by itself a while after the last worker; here it is not waited for."""
+        """End the helpers. A monitor would exit by itself some time after the last worker, which is too late here."""
         for pid in self._helpers:
             _kill(pid, signal.SIGTERM)
         deadline_s = time.monotonic() + _STOP_TIMEOUT_S / 2
@@ -265,11 +266,11 @@ class Crew:
 
 
 class _Reports:
-    """What one worker has reported, read as it comes.
+    """The reports of one worker, read while it runs.
 
     Attributes:
-        records: Every one, as `benchmarks.crew_process.reports_file` says.
-        last_began_s: When the last attempt of each thread that was no failure began.
+        records: All records, in the format of `benchmarks.crew_process.reports_file`.
+        last_began_s: The start of the last successful attempt of each thread.
     """
 
     def __init__(self, path: Path, worker: int) -> None:
@@ -281,7 +282,7 @@ class _Reports:
         self._unpacker: Final = msgpack.Unpacker()
 
     def read(self) -> None:
-        """Take in what is new; the last record may be a part of one, of a worker that was killed."""
+        """Read the new records. The last record of a killed worker may be incomplete."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -298,7 +299,7 @@ class _Reports:
 
 
 def _read_line(stream: IO[Any]) -> bytes:
-    """The first line of *stream*, or what came of it within START_TIMEOUT_S."""
+    """Return the first line of *stream*, or the part of it that was received within START_TIMEOUT_S."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     os.set_blocking(stream.fileno(), False)
     line = b""

@@ -1,7 +1,7 @@
-"""The application itself: a process that forks the workers, whose threads write and report every attempt.
+"""The application: a process that forks the workers, whose threads write and report every attempt.
 
-Started by `benchmarks.crew` with its orders as the first line of standard input, because a password is in them. The
-end of standard input tells every process to stop, also when whoever started us is gone.
+`benchmarks.crew` starts it with its orders as the first line of standard input, because they contain a password. At the
+end of standard input every process stops, also if the process that started them is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.clients import CLIENTS, Client, Config
 __all__ = ["ENDED", "Orders", "reports_file"]
 
 ENDED: Final = -1
-"""What a thread reports instead of a running number when it has ended as it was told."""
+"""The number that a thread reports, in place of a running number, when it has ended as ordered."""
 
 _STDIN: Final = 0
 _LEAVE_S: Final = 1.0
@@ -38,12 +38,12 @@ _POLL_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the crew is to do.
+    """The orders of the crew.
 
     Attributes:
-        client: Its name in CLIENTS.
-        pause_s: Between two attempts of a thread; infinite for threads that write once and then sit idle.
-        grace_s: How long an attempt at hand may take once all are told to stop.
+        client: The name of the client in CLIENTS.
+        pause_s: The pause between two attempts of a thread; infinite for threads that write once and then idle.
+        grace_s: The longest time for an attempt that is under way when all are ordered to stop.
     """
 
     client: str
@@ -54,23 +54,23 @@ class Orders:
     grace_s: float
 
     def as_line(self) -> bytes:
-        """For standard input."""
+        """Return the orders as a line for standard input."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Orders:
-        """What as_line() gave."""
+        """Return the orders in a line of as_line()."""
         data = json.loads(line)
         return cls(**{**data, "config": Config.from_json(data["config"])})
 
 
 def reports_file(directory: str, worker: int) -> Path:
-    """Where *worker* writes what its threads did: msgpack of (thread, n, began_s, ended_s, error class or "")."""
+    """Return the path of *worker*'s reports: msgpack of (thread, n, began_s, ended_s, error class or "")."""
     return Path(directory) / f"worker-{worker}.reports"
 
 
 def main() -> None:
-    """Fork the workers, wait for the end of standard input, and see that all are gone."""
+    """Fork the workers, wait for the end of standard input, and end all workers."""
     orders = Orders.from_line(_read_line())
     if orders.config.hosts:
         hosts.enter(Path(orders.config.hosts))
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _read_line() -> bytes:
-    # One byte at a time: what follows is not ours to swallow, though nothing does yet.
+    # One byte at a time, so that no later input is consumed.
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(_STDIN, 1)
@@ -102,7 +102,7 @@ def _wait_told() -> None:
 
 
 def _reap(pids: Sequence[int], timeout_s: float) -> None:
-    """Wait for the workers, and kill those that are still there after *timeout_s*."""
+    """Wait for the workers, and kill the workers that still run after *timeout_s*."""
     left, deadline_s = set(pids), time.monotonic() + timeout_s
     while left and time.monotonic() < deadline_s:
         left -= {pid for pid in left if os.waitpid(pid, os.WNOHANG)[0]}
@@ -131,7 +131,7 @@ def _work(orders: Orders, number: int) -> None:
     fd = os.open(reports_file(orders.config.directory, number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def report(*what: Any) -> None:
-        # One write for each, at once: whatever becomes of us, what was reported is there.
+        # One immediate write for each report, so that no report is lost if this process dies.
         os.write(fd, msgpack.packb(what))
 
     client = CLIENTS[orders.client].make(orders.config)
@@ -147,7 +147,7 @@ def _work(orders: Orders, number: int) -> None:
     deadline_s = time.monotonic() + orders.grace_s
     for thread in crew:
         thread.join(max(0.0, deadline_s - time.monotonic()))
-    # What hangs in here hangs after the last report.
+    # If close() hangs, all reports have been written already.
     closing = threading.Thread(target=_close, args=(client,), daemon=True)
     closing.start()
     closing.join(_LEAVE_S)
@@ -172,7 +172,7 @@ def _write(
         except Exception as failure:
             error = type(failure).__name__
         report(thread, n, began_s, time.monotonic(), error)
-        # A thread that is to sit idle has to have written once.
+        # A thread that will idle must first have written once.
         if stopping.wait(wait_s if not error or wait_s is not None else _POLL_S):
             break
     report(thread, ENDED, 0.0, time.monotonic(), "")

@@ -1,4 +1,4 @@
-"""What a cursor, a request and a transaction cost on bgpool's engines of Django's, beside Django's own."""
+"""The cost of a cursor, a request and a transaction on bgpool's Django engines, compared with Django's own engines."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _POOL: Final[Mapping[str, int]] = {"min_size": 1, "max_size": 1}
 
 @dataclass(frozen=True)
 class Way:
-    """Something that an application does.
+    """An operation of an application.
 
     Attributes:
-        what: It, for the table.
-        theirs: It, on Django's own engine.
-        mine: It, on bgpool's.
-        part: Of the calls of a round, by how long it takes.
+        what: The name in the table.
+        theirs: The operation on Django's own engine.
+        mine: The operation on bgpool's engine.
+        part: The fraction of a round's calls, smaller for a slow operation.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Way:
 
 @contextlib.contextmanager
 def all_ways(pair: Pair, bg_options: Mapping[str, Any]) -> Iterator[Sequence[Way]]:
-    """Every way, with connections that are open; bgpool's may not know the deployment yet."""
+    """Yield every operation, with open connections. bgpool's may not know the deployment yet."""
     with contextlib.ExitStack() as stack:
         aliases = [stack.enter_context(_databases(pair, bg_options, {}, CONN_MAX_AGE=None))]
         # Django's own engine for MySQL has no pool.
@@ -69,7 +69,7 @@ def all_ways(pair: Pair, bg_options: Mapping[str, Any]) -> Iterator[Sequence[Way
 
 
 def rows(ways: Sequence[Way], *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
-    """Each of *ways*, in alternating rounds of both engines."""
+    """Return the figures of each of *ways*, in alternating rounds of both engines."""
     with _one_core():
         return [
             {"what": way.what, **compare(way.theirs, way.mine, rounds=rounds, calls=max(1, int(calls * way.part)))}
@@ -81,7 +81,7 @@ def rows(ways: Sequence[Way], *, rounds: int, calls: int) -> list[Mapping[str, V
 def _databases(
     pair: Pair, bg_options: Mapping[str, Any], options: Mapping[str, Any], **more: Any
 ) -> Iterator[tuple[str, str]]:
-    """The aliases of two databases at blue: on Django's own engine by address, and on bgpool's by name."""
+    """Yield the aliases of two databases on blue: Django's own engine with an address, bgpool's with a name."""
     plain, named = make_url(pair.direct_dsn(pair.blue)), make_url(pair.dsn)
     of_its = {"bg_id": "bench", **bg_options, **options}
     databases = (
@@ -116,7 +116,7 @@ def _request(alias: str) -> Callable[[], object]:
     cursor, look_after = wrapper.cursor, wrapper.close_if_unusable_or_obsolete
 
     def serve() -> None:
-        # What the signals of a request do to each connection, without the signals.
+        # The calls that a request's signals make on each connection, without the signals.
         look_after()
         cursor().close()
         look_after()
@@ -146,9 +146,9 @@ def _insert(alias: str) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def _one_core() -> Iterator[None]:
-    """This process and those of PostgreSQL's server that serve it on one core; MySQL's servers have threads.
+    """Pin this process and its PostgreSQL server processes to one core. MySQL's servers have threads.
 
-    Which core the system gives to either would make more of a difference than anything that is measured.
+    Otherwise the system's choice of cores would change the figures more than the difference that is measured.
     """
     cores = os.sched_getaffinity(0)
     try:

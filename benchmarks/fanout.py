@@ -1,8 +1,8 @@
-"""``python -m benchmarks.fanout``: what the bus of a fleet costs with 10, 100 and 1,000 hosts, and how soon they hear.
+"""``python -m benchmarks.fanout``: the cost of a fleet's bus with 10, 100 and 1,000 hosts, and its delivery times.
 
-A real server, the real messages of one leader at its real rates, and of each host what its monitor's threads do: one
-connection that waits for messages, and one that reports. The hosts' connections are all in one light process, which
-competes with the server for the machine's cores; what real monitors make of a message is not measured here.
+It uses a real server, and the real messages of one leader at its real rates. Each host has the two connections of its
+monitor: one waits for messages, and one reports. All connections of the hosts are in one light process, which competes
+with the server for the machine's cores. The work of real monitors on a message is not measured here.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ BG_ID: Final = "ledger"
 KEYS: Final = (b"k" * 32,)
 BLUE: Final = "shop.cluster-c0abcdefghij.eu-west-1.rds.amazonaws.com"
 GREEN: Final = "shop-green-x1y2z3.cluster-c0abcdefghij.eu-west-1.rds.amazonaws.com"
-#: Rows of a deployment: one for each role of an instance, and of a cluster with readers and their endpoints.
+#: The metadata rows of a deployment: one for each role of an instance, and those of a cluster with readers.
 ROWS: Final = {"instance": 2, "cluster": 12}
-#: In a switchover a leader publishes its readings whole at each change: a few times a second, by the metadata.
+#: In a switchover a leader publishes a whole message at each change of the metadata: a few times a second.
 WHOLE_SWITCHING_S: Final = 1.0
 SETTLE_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured; bytes and commands per second are the server's own counts.
+    """The figures of one measurement. Bytes and commands per second are the server's own counts.
 
     Attributes:
-        hosts: How many.
+        hosts: The number of hosts.
         pace: ``quiet`` or ``switchover``.
         message_bytes: The payload of a whole message and of a heartbeat.
-        cpu: What the server took of one core, 1 for all of it.
-        out_bytes, in_bytes: From the server and to it, per second.
-        commands: Per second.
-        deliveries: Messages that hosts have read, per second.
-        median_ms, last_ms, worst_ms: From before XADD until a host has the message: the median of all; the last host,
-            in the median of messages; and the last host of the worst message.
-        streams_bytes: Memory of both streams.
-        memory_bytes: All that the server uses, its clients' buffers included.
-        lost: Messages that a host did not get.
+        cpu: The server's share of one core, 1 for all of it.
+        out_bytes, in_bytes: The bytes from the server and to it, per second.
+        commands: The commands per second.
+        deliveries: The messages that hosts have read, per second.
+        median_ms, last_ms, worst_ms: The time from before XADD until a host has the message: the median of all; the
+            last host, in the median of messages; and the last host of the worst message.
+        streams_bytes: The memory of both streams.
+        memory_bytes: The total memory of the server, including its clients' buffers.
+        lost: The messages that a host did not receive.
     """
 
     hosts: int
@@ -89,20 +89,20 @@ class Figures:
 
 
 def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
-    """One server, so many hosts, for so many seconds.
+    """Measure one server with a number of hosts.
 
     Args:
-        hosts: How many.
+        hosts: The number of hosts.
         pace: ``quiet`` or ``switchover``.
-        seconds: How long is measured.
-        rows: Of the deployment's metadata.
+        seconds: The duration of the measurement.
+        rows: The number of rows of the deployment's metadata.
     """
     switching = pace == "switchover"
     with RedisServer(settings={"maxclients": "10000"}) as server:
         bus = StreamBus(FleetConfig(server.url(), KEYS), BG_ID)
         bus.publish(1, 0, seal(_message(1, 0, rows, hosts), BG_ID, KEYS))
         for number in range(HOSTS_KEPT):
-            # As it is after an hour or two.
+            # The stream is as full as after an hour or two.
             bus.report(_report(number))
         heard, hear = os.pipe()
         stopped, stop = os.pipe()
@@ -126,7 +126,7 @@ def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
             after = _counts(server)
             streams = sum(int(server.execute("MEMORY", "USAGE", key) or 0) for key in stream_keys(BG_ID))
             bus.close()
-            # For the last message.
+            # Time for the last message to arrive.
             time.sleep(FLEET_TIMEOUT_S)
         finally:
             os.close(stop)
@@ -162,7 +162,7 @@ def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
 
 
 def _lead(bus: StreamBus, switching: bool, seconds: float, seq: int, rows: int, hosts: int) -> dict[int, float]:
-    """Publish for so many seconds; when each seq was sent, on the monotonic clock."""
+    """Publish for a number of seconds. Return the time at which each seq was sent, on the monotonic clock."""
     beat_s = FLEET_HEARTBEAT_SWITCHING_S if switching else FLEET_HEARTBEAT_S
     whole_s = WHOLE_SWITCHING_S if switching else FLEET_WHOLE_S
     sent: dict[int, float] = {}
@@ -183,7 +183,7 @@ def _lead(bus: StreamBus, switching: bool, seconds: float, seq: int, rows: int, 
 
 
 def _message(term: int, seq: int, rows: int, hosts: int) -> Message:
-    """A whole message: both roles have answered."""
+    """Return a whole message in which both roles have answered."""
     at_ns = time.time_ns()
     names = [(f"{n}.{BLUE}" if n else BLUE, f"{n}.{GREEN}" if n else GREEN) for n in range(rows // 2)]
     told = tuple(
@@ -203,7 +203,7 @@ def _heartbeat(term: int, seq: int, whole: int, rows: int, hosts: int) -> Messag
 
 
 def _report(number: int) -> bytes:
-    """That of a host of this number, sealed."""
+    """Return the sealed report of the host with this number."""
     report = Report(
         member=f"{number:016x}",
         host=f"pod-{number}.shop.svc",
@@ -239,18 +239,18 @@ class _Host:
         self.report_at = time.monotonic() + random.uniform(0, FLEET_REPORT_S)
 
     def ask(self) -> None:
-        """Wait for what is new."""
+        """Send a command that waits for new entries."""
         count = str(FLEET_ENTRIES_READ).encode()
         self.subscriber.sendall(
             _command(b"XREAD", b"COUNT", count, b"BLOCK", self._block, b"STREAMS", *self._keys, *self._after)
         )
 
     def take(self) -> None:
-        """Take what came from the network."""
+        """Read from the network."""
         self._buffer += self.subscriber.recv(1 << 20)
 
     def hear(self) -> list[int]:
-        """What came, by seq; asks again once all of an answer is there."""
+        """Return the seqs of the received messages. Send the next command once an answer is complete."""
         try:
             answer, end = _parse(self._buffer, 0)
         except IndexError:
@@ -266,14 +266,14 @@ class _Host:
         return found
 
     def report(self) -> None:
-        """Say how it is."""
+        """Send the host's report."""
         key, kept = stream_keys(BG_ID)[1].encode(), str(HOSTS_KEPT).encode()
         self.publisher.sendall(_command(b"XADD", key, b"MAXLEN", b"~", kept, b"*", b"m", _report(self._number)))
         self.report_at += FLEET_REPORT_S * random.uniform(0.8, 1.2)
 
 
 def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, output: int) -> None:
-    """Be all of them until *stopped* ends, and write when each message was heard: a JSON map of lists by seq."""
+    """Be all hosts until *stopped* ends, and write the times at which each message was received: JSON lists by seq."""
     selector = selectors.DefaultSelector()
     selector.register(stopped, selectors.EVENT_READ, None)
     crew = [_Host(place, number, block_s, leads=number == 0) for number in range(hosts)]
@@ -295,7 +295,7 @@ def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, 
                 continue
             key.data.take()
             took.append((time.monotonic(), key.data))
-        # Afterwards: one thread that reads each of a thousand answers would keep the last hosts from theirs.
+        # Parse afterwards: a thread that parsed each of a thousand answers at once would delay the last hosts.
         for at_s, host in took:
             for seq in host.hear():
                 heard.setdefault(seq, []).append(at_s)
@@ -313,7 +313,7 @@ def _command(*parts: bytes) -> bytes:
 
 
 def _parse(data: bytes, at: int) -> tuple[Any, int]:
-    """One answer of RESP2, and where it ends; IndexError if it is not whole yet."""
+    """Return one answer of RESP2 and the position of its end. Raise IndexError if the answer is not complete yet."""
     end = data.find(b"\r\n", at)
     if end < 0:
         raise IndexError
@@ -342,7 +342,7 @@ def _counts(server: RedisServer) -> dict[str, float]:
     info = server.execute("INFO").decode()
     names = ("total_net_output_bytes", "total_net_input_bytes", "total_commands_processed", "used_memory")
     found = {name: float(re.findall(rf"^{name}:(\d+)", info, re.MULTILINE)[0]) for name in names}
-    # After the name, in parentheses: user and system time are the 12th and 13th.
+    # The fields after the name in parentheses: user and system time are the 12th and 13th.
     stat = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
     ticks = int(stat[11]) + int(stat[12])
     return {**found, "cpu": ticks / os.sysconf("SC_CLK_TCK"), "at": time.monotonic()}
@@ -355,7 +355,7 @@ def _figures(hosts: Sequence[int], seconds: float, rows: int) -> Iterator[Figure
 
 
 def main() -> None:
-    """Measure, and print a line of JSON for each."""
+    """Measure, and print a line of JSON for each measurement."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fanout", description=__doc__)
     parser.add_argument("--hosts", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--seconds", type=float, default=15.0)

@@ -1,4 +1,4 @@
-"""Many workers, forked from a process that has imported everything: what each call of each of their threads came to."""
+"""Many workers, forked from a process that has imported everything, which report each call of each of their threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STOP_TIMEOUT_S: Final = 5.0
 
 
 class Call(NamedTuple):
-    """One thing that a thread did; times are on the monotonic clock."""
+    """A call of a thread. Times are on the monotonic clock."""
 
     worker: int
     thread: int
@@ -34,10 +34,10 @@ class Call(NamedTuple):
 
 
 class Post:
-    """A worker's side.
+    """The worker's end of the pipes.
 
     Attributes:
-        number: Which worker, from 0 on.
+        number: The number of the worker, from 0 on.
     """
 
     def __init__(self, number: int, records: int, turns: int) -> None:
@@ -46,31 +46,31 @@ class Post:
         self._turns: Final = turns
 
     def ready(self) -> None:
-        """Say that this worker has what it needs."""
+        """Report that this worker is ready."""
         self._write(_READY, 0, 0.0, 0.0)
 
     def note(self, thread: int, began_s: float, ended_s: float, *, ok: bool) -> None:
-        """Say what a call came to; from any thread."""
+        """Report the outcome of a call, from any thread."""
         self._write(_OK if ok else _FAILED, thread, began_s, ended_s)
 
     def wait_turn(self) -> None:
-        """Wait until this thread is let go, at no cost."""
+        """Block this thread until it is released, without using CPU."""
         os.read(self._turns, 1)
 
     def _write(self, kind: int, thread: int, began_s: float, ended_s: float) -> None:
-        # Whole records, appended by the kernel: no lock, and nothing is lost with a worker that is killed.
+        # The kernel appends whole records. No lock is needed, and no record is lost if a worker is killed.
         os.write(self._records, _RECORD.pack(kind, self.number, thread, began_s, ended_s))
 
 
 Life = Callable[[Post], object]
-"""What a worker does first, in its main thread; then it waits for the end while its other threads go on."""
+"""The first work of a worker, in its main thread. The worker then waits for its end while its other threads run."""
 
 
 class Fleet:
-    """Workers that live until the fleet is left; a context manager. To be entered from a single-threaded process."""
+    """A context manager whose workers live until its exit. Enter it from a single-threaded process."""
 
     def __init__(self, processes: int, life: Life) -> None:
-        """Describe *processes* workers; nothing is forked yet."""
+        """Describe *processes* workers. Nothing is forked yet."""
         self._life: Final = life
         self._processes: Final = processes
         self.pids: list[int] = []
@@ -98,7 +98,7 @@ class Fleet:
         """Wait until every worker is ready.
 
         Raises:
-            LabError: One was not within *timeout_s* seconds, or ended.
+            LabError: A worker was not ready within *timeout_s* seconds, or ended.
         """
 
         def all_ready() -> bool:
@@ -109,11 +109,11 @@ class Fleet:
         wait_until(all_ready, timeout_s=timeout_s, what=f"{self._processes} workers to be ready", poll_s=0.1)
 
     def let_go(self, threads: int) -> None:
-        """Let *threads* more of those that wait for their turn go, whichever they are."""
+        """Release any *threads* of the threads that wait for their turn."""
         os.write(self._give_turn, bytes(threads))
 
     def calls(self) -> list[Call]:
-        """Every call so far, in the order of their ends."""
+        """Return all calls so far, in the order of their ends."""
         found = [Call(worker, thread, began_s, ended_s, kind == _OK)
                  for kind, worker, thread, began_s, ended_s in self._records() if kind != _READY]  # fmt: skip
         return sorted(found, key=lambda call: call.ended_s)
@@ -123,14 +123,14 @@ class Fleet:
         return list(_RECORD.iter_unpack(data))
 
     def _live(self, number: int) -> None:
-        """A worker's life; never returns."""
+        """Be a worker. Never returns."""
         status = 1
         try:
             os.close(self._make_end)
             os.close(self._give_turn)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._life(Post(number, self._file.fileno(), self._turns))
-            # The other end is closed when the fleet is left, and when its process dies.
+            # The other end is closed when the context manager exits, and when its process dies.
             os.read(self._end, 1)
             status = 0
         except BaseException:
@@ -140,7 +140,7 @@ class Fleet:
 
 
 def _reap(pids: Sequence[int]) -> None:
-    """Wait for *pids*, which have been told to end, and kill those that do not."""
+    """Wait for *pids*, which have been ordered to end, and kill the processes that do not."""
     left, deadline_s = list(pids), time.monotonic() + _STOP_TIMEOUT_S
     while left:
         late = time.monotonic() > deadline_s

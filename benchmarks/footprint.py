@@ -1,4 +1,4 @@
-"""What processes cost the machine, from outside: CPU time and memory, by process number."""
+"""CPU time and memory of processes by process id, measured from outside."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _FIELD: Final = re.compile(r"^(Rss|Pss): +(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one process or of several, in MB (10^6 bytes).
+    """The memory of one process or of several, in MB (10^6 bytes).
 
     Attributes:
-        pss_mb: What is its own, and its share of what it has in common with others: these sums add up.
-        rss_mb: All that it has in memory; what several share is counted for each.
+        pss_mb: The private memory, and a share of the memory that several processes have in common. The sum over
+            processes is exact.
+        rss_mb: All resident memory. Shared memory is counted for each process.
     """
 
     pss_mb: float
@@ -28,20 +29,20 @@ class Memory:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that the process *pid* has used in all its threads.
+    """Return the CPU seconds that the process *pid* has used in all its threads.
 
     Raises:
         OSError: There is no such process.
     """
-    # The clock of another process's CPU, as clock_getcpuclockid(3) makes its number; /proc counts in ticks of 10 ms.
+    # The CPU clock of another process, with its id as in clock_getcpuclockid(3). /proc has a resolution of 10 ms.
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def cpu_ms_per_s(pids: Iterable[int], window_s: float) -> float:
-    """CPU that *pids* use together over the next *window_s* seconds, in ms per second; sleeps that long.
+    """Return the CPU that *pids* use together over the next *window_s* seconds, in ms per second. Sleeps that long.
 
     Raises:
-        OSError: One of them ended.
+        OSError: A process has exited.
     """
     watched = tuple(pids)
     before, began_s = sum(map(cpu_s, watched)), time.monotonic()
@@ -50,10 +51,10 @@ def cpu_ms_per_s(pids: Iterable[int], window_s: float) -> float:
 
 
 def memory_of(pids: Iterable[int]) -> Memory:
-    """Memory of *pids* together.
+    """Return the memory of *pids* together.
 
     Raises:
-        OSError: One of them ended.
+        OSError: A process has exited.
     """
     pss_kb = rss_kb = 0
     for pid in pids:
@@ -63,17 +64,17 @@ def memory_of(pids: Iterable[int]) -> Memory:
 
 
 def parent_of(pid: int) -> int:
-    """The process id of the parent of *pid*.
+    """Return the process id of the parent of *pid*.
 
     Raises:
         OSError: There is no such process.
     """
-    # The name, in parentheses, may hold anything.
+    # The name in parentheses may contain any character.
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def threads_of(pid: int) -> int:
-    """How many threads the process *pid* has.
+    """Return the number of threads of the process *pid*.
 
     Raises:
         OSError: There is no such process.

@@ -1,4 +1,4 @@
-"""How long threads were without a write, from what they attempted. Times are in seconds on the monotonic clock."""
+"""The time that threads were without a successful write, from their attempts, in seconds on the monotonic clock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["first_success_s", "in_flight", "is_back", "longest_gap_s", "median_s
 
 
 def longest_gap_s(attempts: Sequence[Attempt], since_s: float) -> float:
-    """The longest that a thread which wanted to write went without, of the gaps that ended after *since_s*.
+    """Return the longest gap of a thread, of the gaps that ended after *since_s*.
 
     A gap begins with the first attempt after a success and ends with the next success, so a pause between two
-    attempts is no part of it. One that never ended is not counted: see `is_back`.
+    attempts is not part of it. A gap that never ended is not counted: see `is_back`.
     """
     longest_s = 0.0
     began_s: float | None = None
@@ -28,28 +28,28 @@ def longest_gap_s(attempts: Sequence[Attempt], since_s: float) -> float:
 
 
 def is_back(attempts: Sequence[Attempt], since_s: float) -> bool:
-    """Whether the last attempt that came to an end was a success, and one after *since_s*."""
+    """Return whether the last attempt that ended was a success after *since_s*."""
     return bool(attempts) and attempts[-1].ok and attempts[-1].ended_s > since_s
 
 
 def first_success_s(attempts: Iterable[Attempt], since_s: float) -> float | None:
-    """From *since_s* to the first success after it; None without one."""
+    """Return the time from *since_s* to the first success after it; None without one."""
     return next((a.ended_s - since_s for a in attempts if a.ok and a.ended_s > since_s), None)
 
 
 def in_flight(attempts_of: Iterable[Sequence[Attempt]], from_s: float, to_s: float) -> int:
-    """How many threads had an attempt under way at some moment from *from_s* to *to_s*."""
+    """Return the number of threads with an attempt under way at some moment from *from_s* to *to_s*."""
     return sum(any(a.began_s <= to_s and a.ended_s >= from_s for a in attempts) for attempts in attempts_of)
 
 
 def median_s(values: Sequence[float | None]) -> float | None:
-    """The median, where None is longer than anything; None if that is what it is."""
+    """Return the median. None counts as longer than any number, and may be the result."""
     known = [float("inf") if value is None else value for value in values]
     middle = statistics.median(known) if known else float("inf")
     return None if middle == float("inf") else middle
 
 
 def most_s(values: Sequence[float | None]) -> float | None:
-    """The greatest, where None is greater than anything."""
+    """Return the greatest value. None counts as greater than any number."""
     known = [value for value in values if value is not None]
     return max(known) if known and len(known) == len(values) else None

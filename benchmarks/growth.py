@@ -1,4 +1,4 @@
-"""How bgpool's costs grow: with the endpoints of a deployment, with workers, and with deployments."""
+"""The growth of costs with the endpoints of a deployment, with workers, and with deployments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUESTION = (
 
 ENDPOINTS: Final = (2, 8, 32, 64)
 START_TIMEOUT_S: Final = 60.0
-#: Of deployments: as many as a service with a database for each of its parts may have.
+#: The number of deployments that a service with a database for each of its parts may have.
 MANY: Final = 16
 
 _Row = Mapping[str, Value]
@@ -55,14 +55,14 @@ _Row = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured.
+    """The size of a measurement.
 
     Attributes:
-        workers: Rows in the table of workers.
-        deployments: That one worker uses.
-        calls: Of what takes microseconds.
-        settle_s: From the start of processes, or a change of phase, to where nothing but the usual goes on.
-        window_s: For CPU.
+        workers: The numbers of rows in the table of workers.
+        deployments: The numbers of deployments that one worker uses.
+        calls: The number of calls of operations that take microseconds.
+        settle_s: The time from the start of processes, or from a change of phase, until only the usual work goes on.
+        window_s: The time during which CPU is measured.
     """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
@@ -73,7 +73,7 @@ class Size:
 
 
 def run(*, quick: bool) -> Result:
-    """All three."""
+    """Measure all three."""
     size = Size((1, 4), (1, 2), calls=200, settle_s=0.5, window_s=0.5) if quick else Size()
     endpoints = _endpoints_table([endpoints_row(count, size.calls) for count in ENDPOINTS])
     with Pair() as pair:
@@ -94,7 +94,7 @@ def run(*, quick: bool) -> Result:
 
 
 def endpoints_row(count: int, calls: int) -> _Row:
-    """What a snapshot of *count* endpoints costs who publishes it and who reads it."""
+    """Return the cost of publishing and of reading a snapshot with *count* endpoints."""
     first = _snapshot(count)
     second = replace(first, epoch=first.epoch + 1)
     with tempfile.TemporaryDirectory() as name:
@@ -121,7 +121,7 @@ def endpoints_row(count: int, calls: int) -> _Row:
 
 
 def _snapshot(endpoints: int) -> Snapshot:
-    """A deployment with as many endpoints, half of them green, as it is before a switchover."""
+    """Return the snapshot of a deployment with *count* endpoints before a switchover. Half of them are green."""
     blue = [f"ledger-{n}.c0abcdefghij.eu-west-1.rds.amazonaws.com" for n in range(endpoints // 2)]
     green = [f"ledger-{n}-green-abc123.c0abcdefghij.eu-west-1.rds.amazonaws.com" for n in range(endpoints // 2)]
     hosts = [Host(name, 5432, Role.SOURCE, (f"10.0.0.{n}",)) for n, name in enumerate(blue)]
@@ -151,9 +151,9 @@ def _endpoints_table(rows: Sequence[_Row]) -> Table:
 
 
 def _workers_rows(director: Director, found: Mapping[str, Path], size: Size) -> list[_Row]:
-    """What the monitor of one deployment costs, in quiet times and in a switchover that stands still.
+    """Return the cost of the monitor of one deployment, in quiet times and in a switchover that does not proceed.
 
-    A monitor of each build goes through the same phases, and they are measured in turn.
+    A monitor of each build goes through the same phases, and the builds are measured in turn.
     """
     with contextlib.ExitStack() as ends:
         run_dirs = {client: _watched(ends, director.pair, build) for client, build in found.items()}
@@ -177,7 +177,7 @@ def _workers_rows(director: Director, found: Mapping[str, Path], size: Size) -> 
 
 
 def _watched(ends: contextlib.ExitStack, pair: Pair, build: Path) -> RunDir:
-    """The run directory of a worker with *build*, and of its monitor, both of which live until *ends*."""
+    """Return the run directory of a worker with *build* and of its monitor. Both live until *ends*."""
     run_dir = ends.enter_context(RunDir())
     ends.enter_context(_working(build, Orders(pair.dsn, pair.resolver, str(run_dir.path), ("0",), timer_ms=600_000)))
     run_dir.wait_ready("0", timeout_s=START_TIMEOUT_S)
@@ -193,7 +193,7 @@ def _wait_phase(run_dirs: Iterable[RunDir], phase: Phase) -> None:
 
 
 def _be_present(post: Post, *, files: RunFiles) -> None:
-    """A process that has a row and keeps it up, as a worker's watcher does, and nothing else."""
+    """Be a process that only keeps a row up to date, as a worker's watcher does."""
     presence = Presence(files)
 
     def write() -> None:
@@ -230,7 +230,7 @@ def _workers_table(rows: Sequence[_Row]) -> Table:
 
 
 def _deployments_row(pair: Pair, client: str, build: Path, count: int, size: Size) -> _Row:
-    """What *count* deployments cost a host with one worker that has a pool in each; all have the same servers."""
+    """Return the cost of *count* deployments for a host with one worker. It has a pool in each, on the same servers."""
     bg_ids = tuple(map(str, range(count)))
     with RunDir() as run_dir, _working(build, Orders(pair.dsn, pair.resolver, str(run_dir.path), bg_ids)) as worker:
         run_dir.wait_ready(*bg_ids, timeout_s=START_TIMEOUT_S)
@@ -251,9 +251,9 @@ def _deployments_row(pair: Pair, client: str, build: Path, count: int, size: Siz
 
 @contextlib.contextmanager
 def _working(build: Path, orders: Orders) -> Iterator[int]:
-    """The process id of a worker with *build* that has its pools; it ends with the block."""
+    """Yield the process id of a worker with *build* that has its pools. The worker ends with the block."""
     command = [sys.executable, "-m", growth_process.__name__]
-    # Where Python is asked to look first whatever its environment says, before 3.11.
+    # Before Python 3.11 this directory is searched first, whatever the environment contains.
     environ = environment(build, dict(os.environ))
     with subprocess.Popen(
         command, cwd=build, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -291,7 +291,7 @@ def _deployments_table(rows: Sequence[_Row]) -> Table:
 
 
 def _aims(deployments: Sequence[_Row], workers: Sequence[_Row]) -> Table:
-    """Those of a host with many deployments, and of the monitor of one, whose figure is that of the most expensive."""
+    """Return the aims for a host with many deployments, and for one monitor. The most expensive row counts."""
     many = [row for row in deployments if row["client"] == NOW and row["deployments"] == MANY]
     found = [Aim(f"memory of the monitors of {MANY} deployments, MB", 60, _most(many, "monitors_pss_mb"))]
     for phase, most in (("CREATED", 3), ("IN_PROGRESS", 25)):

@@ -1,4 +1,4 @@
-"""A worker with an idle pool in each of many deployments, in a process of its own: of any build of bgpool's."""
+"""A worker with an idle pool in each of many deployments, in its own process, with any build of bgpool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Orders"]
 
 
 class Orders(NamedTuple):
-    """What the worker uses. All its deployments have the same servers."""
+    """The orders of the worker. All its deployments have the same servers."""
 
     dsn: str
     resolver: str
@@ -21,12 +21,12 @@ class Orders(NamedTuple):
     timer_ms: int = 180_000
 
     def as_line(self) -> str:
-        """For the worker's standard input."""
+        """Return the orders as a line for the worker's standard input."""
         return json.dumps(self) + "\n"
 
 
 def main() -> None:
-    """Have the pools, say so, and stay until told to go."""
+    """Make the pools, report it, and wait for another line or the end of standard input."""
     orders = Orders(*json.loads(sys.stdin.readline()))
     pools = [
         bgpool.get_pool(

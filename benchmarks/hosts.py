@@ -1,7 +1,7 @@
-"""System name resolution of our own: a mount namespace in which /etc/hosts is a file that we write.
+"""System name resolution for the benchmarks: a mount namespace in which /etc/hosts is a file of this module.
 
-Peers ask the system for addresses, and a lab's names are in nobody's DNS. A process that has entered such a namespace
-sees the file for /etc/hosts and asks nothing else: a name that is not in it is unknown at once.
+Other clients resolve names through the system, and no DNS server has the lab's names. A process that has entered the
+namespace sees the file as /etc/hosts and uses no other source: a name that is not in the file is unknown at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MS_BIND: Final = 0x1000
 _MS_PRIVATE_REC: Final = 1 << 18 | 0x4000
 
 _FILE_BYTES: Final = 4096
-"""What libc reads at a time: a file of this size is read in one piece, so nobody sees a part of it."""
+"""The size that libc reads at a time. It reads a file of this size in one piece, so no reader sees a part of it."""
 
 _FILLING: Final = "#" * 63 + "\n"
 _TRY_TIMEOUT_S: Final = 10.0
@@ -39,22 +39,23 @@ _UNKNOWN_AT_ONCE_S: Final = 0.5
 
 
 class Names:
-    """The file, and beside it the one that says that nothing else is asked. Used by one thread at a time."""
+    """The hosts file, and next to it the switch file that disables all other sources. Used by one thread at a time."""
 
     def __init__(self, directory: Path) -> None:
-        """Make the files in *directory*, with no names but the machine's own."""
+        """Create the files in *directory*, with the machine's own names only."""
         self.path: Final = directory / "system-hosts"
         self.path.touch(mode=0o644)
         _switch_file(self.path).write_text("passwd: files\ngroup: files\nhosts: files\n")
         self.publish({})
 
     def publish(self, entries: Mapping[str, str]) -> None:
-        """Let each name lead to its address, and no others.
+        """Map each name to its address, and remove all other names.
 
-        In place and in one write: a bind mount stays with the file that it was made of, so replacing it would not do.
+        The file is changed in place and in one write. A bind mount keeps its original file, so replacing the file would
+        have no effect.
 
         Raises:
-            ValueError: More than the file can hold.
+            ValueError: The names do not fit into the file.
         """
         lines = [("127.0.0.1", "localhost"), ("127.0.0.1", socket.gethostname())]
         lines += [(address, name) for name, address in entries.items()]
@@ -71,7 +72,7 @@ class Names:
 
 
 def names_of(pair: Pair, director: Director | None = None) -> Names:
-    """The names of *pair* as they are now, and as they become with each step of *director*."""
+    """Return the names of *pair*, which follow each step of *director*."""
     names = Names(pair.directory)
     names.publish(pair.hosts.read())
     if director is not None:
@@ -80,9 +81,9 @@ def names_of(pair: Pair, director: Director | None = None) -> Names:
 
 
 def enter(hosts: Path) -> None:
-    """Have this process, and those that it starts, see *hosts* (`Names.path`) as /etc/hosts.
+    """Make this process and its children see *hosts* (`Names.path`) as /etc/hosts.
 
-    For a process of one thread. Without the rights of root it is made root of a user namespace of its own.
+    The process must have one thread. Without the rights of root it becomes root of a new user namespace.
 
     Raises:
         OSError: The system does not allow it.
@@ -95,7 +96,7 @@ def enter(hosts: Path) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    # Otherwise the mounts below would show outside.
+    # Otherwise the mounts below would be visible outside.
     _mount(libc, "none", "/", _MS_PRIVATE_REC)
     _mount(libc, os.fspath(hosts), _HOSTS, _MS_BIND)
     _mount(libc, os.fspath(_switch_file(hosts)), _NSSWITCH, _MS_BIND)
@@ -103,11 +104,11 @@ def enter(hosts: Path) -> None:
 
 @functools.cache
 def available() -> str:
-    """Why there can be no names of our own here; empty where there can."""
+    """Return the reason why a process cannot have its own hosts file here; empty if it can."""
     if sys.platform != "linux":
-        return "mount namespaces are Linux's"
+        return "mount namespaces exist on Linux only"
     if not Path(_NSSWITCH).exists():
-        return f"there is no {_NSSWITCH}, without which unknown names would be asked of DNS"
+        return f"there is no {_NSSWITCH}, without which the system would query DNS for unknown names"
     with tempfile.TemporaryDirectory(prefix="bgpool-names-") as directory:
         names = Names(Path(directory))
         names.publish({"bgpool-known.invalid": "127.1.2.3"})
@@ -117,18 +118,18 @@ def available() -> str:
                 command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=_TRY_TIMEOUT_S
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"names of our own could not be tried: {type(error).__name__}"
+            return f"a hosts file in a mount namespace could not be tried: {type(error).__name__}"
     if done.returncode == 0:
         return ""
-    return (done.stderr.strip().splitlines() or ["names of our own do not work, and nothing says why"])[-1]
+    return (done.stderr.strip().splitlines() or ["a hosts file in a mount namespace does not work"])[-1]
 
 
 def _try() -> None:
-    """Whether it works, in a process of its own: raises what is wrong."""
+    """Try it in a separate process, and raise an error if it does not work."""
     enter(Path(sys.argv[1]))
     found = socket.gethostbyname("bgpool-known.invalid")
     if found != "127.1.2.3":
-        raise RuntimeError(f"a name of our own leads to {found}")
+        raise RuntimeError(f"a name of the hosts file resolves to {found}")
     began_s = time.monotonic()
     try:
         socket.getaddrinfo("bgpool-unknown.invalid", 1)

@@ -1,4 +1,4 @@
-"""On what the figures were measured: they mean nothing without it."""
+"""The machine and the versions of a measurement, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """The processor, how many of them, the memory and the system."""
+    """Return the processor, the number of cores, the memory and the system."""
     cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "?")
     memory_kb = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
@@ -33,13 +33,13 @@ def machine() -> dict[str, str]:
 
 
 def measured_on() -> str:
-    """The machine in one sentence, for the notes of a table that may be measured apart from the others."""
+    """Return the machine in one sentence, for the notes of a table that may be measured separately."""
     at = machine()
     return f"Measured on {at['processor']}, {at['cores']} cores."
 
 
 def versions() -> dict[str, str]:
-    """Of everything that takes part, by name; what is not installed is left out."""
+    """Return the version of everything that takes part and is installed, by name."""
     found = {"Python": platform.python_version(), "bgpool": __version__}
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What a MySQL pool costs beside DBUtils' PooledDB on each server, who waits for whom, and what a switchover does."""
+"""MySQL pools compared with DBUtils' PooledDB on each server: costs, waits for a slow connection, and a switchover."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ _WAIT_COLUMNS: Final = (
 
 
 class SlowDoor:
-    """Passes connections on to a server, the first one after *slow_s* seconds."""
+    """A proxy that passes connections on to a server, the first one after *slow_s* seconds."""
 
     def __init__(self, address: str, port: int, server: tuple[str, int], slow_s: float) -> None:
         self._listener = socket.create_server((address, port))
@@ -80,7 +80,7 @@ class SlowDoor:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Stop accepting connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -105,7 +105,7 @@ class SlowDoor:
 
 
 def waits(use: Callable[[], object]) -> list[float]:
-    """When each of eight threads that start together was through, in seconds, in order."""
+    """Return the waits of eight threads that start together, in seconds, in ascending order."""
     began, found = time.monotonic(), []
 
     def work() -> None:
@@ -121,13 +121,13 @@ def waits(use: Callable[[], object]) -> list[float]:
 
 
 def ask(connection: Any) -> None:
-    """One statement."""
+    """Execute one statement."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
 
 
 def pooled_db(pair: Pair, address: str, port: int, **options: Any) -> PooledDB:
-    """DBUtils' pool on the same server, as its users have it."""
+    """Return DBUtils' pool on the same server, with the usual parameters."""
     return PooledDB(
         pymysql, maxconnections=THREADS, blocking=True, ping=1, host=address, port=port, user="app",
         password=pair.app_password, database="app", **options,
@@ -135,7 +135,7 @@ def pooled_db(pair: Pair, address: str, port: int, **options: Any) -> PooledDB:
 
 
 def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
-    """Who waits for how long while the first connection takes SLOW_S."""
+    """Return the waits of all threads while the first connection takes SLOW_S, by pool."""
     results: dict[str, list[float]] = {}
     door_address = pair.blue.address.rsplit(".", 1)[0] + ".99"
 
@@ -164,7 +164,7 @@ def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
 
 
 def costs(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[dict[str, Value]]:
-    """Three pools in alternating rounds on one server, and a connect alone."""
+    """Return the costs of three pools in alternating rounds on one server, and of opening a connection."""
     theirs = pooled_db(pair, pair.blue.address, pair.port)
     own: dict[str, Any] = {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}
     ours = bgpool.get_pool(pair.dsn, min_size=1, max_size=THREADS, **own)
@@ -203,7 +203,7 @@ def costs(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[dict[st
 
 
 def alchemy_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
-    """SQLAlchemy's engines on PyMySQL's dialect and on bgpool's, in alternating rounds."""
+    """Return the costs of SQLAlchemy's engines on PyMySQL's dialect and on bgpool's, in alternating rounds."""
     theirs = make_url(pair.direct_dsn(pair.blue)).set(drivername="mysql+pymysql")
     mine = make_url(pair.dsn).set(drivername="mysql+bgpool")
     with alchemy_costs.engines(theirs, mine, {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}) as engines:
@@ -212,7 +212,7 @@ def alchemy_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[
 
 
 def django_rows(pair: Pair, run_dir: Path, *, rounds: int, calls: int) -> list[Mapping[str, Value]]:
-    """Django's engine over PyMySQL and bgpool's, in alternating rounds."""
+    """Return the costs on bgpool's Django engine and on Django's own with PyMySQL, in alternating rounds."""
     with django_costs.all_ways(pair, {"bg_resolver": pair.resolver, "bg_run_dir": run_dir}) as ways:
         time.sleep(SETTLE_S)
         return django_costs.rows(ways, rounds=rounds, calls=calls)
@@ -226,20 +226,20 @@ def _row(what: str, three: Sequence[Callable[[], object]], rounds: int, calls: i
 
 
 def insert(connection: Any) -> None:
-    """A row in a transaction of its own."""
+    """Insert a row in its own transaction."""
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO bench (n) VALUES (1)")
     connection.commit()
 
 
 def servers() -> dict[str, str]:
-    """Where the programs of each server are, by what it is: the installed one, and the one that is named."""
+    """Return the directory of each server's programs, by product: the installed server, and the one that is named."""
     named = os.environ.get(VARIABLES[Engine.MYSQL])
     return {find_servers(Engine.MYSQL, place): place for place in dict.fromkeys((PATH, named or PATH))}
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition on each server."""
+    """Run one repetition on each server."""
     rounds, calls = (3, 50) if quick else (20, 1000)
     load = os.getloadavg()[0]
     tables = ("checkout", "alchemy", "django", "slow_connect", "switchover")

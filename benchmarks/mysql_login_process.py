@@ -1,7 +1,7 @@
-"""One process that logs in to green for the first time, at a release: how much CPU time that takes, piece by piece.
+"""A process that logs in to green for the first time, at a release, and measures the CPU time of each piece.
 
-Orders come as one line on standard input, because a password is in them. "held" is printed once all is ready, and
-whatever comes next on standard input is the release.
+The orders are one line on standard input, because they contain a password. The process prints "held" once all is ready.
+The next input is the release.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from bgpool import Phase, testing
 
 __all__ = ["CLIENTS", "Orders"]
 
-#: The login that is tried on green ahead, and the work of the phases, are over by then.
+#: The time after which the early trial login on green and the work of the phases are over.
 _SETTLE_S: Final = 0.2
-#: What is measured, and where it happens.
+#: The pieces of a login, and the functions in which they happen.
 _PIECES: Final[tuple[tuple[str, Any, str], ...]] = (
     ("login", Connection, "__init__"),
     ("context", Connection, "_create_ssl_ctx"),
@@ -43,12 +43,12 @@ _PIECES: Final[tuple[tuple[str, Any, str], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What is to be done.
+    """The orders of the process.
 
     Attributes:
-        client: Which of CLIENTS.
-        names, addresses: Blue's and green's.
-        bundle: The file of ``ssl_ca`` that is replaced, by its like, before the switchover begins; empty for none.
+        client: The client in CLIENTS.
+        names, addresses: The names and addresses of blue and green.
+        bundle: The file of ``ssl_ca`` that is replaced by a copy before the switchover begins; empty for none.
     """
 
     client: str
@@ -60,12 +60,12 @@ class Orders:
     bundle: str = ""
 
     def as_line(self) -> str:
-        """For standard input."""
+        """Return the orders as a line for standard input."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Orders:
-        """What as_line() gave."""
+        """Return the orders in a line of as_line()."""
         return cls(**json.loads(line))
 
 
@@ -73,7 +73,7 @@ _spent_ns: Final[dict[str, int]] = {}
 
 
 def main() -> None:
-    """Be ready, wait, log in, and tell: ms of CPU time by piece, and of the whole process."""
+    """Get ready, wait, log in, and print the ms of CPU time by piece and of the whole process."""
     orders = Orders.from_line(sys.stdin.readline())
     with CLIENTS[orders.client](orders) as release:
         for piece, owner, name in _PIECES:
@@ -138,7 +138,7 @@ def _pool(orders: Orders) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _oracle(orders: Orders) -> Iterator[Callable[[], object]]:
-    """Knows both addresses, and has made ready what it can before."""
+    """Be the oracle, which knows both addresses and has prepared everything that it can."""
     rehearse()
     params = bare(orders.dsn)
     KnownConnection(orders.addresses[0], **params).close()
@@ -147,7 +147,7 @@ def _oracle(orders: Orders) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _pymysql(orders: Orders) -> Iterator[Callable[[], object]]:
-    """As its users have it: a context for each connection."""
+    """Be PyMySQL with its defaults: a TLS context for each connection."""
     params = bare(orders.dsn)
     if "ssl" in params:
         del params["ssl"]

@@ -1,4 +1,4 @@
-"""What a login costs at a MySQL release: many workers on few cores, and one login piece by piece."""
+"""The cost of logins at a MySQL release: many workers on few cores, and one login piece by piece."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROUNDS: Final = 2
 TLS, RSA, REPLACED = "TLS", "RSA, no TLS", "TLS, bundle replaced before"
 ORACLE, BARE = "oracle", "PyMySQL"
 
-#: Everybody waits before green opens.
+#: The schedule of the switchover. All callers wait before green opens.
 SCHEDULE: Final = Schedule(
     initiated_s=-0.6,
     writes_stopped_s=0.2,
@@ -66,7 +66,7 @@ _SYSTEMS_BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition, on the server that ``$BGPOOL_LAB_MYSQL`` names or that is installed."""
+    """Run one repetition on the server that ``$BGPOOL_LAB_MYSQL`` names, or on the installed one."""
     product = find_servers(Engine.MYSQL)
     notes = [f"On {product}, {os.cpu_count()} cores."]
     releases: list[Mapping[str, Value]] = []
@@ -91,7 +91,7 @@ def run(*, quick: bool) -> Result:
 
 
 class _Certificates:
-    """Those that servers show, and the bundle with which clients verify them."""
+    """The certificates of the servers, and the bundle with which clients verify them."""
 
     def __init__(self, directory: Path) -> None:
         self._authority: Final = trustme.CA(key_type=trustme.KeyType.RSA)
@@ -100,7 +100,7 @@ class _Certificates:
         self.bundle.write_bytes(self._authority.cert_pem.bytes() + more)
 
     def issue(self, pair: Pair) -> None:
-        """Have both servers prove blue's name, and green's own."""
+        """Issue certificates with which both servers prove blue's name, and green its own."""
         for server in (pair.blue, pair.green):
             names = {pair.names.blue.primary, pair.names.green.primary}
             shown = self._authority.issue_cert(*names, key_type=trustme.KeyType.RSA)
@@ -111,20 +111,20 @@ class _Certificates:
 
     @staticmethod
     def _put(server: Server, name: str, content: bytes) -> None:
-        # Into the file that is there: it is the server's.
+        # Write into the existing file, which belongs to the server.
         (server.data_dir / name).write_bytes(content)
 
     def dsn(self, pair: Pair, way: str) -> str:
-        """The application's."""
+        """Return the application's DSN."""
         tls = f"ssl_ca={self.bundle}&ssl_verify_identity=true" if way != RSA else "ssl_disabled=true"
         return f"{pair.dsn}&{tls}"
 
 
 def _release(pair: Pair, certify: _Certificates, client: str, build: Path, workers: int) -> dict[str, Value]:
-    """One switchover under *workers* workers."""
+    """Run one switchover under *workers* workers."""
     certify.issue(pair)
     director = Director(pair, SCHEDULE)
-    # Whoever has logged in there meanwhile has left the password in the cache.
+    # Clear the cache: earlier logins on green have left the password in it.
     director.add("password_forgotten", SCHEDULE.caught_up_s, partial(_forget_passwords, pair.green))
     with RunDir() as run_dir, contextlib.ExitStack() as stack:
         config = Config.of(pair, directory=str(run_dir.path)).with_(dsn=certify.dsn(pair, TLS))
@@ -148,22 +148,22 @@ def _release(pair: Pair, certify: _Certificates, client: str, build: Path, worke
 
 
 class _Talk:
-    """A process that is told by lines and answers by lines."""
+    """A process that receives lines and answers with lines."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process: Final = process
 
     def wait(self, word: str) -> None:
-        """Wait until it says *word*.
+        """Wait until it prints *word*.
 
         Raises:
-            LabError: It says something else, or ends.
+            LabError: It prints something else, or exits.
         """
         if (said := self._output.readline().strip()) != word:
             raise LabError(f"a process of the benchmark said {said!r} instead of {word!r}")
 
     def ask(self, line: str) -> Any:
-        """What it answers to *line*."""
+        """Send *line* and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(line)
         self._process.stdin.flush()
@@ -177,9 +177,9 @@ class _Talk:
 
 @contextlib.contextmanager
 def _talking(module: str, build: Path, orders: str) -> Iterator[_Talk]:
-    """The *module* of this package as a process with *build*, which has got its *orders*; it ends with the block."""
+    """Start *module* of this package as a process with *build*, and send its *orders*. It ends with the block."""
     environ = environment(build, dict(os.environ))
-    # Without the option -P of Python 3.11, Python looks in its directory first.
+    # Without the option -P of Python 3.11, Python searches the current directory first.
     command = [sys.executable, "-m", f"benchmarks.{module}"]
     with subprocess.Popen(
         command, cwd=build, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -198,7 +198,7 @@ def _talking(module: str, build: Path, orders: str) -> Iterator[_Talk]:
 
 
 def _logins(pair: Pair, certify: _Certificates, found: Mapping[str, Path], rounds: int) -> list[Mapping[str, Value]]:
-    """The first login on green of a process, by way and client, in alternating rounds."""
+    """Return the figures of a process's first login on green, by way and client, in alternating rounds."""
     certify.issue(pair)
     kinds = {**dict.fromkeys(found, "pool"), ORACLE: "oracle", BARE: BARE}
     cases = [(way, client) for way in (TLS, REPLACED, RSA) for client in kinds if way == TLS or client in found]
@@ -228,7 +228,7 @@ def _median(piece: str, samples: Sequence[Mapping[str, float]]) -> float:
 
 
 def _login(pair: Pair, certify: _Certificates, kind: str, build: Path, way: str) -> Mapping[str, float]:
-    """The pieces of one login, in ms of CPU time."""
+    """Return the pieces of one login, in ms of CPU time."""
     with tempfile.TemporaryDirectory() as directory:
         orders = mysql_login_process.Orders(
             kind,
@@ -239,7 +239,7 @@ def _login(pair: Pair, certify: _Certificates, kind: str, build: Path, way: str)
             str(Path(directory) / "run"),
             str(certify.bundle) if way == REPLACED else "",
         )
-        # Green has the password in its cache while it is tried, because others have logged in there.
+        # Green has the password in its cache during the trial login, because other clients have logged in there.
         pair.green.wire(user=ROLE, password=pair.app_password, application="warm", timeout_s=5.0).close()
         with _talking("mysql_login_process", build, orders.as_line()) as talk:
             talk.wait("held")
@@ -254,7 +254,7 @@ def _forget_passwords(server: Server) -> None:
 
 
 def _server_ns(server: Server) -> int:
-    """The CPU time of the threads of *server*, which keeps them for the next client."""
+    """Return the CPU time of the threads of *server*, which keeps them for the next client."""
     found = 0
     for path in Path(f"/proc/{server.pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):

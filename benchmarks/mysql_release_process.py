@@ -1,7 +1,7 @@
-"""The application of the *mysql_release* benchmark: forks workers that write a row each now and then.
+"""The application of the *mysql_release* benchmark. It forks workers that each write a row at intervals.
 
-Orders come as one line on standard input, because a password is in them. Another line, a time on the monotonic clock,
-is answered with when each worker had its first success after it; then all end.
+The orders are one line on standard input, because they contain a password. A second line is a time on the monotonic
+clock. The process answers it with the time of each worker's first success after it; then all processes exit.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _START_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What is to be done.
+    """The orders of the application.
 
     Attributes:
-        client: Which of CLIENTS.
-        pause_s: Between two rows of a worker.
+        client: The client in CLIENTS.
+        pause_s: The pause between two rows of a worker.
     """
 
     client: str
@@ -40,18 +40,18 @@ class Orders:
     pause_s: float
 
     def as_line(self) -> str:
-        """For standard input."""
+        """Return the orders as a line for standard input."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Orders:
-        """What as_line() gave."""
+        """Return the orders in a line of as_line()."""
         data = json.loads(line)
         return cls(**{**data, "config": Config.from_json(data["config"])})
 
 
 def main() -> None:
-    """Fork, write, and tell."""
+    """Fork the workers, let them write, and print the results."""
     orders = Orders.from_line(sys.stdin.readline())
     with Fleet(orders.workers, partial(_live, orders=orders)) as fleet:
         fleet.wait_ready(_START_TIMEOUT_S)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _live(post: Post, *, orders: Orders) -> None:
-    """A worker, after the fork."""
+    """Be a worker, after the fork."""
     client = CLIENTS[orders.client](orders.config)
     client.write((post.number, 0, 0))
     threading.Thread(target=_work, args=(post, client, orders.pause_s), daemon=True).start()
@@ -78,7 +78,7 @@ def _live(post: Post, *, orders: Orders) -> None:
 
 
 def _work(post: Post, client: Client, pause_s: float) -> None:
-    """A row, a pause, and so on."""
+    """Write rows with pauses between them, without end."""
     time.sleep(random.uniform(0, pause_s))
     n = 0
     while True:
@@ -87,7 +87,7 @@ def _work(post: Post, client: Client, pause_s: float) -> None:
         ok = True
         try:
             client.write((post.number, 0, n))
-        except Exception:  # whatever it was, a caller has seen it
+        except Exception:  # any error counts, because a caller has seen it
             ok = False
         post.note(0, began_s, time.monotonic(), ok=ok)
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""One switchover under threads that write through a MySQL pool, and what they met."""
+"""One switchover under threads that write through a MySQL pool, and the errors and delays of these threads."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from bgpool.resolver import make_resolver
 __all__ = ["CLIENTS", "THREADS", "measure"]
 
 THREADS: Final = 8
-#: What an application does after an error before it tries again.
+#: The pause of the application after an error, before it tries again.
 PAUSE_S: Final = 0.05
-#: After the last step: whoever is not back by then has not come back.
+#: The time after the last step. A thread that is not back by then counts as not back.
 AFTER_S: Final = 3.0
 _READY_S: Final = 15.0
 
-#: Writes a row in a transaction of its own; raises what the driver raises.
+#: Writes a row in its own transaction, and raises the driver's errors.
 Write = Callable[[Key], object]
 
 
@@ -52,7 +52,7 @@ def _theirs(pair: Pair, stack: contextlib.ExitStack) -> Write:
     resolver = make_resolver(pair.resolver)
 
     def connect(**params: Any) -> Any:
-        """By name, which is looked up at each connect, as the system's resolver would without a cache."""
+        """Connect by name. The name is looked up each time, as by the system's resolver without a cache."""
         return pymysql.connect(host=resolver.resolve(pair.names.blue.primary)[0], **params)
 
     connect.dbapi = pymysql  # type: ignore[attr-defined]  # where DBUtils looks for the driver's exceptions
@@ -91,11 +91,11 @@ def _run(pair: Pair, stack: contextlib.ExitStack) -> Write:
 
 
 def _of_framework(client: str, pair: Pair, stack: contextlib.ExitStack) -> Write:
-    """A client of the *switchover* benchmark's, on the other engine."""
+    """Return the write function of a client of the *switchover* benchmark, on MySQL."""
     spec = clients.CLIENTS[client]
     directory = stack.enter_context(tempfile.TemporaryDirectory())
     config = Config(pair.dsn, ("", ""), resolver=pair.resolver, size=THREADS, directory=directory)
-    # What SQLAlchemy says of connections that were cut belongs into an application's log.
+    # SQLAlchemy's messages about connections that were cut belong into an application's log.
     logging.getLogger("sqlalchemy").addHandler(logging.NullHandler())
     made = spec.make(config)
     stack.callback(made.close)
@@ -123,7 +123,7 @@ def _login(pair: Pair) -> dict[str, Any]:
 
 def _bgpool(pair: Pair, stack: contextlib.ExitStack) -> dict[str, Any]:
     directory = stack.enter_context(tempfile.TemporaryDirectory())
-    # A deployment is polled as often as by default once it is there.
+    # Once the deployment exists, it is polled at the default intervals.
     return {"bg_run_dir": Path(directory) / "run", "bg_resolver": pair.resolver, "bg_interval_baseline_ms": 1000}
 
 
@@ -137,7 +137,7 @@ def _wait_ready(pool: Any) -> None:
 
 
 class _Crowd:
-    """Threads that write, and when each of their writes ended and how."""
+    """Threads that write, with the time and outcome of each write."""
 
     def __init__(self, write: Write) -> None:
         self.done: list[tuple[float, Key]] = []
@@ -156,26 +156,26 @@ class _Crowd:
                 write((1, thread, n))
                 self.done.append((time.monotonic(), (1, thread, n)))
             except (pymysql.err.Error, DBAPIError, DjangosError):
-                # Whatever it was: it may have been COMMIT that was cut.
+                # Any error counts: the COMMIT itself may have been cut.
                 self.errors += 1
                 self.unknown.append((1, thread, n))
                 time.sleep(PAUSE_S)
             time.sleep(0.005)
 
     def end(self) -> None:
-        """Have them end."""
+        """End the threads."""
         self._over.set()
         for thread in self._threads:
             thread.join(20)
 
     def back_s(self, since: float) -> float | None:
-        """When the last thread was through again after *since*; None if one was not."""
+        """Return the time of the last thread's first success after *since*; None if a thread had none."""
         first = {key[1]: at for at, key in sorted(self.done, reverse=True) if at > since}
         return max(first.values()) - since if len(first) == THREADS else None
 
 
 def measure(pair: Pair, name: str) -> dict[str, Value]:
-    """One switchover of *pair*, which is ready for one, under *name* of CLIENTS."""
+    """Measure one switchover of *pair*, which is ready for it, under *name* of CLIENTS."""
     ledger.create(pair)
     director = Director(pair, FAST)
     director.create_deployment()

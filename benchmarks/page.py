@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, from results: ``python -m benchmarks.page``. None of them is typed by hand."""
+"""Fill docs/benchmarks.md with figures from results: ``python -m benchmarks.page``. No figure is typed by hand."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["fill", "main"]
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
-#: What the page was made of, kept beside it.
+#: The results that the page was made from, kept next to it.
 RESULTS: Final = ROOT / "docs" / "benchmarks.json"
 IMAGES: Final = ROOT / "docs" / "images"
 _BLOCK: Final = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, results: Mapping[str, Any]) -> str:
-    """*text* with the blocks ``<!-- figures: NAME --> ... <!-- end -->`` filled from *results*.
+    """Return *text* with its blocks ``<!-- figures: NAME --> ... <!-- end -->`` filled from *results*.
 
     Raises:
-        ValueError: A block names nothing that was measured, or what was measured has no block.
+        ValueError: A block has no results, or results have no block.
     """
     blocks = {
         "machine": _machine(results),
@@ -44,13 +44,13 @@ def fill(text: str, results: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill the page, and draw its pictures."""
+    """Fill the page and draw its pictures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
-    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="as python -m benchmarks has kept them")
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="results.json of python -m benchmarks")
     path = parser.parse_args(arguments).results
     results = json.loads(path.read_text(encoding="utf-8"))
     if results["quick"]:
-        parser.error(f"{path} was measured with --quick: such figures say little")
+        parser.error(f"{path} was measured with --quick: such figures mean little")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     if path.resolve() != RESULTS:
         shutil.copyfile(path, RESULTS)

@@ -1,4 +1,4 @@
-"""What is drawn of a table."""
+"""Draw the pictures of tables."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from benchmarks.result import Column, Plot, Table, Value
 
 __all__ = ["draw", "picture"]
 
-#: Told apart also by those who see no colours: dark to light.
+#: The colours go from dark to light, so that readers who see no colours can distinguish them.
 _COLOURS: Final = ("#1b4f72", "#d35400", "#2e8b57", "#8e44ad", "#c0392b", "#5d6d7e", "#b7950b", "#17a589", "#909497")
 _SIZE: Final = (9.0, 4.5)
-#: Bars of nothing are not left out of a logarithmic axis: they end where it begins.
+#: The salt gives the same figures the same ids in the SVG. Text stays text.
 _STYLE: Final = {"svg.hashsalt": "bgpool", "svg.fonttype": "none", "font.size": 9}
 
 
 def picture(plot: Plot) -> str:
-    """The name of the file of *plot*."""
+    """Return the file name of *plot*."""
     return f"bench-{plot.name}.svg"
 
 
 def draw(plot: Plot, table: Table, path: Path) -> None:
-    """Write *plot* of *table* as SVG to *path*; the same figures make the same file."""
+    """Write *plot* of *table* as SVG to *path*. The same figures result in the same file."""
     rows = [row for row in table.rows if all(row.get(key) == value for key, value in (plot.where or {}).items())]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -52,7 +52,7 @@ def draw(plot: Plot, table: Table, path: Path) -> None:
 
 
 def _bars(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
-    """Bars; a cross where there is nothing to tell, which no bar at all would show as the best of all."""
+    """Draw bars, and a cross for a missing value. No bar at all would look like the best value."""
     places = list(dict.fromkeys(str(row[plot.x]) for row in rows))
     series = _series(plot, rows)
     width = 0.8 / len(series)
@@ -60,7 +60,7 @@ def _bars(axes: Any, plot: Plot, rows: list[Mapping[str, Value]]) -> None:
     for number, (name, members) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         offset = (number - (len(series) - 1) / 2) * width
-        # So that it has its place in the legend also where it has no bar.
+        # The series must be in the legend even if it has no bar.
         axes.plot([], [], "s", label=name or None, color=colour)
         for row in members:
             at, height = places.index(str(row[plot.x])) + offset, row.get(plot.y)

@@ -1,4 +1,4 @@
-"""What monitoring costs the database and the host as worker processes become many."""
+"""The cost of monitoring for the database and the host with a growing number of worker processes."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ COMPARED: Final = (BASELINE, "bgpool", "AWS wrapper")
 START_TIMEOUT_S: Final = 120.0
 SETTLE_TIMEOUT_S: Final = 60.0
 
-#: The servers log every statement: their counters of transactions lag behind by up to ten seconds in an idle session.
+#: The servers log every statement, because their transaction counters lag by up to ten seconds in an idle session.
 _SETTINGS: Final = {"log_statement": "all", "max_connections": "400"}
 _STATEMENT: Final = re.compile(rf" {ROLE}@\S+ .*? LOG:  (?:statement|execute [^:]*): ".encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured.
+    """The size of a measurement.
 
     Attributes:
-        settled_s: Clients have connected to all that they want to once nothing has changed for so long.
-        noticed_s: From SWITCHOVER_INITIATED on, until every client has seen it.
-        window_s: For CPU and statements.
+        settled_s: The time without a change after which clients count as fully connected.
+        noticed_s: The time from SWITCHOVER_INITIATED until every client has seen it.
+        window_s: The time during which CPU and statements are measured.
     """
 
     workers: tuple[int, ...] = (1, 4, 16, 64)
@@ -56,7 +56,7 @@ class Size:
 
 
 def run(*, quick: bool) -> Result:
-    """Every client with every number of workers."""
+    """Measure every client with every number of workers."""
     size = Size((1, 4), 1.0, 0.8, 0.5) if quick else Size()
     missing = hosts.available()
     clients = [name for name in COMPARED if not (missing and CLIENTS[name].needs_names)]
@@ -75,7 +75,7 @@ def run(*, quick: bool) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """While one phase lasts, on both servers and of all processes together."""
+    """The rates during one phase, on both servers and of all processes together."""
 
     statements_per_s: float
     cpu_ms_per_s: float
@@ -83,7 +83,7 @@ class Polling:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a client needs to sit idle; *connections* are beyond the one of each worker."""
+    """The cost of an idle client. *connections* does not include the one connection of each worker."""
 
     connections: int
     pss_mb: float
@@ -93,7 +93,7 @@ class Cost:
 
 @contextlib.contextmanager
 def servers() -> Iterator[Director]:
-    """A pair with a ledger and a deployment, and the director who tells its status."""
+    """Yield a pair with a ledger and a deployment, and the director that sets its status."""
     with Pair(settings=_SETTINGS) as pair:
         ledger.create(pair)
         director = Director(pair)
@@ -102,13 +102,13 @@ def servers() -> Iterator[Director]:
 
 
 def measure(director: Director, client: str, workers: int, size: Size) -> Cost:
-    """A crew of its own at rest, before and after SWITCHOVER_INITIATED."""
+    """Measure a crew at rest, before and after SWITCHOVER_INITIATED."""
     pair = director.pair
     director.publish(metadata.AVAILABLE)
     with _crew(client, pair, workers) as crew:
         crew.wait_writing(START_TIMEOUT_S)
         connections = _settled_connections(pair, size.settled_s) - workers
-        # With the one that they are forked from, which has part of their memory.
+        # Include the process that the workers are forked from, which has part of their memory.
         pids = (*crew.pids(), *crew.helpers(), parent_of(crew.pids()[0]))
         created = _polling(pair, pids, size.window_s)
         pss_mb = memory_of(pids).pss_mb
@@ -119,7 +119,7 @@ def measure(director: Director, client: str, workers: int, size: Size) -> Cost:
 
 @contextlib.contextmanager
 def _crew(client: str, pair: Pair, workers: int) -> Iterator[Crew]:
-    """Workers whose only thread writes one row and then sits idle."""
+    """Return workers whose only thread writes one row and then idles."""
     names = hosts.names_of(pair) if not hosts.available() else None
     config = Config.of(pair, names.path if names is not None else None)
     with Crew(client, config, processes=workers, threads=1, pause_s=math.inf) as crew:
@@ -127,7 +127,7 @@ def _crew(client: str, pair: Pair, workers: int) -> Iterator[Crew]:
 
 
 def _settled_connections(pair: Pair, settled_s: float) -> int:
-    """Sessions of the application's role on both servers, once their number stays the same."""
+    """Return the number of sessions of the application's role on both servers, once it stays the same."""
     count, since_s = -1, 0.0
 
     def is_settled() -> bool:
@@ -142,7 +142,7 @@ def _settled_connections(pair: Pair, settled_s: float) -> int:
 
 
 def _polling(pair: Pair, pids: Sequence[int], window_s: float) -> Polling:
-    """What happens within *window_s* seconds; sleeps that long."""
+    """Measure for *window_s* seconds. Sleeps that long."""
     logs = {server: server.log_file.stat().st_size for server in pair.servers}
     before_s, began_s = sum(map(cpu_s, pids)), time.monotonic()
     time.sleep(window_s)
@@ -152,7 +152,7 @@ def _polling(pair: Pair, pids: Sequence[int], window_s: float) -> Polling:
 
 
 def _statements_since(server: Server, offset: int) -> int:
-    """Statements of the application's role, which monitoring uses too, in the log from *offset* on."""
+    """Count the statements of the application's role, which monitoring uses, too, in the log from *offset* on."""
     with server.log_file.open("rb") as log:
         log.seek(offset)
         return sum(_STATEMENT.search(line) is not None for line in log)
@@ -198,7 +198,7 @@ def _table(rows: Sequence[Mapping[str, Value]], notes: tuple[str, ...]) -> Table
         notes=(
             "Intervals: 0.5 s while a deployment exists, 0.1 s once a switchover is initiated. Connections and"
             " statements are the sum of blue and green. Statements are counted in the servers' logs.",
-            "CPU and memory are the sum of all workers, of bgpool's monitor, and of the process that the workers are"
+            "CPU and memory are the sum of all workers, of the monitor, and of the process that the workers are"
             " forked from, which has imported everything.",
             *notes,
         ),

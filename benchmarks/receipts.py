@@ -1,4 +1,4 @@
-"""What a receipt costs a unit of work."""
+"""The cost of a receipt for a unit of work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS: Final = (
     Column("excess_us", "excess, µs", 1),
     Column("ratio", "ratio", 2),
 )
-#: The pools of a pair by what is measured, and the phase of their deployment; None for none.
+#: The measurements: the name, the mode of receipts, and the phase of the deployment; None for no deployment.
 _WAYS: Final[tuple[tuple[str, str, Phase | None], ...]] = (
     ("no deployment, `switchover`", "switchover", None),
     ("no deployment, `always`", "always", None),
@@ -52,7 +52,7 @@ _WAYS: Final[tuple[tuple[str, str, Phase | None], ...]] = (
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition: both engines."""
+    """Run one repetition with both engines."""
     rounds, calls = (4, 50) if quick else (40, 300)
     rows: list[Mapping[str, Value]] = []
     for engine in Engine:
@@ -93,7 +93,7 @@ def _create(pair: Pair) -> None:
 
 @contextlib.contextmanager
 def _units(pair: Pair, mode: str, phase: Phase | None) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
-    """One unit of each pool, in a deployment at *phase*."""
+    """Yield one unit of each pool, in a deployment at *phase*."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         run_dir = Path(directory) / "run"
         if phase is not None:
@@ -103,11 +103,11 @@ def _units(pair: Pair, mode: str, phase: Phase | None) -> Iterator[tuple[Callabl
                     run_dir, blue=names.blue.primary, green=names.green.primary, bg_resolver=pair.resolver
                 )
             )
-            # A physical replica: its receipts are blue's, and nothing else is noted.
+            # A physical replica has blue's receipts, so nothing else is recorded.
             now = Instant(time.monotonic_ns(), time.time_ns())
             deployment.tell(Answered(now, Role.TARGET, read_only=True, replica=True))
             deployment.phase(phase)
-        # Without a deployment they are plain pools: nobody looks for a monitor at an address.
+        # Without a deployment they are plain pools, because no monitor is needed for an address.
         dsn = pair.dsn if phase is not None else pair.direct_dsn(pair.blue)
         usual: dict[str, Any] = {"bg_run_dir": run_dir, "min_size": 1, "max_size": 1}
         usual |= {"bg_resolver": pair.resolver} if phase is not None else {}

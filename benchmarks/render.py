@@ -11,7 +11,7 @@ __all__ = ["as_markdown", "as_text", "rankings"]
 
 
 def as_text(table: Table) -> str:
-    """*table* in columns of equal width, with its ranking and its notes below."""
+    """Return *table* with aligned columns, followed by its ranking and its notes."""
     lines = [[column.label for column in table.columns], *_cells(table)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
     text = [table.title, *("  " + "  ".join(map(_fit, line, widths, table.columns)).rstrip() for line in lines)]
@@ -19,7 +19,7 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """*table* as GitHub and MkDocs read it."""
+    """Return *table* as Markdown for GitHub and MkDocs."""
     rule = ["---" if column.is_key else "---:" for column in table.columns]
     lines = [[column.label for column in table.columns], rule, *_cells(table)]
     text = [f"**{table.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)]
@@ -28,7 +28,7 @@ def as_markdown(table: Table) -> str:
 
 
 def rankings(table: Table) -> Iterator[str]:
-    """Who is before whom in every repetition, one line for each group of rivals; ``≈`` where repetitions disagree."""
+    """Yield the ranking of each group of rivals, with ``≈`` between rivals whose order differs between repetitions."""
     if not table.rankings:
         return
     for group in dict.fromkeys(name for ranking in table.rankings for name in ranking):
@@ -41,7 +41,7 @@ def rankings(table: Table) -> Iterator[str]:
 
 
 def _agreed(orders: list[tuple[str, ...]]) -> str:
-    """The rivals by the sum of their places, and between neighbours whether all *orders* have them so."""
+    """Return the rivals by the sum of their places, with ``<`` or ``≈`` between neighbours."""
     names = sorted(orders[0], key=lambda name: sum(order.index(name) for order in orders if name in order))
     text = names[0]
     for before, name in pairwise(names):

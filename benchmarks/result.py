@@ -1,4 +1,4 @@
-"""What a benchmark finds: tables, whose rows are told apart by their keys, and what is drawn of them."""
+"""The results of a benchmark: tables, whose rows are identified by their keys, and pictures of them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 __all__ = ["Column", "Plot", "Result", "Table", "Value", "merge"]
 
-#: None where there is nothing to tell: a client that never came back has no recovery time.
+#: None stands for a missing value. For example, a client that never came back has no recovery time.
 Value = float | int | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column.
+    """A column.
 
     Attributes:
-        key: Its name in the rows.
-        label: Its heading, unit included.
-        digits: After the point; None for text and counts.
-        is_key: Tells rows apart; anything else is measured.
+        key: The name in the rows.
+        label: The heading, including the unit.
+        digits: The digits after the decimal point; None for text and counts.
+        is_key: True if it identifies rows. All other columns are measured.
     """
 
     key: str
@@ -32,17 +32,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures of one kind.
+    """A table of figures of one kind.
 
     Attributes:
-        rows: By the keys of *columns*.
-        spread: The least and the most of each measured number over the repetitions; empty for a single one.
-        ranked_by: The measured columns by which rows can be ranked, the least first; the first with a difference
-            counts. Empty where rows are no rivals.
-        rivals: The key column whose values are ranked; rows that share the other keys are ranked together.
-        rankings: For each repetition and each group of rivals their names, best first; see merge().
-        notes: What has to be said about it, one line each.
-        shown: Whether it is printed, or only drawn.
+        rows: The rows, by the keys of *columns*.
+        spread: The smallest and the largest value of each measured number over the repetitions; empty for a single one.
+        ranked_by: The measured columns by which rows are ranked, smallest first. The first column with a difference
+            counts. Empty if rows are not ranked.
+        rivals: The key column whose values are ranked. Rows that share the other keys are ranked together.
+        rankings: The names of each group of rivals, best first, for each repetition; see merge().
+        notes: The notes below the table, one line each.
+        shown: True if it is printed, False if it is only drawn.
     """
 
     name: str
@@ -58,17 +58,17 @@ class Table:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns that tell rows apart."""
+        """The columns that identify rows."""
         return tuple(column.key for column in self.columns if column.is_key)
 
     def key_of(self, row: Mapping[str, Value]) -> tuple[Value, ...]:
-        """What tells *row* apart."""
+        """Return the values that identify *row*."""
         return tuple(row.get(key) for key in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What is drawn of a table: *y* over *x*, one line or group of bars for each value of *series*."""
+    """A picture of a table: *y* over *x*, with one line or group of bars for each value of *series*."""
 
     name: str
     title: str
@@ -79,23 +79,23 @@ class Plot:
     series: str = ""
     log: Literal["", "x", "y", "xy"] = ""
     where: Mapping[str, Value] | None = None
-    """Only rows that have these values."""
+    """The values of the rows that are drawn; empty for all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one benchmark found in one repetition, or in several that were merged."""
+    """The result of one benchmark in one repetition, or in several that were merged."""
 
     tables: tuple[Table, ...]
     plots: tuple[Plot, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """For json.dumps."""
+        """Return the result in a form for json.dumps."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """What as_json() gave."""
+        """Return the result of as_json()'s form."""
         tables = tuple(
             Table(
                 **{
@@ -114,7 +114,7 @@ class Result:
 
 
 def merge(results: Sequence[Result]) -> Result:
-    """The medians of *results*, repetitions of one benchmark, with their spread and each one's ranking."""
+    """Return the medians of *results*, repetitions of one benchmark, with their spread and their rankings."""
     first = results[0]
     tables = [_merge([next(t for t in result.tables if t.name == table.name) for result in results])
               for table in first.tables]  # fmt: skip
@@ -140,7 +140,7 @@ def _merge(tables: Sequence[Table]) -> Table:
                 merged[column.key] = statistics.median(numbers)
                 spread[column.key] = (min(numbers), max(numbers))
             else:
-                # Mostly nothing to tell: the few numbers there are would be the lucky ones'.
+                # Most values are missing. The few that exist would show only the lucky repetitions.
                 merged[column.key] = None
         rows.append(merged)
         spreads.append(spread)
@@ -155,7 +155,7 @@ def _merge(tables: Sequence[Table]) -> Table:
 
 
 def _ranking(table: Table) -> dict[str, tuple[str, ...]]:
-    """The rivals of each group, best first; those that never came back are last."""
+    """Return the rivals of each group, best first. Rivals that never came back are last."""
 
     def place(row: Mapping[str, Value]) -> tuple[tuple[bool, float], ...]:
         values = [row.get(key) for key in table.ranked_by]

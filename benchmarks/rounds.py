@@ -1,4 +1,4 @@
-"""Two ways to do the same, in alternating rounds of one run: a change of the machine's speed meets both."""
+"""Comparison of two ways in alternating rounds of one run, so that a change of the machine's speed affects both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.result import Value
 
 
 def measure(call: Callable[[], object], calls: int) -> float:
-    """Microseconds for one call, as the mean of *calls*."""
+    """Return the microseconds of one call, as the mean of *calls*."""
     began = time.perf_counter()
     for _ in range(calls):
         call()
@@ -18,7 +18,7 @@ def measure(call: Callable[[], object], calls: int) -> float:
 
 
 def medians(*calls_of: Callable[[], object], rounds: int, calls: int) -> list[float]:
-    """The median over *rounds* rounds of each, in microseconds for one call."""
+    """Return the median over *rounds* rounds of each, in microseconds for one call."""
     for call in calls_of:
         call()
     found = [[measure(call, calls) for call in calls_of] for _ in range(rounds)]
@@ -26,7 +26,7 @@ def medians(*calls_of: Callable[[], object], rounds: int, calls: int) -> list[fl
 
 
 def compare(theirs: Callable[[], object], mine: Callable[[], object], *, rounds: int, calls: int) -> dict[str, Value]:
-    """Medians of both over *rounds* rounds, and what *mine* takes beyond *theirs*, the median of each round's."""
+    """Return the medians of both over *rounds* rounds, and the median excess of *mine* over *theirs* in a round."""
     mine(), theirs()
     pairs = [(measure(theirs, calls), measure(mine, calls)) for _ in range(rounds)]
     theirs_us, mine_us = statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)

@@ -1,4 +1,4 @@
-"""A run directory of a benchmark's own: the monitors that its workers start there, and what these publish."""
+"""A run directory for a benchmark: the monitors that its workers start there, and their snapshots."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _END_TIMEOUT_S = 5.0
 
 
 class RunDir:
-    """A context manager, to be left when the workers are gone: monitors, which would stay a while, are ended.
+    """A context manager. Exit it when the workers are gone: it ends the monitors, which would stay for a while.
 
     Attributes:
-        path: For ``bg_run_dir``.
+        path: The value for ``bg_run_dir``.
     """
 
     path: Path
@@ -47,15 +47,15 @@ class RunDir:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def files(self, bg_id: str) -> RunFiles:
-        """The files of *bg_id* in here."""
+        """Return the files of *bg_id* in this directory."""
         return RunFiles.of(self.path, bg_id)
 
     def snapshot(self, bg_id: str) -> Snapshot | None:
-        """What the monitor of *bg_id* has published last."""
+        """Return the last snapshot of *bg_id*'s monitor."""
         return Reader(self.files(bg_id)).refresh().snapshot
 
     def monitors(self) -> tuple[int, ...]:
-        """The process ids of those that live; one process may run several monitors."""
+        """Return the process ids of the running monitors. One process may run several monitors."""
         pids = []
         for files in RunFiles.all_in(self.path):
             with contextlib.suppress(FileNotFoundError, bgpool.SegmentError):
@@ -66,7 +66,7 @@ class RunDir:
         """Wait until each of *bg_ids* is ready for a switchover.
 
         Raises:
-            LabError: One was not within *timeout_s* seconds.
+            LabError: A deployment was not ready within *timeout_s* seconds.
         """
 
         def all_ready() -> bool:

@@ -1,4 +1,4 @@
-"""A switchover under small and large applications, beside a client that knows both addresses and the build before."""
+"""A switchover under small and large applications, compared with the oracle and with the build before."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ QUESTION: Final = (
     "libpq."
 )
 
-#: What the longest gap of a thread of the small application may have beyond the down time, by high interval in ms.
+#: The aim for a thread's longest gap beyond the down time, in the small application, by high interval in ms.
 _EXCESS_S: Final[Mapping[int | None, float]] = {50: 0.03, 100: 0.035}
-#: How much later than the oracle's the first success of the last and of the median thread of a large one may be.
+#: The aims for the first success of the last and of the median thread in large applications, relative to the oracle's.
 _LAST: Final = 1.15
 _MEDIAN: Final = 1.4
 _SMALL: Final = Application()
@@ -30,7 +30,7 @@ _LARGE: Final = (
     Application(processes=64, threads=1, pause_s=0.25),
     Application(processes=8, threads=8, pause_s=0.25),
 )
-#: Clients with their interval, one after the other in turn; the oracle, which shows what can be had, does not poll.
+#: The clients with their intervals, in the order of the run. The oracle shows the lower bound and does not poll.
 _ORACLE: Final = "oracle"
 _CLIENTS: Final[tuple[tuple[str, int | None], ...]] = (
     (NOW, 50), (BEFORE, 50), (NOW, 100), (BEFORE, 100), (_ORACLE, None)
@@ -50,7 +50,7 @@ _COLUMNS: Final = (
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition; *quick* is the small application alone."""
+    """Run one repetition. With *quick* it is the small application alone."""
     table = _table(quick=quick)
     return Result((table, _aims(table.rows)))
 
@@ -96,7 +96,7 @@ def _size(application: Application) -> str:
 
 
 def _aims(rows: Sequence[Mapping[str, Value]]) -> Table:
-    """What of the figures is not to be exceeded."""
+    """Return the aims for the figures."""
 
     def figure(size: Application, client: str, high_ms: int | None, name: str) -> float | None:
         key = (_size(size), client, high_ms or "–")

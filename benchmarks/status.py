@@ -1,4 +1,4 @@
-"""How long ``bgpool status`` takes as a whole process, beside many that hold rows."""
+"""The duration of ``bgpool status`` as a whole process, next to many processes that hold rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS: Final = (
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition."""
+    """Run one repetition."""
     workers, rounds = (4, 2) if quick else (WORKERS, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "run"

@@ -1,4 +1,4 @@
-"""A storm of connections after a switchover: how many a green server is asked for at once, and how soon all is well."""
+"""A storm of connections after a switchover: the attempts on green, and the time until full throughput."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTION = (
 
 
 def run(*, quick: bool) -> Result:
-    """One storm for each case and client."""
+    """Run one storm for each case and client."""
     size = Size(4, 100.0, 0.5, replace(SCHEDULE, scale=0.4)) if quick else Size()
     cases = CASES[:1] if quick else CASES
     rows: list[Mapping[str, Value]] = []

@@ -1,4 +1,4 @@
-"""What a storm of connections comes to in figures: from the server's log, and from what the threads saw."""
+"""The figures of a storm of connections, from the server's log and from the calls of the threads."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from benchmarks.result import Value
 __all__ = ["BIN_MS", "FULL", "Storm"]
 
 BIN_MS: Final = 100
-#: What is drawn of the time after the way was open, in ms.
+#: The time that is drawn, in ms from the moment at which the client could find green.
 DRAWN_MS: Final = 3000
-#: Throughput is back when so much of what it was before is reached, in a window of BIN_MS.
+#: The fraction of the earlier throughput at which it counts as back, in a window of BIN_MS.
 FULL: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Storm:
-    """What was seen. Times are on the monotonic clock, but for those of attempts, which are since 1970.
+    """The observations of a storm. Times are on the monotonic clock, except for attempts, whose times are since 1970.
 
     Attributes:
-        workers: How many there were, each with as many *threads*.
-        before_s: How long before *began_s* all of them that were at work worked as usual.
-        held_before: Connections that all pools together had.
-        began_s: When the switchover was in progress.
-        opened_s: When the client could find green; what the times of the figures count from.
-        wall_s: What to add to the monotonic clock for the time since 1970.
-        calls: In the order of their ends.
+        workers: The number of workers, each with *threads* threads.
+        before_s: The time before *began_s* during which all active threads worked as usual.
+        held_before: The number of connections of all pools together.
+        began_s: The time at which the switchover was in progress.
+        opened_s: The time at which the client could find green. The times of the figures are counted from it.
+        wall_s: The difference between the time since 1970 and the monotonic clock.
+        calls: The calls in the order of their ends.
     """
 
     workers: int
@@ -45,7 +45,7 @@ class Storm:
     attempts: Sequence[Attempt]
 
     def figures(self) -> dict[str, Value]:
-        """The measured columns of the summary."""
+        """Return the measured columns of the summary."""
         by_thread, workers = self._firsts_s(), self.workers
         firsts = [min(mine) for n in range(workers) if (mine := [at for (w, _), at in by_thread.items() if w == n])]
         busiest = max((int(row["attempts"]) for row in self._binned() if row["attempts"]), default=0)
@@ -63,12 +63,12 @@ class Storm:
         }
 
     def bins(self) -> list[dict[str, int]]:
-        """Attempts by the time at which they came, in ms from the moment at which the way was open."""
+        """Return the attempts by their time, in ms from the moment at which the client could find green."""
         return [row for row in self._binned() if 0 <= row["at_ms"] < DRAWN_MS]
 
     def _binned(self) -> list[dict[str, int]]:
         spans_ms = [(self._at_ms(each.received_s), self._at_ms(each.ended_s)) for each in self.attempts]
-        # Every bin that is drawn, also those in which nobody came, and those before and after in which somebody did.
+        # All bins that are drawn, including empty ones, and earlier and later bins that have attempts.
         starts = {*range(0, DRAWN_MS, BIN_MS), *(int(came // BIN_MS) * BIN_MS for came, _ in spans_ms)}
         return [
             {
@@ -87,7 +87,7 @@ class Storm:
         return 1000 * (wall_s - self.wall_s - self.opened_s)
 
     def _firsts_s(self) -> dict[tuple[int, int], float]:
-        """When each thread that came back had its first success, by worker and thread."""
+        """Return the time of the first success of each thread that came back, by worker and thread."""
         firsts: dict[tuple[int, int], float] = {}
         for call in self.calls:
             if call.ok and call.ended_s > self.opened_s:
@@ -95,7 +95,7 @@ class Storm:
         return firsts
 
     def _full_s(self) -> float | None:
-        """When the window of BIN_MS that ends then was the first with as many successes as before."""
+        """Return the end of the first window of BIN_MS with as many successes as before."""
         window_s = BIN_MS / 1000
         times = [call.ended_s for call in self.calls if call.ok]
         since_s = self.began_s - self.before_s

@@ -1,4 +1,4 @@
-"""One storm: workers with pools of eight, a switchover under them, and what green and they saw of it."""
+"""One storm: workers with pools of eight, a switchover under them, and the observations of green and the workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["CASES", "CLIENTS", "SCHEDULE", "THREADS", "Case", "Client", "Size", 
 THREADS: Final = 8
 BG_ID: Final = "storm"
 
-#: The names move before old blue lets anybody in again: a client that goes by DNS alone would stay there.
+#: The names move before old blue accepts clients again. Otherwise a client that uses DNS alone would stay there.
 SCHEDULE: Final = Schedule(
     initiated_s=-2.0,
     writes_stopped_s=0.4,
@@ -53,17 +53,17 @@ START_TIMEOUT_S: Final = 90.0
 READY_TIMEOUT_S: Final = 60.0
 BACK_TIMEOUT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 30.0
-#: For attempts at hand to come to something, once everybody is back.
+#: The time for attempts under way to end, once all threads are back.
 LAST_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a storm is.
+    """The size of a storm.
 
     Attributes:
-        calls_per_s: Of all threads together, while all of them work.
-        before_s: How long the throughput of before is measured.
+        calls_per_s: The calls of all threads together, per second, while all of them work.
+        before_s: The time during which the throughput before the switchover is measured.
     """
 
     workers: int = 64
@@ -73,13 +73,13 @@ class Size:
 
     @property
     def pause_s(self) -> float:
-        """Between two calls of a thread."""
+        """Return the pause between two calls of a thread."""
         return self.workers * THREADS / self.calls_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the pools were doing before: *busy* threads of each worker worked, on as many connections."""
+    """The load before the switchover: *busy* threads of each worker worked, on as many connections."""
 
     name: str
     busy: int
@@ -92,10 +92,10 @@ AnyPool = bgpool.Pool[Any] | psycopg_pool.ConnectionPool[Any]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the clients are.
+    """The environment of the clients.
 
     Attributes:
-        names: What they see as the system's hosts file; None where they cannot be made to.
+        names: The file that they see as the system's hosts file; None if that is not possible.
     """
 
     pair: Pair
@@ -105,13 +105,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody's pool.
+    """A pool that is compared.
 
     Attributes:
-        make: A pool for a worker, after the fork, with a least size.
-        idle: How many connections it has to hand out.
-        opens: The director's step from which on it can find green, where nothing is told of a release.
-        needs_names: It asks the system for addresses.
+        make: Makes a pool for a worker, after the fork, with a minimum size.
+        idle: Returns the number of its idle connections.
+        opens: The director's step from which on the pool can find green, for a pool without a release.
+        needs_names: True if it resolves names through the system.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Client:
 
 
 def measure(case: Case, client: Client, size: Size) -> Storm:
-    """A pair of its own, a switchover, and what came of it."""
+    """Run a switchover of a fresh pair, and return the observations."""
     with RunDir() as run_dir, Pair(settings={**SETTINGS, "max_connections": "800"}) as pair:
         ledger.create(pair)
         director = Director(pair, size.schedule)
@@ -138,14 +138,14 @@ def measure(case: Case, client: Client, size: Size) -> Storm:
             released_s = _direct(director, fleet, run_dir, size.workers * (THREADS - case.busy))
             opened_s = director.event(client.opens).monotonic_s if released_s is None else released_s
             with contextlib.suppress(LabError):
-                # Whoever does not come back has no time in the table.
+                # A thread that does not come back has no time in the table.
                 wait_until(lambda: _all_back(fleet, size, opened_s), timeout_s=BACK_TIMEOUT_S, what="", poll_s=0.2)
             until_s = time.time()
             time.sleep(LAST_S)
             calls = fleet.calls()
         lines = pair.green.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     began = director.event("in_progress")
-    # Nobody but the application is without a name: the others' roles are told as soon as they come.
+    # Only the application's attempts lack a role in the log. Other clients send theirs at once.
     mine = [each for each in attempts(lines) if each.user in (ROLE, "") and began.wall_s < each.received_s < until_s]
     wall_s = began.wall_s - began.monotonic_s
     return Storm(
@@ -162,10 +162,10 @@ def measure(case: Case, client: Client, size: Size) -> Storm:
 
 
 def _live(post: Post, *, place: Place, client: Client, case: Case, pause_s: float) -> None:
-    """A worker: a pool, and THREADS threads, some of which wait until they are let go."""
+    """Be a worker: a pool, and THREADS threads, some of which wait until they are released."""
     if place.names is not None:
         hosts.enter(place.names)
-    # Failed attempts are counted, not told.
+    # Failed attempts are counted, not logged.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     pool = client.make(place, case.busy)
     wait_until(lambda: client.idle(pool) >= case.busy, timeout_s=START_TIMEOUT_S, what="connections", poll_s=0.05)
@@ -176,7 +176,7 @@ def _live(post: Post, *, place: Place, client: Client, case: Case, pause_s: floa
 
 
 def _work(post: Post, pool: AnyPool, thread: int, pause_s: float, is_busy: bool) -> None:
-    """A thread: a row, a pause, and so on."""
+    """Be a thread: write rows with pauses between them."""
     if is_busy:
         time.sleep(random.uniform(0, pause_s))
     else:
@@ -194,7 +194,7 @@ def _work(post: Post, pool: AnyPool, thread: int, pause_s: float, is_busy: bool)
 
 
 def _direct(director: Director, fleet: Fleet, run_dir: RunDir, more_threads: int) -> float | None:
-    """Run the switchover, in whose outage *more_threads* come; when bgpool let callers go, if it did."""
+    """Run the switchover and release *more_threads* in its outage. Return the time at which bgpool released callers."""
     at = director.schedule
     come_s = (at.caught_up_s + at.green_promoted_s) / 2
     director.add("threads_come", come_s, lambda: fleet.let_go(more_threads))
@@ -217,7 +217,7 @@ def _bgpool(place: Place, least: int) -> bgpool.Pool[Any]:
         bg_run_dir=place.run_dir,
         bg_interval_baseline_ms=1000,
         bg_interval_increased_ms=500,
-        # So that what comes as the application's role is the application.
+        # No other client may use the application's role.
         monitoring={"user": MONITOR_ROLE, "password": place.pair.lab_password},
         min_size=least,
         max_size=THREADS,

@@ -1,4 +1,4 @@
-"""A switchover under each client in turn: who sees errors, and for how long beyond the database's own down time."""
+"""A switchover under each client in turn: the errors of callers, and their gaps beyond the database's down time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _COLUMNS: Final = (
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition; *quick* is a healthy switchover with three clients."""
+    """Run one repetition. With *quick* it is a healthy switchover with three clients."""
     scenarios, settle_s = ((QUICK,), _QUICK_SETTLE_S) if quick else (SCENARIOS, SETTLE_S)
     reason = hosts.available()
     clients = [
@@ -112,7 +112,7 @@ def _notes(clients: Sequence[str], reason: str, settle_s: float) -> tuple[str, .
         " a thread that is not back has no longest gap.",
         "In flight at the cut: threads with a write under way at some moment between the database's last write and the"
         " end of the step that cuts connections. The wrong side at the end is old blue, and green in a rollback."
-        " Monitoring connections that a client keeps open there count, except the two of bgpool's monitor.",
+        " Monitoring connections that a client keeps open there count, except the two that bgpool's monitor has.",
         "CPU: the CPU time of all the client's processes, including those that poll, from the first step to"
         f" {CPU_AFTER_S:g} s after the last.",
         "A client that connects by name before DNS has moved reaches old blue, which accepts clients again and is"

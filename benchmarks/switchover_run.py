@@ -1,4 +1,4 @@
-"""One switchover of a fresh pair of servers under one client: what is done, and what comes of it."""
+"""One switchover of a fresh pair of servers under one client: its steps and its results."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ SCHEDULE: Final = Schedule(
 )
 
 HIGH_MS: Final = 100
-"""The high interval of clients that poll: their default."""
+"""The high interval of clients that poll, in their defaults."""
 
 CPU_AFTER_S: Final = 1.0
-"""How long after the last step CPU time is still counted, for every client alike."""
+"""The time after the last step during which CPU time is still counted, for every client alike."""
 
 SETTLE_S: Final = 4.0
-"""How long after the last step a thread may take to come back."""
+"""The time after the last step within which a thread must come back."""
 
 _GRACE_S: Final = 1.0
-"""How long the last attempt may take: who is back needs milliseconds."""
+"""The longest time for the last attempt. A thread that is back needs milliseconds."""
 
 _SEEN_TIMEOUT_S: Final = 60.0
 _START_TIMEOUT_S: Final = 120.0
@@ -75,8 +75,8 @@ class Scenario:
     """A switchover that is compared.
 
     Attributes:
-        stage: Called before the deployment is created, to alter the director's steps.
-        rolled_back: It is taken back in IN_PROGRESS, and blue survives.
+        stage: A function that changes the director's steps before the deployment is created.
+        rolled_back: True if the switchover is rolled back in IN_PROGRESS, and blue survives.
     """
 
     name: str
@@ -86,26 +86,26 @@ class Scenario:
 
     @property
     def loser(self) -> Side:
-        """The side on which no application has any business at the end."""
+        """The side on which no application should have a connection at the end."""
         return "green" if self.rolled_back else "blue"
 
     def prepare(self, pair: Pair, director: Director) -> None:
-        """Alter the steps of *director*, before the deployment is created."""
+        """Change the steps of *director* before the deployment is created."""
         if self.stage is not None:
             self.stage(_Stage(pair, director))
 
     def direct(self, director: Director) -> None:
-        """Play it; returns after the last step."""
+        """Play the scenario. Returns after the last step."""
         if self.rolled_back:
             director.rollback_from("IN_PROGRESS")
         else:
             director.run()
 
     def outage(self, truth: TruthProbe) -> Outage:
-        """The outage that the switchover was.
+        """Return the outage of the switchover.
 
         Raises:
-            LabError: There was none, or the longest did not end as the scenario does.
+            LabError: There was no outage, or the longest did not end on the side that the scenario expects.
         """
         outage = max(truth.outages, key=lambda each: each.down_s, default=None)
         if outage is None:
@@ -115,7 +115,7 @@ class Scenario:
         return outage
 
     def judge(self, pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key]) -> ledger.Verdict:
-        """The ledger's verdict, for the side that survives."""
+        """Return the ledger's verdict for the side that survives."""
         return (ledger.judge_rollback if self.rolled_back else ledger.judge)(pair, acknowledged, unknown)
 
 
@@ -134,7 +134,7 @@ SCENARIOS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """How many write, and how often each of them."""
+    """The number of processes and threads that write, and the pause of each thread."""
 
     processes: int = 4
     threads: int = 2
@@ -143,22 +143,22 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one client went through. None where a thread that never came back leaves nothing to tell.
+    """The result of one client. A value is None if a thread that never came back makes it undefined.
 
     Attributes:
-        down_s: The longest that no server took a write.
-        errors: Attempts that failed.
-        never: Threads that were not back at the end.
-        longest_gap_s, median_gap_s: The longest gap of the thread that it was longest for, and of the median thread.
-        first_median_s, first_last_s: From the database's first write after the outage to the first success of a
-            thread, for the median and the last of them.
-        cpu_s: CPU time of all the client's processes, from the first step to CPU_AFTER_S after the last.
-        lost: Rows that were acknowledged and are gone.
-        split: Rows on the wrong server, and rows that are there twice.
+        down_s: The longest time in which no server took a write.
+        errors: The number of failed attempts.
+        never: The number of threads that were not back at the end.
+        longest_gap_s, median_gap_s: The longest gap of any thread, and the longest gap of the median thread.
+        first_median_s, first_last_s: The time from the database's first write after the outage to the first success
+            of a thread, for the median and the last thread.
+        cpu_s: The CPU time of all the client's processes, from the first step to CPU_AFTER_S after the last.
+        lost: The number of rows that were acknowledged and are gone.
+        split: The number of rows on the wrong server, and of rows that exist twice.
         error_classes: The errors by their class.
-        in_flight: Threads with a write under way when the database went down: from its last write to the moment at
-            which connections were cut.
-        strayed: Connections that were left at the end to the side that is not the primary.
+        in_flight: The number of threads with a write under way when the database went down, between its last write and
+            the moment at which connections were cut.
+        strayed: The number of connections at the end to the side that is not the primary.
     """
 
     down_s: float
@@ -182,7 +182,7 @@ class Run:
 
     @property
     def median_excess_s(self) -> float | None:
-        """The same for the median thread."""
+        """The same part for the median thread."""
         return None if self.median_gap_s is None else self.median_gap_s - self.down_s
 
 
@@ -195,7 +195,7 @@ def play(
     settle_s: float = SETTLE_S,
     build: Path | None = None,
 ) -> Run:
-    """Play *scenario* on a pair of its own, with the bgpool of the directory *build*, or this one.
+    """Play *scenario* on a fresh pair, with the bgpool in the directory *build*, or this one.
 
     Raises:
         LabError: The lab failed, or the client could not write before the switchover.
@@ -226,7 +226,7 @@ def play(
 
 
 def _config(pair: Pair, director: Director, high_ms: int) -> Config:
-    """What clients are told; where it is possible their system names follow the lab's from now on."""
+    """Return the parameters of clients. If possible, their system names follow the lab's from now on."""
     if hosts.available():
         return Config.of(pair, high_ms=high_ms)
     return Config.of(pair, hosts.names_of(pair, director).path, high_ms=high_ms)
@@ -241,13 +241,13 @@ def _wait_seen(client: str, crew: Crew) -> None:
 
 
 def _switch_over(scenario: Scenario, director: Director, crew: Crew, settle_s: float) -> tuple[float, float, int]:
-    """Direct, and let the application come back; when it began, the CPU time that it took, and who went astray."""
+    """Run the switchover and wait until the application is back. Return start, CPU time and strayed connections."""
     began_s, cpu_before_s = time.monotonic(), crew.cpu_s()
     scenario.direct(director)
     last_step_s = time.monotonic()
     time.sleep(CPU_AFTER_S)
     cpu_s = crew.cpu_s() - cpu_before_s
-    # Who is not back then will be told by the figures.
+    # The figures show the threads that are not back by then.
     with contextlib.suppress(LabError):
         crew.wait_written_since(last_step_s, settle_s - CPU_AFTER_S)
     strayed = director.pair.application_connections(scenario.loser)

@@ -1,4 +1,4 @@
-"""What a unit of work costs beside the plain block, in this build and in the one before."""
+"""The cost of a unit of work compared with the plain block, in this build and in the build before."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ QUESTION: Final = (
     "the client's CPU time? Both write to one server that does not wait for the disk. Processes of this build and of "
     "the build before take turns. Rounds alternate, and the figures are medians over the rounds."
 )
-#: What a unit may cost more than a plain block: the larger of the two.
+#: The aim for the excess of a unit over a plain block: the larger of the two.
 MOST_US: Final = 8.0
 MOST_SHARE: Final = 0.05
 SETTLE_S: Final = 1.5
 
 
 class Load(NamedTuple):
-    """Who writes at a time.
+    """The processes and threads that write at the same time.
 
     Attributes:
-        one_core: They and their servers' processes are on one core, as far as these can be found.
+        one_core: True if they and their servers' processes are on one core, as far as these can be found.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Load(NamedTuple):
 
 _QUIET: Final = Load("one thread, on its server's core", 1, 1, one_core=True)
 _BUSY: Final = Load("4 processes of 2 threads", 4, 2, one_core=False)
-#: What is measured, by engine and what writes.
+#: The measurements, by engine and by what writes.
 _WAYS: Final = (
     (Engine.POSTGRESQL, THREADS, _QUIET),
     (Engine.POSTGRESQL, THREADS, _BUSY),
@@ -80,7 +80,7 @@ _KEYS: Final = tuple(column.key for column in _COLUMNS if column.is_key)
 
 
 class _Process:
-    """One process of `benchmarks.units_process`."""
+    """A process of `benchmarks.units_process`."""
 
     def __init__(self, build: Path, orders: Mapping[str, Any]) -> None:
         environ = environment(build, {**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -90,18 +90,18 @@ class _Process:
         self.tell(orders)
 
     def tell(self, order: Mapping[str, Any]) -> None:
-        """Have it do *order*."""
+        """Send *order* to the process."""
         assert self._popen.stdin is not None
         self._popen.stdin.write(json.dumps(order) + "\n")
         self._popen.stdin.flush()
 
     def hear(self) -> Any:
-        """What it has to say about that."""
+        """Return the answer of the process."""
         assert self._popen.stdout is not None
         return json.loads(self._popen.stdout.readline())
 
     def end(self) -> None:
-        """Have it end, and wait for that."""
+        """End the process and wait for it."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._popen.stdin.close()
@@ -110,8 +110,8 @@ class _Process:
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition: both engines, each with and without a deployment."""
-    # Short rounds: what disturbs one is to meet the one beside it as well.
+    """Run one repetition with both engines, each with and without a deployment."""
+    # Short rounds: a disturbance should affect neighbouring rounds alike.
     rounds, calls = (2, 20) if quick else (40, 100)
     rows: list[Mapping[str, Value]] = []
     with builds() as found:
@@ -136,7 +136,7 @@ def run(*, quick: bool) -> Result:
 def _rows(
     pair: Pair, found: Mapping[str, Path], role: str, load: Load, *, is_created: bool, rounds: int, calls: int
 ) -> list[Mapping[str, Value]]:
-    """A row for each build."""
+    """Return a row for each build."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         crews = {
             build: stack.enter_context(_crew(pair, path, Path(directory) / str(n), role, load, is_created=is_created))
@@ -146,7 +146,7 @@ def _rows(
         figures: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for number in range(rounds):
             for build, crew in crews.items():
-                # Who is first finds the caches as the other build has left them.
+                # The first build finds the caches in the state in which the other build has left them.
                 for way in (PLAIN, RUN) if number % 2 else (RUN, PLAIN):
                     figures.setdefault((build, way), []).append(_round(crew, way, calls))
     keys = {"servers": find_servers(pair.engine), "pool": role, "load": load.name,
@@ -158,7 +158,7 @@ def _rows(
 def _crew(
     pair: Pair, build: Path, run_dir: Path, role: str, load: Load, *, is_created: bool
 ) -> Iterator[Sequence[_Process]]:
-    """Processes that use *build* and have written."""
+    """Yield processes that use *build* and have written."""
     options: dict[str, Any] = {"bg_run_dir": str(run_dir), "min_size": load.threads, "max_size": load.threads}
     orders = {"role": role, "dsn": pair.direct_dsn(pair.blue), "options": options, "threads": load.threads,
               "one_core": load.one_core}  # fmt: skip
@@ -180,7 +180,7 @@ def _crew(
 
 
 def _round(crew: Sequence[_Process], way: str, calls: int) -> tuple[float, float]:
-    """The median latency and the mean CPU time of all, who write at once."""
+    """Return the median latency and the mean CPU time of all processes, which write at the same time."""
     for process in crew:
         process.tell({"way": way, "calls": calls})
     answers = [process.hear() for process in crew]
@@ -189,7 +189,7 @@ def _round(crew: Sequence[_Process], way: str, calls: int) -> tuple[float, float
 
 
 def _compared(plain: Sequence[tuple[float, float]], units: Sequence[tuple[float, float]]) -> dict[str, Value]:
-    """Medians of both, and of what each round of units takes beyond the round of blocks before it."""
+    """Return the medians of both, and of the excess of each round of units over the round of blocks before it."""
 
     def compared(which: int) -> tuple[float, float, float]:
         pairs = [(a[which], b[which]) for a, b in zip(plain, units, strict=True)]
@@ -205,7 +205,7 @@ def _compared(plain: Sequence[tuple[float, float]], units: Sequence[tuple[float,
 
 
 def _aims(rows: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
-    """The excess of this build, as a share of what it may be."""
+    """Yield the excess of this build, as a share of the allowed excess."""
     for row in rows:
         if row["build"] == NOW:
             where = ", ".join(str(row[key]) for key in _KEYS[:-1])

@@ -1,7 +1,7 @@
 """A process of `benchmarks.units`: units of work, and plain blocks, with the bgpool that it imports.
 
-Started with its orders as the first line of standard input, because a password is in them. Each further line asks for
-one round. The end of standard input is the end.
+The first line of standard input contains its orders, because they contain a password. Each further line requests one
+round. The process exits at the end of standard input.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from bgpool import testing
 
 __all__ = ["DEPLOYMENT", "PLAIN", "RUN", "TASKS", "THREADS"]
 
-#: What a process is for: to be the monitor of a deployment, or to write by threads or tasks.
+#: The roles of a process: the monitor of a deployment, or a writer with threads or tasks.
 DEPLOYMENT: Final = "deployment"
 THREADS: Final = "threads"
 TASKS: Final = "tasks"
-#: The two ways to write.
+#: The two ways to write a row.
 PLAIN: Final = "with pool.connection()"
 RUN: Final = "pool.run"
 
 _INSERT: Final = "INSERT INTO units (n) VALUES (1)"
 _FIRST: Final = 50
 
-#: Writes a number of rows, each in a transaction; gives the time of each in ns.
+#: Writes a number of rows, each in a transaction, and returns the time of each in ns.
 Way = Callable[[int], list[int]]
 
 
 def main() -> None:
-    """Do as ordered."""
+    """Carry out the orders."""
     orders = json.loads(sys.stdin.readline())
     if orders["role"] == DEPLOYMENT:
         with testing.deployment(orders["run_dir"], **orders["names"]):
@@ -60,7 +60,7 @@ def _say(what: object) -> None:
 
 
 def _round(way: Way, calls: int, threads: int) -> dict[str, float]:
-    """The median of a transaction's time, and this process's CPU time for each, in µs."""
+    """Return the median time of a transaction, and this process's CPU time for each transaction, in µs."""
     times: list[int] = []
     crew = [threading.Thread(target=lambda: times.extend(way(calls))) for _ in range(threads - 1)]
     began = time.process_time_ns()
@@ -104,9 +104,9 @@ def _ways(orders: dict[str, Any]) -> Iterator[dict[str, Way]]:
 
 
 def _share_core(connection: Any) -> None:
-    """Be on one core with the server's process, where it has one.
+    """Pin this process and the server's process, if it has one, to one core.
 
-    Which cores the system gives to either would make more of a difference than anything that is measured.
+    Otherwise the system's choice of cores would change the figures more than the difference that is measured.
     """
     backend = [connection.info.backend_pid] if hasattr(connection, "info") else []
     core = min(os.sched_getaffinity(0))
@@ -114,7 +114,7 @@ def _share_core(connection: Any) -> None:
         os.sched_setaffinity(pid, {core})
 
 
-# Written out for each way: one function for all is one that the interpreter cannot specialise.
+# Written out for each way, because the interpreter cannot specialise a function that sees several types.
 
 
 def _write_postgres(connection: Any) -> None:

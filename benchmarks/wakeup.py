@@ -1,4 +1,4 @@
-"""How soon callers in many processes are let go after a publish, and what processes cost that wait, or do nothing."""
+"""The time until callers in many processes are released after a publication, and the CPU of waiting and quiet ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUESTION: Final = (
 PROCESSES: Final = (1, 4, 16, 64)
 DEPLOYMENTS: Final = (1, 4, 16)
 
-#: The most that a waiting process is to cost, in ms of CPU per s, and the most threads of bgpool's own in a worker.
+#: The aims for the CPU of a waiting process, in ms per s, and for the number of threads that bgpool runs in a worker.
 WAITING_MS: Final = 0.3
 OWN_THREADS: Final = 3
 
@@ -50,7 +50,7 @@ _Row = Mapping[str, Value]
 
 
 def run(*, quick: bool) -> Result:
-    """One repetition."""
+    """Run one repetition."""
     counts, deployments = (PROCESSES[:2], DEPLOYMENTS[:2]) if quick else (PROCESSES, DEPLOYMENTS)
     with builds() as found:
         rows = [_row(build, "processes", n, quick=quick) for n in counts for build in found.items()]
@@ -94,7 +94,7 @@ def run(*, quick: bool) -> Result:
 
 
 def _row(build: tuple[str, Path], what: str, count: int, *, quick: bool) -> _Row:
-    """The figures of *build*, by name and directory, with *count* processes or deployments."""
+    """Return the figures of *build*, a name and a directory, with *count* processes or deployments."""
     name, directory = build
     program = str(Path(__file__).with_name("wakeup_process.py"))
     command = [sys.executable, program, what, str(count), *(["quick"] if quick else [])]

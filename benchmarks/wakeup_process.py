@@ -1,6 +1,7 @@
-"""Measures one build for benchmarks/wakeup.py: prints the figures as JSON. The processes that wait are its children.
+"""Measure one build for benchmarks/wakeup.py and print the figures as JSON. The processes that wait are its children.
 
-No database: a deployment is a segment that is written here. What waits are connectors, as an application has them.
+There is no database: a deployment is a segment that this module writes. The waiting objects are connectors, as in an
+application.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 from bgpool.segment.writer import Writer
 
 THREADS: Final = 2
-#: What the beginning and the change to a hold take, and what is measured of quiet times and of the hold, in seconds;
-#: the second where it is only to be seen that it works. A process in which nothing happens looks at itself every 4 s at
-#: the latest, which costs several times what waking up costs: one of these looks at least is to be measured, and none
-#: of those that come sooner at the beginning of a hold.
+#: The settling times at the start and after the change to a hold, and the measured times of quiet and of the hold, in
+#: seconds. The second set is for a run that only shows that the benchmark works. A quiet process checks its own state
+#: at least every 4 s, which costs several times as much as a wake-up. The measurement must include at least one such
+#: check, and none of the more frequent checks at the beginning of a hold.
 START_S, QUICK_START_S = 2.0, 0.5
 MEASURED_S, QUICK_MEASURED_S = 4.0, 0.5
 BLUE: Final = "db.c0.eu-west-1.rds.amazonaws.com"
@@ -42,7 +43,7 @@ _FIGURES: Final = struct.Struct("dddd")
 
 
 def measure_release(processes: int) -> Mapping[str, float]:
-    """Processes in quiet times, then in a hold with threads that wait, then the release."""
+    """Measure processes in quiet times, then in a hold with threads that wait, then at the release."""
     with _deployments("1") as (directory, (writer,)):
         reports, report = os.pipe()
         pids = [_fork(_wait, directory, report) for _ in range(processes)]
@@ -59,7 +60,7 @@ def measure_release(processes: int) -> Mapping[str, float]:
             figures = list(_FIGURES.iter_unpack(pipe.read()))
     passed = [1000 * (at - published) for at, *_ in figures]
     if len(passed) != processes * THREADS:
-        raise RuntimeError(f"{len(passed)} of {processes * THREADS} threads were let through")
+        raise RuntimeError(f"{len(passed)} of {processes * THREADS} threads passed the gate")
     return {
         "median_ms": statistics.median(passed),
         "last_ms": max(passed),
@@ -69,7 +70,7 @@ def measure_release(processes: int) -> Mapping[str, float]:
 
 
 def _wait(directory: Path, report: int) -> None:
-    """A process: quiet at first, then two threads wait, and report when they were let through."""
+    """Be a process that is quiet at first. Then two threads wait, and report the time at which they passed the gate."""
     connector = _connector(directory, "1")
     time.sleep(START_S)
     quiet = _cpu_ms_per_s(MEASURED_S)
@@ -85,7 +86,7 @@ def _wait(directory: Path, report: int) -> None:
     for thread in threads:
         thread.start()
     time.sleep(START_S)
-    # Ends before the release does: what that takes is no part of the wait.
+    # The measurement ends before the release, which is not part of the wait.
     waiting = _cpu_ms_per_s(MEASURED_S)
     for thread in threads:
         thread.join()
@@ -94,7 +95,7 @@ def _wait(directory: Path, report: int) -> None:
 
 
 def measure_deployments(count: int) -> Mapping[str, float]:
-    """A process with a connector in each of *count* deployments, in quiet times."""
+    """Measure a process with a connector in each of *count* deployments, in quiet times."""
     names = [str(number) for number in range(count)]
     with _deployments(*names) as (directory, writers):
         reports, report = os.pipe()
@@ -111,7 +112,7 @@ def _use(directory: Path, report: int, names: Sequence[str]) -> None:
     connectors = [_connector(directory, name) for name in names]
     time.sleep(START_S)
     cpu = _cpu_ms_per_s(MEASURED_S)
-    # All are bgpool's own: a connector has no driver's pool.
+    # All threads are bgpool's own: a connector has no driver's pool.
     own = len(threading.enumerate()) - 1
     os.write(report, _FIGURES.pack(0.0, cpu, own, len(connectors)))
 
@@ -125,7 +126,7 @@ def _deployments(*names: str) -> Iterator[tuple[Path, list[Writer]]]:
 
 
 def _quiet(name: str) -> Snapshot:
-    # Not ready: nobody is to try a login on a green that does not exist.
+    # Not ready, so that no login is tried on a green that does not exist.
     return Snapshot(name, Phase.CREATED, hosts=_HOSTS, twins=((BLUE, GREEN),))
 
 
@@ -149,7 +150,7 @@ def _fork(life: Callable[..., object], *args: object) -> int:
 
 
 def _beat(writers: Sequence[Writer], seconds: float) -> None:
-    """Be the monitors for *seconds*."""
+    """Play the monitors for *seconds*."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for writer in writers:
@@ -162,7 +163,7 @@ def _in_ns(seconds: float) -> int:
 
 
 def _cpu_ms_per_s(seconds: float) -> float:
-    """What this process uses of CPU in the next *seconds*."""
+    """Return the CPU that this process uses in the next *seconds*, in ms per second."""
     before, began = _cpu_s(), time.monotonic()
     time.sleep(seconds)
     return 1000 * (_cpu_s() - before) / (time.monotonic() - began)

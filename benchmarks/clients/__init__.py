@@ -1,8 +1,8 @@
-"""The clients that are compared: each takes a pool's place in the same application.
+"""The clients that are compared. Each takes a pool's place in the same application.
 
-A client is made in each worker process, after the fork, and used by all of its threads. What differs between them is
-what a user would write differently, and nothing else: all have as many connections as the process has threads, the
-DSN's connect timeout, and POOL_TIMEOUT_S to wait for a connection.
+A client is made in each worker process, after the fork, and used by all of its threads. Clients differ only in what a
+user would write differently. All have as many connections as the process has threads, the DSN's connect timeout, and
+POOL_TIMEOUT_S to wait for a connection.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ POOL_TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What a client is told; a password is in it.
+    """The parameters of a client. They contain a password.
 
     Attributes:
         dsn: A ``postgresql://`` URL with a host name and a connect timeout.
-        addresses: Blue's and green's, for a client that needs no names.
-        resolver: bgpool's, where there are no system names.
-        hosts: The names file to enter a namespace with, see `benchmarks.hosts`; empty for the system as it is.
-        bg_id: The deployment's.
+        addresses: The addresses of blue and green, for a client that needs no names.
+        resolver: bgpool's resolver, if there are no system names.
+        hosts: The hosts file of the namespace to enter, see `benchmarks.hosts`; empty to leave the system unchanged.
+        bg_id: The ``bg_id`` of the deployment.
         baseline_ms, increased_ms, high_ms: The poll intervals of clients that poll.
-        size: Connections of each process; a crew sets it.
-        directory: Where clients may keep files; a crew sets it.
-        debug: Log what the client logs at that level.
+        size: The number of connections of each process. A crew sets it.
+        directory: A directory for the clients' files. A crew sets it.
+        debug: True to write the client's log at the level DEBUG.
     """
 
     dsn: str
@@ -51,7 +51,7 @@ class Config:
 
     @classmethod
     def of(cls, pair: Pair, hosts: Path | None = None, **more: Any) -> Config:
-        """For *pair*, with system names if *hosts* has them and with the lab's own resolver otherwise."""
+        """Return the parameters for *pair*, with system names if *hosts* is given, else with the lab's resolver."""
         return cls(
             dsn=pair.dsn,
             addresses=(pair.blue.address, pair.green.address),
@@ -61,16 +61,16 @@ class Config:
         )
 
     def with_(self, **changes: Any) -> Config:
-        """A copy with *changes*."""
+        """Return a copy with *changes*."""
         return replace(self, **changes)
 
     def as_json(self) -> dict[str, Any]:
-        """For json.dumps; `from_json` takes it back."""
+        """Return the parameters in a form for json.dumps. `from_json` reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Config:
-        """What as_json() gave."""
+        """Return the parameters of as_json()'s form."""
         return cls(**{**data, "addresses": tuple(data["addresses"])})
 
 
@@ -78,7 +78,7 @@ class Client(Protocol):
     """One process's way to the database. Its methods are called from any thread."""
 
     def write(self, key: Key) -> None:
-        """Insert one row of the ledger and commit; an exception is an error that a caller would have seen."""
+        """Insert one row of the ledger and commit. An exception is an error that a caller would have seen."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -86,14 +86,14 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A client that can be chosen.
+    """The description of a client.
 
     Attributes:
-        module, factory: Where it is: ``factory(config)`` makes one, and what ``module`` imports is loaded before the
-            fork.
-        needs_names: It asks the system for addresses.
-        note: What has to be said about it.
-        sees_s: How long it is given to see a new deployment, where it cannot be asked whether it has.
+        module, factory: ``factory(config)`` in ``module`` makes a client. The imports of ``module`` are loaded before
+            the fork.
+        needs_names: True if it resolves names through the system.
+        note: A note for the tables.
+        sees_s: The time that it gets to see a new deployment, if it cannot report whether it has.
     """
 
     module: str
@@ -103,21 +103,21 @@ class Spec:
     sees_s: float = 0.0
 
     def load(self) -> Any:
-        """The module, imported."""
+        """Import the module and return it."""
         return import_module(f"benchmarks.clients.{self.module}")
 
     def make(self, config: Config) -> Client:
-        """A client for this process."""
+        """Return a client for this process."""
         client: Client = getattr(self.load(), self.factory)(config)
         return client
 
     def helpers(self, config: Config) -> tuple[int, ...]:
-        """Process ids of what the clients have started beside the workers."""
+        """Return the ids of the processes that the clients have started in addition to the workers."""
         find = getattr(self.load(), "helpers", None)
         return tuple(find(config)) if find is not None else ()
 
     def has_seen(self, config: Config) -> bool:
-        """Whether the clients are ready for a switchover of the deployment, as far as they can be asked."""
+        """Return whether the clients are ready for a switchover, as far as they can report it."""
         ask = getattr(self.load(), "is_ready", None)
         return ask is None or bool(ask(config))
 

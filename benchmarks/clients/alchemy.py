@@ -1,6 +1,6 @@
-"""SQLAlchemy's ORM on the plain dialects, psycopg's and PyMySQL's: QueuePool with pool_pre_ping.
+"""SQLAlchemy's ORM on the plain dialects of psycopg and PyMySQL: QueuePool with pool_pre_ping.
 
-What the clients on bgpool's dialects share with it is here as well: the mapped class, the pool's size, and the
+The module also has the parts that the clients on bgpool's dialects share: the mapped class, the pool's size, and the
 transaction.
 """
 
@@ -21,7 +21,7 @@ DRIVERS: Final = {"postgresql": "psycopg", "mysql": "pymysql"}
 
 
 class Base(DeclarativeBase):
-    """What is mapped."""
+    """The base of mapped classes."""
 
 
 class Row(Base):
@@ -42,12 +42,12 @@ def add_row(session: Session, key: Key) -> None:
 
 
 def engine_of(config: Config, driver: str = "", **options: Any) -> Engine:
-    """An engine on the DSN of *config* with as many connections as the process has threads.
+    """Return an engine on the DSN of *config* with as many connections as the process has threads.
 
     Args:
-        config: What clients are told.
-        driver: The URL's; empty for the plain dialect's.
-        options: More of create_engine's.
+        config: The parameters of the client.
+        driver: The driver in the URL; empty for the plain dialect's.
+        options: More options of create_engine.
     """
     url = make_url(config.dsn)
     return create_engine(
@@ -63,22 +63,22 @@ class Orm:
     """``with Session.begin()``."""
 
     def __init__(self, engine: Engine) -> None:
-        """Use *engine*; it connects when it is used."""
+        """Use *engine*, which connects at its first use."""
         self.engine: Final = engine
         self.sessions: Final = sessionmaker(engine)
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         with self.sessions.begin() as session:
             add_row(session, key)
 
     def close(self) -> None:
-        """As the protocol says."""
+        """See Client."""
         self.engine.dispose()
 
 
 class PrePing(Orm):
-    """On the plain dialect with ``pool_pre_ping=True``."""
+    """SQLAlchemy on the plain dialect with ``pool_pre_ping=True``."""
 
     def __init__(self, config: Config) -> None:
         """Make the engine."""
@@ -88,7 +88,7 @@ class PrePing(Orm):
 
 
 def _resolve_by(engine: Engine, resolver: str) -> None:
-    """Look names up with *resolver* at each connect, as the system's would without a cache."""
+    """Look up names with *resolver* for each new connection, as the system's resolver would without a cache."""
     resolve, name = make_resolver(resolver).resolve, str(engine.url.host)
     parameter = "hostaddr" if engine.dialect.name == "postgresql" else "host"
 

@@ -21,7 +21,7 @@ class Wrapper:
     """A wrapped connection for each thread, kept until an error."""
 
     def __init__(self, config: Config) -> None:
-        """Remember how to connect; threads do when they first write."""
+        """Store the parameters. Each thread connects at its first write."""
         self._parameters: dict[str, Any] = {
             **conninfo_to_dict(config.dsn),
             "plugins": "bg",
@@ -34,7 +34,7 @@ class Wrapper:
         self._mine = threading.local()
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         connection = getattr(self._mine, "connection", None)
         if connection is None:
             connection = self._mine.connection = AwsWrapperConnection.connect(
@@ -50,25 +50,25 @@ class Wrapper:
             raise
 
     def close(self) -> None:
-        """As the protocol says: the monitors' too; those of other threads end with the process."""
+        """See Client. This also closes the monitors' connections. Other threads' connections end with the process."""
         release_resources()
 
 
 class Mended(Wrapper):
-    """The same with two of the plugin's defects mended."""
+    """The same wrapper with two of the plugin's defects fixed."""
 
     def __init__(self, config: Config) -> None:
-        """As the other, after the mending."""
+        """Fix the plugin, then initialize like Wrapper."""
         mend()
         super().__init__(config)
 
 
 def mend() -> None:
-    """Mend the plugin in memory.
+    """Fix two defects of the plugin in memory.
 
-    After a suspension, execute() and connect() select the next route from the status that they took before it, which
-    suspends again, without end: here the status that they select from is the latest. And routes with a port are
-    compared with a URL that ends in a slash: here it does not.
+    After a suspension, execute() and connect() select the next route from the status that they read before it, which
+    suspends them again, without end. Here they select from the latest status. In addition routes with a port are
+    compared with a URL that ends in a slash. Here the URL has no slash.
     """
     BlueGreenPlugin._bg_status = property(_latest_status, _keep_status)
     BaseRouting.is_match = _is_match

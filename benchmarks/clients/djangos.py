@@ -1,6 +1,6 @@
 """Django's ORM on Django's own engines: a pool, and kept connections with health checks.
 
-What the clients on bgpool's engines share with them is here as well: the model, a database's settings, and a request.
+The module also has the parts that the clients on bgpool's engines share: the model, a database's settings, a request.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bgpool.lab.ledger import Key
 
 __all__ = ["ENGINES", "Checked", "Orm", "Pooled", "Row", "add_database", "add_row", "database_of", "remove_database"]
 
-#: Django's own engines; for MySQL over PyMySQL.
+#: Django's own engines. The MySQL engine uses PyMySQL.
 ENGINES: Final = {"postgresql": "django.db.backends.postgresql", "mysql": "benchmarks.clients.mysql_by_name"}
 _numbers: Final = itertools.count(1)
 
 if not settings.configured:
-    # A process has these once, whichever of its parts comes first: bgpool's tests have the same ones.
+    # Settings can be configured once per process. bgpool's tests configure the same ones.
     settings.configure(USE_TZ=True, SECRET_KEY="of no use", INSTALLED_APPS=["bgpool.integrations.django"])
     django.setup()
 
@@ -39,7 +39,7 @@ class Row(models.Model):
     n: models.IntegerField[int, int] = models.IntegerField()
 
     class Meta:
-        """Of no app that is installed, and with a table that is there."""
+        """The options of the model: no installed app, and an existing table."""
 
         app_label = "benchmarks"
         db_table = "ledger"
@@ -53,7 +53,7 @@ def add_row(alias: str, key: Key) -> None:
 
 
 def database_of(url: URL, engine: str, options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The settings of a database at *url*; *options* beside those of the URL, and *more* settings."""
+    """Return the settings of a database at *url*, with *options* in addition to the URL's, and *more* settings."""
     of_url = {name: int(str(text)) if str(text).isdigit() else text for name, text in url.query.items()}
     return {
         "ENGINE": engine,
@@ -68,14 +68,14 @@ def database_of(url: URL, engine: str, options: Mapping[str, Any], **more: Any) 
 
 
 def add_database(database: Mapping[str, Any]) -> str:
-    """Add *database* to the settings of this process; its alias."""
+    """Add *database* to the settings of this process, and return its alias."""
     alias = f"benchmark{next(_numbers)}"
     connections.settings[alias] = connections.configure_settings({"default": dict(database)})["default"]
     return alias
 
 
 def remove_database(alias: str) -> None:
-    """Close this thread's connection and the pool of *alias*, and forget the settings."""
+    """Close this thread's connection and the pool of *alias*, and remove the settings."""
     wrapper: Any = connections[alias]
     wrapper.close()
     if hasattr(wrapper, "close_pool"):
@@ -88,19 +88,19 @@ class Orm:
     """A request that saves one object in ``atomic``.
 
     Attributes:
-        alias: Of the database.
+        alias: The alias of the database.
     """
 
     engines: ClassVar[Mapping[str, str]] = ENGINES
 
     def __init__(self, config: Config, options: Mapping[str, Any], **more: Any) -> None:
-        """With *options* of the engine and *more* settings; each thread connects at its first request."""
+        """Add the database with *options* of the engine and *more* settings. Threads connect at their first request."""
         url = make_url(config.dsn)
         self.alias: Final = add_database(database_of(url, self.engines[url.drivername], options, **more))
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
-        # What Django does as a request begins, and when it is finished.
+        """See Client."""
+        # The calls of Django when a request begins and when it is finished.
         close_old_connections()
         try:
             self._request(key)
@@ -112,7 +112,7 @@ class Orm:
             add_row(self.alias, key)
 
     def close(self) -> None:
-        """As the protocol says."""
+        """See Client."""
         remove_database(self.alias)
 
 

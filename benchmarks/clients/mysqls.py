@@ -24,7 +24,7 @@ else:
 
 __all__ = ["Known", "KnownConnection", "Ours", "bare", "rehearse"]
 
-#: A login takes a few ms; with 64 of them at a time on two cores the last one waits for 200 ms.
+#: A login takes a few ms. With 64 logins at a time on two cores the last one waits for 200 ms.
 _ATTEMPT_S = 2.0
 
 
@@ -39,32 +39,32 @@ class Ours:
         self._pool.open()
 
     def write(self, key: Key) -> None:
-        """As Client says."""
+        """See Client."""
         with self._pool.connection() as connection, connection.cursor() as cursor:
             cursor.execute(INSERT_SQL, key)
 
     def close(self) -> None:
-        """As Client says."""
+        """See Client."""
         self._pool.close(timeout=1.0)
 
 
 class KnownConnection(_Connection):
-    """PyMySQL's, to an address under a name."""
+    """A PyMySQL connection to an address under a name."""
 
     def __init__(self, address: str, **params: Any) -> None:
-        """Connect to *address*; *params* as PyMySQL's, with the name as host."""
+        """Connect to *address*. *params* are PyMySQL's, with the name as host."""
         self._known = address
         super().__init__(**params)
 
     def connect(self, sock: Any = None) -> None:
-        """As PyMySQL's."""
+        """Connect like PyMySQL."""
         sock = socket.create_connection((self._known, self.port), self.connect_timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connect(sock)
 
 
 def bare(dsn: str) -> dict[str, Any]:
-    """PyMySQL's parameters for *dsn*, with a context of one's own, made here."""
+    """Return PyMySQL's parameters for *dsn*, with a TLS context that is made here."""
     url = urlsplit(dsn)
     query = dict(parse_qsl(url.query))
     params: dict[str, Any] = {
@@ -78,17 +78,17 @@ def bare(dsn: str) -> dict[str, Any]:
 
 
 def rehearse() -> None:
-    """Have RSA ready, which takes some ms at its first use."""
-    from bgpool import mysql_logins  # the build before, which has it not, need not know
+    """Prepare RSA, which takes some ms at its first use."""
+    from bgpool import mysql_logins  # imported here, because the build before does not have it
 
     mysql_logins.rehearse()
 
 
 class Known(Oracle):
-    """A connection for each thread, and the way of the oracle to find the server that takes writes."""
+    """A connection for each thread. It finds the server that takes writes like the oracle."""
 
     def __init__(self, config: Config) -> None:
-        """Have everything ready; threads connect when they first write."""
+        """Prepare everything. Each thread connects at its first write."""
         rehearse()
         self._params = bare(config.dsn)
         self._addresses = config.addresses
@@ -97,7 +97,7 @@ class Known(Oracle):
         self._finding = Path(config.directory) / "oracle"
 
     def close(self) -> None:
-        """As Client says, for the calling thread."""
+        """See Client. It closes the connection of the calling thread."""
         connection, self._connection = self._connection, None
         if connection is not None and connection.open:
             connection.close()

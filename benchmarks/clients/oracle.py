@@ -1,4 +1,4 @@
-"""The floor: a client that knows both addresses and needs neither names nor metadata."""
+"""The lower bound: a client that knows both addresses and needs neither names nor metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bgpool.lab.wire import PostgresWire, WireError
 __all__ = ["Oracle"]
 
 _ATTEMPT_S: Final = 0.25
-"""Far more than a connect or a write takes; only a server that says nothing at all uses it up."""
+"""The time limit of an attempt, far above that of a connect or a write. Only a silent server uses it up."""
 
 _BETWEEN_S: Final = 0.002
 
@@ -30,12 +30,12 @@ _BETWEEN_S: Final = 0.002
 class Oracle(threading.local):
     """A connection for each thread.
 
-    Of all threads of all processes, one at a time looks for the side that takes writes, and the others wait for what it
-    finds: if all looked, the servers would be busy with refusing them, and be down for longer.
+    One thread of all processes at a time searches for the side that takes writes, and the others wait for its result.
+    If all threads searched, the servers would be busy with refusing them, and would be down for longer.
     """
 
     def __init__(self, config: Config) -> None:
-        """Remember where to go; threads connect when they first write."""
+        """Store the addresses. Each thread connects at its first write."""
         given = conninfo_to_dict(config.dsn)
         self._login = {key: str(given[key]) for key in ("port", "user", "password", "dbname")}
         self._addresses = config.addresses
@@ -44,7 +44,7 @@ class Oracle(threading.local):
         self._finding = Path(config.directory) / "oracle"
 
     def write(self, key: Key) -> None:
-        """As the protocol says; never raises, and never gives up."""
+        """See Client. It never raises and never gives up."""
         sql = INSERT_SQL.encode() % tuple(str(number).encode() for number in key)
         while not self._try(sql):
             failed_s = time.monotonic()
@@ -55,7 +55,7 @@ class Oracle(threading.local):
                     return
 
     def close(self) -> None:
-        """As the protocol says, for the calling thread."""
+        """See Client. It closes the connection of the calling thread."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
@@ -82,17 +82,17 @@ class Oracle(threading.local):
 
     @contextmanager
     def _looking(self) -> Iterator[int]:
-        """Be the one that looks; the file in which it is told what was found last."""
+        """Hold the lock of the search. Yield the file that contains the last result."""
         fd = os.open(self._finding, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # Each thread has opened the file for itself: the lock keeps threads of one process apart, too.
+            # Each thread opens the file separately, so the lock also excludes threads of the same process.
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
         finally:
             os.close(fd)
 
     def _is_found(self, fd: int, failed_s: float) -> bool:
-        """Whether somebody has found the side to go to since *failed_s*; then that is where we go."""
+        """Return whether a thread has found the side since *failed_s*. If so, use that side."""
         at_s, _, address = os.pread(fd, 100, 0).decode().strip().partition(" ")
         if not address or float(at_s) < failed_s:
             return False

@@ -8,7 +8,7 @@ from typing import Any
 import bgpool
 from benchmarks.clients import POOL_TIMEOUT_S, Config
 
-# Here, not at its first use: what is imported before the fork is shared by all workers, as the peers' is.
+# Imported here and not at the first use, so that the workers share it after the fork, as with the other clients.
 from bgpool import get_pool
 from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.segment.paths import RunFiles
@@ -18,7 +18,7 @@ __all__ = ["Plain", "Retry", "bg_options", "helpers", "is_ready"]
 
 
 def bg_options(config: Config) -> dict[str, Any]:
-    """What bgpool is told beside the DSN, however it is called."""
+    """Return bgpool's parameters in addition to the DSN, for every client on bgpool."""
     return {
         "bg_id": config.bg_id,
         "bg_resolver": config.resolver,
@@ -44,20 +44,20 @@ class Plain:
         self._pool.open()
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         with self._pool.connection() as connection:
             connection.execute(INSERT_SQL, key)
 
     def close(self) -> None:
-        """As the protocol says."""
+        """See Client."""
         self._pool.close(timeout=1.0)
 
 
 class Retry(Plain):
-    """A unit of work, which is run again where that is safe."""
+    """A unit of work, which is run again if that is safe."""
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         self._pool.run(_insert, key)
 
 
@@ -66,7 +66,7 @@ def _insert(connection: Any, key: Key) -> None:
 
 
 def helpers(config: Config) -> list[int]:
-    """The monitor, if there is one."""
+    """Return the process id of the monitor, if there is one."""
     try:
         return [SegmentMap(_files(config)).header.pid]
     except (FileNotFoundError, bgpool.SegmentError):
@@ -74,7 +74,7 @@ def helpers(config: Config) -> list[int]:
 
 
 def is_ready(config: Config) -> bool:
-    """Whether the monitor says that a switchover may begin."""
+    """Return whether the monitor reports that a switchover may begin."""
     snapshot = Reader(_files(config)).refresh().snapshot
     return snapshot is not None and snapshot.ready
 

@@ -1,4 +1,4 @@
-"""SQLAlchemy's ORM on bgpool's dialects: the URL names another driver, and units of work."""
+"""SQLAlchemy's ORM on bgpool's dialects: another driver in the URL, and units of work."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Plain(Orm):
 
 
 class Run(Plain):
-    """A unit of work, which is run again where that is safe."""
+    """A unit of work, which is run again if that is safe."""
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         run(self.sessions, add_row, key)

@@ -1,4 +1,4 @@
-"""Django's ORM on bgpool's engines: the settings name another engine, and units of work."""
+"""Django's ORM on bgpool's engines: another engine in the settings, and units of work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Plain(Orm):
 
 
 class Run(Plain):
-    """A unit of work, which is run again where that is safe."""
+    """A unit of work, which is run again if that is safe."""
 
     def _request(self, key: Key) -> None:
         run(add_row, self.alias, key, using=self.alias)

@@ -1,4 +1,4 @@
-"""psycopg_pool, as it is and with its check at every checkout."""
+"""psycopg_pool, with its defaults and with its check at every checkout."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Plain:
         )
 
     def write(self, key: Key) -> None:
-        """As the protocol says."""
+        """See Client."""
         with self._pool.connection() as connection:
             connection.execute(INSERT_SQL, key)
 
     def close(self) -> None:
-        """As the protocol says."""
+        """See Client."""
         self._pool.close(timeout=1.0)
 
 
 class Checked(Plain):
-    """With ``check=ConnectionPool.check_connection``."""
+    """psycopg_pool with ``check=ConnectionPool.check_connection``."""
 
     check = staticmethod(ConnectionPool.check_connection)
