@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -29,11 +30,24 @@ def plain(cell: str) -> str:
     return re.sub(r" s$|, plain blocks| \(pool\.run\)", "", cell.replace("**", "").replace("`", ""))
 
 
-def test_why_shows_figures_of_the_benchmarks() -> None:
+def healthy() -> dict[str, dict[str, str]]:
+    """Return the cells of the healthy switchover, by client and column."""
     header, *measured = rows("benchmarks.md", "| scenario | client | rows lost")
-    healthy = {row[1]: [row[header.index(column)] for column in COLUMNS] for row in measured if row[0] == "healthy"}
+    return {row[1]: dict(zip(header, row, strict=True)) for row in measured if row[0] == "healthy"}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=lambda page: page.name)
+def test_the_first_sentences_have_the_figure_of_the_benchmarks(page: Path) -> None:
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    shown = re.findall(r"last of eight threads writes again ([\d.]+) s after the database can \(([^)]*) s\)", text)
+    assert [f"{median} ({extent})" for median, extent in shown] == [
+        healthy()["bgpool"]["first success, last thread (s)"]
+    ]
+
+
+def test_why_shows_figures_of_the_benchmarks() -> None:
     _, *shown = rows("why.md", "| client | beyond")
     assert len(shown) >= 5
     for row in shown:
         client, *figures = map(plain, row)
-        assert figures == healthy[client], client
+        assert figures == [healthy()[client][column] for column in COLUMNS], client
