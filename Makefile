@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 # The interpreters of pyenv, which tox finds in addition to those on PATH.
 space := $(subst ,, )
-export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-4].*/bin/python3))
+export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1[0-5].*/bin/python3))
 
 # This Python runs the quick tests together with all others, so its quick environment is skipped.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"

@@ -28,6 +28,9 @@ _COLOURS: Final = {
 #: A pipe has no width. Names and reasons are not to be broken there before they get absurd.
 _PIPE_COLUMNS: Final = 160
 _EVENTS: Final = 8
+#: Columns at an edge. Their texts are padded: rich before 14.3 adds the table's padding to their min_width.
+_LABEL_COLUMNS: Final = 9
+_AGE_COLUMNS: Final = 6
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
@@ -50,10 +53,10 @@ def draw(status: Status, *, events: bool = False, most_workers: int | None = Non
         most_workers: How many rows there is room for; the workers that need a look come first. None for all.
     """
     facts = Table.grid(padding=(0, 2), pad_edge=False)
-    facts.add_column(style="dim", min_width=9)
+    facts.add_column(style="dim")
     facts.add_column(overflow="fold")
     for label, text in _facts(status, events=events or status.phase in SWITCHING):
-        facts.add_row(label, text)
+        facts.add_row(label.ljust(_LABEL_COLUMNS), text)
     title = _title(status)
     return Group(title, facts, "", _workers(status, most_workers)) if status.workers else Group(title, facts)
 
@@ -163,7 +166,7 @@ def _workers(status: Status, most: int | None) -> Table:
     for name in ("held", "in_use", "idle", "waiting", "drained", "cut", "failed"):
         table.add_column(name.replace("_", " "), str(getattr(totals, name)), justify="right", min_width=4)
     table.add_column("longest", _hold(totals.longest_hold_ms), justify="right", min_width=7)
-    table.add_column("age", justify="right", min_width=6)
+    table.add_column("age".rjust(_AGE_COLUMNS), justify="right")
     for worker in shown:
         table.add_row(
             str(worker.pid),
