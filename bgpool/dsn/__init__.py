@@ -1,4 +1,4 @@
-"""Where and how to connect: reading a DSN, and the keywords that come with it."""
+"""Parse a DSN and the keywords that come with it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _READERS: Final[Mapping[Engine, Callable[[RawDsn], Dsn]]] = {
     Engine.MYSQL: mysql.read,
 }
 _ENGINES: Final[Mapping[str, Engine]] = {
-    # What has no scheme is a connection string of libpq's.
+    # A string without a scheme is a libpq connection string.
     "": Engine.POSTGRESQL,
     "postgresql": Engine.POSTGRESQL,
     "postgres": Engine.POSTGRESQL,
     "mysql": Engine.MYSQL,
-    # SQLAlchemy's URLs. What differs from the same parameters elsewhere, dsn/mysql.py knows.
+    # SQLAlchemy's URLs. dsn/mysql.py handles the parameters that have another meaning there.
     "postgresql+bgpool": Engine.POSTGRESQL,
     "postgresql+bgpool_async": Engine.POSTGRESQL,
     "postgresql+bgpool_asyncpg": Engine.POSTGRESQL,
@@ -41,18 +41,18 @@ _ENGINES: Final[Mapping[str, Engine]] = {
 
 
 def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str, Any]]:
-    """Take a DSN and get_pool's keywords apart.
+    """Parse a DSN and get_pool's keywords.
 
     Args:
         dsn: A ``postgresql://`` or ``mysql://`` URL, or a libpq connection string.
-        options: ``bg_`` parameters, ``endpoint``, ``password``, ``monitoring``, ``kwargs`` (connection parameters),
-            and what is the pool's.
+        options: ``bg_`` parameters, ``endpoint``, ``password``, ``monitoring``, ``kwargs`` (connection parameters), and
+            options of the pool.
 
     Returns:
-        Where to connect, the settings, and the options that are left for the pool underneath.
+        The parsed DSN, the settings, and the remaining options for the driver's pool.
 
     Raises:
-        ConfigurationError: Anything that cannot be used; the text never holds the password.
+        ConfigurationError: A part is invalid. The text never contains the password.
     """
     if not isinstance(dsn, str):
         raise ConfigurationError(f"dsn: a string is allowed, not {type(dsn).__name__}")
@@ -70,13 +70,13 @@ def parse(dsn: str, options: Mapping[str, Any]) -> tuple[Dsn, Settings, dict[str
 
 
 def is_own(name: str) -> bool:
-    """Whether the parameter *name* is bgpool's own, and none of the driver's."""
-    # With an @ it is the rest of a password in which a ? was not escaped, and errors quote names.
+    """Return whether the parameter *name* is bgpool's own, not the driver's."""
+    # A name with an @ is the rest of a password in which a ? was not escaped, and errors quote names.
     return name == _ENDPOINT or (name.startswith(("bg_", MONITORING_PREFIX)) and "@" not in name)
 
 
 def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
-    """*dsn* without bgpool's own parameters, and those parameters. What is the driver's stays as it was written."""
+    """Return the engine, *dsn* without bgpool's own parameters, and those. The rest stays as it was written."""
     scheme = dsn.partition("://")[0].lower() if "://" in dsn.partition("=")[0] else ""
     if scheme not in _ENGINES:
         named = f" {scheme!r}" if re.fullmatch(r"[a-z][a-z0-9+._-]*", scheme, re.ASCII) else ""
@@ -84,11 +84,11 @@ def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
     if not scheme:
         return _ENGINES[scheme], dsn, {}
     if _ENGINES[scheme] is Engine.POSTGRESQL:
-        # libpq knows no other.
+        # libpq accepts no other scheme.
         dsn = f"postgresql{dsn[len(scheme) :]}"
     base, _, query = dsn.partition("?")
     if "+" in scheme:
-        # SQLAlchemy reads it as a browser does.
+        # SQLAlchemy decodes a + in the query as a blank.
         query = query.replace("+", "%20")
     own: dict[str, object] = {}
     rest: list[str] = []
@@ -102,13 +102,13 @@ def _split_url(dsn: str) -> tuple[Engine, str, dict[str, object]]:
 
 
 def _monitoring_overrides(own: dict[str, object], mapping: object) -> dict[str, Any]:
-    """The parameters of the monitoring connections alone; taken out of *own*."""
+    """Return the parameters that only the monitoring connections use, and remove them from *own*."""
     overrides: dict[str, Any] = {
         name[len(MONITORING_PREFIX) :]: own.pop(name) for name in list(own) if name.startswith(MONITORING_PREFIX)
     }
     if mapping is not None:
         if not isinstance(mapping, Mapping):
-            # Not repr(mapping): it was meant to hold a password.
+            # Without repr(mapping), because it is meant to hold a password.
             raise ConfigurationError(
                 f"monitoring: a mapping of connection parameters is allowed, not {type(mapping).__name__}"
             )

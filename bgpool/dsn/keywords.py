@@ -1,4 +1,4 @@
-"""Connection parameters of MySQL that can be written as text, and how each is read: PyMySQL's, and tcp_user_timeout."""
+"""Readers of the MySQL connection parameters that can be written as text: PyMySQL's, and tcp_user_timeout."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bgpool.settings import read_flag
 
 __all__ = ["READERS", "read_text"]
 
-#: The longest time that PyMySQL takes for one, in seconds: a year.
+#: PyMySQL's maximum of a timeout, in seconds: a year.
 _YEAR_S: Final = 31_536_000
 
 
 def read_text(name: str, value: object) -> str:
-    """The text that *value* is.
+    """Return *value* as text.
 
     Raises:
-        ConfigurationError: It is none, or an empty one. Never quotes it: statements and keys may hold secrets.
+        ConfigurationError: It is not text, or is empty. The text never quotes it: statements and keys may hold secrets.
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
@@ -32,7 +32,7 @@ def read_text(name: str, value: object) -> str:
 
 
 def _whole(value: object) -> int:
-    """The whole number that *value* is; -1 if it is none."""
+    """Return *value* as a whole number; -1 if it is none."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
@@ -58,7 +58,7 @@ def _timeout_ms(name: str, value: object) -> int:
 
 
 def _flag(name: str, value: object) -> bool:
-    # PyMySQL's users write 1 and 0, too.
+    # PyMySQL also accepts 1 and 0.
     return bool(value) if value in (0, 1) else read_flag(name, value)
 
 
@@ -91,7 +91,7 @@ def _public_key(name: str, value: object) -> bytes:
     return key
 
 
-#: By PyMySQL's names; tcp_user_timeout, which PyMySQL lacks, by libpq's.
+#: By PyMySQL's names; tcp_user_timeout, which PyMySQL lacks, by libpq's name.
 READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     "connect_timeout": _seconds,
     "read_timeout": _seconds,

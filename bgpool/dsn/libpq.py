@@ -1,4 +1,4 @@
-"""What libpq and psycopg would refuse at the first checkout, refused when the pool is made."""
+"""Checks that libpq and psycopg would make at the first checkout, made when the pool is created."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bgpool.errors import ConfigurationError
 
 __all__ = ["check_keywords", "check_values", "unknown_in_query"]
 
-#: A socket that is never there: libpq looks at every value before it finds that out.
+#: The path of a socket that never exists: libpq validates every value before it tries to connect.
 _NOWHERE: Final = "/dev/null/bgpool"
-#: libpq reads these only while it connects over TCP.
+#: libpq reads these only when it connects over TCP.
 _NUMBERS: Final = ("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
 _SSLMODES: Final = "disable, allow, prefer, require, verify-ca or verify-full is allowed"
 
@@ -24,7 +24,7 @@ def _is_threshold(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
 
 
-#: psycopg's own keywords of connect(): what each may be, in words and as a test.
+#: psycopg's own keywords of connect(): the allowed values, as a text and as a test.
 _PSYCOPG: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
     "autocommit": ("True or False", lambda value: isinstance(value, bool)),
     "prepare_threshold": ("a whole number from 0, or None,", _is_threshold),
@@ -35,12 +35,12 @@ _PSYCOPG: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
 
 
 def check_keywords(static: Mapping[str, Any], known: Collection[str], connection_class: object) -> None:
-    """Check the names in kwargs, and the values of those that are psycopg's; *known* are libpq's names.
+    """Check the names in kwargs, and the values of psycopg's own keywords; *known* are libpq's names.
 
-    A connection class with a ``connect`` of its own may take other names.
+    A connection class with its own ``connect`` may accept other names.
 
     Raises:
-        ConfigurationError: A name that is not known, or a value out of its domain.
+        ConfigurationError: A name is unknown, or a value is out of range.
     """
     connect = getattr(connection_class, "connect", psycopg.Connection.connect)
     is_psycopgs = getattr(connect, "__func__", None) is psycopg.Connection.connect.__func__  # type: ignore[attr-defined]  # of a class method
@@ -55,10 +55,10 @@ def check_keywords(static: Mapping[str, Any], known: Collection[str], connection
 
 
 def check_values(params: Mapping[str, Any], secrets: Collection[str], prefix: str = "") -> None:
-    """Have libpq look at the values of *params*, but for *secrets*, without connecting.
+    """Let libpq validate the values of *params*, except *secrets*, without connecting.
 
     Raises:
-        ConfigurationError: libpq refuses one.
+        ConfigurationError: libpq refuses a value.
     """
     for name, value in params.items():
         if "\0" in (text := str(value)) or text != text.encode(errors="replace").decode():
@@ -66,7 +66,7 @@ def check_values(params: Mapping[str, Any], secrets: Collection[str], prefix: st
         if name in _NUMBERS and not text.isdecimal():
             raise ConfigurationError(f"{prefix}{name}={shown(value)}: a whole number from 0 is allowed")
     public = {name: str(value) for name, value in params.items() if name not in secrets}
-    # A password, so that libpq does not look for a file with one.
+    # With a password, libpq does not read a password file.
     where = {"host": _NOWHERE, "hostaddr": "", "port": "5432", "password": "-"}
     pgconn = pq.PGconn.connect_start(conninfo.make_conninfo("", **{**public, **where}).encode())
     refusal = pgconn.error_message.decode(errors="replace").strip()
@@ -77,7 +77,7 @@ def check_values(params: Mapping[str, Any], secrets: Collection[str], prefix: st
 
 
 def unknown_in_query(url: str, known: Collection[str]) -> str | None:
-    """A name in the query of *url* that libpq does not know; None where it may be part of a password instead."""
+    """Return a name in the query of *url* that libpq does not know; None if it may be part of a password."""
     base, _, query = url.partition("?")
     if "@" in query:
         return None

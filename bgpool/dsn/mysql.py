@@ -1,4 +1,4 @@
-"""MySQL: URLs, and connection parameters by PyMySQL's names, typed as PyMySQL wants them."""
+"""MySQL: URLs, and connection parameters by PyMySQL's names, with the types that PyMySQL expects."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["read", "renamed", "url_of"]
 
 _DEFAULT_PORT: Final = 3306
 _LOGIN: Final = ("user", "password", "database")
-#: Old names of PyMySQL's for parameters.
+#: PyMySQL's old names of parameters.
 _OLD_NAMES: Final = {"passwd": "password", "db": "database"}
-#: How URLs of the dialects begin, in which ssl_ca and its like mean what SQLAlchemy says.
+#: The beginnings of the dialects' URLs, in which ssl_ca and similar parameters have SQLAlchemy's meaning.
 _SQLALCHEMYS_SCHEMES: Final = ("mysql+bgpool:", "mariadb+bgpool:")
 
-#: What is PyMySQL's and cannot be given, and why.
+#: The parameters of PyMySQL that are not allowed, and the reasons.
 _REFUSED: Final = {
     "host": "the DSN names it",
     "port": "the DSN names it",
@@ -46,14 +46,15 @@ _REFUSED: Final = {
     "named_pipe": "PyMySQL does not support it",
     "compress": "PyMySQL does not support it",
 }
-#: Every keyword that may be given in kwargs, objects included.
+#: The keywords that are allowed in kwargs, including objects.
 _KEYWORDS: Final = [
     *(name for name in inspect.signature(Connection.__init__).parameters if name not in {"self", *_REFUSED}),
     "ssl",
     "tcp_user_timeout",
 ]
 
-#: What is always set: every wait has an end, and the character set does not depend on PyMySQL's version.
+#: Parameters that are always set, so that every wait is bounded and the character set does not depend on PyMySQL's
+#: version.
 _DEFAULTS: Final = {
     "charset": "utf8mb4",
     "connect_timeout": MONITOR_CONNECT_TIMEOUT_S,
@@ -61,12 +62,12 @@ _DEFAULTS: Final = {
     "write_timeout": MYSQL_WRITE_TIMEOUT_S,
 }
 
-#: What a monitoring connection takes over: who logs in, over which network, and how the two prove themselves. The
-#: application's statements (init_command, sql_mode) and the objects of its process (conv, cursorclass) are its own.
-#: So is its database: to connect to one takes a grant there, and the metadata need none but theirs.
+#: The parameters that monitoring connections inherit: login, network and TLS. They do not inherit the application's
+#: statements (init_command, sql_mode) and objects (conv, cursorclass). They do not inherit its database either:
+#: connecting to it requires a grant, and the metadata require only their own.
 _TLS: Final = frozenset({"ssl", *(name for name in READERS if name.startswith("ssl_"))})
 _INHERITED: Final = _TLS | {"user", "password", "bind_address", "unix_socket", "server_public_key", "tcp_user_timeout"}
-#: It has to see what is true now, and goes to several hosts.
+#: A monitoring connection must see the current state, and connects to several hosts.
 _NOT_FOR_MONITORING: Final = frozenset({"autocommit", "unix_socket"})
 _MONITORING_NAMES: Final = [
     *_LOGIN,
@@ -78,10 +79,10 @@ _MONITORING_NAMES: Final = [
 
 
 def read(given: RawDsn) -> Dsn:
-    """Where and how to connect, by PyMySQL's names; host and port are not among the parameters.
+    """Return the parsed DSN, with parameters by PyMySQL's names; host and port are not among them.
 
     Raises:
-        ConfigurationError: Anything that cannot be used, an unknown PyMySQL included; the text never holds the
+        ConfigurationError: A part is invalid, or the version of PyMySQL is not supported. The text never contains the
             password.
     """
     check_driver()
@@ -112,7 +113,7 @@ def _default_user() -> str:
 
 
 def _without_host(host: str) -> str:
-    """The host of a connection through a Unix socket, for which PyMySQL would pass over a name in silence."""
+    """Return the host of a connection through a Unix socket, for which PyMySQL would silently ignore a name."""
     if host not in ("", "localhost"):
         raise ConfigurationError("unix_socket: a host or a socket is allowed, not both")
     return ""
@@ -122,11 +123,11 @@ def _without_host(host: str) -> str:
 
 
 def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
-    """Host, port and parameters of *url*."""
+    """Return host, port and parameters of *url*."""
     base, _, query = url.partition("://")[2].partition("?")
     authority, _, path = base.partition("/")
     if "@" in path or "@" in query or "/" in path:
-        # Before anything is quoted: what comes behind an unescaped / or ? may be the rest of a password.
+        # Check this before anything is quoted: text after an unescaped / or ? may be the rest of a password.
         _refuse_url()
     login, _, place = authority.rpartition("@")
     user, _, password = login.partition(":")
@@ -145,15 +146,15 @@ def _read_url(url: str) -> tuple[str, int, dict[str, Any]]:
 
 
 def renamed(params: Mapping[str, Any]) -> dict[str, Any]:
-    """PyMySQL's *params* without its old names for some."""
+    """Return PyMySQL's *params* with old names replaced."""
     return {_OLD_NAMES.get(name, name): value for name, value in params.items()}
 
 
 def url_of(params: dict[str, Any]) -> str:
-    """The URL of the ``host`` and ``port`` among PyMySQL's *params*, which are taken out.
+    """Return a URL for the ``host`` and ``port`` in PyMySQL's *params*, and remove them there.
 
     Raises:
-        ConfigurationError: The port is no number.
+        ConfigurationError: The port is not a number.
     """
     host, port = params.pop("host", None) or "localhost", params.pop("port", None) or _DEFAULT_PORT
     if not str(port).isdecimal():
@@ -163,7 +164,7 @@ def url_of(params: dict[str, Any]) -> str:
 
 
 def _read_place(place: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` and each without the port."""
+    """Return host and port of ``HOST:PORT`` or ``[IPV6]:PORT``; the port is optional."""
     match = re.fullmatch(r"(?:\[(?P<address>[^\[\]]+)\]|(?P<name>[^\s:\[\]]*))(?::(?P<port>\d{1,5}))?", place, re.ASCII)
     if match is None:
         _refuse_url()
@@ -197,7 +198,7 @@ def _refuse_url() -> NoReturn:
 
 
 def _keywords(static: object) -> dict[str, Any]:
-    """The connection parameters in kwargs; None is not given, except where it means something to PyMySQL."""
+    """Return the connection parameters in kwargs. None counts as not given, unless it has a meaning in PyMySQL."""
     if static is None:
         return {}
     if not isinstance(static, Mapping):
@@ -210,7 +211,7 @@ def _keywords(static: object) -> dict[str, Any]:
 
 
 def _read_parameter(where: str, name: str, value: object, allowed: Iterable[str], prefix: str = "") -> object:
-    """*value* as PyMySQL wants it; objects and secrets as they are."""
+    """Return *value* with the type that PyMySQL expects; objects and secrets are returned unchanged."""
     shown = f"{prefix}{name}"
     if name not in allowed:
         if name in _REFUSED:
@@ -225,7 +226,7 @@ def _read_parameter(where: str, name: str, value: object, allowed: Iterable[str]
 
 
 def _overrides(given: Mapping[str, object]) -> dict[str, Any]:
-    """The parameters of the monitoring connections alone; None for one that they are not to have."""
+    """Return the parameters that only the monitoring connections use; None for one that they must not have."""
     overrides = {
         name: _read_parameter("monitoring", name, value, _MONITORING_NAMES, MONITORING_PREFIX)
         if value is not None
@@ -237,7 +238,7 @@ def _overrides(given: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _check(params: Mapping[str, Any], prefix: str = "") -> None:
-    """What PyMySQL would pass over in silence, or fail at with the password in its hands."""
+    """Refuse parameters that PyMySQL would silently ignore, or fail at with the password in the error."""
     if names_are_proved(params) and (params.get("ssl_disabled") or not has_authority(params)):
         raise ConfigurationError(
             f"{prefix}ssl_verify_identity: ssl_ca has to be given, and ssl_disabled is not allowed; "

@@ -1,4 +1,4 @@
-"""PostgreSQL: URLs and connection strings as libpq reads them."""
+"""PostgreSQL: URLs and connection strings in libpq's format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bgpool.errors import ConfigurationError
 
 __all__ = ["read"]
 
-#: What selects a node would lead a monitoring connection away from the node that it is to watch.
+#: Parameters that select a node: they could lead a monitoring connection away from the node that it must watch.
 _NODE_SELECTION: Final = frozenset({"target_session_attrs", "load_balance_hosts", "hostaddr", "options"})
 _DEFAULT_PORT: Final = 5432
 _KEEPALIVE: Final = {
@@ -33,10 +33,10 @@ _KEEPALIVE: Final = {
 
 
 def read(given: RawDsn) -> Dsn:
-    """Where and how to connect, by libpq's names.
+    """Return the parsed DSN, with parameters by libpq's names.
 
     Raises:
-        ConfigurationError: Anything that cannot be used; the text never holds the password.
+        ConfigurationError: A part is invalid. The text never contains the password.
     """
     defaults = _defaults()
     overrides = _checked(given.overrides, defaults)
@@ -45,10 +45,10 @@ def read(given: RawDsn) -> Dsn:
     static = options.get("kwargs")
     given_password = options.pop("password", None)
     if isinstance(static, Mapping):
-        # None is not given, as psycopg has it.
+        # None counts as not given, like in psycopg.
         static = {name: value for name, value in static.items() if value is not None or name not in defaults}
         params |= {name: value for name, value in static.items() if name in defaults}
-        # psycopg_pool would have it win over the one that is made, and the monitor take its repr for it.
+        # In psycopg_pool this password would take precedence over the callable's, and the monitor would use its repr.
         options["kwargs"] = {name: value for name, value in static.items() if name != "password"}
         given_password = static.get("password") if given_password is None else given_password
         check_keywords(static, defaults, options.get("connection_class", psycopg.Connection))
@@ -71,11 +71,11 @@ def read(given: RawDsn) -> Dsn:
     if "user" not in params and defaults["user"]:
         params["user"] = defaults["user"]
     if "sslmode" not in params and "verify-full" in (defaults["sslmode"], _mode_of_root(params)):
-        # Said aloud: whether names are proved decides under which of them a green host is tried.
+        # Set explicitly: if names are verified, bgpool tries a green host under several names.
         params["sslmode"] = "verify-full"
     place = {name: params.get(name) or defaults[name] for name in ("host", "hostaddr", "port")}
     _check_place(place)
-    # An address without a name is where the metadata is to be looked for, too.
+    # An address without a name is also where the metadata are read.
     host = str(place["host"] or place["hostaddr"] or "")
     port = read_port(place["port"] or _DEFAULT_PORT)
     monitoring = _monitoring_params(params, overrides)
@@ -87,9 +87,9 @@ def read(given: RawDsn) -> Dsn:
 
 
 def _defaults() -> dict[str, str | None]:
-    """Every parameter that libpq knows, and what it has where none is given: from $PG..., a service, or built in.
+    """Return all parameters that libpq knows, with their defaults: from $PG..., a service, or built in.
 
-    But for secrets, which it finds by itself.
+    Secrets are omitted; libpq finds them itself.
     """
     return {
         option.keyword.decode(): option.val.decode() if option.val is not None and option.dispchar != b"*" else None
@@ -98,14 +98,15 @@ def _defaults() -> dict[str, str | None]:
 
 
 def _secrets() -> frozenset[str]:
-    """The parameters that libpq itself does not show."""
+    """Return the parameters that libpq itself does not show."""
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar == b"*")
 
 
 def _liveness(given: Mapping[str, Any]) -> dict[str, int]:
-    """What TCP needs to notice a dead network, where *given* does not say it; libpq passes it over for Unix sockets.
+    """Return the TCP parameters that detect a dead network, unless *given* sets them; Unix sockets ignore them.
 
-    Linux ends a silent connection after tcp_user_timeout, whatever the count. So it is what these three take.
+    Linux closes a silent connection after tcp_user_timeout, independent of the keepalive count. So it is set to the
+    time that the three keepalive parameters amount to.
     """
     keepalive = {name: _whole(given.get(name)) or default for name, default in _KEEPALIVE.items()}
     idle, interval, count = keepalive.values()
@@ -115,25 +116,25 @@ def _liveness(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _whole(value: object) -> int:
-    """The whole number that *value* is; 0 if it is none, which libpq is left to say."""
+    """Return *value* as a whole number; 0 if it is none, which libpq will report."""
     text = str(value)
     return int(text) if text.isdecimal() else 0
 
 
 def _mode_of_root(params: Mapping[str, Any]) -> str | None:
-    """The sslmode that the root certificates ask for: the system's are for every server there is."""
+    """Return the sslmode that the root certificates imply: the system's certificates are valid for any server."""
     return "verify-full" if params.get("sslrootcert") == "system" else None
 
 
 def _libpq_params(url: str, known: Collection[str]) -> dict[str, Any]:
     is_url = "://" in url.partition("=")[0]
     if is_url and "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
-        # Before anything is quoted: what libpq takes for host and port is the beginning of a password then.
+        # Check this before anything is quoted: what libpq takes for host and port may be the beginning of a password.
         _refuse()
     try:
         params = dict(conninfo.conninfo_to_dict(url))
     except (psycopg.Error, UnicodeError):
-        # libpq's own message quotes the string, password and all.
+        # libpq's own message quotes the string, including the password.
         unknown = unknown_in_query(url, known) if is_url else None
         if unknown is None:
             _refuse()
@@ -172,7 +173,7 @@ def _check_connect_timeout(params: Mapping[str, Any], name: str) -> None:
 
 
 def _checked(overrides: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """*overrides*, if libpq knows them and a monitor may have them."""
+    """Return *overrides* if libpq knows them and a monitor may have them."""
     for name in overrides:
         if name not in known:
             raise ConfigurationError(f"{MONITORING_PREFIX}{name}: no connection parameter of libpq has that name")
@@ -193,7 +194,7 @@ def _monitoring_params(params: Mapping[str, Any], overrides: Mapping[str, Any]) 
         **own,
         "connect_timeout": MONITOR_CONNECT_TIMEOUT_S,
         "application_name": "bgpool-monitor",
-        # Whatever the database or $PGCLIENTENCODING says: from SQL_ASCII a driver makes bytes instead of text.
+        # Independent of the database and $PGCLIENTENCODING: from SQL_ASCII a driver would return bytes instead of text.
         "client_encoding": "utf8",
         "options": f"-c statement_timeout={MONITOR_STATEMENT_TIMEOUT_S}s",
         **overrides,

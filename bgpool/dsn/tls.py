@@ -1,6 +1,6 @@
-"""TLS of MySQL: PyMySQL's dict ``ssl`` and its ``ssl_`` keywords, as one.
+"""TLS of MySQL: merge PyMySQL's dict ``ssl`` and its ``ssl_`` keywords.
 
-PyMySQL takes either: one keyword, and what the dict says is forgotten, the authority's certificate with it.
+PyMySQL uses only one of the two: with any keyword it ignores the dict, including the CA certificate.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ _KEYWORDS: Final = {
     "ssl_verify_identity": "check_hostname",
 }
 _VERIFY_MODES: Final = ("none", "optional", "required")
-#: What SQLAlchemy takes out of a URL and puts into the dict. Source: sqlalchemy/dialects/mysql/mysqldb.py.
+#: The parameters that SQLAlchemy moves from a URL to the dict. Source: sqlalchemy/dialects/mysql/mysqldb.py.
 _SQLALCHEMYS: Final = ("ssl_ca", "ssl_key", "ssl_cert", "ssl_capath", "ssl_cipher", "ssl_check_hostname")
 
 
 def merge_tls(params: dict[str, Any], prefix: str = "") -> None:
-    """Have *params* say in the dict ``ssl`` what its ``ssl_`` keywords say, where there is such a dict.
+    """Move the ``ssl_`` keywords of *params* into the dict ``ssl``, if there is one.
 
-    As with PyMySQL a dict with an authority's certificate means that the server proves its name, unless it says
-    otherwise.
+    As in PyMySQL, a dict with a CA certificate means that the server's name is verified, unless the dict disables that.
 
     Raises:
-        ConfigurationError: It is no dict, or a key or a value of it is none of PyMySQL's. What may be a
-            secret is not quoted.
+        ConfigurationError: It is not a dict, or a key or value is not valid in PyMySQL. Possible secrets are not
+            quoted.
     """
     given = params.pop("ssl", None)
     if given is None:
@@ -52,8 +51,8 @@ def merge_tls(params: dict[str, Any], prefix: str = "") -> None:
     tls |= {key: params.pop(name) for name, key in _KEYWORDS.items() if params.get(name) is not None}
     if not tls:
         return
-    # Said aloud: whether names are proved decides under which of them a green host is tried. Python refuses to compare
-    # names where certificates are not looked at.
+    # Set explicitly: if names are verified, bgpool tries a green host under several names. Python refuses to check
+    # names if certificates are not verified.
     tls.setdefault("check_hostname", has_authority({"ssl": tls}) and tls.get("verify_mode") not in (False, "none"))
     if tls["check_hostname"]:
         tls["verify_mode"] = True
@@ -61,13 +60,13 @@ def merge_tls(params: dict[str, Any], prefix: str = "") -> None:
 
 
 def has_authority(params: Mapping[str, Any]) -> bool:
-    """Whether *params* name the certificates of an authority to check a server's with."""
+    """Return whether *params* name CA certificates to verify the server's certificate with."""
     tls = params.get("ssl") or {}
     return bool(params.get("ssl_ca") or tls.get("ca") or tls.get("capath"))
 
 
 def take_sqlalchemys(query: dict[str, str]) -> dict[str, str] | None:
-    """The dict that SQLAlchemy makes of a URL's *query*; its parameters are taken out of it. None without any."""
+    """Return the dict that SQLAlchemy makes of a URL's *query*, and remove its parameters there; None without any."""
     return {name.removeprefix("ssl_"): query.pop(name) for name in _SQLALCHEMYS if name in query} or None
 
 

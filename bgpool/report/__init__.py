@@ -1,7 +1,8 @@
-"""What this host knows of its deployments: read from the run directory, for commands and for an application's checks.
+"""The status of this host's deployments, read from the run directory, for commands and for an application's checks.
 
-To look opens no connection, starts no monitor and writes nothing. Which workers live is asked with shared locks, held
-for microseconds, that keep nobody from anything. A call remembers nothing either, and costs about a millisecond.
+Reading the status opens no connection, starts no monitor and writes nothing. It detects living workers with shared
+locks, held for microseconds, which block no other process. It keeps no state between calls, and costs about a
+millisecond.
 """
 
 from __future__ import annotations
@@ -33,44 +34,44 @@ __all__ = [
 
 
 class Deployment(NamedTuple):
-    """Where to look.
+    """A deployment in a run directory.
 
     Attributes:
-        files: Its files in the run directory, there or not.
-        bg_id: Empty where the files alone can tell: their names may hide it.
+        files: Its files in the run directory, whether they exist or not.
+        bg_id: The bg_id; empty if only the files can tell it, because their names may be digests.
     """
 
     files: RunFiles
     bg_id: str = ""
 
     def is_known(self) -> bool:
-        """Whether it has left anything in the run directory: a process has used it."""
+        """True if it has files in the run directory: a process has used it."""
         return self.files in RunFiles.all_in(self.files.directory)
 
     def status(self) -> Status:
-        """What its files say now. Never raises: what cannot be read is missing, and why is in the status."""
+        """Return the status from its files. Never raises: unreadable data are missing, and the status says why."""
         return read_status(self.files, self.bg_id)
 
 
 def status(bg_id: str | int = "1", run_dir: Path | str | None = None) -> Status:
-    """What this host knows of *bg_id*, for an application's own health checks. Connects to nothing.
+    """Return this host's status of *bg_id*, for an application's own health checks. Opens no connection.
 
     Args:
-        bg_id: As for get_pool.
-        run_dir: As the parameter bg_run_dir; None for the default.
+        bg_id: See get_pool.
+        run_dir: The parameter bg_run_dir; None for the default.
 
     Raises:
-        ConfigurationError: A value that cannot be used.
-        SegmentError: The run directory is not to be trusted.
+        ConfigurationError: A value is invalid.
+        SegmentError: The run directory cannot be trusted.
     """
     return find(bg_id, run_dir)[0].status()
 
 
 def find(bg_id: str | int | None = None, run_dir: Path | str | None = None) -> tuple[Deployment, ...]:
-    """The deployment called *bg_id*, whether or not it has left anything; with None, every one that has.
+    """Return the deployment called *bg_id*, whether it has files or not; with None, all that have files.
 
     Raises:
-        ConfigurationError, SegmentError: As status().
+        ConfigurationError, SegmentError: See status().
     """
     given: dict[str, object] = {"bg_run_dir": run_dir}
     settings = Settings.from_mapping(given if bg_id is None else {**given, "bg_id": bg_id})

@@ -1,4 +1,4 @@
-"""What is told of a deployment. docs/status.md explains the same to operators."""
+"""The status of a deployment. docs/status.md explains it to operators."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Monitor:
     """The process that watches the deployment.
 
     Attributes:
-        state: ``alive``; ``silent``, if it has given no sign of life for HEARTBEAT_STALE_S; ``none``, if there never
-            was one or it has left.
-        pid: As it sees itself; None for state ``none``, like *term*.
-        term: Counts the monitors of this host.
-        age_s: Seconds since its last sign of life; None where there was none since the host was started.
-        parameters: Whose parameters it watches with, as ``user@host:port/database``; empty where it has not said so.
-        visibility: What they let it see; empty where that is a deployment, or nothing is known yet.
+        state: ``alive``; ``silent``, without a heartbeat for HEARTBEAT_STALE_S; ``none``, if there never was one or it
+            has exited.
+        pid: Its own process id; None for state ``none``, like *term*.
+        term: The number of the monitor: counts the monitors of this host.
+        age_s: Seconds since its last heartbeat; None if there was none since the host was started.
+        parameters: The parameters that it watches with, as ``user@host:port/database``; empty if not reported.
+        visibility: The information that these give it access to; empty if that is a deployment, or if it is not known
+            yet.
     """
 
     state: str
@@ -49,11 +50,11 @@ class Monitor:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A blue endpoint, and the green one that takes its place.
+    """A blue endpoint, and its green counterpart.
 
     Attributes:
-        green: Empty while it is not known; then *green_addresses* are empty too.
-        blue_addresses, green_addresses: As recorded before the switchover; empty while not resolved.
+        green: The green endpoint; empty while it is not known, and then *green_addresses* are empty, too.
+        blue_addresses, green_addresses: The addresses recorded before the switchover; empty while not resolved.
     """
 
     blue: str
@@ -68,25 +69,26 @@ class Worker:
     """A process that uses the bg_id.
 
     Attributes:
-        pid: As it sees itself: in another container it means nothing.
-        behind: Snapshots published since the one that all its pools have acted on; 0 for none.
-        held: Callers that wait for the switchover to pass.
-        in_use, idle: Connections.
+        pid: Its own process id. It has no meaning outside of its container.
+        behind: The number of snapshots since the one that all its pools have applied; 0 if it is up to date.
+        held: Callers that wait for the end of the switchover.
+        in_use, idle: The numbers of connections.
         waiting: Callers that wait for a connection.
-        drained: Connections that switchovers made unfit, since the process began.
-        cut: Those of them that were still in use after the grace.
-        failed: Checkouts that ended with an error, since the process began.
-        longest_hold_ms: The longest hold of a caller since the process began; one that is under way counts.
-        max_size: Connections that its pools may have, without the pools outside.
-        taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
-            deployment's inventory is complete.
-        outside: Pools whose endpoint is neither, so that a switchover passes them by.
-        age_s: Seconds since it last said all this.
-        lacks: What the kernel or a sandbox refuses to it; *notes* of the status say what follows.
-        stale: That is longer ago than ROW_STALE_S: the process is stopped, or its server lets no threads run.
+        drained: Connections that switchovers made unfit, since the process started.
+        cut: Drained connections that were still in use after the drain timeout.
+        failed: Checkouts that ended with an error, since the process started.
+        longest_hold_ms: The longest hold of a caller since the process started, including one in progress.
+        max_size: The maximum of connections of its pools, without the pools outside of the deployment.
+        taking_part: Pools whose endpoint is blue's or green's. This and the next are counted only once the deployment's
+            inventory is complete.
+        outside: Pools whose endpoint is neither, so that a switchover does not affect them.
+        age_s: Seconds since the process wrote these values.
+        lacks: The kernel features that it cannot use; *notes* of the status explain the consequences.
+        stale: True if the values are older than ROW_STALE_S: the process is stopped, or its server lets no threads run.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
-        behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
-        locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
+        behind_proxy: Pools that connect to another port than their endpoint's, so that a switchover does not affect
+            them.
+        locked_out: Pools whose login green refuses, before a switchover.
         no_receipts: Pools whose receipts table cannot be used.
     """
 
@@ -114,9 +116,9 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What all workers of the host add up to; see Worker. *behind* counts those that have not caught up.
+    """The sums over all workers of the host; see Worker. *behind* counts the workers that are not up to date.
 
-    *longest_hold_ms* is the longest of all.
+    *longest_hold_ms* is the maximum.
     """
 
     workers: int
@@ -140,8 +142,8 @@ class Event:
 
     Attributes:
         at: UTC, ISO 8601 with milliseconds.
-        offset_ms: From IN_PROGRESS; before it, and in a rollback, from PREPARATION.
-        evidence: What told of it, for a phase that several things can tell of; else empty.
+        offset_ms: The offset from IN_PROGRESS; before it, and in a rollback, from PREPARATION.
+        evidence: The evidence for a phase that more than one signal can start; otherwise empty.
     """
 
     at: str
@@ -152,12 +154,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ByHand:
-    """What an operator has ordered, see docs/status.md.
+    """The operator's order in force, see docs/status.md.
 
     Attributes:
         order: ``hold`` or ``release``.
-        until: When it ends by itself, UTC, ISO 8601.
-        left_ms: Until then.
+        until: The time at which it expires, UTC, ISO 8601.
+        left_ms: The time until then.
     """
 
     order: str
@@ -167,16 +169,16 @@ class ByHand:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The host's place in its fleet, as its monitor has said last.
+    """The host's role in its fleet, as last reported by its monitor.
 
     Attributes:
-        standing: ``leader``, which asks the database; ``follower``, which hears what the leader was told; ``direct``,
-            which asks itself although it has a bus.
-        leader: The id of the leader that was heard last, as ``bgpool fleet status`` names it; empty for none.
-        age_s: Seconds since a message that counts was heard; None where there was none.
-        hosts: By the leader's count; None while nobody has said.
-        fallbacks: How often the host went back to asking the database itself, since its monitor began.
-        reason: Why it is ``direct``; else empty.
+        standing: ``leader``, which queries the database; ``follower``, which receives the leader's readings;
+            ``direct``, which queries itself although it has a bus.
+        leader: The id of the last known leader, as in ``bgpool fleet status``; empty if none.
+        age_s: Seconds since the last valid message; None if there was none.
+        hosts: The number of hosts, as counted by the leader; None while unknown.
+        fallbacks: The number of times at which the host fell back to querying the database, since its monitor started.
+        reason: The reason for ``direct``; otherwise empty.
     """
 
     standing: str
@@ -192,12 +194,12 @@ class LastSwitchover:
     """The last switchover that has ended.
 
     Attributes:
-        at: When it began, UTC, ISO 8601.
+        at: The time at which it began, UTC, ISO 8601.
         outcome: ``completed`` or ``rolled back``.
-        duration_ms: From its first to its last phase.
-        released_ms: When callers were let go, from IN_PROGRESS, or from *at* where that was not read; None after a
+        duration_ms: The time from its first to its last phase.
+        released_ms: The time of the release, from IN_PROGRESS, or from *at* if that was not read; None after a
             rollback.
-        evidence: What told that they could be; "timer" if nothing did.
+        evidence: The evidence that caused the release; "timer" if there was none.
     """
 
     at: str
@@ -209,24 +211,25 @@ class LastSwitchover:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One deployment as this host knows it.
+    """The status of a deployment on this host.
 
     Attributes:
-        host: What this host calls itself.
-        phase: None where no snapshot is to be had.
-        sequence: The newest snapshot; 0 for none.
-        missing: What stands between this host and a switchover, in words; empty if it may begin.
-        timer_ms: Until a switchover that is under way counts as over, negative afterwards; None while none is.
-        offset_ms: Now, as in *events*; None while no switchover is under way.
-        green_max_connections: How many clients green takes (its max_connections); None while it is not known.
-        events: What has happened in the switchover at hand, or the last one.
-        disabled: ``$BGPOOL_DISABLE`` is set in the environment of the process that asks.
-        notes: What does not keep the host from a switchover, but may make it worse, with what to do: time limits that
-            do not fit each other, what a kernel or sandbox refuses, a bus that is of no use, and a history that is
-            damaged or not to be trusted.
+        host: This host's name.
+        phase: The phase; None if there is no readable snapshot.
+        sequence: The sequence number of the newest snapshot; 0 if there is none.
+        missing: The obstacles to a switchover of this host, as texts; empty if it may begin.
+        timer_ms: The time until the switchover in progress counts as over, negative afterwards; None without a
+            switchover.
+        offset_ms: The current time as an offset like in *events*; None without a switchover in progress.
+        green_max_connections: Green's max_connections; None while unknown.
+        events: The events of the switchover in progress, or of the last one.
+        disabled: True if ``$BGPOOL_DISABLE`` is set in the environment of the calling process.
+        notes: Problems that do not prevent a switchover but may make it worse, with advice: time limits that do not fit
+            together, features that a kernel or sandbox refuses, an unusable bus, and a history that is damaged or
+            cannot be trusted.
         blind: Parameters of other pools with which a monitor has seen no deployment, each with the reason.
-        by_hand: The operator's order that stands; None for none.
-        fleet: The host's place in its fleet; None without bg_fleet.
+        by_hand: The operator's order in force; None if there is none.
+        fleet: The host's role in its fleet; None without bg_fleet.
     """
 
     bg_id: str
@@ -251,17 +254,17 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether this host may be switched over."""
+        """True if this host may be switched over."""
         return not self.missing
 
     @property
     def by_timer(self) -> bool:
-        """Whether the switchover counts as over by its timer alone: what became of it, only AWS can tell."""
+        """True if the switchover counts as over only because of its timer: only AWS knows its outcome."""
         return self.phase is Phase.COMPLETED and over_by_timer(self.events)
 
     @property
     def totals(self) -> Totals:
-        """The workers' sums."""
+        """The sums over the workers."""
         figures = {
             f.name: sum(getattr(worker, f.name) for worker in self.workers)
             for f in dataclasses.fields(Totals)
@@ -271,13 +274,13 @@ class Status:
         return Totals(len(self.workers), sum(worker.behind > 0 for worker in self.workers), **figures)
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``bgpool status --json`` prints: every field, and *ready* and *totals*."""
+        """Return the content of ``bgpool status --json``: every field, and *ready* and *totals*."""
         phase = self.phase.name if self.phase is not None else None
         added = {"ready": self.ready, "totals": dataclasses.asdict(self.totals)}
         return {**dataclasses.asdict(self), "phase": phase, **added}
 
 
 def over_by_timer(events: Iterable[Event | TimelineEntry]) -> bool:
-    """Whether a switchover with *events* has ended by its timer, and was not released by anything before."""
+    """Return whether a switchover with *events* was ended by its timer, without an earlier release."""
     told = {event.event: event.evidence for event in events}
     return told.get(Phase.COMPLETED.name) == TIMER and Phase.POST.name not in told

@@ -1,4 +1,4 @@
-"""From the files of a deployment to its status. What the files hold is believed only as far as it fits."""
+"""Derive the status of a deployment from its files. The content of the files is validated."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["events_of", "read_status", "utc"]
 
 
 def read_status(files: RunFiles, bg_id: str = "") -> Status:
-    """The status of the deployment with *files*.
+    """Return the status of the deployment with *files*.
 
     Args:
-        files: Where they are; none need be there.
-        bg_id: What it is called where the files do not tell.
+        files: The files; none of them needs to exist.
+        bg_id: The bg_id to use if the files do not contain it.
     """
     refused: list[str] = []
     disabled = switched_off()
@@ -78,10 +78,10 @@ def read_status(files: RunFiles, bg_id: str = "") -> Status:
 
 
 def _segment(files: RunFiles, refused: list[str]) -> tuple[SegmentMap | None, int, Snapshot | None]:
-    """The segment, the newest snapshot's sequence and the snapshot; what is not to be trusted goes to *refused*."""
+    """Return the segment, the newest snapshot's sequence and the snapshot; add refused files to *refused*."""
     mapped = None
     try:
-        # Another monitor may put its own file in place of the one that was just opened.
+        # Another monitor may replace the file that was just opened.
         for _ in range(3):
             mapped = SegmentMap(files)
             if (found := mapped.read()) is not None:
@@ -100,7 +100,7 @@ def _checked(files: RunFiles, snapshot: Snapshot) -> Snapshot:
 
 
 def _timely(snapshot: Snapshot | None) -> Snapshot | None:
-    """*snapshot* without an order whose time is up: there may be no monitor that has ended it."""
+    """Return *snapshot* without expired orders: there may be no monitor that has ended them."""
     if snapshot is None:
         return None
     now_ns = time.monotonic_ns()
@@ -148,7 +148,7 @@ def _worker(row: WorkerRow, sequence: int) -> Worker:
     applied = usage.sequence if usage.sequence != SUPERSEDED else 0
     return Worker(
         pid=row.pid,
-        # One that is ahead has applied what was published since we looked.
+        # A worker that is ahead has applied a snapshot that was published since the segment was read.
         behind=max(0, sequence - applied),
         held=usage.held,
         in_use=usage.in_use,
@@ -181,7 +181,7 @@ def _monitor(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Monitor:
         state,
         mapped.header.pid,
         mapped.header.term,
-        # A sign of life that lies in the future is none.
+        # A heartbeat in the future is invalid.
         round(age_s, 3) if age_s != float("inf") else None,
         str(mine.parameters) if mine is not None else "",
         mine.visibility.text if mine is not None and mine.visibility in BLIND else "",
@@ -189,12 +189,12 @@ def _monitor(mapped: SegmentMap | None, snapshot: Snapshot | None) -> Monitor:
 
 
 def _blind(snapshot: Snapshot) -> tuple[str, ...]:
-    """Parameters beside the monitor's own that have shown nothing."""
+    """Return parameters, other than the monitor's own, that showed no deployment."""
     return tuple(f"{s.parameters}: {s.visibility.text}" for s in snapshot.observations[:-1] if s.visibility in BLIND)
 
 
 def _name(files: RunFiles, snapshot: Snapshot | None, past: Sequence[Mapping[str, Any]]) -> str:
-    """The bg_id; where a digest stands for it and no file tells, the digest."""
+    """Return the bg_id; the digest in the file names if no file contains it."""
     if snapshot is not None:
         return snapshot.bg_id
     told = past[-1].get("bg_id") if past else None
@@ -202,7 +202,7 @@ def _name(files: RunFiles, snapshot: Snapshot | None, past: Sequence[Mapping[str
 
 
 def _clocks(snapshot: Snapshot | None) -> tuple[int | None, int | None]:
-    """Of a switchover that is under way: until its timer runs out, and since its time zero, in ms."""
+    """Return the time until the timer of a switchover in progress runs out, and the time since its time zero, in ms."""
     if snapshot is None or snapshot.phase not in SWITCHING:
         return None, None
     now_ns = time.monotonic_ns()
@@ -220,7 +220,7 @@ def _endpoints(snapshot: Snapshot) -> tuple[Endpoint, ...]:
 
 
 def events_of(snapshot: Snapshot) -> tuple[Event, ...]:
-    """What has happened in the switchover that *snapshot* tells of; nothing if there was none."""
+    """Return the events of the switchover in *snapshot*; empty if there was none."""
     if not snapshot.timeline:
         return ()
     zero = zero_ns(snapshot.timeline)
@@ -234,7 +234,7 @@ def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None
         phases = {e["event"]: e for e in record["events"] if e["event"] in told}
         first = next(phases[name] for name in ("PREPARATION", "IN_PROGRESS", "POST") if name in phases)
         last = phases[CREATED_AGAIN] if CREATED_AGAIN in phases else phases["COMPLETED"]
-        # A timer that ran out released whoever was held, too.
+        # A timer that ran out released the held callers, too.
         release = phases.get(RELEASED_BY_HAND, phases.get("POST", phases.get("COMPLETED")))
         zero = phases.get("IN_PROGRESS", first)
         return LastSwitchover(
@@ -245,12 +245,12 @@ def _last_switchover(past: Sequence[Mapping[str, Any]]) -> LastSwitchover | None
             evidence=str(release["evidence"]) if release is not None else "",
         )
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError, StopIteration):
-        # No record, or one of another version, or of another's hand.
+        # No record, or one of another version, or not written by bgpool.
         return None
 
 
 def utc(unix_ns: int) -> str:
-    """That moment in UTC, ISO 8601 with milliseconds."""
+    """Return the time in UTC, ISO 8601 with milliseconds."""
     moment = datetime.fromtimestamp(unix_ns // 1_000_000 / 1000, tz=timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -1,4 +1,4 @@
-"""What stands between a host and a switchover, in words that say what to look at."""
+"""The obstacles to a switchover of a host, as texts that say what to check."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bgpool.settings import DISABLE, is_disabled
 
 __all__ = ["degraded", "left_alone", "notes", "of_deployment", "proxies", "reasons", "receipts", "switched_off"]
 
-#: Pids or names given in one reason; a host has hundreds of workers.
+#: The maximum of pids or names in one reason; a host may have hundreds of workers.
 _NAMED = 8
 
 
 def switched_off() -> tuple[str, ...]:
-    """That ``$BGPOOL_DISABLE`` is set here; nothing where it is not. Processes that have it set are not seen at all."""
+    """Return a reason if ``$BGPOOL_DISABLE`` is set here. Processes in which it is set are not visible at all."""
     try:
         disabled = is_disabled()
     except ConfigurationError as error:
@@ -31,14 +31,14 @@ def switched_off() -> tuple[str, ...]:
 
 
 def reasons(snapshot: Snapshot | None, monitor: Monitor, workers: Sequence[Worker]) -> tuple[str, ...]:
-    """Everything that is missing; nothing if a switchover may begin."""
+    """Return all obstacles; empty if a switchover may begin."""
     if monitor.state == "none" and not workers:
         return ("no process on this host uses this bg_id",)
     return (*_of_monitor(snapshot, monitor), *of_deployment(snapshot), *_of_workers(workers))
 
 
 def notes(usages: Iterable[Usage]) -> tuple[str, ...]:
-    """The time limits that do not fit, of all processes of a host; each once."""
+    """Return the warnings about time limits of all processes of a host, without duplicates."""
     found: dict[str, None] = {}
     for usage in usages:
         found[timer_misfit(usage.timer_ms)] = None
@@ -47,7 +47,7 @@ def notes(usages: Iterable[Usage]) -> tuple[str, ...]:
 
 
 def proxies(workers: Sequence[Worker]) -> Iterator[str]:
-    """That a switchover of some pools is up to a proxy; nothing where all connect to their endpoints themselves."""
+    """Return a reason if pools connect through a proxy, which then decides about a switchover."""
     if proxied := [worker.pid for worker in workers if worker.behind_proxy]:
         yield (
             f"{len(proxied)} of {len(workers)} workers have a pool behind a proxy, which bgpool leaves alone: pid "
@@ -67,7 +67,7 @@ def _of_monitor(snapshot: Snapshot | None, monitor: Monitor) -> Iterator[str]:
 
 
 def of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
-    """What is missing by what the monitor publishes; nothing where it publishes nothing, which is said elsewhere."""
+    """Return the obstacles in the published snapshot; empty without a snapshot, which another function reports."""
     if snapshot is None:
         return
     if snapshot.hold_until_ns:
@@ -86,7 +86,7 @@ def of_deployment(snapshot: Snapshot | None) -> Iterator[str]:
 
 
 def _of_inventory(snapshot: Snapshot) -> Iterator[str]:
-    """What keeps the inventory from being complete (core/inventory.py), and whom a switchover would find deaf."""
+    """Return what is missing in the inventory (core/inventory.py), and the processes that would miss a switchover."""
     found = []
     for role in Role:
         if not snapshot.hosts_of(role):
@@ -136,7 +136,7 @@ def _of_workers(workers: Sequence[Worker]) -> Iterator[str]:
 
 
 def receipts(workers: Sequence[Worker]) -> tuple[str, ...]:
-    """That units of work have no receipts, though they should."""
+    """Return a reason if units of work have no receipts although they are configured."""
     if not (without := [worker.pid for worker in workers if worker.no_receipts]):
         return ()
     return (
@@ -146,7 +146,7 @@ def receipts(workers: Sequence[Worker]) -> tuple[str, ...]:
 
 
 def degraded(workers: Sequence[Worker]) -> tuple[str, ...]:
-    """What the kernel or a sandbox refuses to workers, and what follows."""
+    """Return the kernel features that workers cannot use, and the consequences."""
     found = []
     for lack in LACKS.values():
         if pids := [worker.pid for worker in workers if lack.name in worker.lacks]:
@@ -157,7 +157,7 @@ def degraded(workers: Sequence[Worker]) -> tuple[str, ...]:
 
 
 def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
-    """That a host asks the database itself although it has a bus; every host does while there is no deployment."""
+    """Return a note if a host queries the database itself although it has a bus and a deployment exists."""
     if snapshot is None or snapshot.fleet is None or monitor.state != "alive" or snapshot.phase is Phase.NOT_CREATED:
         return ()
     if snapshot.fleet.standing is not FleetRole.DIRECT:
@@ -166,11 +166,11 @@ def left_alone(snapshot: Snapshot | None, monitor: Monitor) -> tuple[str, ...]:
 
 
 def _monitor_said(snapshot: Snapshot) -> str:
-    """What was looked for and what would help, where the monitor has said so."""
+    """Return the monitor's advice about missing metadata, if it has published one."""
     said = [
         notice.text
         for notice in snapshot.notices
-        # Lines about the fleet tell nothing of the database.
+        # Lines about the fleet say nothing about the database.
         if notice.logger == "bgpool.monitor" and not notice.event.startswith("fleet_")
     ]
     return f"; the monitor reports: {' '.join(said[-1].split())}" if said else ""
