@@ -97,9 +97,9 @@ def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[A
         dsn: A ``postgresql://`` or ``mysql://`` URL, optionally with ``bg_`` parameters in its query, or a libpq
             connection string.
         bg_id: The id of the Blue/Green Deployment; the same for every connection to it. Default ``1``.
-        options: Any other ``bg_`` parameter of docs/parameters.md; ``password``, a string or a callable
-            ``(host, port, user) -> str``; ``endpoint``, the RDS or Aurora endpoint that the DSN's host is an alias of;
-            ``monitoring={...}``, connection parameters for the monitoring connections only; and every option of
+        options: Any other ``bg_`` parameter of docs/parameters.md. ``password``: a string or a callable
+            ``(host, port, user) -> str``. ``endpoint``: the RDS or Aurora endpoint that the DSN's host is an alias of.
+            ``monitoring``: a mapping of connection parameters for the monitoring connections only. And every option of
             psycopg_pool's ConnectionPool except ``open``; for MySQL those of docs/mysql.md.
 
     Raises:

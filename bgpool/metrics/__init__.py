@@ -1,7 +1,7 @@
-"""What a host's pools and deployments come to, as metrics: for Prometheus, and through OpenTelemetry's API.
+"""Metrics of a host's pools and deployments: for Prometheus, and through OpenTelemetry's API.
 
-Everything is read from the mapped files and from the pools themselves: no database is asked, and a checkout counts
-nothing for it. Off unless asked for; what each metric means is in docs/metrics.md.
+All values are read from the mapped files and the pools: no database is queried, and a checkout does no additional
+counting. Metrics are off by default. docs/metrics.md explains each metric.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ __all__ = ["instrument"]
 
 
 def instrument(meter_provider: Any = None) -> None:
-    """Report this process's pools through OpenTelemetry; to be called once, before or after the pools are made.
+    """Report this process's pools through OpenTelemetry. Call it once, before or after the pools are created.
 
-    What is true of the host is reported by one of its processes. In a server that forks, call it where the SDK is set
+    Host-wide values are reported by one of the host's processes. In a server that forks, call this where the SDK is set
     up: in the worker.
 
     Args:
-        meter_provider: Whose meter; None for the global one.
+        meter_provider: The meter provider; None for the global one.
 
     Raises:
         ConfigurationError: OpenTelemetry's API is not installed.

@@ -1,4 +1,4 @@
-"""Every metric by its OpenTelemetry name, and how it is read. docs/metrics.md has the same list for people."""
+"""All metrics by their OpenTelemetry names, and how to read them. docs/metrics.md has the same list for users."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ SETTLED: Final = "bgpool.settled_by"
 
 
 class Kind(Enum):
-    """What may be done with the numbers."""
+    """The kind of a metric, which determines the valid operations on its values."""
 
-    #: Only rises, until what is counted begins anew: take rates.
+    #: Only increases, until the counted object is created again: use rates.
     COUNTER = "counter"
     #: May be summed over processes.
     UP_DOWN = "updowncounter"
-    #: May not.
+    #: Must not be summed.
     GAUGE = "gauge"
 
 
 @dataclass(frozen=True, slots=True)
 class Metric(Generic[T]):
-    """One metric; *read* turns what it is a metric of into points. A *unit* in braces is a word, not a unit."""
+    """A metric. *read* turns the measured object into points. A *unit* in braces is an annotation, not a unit."""
 
     name: str
     kind: Kind
@@ -52,7 +52,7 @@ class Metric(Generic[T]):
 
 
 def _plain(read: Callable[[T], float | None]) -> Callable[[T], Points]:
-    """A single point without attributes of its own, or none."""
+    """Return a single point without attributes of its own, or none."""
 
     def points(source: T) -> Points:
         value = read(source)
@@ -61,7 +61,7 @@ def _plain(read: Callable[[T], float | None]) -> Callable[[T], Points]:
     return points
 
 
-#: Of a process, or of one of its pools.
+#: Metrics of a process, or of one of its pools.
 USAGE: Final[tuple[Metric[Usage], ...]] = (
     Metric(
         "db.client.connection.count",
@@ -116,7 +116,7 @@ USAGE: Final[tuple[Metric[Usage], ...]] = (
         "bgpool.units.settled",
         Kind.COUNTER,
         "{unit}",
-        "Units of work whose COMMIT was cut, by who told what became of it.",
+        "Units of work whose COMMIT was cut, by the source of its outcome.",
         lambda usage: [
             ({SETTLED: "receipt found"}, usage.receipts_found),
             ({SETTLED: "no receipt"}, usage.receipts_missing),
@@ -146,7 +146,7 @@ USAGE: Final[tuple[Metric[Usage], ...]] = (
     ),
 )
 
-#: Of a deployment, as the host knows it.
+#: Metrics of a deployment, as known on the host.
 DEPLOYMENT: Final[tuple[Metric[Deployment], ...]] = (
     Metric(
         "bgpool.phase",
@@ -177,7 +177,7 @@ DEPLOYMENT: Final[tuple[Metric[Deployment], ...]] = (
         "bgpool.monitor.age",
         Kind.GAUGE,
         "s",
-        "Time since the monitor's last sign of life, which it gives five times a second.",
+        "Time since the monitor's last heartbeat, of which there are five per second.",
         _plain(lambda it: it.monitor_age_s),
     ),
     Metric(

@@ -1,4 +1,4 @@
-"""A deployment as the files of the run directory tell of it, at one moment."""
+"""The state of a deployment at one time, read from the files of the run directory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Deployment"]
 
 
 class Deployment:
-    """One look. What cannot be read is missing: nobody's scrape fails for it.
+    """One reading of the files. Unreadable values are missing, so that no scrape fails because of them.
 
     Attributes:
-        snapshot: None where none was ever seen.
-        sequence: Its number; 0 while there is no segment.
-        term: The monitor's; None while there is no segment.
-        monitor_age_s: Since its last sign of life; None while there is none.
-        bus_age_s: Since it last heard of its fleet; None where it has not.
+        snapshot: The snapshot; None if there was none.
+        sequence: Its number; 0 without a segment.
+        term: The monitor's term; None without a segment.
+        monitor_age_s: The time since its last heartbeat; None if there is none.
+        bus_age_s: The time since its last message of the fleet; None if there was none.
     """
 
     def __init__(self, files: RunFiles, reader: Reader) -> None:
-        """Look at *files*, of which *reader* knows the segment."""
+        """Read *files*, whose segment *reader* reads."""
         self._files: Final = files
         reader.check_path()
         reading = reader.refresh()
@@ -45,16 +45,16 @@ class Deployment:
 
     @property
     def fleet(self) -> FleetView | None:
-        """The host's place in its fleet; None without bg_fleet."""
+        """The host's role in its fleet; None without bg_fleet."""
         return self.snapshot.fleet if self.snapshot is not None else None
 
     def _workers(self) -> tuple[WorkerRow, ...]:
-        """Every process of the host that uses it."""
+        """Return every process of the host that uses the deployment."""
         try:
             return workers(self._files)
         except SegmentError:
             return ()
 
     def _totals(self) -> dict[str, int]:
-        """Switchovers by outcome."""
+        """Return the number of switchovers by outcome."""
         return history.totals(history.read(self._files))

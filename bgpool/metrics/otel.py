@@ -1,6 +1,6 @@
-"""Through OpenTelemetry's API: each process reports its own pools, and one of the host's what is true of the host.
+"""Metrics through OpenTelemetry's API: each process reports its own pools, and one of them the host-wide values.
 
-So sums over processes are right, which is what backends do.
+So sums over processes, as backends compute them, are correct.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Sources = Callable[[], Iterable[tuple[Attributes, T]]]
 
 
 def instrument(meter_provider: MeterProvider | None = None) -> None:
-    """Register every metric; see bgpool.metrics.instrument."""
+    """Register all metrics; see bgpool.metrics.instrument."""
     meter = get_meter("bgpool", __version__, meter_provider)
     for usage in USAGE:
         _register(meter, usage, _pools)
@@ -46,7 +46,7 @@ def _register(meter: Meter, metric: Metric[T], sources: Sources[T]) -> None:
 
 
 def _pools() -> Iterable[tuple[Attributes, Usage]]:
-    """This process's pools, those with the same name together."""
+    """Return this process's pools, grouped by name."""
     found: dict[tuple[str, str], Usage] = {}
     for pool in registry.pools():
         key = pool.bg_id, pool.name
@@ -55,7 +55,7 @@ def _pools() -> Iterable[tuple[Attributes, Usage]]:
 
 
 def _deployments() -> Iterable[tuple[Attributes, Deployment]]:
-    """Those that this process speaks for."""
+    """Return the deployments whose host-wide values this process reports."""
     return [
         ({BG_ID: participant.bg_id}, Deployment(participant.files, participant.reader))
         for participant in registry.participants()

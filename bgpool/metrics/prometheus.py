@@ -1,6 +1,6 @@
-"""For Prometheus: everything that is known of a whole host, whichever of its processes is asked.
+"""Metrics for Prometheus: all values of a whole host, from any of its processes.
 
-Names are those that OpenTelemetry's own rules make of the catalogue's, so that both ways lead to the same dashboards.
+The names follow from the catalogue by OpenTelemetry's own rules, so that the same dashboards work with both.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _UNITS: Final = {"s": "_seconds"}
 
 
 class Collector(BaseCollector):
-    """One deployment, for a registry of prometheus_client: ``REGISTRY.register(Collector("ledger"))``.
+    """A deployment, for a registry of prometheus_client: ``REGISTRY.register(Collector("ledger"))``.
 
-    It keeps nothing: under a server with many processes each of them gives the same answer, and prometheus_client needs
-    no directory for them.
+    It has no state: under a server with many processes each of them returns the same values, and prometheus_client
+    needs no directory for them.
     """
 
     def __init__(self, bg_id: str | int = "1", run_dir: Path | str | None = None) -> None:
-        """Of *bg_id*, with *run_dir* as the parameter bg_run_dir; None for the default.
+        """Collect the metrics of *bg_id*, with *run_dir* as the parameter bg_run_dir; None for the default.
 
         Raises:
-            ConfigurationError: A value that cannot be used.
+            ConfigurationError: A value is invalid.
         """
         settings = Settings.from_mapping({"bg_id": bg_id, **({} if run_dir is None else {"bg_run_dir": run_dir})})
         self._bg_id: Final = settings.bg_id
@@ -46,11 +46,11 @@ class Collector(BaseCollector):
         self._reader: Final = Reader(self._files)
 
     def describe(self) -> Iterable[Family]:
-        """Nothing: to register makes no look at anything."""
+        """Return nothing, so that registering reads no files."""
         return []
 
     def collect(self) -> Iterator[Family]:
-        """Every metric, now."""
+        """Return all metrics with their current values."""
         it = Deployment(self._files, self._reader)
         for metric in DEPLOYMENT:
             yield _family(metric.name, metric.kind, metric.unit, metric.text, self._with_id(metric.read(it)))
@@ -61,16 +61,16 @@ class Collector(BaseCollector):
             )
 
     def _with_id(self, points: Points, *more: str) -> Points:
-        # Of a host the files do not tell which pools its processes have: the deployment stands for them.
+        # The files do not contain the pools of other processes, so the deployment is used instead of pool names.
         own = dict.fromkeys((BG_ID, *more), self._bg_id)
         return [({**own, **attributes}, value) for attributes, value in points]
 
 
 def serve(collector: Collector, host: str, port: int) -> int:
-    """Answer scrapes of *collector* at *host* and *port*, 0 for any, in a thread of its own; the port.
+    """Serve scrapes of *collector* at *host* and *port*, 0 for any, in a separate thread. Return the port.
 
     Raises:
-        OSError: The port cannot be had.
+        OSError: The port is not available.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
@@ -83,7 +83,7 @@ def _summed(metric: Metric[Usage], rows: Iterable[WorkerRow]) -> Points:
 
 
 def _per_worker(metric: Metric[Usage], rows: Iterable[WorkerRow]) -> Points:
-    """By row of the table: a sum over processes would fall when one of them ends, and pass for begun anew."""
+    """Return the values by row of the table: a sum over processes would decrease when one ends, like at a reset."""
     return [({WORKER: str(row.row), **own}, value) for row in rows for own, value in metric.read(row.usage)]
 
 

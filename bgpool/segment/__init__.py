@@ -1,1 +1,1 @@
-"""The segment: one mapped file per bg_id, written by one monitor, read by every worker without a lock."""
+"""The segment: one mapped file per bg_id, written by one monitor and read by every worker without a lock."""

@@ -1,4 +1,4 @@
-"""Which boot this is: times of CLOCK_MONOTONIC mean something in one boot and one time namespace only."""
+"""The identity of the current boot: times of CLOCK_MONOTONIC are valid only within one boot and one time namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bgpool.segment.paths import Exhausted, refused
 
 __all__ = ["UNKNOWN", "boot_id"]
 
-#: The boot id of a process that cannot read it: systemd's ProcSubset=pid, SELinux and container runtimes hide it.
+#: The boot id of a process that cannot read it: systemd's ProcSubset=pid, SELinux and container runtimes may hide it.
 UNKNOWN: Final = bytes(16)
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -19,12 +19,12 @@ _TIME_NAMESPACE: Final = Path("/proc/self/ns/time")
 
 
 def boot_id() -> bytes:
-    """16 bytes that are the same for all processes whose monotonic clocks agree; UNKNOWN where this cannot be told.
+    """Return 16 bytes that are equal for all processes with the same monotonic clock; UNKNOWN if they cannot be read.
 
-    Half of it is never used: a process that can read less than its neighbour would look like one of another boot.
+    A partial result is never used: a process with fewer permissions would seem to belong to another boot.
 
     Raises:
-        Exhausted: It cannot be read now, for want of descriptors or memory.
+        Exhausted: It cannot be read now, because descriptors or memory have run out.
     """
     if sys.platform != "linux":
         return UNKNOWN
@@ -43,5 +43,5 @@ def _time_namespace() -> bytes:
     try:
         return str(_TIME_NAMESPACE.stat().st_ino).encode()
     except FileNotFoundError:
-        # Before Linux 5.6 there is one for all.
+        # Before Linux 5.6 there is a single time namespace.
         return b""

@@ -1,4 +1,4 @@
-"""A snapshot as msgpack and back. What comes back was in a file, so it is believed only as far as it fits."""
+"""Encode a snapshot as msgpack, and decode it. The decoder validates everything, because the data come from a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MAX_ITEMS: Final = max(TIMELINE_EVENTS, ENDPOINTS, NOTICES, ADDRESSES_PER_NAME,
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """*snapshot* as a msgpack map, field by field."""
+    """Return *snapshot* as a msgpack map, field by field."""
     fields = {key: getattr(snapshot, key) for key in _KEYS}
     fields["hosts"] = [(h.name, h.port, _ROLES.index(h.role), h.addresses) for h in snapshot.hosts]
     fields["timeline"] = [(e.mono_ns, e.wall_ns, e.event, e.evidence) for e in snapshot.timeline]
@@ -49,10 +49,10 @@ def encode(snapshot: Snapshot) -> bytes:
 
 
 def decode(payload: bytes) -> Snapshot:
-    """The snapshot in *payload*.
+    """Return the snapshot in *payload*.
 
     Raises:
-        SegmentError: It is not one: not msgpack, a key too many or too few, a value of a wrong type or size.
+        SegmentError: It is no snapshot: not msgpack, a missing or additional key, a value of the wrong type or size.
     """
     try:
         fields = msgpack.unpackb(
@@ -65,7 +65,7 @@ def decode(payload: bytes) -> Snapshot:
             max_ext_len=0,
         )
         return _snapshot(fields)
-    # Whatever msgpack or an unpacking of tuples makes of hostile bytes, it is one thing to the reader.
+    # Hostile bytes can cause any of these in msgpack or in unpacking; for the reader all are the same error.
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise SegmentError(f"snapshot cannot be decoded: {error}") from None
     except msgpack.UnpackException as error:
@@ -146,7 +146,7 @@ def _packed_fleet(view: FleetView) -> tuple[object, ...]:
         view.leader,
         view.hosts,
         view.since_ns,
-        # A client's or a server's words, as long as they please: no reader refuses a snapshot for them.
+        # The text of a client or a server may be of any length: cut it, so that no reader refuses the snapshot.
         view.reason[:FLEET_TEXT_CHARS],
         view.fallbacks,
     )

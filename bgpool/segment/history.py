@@ -1,4 +1,4 @@
-"""The timelines of the last switchovers, kept in the run directory for programs to read: the summary table's twin."""
+"""The timelines of the last switchovers, kept in the run directory for programs: the machine-readable summary table."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from bgpool.segment.pending_files import new_pending_file, pending_files_of, rem
 
 __all__ = ["OUTCOMES", "History", "keep", "look", "read", "record", "totals"]
 
-#: The monitor's: nobody else keeps a history.
+#: The monitor's logger, because only the monitor keeps a history.
 _logger: Final = logging.getLogger("bgpool.monitor")
 
-#: What a switchover may come to.
+#: The possible outcomes of a switchover.
 OUTCOMES: Final = ("completed", "rolled back")
 
 _BEGINNING: Final = {Phase.PREPARATION.name, Phase.IN_PROGRESS.name, Phase.POST.name}
 
 
 def record(snapshot: Snapshot) -> dict[str, Any] | None:
-    """The switchover that *snapshot* tells of, as JSON has it; None while there is none, or none that has ended.
+    """Return the switchover in *snapshot* as a JSON object; None if there is none, or none that has ended.
 
     Returns:
         ``bg_id``; ``outcome``, ``completed`` or ``rolled back``; ``hosts`` with the addresses recorded before;
-        ``events``, each with ``at_unix_ns``, ``offset_ms`` as in the summary table, ``event`` and ``evidence``. Once
-        it is kept, also ``totals``: how many there were of each outcome.
+            ``events``, each with ``at_unix_ns``, ``offset_ms`` as in the summary table, ``event`` and ``evidence``.
+            After it was kept also ``totals``: the number of switchovers with each outcome.
     """
     happened = {entry.event for entry in snapshot.timeline}
     if snapshot.phase in SWITCHING or not happened & _BEGINNING:
@@ -61,7 +61,7 @@ def record(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 def _story(timeline: Sequence[TimelineEntry]) -> list[TimelineEntry]:
-    """*timeline* without what an operator has held after the end: that belongs to no switchover."""
+    """Return *timeline* without an operator's holds after the end, which belong to no switchover."""
     end = max(
         (n for n, entry in enumerate(timeline) if entry.event in (Phase.COMPLETED.name, CREATED_AGAIN)), default=0
     )
@@ -69,12 +69,12 @@ def _story(timeline: Sequence[TimelineEntry]) -> list[TimelineEntry]:
 
 
 def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = lambda: True) -> None:
-    """Write down the switchover that *snapshot* tells of, if any; over what was written of the same one before.
+    """Write the switchover in *snapshot*, if any, to the history, in place of an earlier record of the same one.
 
     Args:
-        files: Whose history.
-        snapshot: What is known.
-        may_write: Whether the caller is still the monitor; nothing is written if not.
+        files: The files of the deployment.
+        snapshot: The current snapshot.
+        may_write: Returns whether the caller is still the monitor; if not, nothing is written.
 
     Raises:
         OSError, SegmentError: It cannot be written.
@@ -86,10 +86,10 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
     fd = create_checked(pending.path, os.O_WRONLY)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            # Whoever was stopped and wakes up must not put old news in the place of new. Before this it has no right
-            # any more; after it, the later monitor finds its draft and removes it, so that the replacing fails. At
-            # worst one that wakes in the very moment removes the later one's draft in turn: that one says so, and
-            # writes the record with the next entry.
+            # A monitor that was stopped and resumes must not replace newer data by old. If it is stopped before this
+            # check, the check fails. If it is stopped after it, the later monitor finds and removes its pending file,
+            # so that the replacement fails. In the worst case it resumes at that very time and removes the later
+            # monitor's pending file: the later monitor then reports that, and writes the record with the next entry.
             if not may_write():
                 return
             for other in pending_files_of(files.history):
@@ -108,11 +108,12 @@ def keep(files: RunFiles, snapshot: Snapshot, may_write: Callable[[], bool] = la
 
 
 class History(NamedTuple):
-    """What a history says.
+    """The content of a history file.
 
     Attributes:
-        records: The last switchovers as `record` makes them, the oldest first.
-        problem: Why the file, or a part of it, cannot be used; empty where all is well, or there is none.
+        records: The last switchovers in the format of `record`, the oldest first.
+        problem: The reason for which the file, or a part of it, cannot be used; empty if there is no problem, or no
+            file.
     """
 
     records: list[dict[str, Any]]
@@ -120,12 +121,12 @@ class History(NamedTuple):
 
 
 def read(files: RunFiles) -> list[dict[str, Any]]:
-    """The last switchovers as `record` makes them, the oldest first; none where there is no file to be trusted."""
+    """Return the last switchovers in the format of `record`, the oldest first; none without a trusted file."""
     return look(files).records
 
 
 def look(files: RunFiles) -> History:
-    """The same, and what is wrong with the file."""
+    """Return the same, and the problem of the file."""
     try:
         fd = open_checked(files.history, os.O_RDONLY)
     except FileNotFoundError:
@@ -148,20 +149,20 @@ def look(files: RunFiles) -> History:
 
 
 def _count(new: dict[str, Any], before: list[dict[str, Any]]) -> None:
-    """Have *new* tell how many there were of each outcome, itself included: older records are dropped in time."""
+    """Add the number of switchovers with each outcome to *new*, including itself, because older records are dropped."""
     counted = totals(before)
     new["totals"] = {**counted, new["outcome"]: counted.get(new["outcome"], 0) + 1}
 
 
 def totals(records: list[dict[str, Any]]) -> dict[str, int]:
-    """Switchovers by outcome since the run directory was made, by the last of *records*."""
+    """Return the number of switchovers by outcome since the run directory was created, from the last of *records*."""
     found = records[-1].get("totals") if records else None
     counts = found if isinstance(found, dict) else {}
     return {name: counts[name] for name in OUTCOMES if isinstance(counts.get(name), int)}
 
 
 def _key(item: dict[str, Any]) -> object:
-    """What tells one switchover from another: when its first event was."""
+    """Return the identity of a switchover: the time of its first event."""
     events = item.get("events")
     first = events[0] if isinstance(events, list) and events else None
     return first.get("at_unix_ns") if isinstance(first, dict) else None

@@ -1,6 +1,6 @@
-"""What the kernel, or a sandbox in front of it, refuses. Found by trying: that Python has a name for it says nothing.
+"""Optional kernel features that the kernel or a sandbox may refuse. They are tested: a name in Python proves nothing.
 
-Nothing here is needed: for each there is another way, slower or less careful. Log, status and doctor say which it is.
+None of them is required. For each there is a fallback, which is slower or less safe. Log, status and doctor report it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bgpool.segment.wake import kernel_wakes
 
 __all__ = ["LACKS", "MissingFeature", "lacks", "memory_file", "wiped_page"]
 
-#: Since Linux 4.14. Source: linux/mman.h; the mmap module names it from Python 3.13 on only.
+#: Since Linux 4.14. Source: linux/mman.h; the mmap module has this constant only from Python 3.13 on.
 _MADV_WIPEONFORK: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
 class MissingFeature:
-    """Something that is refused.
+    """A feature that may be refused.
 
     Attributes:
-        name: What.
-        text: That it is, and what follows.
-        remedy: What to do about it.
-        is_lacking: Tries it.
+        name: Its name.
+        text: The message: the feature is refused, and the consequences.
+        remedy: The advice.
+        is_lacking: Tests the feature.
     """
 
     name: str
@@ -41,16 +41,16 @@ class MissingFeature:
 
 
 def memory_file() -> int | None:
-    """A descriptor of a new file in memory that has no name; None where the kernel makes none."""
+    """Return a descriptor of a new anonymous file in memory; None if the kernel does not support it."""
     if sys.platform == "linux":
-        # The attribute is missing where Python was built with an old C library.
+        # The attribute does not exist if Python was built with an old C library.
         with contextlib.suppress(AttributeError, OSError):
             return os.memfd_create("bgpool")
     return None
 
 
 def wiped_page() -> mmap.mmap | None:
-    """A page of memory that is zero in every child, however it is forked; None where the kernel makes none."""
+    """Return a page of memory that is zero in every forked child; None if the kernel does not support it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -63,7 +63,7 @@ def _is_boot_unknown() -> bool:
     try:
         return boot_id() == UNKNOWN
     except SegmentError:
-        # Out of descriptors: nothing is known of the boot id.
+        # Descriptors have run out, which says nothing about the boot id.
         return False
 
 
@@ -74,7 +74,7 @@ def _no_memory_file() -> bool:
     return fd is None
 
 
-#: By the bit that stands for each in a worker's row.
+#: By the bit of each feature in a worker's row.
 LACKS: Final[Mapping[int, MissingFeature]] = {
     1: MissingFeature(
         "boot id",
@@ -106,7 +106,7 @@ LACKS: Final[Mapping[int, MissingFeature]] = {
 
 
 def lacks() -> int:
-    """What is refused to this process: the sum of the bits of LACKS. 0 on other systems than Linux, which have none."""
+    """Return the sum of the bits in LACKS of the features that this process cannot use; 0 on other systems."""
     if sys.platform != "linux":
         return 0
     return sum(bit for bit, lack in LACKS.items() if lack.is_lacking())

@@ -1,16 +1,16 @@
-"""Where every byte of a segment lies. docs/segment-format.md is this page in prose.
+"""The binary layout of a segment. docs/segment-format.md documents the same.
 
 ::
 
     0    header   magic 8, format u32, slot bytes u32, term u64, pid u64, boot id 16, CRC-32 u32, zero to 64
-    64   sequence u64    alone on its cache line; 0 before the first publish, SUPERSEDED once another file took over
+    64   sequence u64    alone on its cache line; 0 before the first publish, SUPERSEDED after another file took over
     128  heartbeat u64   alone on its cache line; CLOCK_MONOTONIC in ns
-    192  superseded u64  alone on its cache line; 0, or the term of whoever took over, and nobody ever takes it back
+    192  superseded u64  alone on its cache line; 0, or the term of the monitor that took over, which is final
     256  bus u64         alone on its cache line; CLOCK_MONOTONIC in ns of the last message of the fleet; 0 for none
     4096 slot 0   length u32, CRC-32 u32 (of sequence, length and payload), sequence u64, payload
-         slot 1   the same; the snapshot numbered *n* is in slot n mod 2
+         slot 1   the same; the snapshot with sequence number *n* is in slot n mod 2
 
-Integers are little-endian but for the four words, which are native: a mapping is never shared between machines.
+Integers are little-endian, except for the four words, which are native: a mapping is never shared between machines.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ FORMAT: Final = 5
 HEADER_BYTES: Final = 4096
 SEQUENCE_OFFSET: Final = 64
 HEARTBEAT_OFFSET: Final = 128
-#: A word that the file's own monitor does not write while it publishes: what says that a file is over must not be
-#: undone by a monitor that was stopped in the middle of publish() and wakes up.
+#: A word that the file's own monitor does not write in publish(). The mark that a file is superseded must not be undone
+#: by a monitor that was stopped in the middle of publish() and resumes.
 SUPERSEDED_OFFSET: Final = 192
-#: Messages come up to ten times a second: a snapshot for each would wake every worker of the host.
+#: A separate word, because messages arrive up to ten times a second: a snapshot for each would wake every worker.
 BUS_OFFSET: Final = 256
-#: Twice what the largest snapshot of core/limits.py comes to.
+#: Twice the size of the largest snapshot that core/limits.py allows.
 SLOT_BYTES: Final = 256 * 1024
 FILE_BYTES: Final = HEADER_BYTES + 2 * SLOT_BYTES
-#: What the sequence word becomes when the file is over, so that no number that was ever seen in it still matches.
+#: The value of the sequence word of a superseded file: it matches no number that a reader has seen.
 SUPERSEDED: Final = 2**64 - 1
 
 _HEADER: Final = struct.Struct("<8sIIQQ16s")
@@ -67,17 +67,17 @@ PAYLOAD_BYTES: Final = SLOT_BYTES - SLOT_HEADER.size
 
 
 class FutureFormat(SegmentError):
-    """A file that a newer version of bgpool has made: neither read nor replaced."""
+    """A file of a newer version of bgpool. It is neither read nor replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What never changes in the life of a segment file.
+    """The constant part of a segment file.
 
     Attributes:
-        term: Counts the tenures of monitors. One term, one file, one writer.
-        pid: The monitor's process id, for a person to read; never for telling whether it lives.
-        boot_id: The boot whose monotonic clock the file's times are on; 16 bytes.
+        term: Counts the tenures of monitors. Each term has one file and one writer.
+        pid: The monitor's process id, for operators; never used to decide whether it is alive.
+        boot_id: The boot whose monotonic clock the file's times refer to; 16 bytes.
     """
 
     term: int
@@ -86,16 +86,16 @@ class Header:
 
 
 def pack_header(header: Header) -> bytes:
-    """The first 64 bytes of a segment."""
+    """Return the first 64 bytes of a segment."""
     fields = _HEADER.pack(MAGIC, FORMAT, SLOT_BYTES, header.term, header.pid, header.boot_id)
     return (fields + _CRC.pack(zlib.crc32(fields))).ljust(SEQUENCE_OFFSET, b"\0")
 
 
 def unpack_header(data: bytes) -> Header:
-    """The header in the first 64 bytes of *data*.
+    """Return the header in the first 64 bytes of *data*.
 
     Raises:
-        SegmentError: Not a segment, a format of another version, or a wrong checksum.
+        SegmentError: It is not a segment, has another version's format, or has a wrong checksum.
     """
     if len(data) < SEQUENCE_OFFSET or data[: len(MAGIC)] != MAGIC:
         raise SegmentError("not a bgpool segment: wrong magic")
@@ -116,12 +116,12 @@ def unpack_header(data: bytes) -> Header:
 
 
 def slot_offset(sequence: int) -> int:
-    """Where the snapshot numbered *sequence* lies."""
+    """Return the offset of the snapshot with number *sequence*."""
     return HEADER_BYTES + (sequence & 1) * SLOT_BYTES
 
 
 def pack_slot(sequence: int, payload: bytes) -> bytes:
-    """A slot's bytes: header and payload.
+    """Return the bytes of a slot: header and payload.
 
     Raises:
         SegmentError: *payload* is larger than a slot.
@@ -133,9 +133,9 @@ def pack_slot(sequence: int, payload: bytes) -> bytes:
 
 
 def unpack_slot(data: memoryview, sequence: int) -> bytes | None:
-    """The payload of a slot if it holds the snapshot numbered *sequence*, whole; None otherwise.
+    """Return the payload of a slot if it contains the complete snapshot with number *sequence*; otherwise None.
 
-    The checksum decides, not the numbers: a processor may show the word before the bytes it announces.
+    The checksum decides, not the number: a processor may show the sequence word before the bytes that it announces.
     """
     length, crc, found = SLOT_HEADER.unpack_from(data)
     if found != sequence or length > PAYLOAD_BYTES:

@@ -1,8 +1,8 @@
-"""File locks that are taken or refused at once, and that the kernel releases when their process ends.
+"""Non-blocking file locks, which the kernel releases when their process ends.
 
 flock(2) is called directly. Importing filelock installs an audit hook with which ``os.fork`` raises RuntimeError in one
-thread while another thread is forking. A worker is the application's process, and forks as it likes. A lock of
-filelock's on the same file and one of these exclude each other: both are flock.
+thread while another thread is forking. A worker is the application's process, and may fork at any time. A filelock lock
+on the same file and one of these exclude each other: both use flock.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["Lock", "is_held", "leave_to_parent", "try_lock"]
 
 
 class Lock:
-    """A lock that this process holds, until release(), until the object is collected, or until the process ends.
+    """A lock that this process holds until release(), until the object is collected, or until the process ends.
 
-    A lock belongs to the open file, which a forked child shares with its parent. The child's descriptor is therefore
-    closed at the fork: the child holds nothing, and does not keep the lock alive after its parent.
+    A lock belongs to the open file description, which a forked child shares with its parent. So the child's descriptor
+    is closed at the fork: the child does not hold the lock, and does not keep it alive after its parent.
     """
 
     def __init__(self, path: Path) -> None:
-        """A lock on *path* that is not taken yet; see try_lock()."""
+        """Create a lock on *path* that is not held yet; see try_lock()."""
         self._path: Final = path
         self._fd = -1
         _locks.add(self)
@@ -39,29 +39,29 @@ class Lock:
         self.release()
 
     def release(self) -> None:
-        """Release the lock; harmless if that was done before."""
+        """Release the lock. Repeated calls have no effect."""
         if self._fd < 0:
             return
         _unsettled[id(self)] = self._path
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            # Closed, never unlocked: LOCK_UN in a forked child would take the lock away from the parent.
+            # Closed, never unlocked: LOCK_UN in a forked child would release the parent's lock.
             os.close(fd)
         _unsettled.pop(id(self), None)
 
     def is_in_place(self) -> bool:
-        """Whether the path still leads to the locked file; if not, another process can lock the path."""
+        """True if the path still leads to the locked file; if not, another process can lock the path."""
         try:
             return self._fd >= 0 and leads_to(self._path, identity_of(self._fd))
         except OSError:
             return False
 
     def take(self, flags: int, kind: int) -> bool:
-        """Open the file with *flags* and lock it, *kind* being LOCK_EX or LOCK_SH; whether it was free.
+        """Open the file with *flags* and lock it, with *kind* LOCK_EX or LOCK_SH. Return whether it was free.
 
         Raises:
-            FileNotFoundError: There is no such file, and *flags* are without O_CREAT.
-            SegmentError: The file is not to be trusted, cannot be made, or cannot be locked.
+            FileNotFoundError: The file does not exist, and *flags* are without O_CREAT.
+            SegmentError: The file cannot be trusted, created or locked.
         """
         _unsettled[id(self)] = self._path
         try:
@@ -82,27 +82,27 @@ class Lock:
 
 _locks: Final[weakref.WeakSet[Lock]] = weakref.WeakSet()
 #: Paths that are being opened or closed. A child that is forked between the system call and the assignment of its
-#: result, or between the assignment and the close, inherits a descriptor that no object knows.
+#: result, or between the assignment and the close, inherits a descriptor that no object refers to.
 _unsettled: Final[dict[int, Path]] = {}
 
 
 def try_lock(path: Path) -> Lock | None:
-    """The lock on *path* if it is free, held until it is released or the process ends; None if another has it.
+    """Return the lock on *path*, held until it is released or the process ends; None if another process holds it.
 
     Raises:
-        SegmentError: The file is not to be trusted, cannot be made, or cannot be locked.
+        SegmentError: The file cannot be trusted, created or locked.
     """
     lock = Lock(path)
     return lock if lock.take(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) else None
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock on *path*, this process included; False where there is no such file.
+    """Return whether any process, including this one, holds the lock on *path*; False if the file does not exist.
 
-    Takes the lock for a moment, shared: callers that look at the same time do not mistake each other for a holder.
+    Takes the lock briefly in shared mode, so that concurrent callers do not mistake each other for a holder.
 
     Raises:
-        SegmentError: As try_lock().
+        SegmentError: See try_lock().
     """
     lock = Lock(path)
     try:
@@ -114,7 +114,7 @@ def is_held(path: Path) -> bool:
 
 
 def leave_to_parent() -> None:
-    """In a forked child: close every descriptor of the parent's locks. Called by Python's fork hook; harmless again."""
+    """In a forked child, close all descriptors of the parent's locks. Called by Python's fork hook; may be repeated."""
     for lock in list(_locks):
         lock.release()
     for path in _unsettled.values():
@@ -123,14 +123,14 @@ def leave_to_parent() -> None:
 
 
 def _close_all(path: Path) -> None:
-    """Close every descriptor of the file at *path*."""
+    """Close all descriptors of the file at *path*."""
     with contextlib.suppress(OSError):
         wanted = path.stat()
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(fd), wanted):
-                    # Not closed: the number stays taken, in case some object still means to close it.
+                    # Replaced instead of closed: the number stays in use, in case an object still closes it.
                     os.dup2(nothing, fd, inheritable=False)
         os.close(nothing)
 

@@ -1,7 +1,7 @@
-"""An operator's order on its way to the monitor: one word of the table of workers, stored as a whole.
+"""An operator's order for the monitor: one word in the table of workers, written atomically.
 
-The upper 52 bits are the time at which it was given (CLOCK_MONOTONIC in ms), the lower 12 the seconds for which callers
-are to be held; 0 seconds is a release. The last order is the one that counts.
+The upper 52 bits are the time of the order (CLOCK_MONOTONIC in ms), the lower 12 bits the duration of a hold in
+seconds; 0 seconds means a release. The last order counts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class PendingOrder(NamedTuple):
     """An order.
 
     Attributes:
-        at_ns: When it was given, on the monotonic clock, in whole ms.
-        until_ns: When it ends by itself.
+        at_ns: The time of the order, on the monotonic clock, in whole ms.
+        until_ns: The time at which it expires.
     """
 
     order: Order
@@ -30,14 +30,14 @@ class PendingOrder(NamedTuple):
 
 
 def pack(order: Order, seconds: int, mono_ns: int) -> int:
-    """The word for *order*, given at *mono_ns*; for a hold *seconds* is how long, 1 to ORDER_S."""
+    """Return the word for *order* at *mono_ns*; *seconds* is the duration of a hold, 1 to ORDER_S."""
     if order is Order.HOLD and not 1 <= seconds <= ORDER_S:
         raise ValueError(f"a hold of {seconds} s; 1 to {ORDER_S} are allowed")
     return mono_ns // 1_000_000 << _SECONDS_BITS | (seconds if order is Order.HOLD else 0)
 
 
 def unpack(word: int) -> PendingOrder | None:
-    """The order in *word*; None if there is none, or none that anybody can have given."""
+    """Return the order in *word*; None if there is none, or if it is invalid."""
     at_ns, seconds = (word >> _SECONDS_BITS) * 1_000_000, word & (1 << _SECONDS_BITS) - 1
     if not word or seconds > ORDER_S:
         return None

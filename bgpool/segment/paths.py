@@ -1,4 +1,4 @@
-"""The run directory and its files: where they are, whose they must be, and how they are opened."""
+"""The run directory and its files: their paths, the required owner and permissions, and how to open them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "reserve",
 ]
 
-#: Of a run directory that the users of a group share.
+#: The mode of a run directory that the users of a group share.
 _SHARED_MODE: Final = 0o2770
 _SAFELY: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _EXHAUSTION: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
@@ -39,21 +39,21 @@ _STEM: Final = re.compile(rf"({_PLAIN_ID.pattern}|~[0-9a-f]{{32}})\.(segment|wor
 
 
 class Exhausted(SegmentError):
-    """Descriptors or memory have run out. That says nothing about the file, which is not to be replaced for it."""
+    """Descriptors or memory have run out. That says nothing about the file, which must not be replaced for it."""
 
 
 def identity_of(file: int | str | Path) -> tuple[int, int]:
-    """Device and inode of a descriptor's file, or of the one that a path leads to.
+    """Return device and inode of a descriptor's file, or of the file that a path leads to.
 
     Raises:
-        OSError: There is none, or the system does not tell.
+        OSError: There is none, or the system refuses the query.
     """
-    found = os.stat(file)  # noqa:PTH116  # of a descriptor as well
+    found = os.stat(file)  # noqa:PTH116  # also for a descriptor
     return found.st_dev, found.st_ino
 
 
 def leads_to(path: str | Path, identity: tuple[int, int]) -> bool:
-    """Whether *path* leads to the file of *identity*; not, where the system does not tell."""
+    """Return whether *path* leads to the file of *identity*; False if the system refuses the query."""
     try:
         return identity_of(path) == identity
     except OSError:
@@ -61,7 +61,7 @@ def leads_to(path: str | Path, identity: tuple[int, int]) -> bool:
 
 
 def refused(what: str, error: OSError) -> SegmentError:
-    """The system's *error* as ours: "*what*: why"."""
+    """Return the system's *error* as a SegmentError: "*what*: why"."""
     kind = Exhausted if error.errno in _EXHAUSTION else SegmentError
     return kind(f"{what}: {error.strerror}")
 
@@ -72,7 +72,7 @@ class RunFiles:
 
     Attributes:
         directory: The run directory; private to the user, or to a group.
-        stem: The bg_id, or a digest of it where it would not do as a file name.
+        stem: The bg_id, or a digest of it if it is not suitable as a file name.
     """
 
     directory: Path
@@ -80,18 +80,18 @@ class RunFiles:
 
     @classmethod
     def of(cls, directory: Path, bg_id: str) -> RunFiles:
-        """The files of *bg_id* in *directory*; nothing is touched."""
+        """Return the files of *bg_id* in *directory*. This does not access the file system."""
         plain = _PLAIN_ID.fullmatch(bg_id)
-        # The tilde keeps a digest from ever being somebody's bg_id.
+        # The tilde ensures that no bg_id equals a digest.
         digest = hashlib.sha256(bg_id.encode()).hexdigest()[:32]
         return cls(directory, bg_id if plain else f"~{digest}")
 
     @classmethod
     def all_in(cls, directory: Path) -> tuple[RunFiles, ...]:
-        """The files of every bg_id that has left any in *directory*, in the order of their names; nothing is touched.
+        """Return the files of every bg_id in *directory*, in the order of their names. Nothing is changed.
 
         Raises:
-            SegmentError: The directory is not to be trusted, or cannot be read. One that is not there has no files.
+            SegmentError: The directory cannot be trusted or read. A directory that does not exist has no files.
         """
         try:
             directory.lstat()
@@ -113,15 +113,15 @@ class RunFiles:
 
     @property
     def workers(self) -> Path:
-        """The mapped table in which every process that uses the bg_id has a row."""
+        """The mapped table with a row for every process that uses the bg_id."""
         return self.directory / f"{self.stem}.workers"
 
     def row(self, number: int) -> Path:
-        """The lock of the process that owns row *number* of the table."""
+        """Return the lock of the process that owns row *number* of the table."""
         return self.directory / f"{self.stem}.row-{number}.lock"
 
     def all_rows(self) -> list[Path]:
-        """Those of these locks whose files exist, held or not; none where there is no run directory.
+        """Return the existing lock files of rows, held or not; none without a run directory.
 
         Raises:
             SegmentError: The directory cannot be read.
@@ -140,12 +140,12 @@ class RunFiles:
         return self.directory / f"{self.stem}.spawning.lock"
 
     def turn(self, mark: str) -> Path:
-        """The lock of the process that tries to start a monitor with the parameters of *mark*, pauses included."""
+        """Return the lock of the process that tries to start a monitor with *mark*'s parameters, pauses included."""
         return self.directory / f"{self.stem}.turn-{mark}.lock"
 
     @property
     def relay(self) -> Path:
-        """The lock of the process that relays the monitor's notices into its own logs."""
+        """The lock of the process that relays the monitor's notices to its own log."""
         return self.directory / f"{self.stem}.relay.lock"
 
     @property
@@ -159,16 +159,16 @@ class RunFiles:
         return self.directory / f"{self.stem}.history.json"
 
     def samples(self, began_ns: int) -> Path:
-        """What each worker did through the switchover whose first event was at *began_ns*, on the wall clock."""
+        """Return the file with the workers' samples of the switchover that began at *began_ns*, on the wall clock."""
         return self.directory / f"{self.stem}.samples-{began_ns}.json"
 
     @property
     def pending_samples(self) -> Path:
-        """What such files are called while they are made."""
+        """The path from which the names of pending sample files are derived."""
         return self.directory / f"{self.stem}.samples"
 
     def all_samples(self) -> list[Path]:
-        """Those that there are, the oldest first; none where the directory cannot be read."""
+        """Return the existing sample files, the oldest first; none if the directory cannot be read."""
         pattern = re.compile(rf"{re.escape(self.stem)}\.samples-([0-9]{{1,20}})\.json")
         try:
             found = [(path, pattern.fullmatch(path.name)) for path in self.directory.iterdir()]
@@ -177,29 +177,29 @@ class RunFiles:
         return [path for path, _ in sorted(((p, int(m[1])) for p, m in found if m), key=lambda pair: pair[1])]
 
     def tenure(self, term: int) -> Path:
-        """The lock that the monitor of *term* holds for as long as it lives."""
+        """Return the lock that the monitor of *term* holds during its tenure."""
         return self.directory / f"{self.stem}.term-{term}.lock"
 
 
 def memory_dir() -> Path:
-    """Where run directories are made unless the user says otherwise: /dev/shm, else the temporary directory."""
+    """Return the default location of run directories: /dev/shm, or else the temporary directory."""
     memory = Path("/dev/shm")
     return memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
 def look_in(run_dir: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The run directory of this user. Nothing is made.
+    """Return the run directory of this user. Nothing is created.
 
-    It depends on nothing that a service and a login of the same user have different values for: each must find the
-    other's segment.
+    It depends only on values that a service and a login of the same user have in common, so that each finds the other's
+    segment.
 
     Args:
         run_dir: The parameter bg_run_dir; None for ``$BGPOOL_RUN_DIR``, else memory_dir().
         environ: The environment.
 
     Returns:
-        The directory as given. Where other users can write to it (an emptyDir, a tmpfs, /dev/shm): ``bgpool-<uid>`` in
-        it, which prepare_run_dir() makes private.
+        The directory as given. If other users can write to it (an emptyDir, a tmpfs, /dev/shm), ``bgpool-<uid>`` in it,
+            which prepare_run_dir() makes private.
     """
     chosen = run_dir or environ.get("BGPOOL_RUN_DIR")
     if not chosen:
@@ -209,13 +209,13 @@ def look_in(run_dir: Path | None = None, environ: Mapping[str, str] = os.environ
 
 
 def prepare_run_dir(directory: Path) -> bool:
-    """Make *directory* if it does not exist, and check that only this user, or a group we chose, can write to it.
+    """Create *directory* if it does not exist, and check that only this user, or the configured group, can write to it.
 
     Returns:
-        Whether this call made it.
+        True if this call created it.
 
     Raises:
-        SegmentError: It cannot be made, is a link or no directory, has another owner, or is open to others.
+        SegmentError: It cannot be created, is a link or not a directory, has another owner, or is open to others.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -229,28 +229,28 @@ def prepare_run_dir(directory: Path) -> bool:
 
 
 def file_mode(directory: Path) -> int:
-    """The mode of files in *directory*: 0600, or 0660 where a group shares it.
+    """Return the mode of files in *directory*: 0600, or 0660 if a group shares it.
 
     Raises:
-        SegmentError: As prepare_run_dir.
+        SegmentError: See prepare_run_dir.
     """
     return 0o600 if _rights(directory) is None else 0o660
 
 
 def open_checked(path: Path, flags: int) -> int:
-    """Open a file of the run directory without following a link or waiting for a FIFO's other end.
+    """Open a file of the run directory without following a link or blocking on a FIFO.
 
     Args:
         path: The file.
-        flags: As for os.open; with O_CREAT the file is made with the rights that its directory calls for.
+        flags: The flags of os.open; with O_CREAT the file is created with the permissions that its directory implies.
 
     Returns:
         A file descriptor that is not inherited.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         SegmentError: It is not a regular file, has another owner, or others can read or write it.
-        Exhausted: It may be in order, but the process cannot open any more.
+        Exhausted: The file may be valid, but the process cannot open any more files.
     """
     while True:
         try:
@@ -265,7 +265,7 @@ def open_checked(path: Path, flags: int) -> int:
         try:
             return create_checked(path, flags)
         except FileExistsError:
-            continue  # Somebody else was faster: what is there is to be checked.
+            continue  # Another process was faster: check its file.
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
@@ -278,11 +278,11 @@ def open_checked(path: Path, flags: int) -> int:
 
 
 def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
-    """Make a file of the run directory that was not there before, and open it.
+    """Create a new file of the run directory, and open it.
 
     Raises:
-        FileExistsError: It was.
-        SegmentError: It cannot be made.
+        FileExistsError: It already exists.
+        SegmentError: It cannot be created.
     """
     mode = file_mode(path.parent)
     try:
@@ -292,7 +292,7 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
     except OSError as error:
         raise refused(f"{path} cannot be made", error) from None
     try:
-        os.fchmod(fd, mode)  # Whatever the umask.
+        os.fchmod(fd, mode)  # Independent of the umask.
     except OSError as error:
         os.close(fd)
         raise refused(f"{path} cannot be made", error) from None
@@ -300,12 +300,12 @@ def create_checked(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def reserve(fd: int, size: int) -> None:
-    """Give an empty file *size* bytes of zeros, and the room for them.
+    """Extend an empty file to *size* bytes of zeros, and allocate the space.
 
-    They are written: every kernel and file system can do that, and posix_fallocate is refused by some.
+    The zeros are written: every kernel and file system supports that, while some refuse posix_fallocate.
 
     Raises:
-        OSError: There is no room.
+        OSError: There is not enough space.
     """
     left = memoryview(bytes(size))
     while left:
@@ -317,7 +317,7 @@ def _private_in(directory: Path) -> Path:
 
 
 def _others_can_write(directory: Path) -> bool:
-    """Whether *directory* is one that other users write to, and no group's run directory."""
+    """Return whether other users can write to *directory* and it is not a group's run directory."""
     try:
         found = directory.lstat()
     except OSError:
@@ -327,10 +327,10 @@ def _others_can_write(directory: Path) -> bool:
 
 
 def _make_private(directory: Path) -> bool:
-    """Make *directory* with mode 0700, whatever the umask; whether it did not exist.
+    """Create *directory* with mode 0700, independent of the umask. Return whether it did not exist.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be created.
     """
     try:
         directory.mkdir(mode=0o700)
@@ -339,8 +339,8 @@ def _make_private(directory: Path) -> bool:
         made = False
     found = directory.lstat()
     mode = stat.S_IMODE(found.st_mode)
-    # The umask, or a parent with the setgid bit, has changed the mode; or another process has come between those two
-    # steps of its own. One that others may enter is not touched: it is refused.
+    # The umask, or a parent with the setgid bit, has changed the mode; or another process is between these two steps. A
+    # directory that others can enter is not changed: it is refused.
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and mode != 0o700 and not mode & 0o077:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _SAFELY)
         try:
@@ -351,10 +351,10 @@ def _make_private(directory: Path) -> bool:
 
 
 def _rights(directory: Path) -> int | None:
-    """The group that shares *directory*; None for nobody but us.
+    """Return the group that shares *directory*; None if it is private to this user.
 
     Raises:
-        SegmentError: It is no directory, somebody else could have put something there, or its rights are unclear.
+        SegmentError: It is not a directory, another user could have written to it, or its permissions are unclear.
     """
     try:
         found = directory.lstat()
@@ -364,7 +364,7 @@ def _rights(directory: Path) -> int | None:
     if not stat.S_ISDIR(found.st_mode):
         link = ", but a link, which is not followed" if stat.S_ISLNK(found.st_mode) else ""
         raise SegmentError(f"{what} is not a directory{link}")
-    # Root's is as good as ours where a group shares it: who could write to it otherwise has root's rights anyway.
+    # If a group shares it, root is a valid owner as well: root could write to it in any case.
     shared = mode == _SHARED_MODE
     if found.st_uid != os.geteuid() and not (shared and found.st_uid == 0):
         raise SegmentError(

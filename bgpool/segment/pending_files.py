@@ -1,6 +1,6 @@
-"""Files in the making: each under a name that nobody else has, until it is whole and takes its place in one step.
+"""Pending files: each has a unique name until it is complete, and then replaces the final file in one step.
 
-A process that dies in between leaves its draft behind. Whoever makes the next one removes it.
+A process that dies before that leaves its pending file. The process that creates the next one removes it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from bgpool.segment.paths import refused
 
 __all__ = ["PendingFile", "pending_files_of", "new_pending_file", "remove"]
 
-#: Random, because a pid tells processes of different containers no more apart than a name would.
+#: Random, because neither pids nor names distinguish processes of different containers.
 _RANDOM_BYTES: Final = 8
 
 
 class PendingFile(NamedTuple):
-    """A file in the making.
+    """A pending file.
 
     Attributes:
-        path: Where it is.
-        term: Whose; 0 for files that have nothing to do with terms.
+        path: Its path.
+        term: The term of its monitor; 0 for files that do not depend on terms.
     """
 
     path: Path
@@ -31,12 +31,12 @@ class PendingFile(NamedTuple):
 
 
 def new_pending_file(path: Path, term: int = 0) -> PendingFile:
-    """A name for a draft of *path*; nothing is made."""
+    """Return a name for a pending file of *path*. Nothing is created."""
     return PendingFile(path.with_name(f"{path.name}.draft-{term}-{os.urandom(_RANDOM_BYTES).hex()}"), term)
 
 
 def pending_files_of(path: Path) -> list[PendingFile]:
-    """Every draft of *path* that there is, of the living and of the dead.
+    """Return all pending files of *path*, of running and of dead processes.
 
     Raises:
         SegmentError: The directory cannot be read.
@@ -50,7 +50,7 @@ def pending_files_of(path: Path) -> list[PendingFile]:
 
 
 def remove(pending: PendingFile) -> None:
-    """Remove *pending*, if it is there. Its maker can never put it in place then.
+    """Remove *pending*, if it exists. After that its process can no longer put it in place.
 
     Raises:
         SegmentError: It cannot be removed.

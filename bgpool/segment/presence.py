@@ -1,8 +1,8 @@
-"""Who is there: every process that uses a bg_id has a row in the table of workers, and says there what it does.
+"""The presence of processes: each one that uses a bg_id has a row in the table of workers, with its current figures.
 
-A process is present for as long as it holds the lock on its row, a file of its own beside the table. One lock file for
-each row, because flock works in every kernel and sandbox, where locks on a part of a file may be refused, are dropped
-when any descriptor of that file is closed, or exist on Linux alone.
+A process is present while it holds the lock of its row, which is a separate file next to the table. There is one lock
+file per row because flock works in every kernel and sandbox. Locks on a part of a file may be refused, are dropped when
+any descriptor of that file is closed, or exist only on Linux.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bgpool.segment.table import Table, Usage, read_rows
 __all__ = ["Presence", "WorkerRow", "anybody_present", "best_offer", "workers"]
 
 
-#: Processes of one bg_id on one host that can be present; those beyond ROWS have a lock and no row. Each claim tries
-#: the locks of all before it, which takes about 10 us for each.
+#: The maximum of present processes of one bg_id on one host; those beyond ROWS have a lock and no row. Each claim tries
+#: the locks of all rows before it, which takes about 10 µs for each.
 _PRESENT: Final = 8192
-#: Rows among the first ones that are passed by where their lock is refused.
+#: The maximum of rows to skip at the beginning if their locks are refused.
 _PASSED_BY: Final = 64
 
 
@@ -35,11 +35,11 @@ class WorkerRow:
     """A living process that uses a bg_id.
 
     Attributes:
-        pid: As the process itself sees it: in another container it means nothing.
+        pid: Its own process id. It has no meaning outside of its container.
         age_s: Seconds since it last wrote its row.
-        usage: What it wrote.
-        row: Which row of the table it has, for as long as it lives.
-        lacks: What the kernel refuses to it, see host.LACKS.
+        usage: The values in its row.
+        row: The number of its row in the table, constant for its lifetime.
+        lacks: The kernel features that it cannot use, see kernel_features.LACKS.
     """
 
     pid: int
@@ -50,16 +50,17 @@ class WorkerRow:
 
 
 class Presence:
-    """This process's row, from construction to close() or the end of the process. The kernel ends it, whatever happens.
+    """This process's row, from construction to close() or the end of the process. The kernel releases it in any case.
 
-    Written by one thread; readers see every word as a whole.
+    It is written by one thread; readers read every word atomically.
     """
 
     def __init__(self, files: RunFiles) -> None:
-        """Be present.
+        """Claim a row.
 
         Raises:
-            SegmentError: The table or a lock is not to be trusted, the system refuses to lock, or there are too many.
+            SegmentError: The table or a lock cannot be trusted, the system refuses to lock, or there are too many
+                processes.
         """
         self._table: Final = Table(files)
         self._row, self._lock = _claim(files)
@@ -69,7 +70,7 @@ class Presence:
         self.write(Usage())
 
     def write(self, usage: Usage) -> None:
-        """Say what the process's pools do now."""
+        """Write the current figures of the process's pools."""
         if self._row >= table.ROWS:
             return
         if usage == self._said:
@@ -79,32 +80,32 @@ class Presence:
             self._said = usage
 
     def count_workers(self) -> int:
-        """How many processes of the host use the bg_id just now, this one included; at least one."""
+        """Return the number of processes of the host that currently use the bg_id, including this one; at least one."""
         return max(1, self._table.count_since(time.monotonic_ns() - int(ROW_STALE_S * 1e9)))
 
     def locked_out_workers(self) -> list[int]:
-        """The pids of the host's processes of which green refuses the login of a pool."""
+        """Return the pids of the host's processes that have a pool whose login green refuses."""
         since_ns = time.monotonic_ns() - int(ROW_STALE_S * 1e9)
         return [pid for _, pid, at_ns, usage in self._table.rows() if usage.locked_out and at_ns >= since_ns]
 
     def nudge(self) -> None:
-        """Tell the monitor that the server has cut a connection just now."""
+        """Notify the monitor that the server has cut a connection."""
         self._table.ring(time.monotonic_ns())
 
     def is_in_place(self, files: RunFiles) -> bool:
-        """Whether the paths still lead to our table and our lock; if not, nobody can see that we are here."""
+        """True if the paths still lead to this table and this lock; if not, other processes cannot see this one."""
         return self._table.is_in_place(files) and self._lock.is_in_place()
 
     def close(self) -> None:
-        """Be gone. In a forked child this does nothing; the parent stays present."""
+        """Give up the row. In a forked child this has no effect; the parent stays present."""
         self._lock.release()
 
 
 def anybody_present(files: RunFiles) -> bool:
-    """Whether a process on this host uses the bg_id of *files*.
+    """Return whether a process on this host uses the bg_id of *files*.
 
     Raises:
-        SegmentError: Nobody is seen, but a lock is not to be trusted, or the system refuses to tell.
+        SegmentError: No process was found, but a lock cannot be trusted, or the system refuses the query.
     """
     refusal: SegmentError | None = None
     for path in files.all_rows():
@@ -112,7 +113,7 @@ def anybody_present(files: RunFiles) -> bool:
             if is_held(path):
                 return True
         except SegmentError as error:
-            # One file that is not to be trusted hides nobody else.
+            # One file that cannot be trusted does not hide other processes.
             refusal = error
     if refusal is not None:
         raise refusal
@@ -120,10 +121,10 @@ def anybody_present(files: RunFiles) -> bool:
 
 
 def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
-    """Every process on this host that uses the bg_id of *files*, in the order of their rows; to look changes nothing.
+    """Return every process on this host that uses the bg_id of *files*, in the order of their rows. Nothing is changed.
 
     Raises:
-        SegmentError: The table is not to be trusted, or the system refuses to tell.
+        SegmentError: The table cannot be trusted, or the system refuses the query.
     """
     now_ns = time.monotonic_ns()
     try:
@@ -137,23 +138,23 @@ def workers(files: RunFiles) -> tuple[WorkerRow, ...]:
 
 
 def best_offer(files: RunFiles) -> int:
-    """The best parameters that any process on this host has for a monitor: a Sight's number, 0 for none.
+    """Return the Visibility of the best parameters that any process on this host has for a monitor; 0 for none.
 
     Raises:
-        SegmentError: The table is not to be trusted, or the system refuses to tell.
+        SegmentError: The table cannot be trusted, or the system refuses the query.
     """
     return max((row.usage.offer for row in workers(files)), default=0)
 
 
 def _claim(files: RunFiles) -> tuple[int, Lock]:
-    """The first row whose lock is free, and the lock."""
+    """Return the first row whose lock is free, and the lock."""
     for row in range(_PRESENT):
         try:
             lock = try_lock(files.row(row))
         except Exhausted:
             raise
         except SegmentError:
-            # Its file may not be to be trusted; what the kernel refuses, it refuses for every row.
+            # A single lock file may be untrusted; a refusal by the kernel concerns every row.
             if row >= _PASSED_BY:
                 raise
             continue

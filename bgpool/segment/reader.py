@@ -1,6 +1,6 @@
-"""The workers' side of a segment: one comparison of a mapped word while nothing changes.
+"""The workers' side of a segment: while nothing changes, a check is one comparison of a mapped word.
 
-A reader never waits for the writer, never takes a lock, and keeps its last good snapshot whatever it finds.
+A reader never waits for the writer, never takes a lock, and keeps its last valid snapshot in any case.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _NOTHING: Final = memoryview(array.array("Q", [0]))
 
 
 class AnotherBoot(SegmentError):
-    """The segment's times are on the clock of another boot or time namespace.
+    """The segment's times refer to the clock of another boot or time namespace.
 
     Attributes:
-        header: The segment's.
+        header: The segment's header.
     """
 
     def __init__(self, files: RunFiles, header: layout.Header) -> None:
@@ -41,25 +41,25 @@ class AnotherBoot(SegmentError):
 
 
 class SegmentMap:
-    """One segment file, mapped.
+    """A mapped segment file.
 
     Attributes:
-        word: The sequence, live: ``word[0]`` is what the writer last published.
+        word: The sequence word, live: ``word[0]`` is the number of the last publication.
         beat: The heartbeat, live, in ns on the monotonic clock.
-        bus: When the monitor last heard a message of its fleet that counts, live, in ns on the monotonic clock; 0 for
-            never.
-        superseded: Live; other than 0 once nothing in the file is to be believed any more.
-        inode: Device and inode of the file, to tell whether the path still leads to it.
+        bus: The time of the last valid message of the fleet, live, in ns on the monotonic clock; 0 for none.
+        superseded: Live; not 0 if the file is no longer valid.
+        inode: Device and inode of the file, to detect that the path leads to another file.
     """
 
     def __init__(self, files: RunFiles, *, write: bool = False) -> None:
         """Map the segment of *files*.
 
         Raises:
-            FileNotFoundError: There is none.
-            AnotherBoot: Its boot id differs from ours; if one is unknown, its last sign of life lies in the future.
-            SegmentError: It is not to be trusted.
-            Exhausted: It may be in order, but the process cannot map any more.
+            FileNotFoundError: It does not exist.
+            AnotherBoot: Its boot id differs from that of this process; or, if one of them is unknown, its heartbeat is
+                in the future.
+            SegmentError: It cannot be trusted.
+            Exhausted: It may be valid, but the process cannot map any more files.
         """
         fd = open_checked(files.segment, os.O_RDWR if write else os.O_RDONLY)
         try:
@@ -80,7 +80,7 @@ class SegmentMap:
         words = self.view[: layout.HEADER_BYTES].cast("Q")
 
         def word(offset: int) -> memoryview:
-            # And no more than that: a pool compares it as memory.
+            # Only this word, because a pool compares the view as memory.
             return words[offset // 8 : offset // 8 + 1]
 
         self.word: Final = word(layout.SEQUENCE_OFFSET)
@@ -94,22 +94,22 @@ class SegmentMap:
     def _is_of_this_boot(self) -> bool:
         theirs, ours = self.header.boot_id, boot_id()
         if UNKNOWN in (theirs, ours):
-            # The clock tells: a sign of life that lies in the future was given in an earlier boot, after a longer time.
+            # Judge by the clock: a heartbeat in the future is from an earlier boot with a longer uptime.
             return self.heartbeat_age_s() < float("inf")
         return theirs == ours
 
     @property
     def is_superseded(self) -> bool:
-        """Whether the file is over: look it up by name again."""
+        """True if the file is superseded: the path must be looked up again."""
         return bool(self.superseded[0] != 0 or self.word[0] == layout.SUPERSEDED)
 
     def read(self) -> tuple[int, Snapshot] | None:
-        """The newest snapshot and its sequence; None before the first one and where there is no telling any more.
+        """Return the newest snapshot and its sequence; None before the first one, and if it cannot be determined.
 
-        What a file that is over says is for its successor to go on from, and for nobody else to act on.
+        The snapshot of a superseded file may only be used by the next monitor, to continue from it.
 
         Raises:
-            SegmentError: The slot does not hold what the word announces.
+            SegmentError: The slot does not contain the snapshot that the sequence word announces.
         """
         for attempt in range(READ_ATTEMPTS):
             sequence = self.word[0]
@@ -119,34 +119,34 @@ class SegmentMap:
             payload = layout.unpack_slot(self.view[offset : offset + layout.SLOT_BYTES], sequence)
             if payload is not None:
                 return sequence, decode(payload)
-            # Rewritten under our eyes, or the bytes are not visible yet: let the writer's processor catch up.
+            # The slot was rewritten during the read, or its bytes are not visible yet: wait for the writer's processor.
             time.sleep(0.0001 * (attempt > 1))
         raise SegmentError(f"segment holds no whole snapshot {sequence} after {READ_ATTEMPTS} attempts")
 
     def heartbeat_age_s(self) -> float:
-        """Seconds since the monitor's last sign of life; infinite for one that lies in the future."""
+        """Return the seconds since the monitor's last heartbeat; infinite if it is in the future."""
         return _age_s(self.beat[0])
 
     def bus_age_s(self) -> float | None:
-        """Seconds since the monitor last heard of its fleet; None where it never has, or that lies in the future."""
+        """Return the seconds since the last message of the fleet; None without one, or if it is in the future."""
         at_ns = self.bus[0]
         age_s = _age_s(at_ns)
         return age_s if at_ns and age_s < float("inf") else None
 
 
 def _age_s(at_ns: int) -> float:
-    """Seconds since *at_ns*, which was read before this is called; infinite for a time that lies in the future."""
+    """Return the seconds since *at_ns*, which must be read before this call; infinite for a time in the future."""
     age_ns = time.monotonic_ns() - at_ns
     return age_ns / 1e9 if age_ns >= 0 else float("inf")
 
 
 def trusted_map(files: RunFiles, *, write: bool = False) -> SegmentMap | None:
-    """The segment in place; None if there is none or it is not to be trusted, which the next monitor puts right.
+    """Return the segment in place; None if there is none, or if it cannot be trusted, which the next monitor corrects.
 
     Raises:
-        FutureFormat: It is of a newer version. Two versions that replace each other's would leave nobody with one.
-        AnotherBoot: Its monitor may live all the same, see AnotherBoot.header.
-        Exhausted: Nobody can tell.
+        FutureFormat: It has a newer format. Two versions that replace each other's file would leave neither with one.
+        AnotherBoot: Its monitor may still be alive, see AnotherBoot.header.
+        Exhausted: It cannot be determined.
     """
     try:
         return SegmentMap(files, write=write)
@@ -157,13 +157,14 @@ def trusted_map(files: RunFiles, *, write: bool = False) -> SegmentMap | None:
 
 
 class Reading(NamedTuple):
-    """What was read, and where: all of it from one mapping.
+    """The result of a read; all of it comes from one mapping.
 
     Attributes:
-        word: The live sequence word. After a change of monitor there is a new one, and the old never matches again.
-        sequence: What the word said; 0 while there is no segment.
-        snapshot: The last good snapshot; None before the first.
-        mapped: The mapping; None while there is no segment.
+        word: The live sequence word. After a change of monitor there is a new word, and the old one never matches
+            again.
+        sequence: The value of the word; 0 without a segment.
+        snapshot: The last valid snapshot; None before the first.
+        mapped: The mapping; None without a segment.
     """
 
     word: memoryview
@@ -173,36 +174,36 @@ class Reading(NamedTuple):
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing was published since."""
+        """True if there was no publication since."""
         return self.mapped is not None and bool(self.word[0] == self.sequence)
 
     def wait_changed(
         self, timeout_s: float, over: Callable[[], bool] = lambda: False, *, in_line: bool = False
     ) -> bool:
-        """Wait until something else is published, at most *timeout_s* seconds; whether it was.
+        """Wait for the next publication, at most *timeout_s* seconds. Return whether there was one.
 
-        Who makes *over* true has the wait end with Reader.wake_waiters. Who waits *in_line* may be woken after others,
-        and lets the next one go with Reader.wake_next.
+        Reader.wake_waiters ends the wait after *over* has become true. A caller that waits *in_line* may be woken after
+        others, and then wakes the next one with Reader.wake_next.
         """
         if self.mapped is None:
-            # Nothing wakes us when there is a segment at last: look again in time.
+            # The appearance of a segment wakes no waiter, so check again after a while.
             time.sleep(min(timeout_s, WATCH_INTERVAL_S))
             return False
         return wake.wait_changed(self.word, self.mapped.address, self.sequence, timeout_s, over, in_line=in_line)
 
 
 class Reader:
-    """What a process knows of a deployment: the newest snapshot, kept up to date without blocking.
+    """This process's knowledge of a deployment: the newest snapshot, kept up to date without blocking.
 
-    Safe to use from any number of threads: the reading is replaced as a whole.
+    Safe to use from any number of threads, because the reading is replaced as a whole.
 
     Attributes:
-        reading: The newest that somebody has asked for.
+        reading: The newest reading that a caller has requested.
     """
 
     def __init__(self, files: RunFiles) -> None:
         self._files = files
-        # Looked at again and again: no path is put together each time.
+        # Stored because it is used often, to avoid constructing a path each time.
         self._place = str(files.segment)
         self._complained = ""
         self.reading = Reading(_NOTHING, 0, None, None)
@@ -212,12 +213,12 @@ class Reader:
         return f"<Reader {self._files.segment} sequence={self.reading.sequence} phase={phase}>"
 
     def follow(self, files: RunFiles) -> None:
-        """Read the segment of *files* from now on, and forget the other."""
+        """Read the segment of *files* from now on, instead of the current one."""
         self._files, self._place = files, str(files.segment)
         self.reading = Reading(_NOTHING, 0, None, None)
 
     def refresh(self) -> Reading:
-        """The newest snapshot; the last good one if there is nothing better. Never raises, never blocks."""
+        """Return the newest snapshot, or the last valid one. Never raises, never blocks."""
         reading = self.reading
         if reading.is_current:
             return reading
@@ -228,7 +229,7 @@ class Reader:
         return new
 
     def _read(self, reading: Reading) -> Reading:
-        """What the file of *reading* says now; without a file, and what was known, if nothing there counts any more."""
+        """Return the current content of *reading*'s file; if it is invalid, the known snapshot without a file."""
         mapped = reading.mapped
         if mapped is None:
             return reading
@@ -237,17 +238,17 @@ class Reader:
             if (found := mapped.read()) is not None:
                 sequence, snapshot = found
         except SegmentError as error:
-            # Not to be read again before it is written again: a broken slot must not make every checkout slow.
+            # Do not read the slot again before it is rewritten: a broken slot must not slow down every checkout.
             self._complain(error)
-        # Asked after the word was read. A number that a stopped monitor stores after another took over is seen together
-        # with the mark of that other; and one that was seen without it is never stored again.
+        # Check this after the word was read. A number that a stopped monitor stores after another took over is always
+        # seen together with the superseded mark. A number that was seen without the mark is never stored again.
         if mapped.is_superseded:
-            # A process that knows nothing yet is better off with the last word of a file whose successor is on its way.
+            # A process without a snapshot should use the last one of a file whose successor is about to be created.
             return Reading(_NOTHING, 0, reading.snapshot or snapshot, None)
         return Reading(mapped.word, sequence, snapshot, mapped)
 
     def check_path(self) -> None:
-        """Map anew if the path leads to another file than the one mapped, or to one at last."""
+        """Map the file again if the path leads to a file other than the mapped one, or if a file now exists."""
         try:
             found = identity_of(self._place)
         except OSError:
@@ -256,35 +257,35 @@ class Reader:
         if reading.mapped is not None and found == reading.mapped.inode:
             return
         if (mapped := self._map()) is not None:
-            # Sequence 0 is never published: the next look reads the slot.
+            # Sequence 0 is never published, so that the next check reads the slot.
             self.reading = Reading(mapped.word, 0, reading.snapshot, mapped)
             if reading.mapped is not None:
-                # Who waits there would hear of nothing: the file was removed, and nobody writes to it any more.
+                # The file was removed and is no longer written, so its waiters must be woken here.
                 wake.wake_all(reading.mapped.address)
 
     def is_of_file(self, reading: Reading) -> bool:
-        """Whether *reading* is of the file that is read now."""
+        """Return whether *reading* belongs to the file that is currently read."""
         return reading.mapped is self.reading.mapped
 
     def wake_waiters(self) -> None:
-        """Have everybody who waits for a change look whether it is over; for those of other processes nothing is."""
+        """Make all waiters check whether their wait is over. Waiters of other processes are not affected."""
         mapped = self.reading.mapped
         if mapped is not None:
             wake.wake_all(mapped.address)
 
     def wake_next(self) -> None:
-        """Let the next one go who waits in line, in whichever process."""
+        """Wake the next waiter in line, in any process."""
         mapped = self.reading.mapped
         if mapped is not None:
             wake.wake_in_line(mapped.address, 1)
 
     def monitor_is_silent(self) -> bool:
-        """Whether no monitor has given a sign of life for HEARTBEAT_STALE_S."""
+        """True if there was no heartbeat of a monitor for HEARTBEAT_STALE_S."""
         mapped = self.reading.mapped
         return mapped is None or mapped.heartbeat_age_s() > HEARTBEAT_STALE_S
 
     def _map(self) -> SegmentMap | None:
-        """The file that the path leads to; None if there is none that can be used."""
+        """Return the file that the path leads to; None if there is no usable one."""
         try:
             return SegmentMap(self._files)
         except FileNotFoundError:
@@ -294,7 +295,7 @@ class Reader:
             return None
 
     def _complain(self, error: SegmentError) -> None:
-        """Say once what is wrong with the file; the last good snapshot, or a plain pool, goes on."""
+        """Log the problem with the file once. The last valid snapshot, or a plain pool, remains in use."""
         if str(error) != self._complained:
             self._complained = str(error)
             extra = log_fields("segment_refused", bg_id=self._files.stem)

@@ -1,7 +1,7 @@
-"""Letting those go one after the other who wait for a word to change.
+"""A queue that wakes the waiters of a word one after the other.
 
-To log in takes milliseconds of a core. With all processes of a host at it at once everybody's first connection is ready
-when all are; in turn half of them have it in half of the time, and the last not later.
+A login takes milliseconds of a core. If all processes of a host log in at the same time, the first connection of each
+is ready only when all are. In turn, half of them are connected in half of the time, and the last is no later.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ __all__ = ["ReleaseQueue", "cores"]
 
 
 class ReleaseQueue:
-    """The line of those who wait on one word.
+    """The queue of the waiters of one word.
 
-    Some are let go at once; each of them lets the next one go when it has its connection, see Reader.wake_next. As some
-    may take long, or be stopped, the clock lets more go, and after LINE_S everybody.
+    Some are woken immediately. Each of them wakes the next one when it has its connection, see Reader.wake_next. As
+    some may take long, or be stopped, more are woken over time, and after LINE_S all.
     """
 
     def __init__(self, address: int) -> None:
-        """The line on the word at *address*, which must stay mapped until end()."""
+        """Create the queue of the word at *address*, which must stay mapped until end()."""
         self._address: Final = address
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def moves(self) -> bool:
-        """Whether somebody may still be in line who is to be let go."""
+        """True if there may still be waiters that must be woken."""
         return self._thread is not None and self._thread.is_alive()
 
     def let_go(self) -> None:
-        """Begin; the word has changed."""
+        """Start waking: the word has changed."""
         wake.wake_others(self._address)
         wake.wake_in_line(self._address, CONNECTS_PER_CORE * cores())
         if self.moves:
@@ -58,7 +58,7 @@ class ReleaseQueue:
         wake.wake_all(self._address)
 
     def end(self) -> None:
-        """Let everybody go who is still in line, and wait until that is done."""
+        """Wake all remaining waiters, and wait until that is done."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._over.set()
@@ -66,5 +66,5 @@ class ReleaseQueue:
 
 
 def cores() -> int:
-    """Those that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

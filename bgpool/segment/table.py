@@ -1,15 +1,15 @@
-"""The table of workers: a mapped file with a row for every process that uses a bg_id, and the bell that they ring.
+"""The table of workers: a mapped file with a row for every process that uses a bg_id, and the monitor's doorbell.
 
 ::
 
     0     header  magic 8, format u32, rows u32, row bytes u32, CRC-32 u32, zero to 64
-    64    bell u64  alone on its cache line; CLOCK_MONOTONIC in ns of the last nudge
-    72    order u64  what an operator has ordered last, see orders.py
+    64    doorbell u64  alone on its cache line; CLOCK_MONOTONIC in ns of the last nudge
+    72    order u64  the operator's last order, see orders.py
     4096  row 0   words of eight bytes: pid, updated (CLOCK_MONOTONIC in ns), then the fields of Usage; zero to 384
           row 1   the same, and so on
 
-A process owns a row for as long as it holds the row's lock, a file beside the table (presence.py). No lock is needed to
-write one's own row, nor to read anybody's: every word is stored as a whole. Integers of the header are little-endian,
+A process owns a row while it holds the row's lock, a file next to the table (presence.py). No lock is needed to write
+one's own row, or to read any row, because every word is written atomically. Integers of the header are little-endian,
 words are native.
 """
 
@@ -48,7 +48,7 @@ _logger: Final = logging.getLogger("bgpool.segment")
 
 MAGIC: Final = b"BGPWORK\n"
 FORMAT: Final = 3
-#: Processes of one bg_id on one host that have a row; further ones are present without.
+#: Rows for the processes of one bg_id on one host; further processes are present without a row.
 ROWS: Final = 1024
 ROW_BYTES: Final = 384
 _ROW_WORDS: Final = ROW_BYTES // 8
@@ -56,46 +56,48 @@ HEADER_BYTES: Final = 4096
 DOORBELL_OFFSET: Final = 64
 ORDER_OFFSET: Final = 72
 FILE_BYTES: Final = HEADER_BYTES + ROWS * ROW_BYTES
-#: What was said last of which table.
+#: The last message that was logged about each table.
 _complained: Final[dict[Path, str]] = {}
 
 _HEADER: Final = struct.Struct("<8sIIII")
 
 
 class Usage(NamedTuple):
-    """What a process says of its pools.
+    """The figures of a process's pools.
 
     Attributes:
-        sequence: The snapshot that all its pools have acted on.
-        held: Callers that wait for a switchover to pass.
-        in_use, idle: Connections.
+        sequence: The snapshot that all its pools have applied.
+        held: Callers that wait for the end of a switchover.
+        in_use, idle: The numbers of connections.
         waiting: Callers that wait for a connection.
-        drained: Connections that switchovers made unfit, since the process began.
-        cut: Those of them that were still in use after the grace.
-        served: Checkouts that were given a connection, since the process began.
-        failed: Checkouts that ended with an error: held for too long, rejected, or no connection in time.
-        taking_part: Pools whose endpoint is blue's or green's. Neither these nor the next are counted before the
-            deployment's inventory is complete.
-        outside: Pools whose endpoint is neither, so that a switchover passes them by.
-        max_size: Connections that its pools may have, without the pools outside.
-        holds: Callers that were held, since the process began.
-        longest_hold_ms: The longest of these holds; one that is under way counts.
-        repeated: Units of work that were run again, since the process began.
-        offer: What a monitor with the best of the pools' parameters may be expected to see: a Sight's number, 0 while
-            no pool has a connection.
-        hold_limit_ms: The longest that a caller of any of its pools may be held.
+        drained: Connections that switchovers made unfit, since the process started.
+        cut: Drained connections that were still in use after the drain timeout.
+        served: Checkouts that got a connection, since the process started.
+        failed: Checkouts that ended with an error: held for too long, rejected, or without a connection in time.
+        taking_part: Pools whose endpoint is blue's or green's. This and the next are counted only once the deployment's
+            inventory is complete.
+        outside: Pools whose endpoint is neither, so that a switchover does not affect them.
+        max_size: The maximum of connections of its pools, without the pools outside of the deployment.
+        holds: Callers that were held, since the process started.
+        longest_hold_ms: The longest of these holds, including one in progress.
+        repeated: Units of work that were repeated, since the process started.
+        offer: The Visibility that a monitor can expect with the best of the pools' parameters; 0 while no pool has a
+            connection.
+        hold_limit_ms: The longest possible hold of a caller of any of its pools.
         timer_ms: The shortest bg_switchover_timeout_ms of its pools.
-        busy_limit_ms: After how long the server around the process ends it for being busy; 0 for never, or not known.
-        hold_timeouts: The first of the counts of errors that reached the application, since the process began. ERRORS
-            says which error each of them counts.
+        busy_limit_ms: The time after which the application server ends a busy process; 0 for never, or not known.
+        hold_timeouts: The first of the counts of errors that reached the application, since the process started. ERRORS
+            names the error of each count.
         stuck_passwords: Pools whose password callable has not returned for PASSWORD_TIMEOUT_S.
-        behind_proxy: Pools that connect to another port than their endpoint has, so that a switchover passes them by.
-        locked_out: Pools whose login green refuses, while a deployment waits for its switchover.
+        behind_proxy: Pools that connect to another port than their endpoint's, so that a switchover does not affect
+            them.
+        locked_out: Pools whose login green refuses, before a switchover.
         no_receipts: Pools whose receipts table cannot be used.
-        receipts_found: Units of work whose COMMIT was cut, and whose receipt said that it was applied, since the
-            process began.
-        receipts_missing: Those of which it said that nothing was applied, so that they were run again.
-        old_blue_told: Units whose COMMIT was cut of which old blue told what became of it.
+        receipts_found: Units of work whose COMMIT was cut and whose receipt showed that they were applied, since the
+            process started.
+        receipts_missing: Units whose COMMIT was cut and whose receipt showed that they were not applied, so that they
+            were repeated.
+        old_blue_told: Units whose COMMIT was cut and whose outcome old blue reported.
         already_applied: Units that ended with AlreadyApplied.
         receipts_deleted: Old receipts that units have deleted.
     """
@@ -138,7 +140,7 @@ class Usage(NamedTuple):
 
     @classmethod
     def merged(cls, several: Iterable[Usage]) -> Usage:
-        """What several pools or processes add up to: sums, but of what says how long or how good it is an extreme."""
+        """Return the figures of several pools or processes together: sums, and extremes for durations and values."""
         found = list(several)
         if len(found) < 2:
             return found[0] if found else cls()
@@ -152,10 +154,10 @@ class Usage(NamedTuple):
         )
 
 
-#: Words of a row that say something.
+#: The words of a row that are in use.
 _SAID_WORDS: Final = 2 + len(Usage._fields)
 
-#: Which error each of these fields counts, by the name of its class in bgpool.errors.
+#: The error that each of these fields counts, by the name of its class in bgpool.errors.
 ERRORS: Final[Mapping[str, str]] = {
     "hold_timeouts": "SwitchoverHoldTimeout",
     "green_rejected": "GreenHostRejected",
@@ -168,22 +170,22 @@ ERRORS: Final[Mapping[str, str]] = {
 
 
 class Table:
-    """One table file, mapped and open.
+    """A table file, mapped and open.
 
     Attributes:
         doorbell: The time of the last nudge, live.
-        order: What an operator has ordered last, live; 0 for nothing. Who writes it rings the bell.
+        order: The operator's last order, live; 0 for none. Writing it rings the doorbell as well.
     """
 
     def __init__(self, files: RunFiles) -> None:
-        """Map the table of *files*; made if there is none, and made anew if it is broken.
+        """Map the table of *files*. It is created if it does not exist, and created again if it is broken.
 
         Raises:
-            SegmentError: The file is not to be trusted, or cannot be made.
-            Exhausted: It may be in order, but the process cannot open any more.
+            SegmentError: The file cannot be trusted or created.
+            Exhausted: It may be valid, but the process cannot open any more files.
         """
         self._files: Final = files
-        # Looked at again and again: no path is put together each time.
+        # Stored because it is used often, to avoid constructing a path each time.
         self._place: Final = str(files.workers)
         mapped = _open(files)
         try:
@@ -202,29 +204,29 @@ class Table:
         self._doorbell_address: Final = wake.address_of(self._memory, DOORBELL_OFFSET)
 
     def is_in_place(self, files: RunFiles) -> bool:
-        """Whether the path still leads to this file; if not, nobody looks at it any more."""
+        """True if the path still leads to this file; if not, no process reads it any longer."""
         return leads_to(self._place if files is self._files else files.workers, self._identity)
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
     def begin_row(self, row: int, lacks: int) -> None:
-        """Make a row that was just claimed say nothing, but what is refused to its process, see host.py."""
+        """Clear a newly claimed row, except for the features that its process cannot use, see kernel_features.py."""
         self._store(row, [0] * (_ROW_WORDS - 1) + [lacks])
 
     def write_row(self, row: int, pid: int, updated_ns: int, usage: Usage) -> None:
-        """Fill a row of one's own."""
-        # The pid last: a row with a pid is whole.
+        """Write this process's row."""
+        # The pid is written last: a row with a pid is complete.
         self._store(row, (updated_ns, *usage), begin=1)
         self._store(row, (pid,))
 
     def touch_row(self, row: int, updated_ns: int) -> None:
-        """Say that what a row of one's own says is so now, too."""
+        """Confirm that the values in this process's row are current."""
         self._store(row, (updated_ns,), begin=1)
 
     def rows(self) -> Iterator[tuple[int, int, int, Usage]]:
-        """Every row that says something, of the living and of the dead: row, pid, update in ns, usage.
+        """Return every used row, of living and dead processes: row, pid, update in ns, usage.
 
-        One that is being written in this moment is left out; the next look finds it whole.
+        A row that is being written is omitted; the next call finds it complete.
         """
         for row, pid in enumerate(self._rows[::_ROW_WORDS].tolist()):
             if pid:
@@ -233,7 +235,7 @@ class Table:
                     yield row, found[0], found[1], Usage(*found[2:])
 
     def count_since(self, mono_ns: int) -> int:
-        """How many rows were written at *mono_ns* or later; without a system call, so the dead count for a while."""
+        """Return the number of rows written at *mono_ns* or later, without a system call: dead ones count, too."""
         return sum(updated_ns >= mono_ns for updated_ns in self._rows[1::_ROW_WORDS].tolist())
 
     def _store(self, row: int, values: list[int] | tuple[int, ...], begin: int = 0) -> None:
@@ -241,33 +243,33 @@ class Table:
         for offset, value in enumerate(values):
             self._rows[at + offset] = value
 
-    # -- the bell ------------------------------------------------------------------------------------------------
+    # -- the doorbell --------------------------------------------------------------------------------------------
 
     def ring(self, mono_ns: int) -> None:
-        """Wake whoever listens; what was cut was cut at *mono_ns*."""
+        """Wake the waiting monitor; a connection was cut at *mono_ns*."""
         self.doorbell[0] = mono_ns
         wake.wake_all(self._doorbell_address)
 
     def wait_rung(self, seen_ns: int, timeout_s: float, over: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until the bell says something else than *seen_ns*, at most *timeout_s* seconds; whether it does.
+        """Wait until the doorbell differs from *seen_ns*, at most *timeout_s* seconds. Return whether it does.
 
-        Whoever listens is woken by stir(), too, and waits no more if it is *over*.
+        stir() wakes the waiter, too, which then returns if it is *over*.
         """
         return wake.wait_changed(self.doorbell, self._doorbell_address, seen_ns, timeout_s, over)
 
     def stir(self) -> None:
-        """Wake whoever listens without ringing."""
+        """Wake the waiter without ringing the doorbell."""
         wake.wake_all(self._doorbell_address)
 
 
 def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
-    """Every row that a living process has: its number, pid, the time of the last update in ns, what it says, its lacks.
+    """Return every row of a living process: its number, pid, the time of the last update in ns, its figures, its lacks.
 
-    Nothing is made, mended or mapped.
+    Nothing is created, repaired or mapped.
 
     Raises:
-        FileNotFoundError: There is no table.
-        SegmentError: It is not to be trusted, or the system refuses to tell who lives.
+        FileNotFoundError: The table does not exist.
+        SegmentError: It cannot be trusted, or the system refuses to show which processes live.
     """
     fd = open_checked(files.workers, os.O_RDONLY)
     try:
@@ -281,26 +283,26 @@ def read_rows(files: RunFiles) -> list[tuple[int, int, int, Usage, int]]:
         raise SegmentError(f"{files.workers} was cut short while it was read")
     words = memoryview(table)[HEADER_BYTES:].cast("Q")
     written = [row for row, pid in enumerate(words[::_ROW_WORDS].tolist()) if pid]
-    # The row of the dead keeps what they said last; only its lock tells that its owner lives.
+    # A dead process's row keeps its last values; only the lock shows that the owner is alive.
     refused_to = words[_ROW_WORDS - 1 :: _ROW_WORDS].tolist()
     return [(row, *_read(words, row), refused_to[row]) for row in written if is_held(files.row(row))]
 
 
 def _read(words: memoryview, row: int) -> tuple[int, int, Usage]:
-    """Of *row* in *words*, which begin with the first one: its pid, 0 for none, the last update in ns, what it says."""
+    """Return *row* of *words*, which begin with row 0: its pid, 0 for none, the last update in ns, and the figures."""
     pid, updated_ns, *usage = _words(words, row)
     return pid, updated_ns, Usage(*usage)
 
 
 def _words(words: memoryview, row: int) -> list[int]:
-    """What *row* says, as it stands in *words*."""
+    """Return the words of *row* in *words*, without interpretation."""
     begin = row * _ROW_WORDS
     found: list[int] = words[begin : begin + _SAID_WORDS].tolist()
     return found
 
 
 def _open(files: RunFiles) -> int:
-    """A descriptor of a table that is whole."""
+    """Return a descriptor of a complete table."""
     for _ in range(8):
         try:
             fd = open_checked(files.workers, os.O_RDWR)
@@ -308,7 +310,7 @@ def _open(files: RunFiles) -> int:
             _make(files)
             continue
         except Exhausted:
-            # Others use it: want of descriptors in one process is no reason to take it away from all.
+            # Other processes use it: a lack of descriptors in this one is no reason to remove it.
             raise
         except SegmentError as error:
             _remove(files, str(error))
@@ -342,12 +344,12 @@ def _check(fd: int, files: RunFiles) -> None:
 
 
 def _remove(files: RunFiles, reason: str) -> None:
-    """Take away what nobody may obey. Whoever has it mapped finds that it is not in place any more."""
+    """Remove an invalid table. Processes that have it mapped find that it is no longer in place."""
     try:
         files.workers.unlink(missing_ok=True)
     except OSError as error:
         raise refused(f"{reason}, and cannot be replaced", error) from None
-    # Whoever breaks it again and again is told once.
+    # A table that is broken repeatedly is logged once.
     if _complained.get(files.workers) != reason:
         _complained[files.workers] = reason
         extra = log_fields("worker_table_replaced", bg_id=files.stem)
@@ -355,21 +357,21 @@ def _remove(files: RunFiles, reason: str) -> None:
 
 
 def _make(files: RunFiles) -> None:
-    """Put a new table in place, whole from the first moment on, unless somebody else was faster."""
+    """Put a new, complete table in place, unless another process was faster."""
     pending = new_pending_file(files.workers)
     fd = create_checked(pending.path)
     try:
-        # Allocate the blocks up front, so that a full disk raises here rather than SIGBUS on a later write.
+        # Allocate the blocks first, so that a full disk raises here instead of causing SIGBUS on a later write.
         reserve(fd, FILE_BYTES)
         os.pwrite(fd, _header(), 0)
-        # Not found: somebody else was faster and has cleared ours away.
+        # Not found: another process was faster and has removed this pending file.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             os.link(pending.path, files.workers)
     except OSError as error:
         raise refused(f"{files.workers} cannot be made", error) from None
     finally:
         os.close(fd)
-        # Our own, and what those left who died here. There is a table now, so that nobody needs a draft any more.
+        # Remove this process's pending file, and those of processes that died here: there is a table now.
         for left in {pending, *pending_files_of(files.workers)}:
             remove(left)
 

@@ -1,10 +1,10 @@
-"""Sleeping in the kernel until a word of the mapping changes, and waking all who do, in every process of the host.
+"""Sleep in the kernel until a word of the mapping changes, and wake its waiters in every process of the host.
 
-Where the kernel cannot help (no futex, or a sandbox that refuses it, or threads are gevent's, which a sleeping kernel
-call would stop), waiting is a loop of short sleeps with the ``time.sleep`` in force, which gevent has made its own.
+If the kernel cannot do that (no futex, a sandbox that refuses it, or gevent's threads, which a blocking kernel call
+would all stop), a wait is a loop of short sleeps with ``time.sleep``, which gevent replaces.
 
-A monitor to which a sandbox refuses futex changes the word and wakes nobody. Whoever finds such a change by its own
-clock wakes the others.
+A monitor in a sandbox that refuses futex changes the word without waking any waiter. A waiter that finds such a change
+by its own clock wakes the others.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ __all__ = [
     "words_at_once",
 ]
 
-#: The futex system call by machine. Source: asm/unistd.h of the kernel; elsewhere waiting polls.
+#: The futex system call by machine. Source: asm/unistd.h of the kernel. On other machines waiters poll.
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
-#: Waiting for several words, since Linux 5.16: the same number on both machines, and the most words in one call.
+#: The system call that waits for several words, since Linux 5.16, with the same number on both machines; and the
+#: maximum of words in one call.
 _SYS_FUTEX_WAITV: Final = 449
 _FUTEX_WAITV_MAX: Final = 128
 _FUTEX2_SIZE_U32: Final = 2
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
-#: The same for those alone whose set of bits has one in common. Who waits without a set is woken by any.
+#: The same for waiters whose bit set has a common bit. A waiter without a bit set is woken by any call.
 _FUTEX_WAIT_BITSET: Final = 9
 _FUTEX_WAKE_BITSET: Final = 10
 _IN_LINE: Final = 1
 _OTHERS: Final = 2
 _EVERYBODY: Final = 2**31 - 1
 _MASK: Final = 0xFFFFFFFF
-#: How a futex call ends that was not refused: woken, the word has changed, a signal has come, time is up.
+#: The results of a futex call that was not refused: woken, the word has changed, a signal, the timeout.
 _ORDINARY: Final = frozenset({0, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
-#: The futex sees 32 bits: the half of the word that counts.
+#: The futex reads 32 bits: the lower half of the word.
 _LOW_HALF: Final = 0 if sys.byteorder == "little" else 4
 
 
@@ -61,7 +62,7 @@ class _Timespec(ctypes.Structure):
 
 
 class _Waiter(ctypes.Structure):
-    """The kernel's struct futex_waitv. Not private: the words are those of other processes, too."""
+    """The kernel's struct futex_waitv. Not private, because the words are shared between processes."""
 
     _fields_ = (
         ("value", ctypes.c_uint64),
@@ -72,12 +73,12 @@ class _Waiter(ctypes.Structure):
 
 
 class Word(NamedTuple):
-    """A word, and what it said.
+    """A word and its last known value.
 
     Attributes:
         view: The mapped word as a view of one unsigned 64-bit integer.
-        address: Where it is, see address_of.
-        seen: The value last seen.
+        address: Its address, see address_of.
+        seen: The last known value.
     """
 
     view: memoryview
@@ -86,7 +87,7 @@ class Word(NamedTuple):
 
 
 class OwnWord:
-    """A word of this process's own, by which its threads wake each other."""
+    """A word of this process, with which its threads wake each other."""
 
     def __init__(self) -> None:
         self._cell: Final = ctypes.c_uint64(0)
@@ -94,17 +95,17 @@ class OwnWord:
         self._address: Final = ctypes.addressof(self._cell)
 
     def word(self) -> Word:
-        """It, and what it says now."""
+        """Return the word with its current value."""
         return Word(self._view, self._address, self._view[0])
 
     def change(self) -> None:
-        """Wake whoever waits for it; not from several threads at a time."""
+        """Change the word, which wakes its waiters; not for concurrent use by several threads."""
         self._view[0] += 1
         wake_all(self._address)
 
 
 class _PyBuffer(ctypes.Structure):
-    """CPython's Py_buffer: the one way to the address of a mapping that is mapped for reading alone."""
+    """CPython's Py_buffer: the only way to get the address of a read-only mapping."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -133,23 +134,23 @@ _FUTEX: Final = _find_futex()
 
 
 def has_futex() -> bool:
-    """Whether waiters of this process sleep in the kernel; if not, they poll."""
+    """Return whether waiters of this process sleep in the kernel; if not, they poll."""
     return kernel_wakes() and not sleeps_are_green()
 
 
 def kernel_wakes() -> bool:
-    """Whether the kernel has futex and lets this process use it. Found by trying, on a word that nobody knows."""
+    """Return whether the kernel has futex and lets this process use it. Tested with a private word."""
     word = ctypes.c_uint32(0)
     address = ctypes.addressof(word)
-    # It does not wait: the word is not 1.
+    # This returns immediately, because the word is not 1.
     waits = _futex(address, _FUTEX_WAIT, 1, _Timespec(0, 0))
     return _was_done(waits) and _was_done(_futex(address, _FUTEX_WAKE, _EVERYBODY))
 
 
 def words_at_once() -> int:
-    """For how many words a thread can wait with wait_any so that a change of each wakes it; found by trying.
+    """Return the number of words that a thread can wait for with wait_any and be woken by each; found by testing.
 
-    One where the kernel knows no more, and any number where waiters poll.
+    It is 1 if the kernel supports only one, and unlimited if waiters poll.
     """
     if not has_futex():
         return sys.maxsize
@@ -159,7 +160,7 @@ def words_at_once() -> int:
 
 
 def address_of(mapping: mmap.mmap, offset: int) -> int:
-    """The address of *offset* in *mapping*; good for as long as the mapping lives."""
+    """Return the address of *offset* in *mapping*; valid while the mapping exists."""
     view = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(view), 0)
     address = int(view.buf)
@@ -176,18 +177,18 @@ def wait_changed(
     *,
     in_line: bool = False,
 ) -> bool:
-    """Wait until ``word[0]`` is no longer *seen*, or *over*.
+    """Wait until ``word[0]`` differs from *seen*, or *over* returns true.
 
     Args:
         word: The mapped word as a view of one unsigned 64-bit integer.
-        address: Where it is, see address_of; 0 polls.
-        seen: The value last seen.
-        timeout_s: Longest wait in seconds, >= 0.
-        over: Asked whenever the wait is woken, see wake_all: whether to wait no more.
-        in_line: Wait among those whom wake_in_line wakes, the one that has waited longest first.
+        address: Its address, see address_of; 0 polls.
+        seen: The last known value.
+        timeout_s: The longest wait in seconds, >= 0.
+        over: Called whenever the wait is woken, see wake_all; returns whether to stop waiting.
+        in_line: True to wait in the queue of wake_in_line, which wakes the longest waiter first.
 
     Returns:
-        Whether the word has changed.
+        True if the word has changed.
     """
     deadline = time.monotonic() + timeout_s
     code = 0
@@ -195,30 +196,31 @@ def wait_changed(
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        # Whatever ends the call (woken, changed, interrupted, time is up), the word and the clock tell.
+        # Ignore the reason for which the call ended (woken, changed, interrupted, timeout): the word and the clock
+        # decide.
         code = _sleep(address, seen, min(left, FUTEX_SLEEP_S), in_line=in_line)
         if not _was_done(code):
             time.sleep(min(left, POLL_INTERVAL_S))
     changed = bool(word[0] != seen)
-    # In line its turn may just not have come.
+    # A waiter in line may simply not have had its turn yet.
     if changed and code == errno.ETIMEDOUT and not in_line:
         wake_all(address)
     return changed
 
 
 def wait_any(words: Sequence[Word], until: Callable[[float], float]) -> None:
-    """Wait until one of *words* has changed, or until it is time.
+    """Wait until one of *words* has changed, or until the time that *until* returns.
 
-    A change of those beyond the first words_at_once() is seen at the end of the wait only.
+    A change of words beyond words_at_once() is detected only at the end of the wait.
 
     Args:
-        words: Which, one at least.
-        until: Asked at the beginning, and whenever the wait is over, how long to wait: told what the monotonic clock
-            says, in seconds, it says when to wake. So a wait that is found to be for longer costs next to nothing.
+        words: The words, at least one.
+        until: Called at the beginning, and whenever the wait is over, with the monotonic clock in seconds; returns the
+            time at which to wake. So a wait that is extended costs almost nothing.
     """
     sleep = _sleep_for(words)
     code = 0
-    # A thread that wakes only to find that all is well runs through this and nothing else, so that little is called.
+    # A thread that wakes only to find nothing to do runs just this loop, so it makes few calls.
     while True:
         changed = [address for view, address, seen in words if view[0] != seen]
         if changed:
@@ -236,48 +238,48 @@ def wait_any(words: Sequence[Word], until: Callable[[float], float]) -> None:
 
 
 def wake_all(address: int) -> None:
-    """Wake every thread of every process that waits on the word at *address*."""
+    """Wake all threads of all processes that wait on the word at *address*."""
     _futex(address + _LOW_HALF, _FUTEX_WAKE, _EVERYBODY)
 
 
 def wake_in_line(address: int, count: int) -> int:
-    """Wake *count* of those who wait in line on the word at *address*; how many were woken, others among them.
+    """Wake *count* of the waiters in line on the word at *address*. Return how many were woken, including others.
 
-    0 where nobody sleeps in the kernel.
+    Returns 0 if no thread sleeps in the kernel.
     """
     return max(0, _call(address + _LOW_HALF, _FUTEX_WAKE_BITSET, count, None, _IN_LINE))
 
 
 def wake_others(address: int) -> None:
-    """Wake everybody who waits on the word at *address* and not in line."""
+    """Wake all waiters on the word at *address* that are not in line."""
     _call(address + _LOW_HALF, _FUTEX_WAKE_BITSET, _EVERYBODY, None, _OTHERS)
 
 
 def _sleep(address: int, seen: int, seconds: float, *, in_line: bool = False) -> int:
-    """Sleep in the kernel while the word at *address* is *seen*; how that ended, as _futex says."""
+    """Sleep in the kernel while the word at *address* equals *seen*; return the result like _futex."""
     if not address or sleeps_are_green():
         return errno.ENOSYS
     if not in_line:
         return _futex(address + _LOW_HALF, _FUTEX_WAIT, seen & _MASK, _Timespec(int(seconds), int(seconds % 1 * 1e9)))
-    # With bits it is until when, on the monotonic clock, and not how long.
+    # With a bit set the timeout is an absolute time on the monotonic clock, not a duration.
     until = _Timespec(*divmod(time.monotonic_ns() + int(seconds * 1e9), 10**9))
     return _futex(address + _LOW_HALF, _FUTEX_WAIT_BITSET, seen & _MASK, until, _IN_LINE)
 
 
 def _was_done(code: int) -> bool:
-    """Whether the kernel has done what a call that ended with *code* asks for, and not refused it."""
+    """Return whether the kernel executed a call that ended with *code*, and did not refuse it."""
     return code in _ORDINARY
 
 
 def _futex(address: int, operation: int, value: int, limit: _Timespec | None = None, bits: int = 0) -> int:
-    """Make the system call: 0, or the number of its error, ENOSYS where there is none."""
+    """Make the system call: return 0 or the error number, ENOSYS if there is no such call."""
     if _FUTEX is None:
         return errno.ENOSYS
     return 0 if _call(address, operation, value, limit, bits) >= 0 else ctypes.get_errno()
 
 
 def _call(address: int, operation: int, value: int, limit: _Timespec | None, bits: int) -> int:
-    """What the system call returns; below 0 for an error, and where there is none."""
+    """Return the result of the system call; below 0 for an error, and if there is no such call."""
     if _FUTEX is None:
         return -1
     return _FUTEX(
@@ -292,7 +294,7 @@ def _call(address: int, operation: int, value: int, limit: _Timespec | None, bit
 
 
 def _sleep_for(words: Sequence[Word]) -> Callable[[float], int]:
-    """What sleeps until one of *words* has changed, or until a time on the monotonic clock, and says how that ended."""
+    """Return a function that sleeps until one of *words* changes, or until a monotonic time, and returns the result."""
     if sleeps_are_green():
         return lambda _at: errno.ENOSYS
     several, first = _futex_waitv(words[:_FUTEX_WAITV_MAX]), words[0]
@@ -307,7 +309,7 @@ def _sleep_for(words: Sequence[Word]) -> Callable[[float], int]:
 
 
 def _futex_waitv(words: Sequence[Word]) -> Callable[[float], int]:
-    """What makes the system call for *words*, until a time on the monotonic clock; how that ended, as _futex says."""
+    """Return a function that makes the system call for *words*, until a monotonic time, with the result of _futex."""
     syscall = _FUTEX
     if syscall is None:
         return lambda _at: errno.ENOSYS

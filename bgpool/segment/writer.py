@@ -1,7 +1,7 @@
-"""The monitor's side of a segment. One term, one file, one writer: two writers of one file cannot exist.
+"""The monitor's side of a segment. Each term has one file and one writer, so that a file never has two writers.
 
-A new monitor makes a new file, beginning with the snapshot of the old one, and puts it in the old one's place. What
-a monitor that was stopped and wakes up again writes, wherever it was stopped, is obeyed by nobody.
+A new monitor creates a new file, beginning with the snapshot of the old one, and replaces the old file. Writes of a
+monitor that was stopped at any point and resumes later have no effect.
 """
 
 from __future__ import annotations
@@ -26,46 +26,47 @@ __all__ = ["Superseded", "Writer", "first_snapshot"]
 
 
 class Superseded(SegmentError):
-    """A later term has begun: this one has nothing to say any more."""
+    """A later term has begun, so that this one must not write any more."""
 
 
 def first_snapshot(bg_id: str) -> Snapshot:
-    """What to begin with where no segment is left to go on from.
+    """Return the first snapshot if there is no segment to continue from.
 
-    Its epoch is the time in ms, which no earlier life of the segment has come up to: epochs rise by a few in a
-    switchover. A worker may still have connections of such a life, and would take an equal number for the same epoch.
+    Its epoch is the time in ms, which is greater than any epoch of an earlier segment, because epochs increase by only
+    a few in a switchover. A worker may still have connections from an earlier segment, and would take an equal number
+    for the same epoch.
     """
     return Snapshot(bg_id, epoch=time.monotonic_ns() // 1_000_000)
 
 
 class Writer:
-    """Writes the segment of one term. To be made by whoever holds the lock of that term.
+    """Writes the segment of one term. Only the holder of that term's lock may create it.
 
     Attributes:
-        term: Which.
-        snapshot: What it began with.
-        sequence: That of the last publication.
+        term: The term.
+        snapshot: The first snapshot.
+        sequence: The number of the last publication.
     """
 
     def __init__(self, files: RunFiles, term: int, fresh: Snapshot) -> None:
-        """Put a new segment in the place of whatever is there; it begins with what that one says.
+        """Replace the segment in place, if any; the new one begins with its last snapshot.
 
         Args:
-            files: Whose segment.
-            term: This tenure, higher than that of the file in place.
-            fresh: What to begin with if there is nothing to go on from.
+            files: The files of the deployment.
+            term: This tenure's term, higher than that of the file in place.
+            fresh: The first snapshot if there is nothing to continue from.
 
         Raises:
             Superseded: A later term has begun.
             FutureFormat: The file in place is of a newer version.
-            SegmentError: The file cannot be made.
+            SegmentError: The file cannot be created.
         """
         self._files = files
         self._place: Final = str(files.segment)
         self.term: Final = term
         pending = new_pending_file(files.segment, term)
         try:
-            # Everything that may fail for want of room comes before the file in place is touched.
+            # All steps that may fail for lack of space come before the file in place is changed.
             self._memory, self._inode = _make(pending, term)
             words = memoryview(self._memory)[: layout.HEADER_BYTES].cast("Q")
             self._word = words[layout.SEQUENCE_OFFSET // 8 :]
@@ -90,30 +91,30 @@ class Writer:
         return f"<Writer {self._files.segment} term={self.term} sequence={self.sequence}>"
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Make *snapshot* what every reader sees, and wake those that wait.
+        """Publish *snapshot* to all readers, and wake those that wait.
 
         Raises:
             Superseded: Another monitor has taken over.
-            SegmentError: It does not fit a slot.
+            SegmentError: It does not fit into a slot.
         """
         sequence = self.sequence + 1
         slot = layout.pack_slot(sequence, encode(snapshot))
         self._check_turn()
         offset = layout.slot_offset(sequence)
         self._memory[offset : offset + len(slot)] = slot
-        # One aligned store of eight bytes: a reader sees the old number or the new one, never half of each. Stopped
-        # right before it, we may overwrite SUPERSEDED: the number is one that no reader has seen, so that it looks
-        # again, and finds the word that says so for good.
+        # One aligned store of eight bytes: a reader sees the old or the new number, never a mix. If this monitor is
+        # stopped right before it, it may overwrite SUPERSEDED. But no reader has seen this number, so every reader
+        # checks again, and finds the other word, which marks the file as superseded for good.
         self._word[0] = self.sequence = sequence
         held, self._holds = self._holds, snapshot.phase is Phase.IN_PROGRESS
         if not self._holds and (held or self._line.moves):
-            # What they held is gone: all of them connect anew.
+            # Connections that were held are gone: all waiters connect again.
             self._line.let_go()
         else:
             wake.wake_all(self._address)
 
     def beat(self) -> None:
-        """Give a sign of life.
+        """Write a heartbeat.
 
         Raises:
             Superseded: Another monitor has taken over.
@@ -122,23 +123,24 @@ class Writer:
         self._beat[0] = time.monotonic_ns()
 
     def note_bus(self, at_ns: int) -> None:
-        """Say when the last message of the fleet was heard, in ns on the monotonic clock; it wakes nobody."""
+        """Record the time of the last message of the fleet, in ns on the monotonic clock. This wakes no waiter."""
         self._bus[0] = at_ns
 
     def is_in_place(self) -> bool:
-        """Whether the path still leads to this file; a monitor for which it does not has been replaced."""
+        """True if the path still leads to this file; if not, this monitor has been replaced."""
         return leads_to(self._place, self._inode)
 
     def remove(self) -> None:
-        """Remove the file, if it is still in place: nobody needs it and the next monitor should begin afresh."""
-        # Stopped between the look and the removal, we may remove the file of a later term. It takes a bg_id that nobody
-        # has used for a while; the monitor of that term leaves, and the next one begins afresh, as was meant.
+        """Remove the file if it is still in place: it is no longer needed, and the next monitor should start empty."""
+        # If this monitor is stopped between the check and the removal, it may remove the file of a later term. That
+        # requires a bg_id that was unused for a while. The later monitor then exits, and the next one starts empty, as
+        # intended.
         if self.is_in_place():
             self._files.segment.unlink(missing_ok=True)
         self.leave()
 
     def leave(self) -> None:
-        """Write no more. If no path leads to the file, whoever still reads it is told to look elsewhere."""
+        """Stop writing. If no path leads to the file, make its readers look up the path again."""
         self._line.end()
         if not self.is_in_place():
             self._superseded[0] = self._superseded[0] or self.term
@@ -149,23 +151,23 @@ class Writer:
             raise Superseded(f"term {self.term} is over: the monitor of term {self._superseded[0]} has taken over")
 
     def _fence(self, pending: PendingFile) -> SegmentMap | None:
-        """Make sure that no earlier term is believed, or put in place, from now on; return the file in place.
+        """Ensure that no earlier term can be believed, or put in place, from now on. Return the file in place.
 
-        A process may be stopped between any two steps, for as long as it likes. Our draft is there before we look at
-        those of others. So an earlier term whose draft we do not see finds ours, or our file in place, and gives up.
-        One whose draft we see, we remove, and its renaming fails; or it was renamed before, and it is what we find in
-        place. And what is in place is read only after nothing that is still written to it counts.
+        A process may be stopped between any two steps, for any time. This monitor's pending file exists before it
+        checks for those of others. So an earlier term whose pending file it does not see will find this one, or the
+        file in place, and give up. An earlier pending file that it does see is removed, so that its rename fails; or it
+        was renamed before, and is the file in place. The file in place is read only after writes to it no longer count.
         """
         for other in pending_files_of(self._files.segment):
             if other.term > self.term:
                 raise Superseded(f"term {self.term} is over: a monitor of term {other.term} has begun")
             if other != pending:
-                # Of one that died, or that was passed over because it was stopped.
+                # The pending file of a process that died, or that was stopped and replaced.
                 remove(other)
         try:
             old = trusted_map(self._files, write=True)
         except AnotherBoot:
-            # Its monitor is dead, or there would have been no election.
+            # Its monitor is dead, because otherwise there would have been no election.
             old = None
         if old is None:
             return None
@@ -184,10 +186,10 @@ class Writer:
 
 
 def _make(pending: PendingFile, term: int) -> tuple[mmap.mmap, tuple[int, int]]:
-    """A segment file of *term* with nothing published in it: the mapping, and device and inode."""
+    """Create a segment file of *term* without a publication; return the mapping, and device and inode."""
     fd = create_checked(pending.path)
     try:
-        # Reserved now, a full disk is an error here instead of a SIGBUS at some later write.
+        # Allocate the space now, so that a full disk raises here instead of causing SIGBUS at a later write.
         reserve(fd, layout.FILE_BYTES)
         found = os.fstat(fd)
         memory = mmap.mmap(fd, layout.FILE_BYTES)
@@ -200,7 +202,7 @@ def _make(pending: PendingFile, term: int) -> tuple[mmap.mmap, tuple[int, int]]:
 
 
 def _last_words(old: SegmentMap | None, fresh: Snapshot) -> tuple[int, Snapshot]:
-    """The sequence and the snapshot that *old* has come to, if it is one of the same bg_id."""
+    """Return the last sequence and snapshot of *old*, if it belongs to the same bg_id."""
     try:
         found = old.read() if old is not None else None
     except SegmentError:
@@ -211,6 +213,6 @@ def _last_words(old: SegmentMap | None, fresh: Snapshot) -> tuple[int, Snapshot]
 
 
 def _send_to_path(word: memoryview, address: int) -> None:
-    """Shut the quick way of everybody who has the file mapped, and have them look the path up."""
+    """Disable the fast path of all readers that have the file mapped, so that they look up the path again."""
     word[0] = layout.SUPERSEDED
     wake.wake_all(address)
