@@ -104,20 +104,20 @@ def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
         for number in range(HOSTS_KEPT):
             # The stream is as full as after an hour or two.
             bus.report(_report(number))
-        heard, hear = os.pipe()
+        received, output = os.pipe()
         stopped, stop = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(heard)
+            os.close(received)
             os.close(stop)
             try:
                 block_s = FLEET_BLOCK_SWITCHING_S if switching else FLEET_BLOCK_S
-                _be_hosts((server.address, server.port), hosts, block_s, stopped, hear)
+                _be_hosts((server.address, server.port), hosts, block_s, stopped, output)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(0)
-        os.close(hear)
+        os.close(output)
         os.close(stopped)
         try:
             messages = _lead(bus, switching, SETTLE_S, 1, rows, hosts)
@@ -130,7 +130,7 @@ def measure(hosts: int, pace: str, seconds: float, rows: int) -> Figures:
             time.sleep(FLEET_TIMEOUT_S)
         finally:
             os.close(stop)
-            with os.fdopen(heard, "rb") as pipe:
+            with os.fdopen(received, "rb") as pipe:
                 times = json.loads(pipe.read())
             os.waitpid(child, 0)
     took_s = after["at"] - before["at"]
@@ -226,9 +226,9 @@ def _report(number: int) -> bytes:
 class _Host:
     """The two connections of one host."""
 
-    def __init__(self, place: tuple[str, int], number: int, block_s: float, *, leads: bool) -> None:
-        self.subscriber: Final = socket.create_connection(place)
-        self.publisher: Final = socket.create_connection(place)
+    def __init__(self, address: tuple[str, int], number: int, block_s: float, *, leads: bool) -> None:
+        self.subscriber: Final = socket.create_connection(address)
+        self.publisher: Final = socket.create_connection(address)
         for connection in (self.subscriber, self.publisher):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._keys: Final = [key.encode() for key in stream_keys(BG_ID)][: 2 if leads else 1]
@@ -238,18 +238,18 @@ class _Host:
         self._buffer = b""
         self.report_at = time.monotonic() + random.uniform(0, FLEET_REPORT_S)
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Send a command that waits for new entries."""
         count = str(FLEET_ENTRIES_READ).encode()
         self.subscriber.sendall(
             _command(b"XREAD", b"COUNT", count, b"BLOCK", self._block, b"STREAMS", *self._keys, *self._after)
         )
 
-    def take(self) -> None:
+    def read(self) -> None:
         """Read from the network."""
         self._buffer += self.subscriber.recv(1 << 20)
 
-    def hear(self) -> list[int]:
+    def messages(self) -> list[int]:
         """Return the seqs of the received messages. Send the next command once an answer is complete."""
         try:
             answer, end = _parse(self._buffer, 0)
@@ -262,7 +262,7 @@ class _Host:
             self._after[self._keys.index(key)] = entries[-1][0]
             if key == self._keys[0]:
                 found += [int(entry[0].partition(b"-")[2]) for entry in entries]
-        self.ask()
+        self.request()
         return found
 
     def report(self) -> None:
@@ -272,15 +272,15 @@ class _Host:
         self.report_at += FLEET_REPORT_S * random.uniform(0.8, 1.2)
 
 
-def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, output: int) -> None:
+def _be_hosts(address: tuple[str, int], hosts: int, block_s: float, stopped: int, output: int) -> None:
     """Be all hosts until *stopped* ends, and write the times at which each message was received: JSON lists by seq."""
     selector = selectors.DefaultSelector()
     selector.register(stopped, selectors.EVENT_READ, None)
-    crew = [_Host(place, number, block_s, leads=number == 0) for number in range(hosts)]
+    crew = [_Host(address, number, block_s, leads=number == 0) for number in range(hosts)]
     for host in crew:
         selector.register(host.subscriber, selectors.EVENT_READ, host)
         selector.register(host.publisher, selectors.EVENT_READ, None)
-        host.ask()
+        host.request()
     heard: dict[int, list[float]] = {}
     look_s, is_stopped = 0.0, False
     while not is_stopped:
@@ -293,11 +293,11 @@ def _be_hosts(place: tuple[str, int], hosts: int, block_s: float, stopped: int, 
                 key.fileobj.recv(4096)
             if key.data is None:
                 continue
-            key.data.take()
+            key.data.read()
             took.append((time.monotonic(), key.data))
         # Parse afterwards: a thread that parsed each of a thousand answers at once would delay the last hosts.
         for at_s, host in took:
-            for seq in host.hear():
+            for seq in host.messages():
                 heard.setdefault(seq, []).append(at_s)
         if now > look_s:
             look_s = now + 0.02

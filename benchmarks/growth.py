@@ -19,8 +19,8 @@ from typing import Final
 from benchmarks import growth_process
 from benchmarks.aims import Aim, aims
 from benchmarks.builds import NOW, builds, environment
-from benchmarks.fleet import Fleet, Post
 from benchmarks.footprint import cpu_ms_per_s, memory_of, threads_of
+from benchmarks.forked_workers import ForkedWorkers, WorkerReporter
 from benchmarks.growth_process import Orders
 from benchmarks.result import Column, Plot, Result, Table, Value
 from benchmarks.rounds import measure
@@ -166,7 +166,7 @@ def _workers_rows(director: Director, found: Mapping[str, Path], size: Size) -> 
             _wait_phase(run_dirs.values(), phase)
             for count in size.workers:
                 for client, run_dir in run_dirs.items():
-                    with Fleet(count - 1, partial(_be_present, files=run_dir.files("0"))) as others:
+                    with ForkedWorkers(count - 1, partial(_be_present, files=run_dir.files("0"))) as others:
                         others.wait_ready(START_TIMEOUT_S)
                         time.sleep(size.settle_s)
                         cpu = cpu_ms_per_s(run_dir.monitors(), size.window_s)
@@ -192,7 +192,7 @@ def _wait_phase(run_dirs: Iterable[RunDir], phase: Phase) -> None:
     wait_until(are_there, timeout_s=START_TIMEOUT_S, what=f"the phase {phase.name}")
 
 
-def _be_present(post: Post, *, files: RunFiles) -> None:
+def _be_present(reporter: WorkerReporter, *, files: RunFiles) -> None:
     """Be a process that only keeps a row up to date, as a worker's watcher does."""
     presence = Presence(files)
 
@@ -202,7 +202,7 @@ def _be_present(post: Post, *, files: RunFiles) -> None:
             time.sleep(WATCH_INTERVAL_S)
 
     threading.Thread(target=write, daemon=True).start()
-    post.ready()
+    reporter.ready()
 
 
 def _workers_table(rows: Sequence[_Row]) -> Table:

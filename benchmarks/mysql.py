@@ -70,7 +70,7 @@ _WAIT_COLUMNS: Final = (
 )
 
 
-class SlowDoor:
+class SlowProxy:
     """A proxy that passes connections on to a server, the first one after *slow_s* seconds."""
 
     def __init__(self, address: str, port: int, server: tuple[str, int], slow_s: float) -> None:
@@ -137,7 +137,7 @@ def pooled_db(pair: Pair, address: str, port: int, **options: Any) -> PooledDB:
 def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
     """Return the waits of all threads while the first connection takes SLOW_S, by pool."""
     results: dict[str, list[float]] = {}
-    door_address = pair.blue.address.rsplit(".", 1)[0] + ".99"
+    proxy_address = pair.blue.address.rsplit(".", 1)[0] + ".99"
 
     def with_theirs(pool: PooledDB) -> None:
         with contextlib.closing(pool.connection()) as connection:
@@ -148,18 +148,18 @@ def slow_connects(pair: Pair, run_dir: Path) -> dict[str, list[float]]:
             ask(connection)
 
     for name in ("PooledDB", "bgpool"):
-        door = SlowDoor(door_address, pair.port, (pair.blue.address, pair.port), SLOW_S)
+        proxy = SlowProxy(proxy_address, pair.port, (pair.blue.address, pair.port), SLOW_S)
         try:
             if name == "PooledDB":
-                theirs = pooled_db(pair, door_address, pair.port)
+                theirs = pooled_db(pair, proxy_address, pair.port)
                 results[name] = waits(partial(with_theirs, theirs))
                 theirs.close()
             else:
-                dsn = f"mysql://app:{pair.app_password}@{door_address}:{pair.port}/app"
+                dsn = f"mysql://app:{pair.app_password}@{proxy_address}:{pair.port}/app"
                 with bgpool.get_pool(dsn, bg_run_dir=run_dir, min_size=0, max_size=THREADS) as ours:
                     results[name] = waits(partial(with_ours, ours))
         finally:
-            door.close()
+            proxy.close()
     return results
 
 

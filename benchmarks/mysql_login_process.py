@@ -23,7 +23,7 @@ from pymysql import _auth
 from pymysql.connections import Connection
 
 import bgpool
-from benchmarks.clients.mysqls import KnownConnection, bare, rehearse
+from benchmarks.clients.mysqls import KnownConnection, bare, prepare_rsa
 from bgpool import Phase, testing
 
 __all__ = ["CLIENTS", "Orders"]
@@ -139,7 +139,7 @@ def _pool(orders: Orders) -> Iterator[Callable[[], object]]:
 @contextmanager
 def _oracle(orders: Orders) -> Iterator[Callable[[], object]]:
     """Be the oracle, which knows both addresses and has prepared everything that it can."""
-    rehearse()
+    prepare_rsa()
     params = bare(orders.dsn)
     KnownConnection(orders.addresses[0], **params).close()
     yield lambda: KnownConnection(orders.addresses[1], **params)

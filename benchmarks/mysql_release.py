@@ -130,15 +130,15 @@ def _release(pair: Pair, certify: _Certificates, client: str, build: Path, worke
         config = Config.of(pair, directory=str(run_dir.path)).with_(dsn=certify.dsn(pair, TLS))
         kind = "oracle" if client == ORACLE else "pool"
         orders = mysql_release_process.Orders(kind, config, workers, PAUSE_S)
-        talk = stack.enter_context(_talking("mysql_release_process", build, orders.as_line()))
-        talk.wait("ready")
+        process = stack.enter_context(_line_process("mysql_release_process", build, orders.as_line()))
+        process.wait("ready")
         director.create_deployment()
         if kind == "pool":
             run_dir.wait_ready(BG_ID, timeout_s=_START_TIMEOUT_S)
         director.run()
         opened_s = director.event("green_open").monotonic_s
         time.sleep(0.5)
-        found = talk.ask(f"{opened_s}\n")
+        found = process.ask(f"{opened_s}\n")
     firsts_s = found["firsts_s"]
     return {
         "errors": found["errors"] if kind == "pool" else None,
@@ -147,7 +147,7 @@ def _release(pair: Pair, certify: _Certificates, client: str, build: Path, worke
     }
 
 
-class _Talk:
+class _LineProcess:
     """A process that receives lines and answers with lines."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -176,7 +176,7 @@ class _Talk:
 
 
 @contextlib.contextmanager
-def _talking(module: str, build: Path, orders: str) -> Iterator[_Talk]:
+def _line_process(module: str, build: Path, orders: str) -> Iterator[_LineProcess]:
     """Start *module* of this package as a process with *build*, and send its *orders*. It ends with the block."""
     environ = environment(build, dict(os.environ))
     # Without the option -P of Python 3.11, Python searches the current directory first.
@@ -188,7 +188,7 @@ def _talking(module: str, build: Path, orders: str) -> Iterator[_Talk]:
             assert process.stdin is not None
             process.stdin.write(orders)
             process.stdin.flush()
-            yield _Talk(process)
+            yield _LineProcess(process)
             process.wait(_START_TIMEOUT_S)
         finally:
             process.kill()
@@ -241,11 +241,11 @@ def _login(pair: Pair, certify: _Certificates, kind: str, build: Path, way: str)
         )
         # Green has the password in its cache during the trial login, because other clients have logged in there.
         pair.green.wire(user=ROLE, password=pair.app_password, application="warm", timeout_s=5.0).close()
-        with _talking("mysql_login_process", build, orders.as_line()) as talk:
-            talk.wait("held")
+        with _line_process("mysql_login_process", build, orders.as_line()) as process:
+            process.wait("held")
             _forget_passwords(pair.green)
             before_ns = _server_ns(pair.green)
-            pieces: Mapping[str, float] = talk.ask("release\n")
+            pieces: Mapping[str, float] = process.ask("release\n")
             return {**pieces, "server": (_server_ns(pair.green) - before_ns) / 1e6}
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from benchmarks.clients import Client, Config, mysqls
-from benchmarks.fleet import Fleet, Post
+from benchmarks.forked_workers import ForkedWorkers, WorkerReporter
 
 __all__ = ["CLIENTS", "Orders"]
 
@@ -53,8 +53,8 @@ class Orders:
 def main() -> None:
     """Fork the workers, let them write, and print the results."""
     orders = Orders.from_line(sys.stdin.readline())
-    with Fleet(orders.workers, partial(_live, orders=orders)) as fleet:
-        fleet.wait_ready(_START_TIMEOUT_S)
+    with ForkedWorkers(orders.workers, partial(_live, orders=orders)) as workers:
+        workers.wait_ready(_START_TIMEOUT_S)
         print("ready", flush=True)
         since = sys.stdin.readline()
         if not since:
@@ -62,22 +62,22 @@ def main() -> None:
         since_s = float(since)
         firsts: dict[int, float] = {}
         errors = 0
-        for call in fleet.calls():
+        for call in workers.calls():
             errors += not call.ok
             if call.ok and call.ended_s > since_s:
                 firsts.setdefault(call.worker, call.ended_s - since_s)
     print(json.dumps({"firsts_s": sorted(firsts.values()), "errors": errors}), flush=True)
 
 
-def _live(post: Post, *, orders: Orders) -> None:
+def _live(reporter: WorkerReporter, *, orders: Orders) -> None:
     """Be a worker, after the fork."""
     client = CLIENTS[orders.client](orders.config)
-    client.write((post.number, 0, 0))
-    threading.Thread(target=_work, args=(post, client, orders.pause_s), daemon=True).start()
-    post.ready()
+    client.write((reporter.number, 0, 0))
+    threading.Thread(target=_work, args=(reporter, client, orders.pause_s), daemon=True).start()
+    reporter.ready()
 
 
-def _work(post: Post, client: Client, pause_s: float) -> None:
+def _work(reporter: WorkerReporter, client: Client, pause_s: float) -> None:
     """Write rows with pauses between them, without end."""
     time.sleep(random.uniform(0, pause_s))
     n = 0
@@ -86,10 +86,10 @@ def _work(post: Post, client: Client, pause_s: float) -> None:
         began_s = time.monotonic()
         ok = True
         try:
-            client.write((post.number, 0, n))
+            client.write((reporter.number, 0, n))
         except Exception:  # any error counts, because a caller has seen it
             ok = False
-        post.note(0, began_s, time.monotonic(), ok=ok)
+        reporter.note(0, began_s, time.monotonic(), ok=ok)
         time.sleep(pause_s)
 
 

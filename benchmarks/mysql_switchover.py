@@ -136,7 +136,7 @@ def _wait_ready(pool: Any) -> None:
         time.sleep(0.02)
 
 
-class _Crowd:
+class _Writers:
     """Threads that write, with the time and outcome of each write."""
 
     def __init__(self, write: Write) -> None:
@@ -180,18 +180,18 @@ def measure(pair: Pair, name: str) -> dict[str, Value]:
     director = Director(pair, FAST)
     director.create_deployment()
     with contextlib.ExitStack() as stack:
-        crowd = _Crowd(CLIENTS[name](pair, stack))
+        writers = _Writers(CLIENTS[name](pair, stack))
         try:
             time.sleep(1.0)
             director.run()
             opened = director.event("green_open").monotonic_s
             time.sleep(AFTER_S)
         finally:
-            crowd.end()
-        verdict = ledger.judge(pair, [key for _, key in crowd.done], crowd.unknown)
+            writers.end()
+        verdict = ledger.judge(pair, [key for _, key in writers.done], writers.unknown)
     return {
-        "errors": crowd.errors,
-        "back_s": crowd.back_s(opened),
+        "errors": writers.errors,
+        "back_s": writers.back_s(opened),
         "lost": verdict.lost,
         "doubled": verdict.doubled,
         "split": verdict.split,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.arrivals import Attempt, most_at_once
-from benchmarks.fleet import Call
+from benchmarks.forked_workers import Call
 from benchmarks.result import Value
 
 __all__ = ["BIN_MS", "FULL", "Storm"]

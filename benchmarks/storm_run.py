@@ -20,7 +20,7 @@ import psycopg_pool
 import bgpool
 from benchmarks import hosts
 from benchmarks.arrivals import SETTINGS, attempts
-from benchmarks.fleet import Fleet, Post
+from benchmarks.forked_workers import ForkedWorkers, WorkerReporter
 from benchmarks.run_dir import RunDir
 from benchmarks.storm_figures import Storm
 from bgpool import get_pool
@@ -91,7 +91,7 @@ AnyPool = bgpool.Pool[Any] | psycopg_pool.ConnectionPool[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Environment:
     """The environment of the clients.
 
     Attributes:
@@ -115,7 +115,7 @@ class Client:
     """
 
     name: str
-    make: Callable[[Place, int], AnyPool]
+    make: Callable[[Environment, int], AnyPool]
     idle: Callable[[Any], int]
     opens: str
     needs_names: bool
@@ -127,22 +127,24 @@ def measure(case: Case, client: Client, size: Size) -> Storm:
         ledger.create(pair)
         director = Director(pair, size.schedule)
         names = hosts.names_of(pair, director) if not hosts.available() else None
-        place = Place(pair, run_dir.path, names.path if names is not None else None)
-        with Fleet(size.workers, partial(_live, place=place, client=client, case=case, pause_s=size.pause_s)) as fleet:
-            fleet.wait_ready(START_TIMEOUT_S)
+        environment = Environment(pair, run_dir.path, names.path if names is not None else None)
+        with ForkedWorkers(
+            size.workers, partial(_live, environment=environment, client=client, case=case, pause_s=size.pause_s)
+        ) as workers:
+            workers.wait_ready(START_TIMEOUT_S)
             director.create_deployment()
             if client.name == "bgpool":
                 run_dir.wait_ready(BG_ID, timeout_s=READY_TIMEOUT_S)
             time.sleep(size.before_s)
             held_before = pair.application_connections("blue")
-            released_s = _direct(director, fleet, run_dir, size.workers * (THREADS - case.busy))
+            released_s = _direct(director, workers, run_dir, size.workers * (THREADS - case.busy))
             opened_s = director.event(client.opens).monotonic_s if released_s is None else released_s
             with contextlib.suppress(LabError):
                 # A thread that does not come back has no time in the table.
-                wait_until(lambda: _all_back(fleet, size, opened_s), timeout_s=BACK_TIMEOUT_S, what="", poll_s=0.2)
+                wait_until(lambda: _all_back(workers, size, opened_s), timeout_s=BACK_TIMEOUT_S, what="", poll_s=0.2)
             until_s = time.time()
             time.sleep(LAST_S)
-            calls = fleet.calls()
+            calls = workers.calls()
         lines = pair.green.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     began = director.event("in_progress")
     # Only the application's attempts lack a role in the log. Other clients send theirs at once.
@@ -161,64 +163,64 @@ def measure(case: Case, client: Client, size: Size) -> Storm:
     )
 
 
-def _live(post: Post, *, place: Place, client: Client, case: Case, pause_s: float) -> None:
+def _live(reporter: WorkerReporter, *, environment: Environment, client: Client, case: Case, pause_s: float) -> None:
     """Be a worker: a pool, and THREADS threads, some of which wait until they are released."""
-    if place.names is not None:
-        hosts.enter(place.names)
+    if environment.names is not None:
+        hosts.enter(environment.names)
     # Failed attempts are counted, not logged.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
-    pool = client.make(place, case.busy)
+    pool = client.make(environment, case.busy)
     wait_until(lambda: client.idle(pool) >= case.busy, timeout_s=START_TIMEOUT_S, what="connections", poll_s=0.05)
     for thread in range(THREADS):
         is_busy = thread < case.busy
-        threading.Thread(target=_work, args=(post, pool, thread, pause_s, is_busy), daemon=True).start()
-    post.ready()
+        threading.Thread(target=_work, args=(reporter, pool, thread, pause_s, is_busy), daemon=True).start()
+    reporter.ready()
 
 
-def _work(post: Post, pool: AnyPool, thread: int, pause_s: float, is_busy: bool) -> None:
+def _work(reporter: WorkerReporter, pool: AnyPool, thread: int, pause_s: float, is_busy: bool) -> None:
     """Be a thread: write rows with pauses between them."""
     if is_busy:
         time.sleep(random.uniform(0, pause_s))
     else:
-        post.wait_turn()
+        reporter.wait_turn()
     for n in itertools.count():
         began_s = time.monotonic()
         ok = True
         try:
             with pool.connection() as connection:
-                connection.execute(INSERT_SQL, (post.number, thread, n))
+                connection.execute(INSERT_SQL, (reporter.number, thread, n))
         except (psycopg.Error, psycopg_pool.PoolTimeout):
             ok = False
-        post.note(thread, began_s, time.monotonic(), ok=ok)
+        reporter.note(thread, began_s, time.monotonic(), ok=ok)
         time.sleep(pause_s)
 
 
-def _direct(director: Director, fleet: Fleet, run_dir: RunDir, more_threads: int) -> float | None:
+def _direct(director: Director, workers: ForkedWorkers, run_dir: RunDir, more_threads: int) -> float | None:
     """Run the switchover and release *more_threads* in its outage. Return the time at which bgpool released callers."""
     at = director.schedule
     come_s = (at.caught_up_s + at.green_promoted_s) / 2
-    director.add("threads_come", come_s, lambda: fleet.let_go(more_threads))
+    director.add("threads_come", come_s, lambda: workers.release(more_threads))
     director.run()
     release = release_of(run_dir.snapshot(BG_ID))
     return release.mono_ns / 1e9 if release is not None else None
 
 
-def _all_back(fleet: Fleet, size: Size, opened_s: float) -> bool:
-    return len({(call.worker, call.thread) for call in fleet.calls() if call.ok and call.ended_s > opened_s}) == (
+def _all_back(workers: ForkedWorkers, size: Size, opened_s: float) -> bool:
+    return len({(call.worker, call.thread) for call in workers.calls() if call.ok and call.ended_s > opened_s}) == (
         size.workers * THREADS
     )
 
 
-def _bgpool(place: Place, least: int) -> bgpool.Pool[Any]:
+def _bgpool(environment: Environment, least: int) -> bgpool.Pool[Any]:
     pool: bgpool.Pool[Any] = get_pool(
-        place.pair.dsn,
+        environment.pair.dsn,
         bg_id=BG_ID,
-        bg_resolver="system" if place.names is not None else place.pair.resolver,
-        bg_run_dir=place.run_dir,
+        bg_resolver="system" if environment.names is not None else environment.pair.resolver,
+        bg_run_dir=environment.run_dir,
         bg_interval_baseline_ms=1000,
         bg_interval_increased_ms=500,
         # No other client may use the application's role.
-        monitoring={"user": MONITOR_ROLE, "password": place.pair.lab_password},
+        monitoring={"user": MONITOR_ROLE, "password": environment.pair.lab_password},
         min_size=least,
         max_size=THREADS,
         timeout=CALL_TIMEOUT_S,
@@ -227,9 +229,9 @@ def _bgpool(place: Place, least: int) -> bgpool.Pool[Any]:
     return pool
 
 
-def _psycopg_pool(place: Place, least: int) -> psycopg_pool.ConnectionPool[Any]:
+def _psycopg_pool(environment: Environment, least: int) -> psycopg_pool.ConnectionPool[Any]:
     return psycopg_pool.ConnectionPool(
-        place.pair.dsn, min_size=least, max_size=THREADS, timeout=CALL_TIMEOUT_S, open=True
+        environment.pair.dsn, min_size=least, max_size=THREADS, timeout=CALL_TIMEOUT_S, open=True
     )
 
 

@@ -87,15 +87,15 @@ class _Process:
         command = [sys.executable, units_process.__file__]
         pipe = subprocess.PIPE
         self._popen: Final = subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe, text=True)
-        self.tell(orders)
+        self.send(orders)
 
-    def tell(self, order: Mapping[str, Any]) -> None:
+    def send(self, order: Mapping[str, Any]) -> None:
         """Send *order* to the process."""
         assert self._popen.stdin is not None
         self._popen.stdin.write(json.dumps(order) + "\n")
         self._popen.stdin.flush()
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """Return the answer of the process."""
         assert self._popen.stdout is not None
         return json.loads(self._popen.stdout.readline())
@@ -172,18 +172,18 @@ def _crew(
         if is_created:
             options["bg_resolver"], orders["dsn"] = pair.resolver, pair.dsn
             names = {"blue": pair.names.blue.primary, "green": pair.names.green.primary, "bg_resolver": pair.resolver}
-            start({"role": DEPLOYMENT, "run_dir": str(run_dir), "names": names}).hear()
+            start({"role": DEPLOYMENT, "run_dir": str(run_dir), "names": names}).receive()
         crew = [start(orders) for _ in range(load.processes)]
         for process in crew:
-            process.hear()
+            process.receive()
         yield crew
 
 
 def _round(crew: Sequence[_Process], way: str, calls: int) -> tuple[float, float]:
     """Return the median latency and the mean CPU time of all processes, which write at the same time."""
     for process in crew:
-        process.tell({"way": way, "calls": calls})
-    answers = [process.hear() for process in crew]
+        process.send({"way": way, "calls": calls})
+    answers = [process.receive() for process in crew]
     latency_us = statistics.median(answer["median_us"] for answer in answers)
     return latency_us, statistics.mean(answer["cpu_us"] for answer in answers)
 

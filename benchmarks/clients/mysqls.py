@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     _Connection = Connection
 
-__all__ = ["Known", "KnownConnection", "Ours", "bare", "rehearse"]
+__all__ = ["Known", "KnownConnection", "Ours", "bare", "prepare_rsa"]
 
 #: A login takes a few ms. With 64 logins at a time on two cores the last one waits for 200 ms.
 _ATTEMPT_S = 2.0
@@ -77,7 +77,7 @@ def bare(dsn: str) -> dict[str, Any]:
     return {**params, **tls}
 
 
-def rehearse() -> None:
+def prepare_rsa() -> None:
     """Prepare RSA, which takes some ms at its first use."""
     from bgpool import mysql_logins  # imported here, because the build before does not have it
 
@@ -89,7 +89,7 @@ class Known(Oracle):
 
     def __init__(self, config: Config) -> None:
         """Prepare everything. Each thread connects at its first write."""
-        rehearse()
+        prepare_rsa()
         self._params = bare(config.dsn)
         self._addresses = config.addresses
         self._address = config.addresses[0]

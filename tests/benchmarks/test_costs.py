@@ -12,8 +12,8 @@ import pytest
 from benchmarks import django_costs, growth, processes
 from benchmarks.arrivals import Attempt, attempts, most_at_once
 from benchmarks.coroutines_held import WAYS, measure_held
-from benchmarks.fleet import Call, Fleet, Post
 from benchmarks.footprint import cpu_s, memory_of, parent_of, threads_of
+from benchmarks.forked_workers import Call, ForkedWorkers, WorkerReporter
 from benchmarks.storm_figures import Storm
 from benchmarks.storm_run import CASES, CLIENTS, SCHEDULE, THREADS, Size, measure
 from bgpool.core.engine import Engine
@@ -77,32 +77,32 @@ def test_who_does_not_come_back_has_no_time() -> None:
 
 
 def test_a_fleet_reports_and_ends() -> None:
-    def live(post: Post) -> None:
-        post.note(post.number, 1.0, 2.0, ok=post.number == 0)
-        post.ready()
-        post.wait_turn()
-        post.note(post.number, 3.0, 4.0, ok=True)
+    def live(reporter: WorkerReporter) -> None:
+        reporter.note(reporter.number, 1.0, 2.0, ok=reporter.number == 0)
+        reporter.ready()
+        reporter.wait_turn()
+        reporter.note(reporter.number, 3.0, 4.0, ok=True)
 
-    with Fleet(2, live) as fleet:
-        fleet.wait_ready(10)
-        assert [call.ok for call in fleet.calls()].count(True) == 1
-        fleet.let_go(2)
+    with ForkedWorkers(2, live) as workers:
+        workers.wait_ready(10)
+        assert [call.ok for call in workers.calls()].count(True) == 1
+        workers.release(2)
         deadline_s = time.monotonic() + 10
-        while len(fleet.calls()) < 4 and time.monotonic() < deadline_s:
+        while len(workers.calls()) < 4 and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert {parent_of(pid) for pid in fleet.pids} == {os.getpid()}
-    assert len(fleet.pids) == 2
-    for pid in fleet.pids:
+        assert {parent_of(pid) for pid in workers.pids} == {os.getpid()}
+    assert len(workers.pids) == 2
+    for pid in workers.pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
 def test_a_worker_that_fails_is_noticed(capfd: pytest.CaptureFixture[str]) -> None:
-    def live(post: Post) -> None:
-        raise RuntimeError(f"worker {post.number}")
+    def live(reporter: WorkerReporter) -> None:
+        raise RuntimeError(f"worker {reporter.number}")
 
-    with Fleet(1, live) as fleet, pytest.raises(LabError, match="a worker ended"):
-        fleet.wait_ready(10)
+    with ForkedWorkers(1, live) as workers, pytest.raises(LabError, match="a worker ended"):
+        workers.wait_ready(10)
     assert "RuntimeError: worker 0" in capfd.readouterr().err
 
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from bgpool.lab import LabError
 from bgpool.lab.waiting import wait_until
 
-__all__ = ["Call", "Fleet", "Life", "Post"]
+__all__ = ["Call", "ForkedWorkers", "WorkerMain", "WorkerReporter"]
 
 _RECORD: Final = struct.Struct("iiidd")
 _READY, _FAILED, _OK = range(3)
@@ -33,7 +33,7 @@ class Call(NamedTuple):
     ok: bool
 
 
-class Post:
+class WorkerReporter:
     """The worker's end of the pipes.
 
     Attributes:
@@ -62,20 +62,20 @@ class Post:
         os.write(self._records, _RECORD.pack(kind, self.number, thread, began_s, ended_s))
 
 
-Life = Callable[[Post], object]
+WorkerMain = Callable[[WorkerReporter], object]
 """The first work of a worker, in its main thread. The worker then waits for its end while its other threads run."""
 
 
-class Fleet:
+class ForkedWorkers:
     """A context manager whose workers live until its exit. Enter it from a single-threaded process."""
 
-    def __init__(self, processes: int, life: Life) -> None:
+    def __init__(self, processes: int, main: WorkerMain) -> None:
         """Describe *processes* workers. Nothing is forked yet."""
-        self._life: Final = life
+        self._main: Final = main
         self._processes: Final = processes
         self.pids: list[int] = []
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> ForkedWorkers:
         self._file = tempfile.TemporaryFile("a+b", buffering=0)
         self._turns, self._give_turn = os.pipe()
         self._end, self._make_end = os.pipe()
@@ -108,7 +108,7 @@ class Fleet:
 
         wait_until(all_ready, timeout_s=timeout_s, what=f"{self._processes} workers to be ready", poll_s=0.1)
 
-    def let_go(self, threads: int) -> None:
+    def release(self, threads: int) -> None:
         """Release any *threads* of the threads that wait for their turn."""
         os.write(self._give_turn, bytes(threads))
 
@@ -129,7 +129,7 @@ class Fleet:
             os.close(self._make_end)
             os.close(self._give_turn)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._life(Post(number, self._file.fileno(), self._turns))
+            self._main(WorkerReporter(number, self._file.fileno(), self._turns))
             # The other end is closed when the context manager exits, and when its process dies.
             os.read(self._end, 1)
             status = 0
