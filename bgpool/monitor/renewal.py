@@ -67,6 +67,7 @@ class Renewal(StoppableThread):
             self._connect(target).close()
         except (SessionError, OSError) as error:
             extra = log_fields("certificate_not_renewed", host=target.host)
-            _logger.debug("%s cannot prove its new name yet (%s): %s", target.host, target.names, error, extra=extra)
+            names = ", ".join(target.names)
+            _logger.debug("%s cannot prove its new name %s yet: %s", target.host, names, error, extra=extra)
             return False
         return True

@@ -197,12 +197,12 @@ def test_one_that_loses_a_thread_begins_anew_and_leaves_the_others_alone(
         f"""
 import pathlib, time
 import bgpool.monitor.doorbell as bell
-real = bell.Bell.run
+real = bell.Doorbell.run
 def run(self):
     if self.bg_id != "first" or not pathlib.Path({str(tmp_path / "break")!r}).exists():
         return real(self)
     raise RuntimeError("broken")
-bell.Bell.run = run
+bell.Doorbell.run = run
 """
     )
     monkeypatch.syspath_prepend(str(tmp_path))
