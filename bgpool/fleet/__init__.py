@@ -1,1 +1,1 @@
-"""The bus over which the monitors of a fleet tell each other what they read. Workers import none of its client."""
+"""The bus over which the monitors of a fleet exchange their readings. Workers do not import its client."""

@@ -1,4 +1,4 @@
-"""What a bus does, whatever it runs on, and what can go wrong on it."""
+"""The interface of a bus, independent of its implementation, and its errors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ __all__ = ["Bus", "BusError", "Entry", "ReadResult", "KeyMissing", "Refused", "R
 
 
 class BusError(Error):
-    """The bus cannot be read or written. The text is one line for a person and holds no secret.
+    """The bus cannot be read or written. The text is one line for the operator and contains no secret.
 
-    What was being written may still be carried out later, where the bus did not answer in time. No application meets
-    it: it stays with the monitor, the doctor and the command line.
+    If the bus did not answer in time, the write may still be executed later. Applications never see this error: only
+    the monitor, the doctor and the command line do.
 
     Attributes:
-        code: The server's own word for it, such as ``NOPERM``; empty where it has not answered, or has answered with
-            none.
+        code: The server's error code, such as ``NOPERM``; empty if it has not answered, or has answered without one.
     """
 
     def __init__(self, text: str, code: str = "") -> None:
@@ -26,19 +25,19 @@ class BusError(Error):
 
 
 class Refused(BusError):
-    """What was to be published is not above the newest entry: somebody is ahead. Nothing was written."""
+    """The message is not above the newest entry: another host has published since. Nothing was written."""
 
 
 class KeyMissing(BusError):
-    """The stream is gone, and the order of its ids with it; only a claim may create it. Nothing was written."""
+    """The stream does not exist, so the order of its ids is lost. Only a claim may create it. Nothing was written."""
 
 
 class Entry(NamedTuple):
     """An entry of the leaders' stream.
 
     Attributes:
-        term, seq: Its id, each 0 to 2**64 - 1; nobody has vouched for it yet.
-        payload: What was published; empty for an entry that has no payload, or one that is too large to be read.
+        term, seq: Its id, each 0 to 2**64 - 1; not authenticated yet.
+        payload: The published bytes; empty for an entry without a payload, or with one that is too large.
     """
 
     term: int
@@ -50,8 +49,8 @@ class ReportEntry(NamedTuple):
     """An entry of the hosts' stream.
 
     Attributes:
-        id: The bus's own, for `Bus.read`; rises.
-        payload: As for `Entry`.
+        id: The bus's own id, for `Bus.read`; increasing.
+        payload: See `Entry`.
     """
 
     id: str
@@ -59,54 +58,54 @@ class ReportEntry(NamedTuple):
 
 
 class ReadResult(NamedTuple):
-    """What one reading brought, the oldest first."""
+    """The result of a read, the oldest entries first."""
 
     entries: list[Entry]
     reports: list[ReportEntry]
 
 
 class Bus(Protocol):
-    """One thread's access to the two streams of a ``bg_id``: an object has one connection, opened when it is needed.
+    """One thread's access to the two streams of a ``bg_id``. An object has one connection, opened on demand.
 
-    Every method raises BusError where the bus cannot be used. The next call tries again, by itself and at once: it is
-    the caller who waits between two attempts.
+    Every method raises BusError if the bus cannot be used. The next call tries again immediately: the caller must pause
+    between two attempts.
     """
 
     def publish(self, term: int, seq: int, payload: bytes) -> None:
-        """Add an entry to the leaders' stream, if it is above the newest one there. It is tried once.
+        """Add an entry to the leaders' stream, if it is above the newest one there. There is only one attempt.
 
         Args:
             term: 1 to 2**64 - 1.
             seq: From 0; 0 is a claim, which may create the stream.
-            payload: At most FLEET_ENTRY_BYTES, or nobody reads it.
+            payload: At most FLEET_ENTRY_BYTES, or no host reads it.
 
         Raises:
-            Refused: It is not above the newest.
-            KeyMissing: The stream is gone, and *seq* is not 0.
+            Refused: It is not above the newest entry.
+            KeyMissing: The stream does not exist, and *seq* is not 0.
             BusError: It is not known whether the entry was written.
         """
 
     def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> ReadResult:
-        """What came after, at most FLEET_ENTRIES_READ of each stream, waiting for it if there is nothing.
+        """Return newer entries, at most FLEET_ENTRIES_READ of each stream, and wait if there are none.
 
         Args:
-            after: The term and seq of the last entry that was read; (0, 0) for all that is kept.
-            timeout_s: Longest wait, in seconds, cut to FLEET_BLOCK_S; 0 or less does not wait. The bus returns up to
-                a tenth of a second later than asked.
+            after: The term and seq of the last entry that was read; (0, 0) for all that are kept.
+            timeout_s: The longest wait in seconds, at most FLEET_BLOCK_S; 0 or less does not wait. The bus may return
+                up to a tenth of a second later.
             reports_after: The id of the last report that was read, ``0`` for all that are kept; None reads no reports.
 
         Returns:
-            Empty lists where nothing came. Also if the stream is gone: see `top`.
+            Empty lists if there is nothing new, or if the stream does not exist: see `top`.
         """
 
     def top(self) -> Entry | None:
-        """The newest entry of the leaders' stream, None where none is kept. Ids above it may have been used."""
+        """Return the newest entry of the leaders' stream, None if there is none. Higher ids may have been used."""
 
     def report(self, payload: bytes) -> None:
-        """Add *payload* to the hosts' stream, which is created if it is missing."""
+        """Add *payload* to the hosts' stream, which is created if it does not exist."""
 
     def reports(self, count: int) -> list[ReportEntry]:
-        """The newest *count* entries of the hosts' stream, the newest first."""
+        """Return the newest *count* entries of the hosts' stream, the newest first."""
 
     def close(self) -> None:
-        """Hang up; a later call connects again."""
+        """Close the connection; a later call connects again."""

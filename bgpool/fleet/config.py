@@ -1,4 +1,4 @@
-"""What a monitor needs to know of its fleet's bus. It comes to the monitor over a pipe, because it holds secrets."""
+"""The configuration of a fleet's bus. The monitor receives it through a pipe, because it contains secrets."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ _TOP_LEVEL: Final = "define it at the top level of a module that can be imported
 _KEY_REMEDY: Final = f"{_TOP_LEVEL}, or give the key itself, as in $BGPOOL_FLEET_KEY"
 _PASSWORD_REMEDY: Final = f"{_TOP_LEVEL}, or write user and password into bg_fleet"
 
-#: Where a server of the protocol listens. Source: Redis.
+#: The default port of the protocol. Source: Redis.
 _PORT: Final = 6379
 
 
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
-    """A bus, and who may write to it.
+    """A bus, and the keys of the hosts that may write to it.
 
     Attributes:
-        url: Of the scheme redis or rediss, as redis-py reads it. Never shown: there may be a password in it.
-        keys: Each of FLEET_KEY_BYTES bytes or more; the first one signs, all of them verify. Empty where everything
-            on the bus is believed, and where *key_callable* makes them.
-        trust: Whatever is on the bus is believed: there are no keys.
-        password_callable: Makes the password of each connection, pickled; None where *url* has all it takes.
-        key_callable: Makes the keys, pickled. KeyMaker calls it, in the monitor.
+        url: The URL with the scheme redis or rediss, in redis-py's format. Never shown, because it may contain a
+            password.
+        keys: The keys, each of FLEET_KEY_BYTES bytes or more; the first one signs, all of them verify. Empty if
+            unsigned messages are trusted, or if *key_callable* makes the keys.
+        trust: True if unsigned messages are trusted, without keys.
+        password_callable: The callable that makes the password of each connection, pickled; None if *url* has the
+            credentials.
+        key_callable: The callable that makes the keys, pickled. KeyMaker calls it, in the monitor.
     """
 
     url: str = field(repr=False)
@@ -45,38 +47,38 @@ class FleetConfig:
 
     @classmethod
     def of(cls, settings: Settings) -> FleetConfig | None:
-        """What a pool's parameters come to; None without a bus, and in a rehearsal.
+        """Return the configuration from a pool's parameters; None without a bus, and in a rehearsal.
 
         Raises:
             ConfigurationError: There is neither a key nor trust, there are two passwords, or a callable cannot be
-                handed to another process.
+                passed to another process.
         """
         url, key, password = settings.bg_fleet, settings.bg_fleet_key, settings.bg_fleet_password
         if url is None:
             return None
         if key is None and not settings.bg_fleet_trust:
             raise ConfigurationError(
-                "bg_fleet needs a key, so that nobody else who can write to the bus can mislead the fleet: set "
-                "$BGPOOL_FLEET_KEY (or bg_fleet_key) to what `openssl rand -hex 32` prints, the same on all hosts; or "
-                "bg_fleet_trust=true to believe whatever is on the bus"
+                "bg_fleet needs a key, so that other clients of the bus cannot mislead the fleet: set $BGPOOL_FLEET_KEY "
+                "(or bg_fleet_key) to the output of `openssl rand -hex 32`, the same on all hosts; or "
+                "bg_fleet_trust=true to trust unsigned messages"
             )
         if password is not None and urlsplit(url).password:
             raise ConfigurationError("bg_fleet has a password, and bg_fleet_password makes one: one of them is allowed")
         config = cls(
             url,
             keys=key if isinstance(key, tuple) else (),
-            # A key is asked for wherever there is one.
+            # With a key, messages must be signed.
             trust=key is None,
             password_callable=(
                 None if password is None else hand_over("bg_fleet_password", password, _PASSWORD_REMEDY)
             ),
             key_callable=hand_over("bg_fleet_key", key, _KEY_REMEDY) if callable(key) else None,
         )
-        # What a rehearsed application reads of its servers is not for the hosts of the real one.
+        # A rehearsed application's readings must not reach the hosts of the real one.
         return None if REHEARSAL in os.environ else config
 
     def as_map(self) -> dict[str, Any]:
-        """For the pipe."""
+        """Return the configuration for the pipe."""
         return {
             "url": self.url,
             "keys": list(self.keys),
@@ -87,37 +89,37 @@ class FleetConfig:
 
     @classmethod
     def from_map(cls, given: Mapping[str, Any]) -> FleetConfig:
-        """From the pipe, as as_map() has put it there."""
+        """Return the configuration from the pipe, in the format of as_map()."""
         return cls(**{**given, "keys": tuple(given["keys"])})
 
     @property
     def host(self) -> str:
-        """The server's name or address, as the URL has it."""
+        """The server's name or address in the URL."""
         return unquote(urlsplit(self.url).hostname or "")
 
     @property
     def port(self) -> int:
-        """Its port."""
+        """The server's port."""
         return urlsplit(self.url).port or _PORT
 
     @property
     def user(self) -> str:
-        """Whom connections log in as; empty for the server's default."""
+        """The user that connections log in as; empty for the server's default."""
         return unquote(urlsplit(self.url).username or "")
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether connections are TLS's."""
+        """True if connections use TLS."""
         return urlsplit(self.url).scheme == "rediss"
 
     @property
     def place(self) -> str:
-        """HOST:PORT, for people: what may be told of the URL."""
+        """HOST:PORT, the part of the URL that may be shown."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def password(self) -> Password | None:
-        """What makes the password of a connection.
+        """The callable that makes the password of a connection.
 
         Raises:
             ConfigurationError: It cannot be imported here, or its module patches threads.
@@ -129,7 +131,7 @@ class FleetConfig:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be shown, should a text of somebody else's hold it: the URL, and the passwords in it."""
+        """The strings that must not appear in texts of other libraries: the URL, and the passwords in it."""
         url = urlsplit(self.url)
         password = url.password or ""
         of_key_file = dict(parse_qsl(url.query)).get("ssl_password", "")
@@ -137,22 +139,22 @@ class FleetConfig:
 
 
 class KeyMaker(SecretMaker):
-    """The keys of a bus, wherever they come from."""
+    """The keys of a bus, from any source."""
 
     def __init__(self, config: FleetConfig) -> None:
-        """Nothing is imported or called yet."""
+        """Create it without importing or calling anything."""
         super().__init__()
         self._config: Final = config
 
     def make(self) -> tuple[bytes, ...]:
-        """The keys, the one that signs first; empty where everything on the bus is believed.
+        """Return the keys, the signing one first; empty if unsigned messages are trusted.
 
-        A callable is called each time, so that a key that was changed is had without a new monitor. For a thread that
-        may wait for up to PASSWORD_TIMEOUT_S.
+        A callable is called each time, so that a changed key requires no new monitor. Only for a thread that may block
+        for up to PASSWORD_TIMEOUT_S.
 
         Raises:
-            PasswordFailed: The callable failed, or has not returned in time; the text holds no secret.
-            ConfigurationError: It cannot be imported here, or what it returns cannot be used as keys.
+            PasswordFailed: The callable failed, or did not return in time; the text contains no secret.
+            ConfigurationError: It cannot be imported here, or its result is not usable as keys.
         """
         pickled = self._config.key_callable
         if pickled is None:

@@ -1,8 +1,8 @@
-"""One connection to Redis or Valkey. Imports redis-py: for whoever uses the bus, at the time when it does.
+"""One connection to Redis or Valkey. This module imports redis-py, so it is imported only when the bus is used.
 
-Of redis-py it is the connection alone, its handshake and its protocol, and not the client around it: that would try
-again by itself, and an XADD that is tried twice is written twice or refused because of itself. What a URL says of
-protocol, time limits and retries has no effect, as nothing of it gets here.
+It uses only redis-py's connection, with its handshake and protocol, and not the client. The client would retry by
+itself, and an XADD that is retried is written twice, or refused because of the first attempt. Options of the URL for
+protocol, time limits and retries have no effect, because they are not passed on.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from bgpool.fleet.url import BusUrl
 
 __all__ = ["Connection", "Meter", "Parser"]
 
-# Which parser it is depends on whether hiredis is installed, and how much of either has types on the release.
+# The parser depends on whether hiredis is installed, and the types of both depend on the release.
 _Parser: Any = redis.connection.DefaultParser
 _Connection: Any = redis.connection.Connection
 
 
-class Parser(_Parser):  # type: ignore[misc]  # as said
-    """Leaves a server's error as it is, with its code in front: which codes have classes depends on the release."""
+class Parser(_Parser):  # type: ignore[misc]  # the base is untyped, see above
+    """A parser that returns a server's error unchanged, with its code: the error classes depend on the release."""
 
     EXCEPTION_CLASSES: Final[dict[str, Any]] = {}
 
 
-class Connection(_Connection):  # type: ignore[misc]  # as said
-    """A connection to *address* that is to prove the name of *url*; opened by its first command.
+class Connection(_Connection):  # type: ignore[misc]  # the base is untyped, see above
+    """A connection to *address* that verifies the name of *url*. It is opened by the first command.
 
-    Raises, of that command as of every other: BusError where no connection can be opened; else what redis-py raises.
+    Every command raises BusError if no connection can be opened, and otherwise redis-py's errors.
     """
 
     def __init__(self, url: BusUrl, password: str, address: tuple[str, int] | None) -> None:
         """Describe a connection.
 
         Args:
-            url: Whom to be to the server, and what it has to prove.
-            password: Instead of that of *url*.
-            address: Where it is instead of where *url* says; None to resolve that name.
+            url: The user and the name to verify.
+            password: Used instead of the password of *url*.
+            address: The address to connect to instead of that of *url*; None to resolve its name.
         """
         self._url: Final = url
         self._address: Final = address or (url.host, url.port)
@@ -64,17 +64,18 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
             parser_class=Parser,
         )
         self._meter = Meter()
-        # CLIENT SETINFO takes a right of its own, and Valkey logs each refusal. The names depend on the release.
+        # CLIENT SETINFO requires an additional permission, and Valkey logs each refusal. The attributes depend on the
+        # release.
         self.lib_name = self.lib_version = self.driver_info = None
 
     def exchange(self, *command: Any) -> Any:
-        """Send *command* and read the answer to it."""
+        """Send *command* and return the answer."""
         self._meter.begin()
         self.send_command(*command)
         return self.read_response()
 
     def _connect(self) -> _Metered:
-        """Open the socket: what redis-py has its subclasses do. Its own proves the name that it connects to."""
+        """Open the socket, as redis-py's subclasses must. Its own subclass verifies the name that it connects to."""
         try:
             sock = socket.create_connection(self._address, timeout=FLEET_TIMEOUT_S)
         except OSError as error:
@@ -90,10 +91,10 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
     def _encrypted(self, sock: socket.socket) -> ssl.SSLSocket:
         url = self._url
         try:
-            # Read each time: they are changed under a monitor that lives for weeks.
+            # Read for each connection, because the files may be replaced while a monitor runs for weeks.
             context = ssl.create_default_context(cafile=url.ca_file or None, capath=url.ca_path or None)
             if url.certificate:
-                # Without one, the terminal would be asked for it.
+                # Without a password, OpenSSL would prompt for it on the terminal.
                 context.load_cert_chain(url.certificate, url.key or None, password=url.key_password)
         except (OSError, ValueError) as error:
             files = ", ".join(filter(None, (url.ca_file, url.ca_path, url.certificate, url.key)))
@@ -109,22 +110,22 @@ class Connection(_Connection):  # type: ignore[misc]  # as said
 
 
 class Meter:
-    """How much of one answer may still come."""
+    """The remaining budget of bytes and time of one answer."""
 
     def __init__(self) -> None:
         self._left = 0
         self._until = 0.0
 
     def begin(self) -> None:
-        """Another answer begins."""
+        """Start a new answer."""
         self._left = FLEET_ANSWER_BYTES
         self._until = time.monotonic() + FLEET_ANSWER_S
 
     def count(self, size: int) -> None:
-        """*size* bytes have come.
+        """Count *size* received bytes.
 
         Raises:
-            BusError: They are more than an answer may have, or have taken too long.
+            BusError: The answer is too large, or takes too long.
         """
         self._left -= size
         if self._left < 0:
@@ -134,7 +135,7 @@ class Meter:
 
 
 class _Metered:
-    """A socket whose reader is stopped: the time limit of a socket is that of each part."""
+    """A socket that limits a whole answer: a socket's own timeout limits only each part."""
 
     def __init__(self, sock: socket.socket, meter: Meter) -> None:
         self._sock: Final = sock
@@ -148,7 +149,7 @@ class _Metered:
         self._meter.count(len(data))
         return data
 
-    def recv_into(self, *args: Any) -> int:  # hiredis' parser
+    def recv_into(self, *args: Any) -> int:  # for hiredis' parser
         size = self._sock.recv_into(*args)
         self._meter.count(size)
         return size

@@ -1,13 +1,13 @@
-"""Messages and reports as bytes and back, signed. Nothing is looked at before its signature has been found good.
+"""Encode and decode signed messages and reports. The signature is verified before anything else is read.
 
 ::
 
-    0    signature   HMAC-SHA256 of what follows and of where it stands, 32 bytes; none where everybody is trusted
+    0    signature   HMAC-SHA256 of the rest and of its context, 32 bytes; absent if unsigned messages are trusted
     32   format      one byte
-    33   body        a msgpack map; a key that is not known is passed over, so that a newer version may add some
+    33   body        a msgpack map; unknown keys are ignored, so that a newer version may add some
 
-The signature is over the format, the kind (a message, or what a host or an operator reports), the bg_id, the entry's id
-(of a message) and the body: nothing that was signed passes for anything else.
+The signature covers the format, the kind (a message, or a report of a host or an operator), the bg_id, the entry's id
+(of a message) and the body. So signed bytes are not valid in any other context.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ FORMAT: Final = 1
 _MAC_BYTES: Final = 32
 _MESSAGE: Final = b"message"
 _REPORT: Final = b"report"
-#: Rows of metadata, and servers of a topology: a deployment's endpoints, and those that it has just lost.
+#: The maximum of rows of metadata, and of servers in a topology: a deployment's endpoints, plus those that it has just
+#: lost.
 _ROWS: Final = 2 * ENDPOINTS
-#: The largest integer that may come: a 64-bit id.
+#: The largest valid integer: a 64-bit id.
 _MAX: Final = 2**64 - 1
 
 
-class BadMessage(Exception):  # it is no error of ours, but what somebody has written
-    """An entry that is not used.
+class BadMessage(Exception):  # not a bgpool.Error: another host has written it
+    """An entry that must be ignored.
 
     Attributes:
-        kind: ``forged``, if it is not signed with a key of ours; ``damaged``; or ``future``, a format of a newer
-            version.
+        kind: ``forged``, if it is not signed with a known key; ``damaged``; or ``future``, a format of a newer version.
     """
 
     def __init__(self, kind: str) -> None:
@@ -51,7 +51,7 @@ class BadMessage(Exception):  # it is no error of ours, but what somebody has wr
 
 
 def seal(message: Message, bg_id: str, keys: tuple[bytes, ...]) -> bytes:
-    """*message* as bytes, signed with the first of *keys*; not signed where there is none."""
+    """Return *message* as bytes, signed with the first of *keys*; unsigned without keys."""
     body: dict[str, Any] = {
         "l": bytes.fromhex(message.leader),
         "t": message.issued_ns,
@@ -71,10 +71,10 @@ def seal(message: Message, bg_id: str, keys: tuple[bytes, ...]) -> bytes:
 
 
 def unseal(entry: Entry, bg_id: str, keys: tuple[bytes, ...]) -> Message:
-    """The message in *entry*, signed with any of *keys*.
+    """Return the message in *entry*, which must be signed with one of *keys*.
 
     Raises:
-        BadMessage: It is not used, see there.
+        BadMessage: It must be ignored.
     """
     body = _open(entry.payload, _MESSAGE, bg_id, _id(entry.term, entry.seq), keys)
     try:
@@ -102,7 +102,7 @@ def unseal(entry: Entry, bg_id: str, keys: tuple[bytes, ...]) -> Message:
 
 
 def seal_report(told: Report | FleetOrder, bg_id: str, keys: tuple[bytes, ...]) -> bytes:
-    """What a host or an operator reports, as bytes; signed as a message is."""
+    """Return a host's or operator's report as bytes, signed like a message."""
     if isinstance(told, FleetOrder):
         return _sign(_REPORT, bg_id, b"", {"o": _pack_order(told)}, keys)
     body = {
@@ -128,10 +128,10 @@ def seal_report(told: Report | FleetOrder, bg_id: str, keys: tuple[bytes, ...]) 
 
 
 def unseal_report(payload: bytes, bg_id: str, keys: tuple[bytes, ...]) -> Report | FleetOrder:
-    """What a host or an operator has reported.
+    """Return a host's or operator's report.
 
     Raises:
-        BadMessage: It is not used, see there.
+        BadMessage: It must be ignored.
     """
     body = _open(payload, _REPORT, bg_id, b"", keys)
     try:
@@ -170,7 +170,7 @@ def _sign(kind: bytes, bg_id: str, place: bytes, body: Mapping[str, Any], keys: 
 
 
 def _open(payload: bytes, kind: bytes, bg_id: str, place: bytes, keys: tuple[bytes, ...]) -> dict[str, Any]:
-    """The body of *payload*, whose signature is good."""
+    """Return the body of *payload* after verifying its signature."""
     signed = payload
     if keys:
         found, signed = payload[:_MAC_BYTES], payload[_MAC_BYTES:]
@@ -179,7 +179,7 @@ def _open(payload: bytes, kind: bytes, bg_id: str, place: bytes, keys: tuple[byt
     if not signed:
         raise BadMessage("damaged")
     if signed[0] != FORMAT:
-        # Below it there is none; without a signature this may be anything.
+        # There is no lower format; without a signature the bytes may be anything.
         raise BadMessage("future" if signed[0] > FORMAT else "damaged")
     try:
         body = msgpack.unpackb(
@@ -192,7 +192,7 @@ def _open(payload: bytes, kind: bytes, bg_id: str, place: bytes, keys: tuple[byt
             max_bin_len=64,
             max_ext_len=0,
         )
-    # Whatever msgpack makes of hostile bytes, it is one thing to the reader.
+    # Hostile bytes can cause any of these in msgpack; for the reader all are the same error.
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
         raise BadMessage("damaged") from None
     if not isinstance(body, dict):
@@ -202,7 +202,7 @@ def _open(payload: bytes, kind: bytes, bg_id: str, place: bytes, keys: tuple[byt
 
 def _mac(key: bytes, kind: bytes, bg_id: str, place: bytes, signed: bytes) -> bytes:
     name = bg_id.encode()
-    # Each part but the last has a known length, or says it: no two texts are signed alike.
+    # Each part except the last has a known length or is prefixed with it, so that no two inputs have the same bytes.
     head = (
         b"bgpool fleet\0" + kind + b"\0" + len(name).to_bytes(4, "big") + name + len(place).to_bytes(1, "big") + place
     )
@@ -254,7 +254,7 @@ def _readings(packed: object, read_ns: tuple[object, object]) -> tuple[Reading |
 
 
 def _reading(role: Role, packed: object, read_ns: int) -> Reading | None:
-    """A reading; None if it says something that this version does not know."""
+    """Return a reading; None if it has content that this version does not know."""
     facts = [_fact(role, *_items(one, 16)) for one in _items(packed, 16)]
     if None in facts:
         return None
@@ -267,7 +267,7 @@ def _reading(role: Role, packed: object, read_ns: int) -> Reading | None:
 
 
 def _fact(role: Role, kind: object, *values: Any) -> Fact | None:
-    """A fact; None for a kind that is not known. Values that a newer version adds at the end are passed over."""
+    """Return a fact; None for an unknown kind. Values that a newer version adds at the end are ignored."""
     match kind:
         case "A":
             flags, most, *_ = values
@@ -328,7 +328,7 @@ def _integer(value: object, least: int = 0, most: int = _MAX) -> int:
 def _text(value: object, chars: int) -> str:
     if not isinstance(value, str) or len(value) > chars:
         raise ValueError
-    # It is written to logs and terminals. Whoever sealed it had no need to be one of us where everybody is trusted.
+    # It is written to logs and terminals, and if unsigned messages are trusted, any client may have written it.
     return _line(value)
 
 
@@ -339,12 +339,12 @@ def _items(value: object, most: int) -> tuple[Any, ...]:
 
 
 def _cut(text: str, chars: int = FLEET_TEXT_CHARS) -> str:
-    """*text* in one line, of no more than *chars* characters."""
+    """Return *text* in one line, with at most *chars* characters."""
     return _line(text)[:chars]
 
 
 def _line(text: str) -> str:
-    """*text* in one line of characters that can be shown, and written as UTF-8."""
+    """Return *text* in one line of printable characters that can be encoded as UTF-8."""
     if text.isprintable():
         return text
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

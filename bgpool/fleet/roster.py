@@ -1,4 +1,4 @@
-"""The roll of a fleet: which hosts have reported lately, and what they have said, for the leader."""
+"""The roster of a fleet, kept by its leader: the hosts that have reported recently, and their reports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ERROR_MS: Final = int(FLEET_CLOCK_ERROR_S * 1000)
 
 @dataclass(frozen=True, slots=True)
 class RosterCounts:
-    """What the roll comes to.
+    """The counts from the roster.
 
     Attributes:
-        hosts: Hosts that have reported lately and not left.
-        switching: One of them is in a switchover.
-        strangers: Those whose clocks differ from this host's by more than they may.
-        order: The newest operator's order; None where none is kept.
+        hosts: Hosts that have reported recently and not left.
+        switching: True if one of them is in a switchover.
+        strangers: Hosts whose clocks differ from this host's by more than the limit.
+        order: The newest operator's order; None if none is kept.
     """
 
     hosts: int = 0
@@ -33,22 +33,22 @@ class RosterCounts:
 
 
 class Roster:
-    """Hosts by their places, by the bus's own clock: what was read late is no younger for it."""
+    """Hosts by their place ids. Ages are judged by the bus's clock: a late read does not make a report younger."""
 
     def __init__(self, member: str) -> None:
-        """A roll that *member* calls."""
+        """Create the roster of *member*."""
         self._member: Final = member
-        # The newest report of each host, and when the bus took it, in ms since 1970. A monitor that was killed says no
-        # farewell, and the host's next one is there already.
+        # The newest report of each host, and the time at which the bus accepted it, in ms since 1970. A killed monitor
+        # sends no last report, and the host's next monitor replaces it.
         self._reports: Final[dict[str, tuple[int, Report]]] = {}
         self._order: FleetOrder | None = None
         self._newest_ms = 0
 
     def add(self, at_ms: int, told: Report | FleetOrder) -> bool:
-        """What the bus took at *at_ms*, by its own clock.
+        """Add a report that the bus accepted at *at_ms*, by its own clock.
 
         Returns:
-            Whether it is news: somebody without a key, who may write to the bus, may repeat what a host has told.
+            True if it is new: a client without a key that may write to the bus can repeat old reports.
         """
         self._newest_ms = max(self._newest_ms, at_ms)
         if isinstance(told, FleetOrder):
@@ -65,7 +65,7 @@ class Roster:
         return True
 
     def count(self) -> RosterCounts:
-        """Who is there."""
+        """Return the current counts."""
         self._forget()
         there = [
             (report, report.issued_ns // 1_000_000 - at_ms)
@@ -73,13 +73,13 @@ class Roster:
             if not report.leaves
         ]
         mine_ms = next((off_ms for report, off_ms in there if report.member == self._member), None)
-        # A report of a host that is long gone, repeated by somebody, would have the others wait longer for their turns.
+        # A repeated report of a host that left long ago would make the others wait longer for their turns.
         counting = [report for report, off_ms in there if off_ms >= (mine_ms or 0) - _LIFE_MS]
         strangers = 0
         if mine_ms is not None:
             strangers = sum(abs(off_ms - mine_ms) > _ERROR_MS for _, off_ms in there)
         if 2 * strangers <= len(there):
-            # They are the fewer, though some of them may not count as hosts.
+            # They must remain the minority, even if some of them do not count as hosts.
             strangers = min(strangers, len(counting) // 2)
         return RosterCounts(
             hosts=len(counting),

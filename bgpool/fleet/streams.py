@@ -1,6 +1,6 @@
-"""The bus on streams of Redis 6.2 and later, or Valkey. Its ids are the fence: an XADD that is not above is refused.
+"""The bus on streams of Redis 6.2 and later, or Valkey. Its ids are the fence: an XADD with a lower id is refused.
 
-Two streams of one hash slot for each ``bg_id``. Neither ever gets a time to live: with the key goes the order of ids.
+There are two streams in one hash slot for each ``bg_id``. Neither may expire: deleting the key loses the order of ids.
 """
 
 from __future__ import annotations
@@ -26,58 +26,58 @@ __all__ = ["HOSTS_KEPT", "StreamBus", "stream_keys"]
 
 #: The only field of an entry.
 FIELD: Final = b"m"
-#: Reports that are kept, about.
+#: The approximate number of reports that are kept.
 HOSTS_KEPT: Final = 4 * FLEET_HOSTS
-#: After these it may be another server that has the name, or this connection knows too little: the next call begins
-#: anew. redis-py would keep the connection, and write to a replica for ever.
+#: After these errors the name may lead to another server, or this connection's state is insufficient: the next call
+#: opens a new one. redis-py would keep the connection, and write to a replica forever.
 ANEW: Final = frozenset(
     ("READONLY", "MOVED", "ASK", "TRYAGAIN", "UNBLOCKED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS")
 )
-#: The smallest rights that do.
+#: The minimum permissions.
 RIGHTS: Final = "+xadd +xread +xrevrange ~bgpool:*"
 
-#: What a server's error means, by its code; for a sentence that begins with the server. A text may use {command},
-#: {key} and {rights}.
+#: The meaning of a server's error by its code, as the end of a sentence that begins with the server. A text may use
+#: {command}, {key} and {rights}.
 MEANINGS: Final = {
-    "READONLY": "is a replica and takes no writes; its name is looked up again",
+    "READONLY": "is a replica and accepts no writes; its name is looked up again",
     "OOM": "has no memory left (maxmemory), and evicts nothing",
-    "NOAUTH": "wants a password",
+    "NOAUTH": "requires a password",
     "WRONGPASS": "refuses the user or the password",
-    "NOPERM": "does not let the user run {command}; the rights it takes are {rights}",
-    "LOADING": "is starting and still loads its data",
+    "NOPERM": "does not let the user run {command}; the required permissions are {rights}",
+    "LOADING": "is starting and still loading its data",
     "MASTERDOWN": "is a replica that has lost its primary",
-    "CLUSTERDOWN": "says that its cluster is down",
-    "UNBLOCKED": "is no primary any more; its name is looked up again",
-    "NOREPLICAS": "has fewer replicas than it wants for a write (min-replicas-to-write)",
-    "MISCONF": "cannot save its data, and takes no writes until it can",
-    "BUSY": "is busy with a script of somebody's",
-    "WRONGTYPE": "has another thing than a stream under {key}; who deletes that key (DEL) mends it",
-    "MOVED": "sends from one node to another and back",
+    "CLUSTERDOWN": "reports that its cluster is down",
+    "UNBLOCKED": "is no longer a primary; its name is looked up again",
+    "NOREPLICAS": "has fewer replicas than a write requires (min-replicas-to-write)",
+    "MISCONF": "cannot save its data, and accepts no writes until it can",
+    "BUSY": "is busy with another client's script",
+    "WRONGTYPE": "has a value other than a stream under {key}; delete that key (DEL)",
+    "MOVED": "redirects from one node to another and back",
     "ASK": "is moving {key} to another node",
     "TRYAGAIN": "is moving {key} to another node",
     "NOPROTO": "does not speak RESP2",
-    "DENIED": "is in protected mode: it has no password and lets in nobody from other hosts",
+    "DENIED": "is in protected mode: it has no password and refuses other hosts",
 }
-#: The same of errors that have no code of their own, by a part of their text.
+#: The same for errors without a code of their own, by a part of their text.
 PLAIN_MEANINGS: Final = {
-    "exhausted the last possible ID": "has an entry with the highest possible id in {key}, which nobody can go beyond: "
-    "somebody who may write to the bus has put it there; who deletes that key (DEL) mends it",
-    "max number of clients reached": "has as many clients as it takes (maxclients)",
+    "exhausted the last possible ID": "has an entry with the highest possible id in {key}, which another client "
+    "has written; delete that key (DEL)",
+    "max number of clients reached": "has reached its maximum of clients (maxclients)",
     "without any password configured": "has no password for the default user, and bg_fleet has one",
-    "DB index is out of range": "has no database of that number; a cluster has the database 0 alone",
-    "SELECT is not allowed in cluster mode": "is a cluster, which has the database 0 alone",
+    "DB index is out of range": "has no database of that number; a cluster has only the database 0",
+    "SELECT is not allowed in cluster mode": "is a cluster, which has only the database 0",
     "unknown command": "does not know {command}; Redis 6.2 or later, or Valkey, is needed",
     "syntax error": "does not know a part of {command}; Redis 6.2 or later, or Valkey, is needed",
 }
 REFUSED: Final = "equal or smaller than the target stream top item"
-#: Of the id 0-0, which no stream ever takes.
+#: The text for the id 0-0, which no stream ever accepts.
 TOO_LOW: Final = "must be greater than 0-0"
 
 T = TypeVar("T")
 
 
 def stream_keys(bg_id: str) -> tuple[str, str]:
-    """The leaders' stream of *bg_id*, and the hosts'. What is in braces decides where a cluster has them: together."""
+    """Return the leaders' stream of *bg_id*, and the hosts'. The part in braces makes a cluster keep them together."""
     key = f"bgpool:{{{bg_id}}}"
     return key, f"{key}:hosts"
 
@@ -86,7 +86,7 @@ class StreamBus:
     """A `Bus` on streams, for one thread, with one connection."""
 
     def __init__(self, config: FleetConfig, bg_id: str) -> None:
-        """Get ready; nothing is sent before the first call.
+        """Create it; nothing is sent before the first call.
 
         Raises:
             BusError: redis-py is missing, or *config* cannot be used here.
@@ -103,16 +103,16 @@ class StreamBus:
         if password is None:
             self._passwords = None
         else:
-            from bgpool.auth import PasswordMaker  # imports the drivers, which nobody else here needs
+            from bgpool.auth import PasswordMaker  # imports the drivers, which no other code here needs
 
             self._passwords = PasswordMaker(password)
         self._class: Final = Connection
         self._key, self._hosts_key = stream_keys(bg_id)
         self._connection: Any = None
-        # Where a cluster has sent us; None where the name leads.
+        # The node that a cluster has redirected to; None for the configured one.
         self._moved_to: tuple[str, int] | None = None
 
-    # -- what a bus does -----------------------------------------------------------------------------------
+    # -- the interface of a bus ----------------------------------------------------------------------------
 
     def publish(self, term: int, seq: int, payload: bytes) -> None:
         """XADD with an explicit id, and with NOMKSTREAM unless it is a claim; see `Bus.publish`."""
@@ -123,7 +123,7 @@ class StreamBus:
 
     def read(self, after: tuple[int, int], timeout_s: float, reports_after: str | None = None) -> ReadResult:
         """XREAD of one or both streams; see `Bus.read`."""
-        # 0 would be for ever. Longer than the socket's time limit would be a failure instead of nothing.
+        # 0 would block forever. A time above the socket's timeout would cause an error instead of an empty result.
         wait_ms = int(min(timeout_s, FLEET_BLOCK_S) * 1000)
         block = ("BLOCK", wait_ms) if wait_ms > 0 else ()
         keys, ids = [self._key], [f"{after[0]}-{after[1]}"]
@@ -139,7 +139,7 @@ class StreamBus:
         return entries[0] if entries else None
 
     def report(self, payload: bytes) -> None:
-        """XADD with an id of the server's; see `Bus.report`."""
+        """XADD with an id chosen by the server; see `Bus.report`."""
         key = self._hosts_key
         self._call(key, "XADD", key, "MAXLEN", "~", HOSTS_KEPT, "*", FIELD, payload, parse=_same)
 
@@ -148,13 +148,13 @@ class StreamBus:
         return self._call(self._hosts_key, "XREVRANGE", self._hosts_key, "+", "-", "COUNT", count, parse=_reports)
 
     def try_writing(self) -> None:
-        """See whether both streams could be written to, and write nothing.
+        """Check that both streams can be written, without writing.
 
-        It is an XADD of the id 0-0: a server looks at rights, its own role and its memory first, and then refuses it
-        whatever is under the key.
+        It sends an XADD with the id 0-0. A server checks permissions, its role and its memory first, and then refuses
+        that id, whatever the key contains.
 
         Raises:
-            BusError: They could not.
+            BusError: They cannot be written.
         """
         for key in (self._key, self._hosts_key):
             command = ("XADD", key, "NOMKSTREAM", "MAXLEN", "~", FLEET_ENTRIES, "0-0", FIELD, b"")
@@ -162,15 +162,15 @@ class StreamBus:
                 self._call(key, *command, parse=_same)
 
     def eviction(self) -> tuple[str, int]:
-        """The server's maxmemory-policy, and its maxmemory in bytes, 0 for no limit.
+        """Return the server's maxmemory-policy, and its maxmemory in bytes, 0 for no limit.
 
         Raises:
-            BusError: It does not tell; INFO is a right that a fleet does not need.
+            BusError: It refuses; a fleet does not need the permission for INFO.
         """
         return self._call(self._key, "INFO", "memory", parse=_memory)
 
     def close(self) -> None:
-        """Hang up; what a cluster said of other nodes is forgotten."""
+        """Close the connection, and forget a cluster's redirection."""
         self._hang_up()
         self._moved_to = None
 
@@ -181,12 +181,12 @@ class StreamBus:
 
     @property
     def _place(self) -> str:
-        """For people: the name, and where a cluster has sent us."""
+        """The name, and the node that a cluster has redirected to, for error texts."""
         at = f" ({_joined(*self._moved_to)})" if self._moved_to else ""
         return _joined(self._url.host, self._url.port) + at
 
     def _call(self, key: str, *command: Any, parse: Callable[[Any], T]) -> T:
-        """The parsed answer to *command*, which is sent once; once more after the first MOVED, as it was not run."""
+        """Return the parsed answer to *command*. It is sent once, and again after the first MOVED."""
         try:
             answer = self._exchange(*command)
         except _ServerError as error:
@@ -206,11 +206,11 @@ class StreamBus:
             raise BusError(f"the bus at {self._place} gave an answer to {command[0]} that is none") from None
 
     def _exchange(self, *command: Any) -> Any:
-        """Send *command* and read the answer.
+        """Send *command* and return the answer.
 
         Raises:
-            _ServerError: The server has answered with an error; the connection is as it was.
-            BusError: Anything else; the connection is closed.
+            _ServerError: The server has answered with an error; the connection is unchanged.
+            BusError: Any other failure; the connection is closed.
         """
         from redis import exceptions
 
@@ -229,7 +229,7 @@ class StreamBus:
         except Exception as error:
             place = self._place
             self.close()
-            # Whatever it is, this thread's caller has to hear it as what it comes to: nothing from the bus.
+            # The caller must see any other error as what it means for it: the bus does not answer.
             if isinstance(error, Error):
                 said = str(error)
             elif isinstance(error, exceptions.TimeoutError):
@@ -248,11 +248,11 @@ class StreamBus:
         return self._passwords.make(self._url.host, self._url.port, self._url.user or "default")
 
     def _explained(self, error: _ServerError, key: str) -> BusError:
-        """*error* for a person; the connection is closed if the next call is to begin anew."""
+        """Return *error* for the operator; closes the connection if the next call needs a new one."""
         if TOO_LOW in error.text:
-            return Refused(f"{key} takes no entry of the id 0-0")
+            return Refused(f"{key} accepts no entry with the id 0-0")
         if REFUSED in error.text:
-            return Refused(f"somebody else has written to {key}: what was to follow is not above its newest entry")
+            return Refused(f"another client has written to {key}: the message is not above its newest entry")
         place = self._place
         meaning = MEANINGS.get(error.code) or next(
             (meaning for part, meaning in PLAIN_MEANINGS.items() if part in error.text), None
@@ -261,7 +261,7 @@ class StreamBus:
             self.close()
         if error.code == "WRONGPASS" and self._passwords is not None:
             self._passwords.forget()
-        # Never the server's own text: it may quote what it was sent, and that may have been a login.
+        # Never include the server's text: it may quote the command, which may have been a login.
         said = (meaning or "answers {command} with the error {code}").format(
             command=error.command, code=error.code, key=key, rights=f"{RIGHTS}{' +select' if self._url.db else ''}"
         )
@@ -270,7 +270,7 @@ class StreamBus:
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # It is of no use any more, whatever becomes of it.
+            # The connection is useless in any case.
             with contextlib.suppress(Exception):
                 connection.disconnect()
 
@@ -285,8 +285,8 @@ class _ServerError(Exception):
     """An error that the server has answered with.
 
     Attributes:
-        code: Its first word, in capital letters.
-        command: What was being run.
+        code: The first word of the error, in capital letters.
+        command: The command that was executed.
     """
 
     def __init__(self, text: str, command: str) -> None:
@@ -297,14 +297,14 @@ class _ServerError(Exception):
         self.code: Final = word if word.isascii() and word.isupper() and len(word) <= 20 else "ERR"
 
     def moved_to(self, url: BusUrl) -> tuple[str, int] | None:
-        """Where a MOVED says that the key is; None for anything else."""
+        """The node that a MOVED error names; None for any other error."""
         words = self.text.split()
         if self.code != "MOVED" or len(words) != 3:
             return None
         host, _, port = words[2].rpartition(":")
         if host == "?" or not port.isdigit() or not 0 < int(port) < 65536:
             return None
-        # A node that does not know its own address leaves it out: it is the one that was asked.
+        # A node that does not know its own address omits it: it is the node that was queried.
         return host or url.host, int(port)
 
 
@@ -325,7 +325,7 @@ def _reports(answer: Any) -> list[ReportEntry]:
 
 
 def _payload(fields: Any) -> bytes:
-    """What an entry holds for us: nothing where it lacks our field, or is larger than one of ours can be."""
+    """Return the payload of an entry; empty if it lacks bgpool's field, or is too large."""
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     payload = pairs.get(FIELD, b"")
     return payload if isinstance(payload, bytes) and len(payload) <= FLEET_ENTRY_BYTES else b""

@@ -1,4 +1,4 @@
-"""A fleet seen from outside: what its hosts have reported lately, and who leads. For people and pipelines."""
+"""A survey of a fleet from outside: the hosts' recent reports, and the leader. For operators and pipelines."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class SurveyedHost(NamedTuple):
     """A host.
 
     Attributes:
-        report: The newest one of the host.
-        at_ns: When the bus took it, by the bus's own clock.
+        report: The host's newest report.
+        at_ns: The time at which the bus accepted it, by the bus's own clock.
     """
 
     report: Report
@@ -30,17 +30,17 @@ class SurveyedHost(NamedTuple):
 
 
 class Survey:
-    """Reads a fleet's two streams. It writes nothing, and no host knows of it.
+    """Reads a fleet's two streams. It writes nothing, and no host notices it.
 
     Attributes:
-        leader: The leader's newest message that was written since the survey began; None while none was, and after
-            its leader has resigned.
-        order: The newest operator's order that is known; None for none.
-        refused: Entries that are not authentic, by kind, as `BadMessage` has them.
+        leader: The leader's newest message since the survey began; None before the first, and after its leader has
+            resigned.
+        order: The newest known operator's order; None if there is none.
+        refused: The numbers of entries that are not authentic, by kind, see `BadMessage`.
     """
 
     def __init__(self, bus: Bus, bg_id: str, keys: tuple[bytes, ...]) -> None:
-        """Read what is kept.
+        """Read the kept entries.
 
         Raises:
             BusError: The bus cannot be used.
@@ -50,15 +50,16 @@ class Survey:
         self._keys: Final = keys
         self._hosts: Final[dict[str, SurveyedHost]] = {}
         self._newest_ns = 0
-        # How far ahead of this host's clock the fleet's is; None while nothing has told.
+        # The difference of the fleet's clock and this host's; None while unknown.
         self._ahead_ns: int | None = None
         self.leader: Message | None = None
         self.order: FleetOrder | None = None
         self.refused: Final[Counter[str]] = Counter()
         top = bus.top()
-        # What is there may be years old: only what comes from now on tells that somebody leads.
+        # The kept messages may be years old: only new ones show that there is a leader.
         self._cursor = (top.term, top.seq) if top is not None else (0, 0)
-        # Each host reports within FLEET_REPORT_S and a fifth. All that are kept may be more than an answer may have.
+        # Each host reports within FLEET_REPORT_S plus a fifth. All kept reports together may exceed the limit of one
+        # answer.
         kept = bus.reports(2 * FLEET_HOSTS)
         self._reports_after = kept[0].id if kept else "0"
         for entry in reversed(kept):
@@ -66,7 +67,7 @@ class Survey:
 
     @property
     def now_ns(self) -> int:
-        """The time of the fleet's clocks, in ns since 1970: whoever looks may have a clock that is wrong."""
+        """The time of the fleet's clocks, in ns since 1970, because this host's clock may be wrong."""
         here_ns = time.time_ns()
         if self._ahead_ns is not None:
             return here_ns + self._ahead_ns
@@ -74,25 +75,25 @@ class Survey:
 
     @property
     def hosts(self) -> list[SurveyedHost]:
-        """Those that have reported lately and not left, by their names."""
+        """The hosts that have reported recently and not left, by name."""
         return self._those_of(0, FLEET_REPORT_LIFE_S)
 
     @property
     def gone(self) -> list[SurveyedHost]:
-        """Those that report no more, since a while ago, and have not left."""
+        """The hosts that stopped reporting without leaving."""
         return self._those_of(FLEET_REPORT_LIFE_S, FLEET_GONE_S)
 
     @property
     def left(self) -> set[str]:
-        """The places of hosts whose last report was a farewell."""
+        """The place ids of hosts whose last report said that they leave."""
         return {place for place, seen in self._hosts.items() if seen.report.leaves}
 
     def age_s(self, seen: SurveyedHost) -> float:
-        """How old a report is, in seconds."""
+        """Return the age of a report in seconds."""
         return max(0.0, (self.now_ns - seen.at_ns) / _NS)
 
     def listen(self, timeout_s: float) -> None:
-        """Hear what is new, waiting for it for *timeout_s* seconds, or FLEET_BLOCK_S if that is shorter.
+        """Read new entries, and wait for them for *timeout_s* seconds, or FLEET_BLOCK_S if that is shorter.
 
         Raises:
             BusError: The bus cannot be used.
@@ -101,7 +102,7 @@ class Survey:
         for entry in heard.reports:
             self._reports_after = entry.id
             self._note(entry)
-            # It was taken a moment ago.
+            # The newest report has just been accepted.
             self._ahead_ns = self._newest_ns - time.time_ns()
         for message_entry in heard.entries:
             self._cursor = (message_entry.term, message_entry.seq)
@@ -116,7 +117,7 @@ class Survey:
                 self._note_order(message.order)
 
     def listen_for_leader(self, timeout_s: float) -> None:
-        """Wait until somebody leads, for *timeout_s* seconds at most.
+        """Wait for a message of a leader, for *timeout_s* seconds at most.
 
         Raises:
             BusError: The bus cannot be used.
@@ -139,7 +140,7 @@ class Survey:
             self._hosts[told.place] = SurveyedHost(told, at_ns)
 
     def _is_news(self, report: Report) -> bool:
-        """Whether its host has said it after what is known: who may write to the bus can repeat what was signed."""
+        """Return whether the report is newer than the known one: a client that may write can repeat signed reports."""
         before = self._hosts.get(report.place)
         return before is None or report.issued_ns > before.report.issued_ns
 

@@ -1,4 +1,4 @@
-"""The parts of a bus's URL, as a connection needs them. What is allowed in one is checked in bgpool/settings.py."""
+"""The parts of a bus's URL that a connection needs. bgpool/settings.py checks which parts are allowed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class BusUrl:
 
     Attributes:
         db: The number of the database.
-        user: Empty for the server's default user.
-        password: Empty for none.
-        tls: Whether to speak TLS.
-        ca_file, ca_path: The authorities to trust; those of the system where both are empty.
-        certificate, key, key_password: Files of the client's own, and what opens the key; empty for none.
-        verify: Whether the server has to prove itself.
-        check_name: Whether it has to prove *host* in particular.
+        user: The user; empty for the server's default user.
+        password: The password; empty for none.
+        tls: True to use TLS.
+        ca_file, ca_path: The trusted CA certificates; those of the system if both are empty.
+        certificate, key, key_password: The client's own files, and the password of the key; empty for none.
+        verify: True to verify the server's certificate.
+        check_name: True to verify it against *host*.
     """
 
     host: str
@@ -44,10 +44,10 @@ class BusUrl:
 
 
 def parse_bus_url(url: str) -> BusUrl:
-    """Take *url* apart. Options that are none of TLS's are passed over: a client would let them win over a program's.
+    """Parse *url*. Options that do not concern TLS are ignored: in a client they would override those of the program.
 
     Raises:
-        ConfigurationError: It is no URL of a bus. The text repeats no part of it: any may be the password.
+        ConfigurationError: It is no URL of a bus. The text repeats no part of it, because any may be the password.
     """
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""The monitor: one elected process per host and bg_id, the only one that talks to the deployment's metadata."""
+"""The monitor: one elected process per host and bg_id, the only one that queries the deployment's metadata."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ _is_monitor = False
 
 
 def be_monitor() -> None:
-    """Say that this process is a monitor and nothing else, and so are its children.
+    """Mark this process, and its children, as a monitor.
 
-    It imports an application's module where that makes the password. Pools that the module makes, and perhaps uses
-    while it loads, are plain pools: nobody is to wait for a switchover whose end this process is to tell.
+    A monitor imports an application's module if that makes the password. Pools that the module creates, and perhaps
+    uses while it loads, are plain pools: no caller may wait for the end of a switchover that this very process must
+    publish.
     """
     global _is_monitor
     _is_monitor = True
 
 
 def is_monitor() -> bool:
-    """Whether this process is a monitor and nothing else."""
+    """Return whether this process is a monitor."""
     return _is_monitor

@@ -1,4 +1,4 @@
-"""``python -m bgpool.monitor``: the process that a worker starts. Its configuration comes on standard input."""
+"""``python -m bgpool.monitor``: the process that a worker starts. It reads its configuration from standard input."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.group import MonitorGroup
 from bgpool.monitor.rendezvous import Rendezvous
 
-#: The parameter of mallopt(3), and how many there may be. Source: malloc.h.
+#: The parameter of mallopt(3), and the maximum of arenas. Source: malloc.h.
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
-#: How often it is looked whether the monitor has ended before it watched, in seconds.
+#: The interval at which the end of a monitor that does not watch yet is detected, in seconds.
 _POLL_S: Final = 0.05
 
 
 def main() -> None:
-    """Read the configuration, have a child that watches, and leave it alone as soon as that is settled."""
-    # A monitor ends when it is told to; Python would raise KeyboardInterrupt in whatever it is doing.
+    """Read the configuration, start a child that watches, and exit as soon as it watches or has failed."""
+    # A monitor ends on SIGINT; Python would raise KeyboardInterrupt at any point of the program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _close_above_the_limit()
-    # This process is no worker, whatever an application's modules may want to do here.
+    # This process is not a worker, even if an application's modules create pools here.
     be_monitor()
     compatibility_key, data = msgpack.unpackb(sys.stdin.buffer.read())
     config = MonitorConfig.load(data)
     starter = _leave_the_starters_files()
-    # A pipe among ourselves: nobody else is here who could be given its ends by a fork.
+    # A pipe is safe here: no other thread exists that could fork and leak its ends.
     told, tell = os.pipe()
-    # Twice a child is nobody's child: the starter reaps the first, and never has a zombie of the second.
+    # The starter reaps the first process. The second is adopted by init, so that it never becomes a zombie.
     pid = os.fork()
     if pid:
         os.close(tell)
@@ -53,27 +53,27 @@ def main() -> None:
     MonitorGroup(Rendezvous(Path(config.run_dir), compatibility_key) if compatibility_key else None).run(
         _Starter(config, tell, starter)
     )
-    # A resolver may hold a thread for minutes; nothing that is left to do is worth waiting for it.
+    # A resolver may block a thread for minutes; no remaining work is worth waiting for it.
     logging.shutdown()
     os._exit(0)
 
 
 def _lighten() -> None:
-    """Have the process cost little, however many threads it will have."""
-    # What was imported stays: the collector need not look through it again and again while all threads wait.
+    """Reduce the cost of the process, independent of its number of threads."""
+    # Imported objects stay alive: the collector need not scan them repeatedly while all threads wait.
     gc.collect()
     gc.freeze()
     threading.stack_size(STACK_BYTES)
-    # A callable of the application's that computes keeps all other threads waiting for so long, each time that they
-    # have waited for anything else.
+    # While a callable of the application computes, all other threads are delayed by this interval, each time after they
+    # have waited.
     sys.setswitchinterval(SWITCH_S)
-    # One for each of many threads, as glibc has it, would hold what other threads could use.
+    # glibc's default of one arena per thread would reserve memory that other threads could use.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _close_above_the_limit() -> None:
-    """Close what the starter could not keep from us; with such a number nothing of our own can have been opened."""
+    """Close inherited descriptors above the limit, which the starter could not close; none is this process's own."""
     limit = os.sysconf("SC_OPEN_MAX")
     for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
         if 0 <= limit <= fd:
@@ -82,10 +82,10 @@ def _close_above_the_limit() -> None:
 
 
 def _attend(pid: int, told: int, starter: int) -> None:
-    """Wait until the monitor watches, which it says on *told*, or has ended; end it where it takes too long."""
+    """Wait until the monitor reports on *told* that it watches, or has ended; kill it if that takes too long."""
     deadline = time.monotonic() + MONITOR_READY_S
     while time.monotonic() < deadline:
-        # Not the end of the pipe: the application may have forked children, which keep it open.
+        # Do not rely on the end of the pipe: the application may have forked children, which keep it open.
         if select.select([told], [], [], _POLL_S)[0]:
             if os.read(told, 1):
                 return
@@ -97,27 +97,28 @@ def _attend(pid: int, told: int, starter: int) -> None:
             return
     _tell(starter, f"it did not watch after {MONITOR_READY_S:.0f} s, and was killed")
     with contextlib.suppress(ProcessLookupError):
-        # All of the session, which we lead: whatever the application's modules have started, and ourselves.
+        # Kill the whole session, which this process leads, including processes that the application's modules have
+        # started.
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
 
 
 class _Starter:
-    """The process that has started this one, and waits, by way of the one that attends."""
+    """The process that started this one and waits. It is reached through the attending process."""
 
     def __init__(self, config: MonitorConfig, tell: int, output: int) -> None:
-        """*tell* leads to the one that attends; *output* is where the starter reads what went wrong."""
+        """*tell* leads to the attending process; the starter reads errors from *output*."""
         self._config: Final = config
         self._tell: Final = tell
         self._output: Final = output
         self._told = False
 
     def take(self) -> MonitorConfig:
-        """The first monitor of this process."""
+        """Return the configuration of the first monitor of this process."""
         return self._config
 
     def tell(self, reason: str) -> None:
-        """As Asker says."""
+        """See Requester."""
         if self._told:
             return
         self._told = True
@@ -126,20 +127,20 @@ class _Starter:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._tell, b"!")
         os.close(self._tell)
-        # Nobody reads it any more; closed, its number might come to stand for something else.
+        # It is no longer read. Closing it would free its number for another file.
         os.dup2(0, self._output, inheritable=False)
 
 
 def _tell(starter: int, reason: str) -> None:
-    """What the starter is to log: one line."""
+    """Write one line that the starter logs."""
     with contextlib.suppress(OSError):
         os.write(starter, f"{' '.join(reason.split())}\n".encode(errors="replace"))
 
 
 def _leave_the_starters_files() -> int:
-    """Have nothing for standard input and output any more; where the starter reads what went wrong.
+    """Stop using the starter's files for standard input and output, except the one from which it reads errors.
 
-    What an application's modules print is not for the starter: there may be secrets in it.
+    Output of an application's modules must not reach the starter, because it may contain secrets.
     """
     starter = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -1,8 +1,8 @@
-"""What makes two monitors alike, so that one process may run both: whatever their own processes would have in common.
+"""Compatibility of monitors: one process may run two monitors if separate processes would not differ in anything.
 
-A monitor depends on its process: on the environment (certificates, passwords of libpq's), the user, the directory, the
-network that it is in, and on the application's code that makes passwords. Monitors that differ in anything get
-processes of their own, which is what each would have if there were no sharing at all.
+A monitor depends on its process: on the environment (certificates, libpq's passwords), the user, the directory, the
+network, and on the application's code that makes passwords. Monitors that differ in any of these get separate
+processes, as they would without sharing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bgpool.monitor.python import environment, interpreter
 
 __all__ = ["compatibility_key"]
 
-#: Variables that differ from one process of an application to the next and mean nothing to a monitor: of shells, and
-#: of systemd's.
+#: Variables that differ between processes of an application and are irrelevant for a monitor: those of shells and of
+#: systemd.
 _NOISE: Final = frozenset(
     {
         "_", "PWD", "OLDPWD", "SHLVL",
@@ -33,16 +33,16 @@ _NOISE: Final = frozenset(
     }
 )  # fmt: skip
 _PROCESS: Final = Path("/proc/self")
-#: Lines of its status.
+#: Lines of /proc/self/status.
 _RIGHTS: Final = (b"CapEff:", b"NoNewPrivs:", b"Seccomp:")
-#: By name: a process that was root's when it began may not list the directory.
+#: By name: a process that was root's at its start may not list the directory.
 _NAMESPACES: Final = ("ns/cgroup", "ns/ipc", "ns/mnt", "ns/net", "ns/pid", "ns/time", "ns/user", "ns/uts")
 
 
 def compatibility_key(config: MonitorConfig) -> bytes | None:
-    """A digest that is the same for monitors which may share a process; None where that cannot be told.
+    """Return a digest that is equal for monitors that may share a process; None if it cannot be determined.
 
-    It is made of the environment, in which there may be passwords: 32 bytes for the process's own user alone.
+    It depends on the environment, which may contain passwords: 32 bytes for processes of the same user only.
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return None
@@ -52,10 +52,10 @@ def compatibility_key(config: MonitorConfig) -> bytes | None:
             (__version__, sys.version, interpreter(), str(Path.cwd())),
             (os.getresuid(), os.getresgid(), sorted(os.getgroups())),
             sorted((name, value) for name, value in environment().items() if name not in _NOISE),
-            # Another container has other namespaces and another root; another service, another control group.
+            # Another container has other namespaces and another root; another service has another control group.
             [str(path.readlink()) for path in map(_PROCESS.joinpath, _NAMESPACES) if os.path.lexists(path)],
             (root.st_dev, root.st_ino, (_PROCESS / "cgroup").read_bytes()),
-            # A task that an administrator has limited, or given less time, does not do so to the application.
+            # An administrator's limits or priority for one task must not apply to the application's other monitors.
             ((_PROCESS / "limits").read_bytes(), os.getpriority(os.PRIO_PROCESS, 0), _rights()),
             [sorted(_code_of(pickled)) for pickled in _callables_of(config)],
         )
@@ -65,7 +65,7 @@ def compatibility_key(config: MonitorConfig) -> bytes | None:
 
 
 def _rights() -> list[bytes]:
-    """What the kernel lets this process do."""
+    """Return this process's permissions in the kernel."""
     return [line for line in (_PROCESS / "status").read_bytes().splitlines() if line.startswith(_RIGHTS)]
 
 
@@ -77,10 +77,10 @@ def _callables_of(config: MonitorConfig) -> Iterator[bytes]:
 
 
 def _code_of(pickled: bytes) -> set[tuple[object, ...]]:
-    """The functions and classes that *pickled* is made of, and their files; whatever else is in it is their data.
+    """Return the functions and classes that *pickled* refers to, and their files; the rest of it is their data.
 
-    One that hangs or kills its process does so to those alone that are made of the same ones. A file that was replaced
-    makes another process, in which it is imported anew.
+    A callable that hangs or kills its process affects only monitors with the same functions and classes. A replaced
+    file leads to another process, which imports it again.
     """
     if not pickled:
         return set()
@@ -88,7 +88,7 @@ def _code_of(pickled: bytes) -> set[tuple[object, ...]]:
     try:
         names.load()
     except Exception:
-        # Nothing is known of it but itself.
+        # Its contents are unknown, so it is compatible only with itself.
         return {(pickled,)}
     return {(module, name, *_file_of(module)) for module, name in names.found}
 
@@ -99,26 +99,26 @@ def _file_of(module: str) -> tuple[object, ...]:
         return ()
     try:
         found = Path(path).stat()
-    except OSError:  # in an archive
+    except OSError:  # the file is in an archive
         return (path,)
     return path, found.st_mtime_ns, found.st_size
 
 
 class _Names(pickle.Unpickler):
-    """Finds out what a pickle refers to. Nothing is imported, and nothing of the application's runs."""
+    """Collects the names that a pickle refers to. Nothing is imported, and no code of the application runs."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.found: Final[set[tuple[str, str]]] = set()
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Something that takes whatever the object would."""
+        """Return a class that accepts the state of any object."""
         self.found.add((module, name))
         return _Anything
 
 
 class _Anything:
-    """In place of an object of any class."""
+    """A replacement for an object of any class."""
 
     def __new__(cls, *_args: object, **_options: object) -> _Anything:
         return super().__new__(cls)

@@ -1,4 +1,4 @@
-"""What a monitor needs to know, and how it gets it: over a pipe, because it holds a password."""
+"""The monitor's configuration. It is passed through a pipe, because it contains a password."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _REMEDY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MonitorConfig:
-    """One deployment to watch.
+    """The configuration of one monitor.
 
     Attributes:
-        engine: What kind of servers are in it.
-        run_dir: Where the segment lives.
-        host, port: Where the metadata is looked for first: the application's endpoint, or what monitoring= says.
-        params: Parameters of the monitoring connections, password included; never shown.
-        password_callable: What makes the password instead, pickled; None where *params* have all it takes.
-        resolver: As the parameter bg_resolver.
-        names_matter: Whether the application's connections depend on a host's name.
-        app_user, app_database: Whom the application's connections log in as, and where.
-        fleet: The bus of the fleet; None where this host asks for itself.
+        engine: The database engine.
+        run_dir: The run directory.
+        host, port: The first server to query for metadata: the application's endpoint, or that of monitoring=.
+        params: The parameters of the monitoring connections, including the password; never shown.
+        password_callable: The callable that makes the password instead, pickled; None if *params* have the credentials.
+        resolver: The parameter bg_resolver.
+        names_matter: True if the application's connections depend on a host's name.
+        app_user, app_database: The user and database of the application's connections.
+        fleet: The bus of the fleet; None if this host queries for itself.
     """
 
     engine: Engine
@@ -68,18 +68,18 @@ class MonitorConfig:
 
     @classmethod
     def of(cls, dsn: Dsn, settings: Settings, run_dir: Path) -> MonitorConfig:
-        """The configuration that a pool's own parameters come to.
+        """Return the configuration from a pool's parameters.
 
         Raises:
-            ConfigurationError: A callable cannot be handed to another process, or the fleet's parameters do not fit
-                together.
+            ConfigurationError: A callable cannot be passed to another process, or the fleet's parameters are
+                inconsistent.
         """
         password = dsn.monitoring_password
         return cls(
             engine=dsn.engine,
             bg_id=settings.bg_id,
             run_dir=str(run_dir),
-            # Not green's name, which is gone after the switchover: blue's leads to the deployment before and after.
+            # Do not use green's name, which disappears in the switchover: blue's is valid before and after it.
             host=_own(dsn, "host") or name_after(settings.endpoint or dsn.host),
             port=int(_own(dsn, "port") or dsn.port),
             resolver=settings.bg_resolver,
@@ -97,7 +97,7 @@ class MonitorConfig:
         )
 
     def dump(self) -> bytes:
-        """For the pipe."""
+        """Return the configuration for the pipe."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         fleet = self.fleet.as_map() if self.fleet is not None else None
         packed: bytes = msgpack.packb({**given, "engine": self.engine.value, "fleet": fleet})
@@ -105,54 +105,54 @@ class MonitorConfig:
 
     @classmethod
     def load(cls, data: bytes) -> MonitorConfig:
-        """From the pipe, whose other end is a process of the same user and version."""
+        """Return the configuration from the pipe, whose other end is a process of the same user and version."""
         given = msgpack.unpackb(data)
         fleet = FleetConfig.from_map(given["fleet"]) if given["fleet"] is not None else None
         return cls(**{**given, "engine": Engine(given["engine"]), "fleet": fleet})
 
     @property
     def parameters(self) -> Parameters:
-        """What may be told of the monitoring connections' parameters; no secret is among them."""
+        """The public part of the monitoring connections' parameters; it contains no secret."""
         database = _database_of(self.params)
-        # After an @ that was not escaped: what comes before it belongs to a password.
+        # If an @ was not escaped, the text before it belongs to a password.
         host = self.host.rpartition("@")[2]
         user, host, database = (str(part)[:NAME_CHARS] for part in (user_of(self.params), host, database))
         return Parameters(user, host, self.port, database)
 
     @property
     def application(self) -> Application:
-        """Whose settings decide whether a server takes writes, beside the server's own."""
+        """The application's user and database, whose settings affect whether the server accepts writes."""
         return Application(self.app_user, self.app_database)
 
     @property
     def mark(self) -> str:
-        """Four hex digits that are the same for equal parameters: too few to try guesses of a password against."""
+        """Four hex digits that are equal for equal parameters: too few to verify guesses of a password."""
         return hashlib.sha256(repr((self.parameters, self.password_callable)).encode()).hexdigest()[:4]
 
     @property
     def application_mark(self) -> str:
-        """Eight hex digits that are the same on hosts whose applications log in alike: whose settings decide there."""
+        """Eight hex digits that are equal on hosts whose applications have the same user and database settings."""
         whose = repr((self.engine.value, self.app_user, self.app_database))
         return hashlib.sha256(whose.encode(errors="surrogatepass")).hexdigest()[:8]
 
     @property
     def rules(self) -> Rules:
-        """What the state machine goes by."""
+        """The rules of the state machine."""
         awaited = self.names_matter or self.proves_names
         return Rules(self.switchover_timeout_ms, self.release_on_blue_dns_update, await_certificates=awaited)
 
     @property
     def proves_names(self) -> bool:
-        """Whether a monitoring connection finds out if a host goes by a name.
+        """True if a monitoring connection can detect whether a host has a name.
 
-        Where only the application's do, nobody knows when green can, and pools keep to its address until the timer
-        runs out.
+        If only the application's connections verify names, the monitor cannot detect when green can prove them. Then
+        pools use green's address until the timer runs out.
         """
         return self.password_callable is not None or names_are_proved(self.params)
 
     @property
     def password(self) -> Password | None:
-        """What makes the password of a monitoring connection.
+        """The callable that makes the password of a monitoring connection.
 
         Raises:
             ConfigurationError: It cannot be imported here, or its module patches threads.
@@ -163,24 +163,24 @@ class MonitorConfig:
 
     @property
     def intervals(self) -> Intervals:
-        """How often to ask."""
+        """The intervals of status reads."""
         return Intervals(self.interval_baseline_ms, self.interval_increased_ms, self.interval_high_ms)
 
     @property
     def first_target(self) -> Target:
-        """Where to look for the metadata while nothing is known."""
+        """The first server to query for metadata, before anything is known."""
         return Target(self.host, self.port, anew=True)
 
 
 @functools.lru_cache(HOST_MONITORS)
 def _taken_over(pickled: bytes) -> Password:
-    """One callable for all monitors of a process that have an equal one: a client of boto3's takes 12 MB."""
+    """Return one callable for all monitors of a process with equal ones: a boto3 client takes 12 MB."""
     found: Password = take_over("the password callable", pickled, _REMEDY)
     return found
 
 
 def _portable(dsn: Dsn) -> dict[str, Any]:
-    """The monitoring connections' parameters for the pipe: libpq takes text for everything, PyMySQL's have types."""
+    """Return the monitoring connections' parameters for the pipe: libpq's are texts, PyMySQL's have types."""
     given = {name: value for name, value in dsn.monitoring.items() if value is not None}
     return given if dsn.engine is Engine.MYSQL else {name: str(value) for name, value in given.items()}
 
@@ -190,6 +190,6 @@ def _database_of(params: Mapping[str, Any]) -> str:
 
 
 def _own(dsn: Dsn, name: str) -> str | None:
-    """What the monitoring connections have for *name* where that is not what the application has."""
+    """Return the monitoring connections' value of *name* if it differs from the application's."""
     value = dsn.monitoring.get(name)
     return str(value) if value is not None and value != dsn.params.get(name) else None

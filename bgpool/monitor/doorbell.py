@@ -1,4 +1,4 @@
-"""The bell that workers ring when the server cuts a connection, and operators: the monitor hears it within a ms."""
+"""The doorbell: workers ring it when the server cuts a connection, operators with an order. It takes about 1 ms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Doorbell"]
 
 
 class Doorbell(StoppableThread):
-    """Listens, and tells the main loop; however often it is rung, not more often than NUDGE_INTERVAL_S.
+    """Waits for the doorbell, and notifies the main loop, at most once in NUDGE_INTERVAL_S.
 
-    It sleeps in the kernel for longer than a nudge may take. What wakes nobody, another table in the place of this one
-    or a bell that a sandbox keeps from waking, the main loop finds in passing, see look().
+    It sleeps in the kernel for longer than a nudge may take. Some changes wake no thread: a new table in place of this
+    one, or a ring from a sandbox that refuses futex. The main loop detects these, see look().
     """
 
     def __init__(self, files: RunFiles, events: Inbox) -> None:
@@ -33,19 +33,19 @@ class Doorbell(StoppableThread):
         self._stirred = False
 
     def look(self) -> None:
-        """Have the bell look whether there is news, if there is; for the main loop, at every sign of life."""
+        """Check for changes that woke no thread; called by the main loop at every heartbeat."""
         table = self._table
         if table is not None and (table.doorbell[0] != self._seen_ns or not table.is_in_place(self._files)):
             self._stir(table)
 
     def stop(self) -> None:
-        """End; at the end of the sleep, should it begin just now."""
+        """End; at the latest at the end of a sleep that has just begun."""
         super().stop()
         if self._table is not None:
             self._stir(self._table)
 
     def run(self) -> None:
-        """Listen until stopped."""
+        """Wait for rings until stopped."""
         order = 0
         while not self.over.is_set():
             self._stirred = False
@@ -57,7 +57,8 @@ class Doorbell(StoppableThread):
             if table is None:
                 self.over.wait(WATCH_INTERVAL_S)
                 continue
-            # Before the nudge that comes with it, and at the beginning: the monitor before may not have heard of it.
+            # Read the order before the nudge that accompanies it. Also read it at the beginning, because the last
+            # monitor may have missed it.
             if table.order[0] != order:
                 order = table.order[0]
                 self._tell(order)
@@ -71,7 +72,7 @@ class Doorbell(StoppableThread):
         table.stir()
 
     def _tell(self, word: int) -> None:
-        """Pass an order on, unless it is so old that whoever gave it waits no more."""
+        """Pass on an order, unless it is so old that its sender has stopped waiting."""
         at, given = now(), unpack(word)
         if given is not None and 0 <= at.mono_ns - given.at_ns <= ORDER_WAIT_S * 1e9:
             self._events.put(Ordered(at, given.order, given.until_ns))
@@ -80,5 +81,5 @@ class Doorbell(StoppableThread):
         try:
             return Table(self._files)
         except SegmentError:
-            # Workers say what is wrong with it; until it is put right nobody can ring.
+            # Workers report the problem of the table; until it is fixed, no process can ring.
             return None

@@ -1,8 +1,8 @@
-"""Who writes the segment: the process that holds the lock of the newest term.
+"""The election of the monitor: only the process that holds the lock of the newest term may write the segment.
 
-Every tenure has a lock file of its own, numbered one above the tenure before. The kernel lets one process have it and
-takes it back when that process dies. A monitor that lives but has stopped is not waited for: the next term's lock is
-free, and whoever gets it makes a new segment file, so that nothing the old one still writes is ever read.
+Every tenure has its own lock file, numbered one above the last tenure's. The kernel grants it to one process and
+releases it when that process dies. A monitor that is alive but has stopped is not waited for: the next term's lock is
+free, and the process that gets it creates a new segment file, so that no reader sees further writes of the old monitor.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Tenure:
     """The right to write a segment.
 
     Attributes:
-        term: Which tenure; the segment's header carries it.
-        lock: Held until the process ends.
+        term: The term; the segment's header contains it.
+        lock: The lock, held until the process ends.
     """
 
     term: int
@@ -45,15 +45,15 @@ class Tenure:
 def claim(files: RunFiles) -> Tenure | None:
     """Become the monitor, unless there is one.
 
-    Waits for a monitor that has fallen silent to speak again, to die, or to count as hung; at most
-    HEARTBEAT_HUNG_S and a little.
+    If the monitor has fallen silent, waits until it writes a heartbeat, dies, or counts as hung; at most a little
+    longer than HEARTBEAT_HUNG_S.
 
     Returns:
-        The tenure; None if another monitor lives.
+        The tenure; None if another monitor is alive.
 
     Raises:
-        SegmentError: The segment is of a newer version of bgpool, or of another boot and its monitor lives; or a lock's
-            file cannot be used.
+        SegmentError: The segment is of a newer version of bgpool, or of another boot while its monitor is alive; or a
+            lock file cannot be used.
     """
     began = time.monotonic()
     while (waited_s := time.monotonic() - began) < 2 * HEARTBEAT_HUNG_S:
@@ -69,36 +69,36 @@ def claim(files: RunFiles) -> Tenure | None:
 
 
 def _following(files: RunFiles, term: int, waited_s: float) -> int:
-    """The term to ask for after *term*, by somebody who has waited so long.
+    """Return the term to claim after *term*, for a process that has waited long enough.
 
-    Never below one that has a draft: it may be put in place, and is removed by a higher term only. Whoever has that
-    term's lock and does not begin was stopped in between: it is passed over.
+    It is never below a term with a pending segment file: that file may still be put in place, and only a higher term
+    removes it. A process that holds that term's lock without starting was stopped in between: it is skipped.
     """
     begun = max((pending.term for pending in pending_files_of(files.segment)), default=0)
     return max(term + 1, begun) + int(waited_s // HEARTBEAT_HUNG_S)
 
 
 def _take(files: RunFiles, term: int, following: int) -> Tenure | None:
-    """The tenure *following* that of *term*, unless somebody was faster."""
+    """Claim the tenure *following* that of *term*, unless another process was faster."""
     lock = _try_lock(files.tenure(following))
     if lock is None:
         return None
-    # Between the look at the segment and the lock, a whole tenure may have come and gone.
+    # Between the read of the segment and the lock, a whole tenure may have passed.
     if _predecessor(files)[0] != term:
         lock.release()
         return None
-    # Whoever may still hold it is fenced off, and nobody else has a reason to ask for it.
+    # A process that still holds it is fenced off, and no other process needs it.
     with contextlib.suppress(OSError):
         files.tenure(term).unlink(missing_ok=True)
     return Tenure(following, lock)
 
 
 def _predecessor(files: RunFiles) -> tuple[int, float]:
-    """The term of the segment in place, 0 for none, and the age of its last sign of life in seconds.
+    """Return the term of the segment in place, 0 for none, and the age of its heartbeat in seconds.
 
     Raises:
-        SegmentError: It is of another boot, whose locks the kernel would have released, and its monitor lives: that
-            monitor and ours would replace each other without end.
+        SegmentError: It is of another boot, whose locks the kernel would have released, and its monitor is alive. That
+            monitor and this one would replace each other forever.
     """
     try:
         old = trusted_map(files)
@@ -114,21 +114,21 @@ def _predecessor(files: RunFiles) -> tuple[int, float]:
 
 
 def _is_free(files: RunFiles, term: int) -> bool:
-    """Whether the monitor of *term* is gone."""
+    """Return whether the monitor of *term* is gone."""
     return term == 0 or not is_held(files.tenure(term))
 
 
 def _try_lock(path: Path) -> FileLock | None:
-    """The lock *path* if it is free; None if another process has it.
+    """Return the lock *path* if it is free; None if another process holds it.
 
     Raises:
-        SegmentError: The file is not to be trusted, or cannot be made.
+        SegmentError: The file cannot be trusted or created.
     """
-    # Here, so that only a process that runs for election imports it: its audit hook makes forks from threads fail.
+    # Imported here, so that only processes in an election import it: its audit hook makes forks from threads fail.
     from filelock import FileLock, Timeout
 
     os.close(open_checked(path, os.O_RDWR | os.O_CREAT))
-    # Not per thread: it is taken by one thread and belongs to the process.
+    # Not per thread: one thread acquires it for the whole process.
     lock = FileLock(str(path), mode=file_mode(path.parent), thread_local=False)
     try:
         lock.acquire(timeout=0)

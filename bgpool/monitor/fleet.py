@@ -1,4 +1,4 @@
-"""A monitor's part in its fleet: the member's state, and the threads that carry it to the bus and back."""
+"""A monitor's membership in its fleet: the member's state, and the threads that use the bus."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ __all__ = ["NoFleet", "FleetMembership", "Membership", "membership_of"]
 
 
 class Membership(Protocol):
-    """What a monitor does with its fleet, if it has one."""
+    """The interface of a monitor to its fleet, if it has one."""
 
     @property
     def threads(self) -> tuple[StoppableThread, ...]:
-        """Threads that it needs; a monitor can do without them."""
+        """The threads of the membership; a monitor can run without them."""
 
     @property
     def view(self) -> FleetView | None:
-        """The host's place; None without a fleet."""
+        """The host's role in its fleet; None without a fleet."""
 
     @property
     def heard_ns(self) -> int:
-        """When a message that counts was heard last, on the monotonic clock; 0 for never."""
+        """The time of the last valid message, on the monotonic clock; 0 if none."""
 
     @property
     def leads(self) -> bool:
-        """Whether others go by what this host is answered."""
+        """True if this host's readings are used by others."""
 
     @property
     def counts_answers(self) -> bool:
-        """Whether an answer tells something by its time alone, so that the same one is to be told again."""
+        """True if the time of an answer matters, so that equal answers must be passed on."""
 
     def take(self, snapshot: Snapshot, event: AnyEvent, /) -> tuple[Event, ...]:
-        """What *event* says of the fleet; the events that the deployment's state machine is to be given."""
+        """Handle *event*; return the events for the deployment's state machine."""
 
     def attend(self, snapshot: Snapshot, /) -> Duty:
-        """Do what is to be done on the bus; what is to be done at the database."""
+        """Do the work that is due on the bus; return the duty at the database."""
 
     def tell(self, snapshot: Snapshot, /) -> Snapshot:
-        """*snapshot* with what the log is to be told of the fleet; the same object where that is nothing."""
+        """Return *snapshot* with log lines about the fleet; the same object if there are none."""
 
     def leave(self, snapshot: Snapshot, /) -> None:
-        """Let the others know; waits for no more than FLEET_LEAVE_S."""
+        """Notify the other hosts of the end; waits at most FLEET_LEAVE_S."""
 
 
 class NoFleet:
-    """The part of a monitor without a fleet: it asks for itself."""
+    """The membership of a monitor without a fleet: it queries for itself."""
 
     threads: Final[tuple[StoppableThread, ...]] = ()
     view: Final = None
@@ -80,23 +80,23 @@ class NoFleet:
     counts_answers: Final = False
 
     def take(self, _snapshot: Snapshot, _event: AnyEvent, /) -> tuple[Event, ...]:
-        """Nothing."""
+        """Return no events."""
         return ()
 
     def attend(self, _snapshot: Snapshot, /) -> Duty:
-        """To ask both servers as often as ever."""
+        """Return the duty to query both servers at the normal rate."""
         return Duty()
 
     def tell(self, snapshot: Snapshot, /) -> Snapshot:
-        """Nothing."""
+        """Return *snapshot* unchanged."""
         return snapshot
 
     def leave(self, _snapshot: Snapshot, /) -> None:
-        """Nobody is there to be told."""
+        """Do nothing: there is no other host to notify."""
 
 
 class FleetMembership:
-    """The part of a monitor with a fleet. All of it is the main loop's, but for `describe`."""
+    """The membership of a monitor with a fleet. Only the main loop uses it, except for `describe`."""
 
     def __init__(
         self,
@@ -119,31 +119,31 @@ class FleetMembership:
 
     @property
     def threads(self) -> tuple[StoppableThread, ...]:
-        """The ear and the voice."""
+        """The subscriber and the publisher."""
         return (self._subscriber, self._publisher)
 
     @property
     def view(self) -> FleetView | None:
-        """The host's place."""
+        """The host's role."""
         return view_of(self._member)
 
     @property
     def heard_ns(self) -> int:
-        """When a message that counts was heard last, on the monotonic clock; 0 for never."""
+        """The time of the last valid message, on the monotonic clock; 0 if none."""
         return self._member.heard_ns
 
     @property
     def leads(self) -> bool:
-        """Whether others go by what this host is answered."""
+        """True if this host's readings are used by others."""
         return self._member.standing is FleetRole.LEADER
 
     @property
     def counts_answers(self) -> bool:
-        """It does: readings are published with the time at which they were read."""
+        """True: readings are published with their times."""
         return True
 
     def take(self, snapshot: Snapshot, event: AnyEvent) -> tuple[Event, ...]:
-        """What *event* says of the fleet; the events that the deployment's state machine is to be given."""
+        """Handle *event*; return the events for the deployment's state machine."""
         before = self._member
         self._member, told = take(before, snapshot, event)
         if isinstance(event, Nudged) and self._member.standing is FleetRole.FOLLOWER:
@@ -153,7 +153,7 @@ class FleetMembership:
         return told
 
     def attend(self, snapshot: Snapshot) -> Duty:
-        """Publish what is to be published; what is to be asked."""
+        """Publish what is due; return the duty at the database."""
         at = now()
         if snapshot.phase is not self._phase:
             self._phase = snapshot.phase
@@ -166,33 +166,33 @@ class FleetMembership:
             self._publisher.publish(todo.publication, self._member.fence)
             self._member = published(self._member, todo.publication, at)
             todo = duty(self._member, snapshot, at)
-        # What is due beside it waits for a tick at most; the voice sends one as soon as it is free.
+        # Other work that is due waits at most for a tick, which the publisher sends as soon as it is free.
         return replace(todo, publication=None, due_ns=Duty().due_ns) if todo.publication is not None else todo
 
     def leave(self, snapshot: Snapshot, /) -> None:
-        """Let the others know; waits for no more than FLEET_LEAVE_S."""
+        """Notify the other hosts of the end; waits at most FLEET_LEAVE_S."""
         member = self._member
         if member.standing is FleetRole.LEADER and member.sent is not None and not self._publisher.is_busy:
             self._publisher.publish(farewell(member, snapshot, now()), member.fence)
         self._publisher.leave(FLEET_LEAVE_S)
 
     def tell(self, snapshot: Snapshot, /) -> Snapshot:
-        """*snapshot* with what the log is to be told of the fleet; the same object where that is nothing."""
+        """Return *snapshot* with log lines about the fleet; the same object if there are none."""
         self._said, told = tell(self._said, snapshot, self._member, now())
         return told
 
     def _look(self) -> None:
-        """Report what has changed, in this host's turn: in a switchover all hosts have the same to say at once."""
+        """Report a change in this host's turn: in a switchover all hosts have the same change at the same time."""
         self._publisher.look(self._member.jitter * min(FLEET_LOOK_S, self._member.hosts * FLEET_TURN_TO_REPORT_S))
 
     def _pass_on(self) -> None:
-        """A nudge, to the leader: its host may have no connection that was cut."""
+        """Forward a nudge to the leader, whose own host may have no connection that was cut."""
         if time.monotonic() - self._nudged_at > FLEET_NUDGE_S:
             self._nudged_at = time.monotonic()
             self._publisher.nudge()
 
     def _describe(self) -> Report:
-        """The host as it is, in the voice's thread."""
+        """Return a report of the host's current state; called in the publisher's thread."""
         member, status = self._member, read_status(self._files, self._bg_id)
         off_ns = member.clock_off_ns
         return Report(
@@ -215,13 +215,13 @@ class FleetMembership:
 
 
 def membership_of(config: MonitorConfig, files: RunFiles, events: Inbox) -> Membership:
-    """The part that a monitor with *config* takes; what it hears comes to *events*."""
+    """Return the membership of a monitor with *config*; events that it receives are put into *events*."""
     return FleetMembership(config.fleet, config, files, events) if config.fleet is not None else NoFleet()
 
 
 def _maker(fleet: FleetConfig, bg_id: str) -> Callable[[], Bus]:
     def make() -> Bus:
-        # Only here: nobody but a monitor with a fleet is to need the client.
+        # Imported here, because only a monitor with a fleet needs the client.
         from bgpool.fleet.streams import StreamBus
 
         return StreamBus(fleet, bg_id)

@@ -1,7 +1,7 @@
-"""A process of monitors: each in threads of its own, with an election, a segment and a log file of its own.
+"""A process of monitors. Each has its own threads, election, segment and log file.
 
-What one of them waits for, no other waits for. For as long as it has any, the process takes more of them at a socket in
-the run directory, from workers whose monitors are like its first one.
+No monitor waits for another one. While it has any, the process accepts requests for more at a socket in the run
+directory, from workers whose monitors are compatible with the first one.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Requester(Protocol):
-    """Somebody who asks for a monitor, and waits."""
+    """A requester of a monitor, which waits for the result."""
 
     def take(self) -> MonitorConfig | None:
-        """What is to be watched, which is promised by that; None where nothing is."""
+        """Return the configuration to watch, which also accepts the request; None if there is none."""
 
     def tell(self, reason: str) -> None:
-        """Why it is not watched; empty where it is. The first time counts."""
+        """Report the reason for which it is not watched; empty if it is. Only the first call counts."""
 
 
 class MonitorGroup:
-    """The monitors of this process, from the beginning of the first to the end of the last."""
+    """The monitors of this process, from the start of the first to the end of the last."""
 
     def __init__(self, place: Rendezvous | None) -> None:
-        """One that takes other monitors at *place*; None for one that takes none."""
+        """Create a group that accepts other monitors at *place*; None for one that accepts none."""
         self._place: Final = place
         self._logs: Final = LogFiles()
         self._imported: Final = LoadedModules()
@@ -56,27 +56,27 @@ class MonitorGroup:
         self._ended, self._end = os.pipe()
 
     def run(self, first: Requester) -> None:
-        """Run the monitor that *first* asks for, and others; returns when none is left."""
+        """Run the monitor that *first* requests, and others; returns when none is left."""
         self._logs.begin()
         config = first.take()
         if config is None:
             return
-        # Here, where an application's module that is imported for it finds the main thread; and before others are
-        # taken, whom that import would keep waiting.
+        # Import here, so that an application's module is imported in the main thread; and before others are accepted,
+        # because the import would delay them.
         reason = self.attempt(config, lambda: config.password)
         if reason:
             first.tell(reason)
             return
         self._imported.are_current()
-        # Before its starter hears that it watches: whoever comes after that is to find us.
+        # Listen before the starter learns that it watches: requesters after that must find this process.
         listener = rendezvous.listen(self._place) if self._place is not None else None
         self._start(first)
         self._serve(listener)
 
     def attempt(self, config: MonitorConfig, work: Callable[[], object]) -> str:
-        """Do *work* for the monitor of *config*, with its log; why it failed, for whoever is told, empty if it did not.
+        """Do *work* for the monitor of *config*, with its log; return the reason of a failure, empty for success.
 
-        What an error says that is not ours is of its maker's making, and may hold a secret.
+        The text of an error that is not bgpool's may contain a secret, so it is not used.
         """
         extra = log_fields("monitor_failed", bg_id=config.bg_id)
         with contextlib.ExitStack() as stack:
@@ -98,19 +98,19 @@ class MonitorGroup:
         self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError as error:  # no more threads
+        except RuntimeError as error:  # out of threads
             self._threads.discard(thread)
             asker.tell(str(error))
 
     def leave(self, thread: _Thread) -> None:
-        """One has ended; called by itself."""
+        """Remove a monitor that has ended; called by its thread."""
         self._threads.discard(thread)
         os.write(self._end, b"!")
 
-    # -- others --------------------------------------------------------------------------------------------------
+    # -- other monitors ------------------------------------------------------------------------------------------
 
     def _serve(self, listener: socket.socket | None) -> None:
-        """Wait until no monitor is left, and take others meanwhile."""
+        """Accept requests for other monitors until none is left."""
         place = self._place
         if place is None or listener is None:
             while self._threads:
@@ -120,21 +120,21 @@ class MonitorGroup:
         with selectors.DefaultSelector() as selector:
             selector.register(self._ended, selectors.EVENT_READ)
             selector.register(listener, selectors.EVENT_READ)
-            # The next one may come at once, where a monitor has left to begin anew.
+            # The next request may come immediately, if a monitor has exited to be restarted.
             while ready := selector.select(None if self._threads else HOST_LINGER_S):
                 for key, _ in ready:
                     if key.fileobj is listener:
                         self._accept(listener, place)
                     else:
                         os.read(self._ended, HOST_MONITORS)
-        # Whoever waits there now finds nobody, and starts a process.
+        # Requesters that wait now find no process, and start one.
         rendezvous.leave(listener, place, inode)
 
     def _accept(self, listener: socket.socket, place: Rendezvous) -> None:
         try:
             caller = Peer(listener, place.compatibility_key)
         except OSError:
-            # Whoever waits there, where descriptors have run out, waits no longer than for a process that hangs.
+            # If descriptors have run out, requesters wait as long as for a process that hangs.
             time.sleep(HOST_PAUSE_S)
             return
         if len(self._threads) < HOST_MONITORS and self._imported.are_current():
@@ -144,7 +144,7 @@ class MonitorGroup:
 
 
 class _Thread(StoppableThread):
-    """The thread of one monitor, which makes its others."""
+    """The main thread of one monitor, which starts its other threads."""
 
     def __init__(self, host: MonitorGroup, asker: Requester) -> None:
         super().__init__("bgpool-monitor")
@@ -152,7 +152,7 @@ class _Thread(StoppableThread):
         self._asker: Final = asker
 
     def run(self) -> None:
-        """Be the monitor until nobody needs one."""
+        """Run the monitor until it is no longer needed."""
         reason = ""
         try:
             config = self._asker.take()

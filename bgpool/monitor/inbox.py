@@ -1,4 +1,4 @@
-"""What the monitor's threads tell its main loop, without what that has heard already and can do nothing with."""
+"""The queue from the monitor's threads to its main loop, without repetitions that would change nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class EventBatch(NamedTuple):
-    """Events that came together.
+    """Events that belong together.
 
     Attributes:
-        who, what: Of what may be repeated: who says it, and what that is. None for what is news whenever it comes.
+        who, what: The source and the content of events that may be repeated. None for events that always count.
     """
 
     events: tuple[AnyEvent, ...]
@@ -29,9 +29,9 @@ class EventBatch(NamedTuple):
 class Inbox:
     """A queue with many writers and one reader, the main loop.
 
-    A server says the same for weeks, and to wake the main loop for that would cost more than all else that a monitor
-    does. So the main loop notes what has changed nothing, and until something changes the snapshot, nobody tells it
-    the same again.
+    A server may give the same answer for weeks, and waking the main loop for each would cost more than the rest of the
+    monitor. So the main loop marks answers that have changed nothing, and until the snapshot changes they are not
+    queued again.
     """
 
     def __init__(self) -> None:
@@ -39,18 +39,18 @@ class Inbox:
         self._filled: Final = threading.Condition(self._lock)
         self._letters: Final[deque[EventBatch]] = deque()
         self._settled: Final[dict[object, object]] = {}
-        # Whether the reader waits. While it does not, what it has just taken may change the snapshot.
+        # True if the reader waits. Otherwise the batch that it has just taken may still change the snapshot.
         self._is_awaited = False
 
     def put(self, event: AnyEvent) -> None:
-        """Tell something that is news."""
+        """Add events that always count."""
         with self._lock:
             self._add(EventBatch((event,)))
 
     def tell(self, who: object, what: T, events: Callable[[T], tuple[AnyEvent, ...]]) -> None:
-        """Tell what *events* makes of *what*, unless the reader knows that *who* says so, and that it changes nothing.
+        """Add the events from *what*, unless the reader knows that *who* reports it, and that it changes nothing.
 
-        The reader knows no less than if it had been told: nothing that came before is still to be taken.
+        The reader misses no information: no earlier batch is still queued.
         """
         with self._lock:
             known = self._settled.get(who) if self._is_awaited and not self._letters else None
@@ -59,7 +59,7 @@ class Inbox:
             self._add(EventBatch(events(what), who, what))
 
     def get(self, timeout_s: float) -> EventBatch | None:
-        """The oldest letter; None if there is none for *timeout_s* seconds. For the one reader."""
+        """Return the oldest batch; None if there is none for *timeout_s* seconds. Only for the reader."""
         with self._lock:
             if not self._letters:
                 self._is_awaited = True
@@ -68,12 +68,12 @@ class Inbox:
             return self._letters.popleft() if self._letters else None
 
     def settle(self, letter: EventBatch) -> None:
-        """Be told no more of what *letter* says, if it may be repeated. For the one reader."""
+        """Stop queueing repetitions of *letter*, if it may be repeated. Only for the reader."""
         if letter.who is not None:
             self._settled[letter.who] = letter.what
 
     def unsettle(self) -> None:
-        """Be told everything once more, because the snapshot has changed. For the one reader."""
+        """Queue every answer once more, because the snapshot has changed. Only for the reader."""
         self._settled.clear()
 
     def _add(self, letter: EventBatch) -> None:

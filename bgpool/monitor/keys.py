@@ -15,7 +15,7 @@ __all__ = ["Keys"]
 
 
 class Keys:
-    """Calls what makes the keys, and again after FLEET_KEYS_LIFE_S: a key that was changed needs no new monitor."""
+    """Calls the key callable, again after FLEET_KEYS_LIFE_S, so that a changed key requires no new monitor."""
 
     def __init__(self, config: FleetConfig) -> None:
         self._maker: Final = KeyMaker(config)
@@ -24,20 +24,21 @@ class Keys:
         self._made_at = 0.0
 
     def __call__(self) -> tuple[bytes, ...]:
-        """The keys, the one that signs first. The first time it may take as long as a password callable may.
+        """Return the keys, the signing one first. The first call may take as long as a password callable.
 
         Raises:
-            BusError: There are none to be had; the text holds no secret.
+            BusError: There are no keys; the text contains no secret.
         """
         keys = self._keys
         if keys is None:
             with self._lock:
                 return self._keys if self._keys is not None else self._make()
         if time.monotonic() - self._made_at > FLEET_KEYS_LIFE_S and self._lock.acquire(blocking=False):
-            # Not here: one that hangs would make a leader silent, while the keys that there are still do.
+            # In another thread: a callable that hangs would make a leader silent, although its current keys are still
+            # valid.
             try:
                 threading.Thread(target=self._renew, name="bgpool-keys", daemon=True).start()
-            except RuntimeError:  # no more threads
+            except RuntimeError:  # out of threads
                 self._made_at = time.monotonic()
                 self._lock.release()
         return keys
@@ -55,7 +56,7 @@ class Keys:
         try:
             self._make()
         except BusError:
-            # The ones that we have are as good as they were.
+            # The current keys remain valid.
             pass
         finally:
             self._lock.release()

@@ -1,4 +1,4 @@
-"""What each worker did through a switchover: its row in the table of workers, again and again, within bounds."""
+"""The history of each worker through a switchover: samples of its row in the table of workers, limited in number."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from bgpool.segment.table import ERRORS, Usage
 
 __all__ = ["COLUMNS", "Lanes", "Sample"]
 
-#: What a row counts since its process began.
+#: The columns that a row counts since the start of its process.
 _COUNTED: Final = ("served", "failed", "drained", "cut", "repeated", *ERRORS)
 
-#: The numbers of a sample as JSON has them, in this order.
+#: The numbers of a sample in JSON, in this order.
 COLUMNS: Final = ("offset_ms", "held", "waiting", *_COUNTED)
 
 
 class Sample(NamedTuple):
-    """One worker at one moment: *at_ns*, on the monotonic clock, is when the worker itself wrote it."""
+    """A sample of one worker. *at_ns*, on the monotonic clock, is the time at which the worker wrote it."""
 
     at_ns: int
     usage: Usage
 
 
 class _Lane:
-    """One worker's samples."""
+    """The samples of one worker."""
 
     def __init__(self, pid: int) -> None:
         self.pid: Final = pid
@@ -39,7 +39,7 @@ class _Lane:
             return
         self.samples.append(sample)
         if len(self.samples) > SAMPLES:
-            # Counters lose nothing by it; what is held does, and the middle of a long hold is like its rest.
+            # This loses no counts. Of held callers it loses detail, but the middle of a long hold is uniform.
             self.samples = self.samples[::2]
             self._step_ns *= 2
 
@@ -54,7 +54,7 @@ class Lanes:
     """The samples of all workers.
 
     Attributes:
-        left_out: Workers that were there when there were SAMPLED_WORKERS already.
+        left_out: Workers that appeared when there were already SAMPLED_WORKERS.
     """
 
     def __init__(self) -> None:
@@ -62,10 +62,10 @@ class Lanes:
         self.left_out = 0
 
     def take(self, rows: Iterable[tuple[int, int, int, Usage]], since_ns: int) -> None:
-        """Add what *rows* (row, pid, update in ns, usage) say that was not known, and is not older than *since_ns*."""
+        """Add the new values in *rows* (row, pid, update in ns, usage) that are not older than *since_ns*."""
         left_out = 0
         for row, pid, at_ns, usage in rows:
-            # The row of the dead keeps what they said last.
+            # A dead process's row keeps its last values.
             if at_ns < since_ns:
                 continue
             lane = self._lanes.get((row, pid))
@@ -78,16 +78,16 @@ class Lanes:
         self.left_out = max(self.left_out, left_out)
 
     def forget_before(self, at_ns: int) -> None:
-        """Drop what is older, and workers of which nothing is left."""
+        """Remove older samples, and workers without samples."""
         for lane in self._lanes.values():
             lane.samples = [sample for sample in lane.samples if sample.at_ns >= at_ns]
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.samples}
         self.left_out = 0
 
     def told(self, zero_ns: int, since_ns: int) -> Iterator[dict[str, Any]]:
-        """Each worker as JSON has it: ``pid``, and ``samples`` with the numbers of COLUMNS, from *since_ns* on.
+        """Return each worker as a JSON object: ``pid``, and ``samples`` with the values of COLUMNS since *since_ns*.
 
-        Offsets count from *zero_ns*; what has been counted since a process began, from its first sample.
+        Offsets are relative to *zero_ns*, counts to the worker's first sample.
         """
         for lane in self._lanes.values():
             samples = [sample for sample in lane.samples if sample.at_ns >= since_ns]

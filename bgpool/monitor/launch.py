@@ -1,9 +1,9 @@
-"""Starting a monitor's process from a worker: in a session of its own, with nothing of the worker's.
+"""Start a monitor's process from a worker: in its own session, without inheriting anything of the worker.
 
-No pipe leads from the one to the other. A child that another thread of the worker forks meanwhile would inherit its
-ends, and whoever waits for the end of what is written there would wait for that child. The configuration, which holds
-a password, is a file without a name; what went wrong comes back in another; and the end of the process that was
-started says that there is a monitor, or that there will be none.
+There is no pipe between the two. A child that another thread of the worker forks at the same time would inherit its
+ends, so that a reader would wait for that child. The configuration, which contains a password, is a file without a
+name. Errors come back in another file. The end of the started process shows that there is a monitor, or that there will
+be none.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from bgpool.segment.kernel_features import memory_file
 
 __all__ = ["launch"]
 
-#: Not with -m: before Python 3.11 it looks for modules in the directory that the worker happens to be in. The monitor
-#: stays there: certificates, password files and hosts files may be given by relative paths.
+#: Not with -m: before Python 3.11 it searches modules in the worker's current directory. The monitor keeps that
+#: directory, because certificates, password files and hosts files may have relative paths.
 _CODE: Final = """\
 import sys
 sys.path[:] = filter(None, sys.path)
 from bgpool.monitor.__main__ import main
 main()
 """
-#: What is read of an error's text, in bytes.
+#: The maximum of an error's text that is read, in bytes.
 _REASON_BYTES: Final = 4000
-#: How often it is looked whether the process has ended where the kernel does not tell, in seconds.
+#: The interval at which the end of the process is checked if the kernel cannot report it, in seconds.
 _POLL_S: Final = 0.02
-#: How long a process that was killed is waited for, in seconds.
+#: The time to wait for a process that was killed, in seconds.
 _KILL_S: Final = 1.0
 
 
 def launch(config: MonitorConfig, place: Rendezvous | None) -> str:
-    """Start a process and wait until its first monitor watches, has left or has failed.
+    """Start a process and wait until its first monitor watches, has exited or has failed.
 
     Args:
-        config: Of that one.
-        place: Where it is to take others; None for nowhere.
+        config: The configuration of that monitor.
+        place: The socket at which it accepts others; None for none.
 
     Returns:
-        Why it failed, as far as it said; empty if it did not.
+        The reported reason of a failure; empty if there was none.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: The process cannot be started.
     """
     directory = Path(config.run_dir)
     with _nameless(directory) as given, _nameless(directory) as output:
@@ -71,7 +71,7 @@ def launch(config: MonitorConfig, place: Rendezvous | None) -> str:
 
 
 def _spawn(given: int, output: int) -> int:
-    """A Python of its own that has *given* as standard input and *output* as the two others, and nothing else of ours.
+    """Start a Python process with *given* as standard input and *output* as the other two, and no other files.
 
     Raises:
         OSError: It cannot be started.
@@ -86,13 +86,13 @@ def _spawn(given: int, output: int) -> int:
         file_actions=[*standard, *ours],
         setsid=True,
         setsigmask=(),
-        # What a worker ignores, its server did for the worker's sake: a monitor ends when it is told to.
+        # Ignored signals were set by the worker's server for the worker; a monitor must end on them.
         setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
     )
 
 
 def _wait(pid: int) -> None:
-    """Wait for the end of *pid*, which has a bound of its own, and end its whole session if it has not kept it."""
+    """Wait for the end of *pid*, which limits itself, and kill its whole session if it exceeds the limit."""
     if not _has_ended(pid, MONITOR_READY_S + MONITOR_START_S):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -100,7 +100,7 @@ def _wait(pid: int) -> None:
 
 
 def _has_ended(pid: int, timeout_s: float) -> bool:
-    """Whether *pid* ends within *timeout_s* seconds; reaped if it does."""
+    """Return whether *pid* ends within *timeout_s* seconds; if so, it is reaped."""
     deadline = time.monotonic() + timeout_s
     _wait_in_the_kernel(pid, timeout_s)
     while True:
@@ -108,7 +108,7 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 return True
         except ChildProcessError:
-            # Reaped by the application, or by the kernel where the application wants no word of its children.
+            # Reaped by the application, or by the kernel if the application ignores SIGCHLD.
             return True
         if time.monotonic() > deadline:
             return False
@@ -116,14 +116,14 @@ def _has_ended(pid: int, timeout_s: float) -> bool:
 
 
 def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
-    """Wait in the kernel for the end of *pid*, where it can; returns early where it cannot.
+    """Wait in the kernel for the end of *pid*, if that is supported; otherwise returns early.
 
-    A thread that wakes up fifty times a second asks for the interpreter as often; a child of a fork without Python's
-    hooks may wait for ever if one does so just then.
+    A thread that wakes up fifty times a second requests the interpreter as often. A child of a fork without Python's
+    hooks may wait forever if that happens during the fork.
     """
     if sys.platform != "linux":
         return
-    # The attribute is missing where Python was built for an old kernel.
+    # The attribute does not exist if Python was built for an old kernel.
     with contextlib.suppress(AttributeError, OSError), selectors.DefaultSelector() as selector:
         fd = os.pidfd_open(pid)
         try:
@@ -135,12 +135,12 @@ def _wait_in_the_kernel(pid: int, timeout_s: float) -> None:
 
 @contextlib.contextmanager
 def _nameless(directory: Path) -> Iterator[int]:
-    """A file that nobody can open, for as long as the block lasts: in memory, or in *directory* and without a name."""
+    """Yield an unnamed file that no other process can open: in memory, or in *directory*."""
     fd = memory_file()
     if fd is None:
         with tempfile.TemporaryFile(dir=directory) as file:
             fd = os.dup(file.fileno())
-    # Beyond the standard ones, which an application may have closed: they would be in each other's way.
+    # Above the standard descriptors, which an application may have closed: they would conflict.
     above = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     try:
@@ -150,14 +150,14 @@ def _nameless(directory: Path) -> Iterator[int]:
 
 
 def _inheritable() -> list[int]:
-    """Our descriptors that another program would be given, the standard ones excepted.
+    """Return the inheritable descriptors, except the standard ones.
 
-    Without those above the soft limit, which was lowered after they were opened: posix_spawn refuses to close them, and
-    the monitor does it itself.
+    Those above the soft limit, which was lowered after they were opened, are omitted: posix_spawn refuses to close
+    them, and the monitor closes them itself.
     """
     found, limit = [], os.sysconf("SC_OPEN_MAX")
     for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
-        # The one that the directory was read through is closed by now.
+        # The descriptor that was used to read the directory is closed by now.
         with contextlib.suppress(OSError):
             if fd > 2 and (limit < 0 or fd < limit) and os.get_inheritable(fd):
                 found.append(fd)

@@ -1,4 +1,4 @@
-"""What a process has imported, and whether that is what a new process would import."""
+"""The modules that this process has imported, and a check whether a new process would import the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["LoadedModules"]
 
 
 class LoadedModules:
-    """The files of this process's modules, as they were when this was asked first after the import."""
+    """The files of this process's modules, as they were at the first check after the import."""
 
     def __init__(self) -> None:
         self._known: Final[dict[str, tuple[int, ...]]] = {}
 
     def are_current(self) -> bool:
-        """Whether all of them are still there and none was replaced: an application may be deployed over itself."""
-        # Not by attribute: a module may have code of its own for that.
+        """Return whether all files still exist and none was replaced: an application may be deployed in place."""
+        # Not by attribute access, which may run code of the module.
         files = {getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())}
         found = {file: _state(file) for file in files if isinstance(file, str)}
         return all(self._known.setdefault(file, state) == state for file, state in found.items())
@@ -25,7 +25,7 @@ class LoadedModules:
 
 def _state(file: str) -> tuple[int, ...]:
     try:
-        found = os.stat(file)  # noqa:PTH116  # of a thousand files
-    except OSError:  # gone, or in an archive
+        found = os.stat(file)  # noqa:PTH116  # fast, for a thousand files
+    except OSError:  # removed, or in an archive
         return ()
     return found.st_mtime_ns, found.st_size

@@ -1,4 +1,4 @@
-"""DNS, apart from the status queries: threads that may be stalled by a resolver without anybody waiting for them."""
+"""DNS look-ups, separate from the status queries: a stalled resolver blocks only threads of its own."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Lookup(StoppableThread):
-    """Has the names that it is assigned resolved in every interval; the main loop is told what is found.
+    """Resolves the assigned names in every interval, and passes the results to the main loop.
 
-    Whoever finds the last one of a round tells. Nobody waits for a name that takes longer than an interval: the
-    others are told without it, and its answer counts when it comes. They are looked up side by side in a switchover,
-    and otherwise from the first round on that takes longer than an interval.
+    The helper that finds the last name of a round passes them on. No round waits for a name that takes longer than an
+    interval: the other names are passed on, and its result is used when it arrives. Names are resolved concurrently in
+    a switchover, and otherwise after the first round that takes longer than an interval.
     """
 
     def __init__(self, resolver: Resolver, inbox: Inbox) -> None:
@@ -37,7 +37,7 @@ class Lookup(StoppableThread):
         self._nudged: Final = threading.Event()
         self._names: tuple[str, ...] = ()
         self._interval_s = 1.0
-        # What is being looked up, by helpers that a stalled resolver may keep for minutes; and what they have found.
+        # The names to resolve, by helpers that a stalled resolver may block for minutes; and the results.
         self._asked: Final[queue.SimpleQueue[str | None]] = queue.SimpleQueue()
         self._lock: Final = threading.Lock()
         self._pending: Final[set[str]] = set()
@@ -45,7 +45,7 @@ class Lookup(StoppableThread):
         self._helpers = 0
 
     def assign(self, names: tuple[str, ...], *, interval_ms: int) -> None:
-        """Look *names* up from now on; a change counts at once."""
+        """Resolve *names* from now on; a change takes effect immediately."""
         interval_s = max(interval_ms / 1000, RESOLVE_INTERVAL_S)
         sooner = names != self._names or interval_s < self._interval_s
         self._names, self._interval_s = names, interval_s
@@ -53,7 +53,7 @@ class Lookup(StoppableThread):
             self._nudged.set()
 
     def run(self) -> None:
-        """Look up until stopped."""
+        """Resolve until stopped."""
         try:
             self._run()
         finally:
@@ -63,24 +63,24 @@ class Lookup(StoppableThread):
     def _run(self) -> None:
         while True:
             self._nudged.clear()
-            # In this order, or what stop() sets would be lost.
+            # Check after clearing the event, so that stop() is not missed.
             if self.over.is_set():
                 return
             self._begin(self._names)
             pause_s, patience_s = self._interval_s, RESOLVE_TIMEOUT_S / 2
-            # Long before what the others have found is too old to be told: one in a cache is found at once.
+            # Well before the other results become too old: a cached name is found immediately.
             if pause_s > patience_s and not self._nudged.wait(patience_s):
                 self._tell_late(self._names)
                 pause_s -= patience_s
             self._nudged.wait(pause_s)
 
     def stop(self) -> None:
-        """End; a helper that a resolver holds ends when it lets go."""
+        """End; a helper that a resolver blocks ends when the call returns."""
         super().stop()
         self._nudged.set()
 
     def note(self, name: str, addresses: tuple[str, ...] | None) -> None:
-        """A helper has found *name* at *addresses*, none if there is no such name; None where nobody could tell."""
+        """Record that *name* has *addresses*, none if the name does not exist; None if the look-up failed."""
         with self._lock:
             self._pending.discard(name)
             if addresses is None:
@@ -92,8 +92,8 @@ class Lookup(StoppableThread):
                 self._tell(names)
 
     def _begin(self, names: tuple[str, ...]) -> None:
-        """A round, of all *names* that are not being looked up still."""
-        # One does for all while there is time, and they answer.
+        """Start a round for all *names* whose look-ups are not still in progress."""
+        # One helper is enough while there is time and the resolver answers.
         hurries = self._tell_late(names) or not RESOLVE_HURRY_S <= self._interval_s <= RESOLVE_TIMEOUT_S
         with self._lock:
             due = [name for name in names if name not in self._pending]
@@ -105,7 +105,7 @@ class Lookup(StoppableThread):
             _Helper(f"bgpool-lookup-{self._helpers}", self._resolver, self._asked, self.note).start()
 
     def _tell_late(self, names: tuple[str, ...]) -> bool:
-        """Tell what is known of *names* where one of them is still being looked up; whether one is."""
+        """Pass on the known results for *names* if one of them is still in progress; return whether one is."""
         with self._lock:
             is_late = bool(self._pending.intersection(names))
             if is_late:
@@ -113,7 +113,7 @@ class Lookup(StoppableThread):
             return is_late
 
     def _tell(self, names: tuple[str, ...]) -> None:
-        """Tell what is known of *names*; one that was not found for RESOLVE_TIMEOUT_S is left out."""
+        """Pass on the known results for *names*; omit names that were not found for RESOLVE_TIMEOUT_S."""
         fresh = time.monotonic() - RESOLVE_TIMEOUT_S
         known = ((name, self._known.get(name)) for name in names)
         found = {name: one[1] for name, one in known if one is not None and one[0] >= fresh}
@@ -122,7 +122,7 @@ class Lookup(StoppableThread):
 
 
 class _Helper(StoppableThread):
-    """Looks up what is asked, until it is asked for None."""
+    """Resolves the names of a queue until it reads None."""
 
     def __init__(
         self,

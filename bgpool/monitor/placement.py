@@ -1,4 +1,4 @@
-"""Having a monitor run: by a process that runs others like it, or by a new one, which takes others in turn."""
+"""Start a monitor in a process that already runs compatible monitors, or in a new process, which accepts others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bgpool.segment.locks import Lock, try_lock
 
 __all__ = ["bring_up"]
 
-#: How often it is looked whether the process that another thread or worker starts takes others by now, in seconds.
+#: The interval at which a process that another thread or worker starts is checked for readiness, in seconds.
 _POLL_S: Final = 0.02
 
 
 def bring_up(config: MonitorConfig, *, alone: bool) -> str:
-    """Have *config* watched, and wait until it is.
+    """Start a monitor for *config*, and wait until it watches.
 
     Args:
-        config: What to watch.
-        alone: Whether it has to be a new process, which takes no others.
+        config: The configuration.
+        alone: True for a new process that accepts no other monitors.
 
     Returns:
-        Why it is not, as far as that was said.
+        The reported reason of a failure; empty if it watches.
 
     Raises:
         OSError: No process can be started.
@@ -40,7 +40,7 @@ def bring_up(config: MonitorConfig, *, alone: bool) -> str:
     deadline = time.monotonic() + MONITOR_START_S
     met = 0
     while True:
-        # One that did not take it is not asked again.
+        # A process that did not accept it is not asked again.
         inode = place.inode()
         if inode != met:
             met = inode
@@ -50,7 +50,7 @@ def bring_up(config: MonitorConfig, *, alone: bool) -> str:
         lock = _try(place.lock)
         if lock is not None:
             try:
-                # Whoever had the lock until now may have started one.
+                # The last holder of the lock may have started a process.
                 if place.inode() == met:
                     return launch(config, place)
             finally:
@@ -65,5 +65,5 @@ def _try(path: Path) -> Lock | None:
     try:
         return try_lock(path)
     except SegmentError:
-        # Not to be trusted. It ends as if another had it.
+        # An untrusted lock file is treated like a lock that another process holds.
         return None

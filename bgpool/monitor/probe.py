@@ -1,4 +1,4 @@
-"""One role's monitoring connection: a thread that asks, and tells the main loop what it heard."""
+"""The monitoring connection of one role: a thread that queries the server, and passes the results to the main loop."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __all__ = ["Probe", "now"]
 
 
 def now() -> Instant:
-    """This moment on both clocks."""
+    """Return the current time on both clocks."""
     return Instant(time.monotonic_ns(), time.time_ns())
 
 
 class Probe(StoppableThread):
-    """Reads the status of one role in every interval; silent while it has no target.
+    """Reads the status of one role in every interval; idle without a target.
 
     Attributes:
-        asked_at: When the question at hand was asked, or the connection for it, on the monotonic clock; 0 for none.
+        asked_at: The start of the current query, or of the connection attempt for it, on the monotonic clock; 0 for
+            none.
     """
 
     def __init__(self, role: Role, connect: Callable[[Target], Session], inbox: Inbox) -> None:
@@ -40,7 +41,7 @@ class Probe(StoppableThread):
         self._target: Target | None = None
         self._interval_s = self._retry_s = 1.0
         self._least_s = self._await_s = 0.0
-        # What the session was opened for.
+        # The target that the session was opened for.
         self._opened: Target | None = None
         self._session: Session | None = None
         self.asked_at = 0.0
@@ -49,14 +50,14 @@ class Probe(StoppableThread):
     def assign(
         self, target: Target | None, *, interval_ms: int, retry_ms: int, least_ms: int = 0, await_ms: int = 0
     ) -> None:
-        """Watch *target* from now on. A shorter interval than before counts at once.
+        """Watch *target* from now on. A shorter interval takes effect immediately.
 
         Args:
-            target: Whom to ask; None for nobody.
-            interval_ms, retry_ms: The pause after a question that was answered, and after one that was not.
-            least_ms: The least time between the beginnings of two questions, nudges or not.
-            await_ms: How long to wait for a promotion at a server where that is possible, instead of the pause after a
-                question; 0 for not at all.
+            target: The server to query; None for none.
+            interval_ms, retry_ms: The pause after an answer, and after a failure.
+            least_ms: The minimum time between the beginnings of two queries, including nudges.
+            await_ms: The time to wait at the server for its promotion, if that is supported, instead of the pause after
+                a query; 0 for none.
         """
         sooner = interval_ms / 1000 < self._interval_s or target != self._target or least_ms / 1000 < self._least_s
         self._target, self._interval_s, self._retry_s = target, interval_ms / 1000, retry_ms / 1000
@@ -65,23 +66,23 @@ class Probe(StoppableThread):
             self._nudged.set()
 
     def nudge(self) -> None:
-        """Ask at once."""
+        """Query immediately."""
         self._nudged.set()
 
     def unanswered_s(self) -> float:
-        """For how long the question at hand has been unanswered, connecting included; 0 while there is none."""
+        """Return the time since the current query began, including the connection attempt; 0 if there is none."""
         asked_at = self.asked_at
         return max(0.0, time.monotonic() - asked_at) if asked_at else 0.0
 
     def cut_if_stuck(self) -> None:
-        """Cut the connection if a question has been unanswered for too long; a stopped host never answers."""
+        """Cut the connection if a query has been unanswered for too long; a stopped host never answers."""
         target, socket = self._target, self._socket
         limit_s = target.timeout_s if target is not None and target.timeout_s else MONITOR_STATEMENT_TIMEOUT_S
         if socket is not None and self.unanswered_s() > limit_s:
             sockets.cut(*socket)
 
     def stop(self) -> None:
-        """End; a question that is unanswered is given up. What is still connecting is closed when it has connected."""
+        """End; a query without an answer is aborted. A connection that is being opened is closed afterwards."""
         super().stop()
         self._nudged.set()
         socket = self._socket
@@ -89,7 +90,7 @@ class Probe(StoppableThread):
             sockets.cut(*socket)
 
     def run(self) -> None:
-        """Ask until stopped."""
+        """Query until stopped."""
         try:
             self._run()
         finally:
@@ -105,46 +106,47 @@ class Probe(StoppableThread):
             elif not self._ask(target):
                 pause_s = self._retry_s
             elif target.anew:
-                # The next question takes a new one anyway, perhaps in a minute; a thousand hosts wait for it.
+                # The next query opens a new connection in any case, perhaps in a minute; with a thousand hosts, do not
+                # keep idle ones.
                 self._close()
             if not self._await_promotion():
                 self._nudged.wait(pause_s)
-            # A nudge does not shorten what the other hosts need for theirs.
+            # A nudge does not shorten the minimum, which the other hosts' queries need.
             while target is not None and (left_s := begun_at + self._least_s - time.monotonic()) > 0:
                 if not self._is_wanted():
                     return
                 self._nudged.wait(left_s)
 
     def _await_promotion(self) -> bool:
-        """Wait for it at the server, where that is to be done and can be; whether that was done."""
+        """Wait at the server for its promotion, if that is requested and supported; return whether it was done."""
         session, seconds = self._session, self._await_s
         if not seconds or session is None:
             return False
-        # An answer is due at the end of the wait, and not before.
+        # The answer is due only at the end of the wait.
         self.asked_at = time.monotonic() + seconds
         try:
             return not self.over.is_set() and session.await_promotion(seconds)
         except (SessionError, OSError):
-            # The next question tells of it.
+            # The next query reports the error.
             self._close()
             return False
         finally:
             self.asked_at = 0.0
 
     def _is_wanted(self) -> bool:
-        """Whether to go on, with whatever was assigned until now."""
-        # In this order, or what stop() sets would be lost.
+        """Return whether to continue, with the latest assignment."""
+        # Clear before checking, so that stop() is not missed.
         self._nudged.clear()
         return not self.over.is_set()
 
     def _ask(self, target: Target) -> bool:
-        """One question; whether it was answered."""
+        """Make one query; return whether it was answered."""
         if self._session is not None and target.supersedes(self._opened):
             self._close()
         self.asked_at = time.monotonic()
         try:
             session = self._session or self._open(target)
-            # Asked after the socket is known: stop() cuts it, or we see that it was called.
+            # Check after the socket is known: either stop() cuts it, or this check sees that stop() was called.
             if self.over.is_set():
                 return False
             answer = session.ask()
@@ -160,7 +162,7 @@ class Probe(StoppableThread):
         return True
 
     def _facts(self, answer: Answer) -> tuple[Event, ...]:
-        """What *answer* tells: of the server, and of its metadata."""
+        """Return the facts in *answer*: about the server, and its metadata."""
         at = now()
         answered = Answered(
             at,

@@ -1,4 +1,4 @@
-"""The monitor's main loop, the only endless one: events in, snapshot out, and a sign of life in between."""
+"""The monitor's main loop: it takes events, publishes snapshots, and writes the heartbeat."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ __all__ = ["SESSIONS", "Monitor", "run_monitor"]
 
 _logger: Final = logging.getLogger("bgpool.monitor")
 
-#: The monitoring connections of each engine; all take what PostgresSession does.
+#: The monitoring connections of each engine; all have the parameters of PostgresSession.
 SESSIONS: Final[Mapping[Engine, Callable[..., Session]]] = {
     Engine.POSTGRESQL: PostgresSession,
     Engine.MYSQL: MysqlSession,
@@ -68,22 +68,22 @@ SESSIONS: Final[Mapping[Engine, Callable[..., Session]]] = {
 def run_monitor(
     config: MonitorConfig, *, linger_s: float | None = LINGER_S, on_begin: Callable[[], object] = lambda: None
 ) -> bool:
-    """Be the monitor until nobody needs one.
+    """Run the monitor until it is no longer needed.
 
     Args:
-        config: What to watch.
-        linger_s: How long to go on when no process uses the bg_id, in seconds; None for ever.
+        config: The configuration.
+        linger_s: The time to continue without any process that uses the bg_id, in seconds; None for no limit.
         on_begin: Called once the segment is in place.
 
     Returns:
-        Whether this process was the monitor; False if another one lives.
+        True if this process was the monitor; False if another one is alive.
 
     Raises:
         SegmentError: The run directory or the segment cannot be used.
         ConfigurationError: The password callable cannot be imported here.
-        Error: A part of the monitor failed; the next one begins anew.
+        Error: A part of the monitor failed; the next monitor starts from the beginning.
     """
-    # Before the claim: to import an application's module may take seconds, in which a monitor would look hung.
+    # Before the claim: importing an application's module may take seconds, during which a monitor would appear to hang.
     password = config.password
     passwords = PasswordMaker(password) if password is not None else None
     directory = Path(config.run_dir)
@@ -107,17 +107,17 @@ def run_monitor(
         _logger.warning("monitor stops: %s", error, extra=log_fields("monitor_stopped", bg_id=config.bg_id))
         writer.leave()
     finally:
-        # Before its threads are waited for: the next one may begin.
+        # Before waiting for the threads, so that the next monitor can begin.
         tenure.lock.release()
         wait_ended(threads)
     return True
 
 
 class Monitor:
-    """Turns what probes and look-ups tell into published snapshots.
+    """Turns the results of probes and look-ups into published snapshots.
 
     Attributes:
-        threads: All that it has; run() stops them, and does not wait for their ends.
+        threads: All its threads; run() stops them without waiting for their ends.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class Monitor:
             self._lookup,
             self._doorbell,
         )
-        # The others are not among those that the monitor cannot do without.
+        # The other threads are not essential for the monitor.
         self.threads: Final = (*self._threads, *self._fleet.threads, self._sampler)
-        # Where blue is looked for while nothing is known of it.
+        # The target for blue while the deployment is not known.
         self._first_target = config.first_target
         self._stopping: Final = threading.Event()
         self._looked_at = self._shown_at = 0.0
-        # When somebody was seen last who uses the bg_id; 0 where the last look has found nobody.
+        # The time at which a process that uses the bg_id was seen last; 0 if the last check found none.
         self._seen_at = 0.0
         self._blind = False
 
@@ -162,16 +162,16 @@ class Monitor:
         self._stopping.set()
 
     def run(self, linger_s: float | None) -> None:
-        """Watch until stopped, replaced, or unneeded for *linger_s* seconds.
+        """Watch until stopped, replaced, or not needed for *linger_s* seconds.
 
         Raises:
             Superseded: A later term has begun.
-            Error: A thread has ended that the monitor cannot do without.
+            Error: An essential thread has ended.
         """
-        # What the monitor before could not write down any more.
+        # Write the record that the last monitor could no longer write.
         self._keep_history(Snapshot(self._config.bg_id), self._snapshot)
         begun = observations.begin_to_watch(self._snapshot, self._config.parameters, now())
-        # Whoever was the monitor before is another member.
+        # The last monitor was another member of the fleet.
         self._publish(replace(begun, fleet=self._fleet.view))
         self._replan()
         self._sampler.note(self._snapshot)
@@ -203,7 +203,8 @@ class Monitor:
                 return
             dead = [thread.name for thread in self._threads if not thread.is_alive()]
             if dead:
-                # Alive and deaf would be the worst: the next monitor begins with all its senses.
+                # A monitor that runs but receives nothing would be the worst case: the next one starts with all
+                # threads.
                 raise Error(f"monitor stops: its thread {', '.join(dead)} ended unexpectedly")
             self._writer.beat()
             self._doorbell.look()
@@ -211,34 +212,34 @@ class Monitor:
                 probe.cut_if_stuck()
             if linger_s is not None and self._has_better(beat_at):
                 return
-            # A hold is for those as well who start before it ends.
+            # A hold also applies to processes that start before it ends.
             if linger_s is None or self._is_needed(beat_at, linger_s) or self._snapshot.hold_until_ns:
                 needed_at = beat_at
             elif beat_at - needed_at > linger_s:
                 text = "monitor stops: no process has used bg_id %r for %.0f s"
                 _logger.info(text, self._config.bg_id, linger_s, extra=self._fields("monitor_stopped"))
-                # Where nobody can be seen, somebody may be there: to begin afresh would drain all that they have.
+                # If processes cannot be detected, some may exist: a new segment would drain all their connections.
                 if self._snapshot.phase not in SWITCHING and not self._blind:
                     self._writer.remove()
                 return
 
     def _has_better(self, at_s: float) -> bool:
-        """Whether another pool's parameters are to be tried, because ours show nothing; then that is published.
+        """Return whether to try another pool's parameters, because this monitor's show nothing; then publish that.
 
-        The segment stays in place: the next monitor finds there what was tried.
+        The segment stays in place, so that the next monitor knows which parameters were tried.
         """
         if at_s - self._looked_at < OFFERS_INTERVAL_S:
             return False
         self._looked_at = at_s
         at = now()
-        # The cheap question first: where the best would change nothing, nobody's row is looked at.
+        # The cheap check first: if not even the best parameters would matter, the workers' rows need not be read.
         if not observations.should_leave(self._snapshot, observations.Visibility.SEEN, at.mono_ns):
             return False
         try:
             if not observations.should_leave(self._snapshot, best_offer(self._files), at.mono_ns):
                 return False
         except SegmentError:
-            # Whoever cannot be seen offers nothing.
+            # A process that cannot be read offers nothing.
             return False
         before = self._snapshot
         self._publish(leave_blind(before, at))
@@ -246,9 +247,9 @@ class Monitor:
         return True
 
     def _is_needed(self, at_s: float, linger_s: float) -> bool:
-        """Whether somebody uses the bg_id.
+        """Return whether a process uses the bg_id.
 
-        To look is to try locks. Where somebody was seen just now, who comes and goes beside them does not matter.
+        The check tries locks. If a process was seen just now, it does not matter whether others come and go.
         """
         if self._seen_at and at_s - self._seen_at < linger_s * PRESENCE_SHARE:
             return True
@@ -266,9 +267,9 @@ class Monitor:
         return needed
 
     def _idle_s(self, beat_at: float) -> float:
-        """For how long there is nothing to do until *beat_at* unless something happens.
+        """Return the time until the next work, at most until *beat_at*, unless an event arrives.
 
-        What time alone changes comes when it is due, and not with the next event or sign of life.
+        Changes that are due to time alone are made when they are due, not at the next event or heartbeat.
         """
         at = time.monotonic()
         due = [beat_at, self._duty.due_ns / 1e9]
@@ -281,16 +282,16 @@ class Monitor:
         return max(0.0, min(due) - at)
 
     def _is_due(self) -> bool:
-        """Whether time alone may have changed something; it may in a fleet, and before the first row of a story."""
+        """Return whether time alone may have changed something; so it may in a fleet, and before the first row."""
         if self._fleet.counts_answers or not self._snapshot.timeline:
             return True
         return bool(self._timers) and time.monotonic_ns() >= min(self._timers)
 
     def _silence_limit_s(self) -> float:
-        """After how long a question without an answer tells something; 0 where it does not.
+        """Return the time without an answer that counts as a failure; 0 if it never does.
 
-        A host that went away without a word fails no question; in a switchover its silence tells as much. It tells
-        others who go by what this host is answered as much at any time.
+        A host that went away without notice fails no query; in a switchover its silence is information. For hosts that
+        use this host's readings, it is information at any time.
         """
         if self._snapshot.phase in SWITCHING:
             return SILENCE_S
@@ -303,7 +304,7 @@ class Monitor:
                 self._take(ProbeFailed(now(), role, f"no answer for {limit_s} s"))
 
     def _open(self, letter: EventBatch) -> None:
-        """Take what a letter says; what it says once more is no news while nothing else happens."""
+        """Handle a batch of events; if it changed nothing, repetitions are not queued while nothing else happens."""
         before = self._snapshot
         for event in letter.events:
             self._take(event)
@@ -311,7 +312,7 @@ class Monitor:
             self._inbox.settle(letter)
 
     def _take(self, event: AnyEvent) -> None:
-        """One event, of the database's or of the fleet's, and what other hosts have read."""
+        """Handle one event, of the database or the fleet, and the resulting readings of other hosts."""
         for heard in self._fleet.take(self._snapshot, event):
             self._step(heard, is_heard=True)
         if isinstance(event, ReportsRead):
@@ -328,7 +329,7 @@ class Monitor:
             probe.nudge()
 
     def _step(self, event: Event, *, is_heard: bool = False) -> None:
-        """What changes by *event* is published before anything else is done about it."""
+        """Apply *event*. A change is published before any other reaction to it."""
         before = self._snapshot
         after = step(before, event, self._config.rules)
         if after is before or after == before:
@@ -344,7 +345,7 @@ class Monitor:
         self._replan()
 
     def _attend(self) -> None:
-        """Do this host's duty in its fleet: ask for itself or not, and let the others know."""
+        """Do this host's duty in its fleet: query or not, and publish to the other hosts."""
         before, self._duty = self._duty, self._fleet.attend(self._snapshot)
         if (before.asks, before.pace_ms) != (self._duty.asks, self._duty.pace_ms):
             self._replan()
@@ -355,12 +356,12 @@ class Monitor:
         self._show_place()
 
     def _show_place(self) -> None:
-        """Publish the host's place in its fleet, what the log is to be told of it, and when the others were heard."""
+        """Publish the host's role in its fleet, log lines about it, and the time of the last message."""
         self._writer.note_bus(self._fleet.heard_ns)
         before, view = self._snapshot, self._fleet.view
         shown = self._fleet.tell(before)
         if view is not None and before.fleet is not None:
-            # Each snapshot wakes every worker, and in a large fleet the number of hosts changes all the time.
+            # Each snapshot wakes every worker, and in a large fleet the number of hosts changes often.
             only_hosts = replace(view, hosts=before.fleet.hosts) == before.fleet
             if view != before.fleet and not (only_hosts and time.monotonic() - self._shown_at < FLEET_SHOW_S):
                 self._shown_at = time.monotonic()
@@ -394,7 +395,8 @@ class Monitor:
     def _replan(self) -> None:
         todo = plan(self._snapshot, self._config.intervals)
         for blue in self._snapshot.hosts_of(Role.SOURCE)[:1]:
-            # A better one than an application's own, which may be a reader that a switchover leaves without a name.
+            # It is better than an application's own endpoint, which may be a reader that loses its name in a
+            # switchover.
             self._first_target = replace(self._config.first_target, host=blue.name, port=blue.port)
         targets = {Role.SOURCE: todo.source or self._first_target, Role.TARGET: todo.target}
         for role, target in targets.items():
@@ -417,9 +419,9 @@ class Monitor:
 
 
 def _resolved(target: Target, resolver: Resolver, config: MonitorConfig) -> Target:
-    """*target* under its real name, and with an address where bgpool's own resolver is to find it."""
+    """Return *target* under its real name, and with an address if bgpool's own resolver must find it."""
     if may_be_alias(target.host):
-        # Certificates and tokens are for the endpoint; and an alias that cannot be read is still a way there.
+        # Certificates and tokens are for the endpoint. An alias that cannot be resolved to it is still usable.
         with contextlib.suppress(OSError):
             target = replace(target, host=real_endpoint(target.host, config.resolver) or target.host)
     if target.addresses or config.resolver == "system" or not target.host or target.host.startswith("/"):

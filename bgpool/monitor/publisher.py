@@ -1,4 +1,4 @@
-"""What a monitor says to its fleet: a thread that writes to the bus, so that nobody else waits for it."""
+"""The publisher of a monitor to its fleet: a thread that writes to the bus, so that no other thread waits for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Publisher(StoppableThread):
-    """Publishes what the leader has to say, claims the leadership, and reports on the host."""
+    """Publishes the leader's messages, claims the leadership, and sends the host's reports."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Publisher(StoppableThread):
         describe: Callable[[], Report],
         events: Inbox,
     ) -> None:
-        """A voice that reports what *describe*, called in its thread, returns; *bus* is made there, too."""
+        """Create it. *describe* returns the report and is called in its thread; *bus* is made there, too."""
         super().__init__("bgpool-voice", bg_id)
         self._make_bus: Final = bus
         self._keys: Final = keys
@@ -51,9 +51,9 @@ class Publisher(StoppableThread):
         self._wanted: Final = threading.Event()
         self._publication: tuple[Publication, tuple[int, int]] | None = None
         self._nudges = False
-        # When it is looked next whether there is something to report.
+        # The time of the next check for changes to report.
         self._look_at = 0.0
-        # Owned by this thread.
+        # Used only by this thread.
         self._bus: Bus | None = None
         self._reported: Report | None = None
         self._reported_at = 0.0
@@ -61,37 +61,37 @@ class Publisher(StoppableThread):
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last publication has not been written yet: the next one waits until it has, and is newer."""
+        """True if the last publication is not written yet. The next one must wait, and will be newer."""
         return self._publication is not None
 
     def publish(self, publication: Publication, fence: tuple[int, int]) -> None:
-        """Write *publication*; *fence* is the last (term, seq) that the host has heard. Returns at once."""
+        """Write *publication*; *fence* is the last known (term, seq). Returns immediately."""
         self._publication = (publication, fence)
         self._wanted.set()
 
     def nudge(self) -> None:
-        """Have the leader ask at once."""
+        """Make the leader query immediately."""
         self._nudges = True
         self._wanted.set()
 
     def look(self, after_s: float) -> None:
-        """Report in *after_s* seconds if there is something new to report: what all hosts have to say takes turns."""
+        """Report changes in *after_s* seconds: the hosts stagger reports of the same change."""
         self._look_at = time.monotonic() + after_s
         self._wanted.set()
 
     def leave(self, timeout_s: float) -> None:
-        """Say what is still to be said, and that this was the last; waits for *timeout_s* seconds at most."""
+        """Write the remaining messages and the last report; waits *timeout_s* seconds at most."""
         self.stop()
         if self.is_alive():
             self.join(timeout_s)
 
     def stop(self) -> None:
-        """As leave(), and waits for nothing."""
+        """Like leave(), without waiting."""
         super().stop()
         self._wanted.set()
 
     def run(self) -> None:
-        """Write until told to leave."""
+        """Write until stopped."""
         while True:
             self._wanted.wait(max(0.0, self._look_at - time.monotonic()))
             self._wanted.clear()
@@ -100,9 +100,9 @@ class Publisher(StoppableThread):
                 self._publish()
                 self._report(leaves)
             except Exception as error:
-                # As in the ear.
+                # The same reason as in the subscriber.
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
-                    # Once: it may come again with every message.
+                    # Log it once, because it may recur with every message.
                     self._unforeseen.add(type(error))
                     extra = log_fields("fleet_bus_error", bg_id=self.bg_id)
                     _logger.exception("the fleet's bus cannot be written", extra=extra)
@@ -111,7 +111,7 @@ class Publisher(StoppableThread):
                 self._events.put(BusFailed(now(), str(error) if isinstance(error, BusError) else type(error).__name__))
                 self._look_at = time.monotonic() + FLEET_LOOK_S
                 if not leaves:
-                    # What failed at once may fail at once again, and a leader has something to say all the time.
+                    # An immediate failure may recur immediately, and a leader always has something to write.
                     self.over.wait(FLEET_PAUSE_S)
             if leaves:
                 break
@@ -139,7 +139,7 @@ class Publisher(StoppableThread):
             self._events.put(PublishRefused(now(), message.term))
         finally:
             self._publication = None
-            # What waits to be published is newer than anything that could have been kept here.
+            # The main loop makes a newer publication than any that could be kept here.
             self._events.put(Tick(now()))
 
     def _claim(self, message: Message, fence: tuple[int, int]) -> None:
@@ -147,7 +147,7 @@ class Publisher(StoppableThread):
         top = bus.top()
         seconds = time.time_ns() // 1_000_000_000
         if top is None:
-            # The order of the ids went with the key, if there was one: the clock stands in for it.
+            # The order of ids was lost with the key, if there was one: continue above the clock's seconds.
             term = max(message.term, seconds)
         else:
             if self._is_led(top, fence):
@@ -155,8 +155,8 @@ class Publisher(StoppableThread):
             term = max(message.term, top.term + 1)
         if term > seconds + FLEET_TERM_AHEAD_S:
             raise BusError(
-                f"nobody can lead: the newest id in the stream bgpool:{{{self.bg_id}}} is far ahead of the clock "
-                f"(term {term - 1}); somebody must DEL that key"
+                f"no host can lead: the newest id in the stream bgpool:{{{self.bg_id}}} is far ahead of the clock "
+                f"(term {term - 1}); delete that key (DEL)"
             )
         message = replace(message, term=term, issued_ns=time.time_ns())
         try:
@@ -167,7 +167,7 @@ class Publisher(StoppableThread):
         self._events.put(Claimed(now(), term))
 
     def _is_led(self, top: Entry, fence: tuple[int, int]) -> bool:
-        """Whether somebody else leads whom this host has not heard yet; then it is told."""
+        """Return whether another host leads that this host has not noticed yet; then pass its message on."""
         if (top.term, top.seq) <= fence:
             return False
         try:
@@ -176,12 +176,13 @@ class Publisher(StoppableThread):
             return False
         if message.resigns:
             return False
-        # However old it seems: that may be this host's own clock. A leader that is gone is silent from here on.
+        # Independent of its apparent age, which may be due to this host's clock. A leader that is gone stays silent
+        # from now on.
         self._events.put(MessageHeard(now(), message, is_past=True))
         return True
 
     def _report(self, leaves: bool) -> None:
-        """Report at changes, and every FLEET_REPORT_S; a nudge at once."""
+        """Report at changes, and every FLEET_REPORT_S; a nudge immediately."""
         if self._nudges:
             self._nudges = False
             self._say(replace(self._describe(), nudged=True))
@@ -201,5 +202,5 @@ class Publisher(StoppableThread):
 
 
 def _news(report: Report) -> Report:
-    """What of a report others are to know at once: not figures that change all the time."""
+    """Return the part of a report whose changes are sent immediately: without figures that change constantly."""
     return replace(report, issued_ns=0, clock_off_ms=None, held=min(report.held, 1), refused=0)

@@ -1,4 +1,4 @@
-"""The Python that a monitor runs in: which interpreter, and with what environment."""
+"""The Python interpreter of a monitor, and its environment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["environment", "interpreter"]
 
 
 def interpreter() -> str:
-    """The Python to run; where Python is embedded (uWSGI), sys.executable is the program that it is embedded in, or "".
+    """Return the interpreter to run. If Python is embedded (uWSGI), sys.executable is the embedding program, or "".
 
     Raises:
-        FileNotFoundError: None can be found.
+        FileNotFoundError: No interpreter was found.
     """
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if Path(sys.executable or "").name.startswith(("python", "pypy")):
@@ -28,6 +28,6 @@ def interpreter() -> str:
 
 
 def environment() -> dict[str, str]:
-    """The environment to run it in: ours, with our path for imports."""
+    """Return the environment of the monitor: this process's, with its path for imports."""
     path = [str(Path(entry).absolute()) for entry in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

@@ -1,7 +1,7 @@
-"""Where a worker meets a process that runs monitors already: a Unix socket in the run directory.
+"""The rendezvous of a worker with a process that already runs monitors: a Unix socket in the run directory.
 
-Each side has the kernel say whose process the other one is. Nothing rests on the end of a connection: a child that is
-forked meanwhile has a copy of it. So each side says all that it has to say in one message.
+Each side gets the other's credentials from the kernel. The protocol does not rely on the end of a connection, because a
+child that is forked at the same time has a copy of it. So each side sends everything in one message.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from bgpool.segment.pending_files import new_pending_file, pending_files_of, rem
 
 __all__ = ["Peer", "Rendezvous", "ask", "leave", "listen"]
 
-#: The largest message, in bytes; the kernel takes about as much.
+#: The largest message in bytes, close to the kernel's limit.
 _BYTES: Final = 200_000
-#: What is answered at once, and once it watches or has left; what follows the second is why it does not watch.
+#: The answer that is sent immediately, and again once it watches or has exited; the second is followed by the reason of
+#: a failure.
 _TAKEN: Final = b"taken"
 _DONE: Final = b"done:"
 #: pid, uid and gid. Source: unix(7).
 _CREDENTIALS: Final = struct.Struct("3i")
-#: The longest path that an address of a socket takes, in bytes, with its end. Source: unix(7).
+#: The longest path of a socket address in bytes, including the terminator. Source: unix(7).
 _PATH_BYTES: Final = 108
 
 
 class Rendezvous(NamedTuple):
-    """Where processes meet whose monitors are alike.
+    """The rendezvous of processes whose monitors are compatible.
 
     Attributes:
         directory: The run directory.
@@ -48,16 +49,16 @@ class Rendezvous(NamedTuple):
 
     @property
     def socket(self) -> Path:
-        """The socket's path. It has few digits of the likeness: too few to try guesses of a password against."""
+        """The socket's path. It has few digits of the compatibility key: too few to verify guesses of a password."""
         return self.directory / f"~host-{os.geteuid()}-{self.compatibility_key.hex()[:4]}.sock"
 
     @property
     def lock(self) -> Path:
-        """Held by who starts a process there."""
+        """The path of the lock that a process holds while it starts another one there."""
         return self.socket.with_suffix(".lock")
 
     def inode(self) -> int:
-        """What tells one socket from the next one at the same path; 0 where there is none."""
+        """Return the identity of the socket at the path; 0 if there is none."""
         try:
             return self.socket.lstat().st_ino
         except OSError:
@@ -68,18 +69,18 @@ class Rendezvous(NamedTuple):
 
 
 def ask(place: Rendezvous, config: MonitorConfig) -> str | None:
-    """Have the process at *place* watch *config*, too; waits until it does.
+    """Make the process at *place* watch *config* as well; waits until it does.
 
     Returns:
-        Empty if it does, or has left again because another one does; why it does not; None where there is nobody who
-        takes it.
+        Empty if it does, or has exited because another monitor does; the reason if it does not; None if no process
+            accepts it.
     """
     try:
         sock = _keep(_make)
     except OSError:
         return None
     try:
-        # A process that was stopped has its kernel accept for it, and says nothing.
+        # If a process was stopped, the kernel accepts the connection for it, but it never answers.
         sock.settimeout(HOST_ANSWER_S)
         with _address(place.socket) as address:
             sock.connect(address)
@@ -103,20 +104,20 @@ def _outcome(sock: socket.socket) -> str | None:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the process at the other end is of our user, and is none of another container's.
+    """Return whether the process at the other end belongs to the same user and to no other container.
 
-    In a group's run directory other users can be there, and containers that share one may have users of one number. Of
-    a process that is not in our pid namespace, or in one below, the kernel tells no pid.
+    In a group's run directory other users may be present, and containers that share one may have users with equal ids.
+    The kernel reports no pid for a process that is not in this pid namespace or in one below.
     """
     pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return bool(pid > 0 and uid == os.geteuid())
 
 
-# -- the other side ----------------------------------------------------------------------------------------------------
+# -- the monitors' side ------------------------------------------------------------------------------------------------
 
 
 def listen(place: Rendezvous) -> socket.socket | None:
-    """A socket at *place*, in the place of whatever was there; None where that cannot be."""
+    """Return a socket at *place*, which replaces an existing one; None if that is not possible."""
     pending = new_pending_file(place.socket)
     try:
         sock = _keep(_make)
@@ -125,13 +126,13 @@ def listen(place: Rendezvous) -> socket.socket | None:
     try:
         for left in pending_files_of(place.socket):
             remove(left)
-        # Before it has a name: whatever the umask.
+        # Before it has a name: independent of the umask.
         os.fchmod(sock.fileno(), 0o600)
         with _address(pending.path) as address:
             sock.bind(address)
         sock.listen(HOST_QUEUE)
         sock.setblocking(False)
-        # Only now: whoever finds it is not refused.
+        # Put it in place only now, so that no client is refused.
         pending.path.replace(place.socket)
     except (OSError, SegmentError):
         _drop(sock)
@@ -140,27 +141,27 @@ def listen(place: Rendezvous) -> socket.socket | None:
 
 
 def leave(sock: socket.socket, place: Rendezvous, inode: int) -> None:
-    """Close *sock*, and remove its name if that still leads to *inode*."""
+    """Close *sock*, and remove its path if that still leads to *inode*."""
     if place.inode() == inode:
         place.socket.unlink(missing_ok=True)
     _drop(sock)
 
 
 class Peer:
-    """A worker that asks for a monitor at a socket, from the other side."""
+    """A worker that requests a monitor at a socket; the monitors' side."""
 
     def __init__(self, listener: socket.socket, compatibility_key: bytes) -> None:
-        """The next one that has connected; only monitors of *compatibility_key* are to be had.
+        """Accept the next connection; only monitors of *compatibility_key* are allowed.
 
         Raises:
-            OSError: There is none, or descriptors have run out.
+            OSError: There is no connection, or descriptors have run out.
         """
         self._sock: Final = _keep(lambda: listener.accept()[0])
         self._compatibility_key: Final = compatibility_key
         self._told = False
 
     def take(self) -> MonitorConfig | None:
-        """What is to be watched; None where that is nothing that this process may be asked for."""
+        """Return the configuration to watch; None if the request is not allowed in this process."""
         try:
             self._sock.settimeout(HOST_ANSWER_S)
             if not _is_ours(self._sock):
@@ -175,7 +176,7 @@ class Peer:
         return config
 
     def tell(self, reason: str) -> None:
-        """Why it is not watched; empty where it is. Hangs up."""
+        """Send the reason for which it is not watched, empty if it is, and close the connection."""
         if not self._told:
             self._told = True
             with contextlib.suppress(OSError):
@@ -183,13 +184,13 @@ class Peer:
             _drop(self._sock)
 
 
-# -- both --------------------------------------------------------------------------------------------------------------
+# -- both sides --------------------------------------------------------------------------------------------------------
 
-#: Sockets of this process that no child of a fork is to keep.
+#: Sockets of this process that a forked child must close.
 _open: Final[list[socket.socket]] = []
 
 
-#: Held while one is made or closed, and while a child is forked: in between it would be one that nobody knows.
+#: Held while a socket is created or closed, and during a fork: in between, no object would refer to the socket.
 _settled: Final = threading.RLock()
 
 
@@ -212,7 +213,7 @@ def _drop(sock: socket.socket) -> None:
 
 
 def _go_on() -> None:
-    # Not acquired where this module was imported during the fork.
+    # Not acquired if this module was imported during the fork.
     with contextlib.suppress(RuntimeError):
         _settled.release()
 
@@ -229,7 +230,7 @@ os.register_at_fork(before=_settled.acquire, after_in_parent=_go_on, after_in_ch
 
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str | bytes]:
-    """What to bind or connect to for *path*, however long that is."""
+    """Yield an address to bind or connect to for *path*, of any length."""
     plain = os.fsencode(path)
     if len(plain) < _PATH_BYTES:
         yield plain

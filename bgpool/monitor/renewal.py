@@ -1,7 +1,7 @@
-"""After the release: watching for the moment at which green can prove blue's names.
+"""After the release: detect the time from which green can prove blue's names.
 
 A certificate (and an IAM token) is for a name, and green's are regenerated some time after it took blue's names. The
-monitor finds out once for the whole host, so that no worker has to try in vain.
+monitor detects that once for the whole host, so that no worker makes attempts that fail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Renewal(StoppableThread):
-    """Tries green hosts under their new names, one connection at a time, until each has let it in."""
+    """Tries to log in at the green hosts under their new names, one connection at a time, until each accepts it."""
 
     def __init__(self, connect: Callable[[Target], Session], events: Inbox) -> None:
         super().__init__("bgpool-renewal")
@@ -36,15 +36,15 @@ class Renewal(StoppableThread):
         self._targets: tuple[Target, ...] = ()
 
     def assign(self, targets: tuple[Target, ...]) -> None:
-        """Try *targets* from now on, in every RENEWAL_INTERVAL_S; none to rest."""
+        """Try *targets* from now on, in every RENEWAL_INTERVAL_S; none to pause."""
         self._targets = targets
         if targets:
             self._nudged.set()
 
     def run(self) -> None:
-        """Try until stopped; sleeps while there is nothing to try."""
+        """Try until stopped; sleeps without targets."""
         while True:
-            # First, or what comes in between would be lost.
+            # Clear it first, so that a later change is not missed.
             self._nudged.clear()
             targets = self._targets
             if self.over.is_set():
@@ -58,7 +58,7 @@ class Renewal(StoppableThread):
             self.over.wait(RENEWAL_INTERVAL_S)
 
     def stop(self) -> None:
-        """End; a connection that is being made is closed when it has been."""
+        """End; a connection that is being opened is closed afterwards."""
         super().stop()
         self._nudged.set()
 

@@ -1,6 +1,6 @@
-"""Looks at what the workers do, through every switchover and shortly before and after, for the picture of it.
+"""Samples the workers through every switchover, and shortly before and after, for its picture.
 
-In a thread of its own, which nothing waits for: no phase is published later because somebody draws a picture.
+It runs in a separate thread that no other thread waits for, so that sampling never delays a phase.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Sampler(StoppableThread):
-    """One of the monitor's threads, and the only one that it can do without."""
+    """The only thread of the monitor that is not essential."""
 
     def __init__(self, files: RunFiles, may_write: Callable[[], bool]) -> None:
-        """For the switchovers of *files*; *may_write* says whether this process is still their monitor."""
+        """Create the sampler for *files*; *may_write* returns whether this process is still the monitor."""
         super().__init__("bgpool-sampler")
         self._files: Final = files
         self._may_write: Final = may_write
@@ -40,20 +40,20 @@ class Sampler(StoppableThread):
         self._news: Final = threading.Event()
         self._table: Table | None = None
         self._lanes = Lanes()
-        # The switchover that is sampled, as it was last seen before it was forgotten; and since when it is over.
+        # The sampled switchover, as it was before it was cleared; and the time since which it is over.
         self._story: Snapshot | None = None
         self._over_ns = 0
         self._complaint = ""
 
     def note(self, snapshot: Snapshot) -> None:
-        """Take note of what was published."""
+        """Record a published snapshot."""
         begun = (snapshot.phase in SWITCHING) != (self._snapshot.phase in SWITCHING)
         self._snapshot = snapshot
         if begun:
             self._news.set()
 
     def stop(self) -> None:
-        """End; what was not written down by now is not."""
+        """End; unwritten samples are lost."""
         super().stop()
         self._news.set()
 
@@ -76,7 +76,7 @@ class Sampler(StoppableThread):
         return log_fields("workers_not_sampled", bg_id=self._snapshot.bg_id, phase=self._snapshot.phase)
 
     def look(self, now_ns: int) -> None:
-        """Take one sample at *now_ns*, on the monotonic clock, and write all down where a switchover has ended."""
+        """Take one sample at *now_ns*, on the monotonic clock, and write all of them if a switchover has ended."""
         snapshot = self._snapshot
         if snapshot.phase is Phase.NOT_CREATED and self._story is None:
             self._lanes = Lanes()
@@ -92,7 +92,7 @@ class Sampler(StoppableThread):
         elif self._story is None:
             self._lanes.forget_before(since_ns)
         elif not self._over_ns:
-            # A deployment that is deleted takes its timeline along.
+            # Deleting a deployment clears its timeline.
             self._story = snapshot if _began(snapshot) == _began(self._story) else self._story
             self._over_ns = now_ns
             self._keep(self._story)
@@ -114,7 +114,7 @@ class Sampler(StoppableThread):
         samples.keep(self._files, _began(story), told, self._lanes.left_out, self._may_write)
 
     def _open(self) -> Table | None:
-        """The table in place; None while there is none that can be used, of which its workers speak."""
+        """Return the table in place; None if there is no usable one, which its workers report."""
         if self._table is not None and not self._table.is_in_place(self._files):
             self._table = None
         if self._table is None:
@@ -126,5 +126,5 @@ class Sampler(StoppableThread):
 
 
 def _began(snapshot: Snapshot) -> int:
-    """What tells one switchover from another, as in the history: when its first event was, on the wall clock."""
+    """Return the identity of a switchover, as in the history: the time of its first event, on the wall clock."""
     return snapshot.timeline[0].wall_ns if snapshot.timeline else 0

@@ -1,4 +1,4 @@
-"""The samples of the last switchovers in the run directory: a file for each, beside the history."""
+"""The samples of the last switchovers in the run directory: one file for each, next to the history."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bgpool.segment.table import ERRORS
 
 __all__ = ["Recording", "WorkerSample", "WorkerSamples", "keep", "read"]
 
-#: No number in a file may be further from zero: a double holds it exactly.
+#: The maximum absolute value of numbers in a file: a double represents it exactly.
 _MOST: Final = 2**53
-#: Columns that every version has written.
+#: The number of columns that every version has written.
 _LEAST: Final = 7
 
 
 class WorkerSample(NamedTuple):
-    """One worker at one moment; all but the first three are counted from its first sample, as segment.table.Usage says.
+    """A sample of one worker. All but the first three fields are relative to its first sample, see table.Usage.
 
     Attributes:
-        offset_ms: As in the summary table.
-        held, waiting: Callers, at that moment.
+        offset_ms: The offset, as in the summary table.
+        held, waiting: The callers at that time.
     """
 
     offset_ms: int
@@ -50,22 +50,22 @@ class WorkerSample(NamedTuple):
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many errors of each type reached the application, by the names of their classes; those there were."""
+        """Return the number of errors of each type that reached the application, by class name, without zeros."""
         return {name: count for field, name in ERRORS.items() if (count := getattr(self, field)) > 0}
 
 
 class WorkerSamples(NamedTuple):
-    """One worker through a switchover."""
+    """The samples of one worker through a switchover."""
 
     pid: int
     samples: tuple[WorkerSample, ...]
 
 
 class Recording(NamedTuple):
-    """All workers through a switchover; *left_out* more of them were not sampled.
+    """The samples of all workers through a switchover; *left_out* more workers were not sampled.
 
     Attributes:
-        problem: Why there is a file and nothing of it can be told; empty where there is none, or all is well.
+        problem: The reason for which the file cannot be used; empty if it can, or if there is none.
     """
 
     workers: tuple[WorkerSamples, ...] = ()
@@ -74,7 +74,7 @@ class Recording(NamedTuple):
 
     @property
     def errors(self) -> dict[str, int]:
-        """Those of all workers, by type."""
+        """Return the errors of all workers, by type."""
         total: Counter[str] = Counter()
         for worker in self.workers:
             total.update(worker.samples[-1].errors if worker.samples else {})
@@ -84,20 +84,20 @@ class Recording(NamedTuple):
 def keep(
     files: RunFiles, began_ns: int, workers: Iterable[dict[str, Any]], left_out: int, may_write: Callable[[], bool]
 ) -> None:
-    """Write *workers* down, over what was written of the same switchover before; the oldest are removed.
+    """Write the samples of *workers*, replacing those of the same switchover; the oldest files are removed.
 
     Args:
-        files: Whose.
-        began_ns: When the switchover's first event was, on the wall clock.
-        workers: As Lanes.told makes them.
-        left_out: How many more there were.
-        may_write: Whether the caller is still the monitor; nothing is written if not.
+        files: The files of the deployment.
+        began_ns: The time of the switchover's first event, on the wall clock.
+        workers: The workers in the format of Lanes.told.
+        left_out: The number of further workers.
+        may_write: Returns whether the caller is still the monitor; if not, nothing is written.
 
     Raises:
-        OSError, SegmentError: It cannot be written.
+        OSError, SegmentError: They cannot be written.
     """
     path = files.samples(began_ns)
-    # Whatever the switchover: what the dead have left of an earlier one is removed, too.
+    # Of all switchovers: pending files that dead processes left of an earlier one are removed, too.
     every = files.pending_samples
     pending = new_pending_file(every)
     fd = create_checked(pending.path, os.O_WRONLY)
@@ -106,7 +106,7 @@ def keep(
             if not may_write():
                 return
             file.write(f'{{"columns": {json.dumps(COLUMNS)}, "left_out": {left_out}, "workers": [')
-            # One at a time: the encoder lets no other thread run, and one of these may have a phase to publish.
+            # One worker at a time: the encoder blocks all other threads, and one of them may have a phase to publish.
             for number, worker in enumerate(workers):
                 file.write(",\n" * (number > 0) + json.dumps(worker))
             file.write("]}\n")
@@ -119,7 +119,7 @@ def keep(
 
 
 def read(files: RunFiles, began_ns: int) -> Recording:
-    """What was written; nothing where there is no file, or none to be trusted."""
+    """Return the recorded samples; empty without a trusted file."""
     path = files.samples(began_ns)
     try:
         fd = open_checked(path, os.O_RDONLY)
@@ -136,9 +136,9 @@ def read(files: RunFiles, began_ns: int) -> Recording:
 
 
 def _recording(found: Any) -> Recording:
-    """What JSON says, if that is a recording; raises whatever a wrong type leads to if not."""
+    """Return the recording from parsed JSON; raises various errors if it has wrong types."""
     width = len(found["columns"])
-    # An earlier version wrote fewer.
+    # An earlier version wrote fewer columns.
     if found["columns"] != list(COLUMNS)[:width] or width < _LEAST:
         raise ValueError("other columns")
     workers = tuple(

@@ -1,4 +1,4 @@
-"""What a monitoring connection is to the monitor, whatever the engine: something that can be asked."""
+"""The interface of a monitoring connection, independent of the engine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Answer", "Application", "Session", "SessionError"]
 
 
 class Application(NamedTuple):
-    """Whom the application's connections log in as, and where; neither is a secret."""
+    """The user and database of the application's connections; neither is a secret."""
 
     user: str
     database: str
 
 
 class SessionError(Exception):
-    """The server cannot be reached, or has not answered. The text is one line and holds no secret.
+    """The server cannot be reached, or has not answered. The text is one line and contains no secret.
 
     Attributes:
-        refused: The server is there, and refused the login.
-        remedy: What may help; empty where the text says it all.
+        refused: True if the server was reached and refused the login.
+        remedy: Advice; empty if the text says it all.
     """
 
     def __init__(self, text: str, *, refused: bool = False, remedy: str = "") -> None:
@@ -33,18 +33,18 @@ class SessionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said.
+    """A server's answer.
 
     Attributes:
-        read_only: It takes no writes from anybody.
-        role_read_only: It takes none from the application's role, by a setting of that role or of its database.
-        subscribes: It has an enabled subscription.
-        replica: It is a physical replica.
-        max_connections: How many clients it takes; 0 where it was not asked, because it has no metadata to show.
-        rows: Its metadata; None where it has none to show or the question for them failed.
-        servers: Ids of the servers of its side, the writer first; empty where the rows name the instances.
-        missing: What was looked for and what would help, where there are no metadata to be seen.
-        failure: What the server said against the question for its metadata.
+        read_only: True if it accepts no writes at all.
+        role_read_only: True if a setting of the application's role, or of its database, makes that role read-only.
+        subscribes: True if it has an enabled subscription.
+        replica: True if it is a physical replica.
+        max_connections: Its max_connections; 0 if it was not queried, because there are no metadata.
+        rows: Its metadata; None if there are none, or the query failed.
+        servers: Ids of the servers of its side, the writer first; empty if the rows name the instances.
+        missing: The object that was looked for and the remedy, if the metadata are not visible.
+        failure: The server's error at the metadata query.
     """
 
     read_only: bool
@@ -59,7 +59,7 @@ class Answer:
 
 
 class Session(Protocol):
-    """A monitoring connection: opened, asked and closed by one thread."""
+    """A monitoring connection, which is opened, used and closed by one thread."""
 
     @property
     def socket(self) -> int:
@@ -67,20 +67,20 @@ class Session(Protocol):
         ...
 
     def ask(self) -> Answer:
-        """Ask the server for everything that the monitor wants to know.
+        """Query everything that the monitor needs from the server.
 
         Raises:
-            SessionError: It did not answer; the session is of no more use.
+            SessionError: It did not answer; the session can no longer be used.
         """
         ...
 
     def await_promotion(self, seconds: float) -> bool:
-        """Wait, at the server, until that is a physical replica no more, *seconds* at most.
+        """Wait at the server until it is no longer a physical replica, *seconds* at most.
 
-        Tells nothing of it: ask() does. False, at once, where it is none, or cannot be waited for there.
+        The result is not returned: ask() reports it. Returns False immediately if it is no replica, or cannot wait.
 
         Raises:
-            SessionError: As ask.
+            SessionError: See ask.
         """
         ...
 

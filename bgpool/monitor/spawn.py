@@ -1,4 +1,4 @@
-"""Who starts a monitor, when, and with which parameters: one process of the host at a time, and less and less often."""
+"""Decide which process starts a monitor, when, and with which parameters: one at a time, with increasing pauses."""
 
 from __future__ import annotations
 
@@ -35,33 +35,34 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Starter:
-    """One process's way to a monitor, tried whenever there is none. Used by one thread at a time."""
+    """One process's starter of monitors, used whenever there is none. It is used by one thread at a time."""
 
     def __init__(self, bg_id: str, configs: Callable[[], Sequence[MonitorConfig]]) -> None:
-        """A starter of the monitor of *bg_id*, with the best of what *configs* returns at that time."""
+        """Create a starter for *bg_id*, which uses the best of the configurations that *configs* returns."""
         self._bg_id: Final = bg_id
         self._configs: Final = configs
         self._starts = 0
-        # Who holds a lock that we need, by the inode of the lock's file, since when, and when we last saw that.
+        # The holder of a required lock, as the inode of the lock file; the time since which it holds it; and the time
+        # of the last check.
         self._blocked_by = 0
         self._blocked_since = self._blocked_at = 0.0
-        # Attempts in a row that came to nothing, and what was said about it; when the last one succeeded, if it did.
+        # The number of consecutive failures, and the last logged reason; and the time of the last success.
         self._failures = 0
         self._said = ""
         self._started_at: float | None = None
 
     def ensure_monitor(self, files: RunFiles) -> bool:
-        """Start a monitor unless one lives or somebody else is starting one; wait until it watches.
+        """Start a monitor unless one is alive or another process is starting one; wait until it watches.
 
-        For a thread of its own: takes up to MONITOR_READY_S, and a pause of up to RESTART_PAUSE_MAX_S if there was no
-        success, in which no process with the same parameters tries, either.
+        For a separate thread: takes up to MONITOR_READY_S, and after a failure a pause of up to RESTART_PAUSE_MAX_S, in
+        which no process with the same parameters tries either.
 
         Returns:
-            Whether this call started one that lives. Not where another process has better parameters for it, which then
-            has GIVE_WAY_S to start one.
+            True if this call started a monitor that is alive. False, for example, if another process has better
+                parameters, which then has GIVE_WAY_S to start one.
 
         Raises:
-            SegmentError: A lock's file cannot be used, or a newer version of bgpool has made the segment.
+            SegmentError: A lock file cannot be used, or a newer version of bgpool has created the segment.
         """
         if not _is_silent(files):
             return False
@@ -77,7 +78,7 @@ class Starter:
             turn.release()
 
     def _choose(self, files: RunFiles) -> MonitorConfig | None:
-        """The parameters that may be expected to see most; None where another process is to start its own instead."""
+        """Return the parameters with the best expected visibility; None if another process should start its own."""
         age_s, observations = _last_words(files)
         now_ns = time.monotonic_ns()
         worths = [(worth(observations, config.parameters, now_ns), config) for config in self._configs()]
@@ -85,7 +86,7 @@ class Starter:
         if not best or (best < _best_offer(files) and age_s < HEARTBEAT_STALE_S + GIVE_WAY_S):
             return None
         equals = [config for value, config in worths if value == best]
-        # In turn: passwords of one name may differ, and what cannot be started must not stand in the others' way.
+        # In turn: passwords of one name may differ, and parameters that fail must not block the others.
         return equals[self._starts % len(equals)]
 
     def _start(self, config: MonitorConfig, files: RunFiles) -> bool:
@@ -98,15 +99,16 @@ class Starter:
         lock = self._take(files.spawning)
         if lock is None:
             return False
-        # Released before any pause: a process with other parameters may start a monitor meanwhile.
+        # Released before any pause, so that a process with other parameters may start a monitor.
         try:
             if not _is_silent(files):
                 self._failures, self._said = 0, ""
                 return False
             self._starts += 1
-            # The worker may be another user's than the process that made the pool, and have another directory.
+            # The worker may have another user than the process that created the pool, and so another directory.
             config = replace(config, run_dir=str(files.directory))
-            # What has failed or left at once again may have its process to blame, or be to blame for its end.
+            # A monitor that fails or exits immediately twice may be affected by its process, or may be the cause of
+            # that process's end.
             reason = bring_up(config, alone=self._failures > 1 or _was_refused(config, files))
         except OSError as error:
             reason = str(error)
@@ -119,7 +121,7 @@ class Starter:
         return True
 
     def _note_failure(self, files: RunFiles, reason: str) -> None:
-        """Log why, once for as long as it stays the same, and pause: with our turn held, so do processes like ours."""
+        """Log the reason, once while it stays the same, and pause. The turn is held, so equal processes pause, too."""
         if reason != self._said:
             self._said = reason
             bg_id, extra = self._bg_id, log_fields("monitor_not_started", bg_id=self._bg_id)
@@ -131,22 +133,22 @@ class Starter:
         time.sleep(pause_s)
 
     def _take(self, path: Path) -> Lock | None:
-        """The lock on *path* if it is free; taken away from a starter that hangs, for the next call."""
+        """Return the lock on *path* if it is free; a lock of a hung starter is taken away for the next call."""
         lock = try_lock(path)
         if lock is None:
             self._give_up_on_another(path)
         return lock
 
     def _give_up_on_another(self, path: Path) -> None:
-        """Take the lock away from a starter that hangs: at worst two monitors start, and one is elected."""
+        """Take the lock away from a hung starter: in the worst case two monitors start, and one is elected."""
         now = time.monotonic()
         try:
             holder = path.stat().st_ino
         except OSError:
             return
         if holder != self._blocked_by or now - self._blocked_at > HEARTBEAT_HUNG_S:
-            # Of all who wait for the same starter, one takes its lock away; the others wait for that one. And what was
-            # seen long ago was the start of another monitor, which has come and gone.
+            # Of all processes that wait for the same starter, only one takes its lock away; the others wait for that
+            # one. And an old observation belongs to the start of another monitor, which has ended since.
             self._blocked_by, self._blocked_since = holder, now
         self._blocked_at = now
         if now - self._blocked_since > MONITOR_START_S:
@@ -154,10 +156,10 @@ class Starter:
 
 
 def _is_silent(files: RunFiles) -> bool:
-    """Whether no monitor gives signs of life.
+    """Return whether there is no heartbeat of a monitor.
 
     Raises:
-        FutureFormat: Whatever monitor we start would leave again.
+        FutureFormat: Any monitor that this process starts would exit again.
     """
     try:
         return SegmentMap(files).heartbeat_age_s() > HEARTBEAT_STALE_S
@@ -168,7 +170,7 @@ def _is_silent(files: RunFiles) -> bool:
 
 
 def _last_words(files: RunFiles) -> tuple[float, tuple[Observation, ...]]:
-    """The age of the last monitor's last sign of life, in seconds, and what parameters have shown until then."""
+    """Return the age of the last heartbeat in seconds, and the observations of earlier monitors."""
     try:
         mapped = SegmentMap(files)
         found = mapped.read()
@@ -178,7 +180,7 @@ def _last_words(files: RunFiles) -> tuple[float, tuple[Observation, ...]]:
 
 
 def _was_refused(config: MonitorConfig, files: RunFiles) -> bool:
-    """Whether the server has refused a password of the callable's, whose module may have read an old one."""
+    """Return whether the server has refused a password of the callable, whose module may have read an old one."""
     mine = [observation for observation in _last_words(files)[1] if observation.parameters == config.parameters]
     return config.password_callable is not None and any(
         observation.visibility is Visibility.REFUSED for observation in mine
@@ -189,5 +191,5 @@ def _best_offer(files: RunFiles) -> int:
     try:
         return best_offer(files)
     except SegmentError:
-        # Whoever cannot be seen offers nothing.
+        # A process that cannot be read offers nothing.
         return 0

@@ -1,4 +1,4 @@
-"""A monitor's threads. They end with their monitor, because its process may go on with other monitors."""
+"""The threads of a monitor. They end with their monitor, because its process may continue with other monitors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["StoppableThread", "bg_id_of_thread", "wait_ended"]
 
 
 class StoppableThread(threading.Thread):
-    """A thread that ends after stop(): at once, or where it waits for something that it cannot leave, after that.
+    """A thread that ends after stop(): immediately, or after a wait that it cannot leave.
 
     Attributes:
-        bg_id: Whose it is: that of the thread that has made it, unless it is given.
-        over: Set when it is to end.
+        bg_id: The bg_id of its monitor; by default that of the creating thread.
+        over: Set when the thread must end.
     """
 
     def __init__(self, name: str, bg_id: str = "") -> None:
@@ -26,19 +26,19 @@ class StoppableThread(threading.Thread):
         self.over: Final = threading.Event()
 
     def stop(self) -> None:
-        """Have the thread end; waits for nothing. One that was not started ends as soon as it is."""
+        """Request the end of the thread, without waiting. A thread that was not started ends when it is started."""
         self.over.set()
 
 
 def bg_id_of_thread() -> str:
-    """Whose the calling thread is; empty where it is no monitor's."""
+    """Return the bg_id of the calling thread's monitor; empty if it has none."""
     return str(getattr(threading.current_thread(), "bg_id", ""))
 
 
 def wait_ended(parts: Iterable[StoppableThread]) -> None:
-    """Wait until *parts*, which were stopped, have ended, for PARTS_END_S at most in all."""
+    """Wait until *parts*, which were stopped, have ended; at most PARTS_END_S for all together."""
     deadline = time.monotonic() + PARTS_END_S
     for part in parts:
-        # One that was never started cannot be waited for.
+        # A thread that was never started cannot be joined.
         if part.is_alive():
             part.join(max(0.0, deadline - time.monotonic()))

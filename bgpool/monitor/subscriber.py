@@ -1,4 +1,4 @@
-"""What a monitor hears of its fleet: a thread that reads the bus, believes what is signed, and tells the main loop."""
+"""A monitor's subscriber to its fleet: a thread that reads the bus and passes authentic messages to the main loop."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 _BEGINNING: Final = (0, 0)
 
-#: Kinds of messages that are not used, for the log; the others are named by their kind.
+#: Log texts for kinds of ignored messages; other kinds are logged by name.
 _MEANINGS: Final = {"forged": "signed with none of this host's keys", "future": "in the format of a newer bgpool"}
 
 
 class Subscriber(StoppableThread):
-    """Reads the leaders' stream, and where its host leads, the hosts' reports.
+    """Reads the leaders' stream and, if its host leads, the hosts' reports.
 
     Attributes:
-        refused: Entries that were not authentic, by kind.
+        refused: The numbers of entries that were not authentic, by kind.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Subscriber(StoppableThread):
         member: str,
         events: Inbox,
     ) -> None:
-        """An ear that has *bus* made in its own thread: that may import a library, and look a name up."""
+        """Create it. *bus* is called in its own thread, because it may import a library and resolve a name."""
         super().__init__("bgpool-ear", bg_id)
         self._make_bus: Final = bus
         self._keys: Final = keys
@@ -62,28 +62,29 @@ class Subscriber(StoppableThread):
         self._events: Final = events
         self._leads = self._hurries = False
         self.refused: Final[Counter[str]] = Counter()
-        # Owned by this thread. The cursor is where reading goes on; it is no fence, and may go back. The end is where
-        # the stream ended when it was looked for.
+        # Used only by this thread. The cursor is the position of the next read; it is not a fence, and may go back. The
+        # end is the end of the stream when it was last checked.
         self._cursor = self._end = _BEGINNING
         self._heard_at = 0.0
         self._roll: Roster | None = None
         self._counted: RosterCounts | None = None
         self._counted_at = 0.0
         self._is_behind = False
-        # Empty while the reports are not read.
+        # Empty while reports are not read.
         self._report_cursor = ""
         self._reports_from = 0.0
-        # Up to where reports were refused: each time that this host leads they are read from the beginning again.
+        # The position up to which reports were refused: whenever this host starts to lead, they are read from the
+        # beginning.
         self._refused_to = _BEGINNING
         self._error = ""
         self._unforeseen: Final[set[type[Exception]]] = set()
 
     def assign(self, *, leads: bool, hurries: bool) -> None:
-        """Whether to read the hosts' reports, and whether a switchover is under way."""
+        """Set whether to read the hosts' reports, and whether there is a switchover."""
         self._leads, self._hurries = leads, hurries
 
     def run(self) -> None:
-        """Listen until stopped."""
+        """Read until stopped."""
         bus: Bus | None = None
         pause_s = FLEET_PAUSE_S
         while not self.over.is_set():
@@ -93,18 +94,19 @@ class Subscriber(StoppableThread):
                 pause_s = FLEET_PAUSE_S
                 self._tell_error("")
             except Exception as error:
-                # Whatever a client library comes up with: a bus that fails is silent, and ends no monitor.
+                # Any error of a client library: a failing bus counts as silent, and must not end the monitor.
                 if not isinstance(error, BusError) and type(error) not in self._unforeseen:
-                    # Once: it may come again with every message.
+                    # Log it once, because it may recur with every message.
                     self._unforeseen.add(type(error))
                     extra = log_fields("fleet_bus_error", bg_id=self.bg_id)
                     _logger.exception("the fleet's bus cannot be read", extra=extra)
                 self._tell_error(str(error) if isinstance(error, BusError) else type(error).__name__)
                 if bus is not None:
                     bus.close()
-                # The server may be another one from here on, which has not seen all that this one had.
+                # The next server may be another one that lacks the newest entries of this one.
                 self._heard_at = 0.0
-                # It may be the reports alone that cannot be read: a leader can do without them, but not without itself.
+                # Perhaps only the reports cannot be read: a leader can work without them, but not without its own
+                # messages.
                 self._report_cursor, self._reports_from = "", time.monotonic() + FLEET_PAUSE_MAX_S
                 self.over.wait(pause_s)
                 pause_s = min(2 * pause_s, FLEET_PAUSE_MAX_S)
@@ -133,9 +135,10 @@ class Subscriber(StoppableThread):
         return time.monotonic() - self._heard_at > limit_s
 
     def _take_cursor_anew(self, bus: Bus) -> None:
-        """Read from the beginning where the stream's end lies before what was read: it is not the same stream.
+        """Read from the beginning if the stream's end is before the cursor: it is another stream.
 
-        A cursor that is too high is deaf: nobody says that the key was deleted, or that a failover has lost its end.
+        With a cursor that is too high nothing would be received: the server does not report that the key was deleted,
+        or that a failover has lost the end.
         """
         top = bus.top()
         if top is None or (top.term, top.seq) < self._cursor:
@@ -152,7 +155,7 @@ class Subscriber(StoppableThread):
         self._events.put(MessageHeard(now(), message, is_past=self._cursor <= self._end))
 
     def _begin_roll(self, bus: Bus) -> None:
-        """What was reported before this host led, or while the bus failed."""
+        """Read the reports from before this host led, or from while the bus failed."""
         known = bus.reports(FLEET_HOSTS)
         if self._roll is None:
             self._roll, self._counted = Roster(self._member), None
@@ -161,14 +164,14 @@ class Subscriber(StoppableThread):
         self._report_cursor = known[0].id if known else "0"
 
     def _call(self, reports: list[ReportEntry]) -> None:
-        """Add *reports* to the roll, and tell what has changed by it, or by the time that has passed."""
+        """Add *reports* to the roster, and pass on changes that result from them or from the time."""
         nudged = False
         for entry in reports:
             self._report_cursor = entry.id
             nudged |= self._note(entry)
         if self._roll is None:
             return
-        # A thousand hosts report two hundred times a second, and are not counted as often.
+        # A thousand hosts report two hundred times a second; they are counted less often.
         at_s = time.monotonic()
         self._is_behind = not nudged and at_s - self._counted_at < FLEET_BLOCK_SWITCHING_S
         if self._is_behind:
@@ -181,7 +184,7 @@ class Subscriber(StoppableThread):
             self._events.put(told)
 
     def _note(self, entry: ReportEntry) -> bool:
-        """Add *entry* to the roll; whether it is a nudge."""
+        """Add *entry* to the roster; return whether it is a nudge."""
         try:
             told = unseal_report(entry.payload, self.bg_id, self._keys())
             at_ms = int(entry.id.partition("-")[0])
@@ -219,6 +222,6 @@ class Subscriber(StoppableThread):
 
 
 def _is_fresh(told: Report) -> bool:
-    """Whether *told* is not a copy of what was told long ago."""
+    """Return whether *told* is not a copy of an old report."""
     age_s = time.time() - told.issued_ns / 1e9
     return -FLEET_CLOCK_ERROR_S <= age_s <= FLEET_FRESH_S + FLEET_CLOCK_ERROR_S

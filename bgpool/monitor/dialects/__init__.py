@@ -1,1 +1,1 @@
-"""What each engine's metadata looks like, and how to ask for it."""
+"""The metadata of each engine, and the queries for them."""

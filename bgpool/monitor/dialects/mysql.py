@@ -1,4 +1,4 @@
-"""RDS and Aurora MySQL: which of the two a server is, and what it says about its deployment."""
+"""RDS and Aurora MySQL: detect which of the two a server is, and read its deployment's metadata."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["AURORA", "RDS", "Dialect", "MysqlSession", "status_rows"]
 
 
 class _Missing(Exception):
-    """The server answers but offers no metadata; the text says what would help."""
+    """The server answers but has no visible metadata; the text is advice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of server is asked. Both keep the status in the same table.
+    """The queries for one kind of server. Both keep the status in the same table.
 
     Attributes:
-        name: For logs.
-        topology: A query for server ids, the writer first; empty where the status rows name the instances.
-        remedy: What to do where there is no such table.
+        name: The name for logs.
+        topology: A query for server ids, the writer first; empty if the status rows name the instances.
+        remedy: The advice if the table does not exist.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Dialect:
 
 AURORA: Final = Dialect(
     "Aurora MySQL",
-    # The document says of LAST_UPDATE_TIMESTAMP only that it shows which rows are stale, not its time zone: fresh by
-    # either clock is fresh.
+    # The documentation says that LAST_UPDATE_TIMESTAMP shows which rows are stale, but not its time zone. A row that is
+    # fresh in either one counts.
     "SELECT server_id FROM information_schema.replica_host_status"
     f" WHERE session_id = 'MASTER_SESSION_ID' OR {TOPOLOGY_STALE_S} >= LEAST("
     "ABS(TIMESTAMPDIFF(SECOND, last_update_timestamp, NOW())),"
@@ -57,44 +57,45 @@ RDS: Final = Dialect("RDS for MySQL", "", "any version of RDS for MySQL that has
 
 _READ_ONLY: Final = "@@global.read_only OR @@global.innodb_read_only"
 
-# One question: a server whose table is empty still says whether it takes writes. All columns, whatever there are:
-# the table has two shapes. Source: sysown/proxysql, pull request 4992.
+# A single query, so that a server with an empty table still reports whether it accepts writes. All columns: the table
+# has two layouts. Source: sysown/proxysql, pull request 4992.
 _STATUS: Final = (
     f"SELECT {_READ_ONLY} AS bgpool_read_only, @@global.max_connections AS bgpool_room, t.*"
     " FROM (SELECT 1) AS one LEFT JOIN mysql.rds_topology AS t ON TRUE"
 )
 _NEEDED: Final = ("endpoint", "role", "status")
 
-#: AURORA_VERSION is not there: no such function, no database to look for one in, or no right to it. On Aurora it is
-#: built in and everybody's.
+#: AURORA_VERSION is not available: no such function, no database to look for it in, or no permission. On Aurora it is
+#: built in and available to all users.
 _NOT_AURORA: Final = frozenset({1305, 1630, 1046, 1370, 1044, 1142})
 _NO_TABLE: Final = 1146
-#: The table, its database or its columns may not be read. A server without the table says so, too, to who may not know.
+#: The table, its database or its columns may not be read. A server without the table answers the same to users that may
+#: not know that.
 _DENIED: Final = frozenset({1142, 1143, 1044, 1227})
 
 _TIMEOUTS: Final = ("connect_timeout", "read_timeout", "write_timeout")
 
 
 class MysqlSession:
-    """One monitoring connection to a MySQL server. An answer takes no longer than its read timeout."""
+    """A monitoring connection to a MySQL server. Its read timeout limits every answer."""
 
     def __init__(
         self,
         params: Mapping[str, Any],
         target: Target,
         passwords: PasswordMaker | None = None,
-        application: Application | None = None,  # noqa:ARG002  # no account has a setting of its own here
+        application: Application | None = None,  # noqa:ARG002  # accounts have no read-only setting here
     ) -> None:
-        """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
+        """Connect to *target*, at the first of its addresses and under the first of its names that accepts the login.
 
         Args:
             params: Connection parameters by PyMySQL's names.
-            target: Where to.
-            passwords: Makes passwords; None where *params* have all it takes.
-            application: As every session has it.
+            target: The server.
+            passwords: Makes passwords; None if *params* have the credentials.
+            application: Unused; part of the interface of sessions.
 
         Raises:
-            SessionError: It cannot be reached, or does not let us in.
+            SessionError: It cannot be reached, or refuses the login.
         """
         self._user: Final = user_of(params)
         self._connection: Final = _connect(params, target, passwords)
@@ -102,16 +103,16 @@ class MysqlSession:
 
     @property
     def connection(self) -> BoundedConnection:
-        """The connection, in autocommit: for who has other questions than a monitor."""
+        """The connection, in autocommit mode, for other queries than the monitor's."""
         return self._connection
 
     @property
     def socket(self) -> int:
-        """As Session says."""
+        """See Session."""
         return self._connection.fileno()
 
     def ask(self) -> Answer:
-        """As Session says."""
+        """See Session."""
         try:
             try:
                 return self._read()
@@ -122,15 +123,15 @@ class MysqlSession:
                     raise
                 return Answer(self._is_read_only(), failure=first_line(error))
         except Exception as error:
-            # Of any kind: what PyMySQL makes of an answer that is none must not end the monitor.
+            # Any error: PyMySQL's reaction to a malformed answer must not end the monitor.
             raise SessionError(first_line(error)) from None
 
-    def await_promotion(self, seconds: float) -> bool:  # noqa:ARG002  # a statement sees its variables as it began
-        """As Session says: no."""
+    def await_promotion(self, seconds: float) -> bool:  # noqa:ARG002  # not supported on MySQL
+        """See Session; not supported."""
         return False
 
     def close(self) -> None:
-        """As Session says."""
+        """See Session."""
         with contextlib.suppress(pymysql.Error, OSError):
             self._connection.close()
 
@@ -168,7 +169,7 @@ class MysqlSession:
         return AURORA
 
     def _explain(self, dialect: Dialect, code: int) -> str | None:
-        """What would help against the error *code* at reading the status; None where it is another matter."""
+        """Return advice for the error *code* at reading the status; None for other errors."""
         if code == _NO_TABLE:
             return _remedy(dialect, "mysql.rds_topology does not exist", dialect.remedy)
         if code not in _DENIED:
@@ -183,18 +184,18 @@ class MysqlSession:
         )
 
     def _query(self, sql: str) -> tuple[list[str], Sequence[Sequence[Any]]]:
-        """Column names in lower case, and rows."""
+        """Return column names in lower case, and rows."""
         with self._connection.cursor() as cursor:
             cursor.execute(sql)
             return [str(column[0]).lower() for column in cursor.description or ()], cursor.fetchall()
 
 
 def status_rows(columns: Sequence[str], found: Sequence[Sequence[Any]]) -> tuple[StatusRow, ...]:
-    """The rows of the status table in *found*.
+    """Return the rows of the status table in *found*.
 
     Args:
         columns: All names, in lower case.
-        found: As many values a row; a row of an empty table is all NULL.
+        found: Rows with one value per column; a row of an empty table is all NULL.
     """
     rows = (dict(zip(columns, values, strict=True)) for values in found)
     return tuple(_row(row) for row in rows if any(value is not None for value in row.values()))
@@ -208,7 +209,7 @@ def _row(row: Mapping[str, Any]) -> StatusRow:
 
 
 def _text(value: object) -> str:
-    """*value* as text; a binary collation would have made bytes of it."""
+    """Return *value* as text; with a binary collation it is bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
 
 
@@ -217,7 +218,7 @@ def _remedy(dialect: Dialect, missing: str, remedy: str) -> str:
 
 
 def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None) -> BoundedConnection:
-    # Without autocommit the first answer would be the answer for ever.
+    # Without autocommit every answer would repeat the first one's snapshot.
     own = {**params, "autocommit": True}
     for name in ("host", "port", *(["unix_socket"] if target.host or target.addresses else [])):
         own.pop(name, None)
@@ -235,9 +236,9 @@ def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker
         return reach(target, connect, proved=proved, passwords=passwords)
     except SessionError:
         if proved and target.names and target.host not in target.names:
-            # To refuse a certificate breaks a handshake off. A server counts those, and after max_connect_errors (100)
-            # in a row it shuts everybody out who comes from our address, the application too. A login sets the count
-            # back, and the host's own name is the one that it still goes by.
+            # Refusing a certificate aborts a handshake. A server counts these per address, and after max_connect_errors
+            # (100) in a row it blocks the address, including the application. A successful login resets the count, so
+            # log in under the host's own name, which is still valid.
             with contextlib.suppress(SessionError, pymysql.Error, OSError):
                 reach(replace(target, names=()), connect, proved=proved, passwords=passwords).close()
         raise

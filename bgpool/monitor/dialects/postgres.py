@@ -1,4 +1,4 @@
-"""RDS and Aurora PostgreSQL: which of the two a server is, and what it says about its deployment."""
+"""RDS and Aurora PostgreSQL: detect which of the two a server is, and read its deployment's metadata."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["AURORA", "RDS", "ROLES_SETTING", "Dialect", "PostgresSession"]
 
 
 class _Missing(Exception):
-    """The server answers but offers no metadata; the text says what would help."""
+    """The server answers but has no visible metadata; the text is advice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of server is asked.
+    """The queries for one kind of server.
 
     Attributes:
-        name: For logs.
-        schema, function: The function that tells the status.
-        topology: A query for server ids, the writer first; empty where the status rows name the instances.
-        remedy: What to do where the function cannot be used.
+        name: The name for logs.
+        schema, function: The function that returns the status.
+        topology: A query for server ids, the writer first; empty if the status rows name the instances.
+        remedy: The advice if the function cannot be used.
     """
 
     name: str
@@ -66,8 +66,8 @@ RDS: Final = Dialect(
     " (rds_tools 1.7: PostgreSQL 17.1, 16.5, 15.9, 14.14, 13.17, 12.21 and above)",
 )
 
-# One query that tells what is there and what may be used; asking the functions themselves would tell neither apart. And
-# where the session's own default comes from; that of a role reaches a session when it begins, and stays.
+# One query for which functions exist and which may be used; calling them would not distinguish the two. It also returns
+# the source of the session's own default; a role's default is read at login and kept.
 _LOOK: Final = """
     SELECT 'source', source, true FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'
     UNION ALL
@@ -84,8 +84,8 @@ _LOOK: Final = """
 """
 
 
-#: What a role's or a database's setting says of read-only transactions, to be formatted with both names as SQL; NULL
-#: where there is none. Everybody may read that of every role, in whichever database. The order is PostgreSQL's own.
+#: The setting of a role or a database for read-only transactions, to be formatted with both names as SQL; NULL without
+#: one. All users may read it for every role, in any database. The order is PostgreSQL's own.
 ROLES_SETTING: Final = """(
     SELECT pg_catalog.split_part(c, '=', 2)::bool
     FROM pg_catalog.pg_db_role_setting AS s, pg_catalog.unnest(s.setconfig) AS c
@@ -96,7 +96,7 @@ ROLES_SETTING: Final = """(
 
 _APPLICATIONS_SETTING: Final = ROLES_SETTING.format(user="$1::name", database="$2::name")
 
-#: Replica; read-only to this session; to the application's role by the catalog; following another server.
+#: Replica; read-only for this session; read-only for the application's role by the catalog; follows another server.
 _STATE: Final = (
     "pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')::bool,"
     " coalesce({roles_setting}, false), {subscribes}"
@@ -104,25 +104,25 @@ _STATE: Final = (
 _SUBSCRIBES: Final = "EXISTS (SELECT FROM pg_catalog.pg_subscription WHERE subenabled)"
 _STATES: Final = 4
 
-#: Where the default of a session comes from that is not the server's: what the session says of it tells of nobody else.
+#: Sources of a session's default that do not concern the whole server, so that it says nothing about other sessions.
 _NOT_SERVERS: Final = frozenset({"global", "database", "user", "database user", "client", "session"})
 
 _ROOM: Final = "pg_catalog.current_setting('max_connections')"
 
-#: Waits until a replica is none any more, for so many milliseconds at most: the functions are called for each row, and
-#: the first row that is returned is the last. It takes no table, and no right that not everybody has.
+#: Waits until a replica is promoted, for the given number of ms at most: the functions are called for each row, and the
+#: first returned row is the last. It needs no table, and no special permission.
 _AWAIT: Final = (
     "SELECT true FROM pg_catalog.generate_series(1, 1000)"
     " WHERE CASE WHEN pg_catalog.pg_sleep(0.002)::text IS NOT NULL THEN NOT pg_catalog.pg_is_in_recovery()"
     " OR pg_catalog.clock_timestamp() > pg_catalog.statement_timestamp() + interval '{ms} ms' END LIMIT 1"
 )
 
-#: What a server says, as it says it: rows of columns in PostgreSQL's text format.
+#: A server's answer: rows of columns in PostgreSQL's text format.
 _Told = tuple[tuple[bytes | None, ...], ...]
 
 
 class PostgresSession:
-    """One monitoring connection to a PostgreSQL server."""
+    """A monitoring connection to a PostgreSQL server."""
 
     def __init__(
         self,
@@ -131,46 +131,46 @@ class PostgresSession:
         passwords: PasswordMaker | None = None,
         application: Application | None = None,
     ) -> None:
-        """Connect to *target*, at the first of its addresses and under the first of its names that lets us in.
+        """Connect to *target*, at the first of its addresses and under the first of its names that accepts the login.
 
         Args:
             params: Connection parameters by libpq's names.
-            target: Where to.
-            passwords: Makes passwords; None where *params* have all it takes.
-            application: Whose settings count beside the server's own; None for those of *params* alone.
+            target: The server.
+            passwords: Makes passwords; None if *params* have the credentials.
+            application: The user and database whose settings count in addition to the server's; None for those of
+                *params*.
 
         Raises:
-            SessionError: It cannot be reached, or does not let us in.
+            SessionError: It cannot be reached, or refuses the login.
         """
         self._connection: Final = _connect(params, target, passwords)
         self._dialect: Dialect | None = None
         encoding = self._connection.info.encoding
-        # Of SQL_ASCII, which is any encoding's bytes.
+        # The encoding of SQL_ASCII, which may contain any bytes.
         self._encoding: Final = "utf-8" if encoding == "ascii" else encoding
         self._asked_for: Final = [
             name.encode(self._encoding, "replace") for name in application or _own(self._connection)
         ]
-        # What is asked of the server's state, and whether the session's own default is the server's: see _LOOK.
+        # The query for the server's state, and whether the session's own default is the server's: see _LOOK.
         self._state_sql = _STATE.format(roles_setting="NULL", subscribes="false")
         self._is_servers = True
-        # The last answer, and what it was made of: a server says the same a million times before it says something
-        # else.
+        # The last answer, and the rows that it was made from: a server repeats the same answer very often.
         self._told: tuple[_Told, _Told] | None = None
         self._last = Answer(False)
         self._can_wait = True
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """The connection, in autocommit: for who has other questions than a monitor."""
+        """The connection, in autocommit mode, for other queries than the monitor's."""
         return self._connection
 
     @property
     def socket(self) -> int:
-        """As Session says."""
+        """See Session."""
         return self._connection.pgconn.socket
 
     def ask(self) -> Answer:
-        """As Session says."""
+        """See Session."""
         try:
             try:
                 return self._read()
@@ -184,7 +184,7 @@ class PostgresSession:
             raise SessionError(first_line(error)) from None
 
     def await_promotion(self, seconds: float) -> bool:
-        """As Session says."""
+        """See Session."""
         if not (self._can_wait and self._last.replica):
             return False
         try:
@@ -192,12 +192,12 @@ class PostgresSession:
         except (psycopg.Error, OSError) as error:
             if self._connection.broken or not isinstance(error, psycopg.Error):
                 raise SessionError(first_line(error)) from None
-            # A time limit that is shorter, or a function that was taken from everybody.
+            # A shorter statement timeout, or a function whose permission was revoked.
             self._can_wait = False
         return self._can_wait
 
     def close(self) -> None:
-        """As Session says."""
+        """See Session."""
         with contextlib.suppress(psycopg.Error, OSError):
             self._connection.close()
 
@@ -206,7 +206,7 @@ class PostgresSession:
             self._dialect = self._find_dialect()
         dialect = self._dialect
         try:
-            # One question: a server without metadata still says whether it takes writes.
+            # A single query, so that a server without metadata still reports whether it accepts writes.
             found = self._query(
                 f"SELECT {self._state_sql}, {_ROOM}, m.version, m.endpoint, m.port, m.role, m.status"
                 " FROM (VALUES (1)) AS one LEFT JOIN"
@@ -215,7 +215,7 @@ class PostgresSession:
             has_rows = any(any(column is not None for column in row[_STATES + 1 :]) for row in found)
             servers = self._query(dialect.topology) if dialect.topology and has_rows else ()
         except (psycopg.errors.UndefinedFunction, psycopg.errors.InsufficientPrivilege):
-            # Dropped or revoked since it was found: say so, and look again the next time.
+            # Dropped or revoked since it was found: report it, and detect the kind of server again next time.
             self._dialect = None
             raise _Missing(self._remedy(dialect, f"{dialect.function} is gone")) from None
         if (found, servers) != self._told:
@@ -223,11 +223,11 @@ class PostgresSession:
         return self._last
 
     def _state(self) -> Answer:
-        """What the server says of itself, without its metadata."""
+        """Return the server's state, without its metadata."""
         return replace(self._answer(self._query(f"SELECT {self._state_sql}, NULL"), ()), rows=None)
 
     def _answer(self, found: _Told, servers: _Told) -> Answer:
-        """What rows of a state, a number of connections and, where there are any, metadata come to."""
+        """Return the answer from rows of a state, a number of connections and, if available, metadata."""
         replica, read_only, role_read_only, subscribes = (value == b"t" for value in found[0][:_STATES])
         room = found[0][_STATES]
         told = (row[_STATES + 1 :] for row in found)
@@ -256,10 +256,10 @@ class PostgresSession:
         return (value or b"").decode(self._encoding, "replace")
 
     def _query(self, question: str) -> _Told:
-        """What the server says to *question*, in which $1 and $2 stand for the application's role and database."""
-        # In one call of libpq's, which lets other threads run meanwhile: a cursor of psycopg's, which makes objects of
-        # all that it is told, costs several times as much as the exchange. It ends as any wait of this connection
-        # does, with an answer or when the socket is cut.
+        """Return the server's answer to *question*, in which $1 and $2 are the application's role and database."""
+        # In a single call of libpq, which releases the interpreter: a psycopg cursor, which converts all values to
+        # objects, costs several times as much as the exchange. It ends like any wait of this connection: with an
+        # answer, or when the socket is cut.
         asked_for = self._asked_for if "$1" in question else None
         result = self._connection.pgconn.exec_params(question.encode(), asked_for)
         if self._connection.closed:
@@ -297,13 +297,13 @@ def _own(connection: psycopg.Connection[Any]) -> Application:
 
 
 def _connect(params: Mapping[str, Any], target: Target, passwords: PasswordMaker | None) -> psycopg.Connection[Any]:
-    # Said aloud, or $PGTARGETSESSIONATTRS would keep us from a host that takes no writes.
+    # Set explicitly, because $PGTARGETSESSIONATTRS would prevent connections to a read-only host.
     own = {"target_session_attrs": "any", **params}
     if target.timeout_s:
         own["connect_timeout"] = min(int(own.get("connect_timeout") or target.timeout_s), target.timeout_s)
 
     def connect(address: str, names: Names) -> psycopg.Connection[Any]:
-        # An empty hostaddr keeps libpq from taking $PGHOSTADDR, which is meant for the application.
+        # An empty hostaddr prevents libpq from using $PGHOSTADDR, which is meant for the application.
         place: dict[str, Any] = {"host": names.host, "hostaddr": address, "port": target.port}
         if passwords is not None:
             place["password"] = passwords.make(names.token, target.port, user_of(own))

@@ -1,4 +1,4 @@
-"""Getting to a server, of either engine: address by address and, where names have to be proved, name by name."""
+"""Connect to a server of either engine: address by address and, if names are verified, name by name."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _REMEDY: Final = (
 
 
 def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, passwords: PasswordMaker | None) -> C:
-    """What *connect* makes at the first of *target*'s addresses, under the first of its names, that lets us in.
+    """Return the connection that *connect* makes at the first of *target*'s addresses and names that accepts the login.
 
     Args:
-        target: Where to.
-        connect: Takes an address, empty to go by name, and the names to go under.
-        proved: Whether the host has to prove its name. Where it has not, one name is as good as another.
-        passwords: What makes passwords, each for one name; told to forget where a login is refused. The next attempt
-            comes soon enough.
+        target: The server.
+        connect: A function of an address, empty to connect by name, and the names to use.
+        proved: True if names are verified. Otherwise all names are equivalent.
+        passwords: Makes passwords, each for one name. After a refused login its cached state is dropped; the next
+            attempt follows soon.
 
     Raises:
-        SessionError: No address and no name would do; the last failure.
+        SessionError: No address and name succeeded; the last failure.
     """
     tried = target.names if proved and target.names else (target.host,)
     failures: list[Exception] = []
@@ -44,7 +44,7 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, p
             try:
                 return connect(address, names)
             except Exception as error:
-                # Of any kind: a driver that stumbles over an answer must not end the monitor.
+                # Any error: a driver's reaction to a malformed answer must not end the monitor.
                 failures.append(error)
                 if _is_silence(error):
                     break
@@ -58,8 +58,8 @@ def reach(target: Target, connect: Callable[[str, Names], C], *, proved: bool, p
 
 
 def _is_silence(error: Exception) -> bool:
-    """Whether nobody is there, whatever the name."""
+    """Return whether the error means that no server is there, independent of the name."""
     if isinstance(error, psycopg.Error):
         return isinstance(error, psycopg.errors.ConnectionTimeout)
-    # PyMySQL has no error of its own for it, but raises what it has while the socket's error is handled.
+    # PyMySQL has no separate error for this; it raises its error while it handles the socket's.
     return isinstance(error, pymysql.Error) and isinstance(error.__context__, TimeoutError)
