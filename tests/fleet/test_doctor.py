@@ -185,7 +185,7 @@ def test_nobody_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("user", "password", "says"),
-    [("bgpool", "wr0ng", "refuses the user or the password"), ("", "", "wants a password")],
+    [("bgpool", "wr0ng", "refuses the user or the password"), ("", "", "requires a password")],
 )
 def test_not_let_in(server: RedisServer, user: str, password: str, says: str) -> None:
     server.require_password()

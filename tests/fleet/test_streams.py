@@ -288,7 +288,7 @@ def test_another_type_under_the_key(server: RedisServer, bus: StreamBus) -> None
         server.execute("SET", key, "text")
         for call in calls:
             said = failure(*call)
-            assert "another thing than a stream" in said
+            assert "a value other than a stream" in said
             assert key in said
 
 
@@ -512,7 +512,7 @@ def test_after_a_promotion_the_name_is_looked_up_anew(
     new.promote()
     old.follow(new)
     # The name follows later, and the connection was kept: it would lead to the replica for ever.
-    assert "is a replica and takes no writes" in failure(bus.publish, 8, 1, b"lost")
+    assert "is a replica and accepts no writes" in failure(bus.publish, 8, 1, b"lost")
     name["bus.test"] = new.address
     bus.publish(8, 2, b"after")
     assert bus.read((0, 0), 0.0).entries == [Entry(8, 0, b"before"), Entry(8, 2, b"after")]
@@ -608,7 +608,7 @@ def test_the_smallest_rights_are_enough(server: RedisServer, new_bus: NewBus) ->
 def test_who_is_not_let_in(server: RedisServer, new_bus: NewBus) -> None:
     server.user("bgpool", PASSWORD, *RIGHTS.split())
     server.require_password()
-    assert "wants a password" in failure(new_bus(server.url()).top)
+    assert "requires a password" in failure(new_bus(server.url()).top)
     for user, password in (("bgpool", "s3cret"), ("nobody", PASSWORD)):
         said = failure(new_bus(server.url(user=user, password=password)).top)
         assert "refuses the user or the password" in said
