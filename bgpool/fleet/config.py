@@ -59,8 +59,8 @@ class FleetConfig:
         if key is None and not settings.bg_fleet_trust:
             raise ConfigurationError(
                 "bg_fleet needs a key, so that other clients of the bus cannot mislead the fleet: set "
-                "$BGPOOL_FLEET_KEY (or bg_fleet_key) to the output of `openssl rand -hex 32`, the same on all hosts; or "
-                "bg_fleet_trust=true to trust unsigned messages"
+                "$BGPOOL_FLEET_KEY (or bg_fleet_key) to the output of `openssl rand -hex 32`, the same on all "
+                "hosts; or bg_fleet_trust=true to trust unsigned messages"
             )
         if password is not None and urlsplit(url).password:
             raise ConfigurationError("bg_fleet has a password, and bg_fleet_password makes one: one of them is allowed")

@@ -274,7 +274,7 @@ def test_the_highest_possible_id_closes_the_stream_until_somebody_deletes_it(
     for term, seq in ((8, 0), (8, 1)):
         said = failure(bus.publish, term, seq, b"")
         assert "highest possible id" in said
-        assert "deletes that key (DEL)" in said
+        assert "delete that key (DEL)" in said
         assert KEY in said
     server.execute("DEL", KEY)
     bus.publish(8, 0, b"")
@@ -330,7 +330,7 @@ def test_a_script_of_somebodys(server: RedisServer, bus: StreamBus) -> None:
     thread.start()
     try:
         wait_until(partial(is_busy, server), timeout_s=PATIENCE_S, what="the server runs the script")
-        assert "busy with a script" in failure(bus.publish, 7, 1, b"")
+        assert "busy with another client's script" in failure(bus.publish, 7, 1, b"")
     finally:
         server.execute("SCRIPT", "KILL")
         thread.join()
@@ -345,8 +345,8 @@ def test_a_server_that_loads_its_data(new_bus: NewBus) -> None:
         server.execute("EVAL", "for i = 1, 4000 do redis.call('SET', 'k' .. i, string.rep('x', 100)) end", 0)
         server.stop()
         server.start(wait=False)
-        wait_until(lambda: "loads its data" in failure(bus.top), timeout_s=PATIENCE_S, what="the server loads")
-        assert "loads its data" in failure(bus.publish, 7, 1, b"")
+        wait_until(lambda: "loading its data" in failure(bus.top), timeout_s=PATIENCE_S, what="the server loads")
+        assert "loading its data" in failure(bus.publish, 7, 1, b"")
         wait_until(server.answers, timeout_s=PATIENCE_S, what="the server has loaded")
         assert bus.top() == Entry(7, 0, b"kept")
 
@@ -456,7 +456,7 @@ def test_an_answer_that_is_none(new_bus: NewBus, said: bytes) -> None:
         ("MASTERDOWN Link with MASTER is down", "has lost its primary"),
         ("ASK 2466 127.0.0.1:7131", "is moving bgpool:{ledger} to another node"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "is moving bgpool:{ledger}"),
-        ("MOVED 2466 ?:7131", "sends from one node to another"),
+        ("MOVED 2466 ?:7131", "redirects from one node to another"),
         ("DENIED Redis is running in protected mode because", "is in protected mode"),
         ("ERR max number of clients reached", "maxclients"),
         ("ERR unknown command 'AUTH', with args beginning with: 's3cret'", "does not know XREVRANGE; Redis 6.2"),
@@ -528,7 +528,7 @@ def test_a_reader_whose_server_is_demoted_hears_it_at_once(
     bus = new_bus(old.url(host="bus.test"), "other")
     bus.publish(8, 0, b"")
     threading.Timer(0.05, lambda: old.execute("REPLICAOF", new.address, new.port)).start()
-    assert "is no primary any more" in failure(bus.read, (8, 0), 0.4)
+    assert "is no longer a primary" in failure(bus.read, (8, 0), 0.4)
     name["bus.test"] = new.address
     bus.top()
 
@@ -585,7 +585,7 @@ def test_a_cluster_has_one_database(
     name["bus.test"] = nodes[0].address
     nodes[0].user("any", PASSWORD, "+@all", "~*")
     bus = new_bus(nodes[0].url(user="any", password=PASSWORD, host="bus.test", db=1))
-    assert "the database 0 alone" in failure(bus.top)
+    assert "only the database 0" in failure(bus.top)
 
 
 # -- who may -------------------------------------------------------------------------------------------------------
