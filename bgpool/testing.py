@@ -234,7 +234,7 @@ def deployment(
     """Return a deployment for a ``with`` or ``async with`` block, in ``CREATED`` and ready for a switchover.
 
     It replaces the elected monitor: it holds the monitor's lock and writes a heartbeat, so that no pool starts a
-        monitor. Only the pools open connections.
+    monitor. Only the pools open connections.
 
     Args:
         run_dir: A directory for this test alone, such as pytest's ``tmp_path``. By default a directory in memory is
