@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["BEFORE", "NOW", "builds", "environment"]
+__all__ = ["BEFORE", "NOW", "builds", "environment", "is_current", "statuses"]
 
 #: The last commit before bgpool's own costs were reduced.
 COMMIT: Final = "c9a8a21132def11c1855b533b96d9141b93e1bad"
@@ -49,6 +52,29 @@ def environment(build: Path, environ: dict[str, str]) -> dict[str, str]:
     Start Python with ``-P`` (3.11) or with a file, and not in this directory, which it would search first.
     """
     return {**environ, "PYTHONPATH": f"{build}:{_ROOT}", "PYTHONSAFEPATH": "1"}
+
+
+def is_current(build: Path) -> bool:
+    """Return whether *build* is the bgpool that this process imports."""
+    return build.resolve() == _ROOT
+
+
+def statuses(build: Path, run_dir: Path) -> list[dict[str, Any]]:
+    """Return the output of ``bgpool status --json`` of *build*, which can read the segments of *build*."""
+    command = [
+        sys.executable,
+        "-c",
+        "from bgpool.cli import main; main()",
+        "status",
+        "--json",
+        "--run-dir",
+        f"{run_dir}",
+    ]
+    done = subprocess.run(
+        command, env=environment(build, dict(os.environ)), cwd="/", capture_output=True, check=False, text=True
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+    return found
 
 
 def _archive() -> bytes | None:

@@ -104,7 +104,7 @@ class Crew:
         self._spec: Final = CLIENTS[client]
         self._stack: Final = contextlib.ExitStack()
         self._directory: Final = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bgpool-crew-"))
-        self.config: Final = config.with_(size=threads, directory=self._directory)
+        self.config: Final = config.with_(size=threads, directory=self._directory, build=str(self._build))
         self._orders: Final = Orders(client, self.config, processes, threads, pause_s, grace_s)
         self._readers = [_Reports(reports_file(self._directory, worker), worker) for worker in range(processes)]
         self._process: subprocess.Popen[bytes] | None = None

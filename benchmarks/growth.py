@@ -178,7 +178,7 @@ def _workers_rows(director: Director, found: Mapping[str, Path], size: Size) -> 
 
 def _watched(ends: contextlib.ExitStack, pair: Pair, build: Path) -> RunDir:
     """Return the run directory of a worker with *build* and of its monitor. Both live until *ends*."""
-    run_dir = ends.enter_context(RunDir())
+    run_dir = ends.enter_context(RunDir(build))
     ends.enter_context(_working(build, Orders(pair.dsn, pair.resolver, str(run_dir.path), ("0",), timer_ms=600_000)))
     run_dir.wait_ready("0", timeout_s=START_TIMEOUT_S)
     return run_dir
@@ -186,8 +186,7 @@ def _watched(ends: contextlib.ExitStack, pair: Pair, build: Path) -> RunDir:
 
 def _wait_phase(run_dirs: Iterable[RunDir], phase: Phase) -> None:
     def are_there() -> bool:
-        found = [run_dir.snapshot("0") for run_dir in run_dirs]
-        return all(snapshot is not None and snapshot.phase is phase for snapshot in found)
+        return all(run_dir.states("0").get("0", (None, False))[0] is phase for run_dir in run_dirs)
 
     wait_until(are_there, timeout_s=START_TIMEOUT_S, what=f"the phase {phase.name}")
 
@@ -232,7 +231,8 @@ def _workers_table(rows: Sequence[_Row]) -> Table:
 def _deployments_row(pair: Pair, client: str, build: Path, count: int, size: Size) -> _Row:
     """Return the cost of *count* deployments for a host with one worker. It has a pool in each, on the same servers."""
     bg_ids = tuple(map(str, range(count)))
-    with RunDir() as run_dir, _working(build, Orders(pair.dsn, pair.resolver, str(run_dir.path), bg_ids)) as worker:
+    orders = (pair.dsn, pair.resolver)
+    with RunDir(build) as run_dir, _working(build, Orders(*orders, str(run_dir.path), bg_ids)) as worker:
         run_dir.wait_ready(*bg_ids, timeout_s=START_TIMEOUT_S)
         time.sleep(size.settle_s)
         monitors = run_dir.monitors()

@@ -126,7 +126,7 @@ def _release(pair: Pair, certify: _Certificates, client: str, build: Path, worke
     director = Director(pair, SCHEDULE)
     # Clear the cache: earlier logins on green have left the password in it.
     director.add("password_forgotten", SCHEDULE.caught_up_s, partial(_forget_passwords, pair.green))
-    with RunDir() as run_dir, contextlib.ExitStack() as stack:
+    with RunDir(build) as run_dir, contextlib.ExitStack() as stack:
         config = Config.of(pair, directory=str(run_dir.path)).with_(dsn=certify.dsn(pair, TLS))
         kind = "oracle" if client == ORACLE else "pool"
         orders = mysql_release_process.Orders(kind, config, workers, PAUSE_S)

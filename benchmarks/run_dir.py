@@ -9,8 +9,11 @@ import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import bgpool
+from benchmarks.builds import is_current, statuses
+from bgpool.core.phase import Phase
 from bgpool.core.snapshot import Snapshot
 from bgpool.lab import LabError
 from bgpool.lab.waiting import wait_until
@@ -30,6 +33,10 @@ class RunDir:
     """
 
     path: Path
+
+    def __init__(self, build: Path | None = None) -> None:
+        """Describe a run directory for the bgpool of the directory *build*; None for this one."""
+        self._other_build: Final = build if build is not None and not is_current(build) else None
 
     def __enter__(self) -> RunDir:
         self.path = Path(tempfile.mkdtemp(prefix="bgpool-bench-"))
@@ -51,11 +58,25 @@ class RunDir:
         return RunFiles.of(self.path, bg_id)
 
     def snapshot(self, bg_id: str) -> Snapshot | None:
-        """Return the last snapshot of *bg_id*'s monitor."""
+        """Return the last snapshot of *bg_id*'s monitor, of this build."""
         return Reader(self.files(bg_id)).refresh().snapshot
+
+    def states(self, *bg_ids: str) -> dict[str, tuple[Phase | None, bool]]:
+        """Return the phase of each of *bg_ids* that is known, and whether it is ready for a switchover."""
+        if self._other_build is not None:
+            # The segment's format may differ between builds.
+            return {
+                status["bg_id"]: (Phase[status["phase"]] if status["phase"] else None, bool(status["ready"]))
+                for status in statuses(self._other_build, self.path)
+            }
+        snapshots = {bg_id: self.snapshot(bg_id) for bg_id in bg_ids}
+        return {bg_id: (found.phase, found.ready) for bg_id, found in snapshots.items() if found is not None}
 
     def monitors(self) -> tuple[int, ...]:
         """Return the process ids of the running monitors. One process may run several monitors."""
+        if self._other_build is not None:
+            found = [status["monitor"] for status in statuses(self._other_build, self.path)]
+            return tuple(pid for pid in dict.fromkeys(each["pid"] for each in found if each) if _is_there(pid))
         pids = []
         for files in RunFiles.all_in(self.path):
             with contextlib.suppress(FileNotFoundError, bgpool.SegmentError):
@@ -70,8 +91,8 @@ class RunDir:
         """
 
         def all_ready() -> bool:
-            found = [self.snapshot(bg_id) for bg_id in bg_ids]
-            return all(snapshot is not None and snapshot.ready for snapshot in found)
+            states = self.states(*bg_ids)
+            return all(states.get(bg_id, (None, False))[1] for bg_id in bg_ids)
 
         wait_until(all_ready, timeout_s=timeout_s, what=f"{len(bg_ids)} deployments to be ready")
 

@@ -34,6 +34,7 @@ class Config:
         baseline_ms, increased_ms, high_ms: The poll intervals of clients that poll.
         size: The number of connections of each process. A crew sets it.
         directory: A directory for the clients' files. A crew sets it.
+        build: The directory of the bgpool that the processes import; empty for this one. A crew sets it.
         debug: True to write the client's log at the level DEBUG.
     """
 
@@ -47,6 +48,7 @@ class Config:
     high_ms: int = 100
     size: int = 1
     directory: str = ""
+    build: str = ""
     debug: bool = False
 
     @classmethod

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bgpool
+from benchmarks.builds import is_current, statuses
 from benchmarks.clients import POOL_TIMEOUT_S, Config
 
 # Imported here and not at the first use, so that the workers share it after the fork, as with the other clients.
@@ -67,6 +68,8 @@ def _insert(connection: Any, key: Key) -> None:
 
 def helpers(config: Config) -> list[int]:
     """Return the process id of the monitor, if there is one."""
+    if build := _other_build(config):
+        return [status["monitor"]["pid"] for status in statuses(build, _run_dir(config)) if status["monitor"]]
     try:
         return [SegmentMap(_files(config)).header.pid]
     except (FileNotFoundError, bgpool.SegmentError):
@@ -75,8 +78,16 @@ def helpers(config: Config) -> list[int]:
 
 def is_ready(config: Config) -> bool:
     """Return whether the monitor reports that a switchover may begin."""
+    if build := _other_build(config):
+        return any(status["ready"] for status in statuses(build, _run_dir(config)))
     snapshot = Reader(_files(config)).refresh().snapshot
     return snapshot is not None and snapshot.ready
+
+
+def _other_build(config: Config) -> Path | None:
+    """Return the directory of the build, if it is not this one. The segment's format may differ between builds."""
+    build = Path(config.build) if config.build else None
+    return build if build is not None and not is_current(build) else None
 
 
 def _files(config: Config) -> RunFiles:
