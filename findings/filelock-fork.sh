@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# filelock 3.30.0 (every Python) and 4.3.1 (Python 3.12 and later): importing it is enough to make os.fork() raise
-# RuntimeError in one thread while another thread is forking. No lock is created or acquired here.
-# Seen: about 2,080 of 2,400 forks fail with Python 3.10.13 to 3.13.0. Expected: a library that is imported and not used
-# changes nothing about fork.
-# Exit status 0: the behaviour is unchanged. Exit status 1: it has changed.
+# filelock: an import of it makes os.fork() raise RuntimeError in one thread while another thread is forking.
+#
+# Versions: filelock 3.30.0 (every Python) and 4.3.1 (Python 3.12 and later), Python 3.10.13 to 3.13.0 (PYTHON=...).
+# Behaviour: the import installs an audit hook for forks. No lock is created or acquired here.
+# Expected: a library that is imported and not used changes nothing about fork.
+# Seen: about 2,080 of 2,400 forks fail.
 set -eu
 python=${PYTHON:-python3}
 work=$(mktemp -d)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# PyMySQL 1.1.3 and 1.2.4: LOAD DATA LOCAL that is interrupted in the middle of the file (a signal's exception, Ctrl-C,
-# gevent's Timeout) tells the server that the file is complete, so that in autocommit half of it is committed. A
-# statement whose connection was cut raises AttributeError, not a pymysql.err.Error.
-# Seen: "interrupted: the server was sent 65536 bytes and the end of the file" and "cut: AttributeError".
+# PyMySQL: after LOAD DATA LOCAL is interrupted in the middle of the file, the server commits half of it in autocommit.
+#
+# Versions: PyMySQL 1.1.3 and 1.2.4, Python 3.11. The server is a fake that accepts every login.
+# Behaviour: an interrupt (a signal's exception, Ctrl-C, gevent's Timeout) makes PyMySQL tell the server that the file is
+#   complete. A statement whose connection was cut raises AttributeError, not a pymysql.err.Error.
 # Expected: the connection is closed, which makes MySQL 9.7 and MariaDB 11.8 roll the statement back; OperationalError.
-# Exit status 0: the behaviour is unchanged. Exit status 1: it has changed. The server is a fake that accepts every
-# login.
+# Seen: "interrupted: the server was sent 65536 bytes and the end of the file" and "cut: AttributeError".
 set -eu
 python=${PYTHON:-python3}
 work=$(mktemp -d)

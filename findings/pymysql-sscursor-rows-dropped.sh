@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# PyMySQL 1.1.3 and 1.2.4: a loop over an unbuffered cursor (SSCursor) ends early, without an error, where another
-# statement is executed on the same connection in between. The rows that were not read are dropped; the only sign is a
-# UserWarning that does not name the cursor, and Python shows it once for each line of code.
-# Seen: "read 2 of 5 rows, then: the end".
+# PyMySQL: a loop over an unbuffered cursor ends early, without an error, where another statement runs in between.
+#
+# Versions: PyMySQL 1.1.3 and 1.2.4, Python 3.11. The server is a fake that accepts every login.
+# Behaviour: the statement on the same connection drops the rows of the SSCursor that were not read. The only sign is a
+#   UserWarning that does not name the cursor, and Python shows it once for each line of code.
 # Expected: an error when the loop continues, such as mysqlclient's ProgrammingError 2014, "Commands out of sync".
-# Exit status 0: the behaviour is unchanged. Exit status 1: it has changed. The server is a fake that accepts every
-# login.
+# Seen: "read 2 of 5 rows, then: the end".
 set -eu
 python=${PYTHON:-python3}
 work=$(mktemp -d)
