@@ -3,6 +3,9 @@
 # make test-full  the same with every variant: all scenarios on all engines, long chaos runs, every Python
 # make mysql  the MySQL tests, with every scenario, on a real server: Debian's, fetched to .mysql, or MYSQLD=/path/to/mysqld
 # make bench  runs the benchmarks, compared with other pools
+# make lint   ruff, mypy, and the linters of spelling and prose
+# make docs   builds the site in site/
+# make package  builds sdist and wheel in dist/, checks them, and runs the quick tests with the installed wheel
 # Each target installs its requirements into .venv, from the package index alone. The tests also need a MariaDB server and
 # a Redis (or Valkey) server, which no wheel contains. For root, with apt-get, they are installed from Debian's packages.
 
@@ -17,7 +20,7 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 # This Python runs the quick tests together with all others, so its quick environment is skipped.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
-.PHONY: demo test test-full mysql bench clean mariadb redis run-py run-full run-beside run-beside-full
+.PHONY: demo lint docs package test test-full mysql bench clean mariadb redis run-py run-full run-beside run-beside-full
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
@@ -50,6 +53,17 @@ mysql: export BGPOOL_LAB_MYSQL = $(if $(MYSQLD),$(dir $(abspath $(MYSQLD))),$(CU
 mysql: $(VENV)/.tox
 	@$(if $(MYSQLD),test -f '$(MYSQLD)' || { echo "MYSQLD must be the path of the server's program: $(MYSQLD)" >&2; exit 1; },sh tests/fetch_mysql.sh .mysql)
 	$(BIN)/tox run -e mysql -- $(ARGS)
+
+lint: $(VENV)/.tox
+	$(BIN)/tox run -e lint,docs
+
+docs: $(VENV)/.tox
+	$(BIN)/tox run -e docs
+	@echo "The site: $(CURDIR)/site/index.html"
+
+package: $(VENV)/.tox
+	$(BIN)/tox run -e package
+	$(BIN)/tox run -e installed --recreate --installpkg "$$(echo dist/*.whl)"
 
 # An hour and a half on a quiet machine; ARGS="storm --repeat 1" for less.
 bench: mariadb redis $(VENV)/.tox
@@ -89,4 +103,4 @@ redis:
 	fi
 
 clean:
-	rm -rf $(VENV) .mysql .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mysql .tox site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
