@@ -28,6 +28,7 @@ LAYERS = [
         "aliases",
         "signals",
         "sockets",
+        "descriptors",
         "tls",
         "mysql_logins",
         "mysql_driver",

@@ -18,6 +18,7 @@ from typing import Final
 import msgpack
 
 from bgpool.core.limits import MONITOR_READY_S, STACK_BYTES, SWITCH_S
+from bgpool.descriptors import open_descriptors
 from bgpool.monitor import be_monitor
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.group import MonitorGroup
@@ -75,7 +76,7 @@ def _lighten() -> None:
 def _close_above_the_limit() -> None:
     """Close inherited descriptors above the limit, which the starter could not close; none is this process's own."""
     limit = os.sysconf("SC_OPEN_MAX")
-    for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
+    for fd in open_descriptors():
         if 0 <= limit <= fd:
             with contextlib.suppress(OSError):
                 os.close(fd)

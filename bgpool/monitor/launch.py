@@ -23,6 +23,7 @@ from typing import Final
 import msgpack
 
 from bgpool.core.limits import MONITOR_READY_S, MONITOR_START_S
+from bgpool.descriptors import open_descriptors
 from bgpool.monitor.config import MonitorConfig
 from bgpool.monitor.python import environment, interpreter
 from bgpool.monitor.rendezvous import Rendezvous
@@ -156,7 +157,7 @@ def _inheritable() -> list[int]:
     them, and the monitor closes them itself.
     """
     found, limit = [], os.sysconf("SC_OPEN_MAX")
-    for fd in (int(path.name) for path in Path("/dev/fd").iterdir()):
+    for fd in open_descriptors():
         # The descriptor that was used to read the directory is closed by now.
         with contextlib.suppress(OSError):
             if fd > 2 and (limit < 0 or fd < limit) and os.get_inheritable(fd):

@@ -14,6 +14,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
+from bgpool.descriptors import open_descriptors
 from bgpool.segment.paths import identity_of, leads_to, open_checked, refused
 
 __all__ = ["Lock", "is_held", "leave_to_parent", "try_lock"]
@@ -127,7 +128,7 @@ def _close_all(path: Path) -> None:
     with contextlib.suppress(OSError):
         wanted = path.stat()
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        for fd in open_descriptors():
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(fd), wanted):
                     # Replaced instead of closed: the number stays in use, in case an object still closes it.
