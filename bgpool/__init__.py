@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,9 @@ __all__ = [
     "PasswordFailed",
     "__version__",
 ]
+
+if os.name != "posix":
+    raise ImportError(f"bgpool needs a POSIX system (Linux; macOS is untested): os.name is {os.name!r}")
 
 logging.getLogger("bgpool").addHandler(logging.NullHandler())
 

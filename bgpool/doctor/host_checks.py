@@ -9,7 +9,6 @@ import shlex
 import shutil
 import stat
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from bgpool.doctor.findings import Checks, Verdict, failed, not_checked, ok, war
 from bgpool.errors import ConfigurationError, SegmentError
 from bgpool.report.reasons import of_deployment
 from bgpool.segment import layout, table
-from bgpool.segment.paths import file_mode, look_in, memory_dir
+from bgpool.segment.paths import MEMORY, file_mode, look_in, memory_dir, temporary_dir
 from bgpool.segment.reader import SegmentMap
 from bgpool.settings import DISABLE, is_disabled
 
@@ -37,7 +36,7 @@ host_checks: Final[Checks[Case]] = Checks()
 NEEDED_BYTES: Final = 2 * layout.FILE_BYTES + table.FILE_BYTES + 2_000_000 + HISTORY_BYTES
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _ELSEWHERE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"})
-_TESTED: Final = ((3, 10), (3, 14))
+_TESTED: Final = ((3, 10), (3, 15))
 
 
 @host_checks.check("software", "Which versions are these?")
@@ -97,7 +96,7 @@ def _is_ours_to_chmod(found: os.stat_result) -> bool:
 
 def _another(path: Path) -> str:
     """What this user can do without anybody's help where *path* cannot be used: name another directory."""
-    for parent in dict.fromkeys((memory_dir(), Path(tempfile.gettempdir()))):
+    for parent in dict.fromkeys((memory_dir(), temporary_dir())):
         place = look_in(parent)
         if place != path and os.access(existing(place), os.W_OK | os.X_OK):
             return f"set BGPOOL_RUN_DIR={shlex.quote(str(parent))} (or bg_run_dir), and {place} is used"
@@ -110,7 +109,8 @@ def _file_system(case: Case) -> Verdict:
     kind = _file_system_of(place)
     if kind is None:
         return not_checked("this system does not tell what is mounted where")
-    elsewhere = f"BGPOOL_RUN_DIR=/dev/shm/bgpool-{os.geteuid()}"
+    shm = memory_dir() == MEMORY
+    elsewhere = f"BGPOOL_RUN_DIR={MEMORY}/bgpool-{os.geteuid()}" if shm else "have BGPOOL_RUN_DIR name a tmpfs"
     if kind in _ELSEWHERE:
         return failed(f"{place} is on {kind}: mappings and locks are not this host's own", elsewhere)
     if kind not in _IN_MEMORY:

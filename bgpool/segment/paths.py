@@ -16,6 +16,7 @@ from typing import Final
 from bgpool.base_errors import SegmentError
 
 __all__ = [
+    "MEMORY",
     "Exhausted",
     "RunFiles",
     "create_checked",
@@ -28,7 +29,11 @@ __all__ = [
     "prepare_run_dir",
     "refused",
     "reserve",
+    "temporary_dir",
 ]
+
+#: The directory in memory that Linux has for all users.
+MEMORY: Final = Path("/dev/shm")
 
 #: The mode of a run directory that the users of a group share.
 _SHARED_MODE: Final = 0o2770
@@ -183,8 +188,16 @@ class RunFiles:
 
 def memory_dir() -> Path:
     """Return the default location of run directories: /dev/shm, or else the temporary directory."""
-    memory = Path("/dev/shm")
-    return memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else temporary_dir()
+
+
+def temporary_dir() -> Path:
+    """Return the system's directory for temporary files; /tmp if none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        # The caller then fails to create anything in it, with an error that names it, and the pool is a plain pool.
+        return Path("/tmp")
 
 
 def look_in(run_dir: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:

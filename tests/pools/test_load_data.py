@@ -38,6 +38,8 @@ MANY_ROWS = b"".join(b"%060d\n" % n for n in range(200_000))
 
 @pytest.fixture(scope="module", autouse=True)
 def _table(mysql_pair: Pair) -> None:
+    # MySQL 8.0 and newer refuse local files by default, MariaDB allows them.
+    mysql_pair.blue.execute("SET GLOBAL local_infile = 1")
     mysql_pair.blue.execute("CREATE TABLE IF NOT EXISTS app.loaded (v VARCHAR(60))")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,6 +105,10 @@ def test_a_table_that_is_missing_is_said_before_it_is_needed(
     lines = [record.getMessage() for record in caplog.records if "receipts" in record.getMessage()]
     assert len(lines) == 1, lines
     assert "does not exist" in lines[0]
+
+
+def test_the_lock_of_mysql_needs_no_function_that_mysql_9_6_removed() -> None:
+    assert not re.search(r"\b(MD5|SHA1?)\(", mysql.lock_of("app.receipts") + mysql.lock_of("receipts"))
 
 
 #: What keeps a deletion away: others delete just then, or the table is being changed.

@@ -14,8 +14,11 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from bgpool.lab import Pair
 
 
 class Refusal(NamedTuple):
@@ -99,10 +102,21 @@ def check(name: str) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Play a switchover and print what came of it, as JSON."""
+    """Play a switchover behind the filter and print the result, as JSON."""
     refuse(names)
     for name in names:
         check(name)
+    print(json.dumps(play("postgresql")))
+
+
+def play(engine: str, then: Callable[[Pair], dict[str, object]] = lambda _: {}) -> dict[str, object]:
+    """Play a switchover and return the result.
+
+    Args:
+        engine: The servers' engine.
+        then: Called at the end with the servers, which still run. Its result is added.
+    """
+    from bgpool.core.engine import Engine
     from bgpool.doctor import Case
     from bgpool.doctor.kernel_checks import kernel_checks
     from bgpool.lab import Event
@@ -115,12 +129,13 @@ def main(names: list[str]) -> None:
     def look(_event: Event) -> None:
         seen.append(status("demo", trial.run_dir))
 
-    with Trial(workers=2, schedule=FAST, settle_s=0.5) as trial:
+    with Trial(engine=Engine(engine), workers=2, schedule=FAST, settle_s=0.5) as trial:
         trial.on_ready = lambda: trial.director.on_event.append(look)
         report = trial.run()
         findings = kernel_checks.run(Case(trial.pair.dsn), "this host")
+        more = then(trial.pair)
     assert report.snapshot is not None
-    told = {
+    return more | {
         "clean": report.verdict.clean,
         "acknowledged": report.verdict.acknowledged,
         "errors": report.error_examples,
@@ -132,7 +147,6 @@ def main(names: list[str]) -> None:
         "notes": sorted({text.split(",")[0] for one in seen for text in one.notes}),
         "doctor": {one.check: [one.result.value, one.text] for one in findings},
     }
-    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def can_delete(table: str) -> str:
 def lock_of(table: str) -> str:
     """The name of the lock of *table* for LOCK and UNLOCK, an expression."""
     place = _place(table)
-    return f"CONCAT('bgpool:', MD5(CONCAT({place['schema']}, '.', '{place['name']}')))"
+    # A name has at most 64 characters. MySQL has no MD5 and SHA1 from 9.6 on, unless a component is installed.
+    return f"CONCAT('bgpool:', LEFT(SHA2(CONCAT({place['schema']}, '.', '{place['name']}'), 256), 40))"
 
 
 def _place(table: str) -> dict[str, str]:
