@@ -1,4 +1,4 @@
-"""The command line: ``bgpool``. Its own dependencies are an extra, so that a library user pays nothing for it."""
+"""The command line: ``bgpool``. Its dependencies are an extra, so that users of the library do not need them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def main() -> None:
     try:
         _run()
     finally:
-        # Here, where a reader that has left still has its exit status.
+        # Flush here, where a reader that has exited still determines the exit status.
         print(end="", flush=True)
 
 
 def _run() -> None:
     try:
         if sys.argv[1:2] == ["status"]:
-            # Before typer, which takes longer to import than status may take: it is asked again and again on the night.
+            # Before typer, whose import takes longer than status may take: status is often polled during a switchover.
             from bgpool.cli import status
 
             sys.exit(status.main(sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""How a watch ends: its exit status, and what to do then."""
+"""The end of a watch: its exit status, and advice."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _BACK: Final = (
 
 
 def advice(code: int, status: Status | None) -> str:
-    """One sentence for the operator when a watch ends.
+    """Return one sentence of advice for the operator at the end of a watch.
 
     Args:
         code: The exit status, one of the constants above.
-        status: What was seen last; None if nothing was.
+        status: The last status; None if there was none.
     """
     if status is None:
         return "no deployment was found to watch; start the application, or name its directory with --run-dir"

@@ -27,7 +27,7 @@ __all__ = ["app"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    # Whatever the version of typer: a variable may hold a DSN, and that a password.
+    # With any version of typer: a variable may contain a DSN with a password.
     pretty_exceptions_show_locals=False,
     help="Carry Python applications through an RDS/Aurora Blue/Green switchover.",
 )

@@ -1,4 +1,4 @@
-"""``bgpool demo``: a trial, shown while it runs, and its verdict."""
+"""``bgpool demo``: run a trial, show its progress, and print its verdict."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED":
 
 
 def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, *, kill_monitor: bool) -> bool:
-    """Run a trial and show it; whether no row is wrong and nobody is missing.
+    """Run a trial and show it. Return whether all rows are correct and no thread is missing.
 
     Args:
-        engine: Whose servers.
-        options: Keywords for `Pair`, ``programs`` and ``upgrade`` among them.
-        workers, threads: How many there are.
-        kill_monitor: Whether the monitor is killed in IN_PROGRESS.
+        engine: The database engine.
+        options: Keywords for `Pair`, including ``programs`` and ``upgrade``.
+        workers, threads: Their numbers.
+        kill_monitor: True to kill the monitor in IN_PROGRESS.
 
     Raises:
-        LabError: The servers' programs are missing, or something went wrong with them.
+        LabError: The servers' programs are missing, or failed.
     """
     console = make_console()
     began = time.monotonic()
@@ -55,7 +55,7 @@ def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, 
 
 
 class _Progress:
-    """What happens, as it happens: a table that is redrawn on a terminal, lines elsewhere."""
+    """The progress: a table that is redrawn on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console, trial: Trial, began: float, *, kill_monitor: bool) -> None:
         self._console = console
@@ -64,7 +64,7 @@ class _Progress:
         self._kill_monitor = kill_monitor
 
     def tell(self, event: Event) -> None:
-        """One step of the director, and what the workers say at that moment."""
+        """Show one step of the director, and the workers' state at that time."""
         held = sum(worker.held for worker in self._trial.crew)
         rate = sum(worker.rate(0.5) for worker in self._trial.crew)
         self._console.print(
@@ -82,7 +82,7 @@ class _Progress:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Redraw the workers while the block runs."""
+        """Redraw the workers within the block."""
         if not self._console.is_terminal:
             yield
             return

@@ -1,4 +1,4 @@
-"""``bgpool doctor``: the findings, as lines or as JSON."""
+"""``bgpool doctor``: print the findings, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLOURS: Final = {
     Result.FAILED: "bold red",
     Result.NOT_CHECKED: "dim",
 }
-#: What has to be done comes first; within it, the order of the examination.
+#: Findings that need action come first; within a result, the order of the examination.
 _ORDER: Final = (Result.FAILED, Result.WARNING, Result.NOT_CHECKED, Result.OK)
 
 
@@ -36,7 +36,7 @@ def run(
     busy_limit_s: float | None,
     as_json: bool,
 ) -> int:
-    """Examine *dsn* and print what was found; the exit status: 0, 1 if a check failed, 2 if the DSN cannot be used."""
+    """Examine *dsn* and print the findings. Return the exit status: 0, 1 if a check failed, 2 for an invalid DSN."""
     try:
         case = Case(dsn, bg_id=bg_id, processes=processes, max_size=max_size, busy_limit_s=busy_limit_s)
     except ConfigurationError as error:
@@ -46,14 +46,14 @@ def run(
 
 
 def tell(case: Case, *, as_json: bool) -> int:
-    """Examine *case* and print what was found; the exit status: 0, or 1 if a check failed."""
+    """Examine *case* and print the findings. Return the exit status: 0, or 1 if a check failed."""
     findings = examine(case)
     report_findings(case, findings, as_json=as_json)
     return exit_code(findings)
 
 
 def report_findings(case: Case, findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print what was found of *case*, what has to be done first."""
+    """Print the findings of *case*, those that need action first."""
     findings = sorted(findings, key=lambda finding: _ORDER.index(finding.result))
     if as_json:
         typer.echo(json.dumps(report(case, findings)))
@@ -62,7 +62,7 @@ def report_findings(case: Case, findings: Sequence[Finding], *, as_json: bool) -
 
 
 def report(case: Case, findings: Sequence[Finding]) -> dict[str, object]:
-    """The findings as JSON has them."""
+    """Return the findings for JSON."""
     counts = Counter(finding.result for finding in findings)
     return {
         "bg_id": case.settings.bg_id,

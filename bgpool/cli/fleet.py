@@ -1,4 +1,4 @@
-"""``bgpool fleet``: all hosts of a fleet at once, by what they say on its bus; no database and no run directory."""
+"""``bgpool fleet``: all hosts of a fleet, by their reports on its bus; uses no database and no run directory."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ __all__ = ["Fleet", "give", "give_up_after_s", "show"]
 
 _NS: Final = 1_000_000_000
 _NUMBER_DIGITS: Final = 20
-#: Names in one line.
+#: The maximum of names in one line.
 _NAMED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Which fleet, and how to get at it."""
+    """The fleet, and how to connect to its bus."""
 
     config: FleetConfig
     bg_id: str
 
     @classmethod
     def of(cls, dsn: str | None, bg_id: str | None, url: str | None) -> Fleet:
-        """What the command line and the environment come to.
+        """Return the fleet from the command line and the environment.
 
         Args:
-            dsn: As for get_pool; its ``bg_`` parameters count.
-            bg_id: In place of the DSN's.
-            url: The bus, without a password; in place of the DSN's and of ``$BGPOOL_FLEET``.
+            dsn: See get_pool; its ``bg_`` parameters are used.
+            bg_id: Overrides the DSN's.
+            url: The bus, without a password; overrides the DSN's and ``$BGPOOL_FLEET``.
 
         Raises:
-            ConfigurationError: There is no bus or no key, or one of them cannot be used; the text holds no secret.
+            ConfigurationError: There is no bus or no key, or one of them is invalid. The text contains no secret.
         """
         if url is not None and urlsplit(url).password is not None:
             raise ConfigurationError(
@@ -82,7 +82,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def survey(self) -> Iterator[tuple[StreamBus, Survey]]:
-        """The bus, and what is to be seen on it.
+        """Return the bus, and a survey of it.
 
         Raises:
             BusError: The bus cannot be used.
@@ -98,13 +98,13 @@ class Fleet:
 
 
 def show(fleet: Fleet, *, ready: bool, least: int, as_json: bool) -> int:
-    """Print what the hosts say.
+    """Print the hosts' reports.
 
     Args:
-        fleet: Of which one.
-        ready: Whether to say only whether all of them may be switched over.
-        least: How many hosts there are at least.
-        as_json: Print JSON.
+        fleet: The fleet.
+        ready: True to print only whether all of them may be switched over.
+        least: The minimum number of hosts.
+        as_json: True to print JSON.
 
     Returns:
         The exit status: 0; 1 if no host has reported, or with *ready* if the fleet may not be switched over.
@@ -127,7 +127,7 @@ def show(fleet: Fleet, *, ready: bool, least: int, as_json: bool) -> int:
 
 
 def _missing(seen: SurveyedHost) -> tuple[str, ...]:
-    """What stands between a host and a switchover."""
+    """Return the obstacles to a switchover of a host."""
     report = seen.report
     if report.phase is not Phase.CREATED and not report.missing:
         return (f"its phase is {report.phase.name}",)
@@ -144,7 +144,7 @@ def _missing_of_fleet(survey: Survey, least: int) -> Iterator[str]:
 
 
 def _notes(survey: Survey) -> Iterator[str]:
-    """What does not stand in the way of a switchover, and is worth a look."""
+    """Return findings that do not prevent a switchover."""
     hosts = survey.hosts
     names = _names(survey)
     if gone := survey.gone:
@@ -175,7 +175,7 @@ def _unread(survey: Survey) -> str:
 
 
 def _is_left_alone(seen: SurveyedHost) -> bool:
-    """Whether a host asks the database itself that should not have to."""
+    """Return whether a host queries the database although it should be a follower."""
     return seen.report.standing is FleetRole.DIRECT and seen.report.phase is not Phase.NOT_CREATED
 
 
@@ -304,20 +304,20 @@ def _standing_order(survey: Survey) -> FleetOrder | None:
 
 
 def give_up_after_s() -> float:
-    """How long `give` waits for the hosts, in seconds."""
+    """Return the time for which `give` waits for the hosts, in seconds."""
     return ORDER_WAIT_S + FLEET_REPORT_S
 
 
 def give(fleet: Fleet, order: Order, seconds: int = 0) -> Answer:
-    """Have all hosts obey *order*, and wait until they have.
+    """Send *order* to all hosts, and wait until they have accepted it.
 
     Args:
-        fleet: Whose hosts.
-        order: What is ordered.
-        seconds: For how long to hold.
+        fleet: The fleet.
+        order: The order.
+        seconds: The duration of a hold.
 
     Raises:
-        NotTaken: Nobody is there who would take it; nothing was written.
+        NotTaken: There is no host to accept it; nothing was written.
         BusError: The bus cannot be used.
     """
     name = f"fleet {fleet.bg_id!r}"
@@ -325,7 +325,7 @@ def give(fleet: Fleet, order: Order, seconds: int = 0) -> Answer:
         survey.listen_for_leader(FLEET_SILENCE_S)
         if not survey.hosts:
             raise NotTaken(f"{name}: {next(_missing_of_fleet(survey, 0))}")
-        # One that has just died has a successor soon.
+        # A leader that has just died soon has a successor.
         survey.listen_for_leader(ORDER_WAIT_S - FLEET_SILENCE_S)
         if survey.leader is None:
             raise NotTaken(
@@ -346,7 +346,7 @@ def give(fleet: Fleet, order: Order, seconds: int = 0) -> Answer:
 
 
 def _order(survey: Survey, order: Order, seconds: int) -> FleetOrder:
-    """An order that is newer than any before, whatever the clock here says."""
+    """Return an order that is newer than any earlier one, independent of this host's clock."""
     now_ns = survey.now_ns
     last = survey.order.number[:_NUMBER_DIGITS] if survey.order is not None else ""
     at_ns = max(now_ns, int(last) + 1 if last.isascii() and last.isdigit() else 0)
@@ -355,7 +355,7 @@ def _order(survey: Survey, order: Order, seconds: int) -> FleetOrder:
 
 
 def _await(name: str, survey: Survey, given: FleetOrder) -> Answer:
-    """Wait until every host has taken *given*: those that there were, and those that come; none is forgotten."""
+    """Wait until every host has accepted *given*: those that were known, and those that appear."""
     deadline = time.monotonic() + give_up_after_s()
     asked = {seen.report.place: seen for seen in survey.hosts}
     trouble = ""
@@ -364,7 +364,7 @@ def _await(name: str, survey: Survey, given: FleetOrder) -> Answer:
             survey.listen(deadline - time.monotonic())
             trouble = ""
         except BusError as error:
-            # It is written: what is open is who has taken it.
+            # The order is written; only its acceptance is unknown.
             trouble = f"; {error}"
             time.sleep(FLEET_CLAIM_PAUSE_S)
         asked |= {seen.report.place: seen for seen in survey.hosts}
@@ -400,11 +400,11 @@ def _why_late(survey: Survey, seen: SurveyedHost) -> str:
     return f"it is a {seen.report.standing.value}, and has reported since"
 
 
-# -- words --------------------------------------------------------------------------------------------------------
+# -- texts --------------------------------------------------------------------------------------------------------
 
 
 def _names(survey: Survey) -> dict[SurveyedHost, str]:
-    """What to call each host: its name, and what tells it from others of that name."""
+    """Return a label of each host: its name, and a suffix if the name is not unique."""
     there = [*survey.hosts, *survey.gone]
     often = Counter(seen.report.host for seen in there)
     return {
@@ -429,7 +429,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _utc(at_ns: int) -> str:
-    """A time for people; in an order of somebody else's it may be any number."""
+    """Return a time as text; another client's order may contain any number."""
     try:
         return f"{datetime.fromtimestamp(at_ns / _NS, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     except (ValueError, OverflowError, OSError):

@@ -1,4 +1,4 @@
-"""``bgpool lab``: the catalogue of switchovers, played on real servers."""
+"""``bgpool lab``: the catalogue of switchovers on real servers."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def _description(scenario: Scenario) -> dict[str, Any]:
 
 
 def play_scenarios(scenarios: Sequence[Scenario], engine: Engine, options: Mapping[str, Any], *, as_json: bool) -> bool:
-    """Play *scenarios* one after the other and print what each came to; whether nothing was wrong.
+    """Run *scenarios* one after the other and print the results. Return whether all were clean.
 
     Args:
-        scenarios: What is played.
-        engine: Whose servers.
-        options: Keywords for `Pair`, ``programs`` and ``upgrade`` among them.
-        as_json: Print JSON.
+        scenarios: The scenarios.
+        engine: The database engine.
+        options: Keywords for `Pair`, including ``programs`` and ``upgrade``.
+        as_json: True to print JSON.
 
     Raises:
-        ProgramsError: The servers' programs are missing or of no use.
+        ProgramsError: The servers' programs are missing or cannot be used.
     """
     _quiet_driver()
     console = make_console(stderr=as_json)
@@ -124,7 +124,7 @@ def _show(console: Console, result: dict[str, Any], took_s: float) -> None:
 
 
 def simulate(count: int, first_seed: int, processes: int) -> bool:
-    """Simulate *count* switchovers and print those in which a promise was not kept; whether there were none."""
+    """Simulate *count* switchovers and print those that broke a promise. Return whether there were none."""
     console = make_console()
     began, broken, rows, unknown = time.monotonic(), 0, 0, 0
     for number, outcome in enumerate(simulation.simulate_many(count, first_seed, processes=processes), 1):
@@ -140,7 +140,7 @@ def simulate(count: int, first_seed: int, processes: int) -> bool:
 
 
 def _complain(console: Console, outcome: simulation.Outcome | simulation.FleetOutcome) -> bool:
-    """Print which promises were not kept in one simulated switchover; whether there were any."""
+    """Print the broken promises of one simulated switchover; return whether there were any."""
     if outcome.violations:
         console.print(Text.assemble((f"seed {outcome.seed}", "bold red"), f": {outcome.story}"), soft_wrap=True)
         for violation in outcome.violations:
@@ -149,14 +149,14 @@ def _complain(console: Console, outcome: simulation.Outcome | simulation.FleetOu
 
 
 def trace_simulation(seed: int) -> bool:
-    """Tell what happens in one simulated switchover, by seconds from IN_PROGRESS; whether every promise was kept."""
+    """Print the events of a simulated switchover, in seconds from IN_PROGRESS. Return whether it kept all promises."""
     outcome = simulation.simulate(seed, trace=print)
     print(f"seed {seed}: {outcome.story}")
     return not outcome.violations
 
 
 def simulate_fleets(count: int, first_seed: int, hosts: int, processes: int) -> bool:
-    """The same with fleets of *hosts* hosts."""
+    """Simulate fleets of *hosts* hosts in the same way."""
     console = make_console()
     began, broken, fallbacks, worst_s = time.monotonic(), 0, 0, 0.0
     outcomes = simulation.simulate_fleets(count, hosts, first_seed, processes=processes)
@@ -174,22 +174,22 @@ def simulate_fleets(count: int, first_seed: int, hosts: int, processes: int) -> 
 
 
 def trace_fleet(seed: int, hosts: int) -> bool:
-    """Tell what happens in one simulated fleet of *hosts* hosts."""
+    """Print the events of one simulated fleet of *hosts* hosts."""
     outcome = simulation.simulate_fleet(seed, hosts, trace=print)
     print(f"seed {seed}: {outcome.story}")
     return not outcome.violations
 
 
 def _quiet_driver() -> None:
-    """Connections are cut here on purpose: the driver's lines about each of them tell nobody anything."""
+    """Suppress the driver's log lines about connections that are cut on purpose."""
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
 
 def run_chaos(engine: Engine, options: Mapping[str, Any], seed: int, seconds: float, *, as_json: bool) -> bool:
-    """Run chaos and print what it came to; whether nothing was wrong. *options* are those of `play_scenarios`.
+    """Run chaos and print the result. Return whether it was clean. *options* are those of `play_scenarios`.
 
     Raises:
-        ProgramsError: The servers' programs are missing or of no use.
+        ProgramsError: The servers' programs are missing or cannot be used.
     """
     _quiet_driver()
     console = make_console(stderr=as_json)

@@ -1,4 +1,4 @@
-"""``bgpool lab fleet``: the monitors of many hosts, one switchover, and what they asked of the database."""
+"""``bgpool lab fleet``: the monitors of many hosts, one switchover, and their queries to the database."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["fault_of", "play_fleet"]
 
 
 def fault_of(kill_leader: str | None, stop_leader: str | None, bus_fault: tuple[str, str] | None) -> Fault | None:
-    """What the options ask for; None for nothing.
+    """Return the fault from the options; None for none.
 
     Raises:
-        ValueError: A phase or a fault that there is not, or two faults at once.
+        ValueError: An unknown phase or fault, or two faults at once.
     """
     wanted = []
     if kill_leader is not None:
@@ -44,15 +44,15 @@ def fault_of(kill_leader: str | None, stop_leader: str | None, bus_fault: tuple[
 
 
 def play_fleet(plan: Plan, count: int, *, as_json: bool) -> bool:
-    """Play one host alone, then *plan*, so many times; print what it came to; whether nothing was wrong.
+    """Run one host alone, then *plan* *count* times; print the results. Return whether all were clean.
 
     Args:
-        plan: What is played.
-        count: How often.
-        as_json: Print JSON.
+        plan: The plan.
+        count: The number of runs.
+        as_json: True to print JSON.
 
     Raises:
-        ProgramsError: The servers' programs, or those of the bus, are missing or of no use.
+        ProgramsError: The servers' programs, or those of the bus, are missing or cannot be used.
     """
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     console = make_console(stderr=as_json)

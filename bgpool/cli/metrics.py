@@ -18,10 +18,10 @@ _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*)):([0-9]{1,5})
 
 
 def serve(address: str, bg_id: str, run_dir: Path) -> None:
-    """Answer Prometheus at *address*, ``[HOST]:PORT``, about *bg_id*; exits with a message where it is taken.
+    """Serve Prometheus at *address*, ``[HOST]:PORT``, with metrics of *bg_id*; exits with a message if it is in use.
 
     Raises:
-        ConfigurationError: The address is none, or a library is missing.
+        ConfigurationError: The address is invalid, or a library is missing.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None or int(found[3]) > 65535:

@@ -24,17 +24,17 @@ __all__ = ["play_once"]
 
 
 def play_once(run: Run, journal: Path | None, options: Sequence[str], *, as_json: bool) -> bool:
-    """Play *run*, print what each came to and the sums; whether nothing was wrong.
+    """Execute *run*, print the results and the sums. Return whether all were clean.
 
     Args:
-        run: What is played.
-        journal: The file of what was played before; None for none.
-        options: The command's own, to play one seed again with.
-        as_json: Print JSON.
+        run: The run.
+        journal: The file of earlier runs; None for none.
+        options: The command's own options, to repeat one seed.
+        as_json: True to print JSON.
 
     Raises:
-        ProgramsError: The servers' programs are missing or of no use.
-        ValueError: The journal is something else.
+        ProgramsError: The servers' programs are missing or cannot be used.
+        ValueError: The file is not a journal.
         OSError: It cannot be read or written.
     """
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""``bgpool hold`` and ``bgpool release``: an operator's order to the monitor of this host, and what became of it."""
+"""``bgpool hold`` and ``bgpool release``: send an operator's order to this host's monitor, and print the result."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bgpool.segment.table import Table
 
 __all__ = ["Answer", "NotTaken", "give", "read_duration"]
 
-#: How long the workers are given to act on the order before the command tells how many have, in seconds: each does so
-#: within milliseconds, and says so when it has.
+#: The time in which workers apply the order before the command prints how many have, in seconds. Each does so within
+#: milliseconds, and writes that into its row.
 _SETTLE_S: Final = 2.0
 
 _DURATION: Final = re.compile(r"([0-9]{1,5})(s|m|h)?")
@@ -33,15 +33,15 @@ _UNITS: Final = {None: 1, "s": 1, "m": 60, "h": 3600}
 
 
 class NotTaken(Error):
-    """No monitor has taken the order."""
+    """No monitor has accepted the order."""
 
 
 class Answer(NamedTuple):
-    """What became of an order that a monitor could take.
+    """The result of an order that a monitor could accept.
 
     Attributes:
-        done: What was ordered is so, or was so before.
-        text: For the operator.
+        done: True if the ordered state is in force, now or already before.
+        text: The text for the operator.
     """
 
     done: bool
@@ -49,10 +49,10 @@ class Answer(NamedTuple):
 
 
 def read_duration(text: str) -> int:
-    """The seconds in *text*: a whole number, with s, m or h after it or nothing.
+    """Return the seconds in *text*: a whole number, optionally followed by s, m or h.
 
     Raises:
-        ConfigurationError: It is none, or not within 1 s and ORDER_S.
+        ConfigurationError: It is not valid, or not between 1 s and ORDER_S.
     """
     match = _DURATION.fullmatch(text.strip())
     seconds = int(match[1]) * _UNITS[match[2]] if match is not None else 0
@@ -64,17 +64,17 @@ def read_duration(text: str) -> int:
 
 
 def give(order: Order, bg_id: str | None, run_dir: Path | None, seconds: int = 0) -> Answer:
-    """Have the monitor of this host obey *order*, and wait until it has.
+    """Send *order* to the monitor of this host, and wait until it is obeyed.
 
     Args:
-        order: What is ordered.
-        bg_id: Of which deployment; None for the only one in use.
-        run_dir: As the parameter bg_run_dir; None for the default.
-        seconds: For how long to hold.
+        order: The order.
+        bg_id: The deployment; None for the only one in use.
+        run_dir: The parameter bg_run_dir; None for the default.
+        seconds: The duration of a hold.
 
     Raises:
-        NotTaken: The bg_id is not known, no monitor lives, or none has obeyed within ORDER_WAIT_S.
-        ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
+        NotTaken: The bg_id is not known, no monitor is alive, or none has obeyed within ORDER_WAIT_S.
+        ConfigurationError, SegmentError: The call is invalid, or the run directory cannot be trusted.
     """
     deployment = _deployment(bg_id, run_dir)
     reader = Reader(deployment.files)
@@ -100,10 +100,10 @@ def _deployment(bg_id: str | None, run_dir: Path | None) -> Deployment:
 
 
 def _tell(deployment: Deployment, reader: Reader, order: Order, seconds: int) -> Snapshot:
-    """Give the order, and wait until it is obeyed or pointless; what is true then.
+    """Send the order, and wait until it is obeyed or has become pointless. Return the resulting snapshot.
 
     Raises:
-        NotTaken: Neither is so in time; the order was taken back.
+        NotTaken: Neither happened in time; the order was withdrawn.
     """
     deadline = time.monotonic() + ORDER_WAIT_S
     table = Table(deployment.files)
@@ -113,7 +113,7 @@ def _tell(deployment: Deployment, reader: Reader, order: Order, seconds: int) ->
         table.order[0] = word
         table.ring(time.monotonic_ns())
         while True:
-            # Before the look: what is published after it ends the wait at once.
+            # Before the read, so that a publication after it ends the wait immediately.
             reader.check_path()
             reading, now = reader.refresh(), _now(reader)
             if now is not None and (refusal(now, order) or (given and now.hold_until_ns == given.until_ns)):
@@ -122,20 +122,20 @@ def _tell(deployment: Deployment, reader: Reader, order: Order, seconds: int) ->
                 raise NotTaken(f"no monitor has taken the order within {ORDER_WAIT_S:.0f} s, and it was taken back")
             reading.wait_changed(WATCH_INTERVAL_S)
     finally:
-        # Obeyed once is enough; and nobody is to obey it after it was called not taken.
+        # Withdraw it: it must not be obeyed twice, or after it was reported as not taken.
         if table.order[0] == word:
             table.order[0] = 0
 
 
 def _now(reader: Reader) -> Snapshot | None:
-    """What is true by the newest snapshot and this process's clock."""
+    """Return the current state by the newest snapshot and this process's clock."""
     snapshot = reader.refresh().snapshot
     at = Instant(time.monotonic_ns(), time.time_ns())
     return step(snapshot, Tick(at), Rules()) if snapshot is not None else None
 
 
 def _settled(deployment: Deployment) -> Status:
-    """The status once every worker has acted on the order, or when its time is up."""
+    """Return the status once every worker has applied the order, or at the end of the time limit."""
     deadline = time.monotonic() + _SETTLE_S
     while (status := deployment.status()).totals.behind and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -150,13 +150,13 @@ def _result(before: Snapshot, order: Order, status: Status) -> str:
     if before.hold_until_ns:
         return f"the hold is over; {crowd}"
     if status.by_hand is None:
-        # The switchover itself was faster.
+        # The switchover ended before the order was applied.
         return f"no caller is held any more ({status.phase.name if status.phase is not None else 'unknown'}); {crowd}"
     return f"blue's callers are not held any more and connect by name until the switchover is over; {crowd}"
 
 
 def _patience(files: RunFiles, seconds: int) -> str:
-    """That callers give up before a hold of *seconds* is over; empty where they do not."""
+    """Return a text if callers give up before a hold of *seconds* is over; otherwise empty."""
     limits = [row.usage.hold_limit_ms / 1000 for row in workers(files) if row.usage.hold_limit_ms]
     shortest_s = min(limits, default=float("inf"))
     if shortest_s >= seconds:

@@ -1,4 +1,4 @@
-"""``bgpool receipts``: the DDL of the receipts table, and whether units of work can use it."""
+"""``bgpool receipts``: print the DDL of the receipts table, and check whether units of work can use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHERE = "receipts"
 
 
 def print_ddl(dsn: str) -> int:
-    """Print the statements that create the table of *dsn* for its user; the exit status: 2 if it cannot be used."""
+    """Print the statements that create the table of *dsn* for its user. Return the exit status, 2 for a bad DSN."""
     try:
         place, settings, _ = parse(dsn, {})
         user = place.user
@@ -34,7 +34,7 @@ def print_ddl(dsn: str) -> int:
 
 
 def check(dsn: str, *, as_json: bool) -> int:
-    """Print whether units can use the table of *dsn*; the exit status: 0, 1 if not, 2 if the DSN cannot be used."""
+    """Print whether units can use the table of *dsn*. Return the exit status: 0, 1 if not, 2 if the DSN is invalid."""
     try:
         case = Case(dsn)
     except ConfigurationError as error:

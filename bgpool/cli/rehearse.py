@@ -1,4 +1,4 @@
-"""``bgpool rehearse``: an application of the user's through a switchover, and what it went through."""
+"""``bgpool rehearse``: run an application of the user through a switchover, and report the results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ WENT_THROUGH, FAILED, WRONG_CALL, NO_LAB = 0, 1, 2, 3
 
 
 def run(plan: Plan, log: Path | None, *, as_json: bool) -> int:
-    """Carry out *plan* and print what came of it; the exit status.
+    """Execute *plan* and print the result; return the exit status.
 
-    The command's output goes to *log*, or with everything but the report to standard error.
+    The command's output goes to *log*, or, like everything except the report, to standard error.
     """
     began_s = time.monotonic()
     progress = make_console(stderr=True, soft_wrap=True)
@@ -55,7 +55,7 @@ def run(plan: Plan, log: Path | None, *, as_json: bool) -> int:
 
 
 def draw(report: Rehearsed) -> Group:
-    """*report* for people."""
+    """Print *report*."""
     parts: list[RenderableType] = [_facts(report), Text(""), _events(report.events)]
     if report.processes:
         parts += [Text(""), _processes(report)]

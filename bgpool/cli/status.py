@@ -1,4 +1,4 @@
-"""``bgpool status``: what this host knows of its deployments, at once and without a connection."""
+"""``bgpool status``: print this host's status of its deployments, without any connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ over; 2 for a wrong call or a run directory that is not to be trusted."
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the status of one bg_id, or of every bg_id in the run directory; the exit status."""
+    """Print the status of one bg_id, or of every bg_id in the run directory; return the exit status."""
     asked = _parser().parse_args(arguments)
     try:
         found = find(asked.bg_id, asked.run_dir)
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def absent(bg_id: str | None, run_dir: Path | str | None) -> str:
-    """That nothing was found, where and as whom it was looked for, what there is instead, and what to try."""
+    """Return a text about a bg_id without files: where and as which user bgpool looked, what exists, what to try."""
     uid = os.geteuid()
     try:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        # In a container there is often no name.
+        # In a container the user often has no name.
         user = str(uid)
     where = look_in(Path(run_dir) if run_dir is not None else None)
     others = [deployment.status().bg_id for deployment in find(None, run_dir)] if bg_id is not None else []
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say_ready(statuses: Sequence[Status]) -> None:
     for status in statuses:
-        # As the logs name it; a name that comes from a file may hold what a terminal would obey.
+        # In the form of the logs; a name from a file may contain terminal control sequences.
         name = f"{status.host}: bg_id {status.bg_id!r}"
         if status.ready:
             print(f"{name} is ready for a switchover: {_count(status, 'worker', 'workers')}")
@@ -92,14 +92,14 @@ def _count(status: Status, one: str, many: str) -> str:
 
 
 def _reconnections(status: Status) -> str:
-    """What the pools of this host may ask of green when callers are released."""
+    """Return a line about the connections that this host's pools may open to green at the release."""
     processes, green = _count(status, "process", "processes"), status.green_max_connections
     if all(worker.max_size for worker in status.workers):
         most = status.totals.max_size
         pools = " or ".join(map(str, sorted({worker.max_size for worker in status.workers})))
         text = f"at the release {processes} (max_size {pools}) may open up to {most} connections to green"
     else:
-        # Django and others keep connections themselves, and say no bound.
+        # Django and others keep connections themselves, without a known maximum.
         most = sum(worker.max_size or worker.in_use + worker.idle for worker in status.workers)
         text = f"at the release {processes}, not all of them with a max_size, may open {most} connections to green"
         text += ", or more"
@@ -112,7 +112,7 @@ def _reconnections(status: Status) -> str:
 
 
 def _draw(statuses: Sequence[Status]) -> None:
-    # Here, because it takes longer to import than all of the rest to run.
+    # Imported here, because the import takes longer than the rest of the command.
     from bgpool.cli.view import draw, make_console
 
     console = make_console()

@@ -1,4 +1,4 @@
-"""What a status looks like on a terminal or in a text file, 80 columns wide."""
+"""Rendering of a status on a terminal or in a text file, 80 columns wide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLOURS: Final = {
     Phase.POST: "bold green",
     Phase.COMPLETED: "green",
 }
-#: A pipe has no width. Names and reasons are not to be broken there before they get absurd.
+#: The width of a pipe, which has none: names and reasons should not be broken there unless they are very long.
 _PIPE_COLUMNS: Final = 160
 _EVENTS: Final = 8
 #: Columns at an edge. Their texts are padded: rich before 14.3 adds the table's padding to their min_width.
@@ -34,10 +34,10 @@ _AGE_COLUMNS: Final = 6
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """Standard output or standard error; without a terminal wide enough for every line.
+    """Return a console for standard output or standard error; without a terminal it is wide enough for every line.
 
-    Every command prints through one of these. Markup and emoji codes are off: texts come from servers, drivers and
-    files, and ``[bg_id: 'ledger']`` or ``[/x]`` in them is text. Styles are given apart from the text.
+    Every command prints through one of these. Markup and emoji codes are off, because texts come from servers, drivers
+    and files, and ``[bg_id: 'ledger']`` or ``[/x]`` in them is plain text. Styles are passed separately.
     """
     known = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
     width = None if known else _PIPE_COLUMNS
@@ -45,12 +45,12 @@ def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
 
 
 def draw(status: Status, *, events: bool = False, most_workers: int | None = None) -> Group:
-    """*status* for people.
+    """Return the rendered *status*.
 
     Args:
-        status: What to draw.
-        events: Whether to tell what has happened in a switchover that is over, too.
-        most_workers: How many rows there is room for; the workers that need a look come first. None for all.
+        status: The status.
+        events: True to include the events of a switchover that is over.
+        most_workers: The maximum of worker rows; workers that need attention come first. None for all.
     """
     facts = Table.grid(padding=(0, 2), pad_edge=False)
     facts.add_column(style="dim")
@@ -183,7 +183,7 @@ def _workers(status: Status, most: int | None) -> Table:
 
 
 def _hold(ms: int) -> str:
-    """A longest hold; nothing where nobody was held."""
+    """Return the longest hold as text; empty without a hold."""
     return f"{ms / 1000:.1f} s" if ms else ""
 
 
@@ -200,5 +200,5 @@ def _addresses(addresses: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """*text* without what a terminal would obey: it comes from files and from a server's metadata."""
+    """Return *text* without terminal control sequences: it comes from files and from a server's metadata."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""``bgpool watch``: the status, live, through a switchover; on a terminal redrawn, elsewhere a line per change."""
+"""``bgpool watch``: show the status live through a switchover; redrawn on a terminal, elsewhere a line per change."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ from bgpool.segment.reader import Reader
 __all__ = ["Moment", "moments", "run", "the_one"]
 
 
-#: Between two looks at the workers while nothing is published, in seconds; in a switchover as often as they speak.
+#: The interval of reads of the workers while nothing is published, in seconds; in a switchover at their own interval.
 _QUIET_S: Final = 1.0
 
-#: Workers act on a snapshot, and say so, within milliseconds: to look at once would find all of them behind.
+#: The pause before reading the workers after a publication: they apply a snapshot within milliseconds, and would all
+#: seem to be behind if they were read immediately.
 _SETTLE_S: Final = 0.05
 
-#: What is shown of one look; None while there is nothing to look at.
+#: Shows one status; None while there is none.
 _Show = Callable[[Status | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A line of the log: something has changed.
+    """A line of the log, written at a change.
 
     Attributes:
         at: UTC, ISO 8601 with milliseconds.
-        event: The row of the summary table that was added; empty if something else has changed.
-        evidence: What told of it; mostly empty.
-        offset_ms: Of *at* from IN_PROGRESS, before it from PREPARATION; None while no switchover is under way.
-        fleet: The host's standing in its fleet; None without bg_fleet.
-        workers: How many; the figures that follow are their sums. *behind* counts those that have not caught up.
+        event: The new row of the summary table; empty for any other change.
+        evidence: The evidence of the event; mostly empty.
+        offset_ms: The offset of *at* from IN_PROGRESS, before it from PREPARATION; None without a switchover in
+            progress.
+        fleet: The host's role in its fleet; None without bg_fleet.
+        workers: The number of workers; the following figures are their sums. *behind* counts those that are not up to
+            date.
     """
 
     at: str
@@ -80,24 +83,24 @@ class Moment:
 
 
 def run(bg_id: str | None, run_dir: Path | None, *, as_json: bool, until_done: bool, timeout_s: float | None) -> int:
-    """Watch until interrupted, until the time is up, or with *until_done* until a switchover has ended.
+    """Watch until interrupted, until the time limit, or with *until_done* until a switchover has ended.
 
     Returns:
         The exit status: COMPLETED, COMPLETED_BY_TIMER, ROLLED_BACK, TIME_IS_UP or INTERRUPTED.
 
     Raises:
-        ConfigurationError, SegmentError: The call is wrong, or the run directory not to be trusted.
+        ConfigurationError, SegmentError: The call is invalid, or the run directory cannot be trusted.
     """
     follower = _Follower(bg_id, run_dir)
     waiting = f"waiting: {absent(bg_id, run_dir)}"
     if bg_id is not None and not find(bg_id, run_dir)[0].is_known():
-        # It may come yet; and it may be mistyped.
+        # The bg_id may appear later, or may be mistyped.
         print(waiting, file=sys.stderr, flush=True)
     try:
         code = _watch(follower, waiting, as_json=as_json, until_done=until_done, timeout_s=timeout_s)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    # Not among the lines, which programs read.
+    # On standard error, because programs read the lines on standard output.
     print(advice(code, follower.last), file=sys.stderr)
     return code
 
@@ -119,7 +122,7 @@ def _watch(follower: _Follower, waiting: str, *, as_json: bool, until_done: bool
 
 
 def _outcome(first: Status | None, now: Status) -> int | None:
-    """How the switchover ended; None while it has not. A rollback of before we came is another attempt's."""
+    """Return how the switchover ended; None if it has not. A rollback before the start of the watch is ignored."""
     if now.phase is Phase.COMPLETED:
         return COMPLETED_BY_TIMER if now.by_timer else COMPLETED
     before = first.events if first is not None else ()
@@ -128,10 +131,10 @@ def _outcome(first: Status | None, now: Status) -> int | None:
 
 
 def the_one(found: Sequence[Deployment]) -> Deployment:
-    """The deployment that is meant where none is named: what is in use comes before what others have left behind.
+    """Return the deployment if none is named: one in use takes precedence over others that have left files.
 
     Raises:
-        ConfigurationError: There are several.
+        ConfigurationError: There is more than one.
     """
     statuses = [deployment.status() for deployment in found]
     used = [
@@ -147,7 +150,7 @@ def the_one(found: Sequence[Deployment]) -> Deployment:
 
 
 class _Follower:
-    """Looks at one deployment, and sleeps in the kernel until its monitor publishes something."""
+    """Reads one deployment, and sleeps in the kernel until its monitor publishes."""
 
     def __init__(self, bg_id: str | None, run_dir: Path | None) -> None:
         self._bg_id: Final = bg_id
@@ -157,32 +160,32 @@ class _Follower:
         self.last: Status | None = None
 
     def look(self) -> Status | None:
-        """The status now; None while there is none to be told of."""
+        """Return the current status; None if there is none."""
         if self._deployment is None or self._reader is None:
             found = find(self._bg_id, self._run_dir)
             if not found:
                 return None
             self._deployment = the_one(found)
             self._reader = Reader(self._deployment.files)
-        # Before the look: what is published after it ends the next wait at once.
+        # Before the read, so that a publication after it ends the next wait immediately.
         self._reader.check_path()
         self._reading = self._reader.refresh()
         self.last = self._deployment.status()
         return self.last
 
     def wait(self, timeout_s: float) -> None:
-        """Until something is published, at most *timeout_s* seconds."""
+        """Wait until the next publication, at most *timeout_s* seconds."""
         if self._reader is None:
             time.sleep(timeout_s)
         elif self._reading.wait_changed(timeout_s):
             time.sleep(_SETTLE_S)
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------
 
 
 def moments(before: Status | None, now: Status) -> Iterator[Moment]:
-    """What there is to say of *now* to somebody who knows *before*."""
+    """Return the lines for the changes from *before* to *now*."""
     new = _new_events(before.events, now.events) if before is not None else ()
     for event in new:
         yield _moment(now, event)
@@ -208,13 +211,13 @@ def _moment(status: Status, event: Event | None = None) -> Moment:
 
 
 def _new_events(before: tuple[Event, ...], now: tuple[Event, ...]) -> tuple[Event, ...]:
-    # Their offsets move when IN_PROGRESS becomes time zero.
+    # Compare by time and event: offsets change when IN_PROGRESS becomes time zero.
     known = {(event.at, event.event) for event in before}
     return tuple(event for event in now if (event.at, event.event) not in known)
 
 
 def _gist(status: Status) -> tuple[object, ...]:
-    """What is worth a line when it changes. Connections come and go all the time."""
+    """Return the values whose change is worth a line; numbers of connections change all the time."""
     monitor, totals = status.monitor, status.totals
     stale = sum(worker.stale for worker in status.workers)
     told = (
@@ -227,7 +230,7 @@ def _gist(status: Status) -> tuple[object, ...]:
         totals.outside,
         stale,
     )
-    # Reasons tell ages, too.
+    # Without the texts of reasons, which contain ages.
     return status.phase, len(status.missing), monitor.state, monitor.pid, monitor.term, _standing(status), *told
 
 
@@ -237,7 +240,7 @@ def _standing(status: Status) -> str | None:
 
 @contextlib.contextmanager
 def _lines(waiting: str, *, as_json: bool) -> Iterator[_Show]:
-    """A line per change, written at once; beside them, once, what is waited for."""
+    """Print a line per change immediately; print once what is waited for."""
     last: Status | None = None
     told = False
 
@@ -257,7 +260,7 @@ def _lines(waiting: str, *, as_json: bool) -> Iterator[_Show]:
 
 @contextlib.contextmanager
 def _screen(waiting: str) -> Iterator[_Show]:
-    """Redraw in place, never higher than the terminal; what was seen last stays there when all is over."""
+    """Redraw in place, never higher than the terminal; the last status stays at the end."""
     from rich.live import Live
 
     from bgpool.cli.view import draw, make_console, plain

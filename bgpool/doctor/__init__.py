@@ -1,4 +1,4 @@
-"""Whether everything is in place for a switchover, asked before it, one question at a time. Changes nothing."""
+"""The doctor: checks of all prerequisites of a switchover, made before it. It changes nothing."""
 
 from __future__ import annotations
 

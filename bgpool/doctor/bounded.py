@@ -1,4 +1,4 @@
-"""Work in threads that nobody waits for beyond a limit: a look-up or a driver that hangs keeps no other check back."""
+"""Work in threads with a time limit: a look-up or a driver that hangs delays no other check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 class _Job(threading.Thread, Generic[T]):
     def __init__(self, function: Callable[[], T]) -> None:
-        # Daemon: one that hangs must not keep the program from its end.
+        # Daemon, so that a thread that hangs does not prevent the program from exiting.
         super().__init__(name="bgpool-doctor", daemon=True)
         self._function = function
         self.result: T | None = None
@@ -28,9 +28,9 @@ class _Job(threading.Thread, Generic[T]):
 
 
 def side_by_side(functions: Sequence[Callable[[], T]], timeout_s: float) -> list[T | None]:
-    """What *functions* return, each run in a thread of its own; None for one that has not ended in *timeout_s* seconds.
+    """Return the results of *functions*, each run in its own thread; None for one that takes longer than *timeout_s*.
 
-    Raises what the first of them raised that did.
+    Raises the first error that any of them raised.
     """
     jobs = [_Job(function) for function in functions]
     deadline = time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""What is examined: a DSN and everything that follows from it without asking anybody."""
+"""The case that the doctor examines: a DSN and everything that follows from it without network access."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from bgpool.settings import Settings
 
 __all__ = ["CHECK_TIMEOUT_S", "Alias", "Case"]
 
-#: The end of every connect and every question, in seconds; as of a monitoring connection.
+#: The limit of every connect and every query, in seconds; the same as for a monitoring connection.
 CHECK_TIMEOUT_S: Final = 10
 
-#: min_size, and with it max_size, of a pool that says nothing else. Source: psycopg_pool.
+#: The default min_size, and so max_size, of a pool. Source: psycopg_pool.
 _MAX_SIZE: Final = 4
 
 #: Source: gunicorn's settings.
 _GUNICORN_TIMEOUT_S: Final = 30.0
 
-#: Shorter ones are part of half the words there are.
+#: Shorter secrets occur in many words.
 _SECRET_CHARS: Final = 4
 _SECRETS: Final = ("password", "sslpassword", "ssl_key_password")
 
 
 def gunicorn_timeout_s(arguments: str) -> float | None:
-    """After how long gunicorn kills a busy worker, by what is in $GUNICORN_CMD_ARGS; 0 for never, None: not known."""
+    """Return gunicorn's timeout of a busy worker from $GUNICORN_CMD_ARGS; 0 for never, None if not known."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-t", "--timeout", type=float, default=_GUNICORN_TIMEOUT_S)
     parser.add_argument("-k", "--worker-class", default="sync")
@@ -49,17 +49,17 @@ def gunicorn_timeout_s(arguments: str) -> float | None:
         given, _ = parser.parse_known_args(shlex.split(arguments))
     except (argparse.ArgumentError, ValueError, SystemExit):
         return None
-    # Others give their signs of life beside the requests.
+    # Other worker classes send their heartbeat independently of requests.
     return given.timeout if given.worker_class == "sync" and given.threads == 1 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """What the DSN's host stands for.
+    """The resolution of the DSN's host as an alias.
 
     Attributes:
-        endpoint: The RDS or Aurora endpoint; None where there is none, or it could not be told.
-        failure: Why it could not be told.
+        endpoint: The RDS or Aurora endpoint; None if there is none, or the look-up failed.
+        failure: The reason of a failed look-up.
     """
 
     endpoint: str | None
@@ -67,7 +67,7 @@ class Alias:
 
 
 class Case:
-    """A DSN, its settings, and the run directory that they lead to."""
+    """A DSN, its settings, and its run directory."""
 
     dsn: Dsn
     settings: Settings
@@ -87,18 +87,18 @@ class Case:
         """Read a DSN.
 
         Args:
-            dsn: As for get_pool, ``bg_`` parameters included.
-            bg_id: Which deployment; None for what the DSN says.
-            options: More of get_pool's, where a DSN cannot hold them.
-            processes: That have pools, on all hosts together; None for those seen in the run directory.
-            max_size: Of each one's pool; None for the largest of those seen in the run directory.
-            busy_limit_s: After how many seconds the application's server ends a worker that is busy, 0 for never; None
-                for what the processes on this host say, or else $GUNICORN_CMD_ARGS.
-            of_django: Whether it is Django that connects, by the settings that the DSN was made from.
-            timeout_s: The end of every connect and every question, in seconds, >= 2.
+            dsn: See get_pool; including ``bg_`` parameters.
+            bg_id: The bg_id; None for the DSN's.
+            options: Further options of get_pool, which a DSN cannot contain.
+            processes: The number of processes with pools, on all hosts together; None for those in the run directory.
+            max_size: The size of each one's pool; None for the largest of those in the run directory.
+            busy_limit_s: The time in seconds after which the application server ends a busy worker, 0 for never; None
+                for the value that the processes on this host report, or else $GUNICORN_CMD_ARGS.
+            of_django: True if Django connects, and the DSN was made from its settings.
+            timeout_s: The limit of every connect and every query, in seconds, >= 2.
 
         Raises:
-            ConfigurationError: It cannot be used; the text holds no secret.
+            ConfigurationError: It is invalid. The text contains no secret.
         """
         own = {} if bg_id is None else {"bg_id": bg_id}
         self.dsn, self.settings, _ = parse(dsn, {**(options or {}), **own})
@@ -114,25 +114,25 @@ class Case:
 
     @property
     def processes(self) -> int:
-        """Processes with a pool: as given, else those seen in the run directory, at least one."""
+        """The number of processes with a pool: as given, else those in the run directory, at least one."""
         return self._processes or max(1, len(self.rows))
 
     @property
     def max_size(self) -> int:
-        """Connections that the pools of one process may have; those that it has, where it keeps them itself."""
+        """The maximum of connections of one process's pools; the current number if it keeps connections itself."""
         seen = max((row.usage.max_size or row.usage.in_use + row.usage.idle for row in self.rows), default=0)
         return self._max_size or seen or _MAX_SIZE
 
     @property
     def says_processes(self) -> str:
-        """Where that number comes from."""
+        """The source of that number."""
         if self._processes:
             return "given"
         return "seen on this host" if self.rows else "none is seen on this host"
 
     @cached_property
     def alias(self) -> Alias:
-        """What the DSN's host stands for; asks DNS once, for ALIAS_TIMEOUT_S at most."""
+        """The resolution of the DSN's host; queries DNS once, for ALIAS_TIMEOUT_S at most."""
         if self.settings.endpoint is not None:
             return Alias(self.settings.endpoint)
         host = self.dsn.endpoint
@@ -147,8 +147,8 @@ class Case:
 
     @cached_property
     def rows(self) -> tuple[WorkerRow, ...]:
-        """The processes on this host that use the bg_id; none where there is no table to be trusted."""
-        # Whoever opens a broken table replaces it, and we are not to change anything.
+        """The processes on this host that use the bg_id; none without a trusted table."""
+        # Opening a broken table would replace it, and the doctor must not change anything.
         try:
             fd = open_checked(self.files.workers, os.O_RDONLY)
         except (OSError, SegmentError):
@@ -164,10 +164,10 @@ class Case:
 
     @property
     def busy_limit_s(self) -> float | None:
-        """After how long the application's server ends a busy worker, in seconds; 0 for never, None: unknown."""
+        """The time after which the application server ends a busy worker, in seconds; 0 for never, None if unknown."""
         if self._busy_limit_s is not None:
             return self._busy_limit_s
-        # A process knows its server's configuration file, too.
+        # A process also knows its server's configuration file.
         if seen := [row.usage.busy_limit_ms / 1000 for row in self.rows if row.usage.busy_limit_ms]:
             return min(seen)
         arguments = os.environ.get("GUNICORN_CMD_ARGS")
@@ -175,16 +175,16 @@ class Case:
 
     @property
     def application(self) -> Mapping[str, Any]:
-        """The application's parameters, without what would run statements or turn a server down that is read-only."""
+        """The application's parameters, without those that run statements or reject a read-only server."""
         params = {name: value for name, value in self.dsn.params.items() if name not in ("init_command", "hostaddr")}
         return params | {"target_session_attrs": "any"} if self.dsn.engine is Engine.POSTGRESQL else params
 
     def real_name(self, host: str) -> str:
-        """The name that a monitoring connection to *host* goes by: certificates are for endpoints."""
+        """Return the name that a monitoring connection to *host* verifies: certificates are issued for endpoints."""
         return self.alias.endpoint or host if host == self.dsn.host else host
 
     def without_secrets(self, text: str) -> str:
-        """*text*, which is a driver's, without any password of the DSN's or the bus's, should the driver quote one."""
+        """Return *text* of a driver without any password of the DSN or the bus that it may quote."""
         for secret in self.config.fleet.secrets if self.config.fleet is not None else ():
             text = text.replace(secret, "***") if len(secret) >= _SECRET_CHARS else text
         for params in (self.dsn.params, self.config.params):

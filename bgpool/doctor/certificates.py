@@ -1,4 +1,4 @@
-"""The names that a server's certificate is for."""
+"""The names in a server's certificate."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bgpool.mysql import BoundedConnection
 
 __all__ = ["names"]
 
-#: How a PostgreSQL client asks for TLS: the length of the message, and a number.
+#: A PostgreSQL client's request for TLS: the length of the message, and a number.
 _SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 
 
 def names(
     connection: psycopg.Connection[Any] | BoundedConnection, params: Mapping[str, Any], timeout_s: float
 ) -> tuple[str, ...] | None:
-    """The host names in the certificate of *connection*'s server; None where they cannot be told.
+    """Return the host names in the certificate of *connection*'s server; None if they cannot be determined.
 
-    libpq does not tell them, so that PostgreSQL is asked once more, as far as the handshake.
+    libpq does not provide them, so a second TLS handshake with a PostgreSQL server is made.
     """
     if isinstance(connection, BoundedConnection):
         return _names_in(connection.certificate())
@@ -34,11 +34,11 @@ def names(
 
 
 def _shown_by_postgres(connection: psycopg.Connection[Any], authority: str, timeout_s: float) -> Mapping[str, Any]:
-    """As SSLSocket.getpeercert has it; nothing where *authority* is not a file: then Python verifies nothing."""
+    """Return the certificate like SSLSocket.getpeercert; empty if *authority* is not a file, as Python needs one."""
     if not authority or authority == "system":
         return {}
     context = ssl.create_default_context(cafile=authority)
-    context.check_hostname = False  # libpq has done that; this is to see what is there
+    context.check_hostname = False  # libpq has verified it; this only reads it
     place = connection.info.hostaddr, connection.info.port
     with socket.create_connection(place, timeout_s) as plain:
         plain.sendall(_SSL_REQUEST)

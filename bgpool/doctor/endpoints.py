@@ -1,4 +1,4 @@
-"""Every endpoint of a side: looked up and logged in at, side by side, each with a time limit of its own."""
+"""Checks of every endpoint of a side: look-up and login, concurrently and each with its own time limit."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from bgpool.resolver import is_address
 
 __all__ = ["Endpoint", "endpoints_checks", "look_up", "visit"]
 
-#: A look-up that takes longer than this is worth a word, in seconds: a monitor makes ten a second in a switchover.
+#: The duration of a look-up that causes a warning, in seconds: a monitor makes ten per second in a switchover.
 SLOW_LOOKUP_S: Final = 1.0
-#: RDS's own zones have a TTL of 5 s. One above this outlasts the longest part of a switchover, in seconds.
+#: RDS's own zones have a TTL of 5 s. A TTL above this outlasts the longest part of a switchover, in seconds.
 LONG_TTL_S: Final = 60
 _SPARE_S: Final = 1.0
-#: How long a socket alone may take, where a login has failed, in seconds.
+#: The limit of a plain socket connection after a failed login, in seconds.
 _SOCKET_S: Final = 2.0
 
 
 @dataclass(slots=True)
 class Endpoint:
-    """A name, and what became of looking it up and logging in.
+    """A name, and the results of its look-up and login.
 
     Attributes:
-        addresses: None while it was not looked up.
-        lookup_s: How long the look-up took, in seconds.
-        ttl_s: What is left of the answer's time to live, in seconds; None where nobody tells.
-        unresolved: Why there are no addresses.
-        login_s: How long logging in took, in seconds.
-        refused: Why nobody was let in; None while nobody has tried.
-        cache_warning: Why others like it may refuse the login all the same, see BoundedConnection.
+        addresses: The addresses; None before the look-up.
+        lookup_s: The duration of the look-up in seconds.
+        ttl_s: The answer's remaining time to live in seconds; None if unknown.
+        unresolved: The reason for which there are no addresses.
+        login_s: The duration of the login in seconds.
+        refused: The reason of a refused login; None before the attempt.
+        cache_warning: A warning that other servers may refuse the login, see BoundedConnection.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Endpoint:
 
     @property
     def place(self) -> str:
-        """Name and port, for people."""
+        """The name and port, for texts."""
         return f"{self.name or 'the local socket'}:{self.port}"
 
     @property
     def has_name(self) -> bool:
-        """Whether there is anything to look up."""
+        """True if there is a name to look up."""
         return bool(self.name) and not self.name.startswith("/") and not is_address(self.name)
 
 
@@ -68,18 +68,18 @@ endpoints_checks: Final[Checks[Sequence[Endpoint]]] = Checks()
 
 
 def look_up(case: Case, endpoints: Sequence[Endpoint]) -> None:
-    """Look the names of *endpoints* up, all at once."""
+    """Look up the names of *endpoints* concurrently."""
     named = [endpoint for endpoint in endpoints if endpoint.has_name]
     done = side_by_side([partial(_look_up, case, endpoint) for endpoint in named], case.timeout_s)
     for endpoint, finished in zip(named, done, strict=True):
         if not finished:
             endpoint.unresolved, endpoint.lookup_s = f"no answer within {case.timeout_s} s", float(case.timeout_s)
-    # After that and apart: it is asked of whom DNS is configured to ask, which may be nobody.
+    # Separately and afterwards: it queries the DNS server that is configured, if any.
     done = side_by_side([partial(_ask_ttl, case, endpoint) for endpoint in named if endpoint.addresses], case.timeout_s)
 
 
 def visit(case: Case, endpoints: Sequence[Endpoint]) -> None:
-    """Log in at *endpoints* as the application does, all at once."""
+    """Log in at *endpoints* like the application, concurrently."""
     done = side_by_side([partial(_visit, case, endpoint) for endpoint in endpoints], case.timeout_s + 2 * _SPARE_S)
     for endpoint, finished in zip(endpoints, done, strict=True):
         if not finished:
@@ -164,7 +164,7 @@ def _ask_ttl(case: Case, endpoint: Endpoint) -> bool:
         answer = asked.resolve(endpoint.name, "A", search=False, lifetime=case.timeout_s / 2)
         endpoint.ttl_s = answer.chaining_result.minimum_ttl
     except dns.exception.DNSException:
-        pass  # The system's may have other ways to know a name.
+        pass  # The system may have other sources of names.
     return True
 
 
@@ -185,7 +185,7 @@ def _visit(case: Case, endpoint: Endpoint) -> bool:
 
 
 def _tell_socket(endpoint: Endpoint) -> str:
-    """Whether it is the network: asked only then, because servers count connections that say nothing."""
+    """Determine whether the network is the cause. Only after a failure: servers count connections without a login."""
     if not endpoint.name or endpoint.name.startswith("/"):
         return "no TCP"
     address = (endpoint.addresses or (endpoint.name,))[0]
@@ -197,5 +197,5 @@ def _tell_socket(endpoint: Endpoint) -> str:
 
 
 def unique(endpoints: Sequence[tuple[str, int]]) -> list[Endpoint]:
-    """An Endpoint for each name and port, once."""
+    """Return an Endpoint for each distinct name and port."""
     return [Endpoint(name, port) for name, port in dict.fromkeys((normalise_host(n), p) for n, p in endpoints)]

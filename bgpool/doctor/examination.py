@@ -1,4 +1,4 @@
-"""The order of an examination: what needs nobody first, then blue, then what blue tells of, side by side."""
+"""The order of an examination: local checks, then blue, then all servers that blue's metadata name, concurrently."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from bgpool.doctor.server_checks import server_checks
 __all__ = ["examine"]
 
 
-#: Questions a side may leave unanswered before nobody waits for it any more; the first one ends its connection.
+#: The number of queries without an answer after which a side is given up; the first one closes its connection.
 _UNANSWERED: Final = 3
 
 
 @dataclass(slots=True)
 class _Deployment:
-    """What blue's metadata name.
+    """The deployment in blue's metadata.
 
     Attributes:
-        green: Green's server; None where the metadata name none.
-        endpoints: Of both roles, the counting one first; blue's with the DSN's own.
+        green: Green's server; None if the metadata name none.
+        endpoints: The endpoints of both roles, the counting one first; blue's include the DSN's own.
     """
 
     case: Case
@@ -54,9 +54,9 @@ deployment_checks: Final[Checks[_Deployment]] = Checks()
 
 
 def examine(case: Case) -> list[Finding]:
-    """Make every check of *case*. Every connect and every question ends with the case's time limit.
+    """Make all checks of *case*. The case's time limit applies to every connect and every query.
 
-    Sessions are read-only, and nothing is made in the run directory.
+    Sessions are read-only, and nothing is created in the run directory.
     """
     findings = [
         *parameter_checks.run(case, "parameters"),
@@ -78,7 +78,7 @@ def examine(case: Case) -> list[Finding]:
         found = side_by_side(
             [partial(of_application, case, server) for server in servers], (_UNANSWERED + 1) * case.timeout_s
         )
-        # Last: of a large catalogue it may be more than is answered in time.
+        # Last, because a large catalogue may exceed the time limit.
         replication = Replication(blue, deployment.green)
         replicated = checks_of(replication).run(replication, "replication")
     finally:
@@ -142,7 +142,7 @@ def _named(deployment: _Deployment, role: Role) -> list[str]:
 
 
 def _hosts(server: Server, role: Role) -> tuple[Host, ...]:
-    """The endpoints of *role* as *server*, which is of that role or not, tells them; none where it tells nothing."""
+    """Return the endpoints of *role* in the metadata of *server*, of either role; none if it reports none."""
     try:
         answer = server.answer
     except EarlyVerdict:
@@ -155,7 +155,7 @@ def _places(hosts: Sequence[Host]) -> list[tuple[str, int]]:
 
 
 def _of_fleet(case: Case) -> list[Finding]:
-    # A look-up of the bus's name, or what makes its password or key, may hang.
+    # The look-up of the bus's name, or a callable for its password or key, may hang.
     (found,) = side_by_side([partial(of_fleet, case)], (_UNANSWERED + 1) * case.timeout_s)
     return found if found is not None else [_late("fleet")]
 

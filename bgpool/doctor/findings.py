@@ -1,7 +1,7 @@
-"""What a check finds, and the lists that checks are kept in.
+"""The findings of checks, and the lists that checks are registered in.
 
 A check is a function from a subject (the case, a server, the endpoints of a side) to a verdict, with a name and a
-question. To add one is to write the function and decorate it:
+question. To add one, write the function and decorate it:
 
 >>> @server_checks.check("extension", "Is the extension rds_tools installed?")
 ... def _extension(server: Server) -> Verdict:
@@ -32,7 +32,7 @@ S = TypeVar("S")
 
 
 class Result(Enum):
-    """How a check came out; the value is how it is written."""
+    """The result of a check. The value is its name in the output."""
 
     OK = "ok"
     WARNING = "warning"
@@ -42,11 +42,11 @@ class Result(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check says.
+    """The verdict of a check.
 
     Attributes:
-        text: What was found, in one line; of a check that was not made, why not.
-        remedy: What to do, in one line, statements and parameters as they are to be written; empty where nothing is.
+        text: The finding in one line; for a check that was not made, the reason.
+        remedy: The remedy in one line, with statements and parameters to paste; empty if there is nothing to do.
     """
 
     result: Result
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict, with what was asked and of whom.
+    """A verdict, with its question and its subject.
 
     Attributes:
         where: ``parameters``, ``this host``, ``fleet``, ``deployment``, ``blue``, ``green`` or ``replication``.
@@ -72,7 +72,7 @@ class Finding:
 
 
 class EarlyVerdict(Exception):
-    """The check is over: what it needed could not be had. Raised by whatever a check calls."""
+    """The check ends, because something that it needs is not available. Raised by functions that checks call."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.text)
@@ -80,13 +80,13 @@ class EarlyVerdict(Exception):
 
 
 class Checks(Generic[S]):
-    """The checks of one kind of subject, in the order in which they were written."""
+    """The checks of one kind of subject, in the order of their registration."""
 
     def __init__(self) -> None:
         self._checks: Final[list[tuple[str, str, Callable[[S], Verdict]]]] = []
 
     def check(self, name: str, question: str) -> Callable[[Callable[[S], Verdict]], Callable[[S], Verdict]]:
-        """Add the function that is decorated."""
+        """Return a decorator that registers a check."""
 
         def add(function: Callable[[S], Verdict]) -> Callable[[S], Verdict]:
             self._checks.append((name, question, function))
@@ -95,7 +95,7 @@ class Checks(Generic[S]):
         return add
 
     def run(self, subject: S, where: str) -> list[Finding]:
-        """Put every question to *subject*; what goes wrong with one keeps none of the others."""
+        """Run all checks on *subject*; an error in one does not affect the others."""
         findings = []
         for name, question, function in self._checks:
             try:
@@ -103,32 +103,32 @@ class Checks(Generic[S]):
             except EarlyVerdict as early:
                 verdict = early.verdict
             except Exception as error:
-                # Not its text: whatever it is, nobody has looked at it for secrets.
+                # Without the error's text, which may contain secrets.
                 verdict = failed(f"the check itself failed: {type(error).__name__}", "report this as a bug of bgpool")
             findings.append(Finding(where, name, question, verdict.result, verdict.text, verdict.remedy))
         return findings
 
 
 def ok(text: str) -> Verdict:
-    """As it should be."""
+    """Return the verdict that all is well."""
     return Verdict(Result.OK, text)
 
 
 def warning(text: str, remedy: str) -> Verdict:
-    """A switchover will do, but not as well as it could."""
+    """Return the verdict that a switchover works, but not as well as possible."""
     return Verdict(Result.WARNING, text, remedy)
 
 
 def failed(text: str, remedy: str) -> Verdict:
-    """A prerequisite is missing."""
+    """Return the verdict that a prerequisite is missing."""
     return Verdict(Result.FAILED, text, remedy)
 
 
 def not_checked(why: str) -> Verdict:
-    """Nothing is known, and nothing guessed."""
+    """Return the verdict that nothing is known."""
     return Verdict(Result.NOT_CHECKED, why)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 if a check failed, else 0."""
+    """Return 1 if a check failed, else 0."""
     return int(any(finding.result is Result.FAILED for finding in findings))

@@ -1,4 +1,4 @@
-"""What is asked of a fleet's bus. Nothing is written there: whether this host could is tried, and leaves nothing."""
+"""Checks of a fleet's bus. Nothing is written: the permission to write is tested without leaving anything."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from bgpool.fleet.url import parse_bus_url
 
 __all__ = ["Fleet", "fleet_checks", "of_fleet"]
 
-#: Reports that are looked at: of more hosts than that the rest is like them.
+#: The maximum of reports to check; with more hosts, these are a sample.
 _REPORTS: Final = 200
 #: Both halves of the last id of a stream.
 _END: Final = 2**64 - 1
-#: What a server answers where it is there, lets us in, and refuses one command or one key.
+#: The errors of a server that accepts the connection, and refuses only one command or one key.
 _OF_OTHERS: Final = frozenset({"NOPERM", "WRONGTYPE"})
 _KEEPING: Final = frozenset({"noeviction", "allkeys-lru", "allkeys-lfu"})
 _ALSO: Final = "the same bg_fleet_key on all hosts of the bg_id"
@@ -47,17 +47,17 @@ fleet_checks: Final[Checks[Fleet]] = Checks()
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """A message as it came in, and when, on this host's wall clock in seconds."""
+    """A received message, and the time of receipt on this host's wall clock in seconds."""
 
     message: Message
     at_s: float
 
 
 class Fleet:
-    """A fleet's bus as this host finds it, over one connection; each answer is asked for once."""
+    """A fleet's bus, seen from this host over one connection. Every query is made once."""
 
     def __init__(self, config: FleetConfig, bg_id: str) -> None:
-        """Nothing is opened yet."""
+        """Create it without opening a connection."""
         self.config: Final = config
         self.bg_id: Final = bg_id
         self.key, self.hosts_key = stream_keys(bg_id)
@@ -69,7 +69,7 @@ class Fleet:
         """The bus.
 
         Raises:
-            EarlyVerdict: It cannot be asked, as the check *reachable* says.
+            EarlyVerdict: It cannot be queried, as the check *reachable* reports.
         """
         if self._failure is not None:
             raise EarlyVerdict(not_checked("the bus cannot be asked"))
@@ -80,10 +80,10 @@ class Fleet:
         return self._bus
 
     def greet(self) -> float:
-        """Ask something; how long the answer took on the open connection, in seconds.
+        """Make a query; return the duration of the answer on the open connection, in seconds.
 
         Raises:
-            BusError: There is no answer, or this user is not let in; nobody asks any more then.
+            BusError: There is no answer, or the user is refused; then no further query is made.
         """
         try:
             for _ in range(2):
@@ -110,10 +110,10 @@ class Fleet:
 
     @cached_property
     def keys(self) -> tuple[bytes, ...]:
-        """What this host would verify with.
+        """The keys with which this host verifies.
 
         Raises:
-            EarlyVerdict: What makes it fails.
+            EarlyVerdict: The key callable failed.
         """
         try:
             return KeyMaker(self.config).make()
@@ -124,8 +124,8 @@ class Fleet:
 
     @cached_property
     def heard(self) -> _Received | None:
-        """A message that came in just now, signed with our key; None if none comes within FLEET_SILENCE_S."""
-        # Not the one that was asked for before: what has come since would seem to come now.
+        """A message received now, signed with this host's key; None if none arrives within FLEET_SILENCE_S."""
+        # Query the newest entry again: entries since the first query would seem to arrive now.
         top = self._read(self.bus.top)
         if top is None:
             return None
@@ -148,13 +148,13 @@ class Fleet:
             raise EarlyVerdict(not_checked("a stream cannot be read, as another check says")) from None
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._bus is not None:
             self._bus.close()
 
 
 def of_fleet(case: Case) -> list[Finding]:
-    """What is found of the bus of *case*; nothing where there is none."""
+    """Return the findings about the bus of *case*; none without a bus."""
     if case.config.fleet is None:
         return []
     fleet = Fleet(case.config.fleet, case.settings.bg_id)
@@ -207,7 +207,7 @@ def _rights(fleet: Fleet) -> Verdict:
         bus.reports(1)
         bus.read((0, 0), 0.0, "0")
     except BusError as error:
-        if error.code != "WRONGTYPE":  # the next check's
+        if error.code != "WRONGTYPE":  # handled by the next check
             return _refused(fleet, error)
     try:
         bus.try_writing()
@@ -243,7 +243,7 @@ def _streams(fleet: Fleet) -> Verdict:
 
 
 def _newest_message(fleet: Fleet) -> tuple[str, bool]:
-    """What the newest entry of the leaders' stream is, and whether nobody can go beyond it."""
+    """Return the kind of the newest entry of the leaders' stream, and whether its id is the highest possible."""
     top = fleet.bus.top()
     if top is None:
         return "nobody leads or has led", False
@@ -273,7 +273,7 @@ def _key(fleet: Fleet) -> Verdict:
     reports = Counter(_kind_of(fleet, entry) for entry in fleet.reports)
     message = _kind_of(fleet, top) if isinstance(top, Entry) else ""
     total, good = reports.total(), reports[""]
-    # Without a signature a newer format cannot be told from what is signed.
+    # Without a signature a newer format cannot be distinguished from a signed one.
     if keys and "future" in (message, *reports):
         return warning("some of what is on the bus is of a newer version of bgpool", "upgrade bgpool on this host")
     if message or (total and not good):
@@ -304,7 +304,7 @@ def _key(fleet: Fleet) -> Verdict:
 
 
 def _kind_of(fleet: Fleet, entry: Entry | ReportEntry) -> str:
-    """What is wrong with *entry*; empty if nothing is."""
+    """Return the kind of problem with *entry*; empty if there is none."""
     try:
         if isinstance(entry, Entry):
             unseal(entry, fleet.bg_id, fleet.keys)
@@ -316,7 +316,7 @@ def _kind_of(fleet: Fleet, entry: Entry | ReportEntry) -> str:
 
 
 def _which(fleet: Fleet, keys: tuple[bytes, ...]) -> str:
-    """By which of our keys the newest entry is signed: a change of key is over when it is the first for all."""
+    """Return which key signs the newest entry: a key change is complete when it is the first key of all hosts."""
     if len(keys) == 1:
         return "this host's key"
     newest = fleet.top if fleet.top is not None else fleet.reports[0]
@@ -359,14 +359,14 @@ def _clock(fleet: Fleet) -> Verdict:
 
 
 def _others_off(fleet: Fleet) -> str:
-    """The hosts that report a clock which differs from the leader's, in words."""
+    """Return a text about hosts that report a clock that differs from the leader's."""
     newest: dict[str, Report] = {}
     for entry in fleet.reports:
         try:
             report = unseal_report(entry.payload, fleet.bg_id, fleet.keys)
         except BadMessage:
             continue
-        # By the bus's clock: a host whose own is wrong is what is looked for.
+        # By the bus's clock, because the check looks for hosts with wrong clocks.
         if isinstance(report, Report) and _added_s(fleet.reports[0]) - _added_s(entry) < FLEET_REPORT_LIFE_S:
             newest.setdefault(report.place, report)
     off = {

@@ -1,4 +1,4 @@
-"""What is asked of this host: software, run directory, monitor. Nothing is made or changed."""
+"""Checks of this host: software, run directory, monitor. Nothing is created or changed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _is_ours_to_chmod(found: os.stat_result) -> bool:
 
 
 def _another(path: Path) -> str:
-    """What this user can do without anybody's help where *path* cannot be used: name another directory."""
+    """Return the remedy that needs no other user if *path* cannot be used: another directory."""
     for parent in dict.fromkeys((memory_dir(), temporary_dir())):
         place = look_in(parent)
         if place != path and os.access(existing(place), os.W_OK | os.X_OK):
@@ -212,12 +212,12 @@ def _no_monitor(case: Case, why: str) -> Verdict:
 
 
 def existing(path: Path) -> Path:
-    """*path*, or the nearest directory above it that is there."""
+    """Return *path*, or the nearest existing directory above it."""
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _file_system_of(path: Path) -> str | None:
-    """The kind of file system that *path* is on, by Linux's name."""
+    """Return the type of the file system of *path*, by Linux's name."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -226,7 +226,7 @@ def _file_system_of(path: Path) -> str | None:
     for line in lines:
         left, _, right = line.partition(" - ")
         mounted = Path(left.split()[4].replace("\\040", " "))
-        # The last of several at one place is the one to be seen; deeper ones come after it or win by their length.
+        # Of several mounts at one place the last one is visible; deeper ones come later or are longer.
         if real.is_relative_to(mounted) and (found is None or len(mounted.parts) >= found[0]):
             found = (len(mounted.parts), right.split()[0])
     return found[1] if found else None

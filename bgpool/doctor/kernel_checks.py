@@ -1,4 +1,4 @@
-"""What is asked of this host's kernel, by trying it on files beside the run directory that are gone at the end."""
+"""Checks of this host's kernel, made on temporary files next to the run directory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["kernel_checks"]
 
 kernel_checks: Final[Checks[Case]] = Checks()
 
-#: The longest that a wake-up may take, in seconds; it takes microseconds, and a machine may be busy.
+#: The longest time of a wake-up, in seconds; it takes microseconds, but the machine may be busy.
 WAKE_S: Final = 1.0
 _CLOCKS_S: Final = 0.1
-#: How far the two clocks may go apart in _CLOCKS_S, in seconds.
+#: The maximum drift of the two clocks within _CLOCKS_S, in seconds.
 _CLOCKS_APART_S: Final = 0.05
 _YEAR_2025: Final = 1_735_689_600
-#: The time namespace that a Linux begins with. Source: PROC_TIME_INIT_INO of the kernel's proc_ns.h.
+#: The initial time namespace of Linux. Source: PROC_TIME_INIT_INO of the kernel's proc_ns.h.
 _FIRST_TIME_NAMESPACE: Final = 0xEFFFFFFA
 
 
@@ -40,7 +40,7 @@ _FIRST_TIME_NAMESPACE: Final = 0xEFFFFFFA
 def _wake(case: Case) -> Verdict:
     how = "futex" if has_futex() else "polling, there is no futex here"
     with _scratch(case) as files:
-        waiter, ringer = table.Table(files), table.Table(files)  # two mappings, as two processes have
+        waiter, ringer = table.Table(files), table.Table(files)  # two mappings, as in two processes
         rung_at = woken_at = 0.0
 
         def wait() -> None:
@@ -128,7 +128,7 @@ def _clock(_case: Case) -> Verdict:
 
 @contextlib.contextmanager
 def _scratch(case: Case) -> Iterator[RunFiles]:
-    """Files as in the run directory, beside it if possible, so that the same file system is tried; gone at the end."""
+    """Yield temporary files like those of the run directory, next to it if possible, to test the same file system."""
     parent = existing(case.run_dir.parent)
     beside = parent if os.access(parent, os.W_OK | os.X_OK) else None
     try:

@@ -1,4 +1,4 @@
-"""The oldest versions that tell of a deployment, as pure functions of what servers say of themselves.
+"""The oldest versions that report a deployment, as pure functions of the servers' version texts.
 
 Source: the AWS wrapper's page on its Blue/Green plugin, "Blue/Green Support Behaviour and Version Compatibility".
 """
@@ -29,7 +29,8 @@ RDS_POSTGRES: Final = postgres.RDS.name
 AURORA_MYSQL: Final = mysql.AURORA.name
 RDS_MYSQL: Final = mysql.RDS.name
 
-#: Major → the first minor version; a newer major will do, an older one never. RDS for MySQL has no minimum.
+#: Major → the first minor version. A newer major version is supported, an older one never. RDS for MySQL has no
+#: minimum.
 _MINIMUMS: Final[Mapping[str, Mapping[int, int]]] = {
     AURORA_POSTGRES: {17: 5, 16: 9, 15: 13, 14: 18, 13: 21},
     RDS_POSTGRES: {17: 1, 16: 5, 15: 9, 14: 14, 13: 17, 12: 21},
@@ -37,7 +38,7 @@ _MINIMUMS: Final[Mapping[str, Mapping[int, int]]] = {
 }
 _EXTENSION: Final = (1, 7)
 
-#: Django's version → product → the oldest that it connects to.
+#: Django's version → product → the oldest version that it supports.
 #: Source: minimum_database_version in Django's django/db/backends/*/features.py.
 _DJANGO: Final[Mapping[tuple[int, int], Mapping[str, tuple[int, ...]]]] = {
     (5, 2): {"PostgreSQL": (14,), "MariaDB": (10, 5), "MySQL": (8, 0, 11)},
@@ -48,11 +49,11 @@ _DJANGO: Final[Mapping[tuple[int, int], Mapping[str, tuple[int, ...]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class DjangoNeeds:
-    """What Django says to a server.
+    """Django's requirement for a server.
 
     Attributes:
-        needed, found: A product and a version, for people.
-        enough: Whether Django connects.
+        needed, found: A product and a version, for texts.
+        enough: True if Django connects.
     """
 
     needed: str
@@ -61,11 +62,11 @@ class DjangoNeeds:
 
 
 def version_will_do(product: str, version: str) -> bool | None:
-    """Whether *version* of *product* tells of deployments; None where the text is no version.
+    """Return whether *version* of *product* reports deployments; None if the text is no version.
 
     Args:
         product: One of the four names above.
-        version: As the server writes it: ``16.14 (Debian …)``, ``3.07.1``, ``8.0.mysql_aurora.3.07.1``.
+        version: The server's text: ``16.14 (Debian …)``, ``3.07.1``, ``8.0.mysql_aurora.3.07.1``.
     """
     minimums = _MINIMUMS.get(product)
     if minimums is None:
@@ -78,7 +79,7 @@ def version_will_do(product: str, version: str) -> bool | None:
 
 
 def minimum(product: str) -> str:
-    """The minimum in words."""
+    """Return the minimum as a text."""
     minimums = _MINIMUMS.get(product)
     if minimums is None:
         return "no minimum"
@@ -87,17 +88,17 @@ def minimum(product: str) -> str:
 
 
 def extension_will_do(version: str) -> bool | None:
-    """Whether *version* of rds_tools tells of deployments; None where the text is no version."""
+    """Return whether *version* of rds_tools reports deployments; None if the text is no version."""
     found = _numbers(version)
     return None if found is None else found >= _EXTENSION
 
 
 def of_django(django: str, server: str) -> DjangoNeeds | None:
-    """What *django*, a version of Django, says to *server*; None where one of them is not known.
+    """Return the requirement of the version *django* for *server*; None if one of them is not known.
 
     Args:
-        django: Such as ``5.2.19``.
-        server: As `bgpool.doctor.server.Identity.runs`: ``PostgreSQL 16.14``, ``version 10.11.19-MariaDB``.
+        django: For example ``5.2.19``.
+        server: See `bgpool.doctor.server.Identity.runs`: ``PostgreSQL 16.14``, ``version 10.11.19-MariaDB``.
     """
     version = re.search(r"\d+(?:\.\d+)*", server, re.ASCII)
     minimums = _DJANGO.get(_numbers(django) or (0, 0))

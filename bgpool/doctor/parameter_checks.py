@@ -1,4 +1,4 @@
-"""What is asked of the DSN and its parameters, without asking anybody."""
+"""Checks of the DSN and its parameters, without network access."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _tls(case: Case) -> Verdict:
 
 
 def _unproved_mode(dsn: Dsn) -> str:
-    """How the application's connections are protected where no name is proved."""
+    """Return how the application's connections are protected if no name is verified."""
     if dsn.engine is Engine.POSTGRESQL:
         return f"sslmode={dsn.params.get('sslmode') or 'prefer'}"
     if dsn.params.get("unix_socket"):

@@ -1,4 +1,4 @@
-"""The receipts table, as the application's login finds it on one server: whether units can use it, and old rows."""
+"""Checks of the receipts table with the application's login on one server: whether units can use it, and old rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bgpool.pools.receipts import REMEDY
 
 __all__ = ["DEFAULT_TABLE", "ReceiptsTable", "ddl_of", "of_application", "receipts_checks"]
 
-#: The table's name where nobody has chosen one.
+#: The table's name if none is configured.
 DEFAULT_TABLE: Final = "bgpool_receipts"
 
-#: Rows beyond the retention are counted as far as this, by the index on created_at.
+#: The maximum of rows beyond the retention to count, by the index on created_at.
 MANY: Final = 10_000
 
-#: How many rows that are too old, as far as MANY, and the age of the oldest row in seconds: both by the index.
+#: The number of rows that are too old, up to MANY, and the age of the oldest row in seconds: both by the index.
 _AGES_POSTGRES: Final = """
     SELECT (SELECT count(*) FROM (
                 SELECT FROM {table} WHERE created_at < now() - interval '{retention_s} s' LIMIT {many}) AS old),
@@ -39,7 +39,8 @@ _AGES_MYSQL: Final = """
             WHERE table_schema = {schema} AND table_name = '{name}')
 """
 
-#: Whether green gets the table's rows, as a physical replica or by its subscription; one that has none is promoted.
+#: True if green receives the table's rows, as a physical replica or by its subscription; without either it is
+#: promoted.
 _ARRIVES: Final = f"""
     SELECT pg_is_in_recovery() OR ({postgres.REACHES.strip()}) OR NOT {postgres.SUBSCRIBES}
 """
@@ -52,9 +53,9 @@ class ReceiptsTable:
     """The receipts table on one server.
 
     Attributes:
-        server: With the application's own login, read-only.
-        name: The table's name, with a schema or without.
-        retention_s: How long rows are kept, in seconds.
+        server: The server, with the application's own login, read-only.
+        name: The table's name, optionally with a schema.
+        retention_s: The time for which rows are kept, in seconds.
     """
 
     server: Server
@@ -63,18 +64,18 @@ class ReceiptsTable:
 
     @property
     def engine(self) -> Engine:
-        """Whose server it is."""
+        """The server's engine."""
         return self.server.case.dsn.engine
 
     @property
     def place(self) -> str:
-        """The table and where it is, for people."""
+        """The table and its location, for texts."""
         database = self.server.identity.database or str(self.server.case.dsn.params.get("database") or "")
         return f"{self.name} in database {database}, as {self.server.identity.account}"
 
     @cached_property
     def misfit(self) -> str:
-        """Why units cannot use it; empty if they can.
+        """The reason for which units cannot use it; empty if they can.
 
         Raises:
             EarlyVerdict: The server did not answer.
@@ -89,7 +90,7 @@ class ReceiptsTable:
 
     @cached_property
     def no_deletion(self) -> str:
-        """Why units cannot delete its old rows; empty if they can.
+        """The reason for which units cannot delete its old rows; empty if they can.
 
         Raises:
             EarlyVerdict: The server did not answer.
@@ -103,23 +104,23 @@ class ReceiptsTable:
 
     @property
     def arrives(self) -> bool:
-        """Whether rows that are inserted on blue come to this server, if it is green."""
+        """True if this server, as green, receives rows that are inserted on blue."""
         if self.engine is Engine.MYSQL or self.server.role is Role.SOURCE:
             return True
         return bool(self.server.query(_ARRIVES.format(table=postgres.quoted(self.name)))[0][0])
 
     @property
     def stops_replication(self) -> bool:
-        """Whether this is a logical green that lacks the table: it cannot go on behind a row for what it lacks."""
+        """True if this is a logical green without the table: its replication would stop at the first row for it."""
         if self.engine is Engine.MYSQL or self.server.role is Role.SOURCE:
             return False
         ((lacks,),) = self.server.query(postgres.LACKS.format(table=postgres.quoted(self.name)))
         return bool(lacks)
 
     def ages(self) -> tuple[int, float | None, int]:
-        """Rows that are older than the retention, as far as MANY; the age of the oldest in seconds; rows, estimated.
+        """Return the rows beyond the retention, up to MANY; the oldest row's age in seconds; an estimate of all rows.
 
-        By the index on created_at, which has to be there.
+        It uses the index on created_at, which must exist.
         """
         if self.engine is Engine.POSTGRESQL:
             query = _AGES_POSTGRES.format(table=postgres.quoted(self.name), retention_s=self.retention_s, many=MANY)
@@ -136,7 +137,7 @@ class ReceiptsTable:
         return int(old), None if oldest_s is None else float(oldest_s), max(0, int(rows or 0))
 
     def _refused(self, statement: str) -> str:
-        """Why the server refuses *statement*, which is not executed; empty if it does not. MySQL."""
+        """Return the reason for which MySQL refuses *statement*, without executing it; empty if it does not."""
         try:
             self.server.query("EXPLAIN " + statement.format(table=mysql.quoted(self.name)))
         except QueryFailed as error:
@@ -145,7 +146,7 @@ class ReceiptsTable:
 
 
 def ddl_of(dsn: Dsn, table: str) -> str:
-    """The statements that create *table* for the user of *dsn*, in its database, for psql or mysql."""
+    """Return the statements that create *table* for the user of *dsn*, in its database, for psql or mysql."""
     if dsn.engine is Engine.POSTGRESQL:
         database, user = dsn.params.get("dbname") or dsn.user, _doubled(dsn.user, '"')
         ddl = postgres.DDL.format(table=postgres.quoted(table), user=user)
@@ -163,7 +164,7 @@ def ddl_of(dsn: Dsn, table: str) -> str:
 
 
 def of_application(case: Case, server: Server) -> list[Finding]:
-    """What the application's login finds of the table of *case* on *server*'s side; nothing where there is none."""
+    """Return the findings of the application's login about the table of *case* on *server*'s side."""
     name = case.settings.bg_receipts_table
     if name is None:
         return []
@@ -232,5 +233,5 @@ def _doubled(text: str, quote: str) -> str:
 
 
 def _line(text: str) -> str:
-    """*text* for a comment, which ends with its line."""
+    """Return *text* in a form for a comment, which must not contain line ends."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""Both servers, and what their catalogues list that does or does not come to green by replication."""
+"""Both servers, and the objects in their catalogues that replication does or does not transfer to green."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from bgpool.doctor.server import Server
 
 __all__ = ["OWN", "Kind", "Replication"]
 
-#: Of pg_class c and pg_namespace n: what people have made, for good, and no extension. rdsadmin is AWS itself.
+#: A condition on pg_class c and pg_namespace n: permanent objects of users, not of extensions. rdsadmin is AWS's
+#: schema.
 OWN: Final = """
     n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relpersistence <> 't'
     AND pg_catalog.pg_get_userbyid(c.relowner) <> 'rdsadmin'
@@ -23,7 +24,7 @@ OWN: Final = """
                     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
                     AND d.deptype = 'e')
 """
-#: Columns as name, type, whether they are required.
+#: Columns as name, type, and whether they are required.
 _THINGS: Final = f"""
     SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind::text, coalesce(
                (SELECT pg_catalog.array_agg(ARRAY[a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
@@ -48,7 +49,7 @@ _THINGS: Final = f"""
 
 
 class Kind(Enum):
-    """What green is to blue."""
+    """The kind of replication from blue to green."""
 
     LOGICAL = "logical"
     PHYSICAL = "physical"
@@ -59,7 +60,7 @@ class Replication:
     """Blue's server and green's.
 
     Attributes:
-        green: None where blue's metadata name none.
+        green: Green's server; None if blue's metadata name none.
     """
 
     def __init__(self, blue: Server, green: Server | None) -> None:
@@ -68,17 +69,17 @@ class Replication:
 
     @property
     def engine(self) -> Engine:
-        """Whose servers they are."""
+        """The servers' engine."""
         return self.blue.case.dsn.engine
 
     @property
     def place(self) -> str:
-        """The database that is looked at, for people."""
+        """The examined database, for texts."""
         return f"database {self.blue.identity.database}"
 
     @cached_property
     def unknown(self) -> str:
-        """Why it is not known what green is; empty where it is known."""
+        """The reason for which the kind of replication is not known; empty if it is known."""
         if self.blue.failure:
             return "blue cannot be asked, see login"
         if self.green is None:
@@ -87,12 +88,12 @@ class Replication:
             return "green cannot be asked, see login"
         rows = [counting_row(self.blue.answer.rows or (), role) for role in Role]
         phases = {PHASE_OF_STATUS.get(row.status.strip().upper()) for row in rows if row is not None}
-        # Afterwards green is a primary, whatever it has been.
+        # Afterwards green is a primary in any case.
         return "" if phases == {Phase.CREATED} else "the deployment is not AVAILABLE, see status"
 
     @cached_property
     def kind(self) -> Kind:
-        """What green is. A physical replica is in recovery until it is promoted; MySQL's are logical.
+        """Green's kind. A physical replica is in recovery until it is promoted; MySQL's replicas are logical.
 
         Raises:
             EarlyVerdict: Green did not answer.
@@ -108,7 +109,7 @@ class Replication:
         """Green's server.
 
         Raises:
-            EarlyVerdict: It is no logical replica, or it is not known what it is: there is nothing to compare.
+            EarlyVerdict: It is no logical replica, or its kind is not known: there is nothing to compare.
         """
         if self.green is None or self.kind is Kind.UNKNOWN:
             raise EarlyVerdict(not_checked(f"{self.unknown}: nothing to compare with"))
@@ -116,7 +117,7 @@ class Replication:
 
     @cached_property
     def things(self) -> tuple[dict[str, SchemaObject], dict[str, SchemaObject]]:
-        """The relations and enums of both sides, by qualified name, in the order of their names.
+        """Return the relations and enums of both sides, by qualified name, in the order of their names.
 
         Raises:
             EarlyVerdict: One of the servers did not answer, or there is nothing to compare.

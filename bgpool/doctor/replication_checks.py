@@ -1,8 +1,8 @@
-"""What green will lack or meet when it takes over, asked of both servers' catalogues.
+"""Checks of what green will lack when it takes over, made on both servers' catalogues.
 
-Physical replication brings a whole server, logical replication the rows of tables. PostgreSQL's green is a logical
-replica after a major version upgrade, and on Aurora always; MySQL's is one always. Every question is about the DSN's
-database, and about catalogues that everybody may read.
+Physical replication transfers a whole server, logical replication only the rows of tables. PostgreSQL's green is a
+logical replica after a major version upgrade, and always on Aurora; MySQL's is always one. All queries concern the
+DSN's database, and catalogues that every user may read.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["checks_of", "mysql_checks", "postgres_checks"]
 postgres_checks: Final[Checks[Replication]] = Checks()
 mysql_checks: Final[Checks[Replication]] = Checks()
 
-#: Large objects are counted as far as this.
+#: The maximum of large objects to count.
 _MANY: Final = 10_000
 
-#: Tables whose rows cannot be told apart. A partition counts for the table at the root. A primary key that is
-#: deferrable identifies nothing. The last column: publications for which that makes UPDATE or DELETE fail.
+#: Tables whose rows have no identity. A partition counts for the table at the root. A deferrable primary key does not
+#: identify rows. The last column: publications for which UPDATE or DELETE therefore fails.
 _KEYLESS: Final = f"""
     WITH published AS MATERIALIZED (
         SELECT t.schemaname, t.tablename, p.pubname
@@ -67,13 +67,13 @@ _VIEWS: Final = f"""
     WHERE c.relkind = 'm' AND {OWN} ORDER BY 1
 """
 _LARGE_OBJECTS: Final = f"SELECT count(*) FROM (SELECT FROM pg_catalog.pg_largeobject_metadata LIMIT {_MANY + 1}) AS o"
-#: Without those by which a subscription copies a table.
+#: Without the temporary slots with which a subscription copies a table.
 _SLOTS: Final = """
     SELECT slot_name::text, 'database ' || database::text || CASE WHEN active THEN ', in use' ELSE '' END
     FROM pg_catalog.pg_replication_slots
     WHERE slot_type = 'logical' AND NOT temporary AND slot_name !~ '^pg_[0-9]+_sync_' ORDER BY 1
 """
-#: Of all of green's databases: a slot is somebody's there.
+#: Of all databases of green: every slot belongs to one of them.
 _FED_BY: Final = "SELECT subslotname::text FROM pg_catalog.pg_subscription WHERE subslotname IS NOT NULL"
 _SUBSCRIPTIONS: Final = """
     SELECT s.subname::text, s.subenabled, s.subslotname::text FROM pg_catalog.pg_subscription s
@@ -84,7 +84,7 @@ _READERS: Final = """
            (pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), confirmed_flush_lsn) / 1048576)::float8
     FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical'
 """
-#: A partition may be received by way of the table above it.
+#: A partition may be received through the table above it.
 _NOT_RECEIVED: Final = f"""
     SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -104,7 +104,7 @@ _MYSQL_OWN: Final = (
     "t.table_type = 'BASE TABLE' AND t.table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema')"
 )
 _MYSQL_TABLES: Final = f"SELECT COUNT(*) FROM information_schema.tables t WHERE {_MYSQL_OWN}"
-#: A unique key will do if none of its columns may be NULL.
+#: A unique key is sufficient if none of its columns may be NULL.
 _MYSQL_KEYLESS: Final = f"""
     SELECT CONCAT(t.table_schema, '.', t.table_name) FROM information_schema.tables t
     LEFT JOIN (
@@ -128,7 +128,7 @@ _RECEIPTS: Final = (
 
 
 def checks_of(replication: Replication) -> Checks[Replication]:
-    """Those of the servers' engine."""
+    """Return the checks of the servers' engine."""
     return mysql_checks if replication.engine is Engine.MYSQL else postgres_checks
 
 
@@ -392,17 +392,17 @@ for _checks in (postgres_checks, mysql_checks):
 
 
 def _if_logical(replication: Replication) -> str:
-    """The condition, where it is one."""
+    """Return the condition as SQL if it applies to a logical replica."""
     if replication.kind is Kind.LOGICAL:
         return ""
     return "if green becomes a logical replica (by a major version upgrade, on Aurora always), "
 
 
 def _seen(replication: Replication) -> int:
-    """How many tables the user sees on blue: MySQL shows those that a grant is for.
+    """Return the number of tables that the user can see on blue: MySQL shows only tables with a grant.
 
     Raises:
-        EarlyVerdict: None.
+        EarlyVerdict: There are none.
     """
     count = int(replication.blue.query(_MYSQL_TABLES)[0][0])
     if not count:

@@ -1,4 +1,4 @@
-"""What differs between two databases' relations and enums, as a pure function of what their catalogues list."""
+"""The differences between two databases' relations and enums, as a pure function of their catalogues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 __all__ = ["Column", "Differences", "SchemaObject", "compare", "first_few"]
 
-#: As pg_class.relkind has them, and our own letter for an enum.
+#: The values of pg_class.relkind, and bgpool's own letter for an enum.
 _KINDS: Final = {
     "r": "table",
     "p": "partitioned table",
@@ -19,7 +19,7 @@ _KINDS: Final = {
     "c": "type",
     "e": "enum",
 }
-#: What replication brings rows of.
+#: The kinds whose rows replication transfers.
 _TABLES: Final = frozenset({"r", "p"})
 _NAMES_SHOWN: Final = 5
 
@@ -29,7 +29,7 @@ class Column:
     """A column, or a label of an enum, which has no type.
 
     Attributes:
-        required: A row without it is refused: NOT NULL, and nothing that fills it in.
+        required: True if a row without it is refused: NOT NULL without a default.
     """
 
     name: str
@@ -42,25 +42,25 @@ class SchemaObject:
     """A relation or an enum.
 
     Attributes:
-        kind: One of those of `_KINDS`.
-        columns: In their order; none of a sequence.
+        kind: One of the keys of `_KINDS`.
+        columns: The columns in order; none for a sequence.
     """
 
     kind: str
     columns: tuple[Column, ...] = ()
 
     def column(self, name: str) -> Column | None:
-        """The one of that name."""
+        """Return the column of that name."""
         return next((column for column in self.columns if column.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What differs, each in a few words.
+    """The differences, each as a short text.
 
     Attributes:
-        missing: On green, of what blue has; and columns that green demands and blue cannot send.
-        other: All the rest, which may be meant.
+        missing: Objects of blue that green lacks; and columns that green requires and blue cannot send.
+        other: All other differences, which may be intended.
     """
 
     missing: tuple[str, ...]
@@ -68,7 +68,7 @@ class Differences:
 
 
 def compare(blue: Mapping[str, SchemaObject], green: Mapping[str, SchemaObject]) -> Differences:
-    """Compare what is on both sides, by qualified name."""
+    """Compare the objects of both sides by qualified name."""
     missing, other = [], []
     for name, thing in blue.items():
         kind = _KINDS[thing.kind]
@@ -84,7 +84,7 @@ def compare(blue: Mapping[str, SchemaObject], green: Mapping[str, SchemaObject])
 
 
 def first_few(names: tuple[str, ...] | list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

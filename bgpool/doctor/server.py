@@ -1,4 +1,4 @@
-"""One side's server, asked over one read-only connection with the parameters of the monitoring connections."""
+"""The server of one side, queried over one read-only connection with the parameters of the monitoring connections."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _WHO_MYSQL: Final = "SELECT VERSION(), CURRENT_USER(), @@basedir"
 
 
 class QueryFailed(EarlyVerdict):
-    """The server refused a question, which ends a check that does not expect it.
+    """The server refused a query. This ends a check that does not handle it.
 
     Attributes:
-        code: SQLSTATE, or MySQL's number as text.
+        code: The SQLSTATE, or MySQL's number as text.
     """
 
     def __init__(self, text: str, code: str) -> None:
@@ -62,15 +62,15 @@ class QueryFailed(EarlyVerdict):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server says that it is.
+    """The identity that a server reports.
 
     Attributes:
-        product: One of the four of `minimums`.
-        version: The one that minimums go by.
-        runs: Engine and version, for people.
-        doubt: What speaks against its being RDS's or Aurora's; empty where nothing does.
-        account: The user as grants spell it.
-        database: The database, quoted where it has to be; empty for MySQL.
+        product: One of the four products of `minimums`.
+        version: The version that minimums compare.
+        runs: Engine and version, for texts.
+        doubt: The evidence that it is not RDS or Aurora; empty if there is none.
+        account: The user in the spelling of grants.
+        database: The database, quoted if necessary; empty for MySQL.
     """
 
     product: str
@@ -85,13 +85,13 @@ class Server:
     """Blue's or green's server.
 
     Attributes:
-        host, port: Where the monitor would look for it.
-        failure: Why it is not to be asked (any more); empty while it is.
-        remedy: What may help where its login was refused; empty otherwise.
+        host, port: The host and port that the monitor would use.
+        failure: The reason for which it cannot be queried (any longer); empty if it can.
+        remedy: Advice if its login was refused; otherwise empty.
     """
 
     def __init__(self, case: Case, role: Role, host: str, port: int, *, as_application: bool = False) -> None:
-        """*role*'s server at *host* and *port*; *as_application* with the application's login, not the monitor's."""
+        """The server of *role* at *host* and *port*; with *as_application*, use the application's login."""
         self._as_application: Final = as_application
         self.case: Final = case
         self.role: Final = role
@@ -102,7 +102,7 @@ class Server:
         self._session: PostgresSession | MysqlSession | None = None
 
     def open(self) -> None:
-        """Connect, within the case's time limit; `failure` tells whether it worked."""
+        """Connect, within the case's time limit; `failure` contains the result."""
         self.failure = ""
         finished = side_by_side([self._open], self.case.timeout_s + _SPARE_S)
         if finished == [None]:
@@ -110,7 +110,7 @@ class Server:
 
     @property
     def cache_warning(self) -> str:
-        """As the function of that name, of a session that is open."""
+        """The result of the function of that name for the open session."""
         return cache_warning(self._session) if self._session is not None else ""
 
     def close(self) -> None:
@@ -128,11 +128,11 @@ class Server:
         return self._reached().connection
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """The rows of *sql*; none where it has none.
+        """Return the rows of *sql*; none if it returns no rows.
 
         Raises:
             QueryFailed: The server refuses it.
-            EarlyVerdict: The server is not there, or did not answer in time.
+            EarlyVerdict: The server is not available, or did not answer in time.
         """
         session = self._reached()
         with self._bounded(session) as late:
@@ -151,10 +151,10 @@ class Server:
 
     @cached_property
     def answer(self) -> Answer:
-        """What a monitor would hear.
+        """The answer that a monitor would get.
 
         Raises:
-            EarlyVerdict: The server is not there, or did not answer in time.
+            EarlyVerdict: The server is not available, or did not answer in time.
         """
         session = self._reached()
         with self._bounded(session) as late:
@@ -165,10 +165,10 @@ class Server:
 
     @cached_property
     def identity(self) -> Identity:
-        """What the server is.
+        """The server's identity.
 
         Raises:
-            QueryFailed, EarlyVerdict: As `query`.
+            QueryFailed, EarlyVerdict: See `query`.
         """
         if self.case.dsn.engine is Engine.POSTGRESQL:
             version, account, database, aurora, admin = self.query(_WHO_POSTGRES)[0]
@@ -209,10 +209,10 @@ class Server:
         try:
             self.query(_READ_ONLY[self.case.dsn.engine])
             if self.case.dsn.engine is Engine.POSTGRESQL:
-                # A little less than ours, which costs the connection.
+                # A little less than the doctor's own limit, which would close the connection.
                 self.query(f"SET statement_timeout = '{self.case.timeout_s * 1000 - 500}ms'")
         except EarlyVerdict as early:
-            # Not a question more to a server that might let us write.
+            # No further query to a server that might allow writes.
             self.failure = str(early)
         return True
 
@@ -223,7 +223,7 @@ class Server:
 
     @contextlib.contextmanager
     def _bounded(self, session: PostgresSession | MysqlSession) -> Iterator[threading.Event]:
-        """Cut the connection when the block takes too long, and tell so by the event."""
+        """Cut the connection if the block takes too long, and set the event then."""
         late = threading.Event()
 
         def end(fd: int, expected: tuple[int, int]) -> None:
@@ -243,12 +243,12 @@ class Server:
             timer.cancel()
 
     def _lost(self, why: str) -> EarlyVerdict:
-        """The verdict of the check in which the connection was lost; *why* is empty where there was no answer."""
+        """Return the verdict of the check in which the connection was lost; *why* is empty if there was no answer."""
         self.failure = f"the connection was lost: {why or f'no answer within {self.case.timeout_s} s'}"
         return EarlyVerdict(failed(self.failure, "see the server's log, and whether it hangs"))
 
     def _aurora_version(self) -> str:
-        """What AURORA_VERSION() says; empty where there is no such function."""
+        """Return the result of AURORA_VERSION(); empty if there is no such function."""
         try:
             return _text(self.query("SELECT AURORA_VERSION()")[0][0])
         except QueryFailed:
@@ -258,10 +258,10 @@ class Server:
 def open_session(
     case: Case, params: Mapping[str, Any], host: str, port: int, password: Password | None
 ) -> PostgresSession | MysqlSession:
-    """Log in at *host* as a monitor would, with *params*, and with what *password* makes if it is given.
+    """Log in at *host* like a monitor, with *params*, and with the password of *password* if it is given.
 
     Raises:
-        SessionError, OSError: It cannot be reached, or does not let us in.
+        SessionError, OSError: It cannot be reached, or refuses the login.
     """
     passwords = PasswordMaker(password) if password is not None else None
     name = case.real_name(host)
@@ -277,7 +277,7 @@ def open_session(
 
 
 def cache_warning(session: PostgresSession | MysqlSession) -> str:
-    """Why *session*'s login fails on a server that has not the password in its cache; empty where it does not."""
+    """Return a warning if *session*'s login would fail on a server without the password in its cache; else empty."""
     return session.connection.cache_warning if isinstance(session, MysqlSession) else ""
 
 

@@ -1,4 +1,4 @@
-"""What is asked of blue's server and of green's, each over its one connection."""
+"""Checks of blue's server and of green's, each over one connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ server_checks: Final[Checks[Server]] = Checks()
 
 _POSTGRES: Final = frozenset({minimums.AURORA_POSTGRES, minimums.RDS_POSTGRES})
 _AURORA: Final = frozenset({minimums.AURORA_POSTGRES, minimums.AURORA_MYSQL})
-#: What tells the status, as it is spelt in SQL.
+#: The source of the status, as written in SQL.
 _SOURCES: Final = {
     minimums.AURORA_POSTGRES: "pg_catalog.get_blue_green_fast_switchover_metadata()",
     minimums.RDS_POSTGRES: "rds_tools.show_topology()",
@@ -34,7 +34,7 @@ _GRANT_POSTGRES: Final = (
     "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {account};"
 )
 _GRANT_MYSQL: Final = "as an administrator: GRANT SELECT ON mysql.rds_topology TO {account};"
-#: MySQL: no such table; not to be read, or its columns are not.
+#: MySQL: no such table; the table, or its columns, may not be read.
 _NO_TABLE, _DENIED = "1146", frozenset({"1142", "1143", "1044", "1227"})
 
 _EXTENSION: Final = """
@@ -50,7 +50,7 @@ _RIGHTS: Final = """
                                      ('pg_catalog', 'get_blue_green_fast_switchover_metadata'))
 """
 _READ_ONLY: Final = {
-    # Ours is read-only in any case: what the server would have set is what counts, unless it is our role's own.
+    # The doctor's session is read-only in any case, so use the default of the server, or of the role itself.
     Engine.POSTGRESQL: "SELECT pg_catalog.pg_is_in_recovery() OR"
     f" (reset_val::bool AND {ROLES_SETTING.format(user='session_user', database='current_database()')} IS NULL)"
     " FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",
@@ -223,7 +223,7 @@ def _deployment(server: Server) -> Verdict:
 
 @server_checks.check("writes", "Does blue take writes, and green none?")
 def _writes(server: Server) -> Verdict:
-    # As a monitor tells it: by the server's own state, and by what its catalog says of the application's role.
+    # Like a monitor: by the server's own state, and by the catalogue's settings of the application's role.
     read_only = bool(server.query(_READ_ONLY[server.case.dsn.engine])[0][0])
     by_role, user = server.answer.role_read_only, server.case.config.app_user
     if server.role is Role.SOURCE:
@@ -268,16 +268,16 @@ def _certificate(server: Server) -> Verdict:
 
 
 def _room(server: Server) -> tuple[Any, ...]:
-    """max_connections, reserved ones, the user's own limit or None, and how many there are now."""
+    """Return max_connections, reserved ones, the user's own limit or None, and the current number."""
     if server.case.dsn.engine is Engine.POSTGRESQL:
         return server.query(_ROOM_POSTGRES)[0]
     most, of_user = server.query("SELECT @@global.max_connections, @@session.max_user_connections")[0]
     ((_, in_use),) = server.query("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-    # What is kept for administrators comes on top of max_connections. 0 is no limit.
+    # Connections for administrators are in addition to max_connections. 0 means no limit.
     return most, 0, of_user or None, in_use
 
 
 def _on_both(statements: str, role: Role) -> str:
-    """Grants of before the deployment reach green; later ones have to be made there, too."""
+    """Return a hint: grants from before the deployment reach green; later ones must be repeated there."""
     before = ", before the deployment is created or on green as well" if role is Role.SOURCE else ", on green"
     return statements.replace("as an administrator", f"as an administrator{before}", 1)

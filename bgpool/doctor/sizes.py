@@ -1,4 +1,4 @@
-"""Whether a server has room for everybody's pools, as a pure function of what it allows and what is wanted."""
+"""The capacity of a server for all pools, as a pure function of its limits and the required connections."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from bgpool.doctor.findings import Verdict, failed, ok, warning
 
 __all__ = ["MONITORING", "Room", "judge_room", "wanted"]
 
-#: The monitor asks each role over one connection, and after a switchover both may lead to the same server.
+#: The monitor has one connection to each role, and after a switchover both may lead to the same server.
 MONITORING: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a server has for clients.
+    """A server's capacity for clients.
 
     Attributes:
         most: max_connections.
-        reserved: Those of them that are kept for administrators.
-        of_user: What the user, or the database, is limited to; None for no such limit.
-        in_use: Connections now, everybody's.
+        reserved: The connections of these that are reserved for administrators.
+        of_user: The limit of the user or the database; None for no limit.
+        in_use: The current connections of all users.
     """
 
     most: int
@@ -31,24 +31,24 @@ class Room:
 
     @property
     def available(self) -> int:
-        """What applications can have at most."""
+        """The maximum for applications."""
         free = max(0, self.most - self.reserved)
         return free if self.of_user is None else min(free, self.of_user)
 
 
 def wanted(workers: int, max_size: int) -> int:
-    """What *workers* processes want at most, each with a pool of *max_size*, and their monitor."""
+    """Return the maximum that *workers* processes need, each with a pool of *max_size*, and their monitor."""
     return workers * max_size + MONITORING
 
 
 def judge_room(room: Room, *, workers: int, max_size: int, ours: int) -> Verdict:
-    """Whether *workers* pools of *max_size* fit.
+    """Judge whether *workers* pools of *max_size* fit.
 
     Args:
-        room: What the server has.
-        workers: Processes, on all hosts together.
-        max_size: Of each one's pool.
-        ours: Connections that this host's pools have now, of those in use.
+        room: The server's capacity.
+        workers: The number of processes, on all hosts together.
+        max_size: The size of each one's pool.
+        ours: The current connections of this host's pools.
     """
     want, others = wanted(workers, max_size), max(0, room.in_use - ours)
     processes = "1 process" if workers == 1 else f"{workers} processes"

@@ -1,4 +1,4 @@
-"""``bgpool timeline``: the last switchovers as tables and as a picture, for the post-mortem. Connects to nothing."""
+"""``bgpool timeline``: print and draw the last switchovers, for the post-mortem. Opens no connection."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["NothingRecorded", "Outputs", "Unusable", "run"]
 
 
 class NothingRecorded(Exception):
-    """There was no switchover."""
+    """There is no recorded switchover."""
 
 
 class Unusable(Exception):
-    """What was asked for cannot be done; the text says why."""
+    """The request cannot be fulfilled; the text is the reason."""
 
 
 class Outputs(NamedTuple):
-    """Where to draw, beside the table."""
+    """The files to draw to, in addition to the table."""
 
     html: Path | None = None
     svg: Path | None = None
@@ -41,7 +41,7 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
 
     Raises:
         NothingRecorded: There are none.
-        Unusable: The directory is not to be trusted, a file cannot be written, or a library is missing.
+        Unusable: The directory cannot be trusted, a file cannot be written, or a library is missing.
     """
     files = _files(bg_id, run_dir)
     told, problems = stories(files, count)
@@ -60,7 +60,7 @@ def run(count: int, bg_id: str | None, run_dir: Path | None, outputs: Outputs, *
 
 def _files(bg_id: str | None, run_dir: Path | None) -> RunFiles:
     try:
-        # As status: what is not to be trusted there is no history here.
+        # Like status, except that an untrusted history is an error here.
         there = find(bg_id, run_dir)
     except Error as error:
         raise Unusable(str(error)) from None
@@ -75,7 +75,7 @@ def _files(bg_id: str | None, run_dir: Path | None) -> RunFiles:
 
 
 def _nothing(bg_id: str | None, files: RunFiles) -> str:
-    """That no switchover of *bg_id*, or else of that of *files*, is recorded, and of which there are some."""
+    """Return a text if there is no switchover of *bg_id*, or of *files*, with the bg_ids that have some."""
     name = repr(bg_id) if bg_id is not None else _names([files])
     others = _names(deployment.files for deployment in find(None, files.directory) if history.read(deployment.files))
     text = f"no switchover of bg_id {name} is recorded in {files.directory}"
@@ -83,7 +83,7 @@ def _nothing(bg_id: str | None, files: RunFiles) -> str:
 
 
 def _names(found: Iterable[RunFiles]) -> str:
-    """The bg_ids of *found*: the names of their files may be digests, which --bg-id does not take."""
+    """Return the bg_ids of *found*: the names of their files may be digests, which --bg-id does not accept."""
     return ", ".join(repr(Deployment(files).status().bg_id) for files in found)
 
 
@@ -97,7 +97,7 @@ def _text(story: RecordedSwitchover) -> str:
     )
     crowd = story.recording.workers
     if crowd:
-        # The most that were held by all of them together is not known: they write their rows each at its own time.
+        # The maximum of all workers together is not known, because they write their rows at different times.
         held = sum(max(sample.held for sample in worker.samples) for worker in crowd if worker.samples)
         failed, cut = (
             sum(getattr(worker.samples[-1], name) for worker in crowd if worker.samples) for name in ("failed", "cut")

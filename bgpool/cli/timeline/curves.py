@@ -1,4 +1,4 @@
-"""From a worker's samples to what is drawn of it: rates, callers held, and the moments at which something broke."""
+"""Turn a worker's samples into curves: rates, held callers, and the times of errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bgpool.monitor.samples import WorkerSample, WorkerSamples
 
 __all__ = ["Curve", "Mark", "Step", "curve_of", "sum_of"]
 
-#: How long a worker may say nothing before it counts as gone, in seconds. It writes its row four times a second, and
-#: after a long switchover only every few samples are kept.
+#: The time without a sample after which a worker counts as gone, in seconds. It writes its row four times a second, and
+#: after a long switchover only some of the samples are kept.
 _GONE_S: Final = 3.0
 
 
 class Step(NamedTuple):
-    """What holds from one moment to another, in seconds: *rate* checkouts per second, *held* callers."""
+    """An interval in seconds with *rate* checkouts per second and *held* callers."""
 
     begin_s: float
     end_s: float
@@ -26,10 +26,10 @@ class Step(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something broke: errors reached the application, or connections were cut.
+    """A problem: errors reached the application, or connections were cut.
 
     Attributes:
-        errors: How many there were and their type, in words.
+        errors: The number of errors and their type, as text.
     """
 
     at_s: float
@@ -51,12 +51,12 @@ class Curve(NamedTuple):
 
     @property
     def top_held(self) -> float:
-        """Most callers held at a time."""
+        """The maximum of callers held at a time."""
         return max((step.held for step in self.steps), default=0.0)
 
 
 def curve_of(worker: WorkerSamples) -> Curve:
-    """What *worker* did. Between two samples nobody knows more than their difference."""
+    """Return the curve of *worker*. Between two samples only their difference is known."""
     steps, marks = [], []
     for before, after in pairwise(worker.samples):
         begin_s, end_s = before.offset_ms / 1000, after.offset_ms / 1000
@@ -76,12 +76,12 @@ def _new_errors(before: WorkerSample, after: WorkerSample) -> Iterator[str]:
         if count > known.get(name, 0):
             yield f"{count - known.get(name, 0)} {name}"
     if after.errors == known and after.failed > before.failed:
-        # An earlier version counted no types.
+        # An earlier version did not count types.
         yield f"{after.failed - before.failed} failed"
 
 
 def sum_of(curves: Sequence[Curve], begin_s: float, end_s: float, parts: int) -> Curve:
-    """All of *curves* together, between two moments, in so many *parts*."""
+    """Return the sum of *curves* between two times, in *parts* intervals."""
     width_s = (end_s - begin_s) / parts
     begins = [[step.begin_s for step in curve.steps] for curve in curves]
     steps = []

@@ -1,4 +1,4 @@
-"""The picture as a page of its own: nothing is loaded, nothing runs, light or dark as the reader's system is."""
+"""The picture as an HTML page: it loads nothing, runs nothing, and follows the reader's light or dark mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bgpool.core.timeline import summary_table
 
 __all__ = ["render"]
 
-# Whatever a file in the run directory says, a reader's browser loads and runs nothing for it.
+# Even with malicious content in a file of the run directory, the browser loads and runs nothing.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -26,7 +26,7 @@ p{color:#59636e}
 
 
 def render(stories: Sequence[RecordedSwitchover]) -> str:
-    """The page of *stories*, each with its summary table as text to copy."""
+    """Return the page of *stories*, each with its summary table as text."""
     parts = []
     for story in stories:
         parts.append(f"<figure style='margin:0'>{draw([story])}</figure>")

@@ -1,4 +1,4 @@
-"""A switchover as SVG: phases as bands, workers as lanes, and what happened as a numbered list."""
+"""Draw a switchover as SVG: phases as bands, workers as lanes, and events as a numbered list."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CLASSES: Final = {
     Phase.COMPLETED.name: "completed",
     CREATED_AGAIN: "back",
 }
-#: With more workers than this, lanes are drawn low.
+#: With more workers than this, lanes are lower.
 _MANY: Final = 12
-#: Pixels of a character of a phase's name, in its band.
+#: The width of a character of a phase's name in its band, in pixels.
 _NAME_PX: Final = 8.6
 _SMALL_NAME_PX: Final = 7.0
-#: Seconds around the hold that are drawn large.
+#: The time around the hold that is enlarged, in seconds.
 _BEFORE_S: Final = 2.0
 _AFTER_S: Final = 4.0
 
@@ -50,7 +50,7 @@ text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-se
 
 
 class _Sheet:
-    """Marks on paper, from top to bottom."""
+    """The elements of a drawing, from top to bottom."""
 
     def __init__(self) -> None:
         self.y = 0.0
@@ -74,7 +74,7 @@ class _Sheet:
 
 
 def draw(stories: Sequence[RecordedSwitchover]) -> str:
-    """One SVG with all of *stories*, each below the one before. Needs nothing from elsewhere, and runs nothing."""
+    """Return one SVG with all *stories*, one below the other. It loads nothing, and runs nothing."""
     sheet = _Sheet()
     for story in stories:
         _draw_story(sheet, story)
@@ -93,7 +93,7 @@ def _draw_story(sheet: _Sheet, story: RecordedSwitchover) -> None:
     if near != whole:
         scale = Scale(*whole, _LEFT, _RIGHT)
         _strip(sheet, story, scale)
-        # What is drawn large below.
+        # The part that is enlarged below.
         left, right = scale.x(near[0]), scale.x(near[1])
         sheet.add(f'<path d="M{left:.1f},{sheet.y + 2:.1f}v6H{right:.1f}v-6" fill="none" class="event"/>')
         _axis(sheet, scale, "")
@@ -131,7 +131,7 @@ def _first_ns(story: RecordedSwitchover) -> int:
 
 
 def _ranges(story: RecordedSwitchover) -> tuple[tuple[float, float], tuple[float, float]]:
-    """From where to where, in seconds: the whole switchover, and the part around the hold, if that is much less."""
+    """Return the ranges to draw, in seconds: the whole switchover, and the part around the hold, if much shorter."""
     offsets = [sample.offset_ms / 1000 for worker in story.recording.workers for sample in worker.samples]
     times = [band.begin_s for band in story.bands] + [entry.mono_ns / 1e9 for entry in story.events[-1:]]
     begin_s, end_s = min(times), max([*times, *offsets])
@@ -147,7 +147,7 @@ def _ranges(story: RecordedSwitchover) -> tuple[tuple[float, float], tuple[float
 
 
 def _shown(story: RecordedSwitchover, scale: Scale) -> Iterator[tuple[Band, float, float]]:
-    """The phases of which anything is to be seen, and from where to where; what it all ended in lasts on."""
+    """Return the visible phases with their ranges; the last phase extends to the end."""
     bands = story.bands
     for number, band in enumerate(bands, 1):
         end_s = band.end_s if number < len(bands) else scale.end_s
@@ -157,7 +157,7 @@ def _shown(story: RecordedSwitchover, scale: Scale) -> Iterator[tuple[Band, floa
 
 
 def _strip(sheet: _Sheet, story: RecordedSwitchover, scale: Scale) -> None:
-    """The phases as one coloured strip."""
+    """Draw the phases as one coloured strip."""
     sheet.y += 8
     for band, left, right in _shown(story, scale):
         sheet.rect(left, sheet.y, right - left, 22, _CLASSES[band.phase], f"{band.phase} from {band.begin_s:+.3f} s")
@@ -169,7 +169,7 @@ def _strip(sheet: _Sheet, story: RecordedSwitchover, scale: Scale) -> None:
 
 
 def _washes(sheet: _Sheet, story: RecordedSwitchover, scale: Scale, top: float) -> None:
-    """The phases' colours behind the lanes; put there first."""
+    """Draw the phases' colours behind the lanes; inserted before them."""
     behind = _Sheet()
     for band, left, right in _shown(story, scale):
         behind.rect(left, top, right - left, sheet.y - top, f"{_CLASSES[band.phase]} wash")
@@ -177,7 +177,7 @@ def _washes(sheet: _Sheet, story: RecordedSwitchover, scale: Scale, top: float) 
     sheet.parts[at : at + 1] = behind.parts
 
 
-#: Where the lanes begin among the parts.
+#: The position of the lanes among the elements.
 _LANES: Final = "<!-- lanes -->"
 
 
@@ -209,7 +209,7 @@ def _lane(
     tops: tuple[float, float] | None = None,
     marks: bool = True,
 ) -> None:
-    """Checkouts per second upwards from a line, callers held downwards from it."""
+    """Draw checkouts per second above a line, and held callers below it."""
     top_rate, top_held = tops or (curve.top_rate, curve.top_held)
     rate_px, held_px = height * 0.62, height * 0.26
     base = sheet.y + rate_px + 2
@@ -255,7 +255,7 @@ def _failed_at(x: float, y: float) -> str:
 
 
 def _events(sheet: _Sheet, story: RecordedSwitchover, scale: Scale, top: float) -> None:
-    """A line through the lanes for each, with the number that it has in the list."""
+    """Draw a line through the lanes for each event, with its number in the list."""
     ends = [float("-inf")] * 3
     used = 0
     for number, entry in enumerate(story.events, 1):
@@ -308,7 +308,7 @@ def _legend(sheet: _Sheet, story: RecordedSwitchover) -> None:
 
 
 def _list(sheet: _Sheet, story: RecordedSwitchover) -> None:
-    """The summary table, with the numbers that the events have in the picture."""
+    """Draw the summary table, with the events' numbers."""
     sheet.y += 8
     for number, entry in enumerate(story.events, 1):
         sheet.y += 18

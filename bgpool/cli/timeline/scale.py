@@ -1,4 +1,4 @@
-"""Seconds to pixels, and where the ticks go."""
+"""Conversion of seconds to pixels, and the positions of ticks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_TICKS: Final = 12
 
 
 class Scale(NamedTuple):
-    """*begin_s* is drawn at *left*, *end_s* at *right*; what lies outside, at the edge."""
+    """Draws *begin_s* at *left* and *end_s* at *right*; values outside are drawn at the edge."""
 
     begin_s: float
     end_s: float
@@ -19,17 +19,17 @@ class Scale(NamedTuple):
     right: float
 
     def x(self, at_s: float) -> float:
-        """Where *at_s* is drawn."""
+        """Return the position of *at_s*."""
         part = (at_s - self.begin_s) / (self.end_s - self.begin_s)
         return self.left + (self.right - self.left) * min(1.0, max(0.0, part))
 
     def sees(self, begin_s: float, end_s: float) -> bool:
-        """Whether any of that is within."""
+        """Return whether any part of the range is visible."""
         return end_s >= self.begin_s and begin_s <= self.end_s
 
 
 def ticks(begin_s: float, end_s: float) -> list[tuple[float, str]]:
-    """Round seconds between two others, a dozen at most, and what to write there."""
+    """Return round seconds in the range, a dozen at most, with their labels."""
     rough = (end_s - begin_s) / _MOST_TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""A switchover as the run directory tells of it. What the files hold is believed only as far as it fits."""
+"""A recorded switchover, read from the run directory. The content of the files is validated."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordedSwitchover:
-    """One switchover that has ended.
+    """A switchover that has ended.
 
     Attributes:
         outcome: One of history.OUTCOMES.
-        events: The summary table's; times on the monotonic clock count from its time zero.
-        recording: What the workers did.
-        record: As the history has it.
+        events: The events of the summary table; times on the monotonic clock are relative to its time zero.
+        recording: The workers' samples.
+        record: The record of the history.
     """
 
     bg_id: str
@@ -52,12 +52,12 @@ class RecordedSwitchover:
 
     @property
     def zero(self) -> str:
-        """The event that offsets count from."""
+        """The event that offsets are relative to."""
         return next((entry.event for entry in self.events if entry.mono_ns == 0), self.events[0].event)
 
     @property
     def bands(self) -> tuple[Band, ...]:
-        """The phases of the switchover, and what it ended in, which lasts no time yet."""
+        """The phases of the switchover; the last one has no duration yet."""
         phases = {phase.name for phase in SWITCHING} | {Phase.COMPLETED.name, CREATED_AGAIN}
         found = [entry for entry in self.events if entry.event in phases]
         ends = [entry.mono_ns / 1e9 for entry in found[1:]] + [max(e.mono_ns for e in self.events) / 1e9]
@@ -65,7 +65,7 @@ class RecordedSwitchover:
 
     @property
     def hold_s(self) -> float | None:
-        """From IN_PROGRESS to the release, or to the end of a rollback, in seconds; None where nobody was held."""
+        """The time from IN_PROGRESS to the release, or to the end of a rollback, in seconds; None without a hold."""
         band = next((band for band in self.bands if band.phase == Phase.IN_PROGRESS.name), None)
         if band is None:
             return None
@@ -74,12 +74,12 @@ class RecordedSwitchover:
 
     @property
     def release(self) -> TimelineEntry | None:
-        """What ended the hold."""
+        """The event that ended the hold."""
         return next((after for before, after in pairwise(self._phases()) if before.event == "IN_PROGRESS"), None)
 
     @property
     def evidence(self) -> str:
-        """What told that callers could go on; empty where nobody was held."""
+        """The evidence that caused the release; empty without a hold."""
         release = self.release
         if release is None:
             return ""
@@ -90,7 +90,7 @@ class RecordedSwitchover:
         return (entry for entry in self.events if entry.event in names)
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints: the record, and with it the hold, its end, and every worker's samples."""
+        """Return the content of ``--json``: the record, the hold, its end, and every worker's samples."""
         hold_s = self.hold_s
         return {
             **self.record,
@@ -106,11 +106,11 @@ class RecordedSwitchover:
 
 
 def told_errors(recording: Recording) -> str:
-    """The errors that reached the application, by type, and the units that were run again; empty without workers."""
+    """Return the errors that reached the application, by type, and the repeated units; empty without workers."""
     if not recording.workers:
         return ""
     last = [worker.samples[-1] for worker in recording.workers if worker.samples]
-    # An earlier version counted no types.
+    # An earlier version did not count types.
     without = "not recorded by type" if any(sample.failed for sample in last) else "none"
     errors = ", ".join(f"{count} {name}" for name, count in recording.errors.items()) or without
     repeated = sum(sample.repeated for sample in last)
@@ -119,7 +119,7 @@ def told_errors(recording: Recording) -> str:
 
 
 def deployments(directory: Path) -> tuple[RunFiles, ...]:
-    """The files of every bg_id that has a history in *directory*.
+    """Return the files of every bg_id that has a history in *directory*.
 
     Raises:
         OSError: It cannot be read.
@@ -129,7 +129,7 @@ def deployments(directory: Path) -> tuple[RunFiles, ...]:
 
 
 def stories(files: RunFiles, count: int) -> tuple[tuple[RecordedSwitchover, ...], tuple[str, ...]]:
-    """The last *count* switchovers, the oldest first; and what is wrong with what was kept of them."""
+    """Return the last *count* switchovers, the oldest first; and the problem of the files, if any."""
     past = history.look(files)
     told = [_story(files, record) for record in past.records]
     good = tuple(story for story in told if story is not None)[-count:]
