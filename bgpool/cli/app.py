@@ -40,12 +40,12 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-_Engine = Annotated[Engine, typer.Option(help="Whose servers; those of MySQL, or of MariaDB, must be installed.")]
+_Engine = Annotated[Engine, typer.Option(help="The engine. MySQL's or MariaDB's servers must be installed.")]
 _Programs = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="Where the servers' programs are, or the bin or sbin with them; path: installed ones. See docs/lab.md.",
+        help="The directory of the servers' programs, or of their bin or sbin; path: installed ones. See docs/lab.md.",
     ),
 ]
 _Pair = Annotated[
@@ -53,12 +53,12 @@ _Pair = Annotated[
     typer.Option(
         "--pair",
         metavar="minor|major",
-        help="major: green is of a newer version than blue, and its logical replica (PostgreSQL). See docs/lab.md.",
+        help="major: green is a logical replica of blue with a newer version (PostgreSQL). See docs/lab.md.",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_BgId = Annotated[str | None, typer.Option(help="Which Blue/Green Deployment; default: the one in the run directory.")]
-_RunDir = Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")]
+_BgId = Annotated[str | None, typer.Option(help="The deployment's id; default: the one in the run directory.")]
+_RunDir = Annotated[Path | None, typer.Option(help="The bg_run_dir; default: the pools' default.")]
 
 
 @app.command(
@@ -74,14 +74,14 @@ def status(context: typer.Context) -> None:
 def watch(
     bg_id: _BgId = None,
     run_dir: _RunDir = None,
-    until_done: Annotated[bool, typer.Option("--until-done", help="Leave when a switchover has ended.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0.0, help="Leave after so many seconds.")] = None,
+    until_done: Annotated[bool, typer.Option("--until-done", help="Exit when a switchover has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.0, help="Exit after this time, in seconds.")] = None,
     json: _Json = False,
 ) -> None:
-    """The status, live, through a switchover: redrawn on a terminal, elsewhere a line per change. Connects to nothing.
+    """Show the status live through a switchover: redrawn on a terminal, elsewhere a line per change.
 
-    Exit status: 130 after Ctrl-C; 3 when the time is up; with --until-done 0 after COMPLETED, 1 after a rollback, 4 if
-    the switchover counts as over by its timer alone: look at AWS then; 2 as status.
+    Exit status: 130 after Ctrl-C; 3 at the end of --timeout; with --until-done 0 after COMPLETED, 1 after a rollback, 4
+    if only the timer ended the switchover: check it in AWS then; 2 like status.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -100,26 +100,26 @@ def hold(
     bg_id: _BgId = None,
     run_dir: _RunDir = None,
 ) -> None:
-    """Have every checkout on this host wait for a while: planned maintenance without a switchover. Closes nothing.
+    """Hold every checkout on this host for a while: planned maintenance without a switchover. Closes no connection.
 
-    New transactions on connections in use wait, too; each caller as long as bg_connect_timeout_ms allows. Ends by
-    itself, with bgpool release, or when a switchover begins.
+    New transactions on connections in use are held, too. Each caller waits up to bg_connect_timeout_ms. The hold ends
+    after its time, with bgpool release, or when a switchover begins.
 
-    Exit status: 0 if callers are held; 1 if a switchover is under way; 2 if there is no living monitor, for a wrong
-    call, or a run directory that is not to be trusted.
+    Exit status: 0 if callers are held; 1 if a switchover is in progress; 2 if there is no running monitor, for an
+    invalid call, or an untrusted run directory.
     """
     _give(Order.HOLD, bg_id, run_dir, duration)
 
 
 @app.command()
 def release(bg_id: _BgId = None, run_dir: _RunDir = None) -> None:
-    """Stop holding callers on this host: end bgpool hold, or let blue's callers go by name in a switchover.
+    """Stop holding callers on this host: end bgpool hold, or release blue's callers in a switchover.
 
-    In a switchover nobody is held from then on until it is over, an hour at most. Green's endpoints are held and
-    refused as before.
+    In a switchover no caller of blue is held from then on until it is over, an hour at most; callers connect by name.
+    Callers of green are held and rejected as before.
 
-    Exit status: 0 if nobody is held; 2 if there is no living monitor, for a wrong call, or a run directory that is not
-    to be trusted.
+    Exit status: 0 if no caller is held; 2 if there is no running monitor, for an invalid call, or an untrusted run
+    directory.
     """
     _give(Order.RELEASE, bg_id, run_dir)
 
@@ -145,10 +145,10 @@ _FleetDsn = Annotated[
     str | None,
     typer.Argument(
         metavar="[DSN]",
-        help="As for get_pool, for its bg_ parameters; - reads it from standard input, out of ps's sight.",
+        help="The DSN for get_pool, for its bg_ parameters; - reads it from standard input, invisible to ps.",
     ),
 ]
-_FleetBgId = Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")]
+_FleetBgId = Annotated[str | None, typer.Option(help="The deployment's id; default: the DSN's, else 1.")]
 _FleetUrl = Annotated[
     str | None,
     typer.Option("--fleet", metavar="URL", help="The bus, without a password; default: the DSN's, else $BGPOOL_FLEET."),
@@ -160,16 +160,16 @@ def fleet_status(
     dsn: _FleetDsn = None,
     bg_id: _FleetBgId = None,
     fleet: _FleetUrl = None,
-    ready: Annotated[bool, typer.Option("--ready", help="Say whether all hosts may be switched over.")] = False,
-    hosts: Annotated[int, typer.Option(min=0, help="How many hosts there have to be, to be ready.")] = 0,
+    ready: Annotated[bool, typer.Option("--ready", help="Check whether all hosts may be switched over.")] = False,
+    hosts: Annotated[int, typer.Option(min=0, help="The minimum number of hosts, to be ready.")] = 0,
     json: _Json = False,
 ) -> None:
-    """What all hosts of a fleet say: phase, what they lack, workers, held callers, place in the fleet, clock.
+    """Show the reports of all hosts of a fleet: phase, obstacles, workers, held callers, role in the fleet, clock.
 
-    The key is $BGPOOL_FLEET_KEY, or what the DSN says. Reads the bus for a second or two; connects to nothing else.
+    The key is $BGPOOL_FLEET_KEY, or the DSN's. Reads the bus for a second or two; opens no other connection.
 
-    Exit status: 0; 1 if no host has reported lately, or with --ready the fleet may not be switched over; 2 if the bus
-    cannot be used, or for a wrong call; 130 after Ctrl-C.
+    Exit status: 0; 1 if no host has reported recently, or with --ready if the fleet may not be switched over; 2 if the
+    bus cannot be used, or for an invalid call; 130 after Ctrl-C.
     """
     with _on_fleet():
         from bgpool.cli import fleet as command
@@ -185,20 +185,20 @@ def fleet_hold(
     bg_id: _FleetBgId = None,
     fleet: _FleetUrl = None,
 ) -> None:
-    """Have every checkout on all hosts wait for a while, as bgpool hold does on one.
+    """Hold every checkout on all hosts for a while, like bgpool hold on one.
 
-    Exit status: 0 if all hosts have taken the order; 1 if one has not, they are named then, or if a switchover is under
-    way; 2 if nobody is there to take it, the bus cannot be used, or for a wrong call; 130 after Ctrl-C.
+    Exit status: 0 if all hosts have accepted the order; 1 if some have not (they are named), or if a switchover is in
+    progress. 2 if there is no host to accept it, the bus cannot be used, or for an invalid call; 130 after Ctrl-C.
     """
     _give_fleet(Order.HOLD, dsn, bg_id, fleet, duration)
 
 
 @_fleet.command("release")
 def fleet_release(dsn: _FleetDsn = None, bg_id: _FleetBgId = None, fleet: _FleetUrl = None) -> None:
-    """Stop holding callers on all hosts, as bgpool release does on one.
+    """Stop holding callers on all hosts, like bgpool release on one.
 
-    Exit status: 0 if all hosts have taken the order; 1 if one has not, they are named then; 2 if nobody is there to
-    take it, the bus cannot be used, or for a wrong call; 130 after Ctrl-C.
+    Exit status: 0 if all hosts have accepted the order; 1 if some have not (they are named); 2 if there is no host to
+    accept it, the bus cannot be used, or for an invalid call; 130 after Ctrl-C.
     """
     _give_fleet(Order.RELEASE, dsn, bg_id, fleet)
 
@@ -238,10 +238,10 @@ def demo(
     pair: _Pair = "minor",
     kill_monitor: Annotated[bool, typer.Option(help="kill -9 the monitor in the middle of IN_PROGRESS.")] = False,
 ) -> None:
-    """Send real servers through a switchover under load and judge what became of every row.
+    """Switch real servers over under load, and judge the outcome of every row.
 
-    Exit status: 0 if no row was lost, doubled or split, and nobody is missing; 1 if not, or the demo failed; 2 for a
-    wrong call, or if a library or the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, and no thread is missing; 1 otherwise, or if the demo failed;
+    2 for an invalid call, or if a library or the servers' programs are missing; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import demo as show
@@ -269,26 +269,31 @@ def rehearse(
     pair: _Pair = "minor",
     flavour: Annotated[str, typer.Option(metavar="rds|aurora", help="An instance, or a cluster.")] = "rds",
     scenario: Annotated[
-        str, typer.Option(metavar="healthy|rollback|frozen|black-hole", help="Which switchover; see docs/testing.md.")
+        str,
+        typer.Option(metavar="healthy|rollback|frozen|black-hole", help="The kind of switchover; see docs/testing.md."),
     ] = "healthy",
-    scale: Annotated[float, typer.Option(min=0.25, max=60.0, help="So many times as long as seven seconds.")] = 1.0,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME[=SCHEME]", help="What gets the DSN.")] = None,
-    sql: Annotated[Path | None, typer.Option(help="Executed first, as the role of the DSN: your tables.")] = None,
-    url: Annotated[str | None, typer.Option(help="GET this, on 127.0.0.1, from four clients, and count.")] = None,
-    every: Annotated[int, typer.Option(min=5, max=60_000, help="Between two requests of a client, in ms.")] = 50,
+    scale: Annotated[
+        float, typer.Option(min=0.25, max=60.0, help="The duration of the switchover, in units of seven seconds.")
+    ] = 1.0,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME[=SCHEME]", help="A variable for the DSN.")] = None,
+    sql: Annotated[Path | None, typer.Option(help="SQL to execute first, as the role of the DSN: your tables.")] = None,
+    url: Annotated[str | None, typer.Option(help="A URL on 127.0.0.1 that four clients GET and count.")] = None,
+    every: Annotated[int, typer.Option(min=5, max=60_000, help="The interval of a client's requests, in ms.")] = 50,
     warm_up: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Seconds before the switchover.")] = 2.0,
     cool_down: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Seconds after it.")] = 3.0,
-    run_dir: Annotated[Path | None, typer.Option(help="For status and watch meanwhile; keeps the timeline.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Where CMD's output goes; default: standard error.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="A run directory for status and watch; keeps the timeline.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="The file for CMD's output; default: standard error.")] = None,
     json: _Json = False,
 ) -> None:
-    """Your application, through a switchover of real servers: what it went through, process by process.
+    """Run your application through a switchover of real servers, and report the effect on each process.
 
-    CMD finds the DSN in $DATABASE_URL, or in the variables that are given with --env, and BGPOOL_RESOLVER and
-    BGPOOL_RUN_DIR beside it. With SQLAlchemy: --env DATABASE_URL=postgresql+bgpool. It gets SIGTERM at the end.
+    CMD finds the DSN in $DATABASE_URL, or in the variables that are given with --env, and in addition BGPOOL_RESOLVER
+    and BGPOOL_RUN_DIR. With SQLAlchemy: --env DATABASE_URL=postgresql+bgpool. CMD gets SIGTERM at the end.
 
-    Exit status: 0 if all went through; 1 if a request failed, a process was lost, no caller used a pool, the switchover
-    did not end as it should, or never began; 2 for a wrong call; 3 if the servers cannot be started; 130 after Ctrl-C.
+    Exit status: 0 if all is well; 1 if a request failed, a process was lost, no caller used a pool, or the switchover
+    did not end as expected or never began. 2 for an invalid call; 3 if the servers cannot be started; 130 after Ctrl-C.
     """
     try:
         from bgpool.cli import rehearse as show
@@ -339,20 +344,22 @@ def lab_run(
         str | None,
         typer.Option(
             metavar="offered|verified|disabled",
-            help="Servers offer TLS: what the driver does by itself, verify, or without. Default: the scenario's.",
+            help="TLS of the servers: the driver's default, verified, or none. Default: the scenario's.",
         ),
     ] = None,
     shut: Annotated[
         str,
-        typer.Option(metavar="locked|open|super-read-only|offline", help="How the servers are shut; see docs/lab.md."),
+        typer.Option(
+            metavar="locked|open|super-read-only|offline", help="The way to shut the servers; see docs/lab.md."
+        ),
     ] = "locked",
     pair: _Pair = "minor",
     json: _Json = False,
 ) -> None:
-    """Play scenarios on real servers, about seven seconds each, and judge them.
+    """Run scenarios on real servers, about seven seconds each, and judge them.
 
-    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a name or a value that is not known, or not played on
-    that engine or pair, and if the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if all is well; 1 if not; 2 for an unknown name or value, a scenario that does not exist on that
+    engine or pair, and if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
     from bgpool.lab import ProgramsError
@@ -376,19 +383,22 @@ def lab_run(
 
 @_lab.command("simulate")
 def lab_simulate(
-    count: Annotated[int, typer.Option(min=1, help="How many.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="The number.")] = 1000,
     seed: Annotated[int, typer.Option(help="The first one's seed; the others follow.")] = 0,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="In how many processes.")] = 1,
-    trace: Annotated[bool, typer.Option(help="Tell what happens in the one with --seed.")] = False,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="The number of processes.")] = 1,
+    trace: Annotated[bool, typer.Option(help="Print the events of the one with --seed.")] = False,
     fleet: Annotated[
-        int, typer.Option(min=0, max=5000, help="Hosts of a fleet, at least 2; 0 for one host and its callers.")
+        int,
+        typer.Option(
+            min=0, max=5000, help="Simulate a fleet of this many hosts, at least 2; 0 for one host and its callers."
+        ),
     ] = 0,
 ) -> None:
     """Simulate switchovers with random faults: the real state machine, a model of everything else, no servers.
 
-    With --fleet N a fleet of N monitors on a bus that fails, held against what each one's own questions would tell it.
+    With --fleet N: a fleet of N monitors on a failing bus, compared with the result of each host's own queries.
 
-    Exit status: 0 if every promise was kept; 1 if one was not: the seed is printed; 130 after Ctrl-C.
+    Exit status: 0 if every promise was kept; 1 if not, with the seed printed; 130 after Ctrl-C.
     """
     commands = _lab_commands()
     try:
@@ -406,17 +416,17 @@ def lab_simulate(
 
 @_lab.command("chaos")
 def lab_chaos(
-    seconds: Annotated[float, typer.Option(min=1.0, max=7200.0, help="Begin no switchover after that time.")] = 600.0,
-    seed: Annotated[int, typer.Option(help="What is killed and when is drawn from it.")] = 0,
+    seconds: Annotated[float, typer.Option(min=1.0, max=7200.0, help="Start no switchover after this time.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="The seed for what is killed and when.")] = 0,
     engine: _Engine = Engine.POSTGRESQL,
     programs: _Programs = None,
     pair: _Pair = "minor",
     json: _Json = False,
 ) -> None:
-    """Switchover after switchover while workers and monitors are killed and stopped at random.
+    """Run switchovers one after the other while workers and monitors are killed and stopped at random.
 
-    Exit status: 0 if no row was lost, doubled or split, nobody hung, and memory and descriptors stayed; 1 if not; 2 for
-    a wrong call, or if the servers' programs are missing; 130 after Ctrl-C.
+    Exit status: 0 if no row was lost, doubled or split, no thread hung, and memory and descriptors did not grow; 1 if
+    not; 2 for an invalid call, or if the servers' programs are missing; 130 after Ctrl-C.
     """
     commands = _lab_commands()
     from bgpool.lab import ProgramsError
@@ -433,30 +443,30 @@ def lab_chaos(
 
 @_lab.command("fleet")
 def lab_fleet(
-    hosts: Annotated[int, typer.Option(min=1, max=200, help="How many; a monitor each, of 35 MB.")] = 30,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many switchovers.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, max=200, help="The number of hosts; a monitor each, of 35 MB.")] = 30,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="The number of switchovers.")] = 1,
     no_fleet: Annotated[
-        bool, typer.Option("--no-fleet", help="Each host asks for itself, as without bg_fleet.")
+        bool, typer.Option("--no-fleet", help="Each host queries for itself, as without bg_fleet.")
     ] = False,
     kill_leader: Annotated[
-        str | None, typer.Option(metavar="PHASE", help="SIGKILL to the leader, shortly before that phase ends.")
+        str | None, typer.Option(metavar="PHASE", help="Send SIGKILL to the leader, shortly before this phase ends.")
     ] = None,
     stop_leader: Annotated[
-        str | None, typer.Option(metavar="PHASE", help="SIGSTOP to the leader, which goes on after ten seconds.")
+        str | None, typer.Option(metavar="PHASE", help="Send SIGSTOP to the leader, which continues after ten seconds.")
     ] = None,
     bus_fault: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar="kill|stop|flush|del|failover PHASE", help="What is done to the bus; see docs/lab.md."),
+        typer.Option(metavar="kill|stop|flush|del|failover PHASE", help="A fault of the bus; see docs/lab.md."),
     ] = None,
     programs: _Programs = None,
     json: _Json = False,
 ) -> None:
-    """A fleet of hosts goes through a switchover, and what they ask of the database is counted and judged.
+    """Switch a fleet of hosts over; count and judge their queries to the database.
 
-    One host alone is played first, to compare with. PHASE is CREATED, PREPARATION, IN_PROGRESS, POST or COMPLETED.
+    A single host runs first, for comparison. PHASE is CREATED, PREPARATION, IN_PROGRESS, POST or COMPLETED.
 
-    Exit status: 0 if nothing was wrong; 1 if something was; 2 for a wrong call, or if the servers' programs or those of
-    the bus are missing; 130 after Ctrl-C.
+    Exit status: 0 if all is well; 1 if not; 2 for an invalid call, or if the servers' programs or those of the bus are
+    missing; 130 after Ctrl-C.
     """
     _lab_commands()
     from bgpool.cli import lab_fleet as command
@@ -480,7 +490,7 @@ def lab_fleet(
 
 @_lab.command("once")
 def lab_once(
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 50,
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="The number.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="The first one's seed; the others follow.")] = 1,
     failover: Annotated[
         bool,
@@ -489,7 +499,7 @@ def lab_once(
     journal: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", dir_okay=False, help="Where each is written down; what is there is not played again."
+            metavar="FILE", dir_okay=False, help="Record each one in this file; recorded ones are not repeated."
         ),
     ] = None,
     engine: _Engine = Engine.POSTGRESQL,
@@ -497,11 +507,12 @@ def lab_once(
     pair: _Pair = "minor",
     json: _Json = False,
 ) -> None:
-    """Switchovers with COMMITs in flight and workers killed: is every unit of work applied exactly once?
+    """Check that every unit of work is applied exactly once: switchovers with COMMITs in flight and workers killed.
 
-    Half of the threads leave receipts, the others do not. Each takes about eight seconds. Exit status: 0 if nothing was
-    wrong; 1 if something was; 2 for a wrong call, a file that is no journal, or if the servers' programs are missing;
-    130 after Ctrl-C.
+    Half of the threads use receipts, the others do not. Each switchover takes about eight seconds.
+
+    Exit status: 0 if all is well; 1 if not; 2 for an invalid call, a file that is no journal, or if the servers'
+    programs are missing; 130 after Ctrl-C.
     """
     _lab_commands()
     from bgpool.cli import once
@@ -526,7 +537,7 @@ def lab_once(
 
 
 def _pair_options(engine: Engine, **options: Any) -> dict[str, Any]:
-    """*options* for a pair of *engine*; exits where there is no such pair."""
+    """Return *options* for a pair of *engine*; exit if there is no such pair."""
     from bgpool.lab import Pair
 
     try:
@@ -546,18 +557,18 @@ def _lab_commands() -> ModuleType:
 
 @app.command()
 def timeline(
-    count: Annotated[int, typer.Argument(min=1, max=20, help="How many switchovers, the last ones.")] = 1,
-    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: the one with a history.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="As bg_run_dir; default: where pools look, too.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Draw a page that needs nothing from elsewhere.")] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw the picture alone.")] = None,
-    png: Annotated[Path | None, typer.Option(help="The same in pixels; needs bgpool\\[png].")] = None,
+    count: Annotated[int, typer.Argument(min=1, max=20, help="The number of switchovers, counted from the last.")] = 1,
+    bg_id: Annotated[str | None, typer.Option(help="The deployment's id; default: the one with a history.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The bg_run_dir; default: the pools' default.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw a self-contained HTML page.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw only the picture.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw it as PNG; needs bgpool\\[png].")] = None,
     json: _Json = False,
 ) -> None:
-    """The last switchovers: the summary, the hold, what released it, and a picture of it. Connects to nothing.
+    """Show the last switchovers: summary, hold, evidence of the release, and a picture. Opens no connection.
 
-    Exit status: 0; 1 if no switchover is recorded; 2 if the run directory is not to be trusted, a file cannot be
-    written, or a library is missing.
+    Exit status: 0; 1 if no switchover is recorded; 2 if the run directory is untrusted, a file cannot be written, or a
+    library is missing.
     """
     from bgpool.cli import timeline as command
 
@@ -570,20 +581,21 @@ def timeline(
 
 @app.command()
 def monitor(
-    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
-    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    dsn: Annotated[str, typer.Argument(help="The DSN for get_pool; - reads it from standard input, invisible to ps.")],
+    bg_id: Annotated[str | None, typer.Option(help="The deployment's id; default: the DSN's, else 1.")] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="As bg_run_dir; default: what the DSN says, else where pools look.")
+        Path | None, typer.Option(help="The bg_run_dir; default: the DSN's, else the pools' default.")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="[HOST]:PORT", help="Answer Prometheus there; 127.0.0.1 if no host is given.")
+        str | None,
+        typer.Option(metavar="[HOST]:PORT", help="Serve metrics for Prometheus; the default host is 127.0.0.1."),
     ] = None,
 ) -> None:
-    """Be the monitor of this host in the foreground, for systemd and containers, until stopped.
+    """Run the monitor of this host in the foreground, for systemd and containers, until stopped.
 
-    Exit status: 0 when stopped or replaced; 1 if another monitor lives, the metrics' port cannot be had, or a part of
-    the monitor failed, which is to be started anew then; 2 if the DSN, a parameter or the run directory cannot be used,
-    or a library is missing: no second try will help (systemd: RestartPreventExitStatus=2).
+    Exit status: 0 when stopped or replaced; 1 if another monitor is running, the metrics' port is not available, or a
+    part of the monitor failed: start it again then. 2 if the DSN, a parameter or the run directory cannot be used, or a
+    library is missing: starting it again will not help (systemd: RestartPreventExitStatus=2).
     """
     import logging
 
@@ -609,7 +621,7 @@ def monitor(
 
             serve(metrics, config.bg_id, Path(config.run_dir))
         if not run_monitor(config, linger_s=None):
-            sys.exit(f"another monitor of bg_id {settings.bg_id!r} lives on this host")
+            sys.exit(f"another monitor of bg_id {settings.bg_id!r} is running on this host")
     except Error as error:
         if isinstance(error, (ConfigurationError, SegmentError)) and not isinstance(error, Exhausted):
             raise _unusable(str(error)) from None
@@ -620,27 +632,28 @@ def monitor(
 
 @app.command()
 def doctor(
-    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
-    bg_id: Annotated[str | None, typer.Option(help="Which deployment; default: what the DSN says, else 1.")] = None,
+    dsn: Annotated[str, typer.Argument(help="The DSN for get_pool; - reads it from standard input, invisible to ps.")],
+    bg_id: Annotated[str | None, typer.Option(help="The deployment's id; default: the DSN's, else 1.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes with a pool, on all hosts; default: those seen here, else 1.")
+        int | None,
+        typer.Option(min=1, help="Processes with a pool, on all hosts; default: those on this host, else 1."),
     ] = None,
     max_size: Annotated[
-        int | None, typer.Option(min=1, help="Of each one's pool; default: the largest seen here, else 4.")
+        int | None, typer.Option(min=1, help="The size of each one's pool; default: the largest on this host, else 4.")
     ] = None,
     worker_timeout: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="After how many seconds the server ends a worker that is busy, 0 for never; default: what the"
-            " processes seen here say, or else $GUNICORN_CMD_ARGS.",
+            help="The seconds after which the server ends a busy worker, 0 for never; default: the value that"
+            " processes on this host report, or else $GUNICORN_CMD_ARGS.",
         ),
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing.
+    """Check every prerequisite of a switchover on both sides, and suggest remedies. Changes nothing.
 
-    Exit status: 0 if all is well, with warnings or without; 1 if a check failed; 2 if the DSN cannot be used; 130 after
+    Exit status: 0 if all is well, with or without warnings; 1 if a check failed; 2 if the DSN is invalid; 130 after
     Ctrl-C.
     """
     from bgpool.cli import doctor as command
@@ -657,18 +670,20 @@ def doctor(
 
 @app.command()
 def receipts(
-    dsn: Annotated[str, typer.Argument(help="As for get_pool; - reads it from standard input, out of ps's sight.")],
+    dsn: Annotated[str, typer.Argument(help="The DSN for get_pool; - reads it from standard input, invisible to ps.")],
     sql: Annotated[bool, typer.Option("--sql", help="Print the DDL and the grants, for psql or mysql.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Connect, and say whether units of work can use it.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Connect, and check whether units of work can use it.")
+    ] = False,
     json: _Json = False,
 ) -> None:
-    """The table of receipts, bgpool_receipts or what bg_receipts_table says: its DDL, or whether units can use it.
+    """Print the DDL of the receipts table, or check whether units of work can use it.
 
-    --sql connects to nothing: the DSN says which engine, database and user. Create the table before the deployment is
-    created, so that green has it, too. --check changes nothing.
+    The table is bgpool_receipts, or that of bg_receipts_table. --sql opens no connection: it uses engine, database and
+    user of the DSN. Create the table before the deployment, so that green has it, too. --check changes nothing.
 
-    Exit status: 0; with --check 1 if units cannot use the table, or the server does not let the application in; 2 if
-    the DSN cannot be used, or for a wrong call; 130 after Ctrl-C.
+    Exit status: 0; with --check 1 if units cannot use the table, or the server refuses the application's login; 2 for
+    an invalid DSN or call; 130 after Ctrl-C.
     """
     from bgpool.cli import receipts as command
 
@@ -683,13 +698,13 @@ def receipts(
 
 
 def _unusable(text: str) -> typer.Exit:
-    """To be raised where no second try would help: the call, a parameter, a library, the run directory."""
+    """Return the exit for errors that a second attempt cannot fix: the call, a parameter, a library."""
     typer.echo(text, err=True)
     return typer.Exit(2)
 
 
 def _no_programs(error: ProgramsError) -> typer.Exit:
-    """To be raised where the servers' programs are missing or of no use."""
+    """Return the exit for servers' programs that are missing or cannot be used."""
     return _unusable(error.advise("--programs DIR"))
 
 

@@ -68,7 +68,7 @@ class Fleet:
         """
         if url is not None and urlsplit(url).password is not None:
             raise ConfigurationError(
-                "--fleet has a password, which everybody on this host can read (ps): set $BGPOOL_FLEET instead"
+                "--fleet has a password, which every user of this host can read (ps): set $BGPOOL_FLEET instead"
             )
         given = {name: value for name, value in (("bg_id", bg_id), ("bg_fleet", url)) if value is not None}
         settings = Settings.from_mapping(given) if dsn is None else parse(dsn, given)[1]
@@ -140,7 +140,7 @@ def _missing_of_fleet(survey: Survey, least: int) -> Iterator[str]:
         expected = f"; {least} are expected" if least else ""
         yield f"{_hosts(count)} reported within {FLEET_REPORT_LIFE_S:.0f} s{expected}{_unread(survey)}"
     if count and survey.leader is None:
-        yield f"nobody leads: no message was heard for {FLEET_SILENCE_S} s, so that these reports may be old"
+        yield f"there is no leader: no message arrived for {FLEET_SILENCE_S} s, so these reports may be old"
 
 
 def _notes(survey: Survey) -> Iterator[str]:
@@ -329,7 +329,7 @@ def give(fleet: Fleet, order: Order, seconds: int = 0) -> Answer:
         survey.listen_for_leader(ORDER_WAIT_S - FLEET_SILENCE_S)
         if survey.leader is None:
             raise NotTaken(
-                f"{name}: nobody leads, and only a leader passes an order on: no message was heard for "
+                f"{name}: there is no leader, which must pass on an order: no message arrived for "
                 f"{ORDER_WAIT_S:.0f} s. Use bgpool {order.value} on each host"
             )
         switching = [seen for seen in survey.hosts if seen.report.phase in SWITCHING]
@@ -373,14 +373,14 @@ def _await(name: str, survey: Survey, given: FleetOrder) -> Answer:
         if not late or time.monotonic() > deadline:
             break
     if any(seen.report.order > given.number for seen in asked.values()):
-        return Answer(False, f"{name}: somebody has given another order meanwhile, which counts in place of this one")
+        return Answer(False, f"{name}: a newer order was given, which replaces this one")
     until = _utc(given.until_ns)
     if not late:
         return Answer(True, f"{name}: {_result(given, len(asked), until)}")
     names = _names(survey)
     lines = [
         f"{name}: {len(late)} of {_hosts(len(asked))} have not taken the order within "
-        f"{give_up_after_s():.0f} s; it stands until {until} for those that hear of it later{trouble}"
+        f"{give_up_after_s():.0f} s; it stays in force until {until} for hosts that receive it later{trouble}"
     ]
     lines += [f"{names.get(seen, seen.report.host)} has not: {_why_late(survey, seen)}" for seen in late]
     return Answer(False, "\n".join(lines))
@@ -389,7 +389,7 @@ def _await(name: str, survey: Survey, given: FleetOrder) -> Answer:
 def _result(given: FleetOrder, count: int, until: str) -> str:
     if given.order is Order.HOLD:
         return f"every checkout on {_hosts(count)} waits until {until}; bgpool fleet release ends it"
-    return f"the release was taken by {_hosts(count)}; no operator holds anybody there any more"
+    return f"{_hosts(count)} accepted the release; no operator holds callers there any longer"
 
 
 def _why_late(survey: Survey, seen: SurveyedHost) -> str:

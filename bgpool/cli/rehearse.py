@@ -96,8 +96,8 @@ def _requests(requests: Requests) -> Iterator[tuple[str, Text]]:
 
 def _command(report: Rehearsed) -> str:
     if report.killed:
-        return "did not end when it was told to, and was killed"
-    when = "ended by itself" if report.ended_by_itself else "ended when it was told to"
+        return "did not end after SIGTERM, and was killed"
+    when = "ended by itself" if report.ended_by_itself else "ended after SIGTERM"
     return when if report.exit_status is None else f"{when}, {how(report.exit_status)}"
 
 

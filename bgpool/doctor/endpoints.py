@@ -109,7 +109,7 @@ def _dns(endpoints: Sequence[Endpoint]) -> Verdict:
 def _dns_ttl(endpoints: Sequence[Endpoint]) -> Verdict:
     told = [endpoint for endpoint in endpoints if endpoint.ttl_s is not None]
     if not told:
-        return not_checked("nobody tells: a hosts file, no DNS server, or no dnspython (pip install 'bgpool[dns]')")
+        return not_checked("unknown: a hosts file, no DNS server, or no dnspython (pip install 'bgpool[dns]')")
     longest = max(told, key=lambda endpoint: endpoint.ttl_s or 0)
     text = f"{longest.ttl_s} s at most ({longest.name}); RDS's own is 5 s"
     if (longest.ttl_s or 0) > LONG_TTL_S:

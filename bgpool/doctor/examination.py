@@ -96,8 +96,8 @@ def examine(case: Case) -> list[Finding]:
 def _green(deployment: _Deployment) -> Verdict:
     if deployment.green is not None:
         return ok(", ".join(deployment.names_of(Role.TARGET)))
-    why = "blue cannot be asked" if deployment.blue.failure else "blue's metadata name no green"
-    return not_checked(f"{why}: nothing of green was checked")
+    why = "blue cannot be queried" if deployment.blue.failure else "blue's metadata name no green"
+    return not_checked(f"{why}: green was not checked")
 
 
 @deployment_checks.check("part", "Does this DSN take part in the switchover?")

@@ -180,18 +180,18 @@ def _reachable(fleet: Fleet) -> Verdict:
     except BusError as error:
         return failed(str(error), "mend that; until then this host's monitor asks the database itself")
     who = f"as {fleet.config.user}" if fleet.config.user else "as the default user"
-    return ok(f"{fleet.config.place} lets us in {who}, and answers in {1000 * took_s:.1f} ms")
+    return ok(f"{fleet.config.place} accepts the login {who}, and answers in {1000 * took_s:.1f} ms")
 
 
 @fleet_checks.check("encrypted", "Is what goes over the bus encrypted, and does the bus prove its name?")
 def _encrypted(fleet: Fleet) -> Verdict:
     url = parse_bus_url(fleet.config.url)
     if url.tls and url.verify and url.check_name:
-        return ok("TLS, and it has to prove its name")
+        return ok("TLS, and its name is verified")
     if url.tls:
         return warning(
-            f"TLS, but {'any certificate of an authority' if url.verify else 'any certificate'} will do: whoever "
-            "redirects the name can be the bus",
+            f"TLS, but {'any certificate of an authority' if url.verify else 'any certificate'} is accepted: "
+            "an attacker who redirects the name can impersonate the bus",
             f"leave {'ssl_check_hostname' if url.verify else 'ssl_cert_reqs'} out of bg_fleet",
         )
     if url.password or fleet.config.password_callable is not None:
@@ -230,13 +230,13 @@ def _streams(fleet: Fleet) -> Verdict:
         try:
             text, ends = newest(fleet)
         except BusError as error:
-            mend = f"somebody who may has to DEL {key}" if error.code == "WRONGTYPE" else "see the check rights"
+            mend = f"delete {key} (DEL) as a user who may" if error.code == "WRONGTYPE" else "see the check rights"
             return failed(str(error), mend)
         if ends:
             return failed(
-                f"{key}: {text}: nobody of the fleet can go beyond it, and every host asks the database itself. "
-                "Somebody who may write to the bus has put it there",
-                f"somebody has to DEL {key}; the monitors' own user cannot. Then keep others from writing there",
+                f"{key}: {text}: no host can publish above it, and every host queries the database itself. "
+                "A client that may write to the bus has written it",
+                f"delete {key} (DEL); the monitors' own user cannot. Then prevent other clients from writing there",
             )
         told.append(text)
     return ok("; ".join(told))
@@ -246,7 +246,7 @@ def _newest_message(fleet: Fleet) -> tuple[str, bool]:
     """Return the kind of the newest entry of the leaders' stream, and whether its id is the highest possible."""
     top = fleet.bus.top()
     if top is None:
-        return "nobody leads or has led", False
+        return "there is no leader, and there was none", False
     if (top.term, top.seq) == (_END, _END):
         return "its newest entry has the last possible id", True
     ahead_s = top.term - time.time()
@@ -269,7 +269,7 @@ def _newest_report(fleet: Fleet) -> tuple[str, bool]:
 def _key(fleet: Fleet) -> Verdict:
     keys, top = fleet.keys, fleet.heard.message if fleet.heard is not None else fleet.top
     if top is None and not fleet.reports:
-        return not_checked("nobody has written to the streams yet: run this again when another host has the bus")
+        return not_checked("the streams are empty: run this again when another host uses the bus")
     reports = Counter(_kind_of(fleet, entry) for entry in fleet.reports)
     message = _kind_of(fleet, top) if isinstance(top, Entry) else ""
     total, good = reports.total(), reports[""]
@@ -281,18 +281,18 @@ def _key(fleet: Fleet) -> Verdict:
         if not keys:
             return failed(
                 f"{what} {'cannot' if message else 'can'} be read without a key: the others have one (bg_fleet_key), "
-                "and this host trusts (bg_fleet_trust), or somebody else writes there",
+                "and this host trusts unsigned messages (bg_fleet_trust), or another client writes there",
                 _ALSO,
             )
         return failed(
             f"{what} {'is not' if message else 'is'} signed with this host's key: the others have another one, or "
-            "none, or somebody else writes there. This host uses nothing of it and asks the database itself",
+            "none, or another client writes there. This host ignores it and queries the database itself",
             _ALSO,
         )
     if good < total:
         return warning(
             f"{total - good} of the newest {total} reports are not signed with this host's key: some hosts have "
-            "another one, or none, or somebody else writes there",
+            "another one, or none, or another client writes there",
             _ALSO,
         )
     told = " and ".join(

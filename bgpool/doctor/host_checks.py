@@ -68,7 +68,7 @@ def _disabled(_case: Case) -> Verdict:
     return ok(f"{DISABLE} is not set" if not value else f"{DISABLE}={value}")
 
 
-@host_checks.check("run directory", "Is there a run directory that nobody else can write to?")
+@host_checks.check("run directory", "Is there a run directory that no other user can write to?")
 def _run_directory(case: Case) -> Verdict:
     path, user = case.run_dir, os.geteuid()
     try:
@@ -142,7 +142,7 @@ def _monitor(case: Case) -> Verdict:
     except FileNotFoundError:
         if not case.rows:
             return not_checked(
-                f"nobody uses bg_id {case.settings.bg_id!r} on this host yet; the first checkout starts one"
+                f"no process uses bg_id {case.settings.bg_id!r} on this host yet; the first checkout starts one"
             )
         return _no_monitor(case, "none has ever written")
     except SegmentError as error:
@@ -151,9 +151,9 @@ def _monitor(case: Case) -> Verdict:
     if age_s > HEARTBEAT_STALE_S:
         if not case.rows:
             return not_checked(
-                f"nobody uses bg_id {case.settings.bg_id!r} on this host now; the first checkout starts one"
+                f"no process uses bg_id {case.settings.bg_id!r} on this host now; the first checkout starts one"
             )
-        return _no_monitor(case, f"the last sign of life is {age_s:.1f} s old")
+        return _no_monitor(case, f"the last heartbeat is {age_s:.1f} s old")
     return ok(f"pid {mapped.header.pid}, term {mapped.header.term}, for {len(case.rows)} processes")
 
 

@@ -58,11 +58,7 @@ def _wake(case: Case) -> Verdict:
     if not woken_at or took_s > WAKE_S:
         return failed(f"{how}: not woken within {WAKE_S:.0f} s", "report this with the output of uname -a")
     text = f"{how}, woken after {max(0.0, took_s) * 1000:.2f} ms"
-    return (
-        ok(text)
-        if has_futex()
-        else warning(text, "nothing: every 10 ms somebody looks, which costs some processor time")
-    )
+    return ok(text) if has_futex() else warning(text, "no action: waiters poll every 10 ms, which costs some CPU time")
 
 
 @kernel_checks.check("locks", "Do the kernel's locks tell who is there?")
@@ -103,13 +99,14 @@ def _clock(_case: Case) -> Verdict:
     mono_s, wall_s = time.monotonic() - mono, time.time() - wall
     if mono_s < _CLOCKS_S / 2:
         return failed(
-            f"CLOCK_MONOTONIC went {mono_s:.3f} s in {_CLOCKS_S} s", "every deadline goes by it: see this host's kernel"
+            f"CLOCK_MONOTONIC went {mono_s:.3f} s in {_CLOCKS_S} s",
+            "every deadline depends on it: check this host's kernel",
         )
     if wall < _YEAR_2025 or abs(mono_s - wall_s) > _CLOCKS_APART_S:
         return warning(
             f"wall clock {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(wall))}, "
             f"{wall_s - mono_s:+.3f} s against the monotonic one in {_CLOCKS_S} s",
-            "have it set (chrony, ntpd); times in the timeline and certificates go by it, deadlines do not",
+            "have it set (chrony, ntpd); times in the timeline and certificates depend on it, deadlines do not",
         )
     if sys.platform != "linux":
         return ok("both go; this system does not tell its boots apart")
@@ -117,7 +114,7 @@ def _clock(_case: Case) -> Verdict:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = Path("/proc/self/ns/time").stat().st_ino
     except OSError:
-        return ok("both go; which boot this is cannot be told, see kernel")
+        return ok("both run; the boot cannot be identified, see kernel")
     if namespace != _FIRST_TIME_NAMESPACE:
         return warning(
             f"boot {boot}, in a time namespace of its own ({namespace})",

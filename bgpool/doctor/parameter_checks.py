@@ -43,7 +43,7 @@ def _alias(case: Case) -> Verdict:
         return ok(f"{host} is an alias of {alias.endpoint}")
     state = "add endpoint=NAME.ID.REGION.rds.amazonaws.com to the DSN"
     if alias.failure:
-        return failed(f"whether {host} is an alias cannot be told: {alias.failure}", state)
+        return failed(f"it cannot be determined whether {host} is an alias: {alias.failure}", state)
     what = "an address" if is_address(host) else "neither an endpoint nor an alias of one"
     return failed(f"{host or 'the local socket'} is {what}: its pools take no part in switchovers", state)
 
@@ -112,7 +112,8 @@ def _tls(case: Case) -> Verdict:
     if not unproved:
         return ok("verify-full" if case.dsn.engine is Engine.POSTGRESQL else "ssl_verify_identity")
     return warning(
-        f"not to {' and '.join(unproved)} ({_unproved_mode(case.dsn)}): whoever redirects a name can be blue",
+        f"not to {' and '.join(unproved)} ({_unproved_mode(case.dsn)}): an attacker who redirects a name "
+        "can impersonate blue",
         f"add {_VERIFYING[case.dsn.engine]} to the DSN; bgpool keeps names apart from addresses, also in a switchover",
     )
 

@@ -183,7 +183,7 @@ def _usable(table: ReceiptsTable) -> Verdict:
             return failed(
                 f"{table.place}: it {why}: the first receipt on blue stops the replication to green",
                 "take bg_receipts_table out of the application until both sides have the table: create it on blue and "
-                "the deployment anew; or create it on green first (bgpool receipts --sql), then on blue, and on green, "
+                "a new deployment; or create it on green first (bgpool receipts --sql), then on blue, and on green, "
                 "as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION",
             )
         return failed(
@@ -192,9 +192,9 @@ def _usable(table: ReceiptsTable) -> Verdict:
         )
     if not table.arrives:
         return failed(
-            f"{table.place}: green's subscription does not receive it, so that receipts of blue decide nothing there",
-            "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; or create the deployment "
-            "anew",
+            f"{table.place}: green's subscription does not receive it, so that blue's receipts have no effect there",
+            "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; or create a new "
+            "deployment",
         )
     return ok(table.place)
 

@@ -139,8 +139,8 @@ def _kind(replication: Replication) -> Verdict:
         return not_checked(f"{replication.unknown}; what follows says what holds for a logical one")
     versions = f"blue {blue.identity.runs}, green {green.identity.runs}"
     if replication.kind is Kind.PHYSICAL:
-        return ok(f"a physical replica, which knows what became of a COMMIT ({versions})")
-    text = f"a logical replica ({versions}), which cannot tell what became of a COMMIT that the switchover cuts"
+        return ok(f"a physical replica, which knows the outcome of a COMMIT ({versions})")
+    text = f"a logical replica ({versions}), which does not know the outcome of a COMMIT that the switchover cuts"
     if table := blue.case.settings.bg_receipts_table:
         return ok(f"{text}; receipts in {table} decide it: see receipts")
     return warning(
@@ -221,7 +221,7 @@ def _slots(replication: Replication) -> Verdict:
     texts = [f"{name} ({says})" for name, says in slots.items()]
     return warning(
         f"{_count(len(slots), 'logical replication slot')} on blue{whose}: {first_few(texts)}",
-        "after the switchover have change capture begin anew on green, with a slot and, if need be, a snapshot of its "
+        "after the switchover restart change capture on green, with a slot and, if need be, a snapshot of its "
         "own; drop the slots on old blue",
     )
 
@@ -272,8 +272,8 @@ def _subscription(replication: Replication) -> Verdict:
     if still := [name for name, enabled, _ in subscriptions if not enabled]:
         return failed(
             f"{first_few(still)} is disabled: green receives nothing and falls behind",
-            "see green's log for the reason; when that is gone, ALTER SUBSCRIPTION … ENABLE; or create the deployment "
-            "anew",
+            "see green's log for the reason; when that is gone, ALTER SUBSCRIPTION … ENABLE; or create a new "
+            "deployment",
         )
     readers = {slot: (active, behind_mb) for slot, active, behind_mb in replication.blue.query(_READERS)}
     fed = {slot: readers[slot] for _, _, slot in subscriptions if slot in readers}
@@ -289,9 +289,9 @@ def _subscription(replication: Replication) -> Verdict:
     if ignored:
         return failed(
             f"{names} leaves out {_tables(len(ignored))} that both sides have, so that rows written on blue do not "
-            f"come to green: {first_few(ignored)}",
-            "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; it copies the rows that "
-            "are there; or create the deployment anew",
+            f"reach green: {first_few(ignored)}",
+            "on green, as the subscription's owner: ALTER SUBSCRIPTION … REFRESH PUBLICATION; it copies the existing "
+            "rows; or create a new deployment",
         )
     return ok(f"{names} receives every table of {replication.place}; {behind:.0f} MB behind")
 
@@ -326,7 +326,7 @@ def _extensions(replication: Replication) -> Verdict:
 
 @mysql_checks.check("kind", "Is green a physical replica, or a logical one?")
 def _binlog(replication: Replication) -> Verdict:
-    text = "a logical replica, as always on MySQL: no server can tell what became of a COMMIT that the switchover cuts"
+    text = "a logical replica, as always on MySQL: no server knows the outcome of a COMMIT that the switchover cuts"
     if table := replication.blue.case.settings.bg_receipts_table:
         return ok(f"{text}; receipts in {table} decide it: see receipts")
     return warning(f"{text}, and it is CommitOutcomeUnknown", _RECEIPTS)

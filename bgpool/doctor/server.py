@@ -32,7 +32,7 @@ from bgpool.sockets import cut, identity
 __all__ = ["Identity", "QueryFailed", "Server", "cache_warning", "open_session"]
 
 _SPARE_S: Final = 1.0
-"""Beyond a driver's own time limit, whose error says more than ours."""
+"""Added to a driver's own time limit, whose error is more specific than the doctor's."""
 
 _READ_ONLY: Final = {
     Engine.POSTGRESQL: "SET default_transaction_read_only = on",

@@ -173,7 +173,9 @@ def _metadata(server: Server) -> Verdict:
     )
     absent = [role.colour for role, row in rows.items() if row is None]
     if absent:
-        return failed(f"{text}; nothing of {' and '.join(absent)}", "see whether the deployment is still being made")
+        return failed(
+            f"{text}; no rows of {' and '.join(absent)}", "check whether the deployment is still being created"
+        )
     unknown = sorted({row.version for row in answer.rows} - {"1.0"})
     if unknown:
         return warning(f"{text}; rows have version {', '.join(unknown)}, read as 1.0", "see for a newer bgpool")

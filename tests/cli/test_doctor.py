@@ -373,7 +373,7 @@ def test_an_alias_is_followed_and_a_long_ttl_is_warned_of(place: Path, monkeypat
         pair.dns.failing = True
         status, found, _ = run(dsn)
         assert status == 1
-        assert "cannot be told" in found["parameters", "alias"]["finding"]
+        assert "cannot be determined" in found["parameters", "alias"]["finding"]
         assert ("blue", "dns") in failures(found)
 
 

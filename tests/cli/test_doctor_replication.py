@@ -250,7 +250,7 @@ class TestLogicalGreen:
         subscription = found["subscription"]
         assert subscription.result is Result.FAILED
         assert subscription.text.startswith("bgpool_lab leaves out 2 tables that both sides have")
-        assert subscription.text.endswith("do not come to green: test.leaf, test.twice")
+        assert subscription.text.endswith("do not reach green: test.leaf, test.twice")
         on(
             green,
             "SET default_transaction_read_only = off",

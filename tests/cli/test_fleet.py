@@ -299,11 +299,11 @@ def test_nobody_leads(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> N
         hosts.settle()
         status, text = ready()
         assert status == 1
-        assert text.startswith("fleet 'ledger': nobody leads: no message was heard for 1.5 s")
+        assert text.startswith("fleet 'ledger': there is no leader: no message arrived for 1.5 s")
         assert as_json()["leader"] is None
         status, text = run("hold", "--bg-id", "ledger", "--for", "60")
         assert status == 2
-        assert "nobody leads, and only a leader passes an order on: no message was heard for 2 s." in text
+        assert "there is no leader, which must pass on an order: no message arrived for 2 s." in text
         assert not hosts.orders
 
 
@@ -389,7 +389,7 @@ def test_hold_and_release(server: RedisServer) -> None:
         status, text = run("release", "--bg-id", "ledger")
         assert (status, text) == (
             0,
-            "fleet 'ledger': the release was taken by 3 hosts; no operator holds anybody there any more\n",
+            "fleet 'ledger': 3 hosts accepted the release; no operator holds callers there any longer\n",
         )
         assert hosts.orders[0].order is Order.RELEASE
         assert hosts.orders[0].number > held.number
@@ -415,7 +415,7 @@ def test_a_host_that_does_not_take_it(server: RedisServer, monkeypatch: pytest.M
         status, text = run("hold", "--bg-id", "ledger", "--for", "60")
         assert status == 1
         assert text.splitlines()[0].startswith(
-            "fleet 'ledger': 3 of 4 hosts have not taken the order within 4 s; it stands until 20"
+            "fleet 'ledger': 3 of 4 hosts have not taken the order within 4 s; it stays in force until 20"
         )
         assert text.splitlines()[1:] == [
             "web-2 has not: it is a follower, and has reported since",
@@ -454,7 +454,7 @@ def test_another_order_comes_after_it(server: RedisServer) -> None:
         timer.join()
         assert (status, text) == (
             1,
-            "fleet 'ledger': somebody has given another order meanwhile, which counts in place of this one\n",
+            "fleet 'ledger': a newer order was given, which replaces this one\n",
         )
 
 

@@ -528,7 +528,7 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert "NOT WELL: 1 requests failed" in printed
     assert "\x1b[2J" not in printed
     assert "? on old blue" in printed
-    assert "ended when it was told to, by signal 15" in printed
+    assert "ended after SIGTERM, by signal 15" in printed
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=True) == show.FAILED
     told = json.loads(capsys.readouterr().out)
     assert told["went_through"] is False

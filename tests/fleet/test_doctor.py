@@ -126,7 +126,7 @@ def test_a_bus_that_nobody_uses_yet(server: RedisServer) -> None:
         "eviction": Result.NOT_CHECKED,
     }
     assert server.execute("KEYS", "*") == []
-    assert f"{server.address}:{server.port} lets us in as bgpool" in findings["reachable"].text
+    assert f"{server.address}:{server.port} accepts the login as bgpool" in findings["reachable"].text
     assert "INFO" in findings["eviction"].text
 
 
@@ -237,7 +237,7 @@ def test_another_thing_is_under_the_key(server: RedisServer, key: str) -> None:
     findings = found(url_of(server))
     assert findings["rights"].result is Result.OK
     assert findings["streams"].result is Result.FAILED
-    assert findings["streams"].remedy == f"somebody who may has to DEL {key}"
+    assert findings["streams"].remedy == f"delete {key} (DEL) as a user who may"
     assert server.execute("GET", key) == b"x"
 
 
@@ -251,7 +251,7 @@ def test_an_id_that_nobody_can_go_beyond(server: RedisServer, key: str, entry: s
     server.execute("XADD", key, entry, "m", "forged")
     finding = found(url_of(server))["streams"]
     assert finding.result is Result.FAILED
-    assert f"somebody has to DEL {key}; the monitors' own user cannot" in finding.remedy
+    assert f"delete {key} (DEL); the monitors' own user cannot" in finding.remedy
     server.execute("DEL", key)
     assert found(url_of(server))["streams"].result is Result.OK
 
