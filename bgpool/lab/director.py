@@ -1,4 +1,4 @@
-"""The director runs a switchover: a table of steps, each with its time, that a scenario may alter."""
+"""The director, which runs a switchover: a table of timed steps that a scenario may alter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PROMOTION_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When each step is due, in seconds from SWITCHOVER_IN_PROGRESS; all of it is multiplied by *scale*.
+    """The time of each step, in seconds from SWITCHOVER_IN_PROGRESS; all times are multiplied by *scale*.
 
-    A step that is late delays the ones behind it, never skips them. The defaults are a fast switchover of
-    2026, with the DNS tail shortened from the 30 to 100 s that were measured on AWS.
+    A step that is late delays the steps after it and never skips them. The defaults are a fast switchover of 2026, with
+    the DNS tail shortened from the 30 to 100 s that were measured on AWS.
     """
 
     initiated_s: float = -2.0
@@ -63,7 +63,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that happens at a time: *at_s* seconds from IN_PROGRESS, before scaling."""
+    """An action and its time: *at_s* seconds from IN_PROGRESS, before scaling."""
 
     name: str
     at_s: float
@@ -79,19 +79,19 @@ class Event(NamedTuple):
 
 
 class Director:
-    """Runs switchovers and rollbacks of one pair.
+    """A runner of switchovers and rollbacks of one pair.
 
-    A scenario alters `steps` between the making of the director and `run`, by `change`, `add`, `drop`, or
-    as a list. Steps of one time happen in the order of the list.
+    A scenario alters `steps` before `run`, by `change`, `add`, `drop`, or as a list. Steps of the same time are run in
+    the order of the list.
 
     Attributes:
-        steps: What `run` will do.
-        events: What was done so far, in order.
-        on_event: Called with each event, in the director's thread; what they raise ends the run.
+        steps: The steps that `run` will do.
+        events: The steps done so far, in order.
+        on_event: A callable that receives each event in the director's thread; an exception of it ends the run.
     """
 
     def __init__(self, pair: Pair, schedule: Schedule | None = None) -> None:
-        """Direct *pair*, which must be open, by *schedule*."""
+        """Direct *pair*, which must be open, according to *schedule*."""
         self.pair = pair
         self.schedule = schedule or Schedule()
         self.steps = self._switchover_steps()
@@ -99,7 +99,7 @@ class Director:
         self.on_event: list[Callable[[Event], None]] = []
         self._abort = threading.Event()
 
-    # -- a scenario's tools --------------------------------------------------------------------------------
+    # -- for scenarios -------------------------------------------------------------------------------------
 
     def change(self, name: str, *, at_s: float | None = None, action: Callable[[], None] | None = None) -> None:
         """Give the step *name* another time, another action, or both.
@@ -114,11 +114,11 @@ class Director:
         )
 
     def add(self, name: str, at_s: float, action: Callable[[], None]) -> None:
-        """Add a step, after those of the same time that are there."""
+        """Add a step after the existing steps of the same time."""
         self.steps.append(Step(name, at_s, action))
 
     def drop(self, *names: str) -> None:
-        """Leave steps out.
+        """Remove steps.
 
         Raises:
             KeyError: There is no such step.
@@ -136,18 +136,18 @@ class Director:
         self._record("available")
 
     def run(self) -> None:
-        """Run the steps; returns after the last. Usable in a thread of its own; one run at a time.
+        """Run the steps and return after the last. May run in a thread of its own; one run at a time.
 
         Raises:
-            LabError: A step failed or took too long; the servers are left as they were then.
+            LabError: A step failed or took too long; the servers are left in their state at that time.
             LabAbortError: `abort` was called.
         """
         self._run(self.steps)
 
     def rollback_from(self, phase: Literal["PREPARATION", "IN_PROGRESS"]) -> None:
-        """Begin a switchover and take it back in *phase*: blue writes again and nothing is renamed.
+        """Begin a switchover and roll it back in *phase*: blue accepts writes again and nothing is renamed.
 
-        Steps of the switchover that are due before the rollback are run as altered. Raises as `run`.
+        Steps of the switchover that are due before the rollback are run as altered. Raises like `run`.
         """
         if phase not in ("PREPARATION", "IN_PROGRESS"):
             raise ValueError(f"a rollback is from PREPARATION or IN_PROGRESS, not {phase!r}")
@@ -162,11 +162,11 @@ class Director:
         self._run(before + back)
 
     def abort(self) -> None:
-        """End the run at its next wait, and every later run; from any thread or signal handler."""
+        """End the run at its next wait, and every later run; may be called from any thread or signal handler."""
         self._abort.set()
 
     def event(self, name: str) -> Event:
-        """The last event of that name.
+        """Return the last event of that name.
 
         Raises:
             KeyError: It has not happened.
@@ -176,20 +176,19 @@ class Director:
                 return event
         raise KeyError(name)
 
-    # -- what steps are made of ----------------------------------------------------------------------------
+    # -- actions of steps ----------------------------------------------------------------------------------
 
     def publish(self, status: str, *, to: Server | None = None) -> None:
         """Show *status* for both roles on both servers, or on *to* alone.
 
-        Once `change_names` was run, rows carry the new names; at COMPLETED, only the target's are left, as
-        on AWS.
+        After `change_names`, rows have the new names. At COMPLETED, only the target's rows are left, like on AWS.
         """
         rows = self.rows(status)
         for server in (to,) if to else self.pair.servers:
             metadata.publish(server, rows)
 
     def rows(self, status: str) -> list[TopologyRow]:
-        """The rows that tell *status* now."""
+        """Return the rows that report *status* now."""
         rows = [] if status == metadata.COMPLETED else self._rows(self._source, metadata.SOURCE, status)
         return rows + self._rows(self._target, metadata.TARGET, status)
 
@@ -203,24 +202,24 @@ class Director:
         self.pair.blue.set_read_only(True)
 
     def drop_connections(self) -> None:
-        """Refuse new clients on all servers, then cut those that are there."""
+        """Refuse new clients on all servers, then terminate the existing connections."""
         for server in self.pair.servers:
             server.refuse_clients()
         for server in self.pair.servers:
             server.cut_clients()
 
     def catch_up(self) -> None:
-        """Cut clients that came in late, and wait until green has everything that was ever committed on blue."""
-        # Once more: a client that was still logging in when the others were cut may have come through.
+        """Terminate clients that connected late, and wait until green has everything that blue ever committed."""
+        # A second time: a client that was still logging in during the first cut may be connected now.
         self.pair.blue.cut_clients()
         self.wait_caught_up()
 
     def wait_caught_up(self) -> None:
-        """Wait until green has everything that was committed on blue up to now."""
+        """Wait until green has everything that was committed on blue until now."""
         self.pair.green.wait_replayed(self.pair.blue.position(), CATCH_UP_TIMEOUT_S, abort=self._abort)
 
     def carry_over(self) -> None:
-        """Set on green what replication does not carry: the sequences of a major upgrade."""
+        """Set on green the state that replication does not carry: the sequences of a major upgrade."""
         for server in self.pair.logical:
             server.carry_over()
 
@@ -229,20 +228,20 @@ class Director:
         self.pair.green.promote(PROMOTION_TIMEOUT_S, abort=self._abort)
 
     def open_old_blue(self) -> None:
-        """Let clients in to old blue, which stays read-only and keeps its address."""
+        """Accept clients on old blue, which stays read-only and keeps its address."""
         self.pair.blue.set_read_only(True)
         for server in self.pair.logical:
             server.forget_primary()
         self._admit("blue")
 
     def restart_old_blue(self) -> None:
-        """As `open_old_blue`, after a restart."""
+        """Do the same as `open_old_blue`, after a restart."""
         self.pair.blue.stop()
         self.pair.blue.start()
         self.open_old_blue()
 
     def change_names(self) -> None:
-        """Let metadata show green under blue's names, and blue under ``-old`` names; DNS stays."""
+        """Show green under blue's names, and blue under ``-old`` names, in the metadata; DNS stays unchanged."""
         self._source, self._target = self.pair.names.old, self.pair.names.promoted
         self._publish_replicas("blue", self._source)
         self._publish_replicas("green", self._target)
@@ -259,9 +258,9 @@ class Director:
         self.pair.accept_tokens("blue", self.pair.names.old)
 
     def move_blue_dns(self) -> None:
-        """Move blue's names to green's addresses, and give blue's addresses their ``-old`` names.
+        """Point blue's names to green's addresses, and give blue's addresses their ``-old`` names.
 
-        A reader of blue for which green has none leaves its name to nobody.
+        The name of a blue reader without a green counterpart resolves no longer.
         """
         names = self.pair.names
         gone: dict[str, str | None] = dict.fromkeys(names.blue.all)
@@ -269,7 +268,7 @@ class Director:
         self.pair.hosts.update(gone | moved)
 
     def remove_green_dns(self) -> None:
-        """Let green's names resolve no more."""
+        """Remove green's names from DNS."""
         self.pair.hosts.update(dict.fromkeys(self.pair.names.green.all))
 
     # -- inside --------------------------------------------------------------------------------------------

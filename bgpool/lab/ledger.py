@@ -1,4 +1,4 @@
-"""A table that applications write to, and the judge that finds lost, doubled, split-brain and half-committed rows."""
+"""A table that applications write to, and its check for lost, doubled, split-brain and half-committed rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_EXAMPLES = 20
 
 
 def second_of(key: Key) -> Key:
-    """The key of the second row of a unit of work that writes two: the number is the first one's, below zero."""
+    """Return the key of the second row of a unit of work that writes two: the first one's number, negated."""
     worker, thread, n = key
     return worker, thread, -n
 
@@ -50,7 +50,7 @@ _CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
 
 
 class Row(NamedTuple):
-    """A row as a server holds it. *seq* and *at* tell two writes of one key apart."""
+    """A row as a server holds it. *seq* and *at* distinguish two writes of one key."""
 
     seq: int
     worker: int
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of the rows. Counts are exact; the examples are the first `MOST_EXAMPLES`, in order."""
+    """The result of a check. Counts are exact; the examples are the first `MOST_EXAMPLES`, in order."""
 
     acknowledged: int
     """Distinct keys whose commit was reported to a client."""
@@ -102,27 +102,27 @@ class Verdict:
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, doubled, split or half."""
+        """True if no row is lost, doubled, split or half."""
         return not (self.lost or self.doubled or self.split or self.half)
 
 
 def create(pair: Pair) -> None:
-    """Create the empty table on blue, owned by the application's role; a ledger that is there goes."""
+    """Create the empty table on blue, owned by the application's role; an existing ledger is replaced."""
     pair.define("DROP TABLE IF EXISTS ledger", *_CREATE[pair.engine])
 
 
 def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
-    """Judge a switchover: green holds every acknowledged row once, and blue none that green does not hold.
+    """Judge a switchover: green holds every acknowledged row once, and blue holds none that green does not hold.
 
-    Of a unit of two rows, it holds both or none.
+    Of a unit of two rows, green holds both or none.
 
-    Clients must be done. No cut-off is needed: green is a copy of blue, byte by byte (PostgreSQL) or row by
-    row (MySQL), so what was replicated is there with the same seq and time, and a row of blue that differs in
-    any of these was written after the cut.
+    Clients must have ended. No cut-off time is needed: green is a copy of blue, byte by byte (PostgreSQL) or row by row
+    (MySQL), so replicated rows are there with the same seq and time. A row of blue that differs in any of these was
+    written after the cut.
 
     Args:
-        pair: With both servers running.
-        acknowledged: Keys whose commit a client saw.
+        pair: The pair, with both servers running.
+        acknowledged: Keys whose commit a client received.
         unknown: Keys of statements that were cut before an answer.
 
     Raises:
@@ -132,9 +132,9 @@ def judge(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) 
 
 
 def judge_rollback(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()) -> Verdict:
-    """Judge a rollback: blue holds every acknowledged row once, and green none that blue does not hold.
+    """Judge a rollback: blue holds every acknowledged row once, and green holds none that blue does not hold.
 
-    Arguments and errors as for `judge`. Green may lag behind; that is no fault.
+    Arguments and errors are the same as for `judge`. Green may lag behind; that is no fault.
     """
     # Green first: a row that reaches it between the two readings must not look like one that blue lacks.
     green = read(pair.green)
@@ -144,14 +144,14 @@ def judge_rollback(pair: Pair, acknowledged: Iterable[Key], unknown: Iterable[Ke
 def judge_failover(
     survivor: Server, former: Server | None, acknowledged: Iterable[Key], unknown: Iterable[Key] = ()
 ) -> Verdict:
-    """Judge a failover: *survivor* holds every acknowledged row once, but for those that replication has lost.
+    """Judge a failover: *survivor* holds every acknowledged row once, except for rows that replication has lost.
 
-    What *former*, which took writes before, holds alone is not split: it was written there before the failure.
+    Rows that only *former* holds, which accepted writes before, are not split: they were written before the failure.
 
     Args:
         survivor: The server that is the primary now.
-        former: The one that was it, running; None if it is the same.
-        acknowledged: Keys whose commit a client saw.
+        former: The former primary, running; None if it is the same server.
+        acknowledged: Keys whose commit a client received.
         unknown: Keys of statements that were cut before an answer.
 
     Raises:
@@ -165,7 +165,7 @@ def judge_failover(
 
 
 def read(server: Server) -> list[Row]:
-    """Every row of the ledger on *server*, in the order of seq."""
+    """Return every row of the ledger on *server*, in the order of seq."""
     rows = server.execute("SELECT seq, worker, thread, n, at FROM ledger ORDER BY seq", database=DATABASE)
     return [Row(*row) for row in rows]
 
@@ -197,6 +197,6 @@ def _verdict(survivor: list[Row], other: list[Row], acknowledged: Iterable[Key],
 
 
 def _halves(held: Set[Key]) -> list[Key]:
-    """Keys without the other row of their unit; a thread that ever wrote a second row writes two in every unit."""
+    """Return keys without the other row of their unit; a thread that ever wrote a second row always writes two."""
     pairing = {key[:2] for key in held if key[2] < 0}
     return sorted(key for key in held if key[:2] in pairing and second_of(key) not in held)

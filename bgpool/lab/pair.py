@@ -1,4 +1,4 @@
-"""Blue and green servers, the names they are known by, and everything's end."""
+"""A pair of blue and green servers with their endpoint names, and the removal of everything at the end."""
 
 from __future__ import annotations
 
@@ -51,24 +51,22 @@ SETTLE_LOOK_S = 0.05
 
 
 class Pair:
-    """Blue and its replica green, each with readers if wanted, on loopback addresses and one port.
+    """A blue server and its replica green, each with optional readers, on loopback addresses and one port.
 
-    Green is of blue's version and its physical replica, or, for a major upgrade of PostgreSQL, of the next version and
-    its logical replica. Replication carries no DDL there: see `define`.
+    Green has the same version as blue and is its physical replica. For a major upgrade of PostgreSQL, green has the
+    next version and is a logical replica, to which replication carries no DDL: see `define`.
 
-    A context manager; `open` and `close` do the same by hand. After the lab's end, however it comes about,
-    no process, directory or shared memory is left. Not safe to use from several threads while it opens or
-    closes.
+    A context manager; `open` and `close` do the same by hand. After the end of the lab, however it ends, no process,
+    directory or shared memory is left. Not safe to use from several threads while it opens or closes.
 
     Attributes:
-        blue: The production server. After a switchover this is still the *same server*, old blue; see
-            `renew`.
+        blue: The production server. After a switchover this is still the *same server*, old blue; see `renew`.
         green: The staging server, which a switchover promotes.
-        tls: Whether the lab's certificates are in use, which name the servers.
-        blue_readers, green_readers: Their replicas.
+        tls: True if the servers use the lab's certificates, which name them.
+        blue_readers, green_readers: The replicas of blue and of green.
         names: Every endpoint name.
-        hosts: The hosts file that stands for DNS.
-        dns: The DNS server that tells it, if the pair has one.
+        hosts: The hosts file that replaces DNS.
+        dns: The DNS server that serves the names of the hosts file, if the pair has one.
         iam: The checker of tokens, if the pair has one.
         app_password: The password of the role ``app``; the roles ``monitor`` and ``truth`` have another.
     """
@@ -104,24 +102,24 @@ class Pair:
 
         Args:
             flavour: ``"rds"``, a DB instance, or ``"aurora"``, a cluster; each with its metadata.
-            engine: Whose servers; for MySQL those of MariaDB or MySQL, whichever is found.
-            readers: How many readers each side has, or blue and green.
-            custom: With a custom endpoint (Aurora).
+            engine: The engine of the servers; for MySQL either MariaDB or MySQL, whichever is found.
+            readers: The number of readers of each side, or of blue and of green.
+            custom: True for a pair with a custom endpoint (Aurora).
             tls: ``"verified"`` or True: servers have certificates for their names, and DSNs verify them. ``"offered"``:
-                servers offer TLS, if need be the lab's, and drivers do what they do by themselves. ``"disabled"``: DSNs
-                say that there is to be none. False: whatever server and driver do.
-            iam: With tokens instead of a password for the role ``app``; implies ``tls="verified"``.
-            dns: With a DNS server instead of a hosts file.
-            settings: Of both servers, by name, over the lab's own (PostgreSQL alone).
-            shut: How a switchover shuts servers; see `bgpool.lab.server.Shut`. `open` raises LabError where the
-                servers cannot be shut that way.
-            upgrade: ``"major"``: green is of a newer major version than blue, and its logical replica (PostgreSQL,
+                servers offer TLS (through the lab if their build has none), and DSNs leave its use to the drivers'
+                defaults. ``"disabled"``: DSNs disable TLS. False: the defaults of server and driver.
+            iam: True if the role ``app`` uses tokens instead of a password; implies ``tls="verified"``.
+            dns: True for a DNS server instead of a hosts file.
+            settings: Settings of both servers, by name, which override those of the lab (PostgreSQL only).
+            shut: The way in which a switchover shuts servers; see `bgpool.lab.server.Shut`. `open` raises LabError
+                where the servers cannot be shut that way.
+            upgrade: ``"major"``: green has a newer major version than blue, and is its logical replica (PostgreSQL,
                 without readers).
             programs: The directory with the servers' programs (or with ``bin`` or ``sbin`` in it), or ``"path"`` for
-                installed ones; None for what ``$BGPOOL_LAB_POSTGRESQL`` or ``$BGPOOL_LAB_MYSQL`` says, or else for the
-                wheel's PostgreSQL, and an installed MySQL. For a major upgrade two directories, with ``:`` in between.
-            base_dir: Where to make the temporary directory; the servers' account must be able to pass
-                through.
+                installed ones. None for the value of ``$BGPOOL_LAB_POSTGRESQL`` or ``$BGPOOL_LAB_MYSQL``, or else for
+                the wheel's PostgreSQL and an installed MySQL. For a major upgrade two directories, separated by ``:``.
+            base_dir: The directory in which the temporary directory is made; the servers' account must be able to pass
+                through it.
         """
         if flavour not in ("rds", "aurora"):
             raise ValueError(f"flavour must be 'rds' or 'aurora', not {flavour!r}")
@@ -166,9 +164,9 @@ class Pair:
         self.close()
 
     def open(self) -> None:
-        """Start the servers, replicating; takes about a second, and another one with readers.
+        """Start the servers and their replication; takes about a second, and another one with readers.
 
-        The first major upgrade of a user's takes five: its template is kept in the cache folder.
+        A user's first major upgrade takes five seconds: its template is kept in the cache folder.
 
         Raises:
             LabError: The servers' programs were not found or did not start, or no free address was found; nothing is
@@ -194,7 +192,7 @@ class Pair:
             raise
 
     def close(self) -> None:
-        """End the servers and remove every file; idempotent, silent, without effect in a forked child."""
+        """Stop the servers and remove every file; idempotent, silent, without effect in a forked child."""
         guard = self._guard
         if guard is None or not guard.is_owner:
             return
@@ -213,12 +211,12 @@ class Pair:
             self._guard = None
 
     def define(self, *statements: str) -> None:
-        """Execute DDL in the applications' database, on blue and on whatever replication does not carry it to.
+        """Execute DDL in the applications' database, on blue and on each server to which replication does not carry it.
 
-        On a logical replica, rows that somebody writes to a new table meanwhile may be missing.
+        On a logical replica, rows that are written to a new table while this runs may be missing.
 
         Raises:
-            psycopg.Error, pymysql.Error: As the server said.
+            psycopg.Error, pymysql.Error: The error of the server.
         """
         for server in (self.blue, *self.logical):
             for statement in statements:
@@ -227,20 +225,20 @@ class Pair:
             server.take_in_tables()
 
     def catch_up_definitions(self) -> None:
-        """Make green anew where replication does not carry what was defined on blue since; takes four seconds.
+        """Make green again, if it is a logical replica, so that it has blue's later definitions; takes four seconds.
 
         Raises:
-            LabError: It could not be made.
+            LabError: Green could not be made.
         """
         for server in self.logical:
             server.stop()
             server.replicate(self.blue, follow=self.blue)
 
-    # -- what an application is given ----------------------------------------------------------------------
+    # -- for an application -------------------------------------------------------------------------------
 
     @property
     def directory(self) -> Path:
-        """Everything that is in here goes with the pair, even if its process is killed.
+        """The directory of the pair. It is removed with all contents at the pair's end, even if the process is killed.
 
         Raises:
             LabError: The pair is not open.
@@ -251,12 +249,12 @@ class Pair:
 
     @property
     def servers(self) -> list[Server]:
-        """Every server, blue's side first."""
+        """All servers, blue's side first."""
         return [*self.side("blue"), *self.side("green")]
 
     @property
     def logical(self) -> list[LogicalServer]:
-        """Green where it is to be promoted by a major upgrade of PostgreSQL: it has a catalogue of its own."""
+        """Green, if it is a logical replica (major upgrade of PostgreSQL), with a catalogue of its own; else empty."""
         return [self.green] if isinstance(self.green, LogicalServer) else []
 
     def side(self, colour: str) -> list[Server]:
@@ -267,14 +265,14 @@ class Pair:
 
     @property
     def port(self) -> int:
-        """The one TCP port that clients find all servers at."""
+        """The one TCP port on which clients reach all servers."""
         return self._port
 
     @property
     def dsn(self) -> str:
         """The application's DSN, with blue's name as host, which `resolver` resolves and the system does not.
 
-        Without a password where tokens are wanted: see `tokens`.
+        It has no password where the application uses tokens: see `tokens`.
         """
         return self.dsn_of(self.names.blue.primary)
 
@@ -301,11 +299,11 @@ class Pair:
         return self.iam.tokens
 
     def direct_dsn(self, server: Server) -> str:
-        """The application's DSN for *server* by its address, for clients that do not know the hosts file."""
+        """The application's DSN with the address of *server*, for clients that do not know the hosts file."""
         return self._dsn(server.address)
 
     def monitoring_connections(self) -> int:
-        """Sessions, on all servers together, of applications whose names start with `MONITOR_PREFIX`.
+        """Return the number of connections to all servers from applications whose names start with `MONITOR_PREFIX`.
 
         A server that does not answer counts as having none.
         """
@@ -318,10 +316,10 @@ class Pair:
         return count
 
     def lasting_monitoring_connections(self, usual: int = 2) -> int:
-        """As monitoring_connections(), without those that end within SETTLE_S.
+        """Return monitoring_connections() without the connections that end within SETTLE_S.
 
-        A session that its client has closed is there until the server has seen that: on a busy machine beside the one
-        that took its place. No more than *usual* are taken for lasting at once.
+        A connection that its client has closed exists until the server notices it. On a busy machine, it may exist at
+        the same time as its successor. Returns at once if there are no more than *usual*.
         """
         deadline_s = time.monotonic() + SETTLE_S
         while (count := self.monitoring_connections()) > usual and time.monotonic() < deadline_s:
@@ -329,7 +327,7 @@ class Pair:
         return count
 
     def application_connections(self, colour: str) -> int:
-        """Sessions of the role ``app`` on the servers of ``blue`` or ``green``, but for monitoring ones.
+        """Return the number of connections, except monitoring, of the role ``app`` to ``blue`` or ``green`` servers.
 
         Raises:
             psycopg.Error, pymysql.Error: One of them does not answer.
@@ -337,11 +335,11 @@ class Pair:
         return sum(server.sessions_of(ROLE, but=MONITOR_PREFIX) for server in self.side(colour))
 
     def renew(self) -> None:
-        """Make ready for the next switchover: the promoted servers are blue, and old blue's become a new green.
+        """Prepare the next switchover: the promoted servers become blue, and those of old blue become a new green.
 
-        Old blue's data is replaced by a clone, green gets fresh names, and the hosts file and the metadata
-        are as before a deployment was created. After a major upgrade the next one is to the same version, and green is
-        a logical replica again; that takes four seconds.
+        Old blue's data is replaced by a clone, green gets new names, and the hosts file and the metadata are reset to
+        their state before a deployment was created. After a major upgrade, the next switchover is to the same version,
+        and green is a logical replica again; that takes four seconds.
 
         Raises:
             LabError: The clone failed, or green was never promoted.
@@ -364,18 +362,18 @@ class Pair:
     # -- names, certificates and tokens --------------------------------------------------------------------
 
     def addresses(self, names: SideNames, colour: str) -> dict[str, str]:
-        """Where *names* lead to when the servers of *colour* have them."""
+        """Return the addresses of *names* when the servers of *colour* have them."""
         writer, *readers = [server.address for server in self.side(colour)]
         return names.addresses(writer, tuple(readers[: len(names.replicas)]))
 
     def certify(self, colour: str, names: SideNames) -> None:
-        """Have the servers of *colour* show new clients certificates for *names*, and for no others."""
+        """Make the servers of *colour* show new clients certificates for *names*, and for no others."""
         for server, mine in self._names_by_server(colour, names):
             if self.authority is not None:
                 self._frontends[server.key].context = self.authority.context(mine)
 
     def accept_tokens(self, colour: str, names: SideNames) -> None:
-        """Have the servers of *colour* accept tokens for *names* from now on, and for no others."""
+        """Make the servers of *colour* accept tokens for *names* from now on, and for no others."""
         for server, mine in self._names_by_server(colour, names):
             if self.iam is not None:
                 self.iam.rename(server.key, mine)
@@ -415,7 +413,7 @@ class Pair:
         addresses, self._port = free_addresses(2 + blue_readers + green_readers)
 
         def describe(name: str, number: int) -> Server:
-            # Directories have names that stay true when roles swap.
+            # Directories have names that remain correct when the roles are swapped.
             return factory.server(
                 name,
                 guard.base / f"server-{number}",
@@ -440,13 +438,13 @@ class Pair:
         self._introduce()
 
     def _introduce(self) -> None:
-        """Certificates and tokens for the names of before the switchover."""
+        """Issue certificates and tokens for the names before the switchover."""
         for colour, names in (("blue", self.names.blue), ("green", self.names.green)):
             self.certify(colour, names)
             self.accept_tokens(colour, names)
 
     def _start_replicas(self, *, blue_readers: bool = True) -> None:
-        """Make every replica of blue, side by side; green's readers follow green."""
+        """Make every replica of blue at the same time; green's readers follow green."""
         jobs = [partial(self._replicate, self.green, self.blue)]
         jobs += [partial(self._replicate, server, self.green) for server in self.green_readers]
         if blue_readers:
@@ -466,7 +464,7 @@ class Pair:
 
 
 def _side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run *jobs* in threads; raise what the first that failed raised, once all have ended."""
+    """Run *jobs* in threads; once all have ended, raise the error of the first one that failed."""
     with ThreadPoolExecutor(max_workers=max(1, len(jobs))) as executor:
         futures = [executor.submit(job) for job in jobs]
     for future in futures:

@@ -1,4 +1,4 @@
-"""What every real server of the lab can do, whatever its engine, and the life of its process."""
+"""The operations that every database server of the lab has, whatever its engine, and the life of its process."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ LOG_TAIL_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What there is on a server of the lab before anybody uses it.
+    """The contents of a new server of the lab.
 
     Attributes:
-        flavour: Whose metadata it shows.
+        flavour: The flavour whose metadata it shows.
         database: The applications' database.
         passwords: The roles of clients, each with its password.
-        writers: Those of them that may write in the database; the first owns it.
-        watchers: Those that may read the metadata where that takes a grant.
-        lab_password: That of what the lab itself comes with over TCP.
-        settings: Of PostgreSQL, by name, over those of the lab's configuration.
-        shut: How a switchover shuts the server.
+        writers: The roles that may write in the database; the first owns it.
+        watchers: The roles that may read the metadata where that takes a grant.
+        lab_password: The password of the lab's own connections over TCP.
+        settings: Settings of PostgreSQL, by name, which override those of the lab's configuration.
+        shut: The way in which a switchover shuts the server.
     """
 
     flavour: Flavour
@@ -86,11 +86,11 @@ class Server(abc.ABC):
     """A database server with its own address, data directory, socket directory and log file.
 
     Attributes:
-        name: For messages.
-        key: What tells it from the others, whatever it is called.
+        name: The name in messages.
+        key: The key that identifies the server, whatever its name is.
 
-    The server runs as a child process in a session of its own. Sessions of the lab come through the unix
-    socket as the superuser and pass whatever clients are refused; clients come over TCP with a password.
+    The server runs as a child process in a session of its own. The lab connects through the unix socket as the
+    superuser and is not affected by refusals of clients. Clients connect over TCP with a password.
     """
 
     stop_signals: ClassVar[Mapping[StopMode, signal.Signals]]
@@ -109,16 +109,16 @@ class Server(abc.ABC):
         programs: Programs,
         setup: Setup,
     ) -> None:
-        """Describe a server; `create` or `replicate` brings it to life.
+        """Describe a server; `create` or `replicate` starts it.
 
         Args:
-            name: For messages and in the server's own log.
+            name: The name in messages and in the server's own log.
             home: Its directory, made if missing; holds ``data`` and ``log``.
-            address: Loopback address that it listens on.
-            port: TCP port; also part of the socket's name.
-            socket_dir: Directory of its socket, made if missing; at most 85 bytes long.
-            programs: What to run and as whom.
-            setup: What is to be on it.
+            address: The loopback address that it listens on.
+            port: The TCP port; also part of the socket's name.
+            socket_dir: The directory of its socket, made if missing; at most 85 bytes long.
+            programs: The programs to run, and the account to run them as.
+            setup: The contents of the server.
         """
         self.name = name
         self.key: Final = home.name
@@ -137,7 +137,7 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def create(self) -> None:
-        """Begin as a primary: a new data directory with all of the setup, started.
+        """Start as a primary: make a new data directory with all of the setup, and start the server.
 
         Raises:
             LabError: It could not be made or started.
@@ -145,23 +145,23 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def replicate(self, source: Server, *, follow: Server) -> None:
-        """Begin anew as a running replica of *follow*, with all that *source*, which runs, has.
+        """Start again as a running replica of *follow*, with all data of *source*, which must run.
 
-        What was in the data directory goes.
+        The former contents of the data directory are removed.
 
         Raises:
-            LabError: This server runs, it could not be made, or it did not come as far as *source* was.
+            LabError: This server runs, it could not be made, or it did not reach the position of *source*.
         """
 
     @property
     def pid(self) -> int | None:
-        """The process number while the server's process is there, else None."""
+        """The process id while the server's process exists, else None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start the server and wait until it accepts sessions; one that runs already is fine.
+        """Start the server and wait until it accepts connections; does nothing if it runs already.
 
-        It is as it was when it stopped: replica or primary, read-only or not, with the same clients refused.
+        Its state is the same as when it stopped: replica or primary, read-only or not, with the same clients refused.
 
         Raises:
             LabError: It ended, or was not ready within *timeout_s* seconds; the message ends with its log.
@@ -178,7 +178,7 @@ class Server(abc.ABC):
             raise LabError(f"{self.name} ended while it started; its log ends: {self.log_tail()}")
 
     def stop(self, mode: StopMode = "fast", timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Shut the server down; one that does not run is fine. After *timeout_s* seconds (>= 0) it is killed."""
+        """Shut the server down; does nothing if it does not run. After *timeout_s* seconds (>= 0) it is killed."""
         self.begin_stop(mode)
         if self._process is None:
             return
@@ -189,16 +189,16 @@ class Server(abc.ABC):
             self.kill()
 
     def begin_stop(self, mode: StopMode) -> None:
-        """Send the signal that `stop` sends, without waiting; a frozen server is thawed for it."""
+        """Send the signal that `stop` sends, without waiting; a frozen server is thawed first."""
         pid = self.pid
         if pid is not None:
             watchdog.send(pid, self.stop_signals[mode])
             self.thaw()
 
     def kill(self) -> None:
-        """End the server and its backends by SIGKILL, as a crash of its host would; one that is gone is fine.
+        """Kill the server and its backends by SIGKILL, like a crash of its host; does nothing if it is gone.
 
-        The backends go too, at once: left alone, one could finish its statement after its server's death.
+        The backends are killed at the same time: otherwise, one could finish its statement after its server's death.
         The next `start` goes through crash recovery.
 
         Raises:
@@ -216,35 +216,35 @@ class Server(abc.ABC):
         watchdog.remove_shared_memory(segments)
 
     def freeze(self) -> None:
-        """Stop the server and its backends by SIGSTOP: the kernel still takes connections and nobody answers.
+        """Stop the server and its backends by SIGSTOP: the kernel still accepts connections, but no process answers.
 
-        This is the black hole of a host that went away without a word. `thaw` ends it.
+        This simulates the black hole of a host that disappears without closing its connections. `thaw` ends it.
         """
         self._signal_family(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server go on; one that is not frozen is fine."""
+        """Let a frozen server continue; does nothing if it is not frozen."""
         self._signal_family(signal.SIGCONT)
 
     def log_tail(self) -> str:
-        """The end of the server's log."""
+        """Return the end of the server's log."""
         try:
             return self.log_file.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
         except OSError as error:
             return f"(no log: {error})"
 
     def write_file(self, name: str, text: str) -> None:
-        """Replace the file *name* in the data directory as a whole."""
+        """Replace the whole file *name* in the data directory."""
         write_atomically(self.data_dir / name, text, mode=self.file_mode, prepare=self._programs.give)
 
     # -- sessions ------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def superuser(self, database: str = "") -> AbstractContextManager[Any]:
-        """A superuser's session through the unix socket, in autocommit; it may write on a read-only primary.
+        """Connect as superuser through the unix socket, in autocommit; may write on a read-only primary.
 
         Args:
-            database: Where; empty for the one that every server has.
+            database: The database; empty for the one that every server has.
 
         Returns:
             A connection of the engine's driver, closed at the end.
@@ -255,18 +255,18 @@ class Server(abc.ABC):
         """Run one statement as superuser and return its rows; none for a statement that has no result.
 
         Raises:
-            psycopg.Error, pymysql.Error: As the server said.
+            psycopg.Error, pymysql.Error: The error of the server.
         """
 
     def answers(self) -> bool:
-        """Whether the server runs and lets the lab in."""
+        """Return whether the server runs and accepts connections of the lab."""
         with contextlib.suppress(*DRIVER_ERRORS):
             return self.pid is not None and bool(self.execute("SELECT 1"))
         return False
 
     @abc.abstractmethod
     def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> Wire:
-        """A client's session in the applications' database, past any front, on which every step is bounded.
+        """Connect as a client to the applications' database, past any front, with a time limit for every step.
 
         Raises:
             WireError: Refused, or not connected within *timeout_s* seconds.
@@ -274,7 +274,7 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def sessions_named(self, prefix: str) -> int:
-        """How many clients gave a name of their application that starts with *prefix*.
+        """Return the number of clients whose application name starts with *prefix*.
 
         Raises:
             psycopg.Error, pymysql.Error: The server does not answer.
@@ -282,17 +282,17 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def sessions_of(self, role: str, *, but: str) -> int:
-        """How many clients are logged in as *role*, but for those whose application's name starts with *but*.
+        """Return the number of clients logged in as *role*, except for those whose application name starts with *but*.
 
         Raises:
             psycopg.Error, pymysql.Error: The server does not answer.
         """
 
-    # -- what a switchover does to a server ----------------------------------------------------------------
+    # -- steps of a switchover -----------------------------------------------------------------------------
 
     @abc.abstractmethod
     def set_read_only(self, read_only: bool) -> None:
-        """Let clients write no more, or write again.
+        """Forbid or allow writes of clients.
 
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
@@ -300,7 +300,7 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def refuse_clients(self) -> None:
-        """Reject every new TCP client. Sessions that exist are left alone: `cut_clients`.
+        """Reject every new TCP client. Existing connections stay open: see `cut_clients`.
 
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
@@ -308,18 +308,18 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def admit_clients(self) -> None:
-        """Let TCP clients in again; the opposite of `refuse_clients`, with the same error."""
+        """Accept TCP clients again; the opposite of `refuse_clients`, with the same error."""
 
     @abc.abstractmethod
     def lock_out(self, role: str) -> None:
-        """Reject new sessions of *role* for good, and terminate those that it has."""
+        """Reject new connections of *role* permanently, and terminate its existing ones."""
 
     @abc.abstractmethod
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
-        """Terminate every TCP client's session and wait until none is left; return how many it took.
+        """Terminate every TCP client's connection and wait until none is left; return the number of terminated ones.
 
-        Replication and the lab's own sessions stay. Clients that come meanwhile are cut as well, so refuse
-        them first.
+        Replication and the lab's own connections stay. Clients that connect while this runs are terminated as well, so
+        refuse them first.
 
         Raises:
             LabError: Some were left after *timeout_s* seconds.
@@ -327,7 +327,7 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def promote(self, timeout_s: float = START_TIMEOUT_S, *, abort: Event | None = None) -> None:
-        """Make the replica a primary that takes writes, and wait until it is one; a primary stays one.
+        """Make the replica a primary that accepts writes, and wait until it is one; a primary stays one.
 
         Raises:
             LabError: Still a replica after *timeout_s* seconds.
@@ -338,18 +338,18 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def is_replica(self) -> bool:
-        """Whether the server follows another (or still recovers from a crash)."""
+        """Return whether the server follows another (or still recovers from a crash)."""
 
     @abc.abstractmethod
     def position(self) -> str:
-        """A place in the primary's log behind every commit made before the call."""
+        """Return a position in the primary's log after every commit made before the call."""
 
     @abc.abstractmethod
     def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
         """Wait until this replica has replayed everything up to *position*.
 
         Raises:
-            LabError: It had not within *timeout_s* seconds.
+            LabError: It did not within *timeout_s* seconds.
             LabAbortError: *abort* was set while waiting.
         """
 
@@ -359,22 +359,22 @@ class Server(abc.ABC):
     def grant_metadata(self, role: str) -> None:
         """Let *role* read the metadata, with the statements of AWS's documentation.
 
-        A replica to which its primary's grants are replicated is left alone, here as below.
+        Does nothing on a replica that receives the grants of its primary; the same holds for the next two methods.
         """
 
     @abc.abstractmethod
     def revoke_metadata(self, role: str) -> None:
-        """Take back what `grant_metadata` gave."""
+        """Revoke the grants of `grant_metadata`."""
 
     @abc.abstractmethod
     def drop_metadata(self) -> None:
-        """Remove what the status is asked of, for good."""
+        """Permanently remove the table or function from which the status is queried."""
 
     # -- inside --------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def _command(self) -> Sequence[str]:
-        """The program to start, and its arguments."""
+        """Return the program to start, and its arguments."""
 
     def _ready_or_dead(self) -> bool:
         return self.pid is None or self.answers()

@@ -1,4 +1,4 @@
-"""What a pair needs of its engine: how its servers are made, what stands in front, how clients verify them."""
+"""The parts of a pair that depend on its engine: the servers, their frontends, and the TLS options of DSNs."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Tls = Literal["offered", "verified", "disabled"]
 
 
 class Frontend(Protocol):
-    """What stands in front of a server and shows certificates."""
+    """A proxy in front of a server that shows certificates."""
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """The certificate that new clients are shown."""
+        """The TLS context with the certificate that new clients are shown."""
 
     @context.setter
     def context(self, context: ssl.SSLContext) -> None:
-        """It may be replaced at any time."""
+        """Replace the TLS context; allowed at any time."""
 
 
 class ServerFactory(abc.ABC):
-    """Makes the servers of one pair.
+    """A factory that makes the servers of one pair.
 
     Attributes:
         tls_options: The end of a DSN, with the authority's certificate in ``{ca}``.
@@ -57,23 +57,23 @@ class ServerFactory(abc.ABC):
         """Find the programs.
 
         Args:
-            setup: The servers'.
-            guard: Whose directories may be used.
-            place: Where to look; None for where the engine usually is.
+            setup: The contents of the servers.
+            guard: The guard whose directories may be used.
+            place: The directory to search; None for the engine's usual places.
 
         Raises:
-            LabError: They were not found; the message says how to get them.
+            LabError: They were not found; the message explains how to get them.
         """
 
     @staticmethod
     @abc.abstractmethod
     def product(place: str | Path | None) -> str:
-        """What its servers would be, such as ``PostgreSQL 16.14``; raises as the constructor."""
+        """Return the product and version of its servers, such as ``PostgreSQL 16.14``; raises like the constructor."""
 
     @property
     @abc.abstractmethod
     def offers_tls(self) -> bool:
-        """Whether the servers offer TLS by themselves, with certificates that prove no name."""
+        """True if the servers offer TLS by themselves, with certificates that prove no name."""
 
     @abc.abstractmethod
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> Server:
@@ -81,7 +81,7 @@ class ServerFactory(abc.ABC):
 
     @abc.abstractmethod
     def has_frontends(self, *, tls: bool) -> bool:
-        """Whether something stands in front of the servers, which then listen one port higher."""
+        """Return whether the servers have frontends; the servers then listen one port higher."""
 
     @abc.abstractmethod
     def open_frontends(
@@ -93,22 +93,22 @@ class ServerFactory(abc.ABC):
         authority: Authority | None,
         tokens: TokenCheck | None,
     ) -> Mapping[str, Frontend]:
-        """Put in front of *servers* what their clients find at *port*.
+        """Start the frontends of *servers*, to which clients connect at *port*.
 
         Args:
-            servers: All of the pair's, not started yet.
-            port: Where clients come.
-            stack: Closes what was opened.
-            authority: Issues the certificates; None without TLS.
-            tokens: Lets the owner of the database in instead of its password, if given.
+            servers: All servers of the pair, not started yet.
+            port: The port to which clients connect.
+            stack: The stack that closes the frontends.
+            authority: The issuer of the certificates; None without TLS.
+            tokens: The checker of tokens, which replace the password of the database's owner, if given.
 
         Returns:
-            What was opened, by the servers' keys; nothing if `has_frontends` says so.
+            The frontends, by the servers' keys; empty if `has_frontends` returns False.
         """
 
 
 class PostgresFactory(ServerFactory):
-    """PostgreSQL: TLS is in front of the servers, whose build has none; they ask about tokens themselves."""
+    """PostgreSQL: a frontend adds TLS, which the servers' build lacks; the servers query the token checker."""
 
     tls_options = MappingProxyType(
         {"offered": "", "verified": "&sslmode=verify-full&sslrootcert={ca}", "disabled": "&sslmode=disable"}
@@ -121,12 +121,12 @@ class PostgresFactory(ServerFactory):
 
     @staticmethod
     def product(place: str | Path | None) -> str:
-        """By the programs."""
+        """Return the product, queried from the programs."""
         return find_programs(place).product
 
     @property
     def offers_tls(self) -> bool:
-        """They do not."""
+        """False."""
         return False
 
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> PostgresServer:
@@ -136,7 +136,7 @@ class PostgresFactory(ServerFactory):
         )
 
     def has_frontends(self, *, tls: bool) -> bool:
-        """For TLS alone."""
+        """Return True with TLS."""
         return tls
 
     def open_frontends(
@@ -148,7 +148,7 @@ class PostgresFactory(ServerFactory):
         authority: Authority | None,
         tokens: TokenCheck | None,
     ) -> Mapping[str, Frontend]:
-        """One `TlsProxy` each, and one RADIUS server for all."""
+        """Start one `TlsProxy` for each server, and one RADIUS server for all."""
         fronts: dict[str, TlsProxy] = {}
         if authority is not None:
             for server in servers:
@@ -165,10 +165,10 @@ class PostgresFactory(ServerFactory):
 
 
 class MajorUpgradeFactory(PostgresFactory):
-    """PostgreSQL, and a newer major version of it for green."""
+    """PostgreSQL for blue, and a newer major version of it for green."""
 
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
-        """Find both, and copy them if their account cannot reach them."""
+        """Find the programs of both, and copy them if their account cannot reach them."""
         self._setup = setup
         older, newer = find_upgrade(place)
         self._versions: Final = Versions(
@@ -181,7 +181,7 @@ class MajorUpgradeFactory(PostgresFactory):
 
     @staticmethod
     def product(place: str | Path | None) -> str:
-        """Both: ``PostgreSQL 16.14 -> 18.4``."""
+        """Return both products: ``PostgreSQL 16.14 -> 18.4``."""
         older, newer = find_upgrade(place)
         return f"{older.product} -> {newer.version}"
 
@@ -194,14 +194,14 @@ class MajorUpgradeFactory(PostgresFactory):
 
 
 class MysqlFactory(ServerFactory):
-    """MariaDB or MySQL: a relay gives what they lack, TLS of the lab's, tokens and Aurora's tables."""
+    """MariaDB or MySQL: a proxy adds the features that they lack: the lab's TLS, tokens and Aurora's tables."""
 
     tls_options = MappingProxyType(
         {"offered": "", "verified": "&ssl_ca={ca}&ssl_verify_identity=true", "disabled": "&ssl_disabled=true"}
     )
 
     def __init__(self, setup: Setup, guard: Guard, place: str | Path | None) -> None:
-        """Find the server, which stays where it is."""
+        """Find the server's program, which is used in place."""
         del guard
         self._setup: Final = setup
         self._family: Final = find_family(place)
@@ -212,12 +212,12 @@ class MysqlFactory(ServerFactory):
 
     @staticmethod
     def product(place: str | Path | None) -> str:
-        """By the server's program."""
+        """Return the product, queried from the server's program."""
         return find_family(place).product
 
     @property
     def offers_tls(self) -> bool:
-        """As the family does."""
+        """True if the server's family does."""
         return self._family.offers_tls
 
     def server(self, name: str, home: Path, *, address: str, port: int, socket_dir: Path) -> MysqlServer:
@@ -227,7 +227,7 @@ class MysqlFactory(ServerFactory):
         )
 
     def has_frontends(self, *, tls: bool) -> bool:
-        """For TLS, and for Aurora's tables."""
+        """Return True with TLS, and for Aurora's tables."""
         return tls or self._setup.flavour == "aurora"
 
     def open_frontends(
@@ -239,7 +239,7 @@ class MysqlFactory(ServerFactory):
         authority: Authority | None,
         tokens: TokenCheck | None,
     ) -> Mapping[str, Frontend]:
-        """One relay each."""
+        """Start one `MysqlProxy` for each server."""
         if not self.has_frontends(tls=authority is not None):
             return {}
         owner = self._setup.owner
@@ -273,15 +273,15 @@ WORKSHOPS: Final[Mapping[tuple[Engine, Upgrade], type[ServerFactory]]] = {
 
 
 def find_servers(engine: Engine, programs: str | Path | None = None, upgrade: Upgrade = "minor") -> str:
-    """What the servers of a pair would be, such as ``MariaDB 10.11.14``; nothing starts.
+    """Return the product of a pair's servers, such as ``MariaDB 10.11.14``; nothing starts.
 
     Args:
-        engine: Whose.
-        programs: Where they are, as for `Pair`.
-        upgrade: As for `Pair`.
+        engine: The engine of the servers.
+        programs: The directory of the programs, the same as for `Pair`.
+        upgrade: The same as for `Pair`.
 
     Raises:
         ProgramsError: They are not there, or cannot be used.
-        LabError: Nobody may run them.
+        LabError: No account may run them.
     """
     return WORKSHOPS[engine, upgrade].product(programs)

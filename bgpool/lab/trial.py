@@ -1,6 +1,6 @@
-"""A trial: pre-forked workers write a ledger through the pool while a switchover runs, and the ledger is judged.
+"""A trial: pre-forked workers write a ledger through the pool during a switchover, and the ledger is judged.
 
-This is the main job of bgpool in one function, on real servers. The demo shows it, and the tests run it.
+This runs bgpool's main task, on real servers, in one function. The demo shows it, and the tests run it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = ["MEASURED", "Trial"]
 
 T = TypeVar("T")
 
-#: A switchover as it was measured on Aurora MySQL (2026-07-30), a quarter as long: read-only 0.5 s after
-#: IN_PROGRESS, green writable at 4.6 s, names changed at 11.5 s, DNS moved at 18.6 s, gone at 30.8 s.
+#: A switchover as measured on Aurora MySQL (2026-07-30), in a quarter of the time: read-only 0.5 s after IN_PROGRESS,
+#: green writable at 4.6 s, names changed at 11.5 s, DNS moved at 18.6 s, deployment gone at 30.8 s.
 MEASURED: Final = Schedule(
     initiated_s=-4.5,
     writes_stopped_s=0.5,
@@ -66,18 +66,18 @@ class Trial:
     """One trial; a context manager, inside which run() may be called once.
 
     Attributes:
-        workers: Processes, forked after the pool was made, on the endpoint where applications write.
-        threads: In each of them.
-        job: What their threads do.
+        workers: The number of processes, forked after the pool was made, that use the writer endpoint.
+        threads: The number of threads of each worker.
+        job: The job of the threads.
         schedule: The switchover's times.
-        engine, flavour: As for Pair.
-        pair_options: More keywords for it.
+        engine, flavour: The same as for Pair.
+        pair_options: More keywords for Pair.
         pool_options: More keywords for get_pool.
-        own_monitor: Whether the monitor logs in under a role of its own.
-        evidence_event: The director's step from whose end on a release is possible, if it is not a rollback.
+        own_monitor: True if the monitor logs in under a role of its own.
+        evidence_event: The director's step after whose end a release is possible, except in a rollback.
         on_event: Called with every step of the director, in its thread.
         on_ready: Called once the deployment is ready for a switchover.
-        settle_s: How long the application goes on after the last step, in seconds.
+        settle_s: The time for which the application continues after the last step, in seconds.
     """
 
     workers: int = 4
@@ -117,7 +117,7 @@ class Trial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # An interrupt that comes while we clean up would leave servers behind.
+        # An interrupt during the clean-up would leave servers behind.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
             self.director.abort()
@@ -129,13 +129,13 @@ class Trial:
     # -- the application -----------------------------------------------------------------------------------------
 
     def make_pool(self, dsn: str, **options: Any) -> bgpool.Pool[Any]:
-        """A pool of this trial on *dsn*, closed at the trial's end."""
+        """Make a pool of this trial on *dsn*, closed at the trial's end."""
         pool = bgpool.get_pool(dsn, **self._options(), **options)
         self._stack.callback(pool.close)
         return pool
 
     def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
-        """Enter *resource* and leave it at the trial's end, after the workers."""
+        """Enter *resource* and exit it at the trial's end, after the workers."""
         return self._stack.enter_context(resource)
 
     def add_worker(
@@ -153,11 +153,11 @@ class Trial:
         """Fork one more worker; it starts at once.
 
         Args:
-            pool: What it uses; None for the trial's own.
-            job: What it does; None for the trial's own.
-            threads: In how many threads; 0 for as many as the others.
-            endpoint: The host name of its pool, for the report; empty for where applications write.
-            tasks, tells_commits, pause_s, think_s: As for `Worker`.
+            pool: The pool that it uses; None for the trial's own.
+            job: Its job; None for the trial's own.
+            threads: The number of its threads; 0 for the same number as the others.
+            endpoint: The host name of its pool, for the report; empty for the writer endpoint.
+            tasks, tells_commits, pause_s, think_s: The same as for `Worker`.
         """
         worker = Worker(
             len(self.crew),
@@ -176,7 +176,7 @@ class Trial:
         return worker
 
     def stop_workers(self) -> None:
-        """Have every worker end after the call at hand, and take its figures in.
+        """Make every worker end after its current call, and collect its results.
 
         Raises:
             LabError: One did not end.
@@ -189,11 +189,11 @@ class Trial:
     # -- the switchover ------------------------------------------------------------------------------------------
 
     def run(self, play: Callable[[Trial], None] | None = None, *, rolled_back: bool = False) -> Report:
-        """Direct, let the application go on, and judge.
+        """Run the switchover while the application continues, and judge the result.
 
         Args:
-            play: What is directed; None for `switch_over`.
-            rolled_back: Whether blue is to survive.
+            play: The events that are directed; None for `switch_over`.
+            rolled_back: True if blue is expected to remain the primary.
 
         Raises:
             LabError: The deployment did not become ready, or a worker did not end.
@@ -217,7 +217,7 @@ class Trial:
         self.direct(self.director.run)
 
     def wait_ready(self) -> None:
-        """Wait until the monitor says that a switchover may begin.
+        """Wait until the monitor reports that a switchover may begin.
 
         Raises:
             LabError: It did not within READY_TIMEOUT_S.
@@ -226,7 +226,7 @@ class Trial:
         self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def direct(self, run: Callable[[], object]) -> None:
-        """Let the director *run* beside us, so that an interrupt is heard at once; raises what it raises."""
+        """Call the director's *run* in a thread, so that an interrupt is handled at once; raises its errors."""
         failures: list[BaseException] = []
 
         def direct() -> None:
@@ -240,7 +240,7 @@ class Trial:
         reader = Reader(self._files())
         while thread.is_alive():
             thread.join(GLANCE_S)
-            # Now: a deployment that is deleted takes its timeline along.
+            # Save it now: when a deployment is deleted, its timeline is gone.
             snapshot = reader.refresh().snapshot
             if release_of(snapshot) is not None:
                 self._released = snapshot
@@ -249,14 +249,14 @@ class Trial:
         self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def snapshot(self) -> Snapshot | None:
-        """What the monitor publishes now."""
+        """Return the snapshot that the monitor publishes now."""
         return Reader(self._files()).refresh().snapshot
 
     def monitor_pid(self) -> int:
-        """The process id of the monitor.
+        """Return the process id of the monitor.
 
         Raises:
-            LabError: There is none.
+            LabError: There is no monitor.
         """
         try:
             return SegmentMap(self._files()).header.pid
@@ -307,7 +307,7 @@ class Trial:
         entries = (self.snapshot() or Snapshot("")).timeline
         drained = [entry.mono_ns / 1e9 for entry in entries if entry.event == Phase.IN_PROGRESS.name]
         if released_s is None:
-            # Rolled back, or never begun: green is nobody's at any time.
+            # Rolled back, or never begun: no caller may use green at any time.
             return strays(self.crew, set(), green, 0.0, float("inf"))
         return strays(self.crew, blue, green, drained[-1] if drained else released_s, released_s)
 
@@ -318,7 +318,7 @@ class Trial:
             "bg_id": "demo",
             "bg_resolver": self.pair.resolver,
             "bg_run_dir": self.run_dir,
-            # Whatever the environment says: a trial's servers are nobody else's concern.
+            # The environment is ignored: a trial's servers do not belong to the fleet.
             "bg_fleet": None,
             "bg_interval_increased_ms": 500,
             "min_size": self.threads,

@@ -1,7 +1,7 @@
-"""Ground truth: when blue took its last write, and green its first.
+"""Ground truth: the times of blue's last write and green's first.
 
-The oracle knows both addresses and needs no names, metadata or pool. What it measures is the part of the
-downtime that no client could have avoided.
+The probe knows both addresses and needs no names, metadata or pool. It measures the part of the downtime that no client
+could have avoided.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MOST_OUTAGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A time without writes, on the monotonic clock; its ends are writes that were acknowledged."""
+    """A time without writes, on the monotonic clock; it begins and ends with an acknowledged write."""
 
     last_side: Side
     last_write_s: float
@@ -57,23 +57,23 @@ class Outage:
 
     @property
     def down_s(self) -> float:
-        """Seconds from the last write before to the first one after."""
+        """The seconds from the last write before to the first one after."""
         return self.next_write_s - self.last_write_s
 
 
 class TruthProbe(threading.Thread):
-    """Writes to blue until it fails, tries both sides in turn until one takes a write, and goes on there.
+    """A probe that writes to blue until it fails, then tries both sides in turn, and continues on one that accepts.
 
-    A context manager that starts, and stops. It writes to the table ``truth``, over
-    TCP under the role `TRUTH_ROLE` and the name ``bgpool-truth``. Times are on the monotonic clock.
+    A context manager that starts and stops the probe. It writes to the table ``truth``, over TCP under the role
+    `TRUTH_ROLE` and the name ``bgpool-truth``. Times are on the monotonic clock.
     """
 
     def __init__(self, pair: Pair, *, write_every_s: float = WRITE_EVERY_S) -> None:
-        """Watch *pair*, which must be open with blue taking writes; sides keep the servers of now.
+        """Watch *pair*, which must be open with blue taking writes; the probe keeps the current servers of each side.
 
         Args:
-            pair: Whose servers.
-            write_every_s: Between two writes, in seconds; after one that failed it is `RETRY_EVERY_S`.
+            pair: The pair whose servers are probed.
+            write_every_s: The interval of writes, in seconds; after a failed one it is `RETRY_EVERY_S`.
         """
         super().__init__(name="bgpool-truth", daemon=True)
         self._pair = pair
@@ -82,7 +82,7 @@ class TruthProbe(threading.Thread):
         self._side: Side = "blue"
         self._wires: dict[Side, Wire] = {}
         self._halt = threading.Event()
-        # Written by the probe's thread alone and read by others: each a single assignment.
+        # Written only by the probe's thread and read by others: each change is a single assignment.
         self._last_write: tuple[Side, float] | None = None
         self._last_blue_write_s: float | None = None
         self._first_green_write_s: float | None = None
@@ -104,32 +104,32 @@ class TruthProbe(threading.Thread):
 
     @property
     def last_blue_write_s(self) -> float | None:
-        """The last write that blue acknowledged; moves as long as blue takes writes."""
+        """The time of the last write that blue acknowledged; changes as long as blue accepts writes."""
         return self._last_blue_write_s
 
     @property
     def first_green_write_s(self) -> float | None:
-        """The first write that green acknowledged; None before."""
+        """The time of the first write that green acknowledged; None before."""
         return self._first_green_write_s
 
     @property
     def down_s(self) -> float | None:
-        """Seconds from blue's last write to green's first; None before the latter."""
+        """The seconds from blue's last write to green's first; None before the latter."""
         first, last = self._first_green_write_s, self._last_blue_write_s
         return None if first is None or last is None else first - last
 
     @property
     def outages(self) -> tuple[Outage, ...]:
-        """Every outage so far, in order; a rollback's begins and ends on blue."""
+        """Every outage so far, in order; the outage of a rollback begins and ends on blue."""
         return self._outages
 
     @property
     def writes(self) -> dict[Side, int]:
-        """How many writes each side acknowledged."""
+        """Return the number of writes that each side acknowledged."""
         return dict(self._writes)
 
     def wait_writing(self, timeout_s: float = 10.0) -> None:
-        """Wait until some side took a write.
+        """Wait until one side accepts a write.
 
         Raises:
             LabError: None did within *timeout_s* seconds.
@@ -137,7 +137,7 @@ class TruthProbe(threading.Thread):
         wait_until(lambda: self._last_write is not None, timeout_s=timeout_s, what="the first write")
 
     def wait_green(self, timeout_s: float) -> float:
-        """Wait until green took a write, and return its time.
+        """Wait until green accepts a write, and return the time of it.
 
         Raises:
             LabError: It did not within *timeout_s* seconds.
@@ -160,7 +160,7 @@ class TruthProbe(threading.Thread):
             raise LabError(f"the truth probe did not end within {STOP_TIMEOUT_S:g} s")
 
     def run(self) -> None:
-        """The probe's loop; `start` calls it in the thread."""
+        """Run the probe's loop; `start` calls it in the thread."""
         failed = False
         try:
             while not self._halt.wait(RETRY_EVERY_S if failed else self._write_every_s):
@@ -176,8 +176,8 @@ class TruthProbe(threading.Thread):
             wire.execute(b"INSERT INTO truth (side) VALUES ('%s')" % side.encode(), timeout_s=WRITE_LIMIT_S)
         except WireError as error:
             log.debug("truth: %s: %s", side, error)
-            # Always a fresh connection after a failure: as fast as any client can be, and free of what the
-            # old one was.
+            # Always a new connection after a failure: as fast as any client can be, and without the state of the old
+            # one.
             self._forget(side)
             self._side = "green" if side == "blue" else "blue"
             return False
@@ -214,5 +214,5 @@ class TruthProbe(threading.Thread):
 
 
 def create_table(pair: Pair) -> None:
-    """Create the table ``truth`` on blue, for `TRUTH_ROLE` to write to; one that is there is fine."""
+    """Create the table ``truth`` on blue, for `TRUTH_ROLE` to write to, unless it exists."""
     pair.define(*_CREATE[pair.engine])

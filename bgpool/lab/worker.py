@@ -1,4 +1,4 @@
-"""A worker of a trial: a forked process whose threads use an inherited pool, and report."""
+"""A worker of a trial: a forked process whose threads use an inherited pool and report to the parent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Call(NamedTuple):
     """One use of the pool that was answered; times are on the monotonic clock.
 
     Attributes:
-        checked_out_s: When the connection that served it was in hand.
+        checked_out_s: The time at which the connection was checked out.
         address: The IP address of the server that served it.
     """
 
@@ -56,22 +56,24 @@ class Call(NamedTuple):
 
 
 class Worker:
-    """The parent's side: what the worker has reported so far.
+    """The parent's view of a worker: everything that the worker has reported so far.
 
-    With the job ``task unit`` each call is a task of a queue that delivers at least once: what a killed worker leaves
-    (`left_tasks`) is given to another one, which runs it with the same id and acknowledges it under the same key.
+    With the job ``task unit`` each call is a task of a queue with at-least-once delivery. The tasks that a killed
+    worker leaves (`left_tasks`) are given to another worker, which runs them with the same id and acknowledges them
+    under the same key.
 
     Attributes:
         endpoint: The host name of its pool.
         calls: Every use of the pool that was answered.
-        acknowledged: Rows whose commit it saw, unknown: rows of which it cannot know.
-        undecided: Of the latter, those of which its server cannot tell either, and that is no fault.
-        applied, already: Tasks of another worker that it ran again, and those of which the other run was applied.
-        errors: Calls that failed, threads that never came back, and an end that nobody asked for, as text.
-        missing: How many of these are threads, and ends.
-        longest_call_s: The longest that one call took, those that failed or never came back included.
-        phase, held: What its pool says now; of several, the phase that the first one says, and all callers held.
-        reach_green: Whether its pool knows that receipts reach a green that is a logical replica.
+        acknowledged: Rows whose commit the worker received; unknown: rows whose outcome it cannot know.
+        undecided: The number of unknown rows whose outcome the server cannot tell either, which is no fault.
+        applied, already: Tasks of another worker that it ran again; in *already*, the first run had been applied.
+        errors: Calls that failed, threads that never returned, and an unexpected end of the process, as text.
+        missing: The number of *errors* that are threads or ends.
+        longest_call_s: The longest duration of one call, including failed calls and calls that never returned.
+        phase, held: The current values of its pool. With several pools: the phase of the first one, and all held
+            callers.
+        reach_green: True if its pool knows that receipts reach a green that is a logical replica.
     """
 
     def __init__(
@@ -88,16 +90,16 @@ class Worker:
         think_s: float = 0.0,
         more: Sequence[bgpool.Pool[Any]] = (),
     ) -> None:
-        """Fork. The child closes what it would otherwise hold open of the workers before it.
+        """Fork the worker. The child closes the descriptors of earlier workers, which it would otherwise hold open.
 
         Args:
-            number, pool, threads, close_first, job, endpoint: As `Trial.add_worker` says.
-            tasks: What another worker has left, to be done first.
-            tells_commits: Whether a unit of whose COMMIT nobody can tell what became of it is a fault; None for what
-                the engine can do without receipts.
-            pause_s: Between two calls of a thread.
-            think_s: Between the second row of a unit and its COMMIT.
-            more: Further pools, of the same engine: threads take turns among all of them.
+            number, pool, threads, close_first, job, endpoint: The same as for `Trial.add_worker`.
+            tasks: The tasks that another worker has left, which are done first.
+            tells_commits: True if a unit whose COMMIT has an unknown outcome counts as a fault; None for the engine's
+                ability without receipts.
+            pause_s: The pause between two calls of a thread.
+            think_s: The pause between the second row of a unit and its COMMIT.
+            more: Further pools, of the same engine: the threads are distributed among all of them.
         """
         self.number: Final = number
         self.job: Final = job
@@ -116,13 +118,13 @@ class Worker:
         self.held = 0
         self.reach_green = False
         self._writes: dict[int, list[float]] = {thread: [] for thread in range(threads)}
-        # Of each thread, the number of its last call that came back, and when: the next one is under way.
+        # For each thread, the number and time of its last call that returned: the next call is under way.
         self._last: dict[int, tuple[int, float]] = dict.fromkeys(range(threads), (0, time.monotonic()))
         self._left: set[int] = set()
         self._stopped_s: float | None = None
         self._over_s = 0.0
         self._exit_status: int | None = None
-        # What it leaves undone was told, or is no fault.
+        # True once the unfinished calls were counted, or count as no fault.
         self._is_settled = False
         self._reports, reports = os.pipe()
         orders, self._orders = os.pipe()
@@ -140,18 +142,18 @@ class Worker:
 
     @property
     def is_reporting(self) -> bool:
-        """Whether it lives, or has reports that were not read yet."""
+        """True while it runs, or has unread reports."""
         return self._reports >= 0
 
     def stop(self) -> None:
-        """Have it end after the transactions at hand."""
+        """Make it end after the current transactions."""
         orders, self._orders = self._orders, -1
         if orders >= 0:
             self._stopped_s = time.monotonic()
             os.close(orders)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for its end and its last report; what did not end as told becomes an error.
+        """Wait for its end and its last report; calls and threads without an end are recorded as errors.
 
         Raises:
             LabError: It did not end in time; it was killed.
@@ -166,48 +168,48 @@ class Worker:
             self._settle()
 
     def kill(self) -> None:
-        """Make sure that it is gone; idempotent. What it leaves undone is no error: somebody wanted it so."""
+        """Kill it, if necessary; idempotent. Unfinished calls are no errors, because the kill was intended."""
         self._is_settled = True
         self._make_gone()
 
     def lose_network(self) -> None:
-        """Cut its connections on its own side: their servers hear that the client is gone, and go on with a COMMIT."""
+        """Shut down its connections on the client's side: the servers detect it, and finish a COMMIT."""
         with contextlib.suppress(OSError):
             os.write(self._orders, CUT)
 
     def left_tasks(self) -> list[Key]:
-        """Tasks that a queue delivers once more, now that the worker is gone.
+        """Return the tasks that a queue delivers again after the worker's death.
 
-        Those that were under way, those of another worker that were not begun, and each thread's last one: the worker
-        may have died before it told the queue.
+        These are the tasks under way, the tasks of another worker that were not begun, and each thread's last one: the
+        worker may have died before it acknowledged the task to the queue.
         """
         begun = [(self.number, thread, n) for thread, (last, _) in self._last.items() for n in (last, last + 1) if n]
         return [*begun, *(task for task in self._tasks if task not in {*self.applied, *self.already})]
 
     def longest_gap_s(self, since_s: float) -> float:
-        """Longest time without an acknowledged write of any of its threads, from *since_s* on until it was told to end.
+        """Return the longest time of any one thread without an acknowledged write, from *since_s* to the order to end.
 
-        Until now, as long as it was not.
+        Without such an order, the time ends now.
         """
         return max(self.longest_gaps_s(since_s), default=0.0)
 
     def longest_gaps_s(self, since_s: float) -> list[float]:
-        """The same of each thread."""
+        """Return the same for each thread."""
         until_s = time.monotonic() if self._stopped_s is None else self._stopped_s
         found = []
         for writes in self._writes.values():
             times = [since_s, *(at for at in writes if at >= since_s)]
-            # A call that was under way then may have been answered later.
+            # A call that was under way at that time may have been answered later.
             times.append(max(until_s, times[-1]))
             found.append(max(b - a for a, b in pairwise(times)))
         return found
 
     def write_times(self) -> list[list[float]]:
-        """When each thread's writes were acknowledged, on the monotonic clock."""
+        """Return the times of each thread's acknowledged writes, on the monotonic clock."""
         return [list(times) for times in self._writes.values()]
 
     def rate(self, window_s: float = 1.0) -> float:
-        """Acknowledged writes per second, over the last *window_s* seconds."""
+        """Return the acknowledged writes per second, over the last *window_s* seconds."""
         since = time.monotonic() - window_s
         return sum(1 for writes in self._writes.values() for at in writes[-2000:] if at >= since) / window_s
 
@@ -219,7 +221,8 @@ class Worker:
                 for kind, *values in unpacker:
                     self._take(kind, values)
             self._over_s = time.monotonic()
-            # Before it is closed and the number used again: the next worker to be forked closes what it finds here.
+            # Set before the descriptor is closed and its number reused: the next worker closes the descriptors that it
+            # finds here.
             self._reports = -1
 
     def _make_gone(self) -> None:
@@ -227,7 +230,7 @@ class Worker:
         with contextlib.suppress(ChildProcessError):
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid == 0:
-                # The collector has seen the end of its reports, or nobody waits for them any more.
+                # Either the collector has seen the end of its reports, or no caller needs them any longer.
                 self._collector.join(1.0)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
@@ -287,16 +290,16 @@ def _child(
     orders: int,
     to_close: list[int],
 ) -> None:
-    """The child's life; never returns."""
+    """Run the child; never returns."""
     status = 1
     try:
         for fd in to_close:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        # A Ctrl-C is for the parent, which tells us when to stop.
+        # A Ctrl-C is for the parent, which orders the worker to stop.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler cleans up what is the parent's
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler cleans up the parent's resources
         stopping = threading.Event()
         lock = threading.Lock()
 
@@ -324,7 +327,7 @@ def _child(
         ]
         for thread in crew:
             thread.start()
-        # The other end of this pipe is closed when the parent says so, and when the parent dies.
+        # The parent closes the other end of this pipe to stop the worker; its death closes it, too.
         while True:
             if select.select([orders], [], [], REPORT_EVERY_S)[0]:
                 if os.read(orders, 1) != CUT:
@@ -349,7 +352,7 @@ def _child(
 
 
 def _cut_connections() -> None:
-    """End this process's TCP connections without a word of the protocol, as a lost network does."""
+    """Shut down this process's TCP connections without any message of the protocol, like a lost network."""
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             connection = socket.socket(fileno=os.dup(int(entry.name)))
@@ -359,7 +362,7 @@ def _cut_connections() -> None:
 
 
 def task_id(task: Key) -> str:
-    """The id that every run of *task* has."""
+    """Return the id of every run of *task*."""
     return "-".join(map(str, task))
 
 
@@ -368,13 +371,13 @@ Served = tuple[str, float]
 
 @dataclass(frozen=True)
 class _Jobs:
-    """What threads do with a pool, whatever its engine.
+    """The jobs of the threads, whatever the engine of their pool.
 
     Attributes:
-        address: The IP address of the server that a connection goes to.
-        sleep: A statement that takes as many seconds as its parameter says.
-        tells_commits: Whether the server can be asked what became of a COMMIT that was cut.
-        think_s: Between the second row of a unit and its COMMIT.
+        address: A callable that returns the IP address of a connection's server.
+        sleep: A statement that takes as many seconds as its parameter.
+        tells_commits: True if the server can be queried for the outcome of a COMMIT that was cut.
+        think_s: The pause between the second row of a unit and its COMMIT.
     """
 
     address: Callable[[Any], str]
@@ -383,7 +386,7 @@ class _Jobs:
     think_s: float = 0.0
 
     def do(self, job: Job, pool: bgpool.Pool[Any], key: Key) -> Served:
-        """One call."""
+        """Make one call."""
         if job == "write":
             with pool.connection() as connection:
                 return self._insert(connection, key)
@@ -400,11 +403,11 @@ class _Jobs:
         return pool.run(units[job], key)
 
     def do_again(self, pool: bgpool.Pool[Any], task: Key) -> bool:
-        """Run *task*, which another worker has begun; whether that was applied."""
+        """Run *task*, which another worker has begun; return whether that run was applied."""
         return isinstance(pool.run(self._insert_two, task, receipt_id=task_id(task)), bgpool.AlreadyApplied)
 
     def is_honest(self, job: Job, error: Exception) -> bool:
-        """Whether *error* is all that a unit of work can say of a COMMIT that was cut: no fault, but an unknown row."""
+        """Return whether *error* is no fault: a cut COMMIT of a unit whose outcome no server can tell."""
         return not self.tells_commits and job != "write" and isinstance(error, bgpool.CommitOutcomeUnknown)
 
     def _insert(self, connection: Any, key: Key) -> Served:
@@ -464,18 +467,18 @@ def _use(
         began_s = time.monotonic()
         try:
             address, checked_out_s = jobs.do(job, pool, (number, thread, n))
-        except Exception as error:  # An application goes on after a bug of the pool, too, and it has to be told.
+        except Exception as error:  # An application continues after a bug of the pool, too; it is reported.
             report(_kind(jobs, job, error), thread, n, began_s, 0.0, time.monotonic(), repr(error))
         else:
             report("done", thread, n, began_s, checked_out_s, time.monotonic(), address)
-    # Who says nothing at the end has died, or hangs in the call after the last that was reported.
+    # A thread that does not report its end has died, or hangs in the call after the last reported one.
     report("left", thread)
 
 
 def _kind(jobs: _Jobs, job: Job, error: Exception) -> str:
-    """How *error* is reported: ``undecided`` is no fault, ``unknown`` one of a row that may be there, or ``failed``."""
+    """Return the kind of *error*: ``undecided`` (no fault), ``unknown`` (the row may be there), or ``failed``."""
     if jobs.is_honest(job, error):
         return "undecided"
-    # Before the deployment is known nobody can say more than that the statement failed.
+    # Before the deployment is known, only the failure of the statement is known.
     decided = isinstance(error, bgpool.SwitchoverError) and not isinstance(error, bgpool.CommitOutcomeUnknown)
     return "failed" if decided else "unknown"

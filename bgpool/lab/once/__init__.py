@@ -3,8 +3,8 @@
     for result in play_all(Run(Engine.POSTGRESQL, count=50)):
         assert not result.findings, result
 
-Half of the application's threads leave receipts, the others do not, in the same switchovers. What happens follows from
-a seed; see `bgpool.lab.once.draws`.
+In each switchover, half of the application's threads leave receipts and the others do not. The events follow from a
+seed; see `bgpool.lab.once.draws`.
 """
 
 from __future__ import annotations

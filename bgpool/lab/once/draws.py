@@ -1,4 +1,4 @@
-"""What happens in one switchover or failover, drawn from a seed."""
+"""The events of one switchover or failover, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOLDS: Final[dict[Engine, tuple[Held, ...]]] = {
     Engine.POSTGRESQL: ("standby", "trigger"),
     Engine.MYSQL: ("delay", "lock"),
 }
-#: Those that a replica takes part in.
+#: The holds that involve a replica.
 _REPLICATED: Final[dict[Engine, tuple[Held, ...]]] = {
     Engine.POSTGRESQL: ("standby", "frozen replica", "trigger"),
     Engine.MYSQL: ("unanswered", "frozen replica", "lock", "delay"),
@@ -39,12 +39,13 @@ class Draw:
     """One switchover or failover. Times are in seconds from SWITCHOVER_IN_PROGRESS, or from the failure.
 
     Attributes:
-        story: What happens.
-        hold: What holds COMMITs open when they are cut; empty for nothing.
-        held_s: When that begins.
-        longer_s: How long it goes on after the rollback, or the failure, where blue goes on.
-        worker_kills: When the worker that runs tasks gets SIGKILL, and another one is started.
-        monitor_kill: When the monitor gets SIGKILL; None for never.
+        story: The course of events.
+        hold: The kind of hold that keeps COMMITs open when they are cut; empty for none.
+        held_s: The beginning of the hold.
+        longer_s: The time for which the hold continues after the rollback or failure, in stories in which blue
+            continues.
+        worker_kills: The times at which the worker that runs tasks gets SIGKILL and another one is started.
+        monitor_kill: The time at which the monitor gets SIGKILL; None for never.
     """
 
     seed: int
@@ -57,12 +58,12 @@ class Draw:
 
     @property
     def is_failover(self) -> bool:
-        """Whether there is no deployment."""
+        """True if there is no deployment."""
         return self.story in get_args(Failure)
 
 
 def draw(seed: int, engine: Engine, *, failover: bool = False) -> Draw:
-    """What *seed* stands for on the servers of *engine*."""
+    """Return the events of *seed* on the servers of *engine*."""
     dice = random.Random(seed)
     story: Story | Failure
     holds: Sequence[Held]
@@ -76,7 +77,7 @@ def draw(seed: int, engine: Engine, *, failover: bool = False) -> Draw:
         kinds: tuple[Story, ...] = get_args(Story)
         story = dice.choices(kinds, (6, 5, 3, 3, 3))[0]
         holds = _HOLDS[engine]
-    # One in ten without: what is cut in its COMMIT then is so by chance.
+    # One in ten without a hold: a COMMIT is then cut only by chance.
     hold: Held = dice.choice(holds) if dice.random() < 0.9 or story == "asynchronous" else ""
     return Draw(
         seed,

@@ -1,8 +1,8 @@
-"""What COMMITs wait for on a server, so that they are open when something happens to it.
+"""Reasons for COMMITs to wait on a server, so that they are open at the time of a failure.
 
-What is killed meanwhile has committed (``standby``, ``delay``) or has not (``trigger``, ``lock``); whose client is gone
-meanwhile commits in any case. Where a replica takes part (``unanswered``, ``frozen replica``) it depends on who
-survives.
+A COMMIT that is killed during a hold has committed (``standby``, ``delay``) or has not (``trigger``, ``lock``). If only
+its client is gone, it commits in any case. Where a replica is involved (``unanswered``, ``frozen replica``), the
+outcome depends on which server survives.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ DELAY_US: Final = 900_000
 
 
 class Hold(ABC):
-    """From `begin` to `end` every COMMIT of the application on the pair's blue waits.
+    """A hold: from `begin` to `end` every COMMIT of the application on the pair's blue waits.
 
     Attributes:
-        outlives_cut: Whether COMMITs may still be open when blue takes no writes any more. The others are to be cut
-            before, because blue waits for them.
+        outlives_cut: True if COMMITs may still be open when blue no longer accepts writes. With other holds they must
+            be cut before, because blue waits for them.
     """
 
     outlives_cut: ClassVar[bool] = False
@@ -43,21 +43,21 @@ class Hold(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """From now on."""
+        """Hold COMMITs from now on."""
 
     def end(self) -> None:
-        """Let them go on; again, or on a server that is gone, it does nothing."""
+        """Let COMMITs continue; has no effect when called again, or on a server that is gone."""
         with contextlib.suppress(*DRIVER_ERRORS, LabError):
             self._stack.close()
 
 
 class _Nothing(Hold):
     def begin(self) -> None:
-        """Nothing waits."""
+        """Hold nothing."""
 
 
 class _Standby(Hold):
-    """For a synchronous standby that is not there: what is killed meanwhile has committed."""
+    """A wait for a synchronous standby that does not exist: killed COMMITs have committed."""
 
     outlives_cut = True
 
@@ -75,12 +75,12 @@ class _Standby(Hold):
 
 
 class _Session(Hold):
-    """For a lock that a session of the lab's has: what is killed meanwhile is rolled back."""
+    """A wait for a lock that a connection of the lab's holds: killed COMMITs are rolled back."""
 
     @property
     @abstractmethod
     def statements(self) -> tuple[str, ...]:
-        """What takes it."""
+        """The statements that take the lock."""
 
     def begin(self) -> None:
         connection: Any = self._stack.enter_context(self._pair.blue.superuser(DATABASE))
@@ -96,7 +96,7 @@ class _Trigger(_Session):
 
 
 class _Lock(_Session):
-    """The lock of backups: on MariaDB that of COMMITs alone, on MySQL one that holds INSERTs, too."""
+    """The lock of backups: on MariaDB it holds only COMMITs, on MySQL it holds INSERTs, too."""
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class _Lock(_Session):
 
 
 class _Delay(Hold):
-    """For others, to be written together: what is killed meanwhile commits nevertheless."""
+    """A wait for other COMMITs, with which it is written together: killed COMMITs commit nevertheless."""
 
     def begin(self) -> None:
         settings = (
@@ -120,7 +120,7 @@ class _Delay(Hold):
 
 
 class _Unanswered(Hold):
-    """For a replica that receives and says nothing (MariaDB)."""
+    """A wait for a replica that receives and does not answer (MariaDB)."""
 
     def begin(self) -> None:
         self._pair.green.execute("SET GLOBAL rpl_semi_sync_slave_enabled = 0")
@@ -128,7 +128,7 @@ class _Unanswered(Hold):
 
 
 class _Frozen(Hold):
-    """For a replica that is stopped."""
+    """A wait for a replica that is stopped."""
 
     def begin(self) -> None:
         self._stack.callback(self._pair.green.thaw)
@@ -158,16 +158,16 @@ _TRIGGER: Final = (
 
 
 def prepare(pair: Pair) -> None:
-    """Make what the holds of *pair* need on a ledger that is there."""
+    """Create the objects that the holds of *pair* need on an existing ledger."""
     if pair.engine is Engine.POSTGRESQL:
         pair.define(*_TRIGGER)
 
 
 def wait_for_replica(pair: Pair) -> None:
-    """Have blue answer a COMMIT only once green has it; green has all that was answered before, too.
+    """Make blue answer a COMMIT only after green has it; green has all earlier answered COMMITs, too.
 
     Raises:
-        LabError: The servers cannot, or green did not catch up.
+        LabError: The servers do not support it, or green did not catch up.
     """
     if pair.engine is Engine.POSTGRESQL:
         blue: Any = pair.blue
@@ -184,12 +184,12 @@ def wait_for_replica(pair: Pair) -> None:
 
 
 def hold_of(kind: Held, pair: Pair) -> Hold:
-    """The hold of that *kind*."""
+    """Return the hold of that *kind*."""
     return _KINDS[kind](pair)
 
 
 def open_commits(pair: Pair) -> int:
-    """How many COMMITs of the application are under way on blue."""
+    """Return the number of COMMITs of the application that are under way on blue."""
     query = (
         "SELECT count(*) FROM information_schema.processlist WHERE user = %s AND info LIKE 'COMMIT%%'"
         if pair.engine is Engine.MYSQL
@@ -199,7 +199,7 @@ def open_commits(pair: Pair) -> int:
 
 
 def cut(pair: Pair) -> None:
-    """End the application's sessions on blue; who comes meanwhile is let in."""
+    """Terminate the application's connections on blue; clients may reconnect at once."""
     if pair.engine is Engine.POSTGRESQL:
         pair.blue.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (ROLE,))
         return

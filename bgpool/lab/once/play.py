@@ -56,7 +56,7 @@ LOOKED_S: Final = 10.0
 SEEN_S: Final = 3.0
 """Longest until every worker has seen PREPARATION."""
 
-#: PREPARATION is as long as a monitor that polls at its quieter pace may take to see it.
+#: PREPARATION lasts as long as a monitor that polls at its slower interval may need to see it.
 SCHEDULE: Final = replace(FAST, initiated_s=-1.0)
 UNDER_WAY_S: Final = 0.6
 """When a switchover is taken back with COMMITs under way."""
@@ -66,11 +66,11 @@ DRAIN_MS: Final = 200
 
 
 def play(draw: Draw, engine: Engine, pair_options: Mapping[str, Any] | None = None) -> Result:
-    """Play *draw* on servers of its own; takes five to ten seconds.
+    """Run *draw* on servers of its own; takes five to ten seconds.
 
     Args:
-        draw: What happens.
-        engine: Whose servers.
+        draw: The events.
+        engine: The engine of the servers.
         pair_options: More keywords for Pair.
 
     Raises:
@@ -99,7 +99,7 @@ def play(draw: Draw, engine: Engine, pair_options: Mapping[str, Any] | None = No
 
 
 class _Play(ABC):
-    """A trial on which a draw is played."""
+    """A trial in which the events of a draw happen."""
 
     def __init__(self, trial: Trial, draw: Draw) -> None:
         self.trial: Final = trial
@@ -112,7 +112,7 @@ class _Play(ABC):
         self._one_at_a_time: Final = threading.Lock()
 
     def run(self, began_s: float) -> Result:
-        """Do it, and judge."""
+        """Run the events and judge the result."""
         create_table(self.trial)
         prepare(self.pair)
         self._engage()
@@ -130,11 +130,11 @@ class _Play(ABC):
 
     @abstractmethod
     def direct(self) -> None:
-        """Let it happen."""
+        """Run the events."""
 
     @abstractmethod
     def judge(self, acknowledged: list[ledger.Key], unknown: list[ledger.Key]) -> ledger.Verdict:
-        """The ledger's verdict."""
+        """Return the ledger's verdict."""
 
     # -- the application -----------------------------------------------------------------------------------------
 
@@ -163,25 +163,25 @@ class _Play(ABC):
 
     def _wait_resumed(self) -> None:
         since_s = time.monotonic()
-        # Who never goes on is found by the judge: as a call without an answer, or one that took too long.
+        # A thread that never continues shows in the verdict: as a call without an answer, or one that took too long.
         with contextlib.suppress(LabError):
             wait_until(lambda: self._all_write(since_s), timeout_s=RESUME_S, what="every thread to write again")
 
-    # -- what happens to it --------------------------------------------------------------------------------------
+    # -- failures ------------------------------------------------------------------------------------------------
 
     def count_open(self) -> None:
-        """Note how many COMMITs are under way; where they are held, once half of the threads are in one."""
+        """Record the number of COMMITs under way. With a hold, wait until half of the threads are in one."""
 
         def found() -> bool:
             self.open_commits = max(self.open_commits, open_commits(self.pair))
             return self.open_commits >= THREADS or not self.draw.hold
 
-        # A machine under load takes its time, and a server that is stopped tells nobody.
+        # A loaded machine may be slow, and a stopped server does not answer.
         with contextlib.suppress(LabError, *DRIVER_ERRORS):
             wait_until(found, timeout_s=OPEN_S, what="COMMITs to be under way")
 
     def set_timers(self) -> None:
-        """Now is the moment from which kills are reckoned, or they are late."""
+        """Start the timers of the kills, whose times count from now; times in the past are due at once."""
         blows: list[tuple[float, Callable[[], None]]] = [(at_s, self._kill_worker) for at_s in self.draw.worker_kills]
         if self.draw.monitor_kill is not None:
             blows.append((self.draw.monitor_kill, self._kill_monitor))
@@ -192,7 +192,7 @@ class _Play(ABC):
             timer.start()
 
     def _kill_worker(self) -> None:
-        """The worker with the tasks dies, and its queue delivers them to another one."""
+        """Kill the worker with the tasks; its queue delivers them to another one."""
         with self._one_at_a_time:
             victim = self._tasks
             os.kill(victim.pid, signal.SIGKILL)
@@ -252,7 +252,7 @@ class _Switchover(_Play):
         return self.draw.story in ("rollback", "rollback under way")
 
     def direct(self) -> None:
-        """A deployment, and the director's steps, altered as drawn."""
+        """Run a deployment and the director's steps, altered as drawn."""
         trial, director, draw = self.trial, self.trial.director, self.draw
         director.add("commits_held", draw.held_s, self._hold_when_seen)
         director.add("blows", -0.3, self.set_timers)
@@ -261,7 +261,7 @@ class _Switchover(_Play):
         if draw.story == "black hole":
             black_hole_blue(trial)
         if draw.story == "rollback under way":
-            # Nobody is cut or refused by blue, which goes on with what it has begun.
+            # Blue neither cuts nor refuses clients, and finishes all work that it has begun.
             kept = ("initiated", "in_progress", "commits_held", "blows")
             director.steps = [step for step in director.steps if step.name in kept]
             director.add("commits_counted", CUT_S, self.count_open)
@@ -281,7 +281,7 @@ class _Switchover(_Play):
         director.create_deployment()
         trial.wait_ready()
         if self.pair.upgrade == "major":
-            # Until each pool has looked at green, old blue is asked. A worker that is started later asks it, too.
+            # Until each pool has checked green, old blue is queried. A worker that is started later queries it, too.
             wait_until(
                 lambda: all(worker.reach_green for worker in (self._writer, self._tasks)),
                 timeout_s=LOOKED_S,
@@ -296,7 +296,7 @@ class _Switchover(_Play):
             self.hold.end()
 
     def _hold_when_seen(self) -> None:
-        """COMMITs that were sent before PREPARATION was seen are beyond the promise: hold none of them."""
+        """Hold COMMITs once PREPARATION was seen: bgpool makes no promise for those sent earlier."""
         phases = {Phase.PREPARATION.name, Phase.IN_PROGRESS.name}
         wait_until(
             lambda: all(worker.phase in phases for worker in self._living),
@@ -312,14 +312,14 @@ class _Switchover(_Play):
         self.hold.end()
 
     def judge(self, acknowledged: list[ledger.Key], unknown: list[ledger.Key]) -> ledger.Verdict:
-        """Green has all, or blue after a rollback."""
+        """Return the verdict on green, or on blue after a rollback."""
         judge = ledger.judge_rollback if self._is_rolled_back else ledger.judge
         return judge(self.pair, acknowledged, unknown)
 
 
 class _Failover(_Play):
     def direct(self) -> None:
-        """No deployment: blue fails, and green is promoted and gets the name, or blue comes back."""
+        """Fail blue without a deployment: green is promoted and gets the name, or blue returns."""
         draw = self.draw
         if draw.story != "asynchronous":
             wait_for_replica(self.pair)
@@ -360,7 +360,7 @@ class _Failover(_Play):
         return self.pair.blue if self.draw.story in ("restarted", "network lost") else self.pair.green
 
     def judge(self, acknowledged: list[ledger.Key], unknown: list[ledger.Key]) -> ledger.Verdict:
-        """The survivor has all that replication has not lost."""
+        """Return the verdict on the survivor, except for rows that replication has lost."""
         former = self.pair.blue if self._survivor is not self.pair.blue else None
         if former is not None:
             former.start()
@@ -368,7 +368,7 @@ class _Failover(_Play):
 
 
 def create_table(trial: Trial) -> None:
-    """Make the receipts table as users do, with the DDL that they are given."""
+    """Create the receipts table with the DDL that users receive."""
     is_mysql = trial.engine is Engine.MYSQL
     module = mysql if is_mysql else postgres
     ddl = module.DDL.format(table=module.quoted(TABLE), user=f"'{ROLE}'@'%'" if is_mysql else ROLE)

@@ -1,4 +1,4 @@
-"""What one switchover or failover came to."""
+"""The result of one switchover or failover."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ MOST_EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What became of the units of some workers.
+    """The outcomes of some workers' units.
 
     Attributes:
-        units: Those that were answered.
-        unknown: Those that ended with CommitOutcomeUnknown.
-        errors: Those that ended with another error, threads that never came back, and workers that crashed.
-        again, already: Tasks of killed workers that were run again: applied, and found applied.
+        units: The number of units that were answered.
+        unknown: The number of units that ended with CommitOutcomeUnknown.
+        errors: The number of units that ended with another error, threads that never returned, and workers that
+            crashed.
+        again, already: The number of tasks of killed workers that were run again: applied, and found applied.
         examples: The first errors.
     """
 
@@ -47,7 +48,7 @@ class Part:
 
 
 def part_of(crew: Sequence[Worker]) -> Part:
-    """What became of the units of *crew*, which has ended."""
+    """Return the outcomes of the units of *crew*, which has ended."""
     errors = [f"worker {worker.number}: {error}" for worker in crew for error in worker.errors]
     return Part(
         units=sum(len(worker.calls) for worker in crew),
@@ -65,14 +66,14 @@ class Result:
     """One switchover or failover.
 
     Attributes:
-        seed, story, hold: As it was drawn.
-        open_commits: COMMITs of the application that were under way when they were cut.
-        kills: Workers and monitors that were killed.
-        lost, doubled, split, half: Rows, of all workers; see `Verdict`.
-        abandoned: Acknowledged rows that only the former primary has: its replication lost them.
+        seed, story, hold: The values that were drawn.
+        open_commits: The number of the application's COMMITs that were under way when they were cut.
+        kills: The number of workers and monitors that were killed.
+        lost, doubled, split, half: The numbers of rows, of all workers; see `Verdict`.
+        abandoned: The number of acknowledged rows that only the former primary has: its replication lost them.
         receipts, without: The workers whose units leave receipts, and the others.
-        findings: What is wrong, in words.
-        took_s: How long all of it took, in seconds.
+        findings: Descriptions of everything that is wrong.
+        took_s: The duration of the whole run, in seconds.
     """
 
     seed: int
@@ -92,12 +93,12 @@ class Result:
     took_s: float
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of the journal has it."""
+        """Return the line of the journal."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Result:
-        """What `to_json` gave.
+        """Return the result of a line that `to_json` returned.
 
         Raises:
             KeyError, TypeError: It is no such line.
@@ -111,13 +112,13 @@ class Result:
 
 
 def findings_of(verdict: Verdict, receipts: Part, without: Part, *, is_failover: bool, may_ask: bool) -> list[str]:
-    """What is wrong, in words.
+    """Return descriptions of everything that is wrong.
 
     Args:
-        verdict: The ledger's.
-        receipts, without: What became of the units.
-        is_failover: Units without receipts may fail: nobody runs them again.
-        may_ask: Also without receipts, servers can tell what became of a COMMIT.
+        verdict: The ledger's verdict.
+        receipts, without: The outcomes of the units.
+        is_failover: True if units without receipts may fail, because no client runs them again.
+        may_ask: True if servers can tell the outcome of a COMMIT also without receipts.
     """
     found = []
     if not verdict.clean:

@@ -1,4 +1,4 @@
-"""Many switchovers or failovers, one after the other; what was played is in a journal, and is not played again."""
+"""Many switchovers or failovers in sequence; a journal records each, and recorded ones are not run again."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["Journal", "Run", "play_all"]
 
 
 class Journal:
-    """Lines of JSON, one for each switchover that was played: what servers, and what came of it.
+    """Lines of JSON, one for each completed switchover, with its servers and its result.
 
-    Several runs may use one file, also at a time: a line is written at once.
+    Several runs may use one file at the same time: each line is written in one call.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """In the file *path*, which is made if it is missing; None for no file."""
+        """Use the file *path*, which is made if it is missing; None for no file."""
         self._path: Final = path
 
     def results(self, title: str) -> dict[int, Result]:
-        """What was played under *title*, by seed; of a seed that was played again, the last.
+        """Return the results under *title*, by seed; for a seed that was run repeatedly, the last one.
 
         Raises:
-            ValueError: The file holds something else.
+            ValueError: The file is not a journal.
         """
         found: dict[int, Result] = {}
         if self._path is None or not self._path.exists():
@@ -61,14 +61,14 @@ class Journal:
 
 @dataclass(frozen=True)
 class Run:
-    """What is played.
+    """The parameters of a run.
 
     Attributes:
-        engine: Whose servers.
-        title: What the journal knows the run by: the servers, and what is played on them.
-        seed: The first one's; the others follow.
-        count: How many.
-        failover: Failovers without a deployment, instead of switchovers.
+        engine: The engine of the servers.
+        title: The run's name in the journal: the servers, and the kind of events.
+        seed: The first seed; the others follow.
+        count: The number of switchovers or failovers.
+        failover: True for failovers without a deployment, instead of switchovers.
         pair_options: More keywords for Pair.
     """
 
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def draws(self) -> list[Draw]:
-        """What happens in each."""
+        """Return the events of each."""
         seeds = range(self.seed, self.seed + self.count)
         return [draw(seed, self.engine, failover=self.failover) for seed in seeds]
 
@@ -89,15 +89,15 @@ class Run:
 def play_all(
     run: Run, journal: Journal | None = None, tell: Callable[[Result, bool], object] = lambda *_: None
 ) -> Iterator[Result]:
-    """Play what the journal has not, and give what each came to, in the order of seeds.
+    """Run all that is missing in the journal, and yield each result, in the order of seeds.
 
     Args:
-        run: What is played.
-        journal: What was played before.
-        tell: Called with each result, and whether it is the journal's.
+        run: The parameters of the run.
+        journal: The journal of earlier runs.
+        tell: A callable that receives each result, and True if it is from the journal.
 
     Raises:
-        ProgramsError: The servers' programs are missing or of no use.
+        ProgramsError: The servers' programs are missing or unusable.
     """
     journal = journal or Journal(None)
     known = journal.results(run.title)

@@ -1,9 +1,9 @@
-"""A rehearsal: somebody's own application goes through a switchover of real servers, and is looked at from outside.
+"""A rehearsal: a user's own application goes through a switchover of real servers and is observed from outside.
 
     report = rehearse(Plan(("gunicorn", "app:app"), url="http://127.0.0.1:8000/"), output=sys.stderr.fileno())
     assert report.went_through, report.findings
 
-The application is told where to connect by its environment, and is not changed for it.
+The application receives its DSN through its environment and needs no change.
 """
 
 from __future__ import annotations

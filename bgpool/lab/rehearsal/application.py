@@ -1,4 +1,4 @@
-"""Somebody else's program, in a process group of its own, from its start to the end of everything that it started."""
+"""A user's program in a process group of its own, from its start to the end of all its descendants."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ MARK: Final = REHEARSAL
 
 
 class Application:
-    """A program that runs.
+    """A running program.
 
     Attributes:
-        killed: It did not end when it was told to.
+        killed: True if it did not end on request.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | int) -> None:
-        """Start it: with nothing to read, and *output* for what it writes to standard output and standard error.
+        """Start it without input, with *output* as its standard output and standard error.
 
         Raises:
             OSError: It cannot be started.
         """
         self.killed = False
         self._mark: Final = secrets.token_hex(16)
-        # Of its own: a Ctrl-C at the terminal is for us, who tell it once nobody asks it for anything any more.
+        # A group of its own: a Ctrl-C at the terminal reaches only this process, which stops the program after the
+        # load.
         self._process: Final = subprocess.Popen(
             list(arguments),
             stdin=subprocess.DEVNULL,
@@ -51,17 +52,17 @@ class Application:
 
     @property
     def exit_status(self) -> int | None:
-        """Of the program that was started, negative for the signal that ended it; None while it runs."""
+        """The exit status of the started program, negative for the signal that ended it; None while it runs."""
         if self._process.returncode is not None:
             return self._process.returncode
-        # Without taking it in: its number, and that of its group, are nobody else's until then.
+        # Without reaping it: until then, no other process gets its number or that of its group.
         ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is None:
             return None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Tell it to end (SIGTERM), wait *timeout_s* seconds, and kill whatever is left that it started; idempotent."""
+        """Send SIGTERM, wait *timeout_s* seconds, and kill all remaining descendants; idempotent."""
         if self._process.returncode is not None:
             return
         if not self._ends_within(0.0):
@@ -80,7 +81,7 @@ class Application:
         return True
 
     def _kill_marked(self) -> None:
-        """Kill those who left the group, and look again until there are none: one of them may have been forking."""
+        """Kill processes that left the group until none is left: one of them may have been forking."""
         deadline_s = time.monotonic() + KILL_TIMEOUT_S
         while (left := _processes_with(f"{MARK}={self._mark}")) and time.monotonic() < deadline_s:
             for pid in left:
@@ -94,11 +95,11 @@ class Application:
 
 
 def _processes_with(setting: str) -> list[int]:
-    """The processes that were started with *setting* in their environment, as far as it may be read."""
+    """Return the processes that were started with *setting* in their environment, as far as it is readable."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            # That of a zombie is empty.
+            # The environment of a zombie is empty.
             with contextlib.suppress(OSError):
                 if os.fsencode(setting) in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))

@@ -1,4 +1,4 @@
-"""A little load on a URL of this machine, and what came of it: answers, failures, and the longest time without."""
+"""A small load on a URL of this machine, and its results: answers, failures, and the longest time without an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["THREADS", "Load"]
 
-#: Clients, each with one request at a time.
+#: The number of clients, each with one request at a time.
 THREADS: Final = 4
 MOST_EXAMPLES: Final = 5
 EXAMPLE_CHARACTERS: Final = 200
@@ -25,15 +25,15 @@ PROBE_TIMEOUT_S: Final = 1.0
 class Load:
     """Clients that GET a URL, each on a connection of its own, at most one request per *every_s* seconds.
 
-    Nothing is counted before `count`: an application takes its time to start. An answer is one with a status below
-    400; nothing is redirected.
+    Nothing is counted before `count`, because an application needs time to start. An answer has a status below 400;
+    redirects are not followed.
     """
 
     def __init__(self, url: str, every_s: float) -> None:
         """Describe the load on *url*.
 
         Raises:
-            ValueError: It is not the http URL of a loopback address, or something listens there already.
+            ValueError: It is not the http URL of a loopback address, or another process listens there already.
         """
         self.url: Final = url
         self._every_s: Final = every_s
@@ -41,7 +41,7 @@ class Load:
         if _listens(self._host, self._port):
             raise ValueError(f"{url}: something listens there already; it would be asked instead of the command")
         self._halt: Final = threading.Event()
-        self._lock: Final = threading.Lock()  # protects what follows
+        self._lock: Final = threading.Lock()  # protects the following attributes
         self._counting_since_s = float("inf")
         self._said = ""
         self._answered_ever = False
@@ -52,12 +52,12 @@ class Load:
 
     @property
     def answers(self) -> bool:
-        """Whether there was an answer yet."""
+        """True once there was an answer."""
         return self._answered_ever
 
     @property
     def said(self) -> str:
-        """What became of the last request that failed; empty if none did."""
+        """The failure of the last request that failed; empty if none did."""
         return self._said
 
     @property
@@ -66,7 +66,7 @@ class Load:
         return max(client.longest_gap_s for client in self._clients)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the requests."""
         for client in self._clients:
             client.start()
 
@@ -78,7 +78,7 @@ class Load:
             client.last_answer_s = self._counting_since_s
 
     def stop(self) -> None:
-        """End after the requests at hand; one that has no answer after `STOP_TIMEOUT_S` has failed. Idempotent."""
+        """End after the current requests; one without an answer after `STOP_TIMEOUT_S` has failed. Idempotent."""
         if self._halt.is_set():
             return
         self._halt.set()
@@ -94,7 +94,7 @@ class Load:
     # -- for the clients -----------------------------------------------------------------------------------------
 
     def ask(self) -> str:
-        """One request; what went wrong, or nothing."""
+        """Make one request; return its failure, or an empty text."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=REQUEST_TIMEOUT_S)
         try:
             connection.request("GET", self._target, headers={"User-Agent": "bgpool-rehearse", "Connection": "close"})
@@ -110,7 +110,7 @@ class Load:
         return f"status {answer.status}: {text}"[:EXAMPLE_CHARACTERS]
 
     def note(self, began_s: float, wrong: str) -> None:
-        """A request that began at *began_s* came to an end."""
+        """Record the end of a request that began at *began_s*."""
         with self._lock:
             self._answered_ever |= not wrong
             self._said = wrong or self._said
@@ -124,7 +124,7 @@ class Load:
                 self.examples = (*self.examples, wrong)
 
     def pause(self, began_s: float) -> bool:
-        """Wait until the next request may begin; whether there is to be one."""
+        """Wait until the next request may begin; return False if the load ends."""
         return not self._halt.wait(max(0.0, began_s + self._every_s - time.monotonic()))
 
 
@@ -139,7 +139,7 @@ class _Client(threading.Thread):
         self.longest_gap_s = 0.0
 
     def run(self) -> None:
-        """Ask, and ask again."""
+        """Make requests until the load ends."""
         go_on = True
         while go_on:
             self.began_s = time.monotonic()
@@ -151,7 +151,7 @@ class _Client(threading.Thread):
             go_on = self._load.pause(self.began_s)
 
     def note_gap(self, now_s: float) -> None:
-        """There was an answer at *now_s*, or there will be none any more."""
+        """Measure the gap up to *now_s*: the time of an answer, or of the end."""
         self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_answer_s)
         if self.last_answer_s <= now_s:
             self.last_answer_s = now_s

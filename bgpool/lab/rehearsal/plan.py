@@ -1,4 +1,4 @@
-"""What is rehearsed, and by which switchovers."""
+"""The plan of a rehearsal, and its switchovers."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class UnusablePlanError(ValueError):
-    """The plan cannot be carried out, whatever the application does; the text says why."""
+    """The plan cannot be carried out, whatever the application does; the text contains the reason."""
 
 
 class NotRehearsedError(Exception):
-    """The application never came to a switchover; the text says what was missing."""
+    """The application never reached a switchover; the text names the missing condition."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Play:
     """A switchover.
 
     Attributes:
-        story: What happens, in one line.
-        stage: Alters the director's steps.
-        rolled_back: It is taken back in IN_PROGRESS.
+        story: The course of events, in one line.
+        stage: A callable that alters the director's steps.
+        rolled_back: True if it is rolled back in IN_PROGRESS.
     """
 
     story: str
@@ -78,21 +78,21 @@ SCENARIOS: Final[Mapping[str, Play]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is rehearsed.
+    """The plan of a rehearsal.
 
     Attributes:
         command: The application, with its arguments.
-        programs: Where the servers' programs are, as for `Pair`.
-        upgrade: One of UPGRADES; as for `Pair`.
+        programs: The directory of the servers' programs, the same as for `Pair`.
+        upgrade: One of UPGRADES; the same as for `Pair`.
         scenario: One of SCENARIOS.
-        scale: How many times as long as SCHEDULE everything takes.
+        scale: A factor for all times of SCHEDULE.
         variables: The environment variables that get the DSN: NAME, or NAME=SCHEME for another scheme than the pair's,
             such as postgresql+bgpool.
-        sql: A file to be executed on blue first.
-        url: What to GET meanwhile; None for no load.
-        every_s: Between two requests of a client, at least.
-        warm_up_s, cool_down_s: How long the application runs before and after the switchover.
-        run_dir: Where its run directory is, and the records stay; None for one that goes with the servers.
+        sql: A file that is executed on blue first.
+        url: The URL to GET during the rehearsal; None for no load.
+        every_s: The shortest interval between two requests of a client, in seconds.
+        warm_up_s, cool_down_s: The time for which the application runs before and after the switchover.
+        run_dir: Its run directory, in which the records stay; None for one that is removed with the servers.
     """
 
     command: tuple[str, ...]
@@ -112,7 +112,7 @@ class Plan:
 
 
 def check(plan: Plan) -> None:
-    """Find what can be found without servers.
+    """Check everything that can be checked without servers.
 
     Raises:
         UnusablePlanError: The plan cannot be carried out.
@@ -147,7 +147,7 @@ def check(plan: Plan) -> None:
 
 
 def environment(plan: Plan, dsn: str) -> dict[str, str]:
-    """The variables of *plan*, each with *dsn*, with the scheme that the plan has for it."""
+    """Return the variables of *plan*, each with *dsn* and the scheme that the plan has for it."""
     rest = dsn[dsn.index("://") :]
     return {name: dsn if scheme is None else scheme + rest for name, scheme in _variables(plan)}
 

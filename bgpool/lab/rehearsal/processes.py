@@ -1,4 +1,4 @@
-"""What the rows of an application's processes say through a switchover, looked at again and again from outside."""
+"""The state of an application's processes during a switchover, read repeatedly from their rows in the worker table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bgpool.segment.table import ROWS, Usage, read_rows
 
 __all__ = ["ApplicationProcesses", "Process", "ProcessHistory"]
 
-#: Between two looks, in seconds.
+#: The interval between two readings, in seconds.
 LOOK_S: Final = 0.05
-#: A row may be written this long after the moment that it is written for.
+#: The longest delay with which a row is written, in seconds.
 LATE_S: Final = 0.1
 _RELEASES: Final = (Phase.POST.name, Phase.COMPLETED.name, CREATED_AGAIN)
 
@@ -29,19 +29,20 @@ Fate = Literal["there", "gone", "came"]
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process that uses the bg_id went through.
+    """The history of a process that uses the bg_id.
 
     Attributes:
         fate: ``there`` from the beginning of the switchover to the end; ``gone`` before the end; ``came`` later.
-        most_held: Callers that waited for the switchover to pass, at most.
-        held_s: Longest time for which there were any, in seconds, and no caller was held for longer. Rows are written
-            at every change of the snapshot and at least once a second; where one leaves it open when somebody came or
-            went, it was at IN_PROGRESS and at the release.
-        drained: Connections that the switchover made unfit.
-        cut: Those of them that were still in use after the grace.
-        connections: In its pools at the end; 0 for one that is gone.
-        checkouts: From the beginning of the switchover to the end, those that failed included. A row is up to a second
-            old, so the last ones before the beginning may be among them, and of the last ones of all some missing.
+        most_held: The largest number of callers that waited for the end of the switchover.
+        held_s: The longest time with held callers, in seconds; no caller was held for longer. Rows are written at every
+            change of the snapshot and at least once a second. Where they leave the beginning or end of a hold open, it
+            is IN_PROGRESS or the release.
+        drained: The number of connections that the switchover made unfit.
+        cut: The number of drained connections that were still in use after the grace.
+        connections: The number of connections in its pools at the end; 0 for a process that is gone.
+        checkouts: The number of checkouts from the beginning of the switchover to the end, including failed ones. A row
+            is up to a second old, so the last checkouts before the beginning may be included, and some of the very last
+            ones may be missing.
     """
 
     pid: int
@@ -55,10 +56,10 @@ class Process:
 
 
 class ApplicationProcesses:
-    """Everybody who uses a bg_id.
+    """All processes that use a bg_id.
 
     Attributes:
-        snapshot: The last one that tells of a switchover, else the last one.
+        snapshot: The last one that shows a switchover, else the last one.
         phase: The phase of the last one; None before the first.
     """
 
@@ -73,11 +74,11 @@ class ApplicationProcesses:
         self.phase: Phase | None = None
 
     def look(self) -> None:
-        """Take in what the rows say, and the snapshot; a table that is not to be trusted says nothing."""
+        """Read the rows and the snapshot; an untrustworthy table is ignored."""
         rows: Sequence[tuple[int, int, int, Usage, int]] = ()
         with contextlib.suppress(SegmentError, FileNotFoundError):
             rows = read_rows(self._files)
-        # After the rows: what a process has acted on is known then.
+        # After the rows: the snapshot then contains everything that a process has acted on.
         self._take(self._reader.refresh().snapshot)
         moments = self._moments()
         for _, pid, updated_ns, usage, _ in rows:
@@ -86,7 +87,7 @@ class ApplicationProcesses:
         self._present = tuple(pid for _, pid, *_ in rows)
 
     def begin(self) -> None:
-        """Whoever was there at the last look is there at the beginning of the switchover."""
+        """Begin the switchover with the processes of the last reading."""
         self._beginning = frozenset(self._present)
         self._began_s = time.monotonic()
         for seen in self._seen.values():
@@ -94,11 +95,11 @@ class ApplicationProcesses:
 
     @property
     def here(self) -> int:
-        """How many processes were there at the last look."""
+        """The number of processes at the last reading."""
         return len(self._present)
 
     def processes(self) -> tuple[Process, ...]:
-        """What became of everybody who was there at the beginning, or came later."""
+        """Return the histories of all processes that existed at the beginning, or started later."""
         return tuple(
             seen.told(pid, _fate(pid in self._beginning, pid in self._present))
             for pid, seen in sorted(self._seen.items())
@@ -109,7 +110,7 @@ class ApplicationProcesses:
         if snapshot is None:
             return
         self.phase = snapshot.phase
-        # A deployment that is deleted takes its timeline along.
+        # When a deployment is deleted, its timeline is gone.
         if _has_begun(snapshot) or not _has_begun(self.snapshot):
             self.snapshot = snapshot
 
@@ -119,7 +120,7 @@ class ApplicationProcesses:
 
 
 class ProcessHistory:
-    """One process, row by row; times are those at which it wrote, in seconds on the monotonic clock."""
+    """The history of one process, row by row; times are those of its writes, in seconds on the monotonic clock."""
 
     def __init__(self) -> None:
         self.since_s: Final = time.monotonic()
@@ -127,12 +128,12 @@ class ProcessHistory:
         self._before = 0  # checkouts before the beginning of the switchover
         self._most = 0
         self._longest_s = 0.0
-        self._quiet_s: float | None = None  # the last row with nobody held
-        self._since_s: float | None = None  # somebody is held since then
-        self._busy_s = 0.0  # the last row with somebody held
+        self._quiet_s: float | None = None  # the last row without held callers
+        self._since_s: float | None = None  # callers are held since then
+        self._busy_s = 0.0  # the last row with held callers
 
     def take(self, at_s: float, usage: Usage, moments: Mapping[str, float]) -> None:
-        """What it says; said twice is said once."""
+        """Record a row; the same row may be recorded repeatedly."""
         self._usage = usage
         self._most = max(self._most, usage.held)
         if usage.held:
@@ -155,10 +156,10 @@ class ProcessHistory:
         self._before = self._checkouts
 
     def told(self, pid: int, fate: Fate) -> Process:
-        """All of it."""
+        """Return the whole history."""
         usage = self._usage
         connections = 0 if fate == "gone" else usage.in_use + usage.idle
-        # A pool that is closed takes its count along.
+        # The count of a pool disappears when the pool is closed.
         checkouts = max(0, self._checkouts - self._before)
         held_s = round(self._longest_s, 3)
         return Process(pid, fate, self._most, held_s, usage.drained, usage.cut, connections, checkouts)

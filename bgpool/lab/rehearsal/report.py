@@ -1,4 +1,4 @@
-"""What a rehearsal came to, and what was wrong with it."""
+"""The results of a rehearsal, and the findings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Rehearsed", "Requests", "findings", "how"]
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What the clients of a load saw. Times are in seconds.
+    """The results of a load's clients. Times are in seconds.
 
     Attributes:
-        examples: What the first few that failed came to.
+        examples: The first few failures.
         longest_gap_s: The longest time that a client was without an answer.
         excess_s: The part of it that the database did not cause.
     """
@@ -33,22 +33,23 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What an application went through.
+    """The results of an application's rehearsal.
 
     Attributes:
-        servers: What they were, such as ``PostgreSQL 16.14``.
+        servers: The product and version, such as ``PostgreSQL 16.14``.
         outcome: ``completed``, ``rolled back`` or ``not ended``.
-        findings: What was wrong, in words; nothing if it went through.
-        down_s: The longest time for which neither server took a write, for a client that knows both addresses.
-        events: The summary table's.
+        findings: Descriptions of everything that was wrong; empty if the application passed.
+        down_s: The longest time for which neither server accepted a write, for a client that knows both addresses.
+        events: The events of the summary table.
         processes: Every process that used the deployment's pools.
-        monitoring_connections: Most that were open on both servers together, before the switchover or after it.
-        connections_on_blue, connections_on_green: The application's, as the servers count them at the end; None for a
-            server that did not answer.
-        requests: None without a load.
-        exit_status: The command's, negative for a signal.
-        ended_by_itself: It was not told to.
-        killed: It did not end when it was told to.
+        monitoring_connections: The largest number that was open on both servers together, before the switchover or
+            after it.
+        connections_on_blue, connections_on_green: The application's connections at the end, as the servers count them;
+            None for a server that did not answer.
+        requests: The results of the load; None without a load.
+        exit_status: The command's exit status, negative for a signal.
+        ended_by_itself: True if it ended without a request.
+        killed: True if it did not end on request.
     """
 
     scenario: str
@@ -70,22 +71,22 @@ class Rehearsed:
 
     @property
     def went_through(self) -> bool:
-        """Whether nothing was wrong."""
+        """True if nothing was wrong."""
         return not self.findings
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``bgpool rehearse --json`` prints: every field, and *went_through*."""
+        """Return the output of ``bgpool rehearse --json``: every field, and *went_through*."""
         return {"went_through": self.went_through, **dataclasses.asdict(self)}
 
 
 def findings(report: Rehearsed, *, wanted: str, here: int, ended_early: int | None) -> tuple[str, ...]:
-    """What is wrong with *report*.
+    """Return everything that is wrong with *report*.
 
     Args:
-        report: Without findings of its own.
-        wanted: The outcome that the scenario has.
-        here: How many processes were there at the end.
-        ended_early: The status of a command that ended before callers were let go; None if it did not.
+        report: The report, without findings of its own.
+        wanted: The expected outcome of the scenario.
+        here: The number of processes at the end.
+        ended_early: The status of a command that ended before callers were released; None if it did not.
     """
     return tuple(_findings(report, wanted, here, ended_early))
 
@@ -108,5 +109,5 @@ def _findings(report: Rehearsed, wanted: str, here: int, ended_early: int | None
 
 
 def how(status: int) -> str:
-    """How a program ended that has exit status *status*."""
+    """Return the description of the end of a program with exit status *status*."""
     return f"by signal {-status}" if status < 0 else f"with status {status}"

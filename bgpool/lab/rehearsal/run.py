@@ -1,4 +1,4 @@
-"""A rehearsal, from the servers' start to the end of everything."""
+"""The run of a rehearsal, from the start of the servers to the removal of everything."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from bgpool.segment.paths import RunFiles, prepare_run_dir
 
 __all__ = ["rehearse"]
 
-#: What takes AWS a minute takes seven seconds, and the database is down for nearly two. A monitor that asks once a
-#: second (bg_interval_increased_ms) sees it begin.
+#: Seven seconds for what takes AWS a minute; the database is down for nearly two. A monitor that polls once a second
+#: (bg_interval_increased_ms) sees the beginning.
 SCHEDULE: Final = replace(FAST, initiated_s=-1.2, scale=2.0)
 
 READY_TIMEOUT_S: Final = 60.0
@@ -61,13 +61,13 @@ def rehearse(
     tell: Callable[[str], None] = lambda _: None,
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> Rehearsed:
-    """Carry out *plan*. Nothing is left behind but the records in a run directory of the caller's.
+    """Carry out *plan*. Nothing is left behind except the records in a run directory of the caller's.
 
     Args:
-        plan: What is rehearsed.
-        output: Where the application writes to.
-        tell: Called with a line for each step, also in another thread.
-        ready_timeout_s: Longest time from the start of the command to a deployment that is ready, in seconds.
+        plan: The plan to carry out.
+        output: The file descriptor of the application's output.
+        tell: A callable that receives a line for each step, also from another thread.
+        ready_timeout_s: The longest time from the start of the command to a deployment that is ready, in seconds.
 
     Raises:
         UnusablePlanError: There is no such program, the SQL fails, the URL or the run directory cannot be used.
@@ -79,13 +79,13 @@ def rehearse(
     try:
         return _Rehearsal(plan, stack, output, tell).run(ready_timeout_s)
     finally:
-        # An interrupt that comes while we clean up would leave something behind.
+        # An interrupt during the clean-up would leave something behind.
         with _undisturbed():
             stack.close()
 
 
 class _Rehearsal:
-    """One rehearsal on its way; what is to be cleaned up is in *stack*."""
+    """One rehearsal under way; *stack* has the resources that must be cleaned up."""
 
     def __init__(
         self, plan: Plan, stack: contextlib.ExitStack, output: IO[bytes] | int, tell: Callable[[str], None]
@@ -108,7 +108,7 @@ class _Rehearsal:
         self._connections = 0
 
     def run(self, ready_timeout_s: float) -> Rehearsed:
-        """From the servers to the report."""
+        """Run everything from the start of the servers to the report."""
         self._prepare()
         self._application = self._start()
         deadline_s = time.monotonic() + ready_timeout_s
@@ -119,7 +119,7 @@ class _Rehearsal:
         self._tell(f"ready; the switchover begins in {self._plan.warm_up_s:g} s")
         with TruthProbe(self.pair) as truth:
             self._look_on(self._plan.warm_up_s)
-            # Who came meanwhile is to be ready, too.
+            # Processes that started in the meantime must be ready, too.
             self._wait_ready(max(deadline_s, time.monotonic() + END_TIMEOUT_S))
             self._app_processes.look()
             self._app_processes.begin()
@@ -165,12 +165,12 @@ class _Rehearsal:
         if self._load is not None:
             self._stack.callback(self._load.stop)
             self._load.start()
-        # First of all at the end: whoever interrupts us waits for no answer.
+        # The first step at the end: an interrupt must not wait for an answer.
         self._stack.callback(application.stop)
         return application
 
     def _wait_ready(self, deadline_s: float) -> RunFiles:
-        """Wait until the application's deployment may be switched over; its files."""
+        """Wait until the application's deployment is ready for a switchover; return its files."""
         while True:
             try:
                 statuses = [deployment.status() for deployment in find(None, self._run_dir)]
@@ -193,7 +193,7 @@ class _Rehearsal:
         return any(endpoint.blue in names for endpoint in status.endpoints)
 
     def _missing(self, statuses: list[Status], mine: list[Status]) -> str:
-        """Why not, as far as it can be seen from here."""
+        """Return the reason why it is not, as far as it is visible to this process."""
         asked = ""
         if self._load is not None and not self._load.answers:
             asked = f"; {self._load.url} has not answered: {self._load.said}"
@@ -212,7 +212,7 @@ class _Rehearsal:
     # -- the switchover ------------------------------------------------------------------------------------------
 
     def _switch_over(self) -> int | None:
-        """Let the director run beside us, and wait for the end; the status of a command that ended before the release.
+        """Direct the switchover in a thread to its end; return the status of a command that ended before the release.
 
         Raises:
             LabError: A step failed.
@@ -249,7 +249,7 @@ class _Rehearsal:
         return _outcome(self._app_processes) != "not ended" or self._app_processes.phase is Phase.POST
 
     def _look_on(self, duration_s: float) -> None:
-        """Look at the processes for *duration_s* seconds, or until the command has ended."""
+        """Observe the processes for *duration_s* seconds, or until the command has ended."""
         deadline_s = time.monotonic() + duration_s
         while time.monotonic() < deadline_s and self._application.exit_status is None:
             self._app_processes.look()
@@ -311,7 +311,7 @@ def _outcome(app_processes: ApplicationProcesses) -> str:
     happened = {entry.event for entry in snapshot.timeline} if snapshot is not None else set()
     if snapshot is not None and snapshot.rolled_back and app_processes.phase is Phase.CREATED:
         return "rolled back"
-    # Where the metadata are gone by then, nothing tells of the end but that.
+    # If the metadata no longer exist, this is the only indication of the end.
     over = app_processes.phase is Phase.COMPLETED or (
         app_processes.phase is Phase.NOT_CREATED and Phase.POST.name in happened
     )
@@ -326,7 +326,7 @@ def _requests(load: Load, down_s: float) -> Requests:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove all but the records; nobody is left who could put something there."""
+    """Remove all files except the records; no process is left that could create more."""
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
             if not path.name.endswith(KEPT):
@@ -335,7 +335,7 @@ def _clear(run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No SIGINT and no SIGTERM while the block runs."""
+    """Ignore SIGINT and SIGTERM while the block runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""SQL of the application's own, executed before it starts."""
+"""SQL of the user's own, executed before the application starts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ SCRIPT_TIMEOUT_S: Final = 60
 
 
 class ScriptError(Exception):
-    """The file cannot be read, or the server refuses what is in it; the text says which."""
+    """The file cannot be read, or the server rejects its contents; the text contains the reason."""
 
 
 def run_script(pair: Pair, file: Path) -> None:
-    """Execute *file* on blue as the role that applications have, who may make tables there.
+    """Execute *file* on blue as the applications' role, which may create tables there.
 
-    It is sent as it is, all of it at once: without what the engines' shells have of their own (``\\copy``,
-    ``DELIMITER``).
+    The file is sent unchanged, all at once. Commands of the engines' shells (``\\copy``, ``DELIMITER``) do not work.
 
     Raises:
-        ScriptError: It cannot be.
+        ScriptError: The file cannot be executed.
     """
     try:
         _RUN[pair.engine](pair, file.read_text(encoding="utf-8"))
@@ -67,7 +66,7 @@ def _run_mysql(pair: Pair, text: str) -> None:
     )
     with connection, connection.cursor() as cursor:
         cursor.execute(text)
-        # Each statement has an answer of its own, and each may be an error.
+        # Each statement has a result of its own, and each may be an error.
         while cursor.nextset():
             pass
 

@@ -1,4 +1,4 @@
-"""The catalogue of switchovers: what real ones do, one scenario for each, on real servers, judged by a ledger.
+"""The catalogue of switchovers: one scenario for each kind of real one, run on real servers and judged by a ledger.
 
 for scenario in CATALOGUE.values():
     outcome = play(scenario)
@@ -13,7 +13,7 @@ from bgpool.lab.scenarios.scenario import Outcome, Scenario, play
 
 __all__ = ["CATALOGUE", "Outcome", "Scenario", "catalogue_of", "find", "play"]
 
-#: Every scenario by its name, in the order in which they are best read.
+#: Every scenario by its name, in the recommended order of reading.
 CATALOGUE: dict[str, Scenario] = {
     scenario.name: scenario
     for chapter in (topologies, evidence, rollbacks, upgrades, hosts, names)
@@ -22,7 +22,7 @@ CATALOGUE: dict[str, Scenario] = {
 
 
 def catalogue_of(engine: Engine, upgrade: str = "minor") -> dict[str, Scenario]:
-    """What is played on servers of *engine*, on a pair of that *upgrade*."""
+    """Return the scenarios that run on servers of *engine*, on a pair of that *upgrade*."""
     return {
         name: scenario
         for name, scenario in CATALOGUE.items()
@@ -31,10 +31,10 @@ def catalogue_of(engine: Engine, upgrade: str = "minor") -> dict[str, Scenario]:
 
 
 def find(name: str, engine: Engine = Engine.POSTGRESQL, upgrade: str = "minor") -> Scenario:
-    """The scenario called *name* that is played on servers of *engine*, on a pair of that *upgrade*.
+    """Return the scenario called *name* that runs on servers of *engine*, on a pair of that *upgrade*.
 
     Raises:
-        ValueError: There is none; the text lists what there is.
+        ValueError: There is none; the text lists the names that exist.
     """
     catalogue = catalogue_of(engine, upgrade)
     try:

@@ -1,4 +1,4 @@
-"""What the monitor can go by, one thing at a time, and the metadata in every state that was seen."""
+"""Scenarios in which the monitor has a single source of evidence, and with the metadata in every observed state."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bgpool.lab.trial import Trial
 __all__ = ["SCENARIOS", "metadata_frozen", "silence_metadata"]
 
 PROMOTED: Final = ("green promoted",)
-#: Once blue's name leads to green, metadata that are gone there mean that the deployment is gone.
+#: Once blue's name leads to green, missing metadata there mean that the deployment is gone.
 OVER: Final = (Phase.COMPLETED, Phase.NOT_CREATED)
 
 
 def silence_metadata(stage: Stage) -> None:
-    """Let the metadata stay as they are at IN_PROGRESS for good."""
+    """Keep the metadata permanently in their state at IN_PROGRESS."""
     stage.director.drop("post", "names_changed", "completed")
 
 
 def _metadata_alone(trial: Trial) -> None:
-    # Blue still tells, and green, which would show that it was promoted, does not let the monitor in.
+    # Blue still reports the status. Green, which would show that it was promoted, rejects the monitor.
     trial.director.add("locked", -0.1, lambda: faults.lock_out_monitor(trial.pair, "green"))
 
 
@@ -36,7 +36,7 @@ def _dns_alone(trial: Trial) -> None:
 
 
 def metadata_frozen(stage: Stage) -> None:
-    """Blue's rows stay at IN_PROGRESS, green's are deleted."""
+    """Keep blue's rows at IN_PROGRESS and delete green's."""
     silence_metadata(stage)
     stage.director.add("frozen", 0.3, lambda: faults.freeze_metadata(stage.director))
 
@@ -48,7 +48,7 @@ def _deleted(trial: Trial) -> None:
 
 def _absent(trial: Trial) -> None:
     silence_metadata(trial)
-    # On PostgreSQL by replication, so before green has caught up: it is gone from both.
+    # On PostgreSQL through replication, so before green has caught up: both sides lose it.
     trial.director.add("absent", 0.3, lambda: faults.drop_metadata(trial.pair))
 
 

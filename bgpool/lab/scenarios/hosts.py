@@ -1,4 +1,4 @@
-"""What hosts do in a switchover: cut, refuse or swallow connections, restart, stall, and take their time."""
+"""Scenarios of hosts that cut, refuse or ignore connections, restart, stall, or are slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SCENARIOS", "black_hole_blue"]
 
 
 def _cut_alone(trial: Trial) -> None:
-    """Connections are cut but never refused: clients that come back at once find a read-only blue."""
+    """Cut connections without refusing new ones: clients that reconnect at once find a read-only blue."""
 
     def cut() -> None:
         for server in trial.pair.servers:
@@ -28,16 +28,17 @@ def _cut_alone(trial: Trial) -> None:
 
 
 def _tls_cut(trial: Trial) -> None:
-    """The server cuts connections that are idle or in use, and the pools of three workers those in use for long.
+    """Let the server cut idle and used connections, and the pools of three workers cut those that stay in use for long.
 
-    A thread whose connection was cut fails later, on one that another thread has opened: not every time, hence three.
+    A thread whose connection was cut fails later, on a connection that another thread has opened. This does not happen
+    every time, hence three workers.
     """
     _cut_alone(trial)
     _leave_in_use(trial, workers=3)
 
 
 def _refused(trial: Trial) -> None:
-    """Blue restarts: for a while nothing listens there, not even to refuse in words."""
+    """Restart blue: for a while no process listens there, so clients do not even get an error message."""
 
     def restart() -> None:
         trial.director.drop_connections()
@@ -48,12 +49,12 @@ def _refused(trial: Trial) -> None:
 
 
 def black_hole_blue(stage: Stage) -> None:
-    """Connections are never cut: blue goes away without a word, and the metadata stay at what they were."""
+    """Never cut connections: blue stops answering, and the metadata stay as they were."""
     silence_metadata(stage)
     blue = stage.pair.blue
     # Green has caught up before: a stopped blue replicates nothing.
     stage.director.change("connections_dropped", action=blue.refuse_clients)
-    # The usual step cuts clients once more.
+    # The usual step cuts clients a second time.
     stage.director.change("caught_up", action=stage.director.wait_caught_up)
     stage.director.add("blue frozen", 0.4, blue.freeze)
 
@@ -71,7 +72,7 @@ def _black_hole_green(trial: Trial) -> None:
 
 
 def _slow(trial: Trial) -> None:
-    """Both servers get a tenth of the time that they want, in slices."""
+    """Give both servers a tenth of the usual CPU time, in slices."""
     stop = threading.Event()
 
     def stutter(server: Server) -> None:
@@ -108,7 +109,7 @@ def _start_in_progress(trial: Trial) -> None:
 
 
 def _leave_in_use(trial: Trial, workers: int = 1) -> None:
-    """Pools whose connections are checked out for longer than the grace."""
+    """Add pools whose connections are checked out for longer than the grace."""
     pool = trial.make_pool(trial.pair.dsn, name="slow", bg_drain_timeout_ms=100)
     for _ in range(workers):
         trial.add_worker(pool=pool, job="slow unit")
@@ -125,7 +126,7 @@ SCENARIOS: Final = (
         "tls-cut",
         "TLS connections are cut at work, and none refused: what OpenSSL keeps of that hurts no other",
         trial={"pair_options": {"tls": True}, "workers": 2},
-        # A third one, for a moment, tries green under its new name.
+        # A third one briefly tries green under its new name.
         connections=3,
         stage=_tls_cut,
         engines=(Engine.MYSQL,),
@@ -149,7 +150,7 @@ SCENARIOS: Final = (
     Scenario(
         "monitor-killed",
         "kill -9 of the monitor when connections are cut",
-        # A dead monitor is replaced within this time, in which DNS may move, too.
+        # A dead monitor is replaced within this time, in which DNS may change, too.
         evidence=("metadata", "green promoted", "blue DNS updated"),
         release_s=2.0,
         stage=_kill_monitor,

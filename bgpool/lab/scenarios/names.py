@@ -1,4 +1,4 @@
-"""Names: DNS that is slow, failing or stale, certificates and tokens that are renewed late, and aliases."""
+"""Scenarios of names: slow, failing or stale DNS, certificates and tokens that are renewed late, and aliases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNEVEN: Final = replace(FAST, certificates_renewed_s=0.9, tokens_renamed_s=2.6)
 
 
 def dns_of(pair: Pair) -> DnsServer:
-    """The DNS server of *pair*."""
+    """Return the DNS server of *pair*."""
     if pair.dns is None:
         raise LabError("this pair has no DNS server")
     return pair.dns
@@ -45,7 +45,7 @@ def _failing(trial: Trial) -> None:
 
 
 def _silent(trial: Trial) -> None:
-    """The metadata tell nothing and DNS does not answer: green is the only one to go by."""
+    """Silence the metadata and DNS: only green shows the switchover."""
     silence_metadata(trial)
     dns = dns_of(trial.pair)
 
@@ -72,7 +72,7 @@ def _alias(trial: Trial) -> None:
 
 
 def _stated_endpoint(trial: Trial) -> None:
-    """An alias that no CNAME tells of: the same address under a name of the user's own."""
+    """Add an alias that no CNAME reveals: the same address under a name of the user's own."""
     trial.pair.hosts.set(ALIAS, trial.pair.blue.address)
     trial.director.add("alias moved", FAST.blue_dns_moved_s, lambda: _move_alias(trial.pair))
     pool = trial.make_pool(trial.pair.dsn_of(ALIAS), endpoint=trial.pair.names.blue.primary)
@@ -84,7 +84,7 @@ def _move_alias(pair: Pair) -> None:
 
 
 def _renewal_was_noticed(trial: Trial) -> list[str]:
-    """Whether the timeline tells of the new certificates, and not before they were there."""
+    """Return a finding unless the timeline has the new certificates, and not before they existed."""
     snapshot = trial.snapshot()
     renewed_s = trial.director.event("tokens_renamed").monotonic_s
     events = {entry.event: entry.mono_ns / 1e9 for entry in (snapshot.timeline if snapshot is not None else ())}
@@ -98,7 +98,7 @@ SCENARIOS: Final = (
     Scenario(
         "dns-slow",
         "every look-up takes 0.4 s",
-        # That a name is gone is seen by the look-up after the one that is under way then: up to 0.8 s later.
+        # The loss of a name is seen by the look-up after the one that is under way at that time: up to 0.8 s later.
         trial={"pair_options": {"dns": True}, "settle_s": 1.0},
         stage=_slow,
     ),
@@ -125,7 +125,7 @@ SCENARIOS: Final = (
         "tls-renewed-late",
         "certificates are verified with the name, and green's is for its green name long after it took blue's",
         trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
-        # A third one, for a moment, tries green under its new name.
+        # A third one briefly tries green under its new name.
         connections=3,
         check=_renewal_was_noticed,
     ),
@@ -133,7 +133,7 @@ SCENARIOS: Final = (
         "iam-renamed-late",
         "tokens instead of a password, each good for one name; green's names change late, its certificates before",
         trial={"pair_options": {"iam": True}, "schedule": UNEVEN, "settle_s": 1.5},
-        # A third one, for a moment, tries green under its new name.
+        # A third one briefly tries green under its new name.
         connections=3,
         check=_renewal_was_noticed,
     ),

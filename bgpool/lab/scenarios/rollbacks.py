@@ -1,4 +1,4 @@
-"""Switchovers that are taken back, tried again, follow one another, or run side by side; and life after them."""
+"""Scenarios of switchovers that are rolled back, repeated or run in parallel, and of the time after them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _second_after_rollback(trial: Trial) -> None:
 def _two_in_one_life(trial: Trial) -> None:
     trial.switch_over()
     _wait_completed(trial)
-    # The rows of old blue, before they are replaced: nobody may have written there after the cut.
+    # The rows of old blue, before they are replaced: no client may have written there after the cut.
     split = ledger.judge(trial.pair, ()).split
     if split:
         raise LabError(f"{split} rows on old blue that green does not have")
@@ -51,7 +51,7 @@ def _two_in_one_life(trial: Trial) -> None:
 
 
 def _two_at_once(trial: Trial) -> None:
-    """Another deployment with workers of its own, in the same run directory, is rolled back meanwhile."""
+    """Roll back another deployment, with workers of its own in the same run directory, at the same time."""
     options = {**trial.pool_options, "bg_id": "other", "bg_run_dir": trial.run_dir}
     other = Trial(
         engine=trial.engine,
@@ -91,7 +91,7 @@ def _deleted_afterwards(trial: Trial) -> None:
 def _left_on(trial: Trial) -> None:
     trial.switch_over()
     _wait_completed(trial)
-    # Old blue is deleted, as in step 9 of the founding document, and bgpool is left on.
+    # Old blue is deleted, as in step 9 of the founding document, and bgpool stays in use.
     trial.pair.blue.set_read_only(True)
     trial.pair.blue.refuse_clients()
     trial.pair.blue.cut_clients()
@@ -114,7 +114,7 @@ SCENARIOS: Final = (
         evidence=(),
         last_phases=(Phase.CREATED,),
         rolled_back=True,
-        # Long enough in PREPARATION for a monitor that still polls at its quieter pace.
+        # Long enough in PREPARATION for a monitor that still polls at its slower interval.
         trial={"schedule": replace(FAST, initiated_s=-3.0)},
         play=_from_preparation,
     ),

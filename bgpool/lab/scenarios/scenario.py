@@ -1,4 +1,4 @@
-"""What a scenario is, how it is played, and what it is held to."""
+"""Scenarios: their description, their run, and the check of their outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bgpool.lab.trial import Trial
 
 __all__ = ["FAST", "Outcome", "Scenario", "Stage", "findings", "play"]
 
-#: A short switchover: what takes AWS a minute takes two seconds, in the same order.
+#: A short switchover: two seconds for what takes AWS a minute, in the same order.
 FAST: Final = Schedule(
     initiated_s=-0.4,
     writes_stopped_s=0.2,
@@ -31,7 +31,7 @@ FAST: Final = Schedule(
     rolled_back_s=0.9,
 )
 
-#: The pools of a scenario, unless it says otherwise. Nobody waits longer than HOLD_S.
+#: The options of a scenario's pools, unless it overrides them. No caller waits longer than HOLD_S.
 HOLD_S: Final = 10.0
 _POOL_OPTIONS: Final[Mapping[str, Any]] = {
     "bg_connect_timeout_ms": int(HOLD_S * 1000),
@@ -57,7 +57,7 @@ GRACE_S: Final = 1.0
 
 
 class Stage(Protocol):
-    """What a switchover is altered on, whoever the application is: a trial, or a rehearsal."""
+    """The parts of a trial or a rehearsal that a scenario alters."""
 
     @property
     def pair(self) -> Pair:
@@ -65,31 +65,32 @@ class Stage(Protocol):
 
     @property
     def director(self) -> Director:
-        """Its steps have the times of FAST."""
+        """The director; its steps have the times of FAST."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One switchover, or what came of it.
+    """One switchover, and its expected outcome.
 
     Attributes:
-        name: What it is called on the command line.
-        story: What happens, in one line.
-        evidence: What may release the callers, as the timeline names it; empty where nobody is to be released.
-        evidence_event: The director's step after which the release is due, if it is not a rollback.
-        last_phases: Where the deployment may stand at the end.
-        rolled_back: Blue is to survive.
+        name: The name on the command line.
+        story: The course of events, in one line.
+        evidence: The evidence that may release the callers, as named in the timeline; empty if no release is expected.
+        evidence_event: The director's step after which the release is due, except in a rollback.
+        last_phases: The allowed phases of the deployment at the end.
+        rolled_back: True if blue is expected to remain the primary.
         excused: Errors that callers may see, by the names of their classes.
         trial: More keywords for Trial.
-        pool_options: More keywords for get_pool, over those of all scenarios.
-        stage: Called before the deployment is created: alters the director's steps, adds workers.
-        play: What is directed; None for a deployment, a wait until it is ready, and one switchover.
-        check: Called after the workers have ended: more findings.
-        hold_s: Longest that a caller may wait.
-        release_s: Longest from the evidence to the release, in seconds.
-        connections: Most that monitoring may have open at a time.
-        engines: On whose servers it is played.
-        upgrades: On which pairs; of a major upgrade there is one of PostgreSQL alone, and without readers.
+        pool_options: More keywords for get_pool, which override those of all scenarios.
+        stage: A callable for the time before the deployment is created: it alters the director's steps and adds
+            workers.
+        play: The events that are directed; None for a deployment, a wait until it is ready, and one switchover.
+        check: A callable for the time after the workers have ended, which returns more findings.
+        hold_s: The longest time for which a caller may wait.
+        release_s: The longest time from the evidence to the release, in seconds.
+        connections: The largest number of simultaneous monitoring connections.
+        engines: The engines on whose servers it runs.
+        upgrades: The kinds of pairs on which it runs; a major upgrade exists only with PostgreSQL and without readers.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Scenario:
 
     @property
     def told(self) -> str:
-        """The story, and on whose servers or pairs alone it is played, if it is not on all."""
+        """The story, with the engines or pairs on which it runs if it does not run on all."""
         alone = [] if len(self.engines) == len(Engine) else [engine.value for engine in self.engines]
         alone += (
             [] if len(self.upgrades) == len(get_args(Upgrade)) else [f"{upgrade} pair" for upgrade in self.upgrades]
@@ -122,7 +123,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scenario came to, and what was wrong with it."""
+    """The result of a scenario, and its findings."""
 
     scenario: Scenario
     report: Report
@@ -132,12 +133,12 @@ class Outcome:
 def play(
     scenario: Scenario, engine: Engine = Engine.POSTGRESQL, pair_options: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Play *scenario* on servers of its own; takes about seven seconds.
+    """Run *scenario* on servers of its own; takes about seven seconds.
 
     Args:
-        scenario: What is played.
-        engine: Whose servers.
-        pair_options: More keywords for Pair; the scenario's own come first.
+        scenario: The scenario to run.
+        engine: The engine of the servers.
+        pair_options: More keywords for Pair; the scenario's own take precedence.
 
     Raises:
         LabError: The lab failed, or a worker did not end.
@@ -163,7 +164,7 @@ def play(
 
 
 def findings(scenario: Scenario, report: Report) -> list[str]:
-    """What is wrong with *report*, in words."""
+    """Return descriptions of everything that is wrong with *report*."""
     found = []
     if not report.verdict.clean:
         found.append(f"rows: {report.verdict}")

@@ -1,4 +1,4 @@
-"""Deployments of every shape, with pools on every kind of endpoint, and on a host that takes no part."""
+"""Scenarios with deployments of every shape, pools on every kind of endpoint, and a host outside of the deployment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_HELD_S: Final = 0.5
 
 
 def _read_everywhere(trial: Trial) -> None:
-    """One reading worker on every other endpoint of blue."""
+    """Add one reading worker on every other endpoint of blue."""
     names = trial.pair.names.blue
     for endpoint in names.all:
         if endpoint != names.primary:
@@ -26,7 +26,7 @@ def _read_everywhere(trial: Trial) -> None:
 
 
 def _outsider(trial: Trial) -> None:
-    """A worker on a server that belongs to no deployment, in a pool of the same bg_id."""
+    """Add a worker on a server that belongs to no deployment, in a pool of the same bg_id."""
     alike = {name: value for name, value in trial.pair_options.items() if name in ("programs", "upgrade")}
     other = trial.keep(Pair(engine=trial.engine, **alike))
     ledger.create(other)
@@ -40,7 +40,7 @@ def _was_never_held(trial: Trial) -> list[str]:
 
 
 def _target_session_attrs(trial: Trial) -> None:
-    """A pool that asks libpq for a writable server."""
+    """Add a pool that makes libpq require a writable server."""
     pool = trial.make_pool(f"{trial.pair.dsn}&target_session_attrs=read-write")
     trial.add_worker(pool=pool)
 

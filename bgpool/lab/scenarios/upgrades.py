@@ -1,4 +1,4 @@
-"""What the cut does to COMMITs, and the steps of a major upgrade in another order than usual, or by halves."""
+"""Scenarios of COMMITs during the cut, and of steps of a major upgrade that are incomplete or in an unusual order."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ IN_FLIGHT_S: Final = 0.4
 SLOW_S: Final = 1.0
 """How long a COMMIT takes that is cut before it has committed."""
 
-#: Long enough in PREPARATION for every pool to have seen it: from then on a unit of work can be told apart later.
+#: Long enough in PREPARATION for every pool to have seen it: from then on, the outcome of a unit can be found later.
 PREPARED: Final = replace(FAST, initiated_s=-1.5)
 
 EARLY_S: Final = FAST.green_promoted_s - 0.5
 
 
 def _unanswered(trial: Trial) -> None:
-    """COMMITs wait for a standby that there is not; the cut ends the wait, and they have committed."""
+    """Make COMMITs wait for a standby that does not exist; the cut ends the wait, and they have committed."""
     blue, begin_s = trial.pair.blue, FAST.connections_dropped_s - IN_FLIGHT_S
     trial.director.add("commits hang", begin_s, lambda: faults.delay_answers(blue))
     trial.director.add("commits go on", FAST.caught_up_s, lambda: faults.answer_at_once(blue))
 
 
 def _undone(trial: Trial) -> None:
-    """COMMITs take long, and have not committed when they are cut."""
+    """Make COMMITs slow; they have not committed when they are cut."""
     faults.prepare_slow_commits(trial.pair, SLOW_S)
     blue, begin_s = trial.pair.blue, FAST.connections_dropped_s - IN_FLIGHT_S
     trial.director.add("commits slow", begin_s, lambda: faults.commit_slowly(blue))
@@ -42,18 +42,18 @@ def _undone(trial: Trial) -> None:
 
 
 def _post_early(trial: Trial) -> None:
-    """Green lets clients in and the metadata tell POST before it takes writes."""
+    """Let green accept clients and the metadata report POST before green accepts writes."""
     trial.director.change("green_open", at_s=EARLY_S)
     trial.director.change("post", at_s=EARLY_S)
 
 
 def _sequences_late(trial: Trial) -> None:
-    """Green takes writes before its sequences are set."""
+    """Let green accept writes before its sequences are set."""
     trial.director.change("sequences_set", at_s=FAST.green_promoted_s + 0.5)
 
 
 def _read_only_by_role(trial: Trial) -> None:
-    """Green is read-only for the applications' roles, and not for the monitor's; blue's metadata tell nothing."""
+    """Make green read-only for the applications' roles but not for the monitor's; blue's metadata stop changing."""
     metadata_frozen(trial)
     director = trial.director
     for server in trial.pair.logical:
