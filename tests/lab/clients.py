@@ -17,7 +17,7 @@ from bgpool.mysql import BoundedConnection, code_of
 
 
 class Refused(Exception):
-    """What the server, or the driver, said; *code* is the SQLSTATE, or MySQL's number."""
+    """The error of the server or of the driver; *code* is the SQLSTATE, or MySQL's number."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -40,7 +40,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
             raise Refused(error) from error
 
     def close(self) -> None:
-        """Close it; idempotent."""
+        """Close the connection; idempotent."""
         with contextlib.suppress(psycopg.Error, pymysql.MySQLError):
             self.connection.close()
 
@@ -51,15 +51,15 @@ class Client(contextlib.AbstractContextManager["Client"]):
 def connect(
     pair: Pair, server: Server, *, host: str = "", user: str = "", password: str = "", name: str = "test"
 ) -> Client:
-    """Connect to *server* as an application does, with the pair's DSN unless something else is given.
+    """Connect to *server* as an application does, with the pair's DSN except for the arguments given.
 
     Args:
-        pair: The server's.
-        server: Where to, whatever the name.
+        pair: The server's pair.
+        server: The server whose address is used, whatever the name.
         host: The name that certificates are checked for; empty for the server's address.
-        user: Empty for the DSN's.
-        password: Empty for the DSN's.
-        name: Of the application.
+        user: The user; empty for the DSN's.
+        password: The password; empty for the DSN's.
+        name: The name of the application.
     """
     dsn = urlsplit(pair.dsn_of(host or server.address))
     place = {"user": user or dsn.username, "password": password or dsn.password or "", "host": dsn.hostname}
@@ -74,7 +74,7 @@ def connect(
                 )
             )  # fmt: skip
         tls = {"ssl_ca": options["ssl_ca"], "ssl_verify_identity": True} if options else {"ssl_disabled": True}
-        # The monitor's role has no right to a database.
+        # The monitor's role has no privileges on any database.
         mysql: dict[str, Any] = place | tls | {"database": None if user == MONITOR_ROLE else "app"}
         return Client(
             BoundedConnection(

@@ -1,4 +1,4 @@
-"""Pairs of a major upgrade for tests, whatever programs were named for the others."""
+"""Pairs of a major upgrade for tests, independent of the programs that are configured for other pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["major_options"]
 
 
 def major_options() -> dict[str, Any]:
-    """Keywords for Pair; of the wheel's versions where the programs that are named are of one version alone."""
+    """Return keywords for Pair; they select the wheel's versions if the configured programs have only one version."""
     with pytest.MonkeyPatch.context() as patch:
         try:
             versions = find_upgrade()

@@ -1,4 +1,4 @@
-"""Some chaos in ``make test``, minutes in ``make test-full``; longer by hand: ``bgpool lab chaos``."""
+"""Some chaos in ``make test``, minutes of it in ``make test-full``; for longer runs see ``bgpool lab chaos``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_sigterm_ends_it_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.param(Engine.MYSQL, dict, 60.0, id="mysql-long", marks=pytest.mark.full),
     ],
 )
-def test_nothing_is_lost_and_nobody_hangs(
+def test_nothing_is_lost_and_no_caller_hangs(
     engine: Engine, pair_options: Callable[[], dict[str, Any]], seconds: float
 ) -> None:
     told: list[str] = []

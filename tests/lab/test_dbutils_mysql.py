@@ -1,4 +1,4 @@
-"""A program of DBUtils' users, on bgpool by its import alone, in a whole switchover of real servers."""
+"""A program written for DBUtils uses bgpool by a changed import, through a whole switchover of real servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREADS = 4
 
 
 class Writers:
-    """Threads that write a row in each transaction, as DBUtils' pages show it."""
+    """Threads that write a row in each transaction, as shown in DBUtils' documentation."""
 
     def __init__(self, db: PooledDB) -> None:
         self.acknowledged: list[Key] = []
@@ -49,18 +49,19 @@ class Writers:
                 self.errors.append(error)
                 if isinstance(error, bgpool.CommitOutcomeUnknown):
                     self.unknown.append((1, thread, n))
-                # Or a busy machine would count how often a loop goes round until the monitor has been asked.
+                # Without this pause, the number of errors on a busy machine would depend on the speed of this loop
+                # until the monitor has been queried.
                 time.sleep(0.05)
 
     def end(self) -> None:
-        """Have them end."""
+        """Stop the threads."""
         self._over.set()
         for thread in self._threads:
             thread.join(15)
         assert not any(thread.is_alive() for thread in self._threads)
 
 
-def test_goes_through_a_switchover(tmp_path: Path) -> None:
+def test_writers_survive_a_switchover(tmp_path: Path) -> None:
     with Pair(engine="mysql") as pair:
         ledger.create(pair)
         director = Director(pair, FAST)
@@ -83,6 +84,6 @@ def test_goes_through_a_switchover(tmp_path: Path) -> None:
         db.close()
         verdict = ledger.judge(pair, writers.acknowledged, writers.unknown)
     assert verdict.clean, verdict
-    # Held, but for those that were in the middle of a transaction when blue refused their write, or ended it.
+    # Callers are held, except for those in a transaction when blue refused their write, or ended their connection.
     assert len(writers.errors) <= 4 * THREADS, writers.errors
     assert all(isinstance(error, bgpool.Error) or error.args[0] == 1290 for error in writers.errors), writers.errors

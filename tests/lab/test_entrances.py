@@ -1,4 +1,4 @@
-"""What stands in front of a lab's servers: certificates and tokens for the names of the moment, Aurora's tables."""
+"""The frontends of a lab's servers: certificates and tokens for the current names, and Aurora's tables."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_certificates_and_tokens_are_for_the_names_of_the_moment(pair: Pair) -> 
     pair.accept_tokens("green", green)
 
 
-def test_the_password_of_a_role_with_tokens_is_no_good(pair: Pair) -> None:
+def test_a_role_with_tokens_cannot_use_its_password(pair: Pair) -> None:
     with pytest.raises(Refused):
         connect(pair, pair.blue, host=pair.names.blue.primary, password=pair.app_password)
 
 
-def test_an_aurora_cluster_tells_its_version_and_its_servers(pair: Pair) -> None:
+def test_an_aurora_cluster_reports_its_version_and_its_servers(pair: Pair) -> None:
     columns = "server_id, session_id = 'MASTER_SESSION_ID'"
     topology, version = {
         Engine.POSTGRESQL: ("aurora_replica_status()", "aurora_version()"),
@@ -68,12 +68,12 @@ def test_an_aurora_cluster_tells_its_version_and_its_servers(pair: Pair) -> None
         metadata.withdraw(server)
 
 
-def test_the_oracle_comes_past_them(pair: Pair) -> None:
+def test_the_truth_probe_connects_around_the_frontends(pair: Pair) -> None:
     with TruthProbe(pair) as truth:
         truth.wait_writing()
 
 
-def test_a_role_is_locked_out_of_one_side_alone(pair: Pair) -> None:
+def test_a_role_can_be_locked_out_of_one_side(pair: Pair) -> None:
     lock_out_monitor(pair, "green")
     with pytest.raises(Refused):
         connect(pair, pair.green, host=pair.names.green.primary, user="monitor", password=pair.lab_password)

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: which of them a program is, and what the lab says to it in its own words."""
+"""MariaDB and MySQL: the lab recognizes the family of a program and uses that family's commands and options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UPSTREAM = Upstream("127.0.0.2", 20000, "replica", "secret")
 
 
 def install(place: Path, said: str, server: str = "mysqld", *, scripts: bool = False, messages: bool = False) -> Path:
-    """A server below *place* that says its version, and what comes with it."""
+    """Create a server program below *place* that prints its version, and its accompanying files."""
     for directory in (place / "sbin", place / "share" / "mysql" / "english"):
         directory.mkdir(parents=True, exist_ok=True)
     program = place / "sbin" / server
@@ -43,7 +43,7 @@ def install(place: Path, said: str, server: str = "mysqld", *, scripts: bool = F
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that the servers' account can enter: pytest's own are below one that is closed to it."""
+    """A directory that the servers' account can enter: pytest's own are below one that it cannot enter."""
     with tempfile.TemporaryDirectory(prefix="installed-") as made:
         directory = Path(made)
         directory.chmod(0o755)
@@ -62,7 +62,7 @@ def place() -> Iterator[Path]:
         ("postgres (PostgreSQL) 16.4", None, None),
     ],
 )
-def test_versions(said: str, mariadb: tuple[int, ...] | None, mysql: tuple[int, ...] | None) -> None:
+def test_versions_are_recognized(said: str, mariadb: tuple[int, ...] | None, mysql: tuple[int, ...] | None) -> None:
     assert MariaDB.version_in(said) == mariadb
     assert MySQL.version_in(said) == mysql
 
@@ -74,7 +74,7 @@ def test_mariadb_is_preferred(place: Path) -> None:
     assert find_servers(Engine.MYSQL, place) == "MariaDB 10.11.14"
 
 
-def test_mariadb_under_the_name_of_mysqld(place: Path) -> None:
+def test_mariadb_named_mysqld_is_recognized(place: Path) -> None:
     assert isinstance(find_family(install(place, MARIADB, scripts=True)), MariaDB)
 
 
@@ -87,14 +87,14 @@ def test_mariadb_under_the_name_of_mysqld(place: Path) -> None:
         ("hello", "is neither MariaDB nor MySQL: 'hello'"),
     ],
 )
-def test_a_server_that_is_of_no_use_says_why(place: Path, said: str, problem: str) -> None:
+def test_an_unusable_server_is_refused_with_the_reason(place: Path, said: str, problem: str) -> None:
     with pytest.raises(ProgramsError) as failed:
         find_family(install(place, said))
     assert f"{place / 'sbin' / 'mysqld'} {problem}" in str(failed.value)
     assert "apt-get install" in str(failed.value)
 
 
-def test_mysql_is_told_where_its_messages_are(place: Path) -> None:
+def test_mysql_gets_the_directory_of_its_messages(place: Path) -> None:
     def messages() -> list[str]:
         command = find_family(place).command(Path("/data"), Path("/tmp"))
         return [argument for argument in command if argument.startswith("--lc-messages-dir")]
@@ -110,7 +110,7 @@ def families() -> list[Family]:
     return [MariaDB(programs, "mariadbd", (10, 11, 14), Path("/share"), ()), MySQL(programs, "mysqld", (8, 4, 3), None)]
 
 
-def test_mysql_hears_no_word_that_its_newest_version_has_dropped() -> None:
+def test_statements_avoid_words_that_the_newest_mysql_has_dropped() -> None:
     _, mysql = families()
     words = " ".join((*mysql.options, *mysql.follow(UPSTREAM), mysql.stop_receiving, *mysql.stop_following))
     for dropped in ("master", "slave", "--expire-logs-days", "--binlog-format", "mysql_native_password"):
@@ -118,7 +118,7 @@ def test_mysql_hears_no_word_that_its_newest_version_has_dropped() -> None:
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
-def test_what_every_family_has(family: Family) -> None:
+def test_every_family_has_options_and_grants(family: Family) -> None:
     assert "locked" in family.ways
     assert UPSTREAM.address in family.follow(UPSTREAM)[0]
     assert len(set(family.options)) == len(family.options)
@@ -128,13 +128,13 @@ def test_what_every_family_has(family: Family) -> None:
     assert "GRANT SELECT ON mysql.rds_topology TO 'monitor'@'%';\n" in script
 
 
-def test_a_replica_of_mysql_is_let_in_while_its_source_is_offline() -> None:
+def test_a_replica_of_mysql_may_connect_while_its_source_is_offline() -> None:
     assert "CONNECTION_ADMIN" in families()[1].replication_grants
 
 
-def test_a_way_of_shutting_that_the_servers_do_not_have(place: Path) -> None:
+def test_a_way_of_shutting_that_the_servers_do_not_have_is_refused(place: Path) -> None:
     with pytest.raises(ValueError, match=r"shut must be one of 'locked'.* not 'gone'"):
-        Pair(engine="mysql", shut="gone")  # type: ignore[arg-type]  # what is refused
+        Pair(engine="mysql", shut="gone")  # type: ignore[arg-type]  # must be refused
     with pytest.raises(ValueError, match="'locked' for PostgreSQL, not 'offline'"):
         Pair(shut="offline")
     install(place, MARIADB, scripts=True)

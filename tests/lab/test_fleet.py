@@ -1,7 +1,7 @@
 """A fleet of real monitors: a switchover that loses its leader in ``make test``, a healthy one and other faults in
 ``make test-full``.
 
-Thirty hosts, by hand: ``bgpool lab fleet``.
+For thirty hosts run ``bgpool lab fleet``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LOG = """\
 BASE_S = 1767323040.0
 
 
-def test_a_servers_log_tells_who_asked_and_who_was_connected(tmp_path: Path) -> None:
+def test_a_servers_log_has_the_queries_and_the_sessions(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(LOG)
     traffic = read_log(log)
     questions = [(round(one.at_s - BASE_S, 3), one.host, one.refused) for one in traffic.questions]
     assert questions == [(5.105, 7, False), (6.5, 12, True)]
-    # Who never left is there for ever.
+    # A session that never ends lasts forever.
     stays = [(round(one.from_s - BASE_S, 3), round(one.to_s - BASE_S, 3), one.host) for one in traffic.stays]
     assert stays == [(5.103, 6.0, 7), (7.0, float("inf"), 12)]
     assert traffic.between(BASE_S + 6, BASE_S + 7) == traffic.questions[1:]
@@ -84,12 +84,12 @@ KILLED = replace(CLEAN, fault="kill leader in IN_PROGRESS", struck=1)
 
 
 def with_load(result: Result, phase: str, **changes: float) -> Result:
-    return replace(result, loads={**result.loads, phase: replace(result.loads[phase], **changes)})  # type: ignore[arg-type]  # of a number each
+    return replace(result, loads={**result.loads, phase: replace(result.loads[phase], **changes)})  # type: ignore[arg-type]  # numbers
 
 
 def with_host(result: Result, number: int, **changes: object) -> Result:
     hosts = list(result.per_host)
-    hosts[number] = replace(hosts[number], **changes)  # type: ignore[arg-type]  # as the tests say
+    hosts[number] = replace(hosts[number], **changes)  # type: ignore[arg-type]  # the tests choose the fields
     return replace(result, per_host=tuple(hosts))
 
 
@@ -117,7 +117,7 @@ def test_a_clean_result_has_no_findings() -> None:
         (with_load(KILLED, "POST", busiest_per_s=219), "219 questions per second at a server"),
     ],
 )
-def test_whatever_is_wrong_is_found(result: Result, finding: str) -> None:
+def test_every_fault_is_found(result: Result, finding: str) -> None:
     found = findings_of(result, CLEAN)
     assert len(found) == 1, found
     assert finding in found[0]
@@ -128,17 +128,17 @@ def test_the_host_of_a_killed_leader_may_be_late_and_the_others_may_not() -> Non
     assert findings_of(with_host(KILLED, 0, release_s=3.2), CLEAN) != []
 
 
-def test_a_bus_that_is_gone_gives_the_hosts_their_turns() -> None:
+def test_without_a_bus_hosts_may_be_as_late_as_their_turns() -> None:
     gone = replace(CLEAN, fault="bus kill in IN_PROGRESS", hosts=400)
     assert findings_of(with_host(gone, 0, release_s=3.2), CLEAN) == []
     assert findings_of(with_host(gone, 0, release_s=3.3), CLEAN) != []
 
 
-def test_hearing_is_judged_by_the_median_of_switchovers() -> None:
+def test_receipt_of_phases_is_judged_by_the_median_of_switchovers() -> None:
     late = with_host(CLEAN, 2, in_progress_s=0.2)
     assert heard_findings([CLEAN, CLEAN, late]) == []
-    assert "heard of IN_PROGRESS 200 ms after the first" in heard_findings([CLEAN, late, late])[0]
-    # A leader that was killed before it told anybody is no measure.
+    assert "IN_PROGRESS 200 ms after the first" in heard_findings([CLEAN, late, late])[0]
+    # A leader that was killed before it published gives no measurement.
     assert heard_findings([replace(late, fault=KILLED.fault)]) == []
 
 
@@ -154,13 +154,13 @@ def test_hearing_is_judged_by_the_median_of_switchovers() -> None:
         (["--no-fleet", "--kill-leader", "POST"], "without a fleet there is no leader"),
     ],
 )
-def test_what_cannot_be_played_is_refused(arguments: list[str], text: str) -> None:
+def test_an_impossible_plan_is_refused(arguments: list[str], text: str) -> None:
     outcome = CliRunner().invoke(app, ["lab", "fleet", *arguments])
     assert outcome.exit_code == 2
     assert text in outcome.output
 
 
-def test_a_plan_says_what_it_cannot_be() -> None:
+def test_a_plan_names_its_impossible_values() -> None:
     with pytest.raises(ValueError, match="hosts must be 1 or more"):
         Plan(0)
     assert Plan(fault=None).end_s < Plan(fault=Fault("stop leader", Phase.COMPLETED)).end_s
@@ -168,8 +168,8 @@ def test_a_plan_says_what_it_cannot_be() -> None:
 
 # -- real monitors -----------------------------------------------------------------------------------------------
 
-#: What one host asks by its intervals: both roles once a second, ten times a second in a switchover, and green five
-#: times as often before the release.
+#: The number of queries that one host sends at its intervals: to both roles once a second, and ten times a second in a
+#: switchover; before the release, to green five times as often.
 ALONE = replace(
     CLEAN,
     hosts=1,
@@ -210,7 +210,7 @@ def test_a_fleet_goes_through_a_switchover(plan: Plan) -> None:
     result = play(plan, told.append)
     assert findings_of(result, ALONE) == [], (result, told)
     assert result.rows > 100, result
-    # One who led is the least; who was killed has a successor.
+    # There is at least one leader; a killed leader has a successor.
     assert len(set(result.leaders)) >= (2 if "leader" in result.fault else 1), result
 
 
@@ -218,11 +218,11 @@ def test_a_fleet_goes_through_a_switchover(plan: Plan) -> None:
 @pytest.mark.slow
 @pytest.mark.full
 @pytest.mark.timeout(400)
-def test_hosts_without_a_fleet_ask_as_many_questions_as_there_are_hosts() -> None:
+def test_hosts_without_a_fleet_send_queries_in_proportion_to_their_number() -> None:
     result = play(Plan(6, fleet=False, calm_s=3.0))
     assert findings_of(result) == [], result
     assert result.leaders == ()
-    # What the fleet is held to, they are not.
+    # Hosts without a fleet exceed the limits that apply to a fleet.
     found = findings_of(replace(result, fleet=True), ALONE)
     assert any("PREPARATION" in finding and "connections" in finding for finding in found), found
     assert any("PREPARATION" in finding and "questions" in finding for finding in found), found

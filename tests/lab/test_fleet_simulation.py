@@ -1,4 +1,4 @@
-"""Simulated fleets do what each host's own questions would have had it do, and what is broken is found out."""
+"""Simulated fleets act as each host's own queries would make it act, and the checks detect broken members."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.full)])
-def test_every_host_does_what_its_own_evidence_allows(count: int) -> None:
+def test_every_host_acts_only_on_its_own_evidence(count: int) -> None:
     released = faults = fallbacks = 0
     for ended in simulate_fleets(count, 20, FIRST_SEED):
         replay = f"bgpool lab simulate --fleet 20 --seed {ended.seed} --trace"
@@ -24,7 +24,7 @@ def test_every_host_does_what_its_own_evidence_allows(count: int) -> None:
         released += ended.lag_s is not None
         faults += ended.faults
         fallbacks += ended.fallbacks
-    # A model in which nothing happens would keep every promise too.
+    # A model in which nothing happens would keep every promise, too.
     assert released > count / 3
     assert faults > count / 2
     assert fallbacks
@@ -38,7 +38,7 @@ def test_a_thousand_hosts() -> None:
         assert ended.violations == (), f"seed {ended.seed} ({ended.story})"
 
 
-def test_a_seed_is_all_that_a_run_depends_on() -> None:
+def test_a_run_depends_only_on_its_seed() -> None:
     first: list[str] = []
     again: list[str] = []
     assert simulate_fleet(7, 8, trace=first.append) == simulate_fleet(7, 8, trace=again.append)
@@ -71,7 +71,7 @@ def always_ours(*_: Any) -> bool:
     ],
     ids=["no silence", "no pace", "wrong clocks lead", "any name"],
 )
-def test_a_broken_member_is_found_out(
+def test_a_broken_member_is_detected(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, broken: Any, promise: str
 ) -> None:
     monkeypatch.setattr(module, name, broken)

@@ -1,4 +1,4 @@
-"""Connections that others keep, by rules of their own, in a whole switchover of real servers."""
+"""Connections kept by other owners than bgpool's pools, by their own rules, in a whole switchover of real servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 DRIVERS = {Engine.POSTGRESQL: psycopg, Engine.MYSQL: pymysql}
 DIALECTS = {Engine.POSTGRESQL: "postgresql+psycopg://", Engine.MYSQL: "mysql+pymysql://"}
-#: Of each recipe.
+#: The number of threads for each recipe.
 THREADS = 2
 
 Connect = Callable[[], Any]
@@ -38,7 +38,7 @@ Take = Callable[[], AbstractContextManager[Any]]
 
 @contextlib.contextmanager
 def rolled_back_on_error(conn: Any) -> Iterator[Any]:
-    """Commit at the end, or roll back; what is gone is rolled back."""
+    """Commit at the end, or roll back; a connection that is gone is treated as rolled back."""
     try:
         yield conn
         conn.commit()
@@ -49,7 +49,7 @@ def rolled_back_on_error(conn: Any) -> Iterator[Any]:
 
 
 def thread_local(_engine: Engine, connect: Connect) -> Take:
-    """One connection for each thread, replaced when it is closed."""
+    """Keep one connection for each thread, and replace it when it is closed."""
     mine = threading.local()
 
     def take() -> AbstractContextManager[Any]:
@@ -64,7 +64,7 @@ def thread_local(_engine: Engine, connect: Connect) -> Take:
 
 
 def plain_list(_engine: Engine, connect: Connect) -> Take:
-    """What is idle is in a list; what is closed is not used again."""
+    """Keep idle connections in a list, and do not use closed ones again."""
     idle: list[Any] = []
 
     @contextlib.contextmanager
@@ -83,20 +83,20 @@ def plain_list(_engine: Engine, connect: Connect) -> Take:
 
 
 def sqlalchemys(engine: Engine, connect: Connect) -> Take:
-    """SQLAlchemy's QueuePool, with its own dialect of the driver."""
+    """Use SQLAlchemy's QueuePool, with its own dialect of the driver."""
     made = sa.create_engine(DIALECTS[engine], creator=connect, pool_size=THREADS, max_overflow=0)
 
     return made.begin
 
 
 def dbutils(kind: Callable[..., Any]) -> Callable[[Engine, Connect], Take]:
-    """DBUtils' own pools."""
+    """Use DBUtils' own pools."""
 
     def recipe(engine: Engine, connect: Connect) -> Take:
         def creator() -> Any:
             return connect()
 
-        creator.dbapi = DRIVERS[engine]  # type: ignore[attr-defined]  # where DBUtils looks for it
+        creator.dbapi = DRIVERS[engine]  # type: ignore[attr-defined]  # DBUtils looks for it here
         pool = kind(creator)
 
         @contextlib.contextmanager
@@ -112,7 +112,7 @@ def dbutils(kind: Callable[..., Any]) -> Callable[[Engine, Connect], Take]:
 
 
 def insert(conn: Any, key: Key) -> Any:
-    """Write a row; the driver's connection that it went over."""
+    """Write a row; return the driver's connection that was used."""
     if isinstance(conn, sa.Connection):
         conn.exec_driver_sql(INSERT_SQL, key)
         return conn.connection.dbapi_connection
@@ -161,7 +161,7 @@ class Writers:
                     self.unknown.append(key)
 
     def end(self) -> None:
-        """Have them end."""
+        """Stop the threads."""
         self._over.set()
         for thread in self._threads:
             thread.join(15)
@@ -169,7 +169,7 @@ class Writers:
 
 
 def noted(made: list[Any], connect: Connect) -> Connect:
-    """*connect*, whose connections *made* has as well, so that they can be closed in the end."""
+    """Return *connect* with its connections also added to *made*, so that they can be closed at the end."""
 
     def note() -> Any:
         made.append(connect())
@@ -179,7 +179,7 @@ def noted(made: list[Any], connect: Connect) -> Connect:
 
 
 @pytest.mark.parametrize("engine", [Engine.POSTGRESQL, pytest.param(Engine.MYSQL, marks=pytest.mark.full)])
-def test_every_owner_replaces_them(engine: Engine, tmp_path: Path) -> None:
+def test_every_owner_replaces_its_connections(engine: Engine, tmp_path: Path) -> None:
     with Pair(engine=engine.value) as pair:
         ledger.create(pair)
         director = Director(pair, FAST)
@@ -207,7 +207,7 @@ def test_every_owner_replaces_them(engine: Engine, tmp_path: Path) -> None:
     assert verdict.clean, verdict
     for name, one in writers.items():
         assert one.last == pair.green.address, name
-        # One on each connection. How often blue refuses a write before the monitor has read of the switchover, which
-        # takes its time on a busy machine, is not the owner's doing.
+        # Each connection gets this error once. The number of writes that blue refuses before the monitor has read of
+        # the switchover does not depend on the owner: the monitor may be slow on a busy machine.
         stale = [error for error in one.errors if "from before the switchover" in str(error)]
         assert len(stale) <= THREADS, (name, stale)

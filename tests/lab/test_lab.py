@@ -1,4 +1,4 @@
-"""The lab tells the truth: its servers replicate, its judge finds what is wrong, and it leaves nothing behind."""
+"""The lab is reliable: its servers replicate, its checks detect errors, and no process or file remains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pair(engine: Engine) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module", params=Engine, ids=lambda engine: engine.value)
 def shared_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """For tests that leave it as it was, but for rows."""
+    """A pair for tests that leave it unchanged, except for rows."""
     with Pair(engine=request.param) as pair:
         ledger.create(pair)
         yield pair
@@ -113,8 +113,8 @@ def test_connections_are_cut_and_new_ones_refused_while_replication_goes_on(pair
     connect(pair, pair.blue).close()
 
 
-def test_a_read_only_server_takes_writes_of_nobody_who_has_just_begun(shared_pair: Pair) -> None:
-    """Nor does it wait for those who have."""
+def test_a_read_only_server_refuses_writes_of_new_transactions(shared_pair: Pair) -> None:
+    """It does not wait for the end of transactions that have written, either."""
     pair = shared_pair
     with connect(pair, pair.blue) as idle, connect(pair, pair.blue) as client:
         idle.execute("BEGIN")
@@ -143,7 +143,7 @@ def test_a_server_comes_back_as_it_was(pair: Pair) -> None:
     pair.green.wait_replayed(pair.blue.position(), timeout_s=10)
 
 
-def test_monitoring_connections_are_told_by_their_name(shared_pair: Pair) -> None:
+def test_monitoring_connections_are_recognized_by_their_name(shared_pair: Pair) -> None:
     pair = shared_pair
     with (
         connect(pair, pair.blue, name="bgpool-monitor x"),
@@ -163,7 +163,7 @@ def test_a_switchover_and_its_ground_truth(pair: Pair) -> None:
         truth.wait_green(10)
     assert truth.down_s is not None
     stopped, open_again = director.event("writes_stopped"), director.event("green_open")
-    # The probe writes every few ms: what it calls down lies around what the director did.
+    # The probe writes every few ms: the downtime that it measures is close to the director's actions.
     assert truth.down_s == pytest.approx(open_again.monotonic_s - stopped.monotonic_s, abs=0.5)
     assert pair.hosts.read()[pair.names.blue.primary] == pair.green.address
     assert pair.names.green.primary not in pair.hosts.read()
@@ -229,12 +229,13 @@ def test_kill_9_leaves_no_server_and_no_file(engine: Engine) -> None:
         time.sleep(0.1)
 
 
-def test_a_server_that_something_else_runs_is_found_by_the_watchdog(tmp_path: Path) -> None:
+def test_a_server_started_through_another_program_is_found_by_the_watchdog(tmp_path: Path) -> None:
     lab, other = tmp_path / "lab", tmp_path / "other"
     words = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/sbin/mysqld", f"--datadir={lab}/data"]
     process = subprocess.Popen(words)
     try:
-        # Popen returns when the child's exec() has closed its files. Its command line is readable a moment later.
+        # Popen returns when the child's exec() has closed its files. The child's command line is readable a moment
+        # later.
         deadline = time.monotonic() + 15
         while not any(arguments_of(process.pid)):
             assert time.monotonic() < deadline, f"process {process.pid} has no command line"

@@ -1,4 +1,4 @@
-"""The pair of a major upgrade: blue PostgreSQL of one version, green its logical replica of the next."""
+"""The pair of a major upgrade: blue PostgreSQL of one version, green its logical replica of the next version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.lab.test_programs import programs_that_say
 from tests.lab.test_scenarios import loaded_s
 
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
-#: The others are played by ``make test-full``.
+#: The other scenarios are run by ``make test-full``.
 QUICK = {"commits-unanswered"}
 
 pytestmark = pytest.mark.lab
@@ -50,7 +50,7 @@ def version(server: Any) -> int:
     return int(server.execute("SHOW server_version_num")[0][0]) // 10000
 
 
-# In this order, on one pair.
+# These tests use one pair, in this order.
 
 
 def test_green_is_newer_follows_blue_and_takes_no_writes(pair: Pair) -> None:
@@ -90,7 +90,7 @@ def test_a_table_that_green_does_not_have_stops_the_switchover(pair: Pair) -> No
 
 
 @pytest.mark.slow
-def test_a_switchover_follows_on_with_rows_and_sequences(pair: Pair) -> None:
+def test_a_switchover_continues_with_rows_and_sequences(pair: Pair) -> None:
     director = Director(pair, Schedule(scale=0.1))
     director.create_deployment()
     with TruthProbe(pair) as truth:
@@ -113,7 +113,7 @@ def test_a_switchover_follows_on_with_rows_and_sequences(pair: Pair) -> None:
 @pytest.mark.full
 @pytest.mark.slow
 def test_old_blue_becomes_a_new_logical_green(pair: Pair) -> None:
-    """It needs the test before."""
+    """This test depends on the test before."""
     before, newer = keys(pair.green), version(pair.green)
     pair.renew()
     assert (version(pair.blue), version(pair.green)) == (newer, newer)
@@ -124,7 +124,7 @@ def test_old_blue_becomes_a_new_logical_green(pair: Pair) -> None:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_what_was_defined_before_is_on_a_green_that_is_made_anew() -> None:
+def test_a_green_that_is_recreated_has_the_current_definitions() -> None:
     with Pair(**major_options()) as pair:
         pair.blue.execute("CREATE TABLE orders (n serial); INSERT INTO orders DEFAULT VALUES", database="app")
         with pytest.raises(LabError, match=r"public\.orders"):
@@ -137,7 +137,7 @@ def test_what_was_defined_before_is_on_a_green_that_is_made_anew() -> None:
 
 
 def scenarios() -> list[Any]:
-    """Every one that is for this pair."""
+    """Return every scenario for this pair."""
     return [
         pytest.param(scenario, id=name, marks=() if name in QUICK else pytest.mark.full)
         for name, scenario in catalogue_of(Engine.POSTGRESQL, "major").items()
@@ -152,10 +152,10 @@ def test_scenario(scenario: Scenario) -> None:
     assert outcome.report.verdict.acknowledged > 100
 
 
-# -- what there is not -----------------------------------------------------------------------------------------------
+# -- refused pairs and plans --------------------------------------------------------------------------------------
 
 
-def test_scenarios_that_need_a_physical_replica_say_so() -> None:
+def test_scenarios_that_need_a_physical_replica_are_refused() -> None:
     left_out = CATALOGUE.keys() - catalogue_of(Engine.POSTGRESQL, "major").keys()
     of_mysql = {name for name, scenario in CATALOGUE.items() if scenario.engines == (Engine.MYSQL,)}
     with_readers = {name for name, scenario in CATALOGUE.items() if "readers" in scenario.trial.get("pair_options", {})}
@@ -173,13 +173,13 @@ def test_scenarios_that_need_a_physical_replica_say_so() -> None:
         ({"upgrade": "major", "readers": (0, 2)}, r"readers must be 0 with upgrade='major', not \(0, 2\)"),
     ],
 )
-def test_a_pair_that_there_is_not(options: dict[str, Any], said: str) -> None:
+def test_an_unsupported_pair_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Pair(**options)
 
 
 @pytest.mark.parametrize("command", ["demo", "lab run", "lab chaos", "rehearse"])
-def test_commands_refuse_it_before_anything_starts(command: str, tmp_path: Path) -> None:
+def test_commands_refuse_an_unsupported_pair_before_anything_starts(command: str, tmp_path: Path) -> None:
     rest = ["--log", str(tmp_path / "log"), "true"] if command == "rehearse" else []
     for pair, said in (("mayor", "mayor"), ("major", "for MySQL")):
         done = CliRunner().invoke(app, [*command.split(), "--engine", "mysql", "--pair", pair, *rest])
@@ -187,12 +187,12 @@ def test_commands_refuse_it_before_anything_starts(command: str, tmp_path: Path)
         assert said in done.stderr
 
 
-def test_a_plan_names_the_pairs_that_there_are() -> None:
+def test_an_unknown_pair_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnusablePlanError, match="no pair 'mayor': there are minor, major"):
         check(Plan(("true",), upgrade="mayor"))
 
 
-def test_one_version_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_of_one_version_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BGPOOL_LAB_POSTGRESQL", raising=False)
     older, newer = find_upgrade()
     assert older == dataclasses.replace(find_programs(), product=older.product)
@@ -205,7 +205,7 @@ def test_one_version_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_upgrade(f"{older.bin_dir}:gone")
 
 
-# -- its template ----------------------------------------------------------------------------------------------------
+# -- the template of a pair ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bgpool"
 
 
-def test_a_template_is_made_once_however_many_want_it(folder: Path, tmp_path: Path) -> None:
+def test_a_template_is_made_once_for_concurrent_users(folder: Path, tmp_path: Path) -> None:
     made: list[Path] = []
 
     def make(path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_template_that_fails_leaves_nothing(folder: Path, tmp_path: Path) -> N
     assert [path.name for path in folder.iterdir()] == ["template-a.lock"]
 
 
-def test_what_others_may_write_is_not_taken(folder: Path, tmp_path: Path) -> None:
+def test_a_template_that_others_may_write_is_not_used(folder: Path, tmp_path: Path) -> None:
     def make(path: Path) -> None:
         (path / "data").write_text("ours")
 
@@ -262,7 +262,7 @@ def test_what_others_may_write_is_not_taken(folder: Path, tmp_path: Path) -> Non
         assert template("a", make, tmp_path / "spare-3") == tmp_path / "spare-3"
 
 
-def test_templates_that_nobody_uses_go(folder: Path, tmp_path: Path) -> None:
+def test_unused_templates_are_removed(folder: Path, tmp_path: Path) -> None:
     for number in range(5):
         kept = template(str(number), lambda _: None, tmp_path / "spare")
         os.utime(kept, (number, number))

@@ -1,7 +1,7 @@
-"""What an application meets on the green of a major upgrade: measured on a real pair, for docs/major-upgrade.md.
+"""The differences of a major upgrade's green for an application: measured on a real pair, for docs/major-upgrade.md.
 
-One story on one pair: a schema, green made from it, what goes on meanwhile, a switchover. The end of the run prints
-what was found on the way.
+All tests use one course of events on one pair: a schema, green made from it, changes on blue, a switchover. The
+measured values are printed at the end of the run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Late(enum.Enum):
 Facts = dict[str, Any]
 """What was found, by what it is about; two values are blue's and green's."""
 
-#: All but versions, numbers of types and of transactions.
+#: The expected facts, without versions and without numbers of types and transactions.
 EXPECTED: Final[Facts] = {
     "unlogged": (200, 0),
     "large objects": (1, 1),
@@ -92,12 +92,12 @@ EXPECTED: Final[Facts] = {
 
 
 def one(server: Server, query: Any, *params: object) -> Any:
-    """The first column of the first row."""
+    """Return the first column of the first row."""
     return server.execute(query, params, database="app")[0][0]
 
 
 def refused(server: Server, query: Any) -> str:
-    """The SQLSTATE with which *server* refuses it, or nothing."""
+    """Return the SQLSTATE with which *server* refuses it, or an empty text."""
     try:
         server.execute(query, database="app")
     except psycopg.Error as error:
@@ -118,7 +118,7 @@ def caught_up(pair: Pair) -> None:
 
 
 def stopped(pair: Pair, *, since: int) -> str:
-    """What replication stops with: the last error of the worker in green's log after *since* characters."""
+    """Return the error that stops replication: the worker's last error in green's log after *since* characters."""
 
     def errors() -> list[str]:
         return re.findall(r"ERROR:  (.*)", pair.green.log_file.read_text()[since:])
@@ -128,7 +128,7 @@ def stopped(pair: Pair, *, since: int) -> str:
 
 
 def burn(pair: Pair, count: int) -> None:
-    """Take transaction ids that no replica hears of."""
+    """Use up transaction ids without any effect on the replica."""
     with session(pair, pair.blue) as connection:
         for _ in range(count):
             connection.execute("BEGIN")
@@ -138,7 +138,7 @@ def burn(pair: Pair, count: int) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def adapters() -> Iterator[None]:
-    """Psycopg's own for all connections are afterwards as they were: other tests' types may have the same numbers."""
+    """Restore Psycopg's adapters for all connections at the end: other tests' types may have the same numbers."""
     kept = [dict(loaders) for loaders in psycopg.adapters._loaders]
     yield
     psycopg.adapters._loaders[:] = kept
@@ -163,7 +163,7 @@ def facts() -> Facts:
 
 
 def configure(connection: Any) -> None:
-    """What the pool does to each of its connections."""
+    """Configure a connection as the pool does for each of its connections."""
     for name, python in (("mood", Mood), ("late_of_connection", Late)):
         info = EnumInfo.fetch(connection, name)
         if info is not None:
@@ -172,7 +172,7 @@ def configure(connection: Any) -> None:
 
 
 def before(pair: Pair, facts: Facts) -> None:
-    """Green as it was made."""
+    """Record facts of the new green."""
     blue, green = pair.blue, pair.green
     for name, query in {
         "type": "SELECT 'mood'::regtype::oid::int",
@@ -206,9 +206,9 @@ def before(pair: Pair, facts: Facts) -> None:
 
 
 def meanwhile(pair: Pair, facts: Facts) -> None:
-    """What goes on on blue until the switchover."""
+    """Make changes on blue before the switchover."""
     blue, green = pair.blue, pair.green
-    # A table without a primary key, from the moment of the publication.
+    # A table without a primary key refuses this as soon as it is in a publication.
     facts["insert without key"] = refused(blue, "INSERT INTO keyless VALUES (2)")
     facts["update without key"] = refused(blue, "UPDATE keyless SET n = 3")
     facts["delete without key"] = refused(blue, "DELETE FROM keyless")
@@ -216,7 +216,7 @@ def meanwhile(pair: Pair, facts: Facts) -> None:
     blue.execute("INSERT INTO items (mood) VALUES ('b')", database="app")
     blue.execute("REFRESH MATERIALIZED VIEW counted", database="app")
 
-    # DDL: replication stops at the first row that needs it, and goes on once it is done there as well.
+    # DDL: replication stops at the first row that needs it, and continues once green has had the same DDL.
     def alter(what: str, change: str, row: str) -> None:
         caught_up(pair)
         begin = len(green.log_file.read_text())
@@ -245,7 +245,7 @@ def meanwhile(pair: Pair, facts: Facts) -> None:
     blue.execute("TRUNCATE later", database="app")
     caught_up(pair)
     facts["rows after TRUNCATE"] = one(green, "SELECT count(*) FROM later")
-    # Types that are made by hand on both sides, with something in between on one of them.
+    # Types that are created by hand on both sides, with another type in between on one of them.
     green.execute("CREATE TYPE in_between AS (n int)", database="app")
     pair.define(
         "CREATE TYPE late_of_connection AS ENUM ('a')", "CREATE TYPE late_of_all AS ENUM ('a')",
@@ -258,14 +258,14 @@ def meanwhile(pair: Pair, facts: Facts) -> None:
 
 
 def read(connection: Any) -> dict[str, Any]:
-    """What the application reads, on one connection of the pool."""
+    """Read the application's values on one connection of the pool."""
     with connection.cursor() as cursor:
 
         def value(query: str) -> Any:
             cursor.execute(query)
             return cursor.fetchone()[0]
 
-        for _ in range(8):  # psycopg prepares what is executed for the sixth time
+        for _ in range(8):  # psycopg prepares a statement at its sixth execution
             value("SELECT count(*) FROM items")
         return {
             "mood": value("SELECT 'a'::mood"),
@@ -281,7 +281,7 @@ def read(connection: Any) -> dict[str, Any]:
 
 
 def cross_over(trial: Trial, facts: Facts) -> None:
-    """The switchover, under an application with a listener and an advisory lock."""
+    """Switch over, under an application with a listener and an advisory lock."""
     pair, pool = trial.pair, trial.pool
     with session(pair, pair.blue) as connection:
         register_enum(found(EnumInfo.fetch(connection, "late_of_all")), None, Late)
@@ -302,7 +302,7 @@ def cross_over(trial: Trial, facts: Facts) -> None:
         try:
             for _ in listener.notifies(timeout=10):
                 pass
-        except Exception as error:  # whatever an application would be told
+        except Exception as error:  # the application would get any of these
             facts["listener is told"] = type(error).__name__
 
     thread = threading.Thread(target=listen, daemon=True)
@@ -327,39 +327,39 @@ def found(info: Any) -> Any:
     return info
 
 
-def test_what_an_application_meets(facts: Facts, record_property: Callable[[str, object], None]) -> None:
+def test_the_differences_are_the_expected_ones(facts: Facts, record_property: Callable[[str, object], None]) -> None:
     for name, value in facts.items():
         record_property("told", f"{name}: {value}")
     assert {name: facts[name] for name in EXPECTED} == EXPECTED
 
 
 @pytest.mark.parametrize("what", ["type", "composite", "label", "table", "role", "database"])
-def test_numbers_are_kept(facts: Facts, what: str) -> None:
+def test_oids_are_kept(facts: Facts, what: str) -> None:
     blue, green = facts[f"oid of {what}"]
     assert blue == green
 
 
-def test_numbers_of_what_was_made_later_and_of_functions_are_not(facts: Facts) -> None:
+def test_oids_of_functions_and_later_types_differ(facts: Facts) -> None:
     for what in ("a late type", "function"):
         blue, green = facts[f"oid of {what}"]
         assert blue != green
 
 
-def test_adapters_of_the_connection_are_right_and_those_of_all_fall_silent(facts: Facts) -> None:
+def test_adapters_of_one_connection_work_and_global_ones_lose_effect(facts: Facts) -> None:
     before, after = facts["read before"], facts["read after"]
     assert (before["mood"], before["late of the connection"], before["late of all"]) == (Mood.a, Late.a, Late.a)
     assert (after["mood"], after["late of the connection"], after["late of all"]) == (Mood.a, Late.a, "a")
     assert (before["late pair"], after["late pair"]) == (("s", 1), "(s,1)")
 
 
-def test_new_connections_tell_the_version_and_prepare_anew(facts: Facts) -> None:
+def test_new_connections_have_the_new_version_and_prepare_again(facts: Facts) -> None:
     before, after = facts["read before"], facts["read after"]
     assert (str(before["server_version"]), str(after["server_version"])) == facts["versions"]
     assert after["server_version"] // 10000 > before["server_version"] // 10000
     assert after["prepared"] > 0
 
 
-def test_sequences_go_on_and_transaction_ids_go_back(facts: Facts) -> None:
+def test_sequences_continue_and_transaction_ids_restart_lower(facts: Facts) -> None:
     before, after = facts["read before"], facts["read after"]
     assert (after["id"], after["identity"]) == (before["id"] + 2, before["identity"] + 2)
     assert after["txid"] < facts["txid of blue"]

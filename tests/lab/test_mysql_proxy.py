@@ -1,4 +1,4 @@
-"""The relay adds to a server what it lacks, and to a client nothing else is different: least of all when it ends."""
+"""The proxy adds what a server lacks; otherwise clients see the plain server, and sessions end as without it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Row = tuple[Any, ...]
 
 
 class Client(Connection):
-    """PyMySQL's, with what its stubs leave out."""
+    """PyMySQL's connection, with attributes that its stubs leave out."""
 
     _sock: socket.socket | None
     _auth_plugin_name: str
@@ -57,11 +57,11 @@ class Client(Connection):
         return isinstance(self._sock, ssl.SSLSocket)
 
     def hang_up(self) -> None:
-        """End the connection without a word."""
+        """Close the connection without a COM_QUIT."""
         self._force_close()  # type: ignore[attr-defined]
 
     def ended(self) -> bool:
-        """Whether the other side hangs up; waits for it."""
+        """Wait for the other side to close the connection; return whether it did."""
         return self._sock is None or ended(self._sock)
 
 
@@ -78,7 +78,7 @@ def ended(sock: socket.socket) -> bool:
 
 
 class OtherPlugin(Client):
-    """Begins with the wrong proof, and is asked for another."""
+    """A client that begins with another authentication plugin, so that the server requests a switch."""
 
     def _get_server_information(self) -> None:
         super()._get_server_information()  # type: ignore[misc]
@@ -90,7 +90,7 @@ Connect = Callable[..., Client]
 
 @dataclass(frozen=True)
 class Server:
-    """One mariadbd, which the relays of this module stand before."""
+    """One mariadbd, used by all proxies of this module."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -100,7 +100,7 @@ class Server:
 
     def execute(self, sql: str) -> tuple[Row, ...]:
         client = Client(user="root", autocommit=True, defer_connect=True)
-        with socket.socket(socket.AF_UNIX) as sock:  # PyMySQL leaves open its own where nobody listens yet
+        with socket.socket(socket.AF_UNIX) as sock:  # PyMySQL does not close its socket if no process listens yet
             sock.connect(self.socket_path)
             client.connect(sock)
             with client:
@@ -110,7 +110,7 @@ class Server:
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
         try:
             return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
-        except OSError:  # one has just ended
+        except OSError:  # a process that has just ended
             return False
 
     def sessions(self, user: str = "app") -> list[int]:
@@ -125,7 +125,7 @@ def server() -> Iterator[Server]:
     (address,), port = free_addresses(1)
     directory = Path(tempfile.mkdtemp(prefix="bgpool-relay-"))
     how: dict[str, Any] = {"cwd": directory}
-    if os.geteuid() == 0:  # as whom mariadbd does not run
+    if os.geteuid() == 0:  # mariadbd does not run as root
         shutil.chown(directory, "nobody", "nogroup")
         how.update(user="nobody", group="nogroup", extra_groups=[])
     process: subprocess.Popen[bytes] | None = None
@@ -133,7 +133,7 @@ def server() -> Iterator[Server]:
         base = [program, "--no-defaults", f"--datadir={directory}", "--innodb-buffer-pool-size=16M"]
         where = [f"--bind-address={address}", f"--port={port + 1}", f"--socket={directory / 'socket'}"]
         with (directory / "log").open("wb") as log:
-            # As mariadb-install-db does, which wants programs of another package than the server's.
+            # Like mariadb-install-db, which needs programs of another package than the server's.
             how["stdout"] = how["stderr"] = log
             subprocess.run([*base, "--bootstrap"], input=system_tables(program), check=True, **how)
             options = ["--skip-name-resolve", "--max-allowed-packet=64M"]
@@ -158,7 +158,7 @@ def server() -> Iterator[Server]:
 
 
 def system_tables(program: str) -> bytes:
-    """SQL that makes a server's own tables, and root with no password."""
+    """Return SQL that creates the server's own tables, and a root account without password."""
     begin = b"CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket = NULL;\n"
     share = Path(program).parent.parent / "share" / "mysql"
     files = ("mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql")
@@ -176,7 +176,7 @@ def answers(server: Server) -> bool:
 
 @pytest.fixture
 def relays(server: Server) -> Iterator[Callable[..., MysqlProxy]]:
-    """Makes the one relay of a test."""
+    """Create the proxy of a test."""
     with contextlib.ExitStack() as stack:
 
         def start(**options: Any) -> MysqlProxy:
@@ -194,7 +194,7 @@ def connect(server: Server) -> Iterator[Connect]:
     with contextlib.ExitStack() as stack:
 
         def connect(kind: type[Client] = Client, **params: Any) -> Client:
-            """To the relay, whose certificate is to be for the host."""
+            """Connect to the proxy, whose certificate must be for the host."""
             params = {"user": "app", "password": "real", "read_timeout": 20, **params}
             client = kind(defer_connect=True, **params)
             client.connect(stack.enter_context(socket.create_connection((server.address, server.port), 5)))
@@ -232,7 +232,7 @@ def test_clients_see_the_server(relays: Callable[..., MysqlProxy], connect: Conn
     assert connection.run(f"SELECT {1 << 40}") == ((1 << 40,),)
 
 
-def test_a_server_that_refuses_is_heard(
+def test_the_servers_refusal_reaches_the_client(
     relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority
 ) -> None:
     relays(context=authority.context(["db.test"]))
@@ -243,7 +243,7 @@ def test_a_server_that_refuses_is_heard(
             connect(database="nothing", **params)
 
 
-def test_a_name_is_another_to_the_server(relays: Callable[..., MysqlProxy], connect: Connect) -> None:
+def test_names_are_replaced_before_the_server(relays: Callable[..., MysqlProxy], connect: Connect) -> None:
     relays()
     connection = connect()
     for name in ("information_schema.replica_host_status", "INFORMATION_SCHEMA.Replica_Host_Status"):
@@ -258,7 +258,7 @@ def test_long_queries_and_results_arrive_whole(
     relays(context=authority.context(["db.test"]))
     connection = connect(**(verified(authority, "db.test") if tls else {"ssl_disabled": True}))
     text = "0123456789abcdef" * (1 << 18)
-    # More than 16 MB goes in two packets.
+    # More than 16 MB takes two packets.
     for times in (1, 5):
         ((length, digest),) = connection.run(f"SELECT LENGTH('{text * times}'), MD5('{text[:99]}')")
         assert (length, len(digest)) == (len(text) * times, 32)
@@ -271,13 +271,13 @@ def packet(payload: bytes, number: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
-def test_queries_are_rewritten_wherever_they_are_torn(step: int) -> None:
+def test_queries_are_rewritten_wherever_they_are_split(step: int) -> None:
     said, heard = bytearray(), bytearray()
     for query, number, seen in (
         (b"\x03SELECT 1 FROM Old, old2", 0, b"\x03SELECT 1 FROM newer, new"),
         (b"\x16SELECT 1 FROM old", 0, b"\x16SELECT 1 FROM old"),  # another command
-        (b"\x03old", 2, b"\x03old"),  # a file's content
-        (b"", 3, b""),  # its end
+        (b"\x03old", 2, b"\x03old"),  # the content of a file
+        (b"", 3, b""),  # the end of the file
         (b"\x0e", 0, b"\x0e"),
         (b"\x03OLD2", 0, b"\x03new"),
     ):
@@ -308,16 +308,16 @@ def test_the_certificate_is_for_its_names_until_it_is_replaced(
     assert not connect().encrypted
 
 
-def test_tls_is_taken_by_who_wants_it(
+def test_clients_choose_whether_to_use_tls(
     relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority
 ) -> None:
     relays(context=authority.context(["db.test"]))
-    assert connect().encrypted  # PyMySQL takes what is offered
+    assert connect().encrypted  # PyMySQL uses TLS if offered
     assert not connect(ssl_disabled=True).encrypted
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_client_may_be_asked_for_another_proof(
+def test_a_client_can_be_switched_to_another_authentication_plugin(
     relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority, tls: bool
 ) -> None:
     relays(context=authority.context(["db.test"]))
@@ -327,7 +327,7 @@ def test_a_client_may_be_asked_for_another_proof(
         connect(OtherPlugin, password="wrong", **params)
 
 
-def test_tokens_let_in(relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority) -> None:
+def test_tokens_are_accepted(relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority) -> None:
     token = "token" * 300
     relay = relays(
         context=authority.context(["db.test"]),
@@ -349,7 +349,7 @@ def test_tokens_let_in(relays: Callable[..., MysqlProxy], connect: Connect, auth
     assert connect(**tls).run("SELECT 1") == ((1,),)
 
 
-def test_tokens_are_for_tls_and_their_users_alone(
+def test_tokens_are_accepted_only_over_tls_and_from_their_users(
     relays: Callable[..., MysqlProxy], connect: Connect, authority: Authority
 ) -> None:
     relays(context=authority.context(["db.test"]), check=lambda _user, _token: True, users={"app": "real"})
@@ -389,7 +389,7 @@ def test_a_client_that_is_gone_leaves_no_session(
     connections = [connect(ssl_disabled=not tls) for _ in range(3)]
     assert len(server.sessions()) == 3
     assert connections[0]._sock is not None
-    # The first is reset, the second ends, the third is said goodbye to.
+    # The first connection is reset, the second is closed, the third sends COM_QUIT.
     connections[0]._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connections[0].hang_up()
     connections[1].hang_up()
@@ -422,7 +422,7 @@ def test_close_ends_everything(
         connect()
 
 
-def test_without_a_server_clients_are_sent_away(relays: Callable[..., MysqlProxy], connect: Connect) -> None:
+def test_without_a_server_clients_are_disconnected(relays: Callable[..., MysqlProxy], connect: Connect) -> None:
     _, free = free_addresses(1)
     relays(backend_port=free)
 
@@ -435,7 +435,9 @@ def test_without_a_server_clients_are_sent_away(relays: Callable[..., MysqlProxy
     assert quickest(ask, 1.0) < 1.0
 
 
-def test_a_frozen_server_keeps_nobody(server: Server, relays: Callable[..., MysqlProxy], connect: Connect) -> None:
+def test_a_frozen_server_keeps_no_session_open(
+    server: Server, relays: Callable[..., MysqlProxy], connect: Connect
+) -> None:
     relay = relays()
     connection = connect(read_timeout=0.5)
     os.kill(server.process.pid, signal.SIGSTOP)

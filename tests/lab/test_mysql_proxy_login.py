@@ -1,4 +1,4 @@
-"""The relay proves a client to its server as the driver would, and gives the password itself over TLS alone."""
+"""The proxy authenticates a client to its server as the driver would, and sends a clear-text password only over TLS."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LOGIN = LOGIN_HEAD.pack(FLAGS, bytes(28)) + b"app\0\0caching_sha2_password\0"
 
 
 def greeting(plugin: bytes, *, flags: int = 0) -> Greeting:
-    """A server's, as MySQL 9.7 and MariaDB 11.8 say it."""
+    """Return a server's greeting, like those of MySQL 9.7 and MariaDB 11.8."""
     head = b"\x0a9.7.4\0" + struct.pack("<I", 8) + SALT[:8] + b"\0" + struct.pack("<H", flags)
     return Greeting.parse(head + b"\xff\x02\0\xff\xdf\x15" + bytes(10) + SALT[8:] + b"\0" + plugin + b"\0")
 
 
 @pytest.mark.parametrize("plugin", [b"caching_sha2_password", b"mysql_native_password"])
-def test_proofs_are_the_drivers(plugin: bytes) -> None:
+def test_authentication_replies_equal_the_drivers(plugin: bytes) -> None:
     said = greeting(plugin)
     assert (said.plugin, said.salt, said.has_tls) == (plugin, SALT, False)
     drivers = {
@@ -46,7 +46,7 @@ def test_proofs_are_the_drivers(plugin: bytes) -> None:
     assert proof_of(said.plugin, "", said.salt) == b""
 
 
-def test_a_plugin_without_a_known_proof() -> None:
+def test_an_unknown_plugin_is_refused() -> None:
     with pytest.raises(ValueError, match="ed25519"):
         proof_of(b"client_ed25519", "s3cret", SALT)
 
@@ -59,7 +59,7 @@ def test_a_server_with_tls_is_asked_for_it_before_the_login() -> None:
     assert with_transport(with_transport(LOGIN, tls=True), tls=False) == LOGIN
 
 
-def test_a_password_is_not_sent_in_the_clear() -> None:
+def test_a_password_is_not_sent_without_tls() -> None:
     here, client = socket.socketpair()
     backend, server = socket.socketpair()
     heard = []

@@ -1,6 +1,6 @@
 """Exactly once: one switchover or failover of each kind in ``make test``, more of them in ``make test-full``.
 
-Fifty and more by hand: ``bgpool lab once``.
+For fifty and more run ``bgpool lab once``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from bgpool.lab.once.draws import Failure, Story
 
 SEED = int(os.environ.get("BGPOOL_SEED", "0")) or int.from_bytes(os.urandom(4), "little")
 MAJOR = {"upgrade": "major"}
-#: Kills of the worker with tasks while COMMITs are held, and after; of the monitor before green is promoted.
+#: Kills of the worker with tasks while COMMITs are held, and afterwards; a kill of the monitor before green is
+#: promoted.
 KILLS: dict[str, Any] = {"worker_kills": (0.0, 1.1), "monitor_kill": 0.4}
 
 
 def case(engine: Engine, story: Any, hold: Any, *, major: bool = False, full: bool = True, **more: Any) -> Any:
-    """One that is played, and whether by ``make test``."""
+    """Return a case; it is part of ``make test`` unless it is *full*."""
     name = f"{engine.value}{'-major' if major else ''}-{story}-{hold}".replace(" ", "-")
     options = MAJOR if major else {}
     return pytest.param(engine, options, Draw(0, story, hold, **more), id=name, marks=pytest.mark.full if full else ())
@@ -59,17 +60,17 @@ def test_every_unit_is_applied_exactly_once(engine: Engine, options: dict[str, A
     assert result.receipts.units >= 8, result
     assert result.kills >= len(drawn.worker_kills), result
     assert bool(result.receipts.again + result.receipts.already) is bool(drawn.worker_kills), result
-    # MySQL's lock of backups holds INSERTs, too, and finds few units between these and their COMMIT.
+    # MySQL's lock of backups also holds INSERTs, so that few units are between their INSERT and their COMMIT.
     if drawn.hold != "lock" or _is_mariadb():
         assert result.open_commits >= 4, result
-        # Without a receipt nobody can tell what became of them, but on PostgreSQL in a switchover.
+        # Without a receipt, the outcome of these units is unknown, except on PostgreSQL in a switchover.
         assert bool(result.without.unknown) is (engine is Engine.MYSQL or drawn.is_failover), result
 
 
 @pytest.mark.lab
 @pytest.mark.full
 @pytest.mark.timeout(300)
-def test_a_claim_that_asks_nobody_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_without_a_query_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     async def claim(*_: object) -> bool:
         return True
 
@@ -89,17 +90,17 @@ def _is_mariadb() -> bool:
 @pytest.mark.full
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("failover", [False, True], ids=["switchovers", "failovers"])
-def test_so_are_those_of_some_seeds(failover: bool, tmp_path: Path) -> None:
+def test_units_of_random_seeds_are_applied_exactly_once(failover: bool, tmp_path: Path) -> None:
     run = Run(Engine.POSTGRESQL, seed=SEED, count=8, failover=failover)
     for result in play_all(run, Journal(tmp_path / "journal")):
         assert result.findings == (), result
 
 
-# -- what is drawn -------------------------------------------------------------------------------------------------
+# -- the drawn variants --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", Engine)
-def test_a_seed_stands_for_one_story_and_fifty_for_all(engine: Engine) -> None:
+def test_a_seed_gives_one_story_and_fifty_seeds_give_all(engine: Engine) -> None:
     assert draw(7, engine) == draw(7, engine)
     switchovers = [draw(seed, engine) for seed in range(1, 51)]
     assert {one.story for one in switchovers} == set(get_args(Story))
@@ -112,7 +113,7 @@ def test_a_seed_stands_for_one_story_and_fifty_for_all(engine: Engine) -> None:
 # -- the ledger of a failover --------------------------------------------------------------------------------------
 
 
-def test_what_replication_has_lost_is_told_from_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_lost_by_replication_are_distinguished_from_lost_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
     def rows(*numbers: int) -> list[ledger.Row]:
@@ -136,7 +137,7 @@ def result_of(seed: int, *findings: str) -> Result:
     return Result(seed, "healthy", "", 0, 0, 1, 0, 0, 0, 0, 0, Part(units=1, examples=("x",)), Part(), findings, 1.0)
 
 
-def test_a_run_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     played: list[int] = []
 
     def fake(drawn: Draw, *_: object) -> Result:
@@ -156,17 +157,17 @@ def test_a_run_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert played == [1, 2, 2, 3, 4]
     assert [result.seed for result in results if result.findings] == [3, 4]
     assert results[0] == result_of(1)
-    # What is known is not played again, and what was played on other servers is not known.
+    # A known result is not run again; results of other servers do not count as known.
     assert list(play_all(run, journal)) == results
     assert played == [1, 2, 2, 3, 4]
     list(play_all(Run(Engine.POSTGRESQL, "others", count=1), journal))
     assert played[-1] == 1
-    # Another one that uses the file at the same time may have played a seed, too: the last word counts.
+    # Another run that uses the file at the same time may have added the same seed: the last line counts.
     journal.add("these", result_of(3))
     assert not list(play_all(run, journal))[2].findings
 
 
-def test_a_line_that_was_cut_by_a_crash_is_named(tmp_path: Path) -> None:
+def test_a_truncated_line_of_the_journal_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path).add("these", result_of(1))
     path.write_text(path.read_text() + '{"title": "these", "seed"')
@@ -183,7 +184,7 @@ def test_a_line_that_was_cut_by_a_crash_is_named(tmp_path: Path) -> None:
         (["--count", "0"], "--count"),
     ],
 )
-def test_a_wrong_call_is_told_so(options: list[str], said: str, tmp_path: Path) -> None:
+def test_a_wrong_call_is_refused(options: list[str], said: str, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     journal.write_text("what?\n")
     outcome = CliRunner().invoke(app, ["lab", "once", *(str(journal) if o == "JOURNAL" else o for o in options)])

@@ -1,4 +1,4 @@
-"""Which servers the lab is played on: the directory that is named, or a text that says what is wrong with it."""
+"""The choice of the lab's servers: the configured directory, or an error that names the problem with it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def place() -> Path:
-    """A directory with a ``bin`` that everybody may go through."""
+    """A directory with a ``bin`` that all accounts may enter."""
     try:
         return Path(find_programs().bin_dir).parent
     except ProgramsError:
-        # No wheel for this Python or C library.
+        # The wheel does not exist for this Python or C library.
         return Path(find_programs("path").bin_dir).parent
 
 
 def programs_that_say(directory: Path, text: str, *names: str) -> Path:
-    """*directory*, with programs of those names that print *text*."""
+    """Return *directory*, with programs of those names that print *text*."""
     directory.mkdir()
     for name in names:
         (directory / name).write_text(f"#!/bin/sh\necho '{text}'\n")
@@ -46,7 +46,7 @@ def programs_that_say(directory: Path, text: str, *names: str) -> Path:
     return directory
 
 
-def test_a_directory_with_a_bin_or_the_bin_itself(place: Path) -> None:
+def test_a_directory_with_a_bin_or_the_bin_itself_is_accepted(place: Path) -> None:
     usual = find_servers(Engine.POSTGRESQL)
     assert usual.startswith("PostgreSQL ")
     assert find_servers(Engine.POSTGRESQL, place) == find_servers(Engine.POSTGRESQL, str(place / "bin")) == usual
@@ -63,7 +63,9 @@ def test_the_variable_names_it_and_the_argument_comes_first(tmp_path: Path, monk
 
 
 @each_engine
-def test_a_place_that_is_none(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_empty_directory_is_refused(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for place in (tmp_path / "gone", tmp_path):
         with pytest.raises(ProgramsError) as failed:
             find_servers(engine, place)
@@ -76,7 +78,7 @@ def test_a_place_that_is_none(engine: Engine, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("said", ["postgres (PostgreSQL) 12.22", "not a server at all"])
-def test_postgresql_that_is_too_old_or_something_else(said: str, tmp_path: Path) -> None:
+def test_a_program_that_is_not_postgresql_or_too_old_is_refused(said: str, tmp_path: Path) -> None:
     place = programs_that_say(tmp_path / "bin", said, *PROGRAMS)
     with pytest.raises(ProgramsError, match="PostgreSQL 13 or newer") as failed:
         find_servers(Engine.POSTGRESQL, tmp_path)
@@ -97,19 +99,19 @@ def test_commands_name_their_option(command: tuple[str, ...], engine: Engine, tm
 
 
 @pytest.mark.parametrize("tls", ["maybe", ""])
-def test_a_way_of_tls_that_there_is_not(tls: str) -> None:
+def test_an_unknown_tls_mode_is_refused(tls: str) -> None:
     done = CliRunner().invoke(app, ["lab", "run", "rds", "--tls", tls])
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1] == f"tls must be one of 'offered', 'verified', 'disabled', not {tls!r}"
 
 
 @each_engine
-def test_an_empty_name_is_no_directory(engine: Engine) -> None:
+def test_an_empty_name_is_refused(engine: Engine) -> None:
     with pytest.raises(ProgramsError, match="'' is not a directory"):
         find_servers(engine, "")
 
 
-def test_make_mysql_says_what_to_do_where_nothing_can_be_fetched(tmp_path: Path) -> None:
+def test_make_mysql_names_the_remedy_if_the_download_fails(tmp_path: Path) -> None:
     programs = programs_that_say(tmp_path / "bin", "", "apt-get")
     (programs / "apt-get").write_text("#!/bin/sh\nexit 100\n")
     script = Path(__file__).parent.parent / "fetch_mysql.sh"
@@ -120,7 +122,7 @@ def test_make_mysql_says_what_to_do_where_nothing_can_be_fetched(tmp_path: Path)
     assert not (tmp_path / "mysql" / "bin" / "mysqld").exists()
 
 
-def test_a_rehearsal_that_names_none_and_finds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_without_programs_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BGPOOL_LAB_MYSQL", str(tmp_path))
     done = CliRunner().invoke(app, ["rehearse", "--engine", "mysql", "--log", str(tmp_path / "log"), "true"])
     assert done.exit_code == 3

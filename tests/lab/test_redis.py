@@ -1,4 +1,4 @@
-"""The lab's Redis: as whom it runs, what it keeps, and that nothing of it stays."""
+"""The lab's Redis: the account that it runs as, the data that it keeps, and its complete removal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ time.sleep(60)
 
 
 @pytest.mark.lab
-def test_it_runs_as_nobody_special_and_leaves_nothing_behind() -> None:
+def test_it_runs_as_another_user_than_root_and_is_removed_completely() -> None:
     with RedisServer() as server:
         pid, home = server.pid, server.home
         assert pid is not None
@@ -45,7 +45,7 @@ def test_it_runs_as_nobody_special_and_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.lab
-def test_it_keeps_what_it_is_told_to_keep() -> None:
+def test_data_is_kept_with_appendonly() -> None:
     with RedisServer(settings={"appendonly": "yes", "appendfsync": "always"}) as server:
         server.execute("SET", "key", "value")
         server.kill()
@@ -69,7 +69,7 @@ def test_it_ends_with_its_owner() -> None:
 
 
 @pytest.mark.lab
-def test_a_server_that_does_not_start_says_why() -> None:
+def test_a_failed_start_reports_the_servers_error() -> None:
     with pytest.raises(LabError, match="Bad directive"):
         RedisServer(settings={"no-such-setting": "1"})
 
@@ -89,7 +89,7 @@ def program(directory: Path, name: str, said: str) -> Path:
         ("valkey-server", "Valkey server v=9.1.2 sha=00000000:0 malloc=jemalloc-5.3.1", "Valkey 9.1.2"),
     ],
 )
-def test_a_place_is_a_program_or_a_directory(
+def test_a_program_or_its_directories_are_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str, product: str
 ) -> None:
     path = program(tmp_path / "bin", name, said)
@@ -99,7 +99,7 @@ def test_a_place_is_a_program_or_a_directory(
         assert (programs.bin_dir, programs.product, found) == (path.parent, product, name)
 
 
-def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_program_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = program(tmp_path / "old", "redis-server", "Redis server v=6.0.16 sha=00000000:0")
     other = program(tmp_path / "other", "redis-server", "s3rver 7")
     for place, said in ((old, r"v=6.0.16.*Redis 6.2 or Valkey is needed"), (other, "s3rver"), (tmp_path, "looked at")):

@@ -37,10 +37,9 @@ from bgpool.lab.server import Shut
 from bgpool.lab.server_factories import Tls
 
 CHAPTERS = (topologies, evidence, rollbacks, upgrades, hosts, names)
-#: What ``make test`` plays: one scenario for each kind of evidence, of rollback, of lost host and of name, and on MySQL
-#: those whose metadata or transactions are its own; a rollback on MySQL is played in tests/lab/test_once.py, tokens and
-#: the names of certificates in tests/lab/test_entrances.py.
-#: ``make test-full`` plays every scenario on every engine.
+#: The scenarios of ``make test``: one for each kind of evidence, of rollback, of lost host and of name, and on MySQL
+#: those with metadata or transactions of its own. A rollback on MySQL is in tests/lab/test_once.py; tokens and the
+#: names of certificates are in tests/lab/test_entrances.py. ``make test-full`` runs every scenario on every engine.
 QUICK = {
     Engine.POSTGRESQL: {
         "aurora", "metadata-deleted", "evidence-dns-alone", "rollback-from-in-progress", "connections-cut",
@@ -48,31 +47,31 @@ QUICK = {
     },
     Engine.MYSQL: {"aurora", "long-transactions"},
 }  # fmt: skip
-#: Played in every way of shutting blue and of TLS; those of ``make test``.
+#: Scenarios that are run with every way of shutting blue and of TLS; and those of ``make test``.
 SHUT_SCENARIOS = ("rds", "metadata-frozen", "rollback-from-in-progress")
 QUICK_SHUTTING = {("rds", "open", "offered"), ("rds", "offline", "offered")}
-#: What the load of other tests may add to a release: in seconds, and as a part of its bound.
+#: The time that the load of other tests may add to a release: in seconds, and as a part of its bound.
 LOAD_S, LOAD_PART = 0.4, 0.2
 _outcomes: dict[tuple[Engine, str], Outcome] = {}
 
 
 def played(name: str, engine: Engine) -> Outcome:
-    """What the scenario came to; each is played once."""
+    """Return the result of the scenario; each is run once."""
     if (engine, name) not in _outcomes:
         scenario = find(name, engine)
-        # The tests play three at a time on two cores. DNS, which a release must not wait for, moves 0.8 s later.
+        # Three tests run at a time on two cores. DNS, which a release must not wait for, moves 0.8 s later.
         scenario = dataclasses.replace(scenario, release_s=loaded_s(scenario))
         _outcomes[engine, name] = play(scenario, engine)
     return _outcomes[engine, name]
 
 
 def loaded_s(scenario: Scenario) -> float:
-    """The bound of its release, beside other tests."""
+    """Return the bound of the scenario's release, when other tests run at the same time."""
     return scenario.release_s * (1 + LOAD_PART) + LOAD_S
 
 
 def each(chapter: ModuleType) -> pytest.MarkDecorator:
-    """Every scenario of a chapter on every engine that it is for, green being of blue's version."""
+    """Return every scenario of a chapter on each of its engines, with green of blue's version."""
     cases = [
         pytest.param(
             scenario.name,
@@ -93,7 +92,7 @@ def assert_clean(name: str, engine: Engine) -> None:
     assert outcome.report.verdict.acknowledged > 100
 
 
-# A class for each chapter of the catalogue, so that two of them can be played side by side.
+# One class for each chapter of the catalogue, so that two chapters can run side by side.
 
 
 @pytest.mark.lab
@@ -112,9 +111,10 @@ class TestEvidence:
         assert_clean(name, engine)
 
     @pytest.mark.parametrize("name", ["metadata-frozen", "metadata-deleted", "metadata-absent", "metadata-error"])
-    def test_metadata_that_tell_nothing_are_not_waited_for(self, name: str) -> None:
-        # Today's peers pay until DNS moves, 0.8 s later here, or a timeout of minutes. What released the callers is
-        # in the findings of each scenario, and so is when: before DNS moved, with the load of other tests allowed for.
+    def test_callers_do_not_wait_for_uninformative_metadata(self, name: str) -> None:
+        # Without bgpool, this takes until DNS moves, 0.8 s later here, or a timeout of minutes. The findings of each
+        # scenario include the evidence for the release and its time: before DNS moved, with an allowance for the load
+        # of other tests.
         scenario = find(name)
         assert scenario.evidence == ("green promoted",)
         assert loaded_s(scenario) < FAST.blue_dns_moved_s - FAST.green_promoted_s
@@ -155,7 +155,7 @@ class TestNames:
 @pytest.mark.lab
 @pytest.mark.slow
 class TestShutting:
-    """Every way of shutting blue, by every way of TLS."""
+    """Every way of shutting blue, combined with every way of TLS."""
 
     @pytest.mark.parametrize(
         ("name", "shut", "tls"),
@@ -189,7 +189,7 @@ def test_the_catalogue_is_documented() -> None:
         assert f"| `{name}` | {scenario.told} |" in text
 
 
-def test_names_are_told_where_one_is_not_known() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'rdz'.*rds, rds-replicas"):
         find("rdz")
     with pytest.raises(ValueError, match="no scenario 'target-session-attrs' for mysql"):
@@ -243,12 +243,12 @@ def test_a_good_report_has_no_findings() -> None:
     ],
     ids=str,
 )
-def test_what_is_wrong_is_found(changes: dict[str, object]) -> None:
+def test_each_defect_of_a_report_is_a_finding(changes: dict[str, object]) -> None:
     report = dataclasses.replace(good(), **changes)  # type: ignore[arg-type]  # any field of a report
     assert len(findings(Scenario("x", ""), report)) == 1
 
 
-def test_errors_that_a_scenario_excuses_are_no_finding_and_others_are() -> None:
+def test_only_errors_that_the_scenario_does_not_excuse_are_findings() -> None:
     scenario = Scenario("x", "", excused=("UniqueViolation",))
     report = dataclasses.replace(good(), errors=3, error_counts={"UniqueViolation": 3})
     assert findings(scenario, report) == []
@@ -256,7 +256,7 @@ def test_errors_that_a_scenario_excuses_are_no_finding_and_others_are() -> None:
     assert finding.startswith("1 callers saw an error")
 
 
-def test_a_rollback_that_released_or_held_on_is_found() -> None:
+def test_a_rollback_that_released_or_kept_holding_is_a_finding() -> None:
     scenario, report = Scenario("x", "", evidence=()), dataclasses.replace(good(), evidence="", release_s=None)
     assert findings(scenario, report) == []
     assert len(findings(scenario, good())) == 1
@@ -264,7 +264,7 @@ def test_a_rollback_that_released_or_held_on_is_found() -> None:
     assert len(findings(scenario, dataclasses.replace(report, resume_s=1.3))) == 1
 
 
-def test_a_black_hole_cuts_nobody() -> None:
+def test_a_black_hole_cuts_no_connections() -> None:
     pair = Mock(tls=False)
     director = Director(pair, FAST)
     hosts.black_hole_blue(Mock(pair=pair, director=director))

@@ -1,4 +1,4 @@
-"""How a switchover shuts a server of MariaDB or MySQL, in every way that the server found has."""
+"""A switchover of MariaDB or MySQL shuts a server in each way that the installed server has."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _superuser_writes(pair: Pair) -> bool:
 
 
 def _assert_shut(pair: Pair, shut: Shut) -> None:
-    """New clients are refused, or find a server that takes no writes."""
+    """Check that new clients are refused, or find a server that accepts no writes."""
     if shut not in REFUSED:
         _assert_read_only(pair)
         return

@@ -1,4 +1,4 @@
-"""Simulated switchovers keep every promise, a seed is all that a run depends on, and what is broken is found out."""
+"""Simulated switchovers keep every promise, a run depends only on its seed, and the checks detect broken code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bgpool.pools.postgres.unit import PostgresUnit
 from bgpool.pools.receipts import new_id
 from bgpool.pools.units import Outcome, Unit
 
-#: Seeds in which what is broken could matter, of which one has to show it.
+#: The number of seeds that can show a defect; at least one of them must show it.
 SEEDS_TO_FIND = 100
 FIRST_SEED = int(os.environ.get("BGPOOL_SEED", "0"))
 
@@ -40,7 +40,7 @@ def test_every_promise_is_kept(count: int) -> None:
         failovers += ended.story.startswith("failovers")
         acknowledged += ended.acknowledged
         already += ended.already
-    # A model in which nothing happens would keep every promise too.
+    # A model in which nothing happens would keep every promise, too.
     assert released > count / 3
     assert rolled_back > count / 10
     assert failovers > count / 30
@@ -51,16 +51,16 @@ def test_every_promise_is_kept(count: int) -> None:
 @pytest.mark.parametrize(
     "seed", [1475, 8782, 58270], ids=["long functions", "old blue gone, long held", "and connected to"]
 )
-def test_who_waits_with_good_reason_is_not_complained_of(seed: int) -> None:
+def test_justified_waits_are_no_violation(seed: int) -> None:
     assert simulate(seed).violations == ()
 
 
-def test_what_is_opened_by_name_when_the_timer_runs_out_is_unfit_after_a_release() -> None:
-    """In this seed a wait for green that a worker has not read of ends with the timer."""
+def test_a_connection_opened_by_name_at_the_timers_end_is_unfit_after_a_release() -> None:
+    """In this seed, a worker has not read of a wait for green, and the wait ends with the timer."""
     assert simulate(18014).violations == ()
 
 
-def test_a_seed_is_all_that_a_run_depends_on() -> None:
+def test_a_run_depends_only_on_its_seed() -> None:
     first: list[str] = []
     again: list[str] = []
     assert simulate(7, trace=first.append) == simulate(7, trace=again.append)
@@ -123,10 +123,10 @@ def absent_is_a_rollback(snapshot: Snapshot, event: Any, rules: Any) -> Snapshot
         "absent is a rollback",
     ],
 )
-def test_a_broken_core_is_found_out(
+def test_a_broken_core_is_detected(
     monkeypatch: pytest.MonkeyPatch, name: str, broken: Callable[..., Any], promise: str, first: int
 ) -> None:
-    """Within 300 seeds; it shows soon after the *first*."""
+    """The defect is detected within 300 seeds, soon after the *first*."""
     monkeypatch.setattr(machine, name, broken)
     for ended in simulate_many(300, first):
         if any(promise in violation for violation in ended.violations):
@@ -144,14 +144,14 @@ async def claimed_by_select(unit: Any, connection: Any) -> bool:
 
 
 async def trusting(trace: Any, _address: str, ask: Any, *, promoted: bool) -> Outcome:  # noqa:ARG001
-    """Takes the new primary's word, whoever it is."""
+    """Trust the status from the new primary, even if it is a logical replica with its own transaction ids."""
     (status,) = await ask(outcome._STATUS, trace.xid)
     kinds = {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED, "in progress": Outcome.PENDING}
     return kinds.get(status, Outcome.UNKNOWN)
 
 
 async def hasty(*args: Any, **kwargs: Any) -> Outcome:
-    """Takes what is under way for what has not happened."""
+    """Treat a pending transaction as not committed."""
     found = await _outcome_by(*args, **kwargs)
     return Outcome.NOT_COMMITTED if found is Outcome.PENDING else found
 
@@ -161,7 +161,7 @@ def always(*_: Any) -> bool:
 
 
 def named_anew(unit: Any) -> None:
-    """Each attempt has an id of its own."""
+    """Give each attempt its own id."""
     unit._unit = unit._id = new_id()
 
 
@@ -199,7 +199,7 @@ def claims_on(script: Script, *, mysql: bool) -> bool:
     ],
     ids=["SELECT, PostgreSQL", "SELECT, MySQL", "green's word", "no patience", "no row, no COMMIT", "a new id"],
 )
-def test_a_broken_unit_of_work_is_found_out(
+def test_a_broken_unit_of_work_is_detected(
     monkeypatch: pytest.MonkeyPatch, place: Any, name: str, broken: Any, fits: Callable[[Script], bool]
 ) -> None:
     monkeypatch.setattr(place, name, broken)
@@ -220,8 +220,8 @@ def meets_no_old_blue(script: Script) -> bool:
 
 
 @pytest.mark.once
-def test_a_caller_who_is_not_let_go_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old blue that is gone is asked until the unit's time is up."""
+def test_a_caller_that_is_never_released_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, an old blue that is gone is queried until the unit's deadline."""
     monkeypatch.setattr(unit, "OLD_BLUE_S", 60.0)
     fit = [seed for seed in range(2000) if meets_no_old_blue(script_of(seed))]
-    assert any("a caller waits for ever" in simulate(seed).violations for seed in fit[:SEEDS_TO_FIND])
+    assert any("a caller waits" in " ".join(simulate(seed).violations) for seed in fit[:SEEDS_TO_FIND])

@@ -1,4 +1,4 @@
-"""A trial on real servers finds a thread that hangs, and a worker that is gone, where nothing else is wrong."""
+"""A trial on real servers detects a hanging thread, and a missing worker, even if nothing else is wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_thread_that_hangs_is_found_in_a_rollback(monkeypatch: pytest.MonkeyPa
 @pytest.mark.full
 def test_a_worker_that_is_gone_at_the_end_is_found() -> None:
     def stage(trial: Trial) -> None:
-        # When all threads have gone on: nothing else shows it.
+        # After all threads have resumed, so that nothing else shows it.
         trial.director.add("worker gone", 2.4, lambda: os.kill(trial.crew[2].pid, signal.SIGKILL))
 
     outcome = play(replace(find("rds"), stage=stage))

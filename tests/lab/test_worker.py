@@ -1,4 +1,4 @@
-"""A worker tells of every thread that hung or died, and of its own end; without a database."""
+"""A worker reports every thread that hung or died, and its own end; no database is needed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from bgpool.lab.waiting import wait_until
 from bgpool.lab.worker import Worker
 from tests.waiting import PATIENCE_S
 
-#: The call in which the fake pool misbehaves, after some that were answered.
+#: The number of the call in which the fake pool fails, after some successful calls.
 FATAL_N = 4
 LEAVE_S = 2.0
 
 
 class FakePool:
-    """Answers every call, but for what *fate* does to those of thread 1 from FATAL_N on."""
+    """A pool that answers every call, except that it applies *fate* to the calls of thread 1 from FATAL_N on."""
 
     _receipts = None
 
@@ -66,7 +66,7 @@ Start = Callable[[Callable[[], object]], Worker]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Forks a worker of two threads on a fake pool."""
+    """Fork a worker of two threads on a fake pool."""
     jobs = worker_module._Jobs(lambda _: "10.0.0.2", "", tells_commits=True)
     monkeypatch.setitem(cast(dict[Any, Any], worker_module._JOBS), FakePool, jobs)
     monkeypatch.setattr(worker_module, "LEAVE_S", LEAVE_S)
@@ -85,7 +85,7 @@ def wait_answered(worker: Worker, thread: int, n: int) -> None:
     wait_until(lambda: len(worker.write_times()[thread]) >= n, timeout_s=PATIENCE_S, what="answers")
 
 
-def test_a_worker_that_ends_as_told_has_no_errors(start: Start) -> None:
+def test_a_worker_that_ends_on_request_has_no_errors(start: Start) -> None:
     worker = start(lambda: None)
     wait_answered(worker, 1, FATAL_N)
     worker.stop()
@@ -93,7 +93,7 @@ def test_a_worker_that_ends_as_told_has_no_errors(start: Start) -> None:
     assert (worker.errors, worker.unknown) == ([], [])
 
 
-def test_what_is_not_the_drivers_is_an_error_and_the_thread_goes_on(start: Start) -> None:
+def test_an_exception_not_from_the_driver_is_an_error_and_the_thread_continues(start: Start) -> None:
     worker = start(fail)
     wait_until(lambda: len(worker.errors) >= 3, timeout_s=PATIENCE_S, what="errors")
     worker.stop()
@@ -116,7 +116,7 @@ def test_a_thread_that_never_comes_back_is_an_error_and_an_unknown_row(
     worker.wait(PATIENCE_S)
     assert worker.errors == [f"thread 1: call {FATAL_N} never came back"]
     assert worker.unknown == [(0, 1, FATAL_N)]
-    # As long as there was anyone to wait, and the other thread's answers do not hide it.
+    # The call lasts until the worker is stopped, and the other thread's answers do not hide it.
     assert worker.longest_call_s >= stopped_s - lost_s
     assert worker.longest_gap_s(lost_s) >= stopped_s - lost_s
 
@@ -129,7 +129,7 @@ def test_the_gap_does_not_end_with_the_last_answer(start: Start) -> None:
     wait_answered(worker, 0, 50)
     running_s = worker.longest_gap_s(lost_s)
     assert worker.write_times()[0][-1] - lost_s <= running_s < 60.0
-    # After its last answer, too: a thread that had none since is not one that waits for ever.
+    # The same after the thread's last answer: a thread without any answer since then does not have an infinite gap.
     wait_answered(worker, 0, 100)
     assert running_s < worker.longest_gap_s(lost_s + 0.001) < 60.0
 

@@ -1,4 +1,4 @@
-"""The application that every server serves: a row per request. As users write it: a pool made when the module loads."""
+"""The application of every server in these tests: a row per request, with a pool made at import, as users write it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ pool = bgpool.get_pool(
     max_size=2,
 )
 
-#: For asgi() alone. In the loop's own executor, callers that are held would keep everybody else's waiting.
+#: Used only by asgi(). In the loop's own executor, held callers would delay all other callers.
 threads = ThreadPoolExecutor(8)
 
 if os.environ.get("APP_WARM_UP"):
-    # Some ask the database while they load; with a preloading server that is in the master.
+    # Some applications query the database at import. With a preloading server, this happens in the master.
     with pool.connection() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT 1")
 
@@ -37,7 +37,7 @@ def insert(connection: Any, *key: int) -> None:
 
 
 def serve(query: str) -> str:
-    """Write the row whose key is *query*; the id of the process that did it."""
+    """Write the row whose key is in *query*; return the id of the process that wrote it."""
     key = [int(value) for value in urllib.parse.parse_qs(query)["key"][0].split(".")]
     pool.run(insert, *key)
     return str(os.getpid())
@@ -51,7 +51,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iter
 
 
 async def asgi(scope: dict[str, Any], _receive: Any, send: Any) -> None:
-    """For uvicorn, with a pool that blocks: in threads for nothing else."""
+    """For uvicorn, with a blocking pool: calls run in threads that do nothing else."""
     if scope["type"] != "http":
         return
     query = scope["query_string"].decode()

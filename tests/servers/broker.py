@@ -1,4 +1,4 @@
-"""Celery's broker in the tests: files."""
+"""The Celery broker of these tests, based on files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["on_files"]
 
 
 def on_files() -> dict[str, Any]:
-    """The configuration of an application whose broker is ``filesystem://``, in the server's own directory."""
+    """Return the configuration of an application whose broker is ``filesystem://``, in the server's own directory."""
     directory = os.environ["APP_BROKER"]
     return {
         "broker_transport_options": {

@@ -14,7 +14,7 @@ PROCESSES, THREADS = 2, 2
 
 
 def work(number: int, first_slot: int) -> None:
-    """A child: two threads that write until stopped."""
+    """Run in a child: two threads write until stopped."""
     crew = [threading.Thread(target=rows.write, args=(number, first_slot + n, 1, 100_000)) for n in range(THREADS)]
     for thread in crew:
         thread.start()
@@ -23,7 +23,7 @@ def work(number: int, first_slot: int) -> None:
 
 
 def main(method: str, number: int) -> None:
-    """The parent: used the pool itself before it has children, and does so after."""
+    """Run as the parent, which uses the pool before it starts its children, and again afterwards."""
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     rows.write(number, 9998, 1, 1)
     context: Any = multiprocessing.get_context(method)

@@ -1,8 +1,8 @@
-"""``python -m tests.servers.crowd PORT NUMBER CLIENTS PINGS``: clients of a server, in a process of their own.
+"""``python -m tests.servers.crowd PORT NUMBER CLIENTS PINGS``: clients of a server, in a separate process.
 
-Each has a connection that it keeps, and asks for one thing at a time. The first *CLIENTS* write rows; the others ask
-for ``/ping``. A line on standard output says that each has been answered once. Until standard input ends; what they saw
-is then there, too, a JSON list of [client, n, began, ended, the answer or null, the error or null].
+Each client keeps one connection and sends one request at a time. The first *CLIENTS* clients write rows; the others
+request ``/ping``. The process prints a line when every client has had one answer. It runs until standard input ends.
+Then it prints its observations: a JSON list of [client, n, began, ended, the answer or null, the error or null].
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import sys
 from time import monotonic
 from typing import Final
 
-#: Between two requests of a client that writes, and of one that does not, in seconds.
+#: The pause between two requests of a client that writes, and of a client that pings, in seconds.
 PAUSE_S: Final = 0.25
 PING_PAUSE_S: Final = 0.01
-#: More than any hold.
+#: Longer than any hold.
 ANSWER_S: Final = 35.0
 
 Note = tuple[int, int, float, float, "str | None", "str | None"]
 
 
 class Client:
-    """A connection that is opened again where the server has closed it."""
+    """A connection that is reopened after the server has closed it."""
 
     def __init__(self, port: int) -> None:
         self._port: Final = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, path: str) -> str:
-        """The body of the answer.
+        """Send a request and return the body of the answer.
 
         Raises:
-            OSError, EOFError, asyncio.TimeoutError: There was none.
-            RuntimeError: Its status is not 200.
+            OSError, EOFError, asyncio.TimeoutError: No answer arrived.
+            RuntimeError: The status of the answer is not 200.
         """
         try:
             return await asyncio.wait_for(self._ask(path), ANSWER_S)
@@ -67,9 +67,9 @@ class Client:
 async def use(
     stopping: asyncio.Event, port: int, number: int, client: int, path: str, pause_s: float, notes: list[Note]
 ) -> None:
-    """Ask again and again, and end after the request at hand."""
+    """Send requests repeatedly; stop after the current request."""
     connection, n = Client(port), 0
-    # Not all of them in the same moment.
+    # Spread the start of the clients.
     await asyncio.sleep(pause_s * (client % 16) / 16)
     while not stopping.is_set():
         n += 1
@@ -84,7 +84,7 @@ async def use(
 
 
 async def main(port: int, number: int, clients: int, pings: int) -> None:
-    """Until standard input ends."""
+    """Run until standard input ends."""
     notes: list[Note] = []
     stopping = asyncio.Event()
     paths = ["/block?key={key}", "/run?key={key}"]

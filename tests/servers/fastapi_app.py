@@ -25,7 +25,7 @@ Connection = Annotated[psycopg.AsyncConnection, connection(pool)]
 
 
 async def warm_up() -> None:
-    """Ask the database while the module loads; with a preloading server that is in the master."""
+    """Query the database at import; with a preloading server, this happens in the master."""
     async with pool.connection() as conn:
         await conn.execute("SELECT 1")
 
@@ -49,19 +49,19 @@ async def insert(conn: psycopg.AsyncConnection[Any], key: str) -> None:
 
 @app.get("/run")
 async def run(key: str) -> str:
-    """A unit of work."""
+    """Write the row in a unit of work."""
     await pool.run(insert, key)
     return str(os.getpid())
 
 
 @app.get("/block")
 async def block(key: str, conn: Connection) -> str:
-    """A transaction that ends with the endpoint."""
+    """Write the row in a transaction that ends with the endpoint."""
     await insert(conn, key)
     return str(os.getpid())
 
 
 @app.get("/ping")
 async def ping() -> str:
-    """No database."""
+    """Answer without the database."""
     return str(os.getpid())

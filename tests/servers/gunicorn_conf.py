@@ -1,4 +1,4 @@
-"""``gunicorn -c python:tests.servers.gunicorn_conf``: as docs/servers.md has it."""
+"""``gunicorn -c python:tests.servers.gunicorn_conf``: the configuration from docs/servers.md."""
 
 from bgpool.integrations.gunicorn import post_worker_init
 

@@ -1,4 +1,4 @@
-"""Real servers side by side, all with the same application, through one switchover under load."""
+"""Real servers that run the same application side by side, through one switchover under load."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from bgpool.segment.reader import Reader
 
 START_S: Final = 40.0
 STOP_S: Final = 20.0
-#: How long a slow machine may take to meet its quota after the switchover.
+#: The time that a slow machine has to meet its quota after the switchover.
 QUOTA_S: Final = 40.0
-#: A task has a slot of its own, and the next but a few goes on where it ends.
+#: The number of concurrent tasks. Each task writes its own slot; a task that ends is followed by the next one.
 SLOTS: Final = 4
-#: Slots from here on are those of a parent, which writes once before its children and once after.
+#: Slots from this number on belong to a parent, which writes once before its children and once after them.
 PARENTS_SLOTS: Final = 9998
 ROOT: Final = Path(__file__).parents[2]
 
@@ -59,34 +59,34 @@ HEALTHY: Final = Scenario("healthy", SCHEDULE)
 
 @dataclass(frozen=True)
 class Quota:
-    """What a server must have done for a switchover to say something about it.
+    """The minimum of work that a server must do for a switchover to be meaningful.
 
-    How fast a server replaces its workers is its own affair, so the load goes on until this is done.
+    Servers replace their workers at different speeds, so the load continues until this minimum is reached.
 
     Attributes:
-        rows: At least this many are acknowledged.
-        processes: At least this many wrote them.
+        rows: The minimum of acknowledged rows.
+        processes: The minimum of processes that wrote them.
     """
 
     rows: int = 0
     processes: int = 0
 
     def is_met(self, load: Load) -> bool:
-        """Whether a server did as much."""
+        """Return whether *load* reaches the minimum."""
         return len(load.acknowledged) >= self.rows and len(load.pids) >= self.processes
 
 
 @dataclass
 class Load:
-    """What the clients of one server saw.
+    """The observations of one server's clients.
 
     Attributes:
-        acknowledged, unknown: Keys whose request was answered with 200, and those that got no such answer.
-        errors: The answers that were none.
-        times: When each client's requests were answered, on the monotonic clock.
-        attempts: Every request of each client over HTTP that came to an end.
+        acknowledged, unknown: Keys whose request was answered with 200, and keys without such an answer.
+        errors: The errors of requests without such an answer.
+        times: The times of each client's answers, on the monotonic clock.
+        attempts: Every completed HTTP request of each client.
         pids: The server's processes that answered.
-        longest_s: The longest request.
+        longest_s: The duration of the longest request.
     """
 
     acknowledged: list[Key] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Load:
     longest_s: float = 0.0
 
     def gap_s(self, since_s: float) -> float:
-        """The longest time after *since_s* that a client was without an answer."""
+        """Return the longest time after *since_s* that a client was without an answer."""
         gaps = [0.0]
         for times in self.times.values():
             later = [since_s, *(at for at in times if at > since_s)]
@@ -106,7 +106,7 @@ class Load:
         return max(gaps)
 
     def resumed_s(self, since_s: float) -> float:
-        """From *since_s* to the first answer of the last client."""
+        """Return the time from *since_s* to the first answer of the last client."""
         return max(min((at for at in times if at > since_s), default=float("inf")) for times in self.times.values()) - (
             since_s
         )
@@ -116,13 +116,13 @@ NO_QUOTA: Final = Quota()
 
 
 class Server:
-    """A server in a process group of its own.
+    """A server in its own process group.
 
     Attributes:
-        load: What its clients saw, or what it noted itself.
-        quota: What it has to do before the load ends.
-        output: Everything that it wrote, once it has ended.
-        exit_status: Of a server that ended when it was told to; None if it had to be killed.
+        load: The observations of its clients, or its own notes.
+        quota: The work that it must do before the load ends.
+        output: Its complete output, once it has ended.
+        exit_status: The exit status of a server that ended by itself after its stop signal; None if it was killed.
     """
 
     def __init__(self, number: int, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
@@ -152,25 +152,25 @@ class Server:
         raise NotImplementedError
 
     def begin_load(self, clients: int) -> None:
-        """Have rows written by *clients* clients, each one request at a time."""
+        """Start *clients* clients that write rows, each one request at a time."""
 
     def wait_loaded(self) -> None:
-        """Wait until the load has begun, where that takes time."""
+        """Wait until the load has begun, for servers where that takes time."""
 
     def end_load(self) -> None:
-        """No more rows."""
+        """Stop the writing of rows."""
 
     def load_so_far(self) -> Load:
-        """What is known of its load while it runs."""
+        """Return the load as known while it runs."""
         return self.load
 
     def tell_to_stop(self) -> None:
-        """As an operator does."""
+        """Stop the server in the operator's way."""
         if self.process.poll() is None:
             self.process.terminate()
 
     def stop(self) -> None:
-        """Wait for its end; kill what is left of it."""
+        """Wait for its end; kill its remaining processes."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.exit_status = self.process.wait(STOP_S)
         with contextlib.suppress(ProcessLookupError):
@@ -180,13 +180,13 @@ class Server:
 
 
 class WebServer(Server):
-    """A server that is asked for rows over HTTP."""
+    """A server that receives HTTP requests for rows."""
 
     _stopping: threading.Event
     _clients: list[threading.Thread]
 
     def path_of(self, _key: Key) -> str:
-        """What is asked for a row."""
+        """Return the path of the request for a row."""
         return "/"
 
     def begin_load(self, clients: int) -> None:
@@ -199,11 +199,11 @@ class WebServer(Server):
             thread.start()
 
     def end_load(self) -> None:
-        """Stop the clients after the request at hand."""
+        """Stop the clients after their current requests."""
         self._stopping.set()
         for thread in self._clients:
             thread.join(40.0)
-            assert not thread.is_alive(), f"a client of {self.name} waits for ever: {self._log.read_text()}"
+            assert not thread.is_alive(), f"a client of {self.name} still waits: {self._log.read_text()}"
 
     def _is_serving(self) -> bool:
         try:
@@ -244,11 +244,11 @@ class WebServer(Server):
 
 
 class AsyncServer(WebServer):
-    """A server that a crowd in a process of its own asks for units of work, plain blocks, and ``/ping``: see crowd.py.
+    """A server whose clients, in a separate process, request units of work, plain blocks and ``/ping``: see crowd.py.
 
     Attributes:
-        pings: When each request that needs no database began, and when it was answered, on the monotonic clock.
-        unanswered: The errors of those that were not.
+        pings: The times when each request without database began and was answered, on the monotonic clock.
+        unanswered: The errors of such requests without an answer.
     """
 
     PINGS: Final = 2
@@ -259,22 +259,22 @@ class AsyncServer(WebServer):
 
     @staticmethod
     def is_unit(key: Key) -> bool:
-        """Whether a row is written in a unit of work."""
+        """Return whether a row is written in a unit of work."""
         return key[1] % 2 == 1
 
     @property
     def workers(self) -> int:
-        """How many processes the command starts."""
+        """The number of processes that the command starts."""
         words = self.process.args
         assert isinstance(words, list)
         return next((int(words[words.index(flag) + 1]) for flag in ("-w", "--workers") if flag in words), 1)
 
     def path_of(self, key: Key) -> str:
-        """As WebServer says; before the crowd comes."""
+        """See WebServer; used before the clients start."""
         return "/ping" if key[2] else "/run"
 
     def _is_serving(self) -> bool:
-        """Once each worker has answered: one that comes late would find all clients at the others."""
+        """Wait for the server and then for each worker: a worker that starts late would get no clients."""
         if not super()._is_serving():
             return False
         deadline = time.monotonic() + START_S
@@ -285,7 +285,7 @@ class AsyncServer(WebServer):
         return True
 
     def begin_load(self, clients: int) -> None:
-        """Start the crowd."""
+        """Start the process of the clients."""
         self._count = clients
         words = map(str, (self.port, self.number, clients, self.PINGS))
         command = [sys.executable, "-m", "tests.servers.crowd", *words]
@@ -293,12 +293,12 @@ class AsyncServer(WebServer):
         self._app_processes = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
     def wait_loaded(self) -> None:
-        """Wait until each of the crowd was answered once."""
+        """Wait until each client has had an answer."""
         assert self._app_processes.stdout is not None
         assert self._app_processes.stdout.readline() == "begun\n"
 
     def end_load(self) -> None:
-        """Send it home, and read what it saw."""
+        """Stop the clients and read their observations."""
         load, self.pings, self.unanswered = self.load, [], []
         try:
             notes = json.loads(self._app_processes.communicate(timeout=40.0)[0])
@@ -322,7 +322,7 @@ class AsyncServer(WebServer):
                 load.errors.append(f"{key}: {error}")
 
     def ping_ms(self, since_s: float, until_s: float) -> float:
-        """The p99 of the pings that were answered in that time, in milliseconds."""
+        """Return the p99 of the pings that were answered in that time, in milliseconds."""
         taken = sorted(ended_s - began_s for began_s, ended_s in self.pings if since_s <= ended_s <= until_s)
         return 1000 * taken[int(0.99 * len(taken))]
 
@@ -335,12 +335,12 @@ class Batch(Server):
         super().__init__(number, name, command, environment, log)
 
     def begin_load(self, clients: int) -> None:
-        """Have it go on: it writes a few rows before, which show that it serves."""
-        del clients  # its command says how many it has
+        """Continue the writing. A few rows are written earlier, to show that the server works."""
+        del clients  # its command contains their number
         (self.notes / "begin").touch()
 
     def end_load(self) -> None:
-        """Have it write no more."""
+        """Stop the writing of rows."""
         (self.notes / "stop").touch()
 
     def stop(self) -> None:
@@ -349,11 +349,11 @@ class Batch(Server):
         self.load = self.load_so_far()
 
     def load_so_far(self) -> Load:
-        """By its notes."""
+        """Return the load according to the notes."""
         load = Load()
         for path in self.notes.glob(f"{self.number}.*"):
             slot = int(path.suffix[1:])
-            # Without the line that is being written.
+            # The last line may still be incomplete.
             for line in path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines():
                 mark, *rest = line.split(" ", 2)
                 if mark == "!":
@@ -373,19 +373,20 @@ class Batch(Server):
 
 
 class Script(Batch):
-    """A batch that ends by itself once it has written its rows: a signal would only cut it short."""
+    """A batch that ends by itself once it has written its rows. A signal would only interrupt it."""
 
     def tell_to_stop(self) -> None:
-        """It was told by end_load()."""
+        """Do nothing: end_load() has already stopped it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a switchover came to.
+    """The result of a switchover.
 
     Attributes:
-        cut_s: When the servers had cut their clients; writable_s: when the next primary let clients in.
-        strayed: Connections that were left at the end to the side that is not the primary.
+        cut_s: The time when the servers had cut their clients.
+        writable_s: The time when the next primary admitted clients.
+        strayed: The number of connections at the end to the side that is not the primary.
     """
 
     servers: Mapping[str, Server]
@@ -401,16 +402,16 @@ class Result:
 
     @property
     def down_s(self) -> float:
-        """How long no server took a write."""
+        """The time for which no server accepted a write."""
         return self.outage.down_s
 
     def excess_s(self, name: str) -> float:
-        """What the clients of a server missed beyond what the database did."""
+        """Return the longest gap of the server's clients beyond the downtime of the database."""
         return self.servers[name].load.gap_s(self.began_s) - self.down_s
 
 
 class Stage:
-    """A pair, its run directory, and the servers on it; all gone afterwards."""
+    """A pair, its run directory, and the servers on it; all are removed at the end."""
 
     def __init__(self, engine: Engine = Engine.POSTGRESQL) -> None:
         self._engine: Final = engine
@@ -433,7 +434,7 @@ class Stage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the application."""
+        """Return the environment of the application."""
         return {
             **os.environ,
             "APP_DSN": self.pair.dsn,
@@ -455,14 +456,15 @@ class Stage:
         """Start a server; ``{port}``, ``{bin}`` and ``{number}`` in *command* are filled in.
 
         Args:
-            quota: What it has to do before the load ends.
+            quota: The work that it must do before the load ends.
             before: A Python statement to be executed first, in the same environment, with ``{number}`` filled in.
         """
         number = len(self.servers) + 1
         notes, runtime = (self.directory / f"{number}.{what}" for what in ("notes", "runtime"))
         notes.mkdir()
         runtime.mkdir()
-        # For the control socket of a gunicorn; the home directory, where it would be, has room for one alone.
+        # For gunicorn's control socket, which would otherwise be in the home directory, where only one gunicorn can
+        # have it.
         own = {"APP_NOTES": str(notes), "APP_BROKER": str(notes), "XDG_RUNTIME_DIR": str(runtime)}
         all_of_it = {**self.environment, **own, **environment}
         if before:
@@ -480,11 +482,11 @@ class Stage:
         monitored: bool = True,
         on_event: Sequence[Callable[[Event], None]] = (),
     ) -> Result:
-        """Load on all servers, a switchover, an end, and the verdict.
+        """Run load on all servers, a switchover and the end of the servers; return the result.
 
         Args:
-            monitored: False where no server has bgpool.
-            on_event: Called with each step that was done, in the director's thread.
+            monitored: False if no server uses bgpool.
+            on_event: Called with each completed step, in the director's thread.
         """
         for server in self.servers.values():
             server.wait_serving()
@@ -527,7 +529,7 @@ class Stage:
         )
 
     def stop(self) -> None:
-        """End all servers, side by side."""
+        """Stop all servers, concurrently."""
         for server in self.servers.values():
             server.tell_to_stop()
         for server in self.servers.values():
@@ -535,7 +537,7 @@ class Stage:
 
     @contextlib.contextmanager
     def loaded(self, clients: int) -> Iterator[None]:
-        """Clients at work on every server."""
+        """Run clients on every server."""
         for server in self.servers.values():
             server.begin_load(clients)
         try:
@@ -547,20 +549,20 @@ class Stage:
                 server.end_load()
 
     def _wait_quotas_met(self) -> None:
-        """Go on until each server met its quota, or the time is up: the tests say what is missing."""
+        """Continue until each server has met its quota, or the time is up; the tests report the missing work."""
         deadline = time.monotonic() + QUOTA_S
         for server in self.servers.values():
             while not server.quota.is_met(server.load_so_far()) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
     def _wait_connected(self) -> None:
-        """Wait until the monitor is connected to both sides: on a busy machine it may just be connecting again."""
+        """Wait until the monitor is connected to both sides: on a busy machine it may be reconnecting."""
         deadline = time.monotonic() + START_S
         while self.pair.monitoring_connections() < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def wait_ready(self) -> None:
-        """Wait until the monitor says that the switchover may begin."""
+        """Wait until the monitor reports that the switchover may begin."""
         deadline = time.monotonic() + START_S
         while not ((snapshot := Reader(self.files).refresh().snapshot) and snapshot.ready):
             assert time.monotonic() < deadline, f"not ready: {snapshot}"
@@ -568,14 +570,14 @@ class Stage:
 
 
 def remove(directory: Path) -> None:
-    """Remove *directory*, into which a monitor may write until it has noticed that nobody needs it any more."""
+    """Remove *directory*. The monitor may write into it until it has noticed that no process needs it any longer."""
     deadline = time.monotonic() + 10
     while directory.exists():
         shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a port of 127.0.0.1 on which no process listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The application with the hook of uWSGI."""
+"""The application with bgpool's hook for uWSGI."""
 
 from __future__ import annotations
 

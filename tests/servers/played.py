@@ -1,4 +1,4 @@
-"""What a switchover came to for the clients of one server, as the benchmarks judge it."""
+"""The effects of a switchover on the clients of one server, measured like in the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Played", "part"]
 
 @dataclass(frozen=True)
 class Played:
-    """What a switchover came to for one application."""
+    """The effects of a switchover on one application."""
 
     result: Result
     load: Load
@@ -22,19 +22,19 @@ class Played:
 
     @property
     def in_flight(self) -> int:
-        """Clients with a request under way when the database went down."""
+        """The number of clients with a request in progress when the database went down."""
         attempts = self.load.attempts.values()
         return gaps.in_flight(attempts, self.result.outage.last_write_s, self.result.cut_s)
 
     @property
     def late(self) -> list[float]:
-        """How long after the cut each request began that failed and had not been under way."""
+        """The start of each failed request that was not yet in progress at the cut, in seconds after the cut."""
         failed = [each for attempts in self.load.attempts.values() for each in attempts if not each.ok]
         return [each.began_s - self.result.cut_s for each in failed if each.began_s > self.result.cut_s]
 
     @property
     def excess_s(self) -> float | None:
-        """How much longer than the database itself the last client was without an answer; None if one still is."""
+        """The longest time without an answer, less the database's downtime; None if a client has no answer yet."""
         back_s = self.result.outage.next_write_s
         longest_s = gaps.most_s(
             [
@@ -52,7 +52,7 @@ class Played:
 
 
 def part(result: Result, name: str, is_mine: Callable[[Key], bool]) -> Played:
-    """What it came to for the clients of a server whose keys *is_mine* picks."""
+    """Return the effects on those clients of a server whose keys *is_mine* selects."""
     server = result.servers[name]
     load = server.load
     mine = Load(

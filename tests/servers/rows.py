@@ -1,4 +1,4 @@
-"""Rows that are written without a request: by tasks and child processes, which note in a file what was acknowledged."""
+"""Rows written without a request, by tasks and child processes, which note acknowledged rows in a file."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-#: The tasks of the slots below do not wait for the load.
+#: Tasks of slots below this number do not wait for the load.
 FREE_SLOTS: Final = 4
 
 
 def directory() -> Path:
-    """Where notes are kept, and the file ``stop`` that ends the writing."""
+    """Return the directory of the notes and of the file ``stop``, which ends the writing."""
     return Path(os.environ["APP_NOTES"])
 
 
 def is_stopped() -> bool:
-    """Whether no more rows are to be written."""
+    """Return whether the writing has been stopped."""
     return (directory() / "stop").exists()
 
 
 def wait_begun(slot: int) -> None:
-    """Return once the load has begun, or at once for one of the first slots, which show that the worker serves.
+    """Wait until the load has begun; return at once for one of the first slots, which show that the worker serves.
 
-    Tasks are sent before the worker starts: on a busy machine, where the servers take long to start, they would all be
-    done before the switchover.
+    Tasks are sent before the worker starts. Without this wait, all tasks would be done before the switchover on a busy
+    machine, where servers start slowly.
     """
     while slot >= FREE_SLOTS and not is_stopped() and not (directory() / "begin").exists():
         time.sleep(0.02)
@@ -40,7 +40,7 @@ def write(number: int, slot: int, first: int, count: int) -> None:
 
 
 def write_with(insert: Callable[[int, int, int], None], number: int, slot: int, first: int, count: int) -> None:
-    """The same with *insert*, which writes one row."""
+    """Like write(), with *insert* to write one row."""
     with (directory() / f"{number}.{slot}").open("a", buffering=1, encoding="utf-8") as notes:
         for n in range(first, first + count):
             if is_stopped():

@@ -18,7 +18,8 @@ celery = Celery("tasks", broker="filesystem://")
 celery.conf.update(on_files())
 
 ROWS = 5
-#: More than any worker gets done in a switchover. All are sent before: the broker is not made for busy threads.
+#: More tasks than any worker completes in a switchover. All are sent in advance: the broker is not made for busy
+#: threads.
 TASKS = 300
 pool = application.pool
 

@@ -1,7 +1,7 @@
-"""FastAPI on an AsyncPool, under the servers that people run, through switchovers: who fails, and who is kept waiting.
+"""FastAPI on an AsyncPool, under widely used servers, through switchovers: the requests that fail and those that wait.
 
-Half of the 64 clients ask for a unit of work, the others for a plain block. Beside them some ask for an endpoint that
-needs no database, which must go on answering.
+Half of the 64 clients request a unit of work, the others a plain block. In addition, some clients request an endpoint
+that needs no database, which must keep answering.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.servers.played import part
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 CLIENTS = 64
-#: What a switchover may add to the down time, in seconds; and what other tests on the same cores may add to that.
+#: The time that a switchover may add to the downtime, and that other tests on the same cores may add, in seconds.
 EXCESS_S, LOAD_S = 0.15, 0.85
-#: The monitor's questions of a switchover follow each other in this time.
+#: The maximum interval between two queries of the monitor during a switchover, in seconds.
 NOTICE_S = 0.1
 #: The same for the 99th percentile of the answers that need no database, in milliseconds.
 PING_MS, PING_LOAD_MS = 10.0, 490.0
@@ -66,7 +66,7 @@ def play(scenario: Scenario, *names: str, clients: int = CLIENTS) -> Result:
 
 
 def told(result: Result, name: str) -> str:
-    """All that is judged of one server, in one line."""
+    """Return everything that is judged of one server, in one line."""
     server = result.servers[name]
     assert isinstance(server, AsyncServer)
     units, blocks = part(result, name, server.is_unit), part(result, name, lambda key: not server.is_unit(key))
@@ -80,7 +80,7 @@ def told(result: Result, name: str) -> str:
 
 
 def pings_ms(result: Result, server: AsyncServer) -> tuple[float, float]:
-    """The p99 of two seconds before the outage, and while it lasted."""
+    """Return the p99 of the two seconds before the outage, and of the outage."""
     down_s, up_s = result.outage.last_write_s, result.outage.next_write_s
     return server.ping_ms(down_s - 2.0, down_s), server.ping_ms(down_s, up_s)
 
@@ -92,7 +92,7 @@ def assert_good(result: Result, name: str) -> None:
     before_ms, held_ms = pings_ms(result, server)
     print(told(result, name))
     assert units.load.errors == [], told(result, name)
-    # Of a server that falls silent nobody hears before the next question.
+    # The monitor detects a server that has stopped answering only with its next query.
     unwarned = sum(late_s < NOTICE_S for late_s in blocks.late)
     assert len(blocks.load.errors) <= blocks.in_flight + unwarned, told(result, name)
     for played in (units, blocks):
@@ -104,9 +104,9 @@ def assert_good(result: Result, name: str) -> None:
     assert result.verdict.clean, result.verdict
     assert result.strayed == 0
     assert result.connections == 2
-    # uvicorn ends by the signal that told it to.
+    # uvicorn ends by the signal that stops it.
     assert server.exit_status in (0, -signal.SIGTERM), f"{name} did not end in time: {server.output}"
-    # A block that was cut has its traceback in the server's log.
+    # The server's log contains the traceback of each block that was cut.
     said = r"Task .* destroyed|never awaited|couldn't stop|error connecting in '.*': $"
     assert not re.search(said, server.output, re.MULTILINE), server.output
 
@@ -138,17 +138,17 @@ ENDING = {
 
 
 class Asked(AsyncServer):
-    """Asked for one thing at a time."""
+    """A server that receives one kind of request at a time."""
 
     path = "/ping"
 
     def path_of(self, _key: Key) -> str:
-        """As WebServer says."""
+        """See WebServer."""
         return self.path
 
 
 @pytest.mark.parametrize("name", ENDING)
-def test_a_server_ends_in_time_though_a_request_is_held(name: str, tmp_path: Path) -> None:
+def test_a_server_with_a_held_request_ends_in_time(name: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     own = {"APP_DSN": "postgresql://app@127.0.0.1/app", "APP_RESOLVER": "system", "BGPOOL_RUN_DIR": str(run_dir)}
     with deployment(run_dir, bg_id="servers") as switchover:

@@ -1,4 +1,4 @@
-"""The optional hooks: workers have their connections before they are asked for anything."""
+"""The optional hooks: workers open their connections before their first request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    """One pair for all; a test ends its server."""
+    """One pair for all tests; a test ends its server."""
     with Stage() as stage:
         yield stage
 
 
 def assert_connected(stage: Stage, server: Server, processes: int, busy_limit_ms: int) -> None:
-    """*processes* workers have connections, which nobody has asked for; they know their server's time limit."""
+    """Check that *processes* workers have connections without any request, and know their server's time limit."""
     deadline = time.monotonic() + START_S
     while sum(row.usage.idle > 0 for row in workers(stage.files)) < processes:
         assert server.process.poll() is None, server.name
@@ -37,7 +37,7 @@ def assert_connected(stage: Stage, server: Server, processes: int, busy_limit_ms
 
 
 @pytest.mark.parametrize("preload", [[], pytest.param(["--preload"], marks=pytest.mark.full)], ids=["", "preloaded"])
-def test_gunicorn(stage: Stage, preload: list[str], tmp_path: Path) -> None:
+def test_gunicorn_workers_start_connected(stage: Stage, preload: list[str], tmp_path: Path) -> None:
     configuration = tmp_path / "gunicorn.conf.py"
     configuration.write_text("from bgpool.integrations.gunicorn import post_worker_init\n")
     command = ["{bin}/gunicorn", "-c", str(configuration), "-b", "127.0.0.1:{port}", "-w", "2", *preload]
@@ -47,7 +47,7 @@ def test_gunicorn(stage: Stage, preload: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lazy", [[], pytest.param(["--lazy-apps"], marks=pytest.mark.full)], ids=["", "lazy"])
-def test_uwsgi(stage: Stage, lazy: list[str]) -> None:
+def test_uwsgi_workers_start_connected(stage: Stage, lazy: list[str]) -> None:
     command = ["{bin}/uwsgi", "--http-socket", "127.0.0.1:{port}", "--master", "--die-on-term", "--processes", "2"]
     command += ["--harakiri", "40"]
     module = ["--enable-threads", "--need-app", "--module", "tests.servers.hooks:wsgi"]
@@ -55,6 +55,6 @@ def test_uwsgi(stage: Stage, lazy: list[str]) -> None:
 
 
 @pytest.mark.full
-def test_celery(stage: Stage) -> None:
+def test_celery_workers_start_connected(stage: Stage) -> None:
     command = ["{bin}/celery", "-A", "tests.servers.tasks:celery", "worker", "-c", "2", "--without-gossip"]
     assert_connected(stage, stage.serve("celery", command, Batch, {"APP_HOOK": "1"}), 2, 0)

@@ -1,4 +1,4 @@
-"""Servers with MySQL pools: what a fork inherits, and which threads there are, is another driver's affair."""
+"""Servers with MySQL pools. The inheritance by forks and the set of threads differ from those of the other driver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""bgpool under the servers that people run: no hook, no row lost, no caller in the dark, and one monitor for all.
+"""bgpool under widely used servers: without hooks, no row is lost, and one monitor serves all workers.
 
-Those that are always run go through one switchover together. The full run takes the others, each of them a variant of
-one of those, through switchovers of their own.
+The servers of the quick run go through one switchover together. The full run takes the other servers, each of them a
+variant of one of those, through separate switchovers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GUNICORN = {
     "gthread, preloaded": [*_GUNICORN, "-k", "gthread", "--threads", "2", "--preload", "tests.servers.app:wsgi"],
     "gevent": [*_GUNICORN, "-k", "gevent", "tests.servers.app:wsgi"],
     "gevent, preloaded": [*_GUNICORN, "-k", "gevent", "--preload", "tests.servers.app:wsgi"],
-    # Each worker is replaced after a dozen requests: none lives through more than a part of the switchover.
+    # Each worker is replaced after a dozen requests: no worker lives through more than a part of the switchover.
     "sync, recycled": [
         *_GUNICORN,
         "--preload",
@@ -46,12 +46,12 @@ UWSGI = {
     "threads, lazy": [*_UWSGI, "--enable-threads", "--lazy-apps"],
     "no threads": _UWSGI,
     "no threads, lazy": [*_UWSGI, "--lazy-apps"],
-    # Whoever has threads in the master needs Python's fork hooks, see docs/servers.md.
+    # A server with threads in the master needs Python's fork hooks, see docs/servers.md.
     "threads, warm master": [*_UWSGI, "--enable-threads", "--py-call-uwsgi-fork-hooks"],
     "no threads, warm master": [*_UWSGI, "--py-call-osafterfork"],
 }
 WEB = {**GUNICORN, **UWSGI}
-#: Ask the database while they load: with a preloading server the master has connections, threads and a watcher.
+#: These query the database at import. With a preloading server, the master has connections, threads and a watcher.
 WARM = ("sync, preloaded", "gthread, preloaded", "threads, warm master", "no threads, warm master")
 
 _CELERY = [
@@ -73,11 +73,11 @@ BATCHES: Mapping[str, tuple[list[str], type[Batch]]] = {
     **{name: (command, Batch) for name, command in CELERY.items()},
     **{name: (command, Script) for name, command in CHILDREN.items()},
 }
-# All tasks before the worker starts: it would read files that are being written.
+# All tasks are sent before the worker starts, because it would otherwise read files that are being written.
 SEND = "from tests.servers import tasks; tasks.send({number})"
 
-#: Always run: each way in which a server makes its processes, its threads or greenlets, and ends them. Celery's
-#: prefork with children that stay, and gthread, are always run in the tests of the frameworks.
+#: The quick run: each way in which a server creates its processes, threads or greenlets, and ends them. The quick tests
+#: of the frameworks cover Celery's prefork with permanent children, and gthread.
 QUICK_WEB = (
     "sync", "gthread, preloaded", "gevent, preloaded", "sync, recycled", "uvicorn",
     "threads", "no threads", "threads, warm master",
@@ -85,7 +85,7 @@ QUICK_WEB = (
 QUICK_BATCHES = ("prefork, recycled", "fork", "forkserver")
 
 
-#: What each server does before the load ends.
+#: The work that each server does before the load ends.
 QUOTAS: Mapping[str, Quota] = {
     **dict.fromkeys(WEB, Quota(rows=100, processes=2)),
     "sync, recycled": Quota(rows=30, processes=4),
@@ -95,7 +95,7 @@ QUOTAS: Mapping[str, Quota] = {
     # The parent writes, too.
     **dict.fromkeys(CHILDREN, Quota(rows=100, processes=3)),
 }
-#: gunicorn and Celery take most of a second to replace a worker.
+#: The time that gunicorn and Celery take to replace a worker: most of a second.
 RECYCLED_S = 1.0
 
 
@@ -104,15 +104,15 @@ def assert_good(result: Result, name: str) -> None:
     assert server.load.errors == [], server.output
     load = server.load
     assert server.quota.is_met(load), f"{server.quota}: {len(load.acknowledged)} by {load.pids}\n{server.output}"
-    # What a loaded CI machine keeps; docs/servers.md has what was measured.
+    # The bound for a loaded CI machine; docs/servers.md has the measured values.
     assert result.excess_s(name) < 4.0 + ("recycled" in name) * RECYCLED_S
     assert server.exit_status == 0, f"{name} did not end in time: {server.output}"
-    # With uvloop, which uvicorn takes where it is installed, the listener is closed when gunicorn comes to close it.
+    # With uvloop, which uvicorn uses if it is installed, the listener is already closed when gunicorn closes it.
     assert not re.search(r"Traceback|Error(?! while closing socket)|couldn't stop", server.output), server.output
 
 
 def assert_one_monitor_for_all(result: Result, gone: tuple[str, ...] = ()) -> None:
-    """*gone* are servers whose workers come and go."""
+    """Check that one monitor serves all workers; workers of the servers in *gone* may exit at any time."""
     assert result.verdict.clean, result.verdict
     assert result.connections == 2
     assert len({row.pid for row in result.rows}) == len(result.rows)
@@ -120,12 +120,12 @@ def assert_one_monitor_for_all(result: Result, gone: tuple[str, ...] = ()) -> No
     served = {name: server.load.pids for name, server in result.servers.items() if name not in gone}
     assert all(pids <= there for pids in served.values())
     assert result.snapshot is not None
-    # Whoever has just come has not acted on anything yet.
+    # A worker that has just started may not have acted on any change.
     assert all(row.usage.sequence > 0 for row in result.rows if str(row.pid) in set().union(*served.values()))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each server of the class."""
+    """Create a test for each server of the class."""
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", metafunc.cls.names)
 
