@@ -12,10 +12,10 @@ __all__ = ["DatabaseWrapper"]
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's, but the host's name is looked up anew at each connect, as by the system's without a cache."""
+    """Django's wrapper, which resolves the host's name again at each connect, like a resolver without a cache."""
 
     def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, with an address."""
+        """Return the parameters of Django's wrapper, with an address in place of the name."""
         params: dict[str, Any] = super().get_connection_params()
         resolver = params.pop("resolver", None)
         if resolver is not None:
