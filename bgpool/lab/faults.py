@@ -1,4 +1,4 @@
-"""What goes wrong with metadata and COMMITs: for a scenario to add to the director's steps."""
+"""Faults of metadata and COMMITs, which a scenario adds to the director's steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def freeze_metadata(director: Director) -> None:
-    """As seen on RDS for PostgreSQL: green's rows are deleted, and blue's are never updated again.
+    """Delete green's rows and never update blue's again, like a fault of RDS for PostgreSQL.
 
     The director's steps that would update them must be dropped.
     """
@@ -37,24 +37,24 @@ def freeze_metadata(director: Director) -> None:
 
 
 def delete_metadata(director: Director) -> None:
-    """An empty table on every server."""
+    """Empty the table on every server."""
     director.empty()
 
 
 def break_metadata(director: Director) -> None:
-    """The question for the status fails on every server."""
+    """Make the query for the status fail on every server."""
     for server in director.pair.servers:
         metadata.publish_broken(server)
 
 
 def drop_metadata(pair: Pair) -> None:
-    """What tells the status, a function or a table, is no more, on any server."""
+    """Drop the source of the status, a function or a table, on every server."""
     for server in pair.servers:
         server.drop_metadata()
 
 
 def lock_out_monitor(pair: Pair, colour: str) -> None:
-    """The servers of *colour* let the role `MONITOR_ROLE` in no more."""
+    """Reject the role `MONITOR_ROLE` on the servers of *colour* from now on."""
     for server in pair.side(colour):
         server.lock_out(MONITOR_ROLE)
 
@@ -67,12 +67,12 @@ def publish_version(director: Director, status: str, version: str) -> None:
 
 
 def delay_answers(server: Server) -> None:
-    """Every COMMIT on *server* (PostgreSQL) is done, and is not answered: it waits for a standby that there is not."""
+    """Leave every COMMIT on *server* (PostgreSQL) done but unanswered: it waits for a standby that does not exist."""
     _postgres(server).set_standby("nobody")
 
 
 def answer_at_once(server: Server) -> None:
-    """The opposite of `delay_answers`."""
+    """Undo `delay_answers`."""
     _postgres(server).set_standby("")
 
 
@@ -80,9 +80,9 @@ SLOW_FILE: Final = "bgpool_slow_commits"
 
 
 def prepare_slow_commits(pair: Pair, commit_s: float) -> None:
-    """A COMMIT of rows of the ledger can be made to take *commit_s* seconds before it commits (PostgreSQL).
+    """Prepare COMMITs of rows of the ledger that take *commit_s* seconds before they commit (PostgreSQL).
 
-    A deferred trigger sleeps where a file says so, which each server has for itself.
+    A deferred trigger sleeps if a file, which each server has for itself, requests it.
     """
     pair.define(
         f"""
@@ -97,12 +97,12 @@ def prepare_slow_commits(pair: Pair, commit_s: float) -> None:
 
 
 def commit_slowly(server: Server) -> None:
-    """COMMITs on *server* take as long as was prepared, from now on."""
+    """Make COMMITs on *server* take the prepared time from now on."""
     server.write_file(SLOW_FILE, "")
 
 
 def commit_at_once(server: Server) -> None:
-    """The opposite of `commit_slowly`."""
+    """Undo `commit_slowly`."""
     (server.data_dir / SLOW_FILE).unlink(missing_ok=True)
 
 

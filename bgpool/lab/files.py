@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str, *, mode: int, prepare: Callable[[Path], None] | None = None) -> None:
-    """Write *text* beside *path* and rename it there: a reader gets the old text or the new, never a part.
+    """Write *text* next to *path* and rename it there: a reader gets the old text or the new, never a part.
 
     Args:
         path: The file; its directory must be writable.
-        text: What it shall hold, written as UTF-8.
-        mode: Permission bits, whatever the umask says.
-        prepare: Called with the temporary file before it is renamed, to change its owner for instance.
+        text: Its new content, written as UTF-8.
+        mode: The permission bits, whatever the umask is.
+        prepare: A callable that receives the temporary file before it is renamed, to change its owner for instance.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)

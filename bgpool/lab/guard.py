@@ -28,7 +28,7 @@ class Guard:
     def __init__(self, parent: Path | None = None) -> None:
         """Make the directories below *parent*, by default the system's place for temporary files.
 
-        Sockets get a directory of their own in /tmp when *parent*'s path is too long for them.
+        Sockets get a directory of their own in /tmp if *parent*'s path is too long for them.
         """
         self._owner_pid = os.getpid()
         self.base = self._make(parent)
@@ -49,7 +49,7 @@ class Guard:
         return os.getpid() == self._owner_pid
 
     def close(self) -> None:
-        """End what still runs below the directories, remove them, and end the watchdog; idempotent."""
+        """Kill the remaining processes below the directories, remove these, and end the watchdog; idempotent."""
         if not self.is_owner:
             return
         if self._watchdog.stdin is not None:
@@ -79,7 +79,7 @@ class Guard:
     @staticmethod
     def _make(parent: Path | None) -> Path:
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
-        path.chmod(0o711)  # the servers' account passes through; what is inside has modes of its own
+        path.chmod(0o711)  # the servers' account passes through; the contents have modes of their own
         return path
 
     def _remove(self) -> None:

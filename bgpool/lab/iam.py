@@ -1,7 +1,8 @@
-"""What stands for IAM: tokens that are good for one host name, and who is asked about them.
+"""A replacement for IAM: tokens that are valid for one host name, and the service that checks them.
 
-RDS hands a token, which a client sends as its password over TLS, to a PAM module. PostgreSQL in the lab asks by
-RADIUS, which it has built in, and for MariaDB and MySQL the relay in front of it asks; clients see no difference.
+RDS passes a token, which a client sends as its password over TLS, to a PAM module. PostgreSQL in the lab uses RADIUS,
+which it has built in. For MariaDB and MySQL the proxy in front of the server checks the token. Clients see no
+difference.
 """
 
 from __future__ import annotations
@@ -32,35 +33,35 @@ HEADER: Final = struct.Struct("!BBH16s")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Makes tokens; a password callable for get_pool, which a monitor can be handed too."""
+    """A maker of tokens; a password callable for get_pool, which can also be passed to a monitor."""
 
     secret: bytes = field(repr=False)
 
     def __call__(self, host: str, port: int, user: str) -> str:
-        """A token for *user* on *host* alone."""
+        """Return a token for *user* on *host* only."""
         return self.token(host, port, user, int(time.time()) + TOKEN_LIFE_S)
 
     def token(self, host: str, port: int, user: str, expires: int) -> str:
-        """A token that is good until *expires*, in seconds since 1970."""
+        """Return a token that is valid until *expires*, in seconds since 1970."""
         text = f"{host}:{port}/{user}/{expires}".encode()
         return f"{expires:x}.{hmac.new(self.secret, text, hashlib.sha256).hexdigest()[:40]}"
 
 
 class TokenCheck:
-    """Knows which tokens are good on which server of one pair."""
+    """A checker of the tokens on the servers of one pair."""
 
     def __init__(self, port: int) -> None:
-        """*port* is the one that tokens are for."""
+        """Check tokens for *port*."""
         self.tokens: Final = Tokens(secrets.token_bytes(16))
         self._port: Final = port
         self._names: dict[str, frozenset[str]] = {}
 
     def rename(self, server: str, names: Iterable[str]) -> None:
-        """Accept tokens for *names* alone on *server* from now on."""
+        """Accept only tokens for *names* on *server* from now on."""
         self._names = {**self._names, server: frozenset(names)}
 
     def accepts(self, server: str, user: str, token: str) -> bool:
-        """Whether *token* lets *user* in on the server that is called *server*."""
+        """Return whether *token* authenticates *user* on the server that is called *server*."""
         expires = _expiry(token)
         names = self._names.get(server, ())
         expected = (self.tokens.token(name, self._port, user, expires) for name in names)
@@ -72,7 +73,7 @@ class Radius(threading.Thread):
     """The RADIUS server of one pair, on a loopback address."""
 
     def __init__(self, check: TokenCheck, address: str) -> None:
-        """Listen at *address*, and answer what *check* says.
+        """Listen at *address*, and answer with the results of *check*.
 
         Raises:
             OSError: The address cannot be used.
@@ -86,7 +87,7 @@ class Radius(threading.Thread):
         self.port: Final[int] = self._socket.getsockname()[1]
 
     def hba(self, user: str, server: str) -> str:
-        """The line of pg_hba.conf that has *user* checked here, on the server that is called *server*."""
+        """Return the line of pg_hba.conf that has *user* checked here, on the server that is called *server*."""
         return (
             f"host all {user} 127.0.0.0/8 radius radiusservers={self.address} radiusports={self.port} "
             f"radiussecrets={self.shared_secret} radiusidentifiers={server}\n"
@@ -123,7 +124,7 @@ class Radius(threading.Thread):
         return head + hashlib.md5(head + authenticator + self.shared_secret.encode()).digest()
 
     def _password(self, hidden: bytes, authenticator: bytes) -> str:
-        """RFC 2865, 5.2: each block is hidden by a digest of the secret and the block before."""
+        """Decode as in RFC 2865, 5.2: each block is hidden by a digest of the secret and the block before."""
         found, before = b"", authenticator
         for start in range(0, len(hidden), 16):
             block = hidden[start : start + 16]
@@ -134,7 +135,7 @@ class Radius(threading.Thread):
 
 
 def _expiry(token: str) -> int:
-    """When *token* says that it expires; 0 for what is no token."""
+    """Return the expiry of *token*; 0 for a value that is no token."""
     try:
         return int(token.partition(".")[0], 16)
     except ValueError:

@@ -1,7 +1,7 @@
 """RDS-shaped metadata of a Blue/Green Deployment, different on each server and changeable on a replica.
 
-What a monitor asks, a function or a view, reads a file in the server's own data directory. Tables would be
-replicated from blue to green, and could not be changed on a replica, or on a server that does not answer.
+The function or view that a monitor queries reads a file in the server's own data directory. Tables would be replicated
+from blue to green, and could not be changed on a replica, or on a server that does not answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TARGET = "BLUE_GREEN_DEPLOYMENT_TARGET"
 
 @dataclass(frozen=True, slots=True)
 class TopologyRow:
-    """One row of what tells the status."""
+    """One row of the status."""
 
     id: str
     endpoint: str
@@ -56,17 +56,17 @@ class ReplicaRow:
 
 
 def publish(server: Server, rows: Iterable[TopologyRow]) -> None:
-    """Let *server*, running or not, show *rows* from now on; no rows is an empty table."""
+    """Make *server*, running or not, show *rows* from now on; no rows is an empty table."""
     server.write_file(TOPOLOGY_FILE, json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
 def publish_broken(server: Server) -> None:
-    """Let the status query of *server* fail (SQLSTATE 22P02, MySQL 4038) until the next `publish`."""
+    """Make the status query of *server* fail (SQLSTATE 22P02, MySQL 4038) until the next `publish`."""
     server.write_file(TOPOLOGY_FILE, "not json")
 
 
 def publish_replicas(server: Server, rows: Iterable[ReplicaRow]) -> None:
-    """Let the topology of *server*, ``aurora_replica_status()`` for one, show *rows* from now on."""
+    """Make the topology of *server*, such as ``aurora_replica_status()``, show *rows* from now on."""
     shown = [
         {
             "server_id": row.server_id,
@@ -80,6 +80,6 @@ def publish_replicas(server: Server, rows: Iterable[ReplicaRow]) -> None:
 
 
 def withdraw(server: Server) -> None:
-    """Let *server* show nothing, as before a deployment was created."""
+    """Make *server* show nothing, as before a deployment was created."""
     for name in (TOPOLOGY_FILE, REPLICAS_FILE):
         (server.data_dir / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a server lacks to stand for RDS and Aurora, given to clients on the way: TLS, tokens, Aurora's tables."""
+"""A proxy that adds the features of RDS and Aurora which a server lacks: TLS, tokens, Aurora's tables."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ UNVERIFIED: Final = _unverified()
 
 
 class MysqlProxy:
-    """Listens where clients look for a server, and passes on what they and the server say.
+    """A proxy that listens on the port of a server's clients, and forwards the data of both sides.
 
     Attributes:
-        context: The certificate that new clients are shown; None for no TLS. To be replaced at any time.
-        check: Tells whether a user may come in with a token; None if there are no tokens. To be replaced at any time.
+        context: The certificate that new clients are shown; None for no TLS. May be replaced at any time.
+        check: A callable that returns whether a user may log in with a token; None without tokens. May be replaced at
+            any time.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class MysqlProxy:
         check: Check | None = None,
         users: Mapping[str, str] = NOTHING,
     ) -> None:
-        """Stand in front of the server at *address* and *backend_port*.
+        """Forward connections to the server at *address* and *backend_port*.
 
         Args:
-            name: For the log.
-            address: Of the server and the relay.
-            port: What clients connect to.
-            backend_port: The server's.
-            rewrite: Names, in whatever case, that are others in the queries the server sees.
+            name: The name in the log.
+            address: The address of the server and the proxy.
+            port: The port to which clients connect.
+            backend_port: The server's port.
+            rewrite: Names, in any case, that are replaced in the queries to the server.
             context: See above.
-            check: See above; asked with a user's name and token, and does not raise.
-            users: The passwords of those who come in with tokens. All others prove themselves to the server.
+            check: See above; called with a user's name and token, and does not raise.
+            users: The passwords of the users that log in with tokens. All others authenticate to the server itself.
 
         Raises:
             OSError: The port cannot be used.
@@ -83,14 +84,14 @@ class MysqlProxy:
         self.users: Final = users
         self._listener: Final = socket.create_server((address, port))
         self._lock: Final = threading.Lock()
-        # Under the lock: no session begins once closed.
+        # Protected by the lock: no session begins once closed.
         self._closed = False
         self._sessions: Final[set[_Session]] = set()
         self._acceptor: Final = threading.Thread(target=self._accept, name=f"bgpool-lab-relay-{name}", daemon=True)
         self._acceptor.start()
 
     def close(self) -> None:
-        """Listen no more, and end every connection; idempotent."""
+        """Stop listening, and end every connection; idempotent."""
         with self._lock:
             self._closed = True
             sessions = tuple(self._sessions)
@@ -104,7 +105,7 @@ class MysqlProxy:
             session.join(CLOSE_TIMEOUT_S)
 
     def forget(self, session: _Session) -> None:
-        """A session that is over."""
+        """Remove a session that has ended."""
         with self._lock:
             self._sessions.discard(session)
 
@@ -135,19 +136,19 @@ class _Session(threading.Thread):
         self._relay: Final = relay
         self._host: Final = host
         self._lock: Final = threading.Lock()
-        # Under the lock: what is owned once cut would stay open.
+        # Protected by the lock: a socket that is added after the cut would stay open.
         self._cut = False
         self._sockets: Final = [client]
 
     def cut(self) -> None:
-        """End both connections; their descriptors are the thread's to close."""
+        """Shut down both connections; the thread closes their descriptors."""
         with self._lock:
             self._cut = True
             for sock in self._sockets:
                 _shut_down(sock)
 
     def run(self) -> None:
-        """Serve the client until it or the server hangs up."""
+        """Serve the client until it or the server closes the connection."""
         try:
             self._serve(self._sockets[0])
         except (OSError, ValueError, IndexError, struct.error) as error:  # ssl.SSLError is an OSError
@@ -174,7 +175,7 @@ class _Session(threading.Thread):
         if context is not None and asks_for_tls(login.payload):
             client = self._encrypt(0, context, server_side=True)
             login = read_packet(client)
-            # The server treats a client as it would without a relay: MySQL takes passwords over TLS alone.
+            # The server treats a client the same as without a proxy: MySQL accepts passwords only over TLS.
             if greeting.has_tls:
                 backend.sendall(Packet(1, tls_request(login.payload)).encode())
                 backend = self._encrypt(1, UNVERIFIED, server_side=False)
@@ -192,7 +193,7 @@ class _Session(threading.Thread):
         return backend
 
     def _encrypt(self, place: int, context: ssl.SSLContext, *, server_side: bool) -> ssl.SSLSocket:
-        # The descriptor goes over to another object, and cut() must find it there.
+        # The descriptor moves to another object, in which cut() must find it.
         with self._lock:
             encrypted = context.wrap_socket(
                 self._sockets[place], server_side=server_side, do_handshake_on_connect=False
@@ -202,7 +203,7 @@ class _Session(threading.Thread):
         return encrypted
 
     def _authenticate(self, client: socket.socket, backend: socket.socket, greeting: Greeting, login: Packet) -> bool:
-        """Whether the client is let in; it has been told."""
+        """Return whether the client may log in; in either case the client has received the answer."""
         check, user = self._relay.check, user_of(login.payload)
         if check is None or user not in self._relay.users:
             return pass_on(client, backend, login)
@@ -212,12 +213,12 @@ class _Session(threading.Thread):
 
 def _prepare(sock: socket.socket) -> None:
     sock.settimeout(HANDSHAKE_TIMEOUT_S)
-    # A server sends a result in pieces; each waits for no acknowledgement.
+    # A server sends a result in pieces; none may wait for an acknowledgement.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """End the connection also where a forked worker has a copy of the descriptor, which a mere close() would not."""
+    """End the connection even if a forked worker has a copy of the descriptor, for which close() would not suffice."""
     with contextlib.suppress(OSError):
-        # Not an SSLSocket's own, which makes its reader in another thread stumble.
+        # Not the method of SSLSocket, which causes errors in a thread that reads from it.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

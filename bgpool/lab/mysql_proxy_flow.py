@@ -1,4 +1,4 @@
-"""What goes on between a client that has been let in and its server."""
+"""The data between a client that has logged in and its server."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ COM_QUERY: Final = 0x03
 
 
 class Rewriter:
-    """Replaces names in the queries of one client, and leaves alone what else it says."""
+    """A replacer of names in the queries of one client; all other data are unchanged."""
 
     def __init__(self, names: Mapping[bytes, bytes]) -> None:
-        """Replace the keys of *names*, in whatever case, by their values."""
+        """Replace the keys of *names*, in any case, by their values."""
         self._names: Final = {name.lower(): other for name, other in names.items()}
         # The longest first: one name may be the beginning of another.
         longest_first = sorted(map(re.escape, self._names), key=len, reverse=True)
         self._pattern: Final = re.compile(b"|".join(longest_first), re.IGNORECASE)
         self._held: Final = bytearray()
-        self._passing = 0  # bytes still to come of a packet that is let through
+        self._passing = 0  # remaining bytes of a packet that passes unchanged
 
     def __call__(self, data: bytes) -> bytes:
-        """What *data* lets go: all but a query that has not ended yet."""
+        """Return the data to forward: all except an incomplete query."""
         if not self._names:
             return data
         self._held.extend(data)
@@ -87,11 +87,11 @@ class _Flow:
 
     @property
     def over(self) -> bool:
-        """The one side has hung up, and the other has all that it said before."""
+        """True if the source has closed the connection, and the sink has received everything."""
         return self._ended and not self.waiting
 
     def move(self) -> None:
-        """What can be read and written now."""
+        """Read and write all that is possible without waiting."""
         if self.listening:
             with contextlib.suppress(*NOT_NOW):
                 data = self.source.recv(RELAY_BYTES)
@@ -103,13 +103,13 @@ class _Flow:
 
 
 def splice(client: socket.socket, backend: socket.socket, rewriter: Rewriter) -> None:
-    """Pass on what either says until one hangs up. No wait for the one keeps from noticing the other."""
+    """Forward data of both sides until one closes the connection. A wait for one does not block the other."""
     for sock in (client, backend):
         sock.setblocking(False)
     flows = _Flow(client, backend, rewriter), _Flow(backend, client, bytes)
     while True:
-        # First, and always, without asking: what TLS has decrypted already does not show on the socket. A record has
-        # no more than 16 KB, so that one read leaves nothing of it.
+        # Always before polling: data that TLS has decrypted already do not show on the socket. A record has at most 16
+        # KB, so that one read takes all of it.
         for flow in flows:
             flow.move()
         if any(flow.over for flow in flows):
@@ -118,7 +118,7 @@ def splice(client: socket.socket, backend: socket.socket, rewriter: Rewriter) ->
 
 
 def _wait(flows: tuple[_Flow, _Flow]) -> None:
-    """Until one of *flows* can move."""
+    """Wait until one of *flows* can move."""
     wanted: dict[socket.socket, int] = {}
     for flow in flows:
         if flow.listening:

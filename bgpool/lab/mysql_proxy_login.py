@@ -1,4 +1,4 @@
-"""How the relay brings a client and its server to agree that the client may come in."""
+"""The part of the proxy that negotiates a client's login with the client and its server."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Check = Callable[[str, str], bool]
 
 
 def hear(backend: socket.socket, client: socket.socket) -> Packet:
-    """What the server says next, for which the client waits in silence until it hangs up."""
-    # What TLS has decrypted already does not show on the socket.
+    """Return the server's next packet; the client waits for it without sending, or closes the connection."""
+    # Data that TLS has decrypted already do not show on the socket.
     if not (isinstance(backend, ssl.SSLSocket) and backend.pending()):
         poller = select.poll()
         for sock in (backend, client):
@@ -44,9 +44,9 @@ def hear(backend: socket.socket, client: socket.socket) -> Packet:
 
 
 def pass_on(client: socket.socket, backend: socket.socket, login: Packet) -> bool:
-    """Let client and server agree; whether they do."""
+    """Forward the login between client and server; return whether it succeeds."""
     first = _first_packet(backend, login.payload)
-    # A client that asked for TLS, which the server has not, has said one packet more than the server hears of.
+    # A client that requested TLS, which the server does not have, has sent one packet more than the server receives.
     ahead = login.number - first.number
     backend.sendall(first.encode())
     while True:
@@ -59,7 +59,7 @@ def pass_on(client: socket.socket, backend: socket.socket, login: Packet) -> boo
 
 
 def ask_for_token(client: socket.socket, login: Packet, user: str, host: str, check: Check) -> Packet | None:
-    """The packet in which the client gave a good token; None if it did not, and it has been told."""
+    """Return the packet with the client's valid token; None for another one, after an error was sent to the client."""
     said, good = login, False
     if isinstance(client, ssl.SSLSocket):
         client.sendall(login.answer(auth_switch(b"mysql_clear_password")))
@@ -74,15 +74,15 @@ def ask_for_token(client: socket.socket, login: Packet, user: str, host: str, ch
 def log_in(
     client: socket.socket, backend: socket.socket, greeting: Greeting, login: Packet, last: Packet, password: str
 ) -> bool:
-    """Log in for a client that has proved itself to the relay; whether the server agrees.
+    """Log in on behalf of a client that has authenticated to the proxy; return whether the server accepts.
 
     Args:
-        client: It hears what the server says in the end, as an answer to *last*.
+        client: The client; it receives the server's final answer, as an answer to *last*.
         backend: The server.
-        greeting: The server's.
-        login: The client's.
-        last: What the client said last.
-        password: What proves the client to the server.
+        greeting: The server's greeting.
+        login: The client's login.
+        last: The client's last packet.
+        password: The password with which the server authenticates the client.
     """
     proved = Login.parse(login.payload).proving(greeting.plugin, proof_of(greeting.plugin, password, greeting.salt))
     backend.sendall(_first_packet(backend, proved).encode())
@@ -98,6 +98,6 @@ def log_in(
 
 
 def _first_packet(backend: socket.socket, payload: bytes) -> Packet:
-    """A client's login as the server hears it: after the request for TLS, if there was one."""
+    """Return a client's login as the server receives it: after the request for TLS, if there was one."""
     encrypted = isinstance(backend, ssl.SSLSocket)
     return Packet(2 if encrypted else 1, with_transport(payload, tls=encrypted))

@@ -1,7 +1,7 @@
-"""As much of MySQL's protocol as the relay must understand: packets, both sides of the greeting, and queries.
+"""The part of MySQL's protocol that the proxy must understand: packets, both sides of the greeting, and queries.
 
-Source: MySQL's and MariaDB's protocol documentation, "Connection Phase" and "COM_QUERY"; both servers agree on all
-that is here.
+Source: MySQL's and MariaDB's protocol documentation, "Connection Phase" and "COM_QUERY"; both servers agree on
+everything here.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ __all__ = [
     "with_transport",
 ]
 
-#: Offered by servers and taken up by clients.
+#: Offered by servers and accepted by clients.
 CONNECT_WITH_DB, COMPRESS, PROTOCOL_41, SSL = 1 << 3, 1 << 5, 1 << 9, 1 << 11
 SECURE_CONNECTION, PLUGIN_AUTH, LENENC_AUTH_DATA = 1 << 15, 1 << 19, 1 << 21
 
-#: The first byte of what a server says in the handshake.
+#: The first byte of a server's packet in the handshake.
 OK, AUTH_SWITCH, ERROR = 0x00, 0xFE, 0xFF
 
-#: caching_sha2_password's word that it needs no more of the client: the one in the handshake that no answer follows.
+#: The packet of caching_sha2_password that it needs no more data of the client: the only one in the handshake without
+#: an answer.
 FAST_AUTH_OK: Final = b"\x01\x03"
 
-#: Its word that it needs the password itself, in clear text over TLS.
+#: Its packet that it needs the password itself, in clear text over TLS.
 FULL_AUTH: Final = b"\x01\x04"
 
-#: Two and one byte of length, and the number.
+#: The length in two bytes and one, and the number.
 HEADER: Final = struct.Struct("<HBB")
 
-#: A packet of this length goes on in the next.
+#: A packet of this length continues in the next.
 FULL_PACKET: Final = 0xFFFFFF
 
-#: Nobody says more than this before they are let in. A token of IAM has about 1.5 KB.
+#: No packet before the end of the login is longer. A token of IAM has about 1.5 KB.
 HANDSHAKE_BYTES: Final = 65536
 
 #: A client's capabilities, largest packet, character set and 23 bytes that MariaDB uses for more capabilities.
@@ -61,18 +62,18 @@ LOGIN_HEAD: Final = struct.Struct("<I28s")
 
 @dataclass(frozen=True)
 class Packet:
-    """A number, counted on by whoever speaks next, and what is said."""
+    """A sequence number, which increases with each packet of either side, and the payload."""
 
     number: int
     payload: bytes
 
     def encode(self, shift: int = 0) -> bytes:
-        """As sent, its number shifted for a side that has heard more packets than the other, or fewer."""
+        """Return the bytes to send; *shift* corrects the number for a side that has received more or fewer packets."""
         length = len(self.payload)
         return HEADER.pack(length & 0xFFFF, length >> 16, (self.number + shift) % 256) + self.payload
 
     def answer(self, payload: bytes) -> bytes:
-        """As sent after this packet."""
+        """Return the bytes of *payload* as an answer to this packet."""
         return Packet(self.number, payload).encode(1)
 
     @property
@@ -88,7 +89,7 @@ class Packet:
 
 
 def read_packet(sock: socket.socket) -> Packet:
-    """One packet of the handshake, and no byte more: what follows may be TLS.
+    """Return one packet of the handshake, without reading any further byte: the following data may be TLS.
 
     Raises:
         OSError: The connection ends, or is silent for longer than its timeout.
@@ -111,19 +112,19 @@ def _read(sock: socket.socket, length: int) -> bytes:
 
 
 def length_and_number(header: bytes | bytearray) -> tuple[int, int]:
-    """How long a packet is that begins so, and its number."""
+    """Return the length and number of the packet with this header."""
     low, high, number = HEADER.unpack_from(header)
     return low | high << 16, number
 
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a server says first.
+    """The first packet of a server.
 
     Attributes:
-        salt: What passwords are to be scrambled with.
-        plugin: How, if a user has no other way.
-        has_tls: Whether a client may ask for TLS.
+        salt: The salt for scrambled passwords.
+        plugin: The way of scrambling, if a user has no other.
+        has_tls: True if a client may request TLS.
     """
 
     payload: bytes
@@ -134,21 +135,21 @@ class Greeting:
 
     @classmethod
     def parse(cls, payload: bytes) -> Greeting:
-        """Raises ValueError for what is none."""
+        """Raises ValueError for a payload that is no greeting."""
         # The protocol's version, the server's as text, and the session's number.
         salt_at = payload.index(0, 1) + 5
-        # Eight bytes of salt and a zero; two of flags, six with more flags and other news, ten unused; the other salt.
+        # Eight bytes of salt and a zero; two of flags, six with more flags and other data, ten unused; the other salt.
         flags_at = salt_at + 9
         salt = payload[salt_at : salt_at + 8] + payload[flags_at + 18 : flags_at + 30]
         if len(salt) != 20:
             raise ValueError("a greeting without a salt")
         (flags,) = struct.unpack_from("<H", payload, flags_at)
-        # A zero ends the other salt, and one the name.
+        # The other salt and the name each end with a zero.
         plugin = payload[flags_at + 31 :].partition(b"\0")[0]
         return cls(payload, salt, plugin, bool(flags & SSL), flags_at)
 
     def offering(self, *, tls: bool) -> bytes:
-        """The same from a server that has *tls* or has not, and does not compress, which would hide the queries."""
+        """Return the same of a server with or without *tls*, and without compression, which would hide the queries."""
         at = self._flags_at
         (flags,) = struct.unpack_from("<H", self.payload, at)
         flags = flags & ~(SSL | COMPRESS) | (SSL if tls else 0)
@@ -156,15 +157,15 @@ class Greeting:
 
 
 def asks_for_tls(payload: bytes) -> bool:
-    """Whether a client goes on with TLS, and says all this again in it."""
+    """Return whether a client continues with TLS, in which it repeats this packet."""
     return len(payload) == LOGIN_HEAD.size and bool(payload[1] & SSL >> 8)
 
 
 def user_of(payload: bytes) -> str:
-    """The user that a client is.
+    """Return the user name in a client's login.
 
     Raises:
-        ValueError: It does not say, or speaks a protocol from before MySQL 4.1.
+        ValueError: There is none, or the protocol is older than that of MySQL 4.1.
     """
     if len(payload) < LOGIN_HEAD.size or not payload[1] & PROTOCOL_41 >> 8:
         raise ValueError("no login")
@@ -172,12 +173,12 @@ def user_of(payload: bytes) -> str:
 
 
 def tls_request(payload: bytes) -> bytes:
-    """What a client says before the login *payload* to go on with TLS."""
+    """Return the packet with which a client requests TLS before the login *payload*."""
     return with_transport(payload, tls=True)[: LOGIN_HEAD.size]
 
 
 def with_transport(payload: bytes, *, tls: bool) -> bytes:
-    """A client's login as a server sees it that has *tls* or has not, and does not compress."""
+    """Return a client's login for a server with or without *tls*, without compression."""
     flags, rest = LOGIN_HEAD.unpack_from(payload)
     flags = flags & ~(SSL | COMPRESS) | (SSL if tls else 0)
     return LOGIN_HEAD.pack(flags, rest) + payload[LOGIN_HEAD.size :]
@@ -185,12 +186,12 @@ def with_transport(payload: bytes, *, tls: bool) -> bytes:
 
 @dataclass(frozen=True)
 class Login:
-    """How a client introduces itself.
+    """A client's login packet.
 
     Attributes:
-        head: All before the user: capabilities, largest packet, character set.
+        head: Everything before the user: capabilities, largest packet, character set.
         database: Its name and a zero; empty without one.
-        rest: All after the name of the plugin: the attributes.
+        rest: Everything after the name of the plugin: the attributes.
     """
 
     head: bytes
@@ -200,12 +201,12 @@ class Login:
 
     @classmethod
     def parse(cls, payload: bytes) -> Login:
-        """Raises ValueError for what is none, or does not know that servers may ask for another proof."""
+        """Raises ValueError for a payload that is no login, or a client without support for a change of the plugin."""
         (flags,) = struct.unpack_from("<I", payload)
         if not flags & PLUGIN_AUTH or not flags & (SECURE_CONNECTION | LENENC_AUTH_DATA):
             raise ValueError("a client from before MySQL 5.5")
         user_end = payload.index(0, LOGIN_HEAD.size)
-        # Either way of giving the length is one byte below 251, and no proof that comes unasked is longer.
+        # Both encodings of the length use one byte below 251, and the first proof is never longer.
         proof_end = user_end + 2 + payload[user_end + 1]
         database_end = payload.index(0, proof_end) + 1 if flags & CONNECT_WITH_DB else proof_end
         return cls(
@@ -216,16 +217,16 @@ class Login:
         )
 
     def proving(self, plugin: bytes, proof: bytes) -> bytes:
-        """The same with a proof for *plugin*."""
+        """Return the same with a proof for *plugin*."""
         name = self.user + b"\0" + bytes([len(proof)]) + proof
         return self.head + name + self.database + plugin + b"\0" + self.rest
 
 
 def proof_of(plugin: bytes, password: str, salt: bytes) -> bytes:
-    """The first proof that *plugin* wants of a password.
+    """Return the first proof of a password for *plugin*.
 
     Raises:
-        ValueError: It is not known how.
+        ValueError: The plugin is unknown.
     """
     if not password:
         return b""
@@ -241,11 +242,11 @@ def proof_of(plugin: bytes, password: str, salt: bytes) -> bytes:
 
 
 def auth_switch(plugin: bytes) -> bytes:
-    """What a server says that wants the proof of *plugin*."""
+    """Return the packet of a server that requires the proof of *plugin*."""
     return bytes([AUTH_SWITCH]) + plugin + b"\0"
 
 
 def access_denied(user: str, host: str) -> bytes:
-    """What a server says to whom it does not let in."""
+    """Return the packet of a server that rejects a login."""
     text = f"Access denied for user '{user}'@'{host}' (using password: YES)"
     return struct.pack("<BH", ERROR, 1045) + b"#28000" + text.encode()

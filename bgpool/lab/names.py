@@ -1,4 +1,4 @@
-"""Endpoint names in RDS's shapes, and the hosts file that stands for DNS."""
+"""Endpoint names in RDS's shapes, and the hosts file that replaces DNS."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class SideNames:
 
     @property
     def server_ids(self) -> tuple[str, ...]:
-        """The instances' names without their domain, as Aurora's SERVER_ID, the writer first."""
+        """The instances' names without their domain, the same as Aurora's SERVER_ID, the writer first."""
         return tuple(name.partition(".")[0] for name in (self.instance, *self.replicas))
 
     def addresses(self, writer: str, replicas: tuple[str, ...]) -> dict[str, str]:
-        """Where the names lead to when the side's servers have these addresses."""
+        """Return the addresses of the names when the side's servers have these addresses."""
         first = replicas[0] if replicas else writer
         found = {self.primary: writer, self.instance: writer}
         found |= dict.fromkeys((name for name in (self.reader, self.custom) if name), first)
@@ -62,10 +62,10 @@ class Names:
     """The names of a deployment.
 
     Attributes:
-        blue: Blue's until the switchover.
-        green: Green's until then.
-        old: Old blue's from then on.
-        promoted: Green's from then on: blue's names, as far as green has servers for them.
+        blue: Blue's names until the switchover.
+        green: Green's names until then.
+        old: Old blue's names from then on.
+        promoted: Green's names from then on: blue's names, as far as green has servers for them.
     """
 
     blue: SideNames
@@ -74,17 +74,17 @@ class Names:
     promoted: SideNames
 
     def with_new_green(self, replicas: int) -> Names:
-        """The names of the next deployment: what was promoted is blue, green is fresh, and ``-old1`` is free again."""
+        """Return the names of the next deployment: promoted ones for blue, new ones for green; ``-old1`` is free."""
         return _names(self.promoted, replicas)
 
 
 def make_names(*, aurora: bool, replicas: tuple[int, int] = (0, 0), custom: bool = False) -> Names:
-    """Names of a first deployment, with a random account part and random green suffixes.
+    """Return names of a first deployment, with a random account part and random green suffixes.
 
     Args:
-        aurora: A cluster instead of an instance.
-        replicas: How many readers blue has, and green.
-        custom: With a custom endpoint (Aurora).
+        aurora: True for a cluster instead of an instance.
+        replicas: The number of readers of blue, and of green.
+        custom: True for a custom endpoint (Aurora).
     """
     blue = _side(_random(12), aurora, replicas[0], custom, lambda: "")
     return _names(blue, replicas[1])
@@ -134,7 +134,7 @@ class HostsFile:
             self._write({})
 
     def read(self) -> dict[str, str]:
-        """Every name in the file with its address."""
+        """Return every name in the file with its address."""
         entries: dict[str, str] = {}
         for line in self.path.read_text(encoding="ascii").splitlines():
             address, *names = line.partition("#")[0].split() or [""]
@@ -142,7 +142,7 @@ class HostsFile:
         return entries
 
     def set(self, name: str, address: str) -> None:
-        """Let *name* resolve to *address*.
+        """Make *name* resolve to *address*.
 
         Raises:
             ValueError: *address* is not an IP address, or *name* has space in it.
@@ -150,11 +150,11 @@ class HostsFile:
         self.update({name: address})
 
     def remove(self, name: str) -> None:
-        """Let *name* resolve no more; a name that is not there is fine."""
+        """Remove *name*; does nothing if it is not there."""
         self.update({name: None})
 
     def update(self, changes: Mapping[str, str | None]) -> None:
-        """Set names (None removes) in one replacement of the file, so that they change at one moment."""
+        """Set names (None removes) in one replacement of the file, so that all change at the same time."""
         for name, address in changes.items():
             if not name or name.split() != [name]:
                 raise ValueError(f"not a host name: {name!r}")

@@ -41,13 +41,13 @@ class PostgresServer(Server):
     """A PostgreSQL server.
 
     Attributes:
-        clients: The lines of pg_hba.conf that let clients in.
+        clients: The lines of pg_hba.conf that accept clients.
     """
 
     stop_signals: ClassVar[Mapping[StopMode, signal.Signals]] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
     def __init__(self, name: str, home: Path, **params: Any) -> None:
-        """As `Server`; *name* is the cluster_name too."""
+        """Describe a server, like `Server`; *name* is the cluster_name, too."""
         super().__init__(name, home, **params)
         self.clients = HBA_ADMIT
         self._refuses_all = False
@@ -56,7 +56,7 @@ class PostgresServer(Server):
     # -- life ----------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Begin as a primary, with all of the setup."""
+        """Start as a primary, with all of the setup."""
         self.init()
         self.start()
         with self.superuser() as connection:
@@ -64,7 +64,7 @@ class PostgresServer(Server):
         self._furnish()
 
     def replicate(self, source: Server, *, follow: Server) -> None:
-        """Begin anew as a copy of *source* that follows *follow*."""
+        """Start again as a copy of *source* that follows *follow*."""
         self.clone_from(source, follow=follow)
         self.start()
 
@@ -83,7 +83,7 @@ class PostgresServer(Server):
     def clone_from(self, primary: Server, *, follow: Server) -> None:
         """Fill the data directory with a copy of *primary*, which must run, as the streaming replica of *follow*.
 
-        What was in the data directory goes. Replication runs through the socket of *follow*, so that refused
+        The former contents of the data directory are removed. Replication uses the socket of *follow*, so that refused
         clients and black-holed addresses do not stop it.
 
         Raises:
@@ -108,8 +108,8 @@ class PostgresServer(Server):
 
     @contextlib.contextmanager
     def superuser(self, database: str = "") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A superuser's session through the unix socket, in autocommit; it may write on a read-only primary."""
-        # No commit of the lab's waits for a standby, whatever synchronous_standby_names says.
+        """Connect as superuser through the unix socket, in autocommit; may write on a read-only primary."""
+        # No commit of the lab waits for a standby, whatever synchronous_standby_names is.
         options = (
             "-c default_transaction_read_only=off -c synchronous_commit=local "
             f"-c statement_timeout={STATEMENT_TIMEOUT_S}s"
@@ -129,36 +129,36 @@ class PostgresServer(Server):
         """Run one statement as superuser and return its rows; none for a statement that has no result.
 
         Raises:
-            psycopg.Error: As the server said.
+            psycopg.Error: The error of the server.
         """
         with self.superuser(database) as connection:
             cursor = connection.execute(sql, params or None)
             return cursor.fetchall() if cursor.description else []
 
     def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> PostgresWire:
-        """A client's session in the applications' database, on which every step is bounded."""
+        """Connect as a client to the applications' database, with a time limit for every step."""
         return PostgresWire(
             timeout_s=timeout_s, host=self.address, port=self.port, user=user, password=password,
             dbname=self._setup.database, sslmode="disable", gssencmode="disable", application_name=application,
         )  # fmt: skip
 
     def sessions_named(self, prefix: str) -> int:
-        """How many sessions have an application_name that starts with *prefix*."""
+        """Return the number of connections with an application_name that starts with *prefix*."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, %s)"
         return int(self.execute(query, (prefix,))[0][0])
 
     def sessions_of(self, role: str, *, but: str) -> int:
-        """How many sessions *role* has, but for those with an application_name that starts with *but*."""
+        """Return the number of connections of *role*, except with an application_name that starts with *but*."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND NOT starts_with(application_name, %s)"
         return int(self.execute(query, (role, but))[0][0])
 
-    # -- what a switchover does to a server ----------------------------------------------------------------
+    # -- steps of a switchover -----------------------------------------------------------------------------
 
     def set_read_only(self, read_only: bool) -> None:
-        """Set default_transaction_read_only and wait until new sessions have it.
+        """Set default_transaction_read_only and wait until new connections have it.
 
-        An existing session takes it with its next transaction; a transaction that is running may still
-        write, and a client may ask for ``READ WRITE`` in so many words, as on RDS.
+        An existing connection has it from its next transaction on. A running transaction may still write, and a client
+        may explicitly request ``READ WRITE``, the same as on RDS.
 
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
@@ -170,7 +170,7 @@ class PostgresServer(Server):
         self.reload()
 
     def set_standby(self, name: str) -> None:
-        """Have COMMITs wait for the standby of that name before they are answered, or with an empty name for none.
+        """Make COMMITs wait for the standby of that name before they are answered; with an empty name, for none.
 
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
@@ -183,7 +183,7 @@ class PostgresServer(Server):
     def refuse_clients(self) -> None:
         """Reject every new TCP client: SQLSTATE 28000, "pg_hba.conf rejects connection".
 
-        Sessions that exist are left alone: `cut_clients`.
+        Existing connections stay open: see `cut_clients`.
 
         Raises:
             LabError: Not in force within `CONFIGURE_TIMEOUT_S`.
@@ -193,23 +193,23 @@ class PostgresServer(Server):
         self.reload()
 
     def admit_clients(self) -> None:
-        """Let TCP clients in again; the opposite of `refuse_clients`, with the same error."""
+        """Accept TCP clients again; the opposite of `refuse_clients`, with the same error."""
         self._refuses_all = False
         self._write_hba()
         self.reload()
 
     def lock_out(self, role: str) -> None:
-        """Reject new sessions of *role* for good, and terminate those that it has."""
+        """Reject new connections of *role* permanently, and terminate its existing ones."""
         self._refused_roles.add(role)
         self._write_hba()
         self.reload()
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (role,))
 
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
-        """Terminate every TCP client's backend (57P01) and wait until none is left; return how many it took.
+        """Terminate every TCP client's backend (57P01), wait until none is left, and return the number of them.
 
-        Walsenders and the lab's own sessions stay. Clients that come meanwhile are cut as well, so refuse
-        them first.
+        Walsenders and the lab's own connections stay. Clients that connect while this runs are terminated as well, so
+        refuse them first.
 
         Raises:
             LabError: Some were left after *timeout_s* seconds.
@@ -228,7 +228,7 @@ class PostgresServer(Server):
         return cut
 
     def reload(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> None:
-        """Have the server read its configuration again, and wait until new sessions have it.
+        """Make the server read its configuration again, and wait until new connections have it.
 
         Raises:
             LabError: The server does not run, or its load time did not move within *timeout_s* seconds.
@@ -238,9 +238,8 @@ class PostgresServer(Server):
             raise LabError(f"{self.name} does not run")
         before = self._load_time()
         watchdog.send(pid, signal.SIGHUP)
-        # The postmaster reads postgresql.conf, signals its backends, reads pg_hba.conf, and only then forks
-        # the next session, which inherits the load time: a session with a new time proves that all three
-        # are done.
+        # The postmaster reads postgresql.conf, signals its backends, and reads pg_hba.conf. Only then does it fork the
+        # next session, which inherits the load time. A session with a new time proves that all three steps are done.
         wait_until(
             lambda: self._load_time() != before,
             timeout_s=timeout_s,
@@ -268,22 +267,21 @@ class PostgresServer(Server):
     # -- replication ---------------------------------------------------------------------------------------
 
     def is_replica(self) -> bool:
-        """Whether the server is a replica (or still recovers from a crash)."""
+        """Return whether the server is a replica (or still recovers from a crash)."""
         return bool(self.execute("SELECT pg_is_in_recovery()")[0][0])
 
     def position(self) -> str:
-        """A place in the primary's log, such as ``0/3000148``, behind every commit made before the call."""
+        """Return a position in the primary's log, such as ``0/3000148``, after every commit made before the call."""
         with self.superuser() as connection:
-            # The commit of this message flushes all before it, also what was committed asynchronously. The
-            # insert position would not do: on an idle server it can lie behind a page header that no
-            # replica replays.
+            # The commit of this message flushes everything before it, including asynchronous commits. The insert
+            # position would not suffice: on an idle server it can be after a page header that no replica replays.
             connection.execute("SELECT pg_logical_emit_message(true, 'bgpool-lab', 'position')")
             row = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
         assert row is not None
         return str(row[0])
 
     def replayed_lsn(self) -> str | None:
-        """How far a replica has replayed; None on a server that never was one."""
+        """Return the position up to which a replica has replayed; None on a server that never was one."""
         lsn = self.execute("SELECT pg_last_wal_replay_lsn()")[0][0]
         return None if lsn is None else str(lsn)
 
@@ -291,7 +289,7 @@ class PostgresServer(Server):
         """Wait until this replica has replayed everything up to *position*.
 
         Raises:
-            LabError: It had not within *timeout_s* seconds.
+            LabError: It did not within *timeout_s* seconds.
             LabAbortError: *abort* was set while waiting.
         """
         with self.superuser() as connection:
@@ -306,18 +304,18 @@ class PostgresServer(Server):
     # -- metadata ------------------------------------------------------------------------------------------
 
     def grant_metadata(self, role: str) -> None:
-        """Let *role* read the RDS metadata; those of Aurora are open to everyone."""
+        """Let *role* read the RDS metadata; those of Aurora are readable by all roles."""
         if self._setup.flavour == "rds" and self._has_own_catalog():
             self._of_role("GRANT USAGE ON SCHEMA rds_tools TO {}", role)
             self._of_role("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rds_tools TO {}", role)
 
     def revoke_metadata(self, role: str) -> None:
-        """Take back the schema."""
+        """Revoke the schema."""
         if self._setup.flavour == "rds" and self._has_own_catalog():
             self._of_role("REVOKE USAGE ON SCHEMA rds_tools FROM {}", role)
 
     def drop_metadata(self) -> None:
-        """Drop the function that tells the status: on a primary, and by replication on its physical replicas."""
+        """Drop the function that returns the status: on a primary, and by replication on its physical replicas."""
         if self._has_own_catalog():
             name = sql.SQL(STATUS_FUNCTIONS[self._setup.flavour])
             with self.superuser(self._setup.database) as connection:
@@ -333,11 +331,11 @@ class PostgresServer(Server):
         )  # fmt: skip
 
     def _has_own_catalog(self) -> bool:
-        """Whether roles, grants and functions are this server's own, and no copy of its primary's."""
+        """Return whether the server has roles, grants and functions of its own, instead of a copy of its primary's."""
         return not self.is_replica()
 
     def _furnish(self) -> None:
-        """Make roles, rights and metadata of the setup in the database, which is there."""
+        """Create the roles, rights and metadata of the setup in the existing database."""
         setup = self._setup
         with self.superuser(setup.database) as connection:
             for role, password in setup.passwords.items():
@@ -353,7 +351,7 @@ class PostgresServer(Server):
             connection.execute(statement)
 
     def _configure(self, text: str = "") -> None:
-        """Add *text* and the setup's settings to the configuration in the data directory, and write who may come in."""
+        """Add *text* and the setup's settings to the configuration, and write the rules for clients."""
         conf = self.data_dir / "postgresql.conf"
         settings = "".join(f"{name} = '{value}'\n" for name, value in self._setup.settings.items())
         self.write_file(conf.name, conf.read_text(encoding="utf-8") + text + settings)
@@ -364,7 +362,7 @@ class PostgresServer(Server):
             connection.execute(sql.SQL(statement).format(sql.Identifier(role)))
 
     def _write_hba(self) -> None:
-        """The file as it should be now; whoever is listed first has the word."""
+        """Write the file for the current state; the first matching line applies."""
         refused = ["all"] if self._refuses_all else sorted(self._refused_roles)
         lines = "".join(HBA_REFUSE.format(role=role) for role in refused)
         self.write_file("pg_hba.conf", HBA_LAB + lines + self.clients)

@@ -1,4 +1,4 @@
-"""The functions that tell PostgreSQL's metadata on RDS and Aurora, reading `bgpool.lab.metadata`'s files."""
+"""The functions that return PostgreSQL's metadata on RDS and Aurora, and read the files of `bgpool.lab.metadata`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ STATUS_FUNCTIONS: Final[Mapping[Flavour, LiteralString]] = {
     "aurora": "pg_catalog.get_blue_green_fast_switchover_metadata",
 }
 
-# SECURITY DEFINER: reading files takes a superuser. VOLATILE, as RDS's own: each call sees the file as it
-# is then. The four-argument pg_read_file returns NULL for a missing file on every version, and NULL makes
-# no rows.
+# SECURITY DEFINER: only a superuser may read files. VOLATILE, the same as RDS's own: each call reads the current file.
+# The four-argument pg_read_file returns NULL for a missing file on every version, and NULL makes no rows.
 _STATUS = """
 CREATE FUNCTION {function}(client text)
 RETURNS TABLE (id text, endpoint text, port integer, role text, status text, version text)

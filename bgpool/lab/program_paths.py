@@ -1,4 +1,4 @@
-"""Where a caller says that the servers' programs are: an argument, or an environment variable for each engine."""
+"""The place of the servers' programs: an argument, or an environment variable for each engine."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PATH: Final = "path"
 
 
 def unusable(engine: Engine, problem: str) -> ProgramsError:
-    """The error for programs of *engine* that are missing or of no use."""
+    """Return the error for programs of *engine* that are missing or unusable."""
     return ProgramsError(problem, VARIABLES[engine])
 
 
 def place_of(engine: Engine, given: str | Path | None) -> str | None:
-    """*given*, or what the environment variable of *engine* names; None if neither names a place."""
+    """Return *given*, or the value of the environment variable of *engine*; None if neither names a place."""
     return str(given) if given is not None else os.environ.get(VARIABLES[engine]) or None
 
 
 def directories(engine: Engine, place: str) -> list[Path]:
-    """Where programs may be in a *place* that is a directory.
+    """Return the directories that may have programs in a *place* that is a directory.
 
     Raises:
         ProgramsError: It is not one.

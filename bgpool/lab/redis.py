@@ -1,10 +1,10 @@
-"""A real Redis or Valkey for the fleet's tests and the lab: a child process that keeps nothing, unless it is told to.
+"""A real Redis or Valkey for the fleet's tests and the lab: a child process without persistence, except with settings.
 
     with RedisServer() as server:
         server.user("bgpool", "secret", "+xadd", "+xread", "+xrevrange", "~bgpool:*")
         bus = StreamBus(FleetConfig(server.url(user="bgpool", password="secret")), "ledger")
 
-The lab itself comes through a unix socket, as a user of its own, whatever clients are refused.
+The lab itself connects through a unix socket, as a user of its own, even when clients are refused.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ LOG_TAIL_CHARACTERS: Final = 2000
 
 
 def find_redis(place: str | Path | None = None) -> tuple[Programs, str]:
-    """Find a server, and the account to run it as; Redis where there are both.
+    """Find a server, and the account to run it as; Redis if both exist.
 
     Args:
-        place: The program, or a directory that holds it, or a ``bin`` with it; ``"path"`` for the PATH and `PLACES`;
-            None for what ``$BGPOOL_LAB_REDIS`` says of these, or else as ``"path"``.
+        place: The program, or a directory that holds it, or a ``bin`` with it; ``"path"`` for the PATH and `PLACES`.
+            None for the value of ``$BGPOOL_LAB_REDIS``, or else the same as ``"path"``.
 
     Returns:
-        Its directory, product and account; and its name there.
+        Its directory, product and account; and the name of the program there.
 
     Raises:
         ProgramsError: None was found that is new enough.
@@ -87,8 +87,8 @@ class RedisServer:
     """One server at a loopback address of its own; a context manager, which removes all of it at its end.
 
     Attributes:
-        address, port: Where it listens.
-        product: What it is, such as ``Redis 7.0.15``.
+        address, port: The address and port that it listens on.
+        product: The product and version, such as ``Redis 7.0.15``.
         ca_file: The authority of its certificate; None without TLS.
     """
 
@@ -103,15 +103,16 @@ class RedisServer:
         cluster: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Start a server that everybody may use without a password, until `user` or `execute` says otherwise.
+        """Start a server that every client may use without a password, until `user` or `execute` restricts it.
 
         Args:
-            guard: Whose directories to use, and who removes them; by default one of its own.
-            place: As for `find_redis`.
-            address, port: Where it is to listen, on loopback; by default where nobody else does.
-            tls: The names that its certificate is for, if it is to speak TLS, and only that.
-            cluster: Whether it is a node of a cluster; see `join_cluster`. Its own port is the one after *port*.
-            settings: Of redis.conf, over those of the lab: ``{"appendonly": "yes"}``, for example.
+            guard: The guard whose directories are used, and which removes them; by default one of its own.
+            place: The same as for `find_redis`.
+            address, port: The address and port to listen on, on loopback; by default free ones.
+            tls: The names of its certificate, if it uses TLS, and then only TLS.
+            cluster: True for a node of a cluster; see `join_cluster`. The port of the cluster's bus is the one after
+                *port*.
+            settings: Settings of redis.conf, which override those of the lab: ``{"appendonly": "yes"}``, for example.
 
         Raises:
             LabError: There is no program, or it did not start; the message ends with its log.
@@ -125,7 +126,7 @@ class RedisServer:
         self._own_guard: Final = guard is None
         key = f"r-{secrets.token_hex(4)}"
         self.home: Final = self._guard.base / key
-        # Beside the others where the path below the home is too long for a socket.
+        # Next to the others if the path below the home is too long for a socket.
         self._socket_dir: Final = self._guard.sockets / f"{key}-s"
         self._socket: Final = self._socket_dir / "s"
         self._log: Final = self.home / "log"
@@ -151,17 +152,17 @@ class RedisServer:
 
     @property
     def pid(self) -> int | None:
-        """The process number while the server's process is there, else None."""
+        """The process id while the server's process exists, else None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, with what it has saved; one that runs already is fine.
+        """Start it with its saved data; does nothing if it runs already.
 
         Args:
-            wait: Until it takes commands; else one that is still loading its data will do.
+            wait: True to wait until it accepts commands; False if it may still be loading its data.
 
         Raises:
-            LabError: It ended, or takes no commands within `START_TIMEOUT_S`.
+            LabError: It ended, or accepts no commands within `START_TIMEOUT_S`.
         """
         if self.pid is not None:
             return
@@ -180,7 +181,7 @@ class RedisServer:
             raise LabError(f"{self.product} ended while it started; its log ends: {self._log_tail()}")
 
     def stop(self) -> None:
-        """Shut it down in order, which saves what `settings` have it save; one that does not run is fine."""
+        """Shut it down in order, and save its data according to `settings`; does nothing if it does not run."""
         if self._process is None or self.pid is None:
             return
         watchdog.send(self._process.pid, signal.SIGTERM)
@@ -191,7 +192,7 @@ class RedisServer:
             self.kill()
 
     def kill(self) -> None:
-        """End it by SIGKILL; one that is gone is fine."""
+        """Kill it by SIGKILL; does nothing if it is gone."""
         if self._process is not None and self.pid is not None:
             watchdog.send(self._process.pid, signal.SIGKILL)
             self._process.wait(STOP_TIMEOUT_S)
@@ -202,17 +203,17 @@ class RedisServer:
         self.start()
 
     def freeze(self) -> None:
-        """Stop it by SIGSTOP: the kernel still takes connections, and nobody answers. `thaw` ends that."""
+        """Stop it by SIGSTOP: the kernel still accepts connections, but nothing answers. `thaw` ends that."""
         if self.pid is not None:
             watchdog.send(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server go on; one that is not frozen is fine."""
+        """Let a frozen server continue; does nothing if it is not frozen."""
         if self.pid is not None:
             watchdog.send(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it and remove all that it has; idempotent. A forked child leaves its parent's alone."""
+        """Stop it and remove all its files; idempotent. Has no effect in a forked child."""
         if not self._guard.is_owner:
             return
         self.kill()
@@ -224,13 +225,13 @@ class RedisServer:
     # -- use -----------------------------------------------------------------------------------------------
 
     def url(self, *, user: str = "", password: str = "", host: str = "", db: int = 0, options: str = "") -> str:
-        """A URL for clients; with TLS it names the authority.
+        """Return a URL for clients; with TLS it names the authority.
 
         Args:
-            user, password: Whom to be; empty for the default user without a password.
-            host: The name or address to write there; empty for the server's address.
+            user, password: The user to log in as; empty for the default user without a password.
+            host: The name or address in the URL; empty for the server's address.
             db: The number of the database.
-            options: More of them, as ``a=1&b=2``.
+            options: More options, in the form ``a=1&b=2``.
         """
         login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
         ca = f"ssl_ca_certs={self.ca_file}" if self.ca_file else ""
@@ -239,14 +240,14 @@ class RedisServer:
         return f"{scheme}://{login}{host or self.address}:{self.port}/{db or ''}{'?' if query else ''}{query}"
 
     def execute(self, *command: str | bytes | int) -> Any:
-        """Run one command as the lab's user, who may do anything, and return the answer as it came.
+        """Run one command as the lab's user, who has all rights, and return the unchanged answer.
 
         Raises:
-            redis.exceptions.RedisError: As the server said, or it does not answer.
+            redis.exceptions.RedisError: The error of the server, or it does not answer.
         """
         from redis import connection as redis_connection
 
-        made: Any = redis_connection.UnixDomainSocketConnection  # how much of it has types depends on the release
+        made: Any = redis_connection.UnixDomainSocketConnection  # its type annotations depend on the release
         connection = made(
             path=str(self._socket), username=LAB_USER, password=LAB_PASSWORD, protocol=2, socket_timeout=5.0
         )
@@ -257,7 +258,7 @@ class RedisServer:
             connection.disconnect()
 
     def answers(self) -> bool:
-        """Whether it runs and takes commands."""
+        """Return whether it runs and accepts commands."""
         from redis.exceptions import RedisError
 
         if self.pid is None:
@@ -271,11 +272,11 @@ class RedisServer:
             return False
 
     def user(self, name: str, password: str, *rules: str) -> None:
-        """Make or change the user *name*, who may do what *rules* of the ACL say and nothing else."""
+        """Make or change the user *name*, with exactly the rights in *rules* of the ACL."""
         self.execute("ACL", "SETUSER", name, "reset", "on", f"#{_hashed(password)}", *rules)
 
     def require_password(self) -> None:
-        """Let in nobody without a user and a password any more."""
+        """Reject clients without a user and a password from now on."""
         self.execute("ACL", "SETUSER", "default", "off")
 
     def follow(self, primary: RedisServer) -> None:
@@ -371,7 +372,7 @@ def join_cluster(*nodes: RedisServer) -> None:
     """Make a cluster of *nodes*, which were started as such, each with an equal share of the slots, and wait for it.
 
     Raises:
-        LabError: They did not come together within `START_TIMEOUT_S`.
+        LabError: The cluster was not complete within `START_TIMEOUT_S`.
     """
     share = -(-16384 // len(nodes))
     for number, node in enumerate(nodes):
@@ -402,13 +403,13 @@ def _candidates(place: str) -> list[Path]:
 
 
 def _programs(server: Path, account: Account | None) -> Programs:
-    """What is at *server*, which is not resolved: on Debian it is a link to a program of another name.
+    """Return the programs at *server*, which is not resolved: on Debian it is a link to a program of another name.
 
     Raises:
         LabError: It cannot be run, is something else, or is too old.
     """
     directory = server.parent.resolve()
-    # As the caller; one that the account does not reach says so when it is started.
+    # As the caller: if the account cannot reach it, the start fails with an error.
     said = Programs(directory).run(server.name, "--version", timeout_s=VERSION_TIMEOUT_S)
     found = re.search(r"(Redis|Valkey) server v=((\d+)\.(\d+)\S*)", said)
     if found is None or (int(found[3]), int(found[4])) < OLDEST:
@@ -418,7 +419,7 @@ def _programs(server: Path, account: Account | None) -> Programs:
 
 @functools.cache
 def _authority() -> trustme.CA:
-    """Of this process's servers, which prove themselves to each other."""
+    """Return the authority of this process's servers, which they use to authenticate to each other."""
     return trustme.CA()
 
 

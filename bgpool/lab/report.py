@@ -1,4 +1,4 @@
-"""What a trial came to: the ledger's verdict, and what the application's threads went through."""
+"""The result of a trial: the ledger's verdict, and the measurements of the application's threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bgpool.lab.worker import Worker
 __all__ = ["Report", "Stray", "release_of", "strays"]
 
 MOST_EXAMPLES: Final = 20
-#: Between the moment that the monitor notes for a release and the one at which a worker can see it, in seconds.
+#: The time between the monitor's recorded release and its visibility to a worker, in seconds.
 PUBLISH_S: Final = 0.05
 
 
@@ -30,26 +30,28 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a trial came to. Times are in seconds.
+    """The result of a trial. Times are in seconds.
 
     Attributes:
-        verdict: The ledger's.
-        undecided: Units of work of whose COMMIT the server could not tell what became of it, which is no fault.
-        errors: Calls that an application saw fail, threads that never came back, and workers that crashed.
-        missing: Threads that never came back, and workers that crashed.
-        error_examples: The first few of them, by worker.
-        error_counts: How many there were of each kind: the name of the exception's class.
-        calls: Calls that were answered.
-        longest_call_s: The longest that a caller waited, whatever became of it.
-        longest_gap_s: Longest time that a writing thread was without an acknowledged write, up to the end.
-        down_s: The longest outage for a client that knows both addresses: from the last write that one side took to
+        verdict: The ledger's verdict.
+        undecided: The number of units of work whose COMMIT has an outcome that the server could not tell, which is no
+            fault.
+        errors: The number of failed calls, threads that never returned, and workers that crashed.
+        missing: The number of threads that never returned, and workers that crashed.
+        error_examples: The first few errors, by worker.
+        error_counts: The number of errors of each kind: the name of the exception's class.
+        calls: The number of calls that were answered.
+        longest_call_s: The longest time that a caller waited, whatever the outcome.
+        longest_gap_s: The longest time that a writing thread was without an acknowledged write, up to the end.
+        down_s: The longest outage for a client that knows both addresses: from the last write that one side accepted to
             the next that either did.
-        evidence: What released the callers, as the timeline has it; empty if nothing did.
-        release_s: From the moment that the evidence was there to the release.
-        resume_s: From the same moment, or from the rollback, to the first answer of the last thread.
+        evidence: The evidence that released the callers, as named in the timeline; empty if there was no release.
+        release_s: The time from the evidence to the release.
+        resume_s: The time from the evidence, or from the rollback, to the first answer of the last thread.
         strays: Connections to the wrong side.
-        monitoring_connections: Most that were open on both servers together, while the deployment was watched.
-        snapshot: The last one published; its timeline is the summary.
+        monitoring_connections: The largest number that was open on both servers together, while the deployment was
+            watched.
+        snapshot: The last snapshot published; its timeline is the summary.
     """
 
     verdict: Verdict
@@ -71,7 +73,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether no row is wrong and nobody is missing."""
+        """True if no row is wrong, and no thread or worker is missing."""
         return self.verdict.clean and not self.missing
 
     @property
@@ -81,13 +83,13 @@ class Report:
 
 
 def release_of(snapshot: Snapshot | None) -> TimelineEntry | None:
-    """The entry of the release in the timeline of *snapshot*."""
+    """Return the entry of the release in the timeline of *snapshot*."""
     entries = snapshot.timeline if snapshot is not None else ()
     return next((entry for entry in reversed(entries) if entry.event == Phase.POST.name), None)
 
 
 def resume_s(crew: Iterable[Worker], evidence_s: float) -> float | None:
-    """From *evidence_s* to the first answer of the last thread; None if a thread got none."""
+    """Return the time from *evidence_s* to the first answer of the last thread; None if a thread got none."""
     firsts = [
         next((ended_s for ended_s in times if ended_s > evidence_s), None)
         for worker in crew
@@ -99,7 +101,7 @@ def resume_s(crew: Iterable[Worker], evidence_s: float) -> float | None:
 def strays(
     crew: Sequence[Worker], old_blue: set[str], green: set[str], drained_s: float, released_s: float
 ) -> list[Stray]:
-    """Connections handed out to *old_blue* (addresses) after *released_s*, or to *green* between *drained_s* and it."""
+    """Return connections to *old_blue* (addresses) after *released_s*, or to *green* from *drained_s* until it."""
     found = []
     for worker in crew:
         for call in worker.calls:

@@ -1,7 +1,7 @@
-"""Directories that are dear to make and the same every time: made once for a user, and kept in the cache folder.
+"""Directories that are expensive to make and always the same: made once for a user, and kept in the cache folder.
 
-The folder is ``$XDG_CACHE_HOME/bgpool``, else ``~/.cache/bgpool``. One that is not private to this user, or that cannot
-be written, is not used: then every lab makes its own.
+The folder is ``$XDG_CACHE_HOME/bgpool``, else ``~/.cache/bgpool``. A folder that is not private to this user, or that
+cannot be written, is not used: then every lab makes its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Make = Callable[[Path], None]
 
 
 def cache_dir() -> Path:
-    """Where templates are kept; it may not exist yet.
+    """Return the folder of templates; it may not exist yet.
 
     Raises:
         LabError: This user has no place for it.
@@ -56,12 +56,12 @@ def cache_dir() -> Path:
 
 
 def template(stamp: str, make: Make, spare: Path) -> Path:
-    """The template of that stamp, made if there is none. It is to be copied, never changed.
+    """Return the template of that stamp, made if there is none. It must only be copied, never changed.
 
     Args:
-        stamp: Names everything that it depends on; letters, digits, ``.`` and ``-``.
-        make: Fills it.
-        spare: Where it is made if it cannot be kept, a directory that does not exist.
+        stamp: A name for everything that it depends on; letters, digits, ``.`` and ``-``.
+        make: A callable that fills it.
+        spare: The directory, not existing yet, in which it is made if it cannot be kept.
 
     Raises:
         LabError: *make* failed.
@@ -81,10 +81,10 @@ def template(stamp: str, make: Make, spare: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(stamp: str) -> Iterator[Path]:
-    """Where the template is, or is to be, while no other process makes it.
+    """Yield the path of the template, existing or not, while no other process makes it.
 
     Raises:
-        SegmentError: The folder is not to be trusted.
+        SegmentError: The folder is not trustworthy.
         OSError: It cannot be used, or another process makes the template for too long.
     """
     try:
@@ -109,7 +109,7 @@ def _locked(stamp: str) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether *path* is a directory that only this user could have put there."""
+    """Return whether *path* is a directory that only this user could have put there."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -120,13 +120,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def _keep(path: Path, make: Make) -> None:
-    """Make *path*, as a whole or not at all; what has not been used for long goes."""
+    """Make *path*, as a whole or not at all; templates that have not been used for long are removed."""
     others = [(other.lstat().st_mtime, other) for other in path.parent.glob(f"{PREFIX}*") if other.is_dir()]
     for used_s, other in sorted(others, reverse=True)[MOST_OTHERS:]:
         if used_s < time.time() - IN_USE_S:
             shutil.rmtree(other, ignore_errors=True)
             other.with_name(f"{other.name}.lock").unlink(missing_ok=True)
-    # Left by a process that was killed while it made one; nobody else makes one now.
+    # Left by a process that was killed while it made one; no other process makes one now.
     for unfinished in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

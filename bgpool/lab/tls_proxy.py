@@ -1,4 +1,4 @@
-"""TLS in front of the lab's servers, whose build has none: certificates are for names, and are changed as on RDS."""
+"""A TLS proxy for the lab's servers, whose build has none: certificates are for names, and are changed like on RDS."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ class Authority:
         self.ca_file.chmod(0o644)
 
     def context(self, names: Iterable[str]) -> ssl.SSLContext:
-        """What proves *names*, and no others."""
+        """Return a context that proves *names*, and no others."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(*names).configure_cert(context)
         return context
 
 
 class TlsProxy:
-    """Listens where clients look for a server, and passes on to the server what they say, out of its TLS.
+    """A proxy that listens on the port of a server's clients, and forwards their data, decrypted, to the server.
 
     Attributes:
-        context: The certificate that new clients are shown; to be replaced at any time.
+        context: The certificate that new clients are shown; may be replaced at any time.
     """
 
     def __init__(self, server: Server, port: int, context: ssl.SSLContext) -> None:
-        """Stand in front of *server*, at its address and *port*.
+        """Listen in front of *server*, at its address and *port*.
 
         Raises:
             OSError: The port cannot be used.
@@ -69,7 +69,7 @@ class TlsProxy:
         threading.Thread(target=self._accept, name=f"bgpool-lab-front-{server.key}", daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more, and end every connection."""
+        """Stop listening, and end every connection."""
         self._closed = True
         for sock in (self._listener, *tuple(self._open)):
             _hang_up(sock)
@@ -93,7 +93,7 @@ class TlsProxy:
             client.settimeout(None)
             backend.sendall(first)
             _relay(client, backend)
-        # ssl.SSLError is an OSError: a client that does not like the certificate. close() may close what is waited for.
+        # ssl.SSLError is an OSError: a client that rejects the certificate. close() may close a socket during a wait.
         except (OSError, ValueError) as error:
             log.debug("%s: %s", self._server.name, error)
         finally:
@@ -103,7 +103,7 @@ class TlsProxy:
                     _hang_up(sock)
 
     def _greet(self, client: socket.socket) -> tuple[socket.socket, bytes]:
-        """The connection, encrypted if the client asked for that, and the first that it said on it."""
+        """Return the connection, encrypted if the client requested it, and the first data on it."""
         while len(first := client.recv(8, socket.MSG_WAITALL)) == 8:
             code = struct.unpack("!II", first)[1]
             if code == GSS_REQUEST:
@@ -118,17 +118,17 @@ class TlsProxy:
 
 
 def _hang_up(sock: socket.socket) -> None:
-    """End the connection also where a forked worker has a copy of the descriptor, which a mere close() would not."""
+    """End the connection even if a forked worker has a copy of the descriptor, for which close() would not suffice."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()
 
 
 def _relay(client: socket.socket, backend: socket.socket) -> None:
-    """Pass on what either says until one hangs up."""
+    """Forward data of both sides until one closes the connection."""
     other = {client: backend, backend: client}
     while True:
-        # What TLS has decrypted already does not show on the socket.
+        # Data that TLS has decrypted already do not show on the socket.
         pending = isinstance(client, ssl.SSLSocket) and client.pending()
         for sock in [client] if pending else select.select([client, backend], [], [])[0]:
             data = sock.recv(RELAY_BYTES)

@@ -1,8 +1,8 @@
-"""PostgreSQL servers of a major version upgrade: green is a logical replica of a newer version, made as RDS makes one.
+"""PostgreSQL servers of a major version upgrade: green is a logical replica of a newer version, made in RDS's way.
 
-A physical clone of blue replays up to the place where a replication slot of blue's begins, is upgraded in place, and
-follows blue from there on through a subscription. It is read-only by a setting, not because it recovers. Roles, DDL,
-sequences and large objects are not replicated.
+A physical clone of blue replays up to the beginning of a replication slot of blue's, is upgraded in place, and then
+follows blue through a subscription. It is read-only by a setting, not because of recovery. Roles, DDL, sequences and
+large objects are not replicated.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ recovery_target_action = promote
 
 
 class Versions:
-    """What the two servers of a pair begin from: two versions, and a template of blue and green that are together."""
+    """The starting points of a pair's two servers: two versions, and a template of blue and green together."""
 
     def __init__(self, older: Programs, newer: Programs, setup: Setup, workplace: Path, sockets: Path) -> None:
-        """Nothing is made yet.
+        """Describe the versions; nothing is made yet.
 
         Args:
             older, newer: The programs of the two versions.
-            setup: The servers'.
+            setup: The contents of the servers.
             workplace: A directory in which a template can be made.
-            sockets: One for the sockets meanwhile.
+            sockets: A directory for the sockets during that time.
         """
         self.older: Final = older
         self.newer: Final = newer
@@ -80,7 +80,7 @@ class Versions:
         self._template: Path | None = None
 
     def copy(self, colour: str, data_dir: Path) -> None:
-        """Make *data_dir*, which must not exist, that of blue or green.
+        """Make *data_dir*, which must not exist, the data directory of blue or green.
 
         Raises:
             LabError: There is no template, and none could be made.
@@ -90,7 +90,7 @@ class Versions:
         _copy(self._template / colour, data_dir, self.older.give)
 
     def _stamp(self) -> str:
-        """All that the template depends on."""
+        """Return a name for everything that the template depends on."""
         digest = hashlib.sha256(self._setup.database.encode())
         for module in (__file__, conf.__file__, postgres.__file__):
             digest.update(Path(module).read_bytes())
@@ -105,7 +105,7 @@ class Versions:
             blue.begin()
             green.build(blue)
         finally:
-            for server in (green, blue):  # the other way round, blue would wait for its replica
+            for server in (green, blue):  # in the other order, blue would wait for its replica
                 server.stop()
         for server, colour in ((blue, "blue"), (green, "green")):
             _copy(server.data_dir, directory / colour)
@@ -116,7 +116,7 @@ class Versions:
             f"template of {name}",
             self._workplace / f"template-{name}",
             versions=self,
-            address="",  # nobody comes over TCP
+            address="",  # no client connects over TCP
             port=conf.TEMPLATE_PORT,
             socket_dir=self._sockets / f"t-{number}",
             programs=self.older,
@@ -125,10 +125,10 @@ class Versions:
 
 
 class LogicalServer(PostgresServer):
-    """Blue or green of a major upgrade. What becomes green is upgraded to the newer version, whatever blue is."""
+    """Blue or green of a major upgrade. The future green is upgraded to the newer version, whatever blue has."""
 
     def __init__(self, name: str, home: Path, *, versions: Versions, **params: Any) -> None:
-        """As `PostgresServer`; *versions* says which versions there are."""
+        """Describe a server, like `PostgresServer`; *versions* has the versions."""
         super().__init__(name, home, **params)
         self._versions: Final = versions
         self._primary: LogicalServer | None = None
@@ -137,16 +137,16 @@ class LogicalServer(PostgresServer):
     # -- life ----------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Begin as the primary of the older version, with all of the setup."""
+        """Start as the primary of the older version, with all of the setup."""
         self._copy("blue", self._versions.older)
         self.start()
         self._furnish()
         self._is_of_template = True
 
     def replicate(self, source: Server, *, follow: Server) -> None:
-        """Begin anew as a logical replica of *source*, of the newer version.
+        """Start again as a logical replica of *source*, of the newer version.
 
-        The template's green is taken for a *source* that has just been created; otherwise it takes four seconds.
+        The template's green is used for a *source* that has just been created; otherwise this takes four seconds.
         """
         if self.pid is not None:
             raise LabError(f"{self.name} runs; stop it before it becomes a replica")
@@ -163,7 +163,7 @@ class LogicalServer(PostgresServer):
         self._follow(source)
 
     def begin(self) -> None:
-        """Begin as a primary of the older version without anything but the empty database.
+        """Start as a primary of the older version with only the empty database.
 
         Raises:
             LabError: It could not be made or started.
@@ -174,7 +174,7 @@ class LogicalServer(PostgresServer):
         self._of_database("CREATE DATABASE {}")
 
     def build(self, source: LogicalServer) -> None:
-        """Begin as an upgraded clone of *source*, which runs; it knows from where to follow, and does not yet.
+        """Start as an upgraded clone of *source*, which runs; the subscription exists but is not active yet.
 
         Raises:
             LabError: One of the programs failed, or took too long.
@@ -191,7 +191,7 @@ class LogicalServer(PostgresServer):
             shutil.rmtree(clone.data_dir.parent)
         self.start()
         with self.superuser(self._setup.database) as connection:
-            # Without a slot of its own: the clone has what was committed before this one.
+            # Without a slot of its own: the clone has everything that was committed before this one.
             options = sql.SQL("create_slot = false, slot_name = {}, enabled = false, copy_data = false").format(
                 sql.Identifier(SLOT)
             )
@@ -204,7 +204,7 @@ class LogicalServer(PostgresServer):
             connection.execute("SELECT pg_replication_origin_advance('pg_' || oid, %s) FROM pg_subscription", (lsn,))
 
     def _follow(self, source: LogicalServer) -> None:
-        """Have the subscription, which is there, begin, and catch up."""
+        """Activate the existing subscription, and wait until it has caught up."""
         self._primary = source
         with self.superuser(self._setup.database) as connection:
             name = sql.Identifier(SUBSCRIPTION)
@@ -219,7 +219,7 @@ class LogicalServer(PostgresServer):
         self._make_directory(self.data_dir, 0o700)
         checksums = ("--no-data-checksums",) if self._programs.major >= WITHOUT_CHECKSUMS else ()
         self.init(*checksums)
-        work_dir = self.data_dir.parent / "upgrade"  # pg_upgrade writes scripts to where it is run
+        work_dir = self.data_dir.parent / "upgrade"  # pg_upgrade writes scripts to its working directory
         self._make_directory(work_dir, 0o700)
         try:
             self._programs.run(
@@ -231,11 +231,11 @@ class LogicalServer(PostgresServer):
         finally:
             shutil.rmtree(work_dir)
 
-    # -- what a switchover does to a server ----------------------------------------------------------------
+    # -- steps of a switchover -----------------------------------------------------------------------------
 
     def promote(self, timeout_s: float = START_TIMEOUT_S, *, abort: Event | None = None) -> None:
-        """End the subscription, without asking the primary, and take writes. `carry_over` comes first."""
-        del timeout_s, abort  # nothing is waited for but the server's own statements
+        """End the subscription, without contacting the primary, and accept writes. `carry_over` comes first."""
+        del timeout_s, abort  # the only wait is for the server's own statements
         if not self.is_replica():
             return
         with self.superuser(self._setup.database) as connection:
@@ -243,7 +243,7 @@ class LogicalServer(PostgresServer):
                 "ALTER SUBSCRIPTION {} DISABLE",
                 "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
                 "DROP SUBSCRIPTION {}",
-                # It came with the clone, and would refuse UPDATE and DELETE of tables without a primary key.
+                # It came with the clone, and would reject UPDATE and DELETE of tables without a primary key.
                 "DROP PUBLICATION {}",
             ):
                 name = PUBLICATION if "PUBLICATION" in statement else SUBSCRIPTION
@@ -251,9 +251,9 @@ class LogicalServer(PostgresServer):
         self.set_read_only(False)
 
     def set_read_only_by_role(self, read_only: bool) -> None:
-        """Let the roles that write begin sessions that are read-only, in place of the server, or no more.
+        """Make new sessions of the writing roles read-only, instead of the whole server, or undo it.
 
-        Sessions that they have stay as they are.
+        Existing sessions stay as they are.
         """
         with self.superuser() as connection:
             for role in self._setup.writers:
@@ -263,7 +263,7 @@ class LogicalServer(PostgresServer):
         self.set_read_only(False)
 
     def carry_over(self) -> None:
-        """Set every sequence to where the primary's is."""
+        """Set every sequence to the primary's value."""
         primary = self._following()
         with primary.superuser(self._setup.database) as blue, self.superuser(self._setup.database) as green:
             sequences = blue.execute(
@@ -280,7 +280,7 @@ class LogicalServer(PostgresServer):
             primary.drop_slot()
 
     def drop_slot(self) -> None:
-        """Drop the slot that a replica followed by, if there is one.
+        """Drop the slot of a replica, if there is one.
 
         Raises:
             LabError: It was still in use after `WALSENDER_TIMEOUT_S`.
@@ -298,17 +298,18 @@ class LogicalServer(PostgresServer):
     # -- replication ---------------------------------------------------------------------------------------
 
     def is_replica(self) -> bool:
-        """Whether the server has a subscription."""
+        """Return whether the server has a subscription."""
         return bool(self.execute("SELECT EXISTS (SELECT FROM pg_subscription)")[0][0])
 
     def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
         """Wait until everything up to *position* is committed here.
 
-        The primary is asked, whom this server tells: its own progress stands still where nothing is to be replayed.
+        The primary is queried, to which this server reports its progress: this server's own progress stands still when
+        there is nothing to replay.
 
         Raises:
-            LabError: As `Server` says; or the primary has a table that this server does not receive, as it was made
-                after the clone.
+            LabError: The same as for `Server`; or the primary has a table that this server does not receive, as it was
+                made after the clone.
             LabAbortError: *abort* was set while waiting.
         """
         primary = self._following()
@@ -323,7 +324,7 @@ class LogicalServer(PostgresServer):
             wait_until(replayed, timeout_s=timeout_s, what=f"{self.name} replays {position}", abort=abort, poll_s=0.005)
 
     def take_in_tables(self) -> None:
-        """Receive tables, too, that were made on both servers since; rows that they have by now are not.
+        """Receive later tables, too, that were made on both servers; rows that they have by now are not received.
 
         Raises:
             LabError: The primary has one that this server does not have.
@@ -365,7 +366,7 @@ class LogicalServer(PostgresServer):
         return True
 
     def _complete(self) -> None:
-        """Make metadata that pg_upgrade has left out: it carries nothing of the schema pg_catalog."""
+        """Make metadata that pg_upgrade has omitted: it carries no objects of the schema pg_catalog."""
         with self.superuser(self._setup.database) as connection:
             name = f"{STATUS_FUNCTIONS[self._setup.flavour]}(text)"
             if connection.execute("SELECT to_regprocedure(%s) IS NULL", (name,)).fetchone() == (True,):
@@ -377,7 +378,7 @@ class LogicalServer(PostgresServer):
 
 
 def _clone(clone: PostgresServer, source: LogicalServer) -> str:
-    """Make *clone* a stopped copy of *source* as it was where a new slot begins; return that place."""
+    """Make *clone* a stopped copy of *source*, up to the beginning of a new slot; return that position."""
     with source.superuser(source._setup.database) as connection:
         found = connection.execute("SELECT EXISTS (SELECT FROM pg_publication)").fetchone()
         if found == (False,):
@@ -385,7 +386,7 @@ def _clone(clone: PostgresServer, source: LogicalServer) -> str:
             connection.execute(sql.SQL(publish).format(sql.Identifier(PUBLICATION)))
         source.drop_slot()
         clone.clone_from(source, follow=source)
-        # Now: recovery cannot stop before the copy is consistent.
+        # At this point: recovery cannot stop before the copy is consistent.
         query = "SELECT lsn FROM pg_create_logical_replication_slot(%s, 'pgoutput')"
         row = connection.execute(query, (SLOT,)).fetchone()
         assert row is not None
@@ -405,7 +406,7 @@ def _rows(server: LogicalServer, query: LiteralString) -> set[str]:
 
 
 def _copy(source: Path, target: Path, give: Callable[[Path], None] = lambda _: None) -> None:
-    """Copy a data directory; *give* gets every path of the copy."""
+    """Copy a data directory; *give* is called with every path of the copy."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("postmaster.*", "pg_upgrade_output.d"))
     for path in (target, *target.rglob("*")):
         give(path)

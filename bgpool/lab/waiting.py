@@ -1,4 +1,4 @@
-"""The one way in which the lab waits: bounded, interruptible, and with a message when it was in vain."""
+"""The only way in which the lab waits: bounded, interruptible, and with a message after a timeout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wait_until(
     abort: Event | None = None,
     poll_s: float = POLL_S,
 ) -> None:
-    """Look at *condition* every *poll_s* seconds until it holds; it is looked at once at least.
+    """Check *condition* every *poll_s* seconds until it holds; it is checked at least once.
 
     Raises:
         LabError: It did not hold within *timeout_s* seconds; the message names *what*.

@@ -1,11 +1,12 @@
-"""A tiny process that outlives the lab's own, and cleans up after it whatever happened to it.
+"""A small process that outlives the lab's own, and cleans up after it, however it ends.
 
-It is run by its path (``python -I -S watchdog.py OWNER_PID``), so it must import nothing but the standard
-library. Standard input is a pipe that the lab holds open: first come the lab's directories, one a line,
-then nothing. At end of file, or when the lab's process is gone, it ends the database programs that work
-below these directories and removes them. Nothing is registered: the programs are found by their command
-lines, so that none can be missed between its start and its registration, and no other process that took
-over a number can be hit.
+It is run by its path (``python -I -S watchdog.py OWNER_PID``), so it must import only the standard library. Standard
+input is a pipe that the lab holds open: first it receives the lab's directories, one a line, then nothing. At end of
+file, or when the lab's process is gone, it ends the database programs that work below these directories, and removes
+these.
+
+Nothing is registered: the programs are found by their command lines. So none can be missed between its start and its
+registration, and no other process that reuses a process id can be hit.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FIRST_WORDS = 4
 
 
 def arguments_of(pid: int) -> list[str]:
-    """The command line of *pid*; empty for a process that is gone or a zombie."""
+    """Return the command line of *pid*; empty for a process that is gone or a zombie."""
     try:
         return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
     except OSError:
@@ -41,18 +42,17 @@ def arguments_of(pid: int) -> list[str]:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes whose parent is *pid*.
+    """Return the processes whose parent is *pid*.
 
-    PostgreSQL's backends are each in a session of their own, so no signal to a process group reaches them
-    all.
+    PostgreSQL's backends are each in a session of their own, so no signal to a process group reaches them all.
     """
     return [child for child in _pids() if _parent_of(child) == pid]
 
 
 def programs_below(directories: Iterable[str]) -> list[int]:
-    """The database programs that were started with a path below one of *directories*, also as ``--option=path``.
+    """Return the database programs that were started with a path below *directories*, also in ``--option=path``.
 
-    A program's name need not come first: a dynamic linker may have been started with it, or a shell.
+    A program's name need not come first: a dynamic linker or a shell may have been started with it.
     """
     prefixes = tuple(directory.rstrip("/") + "/" for directory in directories)
     found = []
@@ -74,7 +74,7 @@ def end_programs_below(directories: Iterable[str]) -> None:
     for pid in pids:
         send(pid, signal.SIGQUIT)
         for member in (pid, *families[pid]):
-            send(member, signal.SIGCONT)  # a frozen server would not see the first signal
+            send(member, signal.SIGCONT)  # a frozen server would not receive the first signal
     if _wait_gone(places, QUIT_TIMEOUT_S):
         return
     for pid in programs_below(places):
@@ -85,7 +85,7 @@ def end_programs_below(directories: Iterable[str]) -> None:
 
 
 def shared_memory_of(data_dir: Path) -> list[int]:
-    """The System V segments of the server in *data_dir*: line 7 of postmaster.pid holds key and id."""
+    """Return the System V segments of the server in *data_dir*: line 7 of postmaster.pid holds key and id."""
     try:
         return [int((data_dir / "postmaster.pid").read_text().splitlines()[6].split()[1])]
     except (OSError, IndexError, ValueError):
@@ -93,14 +93,14 @@ def shared_memory_of(data_dir: Path) -> list[int]:
 
 
 def remove_shared_memory(segments: Iterable[int]) -> None:
-    """Free *segments*, which a server that was ended by SIGKILL leaves; those already gone are fine."""
+    """Free *segments*, which a server that was ended by SIGKILL leaves; those already gone are ignored."""
     libc = ctypes.CDLL(None)
     for segment in segments:
         libc.shmctl(segment, 0, None)  # 0 is IPC_RMID
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Send signal *number*; a process that is gone, or not ours, is fine."""
+    """Send signal *number*; a process that is gone, or another user's, is ignored."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -125,7 +125,7 @@ def _parent_of(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The command's name, in parentheses, may hold spaces: what follows the last one is state and parent.
+    # The command's name, in parentheses, may contain spaces: state and parent follow the last parenthesis.
     return int(stat.rpartition(b")")[2].split()[1])
 
 

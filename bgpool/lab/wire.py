@@ -1,7 +1,6 @@
-"""Client connections on which every step is bounded, also against a server that does not answer at all.
+"""Client connections with a time limit for every step, also to a server that does not answer at all.
 
-libpq's own connect timeout is no shorter than 2 s and its queries have none; the oracle needs both in
-milliseconds.
+libpq's own connect timeout is no shorter than 2 s and its queries have none; the probe needs both in milliseconds.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Wire(Protocol):
     """One connection to one address, used by one thread."""
 
     def execute(self, sql: bytes, *, timeout_s: float) -> None:
-        """Run *sql* and forget its rows.
+        """Run *sql* and discard its rows.
 
         Raises:
-            WireError: It failed, or was not answered within *timeout_s* seconds. After the latter its
-                outcome is unknown and the connection of no more use.
+            WireError: It failed, or was not answered within *timeout_s* seconds. After a timeout its outcome is unknown
+                and the connection unusable.
         """
 
     def close(self) -> None:
@@ -62,7 +61,7 @@ class PostgresWire:
             raise
 
     def execute(self, sql: bytes, *, timeout_s: float) -> None:
-        """As the protocol says."""
+        """See `Wire`."""
         deadline_s = time.monotonic() + timeout_s
         try:
             self._connection.send_query(sql)
@@ -76,7 +75,7 @@ class PostgresWire:
                         result.error_message.decode("utf-8", "replace").strip(),
                         state.decode() if state else None,
                     )
-        except psycopg.OperationalError as error:  # what the calls raise themselves
+        except psycopg.OperationalError as error:  # errors that the calls raise themselves
             raise WireError(str(error)) from error
         if failure is not None:
             raise failure
@@ -123,7 +122,7 @@ class MysqlWire:
             raise WireError(str(error)) from error
 
     def execute(self, sql: bytes, *, timeout_s: float) -> None:
-        """As the protocol says."""
+        """See `Wire`."""
         try:
             with self._connection.bounded(timeout_s):
                 self._connection.query(sql)
@@ -131,6 +130,6 @@ class MysqlWire:
             raise WireError(str(error)) from error
 
     def close(self) -> None:
-        """Close the connection; idempotent. A goodbye is sent and not waited for."""
+        """Close the connection; idempotent. The message to the server has no answer."""
         with contextlib.suppress(pymysql.MySQLError):  # closed already
             self._connection.close()

@@ -4,7 +4,7 @@
     assert not findings_of(result), result
 
 Each host is a run directory of its own with a monitor of its own. Some worker processes have pools for several hosts
-each. What the hosts ask is counted in the servers' own logs.
+each. The hosts' queries are counted in the servers' own logs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fleet's bus: a Redis, and what can be done to it."""
+"""The fleet's bus: a Redis server, and faults for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LabBus"]
 
 
 class LabBus:
-    """A Redis without persistence, and a replica of it if it is to fail over; a context manager."""
+    """A Redis without persistence, with a replica if it can fail over; a context manager."""
 
     def __init__(self, bg_id: str, key: bytes, *, with_replica: bool = False) -> None:
         """Start it for the fleet of *bg_id*, whose hosts have the *key*."""
@@ -45,11 +45,11 @@ class LabBus:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """For get_pool."""
+        """The options for get_pool."""
         return {"bg_fleet": self.server.url(), "bg_fleet_key": self._key.hex()}
 
     def strike(self, fault: str) -> None:
-        """Do what the `BusFault` says."""
+        """Cause the fault."""
         actions = {
             "kill": self.server.kill,
             "stop": self._stop,
@@ -67,7 +67,7 @@ class LabBus:
         self._timers.append(timer)
 
     def _fail_over(self) -> None:
-        """The primary is gone, and its name leads to the replica: which takes its address and port."""
+        """Stop the primary and redirect its name: the replica takes over its address and port."""
         assert self._replica is not None
         self.server.kill()
         self._replica.promote()

@@ -1,6 +1,6 @@
-"""What the segments of all hosts say, and when it can be seen, by a process that has nothing else on its mind.
+"""An observer of the segments of all hosts, in a process that does nothing else.
 
-It looks at every segment every `LOOK_S` and writes a line for each change: a JSON list with the fields of `HostView`.
+It reads every segment every `LOOK_S` and writes a line for each change: a JSON list with the fields of `HostView`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["LOOK_S", "SegmentObserver", "HostView"]
 
 LOOK_S: Final = 0.002
 NICE: Final = 10
-#: How often it is looked whether a segment was replaced, and whether anybody is left to look for, in seconds.
+#: The interval of checks for replaced segments, and for the parent's end, in seconds.
 _PATHS_S: Final = 0.1
 _START_TIMEOUT_S: Final = 20.0
 _STOP_TIMEOUT_S: Final = 5.0
@@ -33,17 +33,17 @@ _CODE: Final = "from bgpool.lab.fleet import observer; observer.look()"
 
 
 class HostView(NamedTuple):
-    """What was seen of a host.
+    """One observed state of a host.
 
     Attributes:
-        mono_ns: When, on the monotonic clock.
-        host: Its place in the list of directories.
+        mono_ns: The time, on the monotonic clock.
+        host: Its index in the list of directories.
         phase: The name of its phase.
-        standing: Its place in the fleet; empty for a host that is in none.
-        leader: The id of the leader that it heard last.
-        hosts: How many hosts there are, as it was told.
-        fallbacks: How often it has fallen back to asking the database itself.
-        reason: Why it asks the database itself.
+        standing: Its role in the fleet; empty for a host that is in none.
+        leader: The id of the leader from which it received the last message.
+        hosts: The number of hosts that it received.
+        fallbacks: The number of times it has fallen back to querying the database itself.
+        reason: The reason for which it queries the database itself.
     """
 
     mono_ns: int
@@ -57,7 +57,7 @@ class HostView(NamedTuple):
 
 
 def view_of(host: int, mono_ns: int, snapshot: Snapshot) -> HostView:
-    """What *snapshot* says."""
+    """Return the fields of *snapshot*."""
     view = snapshot.fleet
     if view is None:
         return HostView(mono_ns, host, snapshot.phase.name)
@@ -67,10 +67,10 @@ def view_of(host: int, mono_ns: int, snapshot: Snapshot) -> HostView:
 
 
 class SegmentObserver:
-    """Looks at the segments of hosts from its start to its end; a context manager."""
+    """An observer of hosts' segments from its start to its end; a context manager."""
 
     def __init__(self, bg_id: str, directories: Sequence[Path], output: Path) -> None:
-        """Look at those of *bg_id* in *directories*; *output* is a file that is made, and is read afterwards."""
+        """Observe the segments of *bg_id* in *directories*; *output* is a file that is made and read afterwards."""
         self._output: Final = output
         with output.open("wb") as file:
             self._process: Final = subprocess.Popen(
@@ -88,7 +88,7 @@ class SegmentObserver:
         self.stop()
 
     def wait_looking(self) -> None:
-        """Wait until it looks, at a host that has a segment.
+        """Wait until it observes a host that has a segment.
 
         Raises:
             LabError: It does not within `_START_TIMEOUT_S`.
@@ -96,7 +96,7 @@ class SegmentObserver:
         wait_until(lambda: self._output.stat().st_size > 0, timeout_s=_START_TIMEOUT_S, what="hosts are looked at")
 
     def stop(self) -> None:
-        """Look no more; idempotent."""
+        """Stop observing; idempotent."""
         self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT_S)
@@ -105,16 +105,16 @@ class SegmentObserver:
             self._process.wait(_STOP_TIMEOUT_S)
 
     def views(self) -> list[HostView]:
-        """What was seen so far, in the order of time."""
+        """Return all observed states so far, in the order of time."""
         lines = self._output.read_text(encoding="utf-8").splitlines(keepends=True)
-        # The last one may be half written.
+        # The last line may be incomplete.
         return [HostView(*json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def look() -> None:
-    """What the process does: look at the segments of the bg_id and in the directories that its arguments name."""
+    """Run the process: observe the segments of the bg_id in the directories that its arguments name."""
     bg_id, *directories = sys.argv[1:]
-    # What it measures is when others are done, and not when it gets a turn itself; root alone may ask for that.
+    # A higher priority: it measures other processes, not the wait for its own CPU time. Only root may set it.
     with contextlib.suppress(PermissionError):
         os.nice(-NICE)
     readers = [Reader(RunFiles.of(Path(directory), bg_id)) for directory in directories]
@@ -128,7 +128,7 @@ def look() -> None:
                 reader.check_path()
         for host, reader in enumerate(readers):
             reading = reader.refresh()
-            # The mapping too: another monitor's numbers may be the same.
+            # The mapping, too: another monitor's numbers may be the same.
             word = (reading.sequence, id(reading.mapped))
             if reading.snapshot is None or word == words[host]:
                 continue

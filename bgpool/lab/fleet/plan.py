@@ -1,4 +1,4 @@
-"""What is played: how many hosts, with or without a fleet, and what is done to it when."""
+"""The plan of a fleet's switchover: the number of hosts, with or without a fleet, and a fault with its time."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ CALM_S: Final = 5.0
 """Long enough for a few questions of a host that asks once a second."""
 
 _WHEN: Final[Mapping[Phase, float]] = {
-    # Silence is heard 1.5 s after it began, and in a switchover 0.4 s. A fault comes when the next phase is as good as
-    # there, and nobody is to hear of it too late; or early in one that tells of nothing to come.
+    # A silent leader is detected after 1.5 s, and in a switchover after 0.4 s. A fault occurs shortly before the next
+    # phase, which no host may learn too late. In POST and COMPLETED, which announce nothing, it occurs early.
     Phase.CREATED: FLEET.initiated_s - 0.3,
     Phase.PREPARATION: FLEET.in_progress_s - 0.3,
     Phase.IN_PROGRESS: FLEET.green_promoted_s - 0.3,
@@ -53,11 +53,11 @@ _WHEN: Final[Mapping[Phase, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done.
+    """A fault.
 
     Attributes:
         what: ``kill leader`` (SIGKILL), ``stop leader`` (SIGSTOP for `STOPPED_S`), or ``bus`` and a `BusFault`.
-        phase: In which phase, one of `PHASES`: shortly before the next one, or early in POST and COMPLETED.
+        phase: The phase of the fault, one of `PHASES`: shortly before the next one, or early in POST and COMPLETED.
     """
 
     what: str
@@ -65,12 +65,12 @@ class Fault:
 
     @property
     def at_s(self) -> float:
-        """When, in seconds from SWITCHOVER_IN_PROGRESS."""
+        """The time, in seconds from SWITCHOVER_IN_PROGRESS."""
         return _WHEN[self.phase]
 
     @property
     def bus(self) -> str:
-        """What is done to the bus; empty where it is done to the leader."""
+        """The fault of the bus; empty for a fault of the leader."""
         return self.what.removeprefix("bus ") if self.what.startswith("bus ") else ""
 
     def __str__(self) -> str:
@@ -82,11 +82,11 @@ class Plan:
     """One switchover of a fleet.
 
     Attributes:
-        hosts: How many; one monitor each.
-        fleet: Whether they follow one leader; False for hosts that know nothing of each other.
-        fault: What is done to the leader or the bus; None for nothing.
-        calm_s: How long CREATED is looked at, from when every host has joined, and COMPLETED, in seconds.
-        pair_options: More keywords for Pair; of PostgreSQL, a minor pair.
+        hosts: The number of hosts, with one monitor each.
+        fleet: True if they follow one leader; False for hosts that are independent of each other.
+        fault: The fault of the leader or the bus; None for none.
+        calm_s: The time for which CREATED, after all hosts have joined, and COMPLETED are observed, in seconds.
+        pair_options: More keywords for Pair, of PostgreSQL and without a major upgrade.
         pool_options: More keywords for get_pool.
     """
 
@@ -107,9 +107,9 @@ class Plan:
 
     @property
     def end_s(self) -> float:
-        """When it ends, in seconds from SWITCHOVER_IN_PROGRESS."""
+        """The time of the end, in seconds from SWITCHOVER_IN_PROGRESS."""
         end_s = FLEET.completed_s + self.calm_s
         if self.fault is not None and "stop" in self.fault.what:
-            # What was stopped goes on, and is looked at for a while.
+            # A stopped monitor continues, and is observed for a while.
             end_s = max(end_s, self.fault.at_s + STOPPED_S + self.calm_s)
         return end_s

@@ -39,7 +39,7 @@ BG_ID: Final = "fleet"
 HOSTS_PER_WORKER: Final = 10
 """A host is its monitor; whoever uses it may as well use others."""
 
-#: Between two units of work of a host: enough to see the outage by, and little for two cores.
+#: The pause between two units of work of a host: short enough to measure the outage, with little load on two cores.
 PAUSE_S: Final = 0.1
 TRUTH_S: Final = 0.01
 HOLD_S: Final = 15.0
@@ -49,17 +49,17 @@ START_S: Final = 20.0
 READY_S: Final = 30.0
 JOINED_S: Final = 20.0
 LEAVE_S: Final = 60.0
-#: In which the lab looks at segments while it waits, in seconds.
+#: The interval at which the lab reads segments while it waits, in seconds.
 LOOK_S: Final = 0.05
 CONNECTIONS_OF_OTHERS: Final = 60
 
 
 def play(plan: Plan, tell: Callable[[str], object] = lambda _line: None) -> Result:
-    """Play *plan* on servers of its own; takes half a minute.
+    """Run *plan* on servers of its own; takes half a minute.
 
     Args:
-        plan: What is played.
-        tell: Called with a line for everything that is done.
+        plan: The plan to run.
+        tell: A callable that receives a line for each step.
 
     Raises:
         LabError: The lab failed: a deployment did not become ready, hosts did not join, or a worker hangs.
@@ -69,7 +69,7 @@ def play(plan: Plan, tell: Callable[[str], object] = lambda _line: None) -> Resu
         pair = stack.enter_context(Pair(settings=settings, **plan.pair_options))
         bus = None
         if plan.fleet:
-            # Hosts that know nothing of each other need no client of a bus to be installed.
+            # Independent hosts do not need the client library of a bus.
             from bgpool.lab.fleet.bus import LabBus
 
             with_replica = plan.fault is not None and plan.fault.bus == "failover"
@@ -99,11 +99,11 @@ class _Play:
         self.tell(event.name.replace("_", " "))
 
     def run(self) -> Result:
-        """All of it."""
+        """Run everything."""
         ledger.create(self.pair)
         make_roles(self.pair, self.plan.hosts)
         (self.pair.directory / "run").mkdir(mode=0o700)
-        # The difference of the clocks: logs of servers have the one, segments the other.
+        # The difference of the clocks: logs of servers use the wall clock, segments the monotonic one.
         wall_off_s = time.time() - time.monotonic()
         try:
             self._start_hosts()
@@ -133,7 +133,7 @@ class _Play:
     # -- before --------------------------------------------------------------------------------------------------
 
     def _start_hosts(self) -> None:
-        """Worker by worker: two cores are long enough at the start of ten interpreters."""
+        """Start the workers one after the other: ten interpreters at once would keep two cores busy for long."""
         for first in range(0, self.plan.hosts, HOSTS_PER_WORKER):
             hosts = range(first, min(first + HOSTS_PER_WORKER, self.plan.hosts))
             pools = [self._make_pool(host) for host in hosts]
@@ -163,20 +163,20 @@ class _Play:
             "bg_resolver": self.pair.resolver,
             "bg_run_dir": self._directories[host],
             "bg_connect_timeout_ms": int(HOLD_S * 1000),
-            # Not a minute, until the deployment is seen; from then on as usual.
+            # Instead of a minute, until the deployment is found; from then on the defaults apply.
             "bg_interval_baseline_ms": 1000,
             "timeout": HOLD_S,
             "min_size": 1,
             "max_size": 1,
             "monitoring": {"user": role_of(host), "password": self.pair.lab_password},
-            # Not that of the shell either.
+            # Without a fleet, not that of the environment either.
             **(self.bus.options if self.bus is not None else {"bg_fleet": None}),
             **self.plan.pool_options,
         }
         return bgpool.get_pool(self.pair.dsn, **options)
 
     def _watch(self, hosts: Sequence[int]) -> bool:
-        """Whether the monitors of *hosts* give signs of life."""
+        """Return whether the monitors of *hosts* have recent heartbeats."""
         for host in hosts:
             self._readers[host].check_path()
         return not any(self._readers[host].monitor_is_silent() for host in hosts)
@@ -189,7 +189,7 @@ class _Play:
     # -- the switchover ------------------------------------------------------------------------------------------
 
     def _switch_over(self) -> float:
-        """Direct it; when every host had joined, on the monotonic clock."""
+        """Direct the switchover; return the time at which all hosts had joined, on the monotonic clock."""
         self._director.create_deployment()
         wait_until(
             lambda: all(snapshot is not None and snapshot.ready for snapshot in self._snapshots()),
@@ -214,7 +214,7 @@ class _Play:
         return [view.standing if view is not None else None for view in views]
 
     def _strike(self) -> None:
-        """The fault, in the director's thread."""
+        """Cause the fault; runs in the director's thread."""
         fault = self.plan.fault
         assert fault is not None
         if fault.bus:
@@ -259,7 +259,7 @@ class _Play:
         for worker in self._crew:
             worker.kill()
         for waker in self._wakers:
-            # Before its time: a stopped process never ends.
+            # Wake it early: a stopped process never ends.
             waker.cancel()
             waker.function(*waker.args)
         for pool in self._pools:

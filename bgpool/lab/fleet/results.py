@@ -1,4 +1,4 @@
-"""What one switchover of a fleet came to, and what is wrong with it."""
+"""The result of one switchover of a fleet, and its findings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LATER_S: Final = 1.0
 REPLACED_S: Final = {"kill leader": 2.0, "stop leader": 7.0}
 """The same on the leader's own host, which has to start another monitor first, with a fleet or without."""
 
-#: Phases in which nobody is cut off or refused: nothing nudges a follower to ask itself.
+#: Phases in which no connection is cut or refused: a follower has no reason to query the database itself.
 QUIET: Final = (Phase.CREATED, Phase.PREPARATION, Phase.COMPLETED)
 
 #: The director's step with which each phase begins.
@@ -52,14 +52,14 @@ _EVENTS: Final[Mapping[Phase, str]] = {
     Phase.COMPLETED: "completed",
 }
 
-#: Who has just joined still has connections, and at the beginning of COMPLETED a host asks as before, until it has
-#: read of it.
+#: A host that has just joined still has connections. At the beginning of COMPLETED, a host queries as before until it
+#: has read the change.
 _SETTLED_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class FaultTarget:
-    """What the fault was dealt to: a host's monitor, or, without a host, the bus; when, on the monotonic clock."""
+    """The target of a fault, a host's monitor or (host None) the bus, and the time of it, on the monotonic clock."""
 
     host: int | None
     at_s: float
@@ -67,15 +67,15 @@ class FaultTarget:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the monitors asked of both servers in a phase.
+    """The queries of the monitors to both servers in a phase.
 
     Attributes:
-        seconds: How long the phase was.
-        questions: How many questions there were, logins that were refused included.
-        of_leaders: Those of hosts that led just then.
-        refused: Logins that were refused.
-        connections: Most at a time.
-        busiest_per_s: Questions per second at the busier server, in the busiest window of `Result.window_s`.
+        seconds: The duration of the phase.
+        questions: The number of queries, including refused logins.
+        of_leaders: The number of queries of hosts that led at that time.
+        refused: The number of refused logins.
+        connections: The largest number of simultaneous connections.
+        busiest_per_s: The queries per second at the busier server, in the busiest window of `Result.window_s`.
     """
 
     seconds: float
@@ -87,25 +87,25 @@ class Load:
 
     @property
     def per_s(self) -> float:
-        """Questions per second."""
+        """The queries per second."""
         return self.questions / self.seconds
 
     @property
     def of_leaders_per_s(self) -> float:
-        """Those of leaders."""
+        """The leaders' queries per second."""
         return self.of_leaders / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a host went through; times are in seconds, None for what it never heard of.
+    """The history of a host; times are in seconds, None for events that the host never learned of.
 
     Attributes:
-        in_progress_s: From the first host that knew of IN_PROGRESS to this one.
-        heard_release_s: From the first host that let its callers go to this one.
-        release_s: From when green took writes to the release here.
+        in_progress_s: The time from the first host that knew of IN_PROGRESS to this one.
+        heard_release_s: The time from the first host that released its callers to this one.
+        release_s: The time from green's first writable moment to the release on this host.
         excess_s: The part of its callers' longest time without a write that the database did not cause.
-        fallbacks: How often it fell back to asking the database itself.
+        fallbacks: The number of times it fell back to querying the database itself.
     """
 
     in_progress_s: float | None
@@ -121,15 +121,15 @@ class Result:
     """One switchover of a fleet. Times are in seconds.
 
     Attributes:
-        fault: What was done, in words; empty for nothing.
-        struck: The host whose monitor it was done to; None for none.
-        rows, lost, doubled, split, half: Of the ledger.
-        errors, examples: Calls that an application saw fail, threads that never came back, workers that crashed.
-        down_s: How long neither server took a write.
-        window_s: The window in which the budget of questions counts.
-        loads: What was asked, by phase.
-        per_host: What each host went through.
-        leaders: Who led one after the other.
+        fault: The description of the fault; empty for none.
+        struck: The host of the monitor that was the target; None for none.
+        rows, lost, doubled, split, half: The counts of the ledger.
+        errors, examples: Calls that failed, threads that never returned, workers that crashed.
+        down_s: The time for which neither server accepted a write.
+        window_s: The window in which the budget of queries counts.
+        loads: The queries, by phase.
+        per_host: The history of each host.
+        leaders: The leaders, in order.
     """
 
     hosts: int
@@ -151,22 +151,22 @@ class Result:
 
     @property
     def others(self) -> tuple[Host, ...]:
-        """The hosts but for the one that was struck, whose monitor was gone for a while."""
+        """The hosts except for the fault's target, whose monitor was gone for a while."""
         return tuple(host for number, host in enumerate(self.per_host) if number != self.struck)
 
     @property
     def heard_s(self) -> float | None:
-        """From the first host that knew of IN_PROGRESS to the last; None if one never did."""
+        """The time from the first host that knew of IN_PROGRESS to the last; None if one never did."""
         return _last([host.in_progress_s for host in self.others])
 
     @property
     def heard_release_s(self) -> float | None:
-        """The same of the release."""
+        """The same for the release."""
         return _last([host.heard_release_s for host in self.others])
 
     @property
     def release_s(self) -> float | None:
-        """From when green took writes to the release on the last host; None if one was never released."""
+        """The time from green's first writable moment to the last host's release; None if one was never released."""
         return _last([host.release_s for host in self.others])
 
     @property
@@ -176,11 +176,11 @@ class Result:
 
     @property
     def connections(self) -> int:
-        """Most of monitors at a time, in phases in which nobody is cut off."""
+        """The largest number of simultaneous connections of monitors, in phases without cuts."""
         return max(self.loads[phase.name].connections for phase in QUIET)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the result as JSON."""
         found = asdict(self)
         for name in ("heard_s", "heard_release_s", "release_s", "excess_s", "connections"):
             found[name] = getattr(self, name)
@@ -202,19 +202,19 @@ def result_of(
     down_s: float,
     verdict: Verdict,
 ) -> Result:
-    """Put together what was seen; times of *events*, *joined_s* and *views* are on the monotonic clock.
+    """Combine all observations; times of *events*, *joined_s* and *views* are on the monotonic clock.
 
     Args:
-        plan: What was played.
-        events: The director's, by name.
-        joined_s: When every host had joined.
-        wall_off_s: What the wall clock, by which *traffic* goes, is ahead of the monotonic one.
-        traffic: What was asked, by server.
-        views: What was seen of each host.
-        struck: What the fault was dealt to.
-        crew: The workers; their threads are hosts, one after the other.
-        down_s: How long neither server took a write.
-        verdict: The ledger's.
+        plan: The plan that was run.
+        events: The director's events, by name.
+        joined_s: The time at which all hosts had joined.
+        wall_off_s: The offset of the wall clock, which *traffic* uses, from the monotonic one.
+        traffic: The logged queries, by server.
+        views: The observed states of all hosts.
+        struck: The target of the fault.
+        crew: The workers; their threads are hosts, in sequence.
+        down_s: The time for which neither server accepted a write.
+        verdict: The ledger's verdict.
     """
     window_s = max(1.0, plan.hosts / FLEET_BUDGET_PER_S)
     firsts = {phase: _firsts(views, plan.hosts, phase) for phase in (Phase.IN_PROGRESS, Phase.POST)}
@@ -234,7 +234,8 @@ def result_of(
             )
         )
     leading = _leading(views)
-    # From when the first host knows of a phase: how long that takes is a matter of luck, and of the phase before.
+    # From the time at which the first host knows of a phase: the delay before depends on chance, and on the phase
+    # before.
     seen = {phase: min((at for at in _firsts(views, plan.hosts, phase) if at is not None), default=None)
             for phase in PHASES[1:]}  # fmt: skip
     begins = [joined_s, *(seen[phase] or events[name] for phase, name in _EVENTS.items())]
@@ -267,11 +268,11 @@ def result_of(
 
 
 def findings_of(result: Result, one: Result | None = None) -> list[str]:
-    """What is wrong, in words.
+    """Return descriptions of everything that is wrong.
 
     Args:
-        result: What is judged.
-        one: The same with one host and without a fleet, to compare questions with; None for no comparison.
+        result: The result to judge.
+        one: The result with one host and without a fleet, for the comparison of queries; None for no comparison.
     """
     found = []
     if result.lost or result.doubled or result.split or result.half:
@@ -311,7 +312,8 @@ def _load_findings(result: Result, one: Result) -> list[str]:
         load, alone = result.loads[phase.name], one.loads[phase.name]
         if not result.fleet:
             continue
-        # What one host asks beside the budget: the leader, and every host in turn while it asks itself.
+        # The queries of one host in addition to the budget: those of the leader, and of each host while it queries
+        # itself.
         allowed = FLEET_BUDGET_PER_S + max(alone.busiest_per_s, alone.per_s)
         if load.busiest_per_s > allowed:
             found.append(
@@ -330,7 +332,7 @@ def _load_findings(result: Result, one: Result) -> list[str]:
 
 
 def heard_findings(results: Sequence[Result]) -> list[str]:
-    """What is wrong with several: who hears of a change too late, in the median of those in which nothing was done."""
+    """Return the changes that some host learned too late, in the median of the results without faults."""
     found = []
     healthy = [result for result in results if result.fleet and not result.fault]
     for what, values in (
@@ -346,11 +348,11 @@ def heard_findings(results: Sequence[Result]) -> list[str]:
     return found
 
 
-# -- what was seen -----------------------------------------------------------------------------------------------
+# -- observations ------------------------------------------------------------------------------------------------
 
 
 def _firsts(views: Sequence[HostView], hosts: int, phase: Phase) -> list[float | None]:
-    """When each host was first seen in *phase*, or, for POST, in one after it."""
+    """Return the time at which each host was first observed in *phase*, or, for POST, in a later one."""
     wanted = {phase.name} if phase is not Phase.POST else {Phase.POST.name, Phase.COMPLETED.name}
     firsts: list[float | None] = [None] * hosts
     for view in views:
@@ -365,7 +367,7 @@ def _since(firsts: Sequence[float | None], number: int) -> float | None:
 
 
 def _begins(views: Sequence[HostView]) -> list[tuple[float, int]]:
-    """When a host began to lead, in the order of time."""
+    """Return the times at which hosts began to lead, in order."""
     standing: dict[int, str] = {}
     found = []
     for view in views:
@@ -376,7 +378,7 @@ def _begins(views: Sequence[HostView]) -> list[tuple[float, int]]:
 
 
 def _leading(views: Sequence[HostView]) -> Mapping[int, Sequence[tuple[float, float]]]:
-    """From when to when each host led, on the monotonic clock."""
+    """Return the intervals in which each host led, on the monotonic clock."""
     spans: dict[int, list[tuple[float, float]]] = {}
     since: dict[int, float] = {}
     for view in views:

@@ -1,7 +1,7 @@
-"""What monitors ask of a PostgreSQL server, as its log has it: who asked when, and who was connected from when to when.
+"""The monitors' queries and connections of a PostgreSQL server, with their times, read from its log.
 
-A log misses nothing and disturbs little. Every host's monitor logs in under a role of its own, which tells whose a line
-is, also where the login was refused.
+A log is complete and disturbs little. Every host's monitor logs in under a role of its own, which identifies the host
+of each line, also of a refused login.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = [
 SETTINGS: Final[Mapping[str, str]] = {"log_connections": "on", "log_disconnections": "on"}
 """Of the servers, so that there is something to read."""
 
-# As POSTGRESQL_CONF has it.
+# The format of log_line_prefix in POSTGRESQL_CONF.
 _LINE: Final = re.compile(
     rf"(?P<at>\S+ \S+) UTC \[(?P<pid>\d+)\] {MONITOR_ROLE}_(?P<host>\d+)@\S+ .*?(?P<level>LOG|FATAL):  (?P<text>.*)"
 )
-#: Every question has this in it, whatever else it asks.
+#: Every query of a monitor contains this.
 _QUESTION: Final = "pg_is_in_recovery()"
 
 
 class Query(NamedTuple):
-    """A question, or a login that was refused; the time is on the wall clock, in seconds, to the millisecond."""
+    """A query, or a login that was refused; the time is on the wall clock, in seconds, to the millisecond."""
 
     at_s: float
     host: int
@@ -48,7 +48,7 @@ class Query(NamedTuple):
 
 
 class ServerSession(NamedTuple):
-    """A session, from the login to its end, which is infinite for one that never ended."""
+    """A connection, from the login to its end, which is infinite for one that never ended."""
 
     from_s: float
     to_s: float
@@ -57,24 +57,24 @@ class ServerSession(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Of one server, in the order of time."""
+    """The traffic of one server, in the order of time."""
 
     questions: tuple[Query, ...]
     stays: tuple[ServerSession, ...]
 
     def between(self, from_s: float, to_s: float) -> Sequence[Query]:
-        """The questions from *from_s* up to, and without, *to_s*."""
+        """Return the queries from *from_s* to *to_s*, without the latter."""
         times = [question.at_s for question in self.questions]
         return self.questions[bisect_left(times, from_s) : bisect_left(times, to_s)]
 
 
 def role_of(host: int) -> str:
-    """The role of the monitor of *host*."""
+    """Return the role of the monitor of *host*."""
     return f"{MONITOR_ROLE}_{host}"
 
 
 def make_roles(pair: Pair, hosts: int) -> None:
-    """Make the roles of so many hosts on a pair of PostgreSQL that is open; what they ask is logged."""
+    """Create the roles of so many hosts on an open pair of PostgreSQL; their queries are logged."""
     for host in range(hosts):
         role = role_of(host)
         pair.define(
@@ -84,7 +84,7 @@ def make_roles(pair: Pair, hosts: int) -> None:
 
 
 def read_log(path: Path) -> Traffic:
-    """What the log at *path* has of monitors."""
+    """Return the traffic of monitors in the log at *path*."""
     questions, stays = [], []
     began: dict[str, tuple[float, int]] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -98,7 +98,7 @@ def read_log(path: Path) -> Traffic:
                 if pid in began:
                     stays.append(ServerSession(began.pop(pid)[0], at_s, host))
             elif found["level"] == "FATAL":
-                # Of a session that was cut there is another line at its end.
+                # A connection that was cut has another line at its end.
                 if pid not in began:
                     questions.append(Query(at_s, host, refused=True))
             elif _QUESTION in text:
@@ -108,11 +108,11 @@ def read_log(path: Path) -> Traffic:
 
 
 def most_at_once(stays: Iterable[ServerSession], from_s: float, to_s: float) -> int:
-    """How many of *stays* there were at one moment between *from_s* and *to_s*, at most."""
+    """Return the largest number of simultaneous *stays* between *from_s* and *to_s*."""
     steps = []
     for stay in stays:
         if stay.from_s < to_s and stay.to_s > from_s:
-            # Who leaves in the millisecond in which somebody comes is gone before.
+            # An end in the same millisecond as a beginning counts first.
             steps += [(max(stay.from_s, from_s), 1), (stay.to_s, -1)]
     most = now = 0
     for _, step in sorted(steps):
@@ -122,7 +122,7 @@ def most_at_once(stays: Iterable[ServerSession], from_s: float, to_s: float) -> 
 
 
 def busiest(questions: Sequence[Query], window_s: float, wanted: Callable[[Query], bool] = lambda _: True) -> int:
-    """How many of the *wanted* ones there are in any *window_s* seconds, at most."""
+    """Return the largest number of *wanted* ones within any *window_s* seconds."""
     times = [question.at_s for question in questions if wanted(question)]
     first = most = 0
     for last, at_s in enumerate(times):

@@ -1,4 +1,4 @@
-"""The configuration that the families have in common, and what is on a server before anybody uses it."""
+"""The configuration that both families share, and the initial contents of a server."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SMALL: Final = (
     "--skip-name-resolve",
     "--key-buffer-size=64K",
     "--innodb-buffer-pool-size=16M",
-    # A crash of the machine loses the lab, not data: no fsync. A crash of the server alone loses nothing, as
-    # every commit is in the kernel's hands.
+    # No fsync: after a crash of the machine, the lab's data do not matter. A crash of the server alone loses nothing,
+    # as every commit has been written to the kernel.
     "--innodb-flush-method=nosync",
-    "--innodb-use-native-aio=0",  # of which a machine has no more than so many
+    "--innodb-use-native-aio=0",  # of which a machine has a limited number
     "--innodb-flush-log-at-trx-commit=2",
     "--innodb-doublewrite=0",
     "--sync-binlog=0",
@@ -34,7 +34,7 @@ SMALL: Final = (
 """Small and quick, for the life of a data directory."""
 
 _ATTRIBUTES: Final = (
-    # Clients' program_name is in performance_schema alone. Without all the rest it takes 3 MB and no time.
+    # Clients' program_name is only in performance_schema. Without all the rest, it takes 3 MB and no time.
     "--performance-schema=ON",
     "--loose-performance-schema-session-connect-attrs-size=512",
     "--loose-performance-schema-max-thread-instances=400",
@@ -55,7 +55,7 @@ _ATTRIBUTES: Final = (
 COMMON: Final = (
     *_ATTRIBUTES,
     "--max-connections=200",
-    "--max-user-connections=180",  # the lab gets in however many clients of one role there are
+    "--max-user-connections=180",  # the lab can connect with any number of clients of one role
     "--default-time-zone=+00:00",
     "--character-set-server=utf8mb4",
     # Rows, not statements: a replica's table has the same numbers and times as its primary's.
@@ -66,14 +66,14 @@ COMMON: Final = (
 
 
 def setup_script(setup: Setup, replication_grants: str) -> str:
-    """What a server executes when it starts for the first time, one statement a line.
+    """Return the statements that a server executes at its first start, one a line.
 
     Args:
-        setup: What is to be there.
+        setup: The initial contents.
         replication_grants: The global privileges of the role that replicas log in with.
     """
     statements = [
-        # Replication carries the applications' data alone.
+        # Replication carries only the applications' data.
         "SET sql_log_bin = 0",
         _role(REPLICATION_ROLE, setup.lab_password),
         f"GRANT {replication_grants} ON *.* TO '{REPLICATION_ROLE}'@'%'",
@@ -92,8 +92,8 @@ def _role(name: str, password: str) -> str:
     return f"CREATE USER '{name}'@'%' IDENTIFIED BY '{escape_string(password)}'"
 
 
-# The files of `bgpool.lab.metadata`, read with the superuser's rights by views that anybody may be let to
-# read. A file that is missing is NULL, and NULL makes no rows.
+# The files of `bgpool.lab.metadata`, read with the superuser's rights by views on which any role can get SELECT. A file
+# that is missing is NULL, and NULL makes no rows.
 _READ: Final = f"""
 CREATE DEFINER='{SUPERUSER}'@'localhost' FUNCTION {LAB_DATABASE}.{{name}}() RETURNS LONGTEXT CHARSET utf8mb4
 NOT DETERMINISTIC READS SQL DATA SQL SECURITY DEFINER RETURN LOAD_FILE(CONCAT(@@datadir, '{{file}}'))
@@ -124,7 +124,7 @@ def _metadata(flavour: Flavour, roles: Sequence[str]) -> list[str]:
     statements = [_READ.format(name="topology", file="bgpool_topology.json"), _STATUS]
     if flavour == "aurora":
         statements += [_READ.format(name="replicas", file="bgpool_replicas.json"), _REPLICAS, _VERSION]
-        # Both are built in on Aurora, and everybody's.
+        # Both are built in on Aurora, and available to all roles.
         for role in roles:
             statements.append(f"GRANT SELECT ON {LAB_DATABASE}.replica_host_status TO '{role}'@'%'")
             statements.append(f"GRANT EXECUTE ON FUNCTION {LAB_DATABASE}.aurora_version TO '{role}'@'%'")

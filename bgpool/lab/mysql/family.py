@@ -1,4 +1,4 @@
-"""What the families of servers that speak MySQL's protocol have to say in words of their own."""
+"""The differences between the families of servers that speak MySQL's protocol."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ShutMode:
-    """How a server is shut in a switchover. Sessions that are there are killed, whatever the way.
+    """The way in which a server is shut in a switchover. Existing connections are killed in all cases.
 
     Attributes:
         read_only: The global variable that stops writes.
-        locks_accounts: Whether new clients are refused because their accounts are locked.
-        refusing: The global variable that refuses new clients; empty where they are let in.
+        locks_accounts: True if new clients are refused because their accounts are locked.
+        refusing: The global variable that refuses new clients; empty if they are accepted.
     """
 
     read_only: str
@@ -41,18 +41,18 @@ class ShutMode:
 
     @property
     def binds_superusers(self) -> bool:
-        """Whether the lab's own sessions cannot write either."""
+        """True if the lab's own sessions cannot write either."""
         return self.read_only != "read_only"
 
 
 @dataclass(frozen=True, slots=True)
 class Family(abc.ABC):
-    """A server program that was found, and everything that its family does differently from the others.
+    """A server program that was found, and all differences of its family.
 
     Attributes:
         programs: The program's directory, and the account that runs it.
         server: The file name of the program.
-        version: Of the server, for example ``(10, 11, 6)``.
+        version: The version of the server, for example ``(10, 11, 6)``.
     """
 
     programs: Programs
@@ -65,7 +65,7 @@ class Family(abc.ABC):
 
     @property
     def product(self) -> str:
-        """What the server is, for example ``MariaDB 10.11.6``."""
+        """The product and version, for example ``MariaDB 10.11.6``."""
         return f"{self.name} {'.'.join(map(str, self.version))}"
 
     # -- the program ---------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ class Family(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def version_in(said: str) -> tuple[int, ...] | None:
-        """The version in the output of ``--version``; None if it is another family's."""
+        """Return the version in the output of ``--version``; None if it is another family's."""
 
     @classmethod
     @abc.abstractmethod
     def found(cls, programs: Programs, server: str, version: tuple[int, ...]) -> Family:
-        """The family of the program *server*.
+        """Return the family of the program *server*.
 
         Raises:
             LabError: A file that must come with the program is missing.
@@ -86,7 +86,7 @@ class Family(abc.ABC):
 
     @classmethod
     def check(cls, version: tuple[int, ...], where: Path) -> None:
-        """Refuse a *version* that is too old.
+        """Reject a *version* that is too old.
 
         Raises:
             LabError: It is older than `oldest`.
@@ -97,11 +97,11 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def command(self, data_dir: Path, temporary_dir: Path) -> tuple[str, ...]:
-        """The program, and the arguments that every start needs.
+        """Return the program, and the arguments that every start needs.
 
         Args:
-            data_dir: The data.
-            temporary_dir: For this server alone: at its start it removes what looks like tables there.
+            data_dir: The data directory.
+            temporary_dir: A directory for this server only: at its start it removes files there that look like tables.
         """
 
     @abc.abstractmethod
@@ -115,19 +115,19 @@ class Family(abc.ABC):
     @property
     @abc.abstractmethod
     def options(self) -> tuple[str, ...]:
-        """The arguments of a server that runs, beside those of `command`."""
+        """Return the arguments of a running server, in addition to those of `command`."""
 
     @property
     @abc.abstractmethod
     def offers_tls(self) -> bool:
-        """Whether the server makes certificates for itself, so that clients find TLS without any configuration."""
+        """True if the server makes certificates for itself, so that clients find TLS without any configuration."""
 
     # -- accounts ------------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def replication_grants(self) -> str:
-        """The global privileges of the role that replicas log in with."""
+        """Return the global privileges of the role that replicas log in with."""
 
     ways: ClassVar[Mapping[Shut, ShutMode]]
     """The ways in which a server of this family can be shut."""
@@ -136,7 +136,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def follow(self, upstream: Upstream) -> tuple[str, ...]:
-        """The statements that make a new server a replica of *upstream*, from the beginning of its log."""
+        """Return the statements that make a new server a replica of *upstream*, from the beginning of its log."""
 
     stop_receiving: ClassVar[str]
     """Receive no more of the log; what has arrived is still replayed."""
@@ -158,5 +158,5 @@ class Family(abc.ABC):
 
     @staticmethod
     def replication_error(status: Mapping[str, Any]) -> str:
-        """What stopped a replica with this `replica_status`; empty if nothing did."""
+        """Return the error that stopped a replica with this `replica_status`; empty if there is none."""
         return str(status.get("Last_SQL_Error") or status.get("Last_IO_Error") or "")

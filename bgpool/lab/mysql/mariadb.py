@@ -38,30 +38,30 @@ TINY: Final = (
 class MariaDB(Family):
     """A MariaDB server.
 
-    The program and the scripts of its system tables are enough. ``mariadb-install-db`` wants more than Debian's
-    ``mariadb-server-core`` holds, and takes ten times as long as the scripts alone.
+    The program and the scripts of its system tables suffice. ``mariadb-install-db`` needs files that Debian's
+    ``mariadb-server-core`` does not have, and takes ten times as long as the scripts alone.
 
     Attributes:
-        share: Its error messages.
-        scripts: They make the system tables, in this order.
+        share: The directory of its error messages.
+        scripts: The scripts that make the system tables, in this order.
     """
 
     share: Path
     scripts: tuple[Path, ...]
 
     name = "MariaDB"
-    # The first with JSON_TABLE, which the metadata are made with.
+    # The first version with JSON_TABLE, which the metadata use.
     oldest = (10, 6)
 
     @staticmethod
     def version_in(said: str) -> tuple[int, ...] | None:
-        """As in ``mariadbd  Ver 10.11.6-MariaDB-0+deb12u1 for debian-linux-gnu``."""
+        """Read the version from ``mariadbd  Ver 10.11.6-MariaDB-0+deb12u1 for debian-linux-gnu``."""
         found = re.search(r"Ver (\d+)\.(\d+)\.(\d+)\S*-MariaDB", said)
         return tuple(map(int, found.groups())) if found else None
 
     @classmethod
     def found(cls, programs: Programs, server: str, version: tuple[int, ...]) -> MariaDB:
-        """With the scripts that came along."""
+        """Return the family with the scripts of the same installation."""
         share = programs.bin_dir.parent / "share"
         for directory in (share / "mysql", share / "mariadb", share):
             for prefix in ("mariadb_", "mysql_"):
@@ -71,7 +71,7 @@ class MariaDB(Family):
         raise LabError(f"{programs.bin_dir / server} has no {' and no '.join(SCRIPTS)} below {share}")
 
     def command(self, data_dir: Path, temporary_dir: Path) -> tuple[str, ...]:
-        """As `Family` says."""
+        """See `Family`."""
         return (
             self.server, "--no-defaults", f"--datadir={data_dir}", f"--tmpdir={temporary_dir}",
             f"--lc-messages-dir={self.share}",
@@ -88,7 +88,7 @@ class MariaDB(Family):
 
     @property
     def options(self) -> tuple[str, ...]:
-        """As `Family` says."""
+        """See `Family`."""
         return (
             *TINY,
             *COMMON,
@@ -100,18 +100,18 @@ class MariaDB(Family):
 
     @property
     def offers_tls(self) -> bool:
-        """From 11.4 on."""
+        """True from 11.4 on."""
         return self.version >= (11, 4)
 
     @property
     def replication_grants(self) -> str:
-        """As `Family` says."""
+        """See `Family`."""
         return "REPLICATION SLAVE"
 
     ways = MappingProxyType({"locked": ShutMode("read_only", locks_accounts=True), "open": ShutMode("read_only")})
 
     def follow(self, upstream: Upstream) -> tuple[str, ...]:
-        """As `Family` says."""
+        """See `Family`."""
         return (
             f"CHANGE MASTER TO MASTER_HOST='{upstream.address}', MASTER_PORT={upstream.port}, "
             f"MASTER_USER='{upstream.role}', MASTER_PASSWORD='{upstream.password}', "

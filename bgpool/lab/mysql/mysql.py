@@ -20,7 +20,7 @@ TINY: Final = (
     *SMALL,
     "--loose-innodb-redo-log-capacity=8M",
     "--loose-mysqlx=0",
-    # LOAD_FILE reads anywhere; the directory that is compiled in may not exist, and then no server starts.
+    # LOAD_FILE reads anywhere. The compiled-in directory may not exist, and then no server starts.
     "--secure-file-priv=",
 )
 
@@ -30,24 +30,24 @@ class MySQL(Family):
     """A MySQL server.
 
     Attributes:
-        share: Its error messages and character sets; None for where the program looks by itself.
+        share: The directory of its error messages and character sets; None for the program's default.
     """
 
     share: Path | None
 
     name = "MySQL"
-    # The first with CHANGE REPLICATION SOURCE TO.
+    # The first version with CHANGE REPLICATION SOURCE TO.
     oldest = (8, 0, 23)
 
     @staticmethod
     def version_in(said: str) -> tuple[int, ...] | None:
-        """As in ``mysqld  Ver 8.4.3 for Linux on x86_64 (MySQL Community Server - GPL)``."""
+        """Read the version from ``mysqld  Ver 8.4.3 for Linux on x86_64 (MySQL Community Server - GPL)``."""
         found = re.search(r"Ver (\d+)\.(\d+)\.(\d+)(?!\S*MariaDB)", said)
         return tuple(map(int, found.groups())) if found else None
 
     @classmethod
     def found(cls, programs: Programs, server: str, version: tuple[int, ...]) -> MySQL:
-        """With the error messages that came along: the program itself may have been built for another place."""
+        """Return the family with the installation's error messages: the program may be built for another place."""
         share = programs.bin_dir.parent / "share"
         names = ("mysql", f"mysql-{version[0]}.{version[1]}", ".")
         places = (share / name for name in names)
@@ -56,38 +56,39 @@ class MySQL(Family):
         )
 
     def command(self, data_dir: Path, temporary_dir: Path) -> tuple[str, ...]:
-        """As `Family` says."""
+        """See `Family`."""
         command = (self.server, "--no-defaults", f"--datadir={data_dir}", f"--tmpdir={temporary_dir}")
         if self.share is None:
             return command
         return *command, f"--lc-messages-dir={self.share}", f"--character-sets-dir={self.share / 'charsets'}"
 
     def make_template(self, data_dir: Path, temporary_dir: Path) -> None:
-        """Have the server initialise it, with keys and certificates, which servers on copies share."""
+        """Initialize it with the server, including keys and certificates, which the servers on copies share."""
         self.programs.run(
             *self.command(data_dir, temporary_dir), "--initialize-insecure", *TINY, "--skip-log-bin",
             timeout_s=MAKE_TIMEOUT_S,
         )  # fmt: skip
-        # The server's UUID, which replication needs to be different on every server.
+        # The server's UUID, which must be different on every server for replication.
         (data_dir / "auto.cnf").unlink()
 
     @property
     def options(self) -> tuple[str, ...]:
-        """As `Family` says."""
+        """See `Family`."""
         return (
             *TINY, *COMMON, "--gtid-mode=ON", "--enforce-gtid-consistency=ON", "--loose-replica-net-timeout=10",
-            # What a killed replica had received and not replayed is received again: its log may end in a half event.
+            # A killed replica receives again what it had received but not replayed: its log may end in an incomplete
+            # event.
             "--relay-log-recovery=1",
         )  # fmt: skip
 
     @property
     def offers_tls(self) -> bool:
-        """It does."""
+        """True."""
         return True
 
     @property
     def replication_grants(self) -> str:
-        """With CONNECTION_ADMIN it is let in while the server is offline, too."""
+        """See `Family`. With CONNECTION_ADMIN the role can connect while the server is offline, too."""
         return "REPLICATION SLAVE, CONNECTION_ADMIN"
 
     ways = MappingProxyType(
@@ -100,7 +101,7 @@ class MySQL(Family):
     )
 
     def follow(self, upstream: Upstream) -> tuple[str, ...]:
-        """As `Family` says; without TLS a password that the source has not cached takes its public key."""
+        """See `Family`. Without TLS, the source's public key is used for a password that the source has not cached."""
         return (
             f"CHANGE REPLICATION SOURCE TO SOURCE_HOST='{upstream.address}', SOURCE_PORT={upstream.port}, "
             f"SOURCE_USER='{upstream.role}', SOURCE_PASSWORD='{upstream.password}', GET_SOURCE_PUBLIC_KEY=1, "

@@ -1,4 +1,4 @@
-"""Where MariaDB or MySQL is: found, not bundled."""
+"""The search for MariaDB or MySQL, which are found on the machine and not bundled."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ HINT: Final = (
 
 
 def find_family(place: str | Path | None = None) -> Family:
-    """Find a server of MariaDB or MySQL, and the account to run it as; MariaDB where there are both.
+    """Find a server of MariaDB or MySQL, and the account to run it as; MariaDB if both exist.
 
     Args:
-        place: A directory that holds the server, or a ``bin`` or ``sbin`` with it; ``"path"`` for the PATH and then
-            `PLACES` and ``/opt/*/bin``; None for what ``$BGPOOL_LAB_MYSQL`` says of these, or else as ``"path"``.
+        place: A directory with the server, or with a ``bin`` or ``sbin`` that has it; ``"path"`` for the PATH and then
+            `PLACES` and ``/opt/*/bin``. None for the value of ``$BGPOOL_LAB_MYSQL``, or else the same as ``"path"``.
 
     Raises:
-        ProgramsError: None was found that the lab can use; the message names every place, and what is wrong with what
-            was there.
+        ProgramsError: None was found that the lab can use; the message names every place, and the problem with each
+            program that was there.
         LabError: The lab is root's and none of `ACCOUNTS` exists.
     """
     chosen = place_of(Engine.MYSQL, place)
@@ -67,10 +67,10 @@ def find_family(place: str | Path | None = None) -> Family:
 
 
 def _family_of(programs: Programs, server: Path) -> Family:
-    """The family of the program *server*.
+    """Return the family of the program *server*.
 
     Raises:
-        LabError: It cannot be run, is of no family that we know, too old, or not complete.
+        LabError: It cannot be run, is of no known family, too old, or not complete.
     """
     said = programs.run(server.name, "--no-defaults", "--version", timeout_s=VERSION_TIMEOUT_S).strip()
     for family in FAMILIES:

@@ -1,7 +1,7 @@
 """One real server of MariaDB or MySQL, a child process of the lab.
 
-What differs between blue and green, roles and their locks for one, is written past the binary log: replication
-carries the applications' data alone.
+The differences between blue and green, such as roles and their locks, are not written to the binary log: replication
+carries only the applications' data.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class MysqlServer(Server):
 
     stop_signals: ClassVar[Mapping[StopMode, signal.Signals]] = {"fast": signal.SIGTERM, "immediate": signal.SIGKILL}
 
-    # LOAD_FILE refuses what not everyone may read.
+    # LOAD_FILE reads only files that are readable by all users.
     file_mode: ClassVar[int] = 0o644
 
     def __init__(self, name: str, home: Path, *, family: Family, **params: Any) -> None:
-        """As `Server`, with the programs of *family*."""
+        """Describe a server, like `Server`, with the programs of *family*."""
         super().__init__(name, home, programs=family.programs, **params)
         self._family: Final = family
         self._way: Final = family.ways[self._setup.shut]
@@ -60,15 +60,15 @@ class MysqlServer(Server):
     # -- life ----------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Begin as a primary; its binary log begins here, and is kept."""
+        """Start as a primary; its binary log begins here, and is kept."""
         self._begin(read_only=False)
 
     def replicate(self, source: Server, *, follow: Server) -> None:
-        """Begin anew, empty, and replay all that *follow* and, through it, *source* ever wrote."""
+        """Start again, empty, and replay everything that *follow* and, through it, *source* ever wrote."""
         if self.pid is not None:
             raise LabError(f"{self.name} runs; stop it before it becomes a replica")
         self._begin(read_only=True)
-        # An attempt that comes too early would be repeated after a second.
+        # An attempt that is too early would be repeated only after a second.
         wait_until(follow.answers, timeout_s=START_TIMEOUT_S, what=f"{follow.name} accepts sessions")
         upstream = Upstream(follow.address, follow.port, REPLICATION_ROLE, self._setup.lab_password)
         self._administer(*self._family.follow(upstream))
@@ -88,7 +88,7 @@ class MysqlServer(Server):
             self._init_file.unlink()
 
     def _command(self) -> Sequence[str]:
-        # As RDS keeps it in its parameters, read_only outlives a restart.
+        # read_only survives a restart, like on RDS, which keeps it in its parameters.
         options = [
             f"--socket={self._socket}", f"--bind-address={self.address}", f"--port={self.port}",
             f"--server-id={self._server_id}",
@@ -104,7 +104,7 @@ class MysqlServer(Server):
         return self.socket_dir / f"mysql.{self.port}"
 
     def begin_stop(self, mode: StopMode) -> None:
-        """As `Server` says, after ending the sessions of replicas: MySQL would wait for these, up to ten seconds."""
+        """Do the same as `Server`, after ending replicas' connections, for which MySQL would wait up to ten seconds."""
         if mode == "fast" and self.pid is not None:
             self.thaw()
             with contextlib.suppress(pymysql.MySQLError):  # it does not answer; then it waits
@@ -115,7 +115,7 @@ class MysqlServer(Server):
 
     @contextlib.contextmanager
     def superuser(self, database: str = "") -> Iterator[BoundedConnection]:
-        """A superuser's session through the unix socket, in autocommit, which read_only does not bind."""
+        """Connect as superuser through the unix socket, in autocommit; read_only does not apply."""
         connection = BoundedConnection(
             unix_socket=str(self._socket), user=SUPERUSER, database=database or None, autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S, read_timeout=STATEMENT_TIMEOUT_S, program_name="bgpool-lab",
@@ -132,24 +132,24 @@ class MysqlServer(Server):
             return rows(connection, sql, params)
 
     def wire(self, *, user: str, password: str, application: str, timeout_s: float) -> MysqlWire:
-        """A client's session in the applications' database, on which every step is bounded."""
+        """Connect as a client to the applications' database, with a time limit for every step."""
         return MysqlWire(
             timeout_s=timeout_s, host=self.address, port=self.port, user=user, password=password,
             database=self._setup.database, program_name=application, ssl_disabled=True,
         )  # fmt: skip
 
     def sessions_named(self, prefix: str) -> int:
-        """How many sessions have a connection attribute program_name that starts with *prefix*."""
+        """Return the number of connections with a connection attribute program_name that starts with *prefix*."""
         return int(self.execute(NAMED, (prefix, prefix))[0][0])
 
     def sessions_of(self, role: str, *, but: str) -> int:
-        """How many sessions *role* has, but for those with a program_name that starts with *but*."""
+        """Return the number of connections of *role*, except for those with a program_name that starts with *but*."""
         return int(self.execute(OTHERS, (role, but, but))[0][0])
 
-    # -- what a switchover does to a server ----------------------------------------------------------------
+    # -- steps of a switchover -----------------------------------------------------------------------------
 
     def set_read_only(self, read_only: bool) -> None:
-        """Set read_only: also a transaction that is running writes no more, and cannot commit what it wrote (1290)."""
+        """Set read_only: a running transaction can no longer write, and cannot commit earlier writes (1290)."""
         self._read_only = read_only
         # Without read_only there is no super_read_only.
         variable = self._way.read_only if read_only else "read_only"
@@ -157,23 +157,23 @@ class MysqlServer(Server):
             rows(connection, f"SET GLOBAL {variable} = {int(read_only)}")
 
     def refuse_clients(self) -> None:
-        """Lock the accounts of all clients (error 4151, MySQL 3118), or what else `Shut` says."""
+        """Lock the accounts of all clients (error 4151, MySQL 3118), or use another way of `Shut`."""
         self._refuses_all = True
         self._refuse()
 
     def admit_clients(self) -> None:
-        """Undo `refuse_clients`; accounts that were locked out for good stay locked."""
+        """Undo `refuse_clients`; accounts that were locked permanently stay locked."""
         self._refuses_all = False
         self._refuse()
 
     def lock_out(self, role: str) -> None:
-        """Lock *role* for good, and kill its sessions."""
+        """Lock *role* permanently, and kill its connections."""
         self._refused_roles.add(role)
         self._lock()
         self._kill_sessions(role)
 
     def cut_clients(self, timeout_s: float = CONFIGURE_TIMEOUT_S) -> int:
-        """Kill every TCP client's session; who waits for an answer or asks again gets 2013."""
+        """Kill every TCP client's connection; a client that waits for an answer or sends a query gets 2013."""
         cut = 0
         with self.superuser() as connection:
 
@@ -189,7 +189,7 @@ class MysqlServer(Server):
         return cut
 
     def promote(self, timeout_s: float = START_TIMEOUT_S, *, abort: Event | None = None) -> None:
-        """Replay what has arrived, follow nobody any more, and take writes."""
+        """Replay all received changes, stop following another server, and accept writes."""
         status = self._replica_status()
         if status is None:
             return
@@ -202,24 +202,24 @@ class MysqlServer(Server):
     # -- replication ---------------------------------------------------------------------------------------
 
     def is_replica(self) -> bool:
-        """Whether the server follows another."""
+        """Return whether the server follows another."""
         return self._replica_status() is not None
 
     def position(self) -> str:
-        """The GTIDs of the last transactions in the binary log, such as ``0-1-27``; empty before the first."""
+        """Return the GTIDs of the last transactions in the binary log, such as ``0-1-27``; empty before the first."""
         return str(self.execute(self._family.position)[0][0])
 
     def wait_replayed(self, position: str, timeout_s: float, *, abort: Event | None = None) -> None:
         """Wait until this replica has replayed everything up to *position*.
 
         Raises:
-            LabError: It had not within *timeout_s* seconds; the message says what stopped it, if anything did.
+            LabError: It did not within *timeout_s* seconds; the message contains the error that stopped it, if any.
             LabAbortError: *abort* was set while waiting.
         """
         with self.superuser() as connection:
 
             def replayed() -> bool:
-                # Waits in the server, and not for long, so that an abort is heard.
+                # Waits in the server, for a short time only, so that an abort is noticed.
                 return not position or rows(connection, self._family.wait_position, (position, 0.02)) == [(0,)]
 
             try:
@@ -231,11 +231,11 @@ class MysqlServer(Server):
     # -- metadata ------------------------------------------------------------------------------------------
 
     def grant_metadata(self, role: str) -> None:
-        """Let *role* read the metadata of this server alone: grants are not replicated to a green that is there."""
+        """Let *role* read the metadata of this server only: grants are not replicated to an existing green."""
         self._administer(f"GRANT SELECT ON {STATUS_VIEW} TO '{role}'@'%'")
 
     def revoke_metadata(self, role: str) -> None:
-        """Take back `grant_metadata`: error 1142."""
+        """Revoke the grants of `grant_metadata`: error 1142."""
         self._administer(f"REVOKE SELECT ON {STATUS_VIEW} FROM '{role}'@'%'")
 
     def drop_metadata(self) -> None:
@@ -248,7 +248,7 @@ class MysqlServer(Server):
         """Run *statements* past the binary log."""
         before, after = ["SET sql_log_bin = 0"], []
         if self._read_only and self._way.binds_superusers:
-            # read_only, which binds clients, stays on meanwhile.
+            # read_only, which applies to clients, stays on during this.
             before.append(f"SET GLOBAL {self._way.read_only} = 0")
             after.append(f"SET GLOBAL {self._way.read_only} = 1")
         with self.superuser() as connection:
@@ -256,7 +256,7 @@ class MysqlServer(Server):
                 rows(connection, statement)
 
     def _refuse(self) -> None:
-        """Refuse clients, or admit them, as it should be now."""
+        """Refuse or accept clients according to the current state."""
         if self._way.refusing:
             with self.superuser() as connection:
                 rows(connection, f"SET GLOBAL {self._way.refusing} = {int(self._refuses_all)}")
@@ -264,7 +264,7 @@ class MysqlServer(Server):
             self._lock()
 
     def _lock(self) -> None:
-        """Lock and unlock accounts as it should be now; in force for whoever comes from then on."""
+        """Lock and unlock accounts according to the current state; applies to all later logins."""
         refuses_all = self._refuses_all and self._way.locks_accounts
         refused = self._setup.passwords if refuses_all else self._refused_roles
         self._administer(

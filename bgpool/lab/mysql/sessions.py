@@ -1,4 +1,4 @@
-"""Questions about the sessions of a server, and their end."""
+"""Queries about the sessions of a server, and their termination."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows(connection: BoundedConnection, sql: str, params: Sequence[object] = ())
 
 
 def kill(connection: BoundedConnection, number: int) -> None:
-    """End the session *number*; one that has just ended is fine."""
+    """Kill the session *number*; does nothing if it has just ended."""
     try:
         rows(connection, f"KILL CONNECTION {number}")
     except pymysql.Error as error:

@@ -1,7 +1,7 @@
-"""A data directory with nothing but the system tables, made once in a process and copied for every server.
+"""A data directory with only the system tables, made once in a process and copied for every server.
 
-MariaDB takes a third of a second to make one, and every now and then a second more, in which one of its threads
-misses a signal of another; MySQL takes two seconds. A copy takes a few hundredths.
+MariaDB takes a third of a second to make one. Occasionally it takes a second more, in which one of its threads misses a
+signal of another. MySQL takes two seconds. A copy takes a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _made: Final[dict[Family, Path]] = {}
 
 
 def copy_template(family: Family, data_dir: Path) -> None:
-    """Make *data_dir*, which must not exist, one for a server's first start.
+    """Make the data directory *data_dir*, which must not exist, for a server's first start.
 
     Raises:
         LabError: The program failed to make the template.
