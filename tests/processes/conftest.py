@@ -1,4 +1,4 @@
-"""What tests of whole processes share."""
+"""Fixtures shared by tests of whole processes."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ WaitUntil = Callable[..., None]
 
 @pytest.fixture
 def wait_until() -> WaitUntil:
-    """Waits for a condition, with an end."""
+    """Return a function that waits for a condition, with a time limit."""
     return waiting.wait_until

@@ -1,7 +1,7 @@
-"""A mount namespace in which /proc or /dev/shm is not there, as in a chroot or a container without them.
+"""A mount namespace without /proc or /dev/shm, as in a chroot or a container without them.
 
 Run as a program there, it plays a whole switchover: ``python -m tests.processes.hidden``. The servers are
-MariaDB's: the programs of PostgreSQL's wheel find their libraries by way of /proc.
+MariaDB's: the programs of PostgreSQL's wheel find their libraries through /proc.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.processes.sandbox import play
 if TYPE_CHECKING:
     from bgpool.lab import Pair
 
-#: The shell commands that hide each place, in this order. A /dev that has the devices alone has no /dev/shm.
+#: The shell commands that hide each place, in this order. A /dev that contains only the devices has no /dev/shm.
 HIDE: Final = {
     "/dev/shm": """
         dev=$(mktemp -d) && mount -t tmpfs none "$dev" && ln -s /proc/self/fd "$dev/fd"
@@ -43,7 +43,7 @@ def without(places: Sequence[str], command: Sequence[str]) -> list[str]:
 
 
 class _Events(logging.Handler):
-    """Keeps the event and text of each WARNING, and of the line that names the run directory."""
+    """Collects the event and text of each WARNING, and of the line that names the run directory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Events(logging.Handler):
 
 
 def _use_the_default_run_dir(pair: Pair) -> dict[str, object]:
-    """Use two deployments without bg_run_dir, and return what it logs and what the reports say."""
+    """Use two deployments without bg_run_dir; return the logged events and the lines of the reports."""
     import bgpool
     from bgpool.doctor import Case
     from bgpool.doctor.host_checks import host_checks

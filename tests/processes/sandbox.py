@@ -1,7 +1,7 @@
 """A seccomp filter that refuses what some kernels and sandboxes refuse, to this process and to all that it starts.
 
 Run as a program, it plays a whole switchover behind the filter: ``python -m tests.processes.sandbox NAME…``. The filter
-is made of a system call, so that no compiler is needed, and holds for the monitor and the database servers, too.
+is installed with a system call, so that no compiler is needed. It also applies to the monitor and the database servers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """One system call that is answered with an error.
+    """One system call that fails with an error.
 
     Attributes:
-        calls: Its number, by machine. Source: asm/unistd.h of the kernel.
+        calls: The call's number, by machine. Source: asm/unistd.h of the kernel.
         error: The errno.
-        when: Arguments, from 0, and their values: it is refused where all of one tuple are so.
+        when: Arguments, counted from 0, with values: a call is refused if all values of one tuple match.
     """
 
     calls: dict[str, int]
@@ -36,7 +36,8 @@ class Refusal(NamedTuple):
 
 
 _EVERYBODY: Final = 0x7FFFFFFF
-#: By the name in host.LACKS, where there is one. Of futex what bgpool uses: PostgreSQL's semaphores wake one process.
+#: The refusals, by the name in kernel_features if there is one. Of futex, only the calls that bgpool uses are refused:
+#: PostgreSQL's semaphores wake one process at a time.
 REFUSALS: Final = {
     "F_OFD_SETLK": Refusal({"x86_64": 72, "aarch64": 25}, errno.EINVAL, (((1, 36),), ((1, 37),), ((1, 38),))),
     "futex": Refusal({"x86_64": 202, "aarch64": 98}, errno.ENOSYS, (((1, 0),), ((1, 1), (2, _EVERYBODY)))),
@@ -52,10 +53,10 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 
 def refuse(names: Iterable[str]) -> None:
-    """Refuse what REFUSALS has under *names*, from now on and for good.
+    """Refuse the calls of REFUSALS under *names*, from now on and permanently.
 
     Raises:
-        OSError: The kernel takes no filter.
+        OSError: The kernel accepts no filter.
     """
     program = b"".join(_rule(REFUSALS[name]) for name in names) + _step(_RETURN, 0, 0, _ALLOW)
     steps = ctypes.create_string_buffer(program, len(program))
@@ -67,7 +68,7 @@ def refuse(names: Iterable[str]) -> None:
 
 
 def _rule(refusal: Refusal) -> bytes:
-    """Load the number, skip the rest if it is another, and return the error where the arguments are so."""
+    """Load the number, skip the rest if it differs, and return the error if the arguments match."""
     body = b"".join(_condition(arguments, refusal.error) for arguments in refusal.when)
     number = refusal.calls[platform.machine()]
     return _step(_LOAD, 0, 0, 0) + _step(_JUMP_EQUAL, 0, len(body) // 8, number) + body
@@ -87,7 +88,7 @@ def _step(code: int, if_true: int, if_false: int, operand: int) -> bytes:
 
 
 def check(name: str) -> None:
-    """Make sure that *name* is refused: a filter that lets it through would show nothing."""
+    """Make sure that *name* is refused: a filter without effect would prove nothing."""
     refused = REFUSALS[name]
     arguments: dict[str, tuple[object, ...]] = {
         "F_OFD_SETLK": (0, 37, None),

@@ -1,4 +1,4 @@
-"""A probe that waits at a server for its promotion: when it asks, and what it makes of a server that ends the wait."""
+"""A probe that waits at a server for its promotion: the times of its queries, and its handling of an ended wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG_MS: Final = int(1000 * LONG_S)
 
 
 class Server:
-    """One that says when it is promoted, if it can be waited for there."""
+    """A server that reports its promotion, if it supports the wait."""
 
     def __init__(self, *, waits: bool = True) -> None:
         self.waits = waits
@@ -34,7 +34,7 @@ class Server:
         self.ends = socket.socketpair()
 
     def open(self, _target: Target) -> Server:
-        """A session."""
+        """Open a session."""
         self.opened += 1
         return self
 
@@ -84,7 +84,7 @@ def start() -> Iterator[Start]:
 
 
 def answers(events: Inbox, count: int) -> list[Answered]:
-    """The next *count* answers; no question fails meanwhile."""
+    """Return the next *count* answers; check that no query fails until then."""
     found: list[Answered] = []
     while len(found) < count:
         letter = events.get(LONG_S / 2)
@@ -94,7 +94,7 @@ def answers(events: Inbox, count: int) -> list[Answered]:
     return found
 
 
-def test_it_asks_as_soon_as_the_server_is_promoted(start: Start) -> None:
+def test_a_query_follows_the_promotion_at_once(start: Start) -> None:
     server = Server()
     _, events = start(server, await_ms=LONG_MS)
     assert answers(events, 1)[0].read_only
@@ -103,7 +103,7 @@ def test_it_asks_as_soon_as_the_server_is_promoted(start: Start) -> None:
     assert not answers(events, 1)[0].read_only
 
 
-def test_a_wait_is_no_silence(start: Start) -> None:
+def test_a_wait_does_not_count_as_unanswered(start: Start) -> None:
     server = Server()
     probe, events = start(server, await_ms=LONG_MS)
     answers(events, 1)
@@ -112,8 +112,8 @@ def test_a_wait_is_no_silence(start: Start) -> None:
     assert probe.unanswered_s() == 0.0
 
 
-@pytest.mark.parametrize("await_ms", [0, LONG_MS], ids=["not to be waited for", "that cannot be waited for"])
-def test_it_pauses_at_a_server(start: Start, await_ms: int) -> None:
+@pytest.mark.parametrize("await_ms", [0, LONG_MS], ids=["no wait wanted", "no wait supported"])
+def test_the_probe_pauses_if_it_does_not_wait(start: Start, await_ms: int) -> None:
     server = Server(waits=not await_ms)
     _, events = start(server, interval_ms=10, await_ms=await_ms)
     answers(events, 3)

@@ -1,4 +1,4 @@
-"""Where a monitor looks for a deployment while it knows of none: by blue's name, wherever that leads by now."""
+"""The host at which a monitor looks for the next deployment: blue's name, with its current address."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(status: str, green: str = GREEN) -> tuple[StatusRow, ...]:
 
 
 class World:
-    """Servers that answer by address, and names that lead to them; in files, for the monitor is a process."""
+    """Servers that answer by address, and names that resolve to them; in files, because the monitor is a process."""
 
     def __init__(self, directory: Path) -> None:
         self.hosts = directory / "hosts"
@@ -48,32 +48,32 @@ class World:
         self._life = 0
 
     def lead(self, **names: str) -> None:
-        """Let names, by their first label, lead to addresses; all others to nowhere."""
+        """Let names, given by their first label, resolve to addresses; all other names do not resolve."""
         lines = [f"{address} {name.replace('_', '-')}.{ZONE}\n" for name, address in names.items()]
         self._put(self.hosts, "".join(lines).encode())
 
     def serve(self, servers: dict[str, tuple[bool, tuple[StatusRow, ...]]]) -> None:
-        """Let there be *servers*, by address: whether each takes no writes, and its rows."""
+        """Set the *servers*, by address: True if the server is read-only, and its rows."""
         self._put(self._state, pickle.dumps((self._life, servers)))
 
     def cut(self) -> None:
-        """End every connection, at the next word of the servers."""
+        """Terminate every connection, at the next call of serve()."""
         self._life += 1
 
     def session(self, _params: object, target: Target, _password: object, _application: object) -> _Session:
-        """As a monitor connects."""
+        """Connect like a monitor."""
         life, servers = self.state()
         if target.addresses[0] not in servers:
             raise SessionError("connection refused")
         return _Session(self, target.addresses[0], life)
 
     def state(self) -> tuple[int, dict[str, tuple[bool, tuple[StatusRow, ...]]]]:
-        """Which connections are good, and the servers."""
+        """Return the number that valid connections must have, and the servers."""
         found: tuple[int, dict[str, tuple[bool, tuple[StatusRow, ...]]]] = pickle.loads(self._state.read_bytes())
         return found
 
     def _put(self, path: Path, content: bytes) -> None:
-        # In one step: a reader of half a file would see names vanish.
+        # Replace the file atomically: a reader of a partial file would see names disappear.
         path.with_suffix(".new").write_bytes(content)
         path.with_suffix(".new").replace(path)
 
@@ -111,7 +111,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def watch(world: World, tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """Starts a monitor that looks for a deployment at a host, and ends it at the end."""
+    """Start a monitor that looks for a deployment at a host, and stop it at the end."""
     begun: list[int] = []
 
     def start(host: str) -> None:
@@ -138,7 +138,7 @@ def watch(world: World, tmp_path: Path) -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Callable[[], Snapshot]:
-    """What the segment says."""
+    """Return a function that reads the segment."""
     reader = Reader(RunFiles.of(tmp_path / "run", "1"))
 
     def read() -> Snapshot:
@@ -148,10 +148,10 @@ def snapshot(tmp_path: Path) -> Callable[[], Snapshot]:
     return read
 
 
-def test_an_old_blue_that_goes_on_answering_is_left(
+def test_an_old_blue_that_still_answers_is_abandoned(
     world: World, watch: Callable[[str], None], snapshot: Callable[[], Snapshot], wait_until: WaitUntil
 ) -> None:
-    # After a switchover, before DNS has followed.
+    # The state after a switchover, before DNS has followed.
     world.serve({"10.0.0.1": (True, ()), "10.0.0.2": (False, ())})
     world.lead(shop="10.0.0.1")
     watch(BLUE)
@@ -169,7 +169,7 @@ def test_an_old_blue_that_goes_on_answering_is_left(
 
 
 @pytest.mark.parametrize("entrance", [BLUE, GREEN, READER])
-def test_the_next_deployment_is_found_wherever_the_monitor_came_in(
+def test_the_next_deployment_is_found_from_any_first_host(
     entrance: str,
     world: World,
     watch: Callable[[str], None],
@@ -188,7 +188,7 @@ def test_the_next_deployment_is_found_wherever_the_monitor_came_in(
         world.serve({"10.0.0.1": (False, rows(status)), "10.0.0.2": (True, rows(status))})
         wait_until(partial(_is_in, snapshot, phase))
     world.cut()
-    # Green has taken blue's name, and of all others only old blue is left, with a name that nobody uses.
+    # Green has blue's name now. Of the other servers only old blue remains, under a name that no connection uses.
     world.serve({"10.0.0.2": (False, ())})
     world.lead(shop="10.0.0.2")
     wait_until(lambda: snapshot().phase is Phase.NOT_CREATED)

@@ -1,4 +1,4 @@
-"""The end of a process that has pools: soon, and without a word."""
+"""A process with pools exits soon and without output."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from bgpool.segment.reader import SegmentMap
 
 pytestmark = pytest.mark.slow
 
-#: An interpreter's end, and what a loaded machine adds. Three threads of each pool were waited for a second each.
+#: The time for an interpreter's exit on a loaded machine. Earlier, exit waited one second for each of three threads of
+#: each pool.
 POOLS, EXIT_S = 8, 20.0
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Connections are taken and nothing is ever said."""
+    """A port where connections are accepted and never answered."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(50)
@@ -35,7 +36,7 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("engine", ["postgresql", "mysql"])
-def test_while_pools_connect_to_a_host_that_does_not_answer(silent_port: int, tmp_path: Path, engine: str) -> None:
+def test_exit_is_quick_while_pools_connect_to_a_silent_host(silent_port: int, tmp_path: Path, engine: str) -> None:
     run = tmp_path / "run"
     script = f"""
 import time, bgpool

@@ -1,4 +1,4 @@
-"""A fork at any moment: the child leaves the parent's connections alone, and both go on."""
+"""A fork at any moment: the child leaves the parent's connections alone, and both processes continue."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def pool(pair: Pair, tmp_path: Path) -> Iterator[bgpool.Pool[Any]]:
 
 
 def in_child(function: Callable[[], object]) -> int:
-    """The exit status of a child that runs *function* and ends as a forked worker does."""
+    """Return the exit status of a child that runs *function* and exits like a forked worker."""
     return end_of(begin_child(function, os.fork))
 
 
 def begin_child(function: Callable[[], object], fork: Callable[[], int]) -> int:
-    """The pid of such a child."""
+    """Return the pid of such a child."""
     pid = fork()
     if pid == 0:
         status = 1
@@ -70,10 +70,10 @@ def begin_child(function: Callable[[], object], fork: Callable[[], int]) -> int:
 
 
 def in_child_untold(function: Callable[[], object]) -> int:
-    """As in_child, by a fork that runs none of Python's hooks.
+    """Like in_child, by a fork that runs none of Python's hooks.
 
     On a busy machine CPython's interpreter lock can be lost in such a child, which then hangs in any Python code: the
-    fork is repeated, with more time. A fault of bgpool's would hang all three. See docs/servers.md.
+    fork is repeated, with more time. A defect of bgpool would hang all three attempts. See docs/servers.md.
     """
 
     def run() -> None:
@@ -88,7 +88,7 @@ def in_child_untold(function: Callable[[], object]) -> int:
 
 
 def end_of(pid: int, timeout_s: float = 60.0) -> int:
-    """The exit status of a child; it is killed if it takes more than *timeout_s* seconds."""
+    """Return the exit status of a child, which is killed after *timeout_s* seconds."""
     deadline = time.monotonic() + timeout_s
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -100,18 +100,18 @@ def end_of(pid: int, timeout_s: float = 60.0) -> int:
 
 
 def backend(pool: bgpool.Pool[Any]) -> int:
-    """What the server calls the pool's connection; it has to answer, too."""
+    """Return the server's identifier of the pool's connection, which must also answer a query."""
     with pool.connection() as conn:
         assert ask(conn, 1) == 1
         return kit_of(conn).session(conn)
 
 
 def ask(conn: Any, n: int) -> int:
-    """What the server says to ``SELECT n``."""
+    """Return the result of ``SELECT n``."""
     return int(kit_of(conn).execute(conn, f"SELECT {n}")[0][0])
 
 
-def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None:
+def test_a_pool_made_before_the_fork_works_on_both_sides(pool: bgpool.Pool[Any]) -> None:
     parents = backend(pool)
 
     def child() -> None:
@@ -121,8 +121,8 @@ def test_made_before_the_fork_used_on_both_sides(pool: bgpool.Pool[Any]) -> None
     assert backend(pool) == parents or backend(pool)
 
 
-def test_a_daemon_uses_its_parents_pool_anew(pool: bgpool.Pool[Any], tmp_path: Path) -> None:
-    """Two forks and the close of every descriptor, as python-daemon does it, after the pool was used."""
+def test_a_daemon_can_use_its_parents_pool(pool: bgpool.Pool[Any], tmp_path: Path) -> None:
+    """Fork twice and close every descriptor, like python-daemon, after the pool was used."""
     parents = backend(pool)
     files = RunFiles.of(tmp_path / "run", "fork")
 
@@ -174,7 +174,7 @@ def test_an_inherited_connection_is_refused_in_the_child_and_lives_on_in_the_par
         assert ask(conn, 3) == 3
 
 
-def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> None:
+def test_forks_work_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> None:
     stopping = threading.Event()
     failures: list[BaseException] = []
 
@@ -199,7 +199,7 @@ def test_fork_while_other_threads_are_in_checkouts(pool: bgpool.Pool[Any]) -> No
 
 
 def in_child_of_a_thread(function: Callable[[], object]) -> int:
-    """As in_child, forked by a thread that is not the main one."""
+    """Like in_child, forked by a thread that is not the main one."""
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(in_child(function)))
     thread.start()
@@ -207,10 +207,10 @@ def in_child_of_a_thread(function: Callable[[], object]) -> int:
     return statuses[0]
 
 
-def test_a_thread_forks_while_another_waits_for_a_connection(pool: bgpool.Pool[Any]) -> None:
+def test_a_fork_works_while_another_thread_waits_for_a_connection(pool: bgpool.Pool[Any]) -> None:
     found: list[int] = []
     with pool.connection() as conn:
-        # The pool has one: this thread is in the middle of a checkout when the other one forks.
+        # The pool has one connection: this thread is in the middle of a checkout when the other thread forks.
         waiting = threading.Thread(target=lambda: found.append(backend(pool)))
         waiting.start()
         while not pool.stats().waiting:
@@ -226,8 +226,10 @@ def test_a_thread_forks_while_another_waits_for_a_connection(pool: bgpool.Pool[A
     assert found == [parents]
 
 
-def test_a_thread_forks_while_a_switchover_is_on(pair: Pair, tmp_path: Path, wait_until: Callable[..., None]) -> None:
-    """Parent and child are held, each in its own right, and let go at once."""
+def test_parent_and_child_are_held_after_a_fork_in_a_switchover(
+    pair: Pair, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    """Parent and child are held, independently of each other, and released without delay."""
     blue, green, files = pair.names.blue.primary, pair.names.green.primary, RunFiles.of(tmp_path / "run", "1")
     with testing.deployment(tmp_path / "run", blue=blue, green=green, bg_resolver=pair.resolver) as deployment:
         pool = bgpool.get_pool(
@@ -264,7 +266,7 @@ def go_through(
 
 
 def test_a_child_that_ends_normally_neither_hangs_nor_warns(pair: Pair, tmp_path: Path) -> None:
-    """Exit handlers and the collection of what was inherited run in such a child, too."""
+    """Such a child also runs exit handlers and collects inherited objects."""
     script = f"""
 import os, sys, bgpool
 pool = bgpool.get_pool({pair.dsn!r}, bg_resolver={pair.resolver!r}, bg_run_dir={str(tmp_path / "run")!r}, min_size=2)
@@ -294,7 +296,7 @@ ROWS = 20_000
 
 @contextlib.contextmanager
 def in_the_middle_of_a_result(conn: Any) -> Iterator[tuple[Iterator[Any], Any]]:
-    """A result of which the server has more than any buffer holds, three rows of it read, and what closes it."""
+    """Return a result larger than any buffer, with three rows of it read, and the object that closes it."""
     if isinstance(conn, pymysql.connections.Connection):
         cursor = conn.cursor(pymysql.cursors.SSCursor)
         conn.begin()
@@ -313,25 +315,25 @@ def in_the_middle_of_a_result(conn: Any) -> Iterator[tuple[Iterator[Any], Any]]:
 
 
 class TestUnreadResults:
-    """What the parent has not read yet comes over the socket that both of them have."""
+    """Rows that the parent has not read yet arrive at the socket, which parent and child share."""
 
     pytestmark = pytest.mark.usefixtures("patient_threads")
 
-    @pytest.fixture(params=["told", "told nobody"])
+    @pytest.fixture(params=["with hooks", "without hooks"])
     def run_child(self, request: pytest.FixtureRequest) -> RunChild:
-        return in_child if request.param == "told" else in_child_untold
+        return in_child if request.param == "with hooks" else in_child_untold
 
-    def test_the_child_closes_it(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
+    def test_the_child_may_close_the_result(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
             assert run_child(closing.close) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
-    def test_the_child_reads_on(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
+    def test_the_child_cannot_read_the_parents_rows(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, _):
 
             def child() -> None:
                 with pytest.raises(bgpool.InheritedConnection):
-                    # psycopg may have read more than it has handed out; that the child has a copy of.
+                    # psycopg may have received more rows than it has returned; the child has a copy of these.
                     while True:
                         next(rows)
                 with pytest.raises(bgpool.InheritedConnection):
@@ -340,7 +342,9 @@ class TestUnreadResults:
             assert run_child(child) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
-    def test_the_child_ends_its_transaction_or_cancels_it(self, pool: bgpool.Pool[Any], run_child: RunChild) -> None:
+    def test_the_child_can_neither_end_nor_cancel_the_transaction(
+        self, pool: bgpool.Pool[Any], run_child: RunChild
+    ) -> None:
         with pool.connection() as conn, in_the_middle_of_a_result(conn) as (rows, closing):
 
             def child() -> None:
@@ -355,7 +359,7 @@ class TestUnreadResults:
             assert run_child(child) == 0
             assert sum(1 for _ in rows) == ROWS - 3
 
-    def test_a_child_that_ends_in_the_middle_of_it_neither_reads_nor_warns(self, pair: Pair, tmp_path: Path) -> None:
+    def test_a_child_that_exits_within_the_result_neither_reads_nor_warns(self, pair: Pair, tmp_path: Path) -> None:
         script = f"""
 import os, sys, bgpool
 from tests.processes.test_fork import ROWS, in_the_middle_of_a_result
@@ -380,7 +384,7 @@ pool.putconn(conn)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-#: A pool is made before the fork and used after it, by a thread beside the main one, too.
+#: A pool is created before the fork and used after it, also by a thread other than the main one.
 CHILD_OF_ONE_THREAD = """
 import ctypes, os, threading
 import bgpool
@@ -407,7 +411,7 @@ os._exit(0)
 
 @contextlib.contextmanager
 def warnings_of_fork() -> Iterator[list[str]]:
-    """The log lines that warn of a fork without hooks."""
+    """Collect the log lines that warn of a fork without hooks."""
     texts: list[str] = []
 
     class Handler(logging.Handler):
@@ -421,14 +425,14 @@ def warnings_of_fork() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-class TestForksThatTellNobody:
-    """uWSGI and C libraries fork without Python's hooks: nothing of ours runs in the child before its first call."""
+class TestForksWithoutHooks:
+    """uWSGI and C libraries fork without Python's hooks: bgpool runs no code in the child before its first call."""
 
     pytestmark = pytest.mark.usefixtures("patient_threads")
 
-    def test_the_quick_way_is_shut_in_the_child(self, pool: bgpool.Pool[Any]) -> None:
+    def test_the_child_does_not_reuse_the_parents_connection(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
-        assert backend(pool) == parents, "the parent has its connection at hand"
+        assert backend(pool) == parents, "the parent reuses its connection"
 
         def child() -> None:
             assert backend(pool) != parents
@@ -436,7 +440,9 @@ class TestForksThatTellNobody:
         assert [in_child_untold(child) for _ in range(10)] == [0] * 10
         assert backend(pool) == parents
 
-    def test_so_is_that_of_a_plain_pool(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_child_of_a_plain_pool_does_not_reuse_it_either(
+        self, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("BGPOOL_DISABLE", "1")
         plain = bgpool.get_pool(pair.dsn, bg_id="fork-plain", bg_resolver=pair.resolver, min_size=1, max_size=1)
         parents = backend(plain)
@@ -449,7 +455,7 @@ class TestForksThatTellNobody:
         assert backend(plain) == parents
         plain.close()
 
-    def test_many_threads_notice_at_once(self, pool: bgpool.Pool[Any]) -> None:
+    def test_all_threads_of_the_child_notice_the_fork(self, pool: bgpool.Pool[Any]) -> None:
         parents = backend(pool)
 
         def child() -> None:
@@ -479,23 +485,23 @@ class TestForksThatTellNobody:
             assert in_child_untold(child) == 0
             assert ask(conn, 3) == 3
 
-    @pytest.mark.parametrize("last_words", ["close", "stats", "drain", "getpool"])
+    @pytest.mark.parametrize("call", ["close", "stats", "drain", "getpool"])
     def test_any_first_call_leaves_the_parents_alone(
-        self, pool: bgpool.Pool[Any], pair: Pair, tmp_path: Path, last_words: str
+        self, pool: bgpool.Pool[Any], pair: Pair, tmp_path: Path, call: str
     ) -> None:
         parents = backend(pool)
 
         def child() -> None:
-            if last_words == "getpool":
+            if call == "getpool":
                 other = bgpool.get_pool(pair.dsn, bg_id="fork", bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run")
                 assert backend(other) != parents
             else:
-                getattr(pool, last_words)()
+                getattr(pool, call)()
 
         assert in_child_untold(child) == 0
         assert backend(pool) == parents
 
-    def test_threads_of_the_parent_are_warned_of(self, pool: bgpool.Pool[Any]) -> None:
+    def test_a_parent_with_threads_causes_a_warning(self, pool: bgpool.Pool[Any]) -> None:
         backend(pool)
 
         def child() -> None:
@@ -507,8 +513,8 @@ class TestForksThatTellNobody:
 
         assert in_child_untold(child) == 0
 
-    def test_a_parent_without_threads_is_not(self, pair: Pair, tmp_path: Path) -> None:
-        # A process of its own: here there are threads of pytest's.
+    def test_a_parent_without_threads_causes_no_warning(self, pair: Pair, tmp_path: Path) -> None:
+        # A separate process is needed: this one has threads of pytest.
         script = CHILD_OF_ONE_THREAD.format(dsn=pair.dsn, run=str(tmp_path / "run"))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

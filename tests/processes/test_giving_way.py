@@ -1,4 +1,4 @@
-"""The thread that watches leaves the core to callers who are let go in its process, and neglects nothing for it."""
+"""The watcher leaves the core to callers that are released in its process, and still does all its work in time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["files"]
 
 
 class Pool:
-    """What it was told, and when it is due to cut."""
+    """A pool that records the phases that it receives; *due_s* is the time when it is due to cut."""
 
     def __init__(self) -> None:
         self.phases: list[Phase | None] = []
@@ -49,7 +49,7 @@ class Pool:
 
 
 class Scene:
-    """A watch whose thread is the test."""
+    """A watch that runs in the thread of the test."""
 
     def __init__(self, files: RunFiles) -> None:
         self.writer = Writer(files, 1, Snapshot("orders", Phase.IN_PROGRESS))
@@ -60,7 +60,7 @@ class Scene:
         self.woken += 1
 
     def look(self) -> None:
-        """See what callers do."""
+        """Run the watch once and clear the records."""
         self.watch.hear(time.monotonic())
         self.watch.attend(time.monotonic())
         self.pool.phases.clear()
@@ -76,13 +76,13 @@ def scene(files: RunFiles) -> Iterator[Scene]:
     scene.writer.leave()
 
 
-def test_it_acts_when_they_have_gone(scene: Scene) -> None:
+def test_the_watcher_acts_after_the_callers(scene: Scene) -> None:
     scene.writer.publish(Snapshot("orders", Phase.POST))
     now = time.monotonic()
     scene.watch.hear(now)
     assert not scene.pool.phases
-    assert scene.woken == 1, "tasks are woken from here alone"
-    assert scene.watch.word() is None, "or it would be woken again and again"
+    assert scene.woken == 1, "only the watcher wakes tasks"
+    assert scene.watch.word() is None, "otherwise it would wake again and again"
     assert scene.watch.due_at(now) == pytest.approx(now + CALLERS_FIRST_S)
     scene.watch.hear(now + CALLERS_FIRST_S / 2)
     assert (scene.woken, scene.pool.phases) == (1, [])
@@ -91,7 +91,7 @@ def test_it_acts_when_they_have_gone(scene: Scene) -> None:
     assert scene.watch.word() is not None
 
 
-def test_what_is_due_by_the_clock_is_done_in_time(scene: Scene) -> None:
+def test_work_that_is_due_is_done_in_time(scene: Scene) -> None:
     scene.pool.due_s = CALLERS_FIRST_S / 4
     scene.watch.attend(time.monotonic())
     scene.pool.phases.clear()
@@ -105,7 +105,7 @@ def test_what_is_due_by_the_clock_is_done_in_time(scene: Scene) -> None:
     assert scene.pool.phases == [Phase.POST]
 
 
-def test_it_acts_at_once_where_nobody_is_held(scene: Scene) -> None:
+def test_the_watcher_acts_at_once_if_no_caller_is_held(scene: Scene) -> None:
     scene.pool.held = 0
     scene.look()
     scene.writer.publish(Snapshot("orders", Phase.POST))
@@ -117,7 +117,7 @@ def test_it_acts_at_once_where_nobody_is_held(scene: Scene) -> None:
 def test_callers_whose_turn_is_lost_are_woken(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, *, held_before: bool
 ) -> None:
-    """The monitor was killed in the midst of the release, and a caller that had a turn is stopped."""
+    """The monitor was killed during the release, and a caller that had a turn is stopped."""
     if not wake.has_futex():
         pytest.skip("waiters poll here")
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
@@ -128,7 +128,7 @@ def test_callers_whose_turn_is_lost_are_woken(
     caller = threading.Thread(target=reading.wait_changed, args=(20.0,), kwargs={"in_line": True})
     caller.start()
     scene.pool.held = 1
-    # Asleep in the kernel, as far as can be seen from here.
+    # By then the caller sleeps in the kernel; there is no way to observe this.
     time.sleep(0.05)
     now = time.monotonic()
     scene.writer.publish(Snapshot("orders", Phase.POST))
@@ -139,13 +139,13 @@ def test_callers_whose_turn_is_lost_are_woken(
         scene.watch.hear(heard_at)
     scene.watch.attend(heard_at + LINE_S / 2)
     caller.join(0.1)
-    assert caller.is_alive(), "the line is not over: others would lose their places in it"
+    assert caller.is_alive(), "the release queue is still in use: other callers would lose their turns"
     scene.watch.attend(heard_at + 2 * LINE_S)
     caller.join(10)
     assert not caller.is_alive()
 
 
-def test_nobody_is_woken_whom_something_holds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_callers_are_not_woken_without_a_release(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[int] = []
     monkeypatch.setattr(wake, "wake_all", woken.append)
     for _ in range(3):
@@ -153,8 +153,8 @@ def test_nobody_is_woken_whom_something_holds(scene: Scene, monkeypatch: pytest.
     assert not woken
 
 
-def test_they_are_woken_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the host wake up, and some may be held for a reason of their own, such as a server that refuses writes."""
+def test_callers_are_woken_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All callers of the host wake. Some may be held for other reasons, such as a server that refuses writes."""
     scene.writer.publish(Snapshot("orders", Phase.POST))
     scene.watch.hear(time.monotonic() + CALLERS_FIRST_S)
     scene.watch.hear(time.monotonic() + 2 * CALLERS_FIRST_S)

@@ -1,4 +1,4 @@
-"""Green threads: bgpool refuses in one sentence where a caller that waits would stop the whole process."""
+"""Green threads: bgpool refuses, with one sentence, a setup in which a waiting caller would stop the whole process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 EVENTLET = "import eventlet\neventlet.monkey_patch({})\n"
 GEVENT = "import gevent.monkey\ngevent.monkey.patch_all({})\n"
 DSN = "postgresql://app@127.0.0.1:1/app?connect_timeout=2"
-#: What a process does with its pool; the patch comes before one of the three steps.
+#: The steps in which a process uses its pool; the patch is applied before one of them.
 STEPS = {
     "get_pool": f"pool = bgpool.get_pool({DSN!r}, min_size=0, max_size=1)",
     "open": "pool.open()",
@@ -23,16 +23,16 @@ STEPS = {
 
 
 def need(library: str) -> None:
-    """Skip where *library* is not installed. It is not imported: eventlet warns of every fork of its process."""
+    """Skip if *library* is not installed. Do not import it: eventlet warns of every fork of its process."""
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"no {library}")
 
 
 def run(program: str, run_dir: Path) -> str:
-    """What *program* says: the text of its ConfigurationError, or what it has printed."""
+    """Return the text of the program's ConfigurationError, or its output."""
     lines = ["import bgpool", "try:", *(f"    {line}" for line in program.splitlines())]
     lines += ["except bgpool.ConfigurationError as error:", "    print(f'refused at {step}: {error}')"]
-    # Without the interpreter's own end, which real threads in a process that was patched late can crash.
+    # Skip the interpreter's finalization, which real threads can crash in a process that was patched late.
     lines += ["import os, sys", "sys.stdout.flush()", "os._exit(0)"]
     environment = {**os.environ, "BGPOOL_RUN_DIR": str(run_dir), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -56,7 +56,7 @@ def patched_before(step: str, patch: str) -> str:
 
 
 def once(*values: str) -> Any:
-    """A case that other Pythons need not try."""
+    """Return a case that runs on one version of Python only."""
     return pytest.param(*values, marks=pytest.mark.once)
 
 
@@ -70,7 +70,7 @@ def test_eventlet_is_refused(arguments: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [once("open"), "checkout"])
-def test_a_patch_that_comes_late_is_refused_at_the_next_step(step: str, tmp_path: Path) -> None:
+def test_a_late_patch_is_refused_at_the_next_step(step: str, tmp_path: Path) -> None:
     need("eventlet")
     told = run(patched_before(step, EVENTLET.format("")), tmp_path)
     assert told.startswith(f"refused at {step}: eventlet.monkey_patch() was called")
@@ -84,7 +84,7 @@ def test_a_patch_that_comes_late_is_refused_at_the_next_step(step: str, tmp_path
         ("thread=False, time=False", "threading and time"),
     ],
 )
-def test_half_of_gevent_is_refused(arguments: str, missing: str, tmp_path: Path) -> None:
+def test_a_partial_patch_of_gevent_is_refused(arguments: str, missing: str, tmp_path: Path) -> None:
     need("gevent")
     told = run(patched_before("get_pool", GEVENT.format(arguments)), tmp_path)
     assert told.startswith(f"refused at get_pool: gevent has patched this process, but not {missing}: ")
@@ -93,7 +93,7 @@ def test_half_of_gevent_is_refused(arguments: str, missing: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "patch", [once("import gevent"), once("import gevent.monkey"), once("import eventlet"), GEVENT.format("")]
 )
-def test_what_does_no_harm_is_not_refused(patch: str, tmp_path: Path) -> None:
+def test_harmless_patches_are_accepted(patch: str, tmp_path: Path) -> None:
     for library in ("gevent", "eventlet"):
         if library in patch:
             need(library)
@@ -103,7 +103,7 @@ def test_what_does_no_harm_is_not_refused(patch: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("patch", [GEVENT.format(""), EVENTLET.format("")], ids=["gevent", "eventlet"])
 def test_a_monitor_does_not_run_on_green_threads(patch: str, tmp_path: Path) -> None:
-    """The monitor imports the module of a password callable, and that may be the application's own."""
+    """The monitor imports the module of a password callable, which may be the application's main module."""
     need(patch.split()[1].partition(".")[0])
     (tmp_path / "greenapp.py").write_text(
         f"{patch}\ndef password(host, port, user):\n    return ''\n", encoding="utf-8"
@@ -111,7 +111,7 @@ def test_a_monitor_does_not_run_on_green_threads(patch: str, tmp_path: Path) -> 
     told = run(
         f"import sys, time, types\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        # As a worker has it that was not patched when it loaded the module.
+        # The module as in a worker that was not yet patched when it loaded the module.
         f"sys.modules['greenapp'] = module = types.ModuleType('greenapp')\n"
         f"exec('def password(host, port, user): ...', vars(module))\n"
         f"import logging, threading\n"

@@ -30,7 +30,7 @@ Hide = Callable[..., list[str]]
 
 @pytest.fixture
 def hide() -> Hide:
-    """The command that runs another one without places, see tests.processes.hidden."""
+    """Return the command that runs another command without places, see tests.processes.hidden."""
     if shutil.which("unshare") is None:
         pytest.skip("no unshare(1)")
     tried = subprocess.run(without(["/proc"], ["true"]), capture_output=True, text=True, timeout=60)
@@ -41,7 +41,7 @@ def hide() -> Hide:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A temporary directory outside /dev/shm that root's servers, which run as another account, can reach."""
+    """A temporary directory outside /dev/shm that root's servers, which run under another account, can reach."""
     with tempfile.TemporaryDirectory(prefix="bgpool-test-", dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -82,7 +82,7 @@ def test_a_switchover_succeeds(hide: Hide, places: list[str], temporary: Path) -
         assert found["doctor"]["kernel"][1].startswith("boot id: it cannot be read")
         assert found["host"]["file system"][:2] == ["not checked", "this system does not tell what is mounted where"]
         assert logged.pop("degraded").startswith("[bg_id: 'one'] boot id: it cannot be read: ")
-        assert found["monitor_processes"] == 2, "nothing tells whether two monitors may share one"
+        assert found["monitor_processes"] == 2, "without /proc, no two monitors are known to be compatible"
     else:
         assert found["lacks"] == []
         assert found["doctor"]["kernel"][0] == "ok"
@@ -93,7 +93,7 @@ def test_a_switchover_succeeds(hide: Hide, places: list[str], temporary: Path) -
     else:
         assert found["run_dir"] == f"/dev/shm/bgpool-{os.geteuid()}"
         logged.pop("run_dir_made", None)
-    assert not logged, "nothing else is worth a warning"
+    assert not logged, "no other warning is due"
 
 
 def test_descriptors_are_found_one_by_one_without_a_directory_that_lists_them(
@@ -104,7 +104,7 @@ def test_descriptors_are_found_one_by_one_without_a_directory_that_lists_them(
     with (tmp_path / "file").open("w") as file:
         found = open_descriptors()
         assert file.fileno() in found
-    # The one that the first list was read through may have become the file's.
+    # The descriptor that was used for the first list may since have been assigned to the file.
     assert {*listed} - {*found} <= {max(listed)}
     assert file.name
     assert len(found) <= len(listed) + 1
@@ -121,7 +121,7 @@ def test_the_file_system_check_recommends_no_dev_shm_where_there_is_none(
 
 
 def test_get_pool_needs_no_writable_temporary_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A read-only root file system, without /dev/shm."""
+    """The case: a read-only root file system, without /dev/shm."""
 
     def refuse() -> str:
         raise FileNotFoundError("No usable temporary directory found")
@@ -142,7 +142,7 @@ def test_a_pool_whose_run_directory_cannot_be_created_logs_once_that_it_is_a_pla
     participant = Participant("1", tmp_path / "file" / "in" / "it", lambda _: None)
     member = Member()
     for one in (member, Member()):
-        participant.join(one)  # type: ignore[arg-type]  # the participant only keeps it
+        participant.join(one)  # type: ignore[arg-type]  # the participant only stores it
     participant.leave(member)  # type: ignore[arg-type]  # as above
     (record,) = caplog.records
     assert getattr(record, "event", "") == "plain_pool"

@@ -1,4 +1,4 @@
-"""The timelines of the last switchovers as JSON: bounded, idempotent, and never believed blindly."""
+"""The timelines of the last switchovers as JSON: bounded, idempotent, and validated when read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_nothing_is_kept_before_the_end(files: RunFiles) -> None:
     assert not files.history.exists()
 
 
-def test_what_comes_late_completes_the_record_and_makes_no_second_one(files: RunFiles) -> None:
+def test_a_late_addition_completes_the_record_and_makes_no_second_one(files: RunFiles) -> None:
     first = switchover()
     history.keep(files, first)
     late = TimelineEntry(20_000 * MS, 20_000 * MS, "Blue DNS updated")
@@ -68,7 +68,7 @@ def test_what_comes_late_completes_the_record_and_makes_no_second_one(files: Run
     assert kept["events"][-1]["event"] == "Blue DNS updated"
 
 
-def test_the_last_ones_are_kept(files: RunFiles) -> None:
+def test_the_last_switchovers_are_kept(files: RunFiles) -> None:
     for number in range(HISTORY_RECORDS + 3):
         history.keep(files, switchover(start_ms=100_000 * number))
     kept = history.read(files)
@@ -79,7 +79,7 @@ def test_the_last_ones_are_kept(files: RunFiles) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[" * 100_000, '{"a": 1}', "[1, 2]", '[{"events": 7}]', " " * (HISTORY_BYTES + 1)]
 )
-def test_a_broken_file_is_replaced_and_that_is_said(
+def test_a_broken_file_is_replaced_and_this_is_logged(
     files: RunFiles, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     files.history.write_text(text)
@@ -102,10 +102,10 @@ def test_a_link_is_not_followed(files: RunFiles, tmp_path: Path) -> None:
     assert history.look(files).problem.startswith("the history is refused: ")
 
 
-def test_outcomes_are_counted_beyond_what_is_kept(files: RunFiles) -> None:
+def test_outcomes_are_counted_beyond_the_kept_records(files: RunFiles) -> None:
     for number in range(HISTORY_RECORDS + 3):
         history.keep(files, switchover(start_ms=100_000 * number))
-        # Once more, as when something comes late.
+        # Once more, like a late addition to a record.
         history.keep(files, switchover(start_ms=100_000 * number))
     history.keep(files, replace(switchover(start_ms=10**7), rolled_back=True))
     assert history.totals(history.read(files)) == {"completed": HISTORY_RECORDS + 3, "rolled back": 1}

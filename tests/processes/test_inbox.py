@@ -1,4 +1,4 @@
-"""What the main loop is told: everything but what it knows, and has found to change nothing."""
+"""The events of the main loop: those that repeat a known state without effect are dropped."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def resolved(found: Found) -> tuple[AnyEvent, ...]:
     return (Resolved(AT, found),)
 
 
-def told_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> EventBatch | None:
-    """What a reader that waits is told by *tell*."""
+def received_while_awaited(inbox: Inbox, tell: Callable[[], object]) -> EventBatch | None:
+    """Return the events that a waiting reader receives from *tell*."""
     letters: list[EventBatch | None] = []
     reader = threading.Thread(target=lambda: letters.append(inbox.get(30.0)))
     reader.start()
     wait_until(lambda: inbox._is_awaited)
     tell()
-    # Whatever is told is told by now; this ends the wait where nothing was.
+    # All events of *tell* have been delivered by now; this ends the wait if there were none.
     inbox.put(Nudged(AT))
     reader.join()
     return letters[0]
 
 
-def test_what_changes_nothing_is_told_once() -> None:
+def test_an_event_without_effect_is_delivered_once() -> None:
     inbox = Inbox()
     inbox.tell("dns", HERE, resolved)
     first = inbox.get(0)
@@ -41,18 +41,18 @@ def test_what_changes_nothing_is_told_once() -> None:
     assert inbox.get(0) is None
     inbox.settle(first)
     nudge = EventBatch((Nudged(AT),))
-    assert told_while_awaited(inbox, lambda: inbox.tell("dns", dict(HERE), resolved)) == nudge
+    assert received_while_awaited(inbox, lambda: inbox.tell("dns", dict(HERE), resolved)) == nudge
     for who, what in (("dns", THERE), ("another", HERE)):
-        letter = told_while_awaited(inbox, lambda who=who, what=what: inbox.tell(who, what, resolved))  # type: ignore[misc]
+        letter = received_while_awaited(inbox, lambda who=who, what=what: inbox.tell(who, what, resolved))  # type: ignore[misc]
         assert letter == EventBatch((Resolved(AT, what),), who, what)
         assert inbox.get(0) == nudge
     inbox.unsettle()
-    again = told_while_awaited(inbox, lambda: inbox.tell("dns", HERE, resolved))
+    again = received_while_awaited(inbox, lambda: inbox.tell("dns", HERE, resolved))
     assert again == first
 
 
-def test_who_does_not_wait_is_told_everything() -> None:
-    """What is being taken, or is still to be, may change what the answer means."""
+def test_a_reader_that_does_not_wait_gets_every_event() -> None:
+    """An event that is being processed, or is still queued, may change the meaning of the repeated one."""
     inbox = Inbox()
     inbox.tell("dns", HERE, resolved)
     letter = inbox.get(0)
@@ -65,7 +65,7 @@ def test_who_does_not_wait_is_told_everything() -> None:
     assert (inbox.get(0), inbox.get(0)) == (EventBatch((Nudged(AT),)), letter)
 
 
-def test_what_is_news_whenever_it_comes_is_never_settled() -> None:
+def test_an_event_without_a_source_is_never_settled() -> None:
     inbox = Inbox()
     for _ in range(2):
         inbox.put(Nudged(AT))

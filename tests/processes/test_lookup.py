@@ -1,4 +1,4 @@
-"""Look-ups go on side by side: a name that stalls keeps no other waiting, and is heard of when it comes."""
+"""Names are resolved concurrently: a stalled name delays no other name, and its result is delivered when it arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 class Resolver:
-    """Knows fast names, and one that takes until it is told."""
+    """Resolves all names at once, except for "stalled", which blocks until it is released."""
 
     def __init__(self) -> None:
         self.release = threading.Event()
@@ -40,7 +40,7 @@ def heard(inbox: Inbox) -> dict[str, tuple[str, ...]]:
     return dict(event.addresses)
 
 
-def test_a_stalled_name_keeps_no_other_waiting() -> None:
+def test_a_stalled_name_delays_no_other() -> None:
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
     lookup.assign(("one", "stalled", "two"), interval_ms=100)
@@ -56,8 +56,8 @@ def test_a_stalled_name_keeps_no_other_waiting() -> None:
     lookup.join(30.0)
 
 
-def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
-    """One thread does for all where there is time, until one stalls."""
+def test_names_queued_behind_a_stalled_one_do_not_wait_for_it() -> None:
+    """One thread resolves all names if there is time, until a name stalls."""
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
     lookup.assign(("stalled", "one"), interval_ms=500)
@@ -70,7 +70,7 @@ def test_names_that_stand_behind_a_stalled_one_do_not_wait_for_it() -> None:
     lookup.join(30.0)
 
 
-def test_with_a_long_interval_the_others_are_told_while_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_long_interval_the_other_results_are_delivered_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgpool.monitor.lookup.RESOLVE_TIMEOUT_S", 1.0)
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
@@ -82,14 +82,14 @@ def test_with_a_long_interval_the_others_are_told_while_they_count(monkeypatch: 
     lookup.join(30.0)
 
 
-def test_a_failure_is_not_an_answer() -> None:
+def test_a_failure_is_not_delivered() -> None:
     resolver, inbox = Resolver(), Inbox()
     lookup = Lookup(resolver, inbox)
     lookup.assign(("one",), interval_ms=100)
     lookup.start()
     assert heard(inbox) == {"one": ("address of one",)}
     resolver.failing = True
-    # Whatever was found before has been told by then.
+    # By then, all earlier results have been delivered.
     wait_until(lambda: resolver.failures >= 2)
     while inbox.get(0) is not None:
         pass

@@ -1,4 +1,4 @@
-"""The life of a monitor that has nobody to watch for, and of one that is not the only one."""
+"""The life of a monitor without any pool, and of a monitor that is not the only one."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def config(tmp_path: Path) -> MonitorConfig:
-    """A deployment that nobody answers for: a closed port on loopback."""
+    """A deployment without servers: a closed port on loopback."""
     place, settings, _ = parse("postgresql://app:s3cret@127.0.0.1:1/app", {"bg_id": "lonely"})
     return MonitorConfig.of(place, settings, tmp_path / "run")
 
 
-def test_it_leaves_when_nobody_uses_its_bg_id(config: MonitorConfig, tmp_path: Path) -> None:
+def test_a_monitor_ends_when_no_pool_uses_its_bg_id(config: MonitorConfig, tmp_path: Path) -> None:
     assert run_monitor(config, linger_s=0.3)
     files = RunFiles.of(tmp_path / "run", "lonely")
     assert not files.segment.exists()
-    # And the next one begins afresh.
+    # The next monitor starts in the same way.
     assert run_monitor(config, linger_s=0.3)
 
 
-def test_it_stays_while_an_operator_holds_callers(config: MonitorConfig, tmp_path: Path) -> None:
-    """Who stops the application for the maintenance and starts it again finds the hold as it was."""
+def test_a_monitor_stays_while_an_operator_holds_callers(config: MonitorConfig, tmp_path: Path) -> None:
+    """If the operator stops the application for the maintenance and starts it again, the hold is still in effect."""
     files = RunFiles.of(tmp_path / "run", "lonely")
     prepare_run_dir(files.directory)
     began_ns = time.monotonic_ns()
@@ -52,18 +52,18 @@ def test_it_stays_while_an_operator_holds_callers(config: MonitorConfig, tmp_pat
     assert time.monotonic_ns() > given.until_ns
 
 
-def test_its_configuration_survives_the_pipe_and_hides_the_password(config: MonitorConfig) -> None:
+def test_the_configuration_passes_the_pipe_and_hides_the_password(config: MonitorConfig) -> None:
     assert MonitorConfig.load(config.dump()) == config
     assert config.params["password"] == "s3cret"
     assert "s3cret" not in repr(config)
 
 
-def test_a_monitor_that_lost_a_sense_fails(config: MonitorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_monitor_that_lost_a_thread_fails(config: MonitorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lookup, "run", lambda _self: None)
     with pytest.raises(Error, match="bgpool-lookup ended unexpectedly"):
         run_monitor(config)
     monkeypatch.undo()
-    assert run_monitor(config, linger_s=0.1), "it keeps no other from its place"
+    assert run_monitor(config, linger_s=0.1), "the failed monitor does not block the next one"
 
 
 COMMAND = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
@@ -71,7 +71,7 @@ COMMAND = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor
 
 @contextlib.contextmanager
 def foreground(dsn: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """bgpool monitor in a process of its own, which has read *dsn*; killed at the end."""
+    """Run bgpool monitor in a separate process, which has read *dsn*; kill it at the end."""
     with subprocess.Popen(
         [*COMMAND, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as monitor:
@@ -85,25 +85,25 @@ def foreground(dsn: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def line_of(monitor: subprocess.Popen[str]) -> str:
-    """The next line that is not about the run directory."""
+    """Return the next line that is not about the run directory."""
     assert monitor.stdout is not None
     line = monitor.stdout.readline()
     return monitor.stdout.readline() if "created run directory" in line else line
 
 
-def test_in_the_foreground_it_goes_by_the_dsn(tmp_path: Path) -> None:
+def test_in_the_foreground_the_dsn_is_used(tmp_path: Path) -> None:
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_id=ledger&bg_run_dir={tmp_path / 'run'}"
     with foreground(dsn) as monitor:
         assert "monitor of bg_id 'ledger' started" in line_of(monitor)
 
 
-def test_in_the_foreground_it_takes_a_run_directory(tmp_path: Path) -> None:
+def test_in_the_foreground_a_run_directory_is_accepted(tmp_path: Path) -> None:
     with foreground("postgresql://app@127.0.0.1:1/app", "--run-dir", str(tmp_path / "run")) as monitor:
         assert "monitor of bg_id '1' started" in line_of(monitor)
         assert (tmp_path / "run" / "1.segment").exists()
 
 
-def test_in_the_foreground_and_a_second_one_is_sent_away(tmp_path: Path) -> None:
+def test_in_the_foreground_a_second_monitor_is_refused(tmp_path: Path) -> None:
     dsn = f"postgresql://app:s3cret@127.0.0.1:1/app?bg_run_dir={tmp_path / 'run'}"
     with foreground(dsn) as first:
         assert "monitor of bg_id '1' started, term 1" in line_of(first)

@@ -1,4 +1,4 @@
-"""Whatever happens to a monitor, the next one goes on, there is never more than one, and none is left behind."""
+"""After any failure of a monitor the next one takes over; there is never more than one, and none remains at the end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from bgpool.segment.reader import Reader, SegmentMap
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
-#: As promised.
+#: The promised times to replace a monitor that was killed, and one that hangs, in seconds.
 TAKEOVER_S, HANG_S = 2.0, 5.0
-#: Nobody answers here: a database that is gone.
+#: No process listens here: the database is gone.
 DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
 
 
@@ -53,7 +53,7 @@ def files(run: Path) -> Iterator[RunFiles]:
 
 @pytest.fixture
 def pool(run: Path, files: RunFiles, wait_until: WaitUntil) -> Iterator[bgpool.Pool[Any]]:
-    """A process that uses the bg_id, and its monitor, which watches."""
+    """A process that uses the bg_id, with its monitor, which watches."""
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
     pool.open()
     wait_until(lambda: lives(files))
@@ -62,7 +62,7 @@ def pool(run: Path, files: RunFiles, wait_until: WaitUntil) -> Iterator[bgpool.P
 
 
 def monitors(run: Path) -> list[int]:
-    """Processes, zombies excepted, that hold the lock of a tenure open; this one excepted."""
+    """Return the processes that hold the lock of a tenure open, without zombies and without this one."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -72,19 +72,19 @@ def monitors(run: Path) -> list[int]:
 
 
 def links(descriptors: Path) -> Iterator[str]:
-    """What is open there; descriptors that are closed meanwhile are left out."""
+    """Return the targets of open descriptors, without those that are closed at the same time."""
     for fd in descriptors.iterdir():
         with contextlib.suppress(OSError):
             yield os.path.realpath(fd)
 
 
 def holder(files: RunFiles) -> int:
-    """The process that writes the segment."""
+    """Return the process that writes the segment."""
     return SegmentMap(files).header.pid
 
 
 def lives(files: RunFiles) -> bool:
-    """Whether a monitor gives signs of life."""
+    """Return whether a monitor has a current heartbeat."""
     reader = Reader(files)
     reader.check_path()
     return not reader.monitor_is_silent()
@@ -100,7 +100,7 @@ def took_over(files: RunFiles, old: int) -> Callable[[], bool]:
 
 
 def allowance_s() -> float:
-    """What this machine adds to a promised time just now: twice what it takes to start an interpreter, beyond 0.5 s."""
+    """Return this machine's addition to a promised time: twice the time to start an interpreter, beyond 0.5 s."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import bgpool.monitor.process"], check=True, timeout=60)
     return 2 * max(0.0, time.monotonic() - began - 0.5)
@@ -108,8 +108,8 @@ def allowance_s() -> float:
 
 @pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
-def test_killed(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) -> None:
-    # One that has shown that it lives: whatever ends at once is followed by a pause.
+def test_a_killed_monitor_is_replaced(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) -> None:
+    # Let the monitor live long enough: the end of a younger one is followed by a pause.
     time.sleep(MONITOR_SHORT_LIFE_S)
     old, term = holder(files), SegmentMap(files).header.term
     before_s = allowance_s()
@@ -123,7 +123,9 @@ def test_killed(run: Path, files: RunFiles, wait_until: WaitUntil, number: int) 
 
 
 @pytest.mark.usefixtures("pool")
-def test_stopped_and_woken(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+def test_a_stopped_monitor_is_replaced_and_does_no_harm_later(
+    run: Path, files: RunFiles, wait_until: WaitUntil
+) -> None:
     old = holder(files)
     before_s = allowance_s()
     os.kill(old, signal.SIGSTOP)
@@ -137,24 +139,26 @@ def test_stopped_and_woken(run: Path, files: RunFiles, wait_until: WaitUntil) ->
         os.kill(old, signal.SIGCONT)
     assert took_s < HANG_S + max(before_s, allowance_s())
     wait_until(lambda: monitors(run) == [new])
-    assert (holder(files), files.segment.stat().st_ino) == (new, content), "what it wrote, it wrote into its own file"
+    assert (holder(files), files.segment.stat().st_ino) == (new, content), (
+        "the old monitor wrote only into its own file"
+    )
 
 
 @pytest.mark.usefixtures("pool")
-def test_out_of_memory(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
-    """It cannot allocate any more: it may limp on or leave, but workers have a monitor that gives signs of life."""
+def test_a_monitor_without_memory_is_replaced_or_lives_on(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+    """A monitor that cannot allocate memory may continue or exit, but workers have a monitor with a heartbeat."""
     old = holder(files)
     if sys.platform == "linux":
         resource.prlimit(old, resource.RLIMIT_AS, (1, 1))
     time.sleep(1.0)
     wait_until(lambda: lives(files))
-    # One that cannot even end is fenced off.
+    # A monitor that cannot even exit is fenced off by its term.
     assert holder(files) in monitors(run)
     assert set(monitors(run)) <= {old, holder(files)}
 
 
 @pytest.mark.usefixtures("pool")
-def test_run_directory_deleted(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+def test_a_deleted_run_directory_is_made_again(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
     old = holder(files)
     for path in [*run.iterdir(), run]:
         path.rmdir() if path.is_dir() else path.unlink()
@@ -163,7 +167,7 @@ def test_run_directory_deleted(run: Path, files: RunFiles, wait_until: WaitUntil
     wait_until(lambda: monitors(run) == [holder(files)])
 
 
-def test_a_monitor_is_nobodys_child_and_has_nothing_of_its_starter(
+def test_a_monitor_is_independent_of_its_starter(
     run: Path, files: RunFiles, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
     mine = (tmp_path / "mine").open("w")
@@ -191,7 +195,7 @@ def test_a_monitor_is_nobodys_child_and_has_nothing_of_its_starter(
     assert group == session
     # Certificates and password files may be given by relative paths.
     assert (process / "cwd").readlink() == Path.cwd()
-    # What the starter ignored, it does not.
+    # Signals that the starter ignored are not ignored by the monitor.
     pid = holder(files)
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: pid not in monitors(run))
@@ -201,7 +205,7 @@ def test_a_monitor_is_nobodys_child_and_has_nothing_of_its_starter(
 
 
 @pytest.mark.full
-def test_two_hundred_workers_at_once(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
+def test_two_hundred_workers_have_one_monitor(run: Path, files: RunFiles, wait_until: WaitUntil) -> None:
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run, num_workers=1)
     ready, go = os.pipe()
     pids = []
@@ -227,16 +231,16 @@ def test_two_hundred_workers_at_once(run: Path, files: RunFiles, wait_until: Wai
         for pid in pids:
             os.waitpid(pid, 0)
     assert workers(files) == ()
-    # And none is left when all are gone.
+    # No monitor remains when all workers are gone.
     wait_until(lambda: monitors(run) == [], 20)
     assert not files.segment.exists()
 
 
-def test_workers_that_live_for_a_tenth_of_a_second(run: Path, files: RunFiles) -> None:
-    """As a server that recycles them has it; the first may die while it starts the monitor."""
+def test_workers_that_live_briefly_have_one_monitor(run: Path, files: RunFiles) -> None:
+    """Like workers of a server that recycles them; the first may exit while it starts the monitor."""
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
     seen: set[int] = set()
-    # As many as there are in a busy machine's first second, and on until it has started the monitor.
+    # At least as many workers as a busy machine starts in a second, and more until the monitor has started.
     deadline, count = time.monotonic() + 60.0, 0
     while count < 40 or (not seen and time.monotonic() < deadline):
         count += 1
@@ -253,7 +257,7 @@ def test_workers_that_live_for_a_tenth_of_a_second(run: Path, files: RunFiles) -
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.1])
-def test_a_starter_that_dies_at_once_stops_nobody(
+def test_a_starter_that_dies_at_once_stops_no_other(
     run: Path, files: RunFiles, wait_until: WaitUntil, after_s: float
 ) -> None:
     pool = bgpool.get_pool(DSN, bg_id="life", bg_run_dir=run)
@@ -269,7 +273,7 @@ def test_a_starter_that_dies_at_once_stops_nobody(
     pool.close(1.0)
 
 
-def test_a_starter_that_hangs_is_passed_by(
+def test_a_hanging_starter_is_bypassed(
     run: Path, files: RunFiles, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bgpool.monitor.spawn.MONITOR_START_S", 0.5)
@@ -284,8 +288,10 @@ def test_a_starter_that_hangs_is_passed_by(
     hung.close()
 
 
-def test_a_clock_that_is_set_decides_nothing(run: Path, files: RunFiles, tmp_path: Path, wait_until: WaitUntil) -> None:
-    """In worker and monitor alike the wall clock jumps by days, forth and back, at every look."""
+def test_changes_of_the_wall_clock_have_no_effect(
+    run: Path, files: RunFiles, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    """In worker and monitor, the wall clock jumps by days, back and forth, at every reading."""
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent("""
         import itertools, time
@@ -321,7 +327,7 @@ pool.close(1.0)
 
 
 def is_held(pool: bgpool.Pool[Any]) -> bool:
-    """Whether a checkout is held; without a server the others fail in another way."""
+    """Return whether a checkout is held; without a server, other checkouts fail in another way."""
     with pytest.raises((bgpool.SwitchoverHoldTimeout, bgpool.PoolTimeout)) as caught:
         pool.getconn(timeout=0.05)
     return caught.type is bgpool.SwitchoverHoldTimeout
@@ -341,19 +347,19 @@ def test_a_hold_outlasts_the_monitor_that_took_it(
     assert after is not None
     assert (after.hold_until_ns, after.epoch) == (snapshot.hold_until_ns, snapshot.epoch)
     assert is_held(pool)
-    # The next one hears of orders, too.
+    # The next monitor receives orders, too.
     assert give(Order.RELEASE, "life", run).done
     assert not is_held(pool)
 
 
-def test_an_order_that_a_monitor_dies_over_is_taken_by_the_next(
+def test_an_order_that_a_monitor_left_undone_is_done_by_the_next(
     pool: bgpool.Pool[Any], run: Path, files: RunFiles
 ) -> None:
     old = holder(files)
     os.kill(old, signal.SIGSTOP)
     timer = threading.Timer(0.2, os.kill, (old, signal.SIGKILL))
     timer.start()
-    # It has shown signs of life until just now.
+    # The old monitor's heartbeat was current until now.
     assert give(Order.HOLD, "life", run, 600).done
     assert holder(files) != old
     assert is_held(pool)

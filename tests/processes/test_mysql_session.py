@@ -1,4 +1,4 @@
-"""What a monitoring connection hears from a real MariaDB in the shapes of RDS and Aurora MySQL."""
+"""The answers of a monitoring connection from a real MariaDB that is set up like RDS and Aurora MySQL."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ROWS: Final = (
 
 
 class Server:
-    """A MariaDB of our own, on one loopback address, whose certificate is for BLUE."""
+    """A MariaDB for these tests, on one loopback address, whose certificate is for BLUE."""
 
     def __init__(self, directory: Path) -> None:
         self.port = _free_port()
@@ -88,7 +88,7 @@ class Server:
             raise
 
     def execute(self, *statements: str) -> Any:
-        """Run *statements* as root; what the last one returned."""
+        """Run *statements* as root; return the rows of the last one."""
         with self._root.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
@@ -96,10 +96,10 @@ class Server:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Within the block it says nothing any more."""
+        """Stop the server within the block, so that it does not answer."""
         self._process.send_signal(signal.SIGSTOP)
         try:
-            # It may go on for a moment.
+            # The server may run for another moment.
             while (
                 Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T"
             ):
@@ -109,7 +109,7 @@ class Server:
             self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server and remove its directory."""
         if self._root is not None:
             self._root.close()
         self._process.kill()
@@ -133,7 +133,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    # Not pytest's directory: others may not enter that.
+    # Not pytest's directory, which other accounts may not enter.
     directory = Path(tempfile.mkdtemp(prefix="bgpool-mariadb-"))
     try:
         server = Server(directory)
@@ -150,7 +150,7 @@ Open = Callable[..., MysqlSession]
 
 @pytest.fixture
 def session(server: Server) -> Iterator[Open]:
-    """Opens sessions as the monitor would, and closes them at the end."""
+    """Open sessions as the monitor would, and close them at the end."""
     opened: list[MysqlSession] = []
     server.execute(TABLE, ROWS)
 
@@ -209,7 +209,7 @@ def test_the_table_of_a_multi_az_cluster_is_not_supported(server: Server, sessio
 
 
 def test_a_missing_grant_is_missing_and_not_a_failure(server: Server, session: Open) -> None:
-    # All that the page asks for: the grants and the database of an application are not among it.
+    # Only the privileges from the documentation: the application's grants and database are not part of these.
     stranger = session(user="stranger")
     answer = stranger.ask()
     assert answer.rows is None
@@ -221,7 +221,7 @@ def test_a_missing_grant_is_missing_and_not_a_failure(server: Server, session: O
         server.execute("REVOKE SELECT ON mysql.rds_topology FROM 'stranger'@'%'")
 
 
-def test_what_else_the_server_says_is_a_failure(server: Server, session: Open) -> None:
+def test_any_other_error_of_the_server_is_a_failure(server: Server, session: Open) -> None:
     blue = session()
     server.execute(
         "DROP TABLE mysql.rds_topology",
@@ -237,19 +237,19 @@ def test_what_else_the_server_says_is_a_failure(server: Server, session: Open) -
         server.execute("DROP VIEW mysql.rds_topology")
 
 
-def test_aurora_is_told_by_its_version_and_asked_for_its_servers(server: Server, session: Open) -> None:
+def test_aurora_is_recognized_by_its_version_and_queried_for_its_servers(server: Server, session: Open) -> None:
     server.execute(
         "CREATE FUNCTION app.aurora_version() RETURNS varchar(16) RETURN '3.08.0'", "DELETE FROM mysql.rds_topology"
     )
-    blue = session(database="app")  # where the function is that stands for Aurora's own
-    assert blue.ask().rows == (), "nobody is asked for servers while there is no deployment"
+    blue = session(database="app")  # this database has the function that replaces Aurora's own
+    assert blue.ask().rows == (), "without a deployment the servers are not queried"
     server.execute("DROP TABLE mysql.rds_topology")
     assert "Aurora MySQL: mysql.rds_topology does not exist; Aurora MySQL offers it from 3.07" in blue.ask().missing
     server.execute(TABLE, ROWS)
     assert "REPLICA_HOST_STATUS" in blue.ask().failure.upper(), "MariaDB has no such table"
 
 
-def test_the_topology_has_the_writer_first_and_nobody_who_is_gone(server: Server, session: Open) -> None:
+def test_the_topology_has_the_writer_first_and_no_server_that_is_gone(server: Server, session: Open) -> None:
     session()
     server.execute(
         "CREATE OR REPLACE TABLE app.replica_host_status"
@@ -267,7 +267,7 @@ def test_the_topology_has_the_writer_first_and_nobody_who_is_gone(server: Server
     assert [name for (name,) in server.execute(sql)] == ["writer", "reader-1", "reader-2"]
 
 
-def test_rows_of_any_type_and_of_no_table() -> None:
+def test_rows_of_any_type_are_read() -> None:
     columns = ["port", "status", "endpoint", "role"]
     rows = status_rows(columns, [("3306", b"AVAILABLE", "db", None), (None, "x", "y", "z"), [None] * 4])
     assert [(row.endpoint, row.port, row.role, row.status, row.version) for row in rows] == [
@@ -296,12 +296,12 @@ def test_a_cut_and_a_refusal_are_session_errors_in_one_line(server: Server, sess
         other.ask()
 
 
-def test_an_address_where_nobody_is_gives_way_to_the_next(server: Server, session: Open) -> None:
+def test_an_unreachable_address_is_followed_by_the_next(server: Server, session: Open) -> None:
     refusing = Target(BLUE, server.port, (NOBODY, ADDRESS))
     assert session(refusing).ask().rows
     with pytest.raises(SessionError, match="2003: Can't connect"):
         session(Target(BLUE, server.port, (NOBODY,)))
-    # A stopped host: the kernel takes the connection, and nobody says a word.
+    # Like a stopped host: the kernel accepts the connection, and no process answers.
     with socket.create_server((NOBODY, server.port)):
         silent = Target(BLUE, server.port, (NOBODY, ADDRESS), names=(GREEN, BLUE), timeout_s=1)
 
@@ -310,10 +310,10 @@ def test_an_address_where_nobody_is_gives_way_to_the_next(server: Server, sessio
             assert session(silent, ssl_ca=str(server.ca), ssl_verify_identity=True).ask().rows
             return time.monotonic() - begun
 
-        assert quickest(ask, 2.0) < 2.0, "no second name at an address where nobody is"
+        assert quickest(ask, 2.0) < 2.0, "a second name was tried at an address without a server"
 
 
-def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_said(server: Server, session: Open) -> None:
+def test_a_missing_answer_times_out(server: Server, session: Open) -> None:
     blue = session(Target(BLUE, server.port, (ADDRESS,), timeout_s=1))
     with server.stopped():
         begun = time.monotonic()
@@ -323,20 +323,20 @@ def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_said(server: 
         blue.close()
 
 
-def test_names_are_tried_where_they_have_to_be_proved(server: Server, session: Open) -> None:
+def test_names_are_tried_if_they_are_verified(server: Server, session: Open) -> None:
     proved = {"ssl_ca": str(server.ca), "ssl_verify_identity": True}
     green = Target(GREEN, server.port, (ADDRESS,), names=(GREEN, BLUE))
     assert session(green, **proved).ask().rows
     with pytest.raises(SessionError, match=r"2003.*CERTIFICATE_VERIFY_FAILED"):
         session(Target(GREEN, server.port, (ADDRESS,)), **proved)
-    assert session(Target(GREEN, server.port, (ADDRESS,))).ask().rows, "nothing to prove"
+    assert session(Target(GREEN, server.port, (ADDRESS,))).ask().rows, "no name is verified"
 
 
-def test_names_tried_in_vain_do_not_have_our_host_shut_out(server: Server, session: Open) -> None:
+def test_failed_names_do_not_block_the_host_at_the_server(server: Server, session: Open) -> None:
     own = {"ssl_ca": str(server.ca), "ssl_verify_identity": True, "bind_address": "127.83.12.7"}
     server.execute("SET GLOBAL max_connect_errors = 5")
     try:
-        # What the monitor asks again and again until a certificate is renewed.
+        # The monitor connects like this repeatedly until a certificate is renewed.
         renewal = Target(BLUE, server.port, (ADDRESS,), names=(GREEN,))
         for _ in range(12):
             with pytest.raises(SessionError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -367,7 +367,7 @@ def test_a_password_is_made_for_each_name(server: Server, session: Open) -> None
         session(green, password_callable=lambda *_: "€")
 
 
-def test_what_is_no_mysql_server_is_a_session_error(server: Server, session: Open) -> None:
+def test_a_peer_that_is_no_mysql_server_is_a_session_error(server: Server, session: Open) -> None:
     with socket.create_server((NOBODY, server.port)) as listener:
 
         def greet() -> None:
@@ -383,12 +383,12 @@ def test_what_is_no_mysql_server_is_a_session_error(server: Server, session: Ope
 
 
 @pytest.mark.usefixtures("session")
-def test_a_monitor_takes_its_inventory(server: Server, tmp_path: Path) -> None:
+def test_a_monitor_finds_the_deployment(server: Server, tmp_path: Path) -> None:
     server.execute(f"UPDATE mysql.rds_topology SET port = {server.port}")
     hosts = tmp_path / "hosts"
     hosts.write_text(f"{ADDRESS} {BLUE} {GREEN}\n", encoding="utf-8")
     dsn = f"mysql://monitor:s3cret@{BLUE}:{server.port}/app?bg_resolver=hosts:{hosts}&bg_run_dir={tmp_path / 'run'}"
-    # Made by the monitor, it would be the log's first line.
+    # If the monitor created the directory, this would be the first line of the log.
     (tmp_path / "run").mkdir(mode=0o700)
     command = [sys.executable, "-c", "from bgpool.cli import main; main()", "monitor", "-"]
     monitor = subprocess.Popen(

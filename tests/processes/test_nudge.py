@@ -1,4 +1,4 @@
-"""A switchover that cuts between two polls: the first worker to be cut stops all the others."""
+"""A switchover that cuts connections between two polls: the first worker that is cut stops all other workers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.waiting import quickest
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-#: Blue takes no writes 20 ms after IN_PROGRESS and cuts 30 ms later; the monitor asks twice a second.
+#: Blue refuses writes 20 ms after IN_PROGRESS and cuts 30 ms later; the monitor polls twice a second.
 HASTY = replace(FAST, initiated_s=-1.2, writes_stopped_s=0.02, connections_dropped_s=0.05)
 POLLS = {"bg_interval_high_ms": 500, "bg_interval_increased_ms": 500}
 
 
 def test_each_thread_is_cut_at_most_once_or_twice() -> None:
-    """Plain ``with`` blocks: each that is cut is an error. Without the nudge IN_PROGRESS is never seen."""
-    # Seen long before the next poll, which would have found blue gone.
+    """In plain ``with`` blocks, each cut is an error. Without the nudge, IN_PROGRESS is never observed."""
+    # Observed long before the next poll, which would have found blue gone.
     assert quickest(switch_over, 0.3, tries=4) < 0.3
 
 
 def switch_over() -> float:
-    """How long after IN_PROGRESS it was seen, in seconds."""
+    """Return the time from IN_PROGRESS to its observation, in seconds."""
     with Trial(workers=4, threads=2, job="write", schedule=HASTY, settle_s=0.5, pool_options=POLLS) as trial:
         report = trial.run()
     assert report.verdict.clean, report.verdict

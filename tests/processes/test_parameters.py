@@ -1,4 +1,4 @@
-"""Whose parameters the monitor of a host watches with, where not everybody's show it the deployment."""
+"""The choice of the monitor's connection parameters, on a host where not all parameters reveal the deployment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WaitUntil = Callable[..., None]
 
 
 def config_of(run_dir: Path, database: str = "app", **options: object) -> MonitorConfig:
-    """Parameters that lead to a closed port."""
+    """Return a configuration that leads to a closed port."""
     place, settings, _ = parse(f"postgresql://app:s3cret@127.0.0.1:1/{database}", {"bg_id": "ledger", **options})
     return MonitorConfig.of(place, settings, run_dir)
 
@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> RunFiles:
     return RunFiles.of(tmp_path / "run", "ledger")
 
 
-# -- what a configuration tells of itself -------------------------------------------------------------------------
+# -- the printed parameters of a configuration --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def files(tmp_path: Path) -> RunFiles:
         ("host=/tmp user=app dbname=ledger password=s3cret", {}, "app@local socket:5432/ledger"),
     ],
 )
-def test_parameters_are_told_without_the_password(
+def test_parameters_are_printed_without_the_password(
     tmp_path: Path, dsn: str, options: dict[str, object], text: str
 ) -> None:
     place, settings, _ = parse(dsn, options)
     assert str(MonitorConfig.of(place, settings, tmp_path).parameters) == text
 
 
-# -- the monitor that sees nothing --------------------------------------------------------------------------------
+# -- a monitor without metadata -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No patience with a server that does not answer; and somebody has better parameters."""
+    """Do not wait for a server that does not answer, and let another process offer better parameters."""
     for name in ("BLIND_S", "LOCKED_OUT_S"):
         monkeypatch.setattr(f"bgpool.core.observations.{name}", 0)
     monkeypatch.setattr(process, "OFFERS_INTERVAL_S", 0)
@@ -94,7 +94,7 @@ def test_a_blind_monitor_leaves_and_the_next_finds_what_was_tried(files: RunFile
 
 
 @pytest.mark.usefixtures("impatient")
-def test_one_that_an_operator_runs_stays(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_monitor_in_the_foreground_stays(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[float] = []
 
     def beat(self: Writer, beat: Callable[[Writer], None] = Writer.beat) -> None:
@@ -108,11 +108,11 @@ def test_one_that_an_operator_runs_stays(files: RunFiles, monkeypatch: pytest.Mo
     assert len(beats) >= 5
 
 
-# -- who starts the next one --------------------------------------------------------------------------------------
+# -- the choice of the next monitor -------------------------------------------------------------------------------
 
 
-def silent(files: RunFiles, age_s: float, *observations: Observation) -> None:
-    """A monitor that gave its last sign of life *age_s* ago, having known *observations*."""
+def leave_segment(files: RunFiles, age_s: float, *observations: Observation) -> None:
+    """Leave a monitor's segment whose last heartbeat is *age_s* old, and which had *observations*."""
     writer = Writer(files, 1, Snapshot("ledger", observations=observations))
     writer._beat[0] = time.monotonic_ns() - int(age_s * 1e9)
 
@@ -121,33 +121,33 @@ def choose(files: RunFiles, *configs: MonitorConfig) -> MonitorConfig | None:
     return Starter("ledger", lambda: configs)._choose(files)
 
 
-def test_what_has_shown_nothing_is_not_tried_again_at_once(files: RunFiles) -> None:
+def test_parameters_without_metadata_are_not_retried_at_once(files: RunFiles) -> None:
     other, app = config_of(files.directory, "other"), config_of(files.directory, "app")
-    assert choose(files, other, app) == other, "the first one, while nothing is known"
-    silent(files, 10, Observation(other.parameters, Visibility.MISSING, time.monotonic_ns()))
+    assert choose(files, other, app) == other, "the first one, without any observation"
+    leave_segment(files, 10, Observation(other.parameters, Visibility.MISSING, time.monotonic_ns()))
     assert choose(files, other, app) == app
-    assert choose(files, other) == other, "better than none"
+    assert choose(files, other) == other, "there is no other"
     assert choose(files) is None
 
 
-def test_a_process_gives_way_to_one_with_better_parameters_for_a_moment(files: RunFiles) -> None:
+def test_a_process_waits_briefly_for_one_with_better_parameters(files: RunFiles) -> None:
     other = config_of(files.directory, "other")
     tried = Observation(other.parameters, Visibility.MISSING, time.monotonic_ns())
     better = Presence(files)
     better.write(Usage(offer=Visibility.SEEN))
-    silent(files, HEARTBEAT_STALE_S + GIVE_WAY_S / 2, tried)
+    leave_segment(files, HEARTBEAT_STALE_S + GIVE_WAY_S / 2, tried)
     assert choose(files, other) is None
     better.write(Usage(offer=Visibility.MISSING))
     assert choose(files, other) == other
     better.write(Usage(offer=Visibility.SEEN))
     silent_later = RunFiles.of(files.directory, "ledger")
     files.segment.unlink()
-    silent(silent_later, HEARTBEAT_STALE_S + GIVE_WAY_S, tried)
-    assert choose(files, other) == other, "it had its chance"
+    leave_segment(silent_later, HEARTBEAT_STALE_S + GIVE_WAY_S, tried)
+    assert choose(files, other) == other, "the better process had its time"
     better.close()
 
 
-def test_equals_are_tried_in_turn(files: RunFiles) -> None:
+def test_equal_parameters_are_tried_in_turn(files: RunFiles) -> None:
     old = config_of(files.directory, password="old-secret")
     new = config_of(files.directory, password="new-secret")
     starter = Starter("ledger", lambda: [old, new])
@@ -158,10 +158,10 @@ def test_equals_are_tried_in_turn(files: RunFiles) -> None:
     assert chosen == [old, new, old, new]
 
 
-def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
+def test_a_process_that_cannot_start_a_monitor_does_not_stop_others(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It pauses, and so do those with the same parameters."""
+    """The process pauses, and so do those with the same parameters."""
     broken, good = config_of(files.directory, "broken"), config_of(files.directory, "good")
     tried: list[MonitorConfig] = []
     pausing, go = threading.Event(), threading.Event()
@@ -188,8 +188,8 @@ def test_one_that_cannot_start_a_monitor_does_not_keep_others_from_it(
     assert tried == [broken, good]
 
 
-def test_after_a_refused_login_the_callable_is_imported_anew(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its module may have read the password when it was imported; a process with other monitors has that one still."""
+def test_after_a_refused_login_the_callable_is_imported_again(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module may have read the password at import; a process with other monitors still has the old password."""
     asked: list[bool] = []
 
     def note(_config: MonitorConfig, *, alone: bool) -> str:
@@ -199,14 +199,14 @@ def test_after_a_refused_login_the_callable_is_imported_anew(files: RunFiles, mo
     monkeypatch.setattr(spawn, "bring_up", note)
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     fixed, made = config_of(files.directory), config_of(files.directory, password=bgpool.auth.RdsIam("eu-west-1"))
-    silent(files, 10, Observation(made.parameters, Visibility.REFUSED, time.monotonic_ns()))
+    leave_segment(files, 10, Observation(made.parameters, Visibility.REFUSED, time.monotonic_ns()))
     for config in (fixed, made):
         Starter("ledger", [config].copy).ensure_monitor(files)
     assert asked == [False, True]
 
 
-def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -> None:
-    """In a switchover no pool has connections: whose parameters have shown the deployment must not look useless."""
+def test_a_pool_offers_parameters_that_work_or_have_shown_the_deployment(files: RunFiles) -> None:
+    """In a switchover no pool has connections. Parameters that have shown the deployment must still count."""
     pool = bgpool.get_pool("postgresql://app:s3cret@127.0.0.1:1/app", "ledger", bg_run_dir=files.directory)
     mine, now_ns = config_of(files.directory).parameters, time.monotonic_ns()
     writer = Writer(files, 1, Snapshot("ledger"))
@@ -224,7 +224,7 @@ def test_a_pool_offers_what_works_or_has_shown_the_deployment(files: RunFiles) -
 # -- status -------------------------------------------------------------------------------------------------------
 
 
-def test_status_says_whose_parameters_they_are_and_whose_show_nothing(files: RunFiles) -> None:
+def test_status_names_the_parameters_in_use_and_those_without_metadata(files: RunFiles) -> None:
     blind = Observation(Parameters("app", "db", 5432, "other"), Visibility.MISSING, 1)
     snapshot = begin_to_watch(
         Snapshot("ledger", observations=(blind,)), Parameters("app", "db", 5432, "app"), Instant(2, 2)
@@ -251,7 +251,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    """A deployment in whose instance the metadata can be read in one database of two."""
+    """A deployment whose metadata can be read in one of the instance's two databases."""
     with Pair("rds") as pair:
         pair.blue.execute("CREATE DATABASE other OWNER app")
         Director(pair, Schedule(scale=1)).create_deployment()
@@ -260,7 +260,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def serve(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a service with a pool for each DSN; it has connected."""
+    """Start a service with a pool for each DSN, and wait until it has connected."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*dsns: str) -> subprocess.Popen[str]:
@@ -301,7 +301,7 @@ def test_the_host_watches_with_the_parameters_of_a_service_that_sees_the_deploym
     assert first.term == 2, "each was tried once"
     (blind,) = status().blind
     assert blind.startswith(f"{first.parameters.removesuffix('app')}other: the server shows no metadata")
-    # Its successor is nobody who sees nothing: that one would take the deployment for gone.
+    # The successor must not be one without metadata, which would conclude that the deployment is gone.
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
     killed_at, phases = time.monotonic(), set()
@@ -315,7 +315,7 @@ def test_the_host_watches_with_the_parameters_of_a_service_that_sees_the_deploym
 
 
 @pytest.mark.lab
-def test_a_refused_login_is_told_from_a_server_that_is_down(pair: Pair) -> None:
+def test_a_refused_login_is_distinguished_from_a_server_that_is_down(pair: Pair) -> None:
     blue = Target(pair.blue.address, pair.port)
     params = {"user": "app", "dbname": "app", "connect_timeout": "5"}
     with pytest.raises(SessionError) as refused:

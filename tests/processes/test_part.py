@@ -1,4 +1,4 @@
-"""Whether a pool takes part in a deployment: told in the process's row, and said once where it does not."""
+"""A pool's participation in a deployment: reported in the process's row, and logged once if there is none."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_endpoints_of_the_deployment_take_part(
     ("host", "options"),
     [("10.0.0.1", {}), ("db", {}), ("private.shop.example", {}), ("db.shop.example", {"endpoint": f"x{BLUE}"})],
 )
-def test_any_other_takes_none_and_that_is_said_once(
+def test_any_other_endpoint_takes_no_part_and_this_is_logged_once(
     host: str,
     options: dict[str, str],
     deployment: testing.Deployment,
@@ -74,7 +74,7 @@ def test_any_other_takes_none_and_that_is_said_once(
     found = endpoint(host, hosts, **options)
     found.read()
     for snapshot in (None, Snapshot("1"), Snapshot("1", Phase.CREATED)):
-        assert found.takes_part(snapshot) is None, "nobody can tell yet"
+        assert found.takes_part(snapshot) is None, "not known yet"
     assert caplog.text == ""
     assert found.takes_part(deployment.snapshot) is False
     assert found.takes_part(deployment.snapshot) is False
@@ -84,13 +84,13 @@ def test_any_other_takes_none_and_that_is_said_once(
     assert f"{host} " in record.getMessage()
     assert "is neither a blue nor a green endpoint: the pool takes no part in switchovers" in record.getMessage()
     assert "endpoint=" in record.getMessage()
-    # Another process has a log of its own.
+    # Another process has a separate log.
     found.after_fork_in_child()
     found.takes_part(deployment.snapshot)
     assert len(caplog.records) == 2
 
 
-def test_a_proxy_with_a_port_of_its_own_takes_none_and_both_ports_are_said(
+def test_a_proxy_on_another_port_takes_no_part_and_both_ports_are_logged(
     deployment: testing.Deployment, hosts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = deployment.snapshot
@@ -107,7 +107,7 @@ def test_a_proxy_with_a_port_of_its_own_takes_none_and_both_ports_are_said(
     assert f"127.0.0.9 with port 6432 is a proxy of {BLUE}, which has port 5432" in record.getMessage()
 
 
-def test_an_alias_that_is_not_read_yet_is_not_complained_of(
+def test_an_alias_that_is_not_resolved_yet_causes_no_warning(
     deployment: testing.Deployment, hosts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = endpoint("db.shop.example", hosts)
@@ -115,7 +115,7 @@ def test_an_alias_that_is_not_read_yet_is_not_complained_of(
     assert caplog.text == ""
 
 
-def test_the_row_tells_how_many_take_part(
+def test_the_row_counts_the_pools_that_take_part(
     deployment: testing.Deployment, hosts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {

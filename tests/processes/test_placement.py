@@ -1,4 +1,4 @@
-"""One process of monitors for all deployments of an application: who shares it, and what becomes of the others."""
+"""One process for the monitors of all deployments of an application: its members, and the fate of the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock  # noqa:F401  # other users may not be allowed to read where Python has its modules
+import filelock  # noqa:F401  # other users may lack permission to read Python's modules
 import msgpack
 import pytest
 
@@ -47,9 +47,9 @@ from bgpool.segment.reader import Reader, SegmentMap
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
-#: What a loaded machine needs to start an interpreter.
+#: The time that a loaded machine needs to start an interpreter.
 START_S = 30.0
-#: After which a monitor that ends is not one that left at once.
+#: The age at which the end of a monitor no longer counts as an immediate one.
 LIVED_S = MONITOR_SHORT_LIFE_S + HEARTBEAT_STALE_S + 0.2
 DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
 Opener = Callable[..., list[bgpool.Pool[Any]]]
@@ -57,7 +57,7 @@ Opener = Callable[..., list[bgpool.Pool[Any]]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
-    """A run directory; processes that have locks there are killed at the end."""
+    """A run directory; processes that hold locks there are killed at the end."""
     directory = tmp_path / "run"
     yield directory
     for pid in processes(directory):
@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def open_pools(run: Path, wait_until: WaitUntil) -> Iterator[Opener]:
-    """Opens a pool for each bg_id, all at once, and waits until all are watched."""
+    """Open a pool for each bg_id, all at the same time, and wait until all are watched."""
     made: list[bgpool.Pool[Any]] = []
 
     def open_all(*bg_ids: str, **options: Any) -> list[bgpool.Pool[Any]]:
@@ -86,7 +86,7 @@ def open_pools(run: Path, wait_until: WaitUntil) -> Iterator[Opener]:
 
 
 def processes(run: Path) -> list[int]:
-    """Processes, this one excepted, that hold the lock of a tenure open."""
+    """Return the processes, without this one, that hold the lock of a tenure open."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def processes(run: Path) -> list[int]:
 
 
 def links(descriptors: Path) -> Iterator[str]:
-    """What is open there; descriptors that are closed meanwhile are left out."""
+    """Return the targets of open descriptors, without those that are closed at the same time."""
     for fd in descriptors.iterdir():
         with contextlib.suppress(OSError):
             yield str(fd.readlink())
@@ -109,7 +109,7 @@ def lives(run: Path, bg_id: str) -> bool:
 
 
 def holder(run: Path, bg_id: str) -> int:
-    """The process that writes the segment of *bg_id*; 0 while there is none."""
+    """Return the process that writes the segment of *bg_id*; 0 if there is none."""
     with contextlib.suppress(FileNotFoundError, SegmentError):
         return SegmentMap(RunFiles.of(run, bg_id)).header.pid
     return 0
@@ -138,11 +138,11 @@ BG_IDS = [f"deployment-{number}" for number in range(8)]
 
 
 def test_all_deployments_of_an_application_have_one_process(run: Path, open_pools: Opener) -> None:
-    """Although they are opened in one moment, and each by a thread of its own."""
+    """This holds even if all pools are opened at the same time, each by its own thread."""
     open_pools(*BG_IDS)
     assert len(holders(run, BG_IDS)) == 1
     (pid,) = holders(run, BG_IDS)
-    # Each says in its own log what it does, and nothing of the others.
+    # Each monitor writes to its own log only.
     for bg_id in BG_IDS:
         text = RunFiles.of(run, bg_id).log.read_text()
         assert text.count("monitor of bg_id") == 1
@@ -153,14 +153,14 @@ def test_all_deployments_of_an_application_have_one_process(run: Path, open_pool
     assert descriptors.count("/dev/null") >= 3
 
 
-def test_one_that_leaves_leaves_the_others_alone(run: Path, open_pools: Opener, wait_until: WaitUntil) -> None:
+def test_the_end_of_one_monitor_leaves_the_others_running(run: Path, open_pools: Opener, wait_until: WaitUntil) -> None:
     first, *_ = open_pools("first", "second")
     pid = holder(run, "first")
     first.close(1.0)
     wait_until(lambda: not RunFiles.of(run, "first").segment.exists(), LINGER_S + START_S)
     assert lives(run, "second")
     assert holder(run, "second") == pid
-    # And it is taken again.
+    # The bg_id can be watched again.
     open_pools("first")
     assert holders(run, ["first", "second"]) == {pid}
 
@@ -176,7 +176,7 @@ def test_the_process_ends_with_its_last_monitor(run: Path, open_pools: Opener, w
     assert not name.exists()
 
 
-def test_one_whose_segment_is_removed_begins_anew_in_the_same_process(
+def test_a_monitor_whose_segment_is_removed_restarts_in_the_same_process(
     run: Path, open_pools: Opener, wait_until: WaitUntil
 ) -> None:
     open_pools("first", "second")
@@ -189,10 +189,10 @@ def test_one_whose_segment_is_removed_begins_anew_in_the_same_process(
     assert SegmentMap(RunFiles.of(run, "second")).header.term == term
 
 
-def test_one_that_loses_a_thread_begins_anew_and_leaves_the_others_alone(
+def test_a_monitor_that_loses_a_thread_restarts_and_the_others_go_on(
     run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    # Also where nobody has imported bgpool yet: the rest is imported when a monitor begins.
+    # This works although bgpool is not imported yet: the remaining modules are imported when a monitor starts.
     (tmp_path / "sitecustomize.py").write_text(
         f"""
 import pathlib, time
@@ -223,17 +223,17 @@ bell.Doorbell.run = run
     assert "ended unexpectedly" not in RunFiles.of(run, "second").log.read_text()
 
 
-# -- who shares one --------------------------------------------------------------------------------------------
+# -- the compatibility of monitors -----------------------------------------------------------------------------
 
 
-def test_another_environment_is_another_application(
+def test_another_environment_leads_to_another_process(
     run: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_pools("first")
     monkeypatch.setenv("PGSSLROOTCERT", "/nowhere")
     open_pools("second")
     assert len(holders(run, ["first", "second"])) == 2
-    # Each takes its own.
+    # Each monitor starts in the compatible process.
     open_pools("third")
     assert holder(run, "third") == holder(run, "second")
     monkeypatch.delenv("PGSSLROOTCERT")
@@ -241,7 +241,7 @@ def test_another_environment_is_another_application(
     assert holder(run, "fourth") == holder(run, "first")
 
 
-def test_what_differs_from_process_to_process_does_not_count(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_process_alone_do_not_matter(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(run, "any")
     before = compatibility_key(config)
     monkeypatch.setenv("INVOCATION_ID", "another")
@@ -252,8 +252,8 @@ def test_what_differs_from_process_to_process_does_not_count(run: Path, monkeypa
     assert compatibility_key(config) != before
 
 
-def test_what_a_process_is_limited_to_counts(run: Path) -> None:
-    """A task of the same application may be limited by whoever has started it."""
+def test_resource_limits_matter(run: Path) -> None:
+    """The operator may have limited a task of the same application."""
     config, (soft, hard) = config_of(run, "any"), resource.getrlimit(resource.RLIMIT_CORE)
     before = compatibility_key(config)
     resource.setrlimit(resource.RLIMIT_CORE, (0 if soft else 1024, hard))
@@ -264,10 +264,10 @@ def test_what_a_process_is_limited_to_counts(run: Path) -> None:
     assert compatibility_key(config) == before
 
 
-def test_an_application_that_was_deployed_over_itself_has_a_new_process(
+def test_a_redeployed_application_gets_a_new_process(
     run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module that the callable's own one imports has changed."""
+    """A module changes that the callable's own module imports."""
     (tmp_path / "deployed_keys.py").write_text("KEY = 's3cret'\n")
     (tmp_path / "deployed.py").write_text("from deployed_keys import KEY\ndef password(*_):\n    return KEY\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -299,9 +299,7 @@ class Vault:
 """
 
 
-def test_one_code_that_makes_passwords_is_one_process(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_callables_of_equal_code_share_a_process(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vaults.py").write_text(CALLABLES)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "vaults", raising=False)
@@ -312,15 +310,15 @@ def test_one_code_that_makes_passwords_is_one_process(
 
     assert of(vaults.plain) == of(vaults.plain)
     assert len({of(None), of(vaults.plain), of(vaults.other), of(vaults.Vault("a"))}) == 4
-    # What it is given does not matter.
+    # The arguments of a callable do not matter.
     assert of(vaults.Vault("a")) == of(vaults.Vault("b"))
     assert of(functools.partial(vaults.keyed, "a")) == of(functools.partial(vaults.keyed, "b"))
     before = of(vaults.plain)
     (tmp_path / "vaults.py").write_text(CALLABLES + "\n# mended\n")
-    assert of(vaults.plain) != before, "the process that there is would go on with what it has imported"
+    assert of(vaults.plain) != before, "the existing process would continue to use the old code"
 
 
-def test_with_as_many_as_it_takes_there_is_another(
+def test_a_full_process_is_followed_by_another(
     run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import bgpool.core.limits as l; l.HOST_MONITORS = 3\n")
@@ -331,7 +329,7 @@ def test_with_as_many_as_it_takes_there_is_another(
     assert len(set(found)) == 3
 
 
-def test_a_deployment_that_cannot_be_watched_has_its_attempts_to_itself(
+def test_a_failing_monitor_is_retried_in_its_own_process(
     run: Path,
     open_pools: Opener,
     caplog: pytest.LogCaptureFixture,
@@ -355,7 +353,7 @@ def test_a_deployment_that_cannot_be_watched_has_its_attempts_to_itself(
     try:
         wait_until(lambda: "the monitor could not be started" in caplog.text, START_S)
         assert "Is a directory" in caplog.text
-        # One more attempt fails in company.
+        # One more attempt fails, in the process with other monitors.
         wait_until(lambda: len(failed) >= 2, START_S)
         RunFiles.of(run, "ill").log.rmdir()
         wait_until(lambda: lives(run, "ill"), START_S)
@@ -363,7 +361,7 @@ def test_a_deployment_that_cannot_be_watched_has_its_attempts_to_itself(
     finally:
         pool.close(0)
     assert holder(run, "well") == pid
-    # The place is still the first one's.
+    # The rendezvous still belongs to the first process.
     open_pools("next")
     assert holder(run, "next") == pid
 
@@ -371,8 +369,10 @@ def test_a_deployment_that_cannot_be_watched_has_its_attempts_to_itself(
 # -- processes that are gone, or hang --------------------------------------------------------------------------------
 
 
-def test_killed_with_all_its_monitors(run: Path, open_pools: Opener, wait_until: WaitUntil) -> None:
-    """The socket of the dead is still there."""
+def test_a_killed_process_is_replaced_for_all_its_monitors(
+    run: Path, open_pools: Opener, wait_until: WaitUntil
+) -> None:
+    """The socket of the killed process still exists."""
     open_pools(*BG_IDS)
     time.sleep(LIVED_S)
     old = holder(run, BG_IDS[0])
@@ -382,7 +382,9 @@ def test_killed_with_all_its_monitors(run: Path, open_pools: Opener, wait_until:
     assert len(holders(run, BG_IDS)) == 1
 
 
-def test_stopped_with_all_its_monitors(run: Path, open_pools: Opener, wait_until: WaitUntil) -> None:
+def test_a_stopped_process_is_replaced_for_all_its_monitors(
+    run: Path, open_pools: Opener, wait_until: WaitUntil
+) -> None:
     open_pools(*BG_IDS)
     time.sleep(LIVED_S)
     old = holder(run, BG_IDS[0])
@@ -390,7 +392,7 @@ def test_stopped_with_all_its_monitors(run: Path, open_pools: Opener, wait_until
     try:
         wait_until(lambda: old not in holders(run, BG_IDS), START_S)
         assert len(holders(run, BG_IDS)) == 1
-        # Who comes now is taken by the new one.
+        # A new monitor is placed in the new process.
         open_pools("new")
         assert holder(run, "new") == holder(run, BG_IDS[0])
     finally:
@@ -401,8 +403,8 @@ def test_stopped_with_all_its_monitors(run: Path, open_pools: Opener, wait_until
 
 
 @pytest.fixture
-def somebody(run: Path) -> Iterator[Callable[[Sequence[bytes]], None]]:
-    """Has somebody at the socket who says what is given, one message to each question, and hangs up."""
+def fake_process(run: Path) -> Iterator[Callable[[Sequence[bytes]], None]]:
+    """Listen at the socket, answer each request with the given messages, and close the connection."""
     prepare_run_dir(run)
     made: list[socket.socket] = []
 
@@ -431,23 +433,21 @@ def somebody(run: Path) -> Iterator[Callable[[Sequence[bytes]], None]]:
 
 
 @pytest.mark.parametrize("said", [[], [b"taken"], [b"done:"], [b"?"], [b"taken", b"?"]], ids=str)
-def test_one_that_ends_while_it_is_asked(
-    run: Path, somebody: Callable[[Sequence[bytes]], None], open_pools: Opener, said: list[bytes]
+def test_a_process_that_ends_during_a_request_is_replaced(
+    run: Path, fake_process: Callable[[Sequence[bytes]], None], open_pools: Opener, said: list[bytes]
 ) -> None:
-    somebody(said)
+    fake_process(said)
     assert ask(place_of(run), config_of(run, "any")) is None
     open_pools("any")
     assert lives(run, "any")
 
 
-def test_why_one_is_not_watched_is_passed_on(run: Path, somebody: Callable[[Sequence[bytes]], None]) -> None:
-    somebody([b"taken", b"done:no room"])
+def test_the_reason_of_a_failure_is_passed_on(run: Path, fake_process: Callable[[Sequence[bytes]], None]) -> None:
+    fake_process([b"taken", b"done:no room"])
     assert ask(place_of(run), config_of(run, "any")) == "no room"
 
 
-def test_whoever_starts_one_and_hangs_is_waited_for_with_an_end(
-    run: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_wait_for_a_hanging_starter_ends(run: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "MONITOR_START_S", 0.3)
     prepare_run_dir(run)
     place = place_of(run)
@@ -455,14 +455,14 @@ def test_whoever_starts_one_and_hangs_is_waited_for_with_an_end(
     assert lock is not None
     assert bring_up(config_of(run, "any"), alone=False) == ""
     wait_until(lambda: lives(run, "any"))
-    assert not place.socket.exists(), "it takes no others: it would be one of many"
+    assert not place.socket.exists(), "it accepts no other monitors: there could be many such processes"
     lock.release()
 
 
 # -- the socket --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_directory_with_a_long_path(tmp_path: Path, wait_until: WaitUntil) -> None:
+def test_a_run_directory_with_a_long_path_works(tmp_path: Path, wait_until: WaitUntil) -> None:
     run = tmp_path / ("long-" * 20) / "run"
     prepare_run_dir(run)
     try:
@@ -476,7 +476,7 @@ def test_a_run_directory_with_a_long_path(tmp_path: Path, wait_until: WaitUntil)
     wait_until(lambda: not processes(run))
 
 
-def test_what_it_is_asked_for_must_be_like_its_own(run: Path, open_pools: Opener) -> None:
+def test_an_incompatible_monitor_is_refused(run: Path, open_pools: Opener) -> None:
     open_pools("first")
     place = place_of(run)
     colliding = Rendezvous(run, place.compatibility_key[:2] + bytes(30))
@@ -486,7 +486,7 @@ def test_what_it_is_asked_for_must_be_like_its_own(run: Path, open_pools: Opener
 
 
 @pytest.mark.parametrize("message", [b"", b"\xc1", msgpack.packb(1), msgpack.packb((b"", b"", b"")), None], ids=str)
-def test_what_is_no_question_harms_nobody(
+def test_an_invalid_message_does_no_harm(
     run: Path, open_pools: Opener, message: bytes | None, wait_until: WaitUntil
 ) -> None:
     open_pools("first")
@@ -502,7 +502,7 @@ def test_what_is_no_question_harms_nobody(
     wait_until(lambda: lives(run, "second"), 2 * HEARTBEAT_S + 5)
 
 
-def test_it_is_its_users_alone(run: Path, open_pools: Opener) -> None:
+def test_the_socket_is_private_to_its_user(run: Path, open_pools: Opener) -> None:
     before = os.umask(0)
     try:
         open_pools("first")
@@ -513,12 +513,12 @@ def test_it_is_its_users_alone(run: Path, open_pools: Opener) -> None:
     assert place_of(run).compatibility_key.hex()[4:] not in str(list(run.iterdir()))
 
 
-def test_a_process_of_another_container_is_nobodys() -> None:
-    """Its user may have the same number. It is told no password, and nothing that it says is unpickled."""
+def test_a_process_of_another_container_is_not_trusted() -> None:
+    """Its user may have the same number. It receives no password, and its messages are not unpickled."""
 
     class Elsewhere:
         def getsockopt(self, *_: int) -> bytes:
-            # What the kernel says of one that has no pid here.
+            # The kernel's answer for a process without a pid in this namespace.
             return struct.pack("3i", 0, os.geteuid(), os.getegid())
 
     other: Any = Elsewhere()
@@ -529,7 +529,7 @@ def test_a_process_of_another_container_is_nobodys() -> None:
 
 
 class _First:
-    """Asks for the first monitor of a process."""
+    """Requests the first monitor of a process."""
 
     def __init__(self, config: MonitorConfig) -> None:
         self._config = config
@@ -541,9 +541,7 @@ class _First:
         assert not reason
 
 
-def test_whoever_comes_once_the_first_monitor_watches_finds_the_process(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_can_be_found_once_its_first_monitor_watches(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_run_dir(run)
     place, found = place_of(run), threading.Event()
 
@@ -567,7 +565,7 @@ def test_whoever_comes_once_the_first_monitor_watches_finds_the_process(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as several users")
 def test_users_of_one_group_have_a_process_each(wait_until: WaitUntil) -> None:
-    """They share the run directory. Nobody is given another one's password, or their process."""
+    """The users share the run directory. No user gets another user's password or process."""
     mount = Path(f"/tmp/bgpool-company-{os.getpid()}")
     run = mount / "run"
     run.mkdir(parents=True)
@@ -610,7 +608,7 @@ def test_users_of_one_group_have_a_process_each(wait_until: WaitUntil) -> None:
         theirs = next(path for path in run.iterdir() if path.name.startswith("~host-1001-") and path.suffix == ".sock")
         assert (theirs.stat().st_gid, theirs.stat().st_mode & 0o777) == (23456, 0o600)
         assert ended(as_user(1002, lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(str(theirs))))
-        # Root may connect, and is refused; and it trusts no other's socket.
+        # Root may connect, but is refused; and root trusts no other user's socket.
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.connect(str(theirs))
             sock.settimeout(5.0)
@@ -624,10 +622,10 @@ def test_users_of_one_group_have_a_process_each(wait_until: WaitUntil) -> None:
         shutil.rmtree(mount)
 
 
-def test_children_that_are_forked_meanwhile_inherit_no_socket(run: Path, open_pools: Opener) -> None:
+def test_children_forked_during_a_request_inherit_no_socket(run: Path, open_pools: Opener) -> None:
     open_pools("any")
     place, config = place_of(run), config_of(run, "any")
-    others = {*links(Path("/dev/fd"))}  # of other tests of the process
+    others = {*links(Path("/dev/fd"))}  # opened by other tests of the process
     found: list[str] = []
     over = threading.Event()
 
@@ -655,10 +653,10 @@ def test_children_that_are_forked_meanwhile_inherit_no_socket(run: Path, open_po
     assert not any(found)
 
 
-def test_a_child_of_the_process_keeps_nobody_waiting(
+def test_a_child_of_the_process_delays_no_restart(
     run: Path, tmp_path: Path, open_pools: Opener, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    """The application's code forks there, and the child outlives it."""
+    """The application's code forks in the monitor's process, and the child lives longer."""
     (tmp_path / "forks.py").write_text(
         f"""
 import os, pathlib, time
@@ -686,8 +684,8 @@ def password(host, port, user):
         (tmp_path / "over").touch()
 
 
-def test_without_a_socket_each_has_a_process(run: Path, tmp_path: Path, wait_until: WaitUntil) -> None:
-    """A sandbox may refuse them (RestrictAddressFamilies=)."""
+def test_without_sockets_each_monitor_has_a_process(run: Path, tmp_path: Path, wait_until: WaitUntil) -> None:
+    """A sandbox may refuse sockets (RestrictAddressFamilies=)."""
     script = f"""
 import socket, time
 class Refused(socket.socket):
@@ -715,8 +713,8 @@ time.sleep(60)
         worker.wait()
 
 
-def test_equal_callables_are_one(run: Path) -> None:
-    """What a callable loads, such as a client of boto3's, is large."""
+def test_equal_callables_are_loaded_once(run: Path) -> None:
+    """A callable may load much, such as a client of boto3."""
     first, second = (config_of(run, bg_id, password=bgpool.auth.RdsIam()) for bg_id in ("first", "second"))
     assert first.password is second.password
     assert config_of(run, "third", password=bgpool.auth.RdsIam("eu-west-1")).password is not first.password

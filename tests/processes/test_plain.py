@@ -1,4 +1,4 @@
-"""Where bgpool cannot help, the pool is a plain pool and says so once; and bad input gets a clear error."""
+"""Without monitoring, a pool becomes a plain pool and logs this once; invalid input is refused with a clear error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if text in record.getMessage()]
 
 
-def test_run_directory_that_others_can_read(
+def test_a_run_directory_that_others_can_read_gives_a_plain_pool(
     get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -69,10 +69,10 @@ def test_run_directory_that_others_can_read(
     assert "0755" in line
 
 
-def test_a_mount_that_others_can_write_to(
+def test_a_mount_that_others_can_write_to_gets_a_private_directory(
     get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
 ) -> None:
-    """An emptyDir, which a container's user cannot chmod: a monitor lives in a private directory of ours in it."""
+    """An emptyDir, which a container's user cannot chmod: the monitor uses a private directory in it."""
     caplog.set_level(logging.INFO, logger="bgpool")
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o777)
@@ -87,23 +87,27 @@ def test_a_mount_that_others_can_write_to(
     assert (status.run_dir, status.monitor.state) == (str(own), "alive")
 
 
-def test_run_directory_that_is_a_file(get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_directory_that_is_a_file_gives_a_plain_pool(
+    get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "run").write_text("")
     assert works(get_pool())
     assert len(lines(caplog, "plain pool")) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_run_directory_of_somebody_else(get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_directory_of_another_user_gives_a_plain_pool(
+    get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
     os.chown(tmp_path / "run", 12345, 12345)
     assert works(get_pool())
     (line,) = lines(caplog, "plain pool")
     assert "12345" in line
-    assert "BGPOOL_RUN_DIR" in line, "what to do"
+    assert "BGPOOL_RUN_DIR" in line, "the remedy is missing"
 
 
-def test_corrupt_segment_is_refused_and_put_right(
+def test_a_corrupt_segment_is_refused_and_replaced(
     get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
 ) -> None:
     run = tmp_path / "run"
@@ -120,7 +124,7 @@ def test_corrupt_segment_is_refused_and_put_right(
     assert stat.S_IMODE(segment.stat().st_mode) == 0o600
 
 
-def test_monitor_without_grants_says_what_to_grant(
+def test_a_monitor_without_grants_logs_the_missing_grant(
     pair: Pair, get_pool: MakePool, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
 ) -> None:
     caplog.set_level(logging.INFO, logger="bgpool")
@@ -136,7 +140,7 @@ def test_monitor_without_grants_says_what_to_grant(
     assert pool.stats().phase is bgpool.Phase.NOT_CREATED
 
 
-def test_readiness_is_said_once_with_the_map(
+def test_readiness_is_logged_once_with_the_hosts(
     pair: Pair, get_pool: MakePool, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
 ) -> None:
     caplog.set_level(logging.INFO, logger="bgpool")
@@ -160,7 +164,7 @@ def test_no_secret_in_argv_files_or_logs(
     assert secret not in caplog.text
     assert secret not in repr(pool)
     for file in (tmp_path / "run").iterdir():
-        # A socket keeps nothing.
+        # A socket stores no data.
         assert file.is_socket() or secret.encode() not in file.read_bytes()
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -184,15 +188,15 @@ def test_the_same_arguments_give_the_same_pool(get_pool: MakePool) -> None:
     assert get_pool() is not get_pool(max_size=9)
 
 
-def test_a_process_in_which_bgpool_is_disabled(
+def test_a_disabled_process_has_plain_pools(
     get_pool: MakePool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BGPOOL_DISABLE", "1")
-    # A process says it once, and a test before may have had it say so.
+    # A process logs it once, and an earlier test may have caused this line.
     monkeypatch.setattr("bgpool.pools.participant._told_in", 0)
     assert works(get_pool())
     assert works(get_pool(bg_id=f"{tmp_path.name}-2"))
-    assert not (tmp_path / "run").exists(), "neither a monitor nor a row"
+    assert not (tmp_path / "run").exists(), "a monitor or a row exists"
     (line,) = lines(caplog, "plain pool")
     assert line.startswith("BGPOOL_DISABLE=1 is set: ")
     assert "unset it" in line
@@ -208,7 +212,7 @@ def test_a_disabled_pool_is_not_held(get_pool: MakePool, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("value", ["maybe", "2"])
-def test_a_value_that_neither_disables_nor_enables(
+def test_an_invalid_value_of_the_variable_is_refused(
     get_pool: MakePool, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("BGPOOL_DISABLE", value)

@@ -1,4 +1,4 @@
-"""What the monitor keeps of its workers through a switchover: bounded, on time, and never believed blindly."""
+"""The monitor's samples of its workers during a switchover: bounded, kept in time, and validated when read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def at(phase: Phase, later_s: int = 0) -> Snapshot:
 
 
 def play(sampler: Sampler, table: Table, until_s: float, later_s: int = 0) -> None:
-    """A worker that is served 10 times a second, and held in IN_PROGRESS, through a switchover from 40 s on."""
+    """Play a worker that is served 10 times a second, and held in IN_PROGRESS, through a switchover from 40 s on."""
     for tick in range(40 * 4, int(until_s * 4)):
         second = tick / 4
         phase = max(p for p, (s, _) in EVENTS.items() if s <= second)
@@ -64,7 +64,7 @@ def play(sampler: Sampler, table: Table, until_s: float, later_s: int = 0) -> No
         sampler.look(now_ns)
 
 
-def test_a_switchover_is_kept_with_what_was_before_and_after(files: RunFiles, table: Table) -> None:
+def test_a_switchover_is_kept_with_the_time_before_and_after(files: RunFiles, table: Table) -> None:
     play(Sampler(files, lambda: True), table, 110 + SAMPLE_AFTER_S + 20)
     recording = samples.read(files, 40 * S)
     (worker,) = recording.workers
@@ -80,7 +80,7 @@ def test_a_switchover_is_kept_with_what_was_before_and_after(files: RunFiles, ta
     assert files.samples(40 * S).stat().st_mode & 0o777 == 0o600
 
 
-def test_it_is_there_as_soon_as_the_switchover_has_ended(files: RunFiles, table: Table) -> None:
+def test_the_recording_exists_when_the_switchover_has_ended(files: RunFiles, table: Table) -> None:
     play(Sampler(files, lambda: True), table, 110)
     assert files.all_samples() == []
     play(Sampler(files, lambda: True), table, 110.25)
@@ -95,7 +95,7 @@ def test_a_deployment_that_is_deleted_at_once_is_kept(files: RunFiles, table: Ta
     assert samples.read(files, 40 * S).workers
 
 
-def test_nothing_is_kept_where_nothing_happens_or_by_who_may_not(files: RunFiles, table: Table) -> None:
+def test_nothing_is_kept_without_a_switchover_or_a_valid_term(files: RunFiles, table: Table) -> None:
     play(Sampler(files, lambda: True), table, 99)
     play(Sampler(files, lambda: False), table, 120)
     assert files.all_samples() == []
@@ -124,7 +124,7 @@ def test_a_long_switchover_loses_resolution_and_no_event() -> None:
     assert worker["samples"][-1][COLUMNS.index("served")] >= 10_000 - 1 - 64
 
 
-def test_workers_beyond_the_most_are_counted() -> None:
+def test_workers_beyond_the_maximum_are_counted() -> None:
     lanes = Lanes()
     crowd = [(row, 100 + row, S, Usage()) for row in range(SAMPLED_WORKERS + 5)]
     lanes.take(crowd, 0)
@@ -153,7 +153,7 @@ def test_the_largest_file_is_read(files: RunFiles) -> None:
         json.dumps({"columns": COLUMNS, "left_out": 2**60, "workers": []}),
     ],
 )  # fmt: skip
-def test_what_is_not_a_recording_is_none(files: RunFiles, text: str) -> None:
+def test_an_invalid_recording_is_refused(files: RunFiles, text: str) -> None:
     files.samples(1).write_text(text)
     files.samples(1).chmod(0o600)
     text = f"the samples are damaged: {files.samples(1)} is no recording"

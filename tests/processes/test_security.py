@@ -1,4 +1,4 @@
-"""What others put into the run directory is refused, not obeyed; what is ours stays among ourselves."""
+"""Files that other users put into the run directory are refused, and bgpool's own data stays private."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def test_a_hostile_file_is_refused_and_the_pool_serves(
         lines = [record.getMessage() for record in caplog.records if str(path) in record.getMessage()]
         refused = [record.getMessage() for record in caplog.records if "segment is refused" in record.getMessage()]
         assert lines or refused, caplog.text
-        assert len(set(refused)) == len(refused), "said once"
-    # Whatever was refused is still there, or was replaced by something of ours: never used.
+        assert len(set(refused)) == len(refused), "each refusal is logged once"
+    # The refused file still exists, or was replaced by bgpool's own file; it was never used.
     if path.is_file() and not path.is_symlink() and name in ("segment", "workers"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 or hostile == "open to all"
 
 
 def recipes() -> dict[str, str]:
-    """The commands of docs/servers.md that make a directory for a group, by the names of what they need."""
+    """Return the commands of docs/servers.md that make a directory for a group, by the names of their requirements."""
     text = (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
     host = re.search(r"^install -d -o root .*?(?=#)", text, re.MULTILINE)
     pod = re.search(r"^ +- (mkdir -p .* chmod 2770 .*)$", text, re.MULTILINE)
@@ -166,7 +166,7 @@ class TestSharedByAGroup:
 
     @pytest.fixture(params=["host", "pod"])
     def shared(self, request: pytest.FixtureRequest) -> Iterator[RunFiles]:
-        # Pytest's own directories are private, and the users of the group must be able to pass.
+        # Pytest's own directories are private, and the users of the group must be able to enter.
         mount = Path(f"/tmp/bgpool-shared-{os.getpid()}")
         mount.mkdir()
         os.chown(mount, 0, self.GROUP)
@@ -178,12 +178,12 @@ class TestSharedByAGroup:
         shutil.rmtree(mount)
 
     def as_user(self, uid: int, function: Callable[[], object]) -> int:
-        """The pid of a child that runs *function* as *uid* in the group."""
+        """Return the pid of a child that runs *function* as *uid* in the group."""
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                # As the kubelet has it: the group of fsGroup is a supplementary one.
+                # Like the kubelet: the group of fsGroup is a supplementary one.
                 os.setgroups([self.GROUP])
                 os.setgid(uid)
                 os.setuid(uid)
@@ -264,7 +264,7 @@ class TestSharedByAGroup:
 
 @as_root
 def test_a_worker_that_becomes_another_user_has_that_users_directory() -> None:
-    """gunicorn with preload_app and user: the pool is made, and perhaps used, by root."""
+    """gunicorn with preload_app and user: the pool is created, and perhaps used, by root."""
     mount = Path(f"/tmp/bgpool-users-{os.getpid()}")
     mount.mkdir()
     mount.chmod(0o1777)
@@ -280,11 +280,11 @@ def test_a_worker_that_becomes_another_user_has_that_users_directory() -> None:
         assert bgpool.status("users", mount).run_dir == str(mount / "bgpool-1001")
 
     try:
-        # Nobody starts a monitor for root.
+        # With this deployment, no process starts a monitor for root.
         with testing.deployment(mount, bg_id="users"):
             pool.open()
             assert pool.participant.files.directory == mount / "bgpool-0"
-            # Here, because another user cannot read what is not loaded yet.
+            # Called here, because another user cannot read modules that are not loaded yet.
             bgpool.status("users", mount)
             pid = os.fork()
             if pid == 0:
@@ -304,7 +304,7 @@ def test_a_worker_that_becomes_another_user_has_that_users_directory() -> None:
 def test_no_secret_can_be_found(
     pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil
 ) -> None:
-    """By grep, in what others may see: command lines, environments, files, shared memory, logs, reprs."""
+    """Search everything that others may read: command lines, environments, files, shared memory, logs, reprs."""
     caplog.set_level(logging.DEBUG)
     options: dict[str, Any] = {"bg_id": "secret", "bg_resolver": pair.resolver, "bg_run_dir": tmp_path / "run"}
     pool = bgpool.get_pool(pair.dsn, **options)
@@ -318,13 +318,13 @@ def test_no_secret_can_be_found(
         pool_parts = [pool, pool.stats(), place, settings, config, pool.participant, pool._gate, pool._generations]
         assert not any(secret.decode() in repr(part) for part in pool_parts)
         assert secret.decode() not in caplog.text
-        nobody_can_see(secret, tmp_path / "run")
+        assert_hidden(secret, tmp_path / "run")
     finally:
         pool.close()
 
 
-def nobody_can_see(secret: bytes, run_dir: Path) -> None:
-    """*secret* is in no file of *run_dir* or of shared memory, and in nobody's command line or environment."""
+def assert_hidden(secret: bytes, run_dir: Path) -> None:
+    """Check that *secret* is in no file of *run_dir* or of shared memory, and in no command line or environment."""
     for path in (*run_dir.rglob("*"), *shared_memory()):
         if path.is_file() and path.stat().st_size < 10**7:
             assert secret not in path.read_bytes(), path
@@ -336,17 +336,17 @@ def nobody_can_see(secret: bytes, run_dir: Path) -> None:
                 continue
 
 
-@pytest.mark.parametrize("lets_in", [True, False])
+@pytest.mark.parametrize("is_admitted", [True, False])
 def test_no_secret_of_a_fleet_can_be_found(
-    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil, *, lets_in: bool
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, wait_until: WaitUntil, *, is_admitted: bool
 ) -> None:
-    """Neither the bus's password nor the key: where others may see, nor on the bus itself, nor where it refuses us."""
+    """Search for the bus's password and the key: in what others may read, on the bus, and after a refused login."""
     caplog.set_level(logging.DEBUG)
-    # Made here: what is written in this file would be found in it.
+    # Made at run time: a literal of this file would be found in it.
     password, key = secrets.token_hex(16), secrets.token_hex(32)
     run_dir, bg_id = tmp_path / "run", f"fleet-{os.getpid()}"
     with RedisServer() as bus:
-        bus.user("watcher", password if lets_in else "another", *RIGHTS.split())
+        bus.user("watcher", password if is_admitted else "another", *RIGHTS.split())
         url = bus.url(user="watcher", password=password)
         pool = bgpool.get_pool(
             pair.dsn, bg_id=bg_id, bg_resolver=pair.resolver, bg_run_dir=run_dir, bg_fleet=url, bg_fleet_key=key
@@ -356,14 +356,14 @@ def test_no_secret_of_a_fleet_can_be_found(
             with pool.connection() as conn:
                 conn.execute("SELECT 1")
             log = RunFiles.of(run_dir, bg_id).log
-            if lets_in:
+            if is_admitted:
                 wait_until(lambda: bus.execute("XLEN", hosts) >= 1)
             else:
                 wait_until(lambda: bus.execute("ACL", "LOG") and "refuses the user or the password" in log.read_text())
             for secret in (password, key):
                 assert secret not in caplog.text
                 assert secret not in repr((pool, pool.stats(), pool.monitoring, registry._registry.pools))
-                nobody_can_see(secret.encode(), run_dir)
+                assert_hidden(secret.encode(), run_dir)
                 for one in (stream, hosts):
                     assert secret.encode() not in repr(bus.execute("XRANGE", one, "-", "+")).encode()
                 assert secret not in repr(bgpool.status(bg_id, run_dir))
@@ -383,14 +383,14 @@ def test_the_wrong_password_is_not_in_the_error(pair: Pair, tmp_path: Path, capl
     assert "wr0ng" not in repr(caught.value) + str(caught.value) + caplog.text
 
 
-def test_a_run_directory_that_turns_hostile_stops_no_watcher(
+def test_a_run_directory_that_becomes_hostile_stops_no_watcher(
     pair: Pair,
     files: RunFiles,
     wait_until: WaitUntil,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the watcher cannot put right it says, and goes on with the rest: draining, cutting, its row."""
+    """The watcher reports what it cannot repair, and continues with the rest: draining, cutting, its row."""
     pool = bgpool.get_pool(pair.dsn, bg_id="hostile", bg_resolver=pair.resolver, bg_run_dir=files.directory)
     try:
         with pool.connection() as conn:

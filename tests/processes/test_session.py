@@ -1,4 +1,4 @@
-"""What a monitoring connection hears from real servers in every state."""
+"""The answers of a monitoring connection from real servers in every state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Open = Callable[..., PostgresSession]
 
 @pytest.fixture
 def session(pair: Pair) -> Iterator[Open]:
-    """Opens sessions to blue or green, and closes them at the end."""
+    """Open sessions to blue or green, and close them at the end."""
     opened: list[PostgresSession] = []
 
     def open_session(colour: str = "blue", application: Application | None = None, **params: object) -> PostgresSession:
@@ -47,7 +47,7 @@ def session(pair: Pair) -> Iterator[Open]:
         one.close()
 
 
-def test_the_environment_leads_no_monitoring_connection_elsewhere(
+def test_the_environment_does_not_redirect_monitoring_connections(
     pair: Pair, session: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGTARGETSESSIONATTRS", "read-write")
@@ -80,7 +80,7 @@ def test_every_state_of_the_metadata(pair: Pair, session: Open) -> None:
     assert blue.ask().rows
 
 
-def test_a_replica_and_a_read_only_primary_say_so(pair: Pair, session: Open) -> None:
+def test_a_replica_and_a_read_only_primary_are_recognized(pair: Pair, session: Open) -> None:
     green = session("green")
     answer = green.ask()
     assert (answer.read_only, answer.replica) == (True, True)
@@ -111,11 +111,11 @@ READ_ONLY = "default_transaction_read_only"
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_the_settings_of_the_applications_role_are_read_by_whomever(
+def test_the_settings_of_the_applications_role_are_read_by_any_role(
     pair: Pair, session: Open, settings: dict[str, str], read_only: bool
 ) -> None:
     Director(pair).create_deployment()
-    # Open before: such settings reach a session when it begins, and the catalog at once.
+    # Opened before: such settings affect a session only from its start, but the catalog at once.
     mine = session(application=Application("app", DATABASE))
     assert not mine.ask().role_read_only
     try:
@@ -132,17 +132,19 @@ def test_the_settings_of_the_applications_role_are_read_by_whomever(
             pair.blue.execute(f"SET {READ_ONLY} = off; ALTER {whose} RESET {READ_ONLY}")
 
 
-def test_a_monitor_whose_own_role_is_read_only_takes_nobody_for_that(pair: Pair, session: Open) -> None:
+def test_a_read_only_role_of_the_monitor_does_not_affect_its_answers(pair: Pair, session: Open) -> None:
     pair.blue.execute(f"ALTER ROLE {MONITOR_ROLE} SET {READ_ONLY} = on")
     try:
         answer = session(application=Application("app", DATABASE)).ask()
         assert (answer.read_only, answer.role_read_only) == (False, False)
-        assert session("green", options=f"-c {READ_ONLY}=off").ask().read_only, "a replica takes none, whoever asks"
+        assert session("green", options=f"-c {READ_ONLY}=off").ask().read_only, (
+            "a replica accepts no writes of any role"
+        )
     finally:
         pair.blue.execute(f"ALTER ROLE {MONITOR_ROLE} RESET {READ_ONLY}")
 
 
-def test_a_server_that_follows_another_says_so(pair: Pair, session: Open) -> None:
+def test_a_server_with_an_enabled_subscription_is_recognized(pair: Pair, session: Open) -> None:
     mine = session()
     assert not mine.ask().subscribes
     pair.blue.execute(
@@ -150,7 +152,7 @@ def test_a_server_that_follows_another_says_so(pair: Pair, session: Open) -> Non
         " WITH (connect = false, slot_name = 'follows')"
     )
     try:
-        assert not mine.ask().subscribes, "it is not enabled"
+        assert not mine.ask().subscribes, "the subscription is not enabled yet"
         pair.blue.execute("ALTER SUBSCRIPTION follows ENABLE")
         assert mine.ask().subscribes
     finally:
@@ -165,12 +167,10 @@ def test_servers_that_are_gone_are_not_in_the_topology(pair: Pair, session: Open
     rows = [metadata.ReplicaRow(writer, age_s=1200), metadata.ReplicaRow(reader, is_writer=False)]
     Director(pair).create_deployment()
     metadata.publish_replicas(pair.blue, [*rows, metadata.ReplicaRow("autoscaled", is_writer=False, age_s=1200)])
-    assert session().ask().servers == (writer, reader), "the writer is there, whatever its clock says"
+    assert session().ask().servers == (writer, reader), "the writer is listed regardless of its clock"
 
 
-def test_a_database_without_an_encoding_is_understood(
-    pair: Pair, session: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_without_an_encoding_is_read(pair: Pair, session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     Director(pair).create_deployment()
     monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
     params = parse("postgresql://app@db/app", {})[0].monitoring
@@ -179,7 +179,7 @@ def test_a_database_without_an_encoding_is_understood(
     assert answer.servers == pair.names.blue.server_ids
 
 
-def test_a_user_is_quoted_in_what_is_to_be_run() -> None:
+def test_the_user_is_quoted_in_the_suggested_statement() -> None:
     with Pair() as pair:
         pair.blue.execute(f"CREATE ROLE \"my-app\" LOGIN PASSWORD '{pair.lab_password}'")
         pair.blue.execute("REVOKE ALL ON SCHEMA rds_tools FROM PUBLIC", database=DATABASE)
@@ -205,7 +205,7 @@ def test_a_dropped_function_is_missing_and_not_a_failure(pair: Pair, session: Op
     assert blue.ask().missing == ""
 
 
-def test_what_a_server_repeats_is_the_same_object(pair: Pair, session: Open) -> None:
+def test_a_repeated_answer_is_the_same_object(pair: Pair, session: Open) -> None:
     blue = session()
     answer = blue.ask()
     assert blue.ask() is answer
@@ -221,13 +221,13 @@ def test_a_promotion_is_waited_for_at_the_server(session: Open) -> None:
     blue, green = session(), session("green")
     for one in (blue, green):
         one.ask()
-    assert not blue.await_promotion(5.0), "it is no replica"
+    assert not blue.await_promotion(5.0), "blue is no replica"
     assert green.await_promotion(0.01)
     hurried = session("green", options="-c statement_timeout=5")
     hurried.ask()
     assert not hurried.await_promotion(1.0)
     assert hurried.ask().replica
-    assert not hurried.await_promotion(1.0), "not again"
+    assert not hurried.await_promotion(1.0), "no second wait after the first one failed"
     lost = session("green")
     lost.ask()
     timer = threading.Timer(0.05, lambda: sockets.cut(lost.socket, sockets.identity(lost.socket)))
@@ -237,7 +237,7 @@ def test_a_promotion_is_waited_for_at_the_server(session: Open) -> None:
     timer.join()
 
 
-def test_a_question_of_a_server_that_hangs_ends_when_it_is_cut(pair: Pair, session: Open) -> None:
+def test_a_query_of_a_hanging_server_ends_when_it_is_cut(pair: Pair, session: Open) -> None:
     green = session("green")
     green.ask()
     pair.green.freeze()
@@ -272,7 +272,7 @@ def test_the_wait_ends_with_the_promotion() -> None:
         timer = threading.Timer(0.05, pair.green.promote)
         timer.start()
         began = time.monotonic()
-        # Some of it, where a server is slow to be promoted.
+        # If a server is slow to be promoted, the wait may return early.
         while green.await_promotion(90.0) and green.ask().replica:
             assert time.monotonic() - began < 60.0
         assert time.monotonic() - began < 60.0

@@ -1,4 +1,4 @@
-"""Starting a monitor: whatever the process that does it, and the application's modules, are up to meanwhile."""
+"""The start of a monitor, in any state of the process that starts it and of the application's modules."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from bgpool.segment.writer import Writer
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
-#: What a loaded machine needs to start an interpreter.
+#: The time that a loaded machine needs to start an interpreter.
 START_S = 30.0
-#: Nobody answers here: a database that is gone.
+#: No process listens here: the database is gone.
 DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
 BLUE = "db.c0.eu-west-1.rds.amazonaws.com"
 GREEN = "db-green-abc123.c0.eu-west-1.rds.amazonaws.com"
@@ -67,13 +67,13 @@ def make_pool(files: RunFiles) -> Iterator[Callable[..., bgpool.Pool[Any]]]:
 
 @pytest.fixture
 def on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of modules that this process and its monitors can import; known by it are those monitors."""
+    """A directory of modules that this process and its monitors can import; the directory identifies those monitors."""
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
 def monitors(directory: Path) -> list[int]:
-    """The processes of monitors, and of those that are to become some, whose path for imports has *directory*."""
+    """Return the processes that are, or will become, monitors and have *directory* in their path for imports."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def lives(files: RunFiles) -> bool:
 
 
 def fork_worker(function: Callable[[], object]) -> int:
-    """The pid of a child that calls *function* and stays until it is killed."""
+    """Return the pid of a child that calls *function* and stays until it is killed."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -112,8 +112,8 @@ def kill_monitor(files: RunFiles) -> None:
         os.kill(SegmentMap(files).header.pid, signal.SIGKILL)
 
 
-def test_children_that_are_forked_meanwhile_delay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They inherit whatever the starting thread has open just then, and keep it: that was waited for in vain once."""
+def test_children_forked_during_a_start_delay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The children inherit and keep all open files of the starting thread. An early version waited for them."""
     monkeypatch.setattr(spawn, "MONITOR_START_S", 3 * START_S)
     for number in range(4):
         files = RunFiles.of(tmp_path / f"run{number}", "start")
@@ -135,7 +135,7 @@ def test_children_that_are_forked_meanwhile_delay_nothing(tmp_path: Path, monkey
 
 @contextlib.contextmanager
 def monitored(script: str, files: RunFiles, wait_until: WaitUntil) -> Iterator[Path]:
-    """The descriptors, in /proc, of the monitor that the application *script* has started; both are ended."""
+    """Return the descriptors, in /proc, of the monitor that the application *script* started; end both."""
     worker = subprocess.Popen([sys.executable, "-c", script])
     try:
         wait_until(lambda: lives(files), START_S)
@@ -146,8 +146,8 @@ def monitored(script: str, files: RunFiles, wait_until: WaitUntil) -> Iterator[P
         kill_monitor(files)
 
 
-def test_an_application_without_standard_files(files: RunFiles, wait_until: WaitUntil) -> None:
-    """Daemons close them; what they are replaced by comes first to their numbers."""
+def test_an_application_without_standard_files_gets_a_monitor(files: RunFiles, wait_until: WaitUntil) -> None:
+    """Daemons close these files, and the next opened files get their numbers."""
     script = f"""
 import os, time
 import bgpool
@@ -157,12 +157,12 @@ pool.open()
 time.sleep(30)
 """
     with monitored(script, files, wait_until) as descriptors:
-        # These three alone: the monitor opens and closes others meanwhile.
+        # Only these three: the monitor opens and closes others at the same time.
         assert {str((descriptors / number).readlink()) for number in "012"} == {"/dev/null"}
 
 
-def test_an_inherited_descriptor_above_the_soft_limit(files: RunFiles, wait_until: WaitUntil) -> None:
-    """The limit was lowered after it was opened, and posix_spawn cannot close it."""
+def test_an_inherited_descriptor_above_the_soft_limit_is_closed(files: RunFiles, wait_until: WaitUntil) -> None:
+    """The limit was lowered after the descriptor was opened, and posix_spawn cannot close it."""
     script = f"""
 import os, resource, time
 import bgpool
@@ -204,13 +204,13 @@ except Exception:
 
 
 def run_application(directory: Path, module: str) -> subprocess.Popen[bytes]:
-    """An application that imports *module* and lives for a minute."""
+    """Run an application that imports *module* and lives for a minute."""
     script = f"import os, threading, time; threading.Timer(60, os._exit, (0,)).start(); import {module}; time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), *sys.path])}
     return subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
 
 
-def test_a_module_that_asks_the_database_while_it_loads_makes_the_monitor_no_worker(
+def test_a_module_that_queries_at_import_does_not_make_the_monitor_a_worker(
     files: RunFiles, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
     (tmp_path / "asks.py").write_text(ASKS.format(dsn="postgresql://app@127.0.0.1:1/app", run=str(files.directory)))
@@ -219,14 +219,14 @@ def test_a_module_that_asks_the_database_while_it_loads_makes_the_monitor_no_wor
         wait_until(lambda: lives(files), START_S)
         time.sleep(0.5)
         assert [row.pid for row in workers(files)] == [worker.pid]
-        # The process that has started it may be about to end.
+        # The process that started the monitor may still be about to exit.
         wait_until(lambda: monitors(tmp_path) == [SegmentMap(files).header.pid], START_S)
     finally:
         worker.kill()
         worker.wait()
 
 
-def test_a_module_that_would_wait_for_the_switchover_keeps_no_monitor_from_ending_it(
+def test_a_module_that_queries_at_import_does_not_block_the_monitor(
     files: RunFiles, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
     dsn = f"postgresql://app@{BLUE}:1/app?hostaddr=127.0.0.1"
@@ -234,7 +234,7 @@ def test_a_module_that_would_wait_for_the_switchover_keeps_no_monitor_from_endin
     prepare_run_dir(files.directory)
     hosts = (Host(BLUE, 1, Role.SOURCE, ("127.0.0.1",)), Host(GREEN, 1, Role.TARGET, ("127.0.0.2",)))
     deadline_ns = time.monotonic_ns() + 180 * 10**9
-    # What a monitor that was killed in the middle has left.
+    # The state that a monitor leaves when it is killed during a switchover.
     Writer(
         files,
         1,
@@ -242,16 +242,17 @@ def test_a_module_that_would_wait_for_the_switchover_keeps_no_monitor_from_endin
     )
     worker = run_application(tmp_path, "held")
     try:
-        # The writer above is one that lives and gives no sign of life: it is waited for, too. A hold would take 30 s.
+        # The writer above counts as a monitor that lives without a heartbeat, which is waited for, too. A hold would
+        # take 30 s.
         wait_until(lambda: SegmentMap(files).header.term == 2, HEARTBEAT_HUNG_S + 2 * START_S)
-        # The process that has started it may be about to end.
+        # The process that started the monitor may still be about to exit.
         wait_until(lambda: monitors(tmp_path) == [SegmentMap(files).header.pid], START_S)
     finally:
         worker.kill()
         worker.wait()
 
 
-#: Does something in the monitor alone.
+#: Code that acts only in the monitor.
 IN_THE_MONITOR = """
 import os, time
 
@@ -300,7 +301,7 @@ def test_a_module_that_hangs_is_ended_with_all_that_it_has_started(
         ("os.kill(os.getpid(), 9)", "it was killed by signal 9"),
     ],
 )
-def test_why_there_is_no_monitor_is_said_where_somebody_reads_it(
+def test_a_failed_start_is_logged_with_its_reason(
     make_pool: Callable[..., bgpool.Pool[Any]],
     on_the_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -320,11 +321,11 @@ def test_why_there_is_no_monitor_is_said_where_somebody_reads_it(
     assert "s3cret" not in caplog.text
 
 
-# -- what cannot be helped ---------------------------------------------------------------------------------------
+# -- permanent failures -------------------------------------------------------------------------------------------
 
 
 def count_starts(file: Path) -> None:
-    """Have this process write a line to *file* for every process that it starts: when, on the monotonic clock."""
+    """Have this process write a line to *file* for every process that it starts: the time, on the monotonic clock."""
     real = os.posix_spawn
     file.touch()
 
@@ -337,7 +338,7 @@ def count_starts(file: Path) -> None:
 
 
 def starts_in(file: Path) -> list[float]:
-    """When processes were started, by what count_starts() has noted."""
+    """Return the times at which processes were started, as recorded by count_starts()."""
     return sorted(float(line) for line in file.read_text().splitlines()) if file.exists() else []
 
 
@@ -348,8 +349,8 @@ def put_future_segment(files: RunFiles) -> None:
     files.segment.chmod(0o600)
 
 
-#: What is in the way, what is said of it, and whether it is tried at all.
-CANNOT_BE_HELPED: dict[str, tuple[Callable[[RunFiles], object], str, bool]] = {
+#: The obstacle, the reason that is logged, and True if bgpool tries to start a monitor at all.
+PERMANENT_FAILURES: dict[str, tuple[Callable[[RunFiles], object], str, bool]] = {
     "segment of the future": (put_future_segment, f"segment format {layout.FORMAT + 8}", False),
     "log": (lambda files: files.log.mkdir(), "Is a directory", True),
     "segment": (lambda files: files.segment.mkdir(), "Is a directory", True),
@@ -362,10 +363,10 @@ CANNOT_BE_HELPED: dict[str, tuple[Callable[[RunFiles], object], str, bool]] = {
     "name",
     [
         pytest.param(name, marks=() if name in ("segment of the future", "log") else pytest.mark.full)
-        for name in CANNOT_BE_HELPED
+        for name in PERMANENT_FAILURES
     ],
 )
-def test_a_monitor_that_cannot_start_is_tried_less_and_less_and_said_once(
+def test_a_failing_start_is_retried_less_often_and_logged_once(
     files: RunFiles,
     tmp_path: Path,
     make_pool: Callable[..., bgpool.Pool[Any]],
@@ -374,7 +375,7 @@ def test_a_monitor_that_cannot_start_is_tried_less_and_less_and_said_once(
     wait_until: WaitUntil,
     name: str,
 ) -> None:
-    put, reason, tries = CANNOT_BE_HELPED[name]
+    put, reason, tries = PERMANENT_FAILURES[name]
     prepare_run_dir(files.directory)
     put(files)
     monkeypatch.setattr(os, "posix_spawn", os.posix_spawn)
@@ -393,14 +394,14 @@ def test_a_monitor_that_cannot_start_is_tried_less_and_less_and_said_once(
         time.sleep(4.0)
     assert len(said()) == 1, said()
     assert reason in said()[0]
-    # After pauses of 0.5 s, 1 s and so on.
+    # The pauses are 0.5 s, 1 s and so on.
     found = starts_in(starts)
     assert bool(found) == tries
     assert all(later - at >= 0.5 * 2**n for n, (at, later) in enumerate(itertools.pairwise(found))), found
 
 
-def test_a_whole_host_makes_the_pause(files: RunFiles, tmp_path: Path, wait_until: WaitUntil) -> None:
-    """Twelve processes that all fail are not twelve times the load."""
+def test_all_processes_of_a_host_observe_the_pause(files: RunFiles, tmp_path: Path, wait_until: WaitUntil) -> None:
+    """Twelve processes that all fail do not cause twelve times the load."""
     prepare_run_dir(files.directory)
     files.log.mkdir()
     starts = tmp_path / "starts"
@@ -413,15 +414,15 @@ def test_a_whole_host_makes_the_pause(files: RunFiles, tmp_path: Path, wait_unti
     children = [fork_worker(work) for _ in range(12)]
     try:
         wait_until(lambda: len(starts_in(starts)) >= 4)
-        # Before those end who have the right to try.
+        # Read before the children end that hold the right to start a monitor.
         found = starts_in(starts)
     finally:
         kill_workers(children)
-    # One at a time, and half a second in between.
+    # One at a time, half a second apart.
     assert all(later - at >= 0.5 for at, later in itertools.pairwise(found)), found
 
 
-def test_of_all_who_wait_for_a_starter_that_hangs_one_passes_it_by(
+def test_one_process_of_many_bypasses_a_hanging_starter(
     files: RunFiles, tmp_path: Path, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spawn, "MONITOR_START_S", 0.5)
@@ -448,7 +449,7 @@ def test_of_all_who_wait_for_a_starter_that_hangs_one_passes_it_by(
         hung.close()
 
 
-def test_a_starter_that_was_waited_for_once_is_not_mistaken_for_the_one_of_now(
+def test_the_wait_for_a_starter_begins_again_after_a_long_time(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock's file stays the same over the years."""

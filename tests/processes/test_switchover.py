@@ -31,7 +31,7 @@ each_engine = pytest.mark.parametrize(
     ],
 )
 
-#: What the threads of a worker may tell of a transaction that was cut, or that found blue read-only.
+#: The errors of a worker's threads for a transaction that was cut, or that found blue read-only.
 CUT = re.compile(
     r"worker \d+: (SwitchoverInterrupted|CommitOutcomeUnknown|OperationalError|AdminShutdown|ReadOnlySqlTransaction)\("
 )
@@ -40,17 +40,17 @@ CUT = re.compile(
 def assert_good(report: Report, threads: int = 8) -> None:
     assert report.verdict.clean, report.verdict
     assert report.verdict.acknowledged > 1000
-    # No thread that hung, no worker that crashed, and no bug.
+    # No other errors: no thread hung, no worker crashed, and no defect showed.
     assert report.errors <= threads, report.error_examples
     assert all(CUT.match(example) for example in report.error_examples), report.error_examples
-    # The demo's bound is 0.25 s; a loaded CI machine gets what keeps a stuck hold from passing.
+    # The demo's bound is 0.25 s. A loaded CI machine gets more, but less than a stuck hold would take.
     assert report.excess_s < 2.0
     assert report.snapshot is not None
     assert report.snapshot.phase is Phase.COMPLETED
 
 
 @each_engine
-def test_healthy(engine: Engine) -> None:
+def test_a_healthy_switchover_loses_nothing(engine: Engine) -> None:
     with Trial(engine=engine) as trial:
         report = trial.run()
     assert_good(report)
@@ -114,7 +114,7 @@ def test_interrupted_demo_leaves_nothing_behind(short_path: Path, engine: Engine
 
 
 def _commands_with(text: str) -> list[str]:
-    """Command lines and environments of living processes that mention *text*, ours excepted."""
+    """Return the command lines and environments of other living processes that contain *text*."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and int(process.name) != os.getpid():

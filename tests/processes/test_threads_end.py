@@ -1,4 +1,4 @@
-"""A monitor that has left leaves nothing behind: its process may go on with others."""
+"""A monitor that has left leaves no threads or descriptors: its process may continue with others."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bgpool.monitor.process import run_monitor
 pytestmark = pytest.mark.slow
 
 WaitUntil = Callable[..., None]
-Ours = Callable[[], list[str]]
+NewThreads = Callable[[], list[str]]
 MONITORS = 50
 
 
 @pytest.fixture
 def silent_server() -> Iterator[int]:
-    """The port of a server that accepts and says nothing."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -43,8 +43,8 @@ def descriptors() -> int:
 
 
 @pytest.fixture
-def ours() -> Ours:
-    """Lists the names of bgpool's threads that have come since: other tests of the process leave some."""
+def new_threads() -> NewThreads:
+    """Return a function that lists new threads of this library: other tests of the process may leave some."""
     before = set(threading.enumerate())
 
     def since() -> list[str]:
@@ -55,10 +55,12 @@ def ours() -> Ours:
     return since
 
 
-def test_threads_and_descriptors_of_fifty_monitors(tmp_path: Path, wait_until: WaitUntil, ours: Ours) -> None:
-    # What a process does once.
+def test_threads_and_descriptors_of_fifty_monitors_end(
+    tmp_path: Path, wait_until: WaitUntil, new_threads: NewThreads
+) -> None:
+    # Let the process do its one-time initialization first.
     run_monitor(config_of(tmp_path, "first"), linger_s=0.1)
-    wait_until(lambda: not ours())
+    wait_until(lambda: not new_threads())
     before = descriptors()
     configs = [config_of(tmp_path, f"monitor-{number}") for number in range(MONITORS)]
     runs = [threading.Thread(target=run_monitor, args=(config,), kwargs={"linger_s": 0.3}) for config in configs]
@@ -66,24 +68,24 @@ def test_threads_and_descriptors_of_fifty_monitors(tmp_path: Path, wait_until: W
         run.start()
     for run in runs:
         run.join(60.0)
-    wait_until(lambda: not ours())
+    wait_until(lambda: not new_threads())
     assert descriptors() == before
 
 
-def test_one_that_is_connecting_ends_with_that(
-    tmp_path: Path, silent_server: int, wait_until: WaitUntil, ours: Ours
+def test_a_connecting_thread_ends_with_its_attempt(
+    tmp_path: Path, silent_server: int, wait_until: WaitUntil, new_threads: NewThreads
 ) -> None:
     before = descriptors()
     began = time.monotonic()
     run_monitor(config_of(tmp_path, "connecting", silent_server), linger_s=0.3)
     assert time.monotonic() - began < 10.0
-    assert set(ours()) <= {"bgpool-probe-blue"}
-    wait_until(lambda: not ours())
+    assert set(new_threads()) <= {"bgpool-probe-blue"}
+    wait_until(lambda: not new_threads())
     assert descriptors() == before
 
 
-def test_one_that_a_resolver_holds_ends_when_it_lets_go(
-    tmp_path: Path, wait_until: WaitUntil, ours: Ours, monkeypatch: pytest.MonkeyPatch
+def test_a_thread_in_the_resolver_ends_with_the_resolution(
+    tmp_path: Path, wait_until: WaitUntil, new_threads: NewThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
 
@@ -96,6 +98,6 @@ def test_one_that_a_resolver_holds_ends_when_it_lets_go(
     began = time.monotonic()
     run_monitor(config, linger_s=0.5)
     assert time.monotonic() - began < 30.0
-    assert set(ours()) <= {"bgpool-probe-blue", "bgpool-lookup-1"}
+    assert set(new_threads()) <= {"bgpool-probe-blue", "bgpool-lookup-1"}
     released.set()
-    wait_until(lambda: not ours())
+    wait_until(lambda: not new_threads())

@@ -1,4 +1,4 @@
-"""What a process has in a deployment, and that it is gone when the process, or its last pool, is."""
+"""A process's row and lock in a deployment; both disappear when the process, or its last pool, is gone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Holder(Member):
 
 
 class SlowPresence(Presence):
-    """Takes long to be made, between the row's lock and the moment at which its owner knows it."""
+    """A Presence that is slow to create, between the row's lock and the moment when its owner knows it."""
 
     locked = threading.Event()
     go = threading.Event()
@@ -92,7 +92,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SlowPresence]]:
     SlowPresence.go.set()
 
 
-def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
+def test_a_child_forked_while_the_parent_joins_does_not_keep_its_row(
     files: RunFiles, participant: Participant, slow: type[SlowPresence], wait_until: WaitUntil
 ) -> None:
     member = Member()
@@ -116,7 +116,7 @@ def test_a_child_that_is_forked_while_the_parent_arrives_has_nothing_of_its_row(
         os.waitpid(child, 0)
 
 
-def test_whoever_leaves_while_the_watcher_arrives_is_gone(
+def test_a_pool_that_leaves_while_the_watcher_joins_is_gone(
     files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     member = Member()
@@ -124,7 +124,7 @@ def test_whoever_leaves_while_the_watcher_arrives_is_gone(
     SlowPresence.locked.clear()
     SlowPresence.go.clear()
     monkeypatch.setattr(watch, "Presence", SlowPresence)
-    # As when the run directory is deleted: the watcher makes it anew.
+    # As if the run directory was deleted: the watcher creates it again.
     files.workers.unlink()
     assert SlowPresence.locked.wait(30)
     participant.leave(member)
@@ -133,7 +133,7 @@ def test_whoever_leaves_while_the_watcher_arrives_is_gone(
     assert not anybody_present(files)
 
 
-def test_whoever_comes_back_at_once_is_there_once(
+def test_a_pool_that_rejoins_at_once_is_present_once(
     files: RunFiles, participant: Participant, wait_until: WaitUntil
 ) -> None:
     member = Member()
@@ -141,11 +141,11 @@ def test_whoever_comes_back_at_once_is_there_once(
         participant.join(member)
         assert [row.pid for row in workers(files)] == [os.getpid()]
         participant.leave(member)
-        # Its thread may just be taking a row, and find that it is to have none.
+        # The watcher's thread may be taking a row at this moment, and then gives it up.
         wait_until(lambda: workers(files) == ())
 
 
-def test_one_process_speaks_for_the_host_and_another_when_it_is_gone(files: RunFiles, participant: Participant) -> None:
+def test_one_process_represents_the_host_and_another_one_after_it(files: RunFiles, participant: Participant) -> None:
     member, other = Member(), Participant("1", files.directory, lambda _: None)
     assert not participant.speaks_for_host()
     participant.join(member)
@@ -161,7 +161,7 @@ def test_one_process_speaks_for_the_host_and_another_when_it_is_gone(files: RunF
 def test_in_a_switchover_rows_are_written_though_nothing_is_published(
     files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    # Nothing else wakes the watcher.
+    # So that nothing else wakes the watcher.
     monkeypatch.setattr(watch, "HEARTBEAT_STALE_S", 3600.0)
     prepare_run_dir(files.directory)
     Writer(files, 1, Snapshot("1", Phase.IN_PROGRESS)).beat()
@@ -180,7 +180,7 @@ def test_in_a_switchover_rows_are_written_though_nothing_is_published(
         participant.leave(member)
 
 
-def test_a_member_that_fails_keeps_nobody_from_a_monitor(files: RunFiles) -> None:
+def test_a_failing_member_does_not_prevent_a_monitor(files: RunFiles) -> None:
     class Failing(Member):
         def apply(self, _: Reading) -> None:
             raise RuntimeError("a defect")
@@ -189,14 +189,14 @@ def test_a_member_that_fails_keeps_nobody_from_a_monitor(files: RunFiles) -> Non
     participant, member = Participant("1", files.directory, lambda _: tried.release()), Failing()
     participant.join(member)
     try:
-        # Again and again, for as long as there is none.
+        # The watcher requests a monitor repeatedly, as long as there is none.
         assert all(tried.acquire(timeout=30) for _ in range(3))
     finally:
         participant.leave(member)
 
 
 @pytest.mark.parametrize("what", ["prepare_run_dir", "Presence"])
-def test_what_the_system_refuses_costs_nobody_a_checkout(
+def test_a_refusal_by_the_system_fails_no_checkout(
     participant: Participant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     def refuse(*_: object) -> None:
@@ -212,20 +212,20 @@ def test_what_the_system_refuses_costs_nobody_a_checkout(
     participant.leave(member)
 
 
-def test_a_process_that_may_have_no_more_threads_has_a_plain_pool(
+def test_a_process_at_its_limit_of_threads_has_a_plain_pool(
     files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    # Another pool's watcher would do.
+    # Otherwise another pool's watcher would be used.
     monkeypatch.setattr(watcher, "_watchers", watcher._Watchers())
     member = Member()
     participant.join(member)
-    # Others of this process may complain meanwhile.
+    # Other parts of this process may log warnings at the same time.
     (_record,) = [record for record in caplog.records if "plain pool" in record.getMessage()]
-    # Nobody would see to the row.
+    # No watcher would update the row.
     assert workers(files) == ()
     participant.leave(member)
 
@@ -241,7 +241,7 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     participant.join(second)
     first.counts, second.counts = Usage(held=2, holds=2), Usage(held=1, holds=1)
     wait_until(lambda: len(caplog.records) == 1)
-    # A caller gave up, and no caller is held for a moment: that is the same hold.
+    # One caller times out, and for a moment no caller is held: this is still the same hold.
     first.counts, second.counts = Usage(holds=2, hold_timeouts=1), Usage(holds=1)
     wait_until(lambda: workers(files)[0].usage.held == 0)
     first.counts = Usage(held=2, holds=4, hold_timeouts=1)
@@ -259,8 +259,8 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     assert told == [("INFO", "hold_started", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]
 
 
-def test_two_complaints_in_turn_are_logged_once_each(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """A process of an older version comes by the newer table and the newer segment again and again."""
+def test_alternating_warnings_are_logged_once_each(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A process of an older version finds the newer table and the newer segment alternately, again and again."""
     part = Participant("watch", tmp_path, lambda _: None)
     watching = watch.Watch("watch", part.files, part.reader, part.members, lambda _: None)
     for text in ["the table is newer", "the segment is newer"] * 3:
@@ -271,10 +271,10 @@ def test_two_complaints_in_turn_are_logged_once_each(caplog: pytest.LogCaptureFi
     ]
 
 
-def test_a_process_that_begins_to_work_is_looked_at_soon(
+def test_the_row_of_a_process_that_resumes_work_is_updated_soon(
     files: RunFiles, participant: Participant, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    """While nothing happens looks are rare. The CPU that other threads use tells that something does."""
+    """In an idle process, the watcher reads counts rarely. CPU time of other threads shows that it works again."""
     monkeypatch.setattr(pace, "LOOK_INTERVAL_MAX_S", 3600.0)
     monkeypatch.setattr(pace, "_EARLY", 1.0)
     prepare_run_dir(files.directory)
@@ -285,7 +285,7 @@ def test_a_process_that_begins_to_work_is_looked_at_soon(
     try:
         watching = participant._watch
         assert watching is not None
-        # It has found again and again that nothing has changed.
+        # The watcher has repeatedly found that nothing has changed.
         wait_until(lambda: watching._pace._found != ())
         watching._pace._interval_s = 3600.0
         wait_until(lambda: watching._pace.look_at > time.monotonic() + 60)
@@ -301,7 +301,7 @@ def test_a_process_that_begins_to_work_is_looked_at_soon(
         participant.leave(holder)
 
 
-def test_a_caller_that_begins_to_be_held_is_told_of_soon(
+def test_the_row_of_a_process_with_a_held_caller_is_updated_soon(
     files: RunFiles, participant: Participant, wait_until: WaitUntil
 ) -> None:
     prepare_run_dir(files.directory)

@@ -1,4 +1,4 @@
-"""One thread watches all deployments of a process, and nothing that happens in one of them keeps another waiting."""
+"""One thread watches all deployments of a process, and no event in one deployment delays another one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _unit_context = itertools.count(1)
 
 
 class Noting(Member):
-    """Notes what it is told, and does what a test says then."""
+    """Records the phases that it receives, and then acts as the test requests."""
 
     def __init__(self, act: Callable[[Reading], object] = lambda _: None) -> None:
         self.phases: list[Phase] = []
@@ -49,7 +49,7 @@ class Noting(Member):
 
 
 class Deployment:
-    """One, of which a test is the monitor; this process has a pool there."""
+    """A deployment whose monitor is the test; this process has a pool in it."""
 
     def __init__(self, directory: Path, bg_id: str, act: Callable[[Reading], object] = lambda _: None) -> None:
         self.files = RunFiles.of(directory, bg_id)
@@ -74,7 +74,7 @@ Join = Callable[..., Deployment]
 
 @pytest.fixture
 def join(tmp_path: Path) -> Iterator[Join]:
-    """Joins the deployment of a bg_id; leaves them all in the end, and no thread is left then."""
+    """Join the deployment of a bg_id; at the end leave all, and check that no thread remains."""
     joined: list[Deployment] = []
 
     def join(bg_id: str, act: Callable[[Reading], object] = lambda _: None, where: str = "run") -> Deployment:
@@ -92,13 +92,13 @@ def watchers() -> list[threading.Thread]:
 
 
 def refuse_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the kernel know nothing of waiting for several words, as before Linux 5.16."""
+    """Let the kernel lack the wait for several words, like before Linux 5.16."""
     monkeypatch.setattr(wake, "_futex_waitv", lambda _words: lambda _at: errno.ENOSYS)
 
 
 @pytest.fixture(params=["one thread", "a thread each", "polling"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the kernel can do."""
+    """The way of waiting, by the capabilities of the kernel."""
     if request.param == "a thread each":
         refuse_many(monkeypatch)
     elif request.param == "polling":
@@ -106,7 +106,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def test_sixteen_deployments_have_as_few_threads_as_the_kernel_can_do_with(
+def test_sixteen_deployments_have_as_few_threads_as_the_kernel_allows(
     join: Join, way: str, wait_until: WaitUntil
 ) -> None:
     deployments = [join(str(number)) for number in range(16)]
@@ -123,7 +123,7 @@ def test_sixteen_deployments_have_as_few_threads_as_the_kernel_can_do_with(
     wait_until(lambda: not watchers())
 
 
-def test_more_deployments_than_can_be_waited_for_at_once_have_another_thread(
+def test_more_deployments_than_one_wait_allows_have_another_thread(
     join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     monkeypatch.setattr(wake, "_FUTEX_WAITV_MAX", 4)
@@ -145,7 +145,7 @@ def test_a_deployment_that_comes_back_is_watched_again(join: Join, wait_until: W
 
 
 @pytest.mark.usefixtures("way")
-def test_one_whose_member_fails_keeps_nobody_from_hearing(join: Join, wait_until: WaitUntil) -> None:
+def test_a_failing_member_does_not_stop_deliveries_to_others(join: Join, wait_until: WaitUntil) -> None:
     def fail(_: Reading) -> None:
         raise SystemExit("a defect of the worst kind")
 
@@ -156,15 +156,17 @@ def test_one_whose_member_fails_keeps_nobody_from_hearing(join: Join, wait_until
         for one in (broken, sound):
             one.publish(phase)
         wait_until(lambda phase=phase: sound.has_heard(phase))
-        # Nor the other pools of the same deployment.
+        # The other pools of the same deployment receive it, too.
         wait_until(lambda phase=phase: phase in other.phases)
-    # It is tried again.
+    # The failed call is repeated.
     before = len(broken.member.phases)
     wait_until(lambda: len(broken.member.phases) > before + 1)
     broken.participant.leave(other)
 
 
-def test_a_log_that_fails_ends_nothing(join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil) -> None:
+def test_a_failing_log_handler_ends_no_watch(
+    join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a handler of the application's")
 
@@ -176,10 +178,10 @@ def test_a_log_that_fails_ends_nothing(join: Join, monkeypatch: pytest.MonkeyPat
     assert all(one.participant.is_watched() for one in (broken, sound))
 
 
-def test_rows_and_logs_of_one_come_after_what_another_publishes(
+def test_all_deployments_act_before_rows_and_logs_are_written(
     join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    """What is told by a deployment's log or row is told once all have acted on what is published."""
+    """Rows and log lines are written after all deployments have acted on the published change."""
     order: list[str] = []
     both = [join(str(number), lambda reading, number=number: note(f"apply {number}", reading)) for number in range(2)]
 
@@ -197,7 +199,7 @@ def test_rows_and_logs_of_one_come_after_what_another_publishes(
     assert {"apply 0", "apply 1"} <= set(order[:first_row])
 
 
-def test_one_that_stalls_is_left_alone_and_the_others_go_on(join: Join, wait_until: WaitUntil) -> None:
+def test_a_stalled_deployment_does_not_delay_the_others(join: Join, wait_until: WaitUntil) -> None:
     go, stalled = threading.Event(), threading.Event()
 
     def stall(reading: Reading) -> None:
@@ -221,7 +223,7 @@ def test_one_that_stalls_is_left_alone_and_the_others_go_on(join: Join, wait_unt
         wait_until(lambda: late.has_heard(Phase.PREPARATION))
     finally:
         go.set()
-    # What it has missed it hears of, when it goes on.
+    # The stalled member receives the missed change when it continues.
     stuck.publish(Phase.POST)
     wait_until(lambda: stuck.has_heard(Phase.POST))
     stuck.leave()
@@ -233,7 +235,7 @@ def test_the_deputy_ends_when_there_is_one_deployment_left(join: Join, wait_unti
         return sum(thread.name == "bgpool-watch-deputy" for thread in threading.enumerate())
 
     first = join("0")
-    # That of the test before has just been told to end.
+    # The deputy of an earlier test may still be about to end.
     wait_until(lambda: deputies() == 0)
     for _ in range(2):
         second = join("1")
@@ -244,22 +246,22 @@ def test_the_deputy_ends_when_there_is_one_deployment_left(join: Join, wait_unti
     wait_until(lambda: first.has_heard(Phase.PREPARATION))
 
 
-def test_a_run_directory_that_is_removed_keeps_nobody_from_hearing(join: Join, wait_until: WaitUntil) -> None:
+def test_a_removed_run_directory_does_not_stop_deliveries(join: Join, wait_until: WaitUntil) -> None:
     lost, sound = join("0", where="lost"), join("1")
     shutil.rmtree(lost.files.directory)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS):
         sound.publish(phase)
         wait_until(lambda phase=phase: sound.has_heard(phase))
-    # The process is there again, and hears of the next monitor.
+    # The process has its row again, and receives changes of the next monitor.
     wait_until(lambda: len(workers(lost.files)) == 1)
     Writer(lost.files, next(_unit_context), Snapshot("0", Phase.POST)).beat()
     wait_until(lambda: lost.has_heard(Phase.POST))
 
 
-def test_a_caller_who_is_held_hears_of_the_file_of_the_next_monitor(
+def test_a_held_caller_switches_to_the_file_of_the_next_monitor(
     join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
-    """The file was removed while no monitor lived: nothing changes any more in the one that the caller waits on."""
+    """The file was removed while no monitor lived: the mapped file of the waiting caller no longer changes."""
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 3600.0)
     one = join("0")
     place, settings, _ = parse("postgresql://app@127.0.0.1/app", {"bg_connect_timeout_ms": 60_000})
@@ -276,7 +278,7 @@ def test_a_caller_who_is_held_hears_of_the_file_of_the_next_monitor(
     assert not caller.is_alive()
 
 
-def test_with_no_monitor_while_callers_are_held_nobody_spins(
+def test_the_watcher_does_not_spin_without_a_monitor_while_callers_are_held(
     join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     looks: list[float] = []
@@ -301,7 +303,7 @@ def test_with_no_monitor_while_callers_are_held_nobody_spins(
     assert len(looks) < 10
 
 
-def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
+def test_a_change_published_without_a_wake_up_is_passed_on(
     join: Join, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     """A sandbox refuses futex to the monitor. Callers sleep for longer than the watcher, which wakes them."""
@@ -322,7 +324,7 @@ def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
         caller = threading.Thread(target=reading.wait_changed, args=(60.0, is_over))
         caller.start()
         assert looks.wait(30)
-        # It sleeps in a moment.
+        # By then the caller sleeps.
         time.sleep(0.2)
         one.publish(phase)
         caller.join(5)
@@ -332,11 +334,11 @@ def test_what_a_monitor_publishes_that_wakes_nobody_is_passed_on(
         caller.join(30)
         return is_woken
 
-    # A watcher that is awake in that moment takes it that the monitor wakes the callers.
+    # A watcher that happens to be awake assumes that the monitor wakes the callers.
     assert any(is_passed_on(phase) for phase in (Phase.PREPARATION, Phase.CREATED) * 3)
 
 
-def test_a_child_has_a_thread_of_its_own(join: Join, wait_until: WaitUntil) -> None:
+def test_a_child_has_its_own_thread(join: Join, wait_until: WaitUntil) -> None:
     one = join("0")
     wait_until(lambda: one.has_heard(Phase.CREATED))
 
