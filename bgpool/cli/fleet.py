@@ -18,7 +18,7 @@ from rich.text import Text
 
 from bgpool.base_errors import ConfigurationError
 from bgpool.cli.order import Answer, NotTaken
-from bgpool.cli.view import make_console, plain
+from bgpool.cli.view import LABEL_COLUMNS, make_console, plain
 from bgpool.core.events import Order
 from bgpool.core.fleet import FleetOrder, FleetRole
 from bgpool.core.limits import (
@@ -202,13 +202,13 @@ def _draw(fleet: Fleet, survey: Survey, names: dict[SurveyedHost, str], least: i
     title.append("  ready for a switchover" if is_ready else "  not ready", "bold green" if is_ready else "bold yellow")
     console.print(title)
     facts = Table.grid(padding=(0, 2), pad_edge=False)
-    facts.add_column(style="dim", min_width=9)
+    facts.add_column(style="dim")
     facts.add_column(overflow="fold")
-    facts.add_row("bus", Text(plain(fleet.config.place)))
+    facts.add_row("bus".ljust(LABEL_COLUMNS), Text(plain(fleet.config.place)))
     if survey.leader is not None:
         leader, age_s = survey.leader, (survey.now_ns - survey.leader.issued_ns) / _NS
         by_leader = f"counts {_hosts(leader.hosts)}, term {leader.term}, heard {max(0.0, age_s):.1f} s ago"
-        facts.add_row("leader", Text(plain(f"{_leader_name(survey, names)}, {by_leader}")))
+        facts.add_row("leader".ljust(LABEL_COLUMNS), Text(plain(f"{_leader_name(survey, names)}, {by_leader}")))
     told = [("missing", text, "yellow") for text in missing]
     told += [("missing", f"{names[seen]}: {why}", "yellow") for seen in hosts for why in _missing(seen)]
     if (order := _standing_order(survey)) is not None:
@@ -218,7 +218,7 @@ def _draw(fleet: Fleet, survey: Survey, names: dict[SurveyedHost, str], least: i
     told += [("note", text, "") for text in _notes(survey)]
     before = ""
     for label, text, style in told:
-        facts.add_row("" if label == before else label, Text(plain(text), style))
+        facts.add_row("" if label == before else label.ljust(LABEL_COLUMNS), Text(plain(text), style))
         before = label
     console.print(facts)
     if hosts:

@@ -16,7 +16,7 @@ from bgpool.core.phase import SWITCHING, Phase
 from bgpool.core.timeline import TIMER
 from bgpool.report import Endpoint, Fleet, LastSwitchover, Monitor, Status, Worker
 
-__all__ = ["draw", "make_console", "plain"]
+__all__ = ["LABEL_COLUMNS", "draw", "make_console", "plain"]
 
 _COLOURS: Final = {
     Phase.CREATED: "bold cyan",
@@ -29,7 +29,7 @@ _COLOURS: Final = {
 _PIPE_COLUMNS: Final = 160
 _EVENTS: Final = 8
 #: Columns at an edge. Their texts are padded: rich before 14.3 adds the table's padding to their min_width.
-_LABEL_COLUMNS: Final = 9
+LABEL_COLUMNS: Final = 9
 _AGE_COLUMNS: Final = 6
 
 
@@ -56,7 +56,7 @@ def draw(status: Status, *, events: bool = False, most_workers: int | None = Non
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
     for label, text in _facts(status, events=events or status.phase in SWITCHING):
-        facts.add_row(label.ljust(_LABEL_COLUMNS), text)
+        facts.add_row(label.ljust(LABEL_COLUMNS), text)
     title = _title(status)
     return Group(title, facts, "", _workers(status, most_workers)) if status.workers else Group(title, facts)
 
