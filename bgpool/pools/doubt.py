@@ -1,4 +1,4 @@
-"""Why a lost connection may have committed something: what the error says, and what to find out."""
+"""The reasons for which a lost connection may have committed data: the text of the error, and the advice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
     "XA_PREPARED",
 ]
 
-#: Nothing can have been committed.
+#: No data can have been committed.
 NO_DOUBT: Final = ""
 DURING_COMMIT: Final = "was cut during COMMIT; find out whether it took effect"
 IN_AUTOCOMMIT: Final = "was cut in autocommit; find out whether the statement took effect"

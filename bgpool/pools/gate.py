@@ -1,4 +1,4 @@
-"""The gate before every checkout and every new connection: pass, wait, go to a recorded address, or be refused."""
+"""The gate before every checkout and every new connection: pass, wait, go to a recorded address, or reject."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from bgpool.settings import Settings
 
 __all__ = ["Gate", "GateState", "Turn"]
 
-#: Later than any timer, and than any caller's time.
+#: Later than any timer, and than the end of any caller's timeout.
 _NEVER_NS: Final = 2**63
 _NO_WORD: Final = memoryview(bytes(8)).cast("Q")
 
 
 class Turn:
-    """A turn to log in, which goes from caller to caller at a release, see bgpool.segment.release_queue.
+    """A turn to log in, passed from caller to caller at a release, see bgpool.segment.release_queue.
 
     Attributes:
-        taken: The caller was held, and has it.
+        taken: True if the caller was held and has the turn.
     """
 
     __slots__ = ("_reader", "taken")
@@ -41,20 +41,20 @@ class Turn:
         self.taken = False
 
     def pass_on(self) -> None:
-        """Let the next one go who is held, if the caller has not done so."""
+        """Wake the next held caller, if this caller has not done so yet."""
         if self.taken:
             self.taken = False
             self._reader.wake_next()
 
 
 class Gate:
-    """What the segment means for one endpoint, for callers who can wait. Holds no lock while anybody waits.
+    """The meaning of the segment for one endpoint, for callers that can wait. It holds no lock while a caller waits.
 
     Attributes:
-        waits: How its callers wait.
-        tally: What callers went through.
-        closed: Nobody waits here any more.
-        seen: What was true when somebody asked last; whoever checks out asks, unless nothing has changed.
+        waits: The waits of its callers.
+        tally: The counts of held callers and errors.
+        closed: True once no caller may wait here any longer.
+        seen: The state at the last query. Every checkout queries it, unless nothing has changed.
     """
 
     def __init__(
@@ -67,9 +67,10 @@ class Gate:
         waits: Waits = BLOCKING,
         note_hold: Callable[[], object] = lambda: None,
     ) -> None:
-        """A gate for *endpoint*; *nudge* makes the monitor look at once, *like* makes errors in the driver's form.
+        """Create a gate for *endpoint*.
 
-        *note_hold* is called whenever a caller begins to be held.
+        *nudge* makes the monitor query at once. *like* creates errors in the driver's form. *note_hold* is
+        called whenever a caller begins to be held.
         """
         self._reader: Final = reader
         self._settings: Final = settings
@@ -81,7 +82,7 @@ class Gate:
         self._rules: Final = Rules(settings.bg_switchover_timeout_ms, settings.bg_release_on_blue_dns_update)
         self.tally: Final = Tally()
         self.closed = False
-        # Until when checkouts wait for a server that has refused a write, on the monotonic clock.
+        # The end of the time in which checkouts wait for a server that has refused a write, on the monotonic clock.
         self._refused_until_ns = 0
         self.seen = GateState(None, None, 0)
 
@@ -89,16 +90,16 @@ class Gate:
         return f"<Gate {self._endpoint.name} held={self.tally.held} {self._reader!r}>"
 
     def reset(self) -> None:
-        """After a fork, in the child: nobody waits here yet."""
+        """Start without callers, in the child after a fork."""
         self.tally.reset()
         self._refused_until_ns = 0
 
     async def aclose(self, timeout_s: float) -> None:
-        """Send everybody away who waits; until they are gone, at most *timeout_s* seconds."""
+        """Send all waiting callers away, and wait until they are gone, at most *timeout_s* seconds."""
         self.closed = True
         deadline = time.monotonic() + timeout_s
         while True:
-            # Again and again: who was just about to sleep has not heard of it.
+            # Repeated, because a caller that was just about to sleep has missed the wake-up.
             self._reader.wake_waiters()
             self.waits.wake()
             if not self.tally.held or time.monotonic() >= deadline:
@@ -106,13 +107,13 @@ class Gate:
             await self.waits.sleep(POLL_INTERVAL_S)
 
     def snapshot(self, reading: Reading) -> Snapshot | None:
-        """What is true by *reading* and by this process's own clock: the timer needs no living monitor."""
+        """Return the snapshot of *reading*, advanced by this process's own clock: timers need no living monitor."""
         return self._gate_state(reading).snapshot
 
     def _gate_state(self, reading: Reading) -> GateState:
-        """What *reading* means now: worked out once, whoever asks, until something is published or a timer runs out.
+        """Return the current meaning of *reading*. It is computed once for all callers, until a publication or a timer.
 
-        A thousand callers may be let go at once, and each decides anew.
+        A thousand callers may be released at once, and each of them decides again.
         """
         meaning, now_ns = self.seen, self.waits.now_ns()
         if meaning.reading is not reading or now_ns >= meaning.until_ns:
@@ -124,29 +125,29 @@ class Gate:
         return meaning
 
     def newest_gate_state(self) -> GateState:
-        """What the newest reading means now."""
-        # Every unit of work asks: no clock, and no other call, where nothing has changed.
+        """Return the current meaning of the newest reading."""
+        # Every unit of work calls this. If nothing has changed, it reads no clock and makes no other call.
         meaning, reader = self.seen, self._reader
         is_newest = meaning.word[0] == meaning.sequence and reader.reading is meaning.reading
         return meaning if is_newest else self._gate_state(reader.refresh())
 
     def now(self) -> Snapshot | None:
-        """What is true by the newest reading."""
+        """Return the current snapshot, by the newest reading."""
         return self.newest_gate_state().snapshot
 
     def newest(self) -> Reading:
-        """The newest reading."""
+        """Return the newest reading."""
         return self._reader.refresh()
 
     def decide(self, reading: Reading, purpose: Purpose) -> Decision:
-        """What *purpose* may do by *reading*."""
+        """Return the decision for *purpose* under *reading*."""
         return self._decide(self._gate_state(reading), purpose)
 
     def _decide(self, meaning: GateState, purpose: Purpose) -> Decision:
         snapshot = meaning.snapshot
         if snapshot is None:
             return PASS
-        # Asked every time: an alias may have been read again.
+        # Evaluated every time, because an alias may have been resolved again.
         host = self._endpoint.decides_as(snapshot)
         decision = meaning.decisions.get((host, purpose))
         if decision is None:
@@ -155,25 +156,26 @@ class Gate:
         return decision
 
     def wait_admitted(self, purpose: Purpose, *, timeout_s: float) -> tuple[Reading, Decision]:
-        """As await_admitted, for a caller that cannot await."""
+        """Like await_admitted, for a caller that cannot await."""
         return self.waits.finish(self.await_admitted(purpose, timeout_s=timeout_s))
 
     async def await_admitted(
         self, purpose: Purpose, *, timeout_s: float, turn: Turn | None = None
     ) -> tuple[Reading, Decision]:
-        """Hold until *purpose* may proceed; return the reading that let it through, and how.
+        """Hold until *purpose* may proceed; return the reading that admitted it, and the decision.
 
-        Takes no lock that a return needs: a held caller never blocks a drain. Whoever has waited decides again.
+        It takes no lock that a return needs, so a held caller never blocks a drain. A caller that has waited decides
+        again.
 
         Args:
-            purpose: Checking out, or opening a connection.
-            timeout_s: Longest hold in seconds, >= 0; never more than bg_connect_timeout_ms.
-            turn: The caller's, who has one after a hold and passes it on itself; None to pass it on at once.
+            purpose: A checkout, or opening a connection.
+            timeout_s: The longest hold in seconds, >= 0; never more than bg_connect_timeout_ms.
+            turn: The turn of the caller, which has it after a hold and passes it on itself; None to pass it on at once.
 
         Raises:
             SwitchoverHoldTimeout: Still held when the time is up.
             GreenHostRejected: The endpoint is green and the switchover is over.
-            PoolClosed: The gate was closed before the switchover has passed.
+            PoolClosed: The gate was closed before the switchover was over.
         """
         now_ns = self.waits.now_ns
         started_ns = now_ns()
@@ -194,7 +196,7 @@ class Gate:
                         return reading, decision
                     until_ns, reason = min(until_ns, self._refused_until_ns), "because its server takes no writes yet"
                 if self.closed:
-                    raise self._like(None, PoolClosed, self._text(reading, "waits no more: the pool is closed"))
+                    raise self._like(None, PoolClosed, self._text(reading, "holds no callers: the pool is closed"))
                 waited_s = (now_ns() - started_ns) / 1e9
                 left_s = longest_s - waited_s
                 if left_s <= 0:
@@ -203,7 +205,7 @@ class Gate:
                 if caller is None:
                     caller = self.tally.begin_hold()
                     self._note_hold()
-                # No hold outlasts a timer, even where no monitor lives.
+                # No hold outlasts a timer, even if no monitor is alive.
                 timer_s = max(0.001, (until_ns - now_ns()) / 1e9)
                 await self.waits.changed(reading, min(left_s, timer_s), partial(self._is_over, reading))
         finally:
@@ -215,24 +217,24 @@ class Gate:
                     turn.taken = True
 
     def switching(self) -> bool:
-        """Whether a switchover is under way that this endpoint takes part in."""
+        """Return whether a switchover is under way in which this endpoint takes part."""
         meaning = self.newest_gate_state()
         return meaning.is_switching and bool(self.switching_by(meaning.snapshot))
 
     def switching_by(self, snapshot: Snapshot | None) -> bool | None:
-        """Whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
+        """Return whether *snapshot* has this endpoint in a switchover; None if it has it in no deployment."""
         if snapshot is None or self._endpoint.host(snapshot) is None:
             return None
         return Phase.PREPARATION <= snapshot.phase <= Phase.POST
 
     def note_refusal(self, pause_s: float) -> bool:
-        """A server takes no writes: have checkouts wait, in a switchover, instead of meeting the same one again.
+        """Make checkouts wait, in a switchover, after a server has refused a write, so that they do not reach it again.
 
-        Until green takes writes by its own word, and at most for GREEN_WAIT_S where it says that it takes none, else
-        for *pause_s*.
+        They wait until green reports that it takes writes. The limit is GREEN_WAIT_S if green reports that it takes
+        none, else *pause_s*.
 
         Returns:
-            Whether they wait.
+            True if they wait.
         """
         snapshot = self.now()
         if snapshot is None or not self.switching_by(snapshot) or _green_writes(snapshot):
@@ -243,13 +245,13 @@ class Gate:
         return True
 
     def _is_refusing(self, snapshot: Snapshot | None) -> bool:
-        """Whether a checkout would get a connection to a server that has just refused a write."""
+        """Return whether a checkout would get a connection to a server that has just refused a write."""
         if self.waits.now_ns() >= self._refused_until_ns or snapshot is None:
             return False
         return bool(self.switching_by(snapshot)) and not _green_writes(snapshot)
 
     def note_cut(self) -> None:
-        """The server ended a connection, refused one, or refused a write: in a deployment the monitor should know."""
+        """Nudge the monitor of a deployment: a server ended or refused a connection, or refused a write."""
         snapshot = self.now()
         host = self._endpoint.host(snapshot) if snapshot is not None else None
         if snapshot is None or host is None or host.role is not Role.SOURCE:
@@ -258,25 +260,25 @@ class Gate:
             self._nudge()
 
     def role_is_servers(self) -> bool:
-        """Whether a role or database that is read-only by its setting is so on green alone.
+        """Return whether a role or database that is read-only by a setting has this setting only on green.
 
-        Callers are led to green, and blue, of which it was made, let the application's role write.
+        Callers are connected to green then, and blue, from which green was made, lets the application's role write.
         """
         snapshot = self.now()
         return snapshot is not None and snapshot.phase is Phase.POST and snapshot.blue_role_read_only is False
 
     def takes_part(self, meaning: GateState | None = None) -> bool:
-        """Whether there is a deployment that this endpoint belongs to, be it behind a proxy; by *meaning*, or now."""
+        """Return whether this endpoint, even behind a proxy, belongs to a deployment; by *meaning*, or now."""
         snapshot = (meaning or self.newest_gate_state()).snapshot
         return snapshot is not None and snapshot.host(self._endpoint.name) is not None
 
     def green_was_replica(self) -> bool:
-        """Whether green was a physical replica before it was promoted."""
+        """Return whether green was a physical replica before it was promoted."""
         snapshot = self.now()
         return snapshot is not None and snapshot.green_was_replica
 
     def describe(self, what: str) -> str:
-        """*what*, with everything that an error of this endpoint should say around it."""
+        """Return the full text of an error of this endpoint, with *what* as its statement."""
         return self._text(self._reader.refresh(), what)
 
     def _text(self, reading: Reading, what: str) -> str:
@@ -288,26 +290,26 @@ class Gate:
         return f"[bg_id: {self._settings.bg_id!r}] {self._endpoint.name} {what}{advice} (phase {phase})"
 
     def _is_over(self, reading: Reading) -> bool:
-        """Whether whoever is held by *reading* is to decide again though its file says nothing new."""
+        """Return whether a caller held by *reading* must decide again although its file contains nothing new."""
         return self.closed or not self._reader.is_of_file(reading)
 
 
 def _green_writes(snapshot: Snapshot) -> bool:
-    """Whether callers are led to green, and it says that it takes writes."""
+    """Return whether callers are connected to green, and green reports that it takes writes."""
     return snapshot.phase is Phase.POST and snapshot.target_read_only is False
 
 
 class GateState:
-    """What a reading means.
+    """The meaning of a reading.
 
     Attributes:
-        reading: Which one.
-        snapshot: What is true by it; None before the first.
-        until_ns: When a timer changes that, on the monotonic clock.
-        is_switching: Whether a switchover is under way, whoever takes part in it.
-        word, sequence: While the one has the other as its value nothing was published since, nor changes anything by
-            time alone. It never has where that is not known.
-        decisions: What follows, by the name that decides and the purpose.
+        reading: The reading.
+        snapshot: Its snapshot at the current time; None before the first.
+        until_ns: The time at which a timer changes the snapshot, on the monotonic clock.
+        is_switching: True if a switchover is under way, whether or not the endpoint takes part.
+        word, sequence: While the word has the sequence as its value, nothing was published since, and no timer changes
+            anything. The two always differ if that is unknown.
+        decisions: The decisions, by the name that decides and the purpose.
     """
 
     __slots__ = ("decisions", "is_switching", "reading", "sequence", "snapshot", "until_ns", "word")
@@ -324,7 +326,7 @@ class GateState:
 
 
 def _reason(reading: Reading) -> str:
-    """Why whoever is held by *reading* was."""
+    """Return the reason for the hold of a caller that *reading* holds."""
     snapshot = reading.snapshot
     if snapshot is not None and snapshot.hold_until_ns:
         left_s = max(0.0, (snapshot.hold_until_ns - time.monotonic_ns()) / 1e9)

@@ -1,8 +1,8 @@
-"""A generation: a driver's pool and the connections opened for it, good for one epoch and then replaced as a whole.
+"""A generation: a driver's pool and the connections opened for it, valid for one epoch and then replaced as a whole.
 
-psycopg_pool cannot tell a connection that was still being opened to blue when it was drained, and backs off for
-seconds after a failed attempt. A new pool has neither problem: what the old one still brings home is closed, and
-the new one's first attempt is its first.
+psycopg_pool cannot recognize a connection that was still being opened to blue when the pool was drained, and it backs
+off for seconds after a failed attempt. A new pool has neither problem: connections that the old one still opens are
+closed, and the new pool begins without a back-off.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ __all__ = ["Generation", "connects_at_once"]
 
 
 class Generation:
-    """One epoch's connections.
+    """The connections of one epoch.
 
     Attributes:
-        epoch: The epoch that the connections were about to be opened under; None while no snapshot was seen.
-        live: A word, 0 while a statement must stop and think before it is sent; the kernel makes it so in a child.
-        drained: A switchover has made the connections unfit, for good unless it is rolled back.
+        epoch: The epoch in which the connections were requested; None while no snapshot was seen.
+        live: A word; 0 while a statement must be checked before it is sent. The kernel sets it to 0 in a forked child.
+        drained: True if a switchover has made the connections unfit, for good unless it is rolled back.
         inner: The driver's pool.
-        awaits: Whether its callers await.
-        keep: Its way to take a connection back that is fit to be used again; a coroutine function where callers await.
-        switching: Whether a switchover was under way by the last snapshot that had the endpoint in a deployment. It
-            may be gone when a process that was frozen meanwhile wakes up.
-        lineage: The identifier of the database cluster behind the connections; None until the first trace, empty
-            where the server gives none.
-        receipts: Whether the receipts table can be used on the connections; None while nobody has looked.
+        awaits: True if its callers await.
+        keep: The driver's pool's function that takes back a connection which may be used again; a coroutine function if
+            callers await.
+        switching: True if a switchover was under way by the last snapshot that had the endpoint in a deployment. The
+            deployment may be gone when a process continues that was frozen for some time.
+        lineage: The identifier of the database cluster behind the connections; None until the first trace, empty if the
+            server gives none.
+        receipts: True if the receipts table can be used on the connections; None before the first check.
     """
 
     def __init__(
@@ -61,17 +62,17 @@ class Generation:
         follows: bool,
         at_once: int | None = None,
     ) -> None:
-        """A new generation.
+        """Create a new generation.
 
         Args:
-            recipe: How connections are made.
-            make_inner: Makes what keeps the connections: a driver's pool, not open yet.
+            recipe: The way to open connections.
+            make_inner: Creates the object that keeps the connections: a driver's pool, not open yet.
             epoch: The epoch to begin under.
-            distrust: Called with the generation once the server has refused a write on one of its connections; returns
+            distrust: Called with the generation after the server has refused a write on one of its connections; returns
                 whether none of them is handed out again.
-            follows: A switchover has begun; failures to connect are its doing for a while.
-            at_once: How many connections may be opened at a time while all the others do the same, >= 1; None for as
-                many as the driver's pool likes.
+            follows: True if a switchover has begun, so that failures to connect are attributed to it for a while.
+            at_once: The maximum of connections that are opened at a time while all other pools open theirs, too, >= 1;
+                None for no limit except the driver's pool's own.
         """
         self._recipe: Final = recipe
         self._distrust: Final = distrust
@@ -79,10 +80,11 @@ class Generation:
         self._at_once: Final = at_once or 1
         self._turns: Final = recipe.waits.turns(at_once) if at_once is not None else None
         self._is_new = True
-        # How long a caller's own attempt to connect may take, in the caller's thread.
+        # The limit of a caller's own attempt to connect, which is stored in the caller's thread.
         self._limit: Final = threading.local()
         self._born: Final = time.monotonic()
-        # And which socket each has: its number may be another's by the time that it is cut.
+        # The identity of each connection's socket. The descriptor's number may belong to another file when the
+        # connection is cut.
         self._members: Final[weakref.WeakKeyDictionary[Aware, tuple[int, int]]] = weakref.WeakKeyDictionary()
         self._lock: Final = threading.Lock()
         self.epoch = epoch
@@ -103,16 +105,16 @@ class Generation:
 
     @property
     def inherited(self) -> bool:
-        """Whether the parent of a fork made it: nothing of it may be touched. Never while *live*."""
+        """True if the parent of a fork created it, so that no part of it may be touched. Never true while *live*."""
         return self._pid != os.getpid()
 
     def open(self) -> None:
         """Start connecting; idempotent.
 
         Raises:
-            PoolClosed: Retired already.
+            PoolClosed: The generation is retired already.
         """
-        # Under the lock, so that a pool is never opened after it was closed for good.
+        # With the lock held, so that a pool is never opened after it was closed for good.
         with self._lock:
             if self.retired:
                 raise PoolClosed("the generation is retired")
@@ -122,31 +124,31 @@ class Generation:
                 self.inner.open()
 
     def is_first(self) -> bool:
-        """Whether nobody has asked before."""
+        """Return whether this is the first call."""
         with self._lock:
             first, self._is_new = self._is_new, False
             return first
 
     def begin(self) -> None:
-        """Connect, whether a caller comes or not; idempotent."""
+        """Connect even if no caller asks for a connection; idempotent."""
         if self._lazy is not None:
             self._lazy.begin()
 
     def lend(self, timeout_s: float) -> Any:
-        """A connection, within *timeout_s* seconds, for a caller who comes by the long way; as DriversPool.getconn."""
+        """Return a connection within *timeout_s* seconds, on the slow path; the same as DriversPool.getconn."""
         if self._lazy is not None and self._recipe.ends_within(timeout_s):
             return self._lazy.fetch(timeout_s, self._at_once)
         self.begin()
         return self.inner.getconn(timeout_s)
 
     def connections(self, counts: Callable[[Aware], bool] = lambda _: True) -> int:
-        """Connections that are open, in use ones included; those alone of which *counts* is true."""
+        """Return the number of open connections, including those in use; only those for which *counts* is true."""
         with self._lock:
             members = [member for member in self._members if member.bgpool_is_open and not member.bgpool_cut]
         return sum(map(counts, members))
 
     def served(self) -> int:
-        """Checkouts that were given one of these connections."""
+        """Return the number of checkouts that got one of these connections."""
         counts = self.inner.get_stats()
         unserved = counts.get("requests_errors", 0) + counts["requests_waiting"]
         return max(0, counts.get("requests_num", 0) - unserved)
@@ -154,12 +156,12 @@ class Generation:
     # -- opening -------------------------------------------------------------------------------------------------
 
     def connect(self, _conninfo: str = "", **kwargs: Any) -> Any:
-        """As aconnect; called by the threads of the driver's pool in place of a connection class."""
+        """Like aconnect; called by the threads of the driver's pool in place of a connection class."""
         return self._recipe.waits.finish(self.aconnect(**kwargs))
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """What this thread connects in the block it tries once, for *seconds* at most, all waits included."""
+        """Limit connecting in this thread, within the block, to one try of *seconds*, all waits included."""
         self._limit.until = time.monotonic() + seconds
         try:
             yield
@@ -169,8 +171,8 @@ class Generation:
     async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
         """Open a connection; called by the tasks of the driver's pool in place of a connection class.
 
-        Waits where the gate holds, and tries again at once while a switchover is being gone through: a failure
-        would be answered with a back-off of a second and more.
+        It waits while the gate holds, and retries immediately during a switchover, because the driver's pool would back
+        off for a second and more after a failure.
         """
         until: float = getattr(self._limit, "until", math.inf)
         pause_s = RECONNECT_INTERVAL_S
@@ -192,7 +194,7 @@ class Generation:
             return max(0.0, min(most, until - time.monotonic()))
 
         hold_s = recipe.settings.bg_connect_timeout_ms / 1000
-        # Decided after the wait for a turn.
+        # The decision is made after the wait for a turn.
         async with self._turn(left_s(hold_s)):
             _, decision = await recipe.gate.await_admitted(Purpose.CONNECT, timeout_s=left_s(hold_s))
             if until < math.inf:
@@ -208,7 +210,7 @@ class Generation:
 
     @contextlib.asynccontextmanager
     async def _turn(self, limit_s: float) -> AsyncIterator[None]:
-        """A turn to connect, while turns are given: then all go on, however many wait behind a silent server."""
+        """Take a turn to connect, while turns exist. After that all proceed, however many wait for a silent server."""
         left_s = min(self._recent_s(), limit_s)
         taken = self._turns is not None and left_s > 0 and await self._turns.acquire(left_s)
         try:
@@ -221,22 +223,22 @@ class Generation:
         return self._follows and self._recent_s() > 0 and not self.retired
 
     def _recent_s(self) -> float:
-        """For how long failures to connect are put down to the switchover yet, in seconds."""
+        """Return the time for which failures to connect are still attributed to the switchover, in seconds."""
         return self._born + self._recipe.settings.bg_connect_timeout_ms / 1000 - time.monotonic()
 
-    # -- the ways back -------------------------------------------------------------------------------------------
+    # -- return and close -------------------------------------------------------------------------------------------
 
     def take_back(self, connection: Aware) -> None:
-        """As atake_back."""
+        """Like atake_back."""
         self._recipe.waits.finish(self.atake_back(connection))
 
     async def atake_back(self, connection: Aware) -> None:
-        """A connection of ours is returned; closed instead of kept where the server turned out to be read-only.
+        """Take back a connection; close it instead of keeping it if its server turned out to be read-only.
 
         Harmless after close(), which returned it.
 
         Raises:
-            ValueError: It was returned before, and is open: it may be the next user's.
+            ValueError: It was returned before and is open, so it may be the next user's.
         """
         if self.inherited or not (connection.bgpool_lent or connection.bgpool_is_open):
             return
@@ -251,14 +253,14 @@ class Generation:
             await settled(self.keep(connection))
 
     def take_closed(self, connection: Aware) -> None:
-        """As atake_closed."""
+        """Like atake_closed."""
         self._recipe.waits.finish(self.atake_closed(connection))
 
     async def atake_closed(self, connection: Aware) -> None:
-        """The user of a connection of ours closes it: return it if that is what close() means, else free its slot."""
+        """Handle a user's close() of a connection: return it if close() means that, else free its slot."""
         if connection.bgpool_unfit:
             await connection.bgpool_asettle_refusal()
-        # One step for the interpreter: of two threads that close it, the second finds it closed.
+        # This is one atomic step in the interpreter. If two threads close the connection, the second finds it closed.
         if not vars(connection).pop("bgpool_lent", False):
             return
         unusable = self.drained or connection.bgpool_unfit or connection.bgpool_in_unit
@@ -268,20 +270,22 @@ class Generation:
             self.replace(connection)
             return
         with self._lock:
-            # Gone already where a finalizer closes it: the collector clears weak references first.
+            # If a finalizer closes the connection, the entry is gone already: the collector clears weak references
+            # first.
             socket = self._members.pop(connection, None)
             self._members[heir] = socket or sockets.identity(heir.fileno())
         heir.bgpool_lent = False
         await settled(self.keep(heir))
 
     def take_lost(self, connection: Aware) -> None:
-        """A connection of ours is being collected although it has a slot: free that, and warn if a user had it.
+        """Free the slot of a connection that is being garbage-collected; warn if a user had it.
 
-        Nobody had it where an interrupt came between the driver's pool and its user.
+        No user had it if an interrupt came between the driver's pool and its user.
         """
-        # Before the thread has it: a driver may raise where it is to describe what is being closed meanwhile.
+        # Before the thread gets the connection: a driver may raise if it must describe a connection that is being
+        # closed.
         shown = repr(connection) if connection.bgpool_lent else ""
-        # The collector interrupts any thread anywhere, also one that holds a lock which this needs.
+        # The collector may interrupt any thread at any point, including one that holds a lock which this needs.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(self.replace, (connection,))
         if shown:
@@ -289,7 +293,7 @@ class Generation:
             warnings.warn(text, ResourceWarning, stacklevel=3)
 
     def replace(self, connection: Aware) -> None:
-        """Close a connection of ours that is in nobody's hands any more, and free its slot."""
+        """Close a connection that no user has any more, and free its slot."""
         connection.bgpool_lent = False
         try:
             connection.bgpool_discard()
@@ -299,11 +303,11 @@ class Generation:
     # -- ending --------------------------------------------------------------------------------------------------
 
     def retire(self, timeout_s: float = 0) -> None:
-        """Close what is idle, send waiting callers on, and have what is in use closed when it comes back.
+        """Close idle connections, pass waiting callers on, and close connections in use at their return.
 
         Args:
-            timeout_s: Longest wait for each thread of the driver's pool, in seconds. They end by themselves, and one
-                that is connecting to a dead host takes its time; none is waited for while a release goes on, nor in the
+            timeout_s: The longest wait for each thread of the driver's pool, in seconds. The threads end by themselves,
+                and one that is connecting to a dead host takes long. So no wait is allowed during a release, nor in the
                 thread that watches all deployments.
         """
         with self._lock:
@@ -315,41 +319,41 @@ class Generation:
         self.retire(timeout_s / self.inner.num_workers)
 
     def hold(self, *, held: bool) -> None:
-        """Have new transactions on these connections wait, or go on, as an operator orders."""
+        """Make new transactions on these connections wait, or let them proceed, as an operator has ordered."""
         if not self.drained:
             self.live[0] = not held
 
     def drain(self) -> None:
-        """Have new transactions on these connections wait for the switchover to pass."""
+        """Make new transactions on these connections wait for the end of the switchover."""
         self.drained = True
         self.live[0] = 0
 
     def cut(self, chosen: Callable[[Aware], bool] = lambda _: True) -> int:
-        """Cut the connections that are still open, at the socket; of those that are *chosen*. How many."""
+        """Cut the sockets of the connections that are still open and that *chosen* accepts; return their number."""
         with self._lock:
             open_ones = [(member, socket) for member, socket in self._members.items() if member.bgpool_is_open]
         count = 0
         for member, socket in open_ones:
             if not member.bgpool_cut and chosen(member):
                 with contextlib.suppress(*self._recipe.failures):
-                    # Marked afterwards: what is sent once it is marked goes nowhere.
+                    # Marked after the cut, so that data sent once the mark is set goes nowhere.
                     member.bgpool_cut = sockets.cut(member.fileno(), socket)
                     count += member.bgpool_cut
         return count
 
-    # -- what a connection asks ----------------------------------------------------------------------------------
+    # -- queries of a connection ------------------------------------------------------------------------------------
 
     def wait_usable(self) -> None:
-        """As await_usable."""
+        """Like await_usable."""
         self._recipe.waits.finish(self.await_usable())
 
     async def await_usable(self) -> None:
-        """Hold a new transaction on a connection in use until it is known what becomes of it.
+        """Hold a new transaction on a connection in use until it is known whether the connection stays fit.
 
         Raises:
             InheritedConnection: The connection is the parent's.
-            SwitchoverHoldTimeout: Held for as long as it may be.
-            SwitchoverInterrupted: The switchover has passed and the connection is not fit any more.
+            SwitchoverHoldTimeout: Held for the longest time that is allowed.
+            SwitchoverInterrupted: The switchover has passed and the connection is no longer fit.
         """
         gate = self._recipe.gate
         if self.inherited:
@@ -368,10 +372,10 @@ class Generation:
         raise self._counted(None, SwitchoverInterrupted, text)
 
     def check_commit(self, snapshot: Snapshot | None) -> None:
-        """Make sure that a transaction on one of these connections, which is open, may be committed by *snapshot*.
+        """Check that an open transaction on one of these connections may be committed under *snapshot*.
 
-        While a switchover is under way it may. Of one that was slept through a COMMIT would be lost, or nobody could
-        tell what became of it.
+        During a switchover it may. After a switchover during which this process was frozen, the COMMIT would be lost,
+        or its outcome could not be found.
 
         Raises:
             SwitchoverInterrupted: A switchover has passed since the connection was opened.
@@ -383,19 +387,20 @@ class Generation:
             raise self._counted(None, SwitchoverInterrupted, self._recipe.gate.describe(text))
 
     def is_unfit(self, snapshot: Snapshot | None) -> bool:
-        """Whether these connections must not be handed out under *snapshot*."""
+        """Return whether these connections must not be handed out under *snapshot*."""
         if snapshot is None:
             return False
         if self._recipe.endpoint.host(snapshot) is None and (self.epoch is None or self.switching):
-            # The deployment went away in a switchover whose end this process has not seen: it was frozen, say.
+            # The deployment was removed in a switchover whose end this process has not seen, for example because it was
+            # frozen.
             return self.epoch is not None
         if self.epoch is None and snapshot.phase < Phase.IN_PROGRESS:
-            # Opened before the first snapshot was there; nothing has moved since.
+            # The connections were opened before the first snapshot existed. Nothing has changed since.
             self.epoch = snapshot.epoch
         return self.epoch != snapshot.epoch
 
     def was_rolled_back(self, snapshot: Snapshot | None) -> bool:
-        """Whether the switchover that drained this generation, and no other since, went back to blue."""
+        """Return whether the switchover that drained this generation went back to blue, and no other followed."""
         if snapshot is None or self.epoch is None:
             return False
         return (
@@ -405,48 +410,48 @@ class Generation:
         )
 
     def is_over(self) -> bool:
-        """Whether these connections are to be replaced as soon as they are in no transaction.
+        """Return whether these connections must be replaced as soon as they are in no transaction.
 
-        A switchover is under way, or has passed and was not rolled back; or all were replaced for another reason, such
-        as drain(). Not after close(), which replaces nothing.
+        That is so if a switchover is under way, or has passed and was not rolled back; or if all connections were
+        replaced for another reason, such as drain(). It is not so after close(), which replaces nothing.
         """
         if self.drained:
             return not self.was_rolled_back(self._recipe.gate.now())
         return self.retired and not self._recipe.gate.closed
 
     def note_cut(self) -> None:
-        """The server has ended, or refused, one of these connections, or a write on it."""
+        """Record that the server has ended or refused one of these connections, or refused a write on it."""
         if not self.inherited and not self.retired:
             self._recipe.gate.note_cut()
 
     def note_refusal(self) -> bool:
-        """Note that the server itself has refused a write on one of these connections.
+        """Record that the server itself has refused a write on one of these connections.
 
         Returns:
-            Whether none of them is handed out again.
+            True if none of them is handed out again.
         """
         self.note_cut()
         return self._distrust(self)
 
     def role_is_servers(self) -> bool:
-        """As Gate says."""
+        """Like Gate.role_is_servers."""
         return self._recipe.gate.role_is_servers()
 
     def is_switching(self) -> bool:
-        """Whether an error on one of these connections is the switchover's doing."""
+        """Return whether an error on one of these connections is caused by the switchover."""
         if self.drained or self.inherited:
             return True
         snapshot = self._recipe.gate.now()
         switching = self._recipe.gate.switching_by(snapshot)
         if switching is not None or snapshot is None or self.epoch is None:
             return bool(switching)
-        # There was a deployment. The epoch, too, tells of a switchover that this process has slept through.
+        # There was a deployment. The epoch, too, shows a switchover during which this process was frozen.
         return self.switching or snapshot.epoch > self.epoch
 
     def explain_cut(self, error: Exception, doubt: str) -> Exception:
-        """What a connection broken by a switchover means for the caller; *doubt* is why it may have committed."""
+        """Return the caller's error for a connection cut by a switchover; *doubt* is why it may have committed."""
         describe = self._recipe.gate.describe
-        # Of a prepared transaction that was held, it may be an error of ours.
+        # For a prepared transaction that was held, it may be bgpool's own error.
         self._recipe.gate.tally.absorb(error)
         if doubt:
             return self._counted(error, CommitOutcomeUnknown, describe(doubt))
@@ -454,21 +459,21 @@ class Generation:
         return self._counted(error, SwitchoverInterrupted, text)
 
     def explain_read_only(self, error: Exception) -> Exception:
-        """What a write refused by a read-only server means in a switchover."""
+        """Return the caller's error for a write that a read-only server refused in a switchover."""
         text = self._recipe.gate.describe("takes no writes any more; the transaction did not commit, run it again")
         return self._counted(error, SwitchoverInterrupted, text)
 
     def _counted(self, error: Exception | None, kind: type[Exception], text: str) -> Exception:
-        """The *kind* of error that the application gets for *error*."""
+        """Return the error of *kind* that the application gets for *error*."""
         new = self._recipe.like(error, kind, text)
         self._recipe.gate.tally.count_error(new)
         return new
 
 
 def connects_at_once(held: int, workers: int) -> int:
-    """How many connections a pool that held *held*, one of *workers* on the host, opens at a time after a switchover.
+    """Return how many connections a pool with *held* before, one of *workers* on the host, opens at a time.
 
-    No more than it held: green is not asked for more at once than blue has carried. And no more than its share of what
-    the cores can do, or all would be connecting and none connected.
+    It is at most *held*, so that green gets no more logins at once than blue had connections. It is at most the pool's
+    share of the cores' capacity; otherwise all pools would be connecting and none connected.
     """
     return max(1, min(held, math.ceil(CONNECTS_PER_CORE * cores() / workers)))

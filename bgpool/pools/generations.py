@@ -1,4 +1,4 @@
-"""The generations of a pool, each after the other: which one is handed out, and how those before it end."""
+"""The successive generations of a pool: the current one, and the end of the earlier ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bgpool.segment.table import Usage
 
 __all__ = ["Generations"]
 
-#: Two words that differ: the quick way is shut.
+#: Two words that differ: the fast path is closed.
 _SHUT: Final = (memoryview(b"\0" * 8).cast("Q"), memoryview(b"\1" * 8).cast("Q"), None)
 
 
@@ -28,10 +28,10 @@ class Generations:
     """The connections of a pool, replaced as a whole at each epoch.
 
     Attributes:
-        current: The generation that is handed out; None before the first checkout, and while none is good.
-        quick: The mapped word, what it said when *current* was found good, and the driver's way to one of its
-            connections: to be read as one. The second is a word of memory, too, which the kernel wipes in a forked
-            child.
+        current: The generation that is handed out; None before the first checkout, and while no generation is fit.
+        quick: The mapped word, its value when *current* was found fit, and the driver's pool's function that returns a
+            connection. The three must be read as one tuple. The second is a word of memory as well, which the kernel
+            wipes in a forked child.
     """
 
     current: Generation | None
@@ -43,12 +43,13 @@ class Generations:
         make_inner: Callable[[Generation], DriversPool],
         count_workers: Callable[[], int],
     ) -> None:
-        """None yet.
+        """Create the state without a generation.
 
         Args:
-            recipe: How connections are made.
-            make_inner: What keeps the connections of a generation, see Recipe.make_inner.
-            count_workers: How many processes of the host do what this one does, see Participant.count_workers.
+            recipe: The way to open connections.
+            make_inner: Creates the object that keeps the connections of a generation, see Recipe.make_inner.
+            count_workers: Returns the number of processes on the host that use the bg_id, see
+                Participant.count_workers.
         """
         self._recipe: Final = recipe
         self._make_inner: Final = make_inner
@@ -59,42 +60,45 @@ class Generations:
         self._lock = threading.Lock()
         self.current = None
         self.quick = _SHUT
-        # Put away, with connections that may still be out: those that are left alone, and those to be cut, and when.
+        # Retired generations that may have connections in use: those that are not touched, and those that are cut, with
+        # the time.
         self._leaving: list[Generation] = []
         self._cuts: list[tuple[float, Generation]] = []
-        # How many connections the next generation opens at a time; None while none was made unfit by a switchover.
+        # The maximum of connections that the next generation opens at a time; None before a switchover has made one
+        # unfit.
         self._at_once: int | None = None
-        # Put away, and perhaps still handing something out to who has waited before.
+        # Retired generations that may still hand out a connection to a caller that has waited since before.
         self._ended: list[Generation] = []
         self._drained = self._cut = 0
-        # When a write was refused last, when a generation was replaced for that, and how long it is not done again.
+        # The times of the last refused write and of the last replacement for that reason, and the pause after that one.
         self._refused_at = self._distrusted_at = -math.inf
         self._distrust_s = 0.0
-        # By generations that are over, and what was told last: a count that falls would pass for one begun anew.
+        # The checkouts served by earlier generations, and the last reported total. A reader would take a falling count
+        # for that of a new process.
         self._served_before = self._served = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.current!r}>"
 
     def after_fork_in_child(self) -> None:
-        """Leave the parent's connections alone and begin anew."""
+        """Abandon the parent's connections untouched and start with none."""
         for generation in [*filter(None, [self.current]), *self._ended, *self._all_leaving()]:
             generation.live[0] = 0
             fork.keep_forever(generation)
         self._reset()
 
-    # -- the one that is handed out ------------------------------------------------------------------------------
+    # -- the current generation -------------------------------------------------------------------------------------
 
     def adopt(self, reading: Reading) -> Generation:
-        """The generation that is good by *reading*, open; made if there is none.
+        """Return the open generation that is fit under *reading*; create it if there is none.
 
         Raises:
-            PoolClosed: The gate is closed, or the generation was put away just now.
+            PoolClosed: The gate is closed, or the generation has just been retired.
         """
         generation = self.current
         word, admitted, _ = self.quick
         if generation is not None and word is reading.word and word == admitted:
-            # Found good by this very snapshot, by somebody who was let go at the same moment.
+            # Another caller that was released at the same time found it fit under the same snapshot.
             return generation
         snapshot = self._recipe.gate.snapshot(reading)
         old: Generation | None = None
@@ -123,7 +127,7 @@ class Generations:
         try:
             generation.open()
         except BaseException:
-            # Half open it would be for good: the driver's pool does not begin again.
+            # It would stay half open forever, because the driver's pool does not repeat its start.
             with self._lock:
                 self.current = None if self.current is generation else self.current
             generation.retire(timeout_s=0)
@@ -133,15 +137,15 @@ class Generations:
                 self._retire(old)
         with self._lock:
             if self.current is generation and reading.is_current:
-                # A new word every time: whoever still reads the tuple before must not find a new number in it.
+                # Always a new word: a thread that still reads the earlier tuple must not find a new number in its word.
                 self.quick = (reading.word, fork.parents_word(reading.sequence), generation.inner.getconn)
         return generation
 
     def apply(self, reading: Reading) -> None:
-        """Put away what *reading* makes unfit."""
+        """Retire the generation that *reading* makes unfit."""
         with self._lock:
             if self.quick[0] is not reading.word:
-                # The file that the quick way looks at is not the one in place: nobody may be there to say so in it.
+                # The fast path reads a file that is no longer in place, and into which no monitor may write any more.
                 self.quick = _SHUT
         snapshot = self._recipe.gate.snapshot(reading)
         if snapshot is None:
@@ -161,7 +165,7 @@ class Generations:
             self._retire(generation)
 
     def _note_switching(self, generation: Generation, snapshot: Snapshot | None) -> None:
-        """What *generation* judges a cut by, once the deployment is gone."""
+        """Record whether a switchover is under way, for judging a cut after the deployment is gone."""
         switching = self._recipe.gate.switching_by(snapshot)
         if switching is not None:
             generation.switching = switching
@@ -171,24 +175,24 @@ class Generations:
             return None
         return snapshot.epoch
 
-    # -- how they end --------------------------------------------------------------------------------------------
+    # -- the end of a generation ------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Replace every connection: idle ones at once, those in use when they are returned."""
+        """Replace every connection: an idle one immediately, one in use when it is returned."""
         with self._lock:
             old = self._take_current()
         if old is not None:
             self._retire(old)
 
     def distrust(self, generation: Generation) -> bool:
-        """Replace every connection, if *generation* is the one that is handed out: its server refuses writes.
+        """Replace every connection if *generation* is the current one, because its server refuses writes.
 
-        An endpoint's name may lead to another server by now: an ordinary failover. Where it leads to the same one, a
-        new connection is no better. So each replacement is followed by a pause, in which connections are kept. In a
+        After an ordinary failover the endpoint's name may lead to another server. If it leads to the same one, a new
+        connection is no better. So each replacement is followed by a pause in which connections are kept. In a
         switchover the next checkouts wait instead, see Gate.note_refusal.
 
         Returns:
-            Whether *generation* is not handed out any more.
+            True if *generation* is no longer handed out.
         """
         with self._lock:
             if generation is not self.current:
@@ -207,7 +211,7 @@ class Generations:
         return True
 
     def _take_current(self) -> Generation | None:
-        """Under the lock: hand nothing of the generation in use out any more, and leave alone what is out."""
+        """Stop handing out the current generation, and leave its connections in use alone. The lock must be held."""
         old, self.current = self.current, None
         self.quick = _SHUT
         if old is not None:
@@ -216,7 +220,7 @@ class Generations:
         return old
 
     def close(self, timeout_s: float) -> None:
-        """The same for good, once the gate is closed; at most *timeout_s* seconds of waiting for threads."""
+        """Do the same for good, after the gate is closed; wait at most *timeout_s* seconds for threads."""
         with self._lock:
             generation, self.current = self.current, None
             self.quick = _SHUT
@@ -227,7 +231,7 @@ class Generations:
                 self._served_before += served
 
     def cut_overdue(self) -> float:
-        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
+        """Cut connections in use whose grace has ended; return the seconds until the next cut, infinite if none."""
         now = time.monotonic()
         with self._lock:
             due = [generation for at, generation in self._cuts if at <= now]
@@ -237,8 +241,8 @@ class Generations:
         return next_at - now
 
     def _put_away(self, generation: Generation, snapshot: Snapshot) -> None:
-        """Under the lock: hand nothing of *generation*, the one in use, out any more, and drain what is out."""
-        # Before its connections are counted: one that is opened later is closed by who has opened it.
+        """Retire the current *generation* and drain its connections in use. The lock must be held."""
+        # Before its connections are counted: a connection that is opened later is closed by the thread that opened it.
         generation.retired = True
         self._take_current()
         held = generation.connections()
@@ -247,10 +251,11 @@ class Generations:
         self._drain_leaving(snapshot)
 
     def _drain_leaving(self, snapshot: Snapshot) -> None:
-        """Under the lock: hold new transactions on what *snapshot* makes unfit, and cut it after the grace.
+        """Hold new transactions on connections that *snapshot* makes unfit, and cut these after the grace.
 
-        Before IN_PROGRESS blue is where it was: what a lost run directory or a missed rollback has made unfit is closed
-        when it comes back, and nobody's transaction is cut for it. A rollback calls off the cuts that are not due yet.
+        The lock must be held. Before IN_PROGRESS blue has not moved. Connections that a lost run directory or a missed
+        rollback has made unfit are closed at their return, and no transaction is cut for that reason. A rollback
+        cancels the cuts that are not due yet.
         """
         settings = self._recipe.settings
         leaving, cuts, self._leaving, self._cuts = self._leaving, self._cuts, [], []
@@ -271,7 +276,7 @@ class Generations:
                 self._leaving.append(generation)
 
     def _retire(self, generation: Generation) -> None:
-        """The end of one that was put away; what it has served is final then."""
+        """End a generation that was put away; its count of served checkouts is final then."""
         generation.retire()
         served = generation.served()
         with self._lock:
@@ -279,7 +284,7 @@ class Generations:
             self._served_before += served
 
     def leaving(self) -> list[Generation]:
-        """Those that were put away, with connections that may still be out."""
+        """Return the retired generations that may have connections in use."""
         with self._lock:
             return self._all_leaving()
 
@@ -289,11 +294,11 @@ class Generations:
     # -- figures -------------------------------------------------------------------------------------------------
 
     def driver_stats(self) -> Mapping[str, int]:
-        """The figures of the driver's pool in use, named as psycopg_pool names them; none where there is none."""
+        """Return the figures of the current driver's pool, under psycopg_pool's names; empty if there is none."""
         return _driver_stats(self.current)
 
     def usage(self) -> Usage:
-        """What there is of connections, the leaving ones included; who waits at the gate it cannot know."""
+        """Return the counts of connections, retired generations included. Callers at the gate are not known here."""
         current = self.current
         driver = _driver_stats(current)
         connections = sum(one.connections() for one in [*filter(None, [current]), *self._all_leaving()])
@@ -308,10 +313,10 @@ class Generations:
         )
 
     def _count_served(self) -> int:
-        """Checkouts that were given a connection, by the driver's own count: the quick way counts nothing."""
+        """Return the number of served checkouts by the driver's own count, because the fast path counts nothing."""
         with self._lock:
             mine, before = [*self._ended, *filter(None, [self.current])], self._served_before
-        # Not under the lock: a connector asks its owner, who may be waiting for the lock with one of its own.
+        # Without the lock: a connector queries its owner, which may hold a lock of its own while it waits for this one.
         served = before + sum(one.served() for one in mine)
         with self._lock:
             self._served = max(self._served, served)

@@ -1,10 +1,10 @@
-"""Receipts: a table in which each unit of work leaves a row, so that what became of a COMMIT is for a key to decide.
+"""Receipts: a table in which each unit of work inserts a row, so that a unique key decides the outcome of a COMMIT.
 
 A unit has an id of its own, chosen before its first attempt. The first attempt inserts it as its last statement before
-COMMIT. Every attempt after a COMMIT that was cut inserts the same id first: if the earlier attempt has committed, that
-meets the unique key, and the function is not called again. If the earlier COMMIT is still under way on the same server,
-the INSERT waits for it. So no answer of a server has to be trusted. The statements are those of each engine's module
-``receipts``; when a unit sends which is decided in bgpool.pools.units.
+COMMIT. Every attempt after a COMMIT that was cut inserts the same id first. If the earlier attempt has committed, this
+violates the unique key, and the function is not called again. If the earlier COMMIT is still in progress on the same
+server, the INSERT waits for it. So bgpool does not have to trust any answer of a server about the COMMIT. The
+statements are in each engine's module ``receipts``; bgpool.pools.units decides when a unit sends them.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 REMEDY: Final = "bgpool receipts --sql prints the DDL and the grants"
 
-#: A schema's name that needs no more than quotes around it.
+#: A schema name that needs only quotes around it, and no escapes.
 _SCHEMA: Final = re.compile(r"[\w$-]+")
 
 STOPS_GREEN: Final = (
     "is on blue alone, and green is a logical replica: a receipt would stop its replication; create it on green, too"
 )
 
-#: No blanks, quotes or backslashes: the id is part of statements' text, and all servers compare it alike.
+#: No blanks, quotes or backslashes: the id is part of the statements' text, and all servers compare it in the same way.
 _ID: Final = re.compile(rf"[A-Za-z0-9._:@/+=~#-]{{1,{RECEIPT_ID_CHARS}}}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyApplied:
-    """What a unit of work returns instead of the function's result if its id was applied before.
+    """The return value of a unit of work whose id was applied before.
 
-    The function was not called. The earlier run may have been another process's, so that its result is not known here.
+    The function was not called. The earlier run may have been in another process, so its result is not known here.
 
     Attributes:
         receipt_id: The id that the caller gave.
@@ -75,11 +75,11 @@ class AlreadyApplied:
 
 
 class KeyTaken(Exception):
-    """An attempt has met the row of its unit's id: the unit was applied.
+    """An attempt found the row of its unit's id: the unit was applied.
 
     Attributes:
-        writer: The attempt that wrote the row, by its name (see attempt_name): another unit's, if that was a run with
-            the same id of the caller's.
+        writer: The name of the attempt that wrote the row (see attempt_name). It is another unit's if that was a run
+            with the same id, chosen by the caller.
     """
 
     def __init__(self, writer: str) -> None:
@@ -88,14 +88,14 @@ class KeyTaken(Exception):
 
 
 class Undecided(Exception):
-    """The receipts table cannot tell on this server whether the attempt before was applied."""
+    """The receipts table on this server cannot show whether the earlier attempt was applied."""
 
 
 def check_receipt_id(what: str, receipt_id: object) -> str:
-    """*receipt_id* as a unit of work takes it.
+    """Return *receipt_id* if it is valid as the id of a unit of work.
 
     Raises:
-        ConfigurationError: It is no text of 1 to RECEIPT_ID_CHARS of the characters that are allowed.
+        ConfigurationError: It is no text of 1 to RECEIPT_ID_CHARS of the allowed characters.
     """
     if not isinstance(receipt_id, str) or _ID.fullmatch(receipt_id) is None:
         shown = repr(receipt_id)
@@ -107,31 +107,32 @@ def check_receipt_id(what: str, receipt_id: object) -> str:
 
 
 def new_id() -> str:
-    """An id for one unit of work, 28 characters: its time comes first, so that rows are inserted side by side."""
+    """Return a new id of 28 characters. It begins with the time, so that rows are inserted next to each other."""
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(8).hex()}"
 
 
 def attempt_name(unit: str, attempt: int) -> str:
-    """What an *attempt* of *unit*, counted from 1, is named in the table, 32 characters."""
+    """Return the name of an *attempt* of *unit*, counted from 1, in the table: 32 characters."""
     return f"{unit}{attempt & 0xFFFF:04x}"
 
 
 class Receipts:
-    """The receipts table, as one pool or connector knows it in this process.
+    """The receipts table, from the view of one pool or connector in this process.
 
     Attributes:
-        table: Its name, with a schema or, until it was found in one, without.
-        always: Whether units write a receipt at all times, or only during a switchover.
-        reach_green: Whether green has shown, before the switchover, that rows of the table are replicated to it. Only
-            a logical replica has to: it gets the rows of those tables that its subscription knows.
-        stops_green: Whether a receipt would stop the replication to green: the table was made on blue alone, and green
-            is a logical replica.
-        retention_s: How long rows are kept, in seconds.
-        failure: Why the table could not be used when it was last tried; empty if it could, and before.
+        table: Its name, with its schema, or without it until the table was found.
+        always: True if units write a receipt at all times, false if only during a switchover.
+        reach_green: True if green has shown, before the switchover, that rows of the table are replicated to it. Only a
+            logical replica must show that: it gets only the rows of tables in its subscription.
+        stops_green: True if a receipt would stop the replication to green: the table was created on blue alone, and
+            green is a logical replica.
+        retention_s: The time for which rows are kept, in seconds.
+        failure: The reason for which the table could not be used at the last try; empty if it could, and before the
+            first.
     """
 
     def __init__(self, table: str, settings: Settings, host: str) -> None:
-        """The *table* behind the endpoint *host*."""
+        """Create the state for *table* behind the endpoint *host*."""
         self.table = self._given = table
         self.always: Final = settings.bg_receipts == ALWAYS
         self.reach_green = self.stops_green = False
@@ -141,13 +142,13 @@ class Receipts:
         self._told: Final[set[str]] = set()
         self._retry_at = 0.0
         self.retention_s: Final = settings.bg_receipts_retention_s
-        # Receipts left since old rows were deleted last, and when that is due again. At once, for processes that leave
-        # few.
+        # The number of receipts inserted since old rows were last deleted, and the number at which that is due again.
+        # It is due immediately, for the sake of processes that insert few.
         self._left = self._due_left = 0
         self._due_at = 0.0
 
     def is_usable(self, generation: Generation) -> bool | None:
-        """Whether the table can be used on the connections of *generation*; None: it is to be looked at."""
+        """Return whether the table can be used on the connections of *generation*; None if it must be checked first."""
         if self.stops_green:
             return False
         if generation.receipts is False and time.monotonic() >= self._retry_at:
@@ -155,19 +156,19 @@ class Receipts:
         return generation.receipts
 
     def accept(self, generation: Generation) -> None:
-        """The table is as it is to be on the server of *generation*."""
+        """Record that the table has the required form on the server of *generation*."""
         generation.receipts, self.failure = True, ""
 
     def found_in(self, schema: str) -> None:
-        """The table is in *schema*: that one is meant from now on, wherever a function has its session look for names.
+        """Record that the table is in *schema*. Its full name is used from now on, whatever search path is set.
 
-        Or a unit's attempts would leave its receipt in one table and look for it in another.
+        Otherwise a unit's attempts could insert its receipt into one table and search another.
         """
         if "." not in self.table and _SCHEMA.fullmatch(schema):
             self.table = f"{schema}.{self.table}"
 
     def note_green(self, *, reaches: bool | None) -> None:
-        """Receipts reach green as it is before a switchover, or do not; None: one would stop its replication."""
+        """Record whether receipts reach green before a switchover; None if one would stop its replication."""
         self.reach_green, self.stops_green = reaches is True, reaches is None
         if self.stops_green:
             self._refuse(STOPS_GREEN)
@@ -175,7 +176,7 @@ class Receipts:
             self.failure = ""
 
     def refuse(self, generation: Generation, why: str) -> None:
-        """The table cannot be used on the server of *generation*: units go on without for a while."""
+        """Record that the table cannot be used by *generation*. Units run without receipts for a while."""
         generation.receipts, self._retry_at = False, time.monotonic() + RECEIPTS_RETRY_S
         self._refuse(why)
 
@@ -200,23 +201,23 @@ class Receipts:
     # -- old rows ------------------------------------------------------------------------------------------------
 
     def note_left(self) -> None:
-        """A unit has left a receipt."""
+        """Count a receipt that a unit has inserted."""
         self._left += 1
 
     def is_deletion_due(self) -> bool:
-        """Whether the unit that has ended is to delete old rows; if so, the next ones are not."""
+        """Return whether the unit that has ended must delete old rows; if so, the next units need not."""
         if self._left < self._due_left and time.monotonic() < self._due_at:
             return False
         self._schedule(RECEIPTS_DELETION_EVERY, RECEIPTS_DELETION_S)
         return True
 
     def note_deleted(self, rows: int) -> None:
-        """So many *rows* were deleted; there may be more."""
+        """Record that *rows* old rows were deleted; there may be more."""
         if rows >= RECEIPTS_DELETED_AT_ONCE:
             self._schedule(RECEIPTS_BACKLOG_EVERY, RECEIPTS_BACKLOG_S)
 
     def keep_old(self, why: str) -> None:
-        """Old rows cannot be deleted, as the table is: said once."""
+        """Record that old rows cannot be deleted in this table, and log it once."""
         if why in self._told:
             return
         self._told.add(why)
@@ -224,7 +225,7 @@ class Receipts:
         self._warn(text, log_fields("receipts_not_deleted", bg_id=self._bg_id, host=self._host))
 
     def note_not_deleted(self, error: Exception) -> None:
-        """*error* came in between: the next one tries again."""
+        """Record that *error* interrupted the deletion; a later unit tries again."""
         _logger.debug(
             "[bg_id: %r] old receipts on %s were not deleted: %s",
             self._bg_id,

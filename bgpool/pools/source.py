@@ -1,4 +1,4 @@
-"""What a pool and a connector share: an endpoint behind the gate, and connections that are replaced at each epoch."""
+"""The shared code of pools and connectors: an endpoint behind the gate, connections replaced at each epoch."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A pool at one moment.
+    """The state of a pool at one moment.
 
     Attributes:
-        phase: The deployment's phase as this process knows it; None while no snapshot was seen.
+        phase: The deployment's phase as this process knows it; None before the first snapshot.
         epoch: The epoch of the pool's connections.
-        held: Callers that wait for the switchover to pass.
-        size: Connections of the pool, idle, in use and being opened.
-        idle: Those ready to be checked out.
-        waiting: Callers that wait for a connection.
-        driver: The figures of the driver's pool since the last generation began, named as psycopg_pool names its own.
+        held: The number of callers that wait for the end of the switchover.
+        size: The number of the pool's connections: idle, in use and being opened.
+        idle: The number of connections that are ready to be checked out.
+        waiting: The number of callers that wait for a connection.
+        driver: The figures of the driver's pool since the last generation began, under psycopg_pool's names.
     """
 
     phase: Phase | None
@@ -71,26 +71,26 @@ class PoolStats:
 
 
 class Monitoring(Protocol):
-    """What a monitor is started with, as far as a pool knows it."""
+    """The configuration with which a monitor is started, as far as a pool knows it."""
 
     @property
     def parameters(self) -> Parameters:
-        """By what it is told from others."""
+        """The data that distinguish it from other configurations."""
         ...
 
 
 class ConnectionSource(ABC, Generic[C]):
-    """Connections to one endpoint that go through Blue/Green switchovers: a pool's, or those that others keep.
+    """Connections to one endpoint that survive Blue/Green switchovers: a pool's, or those that another owner keeps.
 
-    Nothing happens before the first checkout: it may be made before a fork and used on both sides of it.
+    It does nothing before the first checkout, so it may be created before a fork and used in parent and child.
 
     Attributes:
-        KIND: What it is called in errors.
+        KIND: Its name in error texts.
         OPTIONS: The options that are passed on to the driver's pool, each with its check.
-        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        timeout: The default of the longest wait for a connection, in seconds.
         hold_s: The longest hold, in seconds.
-        participant: The process's part in the deployment.
-        monitoring: What a monitor of the deployment could be started with; None for nothing.
+        participant: The process's membership in the deployment.
+        monitoring: The configuration with which a monitor of the deployment could be started; None for none.
     """
 
     KIND: ClassVar[str]
@@ -100,7 +100,7 @@ class ConnectionSource(ABC, Generic[C]):
     _unit_class: ClassVar[type[Unit[Any, Any]]]
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """Connections to the endpoint of *dsn*; *options* are those of the driver's pool."""
+        """Create a source for the endpoint of *dsn*; *options* are those of the driver's pool."""
         table = settings.bg_receipts_table
         if table is None and settings.bg_receipts == ALWAYS:
             raise ConfigurationError(
@@ -135,7 +135,8 @@ class ConnectionSource(ABC, Generic[C]):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._joining = False
-        # Set once it is known where the endpoint belongs: until then nobody can tell what a switchover means for it.
+        # Set once the endpoint's place in the deployment is known. Before that the effect of a switchover on it is
+        # unknown.
         self._joined = threading.Event()
         self._failed = 0
 
@@ -143,47 +144,47 @@ class ConnectionSource(ABC, Generic[C]):
         current = [one.current for one in self._generations_by_loop()] or [None]
         return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {', '.join(map(repr, current))}>"
 
-    # -- what a kind of source says of itself --------------------------------------------------------------------
+    # -- implemented by each kind of source -------------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
     def _waits_of(participant: Participant) -> Waits:
-        """How its callers wait."""
+        """Return the waits of its callers."""
 
     @abstractmethod
     def _here(self) -> Generations:
-        """The connections for the calling thread or task."""
+        """Return the connections for the calling thread or task."""
 
     @abstractmethod
     def _generations_by_loop(self) -> Sequence[Generations]:
-        """All connections."""
+        """Return all connections."""
 
     @abstractmethod
     def start(self) -> None:
-        """Get ready in a process that has just been forked, as far as that can be done in any thread."""
+        """Get ready in a process that has just been forked, as far as that is possible in any thread."""
 
     @abstractmethod
     def stop(self, timeout: float = 5.0) -> None:
-        """Refuse further checkouts, from any thread; *timeout* as close() has it."""
+        """Refuse further checkouts, from any thread; *timeout* is the same as in close()."""
 
     @abstractmethod
     def _make_inner(self, generation: Generation) -> DriversPool:
-        """What keeps the connections of *generation*."""
+        """Create the object that keeps the connections of *generation*."""
 
     @property
     @abstractmethod
     def max_size(self) -> int:
-        """Connections that there may be at a time; 0 where nobody knows."""
+        """The maximum number of connections; 0 if unknown."""
 
-    # -- what their owner asks -----------------------------------------------------------------------------------
+    # -- queries of the owner ---------------------------------------------------------------------------------------
 
     def is_fit(self, conn: C) -> bool:
-        """Whether *conn* may be handed out: it is open, and no switchover, failover or drain() has outdated it.
+        """Return whether *conn* may be handed out: open, and not made unfit by a switchover, failover or drain().
 
         Raises:
             ValueError: *conn* was not opened by a pool or connector.
         """
-        # Asked at every checkout: no call that can be done without.
+        # This runs at every checkout, so it makes no call that can be avoided.
         connection: Any = conn
         try:
             generation: Generation = connection.bgpool_generation
@@ -191,7 +192,7 @@ class ConnectionSource(ABC, Generic[C]):
             raise ValueError(f"{conn!r} was not opened by {self!r}") from None
         if generation.retired or connection.bgpool_unfit or connection.bgpool_cut:
             return False
-        # An operator's hold makes a generation wait as well, and a caller may be here before it is live again.
+        # An operator's hold stops a generation, too. Then a caller may get here before the generation is live again.
         if not generation.live[0] and (generation.drained or generation.inherited):
             return False
         is_open: bool = connection.bgpool_is_open
@@ -200,16 +201,17 @@ class ConnectionSource(ABC, Generic[C]):
     # -- checkouts -----------------------------------------------------------------------------------------------
 
     async def _atake(self, timeout_s: float, take: Callable[[Generation, float], Awaitable[T]]) -> T:
-        """What *take* gets from the generation that is handed out, once the gate admits a checkout.
+        """Return the result of *take* for the current generation, once the gate admits a checkout.
 
         Args:
-            timeout_s: Longest wait in seconds, hold included, >= 0.
-            take: Called with the generation, open, and the seconds that are left, < 0 if they are used up. Where it
-                raises psycopg_pool's PoolClosed the generation was put away meanwhile, and the next one is tried.
+            timeout_s: The longest wait in seconds, hold included, >= 0.
+            take: Called with the open generation and the remaining seconds, < 0 if they are used up. If it raises
+                psycopg_pool's PoolClosed, the generation was retired in the meantime, and the next one is tried.
 
         Raises:
-            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed, PoolTimeout, TooManyRequests: As Pool.connection.
-            Exception: What *take* raises.
+            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed, PoolTimeout, TooManyRequests: The same as in
+                Pool.connection.
+            Exception: Any error that *take* raises.
         """
         try:
             return await self._atake_gated(timeout_s, take)
@@ -229,7 +231,7 @@ class ConnectionSource(ABC, Generic[C]):
                 try:
                     generation = self._here().adopt(reading)
                     if not generation.is_first():
-                        # Somebody else of this pool connects already.
+                        # Another caller of this pool is already connecting.
                         turn.pass_on()
                     return await take(generation, deadline - time.monotonic())
                 except psycopg_pool.PoolClosed as error:
@@ -242,13 +244,13 @@ class ConnectionSource(ABC, Generic[C]):
             turn.pass_on()
 
     async def await_admitted(self, timeout: float | None = None) -> None:
-        """Wait while a switchover holds checkouts; to be called before a checkout takes a place in the owner's pool.
+        """Wait while a switchover holds checkouts. The owner calls this before a checkout takes a slot in its pool.
 
         Args:
-            timeout: Longest hold in seconds; None for bg_connect_timeout_ms, which is the upper bound, too.
+            timeout: The longest hold in seconds; None for bg_connect_timeout_ms, which is also the upper bound.
 
         Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
+            SwitchoverHoldTimeout: Held for the longest time that is allowed.
             GreenHostRejected: The endpoint is green and the switchover is over.
             PoolClosed: The connector is closed.
             ConfigurationError: *timeout* is no number of seconds.
@@ -260,7 +262,7 @@ class ConnectionSource(ABC, Generic[C]):
             await self._atake(self.timeout if timeout is None else timeout, _nothing)
 
     def _as_ours(self, error: Exception) -> Exception:
-        """*error* of the driver's pool as bgpool's own, with what is known of why."""
+        """Return bgpool's own error for *error* of the driver's pool, with the known reasons."""
         snapshot = self._gate.snapshot(self.participant.reader.refresh())
         phase = snapshot.phase.name if snapshot is not None else "unknown"
         return as_ours(error, self._recipe.like, self._here().current, phase)
@@ -281,11 +283,11 @@ class ConnectionSource(ABC, Generic[C]):
         idempotent: bool,
         receipt_id: str | None = None,
     ) -> Unit[C, R]:
-        """A unit of work on this endpoint whose attempts its owner makes; arguments as Unit has them.
+        """Return a unit of work on this endpoint whose attempts its owner makes; the arguments are the same as in Unit.
 
         Raises:
-            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it; or receipts are not
-                kept for as long as *timeout_s*.
+            ConfigurationError: *receipt_id* was given and is no valid id, or there is no table for it; or receipts are
+                kept for less time than *timeout_s*.
         """
         self._check_receipts(receipt_id, timeout_s)
         return self._unit_class(
@@ -293,7 +295,7 @@ class ConnectionSource(ABC, Generic[C]):
         )
 
     def _check_receipts(self, receipt_id: object, timeout_s: float) -> None:
-        """Raise ConfigurationError for what a unit with such arguments must not have, as amake_unit does."""
+        """Raise ConfigurationError for arguments that a unit must not have; the same as in amake_unit."""
         self.check_receipt_id(receipt_id)
         if self._receipts is not None and timeout_s > (kept_s := self._settings.bg_receipts_retention_s):
             raise ConfigurationError(
@@ -302,10 +304,10 @@ class ConnectionSource(ABC, Generic[C]):
             )
 
     def check_receipt_id(self, receipt_id: object) -> None:
-        """Look at the id that the caller of a unit of work has chosen; None for none.
+        """Check the id that the caller of a unit of work has chosen; None for none.
 
         Raises:
-            ConfigurationError: *receipt_id* was given and is no id, or there is no table for it.
+            ConfigurationError: *receipt_id* was given and is no valid id, or there is no table for it.
         """
         if receipt_id is None:
             return
@@ -318,12 +320,12 @@ class ConnectionSource(ABC, Generic[C]):
     # -- following the segment -----------------------------------------------------------------------------------
 
     def apply(self, reading: Reading) -> None:
-        """Act on a new snapshot: drain what it makes unfit."""
+        """Apply a new snapshot: drain the connections that it makes unfit."""
         for generations in self._generations_by_loop():
             generations.apply(reading)
 
     def tick(self) -> float:
-        """Cut what is still in use after its grace; seconds until that is due again, infinite if it is not."""
+        """Cut connections in use after their grace; return the seconds until the next cut, infinite if none."""
         snapshot = self.participant.reader.refresh().snapshot
         self._endpoint.read_later(snapshot)
         self._recipe.load_later(snapshot)
@@ -331,7 +333,7 @@ class ConnectionSource(ABC, Generic[C]):
         return min((one.cut_overdue() for one in self._generations_by_loop()), default=math.inf)
 
     def usage(self) -> Usage:
-        """What is done with it now, for the table of workers."""
+        """Return its current counts for the table of workers."""
         snapshot = self.participant.reader.refresh().snapshot
         part = self._endpoint.takes_part(snapshot)
         proxied = part is False and self._endpoint.is_behind_proxy(snapshot)
@@ -351,29 +353,29 @@ class ConnectionSource(ABC, Generic[C]):
         return self._gate.tally.added_to(own)
 
     def _count_connections(self) -> Usage:
-        """What the successions have, and have done; nothing else."""
+        """Return the counts of the generations alone."""
         return Usage.merged(one.usage() for one in self._generations_by_loop())
 
     def is_holding(self, reading: Reading) -> bool:
-        """Whether a checkout would be held by *reading*."""
+        """Return whether a checkout would be held under *reading*."""
         return self._gate.decide(reading, Purpose.CHECKOUT).action is Action.HOLD
 
     def take_longest_hold_s(self) -> float:
-        """The longest hold that has ended since the last call, in seconds; 0 if none has."""
+        """Return the longest hold that has ended since the last call, in seconds; 0 if none has."""
         return self._gate.tally.take_longest_s()
 
     def _limits(self) -> dict[str, int]:
-        """The time limits that a switchover meets here, as a Usage names them."""
+        """Return the time limits that apply to it in a switchover, under the names of Usage."""
         hold_ms = int(min(self._settings.bg_connect_timeout_ms, self.timeout * 1000))
         timer_ms = self._settings.bg_switchover_timeout_ms
         return {"hold_limit_ms": hold_ms, "timer_ms": timer_ms, "busy_limit_ms": busy_limit_ms()}
 
     def _offer(self, snapshot: Snapshot | None, *, works: bool) -> int:
-        """What a monitor may be expected to see with these parameters; nothing where they may not even work.
+        """Return the visibility that a monitor with these parameters can expect; NONE if they may not even work.
 
-        They work where there are connections, unless those came with a password of their own. Those with which the
-        deployment was seen have worked: in a switchover no pool has any connections, and the next monitor should be
-        one that sees.
+        Parameters work if there are connections, unless those were opened with a password that the caller gave.
+        Parameters that showed the deployment before have worked. They count during a switchover, too, when no pool has
+        any connections, because the next monitor should be one that sees the deployment.
         """
         if self.monitoring is None or snapshot is None:
             return Visibility.NONE
@@ -382,7 +384,7 @@ class ConnectionSource(ABC, Generic[C]):
         return visibility if works or visibility is Visibility.SEEN else Visibility.NONE
 
     def drain(self) -> None:
-        """Replace every connection: idle ones at once, those in use when they are returned."""
+        """Replace every connection: an idle one immediately, one in use when it is returned."""
         fork.notice()
         for generations in self._generations_by_loop():
             generations.drain()
@@ -390,7 +392,7 @@ class ConnectionSource(ABC, Generic[C]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def _ajoin(self) -> None:
-        # A process may be patched after the pool was made, and even after it was opened.
+        # The process may be patched after the pool was created, and even after it was opened.
         check_threads()
         if not self._joining or not self._joined.is_set():
             await self._gate.waits.call(self._join)
@@ -404,13 +406,13 @@ class ConnectionSource(ABC, Generic[C]):
         try:
             self.participant.join(self)
             if self._gate.closed:
-                # Meanwhile, by another thread or task.
+                # Another thread or task has closed the pool in the meantime.
                 self.participant.leave(self)
             self._endpoint.read()
-            # Beside what this caller waits for, a release perhaps.
+            # In parallel with the caller's wait, perhaps for a release.
             self._recipe.prepare()
         except BaseException:
-            # A signal or a timeout of the caller's came in between: the next one takes it up again.
+            # A signal or the caller's own timeout interrupted this; the next caller repeats it.
             self._joining = False
             raise
         finally:
@@ -418,21 +420,21 @@ class ConnectionSource(ABC, Generic[C]):
 
     @property
     def bg_id(self) -> str:
-        """Which deployment it follows."""
+        """The id of its deployment."""
         return self._settings.bg_id
 
     @property
     def name(self) -> str:
-        """Host and port, as its DSN has them."""
+        """The host and port of its DSN."""
         return self._name
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """True after close()."""
         return self._gate.closed
 
     def stats(self) -> PoolStats:
-        """Its connections, and who waits for one, at this moment."""
+        """Return its current connections and waiting callers as counts."""
         fork.notice()
         driver: Counter[str] = Counter()
         epochs = []
@@ -451,7 +453,7 @@ class ConnectionSource(ABC, Generic[C]):
         )
 
     def after_fork_in_child(self) -> None:
-        """Leave the parent's connections alone and begin anew."""
+        """Abandon the parent's connections untouched and start with none."""
         for generations in self._generations_by_loop():
             generations.after_fork_in_child()
         self._gate.reset()
@@ -461,36 +463,36 @@ class ConnectionSource(ABC, Generic[C]):
 
 
 class BlockingSource(ConnectionSource[C]):
-    """A source whose callers do not await: for threads, or for greenlets that await for them."""
+    """A source whose callers do not await: for threads, or for greenlets in which another object awaits."""
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """As ConnectionSource."""
+        """Like ConnectionSource."""
         super().__init__(dsn, settings, participant, options)
         self._generations: Final = Generations(self._recipe, self._make_inner, participant.count_workers)
 
     @staticmethod
-    def _waits_of(participant: Participant) -> Waits:  # noqa:ARG004  # others need it
-        """As ConnectionSource says."""
+    def _waits_of(participant: Participant) -> Waits:  # # noqa:ARG004  # other sources need it
+        """See ConnectionSource."""
         return BLOCKING
 
     def _here(self) -> Generations:
-        """As ConnectionSource says: the same for all."""
+        """See ConnectionSource; all callers share the same connections."""
         return self._generations
 
     def _generations_by_loop(self) -> Sequence[Generations]:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         return (self._generations,)
 
     def admits(self) -> bool:
-        """Whether a checkout goes on at once and nothing was published since the last one. One compare.
+        """Return whether a checkout proceeds immediately and nothing was published since the last; one comparison.
 
-        Where a deployment may come and there is no segment yet that is never so: ask would_admit().
+        If a deployment is possible and there is no segment yet, this is always false: call would_admit().
         """
         word, admitted, _ = self._generations.quick
         return bool(word == admitted)
 
     def would_admit(self) -> bool:
-        """Whether a checkout would go on at once, by the newest snapshot, which is acted on; nobody waits."""
+        """Return whether a checkout would proceed immediately under the newest snapshot, and apply that; never wait."""
         if self.admits():
             return True
         try:
@@ -500,7 +502,7 @@ class BlockingSource(ConnectionSource[C]):
         return True
 
     def wait_admitted(self, timeout: float | None = None) -> None:
-        """As await_admitted."""
+        """Like await_admitted."""
         if timeout is not None:
             check_wait("timeout", timeout)
         word, admitted, _ = self._generations.quick
@@ -508,9 +510,9 @@ class BlockingSource(ConnectionSource[C]):
             self._gate.waits.finish(self.await_admitted(timeout))
 
     def open(self) -> None:
-        """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing.
+        """Begin to connect and to watch the deployment now instead of at the first checkout. It does not wait.
 
-        To be called in the process that will use the pool, after the fork; see bgpool.integrations.
+        Call it in the process that will use the pool, after the fork; see bgpool.integrations.
         """
         fork.notice()
         check_threads()
@@ -520,12 +522,12 @@ class BlockingSource(ConnectionSource[C]):
             self._generations.adopt(reading).begin()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close idle connections and refuse further checkouts; those in use are closed when returned.
+        """Close idle connections and refuse further checkouts; connections in use are closed when they are returned.
 
-        Callers who are held get PoolClosed.
+        Held callers get PoolClosed.
 
         Args:
-            timeout: Longest wait for these callers and for the pool's threads together, in seconds.
+            timeout: The longest wait for these callers and for the pool's threads together, in seconds.
         """
         fork.notice()
         deadline = deadline_of(timeout)
@@ -534,11 +536,11 @@ class BlockingSource(ConnectionSource[C]):
         self.participant.leave(self)
 
     def start(self) -> None:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         self.open()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         self.close(timeout)
 
     def make_unit(
@@ -550,7 +552,7 @@ class BlockingSource(ConnectionSource[C]):
         idempotent: bool,
         receipt_id: str | None = None,
     ) -> Unit[C, R]:
-        """A unit of work whose attempts do not await; arguments as Unit has them."""
+        """Return a unit of work whose attempts do not await; the arguments are the same as in Unit."""
 
         async def make(unit: Unit[C, R]) -> R:
             return attempt(unit)
@@ -559,4 +561,4 @@ class BlockingSource(ConnectionSource[C]):
 
 
 async def _nothing(_generation: Generation, _left_s: float) -> None:
-    """What a caller gets who only waits."""
+    """The *take* of a caller that only waits."""

@@ -1,8 +1,8 @@
-"""Units of work: a function that is called in a transaction, and again when a switchover cut that transaction.
+"""Units of work: a function that is called in a transaction, and called again if a switchover cuts that transaction.
 
-A unit is begun again only if it is certain that nothing of it was applied. Where COMMIT itself was cut, the unit's
-receipt decides (bgpool.pools.receipts). Where it has none, the servers are asked, and where these cannot tell, the
-caller is told so.
+A unit is repeated only if it is certain that none of its work was applied. If COMMIT itself was cut, the unit's receipt
+decides (bgpool.pools.receipts). Without a receipt, the servers are queried. If they cannot answer, the caller gets
+CommitOutcomeUnknown.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ __all__ = [
     "transactional",
 ]
 
-#: What a unit says whose function has closed the connection: nothing was committed, and it would be so every time.
+#: The error of a unit whose function has closed the connection. Nothing was committed, and every attempt would end
+#: alike.
 CLOSED_BY_FUNCTION: Final = "the function closed its connection; a unit of work is committed by its runner"
 
-#: What calling a function gives whose body has not run.
+#: The result types of a call whose function body has not run yet.
 _LATER: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 C = TypeVar("C")
@@ -76,7 +77,7 @@ R = TypeVar("R")
 
 
 class Outcome(Enum):
-    """What became of a transaction."""
+    """The outcome of a transaction."""
 
     COMMITTED = "committed"
     NOT_COMMITTED = "not committed"
@@ -85,27 +86,27 @@ class Outcome(Enum):
 
 
 class Lender(Protocol[C]):
-    """Where a unit gets a connection to ask what became of a COMMIT. A pool is one."""
+    """The source of the connection with which a unit queries the outcome of a COMMIT. A pool is one."""
 
     def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
-        """A connection, within *timeout* seconds; a coroutine where callers await."""
+        """Return a connection within *timeout* seconds; a coroutine if callers await."""
         ...
 
     def putconn(self, conn: C) -> object:
-        """Give it back; a coroutine where callers await."""
+        """Return the connection to the lender; a coroutine if callers await."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CutAttempt:
-    """An attempt whose COMMIT was cut, while it is not known whether it was applied.
+    """An attempt whose COMMIT was cut, while its outcome is unknown.
 
     Attributes:
         attempt: Its number, from 1.
-        error: What the COMMIT raised.
-        doubt: Why it may have been applied; see bgpool.pools.doubt.
-        result: What the function returned.
-        has_receipt: Whether its transaction holds the unit's receipt, so that the next attempt's INSERT decides.
+        error: The error that the COMMIT raised.
+        doubt: The reason for which it may have been applied; see bgpool.pools.doubt.
+        result: The function's return value.
+        has_receipt: True if its transaction contains the unit's receipt, so that the next attempt's INSERT decides.
     """
 
     attempt: int
@@ -116,10 +117,10 @@ class CutAttempt:
 
 
 class UnitContext:
-    """What all units of one pool or connector have in common.
+    """The data that all units of one pool or connector share.
 
     Attributes:
-        recipe: How connections to the endpoint are made.
+        recipe: The way to open connections to the endpoint.
         gate, waits: The recipe's.
         receipts: The receipts table; None for none.
     """
@@ -134,23 +135,23 @@ class UnitContext:
 
 
 class Unit(ABC, Generic[C, R]):
-    """One unit of work, to be run once: whether its attempts are repeated, and what became of a COMMIT that was cut.
+    """One run of a unit of work. It decides whether attempts are repeated, and finds the outcome of a cut COMMIT.
 
-    How one attempt is made is not decided here: *attempt* is called once for each. It checks a connection out, begins a
-    transaction, calls the function and commits, and it calls ``abegin``, ``afinish`` and ``afail`` of the unit in
-    between: a pool's is ``aapply``. Those of SQLAlchemy and Django cannot await, and call ``begin``,
-    ``finish`` and ``fail``.
-    What differs from engine to engine is in the unit's subclasses.
+    It does not decide how an attempt is made: *attempt* is called once for each. It checks out a connection, begins a
+    transaction, calls the function and commits. In between it calls ``abegin``, ``afinish`` and ``afail`` of the unit.
+    A pool's attempt is ``aapply``. The attempts of SQLAlchemy and Django cannot await; they call ``begin``, ``finish``
+    and ``fail``.
+    The unit's subclasses contain the differences between the engines.
 
     Attributes:
         driver_error: The root of the driver's errors.
-        is_applied: The server has answered that it has committed. What fails after that, in a listener of SQLAlchemy's
-            say, is not the unit's: it is neither called again nor in doubt.
-        needs_begin: Whether BEGIN must have been sent when ``begin`` is called: not every first statement begins a
-            transaction there, even where autocommit is off.
-        attempt: The number of the attempt at hand, from 1.
+        needs_begin: True if BEGIN must have been sent before ``begin`` is called. On such an engine not every first
+            statement begins a transaction, even if autocommit is off.
+        is_applied: True once the server has answered that the unit has committed. A later failure, for example in a
+            listener of SQLAlchemy, is not the unit's: the unit is neither called again nor in doubt.
+        attempt: The number of the current attempt, from 1.
         applied: The number of the attempt that was applied, once that is known; 0 before, and if another run of the
-            unit was.
+            unit was applied.
     """
 
     driver_error: ClassVar[type[Exception]]
@@ -160,35 +161,37 @@ class Unit(ABC, Generic[C, R]):
     _is_given: bool = False
     _id: str = ""
     _cancels: int = 0
-    # What a unit is before anything has gone wrong is its class's: most end like that, and each is made anew.
+    # The state of a unit before any error is stored in its class: a unit is created for each call, and most end without
+    # one.
     is_applied: bool = False
     attempt: int = 0
     applied: int = 0
     _unexplained_since_ns: int | None = None
-    # How often the function was called.
+    # The number of calls of the function.
     _calls: int = 0
-    # Whether the receipt can be inserted before that: not in a transaction that is read-only when it begins.
+    # True if the receipt can be inserted before the call; not in a transaction that is read-only when it begins.
     _can_claim: bool = True
-    # Whether the endpoint had a part in a deployment when an earlier attempt began.
+    # True if the endpoint took part in a deployment when an earlier attempt began.
     _took_part: bool = False
     _unit: str = ""
-    # The attempt that is in doubt; and all that were and left a receipt, by its writer. What is not there yet may come
-    # by replication.
+    # The attempt that is in doubt; and all attempts that were in doubt and have a receipt, by its writer. A receipt
+    # that is not visible yet may still arrive by replication.
     _cut: CutAttempt | None = None
     _cuts: Mapping[str, CutAttempt] = MappingProxyType({})
-    # Of the attempt at hand. Why it may have been applied (see bgpool.pools.doubt), and what the function returned.
+    # For the current attempt: the reason for which it may have been applied (see bgpool.pools.doubt), and the
+    # function's return value.
     _doubt: str = NO_DOUBT
     _result: Any = None
-    # Whether the function may have ended the attempt's transaction itself, and begun another one.
+    # True if the function may have ended the attempt's transaction itself, and begun another one.
     _ended: bool = False
-    # Whether the attempt met a refused write that any server would refuse.
+    # True if a write of the attempt was refused, and any server would refuse it.
     _is_own_refusal: bool = False
-    # Whether the attempt is inserting the receipt before it calls the function, and whether its transaction has it.
+    # True while the attempt inserts the receipt before it calls the function; and true if its transaction contains it.
     _is_claiming: bool = False
     _has_receipt: bool = False
-    # Whether the function has returned, and COMMIT is sent next.
+    # True once the function has returned and COMMIT is sent next.
     _is_finished: bool = False
-    # What was true when it began.
+    # The state of the gate when the attempt began.
     _began_by: GateState | None = None
 
     def __init__(
@@ -202,16 +205,16 @@ class Unit(ABC, Generic[C, R]):
         receipt_id: str | None = None,
         work: tuple[Callable[..., Any], Sequence[object]] | None = None,
     ) -> None:
-        """A unit whose attempts are made by *attempt*.
+        """Create a unit whose attempts are made by *attempt*.
 
         Args:
-            unit_context: What it has in common with all units of its pool or connector.
-            attempt: Makes one attempt and returns what the function returned; raises the driver's errors as they are.
+            unit_context: The data that it shares with all units of its pool or connector.
+            attempt: Makes one attempt and returns the function's return value; raises the driver's errors as they are.
                 None for ``aapply``.
-            lender: Where a connection for questions comes from.
-            timeout_s: Longest time until the last attempt begins, waits included, in seconds.
-            idempotent: The function may be applied twice.
-            receipt_id: The unit's id, if its caller has chosen one: it is not applied if a unit with this id was.
+            lender: The source of a connection for queries.
+            timeout_s: The longest time until the last attempt begins, waits included, in seconds.
+            idempotent: True if the function may be applied twice.
+            receipt_id: The unit's id, if its caller has chosen one. The unit is not applied if a unit with this id was.
             work: For ``aapply``: the function, and its arguments after the connection.
         """
         self._unit_context: Final = unit_context
@@ -219,7 +222,7 @@ class Unit(ABC, Generic[C, R]):
         self._timeout_s: Final = timeout_s
         self._began_ns: Final = unit_context.waits.now_ns()
         self._work = work
-        # What few have is set where they have it.
+        # Attributes that few units need are set only for those units.
         if attempt is not None:
             self._make_attempt = attempt
         if idempotent:
@@ -246,24 +249,24 @@ class Unit(ABC, Generic[C, R]):
         return self._unit_context.recipe
 
     def _reset(self) -> None:
-        """Forget what is known of the last attempt."""
+        """Reset the state of the last attempt."""
         self._doubt, self._result = NO_DOUBT, None
         self._ended = self._is_own_refusal = self._is_claiming = self._has_receipt = self._is_finished = False
 
     def run(self) -> R | AlreadyApplied:
-        """As arun, for a caller that cannot await."""
+        """Like arun, for a caller that cannot await."""
         return self._waits.finish(self.arun())
 
     async def arun(self) -> R | AlreadyApplied:
-        """Make attempts until one was applied.
+        """Make attempts until one is applied.
 
         Returns:
-            What the function returned in the attempt that was applied; AlreadyApplied if that was none of this unit's.
+            The function's return value in the attempt that was applied; AlreadyApplied if no attempt of this unit was.
 
         Raises:
-            CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
-            SwitchoverInterrupted: Cut again and again, until the time or the attempts were used up.
-            Exception: Whatever the function or a checkout raised.
+            CommitOutcomeUnknown: COMMIT was cut, and its outcome cannot be found.
+            SwitchoverInterrupted: Attempts were cut until the time or the number of attempts was used up.
+            Exception: Any error that the function or a checkout raised.
         """
         pause_s = UNIT_PAUSE_S
         while True:
@@ -287,27 +290,27 @@ class Unit(ABC, Generic[C, R]):
             pause_s = min(2 * pause_s, UNIT_PAUSE_MAX_S)
 
     async def _ahas_applied(self, error: Exception) -> bool:
-        """Whether the unit was applied although an attempt ended with *error*; if not, another one may begin.
+        """Return whether the unit was applied although an attempt ended with *error*; if not, it may be repeated.
 
         Raises:
-            CommitOutcomeUnknown: Nobody can tell.
-            Exception: *error*, which is the caller's.
+            CommitOutcomeUnknown: The outcome cannot be found.
+            Exception: *error*, if it must reach the caller.
         """
         if self.is_applied or not isinstance(error, (self.driver_error, Error, OSError, Undecided)):
             raise error
         if self._cut is None and not isinstance(error, (self.driver_error, Undecided)):
             raise error
-        # Who is told to end is not served again, though the function may have caught that.
+        # A task that was cancelled makes no further attempt, even if the function has caught the cancellation.
         last = self._calls >= UNIT_ATTEMPTS or self._waits.cancels() > self._cancels
         if isinstance(error, self.driver_error):
             if self._doubt and not self._is_claiming and self.was_cut(error):
-                # What the function itself has committed, and was cut in, is not what the receipt stands for.
+                # If the function itself has committed and was cut during that, the receipt does not prove the outcome.
                 has_receipt = self._has_receipt and self._is_finished
                 self._cut = CutAttempt(self.attempt, error, self._doubt, self._result, has_receipt)
                 if has_receipt:
                     self._cuts = {**self._cuts, self._writer(): self._cut}
             elif self._is_claiming and self._is_own_refusal and self._cut is None and not last:
-                # The transaction begins as one that is read-only. Should the function make it another, the receipt is
+                # The transaction is read-only when it begins. In case the function makes it read-write, the receipt is
                 # inserted at its end.
                 self._can_claim = False
             elif self._cut is None and (last or not self._may_claim_again(error)):
@@ -318,7 +321,7 @@ class Unit(ABC, Generic[C, R]):
         return False
 
     def _check_again(self, error: Exception, last: bool) -> None:
-        """Raise *error*, or what it means, unless the unit may be begun again after it."""
+        """Raise *error*, or the error that it stands for, unless the unit may be repeated after it."""
         if self._ended and not self._idempotent and self._may_begin_again(error):
             self._doubt = ENDED_BY_FUNCTION
             raise self._unknown(error, self._doubt) from error
@@ -328,15 +331,15 @@ class Unit(ABC, Generic[C, R]):
             raise error
 
     async def _ahas_committed(self, cut: CutAttempt, error: Exception, last: bool) -> bool:
-        """Whether *cut* has committed; if not, or if that is for the next attempt's INSERT to decide, False.
+        """Return whether *cut* has committed; False if not, or if the next attempt's INSERT decides it.
 
         Args:
             cut: The attempt in doubt.
-            error: What the attempt at hand ended with: the COMMIT itself, or the attempt to insert the receipt.
-            last: There is no next attempt.
+            error: The error of the current attempt: of the COMMIT itself, or of the INSERT of the receipt.
+            last: True if there is no next attempt.
 
         Raises:
-            CommitOutcomeUnknown: Nobody can tell.
+            CommitOutcomeUnknown: The outcome cannot be found.
         """
         hopeless = isinstance(error, (Undecided, GreenHostRejected, PoolClosed))
         if cut.has_receipt and not (last or hopeless) and self.left_s() > 0:
@@ -352,7 +355,7 @@ class Unit(ABC, Generic[C, R]):
         return False
 
     def _earlier(self, taken: KeyTaken | None = None) -> R | AlreadyApplied:
-        """The result of a unit that was applied by an earlier attempt, or by another run with the same id."""
+        """Return the result of a unit that was applied by an earlier attempt, or by another run with the same id."""
         cut = self._cut if taken is None else self._cuts.get(taken.writer)
         if cut is None:
             self._gate.tally.count_receipts("already_applied")
@@ -364,41 +367,41 @@ class Unit(ABC, Generic[C, R]):
         return result
 
     def left_s(self) -> float:
-        """Seconds until the time for attempts is up, >= 0."""
+        """Return the remaining time for attempts in seconds, >= 0."""
         return max(0.0, self._timeout_s - (self._waits.now_ns() - self._began_ns) / 1e9)
 
     @property
     def _takes_part(self) -> bool:
-        """Whether the endpoint had a part in a deployment when the unit began, or when the attempt at hand did.
+        """True if the endpoint took part in a deployment when the unit began, or when the current attempt began.
 
-        A deployment that a frozen process sleeps through may be gone when it wakes.
+        While a process is frozen, a deployment may pass and be gone when the process continues.
         """
         return self._took_part or self._gate.takes_part(self._began_by)
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the last attempt may have been applied although it failed."""
+        """True if the last attempt may have been applied although it failed."""
         return bool(self._doubt)
 
     @property
     def is_undecided(self) -> bool:
-        """Whether the COMMIT of an attempt was cut, and it is not known yet whether that was applied."""
+        """True if the COMMIT of an attempt was cut, and its outcome is not known yet."""
         return self._cut is not None
 
     @property
     def claims(self) -> bool:
-        """Whether an attempt has to insert the unit's receipt before it calls the function: ``begin`` does.
+        """True if an attempt must insert the unit's receipt before it calls the function, which ``begin`` does.
 
-        Because an earlier one may have been applied, be it another run with the same id.
+        An earlier attempt may have been applied, or another run with the same id.
         """
         return bool(self._cuts) or (self._receipts is not None and self._can_claim and self._is_given)
 
-    # -- one attempt, where bgpool makes it ----------------------------------------------------------------------
+    # -- one attempt, made by bgpool --------------------------------------------------------------------------------
 
     async def aapply(self) -> R:
-        """Do the work in a transaction on a connection of the lender's, and commit that, as one attempt.
+        """Call the function in a transaction on a connection of the lender and commit it, as one attempt.
 
-        What is awaited here is what the common attempt has to wait for: each step that is a coroutine costs.
+        It awaits only where a common attempt must wait, because every step that is a coroutine costs time.
         """
         assert self._work is not None
         (fn, args), unit_context = self._work, self._unit_context
@@ -425,7 +428,7 @@ class Unit(ABC, Generic[C, R]):
                 if awaits:
                     await step
             except BaseException as error:
-                # Before the transaction is ended, which is no doing of the function's.
+                # Before the transaction is ended, because the function does not do that.
                 self.leave(connection)
                 await self.aabandon(connection, error)
                 raise
@@ -441,40 +444,40 @@ class Unit(ABC, Generic[C, R]):
     def begin_block(self, connection: C) -> Any:
         """Begin a transaction, whatever the connection's autocommit is.
 
-        For the methods of this kind: what they return is to be awaited where callers await.
+        This method and the other ones with `_block` return an awaitable if callers await.
         """
 
     @abstractmethod
     def commit_block(self, connection: C) -> Any:
-        """Commit it."""
+        """Commit the transaction."""
 
     @abstractmethod
     async def aabandon(self, connection: C, error: BaseException) -> None:
-        """Roll back, where COMMIT was not sent, and call ``afail`` with *error*, which the attempt ends with.
+        """Roll back if COMMIT was not sent, and call ``afail`` with *error*, which ends the attempt.
 
         Raises:
-            Exception: As ``afail``.
+            Exception: The same as in ``afail``.
         """
 
-    # -- what an attempt calls -----------------------------------------------------------------------------------
+    # -- the calls of an attempt ------------------------------------------------------------------------------------
 
     def begin(self, connection: C) -> None:
-        """As abegin, for a caller that cannot await."""
+        """Like abegin, for a caller that cannot await."""
         self._waits.finish(self.abegin(connection))
 
     async def abegin(self, connection: C) -> None:
-        """The attempt's transaction is open, or begins with the next statement; the function is called next.
+        """Record that the transaction is open, or begins with the next statement; the function is called next.
 
         Raises:
-            KeyTaken, Undecided: The function is not to be called in this attempt; the transaction is rolled back.
+            KeyTaken, Undecided: The function must not be called in this attempt; the transaction is rolled back.
             Exception: The driver's.
         """
         if (step := self.begin_soon(connection)) is not None:
             await step
 
     def begin_soon(self, connection: C) -> Coroutine[Any, Any, None] | None:
-        """As abegin, and what of it is to be awaited; None if that is nothing."""
-        # By now somebody has looked: whoever has a connection was let through by what is true.
+        """Do the part of abegin that needs no wait, and return a coroutine for the rest; None if there is no rest."""
+        # The gate's state is current here: the checkout of the connection passed the gate with it.
         self._began_by = self._unit_context.gate.seen
         if self._is_given or self._cuts:
             return self._aclaim_and_begin(connection)
@@ -488,41 +491,41 @@ class Unit(ABC, Generic[C, R]):
         self.note_begun(connection)
 
     def note_begun(self, connection: C) -> None:
-        """The function has the transaction on *connection* from now on."""
+        """Record that the function has the transaction on *connection* from now on."""
         aware: Any = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
 
     def leave(self, connection: C) -> None:
-        """The function is done with the transaction, which its runner may end now. To call it again does nothing."""
+        """Record that the function has ended, so that the runner may end the transaction; idempotent."""
         aware: Any = connection
         if aware.bgpool_in_unit:
             aware.bgpool_in_unit, self._ended = False, aware.bgpool_ended
 
     def finish(self, connection: C, result: R) -> None:
-        """As afinish, for a caller that cannot await."""
+        """Like afinish, for a caller that cannot await."""
         self._waits.finish(self.afinish(connection, result))
 
     async def afinish(self, connection: C, result: R) -> None:
-        """The function returned *result*, and COMMIT is sent next.
+        """Record that the function returned *result*, and that COMMIT is sent next.
 
         Raises:
-            Exception: The driver's, or bgpool's own: there is no transaction to be committed.
+            Exception: The driver's, or bgpool's own: there is no transaction to commit.
         """
         if (step := self.finish_soon(connection, result)) is not None:
             await step
 
     def finish_soon(self, connection: C, result: R) -> Coroutine[Any, Any, None] | None:
-        """As afinish, and what of it is to be awaited; None if that is nothing."""
+        """Do the part of afinish that needs no wait, and return a coroutine for the rest; None if there is no rest."""
         self._result, unit_context = result, self._unit_context
         self.check(connection)
         self.leave(connection)
         meaning = unit_context.gate.newest_gate_state()
         if meaning is not self._began_by:
-            # The process may have been frozen meanwhile: nothing has drained or cut the connection yet.
+            # The process may have been frozen since it began, so that the connection was neither drained nor cut yet.
             cast(Aware, connection).bgpool_generation.check_commit(meaning.snapshot)
         if unit_context.receipts is not None or meaning.is_switching:
             return self._awrite_and_finish(connection)
-        # Whatever goes wrong from here on may have gone wrong after the server had committed.
+        # An error from here on may have occurred after the server committed.
         self._doubt, self._is_finished = DURING_COMMIT, True
         return None
 
@@ -531,40 +534,40 @@ class Unit(ABC, Generic[C, R]):
         self._doubt, self._is_finished = DURING_COMMIT, True
 
     def note_applied(self) -> None:
-        """The server has answered the COMMIT that followed ``finish``, and the connection is not returned yet."""
+        """Record that the server has answered the COMMIT after ``finish``; the connection is not returned yet."""
         self.is_applied, self._doubt = True, NO_DOUBT
 
     def fail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
-        """As afail, for a caller that cannot await."""
+        """Like afail, for a caller that cannot await."""
         self._waits.finish(self.afail(connection, error, held=held))
 
     async def afail(self, connection: C, error: BaseException, *, held: bool = True) -> None:
-        """The attempt ends with *error*.
+        """Record that the attempt ends with *error*.
 
         Args:
-            connection: Not returned yet, unless *held* is false. Its transaction is over, or is rolled back by this.
-            error: What the function, ``finish``, or the COMMIT raised.
-            held: Whether the attempt still has the connection, which may be asked something then.
+            connection: Not returned yet, unless *held* is false. Its transaction has ended, or this call rolls it back.
+            error: The error that the function, ``finish``, or the COMMIT raised.
+            held: True if the attempt still has the connection, so that queries on it are possible.
 
         Raises:
-            Exception: The error that *error* stands for: it is not the switchover's doing, though it seemed to be.
+            Exception: The error behind *error*, which was not caused by the switchover although it seemed to be.
         """
         self.leave(connection)
         aware = cast(Aware, connection)
-        # What the function sent may have committed by itself: its own COMMIT, a procedure, DDL.
+        # A statement of the function may have committed by itself: its own COMMIT, a procedure, DDL.
         self._doubt = self._doubt or aware.bgpool_in_doubt or NO_DOUBT
         if held and isinstance(error, self.driver_error) and self.was_refused(error):
             await self._asettle_refusal(aware, error)
 
-    # -- what an engine says of itself ---------------------------------------------------------------------------
+    # -- implemented by each engine ---------------------------------------------------------------------------------
 
     @abstractmethod
     def is_autocommit(self, connection: C) -> bool:
-        """Whether each statement on *connection* commits by itself unless a transaction was begun."""
+        """Return whether each statement on *connection* commits by itself unless a transaction was begun."""
 
     @abstractmethod
     def check(self, connection: C) -> None:
-        """Make sure that there is a transaction to be committed; the function may have swallowed what ended it.
+        """Check that there is a transaction to commit; the function may have swallowed the error that ended it.
 
         Raises:
             Exception: The driver's, or bgpool's own.
@@ -572,25 +575,25 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     def check_lost(self, connection: C) -> None:
-        """The part of ``check`` that a switchover has to do with: a lost connection, a refused write. Sends nothing.
+        """Do the part of ``check`` that concerns a switchover: a lost connection, a refused write. It sends nothing.
 
         Raises:
-            CommitOutcomeUnknown, SwitchoverInterrupted: What the function may have swallowed.
+            CommitOutcomeUnknown, SwitchoverInterrupted: The error that the function may have swallowed.
         """
 
     @abstractmethod
     async def alook(self, connection: C) -> str:
-        """What is wrong with the receipts table on the server of *connection*; empty if nothing is.
+        """Return the problem with the receipts table on the server of *connection*; empty if there is none.
 
         Raises:
-            Exception: The driver's, be the transaction at hand as it was before or not.
+            Exception: The driver's. The current transaction may or may not have been affected.
         """
 
     @abstractmethod
     async def ainsert(self, connection: C) -> bool:
-        """Insert the unit's receipt; whether that was done: False if it is there, committed.
+        """Insert the unit's receipt and return True; return False if it exists already and is committed.
 
-        Waits for a transaction that is about to commit it, and no longer than ``left_s``.
+        It waits for a transaction that is about to commit the receipt, but no longer than ``left_s``.
 
         Raises:
             Exception: The driver's.
@@ -598,12 +601,12 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     async def awriter(self, connection: C) -> str:
-        """Which attempt wrote the receipt that is there, by its name; empty if none is to be seen."""
+        """Return the name of the attempt that wrote the existing receipt; empty if none is visible."""
 
     def note_receipt(self, connection: C) -> None:  # noqa:ARG002  # PostgreSQL's notes where
-        """The transaction on *connection* holds the receipt.
+        """Record that the transaction on *connection* contains the receipt.
 
-        So no earlier attempt was applied on this server, and none can be any more while the transaction is open.
+        So no earlier attempt was applied on this server, and none can be while the transaction is open.
         """
         self._has_receipt, self._cut = True, None
         if self._receipts is not None:
@@ -611,28 +614,30 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     def reads_only(self, connection: C) -> bool:
-        """Whether *connection* is known to take no writes, so that none is tried for a receipt.
+        """Return whether *connection* is known to accept no writes, so that no INSERT of a receipt is tried.
 
-        A role's transactions may be read-only unless the function says otherwise: an id of the caller's is tried.
+        A role's transactions may be read-only by default, and the function may change that. So for an id that the
+        caller has chosen, the INSERT is tried.
         """
 
     @abstractmethod
     def decides(self, connection: C) -> bool:
-        """Whether the receipts on the server of *connection* are those of the server where COMMIT was cut."""
+        """Return whether *connection* sees the receipts of the server on which COMMIT was cut."""
 
     @abstractmethod
     async def awrite_receipt(self, connection: C) -> None:
-        """COMMIT is sent next: insert the receipt, and note what servers can be asked about the transaction.
+        """Insert the receipt just before COMMIT, and record the data for queries about the transaction.
 
         Raises:
-            Exception: The driver's: the transaction cannot go on.
+            Exception: The driver's: the transaction cannot continue.
         """
 
     @abstractmethod
     async def adelete_old(self, connection: C) -> int:
-        """Delete the oldest receipts beyond the retention, RECEIPTS_DELETED_AT_ONCE at most; how many there were.
+        """Delete the oldest receipts beyond the retention, at most RECEIPTS_DELETED_AT_ONCE, and return their number.
 
-        In a transaction of its own, on a connection that is in none. Waits for nobody: who is second does nothing.
+        It uses a transaction of its own, on a connection that is in none. It waits for no other process: of two that
+        delete at the same time, the second does nothing.
 
         Raises:
             Exception: The driver's.
@@ -640,46 +645,47 @@ class Unit(ABC, Generic[C, R]):
 
     @abstractmethod
     def is_lost(self, connection: C) -> bool:
-        """Whether *connection* is closed, or its transaction is over or has failed for good."""
+        """Return whether *connection* is closed, or its transaction has ended or has failed for good."""
 
     @abstractmethod
     def is_wait(self, error: Exception) -> bool:
-        """Whether *error* says that what the statement waited for was not over in time, or that it was in the way."""
+        """Return whether *error* means that another transaction did not end in time, or conflicted."""
 
     @abstractmethod
     def is_tables(self, error: Exception) -> bool:
-        """Whether *error* says that the receipts table takes none: it is not there, say, or another one than thought.
+        """Return whether *error* means that the receipts table accepts no receipts.
 
-        Any other is no reason to go on without: another run with the same id may be under way.
+        For example, it does not exist, or has an unexpected form. No other error is a reason to continue without a
+        receipt: another run with the same id may be in progress.
         """
 
     @abstractmethod
     def was_cut(self, error: Exception) -> bool:
-        """Whether the server or the network ended the connection; a refused checkout is nobody's cut."""
+        """Return whether the server or the network ended the connection. A refused checkout does not count."""
 
     @abstractmethod
     def was_refused(self, error: Exception) -> bool:
-        """Whether a write was refused as read-only: by the server, or in a transaction that is."""
+        """Return whether a write was refused as read-only: by the server, or in a read-only transaction."""
 
     @abstractmethod
     async def afind_out(self) -> Outcome:
-        """What became of the COMMIT that was cut."""
+        """Find the outcome of the COMMIT that was cut."""
 
     @abstractmethod
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
-        """A *kind* of error that still answers for the code of *error*."""
+        """Return an error of *kind* that keeps the error code of *error*."""
 
     # -- receipts ------------------------------------------------------------------------------------------------
 
     def leaves_receipt(self) -> bool:
-        """Whether the attempt's transaction is to hold a receipt, if it has written anything and holds none yet."""
+        """Return whether the attempt's transaction must get a receipt, if it has written data and contains none yet."""
         receipts = self._receipts
         if receipts is None or self._has_receipt or self._ended:
             return False
         return receipts.always or self._is_given or self.is_switching()
 
     def is_switching(self) -> bool:
-        """Whether a switchover is under way that the endpoint takes part in, as it did when the unit began or not."""
+        """Return whether a switchover is under way in which the endpoint takes part now, or took part before."""
         is_so = self._gate.switching()
         self._took_part = self._took_part or is_so
         return is_so
@@ -687,20 +693,20 @@ class Unit(ABC, Generic[C, R]):
     def name_receipt(self) -> None:
         """Choose the ids of the unit and of its receipt."""
         if not self._cuts:
-            # New ones for each attempt until one is in doubt: the transaction of one that was cut before its COMMIT may
-            # still be open on the server, and its row would be waited for.
+            # Each attempt gets new ids until one is in doubt. The transaction of an attempt that was cut before its
+            # COMMIT may still be open on the server, and an INSERT of the same id would wait for its row.
             self._unit = new_id()
             self._id = self._id if self._is_given else self._unit
 
     def _writer(self) -> str:
-        """What the attempt at hand is named in the table."""
+        """Return the name of the current attempt in the receipts table."""
         return attempt_name(self._unit, self.attempt)
 
     async def acan_use(self, connection: C) -> bool:
-        """Whether the receipts table can be used on *connection*; it is looked at once for each generation.
+        """Return whether the receipts table can be used on *connection*. It is checked once for each generation.
 
         Raises:
-            Exception: The driver's: the transaction cannot go on.
+            Exception: The driver's: the transaction cannot continue.
         """
         receipts, aware = self._receipts, cast(Aware, connection)
         if receipts is None:
@@ -724,12 +730,12 @@ class Unit(ABC, Generic[C, R]):
         return usable
 
     async def _aclaim(self, connection: C) -> None:
-        """Insert the receipt before the function is called: it is called only if no earlier attempt was applied.
+        """Insert the receipt before the function, which is called only if no earlier attempt was applied.
 
         Raises:
-            KeyTaken: One was.
-            Undecided: The table cannot tell whether one was.
-            Exception: The driver's: the connection was cut, say, or the earlier COMMIT is still under way.
+            KeyTaken: An earlier attempt was applied.
+            Undecided: The table cannot show whether one was applied.
+            Exception: The driver's: the connection was cut, say, or the earlier COMMIT is still in progress.
         """
         cut = self._cut
         if not self._can_claim or (cut is None and self.reads_only(connection)):
@@ -753,7 +759,7 @@ class Unit(ABC, Generic[C, R]):
             if not inserted:
                 if writer := await self.awriter(connection):
                     raise KeyTaken(writer)
-                # A trigger, another unique index or a policy has its way with the table: it proves nothing.
+                # A trigger, another unique index or a policy changes what is inserted, so the table proves nothing.
                 self._refuse(connection, "takes a receipt and does not have it afterwards")
                 if cut is not None:
                     raise Undecided
@@ -766,7 +772,7 @@ class Unit(ABC, Generic[C, R]):
         self._is_claiming = False
 
     def refuse_table(self, connection: C, error: Exception) -> None:
-        """The receipts table has refused the receipt with *error*, for good."""
+        """Record that the receipts table has refused the receipt with *error*, and will refuse the next ones."""
         self._refuse(connection, f"cannot be used: {first_line(error)}")
 
     def _refuse(self, connection: C, why: str) -> None:
@@ -774,19 +780,19 @@ class Unit(ABC, Generic[C, R]):
             self._receipts.refuse(cast(Aware, connection).bgpool_generation, why)
 
     def housekeep(self, connection: C) -> None:
-        """As ahousekeep, for a caller that cannot await."""
+        """Like ahousekeep, for a caller that cannot await."""
         self._waits.finish(self.ahousekeep(connection))
 
     async def ahousekeep(self, connection: C) -> None:
-        """The unit was applied, and its *connection* is not returned yet: delete old receipts, if it is time to.
+        """Delete old receipts if that is due. The unit was applied, and its *connection* is not returned yet.
 
-        No unit fails for it, or waits.
+        This never makes a unit fail, and never makes it wait.
         """
         receipts = self._receipts
         if receipts is None or not receipts.is_deletion_due():
             return
         aware = cast(Aware, connection)
-        # A connection on its way out may be cut at any moment; and what would be held is not begun.
+        # A drained connection may be cut at any time; and a statement that would be held is not begun.
         is_fit = not self.is_lost(connection) and not aware.bgpool_unfit and aware.bgpool_generation.live[0]
         if not is_fit or self._gate.switching() or receipts.is_usable(aware.bgpool_generation) is False:
             return
@@ -799,38 +805,38 @@ class Unit(ABC, Generic[C, R]):
             receipts.note_not_deleted(error)
 
     def forget(self) -> None:
-        """What the servers could be asked about the COMMIT that was cut is known without."""
+        """Discard the data for queries about the COMMIT that was cut; its outcome is known without them."""
 
-    # -- the unit's own ------------------------------------------------------------------------------------------
+    # -- internal steps ---------------------------------------------------------------------------------------------
 
     async def _asettle_refusal(self, connection: Aware, error: Exception) -> None:
-        """Find out, now that the transaction is over, whether any server would refuse what was refused with *error*."""
+        """Find out, after the transaction, whether any server would refuse the write that failed with *error*."""
         await connection.bgpool_asettle_refusal()
         self._is_own_refusal = connection.bgpool_refused is False
         if self._is_own_refusal and isinstance(error, SwitchoverInterrupted) and error.__cause__ is not None:
-            # It seemed to be the switchover's doing, and was said to be.
+            # The error seemed to be caused by the switchover, and was reported as such.
             self._gate.tally.absorb(error)
             raise error.__cause__ from None
 
     def _may_claim_again(self, error: Exception) -> bool:
-        """Whether *error* says that the receipt is another transaction's, which was not over in time."""
+        """Return whether *error* means that another transaction inserts the same receipt and did not end in time."""
         return self._is_claiming and self.is_wait(error) and self.left_s() > 0
 
     def _may_begin_again(self, error: Exception) -> bool:
-        """Whether *error* means that a switchover has cut the unit before its COMMIT."""
+        """Return whether *error* means that a switchover has cut the unit before its COMMIT."""
         if self._is_own_refusal:
             return False
         if isinstance(error, SwitchoverInterrupted):
             return True
         if isinstance(error, CommitOutcomeUnknown):
-            # Not the unit's own COMMIT: what the function did on a connection of another pool, say.
+            # Not the unit's own COMMIT, but for example one of the function on a connection of another pool.
             return False
         if not self.was_cut(error) and not self.was_refused(error):
             return False
         if self._receipts is not None and self._receipts.always and not login_was_refused(error):
-            # A failover needs no deployment, and the receipt says what was applied.
+            # A failover happens without a deployment, and the receipt shows whether the unit was applied.
             return True
-        # Not yet, or no longer, a switchover that the monitor knows of.
+        # The monitor does not know of the switchover yet, or no longer.
         now_ns = self._waits.now_ns()
         if self._unexplained_since_ns is None:
             self._unexplained_since_ns = now_ns
@@ -884,13 +890,14 @@ def transactional(
 ) -> Callable[[Any], Any]:
     """Decorate a function of a connection so that every call of it is a unit of work on *pool*.
 
-    The connection is the function's first argument and is left out by its callers; frameworks that inspect signatures
-    (FastAPI, Typer) see none. With an AsyncPool it is a coroutine function, and stays one. Arguments and errors are
-    those of the pool's run, but *receipt_id* is a function: called with the arguments of each call, it returns the id.
+    The connection is the function's first argument. Callers leave it out, and frameworks that inspect signatures
+    (FastAPI, Typer) do not see it. With an AsyncPool the function is a coroutine function, and stays one. Arguments and
+    errors are the same as in the pool's run, except for *receipt_id*: a function that is called with the arguments of
+    each call and returns the id.
 
     Raises:
-        ConfigurationError: *pool* is no pool, *timeout* no number of seconds, or what is decorated, or *receipt_id*,
-            cannot be called.
+        ConfigurationError: *pool* is no pool, *timeout* is no number of seconds, or the decorated object or
+            *receipt_id* cannot be called.
     """
     if not callable(getattr(pool, "run", None)):
         raise ConfigurationError(
@@ -920,7 +927,7 @@ def transactional(
 
 
 def check_chooser(receipt_id: object) -> None:
-    """Raise ConfigurationError for a *receipt_id* of transactional that is no function: all calls would have one id."""
+    """Raise ConfigurationError if *receipt_id* of transactional is no function: all calls would share one id."""
     if receipt_id is not None and not callable(receipt_id):
         raise ConfigurationError(
             f"transactional: receipt_id={kind_of(receipt_id)}; a function of the call's arguments that returns the id "
@@ -929,13 +936,13 @@ def check_chooser(receipt_id: object) -> None:
 
 
 def plain(fn: Callable[..., object], result: R) -> R:
-    """The *result* of *fn*, whose body has run.
+    """Return the *result* of *fn*, whose body has run.
 
     Raises:
-        TypeError: *fn* is an ``async`` or a generator function: its body would run after the transaction, on a
-            connection that is another caller's by then.
+        TypeError: *fn* is an ``async`` or a generator function. Its body would run after the transaction, on a
+            connection that another caller may have by then.
     """
-    # One call for the three of them.
+    # One call checks all three types.
     if not isinstance(result, _LATER):
         return result
     if inspect.iscoroutine(result):
@@ -947,7 +954,7 @@ def plain(fn: Callable[..., object], result: R) -> R:
         )
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         code = result.gi_code if inspect.isgenerator(result) else result.ag_code
-        # A generator that it was given, or made of what it has read, is a result like any other.
+        # A generator that the function was given, or built from the rows that it read, is an ordinary result.
         if code is _code_of(fn):
             name = result.__qualname__
             raise TypeError(
@@ -957,10 +964,10 @@ def plain(fn: Callable[..., object], result: R) -> R:
 
 
 def awaitable(fn: Callable[..., object], result: object) -> Awaitable[Any]:
-    """The *result* of *fn*, to be awaited.
+    """Return the *result* of *fn*, checked to be awaitable.
 
     Raises:
-        TypeError: It cannot be.
+        TypeError: It cannot be awaited.
     """
     if isinstance(result, Awaitable):
         return result
@@ -974,7 +981,7 @@ def awaitable(fn: Callable[..., object], result: object) -> Awaitable[Any]:
 
 
 def _code_of(fn: Any) -> object:
-    """What a call of *fn* runs, where that is Python."""
+    """Return the code object that a call of *fn* runs, if *fn* is written in Python."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     fn = inspect.unwrap(fn)
@@ -986,7 +993,7 @@ def hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> N
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        return  # Some callables that are written in C have none.
+        return  # # Some callables that are written in C have no signature.
     connection, *rest = signature.parameters.values() or (None,)
     if connection is None or connection.kind is inspect.Parameter.VAR_POSITIONAL:
         return

@@ -1,4 +1,4 @@
-"""What a process has in a deployment while it has pools there: a row, somebody who watches, perhaps the relay."""
+"""The state of a process in a deployment while it has pools there: a row, a watcher, and perhaps the relay."""
 
 from __future__ import annotations
 
@@ -30,44 +30,45 @@ __all__ = ["Member", "Watch"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-#: Past the moment at which something is due, not just before it.
+#: The margin by which the watcher wakes after a due time, so that it never wakes just before it.
 _PAST_S: Final = 0.005
 
-#: Lines that are remembered so that they are not logged again.
+#: The number of lines that are remembered so that they are not logged again.
 _COMPLAINTS: Final = 16
 
-#: Those of host.LACKS that this process has logged.
+#: The bits of kernel_features.LACKS that this process has logged.
 _lacks_logged: Final = [0]
 
 
 class Member(Protocol):
-    """A pool, as its participant sees it."""
+    """A pool, from the view of its participant."""
 
     def apply(self, reading: Reading) -> None:
-        """Act on a new snapshot."""
+        """Apply a new snapshot."""
         ...
 
     def tick(self) -> float:
-        """Do what is due by time; seconds until something is again, infinite if nothing is."""
+        """Do the work that is due by time; return the seconds until more is due, infinite if none is."""
         ...
 
     def usage(self) -> Usage:
-        """What it does now."""
+        """Return its current counts."""
         ...
 
     def is_holding(self, reading: Reading) -> bool:
-        """Whether a checkout would be held by *reading*."""
+        """Return whether a checkout would be held under *reading*."""
         ...
 
     def take_longest_hold_s(self) -> float:
-        """The longest hold that has ended since the last call, in seconds; 0 if none has."""
+        """Return the longest hold that has ended since the last call, in seconds; 0 if none has."""
         ...
 
 
 class Watch:
-    """From the moment the first pool joins to the moment the last one leaves; another one after that.
+    """The watch of a deployment, from the first pool that joins to the last one that leaves. Then a new one is created.
 
-    What it has, it has until end(): nothing that its threads come by later is kept. Its rounds are the watcher's.
+    It keeps its resources until end(). Resources that its threads acquire after that are released immediately. The
+    watcher's thread calls its steps.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class Watch:
         ensure_monitor: Callable[[RunFiles], object],
         wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """A watch that tells *members* what *reader* reads, and sees to it that there is a monitor.
+        """Create a watch that passes the readings of *reader* to *members*, and ensures that there is a monitor.
 
-        Calls *wake*, before anything else, when something was published.
+        When something was published, it calls *wake* before anything else.
         """
         self._bg_id: Final = bg_id
         self._files: Final = files
@@ -92,30 +93,31 @@ class Watch:
         self._stopping = False
         self._starter: threading.Thread | None = None
         self._restart_at = 0.0
-        # Protects the two that follow, and that neither is there once the watch is stopping.
+        # Protects the next two attributes, and ensures that both are None once the watch is stopping.
         self._lock: Final = threading.Lock()
         self._presence: Presence | None = None
         self._relay: Lock | None = None
         self._absent_until = 0.0
         self._relayed: Notice | None = None
         self._complaints: Final[set[str]] = set()
-        # What had been counted when the hold at hand began, or at the last look while there is none.
+        # The counts when the current hold began, or at the last look if there is no hold.
         self._before_hold = Usage()
         self._holding = False
-        # What was acted on last, and when that is due though nothing is published.
+        # The reading that was applied last, and the time at which it must be applied again without a publication.
         self._heard: Reading | None = None
         self._act_at = 0.0
         self._timers: tuple[float, ...] = ()
-        # When to look at everything else.
+        # The schedule of looks at everything else.
         self._pace: Final = Pace()
-        # Whether callers were held at the last look, and until when they go before us, on the monotonic clock.
+        # True if callers were held at the last look; and the time until which this thread gives way to them, on the
+        # monotonic clock.
         self._has_held = False
         self._way_until = 0.0
-        # From when on callers that nothing holds any more have lost their turn; infinite once that was looked at.
+        # The time from which callers that are no longer held have lost their turn; infinite once that was checked.
         self._lost_from = math.inf
 
     def begin(self) -> None:
-        """Be present, and start to watch; where the run directory cannot be used, say so and do neither."""
+        """Claim a row and start to watch; if the run directory cannot be used, log that and do neither."""
         try:
             self._make_run_dir()
             self._reader.check_path()
@@ -133,11 +135,11 @@ class Watch:
             self._complain("plain_pool", text)
             self.end()
         if self._stopping:
-            # The last pool has left meanwhile, and there was nothing yet that could have been dropped.
+            # The last pool has left in the meantime, when there was no watch yet that could be dropped.
             watcher.drop(self)
 
     def end(self) -> None:
-        """Stop watching, and be gone."""
+        """Stop watching, and release the row and the relay."""
         with self._lock:
             self._stopping = True
             relay, self._relay = self._relay, None
@@ -147,45 +149,45 @@ class Watch:
             relay.release()
 
     def note_member(self) -> None:
-        """There is one more: it acts on what is published, and the row tells of it."""
+        """Include a new member: it applies the published snapshot, and the row shows it."""
         self._act_at = 0.0
         self._pace.note(0.0)
         watcher.stir(self)
 
     def note_hold(self) -> None:
-        """A caller begins to be held: there is a look within WATCH_INTERVAL_S, however rare they have become."""
+        """Record a new hold: the next look follows within WATCH_INTERVAL_S, even if looks have become rare."""
         if self._pace.note(WATCH_INTERVAL_S):
             watcher.stir(self)
 
     def is_alive(self) -> bool:
-        """Whether the thread is at work that watches."""
+        """Return whether the watching thread is alive."""
         return watcher.is_watched(self)
 
     def nudge(self) -> None:
-        """Ring the monitor's bell."""
+        """Ring the monitor's doorbell."""
         presence = self._presence
         if presence is not None:
             presence.nudge()
 
     def count_workers(self) -> int:
-        """How many processes of the host use the bg_id just now, as far as can be told; at least one."""
+        """Return the number of processes of the host that use the bg_id now, as far as it is known; at least one."""
         presence = self._presence
         return presence.count_workers() if presence is not None else 1
 
     def locked_out_workers(self) -> list[int]:
-        """As Participant says."""
+        """Like Participant.locked_out_workers."""
         presence = self._presence
         return presence.locked_out_workers() if presence is not None else []
 
     def speaks_for_host(self) -> bool:
-        """Whether this process has the relay; it takes it where nobody has."""
+        """Return whether this process has the relay; take it if it is free."""
         self._try_to_relay()
         return self._relay is not None
 
-    # -- what the watcher calls ----------------------------------------------------------------------------------
+    # -- called by the watcher --------------------------------------------------------------------------------------
 
     def hear(self, now: float) -> None:
-        """Act on what is published, and on time that has run out; nothing, where there is nothing new."""
+        """Act on a publication and on expired timers; do nothing if there is nothing new."""
         if self._gives_way(now):
             return
         self._way_until = 0.0
@@ -193,7 +195,7 @@ class Watch:
         news = reading is not self._heard
         if not news and now < self._act_at:
             return
-        # First, so that what fails is tried again, and not at once.
+        # Set first, so that a failed step is repeated, but not immediately.
         self._heard, self._act_at = reading, now + WATCH_INTERVAL_S
         if news:
             self._lost_from = now + LINE_S
@@ -203,7 +205,7 @@ class Watch:
         self._act(reading, self._members())
 
     def _act(self, reading: Reading, members: list[Member]) -> None:
-        """Have *members* act on *reading*, and note when they are to do so again."""
+        """Let *members* apply *reading*, and record the time of the next application."""
         failure: BaseException | None = None
         due_at = math.inf
         for member in members:
@@ -211,15 +213,15 @@ class Watch:
                 member.apply(reading)
                 due_at = min(due_at, time.monotonic() + max(0.0, member.tick()))
             except BaseException as error:
-                # The others' connections are to be drained all the same.
+                # The other members' connections must be drained in any case.
                 failure = error
         if failure is not None:
             raise failure
-        # Pools act on a timer that runs out as well.
+        # Pools act on an expired timer, too.
         self._act_at = min([due_at, *(at for at in self._timers if at > time.monotonic())])
 
     def attend(self, now: float) -> None:
-        """Do all that nobody waits for: the row, logs, and whether everything is still in its place."""
+        """Do the work for which no caller waits: the row, the logs, and the check that all files are in place."""
         self._pace.begin(now)
         try:
             self._look_after()
@@ -227,14 +229,14 @@ class Watch:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        """What the members do: for the row and the logs."""
+        """Collect the members' counts for the row and the logs."""
         members, reading = self._members(), self._heard or self._reader.refresh()
         self._act(reading, members)
         usages = [member.usage() for member in members]
         total = Usage.merged(usages)
         self._has_held = total.held > 0
         if now > self._lost_from and reading.is_current:
-            # Once: whoever begins to be held later has read what is published.
+            # Once is enough: a caller that begins to be held later has read the published snapshot.
             self._lost_from = math.inf
             self._wake_lost(reading, members, usages)
         self._report(total, reading)
@@ -242,24 +244,24 @@ class Watch:
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot, total)
         switching = reading.snapshot is not None and reading.snapshot.phase in SWITCHING
-        # What the rows say in a switchover, a picture is made of afterwards; and the end of a hold is to be logged.
+        # The picture of a switchover is drawn from the rows, and the end of a hold must be logged.
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
         self._pace.end(now, total, least_s)
 
     def _wake_lost(self, reading: Reading, members: list[Member], usages: list[Usage]) -> None:
-        """Wake callers who sleep on in line, see bgpool.segment.release_queue, though the line is over.
+        """Wake callers that still sleep in the release queue, see bgpool.segment.release_queue, although it has ended.
 
-        The monitor was killed that should have let them go, and a caller that had a turn is stopped.
+        This happens if the monitor that should have woken them was killed, and a caller that had a turn is stopped.
         """
         if any(usage.held and not member.is_holding(reading) for member, usage in zip(members, usages, strict=True)):
             self._reader.wake_waiters()
 
     def fail(self, error: BaseException) -> None:
-        """One of the two has raised *error*."""
+        """Handle *error*, which hear() or attend() has raised."""
         self._complain("watcher_failed", f"the watcher failed and tries again: {error!r}")
 
     def due_at(self, now: float) -> float:
-        """When one of the two has something to do though nothing is published; *now*, where a look may come early."""
+        """Return the time at which hear() or attend() is due in any case; *now* if an early look is possible."""
         if self._way_until:
             return min(self._way_until, self._act_at)
         pace = self._pace
@@ -270,24 +272,24 @@ class Watch:
         mapped = reading.mapped if reading is not None else None
         if mapped is None:
             return min(at, look_at)
-        # Whether there is a monitor: once it would count as silent, if it gave no more signs of life.
+        # The check for a living monitor is due when it would count as silent without a further heartbeat.
         return min(at, max(mapped.beat[0] / 1e9 + HEARTBEAT_STALE_S + _PAST_S, look_at))
 
     def word(self) -> Word | None:
-        """What says that something else is published than was heard."""
+        """Return the word that shows a publication after the reading that was applied."""
         reading = self._heard
         if reading is None or reading.mapped is None or self._way_until:
             return None
         return Word(reading.word, reading.mapped.address, reading.sequence)
 
     def _gives_way(self, now: float) -> bool:
-        """Whether what is published is for callers who are held here: they read it themselves, and have the core first.
+        """Return whether this thread gives way to callers held here, which read the publication themselves.
 
-        For CALLERS_FIRST_S: what comes after IN_PROGRESS is for nobody else to act on at once, but for tasks, who are
-        woken from here alone.
+        They need the core, so it does so for CALLERS_FIRST_S. After IN_PROGRESS no publication requires an immediate
+        action of this thread, except for tasks, which only this thread wakes. They are woken at the beginning.
         """
         heard = self._heard
-        # Without a file nothing is published at all.
+        # Without a file nothing is published.
         known = heard.snapshot if heard is not None and heard.mapped is not None else None
         held = known is not None and known.phase is Phase.IN_PROGRESS
         if heard is None or not held or not self._has_held or heard.is_current:
@@ -295,11 +297,11 @@ class Watch:
         elif not self._way_until:
             self._way_until = now + CALLERS_FIRST_S
             self._wake()
-        # Never with what is due by the clock, such as a cut.
+        # Actions that are due by the clock, such as a cut, are never postponed.
         return now < min(self._way_until, self._act_at)
 
     def _look_after(self) -> None:
-        """Whether everything is still in its place, a monitor as well."""
+        """Check that all files are in place, and that there is a monitor."""
         presence = self._presence
         if presence is not None and not presence.is_in_place(self._files):
             self._leave_the_row()
@@ -308,12 +310,12 @@ class Watch:
         self._be_present()
         silent = self._reader.monitor_is_silent() and time.monotonic() >= self._restart_at
         if silent and (self._starter is None or not self._starter.is_alive()):
-            # Apart from the watcher: the start of a process takes longer than a release may.
+            # In a thread of its own, because the start of a process takes longer than a release may.
             self._starter = threading.Thread(target=self._start_monitor, name="bgpool-starter", daemon=True)
             self._starter.start()
 
     def _make_run_dir(self) -> None:
-        """Make it where it does not exist, and log where: it need not be the directory that the user named.
+        """Create the run directory if needed, and log its path: it may differ from the one that the user named.
 
         Raises:
             SegmentError: It cannot be used.
@@ -331,7 +333,7 @@ class Watch:
             self._restart_at = time.monotonic() + RESTART_INTERVAL_S
 
     def _complain(self, event: str, text: str) -> None:
-        """Log it, once: the watcher comes by it again and again, by several in turn."""
+        """Log *text* once: the watcher meets the same problems again and again, and several of them in turn."""
         if text not in self._complaints:
             if len(self._complaints) >= _COMPLAINTS:
                 self._complaints.clear()
@@ -362,15 +364,15 @@ class Watch:
             presence.close()
 
     def _report(self, total: Usage, reading: Reading) -> None:
-        """Fill our row, for whoever wants to know what every process of the host does."""
+        """Write this process's row, which shows its state to other processes of the host."""
         presence = self._presence
         if presence is not None:
             presence.write(total._replace(sequence=reading.sequence))
 
     def _log_holds(self, members: list[Member], total: Usage, reading: Reading) -> None:
-        """Log one line when callers begin to be held, and one when the last of them has gone on.
+        """Log one line when callers begin to be held, and one when the last of them proceeds.
 
-        Callers that give up and come again in one switchover make no further lines.
+        Callers that give up and return in the same switchover cause no further lines.
         """
         phase = reading.snapshot.phase if reading.snapshot is not None else None
         if not self._holding:
@@ -393,7 +395,7 @@ class Watch:
     # -- the relay -----------------------------------------------------------------------------------------------
 
     def _relay_notices(self, snapshot: Snapshot, total: Usage) -> None:
-        """Log what the monitor has to say, in one process of the host: the one that holds the relay's lock."""
+        """Log the monitor's notices, in one process of the host: the one that holds the relay lock."""
         news = _news(snapshot.notices, self._relayed)
         if not news:
             return
@@ -408,15 +410,15 @@ class Watch:
                     self._log_misfit(total)
 
     def _log_misfit(self, total: Usage) -> None:
-        """Log that the server around this process may end it while a caller is held: the monitor cannot know."""
+        """Log that the application server may end this process while a caller is held. The monitor cannot know this."""
         misfit = hold_misfit(total.hold_limit_ms, total.busy_limit_ms)
         if misfit:
             extra = log_fields("time_limit_too_short", bg_id=self._bg_id)
             _logger.warning("[bg_id: %r] %s", self._bg_id, misfit, extra=extra)
 
     def _try_to_relay(self) -> None:
-        """Take the relay's lock if it is free; kept until end(), so that one log has all."""
-        # In one go: of two threads of ours that try, the second would take the first for another process.
+        """Take the relay lock if it is free, and keep it until end(), so that one log gets all lines."""
+        # In one step: of two threads of this process that try, the second would take the first for another process.
         with self._lock:
             if self._relay is not None or self._stopping:
                 return
@@ -427,7 +429,7 @@ class Watch:
 
 
 def _log_lacks(bg_id: str) -> None:
-    """Log what the kernel refuses, once in this process; a child of its parent's need not say it again."""
+    """Log the system calls that the kernel refuses, once; a child does not repeat its parent's lines."""
     refused_to = lacks() & ~_lacks_logged[0]
     _lacks_logged[0] |= refused_to
     for lack in (lack for bit, lack in LACKS.items() if refused_to & bit):
@@ -436,12 +438,12 @@ def _log_lacks(bg_id: str) -> None:
 
 
 def _news(notices: tuple[Notice, ...], last: Notice | None) -> tuple[Notice, ...]:
-    """Those of *notices* that came after *last*; all of them where a segment was made anew, and counts from 1 again."""
+    """Return the *notices* after *last*; all if the segment was created again, so that numbers start from 1 again."""
     if last is None or (last not in notices and notices and notices[0].number <= last.number):
         return notices
     return tuple(notice for notice in notices if notice.number > last.number)
 
 
 def _timers(snapshot: Snapshot | None) -> tuple[float, ...]:
-    """When timers of *snapshot* have run out, on the monotonic clock."""
+    """Return the times at which the timers of *snapshot* have expired, on the monotonic clock."""
     return tuple(end / 1e9 + _PAST_S for end in snapshot.timers if end) if snapshot is not None else ()

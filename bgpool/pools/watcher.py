@@ -1,11 +1,11 @@
-"""The thread that watches all deployments of a process: it sleeps until something is published in one of them.
+"""The thread that watches all deployments of a process: it sleeps until a snapshot is published in one of them.
 
-A kernel that lets a thread wait for several words at once (Linux 5.16) makes one thread enough. Elsewhere, and where a
-sandbox refuses that, each deployment has a thread of its own; where waiters poll, one is enough again.
+If the kernel lets a thread wait for several words at once (Linux 5.16), one thread is enough. On older kernels, and in
+a sandbox that refuses this call, each deployment has a thread of its own. If waiters poll, one thread is enough again.
 
-No step of a watch is to wait for anything, but some call what is the application's: handlers of logs, a connector's
-``in_use``. Where a thread has several watches a second one, the deputy, sees to it that a step that stalls is left
-alone with its watch: another thread takes the others on.
+No step of a watch may block, but some steps call the application's code: log handlers, a connector's ``in_use``. If a
+thread has several watches, a second thread, the deputy, checks on it. When a step stalls, the stalled thread keeps only
+that watch, and another thread continues the others.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ __all__ = ["Watched", "drop", "is_watched", "stir", "take"]
 
 
 class Watched(Protocol):
-    """A deployment, as its watcher sees it. None of its methods is to wait for anything."""
+    """A deployment, from the view of its watcher. None of its methods may block."""
 
     def hear(self, now: float) -> None:
-        """Act on what is published, and on time that has run out; nothing, where there is nothing new."""
+        """Act on a publication and on expired timers; do nothing if there is nothing new."""
         ...
 
     def attend(self, now: float) -> None:
-        """Do all that nobody waits for."""
+        """Do the work for which no caller waits."""
         ...
 
     def fail(self, error: BaseException) -> None:
-        """One of the two has raised *error*; to be tried again."""
+        """Handle *error*, which hear() or attend() has raised; the step will be repeated."""
         ...
 
     def due_at(self, now: float) -> float:
-        """When one of the two has something to do though nothing is published, on the monotonic clock.
+        """Return the time at which hear() or attend() is due without a publication, on the monotonic clock.
 
-        *now*, where attend() may be called because the thread is awake anyway.
+        It is *now* if attend() may be called because the thread is awake anyway.
         """
         ...
 
     def word(self) -> Word | None:
-        """What says that something else is published; None while there is nothing to say it."""
+        """Return the word that shows the next publication; None while there is no such word."""
         ...
 
 
 class _Step:
-    """What a thread is doing, and since when."""
+    """The current step of a thread, and its start time."""
 
     __slots__ = ("since", "watch")
 
@@ -63,46 +63,46 @@ class _Step:
 
 
 class _Watcher:
-    """One thread, and what it watches."""
+    """One thread and its watches."""
 
     def __init__(self, watches: tuple[Watched, ...]) -> None:
-        """A watcher of *watches*, to be started by the thread that makes it."""
+        """Create a watcher of *watches*; the thread that creates it also starts it."""
         self._watches = watches
-        # Its own word is one of those that it waits for.
+        # Its own word is one of the words that it waits for.
         self._most: Final = max(1, words_at_once() - 1)
         self._stirred: Final = OwnWord()
-        # It has stalled, and takes no others any more.
+        # True once it has stalled, so that it takes no other watches.
         self._apart = False
-        # Protects the step, and that none begins once its watch has been given to another thread.
+        # Protects the step, and ensures that no step begins after its watch was given to another thread.
         self._lock: Final = threading.RLock()
         self._step: _Step | None = None
         self._thread: Final = threading.Thread(target=refusing(self._run), name="bgpool-watch", daemon=True)
         self.start: Final = self._thread.start
         self.is_alive: Final = self._thread.is_alive
 
-    # -- under the lock of all -----------------------------------------------------------------------------------
+    # -- with the lock of all watchers held -------------------------------------------------------------------------
 
     @property
     def watches(self) -> tuple[Watched, ...]:
-        """What it watches."""
+        """Its watches."""
         return self._watches
 
     def has_room(self) -> bool:
-        """Whether it can watch one more."""
+        """Return whether it can take another watch."""
         return 0 < len(self._watches) < self._most and not self._apart and self.is_alive()
 
     def change(self, watches: tuple[Watched, ...]) -> None:
-        """Watch *watches*, and no others; without any the thread ends."""
+        """Watch exactly *watches*; the thread ends if there are none."""
         with self._lock:
             self._watches = watches
         self.stir()
 
     def stir(self) -> None:
-        """Have the thread look what there is to do."""
+        """Make the thread check which work is due."""
         self._stirred.change()
 
     def leave_alone(self, now: float) -> tuple[Watched, ...]:
-        """Where it has stalled: keep for good what it stalls at, alone, and return all others; else none."""
+        """Leave a stalled thread only the watch that it stalls at, for good, and return the others; else none."""
         with self._lock:
             step = self._step
             if step is None or now - step.since < STALL_S or len(self._watches) < 2:
@@ -116,7 +116,7 @@ class _Watcher:
     def _run(self) -> None:
         while True:
             try:
-                # What is said of the list before the list is looked at.
+                # The word is read before the list, so that a change of the list after that wakes the thread.
                 stirred, watches = self._stirred.word(), self._watches
                 if not watches and _end(self):
                     return
@@ -125,15 +125,15 @@ class _Watcher:
                     until = watches[0].due_at if len(watches) == 1 else partial(_due_at, watches)
                     wait_any([*words, stirred], until)
             except Exception:
-                # There is no memory, say. Pools would never hear again.
+                # For example, there is no memory. If the thread ended, pools would never learn of another snapshot.
                 time.sleep(WATCH_INTERVAL_S)
 
     def _round(self, watches: tuple[Watched, ...], now: float) -> bool:
-        """Do what there is to do; whether that is all."""
-        # Whatever is published goes before everything else, in whichever deployment.
+        """Do the work that is due; return whether that was all."""
+        # Publications go before all other work, in every deployment.
         for watch in watches:
             self._do(watches, watch, watch.hear, now)
-        # Then one look at a time: what is published meanwhile goes first again.
+        # After that one look at a time, so that a new publication goes first again.
         for watch in watches:
             if watch.due_at(now) <= now:
                 self._do(watches, watch, watch.attend, now)
@@ -141,7 +141,7 @@ class _Watcher:
         return True
 
     def _do(self, watches: tuple[Watched, ...], watch: Watched, step: Callable[[float], None], now: float) -> None:
-        """Make *step* of *watch*, one of *watches*. Nothing that goes wrong may end the thread."""
+        """Run *step* of *watch*, one of *watches*. No failure may end the thread."""
         with self._lock:
             if self._watches is not watches:
                 return
@@ -149,29 +149,29 @@ class _Watcher:
         try:
             step(now)
         except BaseException as error:
-            # Telling of it may fail as well, in a handler of the application's.
+            # The report of the error may fail, too, in a handler of the application.
             with contextlib.suppress(BaseException):
                 watch.fail(error)
         self._step = None
 
 
 def _due_at(watches: Sequence[Watched], now: float) -> float:
-    """When the first of *watches* has something to do."""
+    """Return the time at which the first of *watches* has work."""
     return min((watch.due_at(now) for watch in watches), default=now)
 
 
 class _Watchers:
-    """Those of this process: one, where the kernel can do it."""
+    """The watchers of this process; a single one if the kernel supports it."""
 
     def __init__(self) -> None:
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
-        """The threads are the parent's, and so is what they watch."""
-        # A signal handler of the application's may close pools in the midst of a change.
+        """Start without watchers: the threads and their watches are the parent's."""
+        # Reentrant, because a signal handler of the application may close pools during a change.
         self.lock = threading.RLock()
         self.all: list[_Watcher] = []
-        # Set to end the deputy; None where there is none.
+        # Set to end the deputy; None if there is none.
         self.deputy: threading.Event | None = None
 
 
@@ -180,10 +180,10 @@ fork.call_in_child(_watchers)
 
 
 def take(watch: Watched) -> None:
-    """Have a thread watch *watch*: that of others, where it can.
+    """Give *watch* to a thread, which it shares with other watches if possible.
 
     Raises:
-        RuntimeError: There is no thread to be had.
+        RuntimeError: No thread can be started.
     """
     with _watchers.lock:
         watcher = next((one for one in _watchers.all if one.has_room()), None)
@@ -192,7 +192,7 @@ def take(watch: Watched) -> None:
             return
         watcher.change((*watcher.watches, watch))
         if _watchers.deputy is None:
-            # Without one a step that stalls delays the others.
+            # Without a deputy, a step that stalls delays the other watches.
             with contextlib.suppress(RuntimeError):
                 ended = threading.Event()
                 threading.Thread(
@@ -202,7 +202,7 @@ def take(watch: Watched) -> None:
 
 
 def drop(watch: Watched) -> None:
-    """Have nobody watch *watch* any more; what its watcher is just doing for it, it ends."""
+    """Stop watching *watch*; a step of it that is in progress is completed."""
     with _watchers.lock:
         for watcher in _having(watch):
             watcher.change(tuple(one for one in watcher.watches if one is not watch))
@@ -212,14 +212,14 @@ def drop(watch: Watched) -> None:
 
 
 def stir(watch: Watched) -> None:
-    """Have the watcher of *watch* look when it is due: that has changed."""
+    """Make the watcher of *watch* check its due time, which has changed."""
     with _watchers.lock:
         for watcher in _having(watch):
             watcher.stir()
 
 
 def is_watched(watch: Watched) -> bool:
-    """Whether the thread is at work that watches *watch*."""
+    """Return whether the thread that watches *watch* is alive."""
     return any(watcher.is_alive() for watcher in _having(watch))
 
 
@@ -228,20 +228,20 @@ def _having(watch: Watched) -> list[_Watcher]:
 
 
 def _begin(watches: tuple[Watched, ...]) -> None:
-    """Have a thread of their own watch *watches*; under the lock."""
+    """Start a new thread for *watches*. The lock must be held."""
     watcher = _Watcher(watches)
     _watchers.all.append(watcher)
     try:
         watcher.start()
     except BaseException:
-        # Interrupted, it may have been started all the same, and ends.
+        # If the start was interrupted, the thread may run nevertheless; without watches it ends.
         watcher.change(())
         _watchers.all.remove(watcher)
         raise
 
 
 def _end(watcher: _Watcher) -> bool:
-    """Whether *watcher* ends, because there is nothing to watch; its thread asks."""
+    """Return whether *watcher* ends because it has no watches; its own thread calls this."""
     with _watchers.lock:
         if watcher.watches:
             return False
@@ -251,12 +251,12 @@ def _end(watcher: _Watcher) -> bool:
 
 
 def _stand_by(ended: threading.Event) -> None:
-    """The deputy's life: sees to it that what stalls is left alone."""
+    """Run the deputy, which isolates steps that stall."""
     looked_at = time.monotonic()
     while not ended.wait(STALL_S):
         before, looked_at = looked_at, time.monotonic()
         if looked_at - before > 2 * STALL_S:
-            # The whole process was stopped, or got no time: that the others were late says nothing.
+            # The whole process was stopped or got no CPU time, so a late watcher has not stalled.
             continue
         with _watchers.lock:
             for watcher in list(_watchers.all):
@@ -266,9 +266,10 @@ def _stand_by(ended: threading.Event) -> None:
 
 
 def _give_away(watcher: _Watcher, others: tuple[Watched, ...]) -> None:
-    """Have a thread of their own watch *others*, which *watcher* had; under the lock."""
+    """Start a new thread for *others*, which *watcher* had. The lock must be held."""
     try:
         _begin(others)
     except RuntimeError:
-        # No thread is to be had: they are watched late, or by the next attempt.
+        # No thread can be started. The stalled thread keeps these watches and is late with them, or the next attempt
+        # succeeds.
         watcher.change((*watcher.watches, *others))
