@@ -1,4 +1,4 @@
-"""The endpoint that a pool takes part under, the DSN's host or what that host is an alias of; and whether it does."""
+"""The endpoint of a pool: the DSN's host or the target of its alias. And its membership in a deployment."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 
 class Endpoint:
-    """Where a pool belongs.
+    """The endpoint of a pool.
 
     Attributes:
-        name: The endpoint as the metadata spells names; the DSN's own host while nothing else is known.
+        name: The endpoint's name in the form of the metadata; the DSN's own host while no other name is known.
     """
 
     def __init__(self, dsn: Dsn, settings: Settings) -> None:
@@ -33,9 +33,9 @@ class Endpoint:
         self._port: Final = dsn.port
         self._settings: Final = settings
         self.name = settings.endpoint or dsn.endpoint
-        # Somebody's own name, whose chain is to be followed; nothing else costs anything at all.
+        # A name of the user's own, whose chain of CNAMEs must be followed. Other names cause no lookups.
         self._is_alias: Final = settings.endpoint is None and may_be_alias(dsn.endpoint)
-        # Whether it was ever found out what it stands for; and, in PREPARATION, whether that was asked since it began.
+        # True once the target was resolved; and, in PREPARATION, true once it was resolved again since the phase began.
         self._known = not self._is_alias
         self._confirmed = False
         self._due_at = 0.0
@@ -45,7 +45,7 @@ class Endpoint:
         self._reader: threading.Thread | None = None
 
     def read(self) -> None:
-        """Follow the alias, if it is one and that was not done just now; takes up to ALIAS_TIMEOUT_S."""
+        """Resolve the alias, if the host is one and this was not done just now; takes up to ALIAS_TIMEOUT_S."""
         if self._is_alias and time.monotonic() >= self._due_at:
             self._follow(Phase.NOT_CREATED)
         name = parse_endpoint(self.name)
@@ -54,9 +54,10 @@ class Endpoint:
             self._warn_untried()
 
     def read_later(self, snapshot: Snapshot | None) -> None:
-        """Follow it again in the background, if it is time: it may be repointed while a process lives.
+        """Resolve the alias again in the background if that is due: it may be changed while a process lives.
 
-        At once when PREPARATION begins, and every ALIAS_RETRY_S while there is a deployment or it could not be read.
+        It is due immediately when PREPARATION begins, and every ALIAS_RETRY_S while there is a deployment or while it
+        could not be resolved.
         """
         if not self._is_alias or (self._reader is not None and self._reader.is_alive()):
             return
@@ -72,7 +73,7 @@ class Endpoint:
         try:
             found = real_endpoint(self._host, self._settings.bg_resolver) or self._host
         except (OSError, ValueError) as error:
-            # What it stood for before is the best that there is.
+            # The last known target remains in use.
             if not self._known:
                 self._complain(error)
         else:
@@ -83,44 +84,45 @@ class Endpoint:
         self._confirmed = phase is Phase.PREPARATION
 
     def after_fork_in_child(self) -> None:
-        """The reading thread stayed with the parent; what the parent has said of itself, the child has not."""
+        """Start without the resolving thread, which is the parent's; and log what the parent has logged for itself."""
         self._reader = None
         self._told_outside = False
         self._due_at = 0.0
 
     def host(self, snapshot: Snapshot) -> Host | None:
-        """What of the deployment of *snapshot* the endpoint is; None where the pool takes no part."""
+        """Return the endpoint's host in the deployment of *snapshot*; None if the pool takes no part."""
         host = snapshot.host(self.name)
         return host if host is not None and self._goes_to(host) else None
 
     def decides_as(self, snapshot: Snapshot) -> str:
-        """Under which name *snapshot* decides where connections go; empty where they go by name, whatever it says.
+        """Return the name under which *snapshot* decides on connections; empty if they use the DNS name in any case.
 
-        In PREPARATION an alias decides nothing before it was read again: it may have been repointed, and by name is
-        right in either case.
+        In PREPARATION an alias decides nothing until it was resolved again. It may have been changed, and a connection
+        by name is right in either case.
         """
         unsure = self._is_alias and snapshot.phase is Phase.PREPARATION and not self._confirmed
         return "" if unsure or self.host(snapshot) is None else self.name
 
     def is_behind_proxy(self, snapshot: Snapshot | None) -> bool:
-        """Whether the endpoint is in the deployment of *snapshot*, and the pool goes to another port than it has."""
+        """Return whether the deployment of *snapshot* has the endpoint, and the pool's port is another one."""
         host = snapshot.host(self.name) if snapshot is not None else None
         return host is not None and not self._goes_to(host)
 
     def _goes_to(self, host: Host) -> bool:
-        """Whether the port is the host's own: behind a proxy's, nobody listens at a recorded address."""
+        """Return whether the port is the host's own. On a proxy's port, no server listens at a recorded address."""
         return host.port in (0, self._port)
 
     def takes_part(self, snapshot: Snapshot | None) -> bool | None:
-        """Whether the deployment of *snapshot* has the endpoint; None while its inventory is not complete.
+        """Return whether the deployment of *snapshot* has the endpoint; None while its inventory is incomplete.
 
-        Said once if it has not: such a pool stays on old blue, and nothing else would tell before it is too late.
+        If it has not, this is logged once: such a pool stays on old blue, and no other line warns of that in time.
         """
         if snapshot is None or not snapshot.ready:
             return None
         if self.host(snapshot) is not None:
             return True
-        # Of an alias that cannot be read, another line tells; one that is being read may turn out to be blue's.
+        # An alias that cannot be resolved has a log line of its own. An alias that is being resolved may turn out to be
+        # blue's.
         if self._known and not self._told_outside:
             self._told_outside = True
             self._say_outside(snapshot, snapshot.host(self.name))

@@ -1,7 +1,7 @@
-"""A connector: a pool without the driver's pool in it, for an owner that keeps the connections itself.
+"""A connector: a pool without the driver's pool, for an owner that keeps the connections itself.
 
-SQLAlchemy's pools, a thread-local or a plain list keep connections by rules of their own. A connector opens them where
-the gate says, drains and cuts them as a pool does, and tells which of them may still be handed out.
+SQLAlchemy's pools, a thread-local or a plain list keep connections by their own rules. A connector opens connections
+where the gate decides, drains and cuts them as a pool does, and decides which of them may still be handed out.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 C = TypeVar("C")
 
-#: The drivers' parameters that say where a connection goes. That is the gate's to decide.
+#: The drivers' parameters for the destination of a connection. The gate decides on that.
 PLACE: Final = ("host", "hostaddr", "port", "unix_socket", "service", "conninfo", "dsn")
 
 
 class AnyConnector(ConnectionSource[C]):
-    """What a connector does, for callers that block and for those that await.
+    """The functions of a connector, for callers that block and for callers that await.
 
     Attributes:
-        in_use: Tells whether the owner is using a connection. One that is idle is cut as soon as a switchover begins,
-            one in use after bg_drain_timeout_ms. By default every connection counts as in use. Called by the watcher's
-            thread, and by those that call the connector: not while they hold a lock that it takes.
-        checkouts: How often the owner has handed out a connection, where it counts that; for the metrics.
-        timeout: Longest hold, in seconds; bg_connect_timeout_ms.
+        in_use: Returns whether the owner is using a connection. An idle connection is cut as soon as a switchover
+            begins, a connection in use after bg_drain_timeout_ms. By default every connection counts as in use. It is
+            called by the watcher's thread and by threads that call the connector, which must not hold a lock that it
+            takes.
+        checkouts: The number of connections that the owner has handed out, if it counts them; for the metrics.
+        timeout: The longest hold, in seconds; bg_connect_timeout_ms.
     """
 
     KIND = "connector"
     in_use: Callable[[C], bool]
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """A connector for *dsn*."""
+        """Create a connector for *dsn*."""
         self.timeout = settings.bg_connect_timeout_ms / 1000
         self.in_use = _always
         self._owners: Final[WeakKeyDictionary[object, int]] = WeakKeyDictionary()
@@ -63,10 +64,10 @@ class AnyConnector(ConnectionSource[C]):
     def _make_inner(self, generation: Generation) -> DriversPool:
         return _Kept(generation, self)
 
-    # -- what its owner calls ------------------------------------------------------------------------------------
+    # -- called by its owner ----------------------------------------------------------------------------------------
 
     async def aconnect(self, **kwargs: Any) -> C:
-        """As Connector.connect."""
+        """Like Connector.connect."""
         for name in PLACE:
             if name in kwargs:
                 raise ConfigurationError(
@@ -83,7 +84,7 @@ class AnyConnector(ConnectionSource[C]):
                     raise psycopg_pool.PoolClosed("the generation is retired") from error
                 raise
             if generation.retired:
-                # The switchover has begun meanwhile.
+                # The switchover has begun while the connection was being opened.
                 connection.bgpool_discard()
                 raise psycopg_pool.PoolClosed("the generation is retired")
             connection.bgpool_lent = True
@@ -93,56 +94,56 @@ class AnyConnector(ConnectionSource[C]):
         return await self._atake(self.timeout, connect)
 
     def set_owner_size(self, owner: object, max_size: int) -> None:
-        """Note that *owner* keeps at most *max_size* connections; 0 where it has no limit.
+        """Record that *owner* keeps at most *max_size* connections; 0 if it has no limit.
 
-        The owner is not kept alive. What the owners have together is compared with the server's max_connections.
+        The owner is not kept alive. The sum of all owners is compared with the server's max_connections.
         """
         with self._lock:
             self._owners[owner] = max_size
 
-    # -- what the process asks -----------------------------------------------------------------------------------
+    # -- called by the process --------------------------------------------------------------------------------------
 
     @property
     def max_size(self) -> int:
-        """Connections that its owners may have; 0 where they have told none."""
-        # The watcher asks while another thread makes an engine.
+        """The maximum number of connections of its owners; 0 if none is recorded."""
+        # The watcher reads this while another thread creates an engine.
         with self._lock:
             return sum(self._owners.values())
 
     def tick(self) -> float:
-        """As ConnectionSource's; what its owner has brought home since the drain began is cut without the grace."""
+        """Like ConnectionSource.tick; connections that became idle during a drain are cut before their grace ends."""
         for generations in self._generations_by_loop():
             for generation in generations.leaving():
                 generation.retire()
         return super().tick()
 
     def usage(self) -> Usage:
-        """As ConnectionSource's; what was served is what the owner has counted, or the connections that it has had."""
+        """Like ConnectionSource.usage; *served* is the owner's count, or the number of opened connections."""
         return super().usage()._replace(served=max(self.checkouts, self._connects))
 
 
 class Connector(AnyConnector[C], BlockingSource[C]):
-    """Opens connections that go through Blue/Green switchovers, for an owner that keeps them. Made by get_connector.
+    """Connections that survive Blue/Green switchovers, for an owner that keeps them. Created by get_connector.
 
     Attributes: See AnyConnector.
     """
 
     def connect(self, **kwargs: Any) -> C:
-        """A new connection to where the endpoint is now; the owner ends it with its ``close()``.
+        """Return a new connection to the endpoint's current location; the owner ends it with its ``close()``.
 
         Args:
-            kwargs: Connection parameters of the driver, over those of the connector; none that says where to.
+            kwargs: Connection parameters of the driver, which override the connector's; none that sets the destination.
 
         Raises:
             ConfigurationError: One of PLACE is among them.
-            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: As wait_admitted.
+            SwitchoverHoldTimeout, GreenHostRejected, PoolClosed: The same as in wait_admitted.
             OperationalError: The driver's: the server cannot be reached, or refuses the login.
         """
         return self._gate.waits.finish(self.aconnect(**kwargs))
 
 
 class AsyncConnector(AnyConnector[C], LoopSource[C]):
-    """The same for callers that await: ``aconnect`` and ``await_admitted``.
+    """A connector for callers that await: ``aconnect`` and ``await_admitted``.
 
     A connection belongs to the loop in which it was opened, and is fit in no other.
     """
@@ -150,7 +151,7 @@ class AsyncConnector(AnyConnector[C], LoopSource[C]):
     KIND = "async connector"
 
     def is_fit(self, conn: C) -> bool:
-        """As ConnectionSource says; *conn* is of the running loop as well."""
+        """Like ConnectionSource.is_fit; *conn* must also belong to the running loop."""
         connection: Any = conn
         return super().is_fit(conn) and connection.bgpool_generation.inner.loop is running_loop()
 
@@ -159,7 +160,7 @@ class AsyncConnector(AnyConnector[C], LoopSource[C]):
 
 
 class _Kept:
-    """The connections of one generation, which the connector's owner keeps: what stands where a driver's pool would."""
+    """The connections of one generation, which the connector's owner keeps. It takes the place of a driver's pool."""
 
     close_returns = False
     num_workers = 1
@@ -174,40 +175,40 @@ class _Kept:
 
     @property
     def max_size(self) -> int:
-        """As DriversPool says."""
+        """See DriversPool."""
         return self._connector.max_size
 
     def open(self) -> None:
-        """Nothing: its owner connects when it needs a connection."""
+        """Do nothing: the owner connects when it needs a connection."""
 
     def getconn(self, timeout: float | None = None) -> Any:  # noqa:ARG002  # the driver has a timeout for it
-        """A new connection."""
+        """Return a new connection."""
         return self._generation.connect()
 
     def keep(self, conn: Any) -> None:
-        """Close it: its owner does not want it back."""
+        """Close it: the owner does not take it back."""
         self._generation.replace(conn)
 
     def replace(self, conn: Any) -> None:
-        """Nothing: its owner opens another one when it needs that."""
+        """Do nothing: the owner opens another one when it needs one."""
 
     def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # there is nothing to wait for
-        """Cut what is idle; its owner finds it closed."""
+        """Cut the idle connections; the owner finds them closed."""
         self._generation.cut(self._is_idle)
 
     def get_stats(self) -> dict[str, int]:
-        """As DriversPool says."""
+        """See DriversPool."""
         size, idle = self._generation.connections(), self._generation.connections(self._is_idle)
         return {"pool_size": size, "pool_available": idle, "pool_max": self.max_size, "requests_waiting": 0}
 
     def forget_who_gave_up(self) -> None:
-        """Nothing: who waits for a connection waits at its owner."""
+        """Do nothing: callers wait for a connection at the owner."""
 
     def _is_idle(self, connection: Any) -> bool:
         try:
             return not self._connector.in_use(connection)
         except Exception as error:
-            # The watcher's thread has other pools to look after; and what may be in use has the grace.
+            # The watcher's thread has other pools to handle; and a connection that may be in use gets the grace.
             told, self._told = self._told, True
             if not told:
                 connector = self._connector
@@ -218,7 +219,7 @@ class _Kept:
 
 
 class _KeptHere(_Kept):
-    """Those of one event loop."""
+    """The connections of one generation in one event loop."""
 
     def __init__(self, generation: Generation, connector: AnyConnector[Any]) -> None:
         super().__init__(generation, connector)

@@ -1,4 +1,4 @@
-"""A step that has no end of its own, in a thread of its own."""
+"""Run a function that may never return in a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """What *function* returns within *seconds*; blocks for so long at most.
+    """Return the result of *function* if it returns within *seconds*; block for at most that time.
 
-    It is called in a thread of its own, which is left alone after that: a driver that waits for a server that was
-    stopped cannot be told to end.
+    It is called in a thread of its own, which is abandoned after that: a driver that waits for a stopped server cannot
+    be interrupted.
 
     Raises:
         TimeoutError: It has not returned, or no thread could be started.
-        Exception: What it raises.
+        Exception: Any error that it raises.
     """
     outcome: list[tuple[T | None, BaseException | None]] = []
     done = threading.Event()
@@ -41,9 +41,9 @@ def within(seconds: float, function: Callable[[], T]) -> T:
         raise TimeoutError(f"not done within {seconds:.1f} s")
     made, failure = outcome.pop()
     if failure is None:
-        return made  # type: ignore[return-value]  # what it returned is a T
+        return made  # type: ignore[return-value]  # the result is a T
     try:
         raise failure
     finally:
-        # Or it would be kept by its own traceback.
+        # Otherwise its own traceback would keep it alive.
         del failure

@@ -1,4 +1,4 @@
-"""Whether a connection that is open is to look closed to its user, who then replaces it."""
+"""The rule by which an open connection looks closed to its user, which then replaces it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ __all__ = ["looks_closed"]
 
 
 def looks_closed(connection: Aware) -> bool:
-    """Whether *connection*, which is open, is not to be used for another transaction.
+    """Return whether *connection*, which is open, must not be used for another transaction.
 
-    A pool of somebody else's, a thread-local or an ORM keeps connections by rules of its own, but it replaces one that
-    is closed. In the middle of a transaction none looks so: psycopg's ``with conn`` commits nothing on a connection
-    that is closed, without an error.
+    Another library's pool, a thread-local or an ORM keeps connections by its own rules, but it replaces a closed one. A
+    connection never looks closed within a transaction: psycopg's ``with conn`` commits nothing on a closed connection,
+    and raises no error.
     """
     generation = getattr(connection, "bgpool_generation", None)
     if generation is None:
-        # Still being set up by the connect that makes it.
+        # The connection is still being opened.
         return False
     if generation.live[0] and not generation.retired and not connection.bgpool_unfit:
-        # Nor was it cut: only connections of a generation that has ended are.
+        # It was not cut either: only connections of an ended generation are cut.
         return False
     if generation.inherited:
-        # The transaction is the parent's as well.
+        # A transaction on it is the parent's as well.
         return True
     if not connection.bgpool_is_idle:
         return False

@@ -1,10 +1,10 @@
-"""What a fork does to us: threads are gone, locks are as they were, and the sockets are the parent's.
+"""The effects of a fork: threads are gone, locks stay as they were, and the sockets are the parent's.
 
-Whatever the child inherited it leaves alone, alive and untouched for as long as it lives; closing or collecting a
-connection would say goodbye to the server on the parent's socket.
+The child does not touch anything that it inherited, and keeps it alive for its whole life. If it closed or collected a
+connection, the driver would end the session on the parent's socket.
 
-A fork that Python did not make (uWSGI's, a C library's) runs none of Python's hooks. It is noticed all the same: the
-word that keeps a pool's quick way open is wiped by the kernel in every child, and the long way compares process ids.
+A fork without Python (by uWSGI or a C library) runs none of Python's hooks. It is noticed nevertheless: in every child
+the kernel wipes the word that keeps a pool's fast path open, and the slow path compares process ids.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _pid = os.getpid()
 
 
 def call_in_child(member: _Forkable) -> None:
-    """Have *member* told in every child forked from now on, before anything else of ours runs there."""
+    """Notify *member* in every child forked from now on, before any other code of bgpool runs there."""
     _members.add(member)
 
 
 def notice() -> None:
-    """Notice a fork of which no hook has told. To be called on every way into a pool but the quick one."""
+    """Notice a fork without hooks. Every way into a pool except the fast path must call this."""
     if os.getpid() == _pid:
         return
-    # A lock of this process alone: any other may have been held when it was forked.
+    # A lock of this process alone: any other lock may have been held at the time of the fork.
     with _noticing.setdefault(os.getpid(), threading.Lock()):
         if os.getpid() == _pid:
             return
@@ -60,7 +60,7 @@ def notice() -> None:
 
 
 class PidWord:
-    """What parents_word() makes where the kernel wipes nothing: the same, but each look asks for the process id."""
+    """The substitute for a word of parents_word() if the kernel wipes no page; each read queries the process id."""
 
     __slots__ = ("_pid", "_value")
 
@@ -76,11 +76,11 @@ class PidWord:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, memoryview) and bool(other[0] == self[0])
 
-    __hash__ = None  # type: ignore[assignment]  # compared by what it says, which changes
+    __hash__ = None  # type: ignore[assignment]  # compared by its value, which changes
 
 
 def parents_word(value: int) -> memoryview | PidWord:
-    """A word of memory that says *value* in this process, and 0 in every child that it forks, in whatever way."""
+    """Return a word of memory with *value* in this process, and with 0 in every child, however it was forked."""
     page = wiped_page()
     if page is None:
         return PidWord(value)
@@ -90,14 +90,14 @@ def parents_word(value: int) -> memoryview | PidWord:
 
 
 def keep_forever(thing: object) -> None:
-    """Never let *thing* be collected, not even when the interpreter ends."""
+    """Never let *thing* be collected, not even when the interpreter exits."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _lists_parents_threads() -> bool:
-    """Whether threads that did not come along are still in Python's list, from which its hooks would take them.
+    """Return whether the parent's threads are still in Python's list, from which its fork hooks remove them.
 
-    Where the parent had none there is no lock that one of them may have held.
+    If the parent had no other threads, none of them can have held a lock.
     """
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
@@ -111,11 +111,11 @@ def _lists_parents_threads() -> bool:
 
 def _after_fork_in_child() -> None:
     global _pid
-    # Again, for a fork without Python's hooks.
+    # Repeated here for a fork without Python's hooks.
     locks.leave_to_parent()
     for member in list(_members):
         member.after_fork_in_child()
-    # Last: whoever finds it right goes on with what was put right before.
+    # Set last: a thread that finds the right process id relies on the state that was reset before.
     _pid = os.getpid()
 
 

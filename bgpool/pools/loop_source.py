@@ -1,6 +1,6 @@
-"""A source whose callers are tasks: what is the same for those that keep connections and those that open them.
+"""A source whose callers are tasks: the shared code of async pools and async connectors.
 
-Everything that belongs to an event loop, connections among it, is made in the loop that asks for it first, and ends
+All objects that belong to an event loop, such as connections, are created in the loop that first needs them, and end
 with that loop.
 """
 
@@ -30,22 +30,22 @@ class LoopSource(ConnectionSource[C]):
 
     def _reset(self) -> None:
         super()._reset()
-        # The loop that was here last, and its connections: the common case is one compare.
+        # The loop of the last call, and its connections, so that the common case is one comparison.
         self._last: tuple[asyncio.AbstractEventLoop | None, Generations | None] = (None, None)
         self._loops: dict[asyncio.AbstractEventLoop, Generations] = {}
-        # Of closed loops: what is being closed, and what those before it have counted.
+        # For closed loops: the connections that are being closed, and the counts of the earlier ones.
         self._closing: list[Generations] = []
         self._before = Usage()
 
-    # -- one succession for each loop ----------------------------------------------------------------------------
+    # -- the generations of each loop -------------------------------------------------------------------------------
 
     @staticmethod
     def _waits_of(participant: Participant) -> Waits:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         return participant.loops
 
     def _here(self) -> Generations:
-        """As ConnectionSource says: those of the running loop."""
+        """See ConnectionSource; return the connections of the running loop."""
         loop = running_loop()
         last, generations = self._last
         if last is loop and generations is not None:
@@ -60,15 +60,15 @@ class LoopSource(ConnectionSource[C]):
         return generations
 
     def _generations_by_loop(self) -> Sequence[Generations]:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         return list(self._loops.values())
 
     def _bury_closed(self) -> None:
-        """End what belongs to loops that are closed."""
+        """Close the connections that belong to closed loops."""
         with self._lock:
             closed = [self._loops.pop(loop) for loop in list(self._loops) if loop.is_closed()]
             self._closing += closed
-        # Not under the lock: a connector's figures take it, and its owner is asked.
+        # Without the lock: a connector's figures take it, and its owner is queried.
         for generations in closed:
             generations.close(0)
             was = generations.usage()
@@ -79,12 +79,12 @@ class LoopSource(ConnectionSource[C]):
     # -- following the segment -----------------------------------------------------------------------------------
 
     def tick(self) -> float:
-        """As ConnectionSource's; and what loops have left behind that are closed is closed as well."""
+        """Like ConnectionSource.tick; also close the connections of closed loops."""
         self._bury_closed()
         return super().tick()
 
     def _count_connections(self) -> Usage:
-        """As ConnectionSource's; closed loops included, so that no count falls when one ends."""
+        """Like ConnectionSource's; closed loops are included, so that no count falls when a loop ends."""
         with self._lock:
             before, all_generations = self._before, [*self._loops.values(), *self._closing]
         return Usage.merged((before, *(one.usage() for one in all_generations)))
@@ -92,7 +92,7 @@ class LoopSource(ConnectionSource[C]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Begin to connect, and to watch the deployment, now instead of at the first checkout. Waits for nothing."""
+        """Begin to connect and to watch the deployment now instead of at the first checkout. It does not wait."""
         fork.notice()
         running_loop()
         await self._ajoin()
@@ -101,12 +101,12 @@ class LoopSource(ConnectionSource[C]):
             self._here().adopt(reading).begin()
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close idle connections and refuse further checkouts; those in use are closed when returned.
+        """Close idle connections and refuse further checkouts; connections in use are closed when they are returned.
 
-        Callers who are held get PoolClosed.
+        Held callers get PoolClosed.
 
         Args:
-            timeout: Longest wait for these callers, in seconds.
+            timeout: The longest wait for these callers, in seconds.
         """
         fork.notice()
         running_loop()
@@ -115,16 +115,16 @@ class LoopSource(ConnectionSource[C]):
             await self._gate.aclose(timeout)
         finally:
             self._end()
-        # What was begun in this loop takes one turn of it.
+        # Tasks that were started in this loop need one turn of it.
         await asyncio.sleep(0)
 
     def start(self) -> None:
-        """As ConnectionSource says: watches the deployment. Connections are opened in a loop."""
+        """See ConnectionSource; watch the deployment. Connections are opened in a loop."""
         fork.notice()
         self._join()
 
-    def stop(self, timeout: float = 5.0) -> None:  # noqa:ARG002  # nothing is waited for
-        """As ConnectionSource says."""
+    def stop(self, timeout: float = 5.0) -> None:  # noqa:ARG002  # it does not wait
+        """See ConnectionSource."""
         fork.notice()
         self._gate.closed = True
         self._gate.waits.wake()

@@ -1,7 +1,7 @@
-"""Waits of asyncio's tasks: nothing of them takes a thread, and a loop in which nobody waits is never woken.
+"""The waits of asyncio's tasks. They use no threads, and a loop in which no task waits is never woken.
 
-The process's watch thread sleeps until something is published, as it does for threads, and wakes each loop once in
-which somebody waits.
+The process's watch thread sleeps until a snapshot is published, as it does for threads. It wakes each loop with a
+waiting task once.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ __all__ = ["LoopTurns", "LoopWaits", "apart", "begin", "cancels", "is_ours", "ru
 
 T = TypeVar("T")
 
-#: Tasks that nobody else holds; asyncio itself would let the collector take them.
+#: Tasks without another reference; asyncio itself would let the collector take them.
 _tasks: Final[set[asyncio.Task[Any]]] = set()
 
 
 class LoopWaits:
-    """Waits of the tasks of all loops of a process, for one deployment."""
+    """The waits of the tasks of all loops of a process, for one deployment."""
 
     awaits = True
     now_ns = staticmethod(time.monotonic_ns)
     finish = staticmethod(finish)
 
     def __init__(self, is_watched: Callable[[], bool]) -> None:
-        """Waits that a thread ends with ``wake`` when something is published, while *is_watched* is true."""
+        """Create waits that a thread ends with ``wake`` at a publication, while *is_watched* is true."""
         self._is_watched: Final = is_watched
         self.reset()
 
     def reset(self) -> None:
-        """After a fork, in the child: nobody waits here yet."""
-        # Of each loop those who wait, the one that has waited longest first.
+        """Start without waiting tasks, in the child after a fork."""
+        # The waiting tasks of each loop, the longest wait first.
         self._waiting: dict[asyncio.AbstractEventLoop, dict[asyncio.Future[None], None]] = {}
         self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopTurns] = WeakKeyDictionary()
 
     def wake(self) -> None:
-        """Have everybody who waits look again; from any thread."""
+        """Make all waiting tasks check again; from any thread."""
         for loop in list(self._waiting):
             with contextlib.suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(self._wake_here, loop)
@@ -58,13 +58,13 @@ class LoopWaits:
         _wake_some(loop, list(self._waiting.pop(loop, ())))
 
     async def sleep(self, seconds: float) -> None:
-        """As Waits says."""
+        """See Waits."""
         await asyncio.sleep(seconds)
 
     async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
-        """As Waits says."""
+        """See Waits."""
         if reading.mapped is None:
-            # Nothing wakes us when there is a segment at last: look again in time.
+            # No thread wakes this task when a segment appears, so it must check again in time.
             seconds = min(seconds, WATCH_INTERVAL_S)
         if not self._is_watched():
             seconds = min(seconds, POLL_INTERVAL_S)
@@ -73,7 +73,7 @@ class LoopWaits:
         self._waiting.setdefault(loop, {})[future] = None
         timer = loop.call_later(seconds, _settle, future)
         try:
-            # Looked at only now: whatever is published from now on wakes us.
+            # Checked only now, so that every later publication wakes this task.
             if (reading.mapped is None or reading.is_current) and not over():
                 await future
         finally:
@@ -85,16 +85,16 @@ class LoopWaits:
                     del self._waiting[loop]
 
     async def call(self, function: Callable[[], T]) -> T:
-        """As Waits says; in a thread of its own, of which a loop has no more than LOOP_CALLS.
+        """See Waits. The call runs in a thread of its own; each loop has at most LOOP_CALLS of them.
 
-        Not in the loop's default executor, which the application may keep busy. A caller that is cancelled leaves the
-        thread to its end.
+        It does not use the loop's default executor, which the application may keep busy. If the caller is cancelled,
+        the thread runs to its end.
         """
         loop = running_loop()
         turns = self._calls.setdefault(loop, LoopTurns(LOOP_CALLS))
         await turns.acquire(None)
         done: asyncio.Future[None] = loop.create_future()
-        # Not the future's own: it takes no StopIteration.
+        # The future's own result will not do, because it does not accept StopIteration.
         outcome: list[tuple[T | None, BaseException | None]] = []
 
         def run() -> None:
@@ -121,27 +121,27 @@ class LoopWaits:
         try:
             raise error
         finally:
-            # Or it would be kept by its own traceback.
+            # Otherwise its own traceback would keep it alive.
             del error
 
     def turns(self, count: int) -> Turns:
-        """As Waits says."""
+        """See Waits."""
         return LoopTurns(count)
 
     def cancels(self) -> int:
-        """As Waits says; Python 3.10 does not count."""
+        """See Waits; Python 3.10 does not count."""
         return cancels(asyncio.current_task(running_loop()))
 
 
 class LoopTurns:
-    """Turns for the tasks of one loop, given in the order in which they were asked for."""
+    """Turns for the tasks of one loop, given in the order of the requests."""
 
     def __init__(self, count: int) -> None:
         self._free = count
         self._queue: Final[deque[asyncio.Future[bool]]] = deque()
 
     async def acquire(self, seconds: float | None) -> bool:
-        """As Turns says; None for no limit."""
+        """See Turns; None for no limit."""
         if self._free > 0:
             self._free -= 1
             return True
@@ -153,7 +153,7 @@ class LoopTurns:
             return await future
         except BaseException:
             if future.done() and not future.cancelled() and future.result():
-                # Cancelled when the turn had just come.
+                # The task was cancelled just after it got the turn.
                 self.release()
             raise
         finally:
@@ -161,7 +161,7 @@ class LoopTurns:
                 timer.cancel()
 
     def release(self) -> None:
-        """As Turns says."""
+        """See Turns."""
         while self._queue:
             future = self._queue.popleft()
             if not future.done():
@@ -171,15 +171,15 @@ class LoopTurns:
 
 
 async def whole(steps: Coroutine[Any, Any, T]) -> T:
-    """Await *steps*, which go on to their end also where the caller is cancelled, be it again and again."""
+    """Await *steps*, which continue to their end even if the caller is cancelled, however often."""
     return await asyncio.shield(begin(steps))
 
 
 async def apart(steps: Coroutine[Any, Any, T], discard: Callable[[T], object]) -> T:
-    """Await *steps* in a task of their own, which ends with the caller's; *discard* gets what they have made too late.
+    """Await *steps* in a task of their own, which ends with the caller's; *discard* gets a result that is too late.
 
-    A caller that is cancelled may be in a circle of frames, as SQLAlchemy's are, and what *steps* had opened would stay
-    open until the collector comes by.
+    A cancelled caller may be part of a cycle of frames, as SQLAlchemy's are. Then a connection that *steps* had opened
+    would stay open until the garbage collector runs.
     """
 
     def drop(done: asyncio.Task[T]) -> None:
@@ -192,13 +192,13 @@ async def apart(steps: Coroutine[Any, Any, T], discard: Callable[[T], object]) -
     except asyncio.CancelledError:
         task.cancel()
         task.add_done_callback(drop)
-        # This frame may stay with those of the caller.
+        # This frame may live as long as those of the caller.
         del task
         raise
 
 
 def begin(steps: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
-    """*steps* as a task of the running loop, which is held until it ends."""
+    """Run *steps* as a task of the running loop, and keep a reference until it ends."""
     loop = running_loop()
     counts = sys.version_info >= (3, 11)
     task = loop.create_task(steps, name=name) if counts else _Counting(steps, loop=loop, name=name)
@@ -208,32 +208,32 @@ def begin(steps: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Tas
 
 
 class _Counting(asyncio.Task[Any]):
-    """A task that counts how often it was cancelled, as those of Python 3.11 do."""
+    """A task that counts its cancellations, as those of Python 3.11 do."""
 
     _cancels = 0
 
     def cancel(self, msg: Any = None) -> bool:
-        """As asyncio's."""
+        """Like asyncio's."""
         self._cancels += 1
         return bool(super().cancel(msg))
 
     def cancelling(self) -> int:
-        """As asyncio's."""
+        """Like asyncio's."""
         return self._cancels
 
 
 def cancels(task: Any) -> int:
-    """How often the task *task*, or None, has been cancelled; Python 3.10 counts for tasks that were begun here."""
+    """Return the number of cancellations of *task*, or of None; on Python 3.10, of tasks started by begin()."""
     return int(task.cancelling()) if hasattr(task, "cancelling") else 0
 
 
 def is_ours(task: asyncio.Task[Any]) -> bool:
-    """Whether *task* was begun here."""
+    """Return whether *task* was started by begin()."""
     return task in _tasks
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
-    """The loop of the calling task.
+    """Return the loop of the calling task.
 
     Raises:
         ConfigurationError: There is none, or it is another library's.
@@ -248,7 +248,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _wake_some(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]]) -> None:
-    """Wake *waiting*, a batch in each turn of the loop: nobody else is to wait for a thousand of them."""
+    """Wake *waiting*, one batch in each turn of the loop, so that other tasks do not wait for a thousand of them."""
     for future in waiting[:WAKE_BATCH]:
         _settle(future)
     if len(waiting) > WAKE_BATCH:

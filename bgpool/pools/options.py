@@ -1,4 +1,4 @@
-"""The options of a driver's pool, checked when the pool is made instead of at its first checkout; those of calls."""
+"""The options of a driver's pool, checked at the creation of the pool and not at its first checkout; those of calls."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
     "kind_of",
 ]
 
-#: Raises ConfigurationError for a value that the option of that name cannot have.
+#: A check that raises ConfigurationError for a value that the option of that name cannot have.
 Check = Callable[[str, object], None]
 
-#: The value of *reset* that wipes the session.
+#: The value of *reset* that resets the session.
 RESET_SESSION: Final = "session"
 
 
@@ -49,7 +49,7 @@ def _whole(least: int, *, or_none: bool = False) -> Check:
 
 
 def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = False, past: bool = False) -> Check:
-    """A number of seconds: at least 0, or *above* 0, or below it if that may be *past*; infinite if *endless*."""
+    """Return a check for seconds: >= 0, or *above* 0, or negative if that may be *past*; infinite if *endless*."""
 
     def check(name: str, value: object) -> None:
         if value is None and or_none:
@@ -66,7 +66,7 @@ def _seconds(*, above: bool = False, endless: bool = False, or_none: bool = Fals
     return check
 
 
-#: How long a caller waits, in seconds. What callers compute to be left of their time may be below 0: it is up.
+#: The timeout of a caller's wait, in seconds. A remaining time that a caller has computed may be below 0: it is up.
 _WAIT: Final = _seconds(past=True)
 #: The same, or None for the default.
 check_wait: Final = _seconds(or_none=True, past=True)
@@ -81,7 +81,7 @@ def check_unit(what: str, fn: object, timeout: object, given: str = "a connectio
         what: The function that was called, for the text.
         fn: The unit's function.
         timeout: Its timeout.
-        given: What *fn* is a function of, for the text.
+        given: The first argument of *fn*, for the text.
     """
     check_timeout(f"{what}: timeout", timeout)
     if not callable(fn):
@@ -91,12 +91,12 @@ def check_unit(what: str, fn: object, timeout: object, given: str = "a connectio
 
 
 def kind_of(value: object) -> str:
-    """What errors call *value* where a pool or a function was to be: a text may be a DSN, or SQL with a password."""
+    """Return the type of *value* for an error about a wrong argument: a text may be a DSN, or SQL with a password."""
     return type(value).__name__ if value is not None else "None"
 
 
 def deadline_of(timeout: float) -> float:
-    """When the *timeout* of a call, in seconds, is over, by time.monotonic().
+    """Return the end of the *timeout* of a call, in seconds, by time.monotonic().
 
     Raises:
         ConfigurationError: It is no number of seconds.
@@ -117,7 +117,7 @@ def _reset(name: str, value: object) -> None:
 
 
 def _blocking(check: Check) -> Check:
-    """As *check*, and no coroutine function: nobody would await it."""
+    """Return *check* with a refusal of coroutine functions, which no code would await."""
 
     def check_also(name: str, value: object) -> None:
         check(name, value)
@@ -149,10 +149,10 @@ def _subclass_of(base: type) -> Check:
 
 
 def _unchecked(_name: str, _value: object) -> None:
-    """Checked where it is read, with the connection parameters."""
+    """Accept any value: it is checked with the connection parameters."""
 
 
-#: What all pools have.
+#: The options that all pools have.
 MYSQL: Final[Mapping[str, Check]] = {
     "min_size": _whole(0),
     "max_size": _whole(1, or_none=True),
@@ -185,7 +185,7 @@ ASYNC_POSTGRES: Final[Mapping[str, Check]] = {
     "connection_class": _subclass_of(psycopg.AsyncConnection),
 }
 
-#: What of these a connector has.
+#: The subset of these that a connector has.
 MYSQL_CONNECTOR: Final[Mapping[str, Check]] = {}
 POSTGRES_CONNECTOR: Final[Mapping[str, Check]] = {name: POSTGRES[name] for name in ("connection_class", "kwargs")}
 ASYNC_POSTGRES_CONNECTOR: Final[Mapping[str, Check]] = {name: ASYNC_POSTGRES[name] for name in POSTGRES_CONNECTOR}

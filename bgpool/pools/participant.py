@@ -1,4 +1,4 @@
-"""A process's part in a deployment: all its pools there share one watch, and all watches one thread."""
+"""The membership of a process in a deployment: all its pools there share one watch, and all watches one thread."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 
 class Participant:
-    """One per process, run directory and bg_id; shared by all pools with these.
+    """The membership of a process. There is one for each run directory and bg_id, shared by all pools with these.
 
     Attributes:
-        bg_id, files: Which deployment.
-        reader: The segment; says nothing where the run directory cannot be used.
-        loops: How tasks wait for what is published.
+        bg_id, files: The deployment.
+        reader: The segment's reader; without a snapshot if the run directory cannot be used.
+        loops: The waits of tasks for a publication.
     """
 
     def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
-        """A part in *bg_id*, with *run_dir* as the parameter bg_run_dir."""
+        """Create the membership in *bg_id*, with *run_dir* as the parameter bg_run_dir."""
         self.bg_id: Final = bg_id
         self._ensure_monitor: Final = ensure_monitor
         self._run_dir: Final = run_dir
@@ -50,19 +50,19 @@ class Participant:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        # Replaced as a whole; a pool that is collected has left.
+        # Replaced as a whole; a garbage-collected pool no longer counts.
         self._joined: tuple[weakref.ref[Member], ...] = ()
         self._watch: Watch | None = None
 
     def after_fork_in_child(self) -> None:
-        """Nobody has joined here yet."""
+        """Start without members."""
         self._reset()
         self.loops.reset()
 
     def join(self, member: Member) -> None:
-        """Take *member* on; the first one makes the process present and has it watched.
+        """Add *member*; the first one starts the process's presence and its watch.
 
-        Raises nothing of its own; if it is interrupted, nothing has begun.
+        It raises no errors of its own; if it is interrupted, nothing was started.
         """
         with self._lock:
             if not any(joined() is member for joined in self._joined):
@@ -84,14 +84,14 @@ class Participant:
             raise
 
     def _follow_user(self) -> None:
-        """Use the directory of the user that a server's worker has become after the pool was made by its master."""
+        """Use the directory of the user that a server's worker has switched to after its master created the pool."""
         if self._user != os.geteuid():
             self._user = os.geteuid()
             self.files = RunFiles.of(look_in(self._run_dir), self.bg_id)
             self.reader.follow(self.files)
 
     def leave(self, member: Member) -> None:
-        """Let *member* go; the last one ends the process's presence."""
+        """Remove *member*; the last one ends the process's presence."""
         with self._lock:
             self._joined = tuple(joined for joined in self._joined if joined() not in (None, member))
             if self._joined or self._watch is None:
@@ -100,58 +100,58 @@ class Participant:
         watch.end()
 
     def nudge(self) -> None:
-        """Tell the monitor that the server has cut one of our connections: it asks at once, and all hear of it."""
+        """Notify the monitor that the server has cut a connection: it queries at once and publishes the result."""
         watch = self._watch
         if watch is not None:
             watch.nudge()
 
     def note_hold(self) -> None:
-        """A caller begins to be held: the row and the log are to tell of it."""
+        """Record that a caller begins to be held, so that the row and the log show it."""
         watch = self._watch
         if watch is not None:
             watch.note_hold()
 
     def is_watched(self) -> bool:
-        """Whether the thread is at work that hears of what is published."""
+        """Return whether the thread that receives publications is alive."""
         watch = self._watch
         return watch is not None and watch.is_alive()
 
     def count_workers(self) -> int:
-        """How many processes of the host use the bg_id just now, as far as can be told; at least one."""
+        """Return the number of processes of the host that use the bg_id now, as far as it is known; at least one."""
         watch = self._watch
         return watch.count_workers() if watch is not None else 1
 
     def locked_out_workers(self) -> list[int]:
-        """The pids of the host's processes of which green refuses the login of a pool, as far as can be told."""
+        """Return the pids of the host's processes with a pool whose login green refuses, as far as they are known."""
         watch = self._watch
         return watch.locked_out_workers() if watch is not None else []
 
     def speaks_for_host(self) -> bool:
-        """Whether this is the one process of the host that tells what is true of all of it."""
+        """Return whether this is the one process of the host that reports facts about the whole host."""
         watch = self._watch
         return watch is not None and watch.speaks_for_host()
 
     def members(self) -> list[Member]:
-        """Those that have joined and not left."""
+        """Return the members that have joined and not left."""
         return [member for joined in self._joined if (member := joined()) is not None]
 
 
 class NonParticipant(Participant):
-    """The part of a process that is itself a monitor: none. Its pools are plain pools."""
+    """The participant of a process that is itself a monitor. It takes no part, and its pools are plain pools."""
 
     def __init__(self, bg_id: str, run_dir: Path | None, ensure_monitor: Callable[[RunFiles], object]) -> None:
         super().__init__(bg_id, run_dir, ensure_monitor)
         self.reader = _NoReader(self.files)
 
     def join(self, member: Member) -> None:
-        """Nothing: whoever waits for a monitor to leave must not be seen as using it."""
+        """Do nothing: a process that waits for a monitor to exit must not count as a user of it."""
 
 
 class Disabled(NonParticipant):
-    """The part of a process in which ``$BGPOOL_DISABLE`` switches bgpool off: none, and the log says so."""
+    """The participant of a process in which ``$BGPOOL_DISABLE`` switches bgpool off: no membership, and a log line."""
 
     def join(self, member: Member) -> None:
-        """Say once in each process that its pools are plain pools: a forgotten variable costs the next switchover."""
+        """Log once in each process that its pools are plain pools: a forgotten variable costs the next switchover."""
         global _told_in
         super().join(member)
         if _told_in == os.getpid():
@@ -166,26 +166,26 @@ class Disabled(NonParticipant):
         )
 
 
-#: The process that has said that bgpool is disabled in it.
+#: The id of the process that has logged that bgpool is disabled in it.
 _told_in = 0
 
 
 class _NoReader(Reader):
-    """Reads nothing, ever."""
+    """A reader without a segment."""
 
     def refresh(self) -> Reading:
-        """That there is no segment."""
+        """Return the reading without a segment."""
         return _NOTHING
 
 
 class _NoSegment(Reading):
-    """That there is no segment, and never will be one: a checkout need not look again."""
+    """The reading of a process that never has a segment: a checkout need not look again."""
 
     @property
     def is_current(self) -> bool:
-        """Always: nothing is ever published here."""
+        """Always true: no snapshot is ever published here."""
         return True
 
 
-# Not 0, which the kernel makes of the number in a forked child.
+# Not 0, because the kernel sets the number to that in a forked child.
 _NOTHING: Final = _NoSegment(memoryview(array.array("Q", [1])), 1, None, None)

@@ -1,4 +1,4 @@
-"""A pool behind the gate, whatever the engine: the pool of a driver, replaced as a whole at each epoch."""
+"""A pool behind the gate, for every engine: a driver's pool that is replaced as a whole at each epoch."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ R = TypeVar("R")
 
 
 class AnyPool(ConnectionSource[C]):
-    """What a Pool and an AsyncPool share."""
+    """The shared code of Pool and AsyncPool."""
 
     KIND = "pool"
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """A pool for *dsn*; *options* are those of the driver's pool.
+        """Create a pool for *dsn*; *options* are those of the driver's pool.
 
         Raises:
-            ValueError, TypeError: As the driver's pool raises them for its options.
+            ValueError, TypeError: The errors of the driver's pool about its options.
         """
         super().__init__(dsn, settings, participant, options)
         sample = self._recipe.make_inner(object())
@@ -47,20 +47,20 @@ class AnyPool(ConnectionSource[C]):
 
     @property
     def max_size(self) -> int:
-        """Connections that it may have; an AsyncPool in each loop."""
+        """The maximum number of connections; in an AsyncPool for each loop."""
         return self._max_size
 
     def _make_inner(self, generation: Generation) -> DriversPool:
         return self._recipe.make_inner(generation)
 
     async def agetconn(self, timeout: float | None = None) -> C:
-        """A connection, once the gate admits a checkout: the long way of getconn()."""
+        """Return a connection, once the gate admits a checkout: the slow path of getconn()."""
         check_wait("timeout", timeout)
         timeout_s = self.timeout if timeout is None else timeout
         return await self._atake(timeout_s, partial(_alend, timeout_s))
 
     def _refused(self, error: Exception) -> Exception:
-        """What a caller gets for *error* of the driver's pool, which had no connection on the quick way."""
+        """Return the caller's error for *error* of the driver's pool, which had no connection on the fast path."""
         ours = self._as_ours(error)
         self._count_failure(ours)
         return ours
@@ -74,7 +74,7 @@ class AnyPool(ConnectionSource[C]):
         idempotent: bool,
         receipt_id: str | None,
     ) -> Coroutine[Any, Any, Any]:
-        """Run *fn* as a unit of work; arguments and errors as run()."""
+        """Run *fn* as a unit of work; arguments and errors are the same as in run()."""
         if timeout is not None or not callable(fn):
             check_unit("run", fn, timeout)
         timeout_s = self.hold_s + self.timeout if timeout is None else timeout
@@ -87,21 +87,21 @@ class AnyPool(ConnectionSource[C]):
 
     @abstractmethod
     def getconn(self, timeout: float | None = None) -> C | Awaitable[C]:
-        """A connection, to be given back with putconn; in an AsyncPool a coroutine."""
+        """Return a connection, which must be returned with putconn; in an AsyncPool a coroutine."""
 
     @abstractmethod
     def putconn(self, conn: C) -> Awaitable[None] | None:
-        """Give a connection back; in an AsyncPool a coroutine."""
+        """Return a connection to the pool; in an AsyncPool a coroutine."""
 
 
 class Pool(BlockingSource[C], AnyPool[C]):
-    """A pool of a driver's connections that goes through Blue/Green switchovers. Made by get_pool.
+    """A pool of a driver's connections that survives Blue/Green switchovers. Created by get_pool.
 
-    Nothing happens before the first checkout: a pool may be made before a fork and used on both sides of it.
+    It does nothing before the first checkout, so it may be created before a fork and used in parent and child.
 
     Attributes:
         OPTIONS: The options of the driver's pool that get_pool passes on, each with its check.
-        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        timeout: The default of the longest wait for a connection, in seconds.
     """
 
     def __enter__(self) -> Pool[C]:
@@ -113,14 +113,14 @@ class Pool(BlockingSource[C], AnyPool[C]):
     # -- checkout and return -------------------------------------------------------------------------------------
 
     def connection(self, timeout: float | None = None) -> Checkout[C]:
-        """A connection for a ``with`` block, which commits at its end, or rolls back, and returns the connection.
+        """Return a connection for a ``with`` block, whose end commits or rolls back, and returns the connection.
 
         Args:
-            timeout: Longest wait for it in seconds, hold included; None for the pool's own. Who gave none, and waits
-                for a connection when a switchover begins, may be held for as long again.
+            timeout: The longest wait in seconds, hold included; None for the pool's own. Without it, a caller that
+                waits for a connection when a switchover begins may be held for the same time again.
 
         Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
+            SwitchoverHoldTimeout: Held for the longest time that is allowed.
             GreenHostRejected: The endpoint is green and the switchover is over.
             PoolTimeout: No connection became free in time.
             TooManyRequests: More than max_waiting callers wait already.
@@ -129,18 +129,18 @@ class Pool(BlockingSource[C], AnyPool[C]):
         return Checkout(self, timeout)
 
     def getconn(self, timeout: float | None = None) -> C:
-        """A connection, to be given back with putconn. Arguments and errors as for connection()."""
+        """Return a connection, to be returned with putconn. Arguments and errors are the same as in connection()."""
         word, admitted, take = self._generations.quick
-        # As memory: a load of eight bytes each, as word[0] would be, and half of the time.
+        # Compared as memory: this loads eight bytes each, as word[0] would, and takes half of the time.
         if word == admitted:
-            # A clock costs as much as all the rest here. It is read where somebody has said how long to wait.
+            # Reading a clock costs as much as all the rest here. It is read only if the caller has set a timeout.
             deadline = None if timeout is None else deadline_of(timeout)
             try:
                 connection = take(timeout)
                 connection.bgpool_lent = True
                 return connection  # type: ignore[no-any-return]  # a cast() would be a call
             except psycopg_pool.PoolClosed as error:
-                # Retired while we waited; what is true now is found out below.
+                # The generation was retired during the wait; the current state is evaluated below.
                 forget_frames(error)
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             except REFUSALS as error:
@@ -148,12 +148,12 @@ class Pool(BlockingSource[C], AnyPool[C]):
         return finish(self.agetconn(timeout))
 
     def putconn(self, conn: C) -> None:
-        """Give a connection back; closed instead of kept if a switchover has made it unfit.
+        """Return a connection to the pool; it is closed instead of kept if a switchover has made it unfit.
 
-        Does nothing after ``conn.close()``, which gives it back itself.
+        Does nothing after ``conn.close()``, which returns it itself.
 
         Raises:
-            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+            ValueError: *conn* was not checked out from a pool of this process, or was returned before.
         """
         returned: Any = conn
         try:
@@ -163,7 +163,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
         if generation.awaits:
             raise ValueError(f"{conn!r} is of an async pool: give it back there, with await")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
-            # Before it is kept: from then on it may be the next user's.
+            # Before it is kept, because it may be the next user's from then on.
             returned.bgpool_lent = False
             generation.keep(conn)
         else:
@@ -171,7 +171,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
 
     @abstractmethod
     def end_block(self, conn: C, error: BaseException | None) -> None:
-        """What the end of a ``with`` block does to *conn*: commit, or roll back after *error*."""
+        """End a ``with`` block on *conn*: commit, or roll back after *error*."""
 
     # -- units of work -------------------------------------------------------------------------------------------
 
@@ -196,30 +196,33 @@ class Pool(BlockingSource[C], AnyPool[C]):
         idempotent: bool = False,
         receipt_id: str | None = None,
     ) -> R | AlreadyApplied:
-        """Call ``fn(conn, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+        """Call ``fn(conn, *args)`` in a transaction and commit it; repeat that if a switchover cuts it before COMMIT.
 
-        *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
-        times. It must not end the transaction. Keywords for it: functools.partial, or a lambda.
+        *fn* may be called several times, and one call is applied. Its effects outside the transaction happen several
+        times. It must not end the transaction. To pass keyword arguments, use functools.partial or a lambda.
 
         Args:
-            fn: What is to be done in one transaction.
+            fn: The function that does the work of one transaction.
             args: Its arguments after the connection.
-            timeout: Longest time until the last call begins, in seconds; None for the pool's timeout after the
+            timeout: The longest time until the last call begins, in seconds; None for the pool's timeout after the
                 longest hold.
-            idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
-            receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often
-                and in how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
+            idempotent: True if *fn* may be applied twice. Then it is called again even if it is unknown whether it was
+                applied.
+            receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``. A unit is applied once, however
+                often and in how many processes it is run with this id. Needs bg_receipts_table. None for an id of its
+                own.
 
         Returns:
-            What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
+            The return value of *fn*; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was
+                applied.
 
         Raises:
-            CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
-            SwitchoverInterrupted: Cut again and again, until the time was used up.
+            CommitOutcomeUnknown: COMMIT was cut, and the server cannot report its outcome.
+            SwitchoverInterrupted: Attempts were cut until the time was used up.
             TypeError: *fn* is an ``async`` or a generator function.
-            ConfigurationError: *fn* cannot be called, *timeout* is no number of seconds, or *receipt_id* is no id or
-                has no table.
-            Exception: Whatever *fn* or a checkout raised; the transaction was rolled back.
+            ConfigurationError: *fn* cannot be called, *timeout* is no number of seconds, or *receipt_id* is no valid id
+                or has no table.
+            Exception: Any error that *fn* or a checkout raised; the transaction was rolled back.
 
         Source: docs/units-of-work.md.
         """
@@ -230,7 +233,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
 
 
 async def _alend(timeout_s: float, generation: Generation, left_s: float) -> Any:
-    """A connection of *generation*, for a caller who has *left_s* of *timeout_s* seconds left."""
+    """Return a connection of *generation*, for a caller that has *left_s* of *timeout_s* seconds left."""
     if left_s <= 0:
         raise psycopg_pool.PoolTimeout(f"couldn't get a connection after {timeout_s:.2f} sec")
     connection = await settled(generation.lend(left_s))

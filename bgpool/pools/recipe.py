@@ -1,4 +1,4 @@
-"""How the connections of one pool are made: where to, under which name, with what password. Each engine has its own."""
+"""The way to open the connections of one pool: destination, name to prove and password. Each engine has its own."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["DRIVER_FAILURES", "Aware", "DriversPool", "OpenedByCallers", "Destin
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
-#: What a connection that cannot be opened or used raises.
+#: The errors of a connection that cannot be opened or used.
 DRIVER_FAILURES: Final = (psycopg.OperationalError, pymysql.OperationalError, OSError)
 
-#: Where callers are held, or soon will be.
+#: The phases in which callers are held, or soon will be.
 _BEGINNING: Final = (Phase.PREPARATION, Phase.IN_PROGRESS)
 
-#: The application's own name for it.
+#: The application's own name for the endpoint.
 _OWN: Final = Names("", "")
 
 
@@ -46,16 +46,16 @@ class Aware(Protocol):
     """A driver's connection that knows its generation; see the connection module of each engine.
 
     Attributes:
-        bgpool_generation: What it was opened under. A returned connection goes back to it.
-        bgpool_lent: From its checkout until it is returned, or closed by its user.
+        bgpool_generation: The generation in which it was opened. A returned connection goes back to it.
+        bgpool_lent: True from its checkout until it is returned, or closed by its user.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
-        bgpool_cut: Set once it was cut at the socket: it is closed, whatever the driver has noticed of that.
-        bgpool_refused: After a refused write, whether the server itself takes none (and not the caller's transaction);
-            None if no write was refused, or the server could not be asked.
-        bgpool_in_unit: While the function of a unit of work has it.
+        bgpool_cut: Set once it was cut at the socket. It is closed, even if the driver has not noticed that.
+        bgpool_refused: After a refused write, true if the server itself takes none (not only the caller's transaction);
+            None if no write was refused, or the server could not be queried.
+        bgpool_in_unit: True while the function of a unit of work has it.
         bgpool_ended: Set once that function may have ended the unit's transaction itself.
-        bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
-            can have been. None before.
+        bgpool_in_doubt: None until the connection is lost. Then the reason for which it may have committed data, empty
+            if it cannot have.
     """
 
     bgpool_generation: Any
@@ -69,21 +69,21 @@ class Aware(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether its user is to replace it: it was closed, is broken, or must not be used again, see looks_closed."""
+        """True if its user must replace it: it was closed, is broken, or must not be used again, see looks_closed."""
         ...
 
     @property
     def bgpool_is_open(self) -> bool:
-        """Whether the driver has a session, be it one that looks closed."""
+        """True if the driver has a session, even one that looks closed."""
         ...
 
     @property
     def bgpool_is_idle(self) -> bool:
-        """Whether it is in no transaction and in no block, and no result is left to be read."""
+        """True if it is in no transaction and in no block, and no result is left to be read."""
         ...
 
     def fileno(self) -> int:
-        """Its socket."""
+        """Return the descriptor of its socket."""
         ...
 
     def bgpool_discard(self) -> None:
@@ -91,35 +91,35 @@ class Aware(Protocol):
         ...
 
     async def bgpool_asettle_refusal(self) -> None:
-        """Find out whose a refusal was that is not known yet; rolls back what is open. Raises nothing of a driver's."""
+        """Find the unknown origin of a refusal, and roll back an open transaction; raise no error of the driver."""
         ...
 
     def bgpool_pass_on(self) -> Aware | None:
-        """The same session under another object, if it can be used again; None if not.
+        """Return the same session under another object, if it can be used again; None if not.
 
-        What the last user still holds is closed after that: it cannot reach the session of the next one.
+        The object that the last user still has is closed after that: it cannot reach the session of the next user.
         """
         ...
 
 
 class DriversPool(Protocol):
-    """What a generation needs of a driver's pool, of threads or of tasks; psycopg_pool's have it."""
+    """The interface that a generation needs of a driver's pool, for threads or tasks. psycopg_pool's pools have it."""
 
     timeout: float
-    #: Whether close() of a connection returns it, where it can be used again.
+    #: True if close() of a connection returns it, provided that it can be used again.
     close_returns: bool
-    #: Its threads that close() waits for, one after the other.
+    #: The number of its threads that close() waits for, one after the other.
     num_workers: int
 
-    #: Why the last attempt to open a connection failed; empty once one was opened.
+    #: The reason for which the last attempt to open a connection failed; empty once one was opened.
     failure: str
 
-    #: Whether a caller can open a connection itself: then it is an OpenedByCallers.
+    #: True if a caller can open a connection itself: then the pool is an OpenedByCallers.
     opened_by_callers: bool
 
     @property
     def max_size(self) -> int:
-        """Connections that it may have."""
+        """The maximum number of connections."""
         ...
 
     def open(self) -> None:
@@ -127,57 +127,57 @@ class DriversPool(Protocol):
         ...
 
     def getconn(self, timeout: float | None = None) -> Any:
-        """A connection that is handed out, within *timeout* seconds; a coroutine where callers await."""
+        """Return a connection to hand out, within *timeout* seconds; a coroutine if callers await."""
         ...
 
     def keep(self, conn: Any) -> Any:
-        """Take back a connection that may be used again; a coroutine where callers await."""
+        """Take back a connection that may be used again; a coroutine if callers await."""
         ...
 
     def replace(self, conn: Any) -> None:
-        """Free the slot of a connection that is closed, and open another one where it is needed."""
+        """Free the slot of a closed connection, and open another one if it is needed."""
         ...
 
     def close(self, timeout: float = ...) -> None:
-        """Close what is idle, send waiting callers on with PoolClosed, close the rest when it comes back.
+        """Close idle connections, raise PoolClosed in waiting callers, close the other connections at their return.
 
-        Waits *timeout* seconds at most for each of its threads.
+        It waits at most *timeout* seconds for each of its threads.
         """
         ...
 
     def get_stats(self) -> dict[str, int]:
-        """Figures, named as psycopg_pool names them."""
+        """Return its figures, under psycopg_pool's names."""
         ...
 
     def forget_who_gave_up(self) -> None:
-        """Count only those callers as waiting who do."""
+        """Correct the count of waiting callers by those that have given up."""
         ...
 
 
 class OpenedByCallers(DriversPool, Protocol):
-    """A driver's pool of which a caller can open a connection itself, see InnerPool."""
+    """A driver's pool in which a caller can open a connection itself, see InnerPool."""
 
     def open_lazily(self) -> None:
-        """Open, and begin nothing."""
+        """Open, without starting to connect."""
         ...
 
     def begin(self) -> None:
-        """Connect, as far as nobody has begun; idempotent."""
+        """Start connecting, as far as that has not begun; idempotent."""
         ...
 
     def fetch(self, timeout: float, openers: int) -> Any:
-        """As getconn; *openers* callers at a time may open a connection."""
+        """Like getconn; up to *openers* callers at a time may open a connection."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a connection goes, and as whom the host is to prove itself.
+    """The destination of a connection, and the name that the host must prove.
 
     Attributes:
         address: An IP address; empty leaves it to the driver.
-        host: The name to be proved; empty for the one that the application gave.
-        password: For this connection; None for the one of the parameters.
+        host: The name to prove; empty for the one that the application gave.
+        password: The password for this connection; None for the one of the parameters.
     """
 
     address: str
@@ -186,22 +186,23 @@ class Destination:
 
 
 class Recipe(ABC):
-    """How the generations of one pool are made.
+    """The way to open the connections of one pool's generations.
 
     Attributes:
         options: The options of the driver's pool, passed on as they are.
-        waits: How those wait who connect.
-        name: What the driver's pool is called in logs; the user's own, or host, port and database.
-        passwords: Makes the password of each connection; None where the parameters have it, or none is needed.
-        resolver: Who finds addresses where connections go by name; None leaves it to the driver.
-        proved: The names under which an address was last connected to, its own and its token's; where names matter.
-        given_password: Set once a connection was opened with a password that came with it: the DSN's may be of no use.
-        cache_warning: Why logins that work here fail on a server that has not the password in its cache; empty where
-            they do not. Logged once.
-        failures: What a connection of the driver's that cannot be opened or used raises.
-        TRIAL: What of the parameters is other for a login that is only tried: no statement of the application's, and
-            no server refused because it is read-only.
-        LOADS: Whether there is anything to load from files.
+        waits: The waits of the callers that connect.
+        name: The name of the driver's pool in logs; the user's own, or host, port and database.
+        passwords: Makes the password of each connection; None if the parameters contain it, or none is needed.
+        resolver: Resolves the DNS name if connections use it; None leaves it to the driver.
+        proved: The names under which an address was last connected to, its own and its token's; if names matter.
+        given_password: Set once a connection was opened with a password that came with it, so that the DSN's may not
+            work.
+        cache_warning: The reason for which logins that work here fail on a server without the password in its cache;
+            empty if they do not. Logged once.
+        failures: The driver's errors for a connection that cannot be opened or used.
+        TRIAL: The parameters that differ for a login that is only a test: no statement of the application, and no
+            refusal of a read-only server.
+        LOADS: True if there is data to load from files.
     """
 
     failures: ClassVar[tuple[type[Exception], ...]] = DRIVER_FAILURES
@@ -232,77 +233,78 @@ class Recipe(ABC):
         self.given_password = False
         self._phase: Phase | None = None
 
-    # -- what an engine says of itself ---------------------------------------------------------------------------
+    # -- implemented by each engine ---------------------------------------------------------------------------------
 
     @abstractmethod
     def make_inner(self, connector: object) -> DriversPool:
-        """A driver's pool, not open yet, whose connections the ``connect`` of *connector* makes.
+        """Return a driver's pool, not open yet, whose connections are opened by ``connect`` of *connector*.
 
         Raises:
-            ValueError, TypeError: As the driver's pool raises them for its options.
+            ValueError, TypeError: The errors of the driver's pool about its options.
         """
 
     @abstractmethod
     def open(self, place: Destination, kwargs: Mapping[str, Any]) -> Aware:
-        """A connection to *place*; *kwargs* are what the driver's pool adds to the parameters of the DSN.
+        """Return a connection to *place*; *kwargs* are the driver's pool's additions to the parameters of the DSN.
 
         Raises:
             OperationalError: The driver's.
         """
 
     async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> Aware:
-        """As open."""
+        """Like open."""
         return self.open(place, kwargs)
 
     @abstractmethod
     def is_silence(self, error: Exception) -> bool:
-        """Whether *error* means that nobody is there, whatever the name."""
+        """Return whether *error* means that no server answers there, under any name."""
 
     @abstractmethod
     def failure(self, text: str) -> Exception:
-        """The driver's OperationalError with *text*."""
+        """Return the driver's OperationalError with *text*."""
 
     @staticmethod
     @abstractmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-        """A *kind* of error with *text*, in the form of the driver's, that answers for the code of *error*, if any."""
+        """Return an error of *kind* with *text*, in the driver's form, that keeps the code of *error*, if any."""
 
     @property
     def names_matter(self) -> bool:
-        """Whether a host has to prove its name, or gets a password that is for one name."""
+        """True if a host must prove its name, or gets a password that is valid for one name."""
         return self.dsn.names_matter
 
     def ends_within(self, timeout_s: float) -> bool:
-        """Whether a connection to where callers are led now can be tried, and given up, within *timeout_s* seconds.
+        """Return whether one attempt to connect to the current destination fits into *timeout_s* seconds.
 
-        It can be to recorded addresses, where neither a resolver nor a password callable is waited for.
+        This is possible only for recorded addresses, which need no wait for a resolver, and without a password
+        callable.
         """
         decision = self.gate.decide(self.gate.newest(), Purpose.CONNECT)
         if decision.action is not Action.ROUTE or self.passwords is not None:
             return False
         return timeout_s > 0 and timeout_s >= self.shortest_s(decision)
 
-    def shortest_s(self, decision: Decision) -> float:  # noqa:ARG002  # an engine's driver may keep to whole seconds
-        """The shortest time limit, in seconds, that an attempt to connect to where *decision* leads can be given."""
+    def shortest_s(self, decision: Decision) -> float:  # noqa:ARG002  # a driver may accept only whole seconds
+        """Return the shortest time limit that an attempt to connect by *decision* can have, in seconds."""
         return 0.0
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
-        """*kwargs* for an attempt that goes where *decision* leads and ends within *limit_s* seconds."""
+        """Return *kwargs* for an attempt to connect by *decision* that ends within *limit_s* seconds."""
         raise NotImplementedError((decision, limit_s, sorted(kwargs)))
 
     # -- connecting ----------------------------------------------------------------------------------------------
 
     async def aconnect(self, decision: Decision, kwargs: Mapping[str, Any]) -> Aware:
-        """A connection to where *decision* leads, under the first name that is right there.
+        """Return a connection by *decision*, under the first name that is right there.
 
-        Where a login is refused the password callable is told to forget, and all is tried once more at once.
+        If a login is refused, the password callable's value is discarded, and all is tried once more immediately.
 
         Args:
-            decision: Where to.
-            kwargs: Over the DSN's parameters; a password among them over the callable, too.
+            decision: The destination.
+            kwargs: They override the DSN's parameters; a password among them overrides the callable, too.
 
         Raises:
-            OperationalError: No address and no name of it would do; the last one's failure.
+            OperationalError: No address and no name of it worked; this is the last failure.
         """
         self._note_password(kwargs.get("password"))
         failures: list[Exception] = []
@@ -315,19 +317,20 @@ class Recipe(ABC):
             try:
                 raise failures[-1] if failures else self.failure(f"{self.dsn.host} does not exist")
             finally:
-                # Or the error would keep itself, with this frame and its callers', until the collector comes by.
+                # Otherwise the error would refer to itself through this frame, and would live until the garbage
+                # collector runs.
                 failures.clear()
         return connection
 
     async def _aconnect(self, decision: Decision, kwargs: Mapping[str, Any], failures: list[Exception]) -> Aware | None:
-        """As aconnect, once; what failed is added to *failures*."""
+        """Like aconnect, but only once; errors are added to *failures*."""
         routed = decision.action is Action.ROUTE
         for address in decision.addresses if routed else await self._addresses():
             for names in self._names(decision, address) if routed else (_OWN,):
                 try:
                     connection = await self.aopen(await self._place(names, address, kwargs), kwargs)
                 except self.failures as error:
-                    # The frames of the driver hold the error that they have raised.
+                    # The driver's frames refer to the error that they have raised.
                     failures.append(error.with_traceback(None))
                     if self.is_silence(error):
                         break
@@ -338,18 +341,18 @@ class Recipe(ABC):
         return None
 
     def for_trials(self) -> Recipe:
-        """A recipe for try_login, which is called in a thread of its own."""
+        """Return a recipe for try_login, which is called in a thread of its own."""
         return self
 
     def try_login(self, decision: Decision, table: str | None = None) -> bool | None:
-        """Log in where *decision* leads as the application would, and out again.
+        """Log in by *decision* as the application would, and log out again.
 
         Returns:
-            Whether *table* is one whose rows are replicated there from blue; None if a row of it would stop the
-            replication; false without one.
+            True if the rows of *table* are replicated there from blue; None if a row of it would stop the replication;
+                false without a table.
 
         Raises:
-            OperationalError: As aconnect.
+            OperationalError: The same as in aconnect.
         """
         connection = finish(self.aconnect(decision, self.TRIAL))
         try:
@@ -357,23 +360,23 @@ class Recipe(ABC):
         finally:
             connection.bgpool_discard()
 
-    def reaches(self, connection: Any, table: str) -> bool | None:  # noqa:ARG002  # PostgreSQL asks
-        """Whether the rows of *table* are replicated to the server of *connection*, a green one, as all are.
+    def reaches(self, connection: Any, table: str) -> bool | None:  # noqa:ARG002  # PostgreSQL queries it
+        """Return whether the rows of *table* are replicated to *connection*'s server, a green one; here all are.
 
         None if a row of it would stop the replication.
         """
         return True
 
     def warn_of_cache(self, text: str) -> None:
-        """Log *text*, why the pool's logins depend on the server's cache, once; nothing if it is empty."""
-        # In one step: several connections are opened at a time, and writing a log line lets the others go on.
+        """Log *text*, which says why the logins depend on the server's cache, once; nothing if it is empty."""
+        # In one step: several connections are opened at a time, and another thread may run while a log line is written.
         before, self.cache_warning = self.cache_warning, text
         if text and not before:
             extra = log_fields("login_depends_on_cache", bg_id=self.settings.bg_id, host=self.endpoint.name)
             _logger.warning("[bg_id: %r] user %r: %s", self.settings.bg_id, self.dsn.user, text, extra=extra)
 
     def _note_password(self, given: object) -> None:
-        """Note that a connection comes with a password, and log once that the monitor does not have it."""
+        """Record that a connection comes with a password, and log once that the monitor does not have it."""
         dsn = self.dsn
         own = dsn.params.get("password")
         if given is None or given == own or self.given_password:
@@ -392,32 +395,32 @@ class Recipe(ABC):
             )
 
     def prepare(self) -> None:
-        """Get ready to connect; have the password callable do so in the background."""
+        """Get ready to connect; make the password callable do so in the background."""
         if self.passwords is not None:
             self.passwords.prepare(self.endpoint.name, self.dsn.port, self.dsn.user)
         self.load()
 
-    def load(self) -> None:  # noqa:B027  # most have nothing to load
-        """Load from files what connections share, unless it is there; raises nothing of theirs."""
+    def load(self) -> None:  # noqa:B027  # most engines have nothing to load
+        """Load shared data of connections from files, unless it is loaded; raises no errors of that."""
 
     def load_later(self, snapshot: Snapshot | None) -> None:
         """Load it in the background when a switchover begins: a file may have been replaced since the last login."""
         phase = snapshot.phase if snapshot is not None else None
         before, self._phase = self._phase, phase
-        # Where nothing was known before, the first checkout has loaded it just now, or does so.
+        # If no phase was known before, the first checkout loads it.
         if self.LOADS and before is not None and phase is not before and phase in _BEGINNING:
             with contextlib.suppress(RuntimeError, MemoryError):  # no thread now: the first connection loads it
                 threading.Thread(target=self.load, name="bgpool-load", daemon=True).start()
 
     async def _addresses(self) -> tuple[str, ...]:
-        """Where the endpoint is by name; one empty address leaves it to the driver."""
+        """Return the addresses of the endpoint's name; one empty address leaves it to the driver."""
         resolver = self.resolver
         if resolver is None:
             return ("",)
         return (await self.waits.call(lambda: resolver.resolve(self.dsn.host)))[:1]
 
     def _names(self, decision: Decision, address: str) -> list[Names]:
-        """The names to try at *address*, those that were right there last first."""
+        """Return the names to try at *address*, beginning with those that were right there last."""
         if not self.names_matter:
             return [_OWN]
         last = self.proved.get(address)
@@ -425,7 +428,7 @@ class Recipe(ABC):
         return sorted(names, key=lambda pair: pair != last)
 
     async def _place(self, names: Names, address: str, kwargs: Mapping[str, Any]) -> Destination:
-        """What tells the driver where to go; without a name the host keeps the one that the application gave."""
+        """Return the destination for the driver; without a name the host keeps the one that the application gave."""
         password = None
         passwords = self.passwords
         if passwords is not None and kwargs.get("password") is None:

@@ -1,4 +1,4 @@
-"""What a driver's pool says when it has nothing to give, as bgpool's own errors; whatever the engine."""
+"""The errors of a driver's pool without a free connection, converted to bgpool's own; the same for every engine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bgpool.pools.generation import Generation
 
 __all__ = ["REFUSALS", "as_ours", "forget_frames"]
 
-#: A driver's pool has nothing to give.
+#: The errors of a driver's pool that cannot provide a connection.
 REFUSALS: Final = (psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
 
 
 def forget_frames(error: Exception) -> None:
-    """Let go of what the frames of a handled *error* hold: a mapping of the segment among other things.
+    """Release the objects that the frames of a handled *error* hold, such as a mapping of the segment.
 
-    psycopg_pool keeps the error with the caller's place in its queue, and the error's frames keep that place: a circle
-    that lives, with the descriptor of a file that is long replaced, until the collector comes by.
+    psycopg_pool stores the error with the caller's place in its queue, and the error's frames refer to that place. This
+    cycle lives until the garbage collector runs, and with it the descriptor of a file that was replaced long ago.
     """
     error.__traceback__ = None
 
@@ -31,19 +31,19 @@ def as_ours(
     generation: Generation | None,
     phase: str,
 ) -> Exception:
-    """*error* of the driver's pool as bgpool's own; a timeout says why there was no connection.
+    """Return bgpool's own error for *error* of the driver's pool; a timeout says why there was no connection.
 
     Args:
-        error: What the driver's pool has raised.
-        like: As Recipe.like.
-        generation: What callers are given connections of.
-        phase: For the text.
+        error: The error that the driver's pool has raised.
+        like: The same as Recipe.like.
+        generation: The generation whose connections are handed out.
+        phase: The phase for the text.
     """
     if isinstance(error, psycopg_pool.PoolTimeout):
         why = _why_none(generation, phase) if generation is not None else f"phase {phase}"
         return like(None, PoolTimeout, f"{error.args[-1]}: {why}")
     for kind in (TooManyRequests, PoolClosed):
-        # Each is a subclass of psycopg_pool's error of the same name.
+        # Each kind is a subclass of psycopg_pool's error of the same name.
         if isinstance(error, kind.__bases__[-1]):
             return error if isinstance(error, kind) else kind(str(error))
     return error

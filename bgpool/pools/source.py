@@ -471,7 +471,7 @@ class BlockingSource(ConnectionSource[C]):
         self._generations: Final = Generations(self._recipe, self._make_inner, participant.count_workers)
 
     @staticmethod
-    def _waits_of(participant: Participant) -> Waits:  # # noqa:ARG004  # other sources need it
+    def _waits_of(participant: Participant) -> Waits:  # noqa:ARG004  # other sources need it
         """See ConnectionSource."""
         return BLOCKING
 

@@ -993,7 +993,7 @@ def hide_connection(unit: Callable[..., object], fn: Callable[..., object]) -> N
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        return  # # Some callables that are written in C have no signature.
+        return  # Some callables that are written in C have no signature.
     connection, *rest = signature.parameters.values() or (None,)
     if connection is None or connection.kind is inspect.Parameter.VAR_POSITIONAL:
         return

@@ -1,9 +1,9 @@
-"""How callers wait. What a pool decides is written once, as coroutines; what these await blocks a thread or a task.
+"""The waits of callers. A pool's steps are written once, as coroutines; the waits in them block a thread or a task.
 
-Everything that may wait on the way through a pool is a coroutine function, and its name begins with ``a``: the gate,
-a checkout, opening a connection, a unit of work. A pool for threads runs such a coroutine with *finish*: its waits
-block the thread, so the coroutine never yields and ends at the first step. An AsyncPool awaits the same coroutine in a
-task, and its waits give way to the event loop. The name without the ``a`` is the form for callers that cannot await.
+Every step of a pool that may wait is a coroutine function with a name that begins with ``a``: the gate, a checkout,
+opening a connection, a unit of work. A pool for threads runs such a coroutine with *finish*. Its waits block the
+thread, so the coroutine never suspends and ends at the first step. An AsyncPool awaits the same coroutine in a task,
+and its waits yield to the event loop. The name without the ``a`` is the form for callers that cannot await.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ __all__ = ["BLOCKING", "Blocking", "Turns", "Waits", "finish", "settled"]
 
 T = TypeVar("T")
 
-#: What Python makes of a StopIteration that leaves a coroutine, as its cause.
+#: The arguments of Python's error for a StopIteration that leaves a coroutine, which is its cause.
 _STOPPED: Final = ("coroutine raised StopIteration",)
 
 
 class Turns(Protocol):
-    """A number of turns, of which each caller takes one."""
+    """A limited number of turns; each caller takes one."""
 
     async def acquire(self, seconds: float) -> bool:
-        """Take a turn, within *seconds*; whether there was one."""
+        """Take a turn within *seconds*; return whether there was one."""
         ...
 
     def release(self) -> None:
-        """Give it back."""
+        """Return the turn."""
         ...
 
 
 class Waits(Protocol):
-    """The waits of one kind of pool, and the clock that they are measured by.
+    """The waits of one kind of pool, and their clock.
 
     Attributes:
-        awaits: Whether callers await, and a driver's methods return what is to be awaited.
+        awaits: True if callers await, and the driver's methods return awaitables.
     """
 
     awaits: bool
 
     def now_ns(self) -> int:
-        """The monotonic clock, in nanoseconds."""
+        """Return the time of the monotonic clock in nanoseconds."""
         ...
 
     def finish(self, steps: Coroutine[Any, Any, T], /) -> T:
-        """The result of *steps*, whose waits are of this kind, for a caller that cannot await."""
+        """Return the result of *steps*, whose waits are of this kind, for a caller that cannot await."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -57,28 +57,28 @@ class Waits(Protocol):
         ...
 
     async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
-        """Wait until something else than *reading* is published, at most *seconds*; see Reading.wait_changed."""
+        """Wait until another reading than *reading* is published, at most *seconds*; see Reading.wait_changed."""
         ...
 
     async def call(self, function: Callable[[], T]) -> T:
-        """What *function* returns, which may block its thread."""
+        """Return the result of *function*, which may block its thread."""
         ...
 
     def wake(self) -> None:
-        """Have those look again who wait for a change, as Reader.wake_waiters has threads."""
+        """Make callers that wait for a change check again, as Reader.wake_waiters does for threads."""
         ...
 
     def turns(self, count: int) -> Turns:
-        """*count* turns, to be taken by this kind of callers."""
+        """Return *count* turns for callers of this kind."""
         ...
 
     def cancels(self) -> int:
-        """How often the caller has been told to end, and has not been called off; 0 where nobody can do that."""
+        """Return how often the caller has been cancelled, less those taken back; 0 if it cannot be cancelled."""
         ...
 
 
 def finish(steps: Coroutine[Any, Any, T], /) -> T:
-    """The result of *steps*, none of whose waits gives way to an event loop: they end at the first step."""
+    """Return the result of *steps*, none of whose waits yields to an event loop: they end at the first step."""
     try:
         steps.send(None)
     except StopIteration as end:
@@ -92,16 +92,16 @@ def finish(steps: Coroutine[Any, Any, T], /) -> T:
         steps.close()
         raise RuntimeError(f"{steps!r} waits for an event loop: await it")
     try:
-        # Raised by a function of the application's, whose error is its own.
+        # A function of the application has raised it, so it is the caller's error.
         raise stop
     finally:
-        # Or it would be kept by its own traceback.
+        # Otherwise its own traceback would keep it alive.
         del stop
 
 
 async def settled(step: T | Awaitable[T]) -> T:
-    """What a driver's method returned, awaited where it is a coroutine: its pools and connections come in two forms."""
-    if not hasattr(step, "__await__"):  # what inspect.isawaitable asks, at a tenth of its cost
+    """Return a driver's method's result, awaited if it is a coroutine: its pools and connections come in two forms."""
+    if not hasattr(step, "__await__"):  # the check of inspect.isawaitable, at a tenth of its cost
         return step
     return await cast(Awaitable[T], step)
 
@@ -114,26 +114,26 @@ class Blocking:
     finish = staticmethod(finish)
 
     async def sleep(self, seconds: float) -> None:
-        """As Waits says."""
+        """See Waits."""
         time.sleep(seconds)
 
     async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
-        """As Waits says."""
+        """See Waits."""
         reading.wait_changed(seconds, over, in_line=True)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """As Waits says."""
+        """See Waits."""
         return function()
 
     def wake(self) -> None:
-        """Nothing: the kernel wakes threads."""
+        """Do nothing: the kernel wakes threads."""
 
     def turns(self, count: int) -> Turns:
-        """As Waits says."""
+        """See Waits."""
         return _BlockingTurns(count)
 
     def cancels(self) -> int:
-        """As Waits says."""
+        """See Waits."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""How long the server around this process lets it be busy with one request or task."""
+"""The application server's limit of the time for which a process may be busy with one request or task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _limit_ms = 0
 
 
 def note_busy_limit(seconds: float | None) -> None:
-    """Note that the server ends a process that is busy for *seconds*; None, 0 and infinity mean that it does not.
+    """Record that the server ends a process that is busy for *seconds*; None, 0 and infinity mean that it does not.
 
     A server's hook calls this in the process itself, after the fork.
     """
@@ -19,5 +19,5 @@ def note_busy_limit(seconds: float | None) -> None:
 
 
 def busy_limit_ms() -> int:
-    """That limit in ms; 0 for none, or none that is known."""
+    """Return that limit in ms; 0 for none, or none that is known."""
     return _limit_ms
